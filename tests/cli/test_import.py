@@ -18,8 +18,8 @@ from hack.sim.workloads import SimWorkload
 from tests import plainchart
 from tests.build import make_node, make_stack
 from tests.cli.asking import ME, ask, install, writes
+from tests.embedded.plainscene import bare
 from tests.embedded.scene import L40S, Scene, node, open_scene
-from tests.embedded.test_plain_stack import bare
 from tests.fakes.virtualtime import virtually
 from tests.recipes import DOCUMENTED, MIG, NOS, PLUGIN, RECIPES, Recipe, RecipePool
 

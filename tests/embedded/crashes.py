@@ -6,7 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -15,6 +15,8 @@ from hack.embedded import CLUSTER_POLICY
 from hack.sim.fakefaults import Crash, Write
 from hack.sim.mortal import Disturbance, MortalClient, When
 from tests.embedded.goldens import Golden
+from tests.embedded.mpsset import DEAF, counted, signalled
+from tests.embedded.plainscene import with_mig_manager
 from tests.embedded.scene import Scene, nodes, open_scene
 from tests.fakes.virtualtime import run_virtually, virtual_now
 
@@ -118,15 +120,24 @@ def play(golden: Golden, prepare: Prepare = nothing) -> CrashRun:
     return run_virtually(_play(golden, prepare))
 
 
-async def _play(golden: Golden, prepare: Prepare) -> CrashRun:
-    async with open_scene(
+def opened(golden: Golden) -> AbstractAsyncContextManager[Scene]:
+    """The cluster in which a scenario plays."""
+    if golden.plain:
+        return with_mig_manager(count=golden.nodes)
+    return open_scene(
         *nodes(golden.nodes, gpus=golden.gpus),
         workloads=golden.workloads,
         budgets=golden.budgets,
+        sim=DEAF if golden.repairs else None,
         cluster_policy=golden.cluster_policy or CLUSTER_POLICY,
         configure_gpu_operator=golden.cluster_policy is not None,
         force_delete=golden.forces,
-    ) as scene:
+        repair_mps=golden.repairs,
+    )
+
+
+async def _play(golden: Golden, prepare: Prepare) -> CrashRun:
+    async with opened(golden) as scene:
         client = scene.e.client
         assert client is not None
         prepare(scene, client)
@@ -203,6 +214,7 @@ def end_state(scene: Scene) -> JSON:
             {"spec": raw["spec"], "marks": raw["metadata"].get("annotations", {})}
             for raw in cluster.objects(CLUSTER_POLICIES)
         ],
+        "mps": (signalled(scene), counted(scene)) if scene.guard.repairs else None,
         "claims": _claims(scene),
         "pods": dict(Counter(_pod(pod) for app in ("free", "kept") for pod in scene.pods(app))),
         "gpus": {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hack.embedded import CLUSTER_POLICY
 from hack.sim.workloads import SimWorkload
+from tests.embedded.mpsset import RIGHT, overwrite, signalled
 from tests.embedded.scene import FULL, HOUR, MIXED, MPS, OTHER_MIXED, SLICED, Scene, at_once, gpu_pod, pdb
 from tests.fakes.virtualtime import virtual_now
 
@@ -30,6 +31,10 @@ class Golden:
     """The one that the operator is asked to point at its ConfigMaps; None: one that is pointed at them."""
     forces: bool = False
     """The operator may delete pods at the end of a drain."""
+    plain: bool = False
+    """NVIDIA's device-plugin chart with mig-manager beside it, and no GPU Operator."""
+    repairs: bool = False
+    """The operator may repair the MPS DaemonSet, which does not follow labels as it is released."""
 
 
 async def create(scene: Scene) -> None:
@@ -312,6 +317,26 @@ async def left_alone(scene: Scene, name: str) -> None:
     await scene.ready(seconds=HOUR)
 
 
+# --- other installations than a GPU Operator that follows labels ----------------------------------
+
+
+async def there_and_back(scene: Scene) -> None:
+    """Partitions, and whole GPUs again."""
+    for spec in (MIXED, FULL):
+        scene.apply(spec)
+        await scene.ready(seconds=HOUR)
+
+
+async def repaired_and_overwritten(scene: Scene) -> None:
+    """MPS needs a repair; the GPU Operator overwrites it once."""
+    scene.apply(MPS)
+    await scene.ready(seconds=HOUR)
+    overwrite(scene)
+    await scene.e.until(lambda: signalled(scene) == RIGHT, "the repair", HOUR)
+    await asyncio.sleep(120)  # the daemons restart, which may be seen as drift
+    await scene.ready(seconds=HOUR)
+
+
 GOLDEN: Mapping[str, Golden] = {
     "a policy on an idle node": Golden(create),
     "a policy on nodes with pods that may and pods that may not be evicted": Golden(
@@ -359,5 +384,7 @@ GOLDEN: Mapping[str, Golden] = {
         budgets=(pdb("keep", "kept", minAvailable=1),),
         forces=True,
     ),
+    "MIG beside NVIDIA's device-plugin chart": Golden(there_and_back, plain=True),
+    "the MPS DaemonSet is repaired and overwritten": Golden(repaired_and_overwritten, repairs=True),
     "three of four nodes at once": Golden(three_of_four, nodes=4, workloads=(SimWorkload("free", 6),)),
 }

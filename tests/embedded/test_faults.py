@@ -7,15 +7,20 @@ import pytest
 from hack.sim.mortal import Disturbance, MortalClient, When
 from tests.embedded.crashes import CrashRun, Happening, Prepare, differences, play
 from tests.embedded.forks import Writes, play_all
-from tests.embedded.goldens import GOLDEN
+from tests.embedded.goldens import GOLDEN, Golden
 from tests.embedded.scene import Scene
 
-from gpusharing.kube.client import CONFIG_MAPS, LEASES, PODS, Resource
+from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, LEASES, PODS, Resource
 from gpusharing.kube.errors import Conflict, KubeError, NotFound, Throttled, Unavailable
 
 IDLE = GOLDEN["a policy on an idle node"]
 PODFUL = GOLDEN["a policy on nodes with pods that may and pods that may not be evicted"]
-NAMESPACES = {CONFIG_MAPS: "gpu-operator", LEASES: "gpusharing", PODS: "default"}
+OTHER_STACKS = (
+    "MIG beside NVIDIA's device-plugin chart",
+    "the MPS DaemonSet is repaired and overwritten",
+)
+"""Each fault strikes at every eighth write of theirs, each at others."""
+NAMESPACES = {CONFIG_MAPS: "gpu-operator", DAEMON_SETS: "gpu-operator", LEASES: "gpusharing", PODS: "default"}
 
 
 def answered(error: KubeError) -> Happening:
@@ -72,18 +77,36 @@ FAULTS: dict[str, tuple[When, Happening]] = {
 }
 
 
-@pytest.mark.parametrize("first", [1, pytest.param(2, marks=pytest.mark.long)])
-@pytest.mark.parametrize(("when", "fault"), FAULTS.values(), ids=FAULTS.keys())
-def test_a_rollout_ends_the_same_whatever_goes_wrong_at_any_one_write(
-    when: When, fault: Happening, first: int
-) -> None:
-    base, runs = play_all(IDLE, Writes(when, first, 2), fault)
-    assert list(runs) == list(range(first, base.sent + 1, 2))
+def wrong_after_one_fault(golden: Golden, writes: Writes, fault: Happening) -> list[str]:
+    """Where the runs with the fault at one of these writes end otherwise; every one of them was played."""
+    base, runs = play_all(golden, writes, fault)
+    assert list(runs) == list(range(writes.first, base.sent + 1, writes.step))
     found: list[str] = []
     for write, run in runs.items():
         assert isinstance(run, CrashRun), run
         assert run.operators == 1
         found += [f"write {write}: {line}" for line in differences(base.end, run.end)]
+    return found
+
+
+@pytest.mark.parametrize("first", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("when", "fault"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_rollout_ends_the_same_whatever_goes_wrong_at_any_one_write(
+    when: When, fault: Happening, first: int
+) -> None:
+    found = wrong_after_one_fault(IDLE, Writes(when, first, 2), fault)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", OTHER_STACKS)
+@pytest.mark.parametrize(("when", "fault"), FAULTS.values(), ids=FAULTS.keys())
+def test_other_installations_of_nvidias_software_bear_it_as_well(
+    when: When, fault: Happening, name: str
+) -> None:
+    found = wrong_after_one_fault(
+        GOLDEN[name], Writes(when, list(FAULTS.values()).index((when, fault)) + 1, 8), fault
+    )
     assert not found, "\n".join(found)
 
 

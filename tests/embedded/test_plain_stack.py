@@ -2,74 +2,22 @@
 (stack/plainmig.py)."""
 
 import itertools
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
-from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
 from tests import plainchart
 from tests.embedded.oracle import difference
+from tests.embedded.plainscene import GPU_OPERATORS, bare, plain, with_mig_manager
 from tests.embedded.scene import FULL, H100, L40S, MIXED, MPS, SLICED, Scene, node, open_scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import (
     LABEL_DEPLOY_CLIENT,
-    LABEL_DEPLOY_PREFIX,
-    LABEL_MIG_CONFIG,
-    LABEL_MIG_STATE,
     LABEL_PLUGIN_CONFIG,
 )
 from gpusharing.kube.client import DAEMON_SETS, JSON, NODES, PODS
 
 MODES = {"Full": FULL, "TimeSlicing": SLICED, "MPS": MPS}
 MORE_CLIENTS: JSON = {"mode": "MPS", "mps": {"replicas": 8}}
-GPU_OPERATORS = (LABEL_MIG_CONFIG, LABEL_MIG_STATE, LABEL_DEPLOY_PREFIX)
-
-
-def bare(raw: JSON) -> JSON:
-    """A node that no GPU Operator has labelled."""
-    labels = raw["metadata"]["labels"]
-    raw["metadata"]["labels"] = {k: v for k, v in labels.items() if not k.startswith(GPU_OPERATORS)}
-    return raw
-
-
-@asynccontextmanager
-async def plain(product: str = H100, *, discovery: bool = True) -> AsyncIterator[Scene]:
-    """Two nodes on the plain stack without mig-manager; the operator starts when the chart is there."""
-    machines = [bare(node(name, product)) for name in ("gpu-1", "gpu-2")]
-    sim = {"plain_config": "gpusharing-device-plugin"}
-    sets = [plainchart.plugin(), *([plainchart.discovery()] if discovery else [])]
-    async with stack(machines, sim, sets) as scene:
-        yield scene
-
-
-@asynccontextmanager
-async def with_mig_manager(
-    product: str = H100, version: str = "v0.15.1", client: str = "true"
-) -> AsyncIterator[Scene]:
-    """Two nodes on the plain stack with mig-manager beside it, both with the labels that its how-to sets."""
-    labels = {LABEL_DEPLOY_CLIENT: "true", LABEL_DEPLOY_MIG_MANAGER: "true"}
-    machines = [bare(node(name, product)) for name in ("gpu-1", "gpu-2")]
-    for machine in machines:
-        machine["metadata"]["labels"] |= labels
-    sim = {"plain_config": "gpusharing-device-plugin", "plain_mig": "gpusharing-mig-parted"}
-    sets = [
-        plainchart.plugin(client=client),
-        plainchart.discovery(client=client),
-        plainchart.mig_manager(version=version),
-    ]
-    async with stack(machines, sim, sets) as scene:
-        yield scene
-
-
-@asynccontextmanager
-async def stack(machines: list[JSON], sim: JSON, sets: list[JSON]) -> AsyncIterator[Scene]:
-    """These nodes, with these DaemonSets of NVIDIA's, and then the operator."""
-    async with open_scene(*machines, cluster_policy=None, sim=sim, start=False) as scene:
-        for daemon_set in sets:
-            scene.e.cluster.add(DAEMON_SETS, daemon_set)
-        scene.e.start_operator()
-        yield scene
 
 
 def proven(scene: Scene, spec: JSON) -> None:

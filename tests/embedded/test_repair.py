@@ -1,46 +1,23 @@
 """The operator repairs NVIDIA's MPS DaemonSet itself (docs/adr/0076-the-one-exception.md)."""
 
 import asyncio
-import json
 
 import pytest
 from hack.sim.fakefaults import EVER
+from tests.embedded.mpsset import (
+    DAEMON,
+    DEAF,
+    NAMESPACE,
+    RIGHT,
+    counted,
+    overwrite,
+    signalled,
+)
 from tests.embedded.scene import HOUR, L40S, MPS, SLICED, Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, JSON, PODS
 from gpusharing.kube.errors import Conflict, Forbidden
-
-DAEMON, NAMESPACE = "nvidia-device-plugin-mps-control-daemon", "gpu-operator"
-RIGHT, RELEASED = "mps-control-daemon", "/usr/bin/mps-control-daemon"
-DEAF = {"mps_signals": RELEASED}
-
-
-def containers(scene: Scene) -> list[JSON]:
-    found = scene.e.cluster.get(DAEMON_SETS, DAEMON, NAMESPACE)
-    return list(found["spec"]["template"]["spec"]["containers"])
-
-
-def signalled(scene: Scene) -> str:
-    env = next(one["env"] for one in containers(scene) if one["name"] == "config-manager")
-    return str(next(row["value"] for row in env if row["name"] == "PROCESS_TO_SIGNAL"))
-
-
-def overwrite(scene: Scene) -> None:
-    """The GPU Operator writes the DaemonSet as it is released."""
-    found = containers(scene)
-    for one in found:
-        one["env"] = [
-            {**row, "value": RELEASED} if row["name"] == "PROCESS_TO_SIGNAL" else row
-            for row in one.get("env", ())
-        ]
-    body = {"spec": {"template": {"spec": {"containers": found}}}}
-    scene.e.cluster.patch(DAEMON_SETS, DAEMON, body, NAMESPACE)
-
-
-def counted(scene: Scene) -> int:
-    marks = scene.e.cluster.get(CONFIG_MAPS, "gpusharing-device-plugin", NAMESPACE)["metadata"]["annotations"]
-    return int(json.loads(marks["gpusharing.dev/mps-repairs"])["count"])
 
 
 async def repaired(scene: Scene) -> None:
