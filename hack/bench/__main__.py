@@ -63,7 +63,7 @@ PLANNED = (
     "plan_5000_nodes_windows_incremental_ms",
     "layout_fit_ms",
 )
-TYPED = ("cli_help_ms", "cli_status_1000_nodes_ms")
+TYPED = ("cli_help_ms", "cli_status_1000_nodes_ms", "cli_free_1000_nodes_ms")
 PARTS = (
     BenchPart(
         (

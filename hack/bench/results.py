@@ -51,6 +51,7 @@ AIMS: Mapping[str, Aim] = {
     "layout_fit_ms": Aim(1, cpu=True),
     "cli_help_ms": Aim(150, cpu=True),
     "cli_status_1000_nodes_ms": Aim(700, cpu=True),
+    "cli_free_1000_nodes_ms": Aim(700, cpu=True),
     "roll_efficiency": Aim(0.8, at_least=True),
     "roll_efficiency_60s": Aim(0.95, at_least=True),
     "roll_60s_vs_plain_loop": Aim(1.15),

@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gpusharing.kube.client import GPUNODES, POLICIES
+from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES
 from hack.bench.results import Measured
 
 JSON = dict[str, Any]
 GPUS, POOLS, STEPS, REPEATS = 8, 4, 20, 5
+PODS_EACH = 8
+"""How many pods each node of `free` has."""
 SECONDS = 60.0
 
 
 def terminal(count: int) -> Iterator[Measured]:
-    """Yield the CPU time of `--help`, and of `status` for a fleet in which every tenth node is changing."""
+    """Yield the CPU time of `--help`, of `status` for a fleet in which every tenth node is changing, and of `free`."""
     with tempfile.TemporaryDirectory() as folder, _served(_fleet(count)) as url:
         kubeconfig = _kubeconfig(Path(folder), url)
         how = f"process, median of {REPEATS}, CPU time"
@@ -35,6 +37,22 @@ def terminal(count: int) -> Iterator[Measured]:
         megabytes = len(json.dumps(_fleet(count)[GPUNODES.path()])) / 1e6
         how = f"{count} GPUNodes of {GPUS} GPUs in 7 instances, {megabytes:.0f} MB of JSON, {how}"
         yield Measured("cli_status_1000_nodes_ms", _cpu_ms(kubeconfig, "status"), how)
+    yield _free(count)
+
+
+def _free(count: int) -> Measured:
+    """Return the CPU time of `free` for `count` nodes, on each of which PODS_EACH pods hold a GPU each."""
+    lists = {
+        NODES.path(): [_node(number) for number in range(count)],
+        PODS.path(): [_pod(number) for number in range(count * PODS_EACH)],
+    }
+    with tempfile.TemporaryDirectory() as folder, _served(lists) as url:
+        megabytes = len(json.dumps(lists)) / 1e6
+        how = (
+            f"{count} Nodes with {PODS_EACH} pods each, {megabytes:.0f} MB of JSON, process, median of {REPEATS},"
+            " CPU time"
+        )
+        return Measured("cli_free_1000_nodes_ms", _cpu_ms(_kubeconfig(Path(folder), url), "free"), how)
 
 
 def _cpu_ms(kubeconfig: Path, *arguments: str) -> float:
@@ -149,6 +167,70 @@ def _gpunode(number: int) -> JSON:
     return {
         "metadata": {"name": f"gpu-{number:04}"},
         "status": {"transition": {**transition, "history": history}, "observed": observed},
+    }
+
+
+def _node(number: int) -> JSON:
+    """Return a Node with GPUS GPUs and about as many labels, conditions and images as a kubelet reports."""
+    labels = {f"nvidia.com/gpu.deploy.operand-{index}": "true" for index in range(30)}
+    conditions = [
+        {"type": kind, "status": "True", "reason": "KubeletReports", "message": "a sentence " * 4}
+        for kind in ("MemoryPressure", "DiskPressure", "PIDPressure", "Ready")
+    ]
+    images = [
+        {"names": [f"registry.example/team/image-{index}:v1"], "sizeBytes": 10**9} for index in range(40)
+    ]
+    amounts = {"cpu": "96", "memory": "1056Gi", "nvidia.com/gpu": str(GPUS)}
+    return {
+        "metadata": {
+            "name": f"gpu-{number:04}",
+            "labels": {**labels, "gpusharing.dev/policy": f"pool-{number % POOLS}"},
+        },
+        "spec": {"unschedulable": number % 50 == 0, "taints": []},
+        "status": {"allocatable": amounts, "capacity": amounts, "conditions": conditions, "images": images},
+    }
+
+
+def _pod(number: int) -> JSON:
+    """Return a running pod that holds a GPU, with about as many fields as the API server stores."""
+    mount = {"name": "token", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": True}
+    amounts = {"cpu": "4", "memory": "64Gi", "nvidia.com/gpu": "1"}
+    container = {
+        "name": "main",
+        "image": "registry.example/team/image:v1",
+        "command": ["python", "-m", "train", "--config", "/etc/train/config.yaml"],
+        "env": [{"name": f"VARIABLE_{index}", "value": "a value"} for index in range(10)],
+        "resources": {"limits": amounts, "requests": amounts},
+        "volumeMounts": [mount] * 3,
+    }
+    owner = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "name": f"train-{number}",
+        "uid": "0" * 36,
+        "controller": True,
+    }
+    tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] * 3
+    conditions = [
+        {"type": kind, "status": "True", "lastTransitionTime": "2026-11-20T09:00:00Z"}
+        for kind in ("Initialized", "Ready", "ContainersReady", "PodScheduled")
+    ]
+    return {
+        "metadata": {
+            "name": f"train-{number}",
+            "namespace": f"team-{number % 20}",
+            "uid": "0" * 36,
+            "creationTimestamp": "2026-11-20T09:00:00Z",
+            "labels": {"app": "train", "batch.kubernetes.io/job-name": f"train-{number}"},
+            "ownerReferences": [owner],
+        },
+        "spec": {
+            "nodeName": f"gpu-{number // PODS_EACH:04}",
+            "containers": [container],
+            "tolerations": tolerations,
+            "volumes": [{"name": f"volume-{index}", "emptyDir": {}} for index in range(3)],
+        },
+        "status": {"phase": "Running", "conditions": conditions, "podIP": "10.0.0.1"},
     }
 
 

@@ -38,6 +38,8 @@ class Served:
     lists: dict[str, list[JSON]] = field(default_factory=dict)
     objects: dict[str, JSON] = field(default_factory=dict)
     """Single objects by path."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Pages that are no JSON, by path."""
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     """By path, or by `VERB path`."""
     refuses_all: tuple[int, str] | None = None
@@ -228,13 +230,21 @@ def _handler(desk: Desk) -> type[BaseHTTPRequestHandler]:
             if "watch=" in url.query:
                 self.watch(url.path, int(parse_qs(url.query)["resourceVersion"][0]))
                 return
-            self.send(*desk.server.answer("GET", url.path))
+            page = desk.server.texts.get(url.path)
+            if page is None:
+                self.send(*desk.server.answer("GET", url.path))
+            else:
+                desk.server.asked.append(f"GET {url.path}")
+                self.write(200, "text/plain", page.encode())
 
         def send(self, code: int, body: JSON) -> None:
             """One answer."""
-            data = json.dumps(body).encode()
+            self.write(code, "application/json", json.dumps(body).encode())
+
+        def write(self, code: int, kind: str, data: bytes) -> None:
+            """One answer of this content type."""
             self.send_response(code)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

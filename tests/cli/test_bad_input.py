@@ -43,7 +43,7 @@ def test_where_nobody_is_known_there_is_one_sentence_for(desk: Desk, wrong: Wron
 
 STEERED_NODE = ("retry", "abort", "skip")
 """They write a Node, which every cluster has."""
-BEFOREHAND = ("doctor", "import", "support-bundle")
+BEFOREHAND = ("doctor", "free", "import", "support-bundle")
 """They are of use before the installation too."""
 
 

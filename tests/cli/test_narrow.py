@@ -31,6 +31,13 @@ TYPED: Typed = {
     "why of a pod": ("why", "pod/llm"),
     "advise by pods": ("advise", "-n", "default", "--card", "h100-80gb"),
     "support-bundle": ("support-bundle",),
+    "free": ("free",),
+    "free by node": ("free", "--by", "node"),
+    "free by policy": ("free", "--by", "policy"),
+    "free by namespace": ("free", "--by", "namespace"),
+    "free by pod": ("free", "--by", "pod"),
+    "free with the use": ("free", "--usage"),
+    "free of a namespace": ("free", "-n", "default"),
 }
 """While a node changes."""
 WAITING: Typed = {

@@ -8,10 +8,11 @@ from tests.cli.asking import ME, Answered, ask, operated
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.diagnosis.rooms import TRANSIENT_TAINTS, find_obstacle, find_overlooked
+from gpusharing.cli.diagnosis.rooms import find_obstacle, find_overlooked
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.kube.client import NODES, PODS
 from gpusharing.kube.errors import Forbidden
+from gpusharing.kube.taints import TRANSIENT_TAINTS
 
 JSON = dict[str, Any]
 NODE = {"metadata": {"name": "gpu-1", "labels": {"zone": "east", "rank": "7", "empty": ""}}}

@@ -84,8 +84,10 @@ MEDIK8S_MAINTENANCES = Resource("nodemaintenance.medik8s.io", "v1beta1", "nodema
 NVIDIA_MAINTENANCES = Resource("maintenance.nvidia.com", "v1alpha1", "nodemaintenances", namespaced=True)
 VERSION = Resource("", "", "version")
 """The page `/version` of the API server; not a kind."""
-EVICTION, LOG = "eviction", "log"
-"""Subresources of pods."""
+EVICTION, LOG, METRICS = "eviction", "log", "proxy/metrics"
+"""Subresources of pods. The last one is the page with the metrics that a pod serves, through the API server."""
+TEXTS = (LOG, METRICS)
+"""Subresources whose answers are plain text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,8 @@ class KubeClient(ABC):
     async def call(self, request: ApiRequest) -> JSON:
         """Send one request, and return the object that the server answers with.
 
-        The log of a pod, which is not JSON, is returned as `{"log": text}`.
+        A text that is not JSON, such as the log of a pod, is returned under the name of its subresource: `{"log":
+        text}`.
         """
 
     @abstractmethod
@@ -287,6 +290,13 @@ class KubeClient(ABC):
         query = {"tailLines": str(lines)}
         answer = await self.call(ApiRequest("get", PODS, LOG, namespace=namespace, name=name, query=query))
         return text(answer, LOG)
+
+    async def scrape(self, namespace: str, name: str, port: int) -> str:
+        """Return the metrics page of a pod, which the API server fetches from this port of it. That needs the right
+        `get pods/proxy`. Raises Unavailable if the API server cannot reach the pod."""
+        place = f"{name}:{port}"
+        answer = await self.call(ApiRequest("get", PODS, METRICS, namespace=namespace, name=place))
+        return text(answer, METRICS)
 
     async def evict(self, namespace: str, name: str, uid: str) -> None:
         """Evict a pod with a UID precondition and its own grace period (docs/design/drain.md#rule-1). The answer is a

@@ -21,8 +21,8 @@ from gpusharing.api.validation import validate_policy
 from gpusharing.kube.client import JSON
 from gpusharing.kube.fence import parse_deferred, parse_verified, read_fence
 from gpusharing.kube.foreign import find_marker
-from gpusharing.kube.quantity import count
-from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
+from gpusharing.kube.quantity import count, gpu_counts
+from gpusharing.kube.raw import entries, has_condition, interned, part, section, strings, text, texts, whole
 from gpusharing.kube.startgate import operand_tolerations, start_gate, tolerates, tolerations_text
 from gpusharing.kube.zones import find_zones
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
@@ -97,24 +97,6 @@ def _is_barred(raw: JSON) -> bool:
         text(taint, "effect") in ("NoSchedule", "NoExecute")
         and not text(taint, "key").startswith("node.kubernetes.io/")
         for taint in entries(raw, "spec", "taints")
-    )
-
-
-def gpu_counts(quantities: object) -> Mapping[str, int]:
-    """Return the number of each GPU resource in `quantities`, a Node's allocatable, sorted by resource name. Resources
-    with the value 0 or an unreadable one are left out (docs/design/nvidia.md#r12). Empty if `quantities` is not an
-    object."""
-    if not isinstance(quantities, dict):
-        return {}
-    counts = {intern(key): count(value) for key, value in quantities.items() if names.is_gpu_resource(key)}
-    return {key: value for key, value in sorted(counts.items()) if value}
-
-
-def has_condition(raw: JSON, kind: str) -> bool:
-    """Whether `status.conditions` of a raw object contains a condition of type `kind` with status True."""
-    return any(
-        condition.get("type") == kind and condition.get("status") == "True"
-        for condition in entries(raw, "status", "conditions")
     )
 
 

@@ -14,10 +14,9 @@ from typing import Literal
 from gpusharing.api.selectors import FIELD, Row
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import JSON
-from gpusharing.kube.convert import has_condition
 from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.podrequests import pod_requests
-from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
+from gpusharing.kube.raw import entries, has_condition, interned, part, section, strings, text, texts, whole
 from gpusharing.planning.drain.holders import gpu_groups
 from gpusharing.planning.drain.rules import ANNOTATION_MARKS, LABEL_MARKS
 from gpusharing.planning.snapshot.podviews import Owner, PdbView, PodView

@@ -21,11 +21,11 @@ from gpusharing.kube.client import (
     KubeClient,
     Resource,
 )
-from gpusharing.kube.convert import cluster_policy_view, has_condition, node_view, policy_view
+from gpusharing.kube.convert import cluster_policy_view, node_view, policy_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.plainstack import daemon_set_view, find_dra, finder_state, plain_stack, with_mps_daemon
-from gpusharing.kube.raw import entries, part, section, text, texts, whole
+from gpusharing.kube.raw import entries, has_condition, part, section, text, texts, whole
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack import rights
 from gpusharing.planning.stack.installationviews import (

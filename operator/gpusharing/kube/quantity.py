@@ -5,6 +5,10 @@ pkg/api/resource/suffix.go, decimal SI and binary SI suffixes).
 """
 
 import re
+from collections.abc import Mapping
+from sys import intern
+
+from gpusharing.api.names import is_gpu_resource
 
 _SUFFIX = {
     "": 1,
@@ -31,3 +35,13 @@ def count(quantity: object) -> int | None:
         return None
     number, suffix = int(match[1]), match[2] or ""
     return -(-number // 1000) if suffix == "m" else number * _SUFFIX[suffix]
+
+
+def gpu_counts(quantities: object) -> Mapping[str, int]:
+    """Return the number of each GPU resource in `quantities`, a Node's allocatable, sorted by resource name. Resources
+    with the value 0 or an unreadable one are left out (docs/design/nvidia.md#r12). Empty if `quantities` is not an
+    object."""
+    if not isinstance(quantities, dict):
+        return {}
+    counts = {intern(key): count(value) for key, value in quantities.items() if is_gpu_resource(key)}
+    return {key: value for key, value in sorted(counts.items()) if value}

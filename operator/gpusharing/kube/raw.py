@@ -58,6 +58,14 @@ def interned(value: object) -> Mapping[str, str]:
     return {intern(key): intern(item) for key, item in value.items() if isinstance(item, str)}
 
 
+def has_condition(raw: object, kind: str) -> bool:
+    """Whether `status.conditions` of a raw object contains a condition of type `kind` with status True."""
+    return any(
+        condition.get("type") == kind and condition.get("status") == "True"
+        for condition in entries(raw, "status", "conditions")
+    )
+
+
 def newer(a: str, b: str) -> bool:
     """Whether the resourceVersion `a` is newer than `b`; False if they cannot be compared (see kube/reflector.py)."""
     try:

@@ -28,13 +28,13 @@ from gpusharing.kube.client import (
     KubeClient,
     Resource,
 )
-from gpusharing.kube.convert import cluster_policy_view, gpunode_view, has_condition, node_view
+from gpusharing.kube.convert import cluster_policy_view, gpunode_view, node_view
 from gpusharing.kube.dra import FIELD_SELECTOR, find_published_node
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.maintenance import MaintenanceIndex, medik8s_maintenance, nvidia_maintenance
 from gpusharing.kube.plainstack import daemon_set_view, lone_restarts
 from gpusharing.kube.policies import PolicyCache
-from gpusharing.kube.raw import entries, part, section, text
+from gpusharing.kube.raw import entries, has_condition, part, section, text
 from gpusharing.kube.reflector import CacheSettings, Reflector
 from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
 from gpusharing.planning.snapshot.stackviews import Operand, Program

@@ -5,7 +5,7 @@ import random
 from dataclasses import replace
 
 from gpusharing.kube.answers import error_of, error_of_event
-from gpusharing.kube.client import JSON, LOG, ApiRequest, WatchEvent
+from gpusharing.kube.client import JSON, TEXTS, ApiRequest, WatchEvent
 from gpusharing.kube.errors import KubeError, Unavailable
 from gpusharing.kube.raw import part
 
@@ -56,7 +56,9 @@ def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float 
 def answer_of(request: ApiRequest, raw: bytes) -> JSON:
     """Return what `KubeClient.call` returns for the body `raw` of a successful answer. Raises Unavailable as `parsed`
     does."""
-    return {LOG: raw.decode(errors="replace")} if request.subresource == LOG else parsed(request, raw)
+    if (page := request.subresource or "") in TEXTS:
+        return {page: raw.decode(errors="replace")}
+    return parsed(request, raw)
 
 
 def event_of(request: ApiRequest, line: bytes) -> WatchEvent:

@@ -10,10 +10,9 @@ from gpusharing.api.validation import is_rewritten
 from gpusharing.cli.live.cluster import LivePlan
 from gpusharing.cli.shell.troubles import error_text
 from gpusharing.kube.client import DAEMON_SETS, DEPLOYMENTS, JSON, NAMESPACES, KubeClient, Resource
-from gpusharing.kube.convert import has_condition
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.paging import list_of, pages_of
-from gpusharing.kube.raw import entries, text
+from gpusharing.kube.raw import entries, has_condition, text
 from gpusharing.planning.drain.isolation import ADMITTED
 from gpusharing.planning.report.proposal import Proposal
 from gpusharing.planning.vocabulary.lengths import some

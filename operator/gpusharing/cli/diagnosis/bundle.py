@@ -29,10 +29,9 @@ from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, Trouble, error_text, sentence
 from gpusharing.kube import client as kinds
 from gpusharing.kube.client import DEPLOYMENTS, JSON, KubeClient, Resource
-from gpusharing.kube.convert import has_condition
 from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
 from gpusharing.kube.paging import list_of, pages_of
-from gpusharing.kube.raw import text
+from gpusharing.kube.raw import has_condition, text
 from gpusharing.planning.vocabulary.lengths import counted
 
 REMOVED = "REMOVED"

@@ -10,7 +10,7 @@ api/node_info/node_info.go (MIG).
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gpusharing.api.names import TAINT_UNPROVEN, Phase
+from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.selectors import FIELD, Row, holds, parse_int
 from gpusharing.cli.live.cluster import LivePlan
@@ -18,24 +18,14 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.convert_pods import NO_NODE, node_terms
 from gpusharing.kube.podrequests import largest_requests
 from gpusharing.kube.raw import entries, part, section, text, texts
-from gpusharing.planning.gpus.capacity import fits
+from gpusharing.kube.taints import KEEPS_OUT, TRANSIENT_TAINTS, taint_text
+from gpusharing.planning.gpus.capacity import fits, remaining
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.target import is_plugin_resource, plugin_config
 
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
-_KEEPS_OUT = ("NoSchedule", "NoExecute")
 _OPERATORS = frozenset({"In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"})
-TRANSIENT_TAINTS = frozenset(
-    {
-        "node.kubernetes.io/unschedulable",
-        "node.kubernetes.io/not-ready",
-        "node.kubernetes.io/unreachable",
-        TAINT_UNPROVEN,
-    }
-)
-"""Taints that are removed when a cordon, a condition or the lack of proof ends. They do not exclude a pod here: a node
-with such a taint counts as closed for now."""
 _NOT_EVALUATED = {
     "spec.affinity.podAffinity": ("affinity", "podAffinity", _REQUIRED),
     "spec.affinity.podAntiAffinity": ("affinity", "podAntiAffinity", _REQUIRED),
@@ -62,8 +52,8 @@ def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None
     tolerations = entries(spec, "tolerations")
     for taint in entries(node, "spec", "taints"):
         transient = text(taint, "key") in TRANSIENT_TAINTS
-        if text(taint, "effect") in _KEEPS_OUT and not transient and not _tolerated(taint, tolerations):
-            return f"the pod does not tolerate the taint {_written(taint)}"
+        if text(taint, "effect") in KEEPS_OUT and not transient and not _tolerated(taint, tolerations):
+            return f"the pod does not tolerate the taint {taint_text(taint)}"
     return ""
 
 
@@ -132,12 +122,6 @@ def _tolerates(toleration: JSON, taint: JSON) -> bool:
             return here > there if operator == "Gt" else here < there
         case _:
             return False
-
-
-def _written(taint: JSON) -> str:
-    """Return the taint as `kubectl describe` prints it, such as `key=value:NoSchedule`."""
-    value = text(taint, "value")
-    return f"{text(taint, 'key')}{f'={value}' if value else ''}:{text(taint, 'effect')}"
 
 
 NOTE = (
@@ -248,11 +232,7 @@ class RoomSearch:
         gated = node.gate is not None
         shut = gated or node.unschedulable or not node.ready
         allocated = report.observed.allocated if report and report.observed else None
-        free = (
-            None
-            if allocated is None
-            else {name: max(0, n - allocated.get(name, 0)) for name, n in now.items()}
-        )
+        free = None if allocated is None else remaining(now, allocated)
         return NodeRoom(
             node=node.name,
             pool=pool,

@@ -8,11 +8,11 @@ from typing import Any, Never
 PROG = "kubectl gpusharing"
 OUTPUTS: tuple[str, ...] = ("table", "wide", "json", "yaml")
 PAGE, CSV = "html", "csv"
-"""Formats that only some verbs have: html only `status`, csv only `cost` and `recommend`."""
+"""Formats that only some verbs have: html only `status`, csv only `free`, `cost` and `recommend`."""
 EXITS = """\
 exit status: 0 success; plan: nothing would change. 1 an error, printed on standard error, or the answer
 is no: doctor found errors, a plan is refused, no layout fits, you did not confirm.
-2 plan: something would change; import: nodes are left out; cost, recommend: a part is unknown.
+2 plan: something would change; import: nodes are left out; free, cost, recommend: a part is unknown.
 130 ended by Ctrl-C. 141 the reader closed the pipe."""
 
 
@@ -93,6 +93,8 @@ def _window(default: str, most: str) -> tuple[Flag, ...]:
     )
 
 
+BY = ("resource", "node", "policy", "namespace", "pod")
+"""What the rows of `free` may be about."""
 CARD = "for example h100-80gb, or the name that NVML reports"
 PROMETHEUS: tuple[Flag, ...] = (
     _value("--prometheus", "URL", "the address of Prometheus; contacts no cluster"),
@@ -123,9 +125,11 @@ class Verb:
     """Whether the verb contacts no cluster and is carried out by `run_offline`."""
     asks_with: str = ""
     """The flag with which an offline verb does contact a cluster and is carried out by `run`."""
+    csv: bool = False
+    """Whether the verb can write CSV."""
     asks_prometheus: bool = False
     """Whether the verb queries a Prometheus about all namespaces. Such a verb has the flags of PROMETHEUS, refuses -n
-    and can write CSV. With --prometheus it needs no cluster and is carried out by `run_offline`."""
+    and can write CSV, too. With --prometheus it needs no cluster and is carried out by `run_offline`."""
     page: bool = False
     """Whether the verb can write a page of HTML."""
     one_file: bool = False
@@ -137,7 +141,11 @@ class Verb:
     @property
     def outputs(self) -> tuple[str, ...]:
         """The formats that -o may name."""
-        return (*OUTPUTS, *([PAGE] if self.page else ()), *([CSV] if self.asks_prometheus else ()))
+        return (
+            *OUTPUTS,
+            *([PAGE] if self.page else ()),
+            *([CSV] if self.csv or self.asks_prometheus else ()),
+        )
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -201,7 +209,7 @@ def _common(outputs: tuple[str, ...]) -> Parser:
         "-n",
         "--namespace",
         metavar="NAME",
-        help="namespace of the pod that you name; for advise, of the pods to read",
+        help="namespace of the pod that you name; for free and advise, of the pods",
     )
     group.add_argument("-o", "--output", choices=outputs, help="default: table")
     group.add_argument("--no-color", action="store_true", help="no colors; NO_COLOR does the same")
@@ -252,6 +260,27 @@ VERBS: tuple[Verb, ...] = (
                 },
             ),
         ),
+    ),
+    Verb(
+        "free",
+        "usage.free",
+        "Show who holds the GPUs and what is free now, from Nodes and Pods alone.",
+        (
+            _choice("--by", BY, "", "what each row is about; default: resource"),
+            _value(
+                "--nodes",
+                "LABELS",
+                "only nodes with these labels, for example gpusharing.dev/pool=a",
+                short="-l",
+            ),
+            _switch(
+                "--usage", "show the memory and the SM time that each pod uses, as the agents report them"
+            ),
+            _value(
+                "--service", "NAMESPACE/NAME:PORT", "the Prometheus for --usage if you may not ask the agents"
+            ),
+        ),
+        csv=True,
     ),
     Verb(
         "approve",

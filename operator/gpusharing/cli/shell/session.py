@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from gpusharing.cli.shell.troubles import INSTALL, Denied, Trouble, error_text, nearest, sentence
-from gpusharing.kube.client import JSON, NAMESPACES, KubeClient, Resource
+from gpusharing.kube.client import JSON, NAMESPACES, Filters, KubeClient, Resource
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, first_of
 from gpusharing.kube.http import HttpClient, Limits
@@ -104,12 +104,14 @@ class Session:
         return self.where.removeprefix("context ")
 
     async def each_page(
-        self, resource: Resource, namespace: str | None = None, fields: str = ""
+        self, resource: Resource, namespace: str | None = None, fields: str = "", labels: str = ""
     ) -> AsyncIterator[Sequence[JSON]]:
-        """Yield the objects of a kind, page by page; `fields` is a field selector. Raises Trouble for every error of
-        the server, also if the kind is not installed, and its subclass Denied if the user lacks permission."""
+        """Yield the objects of a kind, page by page; `fields` and `labels` are selectors. Raises Trouble for every
+        error of the server, also if the kind is not installed, and its subclass Denied if the user lacks
+        permission."""
+        where: Filters = {"namespace": namespace, "field_selector": fields, "label_selector": labels}
         try:
-            async for page in pages_of(self.client, resource, namespace=namespace, field_selector=fields):
+            async for page in pages_of(self.client, resource, **where):
                 yield page.items
         except NotFound as error:
             raise Trouble(

@@ -1,5 +1,5 @@
 """The memory that a card and each of its MIG instances have for workloads, the smallest profile with enough memory,
-and whether a node has enough devices.
+whether a node has enough devices, and how many are free.
 
 The number in a profile's name is nominal: an instance has less memory, and how much less cannot be computed. `_SEEN`
 contains what ``nvidia-smi mig -lgip`` and ``nvidia-smi`` printed on that hardware, in published captures (the same as
@@ -84,3 +84,9 @@ def fits(requested: Mapping[str, int], available: Mapping[str, int]) -> bool:
     """Whether a node with the devices in `available` has all devices in `requested`; both are counts by resource
     name."""
     return all(available.get(name, 0) >= count for name, count in requested.items())
+
+
+def remaining(available: Mapping[str, int], held: Mapping[str, int]) -> dict[str, int]:
+    """Return how many of the devices in `available` are not `held`, by the resource names of `available`. A resource of
+    which more are held than available has 0."""
+    return {name: max(0, count - held.get(name, 0)) for name, count in available.items()}

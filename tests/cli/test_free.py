@@ -1,0 +1,370 @@
+"""`free`: who holds what and what is free, from Nodes and Pods, with whatever rights there are (usage/free.py)."""
+
+import csv
+import io
+import json
+import re
+from typing import Any
+
+import pytest
+from tests.cli.desk import GPUNODES, Desk, Said
+
+from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
+
+JSON = dict[str, Any]
+NODES, PODS, TEAM_A = "/api/v1/nodes", "/api/v1/pods", "/api/v1/namespaces/team-a/pods"
+GPU, SHARED, MIG = "nvidia.com/gpu", "nvidia.com/gpu.shared", "nvidia.com/mig-3g.40gb"
+DENIED = 'pods is forbidden: User "ann" cannot list resource "pods" in API group "" at the cluster scope'
+
+
+def node(name: str, *, ready: bool = True, policy: str = "", **more: Any) -> JSON:
+    """A Node; `more` holds `allocatable`, `taints`, `unschedulable`, `annotations` and `labels`."""
+    labels = {**({"gpusharing.dev/policy": policy} if policy else {}), **more.get("labels", {})}
+    return {
+        "metadata": {"name": name, "labels": labels, "annotations": more.get("annotations", {})},
+        "spec": {"taints": more.get("taints", []), "unschedulable": more.get("unschedulable", False)},
+        "status": {
+            "allocatable": {"cpu": "64", **more.get("allocatable", {GPU: "8"})},
+            "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
+        },
+    }
+
+
+def container(**limits: int) -> JSON:
+    """A container that requests so many `gpu`, `shared` and `mig`."""
+    names = {"gpu": GPU, "shared": SHARED, "mig": MIG}
+    return {"name": "main", "resources": {"limits": {names[key]: str(n) for key, n in limits.items()}}}
+
+
+def pod(name: str, on: str, *containers: JSON, phase: str = "Running", **spec: Any) -> JSON:
+    """A pod `NAMESPACE/NAME` on a node; an empty one stands for a pod that waits."""
+    namespace, _, own = name.partition("/")
+    return {
+        "metadata": {"namespace": namespace, "name": own, "creationTimestamp": "2026-11-20T09:00:00Z"},
+        "spec": {"nodeName": on, "containers": list(containers), **spec},
+        "status": {
+            "phase": phase if on else "Pending",
+            "conditions": [] if on else [{"type": "PodScheduled", "status": "False", "message": "0/4 fit"}],
+        },
+    }
+
+
+def show(desk: Desk, *words: str) -> Said:
+    """What `free` prints."""
+    return desk.type("free", *words)
+
+
+def told(desk: Desk, *words: str) -> JSON:
+    """What `free` prints for programs."""
+    said = show(desk, *words, "-o", "json")
+    assert said.err == ""
+    data: JSON = json.loads(said.out)
+    return data
+
+
+def rows(desk: Desk, *words: str) -> dict[str, JSON]:
+    """The rows by their first column, or by that and the resource where one name has several."""
+    found = told(desk, *words)["rows"]
+    return {"/".join(dict.fromkeys((next(iter(row.values())), row["resource"]))): row for row in found}
+
+
+@pytest.fixture
+def fleet(desk: Desk) -> Desk:
+    """Four nodes of two policies: one is cordoned, one is being changed; team-a and team-b hold some, and wait."""
+    desk.server.lists = {
+        NODES: [
+            node("gpu-1", policy="pool-a"),
+            node("gpu-2", policy="pool-a", taints=[{"key": "team", "value": "b", "effect": "NoSchedule"}]),
+            node(
+                "gpu-3", policy="pool-b", allocatable={MIG: "4"}, annotations={"gpusharing.dev/fence": "{}"}
+            ),
+            node("gpu-4", allocatable={GPU: "2"}, unschedulable=True),
+            node("cpu-1", allocatable={}),
+        ],
+        PODS: [
+            pod("team-a/llm-0", "gpu-1", container(gpu=6)),
+            pod("team-b/ranker", "gpu-2", container(gpu=3)),
+            pod("team-b/slice", "gpu-3", container(mig=1)),
+            pod("team-a/done", "gpu-1", container(gpu=2), phase="Succeeded"),
+            pod("team-a/web", "cpu-1", container()),
+            pod("team-a/big", "", container(gpu=8)),
+        ],
+    }
+    return desk
+
+
+def test_one_row_for_each_resource_says_what_is_held_free_and_the_largest_that_fits(fleet: Desk) -> None:
+    found = rows(fleet)
+    assert found[GPU] == {
+        "resource": GPU,
+        "requested": 9,
+        "allocatable": 18,
+        "free": 7,
+        "largest": 5,
+        "closed": 2,
+        "waiting": 8,
+    }
+    assert (found[MIG]["requested"], found[MIG]["free"], found[MIG]["closed"]) == (1, 0, 3)
+
+
+def test_cordoned_and_fenced_nodes_are_shown_apart_and_taints_are_named(fleet: Desk) -> None:
+    data = told(fleet)
+    assert data["closed"] == [
+        {"node": "gpu-3", "state": "the operator is changing it", "unused": {MIG: 3}},
+        {"node": "gpu-4", "state": "cordoned", "unused": {GPU: 2}},
+    ]
+    assert data["notes"] == [
+        f"5 {GPU} of the free devices are only for pods that tolerate the taint team=b:NoSchedule"
+    ]
+
+
+TABLE = """\
+RESOURCE                REQUESTED  ALLOCATABLE  FREE  LARGEST FIT  CLOSED  WAITING
+nvidia.com/gpu          9          18           7     5            2       8
+nvidia.com/mig-3g.40gb  1           4           0     0            3       0
+
+CLOSED NODE  STATE                        NOT COUNTED AS FREE
+gpu-3        the operator is changing it  3 nvidia.com/mig-3g.40gb
+gpu-4        cordoned                     2 nvidia.com/gpu
+
+WAITING POD  REQUESTS          AGE
+team-a/big   8 nvidia.com/gpu  AGE
+To see why a pod waits: kubectl gpusharing why team-a/big
+
+5 nvidia.com/gpu of the free devices are only for pods that tolerate the taint team=b:NoSchedule.
+"""
+
+
+def test_a_person_sees_a_table_what_is_closed_and_who_waits(fleet: Desk) -> None:
+    said = show(fleet)
+    assert (said.status, said.err) == (DONE, "")
+    assert re.sub(r"(?<=nvidia.com/gpu  )\d+d(?=\n)", "AGE", said.out) == TABLE
+
+
+def test_neither_prometheus_nor_the_operator_is_asked(fleet: Desk) -> None:
+    show(fleet)
+    assert sorted(fleet.server.asked) == [f"GET {NODES}", f"GET {PODS}"]
+
+
+def test_wide_output_shows_what_the_scheduler_said(fleet: Desk) -> None:
+    assert "0/4 fit" in show(fleet, "-o", "wide").out
+
+
+def test_by_node_each_row_has_policy_state_and_taints(fleet: Desk) -> None:
+    found = rows(fleet, "--by", "node")
+    assert list(found) == [f"gpu-1/{GPU}", f"gpu-2/{GPU}", f"gpu-3/{MIG}", f"gpu-4/{GPU}"]
+    assert [row["free"] for row in found.values()] == [2, 5, 0, 0]
+    assert [row["closed"] for row in found.values()] == [0, 0, 3, 2]
+    assert [row["policy"] for row in found.values()] == ["pool-a", "pool-a", "pool-b", "no policy"]
+    assert found[f"gpu-2/{GPU}"]["taints"] == "team=b:NoSchedule"
+    assert found[f"gpu-4/{GPU}"]["state"] == "cordoned"
+
+
+def test_by_policy_the_nodes_without_one_have_a_row(fleet: Desk) -> None:
+    found = rows(fleet, "--by", "policy")
+    assert {name: (row["requested"], row["free"], row["largest"]) for name, row in found.items()} == {
+        f"no policy/{GPU}": (0, 0, 0),
+        f"pool-a/{GPU}": (9, 7, 5),
+        f"pool-b/{MIG}": (1, 0, 0),
+    }
+
+
+def test_by_namespace_and_by_pod_it_says_who_holds_and_who_waits(fleet: Desk) -> None:
+    found = rows(fleet, "--by", "namespace")
+    assert found[f"team-a/{GPU}"] == {
+        "namespace": "team-a",
+        "resource": GPU,
+        "pods": 1,
+        "requested": 6,
+        "waiting": 8,
+    }
+    assert found[f"team-b/{MIG}"]["pods"] == 1
+    pods = rows(fleet, "--by", "pod")
+    assert {name.partition(f"/{GPU}")[0]: row["node"] for name, row in pods.items() if GPU in name} == {
+        "team-a/big": "",
+        "team-a/llm-0": "gpu-1",
+        "team-b/ranker": "gpu-2",
+    }
+
+
+def test_of_one_namespace_others_are_told_apart_and_free_stays_what_is_free(fleet: Desk) -> None:
+    found = rows(fleet, "-n", "team-b")
+    assert (found[GPU]["requested"], found[GPU]["others"], found[GPU]["free"]) == (3, 6, 7)
+    assert found[GPU]["waiting"] == 0
+    assert list(rows(fleet, "-n", "team-b", "--by", "namespace")) == [f"team-b/{GPU}", f"team-b/{MIG}"]
+
+
+def test_csv_has_a_header_and_plain_numbers(fleet: Desk) -> None:
+    table = list(csv.reader(io.StringIO(show(fleet, "-o", "csv").out)))
+    assert table[0] == ["resource", "requested", "allocatable", "free", "largest", "closed", "waiting"]
+    assert table[1] == [GPU, "9", "18", "7", "5", "2", "8"]
+
+
+SIDECAR = {**container(gpu=1), "restartPolicy": "Always"}
+HELD: dict[str, tuple[JSON, int]] = {
+    "containers are added": (pod("t/p", "gpu-1", container(gpu=1), container(gpu=2)), 3),
+    "an init container counts if it needs more": (
+        pod("t/p", "gpu-1", container(gpu=1), initContainers=[container(gpu=4)]),
+        4,
+    ),
+    "a sidecar counts beside the others": (
+        pod("t/p", "gpu-1", container(gpu=2), initContainers=[SIDECAR]),
+        3,
+    ),
+    "overhead is added": (pod("t/p", "gpu-1", container(gpu=1), overhead={GPU: "1"}), 2),
+    "a pod that is pulling its image holds its GPUs": (
+        pod("t/p", "gpu-1", container(gpu=2), phase="Pending"),
+        2,
+    ),
+    "a failed pod holds nothing": (pod("t/p", "gpu-1", container(gpu=2), phase="Failed"), 0),
+    "a pod that the kubelet lost still holds": (pod("t/p", "gpu-1", container(gpu=2), phase="Unknown"), 2),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_pod_holds_what_the_scheduler_counts(desk: Desk, name: str) -> None:
+    raw, held = HELD[name]
+    desk.server.lists = {NODES: [node("gpu-1")], PODS: [raw]}
+    row = rows(desk)[GPU]
+    assert (row["requested"], row["free"], row["largest"]) == (held, 8 - held, 8 - held)
+
+
+CLOSED = {
+    "not Ready": node("gpu-1", ready=False),
+    "cordoned": node("gpu-1", unschedulable=True),
+    "its layout is not proven yet": node(
+        "gpu-1", taints=[{"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}]
+    ),
+    "the operator is changing it, cordoned": node(
+        "gpu-1", unschedulable=True, annotations={"gpusharing.dev/fence": "{}"}
+    ),
+}
+
+
+@pytest.mark.parametrize("state", CLOSED)
+def test_on_a_node_that_takes_no_pods_nothing_is_free(desk: Desk, state: str) -> None:
+    desk.server.lists = {NODES: [CLOSED[state]], PODS: []}
+    data = told(desk)
+    assert [(row["free"], row["largest"], row["closed"]) for row in data["rows"]] == [(0, 0, 8)]
+    assert data["closed"] == [{"node": "gpu-1", "state": state, "unused": {GPU: 8}}]
+
+
+def test_under_mps_the_largest_request_of_a_container_is_one(desk: Desk) -> None:
+    labels = {"nvidia.com/gpu.sharing-strategy": "mps"}
+    desk.server.lists = {NODES: [node("gpu-1", labels=labels, allocatable={SHARED: "10"})], PODS: []}
+    row = rows(desk)[SHARED]
+    assert (row["free"], row["largest"]) == (10, 1)
+
+
+def test_more_held_than_allocatable_is_not_less_than_nothing(desk: Desk) -> None:
+    """The device plugin is away, or another layout came."""
+    shrunk = node("gpu-1", allocatable={GPU: "0"})
+    desk.server.lists = {NODES: [shrunk, node("gpu-2")], PODS: [pod("t/p", "gpu-1", container(gpu=2))]}
+    row = rows(desk)[GPU]
+    assert (row["requested"], row["allocatable"], row["free"]) == (2, 8, 8)
+
+
+def test_pods_with_resource_claims_are_named(desk: Desk) -> None:
+    claimed = pod("t/p", "gpu-1", container(), resourceClaims=[{"name": "gpu"}])
+    desk.server.lists = {NODES: [node("gpu-1")], PODS: [claimed]}
+    assert told(desk)["notes"] == ["1 pod has ResourceClaims, whose devices are not counted here"]
+
+
+def test_a_cluster_without_gpus_is_told_in_a_sentence(desk: Desk) -> None:
+    desk.server.lists = {NODES: [node("cpu-1", allocatable={})], PODS: []}
+    said = show(desk)
+    assert (said.status, said.out) == (DONE, "No node advertises a GPU resource, and no pod requests one.\n")
+
+
+def test_of_many_that_wait_the_oldest_are_shown(desk: Desk) -> None:
+    waiting = [pod(f"t/p-{number:02}", "", container(gpu=1)) for number in range(25)]
+    desk.server.lists = {NODES: [node("gpu-1")], PODS: waiting}
+    said = show(desk)
+    assert "t/p-19" in said.out
+    assert "t/p-20" not in said.out
+    assert "and 5 more pods; -o wide lists all" in said.out
+    assert "t/p-24" in show(desk, "-o", "wide").out
+
+
+# --- with fewer rights -----------------------------------------------------------------------------------------------
+
+
+def own_pods_only(desk: Desk) -> None:
+    """The user may list the pods of team-a and no others."""
+    held = desk.server.lists[PODS]
+    desk.server.lists[TEAM_A] = [one for one in held if one["metadata"]["namespace"] == "team-a"]
+    desk.server.refusals = {PODS: (403, DENIED)}
+
+
+def test_who_may_not_list_all_pods_gets_those_of_a_namespace_and_why_free_is_unknown(fleet: Desk) -> None:
+    own_pods_only(fleet)
+    said = show(fleet, "-n", "team-a")
+    assert (said.status, said.err) == (CHANGES, "")
+    assert (
+        "PARTIAL: only the pods of namespace team-a are counted (-n NAME chooses another namespace), so"
+        in said.out
+    )
+    assert DENIED in " ".join(said.out.split())
+    row = rows(fleet, "-n", "team-a")[GPU]
+    assert (row["requested"], row["allocatable"], row["waiting"]) == (6, 18, 8)
+    assert (row["free"], row["others"], row["largest"]) == (None, None, None)
+
+
+def test_what_the_agents_report_as_allocated_stands_for_pods_that_may_not_be_read(fleet: Desk) -> None:
+    own_pods_only(fleet)
+    reports = {"gpu-1": {GPU: 7}, "gpu-2": {GPU: 3}, "gpu-3": {MIG: 1}, "gpu-4": {}}
+    fleet.server.lists[GPUNODES] = [
+        {"metadata": {"name": name}, "status": {"observed": {"allocated": held, "simulated": True}}}
+        for name, held in reports.items()
+    ]
+    data = told(fleet, "-n", "team-a")
+    (row,) = (row for row in data["rows"] if row["resource"] == GPU)
+    assert (row["requested"], row["others"], row["free"], row["largest"]) == (6, 4, 6, 5)
+    assert "what is free is computed from what the agents report as allocated" in data["unknown"][0]
+    assert data["simulated"] == sorted(reports)
+
+
+def test_who_may_not_list_nodes_gets_what_pods_and_gpunodes_say(fleet: Desk) -> None:
+    fleet.server.refusals = {NODES: (403, "you may not list nodes")}
+    fleet.server.lists[GPUNODES] = [
+        {"metadata": {"name": "gpu-1"}, "status": {"transition": {"policy": "pool-a"}, "observed": {}}}
+    ]
+    row = rows(fleet)[GPU]
+    assert (row["requested"], row["allocatable"], row["free"]) == (9, None, None)
+    assert rows(fleet, "--by", "policy")[f"pool-a/{GPU}"]["requested"] == 6
+    said = show(fleet)
+    assert said.status == CHANGES
+    assert "PARTIAL: what is allocatable and free is unknown, because you lack a permission in" in said.out
+
+
+def test_a_namespace_user_who_may_list_nothing_else_gets_their_own_pods(fleet: Desk) -> None:
+    own_pods_only(fleet)
+    fleet.server.refusals |= {NODES: (403, "you may not list nodes"), GPUNODES: (403, "nor gpunodes")}
+    data = told(fleet, "-n", "team-a", "--by", "pod")
+    assert [row["pod"] for row in data["rows"]] == ["team-a/big", "team-a/llm-0"]
+    assert len(data["unknown"]) == 2
+
+
+def test_without_any_pods_the_nodes_say_what_is_allocatable(fleet: Desk) -> None:
+    fleet.server.refusals = {PODS: (403, DENIED), "/api/v1/namespaces/default/pods": (403, DENIED)}
+    said = show(fleet)
+    assert said.status == CHANGES
+    assert "no pods are counted" in said.out
+    row = rows(fleet)[GPU]
+    assert (row["requested"], row["allocatable"], row["free"]) == (None, 18, None)
+
+
+def test_chosen_nodes_need_the_right_to_list_them(fleet: Desk) -> None:
+    fleet.server.refusals = {NODES: (403, "you may not list nodes")}
+    said = show(fleet, "-l", "gpusharing.dev/pool=a")
+    assert said.status == FAILED
+    assert (
+        "error: -l gpusharing.dev/pool=a selects nodes, but you lack a permission in context desk" in said.err
+    )
+
+
+def test_an_error_that_is_no_missing_right_is_an_error(fleet: Desk) -> None:
+    fleet.server.refusals = {PODS: (500, "etcd is away")}
+    said = show(fleet)
+    assert (said.status, said.out) == (FAILED, "")
+    assert "etcd is away" in said.err
