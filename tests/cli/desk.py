@@ -62,13 +62,15 @@ class Served:
             self.hung_up += 1
             self.news.notify_all()
 
-    def answer(self, verb: str, path: str) -> tuple[int, JSON]:
-        """What the server says."""
+    def answer(self, verb: str, path: str) -> tuple[int, JSON | str]:
+        """What the server says: an object, or a page that is none."""
         self.asked.append(f"{verb} {path}")
         refusal = self.refusals.get(f"{verb} {path}", self.refusals.get(path, self.refuses_all))
         if refusal is not None:
             code, message = refusal
             return code, {"kind": "Status", "status": "Failure", "code": code, "message": message}
+        if path in self.texts:
+            return 200, self.texts[path]
         if path in self.objects:
             return 200, self.objects[path]
         if path in self.lists:
@@ -230,21 +232,13 @@ def _handler(desk: Desk) -> type[BaseHTTPRequestHandler]:
             if "watch=" in url.query:
                 self.watch(url.path, int(parse_qs(url.query)["resourceVersion"][0]))
                 return
-            page = desk.server.texts.get(url.path)
-            if page is None:
-                self.send(*desk.server.answer("GET", url.path))
-            else:
-                desk.server.asked.append(f"GET {url.path}")
-                self.write(200, "text/plain", page.encode())
+            self.send(*desk.server.answer("GET", url.path))
 
-        def send(self, code: int, body: JSON) -> None:
+        def send(self, code: int, body: JSON | str) -> None:
             """One answer."""
-            self.write(code, "application/json", json.dumps(body).encode())
-
-        def write(self, code: int, kind: str, data: bytes) -> None:
-            """One answer of this content type."""
+            data = (body if isinstance(body, str) else json.dumps(body)).encode()
             self.send_response(code)
-            self.send_header("Content-Type", kind)
+            self.send_header("Content-Type", "text/plain" if isinstance(body, str) else "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

@@ -1,4 +1,5 @@
-"""`free`: who holds what and what is free, from Nodes and Pods, with whatever rights there are (usage/free.py)."""
+"""`free`: who holds what and what is free, from Nodes and Pods, with whatever rights there are (usage/free.py,
+usage/reckon/holdings.py, usage/say/free.py)."""
 
 import csv
 import io
@@ -127,7 +128,7 @@ CLOSED NODE  STATE                        NOT COUNTED AS FREE
 gpu-3        the operator is changing it  3 nvidia.com/mig-3g.40gb
 gpu-4        cordoned                     2 nvidia.com/gpu
 
-WAITING POD  REQUESTS          AGE
+WAITING POD  REQUESTS          SINCE
 team-a/big   8 nvidia.com/gpu  AGE
 To see why a pod waits: kubectl gpusharing why team-a/big
 
@@ -262,6 +263,12 @@ def test_more_held_than_allocatable_is_not_less_than_nothing(desk: Desk) -> None
     desk.server.lists = {NODES: [shrunk, node("gpu-2")], PODS: [pod("t/p", "gpu-1", container(gpu=2))]}
     row = rows(desk)[GPU]
     assert (row["requested"], row["allocatable"], row["free"]) == (2, 8, 8)
+
+
+def test_a_pod_whose_node_is_gone_holds_nothing(desk: Desk) -> None:
+    desk.server.lists = {NODES: [node("gpu-1")], PODS: [pod("t/p", "gone", container(gpu=2))]}
+    assert rows(desk)[GPU]["requested"] == 0
+    assert rows(desk, "--by", "pod") == {}
 
 
 def test_pods_with_resource_claims_are_named(desk: Desk) -> None:

@@ -15,11 +15,11 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.usage.read.present import AgentPlace, UsageNow, agent_place, read_usage
 from gpusharing.usage.reckon.holdings import (
     ENDED,
-    Holding,
+    GPUPod,
     Inventory,
     NodeStock,
     read_gpunode,
-    read_holding,
+    read_pod,
     read_stock,
 )
 from gpusharing.usage.say.free import FreeReport, as_data, as_rows, describe
@@ -47,7 +47,7 @@ class PodsRead:
 
     namespace: str | None = None
     """The namespace that was read; None for all."""
-    holdings: list[Holding] = field(default_factory=list)
+    requesting: list[GPUPod] = field(default_factory=list)
     """The pods that hold or wait for GPU resources."""
     agents: list[AgentPlace] = field(default_factory=list)
     """The pods of our agent."""
@@ -61,8 +61,8 @@ class PodsRead:
     def add(self, pods: Iterable[JSON]) -> None:
         """Record what these raw Pods say."""
         for raw in pods:
-            if (holding := read_holding(raw)) is not None:
-                self.holdings.append(holding)
+            if (pod := read_pod(raw)) is not None:
+                self.requesting.append(pod)
             elif (agent := agent_place(raw)) is not None:
                 self.agents.append(agent)
             self.with_claims += "resourceClaims" in raw.get("spec", {})
@@ -85,9 +85,10 @@ async def read_report(session: Session, typed: Namespace, by: str) -> FreeReport
         stocks |= await _read_gpunodes(session, stocks, known=not no_nodes)
     inventory = Inventory(
         stocks,
-        sorted(pods.holdings, key=lambda pod: (pod.namespace, pod.name)),
+        sorted(pods.requesting, key=lambda pod: (pod.namespace, pod.name)),
         complete=not pods.denied,
-        every_node=not labels,
+        nodes_known=not no_nodes,
+        chosen=bool(labels),
         namespace=namespace if not pods.denied else (pods.namespace or ""),
         blind=pods.none,
     )

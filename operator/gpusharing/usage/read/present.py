@@ -5,6 +5,7 @@ import asyncio
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import Trouble, error_text
@@ -158,23 +159,16 @@ def parse_page(page: str, node: str) -> Iterator[Sample]:
 
 def _fold(samples: Iterable[Sample], notes: tuple[str, ...]) -> UsageNow:
     """Return the use of each pod on each device. Samples of other metrics are ignored."""
+    kept = list(samples)
+    sizes = {labels.get("uuid"): int(value) for name, labels, value in kept if name == SIZE}
     by_pod: dict[Pod, dict[str, DeviceUseNow]] = {}
-    sizes: dict[str, int] = {}
-    simulated: set[str] = set()
-    for name, labels, value in samples:
-        uuid = labels.get("uuid", "")
-        if name == SIZE:
-            sizes[uuid] = int(value)
-        elif name == SIMULATED and value:
-            simulated.add(labels.get("node", ""))
-        elif name in (SLICES, MEMORY, SM) and (pod := pod_of(labels)) is not None:
-            devices = by_pod.setdefault(pod, {})
-            use = devices.get(uuid, DeviceUseNow(labels.get("gpu", ""), labels.get("profile", "")))
-            if name == MEMORY:
-                use = replace(use, memory=int(value))
-            devices[uuid] = replace(use, sm=value) if name == SM else use
-    sized = {
-        pod: {uuid: replace(use, size=sizes.get(uuid)) for uuid, use in sorted(devices.items())}
-        for pod, devices in by_pod.items()
-    }
-    return UsageNow(sized, notes, simulated=tuple(sorted(simulated)))
+    for name, labels, value in kept:
+        pod, uuid = pod_of(labels), labels.get("uuid", "")
+        if pod is None or name not in (SLICES, MEMORY, SM):
+            continue
+        device = DeviceUseNow(labels.get("gpu", ""), labels.get("profile", ""), sizes.get(uuid))
+        use = by_pod.setdefault(pod, {}).setdefault(uuid, device)
+        read: dict[str, Any] = {MEMORY: {"memory": int(value)}, SM: {"sm": value}}.get(name, {})
+        by_pod[pod][uuid] = replace(use, **read)
+    simulated = {labels.get("node", "") for name, labels, value in kept if name == SIMULATED and value}
+    return UsageNow(by_pod, notes, simulated=tuple(sorted(simulated)))

@@ -48,7 +48,7 @@ class NodeStock:
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class GPUPod:
     """A pod that requests GPU resources and has not ended."""
 
     namespace: str
@@ -75,32 +75,40 @@ class Inventory:
     """The nodes and the pods that an answer of `free` is computed from."""
 
     stocks: Mapping[str, NodeStock]
-    """The nodes, by name. A node of which only a pod tells is missing."""
-    holdings: Sequence[Holding]
+    """The nodes, by name."""
+    pods: Sequence[GPUPod]
     """The pods that hold or wait for GPU resources, sorted by namespace and name."""
     complete: bool
-    """Whether `holdings` covers the pods of all namespaces."""
-    every_node: bool
-    """Whether `stocks` has all nodes of the cluster. Pods on other nodes are then counted, too."""
+    """Whether `pods` covers the pods of all namespaces."""
+    nodes_known: bool = True
+    """Whether Nodes could be read. Otherwise pods are counted whatever node they are on; else only those on nodes in
+    `stocks`, because a pod whose Node is gone holds nothing."""
+    chosen: bool = False
+    """Whether the user chose some nodes by their labels. Then a pod that waits belongs to the answer only if such a
+    node advertises what it requests."""
     namespace: str = ""
     """The namespace that the answer is about; empty for all."""
     blind: bool = False
     """Whether no pods at all could be read."""
 
     @property
-    def subjects(self) -> list[Holding]:
-        """The pods that the answer is about: those of `namespace` on the chosen nodes, and those that wait for a
-        resource which such a node advertises, or for any if no nodes were chosen."""
+    def subjects(self) -> list[GPUPod]:
+        """The pods of `namespace` that the answer is about."""
         advertised = {name for stock in self.stocks.values() for name in stock.allocatable or ()}
         return [
-            each
-            for each in self.holdings
-            if self.namespace in ("", each.namespace)
-            and (
-                self.every_node
-                or (each.node in self.stocks if each.node else not advertised.isdisjoint(each.requests))
-            )
+            pod
+            for pod in self.pods
+            if self.is_own(pod)
+            and (self.counts(pod) if pod.node else not self.chosen or not advertised.isdisjoint(pod.requests))
         ]
+
+    def is_own(self, pod: GPUPod) -> bool:
+        """Whether a pod is in the namespace that the answer is about."""
+        return self.namespace in ("", pod.namespace)
+
+    def counts(self, pod: GPUPod) -> bool:
+        """Whether the node of a pod, which must have one, belongs to the answer."""
+        return pod.node in self.stocks or not self.nodes_known
 
 
 @dataclass(slots=True)
@@ -198,14 +206,14 @@ def read_gpunode(raw: JSON) -> NodeStock:
     )
 
 
-def read_holding(raw: JSON) -> Holding | None:
+def read_pod(raw: JSON) -> GPUPod | None:
     """Convert a raw Pod, or return None if it has ended or requests no GPU resource."""
     if text(raw, "status", "phase") in ENDED or not (requests := pod_requests(raw)):
         return None
     metadata, node = section(raw, "metadata"), text(raw, "spec", "nodeName")
     conditions = () if node else entries(raw, "status", "conditions")
     message = next((text(row, "message") for row in conditions if row.get("type") == "PodScheduled"), "")
-    return Holding(
+    return GPUPod(
         text(metadata, "namespace"),
         text(metadata, "name"),
         node,
@@ -219,29 +227,52 @@ def count_rows(inventory: Inventory, by: str) -> list[FreeRow]:
     """Return the rows of an answer, sorted by their name and resource. `by` is a key of COLUMNS."""
     if by == "pod":
         return list(_of_pods(inventory.subjects))
-    rows: dict[tuple[str, str], FreeRow] = {}
-    if by != "namespace":
-        for stock, shares in share_nodes(inventory):
-            node = stock.name if by == "node" else ""
-            policy = "" if by == "resource" else stock.policy or NO_POLICY
-            for name, share in shares.items():
-                row = rows.setdefault((node or policy, name), FreeRow(name, node, policy))
-                _add(row, stock, share)
-                if node:
-                    row.state, row.taints = stock.closed, ",".join(stock.taints)
-    for pod in inventory.subjects if by in ("namespace", "resource") else ():
-        group = pod.namespace if by == "namespace" else ""
-        for name, number in pod.requests.items():
-            row = rows.setdefault((group, name), FreeRow(name, namespace=group))
-            row.waiting += 0 if pod.node else number
-            row.pods += 1 if pod.node else 0
-            row.requested = _sum(row.requested, number if pod.node and by == "namespace" else 0)
+    rows = _of_namespaces(inventory.subjects) if by == "namespace" else _of_nodes(inventory, by)
     return [rows[key] for key in sorted(rows)]
 
 
-def _of_pods(holdings: Iterable[Holding]) -> Iterator[FreeRow]:
-    """Yield a row for each pod and each resource that it requests, in the order of `holdings`."""
-    for pod in holdings:
+def _of_nodes(inventory: Inventory, by: str) -> dict[tuple[str, str], FreeRow]:
+    """Return a row for each node or policy and each resource or, if `by` is `resource`, for each resource. The keys
+    are the name of the node or policy, which is empty in the last case, and the resource."""
+    rows: dict[tuple[str, str], FreeRow] = {}
+    for stock, shares in share_nodes(inventory):
+        node = stock.name if by == "node" else ""
+        policy = "" if by == "resource" else stock.policy or NO_POLICY
+        state, taints = (stock.closed, ",".join(stock.taints)) if node else ("", "")
+        for name, share in shares.items():
+            new = FreeRow(name, node, policy, state=state, taints=taints)
+            _add(rows.setdefault((node or policy, name), new), stock, share)
+    if by == "resource":
+        for name, number in sum_requests(pod for pod in inventory.subjects if not pod.node).items():
+            rows.setdefault(("", name), FreeRow(name)).waiting = number
+    return rows
+
+
+def _of_namespaces(pods: Iterable[GPUPod]) -> dict[tuple[str, str], FreeRow]:
+    """Return a row for each namespace and each resource that its pods request. The keys are these two."""
+    rows: dict[tuple[str, str], FreeRow] = {}
+    for pod in pods:
+        for row in _of_pods([pod]):
+            total = rows.setdefault(
+                (pod.namespace, row.resource), FreeRow(row.resource, namespace=pod.namespace)
+            )
+            total.pods += 1 if pod.node else 0
+            total.requested = _sum(total.requested, row.requested)
+            total.waiting += row.waiting
+    return rows
+
+
+def sum_requests(pods: Iterable[GPUPod]) -> Counter[str]:
+    """Return what these pods request together, by resource name."""
+    total: Counter[str] = Counter()
+    for pod in pods:
+        total.update(pod.requests)
+    return total
+
+
+def _of_pods(pods: Iterable[GPUPod]) -> Iterator[FreeRow]:
+    """Yield a row for each pod and each resource that it requests, in the order of `pods`."""
+    for pod in pods:
         for name, number in sorted(pod.requests.items()):
             held, waits = (number, 0) if pod.node else (0, number)
             yield FreeRow(name, node=pod.node, pod=pod.ref, requested=held, waiting=waits)
@@ -263,32 +294,40 @@ class NodeShare:
 
 def share_nodes(inventory: Inventory) -> Iterator[tuple[NodeStock, dict[str, NodeShare]]]:
     """Yield every node that advertises GPU resources or on which pods hold some, sorted by name, with its shares by
-    resource name. Where the pods of other namespaces could not be read, what the node's agent reports as allocated is
-    used instead."""
-    held: dict[str, Counter[str]] = {}
-    own: dict[str, Counter[str]] = {}
-    for pod in inventory.holdings:
-        if pod.node and (inventory.every_node or pod.node in inventory.stocks):
-            held.setdefault(pod.node, Counter()).update(pod.requests)
-            if inventory.namespace in ("", pod.namespace):
-                own.setdefault(pod.node, Counter()).update(pod.requests)
-    for name in sorted({*inventory.stocks, *held}):
-        stock, total = inventory.stocks.get(name, NodeStock(name)), held.get(name, Counter())
-        known = inventory.complete or stock.allocated is not None
-        if not inventory.complete:
-            total = total | Counter(stock.allocated or {})
-        free = remaining(stock.allocatable or {}, total)
-        shares = {}
-        for resource in {**(stock.allocatable or {}), **total}:
-            mine = own.get(name, Counter())[resource]
-            shares[resource] = NodeShare(
-                None if inventory.blind else mine,
-                total[resource] - mine if known else None,
-                None if stock.allocatable is None else stock.allocatable.get(resource, 0),
-                free.get(resource, 0) if known and stock.allocatable is not None else None,
-            )
-        if shares:
+    resource name."""
+    pods: dict[str, list[GPUPod]] = {}
+    for pod in inventory.pods:
+        if pod.node and inventory.counts(pod):
+            pods.setdefault(pod.node, []).append(pod)
+    for name in sorted({*inventory.stocks, *pods}):
+        stock = inventory.stocks.get(name, NodeStock(name))
+        if shares := _shares(inventory, stock, pods.get(name, [])):
             yield stock, shares
+
+
+def _shares(inventory: Inventory, stock: NodeStock, pods: Sequence[GPUPod]) -> dict[str, NodeShare]:
+    """Return the shares of one node by resource name. `pods` are the pods on it. Where the pods of other namespaces
+    could not be read, what the node's agent reports as allocated is used instead."""
+    held = sum_requests(pods)
+    own = sum_requests(pod for pod in pods if inventory.is_own(pod)) if inventory.namespace else held
+    allocatable, listed = stock.allocatable or {}, stock.allocatable is not None
+    known = inventory.complete or stock.allocated is not None
+    total = held if inventory.complete else held | Counter(stock.allocated or {})
+    free = remaining(allocatable, total)
+    return {
+        name: NodeShare(
+            _if(not inventory.blind, own[name]),
+            _if(known, total[name] - own[name]),
+            _if(listed, allocatable.get(name, 0)),
+            _if(known and listed, free.get(name, 0)),
+        )
+        for name in {**allocatable, **total}
+    }
+
+
+def _if(known: bool, number: int) -> int | None:
+    """Return the number, or None if it is not known."""
+    return number if known else None
 
 
 def _add(row: FreeRow, stock: NodeStock, share: NodeShare) -> None:

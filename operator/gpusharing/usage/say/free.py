@@ -22,7 +22,7 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.usage.read.present import DeviceUseNow, UsageNow
 from gpusharing.usage.reckon.holdings import (
     FreeRow,
-    Holding,
+    GPUPod,
     Inventory,
     columns_of,
     count_rows,
@@ -77,7 +77,7 @@ class FreeReport:
         return sorted(names | set(() if self.usage is None else self.usage.simulated))
 
     @property
-    def waiting(self) -> list[Holding]:
+    def waiting(self) -> list[GPUPod]:
         """The pods of the answer that have no node, those that wait longest first."""
         return sorted(
             (pod for pod in self.inventory.subjects if not pod.node), key=lambda pod: (pod.created, pod.ref)
@@ -222,7 +222,7 @@ def _waiting_lines(report: FreeReport, paper: Paper) -> list[Line]:
         ]
         for pod in shown
     ]
-    columns = (Column("WAITING POD"), Column("REQUESTS"), Column("AGE"), Column("SCHEDULER"))
+    columns = (Column("WAITING POD"), Column("REQUESTS"), Column("SINCE"), Column("SCHEDULER"))
     more = _more(len(pods) - len(shown), "pod", paper)
     return [BLANK, *table(columns, rows, paper), *more, *prose(why, paper, hang="  ", ink=Ink.FAINT)]
 
