@@ -12,7 +12,7 @@ from tests.cli.asking import ME, ask, install, operated, writes, written
 from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, at_once, gpu_pod, nodes, open_scene, pdb, policy
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Trouble
+from gpusharing.cli.shell.troubles import CANNOT, CHANGES, DONE, Trouble
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -27,7 +27,10 @@ from gpusharing.kube.client import (
 from gpusharing.kube.errors import Forbidden
 
 READS = """\
+Changes: 2 nodes will change (2 of them only after a person has acted) and 3 pods will be evicted. How long this takes
+  is unknown: no past change is recorded, or no window is long enough.
 SIMULATED: gpu-1, gpu-2 have no real GPUs, and the numbers about them here come from a simulator.
+
 pool-b  1x full -> 2x3g.40gb  2 of 2 nodes will change
 Accepted: 2 nodes can serve 2x3g.40gb
 disruption class Reset; 1 node at a time; no time windows; plan HASH
@@ -48,7 +51,7 @@ disruption class Reset; 1 node at a time; no time windows; plan HASH
   value of the label (operator In), keep such devices on other nodes, or set drain.strandedPods to Allow.
 
 Note: the operator writes the configuration first; the first node starts to change 2m later
-2 nodes will change and 3 pods will be evicted. Nothing was changed.
+This is only a plan. Nothing was changed.
 """
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "name": "train-0", "uid": "job", "controller": True}
 SEVEN = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"1g.20gb": 7}}]}}
@@ -90,9 +93,11 @@ async def test_a_settled_pool_has_nothing_to_change() -> None:
         await scene.ready()
         told = await ask(scene.e.cluster, "plan")
     assert told.status == DONE
-    assert told.out.startswith("SIMULATED: gpu-1, gpu-2 have no real GPUs")
+    assert told.out.startswith(
+        "Nothing to do: 2 nodes have what the policies ask for.\nSIMULATED: gpu-1, gpu-2 have no real GPUs"
+    )
     assert "\npool-b  nothing to change\nAccepted: 2 nodes can serve 1x full\n" in told.out
-    assert told.out.endswith("0 nodes will change and 0 pods will be evicted. Nothing was changed.\n")
+    assert told.out.endswith("Nothing was changed.\n")
 
 
 @virtually
@@ -204,7 +209,8 @@ async def test_a_layout_that_does_not_fit_is_refused_with_the_nearest_one_that_d
         scene.apply(FULL)
         await scene.ready()
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(SEVEN)))
-    assert told.status == FAILED
+    assert told.status == CANNOT
+    assert told.out.startswith("Cannot: pool-b: gpu-1 GPU 0")
     assert "Refused: " in told.out
     assert "nearest legal layout: 4x1g.20gb" in told.out
 
@@ -216,8 +222,8 @@ async def test_a_policy_that_the_server_would_refuse_is_refused_here_with_the_fi
         await scene.ready()
         bad = policy({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}})
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, bad))
-    assert told.status == FAILED
-    assert "spec.timeSlicing.replicas" in told.out
+    assert told.status == CANNOT
+    assert told.out.startswith("Cannot: pool-b: spec.timeSlicing.replicas")
 
 
 @virtually
@@ -234,7 +240,7 @@ async def test_several_policies_of_one_file_are_planned_together_and_other_objec
         one = await ask(scene.e.cluster, "plan", "pool-x", "-f", file)
     assert told.status == CHANGES
     assert "pool-x  nothing to change" in told.out
-    assert "Service is ignored" in " ".join(told.out.split()), (
+    assert "Service/s is ignored" in " ".join(told.out.split()), (
         "a long path of the file breaks the line anywhere"
     )
     assert (one.status, "pool-b" in one.out) == (DONE, False)

@@ -36,7 +36,7 @@ def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[s
     """Return one set with the resource names that no node would advertise after the changes and the node labels,
     written as `key=value`, that no node would have. Only proposals that are accepted and change something are
     considered, and only labels that a mode change rewrites."""
-    accepted = [one for one in proposals if one.accepted and one.changes]
+    accepted = [one for one in proposals if one.accepted and one.steps]
     names = {lost.resource for one in accepted for lost in one.vanishing if not lost.demand.remain}
     nodes = [live.snapshot.nodes[step.verdict.node] for one in accepted for step in one.steps]
     pairs = {pair for node in nodes for pair in node.labels.items() if is_rewritten(pair[0])}

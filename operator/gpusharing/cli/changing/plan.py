@@ -1,19 +1,37 @@
 """`plan -f FILE | POLICY`: what an edit would do, computed by the operator's own planner on a live snapshot.
 
-Exit status: 0 nothing would change, 2 something would, 1 a policy is refused or the plan could not be made.
+Before the operator is installed, the plan is an estimate: the GPUs are inferred from labels, as `import` does.
+
+Exit status: that of the verdict (conclusion.py), or 1 if the plan could not be made.
 
 Terms: docs/design/glossary.md#gang.
 """
 
+import asyncio
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from math import floor
 from typing import Any
 
 from gpusharing.api.names import Phase
+from gpusharing.cli.changing.conclusion import (
+    FAIL_ON,
+    INKS,
+    Conclusion,
+    Outcome,
+    conclude,
+    judge,
+    tell_span,
+)
 from gpusharing.cli.changing.dependents import find_vanishing, read_dependents, read_tenants
-from gpusharing.cli.live.cluster import gathered
+from gpusharing.cli.live.cluster import MAX_LISTED, LivePlan, gathered
 from gpusharing.cli.live.files import read_policies
+from gpusharing.cli.pools.estimate import durations
+from gpusharing.cli.pools.fleet import read_node
+from gpusharing.cli.setup.adoption import with_pointers, with_presumed
+from gpusharing.cli.setup.importing import read_admin_maps
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -29,13 +47,20 @@ from gpusharing.cli.shell.drawing import (
 )
 from gpusharing.cli.shell.session import Session, no_such
 from gpusharing.cli.shell.terminal import Terminal
-from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Trouble
-from gpusharing.kube.client import JSON, POLICIES
+from gpusharing.cli.shell.troubles import Trouble
+from gpusharing.kube.client import GPUNODES, JSON, POLICIES
+from gpusharing.kube.errors import KubeError
 from gpusharing.kube.raw import text
-from gpusharing.planning.report.proposal import Proposal, Step, Vanishing, tell_proposal
+from gpusharing.planning.pools.hours import RECENT
+from gpusharing.planning.report.proposal import Proposal, Step, Vanishing, foresee, tell_proposal
 from gpusharing.planning.vocabulary.blockers import explain_blockers
 from gpusharing.planning.vocabulary.lengths import counted, some
 
+PRESUMED = (
+    "No agent has read the GPUs. They are inferred from the labels and the advertised resources of the nodes, and"
+    " ClusterPolicy is assumed to name the operator's ConfigMaps. To see what an installation needs first, run: kubectl"
+    " gpusharing doctor"
+)
 MOST = 20
 """How many nodes and pods are listed; -o wide lists all."""
 COLUMNS = (
@@ -61,41 +86,44 @@ class Planned:
     """Nodes of these pools whose GPUs are SIMULATED."""
     dependents: tuple[str, ...] = ()
     """Sentences about other objects that refer to resources or labels which will no longer exist."""
+    estimate: bool = False
+    """Whether the GPUs were inferred from labels, because the operator is not installed."""
+    fail_on: tuple[str, ...] | None = None
+    """The words of --fail-on, or None if the flag was not given."""
+
+    @property
+    def verdict(self) -> Conclusion:
+        """The verdict on all proposals together."""
+        return conclude(self.proposals, estimate=self.estimate, fail_on=self.fail_on)
 
 
 def describe(planned: Planned, paper: Paper) -> list[Line]:
-    """Draw all proposals, the objects that depend on what vanishes, the notes about what is uncertain, and a last line
-    with the totals. Nodes with SIMULATED GPUs are named above all of it. Pods of nodes whose pods were not listed
-    are missing from the totals."""
-    proposals = planned.proposals
-    lines = describe_simulated(planned.simulated, paper)
-    for proposal in proposals:
-        lines += [*_describe(proposal, paper), BLANK]
+    """Draw the verdict with the totals, the nodes with SIMULATED GPUs, all proposals, the objects that depend on what
+    vanishes, and the notes about what is uncertain."""
+    verdict = planned.verdict
+    lines = prose(verdict.text, paper, hang="  ", ink=INKS[verdict.outcome])
+    lines += [*describe_simulated(planned.simulated, paper), BLANK]
+    for proposal in planned.proposals:
+        lines += [*_describe(proposal, paper, estimate=planned.estimate), BLANK]
     for sentence in planned.dependents:
         lines += prose(f"! {sentence}.", paper, hang="  ", ink=Ink.WAITING)
     for note in planned.notes:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
-    steps = [step for one in proposals for step in one.steps]
-    pods = sum(len(step.preview.pods) for step in steps if step.preview is not None)
-    refused = sum(not one.accepted for one in proposals)
-    total = f"{counted(len(steps), 'node')} will change and {counted(pods, 'pod')} will be evicted."
-    if refused:
-        total = f"{counted(refused, 'policy is', 'policies are')} refused. {total}"
-    return [*lines, *fold(line(Span(total, Ink.TITLE), " Nothing was changed."), paper)]
+    return [*lines, *prose("This is only a plan. Nothing was changed.", paper, ink=Ink.FAINT)]
 
 
-def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
+def _describe(proposal: Proposal, paper: Paper, *, estimate: bool) -> list[Line]:
     """Draw what would happen to one pool: whether its policy is accepted, the share of each MPS client, the table of
     nodes that would change (at most MOST unless the paper is wide), the pods that would be evicted, the resources
     whose numbers change, what blocks the changes, and which nodes stay as they are and why."""
-    lines = fold(_title(proposal), paper)
+    lines = fold(_title(proposal, estimate=estimate), paper)
     lines += prose(
         f"{'Accepted' if proposal.accepted else 'Refused'}: {proposal.about}",
         paper,
         hang="  ",
         ink=Ink.PLAIN if proposal.accepted else Ink.BAD,
     )
-    if proposal.accepted and proposal.changes:
+    if proposal.accepted and proposal.steps:
         lines += prose(_summary(proposal), paper, hang="  ")
     for product, gib in proposal.client_memory.items():
         text = (
@@ -136,17 +164,18 @@ def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
     return lines
 
 
-def _title(proposal: Proposal) -> Line:
-    """Return the first line about a policy. It says that the policy is refused, that there is nothing to change, or
-    how many of its nodes would change and from which layout to which. At most two such pairs of layouts are named;
-    dots stand for the others."""
+def _title(proposal: Proposal, *, estimate: bool) -> Line:
+    """Return the first line about a policy: why it cannot be carried out, what is unknown, that there is nothing to
+    change, or which layouts would change and on how many of its nodes."""
+    outcome, why = judge(proposal, estimate=estimate)
     count = len(proposal.steps)
     size = count + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
     changes = f"{count} of {counted(size, 'node')} will change"
     if not proposal.accepted:
         return line(Span(proposal.policy, Ink.TITLE), "  ", Span(proposal.reason, Ink.BAD))
-    if not proposal.changes:
-        return line(Span(proposal.policy, Ink.TITLE), "  ", Span("nothing to change", Ink.GOOD))
+    if outcome is not Outcome.CHANGES:
+        what = f"{outcome}: {why}" if why else "nothing to change"
+        return line(Span(proposal.policy, Ink.TITLE), "  ", Span(what, INKS[outcome]))
     kinds = sorted({(s.verdict.observed or "?", s.verdict.wanted or "?") for s in proposal.steps})
     ways = ", ".join(f"{now} -> {after}" for now, after in kinds[:2]) + (" ..." if len(kinds) > 2 else "")
     return line(Span(proposal.policy, Ink.TITLE), f"  {ways}  ", Span(changes, Ink.BUSY))
@@ -157,6 +186,7 @@ def _summary(proposal: Proposal) -> str:
     windows`) and the hash of the plan, separated by semicolons. An empty hash is left out."""
     facts = [f"disruption class {proposal.disruption}", f"{counted(proposal.at_once, 'node')} at a time"]
     facts.append(f"windows: {', '.join(proposal.windows)}" if proposal.windows else "no time windows")
+    facts += [f"takes {tell_span(proposal.lasts)}"] if proposal.lasts else []
     if proposal.hash:
         facts.append(f"plan {proposal.hash}")
     return "; ".join(facts)
@@ -257,8 +287,11 @@ def as_data(planned: Planned, where: str) -> dict[str, Any]:
     """Return the whole plan as plain data, for JSON and YAML. `where` is the name of the kubeconfig's context."""
     return {
         "context": where,
-        "changes": any(one.changes for one in planned.proposals),
-        "policies": [_proposal_data(one) for one in planned.proposals],
+        "verdict": planned.verdict.data,
+        "policies": [
+            {**_proposal_data(one), "verdict": conclude((one,), estimate=planned.estimate).data}
+            for one in planned.proposals
+        ],
         "simulated": list(planned.simulated),
         "dependents": list(planned.dependents),
         "notes": list(planned.notes),
@@ -331,8 +364,11 @@ def _step_data(step: Step) -> dict[str, Any]:
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Show what the policies in the files of `-f`, or else the present policies, would do (see VerbModule). If the
-    user names a policy, only that one is shown. Returns FAILED if a policy is refused, CHANGES if something would
-    change, otherwise DONE. Raises Trouble, also if the named policy does not exist or is not in the files."""
+    user names a policy, only that one is shown. Returns the exit status of the verdict. Raises Trouble, also if the
+    named policy does not exist or is not in the files, or if --fail-on has an unknown word."""
+    fail_on = tuple(word.strip() for word in typed.fail_on.split(",")) if typed.fail_on else None
+    if unknown := sorted({*(fail_on or ())} - FAIL_ON.keys()):
+        raise Trouble(f"--fail-on has no word {unknown[0]!r}; use one or more of {','.join(FAIL_ON)}")
     proposed, others = read_policies(typed.filename)
     only = {text(raw, "metadata", "name") for raw in proposed}
     if typed.policy:
@@ -340,18 +376,20 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
             raise Trouble(no_such(POLICIES, typed.policy, sorted(only), "the file"))
         only = {typed.policy}
     planned = await propose(session, proposed, only)
-    planned = replace(planned, notes=(*others, *planned.notes))
+    planned = replace(planned, notes=(*others, *planned.notes), fail_on=fail_on)
     terminal.answer(lambda: as_data(planned, session.name), lambda paper: describe(planned, paper))
-    if any(not one.accepted for one in planned.proposals):
-        return FAILED
-    return CHANGES if any(one.changes for one in planned.proposals) else DONE
+    return planned.verdict.status
 
 
 async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) -> Planned:
     """Return what would happen to the pools if the `proposed` policies were applied, and what is uncertain about it.
-    Only the policies named in `only` are considered, or all if it is empty. Nothing is written. Raises Trouble,
-    also if a name in `only` belongs to no policy."""
-    async with gathered(session, proposed) as cluster:
+    Only the policies named in `only` are considered, or all if it is empty. If no operator is installed, the cluster
+    is planned as it will be with one. Nothing is written. Raises Trouble, also if a name in `only` belongs to no
+    policy."""
+    async with gathered(session, proposed, beforehand=True) as cluster:
+        if cluster.missing:
+            admin = await read_admin_maps(session, (await cluster.decide(())).snapshot)
+            cluster.foresee = lambda snapshot: with_presumed(with_pointers(snapshot, admin))
         live = await cluster.decide(only or None)
         ignored = live.snapshot.settings.gpu_operator_namespace
         proposals = tuple(
@@ -359,6 +397,7 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
             for policy in live.snapshot.policies
             if not only or policy.name in only
         )
+        proposals = await _with_lengths(session, proposals, live)
         vanishing = find_vanishing(proposals, live)
         dependents, unread = await read_dependents(session.client, vanishing, ignored)
         tenants, unlisted = await read_tenants(session.client, vanishing, live)
@@ -367,6 +406,44 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
         if name not in names:
             raise Trouble(no_such(POLICIES, name, names, session.where))
     nodes = {node for one in proposals for node in live.plan.pools[one.policy].names}
+    notes = (PRESUMED,) if cluster.missing else ()
     return Planned(
-        proposals, (*live.notes, *unread, *unlisted), live.simulated(nodes), (*tenants, *dependents)
+        proposals,
+        (*notes, *live.notes, *unread, *unlisted),
+        live.simulated(nodes),
+        (*tenants, *dependents),
+        cluster.missing,
     )
+
+
+async def _with_lengths(
+    session: Session, proposals: Sequence[Proposal], live: LivePlan
+) -> tuple[Proposal, ...]:
+    """Return the proposals with how long their changes take, judging by the changes in the histories of the GPUNodes
+    that changed last: of nodes of the same pool if there are enough. At most MAX_LISTED GPUNodes are read in all. One
+    that cannot be read counts as one without a history."""
+    nodes = live.snapshot.nodes.values()
+    changed = {one.name: one.verified.changed_at for one in nodes if one.verified and one.verified.changed_at}
+    changing = [one.policy for one in proposals if one.steps]
+    latest = {}
+    for policy in changing:
+        own = {*live.plan.pools[policy].names}
+        ranked = sorted(changed, key=lambda name: (name in own, changed[name]), reverse=True)
+        latest[policy] = ranked[: max(1, min(RECENT, MAX_LISTED // len(changing)))]
+
+    async def read(name: str) -> list[timedelta]:
+        """Return how long each change in the history of one GPUNode took."""
+        try:
+            return durations([read_node(await session.client.get(GPUNODES, name))])
+        except KubeError:
+            return []
+
+    async with asyncio.TaskGroup() as group:
+        names = sorted({name for ranked in latest.values() for name in ranked})
+        tasks = {name: group.create_task(read(name)) for name in names}
+    found = []
+    for one in proposals:
+        past = [took for name in latest.get(one.policy, ()) for took in tasks[name].result()]
+        lasts = foresee(live.plan.pools[one.policy], live.snapshot, live.now, len(one.steps), past)
+        found.append(replace(one, lasts=lasts))
+    return tuple(found)

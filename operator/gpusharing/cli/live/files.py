@@ -13,18 +13,22 @@ from gpusharing.cli.shell.troubles import Trouble, error_text
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, text
 
+SUFFIXES = (".yaml", ".yml", ".json")
+
 
 def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ...]]:
-    """Return the policies in these files, and a sentence for each other object, which is ignored. The name `-` stands
-    for standard input. Raises Trouble if a file cannot be read, if a policy has no name or an unknown API version,
-    if two policies have the same name, or if no file contains a policy; without files, both results are empty."""
+    """Return the policies in these files, and a sentence for each other object, which is ignored. A directory stands
+    for the files in it that end in .yaml, .yml or .json, and `-` for standard input. Raises Trouble if a file cannot
+    be read, if a policy has no name or an unknown API version, if two policies have the same name, or if no file
+    contains a policy; without files, both results are empty."""
     policies: dict[str, JSON] = {}
     others: list[str] = []
-    for name in names:
+    for name in (file for one in names for file in _files(one)):
         for document in _documents(name):
             kind = text(document, "kind")
             if kind != KIND:
-                others.append(f"{name}: {kind or 'an object without a kind'} is ignored")
+                what = "/".join(filter(None, (kind, text(document, "metadata", "name"))))
+                others.append(f"{name}: {what or 'an object without a kind'} is ignored")
                 continue
             _check(document, name)
             named = text(document, "metadata", "name")
@@ -34,6 +38,22 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
     if names and not policies:
         raise Trouble(f"there is no {KIND} in {', '.join(names)}")
     return tuple(policies.values()), tuple(others)
+
+
+def _files(name: str) -> list[str]:
+    """Return the manifests directly in the directory `name`, sorted, or `name` itself if it is no directory. Raises
+    Trouble if the directory has a kustomization, whose files are not what is applied, or if it cannot be read."""
+    try:
+        if name == "-" or not Path(name).is_dir():
+            return [name]
+        found = sorted(path for path in Path(name).iterdir() if path.suffix in SUFFIXES)
+    except OSError as error:
+        raise Trouble(f"{name} cannot be read: {error_text(error)}") from error
+    if any(path.stem == "kustomization" for path in found):
+        raise Trouble(
+            f"{name} has a kustomization. Plan its output: kubectl kustomize {name} | kubectl gpusharing plan -f -"
+        )
+    return list(map(str, found))
 
 
 def _check(document: JSON, name: str) -> None:

@@ -10,9 +10,12 @@ OUTPUTS: tuple[str, ...] = ("table", "wide", "json", "yaml")
 PAGE, CSV = "html", "csv"
 """Formats that only some verbs have: html only `status`, csv only `free`, `cost` and `recommend`."""
 EXITS = """\
-exit status: 0 success; plan: nothing would change. 1 an error, printed on standard error, or the answer
-is no: doctor found errors, a plan is refused, no layout fits, you did not confirm.
-2 plan: something would change; import: nodes are left out; free, cost, recommend: a part is unknown.
+exit status: 0 success; plan: nothing to do. 1 an error, printed on standard error, or the answer is no:
+doctor found errors, no layout fits, you did not confirm.
+2 plan: something will change; import: nodes are left out; free, cost, recommend: a part is
+unknown.
+3 plan: a policy cannot be carried out. 4 plan: it is unknown what would happen, for example because no agent has
+reported. 5 plan: a word of --fail-on applies.
 130 ended by Ctrl-C. 141 the reader closed the pipe."""
 
 
@@ -241,9 +244,14 @@ VERBS: tuple[Verb, ...] = (
                     "metavar": "FILE",
                     "action": "append",
                     "default": [],
-                    "help": "policies as you would apply them, in YAML or JSON; - reads standard input. Can be"
-                    " repeated",
+                    "help": "a file or directory of policies in YAML or JSON; - reads standard input, such as the"
+                    " output of kubectl kustomize. Can be repeated",
                 },
+            ),
+            _value(
+                "--fail-on",
+                "WORDS",
+                "for CI: exit status 5 if the plan has one of evictions,shortfall; changes without it give 0",
             ),
         ),
     ),

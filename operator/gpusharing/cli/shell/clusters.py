@@ -24,7 +24,7 @@ from gpusharing.cli.shell.drawing import (
 )
 from gpusharing.cli.shell.session import Session, connected
 from gpusharing.cli.shell.terminal import Terminal
-from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, sentence
+from gpusharing.cli.shell.troubles import Trouble, sentence, worst
 from gpusharing.kube.client import NAMESPACES
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.login import ProgramLoop
@@ -87,9 +87,8 @@ class FleetVerb:
 def carry_out_everywhere(
     verb: FleetVerb, typed: Namespace, contexts: Sequence[str], terminal: Terminal
 ) -> int:
-    """Ask all clusters, print their answers and return FAILED if one of them has that status, otherwise the highest
-    status. Raises Trouble before anything is asked if the flags cannot be used, and after the printing, with all
-    reasons, if a cluster gave no answer."""
+    """Ask all clusters, print their answers and return the `worst` status. Raises Trouble before anything is asked if
+    the flags cannot be used, and after the printing, with all reasons, if a cluster gave no answer."""
     verb.check(typed)
     with asyncio.Runner(loop_factory=ProgramLoop) as runner:
         replies = runner.run(ask_clusters(verb, typed, contexts))
@@ -103,8 +102,7 @@ def carry_out_everywhere(
         raise Trouble(
             f"{len(silent)} of {counted(len(replies), 'cluster')} gave no answer. {'; '.join(silent)}"
         )
-    statuses = [answer.status for answer in answered]
-    return FAILED if FAILED in statuses else max(statuses, default=DONE)
+    return worst([answer.status for answer in answered])
 
 
 async def ask_clusters(

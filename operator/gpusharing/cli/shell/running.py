@@ -9,7 +9,7 @@ from gpusharing.cli.shell.arguments import CSV, PAGE
 from gpusharing.cli.shell.drawing import BLANK, Ink, Span, line
 from gpusharing.cli.shell.session import Session, connected, find_contexts
 from gpusharing.cli.shell.terminal import Terminal
-from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
+from gpusharing.cli.shell.troubles import Trouble, worst
 
 
 class VerbModule(Protocol):
@@ -86,7 +86,7 @@ def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool
 
 
 async def _everywhere(verb: VerbModule, typed: Namespace, contexts: Sequence[str], terminal: Terminal) -> int:
-    """Run the verb in each context and return FAILED if it failed in any, otherwise the highest exit status. Several
+    """Run the verb in each context and return the `worst` exit status. Several
     contexts get a heading each, except in JSON and YAML. A Trouble in one context does not prevent the others from
     running; all are combined and raised at the end."""
     troubles: list[str] = []
@@ -101,5 +101,4 @@ async def _everywhere(verb: VerbModule, typed: Namespace, contexts: Sequence[str
             troubles.append(str(trouble))
     if troubles:
         raise Trouble("; ".join(troubles))
-    # An error in one cluster outweighs changes in another, although CHANGES is the higher number.
-    return FAILED if FAILED in statuses else max(statuses, default=DONE)
+    return worst(statuses)

@@ -1,7 +1,7 @@
 """Errors that end a command without a result. Each is a sentence for the person who typed the command, with an exit
 status."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
 from gpusharing.api.names import GROUP
@@ -14,8 +14,9 @@ from gpusharing.kube.errors import (
     Unauthorized,
 )
 
-DONE, FAILED, CHANGES, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
-"""Exit statuses. The last two are those that a shell reports for a program that was ended by SIGINT or SIGPIPE."""
+DONE, FAILED, CHANGES, CANNOT, UNKNOWN, FAILED_ON, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 4, 5, 130, 141
+"""Exit statuses; docs/reference/cli.md#exit-status says what each means. The last two are those that a shell reports
+for a program that was ended by SIGINT or SIGPIPE."""
 INSTALL = "helm install gpusharing deploy/helm/gpu-sharing-operator --namespace gpusharing --create-namespace"
 VIEWER = "ClusterRole gpusharing-viewer"
 """The role that the chart creates for users who only read. It grants reading our own kinds and nothing else."""
@@ -29,6 +30,11 @@ class Trouble(Exception):
 
 class Denied(Trouble):
     """The user lacks a permission."""
+
+
+def worst(statuses: Collection[int]) -> int:
+    """Return FAILED if it is among these exit statuses, otherwise the highest, or DONE if there are none."""
+    return FAILED if FAILED in statuses else max(statuses, default=DONE)
 
 
 def sentence(error: KubeError, where: str) -> str:

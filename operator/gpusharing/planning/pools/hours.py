@@ -4,7 +4,7 @@ A node starts only if as much of the window is left as the change may take: drai
 of the last 20 changes of the pool. A change that has begun may finish after the window.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
 from functools import lru_cache
 from heapq import nlargest
@@ -24,6 +24,8 @@ RECENT = 20
 """How many recent changes of a pool are considered; the slowest of them says how long the next one may take."""
 UNKNOWN = timedelta(minutes=15)
 """How long a change may take as long as the pool has no finished changes."""
+FORESEEN = 400
+"""The most spans through which the end of a rollout is foreseen."""
 SHOWN = 3
 """The most spans that are shown."""
 LOOKED_AT = 40
@@ -108,6 +110,32 @@ def find_hours(
         f" {_text(needed)} of the window left; the next change may start at {to_rfc3339(first.opens)}"
     )
     return Hours(spans, Finding(Reason.WINDOW_CLOSED, message, first.opens), first.opens)
+
+
+def foresee_end(
+    spec: GPUSharingPolicySpec,
+    zones: Mapping[str, tzinfo],
+    nodes: Iterable[NodeView],
+    begins: datetime,
+    lengths: Sequence[timedelta],
+) -> datetime | None:
+    """Return when the last of several changes ends that take these lengths and follow one another, the first from
+    `begins` on. Each starts at the first moment at which the windows let a node start, and may end after its window.
+    The other parameters are those of `find_hours`. None if a window is invalid, or if no window among the next
+    FORESEEN is long enough."""
+    windows, blackouts = (add_zones(rows, zones) for rows in (spec.rollout.windows, spec.rollout.blackouts))
+    if _flaw(windows, blackouts):
+        return None
+    needed, moment = needed_time(spec, nodes), begins
+    spans = islice(find_spans(windows, blackouts, begins.replace(second=0, microsecond=0)), FORESEEN)
+    span = next(spans, None)
+    for length in lengths:
+        while span is not None and not span.lasts(needed, moment):
+            span = next(spans, None)
+        if span is None:
+            return None
+        moment = max(moment, span.opens) + length
+    return moment
 
 
 ALWAYS = Hours()

@@ -7,17 +7,21 @@ Terms: docs/design/glossary.md#class, docs/design/glossary.md#fence.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
+from gpusharing.api.validation import parse_duration
 from gpusharing.planning.drain.holders import gpu_resources, has_finished, is_reservation
 from gpusharing.planning.drain.stranded import Afterwards, DeviceDemand
 from gpusharing.planning.gpus.capacity import client_memory, client_threads
 from gpusharing.planning.gpus.cards import find_card
+from gpusharing.planning.pools.canary import find_canary
 from gpusharing.planning.pools.candidates import Order, find_candidate
+from gpusharing.planning.pools.hours import foresee_end
 from gpusharing.planning.pools.ledger import Ledger
+from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.previews import preview_of
 from gpusharing.planning.report.members import members
 from gpusharing.planning.report.status import tell_status
@@ -27,9 +31,11 @@ from gpusharing.planning.snapshot.looks import Preview
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted import migfile
+from gpusharing.planning.wanted.assess import Unobserved
 from gpusharing.planning.wanted.verify import served
 
 
@@ -81,6 +87,14 @@ class Proposal:
     left_out: tuple[Verdict, ...]
     """Verdicts of the nodes that differ from the policy but do not change, because a person or another program has to
     act first."""
+    unread: tuple[Verdict, ...]
+    """The verdicts in `left_out` on nodes of which it is unknown whether they match the policy: nobody has read their
+    GPUs, or their agent or kubelet is away."""
+    lost: Mapping[str, str]
+    """Nodes that the policy selects but another policy owns, with that policy. Only filled in if the policy has no
+    nodes of its own."""
+    coming: tuple[str, ...]
+    """Nodes that the policy owns but that are still in a change which another policy began."""
     adopted: tuple[str, ...]
     """Nodes that already match the policy but are not governed by it yet. They only get labels."""
     settled: int
@@ -105,11 +119,9 @@ class Proposal:
     """GiB of one MPS client, by product. Empty in other modes; cards that our table does not have are left out."""
     client_threads: int = 0
     """Percentage of a GPU's threads that one MPS client may use. 0 in other modes."""
-
-    @property
-    def changes(self) -> bool:
-        """Whether any node of the pool would change."""
-        return bool(self.steps)
+    lasts: tuple[timedelta, timedelta] | None = None
+    """How long all changes together take at least and at most, counted from now (`foresee`), or None if that is
+    unknown."""
 
     @property
     def disruption(self) -> DisruptionClass:
@@ -141,11 +153,14 @@ def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) ->
 
 
 def tell_proposal(
-    policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
+    policy: PolicyView,
+    plan: RolloutPlan,
+    snapshot: ClusterSnapshot,
+    now: datetime,
 ) -> Proposal:
     """Return what the plan means for this policy and its pool: whether the policy is accepted, which nodes change, are
-    adopted or are left out, and the devices of the pool before and after. `plan` must have been made from this
-    snapshot, with this policy. Nothing is written."""
+    adopted or are left out, and the devices of the pool before and after. How long it takes is left out. `plan` must
+    have been made from this snapshot, with this policy. Nothing is written."""
     pool = members(policy, plan, snapshot)
     status = tell_status(policy, plan, snapshot, {}, now)
     accepted = next(row for row in status["conditions"] if row["type"] == ConditionType.ACCEPTED)
@@ -162,15 +177,24 @@ def tell_proposal(
         before.update(resources)
         after.update(plan.targets.get(verdict.node, resources))
     vanishing = tuple(_vanishing(before, after, names, snapshot, plan.afterwards))
+    left_out = tuple(
+        v for v in pool.verdicts if v.node not in {*names, *adopted} and v.phase is not Phase.SYNCED
+    )
+    unseen = {
+        one.node.name
+        for one in plan.pools[policy.name].members
+        if isinstance(one.assessment, Unobserved | None)
+    }
     return Proposal(
         policy=policy.name,
         accepted=accepted["status"] == "True",
         about=accepted["message"],
         reason=accepted["reason"],
         steps=tuple(_steps(policy, changing, plan, snapshot, now)),
-        left_out=tuple(
-            v for v in pool.verdicts if v.node not in {*names, *adopted} and v.phase is not Phase.SYNCED
-        ),
+        left_out=left_out,
+        unread=tuple(v for v in left_out if v.node in unseen or v.reason.keeper in ("agent", "kubelet")),
+        lost=pool.lost,
+        coming=pool.coming,
         adopted=adopted,
         settled=sum(verdict.phase is Phase.SYNCED for verdict in pool.verdicts),
         before=dict(sorted(before.items())),
@@ -185,6 +209,32 @@ def tell_proposal(
         client_threads=client_threads(policy.spec.mps.replicas) if policy.spec and policy.spec.mps else 0,
         client_memory=dict(_client_memory(policy, plan.pools[policy.name].names, snapshot)),
     )
+
+
+def foresee(
+    pool: Pool, snapshot: ClusterSnapshot, now: datetime, count: int, past: Sequence[timedelta]
+) -> tuple[timedelta, timedelta] | None:
+    """Return how long the changes of `count` nodes of the pool take at least and at most, counted from `now`, if each
+    takes as long as the fastest or the slowest of the `past` changes, as many nodes change at once as may, and nodes
+    start only within the windows and after the soak of the canaries. None if there are no past changes, if no node
+    may start, or if the windows that can be foreseen do not suffice."""
+    at_once, pooled = min(pool.limit, snapshot.settings.max_in_flight), pool.pooled(now)
+    if not past or not count or not at_once or pooled is None:
+        return None
+    canary, first, soak, begins = find_canary(pooled), 0, timedelta(0), now
+    if isinstance(canary, Finding):
+        begins = max(now, canary.until or now)
+    elif canary is not None and pooled.spec.rollout.canary is not None and canary < count:
+        first, soak = -(-canary // at_once), parse_duration(pooled.spec.rollout.canary.soak)
+        count -= canary
+    nodes, ends = [member.node for member in pooled.members], []
+    for took in (min(past), max(past)):
+        lengths = [took] * (first + -(-count // at_once))
+        if first:
+            lengths[first - 1] += soak
+        ends.append(foresee_end(pooled.spec, pooled.policy.zones, nodes, begins, lengths))
+    soonest, latest = ends
+    return (soonest - now, latest - now) if soonest is not None and latest is not None else None
 
 
 def _single_would_do(

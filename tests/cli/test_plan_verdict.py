@@ -1,0 +1,271 @@
+"""The verdict of `plan` in text, data and exit status, and what `-f` and `--fail-on` take (cli/changing/conclusion.py,
+cli/live/files.py, report/proposal.py, pools/hours.py)."""
+
+import asyncio
+import io
+import json
+import re
+import sys
+from datetime import UTC, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hack.sim.fakefaults import EVER
+from hack.sim.workloads import SimWorkload
+from tests.cli.asking import ME, Answered, ask, install, operated, writes, written
+from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, nodes, open_scene, policy
+from tests.fakes.virtualtime import virtual_now, virtually
+
+from gpusharing.cli.live.files import read_policies
+from gpusharing.cli.shell.troubles import CANNOT, CHANGES, DONE, FAILED, FAILED_ON, UNKNOWN, Trouble, worst
+from gpusharing.kube.client import GPUNODES
+from gpusharing.kube.errors import Forbidden
+
+
+async def both(scene: Scene, *words: str) -> tuple[Answered, dict[str, Any]]:
+    """The answer to `plan` with these words as text, and its verdict as data, which have to agree."""
+    told = await ask(scene.e.cluster, "plan", *words)
+    data = await ask(scene.e.cluster, "plan", "-o", "json", *words)
+    verdict = data.data["verdict"]
+    assert told.status == data.status == verdict["exitStatus"]
+    first, _, _ = told.out.partition("\n\n")
+    assert " ".join(first.split()).startswith(" ".join(verdict["message"].split()))
+    return told, verdict
+
+
+@virtually
+async def test_a_policy_whose_nodes_all_follow_another_one_cannot_be_carried_out(tmp_path: Path) -> None:
+    async with operated(2) as scene:
+        scene.apply(FULL, priority=5)
+        await scene.ready()
+        told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED, "late")))
+    assert (told.status, verdict["outcome"], verdict["nodes"]) == (CANNOT, "cannot", 0)
+    assert verdict["message"].startswith(
+        "Cannot: late: other policies (pool-b) own every node that spec.nodeSelector selects (gpu-1, gpu-2)."
+    )
+
+
+@virtually
+async def test_before_an_agent_has_reported_it_is_unknown_what_would_happen(tmp_path: Path) -> None:
+    async with open_scene(*nodes(2), start=False, played=False) as scene:
+        install(scene.e.cluster)
+        told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED)))
+    assert (told.status, verdict["outcome"]) == (UNKNOWN, "unknown")
+    assert "Unknown: pool-b: gpu-1, gpu-2: " in told.out
+    assert "agent" in verdict["message"]
+    assert "nothing to change" not in told.out
+
+
+@virtually
+async def test_a_node_that_only_a_person_can_free_is_counted_apart(tmp_path: Path) -> None:
+    async with operated(2) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.cordon("gpu-1")
+        told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED)))
+    assert told.status == CHANGES
+    assert verdict["message"].startswith(
+        "Changes: 2 nodes will change (1 of them only after a person has acted)"
+    )
+
+
+@virtually
+async def test_of_several_policies_the_gravest_outcome_counts_and_the_changes_are_told_too(
+    tmp_path: Path,
+) -> None:
+    bad = policy({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}}, "bad", "nowhere")
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED), bad))
+        data = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, policy(MIXED), bad))
+    assert (told.status, verdict["nodes"]) == (CANNOT, 1)
+    assert "Cannot: bad: spec.timeSlicing.replicas" in told.out
+    assert "1 node will change and 0 pods will be evicted" in " ".join(told.out.split())
+    assert {one["name"]: one["verdict"]["exitStatus"] for one in data.data["policies"]} == {
+        "bad": CANNOT,
+        "pool-b": CHANGES,
+    }
+
+
+@virtually
+async def test_without_a_policy_there_is_nothing_to_do() -> None:
+    async with operated(1) as scene:
+        told, _ = await both(scene)
+    assert (told.status, told.out.splitlines()[0]) == (DONE, "Nothing to do: there is no policy.")
+
+
+# --- how long ----------------------------------------------------------------------------------------------------
+
+
+@virtually
+async def test_how_long_the_changes_take_is_a_range_from_those_that_were_made(tmp_path: Path) -> None:
+    async with operated(4) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.apply(MIXED, rollout=at_once(4))
+        await scene.ready()
+        one, slow = await both(scene, "-f", written(tmp_path, policy(FULL, rollout=at_once(1))))
+        _, fast = await both(scene, "-f", written(tmp_path, policy(FULL, rollout=at_once(4))))
+        soaked = at_once(1, canary={"nodes": 1, "soak": "6h"})
+        _, canary = await both(scene, "-f", written(tmp_path, policy(FULL, rollout=soaked)))
+        scene.e.cluster.faults.fail("get", GPUNODES, Forbidden("no"), times=EVER, identity=ME)
+        _, blind = await both(scene, "-f", written(tmp_path, policy(FULL)))
+    assert "This takes about " in one.out
+    assert "; takes about " in one.out
+    assert 0 < fast["secondsAtLeast"] <= fast["secondsAtMost"]
+    assert slow["secondsAtLeast"] == pytest.approx(4 * fast["secondsAtLeast"], abs=4)
+    assert canary["secondsAtMost"] == pytest.approx(slow["secondsAtMost"] + 6 * 3600, abs=4)
+    assert (blind["secondsAtLeast"], blind["secondsAtMost"]) == (None, None)
+    assert "How long this takes is unknown" in blind["message"]
+
+
+@virtually
+async def test_windows_are_part_of_how_long_the_changes_take(tmp_path: Path) -> None:
+    """A window of an hour has room for one start with the default drain.timeout; four nodes take four days."""
+    async with operated(4) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.apply(MIXED, rollout=at_once(4))
+        await scene.ready()
+        opens = (virtual_now() + timedelta(hours=3)).astimezone(UTC)
+        windows = [{"schedule": f"{opens.minute} {opens.hour} * * *", "duration": "31m"}]
+        edit = policy(FULL, rollout=at_once(1, windows=windows), drain={"timeout": "30m"})
+        told, verdict = await both(scene, "-f", written(tmp_path, edit))
+        short = policy(
+            FULL, rollout=at_once(1, windows=[{**windows[0], "duration": "5m"}]), drain={"timeout": "30m"}
+        )
+        _, never = await both(scene, "-f", written(tmp_path, short))
+    assert told.status == CHANGES
+    assert timedelta(days=3) < timedelta(seconds=verdict["secondsAtLeast"]) < timedelta(days=4)
+    assert never["secondsAtLeast"] is None
+
+
+# --- --fail-on ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pods", "spec", "words", "status", "found"),
+    [
+        (0, MIXED, "evictions,shortfall", DONE, []),
+        (2, MIXED, "evictions", FAILED_ON, ["evictions"]),
+        (2, MIXED, "shortfall, evictions", FAILED_ON, ["shortfall", "evictions"]),
+        (2, FULL, "evictions,shortfall", DONE, []),
+    ],
+    ids=["an idle node", "a pod leaves", "its resource vanishes", "nothing to do"],
+)
+@virtually
+async def test_what_fails_in_ci(
+    tmp_path: Path, pods: int, spec: dict[str, Any], words: str, status: int, found: list[str]
+) -> None:
+    async with operated(1, workloads=[SimWorkload("llm", pods)]) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        await scene.running("llm", pods)
+        told, verdict = await both(scene, "--fail-on", words, "-f", written(tmp_path, policy(spec)))
+    assert (told.status, verdict["failedOn"]) == (status, found)
+
+
+@virtually
+async def test_a_refused_policy_fails_in_ci_whatever_was_named_and_an_unknown_word_is_named(
+    tmp_path: Path,
+) -> None:
+    bad = written(tmp_path, policy({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}}))
+    async with operated(1) as scene:
+        told, _ = await both(scene, "--fail-on", "evictions", "-f", bad)
+        with pytest.raises(
+            Trouble, match="--fail-on has no word 'eviction'; use one or more of evictions,shortfall"
+        ):
+            await ask(scene.e.cluster, "plan", "--fail-on", "eviction")
+    assert told.status == CANNOT
+
+
+@pytest.mark.parametrize(
+    ("statuses", "found"),
+    [
+        ([], DONE),
+        ([DONE, CHANGES], CHANGES),
+        ([CANNOT, FAILED, UNKNOWN], FAILED),
+        ([UNKNOWN, CANNOT], UNKNOWN),
+    ],
+)
+def test_of_several_exit_statuses_an_error_counts_most_then_the_highest(
+    statuses: list[int], found: int
+) -> None:
+    assert worst(statuses) == found
+
+
+# --- before the installation ---------------------------------------------------------------------------------------
+
+BARE = {"metadata": {"name": "cluster-policy"}, "spec": {}, "status": {"state": "ready"}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "status", "changing"),
+    [(MIXED, CHANGES, 2), (SLICED, CHANGES, 2), (FULL, DONE, 0)],
+    ids=["MIG", "time-slicing", "as it is"],
+)
+@virtually
+async def test_before_the_installation_the_plan_is_an_estimate(
+    tmp_path: Path, spec: dict[str, Any], status: int, changing: int
+) -> None:
+    workload = SimWorkload("llm", 1)
+    async with open_scene(*nodes(2), start=False, cluster_policy=BARE, workloads=[workload]) as scene:
+        await scene.running("nvidia-mig-manager", 2)
+        await scene.running("llm", 1)
+        told, verdict = await both(scene, "-f", written(tmp_path, policy(spec)))
+        assert writes(scene.e.cluster) == []
+    assert (told.status, verdict["nodes"], verdict["estimate"]) == (status, changing, True)
+    assert "(estimate, because the operator is not installed): " in told.out
+    assert "No agent has read the GPUs" in told.out
+    assert verdict["pods"] == (1 if changing else 0)
+
+
+@virtually
+async def test_before_the_installation_labels_that_tell_nothing_leave_it_unknown(tmp_path: Path) -> None:
+    async with open_scene(*nodes(1), start=False, cluster_policy=BARE) as scene:
+        await asyncio.sleep(60)
+        scene.person("gpu-1", {"metadata": {"labels": {"nvidia.com/gpu.product": None}}})
+        told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED)))
+    assert told.status == UNKNOWN
+    assert "the resources that it advertises do not show which GPUs it has" in verdict["message"]
+
+
+@virtually
+async def test_before_the_installation_a_cluster_without_the_gpu_operator_is_told_so(tmp_path: Path) -> None:
+    async with open_scene(*nodes(1), start=False, cluster_policy=None, played=False) as scene:
+        told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED)))
+    assert told.status == CANNOT
+    assert "no ClusterPolicy found" in verdict["message"]
+
+
+# --- -f ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_several_files_and_standard_input_are_read_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pools"
+    (folder / "deeper").mkdir(parents=True)
+    (folder / "a.yaml").write_text(json.dumps(policy(FULL, "a")))
+    (folder / "b.json").write_text(json.dumps(policy(FULL, "b")))
+    (folder / "notes.txt").write_text("{{")
+    (folder / "deeper" / "z.yaml").write_text("{{")
+    service = {"kind": "Service", "metadata": {"name": "s"}}
+    built = [policy(FULL, "c"), service, {"kind": "List", "items": [policy(FULL, "d")]}]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n---\n".join(json.dumps(one) for one in built)))
+    found, others = read_policies([str(folder), "-", written(tmp_path, policy(FULL, "e"))])
+    assert [one["metadata"]["name"] for one in found] == ["a", "b", "c", "d", "e"]
+    assert others == ("-: Service/s is ignored",)
+
+
+def test_a_directory_with_a_kustomization_is_refused_with_the_command_that_builds_it(tmp_path: Path) -> None:
+    (tmp_path / "kustomization.yaml").write_text("resources: [a.yaml]")
+    with pytest.raises(Trouble, match=re.escape(f"kubectl kustomize {tmp_path} | kubectl gpusharing plan -f -")):
+        read_policies([str(tmp_path)])
+
+
+def test_a_directory_without_policies_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Trouble, match=f"there is no GPUSharingPolicy in {tmp_path}"):
+        read_policies([str(tmp_path)])
