@@ -1,8 +1,8 @@
 """The only place that starts an actuator: it writes what the actuator follows at the point of no return (PNR) and
 restarts its pods.
 
-A run begins only on a node that was just proven idle, be it the first run, a retry, a repetition after a fault, or the
-next step. A plugin restart disturbs no pod, so it needs no idle node and never changes a GPU.
+A run begins only on a node that was just proven idle, whether for the first run, a retry, a repetition after a fault
+or the next step. A plugin restart disturbs no pod, so it needs no idle node and never changes a GPU.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
 """
@@ -39,12 +39,12 @@ def run(
     again: bool = False,
     step_proven: bool = False,
 ) -> Verdict:
-    """Return the verdict for the next step of a change: towards an idle node or, once the node is proven idle, through
-    the PNR. A plugin restart needs no idle node: it passes the PNR as soon as `_waiting` finds nothing to wait for.
-    If the change turns out to need an idle node after all, it starts over (`start_anew`).
+    """Return the verdict for the next step of a change: make the node idle or, once it is proven idle, pass the PNR. A
+    plugin restart needs no idle node: it passes the PNR as soon as `_waiting` finds nothing to wait for. If the change
+    turns out to need an idle node after all, the change starts over (`start_anew`).
 
-    `again`: the last run is repeated, with what it wrote and with new pods. `step_proven`: the previous step is
-    proven, and this is the next one.
+    `again`: the last run is repeated; the same values are written and the pods are replaced. `step_proven`: the
+    previous step is proven, and this is the next one.
     """
     goal = _goal(case, assessed, again=again)
     waiting = _waiting(case, assessed, goal, again=again)
@@ -57,9 +57,10 @@ def run(
 
 
 def start_anew(case: FencedCase) -> Verdict:
-    """Return the Aborting verdict for a change that began as a plugin restart and now needs an idle node. It releases
-    the node without a back-off, so that the node is fenced again with a cordon; a failure that the change had stays
-    recorded. A node that is being rolled back is Failed instead, because only its fence records the failure."""
+    """Return the Aborting verdict for a change that began as a plugin restart and now needs an idle node. The verdict
+    releases the node without a back-off, so that the node is fenced again with a cordon. If the change had failed, the
+    failure stays recorded. A node that is being rolled back becomes Failed instead, because only its fence records the
+    failure."""
     if goes_back(case):
         message = "the rollback needs an idle node, but this one is in use"
         return case.verdict(Phase.FAILED, Reason.ROLLING_BACK, message)
@@ -92,8 +93,8 @@ def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
 
 
 def _goal(case: FencedCase, assessed: Assessed, *, again: bool) -> Target:
-    """Return the target of this run. If the first of two steps is repeated, that is the intermediate stop, no matter
-    how far the node has come. Otherwise it is `assessed.goal`."""
+    """Return the target of this run. If the first of two steps is repeated, this is the intermediate stop, no matter
+    how far the node has come; otherwise it is `assessed.goal`."""
     return assessed.stop if again and case.fence.step < case.fence.steps else assessed.goal
 
 
@@ -126,12 +127,12 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
 def _begin(
     case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool = False
 ) -> Verdict:
-    """Return the Reconfiguring verdict of a node that is to pass the PNR now. Its only action is one PATCH, which
+    """Return the Reconfiguring verdict that takes the node past the PNR now. Its only action is one PATCH, which
     writes what the actuator needs for `goal` and moves the fence to the stage `actuating`. The verdict also says
     whether the next pass needs the node's pods.
 
     `idle` is the reading that proved the node idle. For a plugin restart it is None, and then nothing is written that
-    could change a GPU. `again` says whether the last run is repeated; the number of the attempt is then kept.
+    could change a GPU. `again`: the last run is repeated, and the attempt keeps its number.
     """
     message = f"changing to {goal.text}"
     verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message)
@@ -143,8 +144,8 @@ def _begin(
 def _actuate(
     case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool
 ) -> Actuate:
-    """Return the action that passes the PNR: one PATCH that writes the fence with the stage `actuating` and what
-    the actuator needs for `goal`. Parameters are those of `_begin`."""
+    """Return the action that passes the PNR: one PATCH that writes the fence with the stage `actuating` and what the
+    actuator needs for `goal`. The parameters are the same as those of `_begin`."""
     node, fence, policy = case.node, case.fence, assessed.policy
     writing = case.actuator.write(case, fence, goal, idle.observed if idle is not None else None, again)
     revision = find_revision(policy)

@@ -65,8 +65,9 @@ def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
     the agent; the reason ActuationInProgress becomes ActuatorStuck. A verdict that is Failed already, or that has
     an action of _STEPS, is returned unchanged.
 
-    An answer that is awaited from a Ready agent gets a little more time if no failure is recorded yet. Instead of
-    failing, the verdict may be another run that a person asked for, or a rollback (`_failed`).
+    If a Ready agent still owes an answer and no failure is recorded yet, the deadline is extended a little. Instead of
+    a Failed verdict, the result may be the verdict for another run that a person asked for or for a rollback
+    (`_failed`).
     """
     if verdict.phase is Phase.FAILED or any(isinstance(action, _STEPS) for action in verdict.actions):
         return verdict
@@ -108,8 +109,8 @@ class Situation(Generic[Looked]):
     """A situation of a node after the PNR, and what follows from it."""
 
     follow: Callable[[Looked, Reason], Verdict | None]
-    """Returns the verdict, or None if the node is not in this situation. The verdict has this reason unless a more
-    specific one is known."""
+    """Returns the verdict, or None if the node is not in this situation. The verdict has `reason` as its reason unless
+    a more specific one is known."""
     reason: Reason
     """The reason of the verdict."""
 
@@ -176,8 +177,8 @@ def _works_on(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _refused(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return the verdict with the reason why the policy, as it is now, gives the node no target, or None if there is
-    no such reason. The verdict is Verifying if the obstacle is momentary, else Failed."""
+    """Return the verdict that says why the policy, in its present form, gives the node no target, or None if the
+    policy was not refused. The verdict is Verifying if the obstacle is momentary, else Failed."""
     assessment = case.assessment
     if not isinstance(assessment, Refused):
         return None
@@ -198,8 +199,8 @@ def _not_asked(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _unobserved(case: FencedCase) -> Verdict:
-    """Return the Verifying verdict that waits for the agent's reading. If the reading is there but lacks something,
-    such as any GPU, the verdict says so."""
+    """Return the Verifying verdict that waits for the agent's reading. If there is a reading but it is incomplete, for
+    example because it has no GPU at all, the verdict says so."""
     assessment = case.assessment
     pending = assessment.pending if isinstance(assessment, Unobserved) else None
     if (
@@ -214,7 +215,7 @@ AIMLESS = (
     Situation(_refused, Reason.NOT_ACCEPTED),  # shown with the objection's own reason
     Situation(_not_asked, Reason.OBSERVATION_PENDING),
 )
-"""The first match wins; a test pins the order. When none applies, we wait for the agent's answer."""
+"""The first match wins; a test pins the order. If none applies, the node waits for the agent's answer."""
 
 
 # --- the node has a target ---------------------------------------------------------------------------------
@@ -227,13 +228,13 @@ class _Aimed:
     case: FencedCase
     assessed: Assessed
     aim: Target
-    """The target of the present step: that of the policy, or the intermediate stop before it."""
+    """The target of the present step: the policy's target, or the intermediate stop on the way to it."""
     on_course: bool
     """Whether what was written at the PNR leads to the aim. If not, the spec has changed since."""
     owed: bool
-    """Whether the fence records that another run towards the target is to begin."""
+    """Whether the fence records that another run towards the target is due."""
     trouble: Trouble | None
-    """What is wrong with the last run, or None if it has succeeded or no program could fail."""
+    """What is wrong with the last run, or None if it succeeded or involves no program that could fail."""
 
     @staticmethod
     def of(case: FencedCase, assessed: Assessed) -> "_Aimed":
@@ -249,15 +250,15 @@ class _Aimed:
         return run(self.case, self.assessed, again=again, step_proven=step_proven)
 
     def owe(self, reason: Reason, message: str, attempt: int, *, failed: bool = False) -> Verdict:
-        """Return the verdict that records in the fence that another run is to begin, as attempt number `attempt`.
-        `failed`: the change has failed so far."""
+        """Return the verdict that records in the fence that another run is due, as attempt number `attempt`. `failed`:
+        the change has failed so far."""
         verdict = self.case.verdict(Phase.RECONFIGURING, reason, message)
         return verdict.then(owe(self.case, self.assessed, attempt, failed=failed))
 
 
 def _aims_at(case: FencedCase, target: Target) -> bool:
     """Whether the fence records this target at the PNR: the same two configuration names and the same layout. The
-    layout may differ under the same names, because an administrator may have changed what a name means since."""
+    layout is compared too, because an administrator may since have given one of the names another meaning."""
     fence = case.fence
     aims = (fence.target_mig_config, fence.target_plugin_config, fence.to_layout)
     return aims == (target.mig_config, target.plugin_key, target.text)
@@ -271,8 +272,8 @@ def _old_pod(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _owes_run(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict for the run that the fence records as due. None if none is due towards the present target, or
-    if what was written last leads elsewhere."""
+    """Return the verdict for the run that the fence records as due. None if no run towards the present target is due,
+    or if the values written last lead to another target."""
     return aimed.run(again=True) if aimed.on_course and aimed.owed else None
 
 
@@ -284,9 +285,9 @@ def _still_at_work(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _stop_proven(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict that goes on to the second step, or None if the present step does not lead to the
-    intermediate stop, or if that is not proven yet. It counts as proven if the current request to the agent records
-    that (`prepares_next_step`)."""
+    """Return the verdict that begins the second step. None if the present step does not lead to the intermediate stop,
+    or if the stop is not proven yet. The stop counts as proven if the current request to the agent records the proof
+    (`prepares_next_step`)."""
     proven = aimed.on_course and aimed.aim is aimed.assessed.stop and prepares_next_step(aimed.case)
     return aimed.run(step_proven=True) if proven else None
 
@@ -299,8 +300,8 @@ def _run_ended(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return a verdict that records that the actuator is to run once more. None if nothing is wrong with it, the target
-    has changed, another run would not help, or the limit of attempts is reached."""
+    """Return a verdict that records that the actuator must run once more. None if the last run had no trouble, if the
+    target has changed, if another run would not help, or if the limit of attempts is reached."""
     trouble, attempt = aimed.trouble, aimed.case.fence.attempt
     if trouble is None or not aimed.on_course:
         return None
@@ -310,8 +311,8 @@ def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _incurable(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict of `_failed` with the trouble of the actuator, or None if it has none or the target has
-    changed."""
+    """Return the verdict of `_failed` for the actuator's trouble. None if the actuator has no trouble or the target
+    has changed."""
     if aimed.trouble is None or not aimed.on_course:
         return None
     return _failed(aimed.case, aimed.trouble.mismatch, known=True)
@@ -319,7 +320,7 @@ def _incurable(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 def _changed(aimed: _Aimed, reason: Reason) -> Verdict | None:
     """Return the verdict for a run towards a target that has changed. The node must be proven idle again first. None
-    if the deadline is over and the fence records no such run."""
+    if the deadline has passed and the fence does not record that such a run is due."""
     return aimed.run() if aimed.owed or not is_late(aimed.case) else None
 
 
@@ -342,14 +343,14 @@ AIMED = (
     Situation(_incurable, Reason.ACTUATOR_FAILED),  # shown with what the actuator says
     Situation(_changed, Reason.ACTUATION_IN_PROGRESS),
 )
-"""The first match wins; a test pins the order. A recorded run is done before anything new is decided, and a run that
-is under way may end. When none applies, the spec was changed after the deadline: another run is owed, with a deadline
-of its own."""
+"""The first match wins; a test pins the order. A run that the fence records as due comes before any new decision, and
+a run that is under way may finish. If none applies, the spec was changed after the deadline: another run is due, with
+a deadline of its own."""
 
 
 def _at_work(case: FencedCase, trouble: Trouble) -> Verdict:
     """Return the Reconfiguring verdict of a node on which the actuator is at work, with the reason and message of
-    `trouble`. It wakes when time alone may change what the actuator shows."""
+    `trouble`. The verdict wakes when the mere passing of time may change the state that the actuator shows."""
     mismatch = trouble.mismatch
     return case.verdict(
         Phase.RECONFIGURING, mismatch.reason, mismatch.message, wake=case.actuator.next_look(case, case.fence)
@@ -362,7 +363,7 @@ def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
 
     If a person asked for another try and the node has a target, return the verdict that records a new run instead:
     everything is written again and the pods restart. If the policy says Rollback and a rollback is possible, return
-    its verdict; see `turn_back`. `known`: the present state of the node was read.
+    its verdict; see `turn_back`. `known`: the present state of the node is known.
     """
     if was_asked_again(case) and isinstance(case.assessment, Assessed):
         verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "trying again on request")

@@ -19,11 +19,12 @@ from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.target import Target
 
 PROOF = 120.0
-"""How many seconds the readings and LISTs may take that prove a node idle."""
+"""How many seconds the readings and LISTs that prove a node idle may take."""
 
 
 def actuation_limit(spec: GPUSharingPolicySpec) -> timedelta:
-    """Return the time from the PNR until the node counts as Failed: actuation and verification together."""
+    """Return the time from the PNR until the node counts as Failed: the sum of the time-outs for actuation and
+    verification."""
     timeouts = spec.rollout.timeouts
     return parse_duration(timeouts.actuation) + parse_duration(timeouts.verification)
 
@@ -35,18 +36,18 @@ def owed_for(target: Target) -> str:
 
 
 def owed_by(proof: Verified) -> str:
-    """Return the string that `owed_for` returns for the target that this proof is about."""
+    """Return the string that `owed_for` returns for the target of this proof."""
     return f"{proof.mig_config} {proof.plugin_config} {proof.layout}".strip()
 
 
 def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
-    """Return the action that records in the fence that another run of the actuators towards the target of `assessed`
-    is to begin, once the node is proven idle again. It sets a new deadline for that, `drain.timeout` and the time
-    of the proof from now on. The retry annotation counts as answered. With `failed`, the change no longer counts as
-    failed, but the fence keeps the version of the spec that failed. A rollback stays a rollback.
+    """Return the action that notes in the fence that the actuators must run again towards the target of `assessed`,
+    once the node is proven idle again. The new deadline is now plus `drain.timeout` plus the time allowed for the
+    proof. The retry annotation counts as answered. With `failed`, the change no longer counts as failed, but the fence
+    keeps the version of the spec that failed. A rollback stays a rollback.
 
-    The record is written before the run, so that nothing is repeated after a crash in between, and a pod can block the
-    run only for a limited time.
+    The note is written before the run. So a crash in between repeats nothing, and a pod can block the run only for a
+    limited time.
     """
     return UpdateFence(
         case.node,
@@ -68,10 +69,10 @@ def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = Fa
 
 
 def note_failure(case: FencedCase, verdict: Verdict) -> Verdict:
-    """Return the verdict of a node past the PNR. If it is Failed for the first time, an action is added at its end
-    that records the failure in the fence; without the record, a clock that is set back would undo the failure, and
-    a halted rollout would continue. Unchanged if the fence belongs to an earlier Node of this name, or if no policy
-    drives the node."""
+    """Return the verdict of a node past the PNR. If the verdict is Failed for the first time, a last action is added
+    that records the failure in the fence. Without the record, a clock that is set back would undo the failure, and a
+    halted rollout would continue. The verdict is unchanged if the fence belongs to an earlier Node of this name, or if
+    no policy drives the node."""
     ours = case.fence.node_uid == case.node.uid and case.assessment is not None
     if verdict.phase is not Phase.FAILED or case.fence.failed is not None or not ours:
         return verdict
@@ -79,26 +80,27 @@ def note_failure(case: FencedCase, verdict: Verdict) -> Verdict:
 
 
 def still_failed(case: FencedCase) -> datetime | None:
-    """Return when the change was seen to have failed, or now if the recorded time is in the future. None if it has not
-    failed. Only a proof, a person or another generation clears a failure; a run that begins by itself does not."""
+    """Return when the failure of the change was noticed, or now if the recorded time is in the future. None if the
+    change has not failed. Only a proof, a person or another generation clears a failure; a run that begins by itself
+    does not."""
     return None if case.fence.failed is None else min(case.fence.failed, case.now)
 
 
 def is_late(case: FencedCase) -> bool:
-    """Whether the fence's deadline has passed, or had passed when the failure was recorded. Meant for a change past
-    the PNR."""
+    """Whether the fence's deadline has passed, or had passed when the failure was recorded. The answer makes sense
+    only for a change past the PNR."""
     failed, deadline = case.fence.failed, case.fence.deadline
     return case.now >= deadline or (failed is not None and failed >= deadline)
 
 
 def proof_time(case: NodeCase) -> timedelta:
-    """Return how long it may take to prove a node idle after its pods are gone: the time for the configuration, the
-    readings and the LISTs."""
+    """Return how long it may take to prove a node idle after its pods are gone: the time for the configuration to
+    reach the node, for the readings and for the LISTs."""
     return timedelta(seconds=case.settings.config_propagation + PROOF)
 
 
 def was_asked_again(case: FencedCase) -> bool:
-    """Whether a person set a new value of the retry annotation since the present attempt began."""
+    """Whether a person has given the retry annotation a new value since the present attempt began."""
     return is_new_value(case.node.retry, case.fence.retry)
 
 
@@ -117,8 +119,9 @@ def retry_command(node: str, answered: str) -> str:
 
 def goes_back(case: FencedCase) -> bool:
     """Whether the node is being rolled back to what was proven on it last. False while no policy drives the node. A
-    person's retry or a policy that was created again ends the rollback, because then the policy's target is wanted.
-    So does another generation, unless the policy is paused now or only its deletion changed the generation."""
+    person's retry or a policy that was created again ends the rollback, because then the policy's target is wanted. A
+    new generation of the policy ends it too, unless the policy is paused now or only its deletion changed the
+    generation."""
     fence, assessment = case.fence, case.assessment
     if not fence.rolls_back or assessment is None or was_asked_again(case):
         return False
@@ -147,9 +150,9 @@ def failed_in(node: NodeView, policy: PolicyView) -> SpecVersion | None:
 
 
 def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
-    """Whether the node failed in this generation, and was then rolled back or released to start over. Among candidates
-    these are the nodes that a person wants tried again, so a hold that keeps other nodes from starting because of
-    the failure does not apply to them."""
+    """Whether the node failed in this generation, and was then rolled back or released to start over. A candidate for
+    which this is true is one that a person wants tried again. It is therefore exempt from the hold that keeps other
+    nodes from starting because of the failure."""
     deferred = node.deferred
     if deferred is not None and deferred.failed_version == policy.version:
         return True
@@ -161,8 +164,8 @@ def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
 
 def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
     """Return the record of the back-off after this abort: `abort_backoff` seconds (5 min by default), doubled with
-    each abort within one generation of a policy, up to 64 times as long. The record also has `reason` and, if the
-    change had failed, the version of the spec that failed."""
+    each abort within one generation of a policy, up to 64 times the first wait. The record also has `reason` and, if
+    the change had failed, the version of the spec that failed."""
     earlier, version = case.node.deferred, case.fence.version
     if not version.uid and case.assessment is not None:
         version = replace(version, uid=case.assessment.policy.uid)
@@ -175,8 +178,8 @@ def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
 
 
 def remembered(case: FencedCase, reason: Reason) -> Deferred | None:
-    """Return the record, without a back-off, that the change had failed, to be left on a node that is released. None
-    if the change had not failed, or if the last proof records the failure already."""
+    """Return the record that is left on a released node to remember that its change had failed. The record has no
+    back-off. None if the change had not failed, or if the last proof records the failure already."""
     proof, failed = case.node.verified, _failed_version(case.fence)
     if failed is None or (proof is not None and proof.failed_version == failed):
         return None
@@ -186,7 +189,8 @@ def remembered(case: FencedCase, reason: Reason) -> Deferred | None:
 def _failed_version(fence: Fence) -> SpecVersion | None:
     """Return the version of the spec under which the change in flight failed, or None if it has not failed.
 
-    If it goes on after a failure and has not failed again, that is the version recorded at the earlier failure.
+    If the change continues after a failure and has not failed again, the version recorded at the earlier failure is
+    returned.
     """
     return fence.failed_version if fence.failed is None else fence.version
 
@@ -213,7 +217,7 @@ def may_correct_at_once(case: NodeCase) -> bool:
 
 
 def was_corrected(case: NodeCase, policy: PolicyView) -> bool:
-    """Whether drift was corrected already in the present generation of this policy."""
+    """Whether drift has already been corrected in the present generation of this policy."""
     verified = case.node.verified
     return verified is not None and _corrected_in(verified, policy) == policy.generation
 
@@ -231,10 +235,10 @@ def corrects_drift(fence: Fence, policy: PolicyView) -> bool:
 
 
 def adopted(case: NodeCase, assessed: Assessed) -> Verified:
-    """Return the proof for a node that matches its target without a change by us. From an earlier proof it keeps the
-    time and duration of the last change and the generation in which this policy corrected drift. If that proof is
-    for the same policy, it also keeps what was recorded about the change; after a rollback that is only the failed
-    version."""
+    """Return the proof for a node that matches its target without a change by us. The new proof takes from an earlier
+    one the time and duration of the last change and the generation in which this policy corrected drift. If the
+    earlier proof is for the same policy, its record of the change is kept too; after a rollback, only the failed
+    version is kept."""
     target, policy, earlier = assessed.target, assessed.policy, case.node.verified
     record = Verified(
         case.owner_name,
@@ -265,8 +269,9 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
 
 
 def _took(fence: Fence, now: datetime) -> int:
-    """Return how many seconds the change took, at least 1. Return 0 if the change has no recorded start, or if it
-    counted as failed before its deadline: then somebody repaired it, and the time says nothing."""
+    """Return how many seconds the change took, at least 1. Return 0 if the change has no recorded start, or if the
+    change counted as failed before its deadline: then somebody repaired the node, and the elapsed time means nothing.
+    """
     repaired = fence.failed is not None and fence.failed < fence.deadline
     return 0 if repaired or fence.began is None else max(1, round((now - fence.began).total_seconds()))
 

@@ -41,15 +41,15 @@ from gpusharing.planning.wanted.assess import Assessed, Refused
 
 
 def before_pnr(case: FencedCase) -> Verdict:
-    """Return the verdict with the next step of a node whose fence stage is `fenced`. It shows no deadline once the
-    deadline has no effect."""
+    """Return the verdict with the next step of a node whose fence stage is `fenced`. The verdict shows no deadline
+    once the deadline has no effect."""
     verdict = _next_step(case)
     return replace(verdict, deadline=None) if outlasts(case) else verdict
 
 
 def _next_step(case: FencedCase) -> Verdict:
-    """Return the next step: give the change up, end the wait for jobs, wait for what holds the change up or for the
-    cordon to settle, begin the wait for jobs, or continue towards an idle node."""
+    """Return the verdict for the next step: give the change up, end the wait for jobs, wait until nothing holds the
+    change up or the cordon has settled, begin the wait for jobs, or go on making the node idle."""
     if (ending := find_ending(case)) is not None:
         return ending
     if (ended := _end_jobs(case)) is not None:
@@ -75,11 +75,11 @@ def _next_step(case: FencedCase) -> Verdict:
 
 
 def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
-    """Return the Cordoned verdict of a change that cannot continue for now, although its deadline stays.
+    """Return the Cordoned verdict of a change that cannot continue for now. The deadline is not extended.
 
     If the drain waits for jobs, the pods are still listed, because the wait ends with the last job. If the policy says
-    Hold and the deadline is over, the change waits until the obstacle ends or a person gives it up, and the message
-    has the command for that.
+    Hold and the deadline is over, the change waits until the obstacle is gone or a person aborts the change, and the
+    message has the command for the abort.
     """
     if not case.fence.jobs:
         if outlasts(case):
@@ -96,11 +96,11 @@ def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
 
 def _begin_jobs(case: FencedCase) -> Verdict | None:
     """Return the verdict that sets the fence's deadline to the time when the last job must have ended. None if there
-    are no jobs, the pods were not listed, or the deadline is right already. After the jobs, the drain gets the
-    whole of `drain.timeout`.
+    are no jobs, the pods were not listed, or the deadline is already right. Once the jobs have ended, the drain gets
+    the whole of `drain.timeout`.
 
     During the wait the deadline is only extended, and only to what the policy says now. An unlimited wait gets a limit
-    if the policy is edited so.
+    if somebody edits the policy to set one.
     """
     plan, fence = case.drain, case.fence
     if plan is None or plan.jobs_until is None:
@@ -115,9 +115,9 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
 
 
 def _end_jobs(case: FencedCase) -> Verdict | None:
-    """Return the verdict that starts the time of the drain, `drain.timeout` from now, because no job is left. None if
-    the drain does not wait for jobs, if some are left, if the pods were not listed, or if no readable policy drives
-    the node. The caller asks this even if something else holds the drain up, because the wait for jobs may be
+    """Return the verdict that sets the drain's deadline to `drain.timeout` from now, because no job is left. None if
+    the drain does not wait for jobs, if jobs are left, if the pods were not listed, or if no readable policy drives
+    the node. The caller checks this even while something else holds the drain up, because the wait for jobs may be
     unlimited."""
     plan, fence = case.drain, case.fence
     spec = case.assessment.policy.spec if case.assessment is not None else None
@@ -129,7 +129,8 @@ def _end_jobs(case: FencedCase) -> Verdict | None:
 
 
 def _set_clock(case: FencedCase, plan: DrainPlan, verdict: Verdict, fence: Fence) -> Verdict:
-    """Return the verdict with what the drain shows, and with the write of `fence`, which has a new deadline."""
+    """Return `verdict` with the number of GPU pods and the blockers of `plan`, and with the write of `fence` as its
+    only action. The next pass needs the node's pods."""
     verdict = replace(verdict, pods=plan.holders, blockers=plan.blockers, wants_pods=True)
     return verdict.then(UpdateFence(case.node, fence))
 
@@ -147,9 +148,10 @@ class Ending:
     """A cause that ends a change before the PNR."""
 
     find: Callable[[FencedCase], str | Finding]
-    """Returns the message, or a Finding if it has a reason of its own. Empty if the change goes on."""
+    """Returns the message, or a Finding if the cause has a reason of its own. The message is empty if the change goes
+    on."""
     reason: Reason
-    """The reason for which the change ends, unless its Finding has one of its own."""
+    """The reason of the verdict that ends the change, unless the Finding has one of its own."""
     defer: bool = False
     """Whether the next attempt waits for a back-off, because it could end in the same way."""
 
@@ -206,7 +208,7 @@ def _unapproved(case: FencedCase) -> str:
     no approval.
 
     An edit that keeps the target, such as a pause, keeps the class of disruption too, so the approval still covers it.
-    A change that began without an approval needs one once the policy was edited.
+    A change that began without an approval needs one once the policy has been edited.
     """
     assessment, fence = case.assessment, case.fence
     policy = assessment.policy if assessment is not None else None
@@ -222,7 +224,7 @@ def _unapproved(case: FencedCase) -> str:
 
 
 def _other_owner(case: FencedCase) -> str:
-    """Return the message that another policy owns the node now, or an empty string if not."""
+    """Return the message that another policy owns the node now, or an empty string if none does."""
     return _disowned(case) if case.owner_name else ""
 
 
@@ -242,8 +244,8 @@ def _disowned(case: FencedCase) -> str:
 
 
 def _refused(case: FencedCase) -> str | Finding:
-    """Return the objection to the policy or to its target on this node, or an empty string if there is none or it is
-    momentary."""
+    """Return the objection to the policy or to its target on this node, or an empty string if there is no objection or
+    only a momentary one."""
     assessment = case.assessment
     if not isinstance(assessment, Refused) or Mark.MOMENTARY in assessment.objection.reason.marks:
         return ""
@@ -251,16 +253,16 @@ def _refused(case: FencedCase) -> str | Finding:
 
 
 def _as_wanted(case: FencedCase) -> str:
-    """Return the message that the node already matches its target, or an empty string if it does not or nobody
-    knows."""
+    """Return the message that the node already matches its target, or an empty string if it does not or that is
+    unknown."""
     assessment = case.assessment
     as_wanted = isinstance(assessment, Assessed) and assessment.mismatch is None
     return "the node already matches its target, so nothing is left to change" if as_wanted else ""
 
 
 def _now_cordons(case: FencedCase) -> str:
-    """Return the message that a change which began without a cordon now needs an idle node, or an empty string if
-    not."""
+    """Return the message that the change began without a cordon but now needs an idle node, or an empty string if that
+    is not so."""
     assessment = case.assessment
     cordons = isinstance(assessment, Assessed) and assessment.disruption.cordons
     anew = cordons and not case.fence.disruption.cordons
@@ -309,9 +311,9 @@ def _jobs_late(case: FencedCase) -> str:
 
 
 def _late(case: FencedCase) -> str | Finding:
-    """Return why the change ends, because its deadline and the extra time of `_limit` are over, else an empty string.
-    It also goes on if the policy says Hold, while the pods still have to be listed (`_unlooked`), and while the
-    fence waits for jobs of which no LIST shows any. What a LIST shows counts more than the clock."""
+    """Return the message that ends the change because its deadline and the extra time of `_limit` are over, or an
+    empty string. The change goes on if the policy says Hold, while the pods still have to be listed (`_unlooked`), and
+    while the fence waits for jobs but no LIST shows any. What a LIST shows counts more than the clock."""
     if holds(case) or _unlooked(case):
         return ""
     plan = case.drain
@@ -327,8 +329,8 @@ def _unlooked(case: FencedCase) -> bool:
     if the change needs no cordon.
 
     An operator that was not running for a while may find the pods gone, and what a LIST shows counts more than the
-    clock (docs/design/drain.md#x10). A LIST that fails shows nothing. It is repeated for as long as a proof may take,
-    but not longer, because the operator may lack the right to list pods.
+    clock (docs/design/drain.md#x10). A failed LIST shows nothing. LISTs are repeated for as long as a proof may take,
+    but no longer, because the operator may lack the right to list pods.
     """
     assessment, fence = case.assessment, case.fence
     if not fence.disruption.cordons or case.now < fence.deadline:
@@ -364,8 +366,8 @@ programs come before the deadline, so that an abort names its real cause."""
 
 def _limit(case: FencedCase) -> datetime:
     """Return when the change ends by the clock: at the deadline, plus extra time in two cases. If no pod is left, or
-    if the change needs no cordon, there is time for the proof. If only terminating pods are left and the policy
-    deletes by force, there is time for their termination."""
+    if the change needs no cordon, the extra time is for the proof. If only terminating pods are left and the policy
+    deletes by force, it is for their termination."""
     gone = not case.fence.disruption.cordons
     if case.drain is not None:
         gone = case.drain.idle
@@ -393,11 +395,11 @@ def _time_out(case: FencedCase) -> str | Finding:
 
 
 def _abort(case: FencedCase, why: Finding, *, defer: bool) -> Verdict:
-    """Return the verdict that abandons the change: it releases the node and restores it as it was before the fence;
-    the cordon is lifted only if `may_uncordon`. If somebody else works on the node and the cordon is ours alone,
-    the node is yielded instead (`give_way`): the fence and the cordon stay, and `defer` has no effect. With
-    `defer`, the next attempt waits for a back-off; otherwise only a failure that the change already had is
-    recorded."""
+    """Return the verdict that abandons the change: it releases the node and restores it as it was before the fence.
+    The cordon is lifted only if `may_uncordon` allows that. If somebody else works on the node and the cordon is ours
+    alone, the node is yielded instead (`give_way`): the fence and the cordon stay, and `defer` has no effect. With
+    `defer`, the next attempt waits for a back-off; otherwise only a failure that the change already had is recorded.
+    """
     if keeps_cordon(case):
         return give_way(case, why.message)
     labels, annotations = unmarked(case.fence, case.node)

@@ -1,4 +1,4 @@
-"""The verdict of a node whose calls fail, with the server's words (see callfailures.py).
+"""The verdict of a node whose calls fail, with the API server's error message (see callfailures.py).
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return.
 """
@@ -44,15 +44,15 @@ def calls_fail(verdict: Verdict) -> bool:
 
 
 def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
-    """Return the verdict of a node whose calls fail. While its calls are suspended, it is no candidate, and it wakes
-    at the latest when they may be sent again. If the failure lasts, the verdict also gets its reason, message and
-    blocker; the reason CordonKept stays, with its message in front. A verdict that was to fence the node is then
-    Pending, one that missed the deadline of a step past the point of no return is Failed, and a release loses its
-    deadline. Its actions stay; they wait for `next_try`.
+    """Return the verdict of a node whose calls fail. While its calls are suspended, the node is not a candidate, and
+    it wakes no later than when calls may be sent again. If the failure lasts, the verdict also gets the reason
+    CallFailed and the failure's message and blocker; a reason CordonKept stays, with its message in front. A verdict
+    that would fence the node then becomes Pending, one that missed the deadline of a step past the point of no return
+    becomes Failed, and a release loses its deadline. The actions stay and wait for `next_try`.
 
-    The verdict is returned unchanged if it names a failed call already. So is one without actions, unless its node is
-    a candidate whose calls are suspended, or is in flight and failed recently. `fence`: that of the node, needed only
-    to decide whether it is Failed.
+    The verdict is returned unchanged if it already names a failed call. So is a verdict without actions, unless its
+    node is a candidate whose calls are suspended, or is in flight and had a failed call recently. `fence` is the
+    node's fence, needed only to decide whether the verdict becomes Failed.
     """
     suspended = failure.holds(now)
     on_its_way = verdict.phase.in_flight and failure.is_fresh(now)
@@ -84,8 +84,9 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | 
 
 
 def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
-    """Whether the verdict's deadline is over while it still has to send a step past the point of no return: an action
-    of `_goes_on` or, during a proof, a request to the agent. A release is no such step. False without a deadline."""
+    """Whether the verdict's deadline is over but a step past the point of no return still has to be sent. Such a step
+    is an action that `_goes_on` accepts or, during a proof, a request to the agent; a release is not. False without a
+    deadline."""
     deadline, begun = verdict.deadline, fence is not None and fence.stage == "actuating"
     asks = begun and verdict.phase in (Phase.VERIFYING, Phase.VERIFYING_IDLE)
     asks = asks and any(isinstance(one, EnsureGPUNode) for one in verdict.actions)
@@ -101,10 +102,10 @@ def _goes_on(action: Action) -> bool:
 
 
 def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
-    """Return the verdict with the record in the fence that the change has failed
-    (docs/adr/0044-what-was-seen-is-written-down.md). If the call that fails is itself a PATCH of the fence, the
-    record is added to it; otherwise a PATCH with the record comes first. Unchanged without a fence, or if it has
-    the record."""
+    """Return the verdict with a write to the fence that records that the change has failed
+    (docs/adr/0044-what-was-seen-is-written-down.md). If the failing call is itself a PATCH of the fence, the record is
+    added to that PATCH; otherwise a PATCH with the record comes first. The verdict is unchanged if the node has no
+    fence, or if its fence already has the record."""
     fence = node.fence
     if fence is None or fence.failed is not None:
         return verdict
@@ -116,8 +117,8 @@ def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
 
 def _with_failure(action: Action, failed: Fence, now: datetime) -> Action:
     """Return the action with the failure recorded in the fence that it writes. `failed` is the present fence. An
-    action is returned unchanged if it writes no fence, if its fence is for another generation than `failed`, or if
-    the change is known to have failed in this generation."""
+    action is returned unchanged if it writes no fence, if its fence is for a different generation from `failed`, or if
+    the change is already known to have failed in this generation."""
     if not isinstance(action, UpdateFence | Actuate):
         return action
     fence = action.fence
@@ -131,8 +132,8 @@ class Failing:
     """The nodes whose calls fail, in one pass."""
 
     failures: Mapping[str, CallFailure]
-    """The failures by subject: a node, or a write on which the fences of all nodes, or of the nodes of one policy,
-    depend."""
+    """The failures by subject. A subject is a node, or a write without which no node, or no node of one policy, can be
+    fenced."""
     uncertain_claims: dict[str, Claim]
     """The claims of nodes without a visible fence, by node. The call that wrote the fence failed, but the fence may
     exist nevertheless."""
@@ -141,8 +142,8 @@ class Failing:
 
     @staticmethod
     def of(snapshot: ClusterSnapshot, members: Mapping[str, Member], now: datetime) -> "Failing":
-        """Return the failures in this snapshot. The claim of a candidate is uncertain as long as its calls are
-        suspended after a failure that does not last; then its fence may exist."""
+        """Return the failures in this snapshot. A candidate's claim is uncertain while the candidate's calls are
+        suspended after a failure that does not last, because its fence may exist."""
         failures, claims = snapshot.call_failures, snapshot.claims
         claims_kept = {
             node: claims[node]
@@ -159,7 +160,7 @@ class Failing:
     def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
         """Return all members, with new verdicts for two kinds of nodes that are not Failed yet: those that missed the
         deadline of their next step become Failed and record that in the fence, and those in flight whose calls have
-        failed for long say so.
+        failed for a long time get a verdict that says so.
 
         The pools must know this before they choose, because Failed nodes count for maxFailures and the slots of the
         others do not become free by themselves.
@@ -177,8 +178,8 @@ class Failing:
 
     def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
         """Return the verdicts, with each start replaced by a wait of at most LONGEST_WAIT seconds. `why` says what
-        keeps the nodes from starting and begins the message. If the calls that read the policies have failed for
-        long, the waiting nodes also get the reason CallFailed and a blocker that says so."""
+        keeps the nodes from starting and begins the message. If the calls that read the policies keep failing, the
+        waiting nodes also get the reason CallFailed and a blocker that says so."""
         failure = self.failures.get(POLICIES)
         changed = {}
         for node, verdict in verdicts.items():
@@ -201,8 +202,8 @@ class Failing:
         return changed
 
     def name(self, verdicts: dict[str, Verdict]) -> None:
-        """Add the failures to the verdicts of their nodes, in place. A failure of a write that several nodes need is
-        added to each node that would start and needs it."""
+        """Add the failures to the verdicts of their nodes, in place. The failure of a write that several nodes depend
+        on is added to each of these nodes that would start now."""
         for node, failure in self.failures.items():
             if (verdict := verdicts.get(node)) is not None:
                 verdicts[node] = named(verdict, failure, self.now)
@@ -213,6 +214,6 @@ class Failing:
                     verdicts[node] = named(verdict, common, self.now)
 
     def _common(self, policy: str) -> CallFailure | None:
-        """Return the failure of the write of all claims or, without one, of this policy's finalizer, which keeps every
-        fence of the policy from being written. None if both work."""
+        """Return the failure to write the claims or, if there is none, this policy's finalizer. Either failure keeps
+        every fence of the policy from being written. None if both writes work."""
         return self.failures.get(CLAIMS) or self.failures.get(policy_subject(policy))

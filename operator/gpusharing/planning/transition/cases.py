@@ -27,7 +27,7 @@ from gpusharing.planning.wanted.assess import assess
 
 class Cases:
     """Everything from which the cases of all nodes are made in one pass. Each attribute is a mapping or a set with an
-    entry per node, or one value for all nodes, so that the memo can compare it with that of the last pass."""
+    entry per node, or one value for all nodes, so that the memo can compare it with the value from the last pass."""
 
     def __init__(
         self,
@@ -93,10 +93,10 @@ class Cases:
 
 
 def compare(case: NodeCase, terms: Terms | None) -> NodeCase:
-    """Return the case with the node compared with these terms; without terms it is not compared.
+    """Return the case with the result of comparing its node with `terms`. Without terms, nothing is compared.
 
-    If the change has become a reboot since the pods were listed for a smaller change, that LIST is left out, because
-    pods without a GPU were not examined then, nor their gangs.
+    If the change has become a reboot since the pods were listed for a smaller change, that LIST is dropped, because
+    neither pods without a GPU nor their gangs were examined then.
     """
     if terms is not None:
         found = assess(

@@ -25,8 +25,8 @@ def may_uncordon(case: FencedCase) -> bool:
 
 
 def tell_foreign(node: NodeView) -> str:
-    """Return who else maintains the node, and whether they work, wait for the node or have not finished, as a clause.
-    The node must have a `foreign`."""
+    """Return a clause that says who else maintains the node and whether they are working, waiting for the node or not
+    finished. `node.foreign` must not be empty."""
     if node.foreign_queued:
         return f"{node.foreign} is waiting for {node.name}"
     return f"{node.foreign} {'has not finished with' if node.foreign_waits else 'is working on'} {node.name}"

@@ -1,5 +1,6 @@
-"""The drain rules that apply to each member of a gang: those of the policy of the member's own node, even if another
-policy governs the node in work. If that policy cannot be read, or that node cannot be judged, its members must stay.
+"""The drain rules that apply to each member of a gang. The policy of the member's own node sets them, even if another
+policy governs the node that is being changed. If that policy cannot be read, or the member's node cannot be judged,
+the members there must stay.
 
 Specification: docs/adr/0039-a-wave-stays-within-its-policy.md.
 
@@ -24,9 +25,9 @@ class _Rules(NamedTuple):
     policy: str
     """The name of the policy."""
     drain: Drain | None
-    """The policy's spec.drain, or None if nobody knows it."""
+    """The policy's spec.drain, or None if it is unknown."""
     unruled: Finding | None
-    """Why nobody knows `drain`, or None if it is known."""
+    """Why `drain` is unknown, or None if it is known."""
 
 
 def with_rules(
@@ -36,17 +37,18 @@ def with_rules(
     failed: Mapping[str, Exception],
 ) -> ClusterSnapshot:
     """Return the snapshot in which each member of a gang has the spec.drain of the policy that its own node follows,
-    or the reason why that is unknown. A member gets neither if its node's rules are the same as those of the node
-    whose pods were listed, or if its node follows no policy. The snapshot is unchanged if nothing differs.
+    or the reason why that is unknown. A member gets neither if its node has the same rules as the node whose pods were
+    listed, or follows no policy. The snapshot is unchanged if no member gets either.
 
-    `followed` has the terms that each node is compared with, `owners` the policy that owns it, and `failed` the errors
-    of nodes that cannot be judged.
+    `followed` has the terms that each node is compared with, `owners` the policy that owns each node, and `failed` the
+    errors of the nodes that cannot be judged.
     """
     if len(snapshot.policies) < 2 and not failed:
         return snapshot
 
     def find_rules(node: str) -> _Rules | None:
-        """Return the rules for one node, unknown if it cannot be judged, or None if it follows no policy."""
+        """Return the rules for one node, or None if the node follows no policy. They are unknown if the node cannot be
+        judged."""
         if (error := failed.get(node)) is not None:
             return _unruled(owners.get(node, ""), find_fault(error))
         terms = followed.get(node)
@@ -86,7 +88,7 @@ def _ruled(member: GangMember, rules: _Rules | None) -> GangMember:
 
 
 def _rules_of(policy: PolicyView) -> _Rules:
-    """Return the rules of a policy. If its spec cannot be read, they are unknown and say why."""
+    """Return the rules of a policy. If its spec cannot be read, the rules are unknown and say why."""
     spec = find_spec(policy)
     if isinstance(spec, Finding):
         return _unruled(

@@ -1,4 +1,4 @@
-"""Whether a change of a node may begin: GATES check everything but its pods, and the first closed gate decides.
+"""Whether a change of a node may begin: GATES check everything except the pods, and the first closed gate decides.
 
 A node that waits for a gate is not touched, and in particular not cordoned.
 
@@ -46,10 +46,10 @@ class Gate:
     """What keeps a change of a node from beginning."""
 
     find: Callable[[NodeCase, Any], str | Finding]
-    """Returns the message, or a Finding if time opens the gate or it has a reason of its own. Empty if the gate is
-    open."""
+    """Returns the message that says why the gate is closed, or an empty string if it is open. A Finding is returned
+    instead if time opens the gate, or if the cause has a reason of its own."""
     reason: Reason
-    """The reason for which the change does not begin, unless its Finding has one of its own."""
+    """The reason why the change does not begin, unless the Finding has one of its own."""
 
 
 def _skipped(case: NodeCase, assessed: Assessed) -> str:
@@ -112,9 +112,9 @@ def _switched_off(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _bare_host(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return which of NVIDIA's programs the host lacks, or an empty string if none is known to be missing. It is
-    inferred from what Kubernetes says about the agent's pod or, if that is fine, from the error that a Ready agent
-    reports."""
+    """Return which of NVIDIA's programs the host lacks, or an empty string if none is known to be missing. The answer
+    is inferred from what Kubernetes says about the agent's pod or, if the pod is fine, from the error that a Ready
+    agent reports."""
     observed = case.gpunode.observed if case.gpunode else None
     words = observed.error if observed and case.agent_ready else ""
     if case.agent_trouble is not None:
@@ -139,14 +139,14 @@ def _unread(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _unreadable(case: NodeCase, assessed: Assessed) -> str:
-    """Return the error for which the agent cannot read the GPUs, or an empty string if it can."""
+    """Return the error that keeps the agent from reading the GPUs, or an empty string if it can read them."""
     observed = case.gpunode.observed if case.gpunode else None
     return f"the agent cannot read the GPUs: {observed.error}" if observed and observed.error else ""
 
 
 def _withheld(case: NodeCase, assessed: Assessed) -> str:
-    """Return what NVML withholds from the agent although a proof of the change would need it, or an empty string if
-    nothing."""
+    """Return what NVML withholds from the agent although a proof of the change needs it, or an empty string if NVML
+    withholds nothing of that kind."""
     return find_withheld(assessed.target, assessed.observed)
 
 
@@ -191,9 +191,9 @@ def _owned_elsewhere(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return the objection of `find_exclusive`: a whole GPU has a compute mode that keeps processes out, or one that
-    the agent is not allowed to read. Empty if none has, or if the node has or gets MPS: no label of ours resets the
-    mode, and only a change to MPS works in spite of it."""
+    """Return the objection of `find_exclusive`: the compute mode of a whole GPU keeps processes out, or the agent is
+    not allowed to read it. Empty if there is no objection, or if the node has MPS or gets it. No label of ours resets
+    the mode, and only a change to MPS works despite it."""
     if assessed.target.mode is Mode.MPS or is_told_mps(case.node, case.stack):
         return ""
     return find_exclusive(assessed.observed.hardware)
@@ -201,8 +201,8 @@ def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 def _unreachable(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return why the actuator can never reach the target in this installation, or an empty string if it can. If the
-    cause is an MPS daemon that follows no label, which the operator may repair itself, the message says why it has
-    not."""
+    cause is an MPS daemon that follows no label, which the operator may repair itself, the message says why it has not
+    been repaired."""
     obstacle = find_obstacle(case.actuator.objections, case, assessed.target)
     if obstacle is None or obstacle.reason is not Reason.MPS_NOT_SWITCHABLE:
         return obstacle or ""
@@ -215,9 +215,9 @@ def _hindered(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return the Finding that drift has not lasted for the grace period yet, which says until when. Empty if it has
-    lasted, without drift, or if a person asked for it to be corrected at once. A short difference is no reason to
-    drain a node."""
+    """Return the Finding that the drift has not lasted for the whole grace period yet, with the end of that period.
+    Empty if there is no drift, if the period is over, or if a person asked for the drift to be corrected at once. A
+    difference that passes quickly is no reason to drain a node."""
     drift = _drift(case, assessed)
     if drift is None:
         return ""
@@ -242,7 +242,8 @@ def _drifted_again(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
-    """Return how the node drifted, or None if it did not or a person asked for it to be corrected at once."""
+    """Return how the node drifted, or None if it did not drift or a person asked for the drift to be corrected at
+    once."""
     return None if may_correct_at_once(case) else assessed.drift
 
 
@@ -259,9 +260,9 @@ def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _rolled_back(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that the change failed on the node and was rolled back, and why, or an empty string if it was
-    not. The gate is closed because the change would fail again; it opens when a person asks for another try or the
-    policy has another generation."""
+    """Return the message that the change failed on the node and was rolled back, with the cause, or an empty string if
+    that did not happen. The gate is closed because the change would fail again. It opens when a person asks for
+    another try or the policy gets a new generation."""
     proof, retry = case.node.verified, case.node.retry
     if proof is None or not was_rolled_back(case.node, assessed.policy):
         return ""
@@ -279,8 +280,9 @@ PATIENCE = 5
 
 
 def _deferred(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return the Finding that the back-off after an abandoned attempt is not over, which says when it ends, or an
-    empty string if there is none. From PATIENCE attempts on, its reason asks a person to look."""
+    """Return the Finding that the back-off after an abandoned attempt is not over, with the time at which it ends, or
+    an empty string if there is no such back-off. After PATIENCE or more abandoned attempts, the Finding's reason asks
+    a person to look."""
     deferred = standing_deferral(case, assessed.policy)
     if deferred is None:
         return ""
@@ -321,8 +323,8 @@ def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _configured(assessed: Assessed) -> datetime | None:
-    """Return when the newest of the configurations that the labels will name was written, for the target and the goal
-    of this step. None if one of them is not written yet."""
+    """Return when the last of the configurations that the labels will name was written. They are the configurations of
+    the target and of this step's goal. None if one of them is not written yet."""
     since, goal = assessed.target.configured, assessed.goal
     if since is None or goal is assessed.target:
         return since
@@ -334,7 +336,7 @@ PROPAGATION = (
     Gate(_on_its_way, Reason.CONFIG_PROPAGATING),
 )
 """Closed until the configuration that the labels will name has had time to reach the node (docs/design/nvidia.md#b4).
-A change that has begun checks these again before every run."""
+A change that has begun checks these gates again before every run."""
 
 AIM = (
     Gate(_hangs_pods, Reason.UNSAFE_DRIVER),
@@ -380,8 +382,8 @@ GATES = (
     Gate(_paused, Reason.PAUSED),
     *PROPAGATION,
 )
-"""The first closed gate wins; a test pins the order. First come the gates on whether anybody may touch the node, then
-whether the change could be made and proven, then whether it should be made now."""
+"""The first closed gate wins; a test pins the order. The first gates ask whether anybody may touch the node, the next
+whether the change could be made and proven, and the last whether it should be made now."""
 
 
 def find_gate(case: NodeCase, assessed: Assessed | None, gates: Sequence[Gate] = GATES) -> Finding | None:

@@ -1,8 +1,8 @@
-"""Errors about one node or one policy must not end the pass. A node that the planner cannot judge shows the error and
-the others go on. If a policy cannot be judged, all its nodes show that and those of other policies go on.
+"""Errors about one node or one policy must not end the pass. A node that the planner cannot judge shows the error, and
+the other nodes go on. If a policy cannot be judged, all its nodes show that, and the nodes of other policies go on.
 
-The readers of input do not raise (`yamltext.py`, `kube/convert.py`), so this only catches faults in our own code.
-Without it the process would end, restart, and fail on the same object again.
+The readers of input do not raise (`yamltext.py`, `kube/convert.py`), so this module only catches faults in our own
+code. Without it, the process would end, restart, and fail on the same object again.
 
 Terms: docs/design/glossary.md#fence.
 """
@@ -15,7 +15,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 
 class UnjudgedPolicyError(Exception):
-    """Stands for the error about a policy at each of its nodes."""
+    """The error about a policy, in the form in which it is recorded for each of the policy's nodes."""
 
     def __init__(self, policy: str, error: Exception) -> None:
         """Store the Finding that `policy` cannot be judged because of `error`."""
@@ -29,16 +29,16 @@ def of_policy(policy: str, error: Exception) -> Finding:
 
 
 def find_fault(error: Exception) -> Finding:
-    """Return the Finding that a node cannot be judged or, for an UnjudgedPolicyError, that its policy cannot, with the
-    error."""
+    """Return the Finding that a node cannot be judged, with the error. For an UnjudgedPolicyError, return the Finding
+    that its policy cannot be judged."""
     if isinstance(error, UnjudgedPolicyError):
         return error.finding
     return Finding(Reason.NODE_NOT_JUDGED, explain_error(error))
 
 
 def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
-    """Return the Blocked verdict for a node whose judgment raised an error: nothing is done on it, and its fence and
-    cordon stay. `policy` is shown if the node has no fence."""
+    """Return the Blocked verdict for a node whose judgment raised an error: nothing is done to the node, and its fence
+    and cordon stay. `policy` is shown if the node has no fence."""
     fence, why = node.fence, find_fault(error)
     return Verdict(
         node=node.name,
@@ -53,7 +53,7 @@ def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
 
 
 def explain_error(error: Exception) -> str:
-    """Return the error and where it was raised, as a clause; the error's text is cut to 200 characters."""
+    """Return a clause with the error and the place where it was raised. The error's text is cut to 200 characters."""
     return f"{type(error).__name__}: {str(error)[:200]} ({_place(error)})"
 
 

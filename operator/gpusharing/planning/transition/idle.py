@@ -3,7 +3,7 @@
     no holder by LIST ── what the run waits for is there ── the agent read and closed NVML ── two more empty LISTs
 
 What can take long comes first, so that the proof is fresh when it is used. The reading was requested at most a minute
-ago, after the last pod left and after the last event (requests.py). Both LISTs were made after it was answered and
+ago, after the last pod left and after the last event (requests.py). Both LISTs were made after the agent answered and
 within the last half minute.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#gang, docs/design/glossary.md#point-of-no-return,
@@ -40,8 +40,8 @@ def way_to_idle(
     step_proven: bool = False,
 ) -> Verdict | None:
     """Return the verdict with the next step of the drain or of the proof of idleness, or None if the node was just
-    proven idle. A worse class of disruption is recorded first (`escalate`). While the pods are not listed, or could
-    not be, the verdict asks for a LIST.
+    proven idle. A worse class of disruption is recorded first (`escalate`). If the pods have not been listed, or the
+    LIST failed, the verdict asks for a LIST.
 
     `waiting`: the verdict on what the run still lacks, shown once no pod is left. `any_event`: the agent's reading may
     be older than the last event. `step_proven`: the previous step is proven.
@@ -64,8 +64,8 @@ def escalate(case: FencedCase) -> Verdict | None:
     """Return the Draining verdict that records a worse class of disruption in the fence, or None if the class is the
     recorded one. The worst class seen decides which pods must leave.
 
-    Pods that did not have to leave before get all of `drain.timeout` from now on. While the drain waits for jobs, the
-    deadline stays.
+    Pods that did not have to leave before get the whole `drain.timeout`, counted from now. While the drain waits for
+    jobs, the deadline does not change.
     """
     fence, assessment = case.fence, case.assessment
     if case.disruption is case.fence.disruption:
@@ -89,14 +89,14 @@ def holds(case: FencedCase) -> bool:
 
 
 def outlasts(case: FencedCase) -> bool:
-    """Whether the drain continues although its deadline is over. Then no clock ends it any more."""
+    """Whether the drain continues although its deadline is over. From then on, no time limit ends it."""
     return holds(case) and case.now >= case.fence.deadline
 
 
 def next_poll(case: FencedCase, pace: int = 1) -> datetime:
-    """Return when to list the pods again: `pace` poll intervals after the last LIST or, if that time is over or there
-    was no LIST, after now. If the deadline of the fence is not over and comes first, return the deadline. A pass
-    for another reason does not delay the LIST."""
+    """Return when to list the pods again: `pace` poll intervals after the last LIST, or after now if that time has
+    passed or there was no LIST. If the fence's deadline lies ahead and comes first, return the deadline. A pass for
+    another reason does not delay the LIST."""
     poll = timedelta(seconds=case.settings.poll * pace)
     soon = (case.work.listed_at if case.work is not None else case.now) + poll
     soon = soon if soon > case.now else case.now + poll
@@ -104,8 +104,9 @@ def next_poll(case: FencedCase, pace: int = 1) -> datetime:
 
 
 def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
-    """Return the verdict on a node whose drain continues, with the evictions and deletions of this pass. There are
-    none while the operator's views are stale, because somebody may have lifted the cordon since."""
+    """Return the verdict on a node whose drain continues, with the evictions and deletions of this pass. Nothing is
+    evicted or deleted while the operator's views are stale, because somebody may have lifted the cordon in the
+    meantime."""
     reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
     lines = explain_blockers(plan.blockers)
     text = _tell_left(case, plan)
@@ -140,8 +141,8 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
 
 
 def _tell_left(case: FencedCase, plan: DrainPlan) -> str:
-    """Return how many pods are left, how many of them may end by themselves, and which gangs the drain interrupts, as
-    a clause."""
+    """Return a clause that says how many pods are left, how many of them may end by themselves, and which gangs the
+    drain interrupts."""
     text = f"{counted(plan.holders, 'GPU pod')} left to go"
     if plan.jobs:
         alone = "themselves" if len(plan.jobs) > 1 else "itself"
@@ -151,12 +152,13 @@ def _tell_left(case: FencedCase, plan: DrainPlan) -> str:
 
 def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bool) -> Verdict | None:
     """Return the verdict on what the proof of idleness still lacks, with the next request to the agent if one is
-    needed, or None if the node is proven idle. Node and agent must be Ready. The agent must have closed NVML and
-    seen no process on the GPUs; after that, two LISTs some seconds apart must show no pod that has to leave."""
+    needed, or None if the node is proven idle. The proof needs a Ready node and a Ready agent. The agent must have
+    closed NVML and seen no process on the GPUs. After that, two LISTs some seconds apart must show no pod that has to
+    leave."""
 
     def wait(reason: Reason, message: str, wake: datetime | None = None) -> Verdict:
-        """Return a VerifyingIdle verdict for which the pods are listed again, at the next poll unless `wake` is
-        given."""
+        """Return a VerifyingIdle verdict that has the pods listed again, at `wake` or, if that is None, at the next
+        poll."""
         verdict = case.verdict(Phase.VERIFYING_IDLE, reason, message, wake=wake or next_poll(case))
         return replace(verdict, wants_pods=True)
 

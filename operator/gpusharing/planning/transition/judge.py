@@ -26,8 +26,8 @@ from gpusharing.planning.wanted.assess import Assessed, Assessment, Refused, Uno
 
 
 def judge(case: NodeCase) -> Verdict | None:
-    """Return the verdict for one node, or None if the node does not concern us, because it has neither a fence nor a
-    policy nor a GPU nor a label that names a former owner. A node whose fence cannot be read is Blocked."""
+    """Return the verdict for one node, or None if the node does not concern us. Such a node has no fence, no policy,
+    no GPU, and no label that names a former owner. A node whose fence cannot be read is Blocked."""
     if case.node.fence_error:
         message = f"{case.node.fence_error}; nothing is done on this node"
         return case.verdict(Phase.BLOCKED, Reason.FENCE_UNREADABLE, message)
@@ -40,8 +40,8 @@ def judge(case: NodeCase) -> Verdict | None:
 
 def differs_from_target(case: NodeCase) -> bool:
     """Whether the node was seen to differ from its target, which counts as drift if it lasts. A node that was rolled
-    back is compared with what it was rolled back to. A report with an error, without GPUs, or with a GPU that has
-    never answered counts as a difference.
+    back is compared with the layout that the rollback restored. A report with an error, without GPUs, or with a GPU
+    that has never answered counts as a difference.
 
     False if the policy gives the node no target, and while a reading is awaited. False also while NVML must stay
     closed, as when mig-manager repairs the node after a reboot, because nobody reads the GPUs then.
@@ -89,8 +89,8 @@ def _fenced(case: FencedCase) -> Verdict:
 
 
 def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
-    """Return the verdict of a Failed node that writes `heir`, its present owner, into the fence as the policy of the
-    change. This is its only action.
+    """Return the verdict of a Failed node whose only action writes `heir`, the node's present owner, into the fence as
+    the policy of the change.
 
     The node stays Failed and keeps its slot, and the fence keeps the version of the spec that failed.
     """
@@ -113,7 +113,8 @@ def _unowned(case: NodeCase) -> Verdict | None:
 
 def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
     """Return the verdict for a node without a fence that a policy governs: it is left alone, adopted, blocked, or a
-    candidate. If the policy resets its nodes and this one does not concern it, our policy label is removed."""
+    candidate. If the policy resets its nodes but this node does not concern the policy, our policy label is removed.
+    """
     if isinstance(assessment, Refused):
         phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
         if assessment.policy.resetting and Mark.OUTSIDE in objection.reason.marks:  # left as they are
@@ -134,8 +135,8 @@ def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
 
 
 def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
-    """Return the verdict for a node of which no usable reading exists, with the most specific known cause: a closed
-    gate of SERVABLE, a component that does not tolerate the start-up taint, a missing agent, or else `pending`."""
+    """Return the verdict for a node without a usable reading, with the most specific known cause: a closed gate of
+    SERVABLE, a component that does not tolerate the start-up taint, a missing agent, or else `pending`."""
     if (gate := find_gate(case, None, SERVABLE)) is not None:  # this explains why nobody reads the GPUs
         return _gated(case, gate)
     if (closed := find_closed(case)) is not None:
@@ -151,17 +152,18 @@ def _blocked(case: NodeCase, finding: Finding) -> Verdict:
 
 
 def _gated(case: NodeCase, gate: Finding) -> Verdict:
-    """Return the verdict for a node that a gate keeps from starting: Skipped if that is the skip label, else Pending
-    or Blocked. Its deadline is the time at which the gate opens by itself, if any, and it wakes then."""
+    """Return the verdict for a node that a gate keeps from starting: Skipped if the skip label closes the gate, else
+    Pending or Blocked. If the gate opens by itself at some time, that time is the verdict's deadline, and the verdict
+    wakes then."""
     phase = Phase.SKIPPED if gate.reason is Reason.SKIP_LABEL else gate.reason.waiting_phase
     wake = gate.until if gate.until is not None and gate.until > case.now else None
     return replace(case.verdict(phase, gate.reason, gate.message, wake=wake), deadline=gate.until)
 
 
 def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
-    """Return the verdict for a node that matches its target. It is Synced if this was proven, our labels are right and
-    the start-up taint is gone; a policy that resets its nodes also needs `_unseen` to return None. Otherwise the
-    node is adopted, by writing our labels and a new proof, or Blocked if the agent or the node is not Ready. An
+    """Return the verdict for a node that matches its target. The node is Synced if the match is proven, our labels are
+    right and the start-up taint is gone; if its policy resets its nodes, `_unseen` must also return None. Otherwise
+    the node is adopted, by writing our labels and a new proof, or Blocked if the agent or the node is not Ready. An
     unhealthy GPU leaves a proven node Synced, but keeps a node behind the taint from being adopted."""
     node, verified, target = case.node, case.node.verified, assessed.target
     proven = verified is not None and (verified.policy, verified.mig_config, verified.plugin_config) == (
@@ -193,15 +195,15 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
 
 
 def _tell_lapses(case: NodeCase) -> str:
-    """Return what has ended MPS clients of the node since its daemon's pod began, as a clause after a semicolon. Empty
-    if nothing has."""
+    """Return a clause, preceded by a semicolon, that says what has ended MPS clients on the node since the daemon's
+    pod started. Empty if nothing has."""
     lapses = case.lapses
     return f"; {lapses.text}" if lapses is not None and lapses.text else ""
 
 
 def _unseen(case: NodeCase) -> Verdict | None:
-    """Return the Blocked verdict that nobody can confirm the whole GPUs of a node whose policy is being deleted,
-    because the agent or the node is not Ready. None if both are. The policy waits for the confirmation
+    """Return the Blocked verdict for a node whose policy is being deleted, but whose return to whole GPUs cannot be
+    confirmed because the agent or the node is not Ready. None if both are Ready. The policy waits for the confirmation
     (forgetting.py)."""
     if not case.agent_ready:
         return _blocked(case, case.no_agent(", so the node cannot be proven to have whole GPUs"))

@@ -17,7 +17,7 @@ Marks = dict[str, str | None]
 
 def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
     """Return the labels and the annotations that the fence sets: those whose keys the node does not have yet. `more`
-    has further labels of this cluster, as `key=value`; those with a key of NEIGHBOUR_LABELS have no effect."""
+    has further labels for this cluster, as `key=value`; a label whose key is in NEIGHBOUR_LABELS has no effect."""
     known = {
         key: value for key, _, value in (entry.partition("=") for entry in more)
     } | names.NEIGHBOUR_LABELS
@@ -27,17 +27,17 @@ def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
 
 
 def routing_before(fence: Fence, node: NodeView) -> Marks:
-    """Return the routing label that the release sets, with its value, as recorded in the fence: that from before the
-    change or, for a yielded node that was proven, that of the proven layout. Empty if none is recorded, if the
-    fence belongs to another Node, or if the fence stage is `actuating`."""
+    """Return the routing label that the release sets, with the value recorded in the fence. It is the value from
+    before the change or, for a yielded node that was proven, the value of the proven layout. Empty if no value is
+    recorded, if the fence belongs to another Node, or if the fence stage is `actuating`."""
     kept = fence.from_mode and fence.node_uid == node.uid and fence.stage != "actuating"
     return {names.LABEL_MODE: fence.from_mode} if kept else {}
 
 
 _MAINTAINED = ("medik8s NodeMaintenance", "medik8s node maintenance")
 """The prefixes of `NodeView.foreign` for nodes that medik8s's maintenance operator works on (kube/maintenance.py,
-kube/foreign.py). medik8s's remediation never removes the label, so ours would stay for good if we left its removal to
-that."""
+kube/foreign.py). medik8s's remediation never removes the label, so our label would stay for good if we left its
+removal to the remediation."""
 
 
 def unmarked(fence: Fence, node: NodeView) -> tuple[Marks, Marks]:
@@ -45,8 +45,8 @@ def unmarked(fence: Fence, node: NodeView) -> tuple[Marks, Marks]:
     added.
 
     medik8s marks a node that it maintains with the same label that we set, and removes the label at the end
-    (node-maintenance-operator, addExcludeRemediationLabel). While it works on the node the label belongs to medik8s
-    and is left out.
+    (node-maintenance-operator, addExcludeRemediationLabel). While it works on the node, the label belongs to medik8s
+    and is not removed.
     """
     annotations: Marks = {name: None for name in fence.added if name in names.NEIGHBOUR_ANNOTATIONS}
     theirs = {names.LABEL_NO_REMEDIATION} if node.foreign.startswith(_MAINTAINED) else set()

@@ -1,5 +1,5 @@
-"""One node as its pool counts it. A member has facts about its node only, so the memo can cache it and a pass only
-adds members up.
+"""One node as its pool counts it. A member has facts about its node only, so the memo can cache it, and a pass only
+has to add members up.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot.
 """
@@ -42,16 +42,16 @@ class Member:
     outside: bool
     """Whether the node does not concern the policy although it selects it (`is_outside`)."""
     target: Target | None
-    """What the node is to become, or None if it has no target or cannot be judged."""
+    """What the node will become, or None if it has no target or cannot be judged."""
     differs: bool = False
     """Whether the node is Ready, has no fence, and was seen to differ from its target."""
     heir: str = ""
-    """The other policy whose pool the node joins, unavailable, once the actions of its verdict are carried out
+    """The other policy whose pool the node joins, still unavailable, once the verdict's actions are done
     (`find_heir`). Empty if there is none."""
 
     @property
     def assessment(self) -> Assessment | None:
-        """The node compared with its policy, or None if it has none or cannot be judged."""
+        """The comparison of the node with its policy, or None if it has no policy or cannot be judged."""
         return self.case.assessment if self.case is not None else None
 
     @property
@@ -69,7 +69,7 @@ def find_member(
     differs: bool = False,
 ) -> Member:
     """Return the node as its pool counts it. `case` is the case that was judged, or None if the node cannot be judged.
-    `differs`: it is Ready, has no fence, and was seen to differ from its target."""
+    `differs`: the node is Ready, has no fence, and was seen to differ from its target."""
     waits = verdict.phase.part == "before" and verdict.phase is not Phase.SKIPPED
     assessment = case.assessment if case is not None else None
     policy = assessment.policy.name if assessment is not None else verdict.policy
@@ -90,9 +90,10 @@ def find_member(
 
 
 def find_heir(case: NodeCase, policy: str, verdict: Verdict) -> str:
-    """Return the other policy whose pool the node joins, still out of service, once the actions of its verdict are
-    carried out. That is the policy to which its Failed change is handed over or, if the node is released and stays
-    cordoned, its owner. Empty if this is `policy` itself, if there is no such action, or if the node has no fence."""
+    """Return the other policy whose pool the node joins, still out of service, once the verdict's actions are done.
+    This is the policy to which the node's Failed change is handed over or, if the node is released and stays cordoned,
+    its owner. Empty if the result would be `policy` itself, if the verdict has no such action, or if the node has no
+    fence."""
     fence, heir = case.node.fence, policy
     for action in verdict.actions if fence is not None else ():
         if isinstance(action, UpdateFence) and fence is not None and action.fence.policy != fence.policy:
@@ -154,7 +155,7 @@ def going(member: Member) -> bool:
 
 
 def unready(member: Member) -> bool:
-    """Whether the node is not Ready, in which case it is unknown whether its pods run."""
+    """Whether the node is not Ready. It is then unknown whether its pods run."""
     return not member.node.ready
 
 

@@ -1,9 +1,9 @@
 """When NVML must stay closed on a node that we do not change: somebody else works on its driver or its GPUs.
 
 An open NVML handle makes a MIG mode change fail and keeps the driver from being unloaded (docs/design/nvidia.md#a8,
-a.9, d.4). During our own change the agent is quiet anyway. This module is for mig-manager when it acts on an
-administrator's label or after a reboot, and for NVIDIA's driver upgrade. The operator reads the labels; the agent only
-does what `spec.request.quiet` says.
+a.9, d.4). During our own change the agent is quiet anyway. This module deals with mig-manager when it acts on an
+administrator's label or after a reboot, and with NVIDIA's driver upgrade. The operator reads the labels; the agent
+only does what `spec.request.quiet` says.
 """
 
 from datetime import timedelta
@@ -40,7 +40,7 @@ def find_quiet(case: NodeCase) -> Finding | None:
 
 def _driver(node: NodeView) -> Finding | None:
     """Return the Finding that NVIDIA's driver is being replaced on the node, or None if it is not. States that may
-    last for weeks do not count: those in UPGRADE_LASTING, and ASKED_FOR while the work waits for its turn."""
+    last for weeks do not count: the states in UPGRADE_LASTING, and ASKED_FOR while the work waits for its turn."""
     state = node.labels.get(names.LABEL_UPGRADE_STATE, "")
     if state in names.UPGRADE_LASTING or (state == ASKED_FOR and node.foreign_queued):
         return None
@@ -55,8 +55,8 @@ def _driver(node: NodeView) -> Finding | None:
 
 def _actuator(case: NodeCase) -> Finding | None:
     """Return the Finding that the actuator is working without a change by us, or None if it is not. None also once it
-    has been at work for `settings.wedge_pending` seconds: only a reading shows whether a program that never ends
-    has done its work (a.7)."""
+    has been working for `settings.wedge_pending` seconds, because only a reading shows whether a program that never
+    ends has done its work (a.7)."""
     work = case.actuator.find_work(case.node)
     until = (case.at_work_since or case.now) + timedelta(seconds=case.settings.wedge_pending)
     if not work or case.now >= until:

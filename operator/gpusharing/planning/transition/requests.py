@@ -11,7 +11,7 @@ new:<node uid>                       the first request of a new GPUNode
 
 An answer counts if it echoes the current request. It proves something about the last event (`last_event`) if that
 request names the event and so was written after it: a `FreshReading` (docs/design/transition.md#causality). The times
-only show how old a request is, never what it came after.
+only show how old a request is, never which event preceded it.
 """
 
 from dataclasses import replace
@@ -32,8 +32,8 @@ _RESUME, _CLOSE = ":resume", ":close"
 
 
 def ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
-    """Return the write that sends this request to the agent of the node. `quiet`: the agent is to close NVML after it
-    has read."""
+    """Return the write that sends this request to the agent of the node. `quiet`: the agent must close NVML after its
+    reading."""
     return EnsureGPUNode(case.node.name, case.node.uid, request, quiet)
 
 
@@ -68,8 +68,8 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
 
 
 QUIET_AGE = 60.0
-"""The greatest age, in seconds, of the request whose answer proves idleness. Reading eight GPUs without persistence
-mode takes 24 seconds."""
+"""The greatest age, in seconds, of the request whose answer proves idleness. A reading of eight GPUs without
+persistence mode takes 24 seconds."""
 
 
 def _quiet_prefix(case: FencedCase) -> str:
@@ -117,9 +117,9 @@ def last_busy(case: FencedCase) -> str:
 def next_quiet_request(
     case: FencedCase, stood: str, *, any_event: bool, step_proven: bool
 ) -> EnsureGPUNode | None:
-    """Return the next request to close NVML, or None if the current one is good. A new one is needed if the answer to
-    the current one would not count, at every poll while a process uses a GPU, and when the answer is too old. A
-    request that the agent has not answered yet is not replaced, or the agent might never answer.
+    """Return the next request to close NVML, or None if the current one is good. A new request is needed if the answer
+    to the current one would not count or is too old, and at every poll while a process uses a GPU. A request that the
+    agent has not answered yet is not replaced, because otherwise the agent might never get to answer one.
 
     `stood`: the id of a request that no longer counts, because the last pod may have left after it (`NodeWork.stood`).
     `any_event`: the request may be older than the last event. `step_proven`: the request also records that the present
@@ -145,8 +145,8 @@ def _stamp(moment: datetime) -> int:
 
 
 def last_event(case: FencedCase) -> str:
-    """Return a hash that changes with every event that a proof has to be younger than: our last run, and those that
-    the actuator names."""
+    """Return a hash that changes with every event that makes earlier proofs worthless: our last run, and the events
+    that the actuator names."""
     parts = (str(_stamp(case.fence.stage_since)), *case.actuator.find_events(case))
     return sha256(" ".join(parts).encode()).hexdigest()[:10]
 
@@ -158,8 +158,8 @@ def _request(case: FencedCase) -> str:
 
 def _asked_at(case: FencedCase, kind: str, *, any_event: bool = False) -> int | None:
     """Return when the current request was written, in milliseconds since 1970, if it is of this kind (`quiet` or
-    `verify`) and of this change. None if a new one is needed: there is none, it is older than the last event
-    (unless `any_event`), or its time is ahead of our clock."""
+    `verify`) and belongs to this change. None if a new request is needed: there is no such request, it is older than
+    the last event (unless `any_event`), or its time is ahead of our clock."""
     if case.gpunode is None or case.gpunode.quiet != (kind == "quiet"):
         return None
     if not _request(case).startswith(f"{case.fence.op}:{kind}:"):
@@ -173,7 +173,7 @@ def _asked_at(case: FencedCase, kind: str, *, any_event: bool = False) -> int | 
 @value
 class FreshReading:
     """The agent's answer to a request that was written after the last event. Only such a reading of the GPUs proves
-    the result of the event, so an observation becomes one only with that request."""
+    the result of the event, so an observation counts as one only if it answers that request."""
 
     observed: ObservedView
     """What the agent read."""

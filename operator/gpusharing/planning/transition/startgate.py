@@ -1,7 +1,7 @@
 """A node that joins behind the start-up taint `gpusharing.dev/unproven` (docs/design/transition.md#gate).
 
-It gets its layout in the ordinary way. The taint is removed with the proof: when the node is released after its change,
-or when it is adopted because it already matches its target. Until then every verdict says that the taint keeps
+The node gets its layout in the ordinary way. The taint is removed with the proof: when the node is released after its
+change, or when it is adopted because it already matches its target. Until then every verdict says that the taint keeps
 workloads off.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot.
@@ -26,9 +26,9 @@ def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
     """Whether no workload depends on this node yet, so that its change takes no slot of its policy's budget.
 
     Such a node waits behind the taint, was never released after a proof (docs/adr/0034-the-start-up-gate.md), and has
-    no GPU pod as far as the agent has reported: if somebody puts the taint on nodes in service, they must not all be
-    drained at once. Before the first report, a node counts as having none. While the node is fenced, the decision made
-    at the fence stays valid.
+    no GPU pod as far as the agent has reported. The pods count because somebody may put the taint on nodes in service,
+    and these must not all be drained at once. Before the first report, a node counts as having no GPU pod. While the
+    node is fenced, the decision made when it was fenced stays valid.
     """
     if node.fence is not None:
         return node.fence.newcomer

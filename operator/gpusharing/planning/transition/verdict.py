@@ -41,13 +41,13 @@ class Verdict:
     phase: Phase
     """How far the node's change has come."""
     reason: Reason
-    """Why it is in this phase."""
+    """Why the node is in this phase."""
     message: str
-    """What is the case, why, and what to do. It stays the same as long as nothing changes."""
+    """The situation, its cause, and what to do. The text stays the same as long as nothing changes."""
     disruption: DisruptionClass = DisruptionClass.NONE
-    """What the change disturbs, or would disturb. NONE means that nothing is to be changed."""
+    """What the change disturbs, or would disturb. NONE means that there is nothing to change."""
     wanted: str = ""
-    """The layout that the GPUs are to get, as shown to people; empty if unknown."""
+    """The layout that the GPUs will get, as shown to people; empty if unknown."""
     observed: str = ""
     """The layout that the GPUs have now, as shown to people; empty if unknown."""
     pods: int = 0
@@ -61,14 +61,14 @@ class Verdict:
     """The first pod that still has to leave in a drain, and how many more there are, such as `namespace/name +2`.
     Empty if there is none."""
     deadline: datetime | None = None
-    """The deadline of the fence or, before there is a fence, when time alone ends the wait. None if something else
-    ends it."""
+    """The deadline of the fence or, before there is a fence, the time at which the wait ends by itself. None if the
+    wait ends in another way."""
     attempt: int = 0
     """The number of the attempt, from the fence, or 0 if no change is in flight."""
     step: str = ""
     """The number of the step and how many steps there are, such as `1/2`. Empty if no change is in flight."""
     actions: tuple[Action, ...] = ()
-    """What is done about the node now, in this order."""
+    """What to do about the node now, in this order."""
     wake: datetime | None = None
     """When the node has to be judged again even if nothing happens, or None if only an event can change the
     verdict."""
@@ -105,9 +105,10 @@ class NodeCase(ActuatorCase):
     """
 
     owner: PolicyView | None
-    """The policy that owns the node by selectors, or None if none does."""
+    """The policy that owns the node according to the selectors, or None if none does."""
     work: NodeWork | None
-    """The pods of the node, or None if they were not listed, or listed for a smaller change than the present one."""
+    """The pods of the node, or None if they were not listed, or were listed for a smaller change than the present one.
+    """
     agent_ready: bool
     """Whether the agent's pod on the node is Ready."""
     agent_trouble: Finding | None
@@ -117,18 +118,19 @@ class NodeCase(ActuatorCase):
     drifting_since: datetime | None
     """Since when this process has seen the node differ from its target, or None if it has seen no difference."""
     at_work_since: datetime | None
-    """Since when this process has seen the actuator at work without us, or None if it is not."""
+    """Since when this process has seen the actuator at work although we are not changing the node, or None if it is
+    not at work."""
     actuator: Actuator
     """The actuator that changes this node."""
     old_views: str = ""
-    """The kinds of objects of which the operator knows only a stale state; empty if there are none."""
+    """The kinds of objects whose cached state is stale; empty if there are none."""
     assessment: Assessment | None = None
     """The result of `compare`: the node compared with what its policy wants. None before that, or if no policy drives
     the node."""
 
     @property
     def owner_name(self) -> str:
-        """The name of the policy that owns the node by selectors; empty if none does."""
+        """The name of the policy that owns the node according to the selectors; empty if none does."""
         return self.owner.name if self.owner is not None else ""
 
     @property
@@ -173,8 +175,8 @@ class NodeCase(ActuatorCase):
 
     @property
     def scope(self) -> Scope:
-        """Which pods must be gone before the change, and which must not be touched. For a reboot these are all pods
-        and not only those with a GPU. On a node that is not Ready, the pods count as silent."""
+        """Which pods must be gone before the change, and which must not be touched. Before a reboot, all pods must be
+        gone and not only the pods with a GPU. On a node that is not Ready, the pods count as silent."""
         fence, reboots = self.node.fence, self.disruption is DisruptionClass.REBOOT
         since = fence.since if fence else None
         scope = scope_of(self.settings, all_pods=reboots, cordoned_at=since, node=self.node.name)
@@ -196,8 +198,8 @@ class NodeCase(ActuatorCase):
         return describe_observed(self.node, self.gpunode.observed if self.gpunode else None)
 
     def _behind_gate(self, phase: Phase) -> str:
-        """Return the beginning of a message, which says that the start-up taint keeps workloads off the node. Empty
-        without the taint, or once the change has begun."""
+        """Return the start of a message, which says that the start-up taint keeps workloads off the node. Empty if
+        there is no taint, or once the change has begun."""
         if self.node.gate is None or phase.part != "before":
             return ""
         return f"no workload starts on this node until it is proven (taint {names.TAINT_UNPROVEN}): "
@@ -212,8 +214,8 @@ class NodeCase(ActuatorCase):
         candidate: bool = False,
     ) -> Verdict:
         """Return a verdict with this phase, reason and message, and with every other field that follows from the case
-        filled in. It has no actions, pods or blockers. Before the change begins, the message is preceded by that of
-        `_behind_gate`."""
+        filled in. It has no actions, pods or blockers. Before the change begins, the message is preceded by the text
+        of `_behind_gate`."""
         assessment = self.assessment
         fence = self.node.fence
         target = assessment.target if isinstance(assessment, Assessed) else None
@@ -242,7 +244,7 @@ class FencedCase(NodeCase):
     """The case of a node that carries our fence."""
 
     fence: Fence
-    """The fence, the same as that of `node`."""
+    """The fence, which equals `node.fence`."""
 
     @cached_property
     def drain(self) -> DrainPlan | None:
@@ -264,8 +266,8 @@ class FencedCase(NodeCase):
 
     @property
     def _force_end(self) -> datetime | None:
-        """When the pods that are left must be gone if they are deleted by force at the end of the drain, or None if
-        none may be for now.
+        """When the remaining pods must be gone if the drain ends by deleting pods by force, or None if no pod may be
+        deleted by force for now.
 
         None after the point of no return, while jobs have their time, and on a node that is not Ready: there a
         deletion would remove the object while its containers keep running.

@@ -24,13 +24,13 @@ from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 MAX_FAILURE = 300
-"""The most characters of a failure's cause that are kept on the Node."""
+"""The maximum length, in characters, of a failure's cause that is kept on the Node."""
 
 
 def find_way_back(case: FencedCase) -> FencedCase | None:
     """Return the case with the last proven layout as its target, or None if the node is not being rolled back. If that
     layout can no longer be reached, the assessment of the returned case is Refused, with the reason. A case whose
-    policy gives it no target now is returned unchanged."""
+    policy gives the node no target now is returned unchanged."""
     if not goes_back(case):
         return None
     assessment = case.assessment
@@ -46,9 +46,9 @@ def find_way_back(case: FencedCase) -> FencedCase | None:
 def present_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
     """Return the verdict of a node that is being rolled back, with a message and a reason that say so. `case` is the
     case with the policy's target, which is shown as the wanted layout. In the phases Failed and Uncordoning the
-    message does not get the prefix about the rollback. If the rollback is no longer possible, the command that
-    tries the policy's target again is added. Only the reasons ActuationInProgress and ObservationPending are
-    replaced, by RollingBack."""
+    message does not get the prefix about the rollback. If the rollback is no longer possible, the command that tries
+    the policy's target again is added. RollingBack replaces only the reasons ActuationInProgress and
+    ObservationPending."""
     assessment = case.assessment
     wanted = assessment.target.text if isinstance(assessment, Assessed) else verdict.wanted
     reason, message = verdict.reason, verdict.message
@@ -64,8 +64,8 @@ def present_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
 
 
 def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | str:
-    """Return the verdict that records the rollback of the node, or a clause on why the node is not rolled back now.
-    The clause is empty if the policy wants failed nodes held or gives the node no target.
+    """Return the verdict that begins the rollback by recording it in the fence, or a clause that says why the node is
+    not rolled back now. The clause is empty if the policy wants failed nodes held or gives the node no target.
 
     `known`: the failure shows the present state of the node. A node that is not Ready, or without a Ready agent, shows
     an old state: what its kubelet advertised before it went away is from before the change.
@@ -105,8 +105,8 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
 
 
 def _assess_back(case: FencedCase, assessment: Assessed) -> Assessed | str:
-    """Return the node compared with what was proven on it last, without any drift. If that can no longer be reached,
-    return a clause on why."""
+    """Return the comparison of the node with the layout that was last proven on it, without any drift. If that layout
+    can no longer be reached, return a clause that says why."""
     node, observed, stack = case.node, assessment.observed, case.stack
     target = case.actuator.find_last_proven(node, observed, stack)
     if isinstance(target, str):

@@ -1,4 +1,4 @@
-"""A node that somebody else began to maintain during our change: we yield it to them and remember our cordon.
+"""A node that somebody else begins to maintain during our change: we yield the node to them and remember our cordon.
 
     fenced ──── somebody begins ────────────► yielded ── the marker goes, or only waits ──► released, our own cordon
     actuating ── proven while somebody works ──┘                                             lifted
@@ -6,8 +6,8 @@
 Before the point of no return the change is given up at once; after it the PATCH that records the proof writes the
 stage `yielded`. The fence stays, because otherwise our cordon would look like somebody else's forever. The PATCH that
 writes the stage removes our marks that keep others away: NVIDIA's driver upgrade skips a node that has them, and we
-would wait for it forever. No pod is evicted meanwhile. The node counts as unavailable in its pool, and holds no slot of
-the operator-wide cap.
+would wait for the upgrade forever. No pod is evicted in the meantime. The node counts as unavailable in its pool, and
+holds no slot of the operator-wide cap.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return.
 """
@@ -39,9 +39,9 @@ def keeps_cordon(case: FencedCase) -> bool:
 
 
 def fence_after_proof(case: FencedCase, routing: str) -> Fence | None:
-    """Return the fence that remembers our cordon of a proven node while somebody else works on it. None if nobody
-    does, or if the cordon is not ours alone: then the proof removes the fence. `routing` is the value that the
-    routing label gets when the node is released."""
+    """Return the fence that remembers our cordon of a proven node while somebody else works on it. None if nobody else
+    works on the node, or if the cordon is not ours alone; the proof then removes the fence. `routing` is the value
+    that the routing label gets when the node is released."""
     return replace(_aside(case), proven=case.now, from_mode=routing) if keeps_cordon(case) else None
 
 
@@ -51,7 +51,7 @@ def _aside(case: FencedCase) -> Fence:
 
 
 def tell_wait(case: FencedCase) -> str:
-    """Return who else works on the node, and that our cordon is lifted when they are done, as a clause."""
+    """Return a clause that says who else works on the node, and that our cordon is lifted when they are done."""
     return f"{tell_foreign(case.node)}; the operator uncordons the node when that is done"
 
 
