@@ -1,4 +1,4 @@
-"""What the API server answered to an eviction, and when to ask again (docs/design/drain.md, rows E).
+"""The API server's answers to evictions, and when to send an eviction again (docs/design/drain.md, rows E).
 
 Answers are kept in memory only: after a restart the operator simply evicts every pod again, and recognizes a pod that
 is already leaving by its deletionTimestamp.
@@ -14,20 +14,21 @@ from gpusharing.planning.vocabulary.reasons import Reason
 FIRST_WAIT = 5.0
 """The wait after the first refusal, in seconds. It doubles with each further refusal."""
 LONGEST_WAIT = 60.0
-"""The upper limit of that wait, in seconds."""
+"""The longest wait that the doubling leads to, in seconds."""
 SLOW_WAIT = 300.0
-"""The wait after a refusal that only a person can resolve, in seconds. It is also the longest Retry-After that we
-obey."""
+"""The wait after a refusal that only a person can resolve, in seconds. It is also the longest Retry-After that is
+honored."""
 ODD_AFTER = 3
-"""After this many answers in a row that a pod is gone, while newer LISTs still show it, a further one is an error."""
+"""After this many answers in a row that a pod is gone although newer LISTs still show it, one more such answer is an
+error."""
 MAX_EVICTIONS = 10
-"""The most evictions that are sent on one node within `PACE`, however closely passes follow each other (E18)."""
+"""The most evictions sent on one node within `PACE`, no matter how closely passes follow each other (E18)."""
 EVICTIONS_PER_SECOND = 5
 """The mean rate of evictions per node (E18)."""
 PACE = timedelta(seconds=MAX_EVICTIONS / EVICTIONS_PER_SECOND)
 """The period in which at most MAX_EVICTIONS are sent on one node."""
 QUIET_WAIT = 60.0
-"""For this many seconds, a budget that its controller has not processed yet is not shown as a blocker (E6)."""
+"""How many seconds pass before a budget that its controller has not processed yet is shown as a blocker (E6)."""
 
 
 def remember(
@@ -40,9 +41,9 @@ def remember(
     retry_after: float | None = None,
     first_wait: float = FIRST_WAIT,
 ) -> EvictionMemory:
-    """Return the memory of the answer to one eviction or deletion. `memory` is the earlier one of this pod, or None.
-    If the reason is the same as last time, `since` is kept and `tries` goes up by one; otherwise `since` is `now`
-    and `tries` is 1.
+    """Return the memory of the answer to one eviction or deletion. `memory` is the pod's earlier memory, or None. If
+    the reason is the same as last time, `since` is kept and `tries` goes up by one; otherwise `since` is `now` and
+    `tries` is 1.
 
     - `EVICTED` (201, E1): accepted; this pod is never evicted again.
     - `PDB` (429 with cause DisruptionBudget): E5; with `retry_after` (seconds) it is E6, the controller of the
@@ -53,8 +54,8 @@ def remember(
       LIST shows it.
     - `FORCE_DELETE` (200 to a DELETE, T4): the deletion was accepted; `FORCE_DELETE_FAILED`: it was not carried out.
 
-    `first_wait` is in seconds. `jitter` is in [0, 1) and shortens the wait by up to a quarter, so that pods are not
-    all tried again at the same moment. Raises ValueError if `answer` is not one of these reasons.
+    `first_wait` is in seconds. `jitter` is in [0, 1) and shortens the wait by up to a quarter, so that evictions are
+    not all sent again at the same moment. Raises ValueError if `answer` is not one of these reasons.
     """
     if Mark.ANSWER not in answer.marks:
         raise ValueError(f"{answer} is not an answer to an eviction")
@@ -84,38 +85,38 @@ def is_accepted(memory: EvictionMemory | None) -> bool:
 
 
 def is_seen(memory: EvictionMemory, listed_at: datetime | None) -> bool:
-    """Whether a LIST that began at `listed_at` shows the effect of the answer, which it does if it began after the
-    answer. True if the time of the answer is unknown; False if there was no LIST."""
+    """Whether a LIST that began at `listed_at` shows the effect of the answer. It does if it began after the answer.
+    True if the time of the answer is unknown; False if there was no LIST."""
     if memory.asked_at is None:
         return True  # not known, and long ago
     return listed_at is not None and listed_at > memory.asked_at
 
 
 def forget_old(memories: Mapping[str, EvictionMemory], now: datetime) -> Mapping[str, EvictionMemory]:
-    """Return a copy of `memories`, which has the answers by UID of the pod, without those that are outdated: answers
-    whose wait is over and that accepted neither an eviction nor a deletion."""
+    """Return a copy of `memories` (answers by pod UID) without the outdated answers. An answer is outdated if its wait
+    is over and it accepted neither an eviction nor a deletion."""
     return {uid: memory for uid, memory in memories.items() if memory.next_try > now or is_accepted(memory)}
 
 
 def throttled_until(memories: Mapping[str, EvictionMemory], now: datetime) -> datetime | None:
-    """Return the time until which the server's throttling forbids evictions on this node (E7), or None if they may be
-    sent."""
+    """Return the time until which the server's throttling forbids evictions on this node (E7), or None if evictions
+    may be sent."""
     later = [m.next_try for m in memories.values() if m.reason is Reason.THROTTLED and m.next_try > now]
     return max(later, default=None)
 
 
 def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[datetime, ...]:
-    """Return when evictions and deletions were sent within the last `PACE`, one time for each pod, whatever the answer
-    was. They count against the limit of this pass, because passes can follow each other immediately."""
+    """Return when evictions and deletions were sent within the last `PACE`: one time for each pod, whatever the answer
+    was. These requests count against the limit of this pass, because passes can follow each other immediately."""
     times = (memory.asked_at for memory in memories.values())
     return tuple(moment for moment in times if moment is not None and now - PACE < moment)
 
 
 def _wait(reason: Reason, tries: int, jitter: float, retry_after: float | None, first_wait: float) -> float:
-    """Return the seconds until the next try: 0 for a pod that is gone; Retry-After, but at least 1 and at most
-    SLOW_WAIT, if the server sent one; SLOW_WAIT for a refusal that only a person can resolve. Otherwise the wait is
-    `first_wait`, doubled with each try up to LONGEST_WAIT and shortened by `jitter`, but never shorter than
-    `first_wait`."""
+    """Return the seconds until the next try. They are 0 for a pod that is gone, and SLOW_WAIT for a refusal that only
+    a person can resolve. If the server sent a Retry-After, that is the wait, but at least 1 and at most SLOW_WAIT.
+    Otherwise the wait is `first_wait`, doubled with each try up to LONGEST_WAIT and shortened by `jitter`, but never
+    shorter than `first_wait`."""
     if reason is Reason.PODS_LEAVING:
         return 0.0  # the LIST decides, not the clock
     if retry_after is not None:

@@ -1,8 +1,8 @@
 """What is deleted by force near the end of a drain (docs/design/drain.md#t4): `drain.onTimeout: ForceDelete`.
 
-A DELETE bypasses PodDisruptionBudgets, so it comes last and hits few pods: those that the drain evicts anyway and
-whose budget refused the eviction, early enough for their own grace period to end with the drain. No pod is deleted on
-a node that would not be empty anyway. Specification: docs/adr/0032-force-is-a-delete-with-grace.md.
+A DELETE bypasses PodDisruptionBudgets, so it comes last and affects few pods: only those that the drain evicts anyway
+and whose eviction a budget refused. They are deleted early enough for their grace period to end with the drain. No pod
+is deleted if the node would not become empty even so. Specification: docs/adr/0032-force-is-a-delete-with-grace.md.
 
 Terms: docs/design/glossary.md#gang.
 """
@@ -24,9 +24,9 @@ repeated. In a short drain it is a quarter of the drain instead."""
 
 
 def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding | None:
-    """Return the note for a policy that says ForceDelete while the operator lacks the right to delete pods, or None if
-    the policy does not say so or the right is `granted`. `namespace` is the operator's own, for the command in the
-    note."""
+    """Return the note for a policy that says ForceDelete while the operator lacks the right to delete pods. None if
+    the policy does not say ForceDelete, or if the right is `granted`. `namespace` is the operator's own, for the
+    command in the note."""
     if granted or not asks_for_force(options):
         return None
     return Finding(
@@ -44,8 +44,8 @@ def fits(standing: Standing, pods: Standings) -> bool:
 
 
 def _lead(standing: Standing, within: timedelta) -> timedelta:
-    """Return how long before the end of the drain the pod is deleted: its grace period plus the slack. `within` is the
-    length of the drain."""
+    """Return how long before the end of the drain the pod has to be deleted: its grace period plus the slack. `within`
+    is the length of the drain."""
     return timedelta(seconds=standing.pod.grace) + _slack(within)
 
 
@@ -55,9 +55,9 @@ def _slack(within: timedelta) -> timedelta:
 
 
 def find_forced(pods: Standings, end: datetime | None, now: datetime) -> list[Standing]:
-    """Return the pods to delete now: the time to delete them has come, and the server's last refusal to evict them
-    still counts. Empty if `end`, the end of the drain, is None, while evictions are throttled, or if the change
-    will be given up anyway."""
+    """Return the pods to delete now: the pods whose time has come and for which the server's last refusal of an
+    eviction still counts. Empty if `end`, the end of the drain, is None, while evictions are throttled, or if the
+    change will be given up anyway."""
     if end is None or pods.throttled_until is not None or _in_vain(pods, end, now):
         return []
     come = (standing for standing in pods.remaining if _has_come(standing, pods, end, now))
@@ -70,9 +70,9 @@ def find_forced(pods: Standings, end: datetime | None, now: datetime) -> list[St
 
 def find_unasked(pods: Standings, end: datetime | None, now: datetime) -> list[Standing]:
     """Return the pods to evict now even if it is not their turn. The time to delete them by force has come, but
-    `find_forced` needs a refusal that still counts, and there is none. Pods that several budgets guard are left
-    out, because their eviction always fails. Empty if `end`, the end of the drain, is None or if the change will be
-    given up anyway."""
+    `find_forced` needs a refusal that still counts, and they have none. Pods that several budgets guard are left out,
+    because their eviction always fails. Empty if `end`, the end of the drain, is None or if the change will be given
+    up anyway."""
     if end is None or _in_vain(pods, end, now):
         return []
     come = (
@@ -84,8 +84,8 @@ def find_unasked(pods: Standings, end: datetime | None, now: datetime) -> list[S
 
 
 def next_force(pods: Standings, end: datetime | None) -> Iterator[datetime]:
-    """Yield the time from which each remaining pod may be deleted by force, even if it is in the past. Pods that must
-    not be deleted by force are left out."""
+    """Yield, for each remaining pod, the time from which it may be deleted by force, even if that time is in the past.
+    Pods that must not be deleted by force are left out."""
     for standing in pods.remaining:
         if (moment := _moment(standing, pods, end)) is not None:
             yield moment
@@ -100,9 +100,9 @@ def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
 
 def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
     """Yield a blocker for each pod that is deleted by force, in this pass (`forced`) or in an earlier one; pods whose
-    last deletion failed are left out. Then, if the policy deletes pods by force, yield one for each remaining pod
-    whose grace period is too long for that and whose budget allows no disruption, or which several budgets guard.
-    Pods that the drain waits for are left out."""
+    last deletion failed are left out. Then, if the policy deletes pods by force, yield a blocker for each remaining
+    pod whose grace period is too long for that and which is guarded either by a budget that allows no disruption or by
+    several budgets. Pods that the drain waits for are left out."""
     deleted = (standing for standing in pods.leaving if standing.answer is Reason.FORCE_DELETE)
     for standing in (*forced, *deleted):
         # A failed deletion is reported as failed until one is accepted.
@@ -126,8 +126,8 @@ def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
 
 def _moment(standing: Standing, pods: Standings, end: datetime | None) -> datetime | None:
     """Return the time from which the pod may be deleted, chosen so that its grace period ends with the drain. None if
-    it must not be deleted by force: `end` is None, the policy does not say so, its grace period is too long, or
-    that time was before the cordon."""
+    the pod must not be deleted by force: `end` is None, the policy does not ask for force, the pod's grace period is
+    too long, or the chosen time was before the cordon."""
     if end is None or pods.force_within is None or not fits(standing, pods):
         return None
     moment = end - _lead(standing, pods.force_within)
@@ -136,16 +136,16 @@ def _moment(standing: Standing, pods: Standings, end: datetime | None) -> dateti
 
 
 def _has_come(standing: Standing, pods: Standings, end: datetime, now: datetime) -> bool:
-    """Whether the pod may be deleted by force and the time for that has come."""
+    """Whether the pod may be deleted by force and its time to be deleted has come."""
     moment = _moment(standing, pods, end)
     return moment is not None and moment <= now
 
 
 def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
-    """Whether the eviction of the pod is refused, so that the pod may be deleted. Without a remembered answer, this is
-    true only if several budgets guard the pod, because every eviction then fails (E8). With an answer, a newer LIST
-    must still show the pod, and the answer must permit a DELETE (`Mark.FORCIBLE`). With several budgets, it is
-    enough that the wait after the answer is over; after a failed deletion, only that wait counts."""
+    """Whether the eviction of the pod is refused, so that the pod may be deleted. If no answer is remembered, this is
+    true only if several budgets guard the pod, because every eviction then fails (E8). If one is remembered, a newer
+    LIST must still show the pod, and the answer must permit a DELETE (`Mark.FORCIBLE`). If several budgets guard the
+    pod, it is enough that the wait after the answer is over; after a failed deletion, nothing but that wait counts."""
     if standing.memory is None:
         return standing.conflicts
     if not is_seen(standing.memory, pods.listed_at):
@@ -164,10 +164,11 @@ def _is_unasked(standing: Standing, now: datetime) -> bool:
 
 
 def _is_stale(standing: Standing, pods: Standings, end: datetime) -> bool:
-    """Whether the last refusal no longer counts. It came before the pod might be deleted by force, a newer LIST still
-    shows the pod, and its budget, as far as we can see, would allow the eviction now. Such a pod is evicted once
-    more before it is deleted, because up to a minute passes between two tries. Only refusals by a budget and errors
-    of the server can become stale, and none does if several budgets guard the pod."""
+    """Whether the last refusal no longer counts. That is so if the refusal came before the pod could be deleted by
+    force, a newer LIST still shows the pod, and its budget, as far as we can see, would allow the eviction now. An
+    eviction of such a pod is tried once more before the pod is deleted, because up to a minute passes between two
+    tries. Only refusals by a budget and server errors can become stale, and none can if several budgets guard the pod.
+    """
     full = standing.budget is not None and standing.budget.disruptions_allowed <= 0
     if (
         standing.memory is None
@@ -184,9 +185,9 @@ def _is_stale(standing: Standing, pods: Standings, end: datetime) -> bool:
 
 def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
     """Whether some pod will stay on the node no matter what is deleted. The change will then be given up, so no pod
-    should be deleted for it. True if the node is not Ready, or if a leaving pod will not be gone in time. True also
-    if a pod or its gang is blocked, if a remaining pod is waited for or refused for good (`Mark.DENIED`), or if one
-    cannot be deleted by force or would not be gone in time."""
+    should be deleted for it. True if the node is not Ready, if a leaving pod will not be gone in time, or if a pod or
+    its gang is blocked. True also if a remaining pod is waited for, if its eviction is refused for good
+    (`Mark.DENIED`), or if it cannot be deleted by force in time."""
     if pods.silent or pods.blocked or any(standing.gang_blocked for standing in pods.remaining):
         return True
     if any(
@@ -201,13 +202,14 @@ def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
 
 def _is_too_late(standing: Standing, end: datetime, now: datetime) -> bool:
     """Whether the pod would still exist STUCK_AFTER after `end`, the end of the drain, even if it were deleted now.
-    That happens if the time to delete it was missed because no operator ran, the node was silent or calls failed."""
+    That happens if the time to delete the pod was missed because no operator ran, the node was silent, or calls
+    failed."""
     return now + timedelta(seconds=max(1, standing.pod.grace)) + SLACK > end + STUCK_AFTER
 
 
 def _stays(standing: Standing, end: datetime, now: datetime) -> bool:
-    """Whether a leaving pod will not be gone in time, because its grace period ends later than STUCK_AFTER after
-    `end`, or because it is stuck already."""
+    """Whether a leaving pod will not be gone in time, because its grace period ends more than STUCK_AFTER after `end`,
+    or because it is already stuck."""
     stuck = stuck_from(standing.pod)
     if standing.pod.deleted_at is not None and stuck is None:
         return True  # later than any datetime

@@ -1,8 +1,8 @@
-"""What the members of a gang mean for a drain: how long its pods are waited for, and which gangs must not be ended
-now.
+"""What the members of a gang mean for a drain: how long the drain waits for the gang's pods, and which gangs must not
+be interrupted now.
 
-Evicting one rank ends the whole gang. So while any member, on whatever node, may still end by itself, all members are
-waited for (docs/design/drain.md#t13).
+Evicting one rank ends the whole gang. So while any member, on any node, may still end by itself, the drain waits for
+all members (docs/design/drain.md#t13).
 
 Whether a member must stay is checked in every pass, up to the last eviction. The preflight checks the same before the
 node is cordoned (gangs.py), but a drain may wait for hours, and meanwhile somebody may mark a member or set a rule. A
@@ -29,14 +29,14 @@ from gpusharing.planning.vocabulary.values import value
 MAX_NODES = 3
 """The most nodes of a gang that a message names."""
 MAX_GANGS = 2
-"""The most gangs of a node that a message describes."""
+"""The most gangs on a node that a message describes."""
 
 
 def describe_gang(view: GangView) -> str:
-    """Return a description of the gang, its size and where it runs, such as `JobSet team-a/train, 16 pods (8 on gpu-1,
-    8 on gpu-2)`. At most MAX_NODES nodes are named, and the others and the pods without a node are counted. The
-    size is preceded by `at least` if not all members are known. A gang without known members has no part in
-    parentheses."""
+    """Return a description of the gang with its size and the nodes on which it runs, such as `JobSet team-a/train, 16
+    pods (8 on gpu-1, 8 on gpu-2)`. At most MAX_NODES nodes are named, and the others and the pods without a node are
+    counted. The size is preceded by `at least` if not all members are known. If no members are known, the part in
+    parentheses is left out."""
     count = len(view.members)
     where = Counter(member.node for member in view.members)
     waiting = where.pop("", 0)
@@ -50,8 +50,8 @@ def describe_gang(view: GangView) -> str:
 
 
 def explain_gangs(gangs: Sequence[GangView]) -> str:
-    """Describe the gangs of a node in one phrase: at most MAX_GANGS of them, and the number of the others. A gang
-    whose members could not be listed is only named."""
+    """Describe the gangs on a node in one phrase: at most MAX_GANGS of them, followed by the number of the others. A
+    gang whose members could not be listed is only named."""
     shown = [describe_gang(view) if not view.error else view.gang.ref for view in gangs[:MAX_GANGS]]
     more = len(gangs) - len(shown)
     return " and ".join(shown) + (f" and {counted(more, 'more gang')}" if more else "")
@@ -72,20 +72,20 @@ class GangWait:
     """How long a drain waits for every pod of a gang."""
 
     patience: timedelta | None
-    """How long after the cordon the drain waits, or None for as long as the member runs."""
+    """How long after the cordon the drain waits, or None if it waits for as long as the member runs."""
     member: PodView
-    """The member that is given the most time; if several are, the first by name."""
+    """The member that is given the most time; in a tie, the first by name."""
     text: str
-    """Why the other pods of the gang are waited for."""
+    """Why the drain waits for the other pods of the gang."""
     spared: bool = False
-    """Whether some member must never be evicted before it ends. When its time is over, the change is given up
-    instead."""
+    """Whether some member must never be evicted before it ends. When that member's time is over, the change is given
+    up instead."""
 
 
 def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gang, GangWait]:
-    """Return, by gang, the wait for the member that is given the longest time to end by itself. It is `spared` if a
-    member's own node follows another policy that has the member waited for and says Abort in
-    spec.drain.jobs.onTimeout. A gang without a member that is waited for is left out.
+    """Return, by gang, the wait for the member that is given the longest time to end by itself. The wait is `spared`
+    if a member's own node follows another policy that waits for the member and says Abort in
+    spec.drain.jobs.onTimeout. A gang is left out if the drain waits for none of its members.
 
     Members on all nodes count, with or without a GPU. Those on this node are read from the node's own LIST, which is
     newer.
@@ -104,8 +104,8 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
 
 
 def _ruled_waits(view: GangView, members: Iterable[GangMember], scope: Scope) -> Iterator[GangWait]:
-    """Yield a wait for each member whose own node follows another policy than the one that changes this node, if that
-    other policy gives the member time to end by itself. The wait is `spared` if that policy says Abort in
+    """Yield a wait for each member whose own node follows a different policy from the one that changes this node, if
+    that policy gives the member time to end by itself. The wait is `spared` if it says Abort in
     spec.drain.jobs.onTimeout."""
     for member in members:
         if member.drain is not None and classify((member.pod,), member.drain, scope).waited:
@@ -115,8 +115,8 @@ def _ruled_waits(view: GangView, members: Iterable[GangMember], scope: Scope) ->
 
 
 def running(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
-    """Return the members that have a node; those on `node` come first and are read from its own LIST. A member without
-    a node is left out: it does no work that could be lost."""
+    """Return the members that have a node. The members on `node` come first and are read from that node's own LIST. A
+    member without a node is left out, because it does no work that could be lost."""
     here = [GangMember(node, pod) for pod in work.pods if pod.gang == view.gang]
     seen = {member.pod.uid for member in here}
     return here + [
@@ -125,8 +125,8 @@ def running(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
 
 
 def _wait_of(member: GangMember, view: GangView, options: Drain) -> GangWait:
-    """Return the wait for one member under these options, with a message that says why the other pods of the gang are
-    waited for."""
+    """Return the wait for one member under these options, with a message that says why the drain waits for the other
+    pods of the gang."""
     where = f" on {member.node}" if member.node else ""
     member_text = f"{member.pod.ref}{where}"
     text = f"evicting the pod would end {view.gang.ref}, whose member {member_text} may still complete on its own"
@@ -134,7 +134,7 @@ def _wait_of(member: GangMember, view: GangView, options: Drain) -> GangWait:
 
 
 def _longest_first(wait: GangWait) -> tuple[bool, timedelta, str]:
-    """Sort key: unlimited waits first, then the longest, then by the member's name."""
+    """Sort key: unlimited waits first, then longer waits before shorter ones, then by the member's name."""
     longest = wait.patience
     return longest is not None, -(longest or timedelta(0)), wait.member.ref
 
@@ -146,10 +146,10 @@ _KEEPS_ALL = Drain.model_validate({"rules": [{"behavior": "Block"}]})
 def find_blocked_gangs(
     work: NodeWork, classified: Classified, gangs: AbstractSet[Gang], options: Drain, scope: Scope
 ) -> tuple[frozenset[Gang], tuple[Blocker, ...]]:
-    """Return the gangs of a node of which no pod may be evicted or deleted now, and the blockers that explain why.
-    `classified` has the pods of the node; the blockers that it already has for them are not repeated.
+    """Return the gangs on a node whose pods must not be evicted or deleted now, and the blockers that explain why.
+    `classified` has the pods of the node; blockers that it already has are not repeated.
 
-    `gangs` has the gangs of which a pod still has to be evicted; the members of other gangs are not examined.
+    `gangs` has the gangs with a pod that still has to be evicted; the members of other gangs are not examined.
     """
     blocked = {pod.gang for pod in classified.blocked} if gangs else set()
     blockers: list[Blocker] = []
@@ -165,8 +165,8 @@ def find_keepers(
 ) -> Iterator[tuple[str, Blocker]]:
     """Yield a pair for each blocker of the members that must stay: the name of the member's node, empty if it has
     none, and the blocker. Members without a GPU count too. `options`, the drain options of the policy that changes
-    this node, are applied first. Only if they allow the eviction, those of the policy that the member's own node
-    follows are applied."""
+    this node, are applied first. If these allow the eviction, the options of the policy that governs the member's own
+    node are applied too."""
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     for member in members:
         for blocker in classify((member.pod,), options, everywhere).blockers or find_ruled((member,), scope):
@@ -174,8 +174,8 @@ def find_keepers(
 
 
 def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ...]:
-    """Return why members must stay according to the policy of their own node, where that is not the policy that
-    changes this node. A policy that cannot be read blocks all its members."""
+    """Return why members must stay according to the policy of their own node, if that is not the policy that changes
+    this node. A policy that cannot be read blocks all members on its nodes."""
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     return tuple(
         _by_policy(member, blocker)
@@ -187,7 +187,8 @@ def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ..
 
 def _by_policy(member: GangMember, blocker: Blocker) -> Blocker:
     """Return the blocker with the name of the member's policy in front of its message. If that policy cannot be read,
-    a blocker that comes from its rules gets the reason why it cannot, and any other blocker is returned unchanged."""
+    a blocker that comes from its rules gets the reason and message that say why not, and any other blocker is returned
+    unchanged."""
     if member.unruled is None:
         return replace(blocker, message=f"Policy {member.policy} applies here. {blocker.message}".rstrip())
     if blocker.reason is not Reason.RULE_BLOCKS:
@@ -199,7 +200,7 @@ def _keepers(
     view: GangView, work: NodeWork, classified: Classified, options: Drain, scope: Scope
 ) -> Iterator[Blocker]:
     """Yield why members of a gang must stay, each with the gang and the member's node in its message. Members that are
-    blocked on this node already are left out. If the members cannot be listed, yield only a blocker that says so."""
+    already blocked on this node are left out. If the members cannot be listed, yield only a blocker that says so."""
     if view.error:
         its = tuple(pod.ref for pod in classified.holders if pod.gang == view.gang and pod.deleted_at is None)
         yield Blocker(Reason.LIST_FAILED, its, message=unlisted(view))

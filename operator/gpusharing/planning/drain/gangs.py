@@ -28,9 +28,9 @@ def ending_gangs(work: NodeWork, scope: Scope) -> tuple[GangView, ...]:
 def find_gang_blockers(
     work: NodeWork, node: str, options: Drain, now: datetime, scope: Scope
 ) -> tuple[Blocker, ...]:
-    """Return why the gangs that a change of this node interrupts must not be interrupted, judged by the members that
-    do not have to leave this node. Members on all nodes count, with or without a GPU, because evicting one of them
-    ends the whole gang. A gang whose members cannot be listed gets a blocker that says so."""
+    """Return why the gangs that a change of this node would interrupt must not be interrupted. Only the members that
+    do not have to leave this node are examined. Members on all nodes count, with or without a GPU, because evicting
+    one of them ends the whole gang. A gang whose members cannot be listed gets a blocker that says so."""
     blockers: list[Blocker] = []
     for view in ending_gangs(work, scope):
         if view.error:
@@ -46,8 +46,9 @@ def find_gang_blockers(
 def _forbid(
     members: Sequence[GangMember], work: NodeWork, options: Drain, now: datetime, scope: Scope
 ) -> Iterator[Blocker]:
-    """Yield why these members, wherever they run, must not be evicted. The reason is either in `options`, the drain
-    options of the policy that changes this node, or in those of the policy that the member's own node follows."""
+    """Yield why these members, wherever they run, must not be evicted. The reason lies either in `options`, the drain
+    options of the policy that changes this node, or in the options of the policy that governs the member's own node.
+    """
     elsewhere = NodeWork(tuple(member.pod for member in members), work.pdbs, work.listed_at)
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     standings = find_standings(elsewhere, options, now, scope=everywhere, cordoned=False)
@@ -61,8 +62,8 @@ def _forbid(
 def with_gangs(
     blockers: tuple[Blocker, ...], work: NodeWork, node: str, options: Drain, *, now: datetime, scope: Scope
 ) -> tuple[Blocker, ...]:
-    """Return the blockers of the node's own pods, worded by `name_gangs`, and those of its gangs' members elsewhere,
-    merged. If the node has no gangs, return `blockers` unchanged."""
+    """Return the merged blockers of the node's own pods, worded by `name_gangs`, and of their gangs' members
+    elsewhere. If the node has no gangs, return `blockers` unchanged."""
     if not work.gangs:
         return blockers
     return merge((*name_gangs(blockers, work), *find_gang_blockers(work, node, options, now, scope)))

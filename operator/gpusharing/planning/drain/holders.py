@@ -1,4 +1,4 @@
-"""Which pods of a node hold a GPU, and which of those may be evicted: FILTERS, one kind of pod after another.
+"""Which pods on a node hold a GPU, and which of these may be evicted. FILTERS decide, one kind of pod after another.
 
 Specification: docs/design/drain.md, rows P and G.
 """
@@ -25,13 +25,14 @@ from gpusharing.planning.vocabulary.values import value
 # (kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go, GPUGroup, and syncForPods of
 # pkg/binder/binding/resourcereservation/resource_reservation.go). Run:ai's own scheduler uses the same label.
 LABELS = frozenset({"runai-gpu-group", "kai-gpu-group"})
-"""The labels that name the group of a GPU. A pod with fractions of several GPUs has `LABEL/GROUP` for each (v0.17.0,
-MultiGpuGroupLabelPrefix). The second name is the one that KAI's maintainers announced (NVIDIA/KAI-Scheduler#464)."""
+"""The labels that name the group of a GPU. A pod with fractions of several GPUs has a label `LABEL/GROUP` for each of
+them (v0.17.0, MultiGpuGroupLabelPrefix). The second name is the one that KAI's maintainers announced
+(NVIDIA/KAI-Scheduler#464)."""
 
 
 def gpu_groups(labels: Mapping[str, str]) -> frozenset[str]:
-    """Return KAI-Scheduler's groups of the GPUs that a pod with these labels reserves or has a fraction of; empty for
-    a pod that does not use KAI."""
+    """Return the KAI-Scheduler groups of the GPUs that a pod with these labels reserves or has a fraction of. Empty
+    for a pod that does not use KAI."""
     return frozenset(value for key, value in labels.items() if key.partition("/")[0] in LABELS and value)
 
 
@@ -39,7 +40,7 @@ def is_reservation(pod: PodView) -> bool:
     """Whether this is a pod with which KAI-Scheduler reserves a GPU for a group: it requests nvidia.com/gpu, has a
     label of such a group, and has no owner.
 
-    No other pod of a group requests a whole GPU, because KAI refuses fractions for pods that do.
+    No other pod of a group requests a whole GPU, because KAI gives no fraction to a pod that does.
     """
     return pod.owner is None and RESOURCE_GPU in pod.resources and bool(gpu_groups(pod.labels))
 
@@ -65,18 +66,18 @@ class Scope:
     cordoned_at: datetime | None = None
     """When we cordoned the node, or None if we did not."""
     settle: timedelta = timedelta(seconds=5)
-    """How long after the cordon pods may still appear that the scheduler was just binding."""
+    """How long after the cordon a pod may still appear because the scheduler was already binding it."""
     now: datetime | None = None
     """The current time. If it is None, a mark with a duration counts as if it never expired."""
     forces: bool = False
-    """Whether the operator may delete pods at the end of a drain, where the policy asks for it."""
+    """Whether the operator has the right to delete pods at the end of a drain if the policy asks for that."""
     node: str = ""
     """Name of the node; empty if unknown."""
     silent: bool = False
-    """Whether the node is not Ready, so that nobody knows whether its pods still run."""
+    """Whether the node is not Ready, so that it is unknown whether its pods still run."""
     gpu_groups: frozenset[str] = frozenset()
-    """KAI-Scheduler's GPU groups of which some pod other than the reservation pod is on the node; `classify` fills
-    this in."""
+    """The KAI-Scheduler GPU groups that have a pod on the node besides their reservation pod; `classify` fills this
+    in."""
 
 
 def scope_of(
@@ -97,7 +98,7 @@ class Classified:
     """The pods of a node, each in exactly one place, sorted by `namespace/name`."""
 
     holders: tuple[PodView, ...]
-    """Pods that hold a GPU and can be evicted or are waited for; some may be terminating already."""
+    """Pods that hold a GPU and can be evicted, now or after a wait; some may already be terminating."""
     waited: frozenset[str]
     """The uids of the holders that end by themselves: the drain waits for them before it evicts them."""
     ignored: tuple[PodView, ...]
@@ -179,8 +180,9 @@ def by_ref(pod: PodView) -> tuple[str, str]:
 
 
 Decision: TypeAlias = Literal["ignore", "hold", "wait"] | Reason
-"""`ignore`: the drain leaves the pod alone, because it holds no GPU or others end it. `hold`: it holds one and can be
-evicted. `wait`: it holds one and should end by itself. A Reason: it holds one and is not evicted, for this reason."""
+"""What the drain does with a pod. `ignore`: leave it alone, because it holds no GPU or others end it. `hold`: the pod
+holds a GPU and can be evicted. `wait`: the pod holds a GPU and should end by itself. A Reason: the pod holds a GPU and
+is not evicted, for this reason."""
 
 
 @value
@@ -192,13 +194,13 @@ class PodFilter:
     decision: Decision
     """What is decided about such a pod."""
     particulars: Callable[[PodView, Drain, Scope], str] = lambda pod, options, scope: ""
-    """Returns what the blocker says about this pod in addition to the reason; empty if nothing."""
+    """Returns what the blocker says about this pod in addition to the reason; empty if there is nothing to add."""
     until: Callable[[PodView, Drain, Scope], datetime | None] = lambda pod, options, scope: None
     """Returns when time alone ends the block, or None if it does not."""
 
 
 def _finished(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod has finished: it holds no device, and is left for its logs (P11)."""
+    """Whether the pod has finished. It then holds no device and is left in place for its logs (P11)."""
     return has_finished(pod)
 
 
@@ -208,7 +210,7 @@ def _static_without_gpu(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _static(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether this is the mirror of a static pod: deleting it does not stop the static pod behind it (P7)."""
+    """Whether this is the mirror of a static pod. Deleting the mirror does not stop the static pod behind it (P7)."""
     return pod.mirror
 
 
@@ -223,8 +225,8 @@ def _harmless_daemon(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _daemon(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether a DaemonSet would start the pod again at once (P3, P5, P6). A pod whose DaemonSet is gone is like any
-    other."""
+    """Whether a DaemonSet would start the pod again at once (P3, P5, P6). A pod whose DaemonSet is gone is treated
+    like any other pod."""
     owner = pod.owner
     is_daemon_set = owner is not None and owner.kind == "DaemonSet" and owner.api_version.startswith("apps/")
     return is_daemon_set and not _lost_owner(pod)
@@ -271,8 +273,8 @@ def _resource_claim(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _unread_claim(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Return a sentence if the pod's ResourceClaim could not be read, else an empty string. The pod must have a
-    ResourceClaim."""
+    """Return a sentence that says that the pod's ResourceClaim could not be read, or an empty string if it could. The
+    pod must have a ResourceClaim."""
     return "" if pod.dra == "gpu" else "Its ResourceClaim cannot be read"
 
 
@@ -291,9 +293,9 @@ def _came_back(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether the pod's controller started it on the node after the cordon, so that it would come back after every
     eviction (P15). False if the node is not cordoned or the pod's creation time is unknown.
 
-    The scheduler puts a pod that does not tolerate the cordon on the node only if it was already binding the pod then,
-    so such a pod is allowed more time. If the clocks cannot tell which came first, the pod is evicted once rather than
-    blocking the drain for nothing.
+    A pod that does not tolerate the cordon gets onto the node only if the scheduler was already binding it when the
+    cordon was set, so such a pod is allowed more time. If the clocks cannot tell whether the pod or the cordon came
+    first, the pod is evicted once instead of blocking the drain for nothing.
     """
     since, created = scope.cordoned_at, pod.created
     if since is None or created is None or not _is_restarted(pod):
@@ -303,8 +305,8 @@ def _came_back(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _start(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Return a sentence that names the owner that started the pod after the cordon. For a pod that does not tolerate
-    the cordon, it adds how that is possible."""
+    """Return a sentence that names the owner that started the pod after the cordon. If the pod does not tolerate the
+    cordon, the sentence also says how that was possible."""
     message = f"Its {_owner(pod)} started it here after the cordon"
     return (
         message
@@ -314,7 +316,7 @@ def _start(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _marked(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether somebody marked the pod itself as not to be disturbed (P17, P18), and the policy does not ignore such
+    """Whether the pod itself has a mark that asks not to disturb it (P17, P18), and the policy does not ignore such
     marks."""
     return _protection(pod, options, scope) is not None
 
@@ -343,8 +345,8 @@ def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None
 
 
 def _undecided(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether it is unknown if a rule applies to the pod, because the labels of its namespace cannot be read (P19).
-    Such a pod is left alone."""
+    """Whether it cannot be decided if a rule applies to the pod, because the labels of its namespace cannot be read
+    (P19). Such a pod is left alone."""
     ruled = find_rule(pod, options)
     return ruled is not None and not ruled.known
 
@@ -372,9 +374,9 @@ def _rule_says(pod: PodView, options: Drain, behavior: str) -> bool:
 
 
 def _rule(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Return a clause that names the rule that decides about the pod and its behavior, such as `spec.drain.rules[0]
-    has behavior Block`, or one that says that the rule needs the labels of the pod's namespace. Empty if no rule
-    matches."""
+    """Return a clause that names the rule that decides about the pod, and the rule's behavior, such as
+    `spec.drain.rules[0] has behavior Block`, or one that says that the rule needs the labels of the pod's namespace.
+    Empty if no rule matches."""
     ruled = find_rule(pod, options)
     if ruled is None:
         return ""
@@ -393,8 +395,8 @@ def _unmanaged(pod: PodView, options: Drain, scope: Scope) -> bool:
     P5).
 
     A KAI reservation pod is treated as unmanaged only until the node is cordoned. After that, the drain empties the
-    pod's group and evicts the pod too, because KAI v0.17.0 forgets it if the pods of the group had fractions of
-    several GPUs (G10, GetGpuGroups).
+    pod's group and evicts the pod too, because KAI v0.17.0 forgets the reservation pod if the pods of the group had
+    fractions of several GPUs (G10, GetGpuGroups).
     """
     left_over = scope.cordoned_at is not None and is_reservation(pod)
     return options.unmanaged_pods != "Evict" and not left_over and (pod.owner is None or _lost_owner(pod))

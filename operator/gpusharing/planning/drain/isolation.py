@@ -15,17 +15,17 @@ that share one instance."""
 
 
 def find_admitted(namespace_labels: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Return the values of the routing label of the nodes on which GPU pods may run if their namespace has these
-    labels. None if the namespace has no isolation label. Empty if that label's value is not a level: then no GPU
-    pod is admitted."""
+    """Return the values of the routing label on which GPU pods may run if their namespace has these labels. None if
+    the namespace has no isolation label. Empty if that label's value is not a level; no GPU pod is admitted then."""
     level = namespace_labels.get(LABEL_ISOLATION)
     return None if level is None else ADMITTED.get(level, ())
 
 
 def with_guard(pod: PodView) -> PodView:
-    """Return the pod with the requirement on the routing label that the guard would add to the pod's replacement,
-    added to each term of its node affinity. A pod without terms gets one. A pod that requests no GPU resource is
-    returned unchanged, and so is one in a namespace without the isolation label or whose labels were not read."""
+    """Return the pod with the requirement on the routing label that the guard would add to the pod's replacement. The
+    requirement is added to each term of the pod's node affinity; a pod without terms gets one. A pod that requests no
+    GPU resource is returned unchanged, and so is one in a namespace without the isolation label or whose labels were
+    not read."""
     admitted = find_admitted(pod.namespace_labels or {})
     if admitted is None or not pod.resources:
         return pod

@@ -23,9 +23,9 @@ def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
 def binding_budgets(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
     """Return the budgets that the server will check for an eviction of the pod, sorted by name.
 
-    Empty if no budget selects the pod, if the server checks none in the pod's phase, or if the only one lets the pod
-    go because it is unready. A single budget decides. Two or more make every eviction of the pod fail, even if the pod
-    is unready (500, kubernetes#75957).
+    Empty if no budget selects the pod, if the server checks none in the pod's phase, or if the only budget lets the
+    pod go because it is unready. A single budget decides alone. Two or more make every eviction of the pod fail, even
+    if the pod is unready (500, kubernetes#75957).
     """
     if _exempt(pod):
         return ()
@@ -46,8 +46,8 @@ def _exempt(pod: PodView) -> bool:
 
 
 def _lets_unready_go(pdb: PdbView, pod: PodView) -> bool:
-    """Whether the pod is unready and the budget lets it go: under AlwaysAllow, or while as many pods are healthy as
-    the budget requires, if it requires any (KEP-3017)."""
+    """Whether the pod is unready and the budget therefore lets it go. A budget does so under AlwaysAllow, or if it
+    requires some healthy pods and has at least that many (KEP-3017)."""
     if pod.ready:
         return False
     return pdb.always_allow_unhealthy or pdb.current_healthy >= pdb.desired_healthy > 0

@@ -45,10 +45,10 @@ class DrainPlan:
     evict: tuple[PodView, ...] = ()
     """Pods to evict now, in this order."""
     delete: tuple[PodView, ...] = ()
-    """Pods to delete now, because the time of the drain is nearly over."""
+    """Pods to delete now, because the drain's time is nearly over."""
     only_leaving: bool = False
-    """Whether every pod that is left is terminating, and the policy deletes by force what is left at the end of the
-    drain."""
+    """Whether every remaining pod is terminating and the policy deletes by force the pods that remain at the end of
+    the drain."""
     holders: int = 0
     """How many pods still hold a GPU, blocked ones included, or -1 if the pods could not be listed."""
     first: str = ""
@@ -56,9 +56,9 @@ class DrainPlan:
     blockers: tuple[Blocker, ...] = ()
     """Why pods have not left yet, for people. The drain keeps trying nevertheless."""
     jobs: tuple[PodView, ...] = ()
-    """Pods whose turn it is and that end by themselves. Until they have, no pod of their tier is evicted."""
+    """Pods whose turn it is and that end by themselves. Until they have ended, no pod of their tier is evicted."""
     jobs_until: datetime | None = None
-    """When the time of the last of `jobs` is over: NEVER if it is unlimited, None if there are no jobs."""
+    """When the time of all `jobs` is over: NEVER if it is unlimited for one of them, None if there are no jobs."""
     overdue: tuple[PodView, ...] = ()
     """Pods of `jobs` whose time is over and that must not be evicted, so that the change has to be given up."""
     needs: tuple[tuple[str, int], ...] = ()
@@ -77,7 +77,7 @@ def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: date
     """Return what would make a drain fail; while there is any blocker, the node is not cordoned.
 
     `pods` are the standings on a node that is not cordoned yet. Pods that could not run `afterwards` are blockers if
-    the policy says Hold for stranded pods. If the pods could not be listed, that is the only blocker.
+    the policy says Hold for stranded pods. If the pods could not be listed, the failed LIST is the only blocker.
     """
     if pods.error:
         return (_list_failed(pods),)
@@ -93,11 +93,11 @@ def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: date
 
 
 def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> DrainPlan:
-    """Return which pods to evict and delete now, and what holds back the others. `end` is when the time of the drain
-    is over and the remaining pods must have been deleted by force, or None if none is deleted.
+    """Return which pods to evict and delete now, and what holds back the others. `end` is when the drain's time is
+    over and the remaining pods must have been deleted by force, or None if no pod is deleted by force.
 
     At most MAX_EVICTIONS evictions and deletions are sent within `PACE`, and none while the server throttles
-    evictions. If the pods could not be listed, nothing is sent and that is the only blocker.
+    evictions. If the pods could not be listed, nothing is sent, and the failed LIST is the only blocker.
     """
     if pods.error:
         return DrainPlan(holders=pods.holders, blockers=(_list_failed(pods),))
@@ -153,8 +153,9 @@ def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
 
 
 def forbidding(pods: Standings) -> tuple[Blocker, ...]:
-    """Return why pods that were not evicted yet must not be evicted at all, or not now: because of a rule or a gang,
-    or because a budget refuses. Budgets of pods that can be deleted by force at the end of the drain do not count."""
+    """Return why pods that were not evicted yet must not be evicted now or ever: a rule or a gang forbids the
+    eviction, or a budget refuses it. Budgets of pods that can be deleted by force at the end of the drain do not
+    count."""
     return merge((*pods.blockers, *_budgets(_unforced(pods.remaining, pods))))
 
 
@@ -177,8 +178,8 @@ def _unforced(remaining: Iterable[Standing], pods: Standings) -> list[Standing]:
 
 
 def _to_evict(pods: Standings) -> list[Standing]:
-    """Return the pods that will be evicted sooner or later. Pods that are never evicted are left out. So are those
-    that still have time to end by themselves, once the node is cordoned."""
+    """Return the pods that will be evicted sooner or later. Pods that are never evicted are left out. Once the node is
+    cordoned, pods that still have time to end by themselves are left out too."""
     return [
         standing
         for standing in pods.remaining
@@ -187,7 +188,7 @@ def _to_evict(pods: Standings) -> list[Standing]:
 
 
 def _jobs(pods: Standings) -> list[Standing]:
-    """Return the pods of the tier whose turn it is that should end by themselves (T11); empty if the node is not
+    """Return the pods that should end by themselves (T11) in the tier whose turn it is. Empty if the node is not
     cordoned."""
     waiting = (standing for standing in pods.remaining if standing.waits and standing.ends is not None)
     return [standing for standing in waiting if standing.tier == pods.front]
@@ -211,10 +212,10 @@ def _list_failed(pods: Standings) -> Blocker:
 
 
 def _unheard(pods: Standings) -> Iterator[Blocker]:
-    """Yield one NodeUnreachable blocker for all pods that are leaving or still to be evicted, or nothing if there are
-    none (T6).
+    """Yield one NodeUnreachable blocker for all pods that are leaving or still have to be evicted, or nothing if there
+    are none (T6).
 
-    Only called for a node that is not Ready, where nobody knows whether its terminating pods still run.
+    Only called for a node that is not Ready, where it is unknown whether the terminating pods still run.
     """
     if refs := tuple(standing.pod.ref for standing in (*pods.leaving, *pods.remaining)):
         yield Blocker(Reason.NODE_UNREACHABLE, refs, message="The node is not Ready")
@@ -260,9 +261,9 @@ def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[St
 
 
 def _refused(remaining: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
-    """Yield the server's last answer about each pod, verbatim. Some answers are left out: those that are reported once
-    for all pods or with a budget, and those saying that the pod is gone. The answer that the budget's controller is
-    behind is left out for the first QUIET_WAIT seconds (E6)."""
+    """Yield the server's last answer about each pod, verbatim. Some answers are left out: answers that are reported
+    once for all pods or together with a budget, and answers that the pod is gone. The answer that the budget's
+    controller is behind is left out for the first QUIET_WAIT seconds (E6)."""
     for standing in remaining:
         if standing.memory is None or standing.answer is None or standing.conflicts:
             continue
@@ -278,15 +279,15 @@ def _refused(remaining: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
 
 
 def _throttled(remaining: Iterable[Standing], due: Iterable[Standing]) -> Iterator[Blocker]:
-    """Yield one blocker for all pods whose evictions the server has throttled and for those in `due`, which would be
-    evicted now otherwise (E7). Yield nothing if there are none. The blocker blames no pod and no budget."""
+    """Yield one blocker for all pods whose evictions the server has throttled and for the pods in `due`, which would
+    otherwise be evicted now (E7). Yield nothing if there are none. The blocker blames no pod and no budget."""
     told = [standing for standing in remaining if standing.answer is Reason.THROTTLED]
     if refs := {standing.pod.ref for standing in (*told, *due)}:
         yield Blocker(Reason.THROTTLED, tuple(sorted(refs)), message=_server_said(told))
 
 
 def _state(budget: PdbView) -> str:
-    """Describe how many disruptions the budget allows, how many of its pods are healthy and how many have to be."""
+    """Describe how many disruptions the budget allows, how many of its pods are healthy, and how many must be."""
     return (
         f"The budget allows {counted(budget.disruptions_allowed, 'disruption')}: {budget.current_healthy} of"
         f" {counted(budget.expected_pods, 'pod is', 'pods are')} healthy, and {budget.desired_healthy} must be"
@@ -307,7 +308,7 @@ def _server_said(standings: Iterable[Standing]) -> str:
 
 
 def _in_turn(pods: Standings, unasked: Sequence[Standing]) -> list[Standing]:
-    """Return the pods that are due, and those in `unasked` even if it is not their turn. Those with the fewest
+    """Return the pods that are due, and the pods in `unasked` even if it is not their turn. Pods with the fewest
     refusals come first, so that refused pods do not crowd out the others."""
     early = {standing.pod.uid for standing in unasked}
     return sorted(
@@ -324,7 +325,7 @@ def _pick(due: Iterable[Standing], most: int, unasked: Sequence[Standing]) -> tu
     """Return at most `most` of these pods, and for each budget no more than it allows now, because further evictions
     would be refused with 429.
 
-    If a budget allows none, one pod is tried anyway, because our copy of the budget may be stale. The pods in
+    If a budget allows no eviction, one pod is tried anyway, because our copy of the budget may be stale. The pods in
     `unasked` are exempt from that limit: there is no time left to try them one after another.
     """
     room: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Rules of a policy about its pods, and pods that end by themselves (docs/design/drain.md#p19, T9-T12).
+"""A policy's rules about pods, and which pods end by themselves (docs/design/drain.md#p19, T9-T12).
 
 The first rule that matches a pod decides; if none does, it matters whether the pod is a job.
 """
@@ -128,7 +128,7 @@ _NEVER = datetime.max.replace(tzinfo=UTC)
 
 @value
 class Protection:
-    """Why a pod is not to be disturbed."""
+    """Why a pod must not be disturbed."""
 
     text: str
     """The mark and its value, in words. It does not change while the pod exists."""
@@ -137,8 +137,8 @@ class Protection:
 
 
 def find_protection(pod: PodView, now: datetime | None) -> Protection | None:
-    """Return the protection by the mark that protects the pod longest, or None if no mark does. If `now` is None, a
-    mark with a duration protects the pod indefinitely.
+    """Return the protection by whichever mark protects the pod longest, or None if no mark protects it. If `now` is
+    None, a mark with a duration protects the pod indefinitely.
 
     Must not be called for a pod that has finished or is leaving, because its marks no longer count.
     """
@@ -155,10 +155,10 @@ def _read(pod: PodView, key: str, value: str, now: datetime | None) -> Protectio
 
 
 def _do_not_disrupt(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
-    """Return the protection by an annotation whose value is `true` or a duration in Go's notation, counted from the
-    pod's start. None if it is `false` or the duration is over; case and surrounding spaces of `true` and `false` do
-    not matter. A value that cannot be read protects the pod indefinitely. So does a duration if `now` is None, if
-    the pod has not started, or if it ends too late for a datetime."""
+    """Return the protection that an annotation gives if its value is `true` or a duration in Go's notation, counted
+    from the pod's start. None if it is `false` or the duration is over; case and surrounding spaces of `true` and
+    `false` do not matter. A value that cannot be read protects the pod indefinitely. So does a duration if `now` is
+    None, if the pod has not started, or if it ends too late for a datetime."""
     text, setting = f"Annotation {key} is {_quoted(value)}", value.strip().lower()
     if setting == "false":
         return None

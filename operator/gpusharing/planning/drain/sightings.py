@@ -1,5 +1,5 @@
-"""What successive LISTs of a node's pods show together: since when the node is empty, and since when its agent
-is quiet.
+"""What successive LISTs of a node's pods show together: since when the node has been empty, and since when its agent
+has been quiet.
 
 The process keeps this in memory between passes, in `NodeWork`; after a restart it starts anew.
 """
@@ -12,18 +12,19 @@ from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import GPUNodeView
 
 KEPT = 32
-"""The most LISTs remembered of one node."""
+"""The most LISTs that are remembered for one node."""
 
 
 def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None, scope: Scope) -> NodeWork:
-    """Return `now`, a LIST just made, completed with what earlier LISTs show according to `before`, which is None if
-    there were none: since when the node is empty, and since when the agent is quiet. If the LIST failed or shows a
-    pod that must leave, the node does not count as empty. `scope` is the scope for which the LIST was made. The
-    first LIST of an empty node also records the ID of the current request on `gpunode` in `stood`.
+    """Return `now`, a LIST just made, with what it shows together with the earlier ones: since when the node has been
+    empty, and since when the agent has been quiet. `before` is the result of the earlier LISTs, or None if there were
+    none. If the LIST failed or shows a pod that must leave, the node does not count as empty. `scope` is the scope for
+    which the LIST was made. The first LIST of an empty node also records the ID of the current request on `gpunode` in
+    `stood`.
 
     Earlier LISTs do not count if they were made for other pods or under another cordon, because pods could still come
-    before the cordon. Which came first is not decided by time, because the clock that stamped the cordon may have been
-    ahead of ours.
+    before the cordon. Times do not decide whether a LIST or the cordon came first, because the clock that stamped the
+    cordon may have been ahead of ours.
     """
     now = replace(now, all_pods=scope.all_pods, cordoned_at=scope.cordoned_at)
     if before is not None:
@@ -39,9 +40,9 @@ def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None, 
 
 
 def heard(work: NodeWork, gpunode: GPUNodeView | None, now: datetime) -> NodeWork:
-    """Return `work` with the time since which the agent keeps NVML closed for the current request: `now` if it was not
-    recorded for this request yet. If the agent does not keep NVML closed, or reports an older request, that time is
-    removed."""
+    """Return `work` with the time since which the agent has kept NVML closed for the current request: `now` if no time
+    was recorded for this request yet. If the agent does not keep NVML closed, or reports an older request, that time
+    is removed."""
     observed = gpunode.observed if gpunode is not None else None
     if gpunode is None or observed is None or not observed.quiet or observed.request_id != gpunode.request_id:
         return work if not work.quiet_for else replace(work, quiet_for="", quiet_since=None)

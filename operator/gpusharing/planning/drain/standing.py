@@ -44,7 +44,7 @@ class Standing:
     memory: EvictionMemory | None
     """The server's last answer about the pod if that still counts, or None if no eviction was sent."""
     budgets: tuple[PdbView, ...]
-    """The budgets that the server will check, sorted by name; with more than one, it always refuses (E8)."""
+    """The budgets that the server will check, sorted by name; with more than one, the server always refuses (E8)."""
     leaves: bool
     """Whether the pod needs no eviction: it is terminating, its eviction was accepted (E1), or the server no longer
     knows it (E2, E3)."""
@@ -52,16 +52,16 @@ class Standing:
     """Whether nothing about the pod itself prevents its eviction now. The plan also respects the pace and what the
     budget still allows."""
     tier: Tier = (0, False)
-    """The pod's tier. It is evicted only after all pods of lower tiers are gone."""
+    """The pod's tier. The pod is evicted only after all pods of lower tiers are gone."""
     waits: bool = False
     """Whether the pod is not evicted now because it, or its gang, should end by itself."""
     ends: datetime | None = None
-    """Until when the drain waits for the pod; NEVER if the wait is unlimited. None if it does not wait, or if the node
+    """Until when the drain waits for the pod; NEVER if the wait is unlimited. None if there is no wait, or if the node
     is not cordoned yet."""
     spared: bool = False
-    """Whether the pod is waited for and never evicted. When its time is over, the change is given up."""
+    """Whether the drain waits for the pod and never evicts it. When the pod's time is over, the change is given up."""
     waits_for: str = ""
-    """Why the drain waits for the pod, if another member of its gang is the reason; else empty."""
+    """Why the drain waits for the pod, if another member of its gang causes the wait; else empty."""
     gang_blocked: bool = False
     """Whether the pod is neither evicted nor deleted because a member of its gang must stay, or the members are
     unknown."""
@@ -110,12 +110,12 @@ class Standings:
     error: str = ""
     """Why the pods could not be listed; nothing else is known then."""
     force_within: timedelta | None = None
-    """The length of the drain if pods may be deleted by force at its end (T4); only those with a shorter grace period
-    are. None if no pod may be."""
+    """The length of the drain if pods may be deleted by force at its end (T4); only pods with a shorter grace period
+    are deleted. None if no pod may be deleted by force."""
     cordoned_at: datetime | None = None
     """When we cordoned the node, or None if we did not."""
     silent: bool = False
-    """Whether the node is not Ready: no pod is evicted, and nobody knows whether those that are leaving still run."""
+    """Whether the node is not Ready. No pod is evicted then, and it is unknown whether the leaving pods still run."""
     node: str = ""
     """Name of the node; empty if unknown."""
 
@@ -131,9 +131,9 @@ def find_standings(
     """Return the standing of every pod of the node that holds a GPU. If its pods could not be listed, only the error
     is set.
 
-    `cordoned` says whether the drain has begun. Before that no eviction is sent, so an old answer to one would never
-    be replaced and would block the node forever; it is therefore ignored once its wait is over. Gangs that must not be
-    interrupted are looked for only during the drain; before it, `with_gangs` finds them.
+    `cordoned` says whether the drain has begun. Before that, no eviction is sent, so an old answer would never be
+    replaced and would block the node forever. Such an answer is therefore ignored once its wait is over. Gangs that
+    must not be interrupted are looked for only during the drain; before the drain, `with_gangs` finds them.
     """
     if work.error:
         return Standings(work.listed_at, error=work.error)
@@ -210,9 +210,9 @@ def _waited(
     gangs: Mapping[Gang, GangWait],
 ) -> Standing:
     """Return the standing with its tier. If the drain waits for the pod or for a member of its gang to end by itself
-    (T9-T13), the standing also gets the end of that wait, and the reason if that is the gang. Until that end, and
-    beyond it if the pod is spared, the pod is not due. Before the cordon, the wait has no end yet. A pod that is
-    leaving is not waited for. `gangs` has the wait of each gang that has one."""
+    (T9-T13), the standing also gets the end of that wait and, if a gang member causes it, the cause. The pod is not
+    due until the wait ends, and not even then if it is spared. Before the cordon, the wait has no end yet. The drain
+    does not wait for a pod that is leaving. `gangs` has the waits, by gang."""
     standing = replace(standing, tier=tier_of(standing.pod, options))
     gang = gangs.get(standing.pod.gang) if standing.pod.gang is not None else None
     if standing.leaves or (standing.pod.uid not in classified.waited and gang is None):

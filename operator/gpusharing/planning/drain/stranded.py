@@ -38,7 +38,7 @@ class FutureNode:
     emptied: bool
     """Whether the pods of the node have to leave for the change. Otherwise they keep their devices."""
     open: bool
-    """Whether pods can be scheduled there afterwards."""
+    """Whether pods can be scheduled on the node after the changes."""
     find_labels: Callable[[], tuple[Mapping[str, str], ...]] = lambda: ({},)
     """Computes the label sets, which `labels` caches."""
 
@@ -63,12 +63,12 @@ class FutureNode:
 
 @value
 class DeviceDemand:
-    """The devices of one resource name that pods ask for, running or Pending, and those that there are for them."""
+    """The devices of one resource name: how many of them running and Pending pods request, and how many there are."""
 
     requested: int = 0
-    """How many devices pods ask for."""
+    """How many devices the pods request."""
     remain: int = 0
-    """How many devices there will be after the changes. Pods that stay on their node keep theirs."""
+    """How many devices there will be after the changes. Pods that stay on their node keep their devices."""
     before: int = 0
     """How many devices there are now."""
 
@@ -79,7 +79,7 @@ class DeviceDemand:
 
     @property
     def worsens(self) -> bool:
-        """Whether pods will wait for more devices than they would without the changes."""
+        """Whether more devices will be missing after the changes than would be without them."""
         return self.remain < min(self.requested, self.before)
 
     @property
@@ -121,7 +121,7 @@ class Afterwards:
         }
 
     def find_node(self, name: str) -> FutureNode | None:
-        """Return the node of this name, or None if it is unknown what will become of it."""
+        """Return the node with this name, or None if its state after the changes is unknown."""
         return self._places.get(name)
 
     def find_demand(self, name: str) -> DeviceDemand:
@@ -136,9 +136,9 @@ class Afterwards:
 
     def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
         """Return a blocker for each of these pods of `node`, in their order, that would have to wait after all changes
-        if it were evicted. There are three causes: no node would offer a resource that the pod requests, no node
-        would meet its requirements, or the node loses devices of which all pods together would then lack more than
-        they do without the changes. If it is unknown what becomes of `node`, only the first cause is looked for.
+        if it were evicted. There are three causes: no node would offer a resource that the pod requests, no node would
+        meet its requirements, or the node loses devices, and over all pods more of these devices would be missing than
+        without the changes. If the state of `node` after the changes is unknown, only the first cause is looked for.
         Pods that request no GPU and KAI's reservation pods are skipped."""
         own = self.find_node(node)
         found = ((pod, self._explain(pod, own)) for pod in pods if not is_reservation(pod))
@@ -179,8 +179,8 @@ def _wanted(pod: PodView) -> Mapping[str, int]:
 
 def _find_broken(pod: PodView, own: FutureNode) -> str:
     """Return a sentence about the first requirement of the pod that its own node will not meet; empty if it will meet
-    all. Only requirements about devices, and about labels that our changes rewrite, are considered. If the node may
-    get one of several label sets, the first one counts."""
+    all. Only requirements on devices and on labels that our changes rewrite are considered. If the node may get one of
+    several label sets, the first one counts."""
     labels = own.labels[0]
     rows: list[Row] = [(key, "In", (wanted,)) for key, wanted in sorted(pod.node_selector.items())]
     if not any(matches(labels, {}, term) for term in pod.node_terms):
