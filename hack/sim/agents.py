@@ -18,8 +18,8 @@ class SharedGPUNodes:
         self._listeners: dict[str, list[asyncio.Queue[WatchEvent]]] = {}
 
     def take(self, node: JSON, gone: bool) -> None:
-        """Store a version of a GPUNode, or forget the GPUNode if it is `gone`, and send the change to every open watch
-        of that name, as DELETED if it is gone and otherwise as MODIFIED, even if it is new."""
+        """Store a version of a GPUNode, or forget the GPUNode if it is `gone`. Every open watch of that name gets the
+        change: DELETED if the GPUNode is gone, otherwise MODIFIED, even if the GPUNode is new."""
         name = node["metadata"]["name"]
         if gone:
             self._nodes.pop(name, None)
@@ -35,9 +35,8 @@ class SharedGPUNodes:
 
     async def changes(self, name: str, since: str) -> AsyncGenerator[WatchEvent, None]:
         """Yield the newest version of one GPUNode unless its resourceVersion is `since`, then every later change,
-        without end. Raises Expired at the start if there is no such object and `since` is not NOTHING_LISTED. Also
-        raises it when a change arrives whose version is lower than `since`, because the store was restored from a
-        backup."""
+        without end. Raises Expired at the start if there is no such object and `since` is not NOTHING_LISTED, and
+        later when a change has a lower version than `since`, because the store was then restored from a backup."""
         queue: asyncio.Queue[WatchEvent] = asyncio.Queue()
         self._listeners.setdefault(name, []).append(queue)
         try:
@@ -60,8 +59,8 @@ NOTHING_LISTED = "0"
 
 
 class AgentAPI(PassingClient):
-    """The client of one agent: lists and watches are answered from the shared watch, everything else, also a get, goes
-    to the API server."""
+    """The client of one agent. Lists and watches are answered from the shared watch; every other call, even a get,
+    goes to the API server."""
 
     def __init__(self, client: KubeClient, shared: SharedGPUNodes, name: str) -> None:
         """Wrap `client` for the agent of the node `name`, whose GPUNode is read from `shared`."""

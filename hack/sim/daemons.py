@@ -43,8 +43,7 @@ class DaemonSetPlayer:
         operand: str = "",
     ) -> None:
         """Prepare to keep the pods of the DaemonSet `name` on the nodes that match `selector`; `pods` records which
-        pods exist. `operand` is the DaemonSet's name among those that a ClusterPolicy can turn off; empty if none
-        can turn it off."""
+        pods exist. `operand` is the name by which a ClusterPolicy can turn the DaemonSet off; empty if it cannot."""
         self._cluster = cluster
         self._pods = pods
         self.name = name

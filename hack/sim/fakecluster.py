@@ -115,8 +115,8 @@ class FakeCluster:
         return copied(self.store.patch(resource, key, body, subresource))
 
     def delete(self, resource: Resource, name: str, namespace: str = "") -> None:
-        """Delete an object as kubectl does. A pod vanishes after its grace period, and an object with finalizers once
-        they are removed. Raises NotFound."""
+        """Delete an object as kubectl does. A pod that runs on a node vanishes after its grace period, and another
+        object with finalizers once they are removed. Raises NotFound."""
         self.delete_key(resource, self._key(resource, namespace, name), None)
 
     def delete_key(self, resource: Resource, key: Key, uid: str | None, *, at_once: bool = False) -> None:

@@ -150,8 +150,9 @@ class Faults:
         """Make the next `times` matching calls raise `error`, or get no answer if it is SILENCE. A condition in
         `match` that is None or not given matches everything. Returns the fault, which can be lifted.
 
-        With `after` a write is applied first, so that only its answer is lost. A list has no name, so use `selector`
-        for the lists of one node. A list of all namespaces has the `namespace` "".
+        With `after` a write is applied first, so that only its answer is lost; such a fault hits no reads, and no
+        writes that the server refuses. A list has no name, so use `selector` for the lists of one node. A list of all
+        namespaces has the `namespace` "".
         """
         fault = CallFault(verb, resource, error, times, after, **match)
         self._faults.append(fault)
@@ -174,9 +175,9 @@ class Faults:
         await self._raise(call, after=False)
 
     async def write(self, call: Call, apply: Callable[[], JSON | None]) -> JSON | None:
-        """Count a write, carry it out by calling `apply`, and return the result. A fault scripted before the write
-        keeps it from the server, and one after it strikes only if the server did not refuse the write. The write is
-        logged if it reached the server, even if the server refused it. Faults, `apply` and the hook may raise."""
+        """Count a write, carry it out by calling `apply`, and return the result. A fault without `after` keeps the
+        write from the server, and one with `after` strikes only if the server accepted the write. A write that
+        reached the server is logged, even if the server refused it. Faults, `apply` and the hook may raise."""
         self.calls[call.identity, call.verb, call.resource.plural] += 1
         await self._raise(call, after=False)
         result = self._carry_out(call, apply)

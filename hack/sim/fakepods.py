@@ -31,9 +31,9 @@ class Pods:
         store.on_commit.append(self._follow)
 
     def evict(self, namespace: str, name: str, uid: str | None) -> None:
-        """Evict a pod through the Eviction subresource: it is then deleted as by `delete`, after the grace period.
-        Raises NotFound, Conflict if the pod's uid is not `uid`, EvictionBlocked if its budget allows no disruption,
-        or EvictionFailed if several budgets match."""
+        """Evict a pod through the Eviction subresource, which deletes it as `delete` does. Raises NotFound, or
+        Conflict if the pod's uid is not `uid`. Unless budgets do not apply (`_ignores_budgets`), EvictionBlocked is
+        raised if the pod's budget allows no disruption, and EvictionFailed if several budgets match."""
         pod = self.store.get(kinds.PODS, (namespace, name))
         self.store.check_uid(pod, uid)
         if not _ignores_budgets(pod):
@@ -42,8 +42,8 @@ class Pods:
 
     def delete(self, pod: JSON, *, at_once: bool = False) -> None:
         """Delete a pod. If it has no finalizers and is unbound or finished, or `at_once` is set, it vanishes at once.
-        Otherwise it is marked as deleted, and vanishes after the grace period if it then has no finalizers. Raises
-        NotFound if it is no longer stored."""
+        Otherwise it is marked as deleted, and vanishes when its grace period ends (without `later`, at the next
+        `finish`), provided that it has no finalizers then. Raises NotFound if it is no longer stored."""
         metadata = pod["metadata"]
         key = (metadata["namespace"], metadata["name"])
         nobody = at_once or not (pod.get("spec") or {}).get("nodeName") or _phase(pod) in FINISHED

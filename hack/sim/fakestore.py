@@ -124,10 +124,10 @@ class Store:
                 yield obj
 
     def create(self, resource: Resource, body: JSON, namespace: str | None, *, with_status: bool) -> JSON:
-        """Store a copy of `body` with uid, version and creationTimestamp, and return the stored object itself. Without
-        `with_status` a status in `body` is dropped and a Pod begins as Pending, as on the API server. Raises
-        Invalid if the object has no name, AlreadyExists if the name is taken, and TypeError for a value that JSON
-        cannot hold."""
+        """Store a copy of `body` with uid, version and creationTimestamp, and return the stored object itself. The
+        namespace is `namespace`, else that in `body`, else `default`. Without `with_status`, kinds in WITH_STATUS
+        lose the status in `body`, and a Pod begins as Pending, as on the API server. Raises Invalid if the object
+        has no name, AlreadyExists if the name is taken, and TypeError for a value that JSON cannot hold."""
         metadata = body.get("metadata") or {}
         name = metadata.get("name")
         if not name:
@@ -152,9 +152,10 @@ class Store:
         return self.commit(resource, key, None, obj)
 
     def patch(self, resource: Resource, key: Key, body: JSON, subresource: str | None) -> JSON:
-        """Merge a patch into an object, or into its status, and return the stored object. A patch that changes nothing
-        makes no new version. A patch that removes the last finalizer of a deleted object removes the object, unless
-        it is a pod. Raises NotFound, Conflict or Invalid, the last also for a subresource other than `status`."""
+        """Merge a patch into an object, or only its `status` into the object's status, and return the stored object. A
+        patch that changes nothing makes no new version. A patch that removes the last finalizer of a deleted object
+        removes the object, unless it is a pod. Raises NotFound, Conflict, TypeError for a value that JSON cannot
+        hold, or Invalid, also for a subresource other than `status`."""
         old = self.get(resource, key)
         self._check_preconditions(resource, old, body.get("metadata") or {})
         if subresource == "status":
@@ -171,8 +172,8 @@ class Store:
         return self.commit(resource, key, old, new)
 
     def delete(self, resource: Resource, key: Key, uid: str | None) -> None:
-        """Delete an object at once and with it the objects that it owns, or mark it as deleted while it has
-        finalizers. Raises NotFound, or Conflict when `uid` differs."""
+        """Delete an object at once, together with the objects that it owns; an object with finalizers is only marked
+        as deleted. Raises NotFound, or Conflict if `uid` is not None and not the object's."""
         old = self.get(resource, key)
         self.check_uid(old, uid)
         if not old["metadata"].get("finalizers"):
@@ -197,8 +198,8 @@ class Store:
         self.commit(resource, key, old, {**old, "metadata": metadata})
 
     def remove(self, resource: Resource, key: Key) -> JSON:
-        """Remove an object, even one with finalizers, and then delete the objects that it owns. Returns the final
-        state of the object. Raises NotFound."""
+        """Remove an object, even one with finalizers, and then delete the objects that it owns as `delete` does, so
+        that pods among them get no grace period. Returns the final state of the object. Raises NotFound."""
         old = self.get(resource, key)
         gone = self.commit(resource, key, old, None)
         uid = old["metadata"]["uid"]
@@ -259,7 +260,7 @@ class Store:
 
     def wake(self) -> None:
         """Set the events of all watches, so that each checks for changes, and those of everyone else who waits for a
-        change."""
+        change. The latter are left out as long as no kind has ever been watched."""
         for resource in self.watching:
             self._wake(resource)
 
@@ -303,9 +304,9 @@ class Store:
                 raise Invalid(f"metadata.{field}: Invalid value: {metadata[field]!r}: field is immutable")
 
     def _patched(self, resource: Resource, old: JSON, body: JSON) -> JSON:
-        """Return the object with the patch merged in, as the API server does it: metadata fields that the server owns
-        and the status stay, empty maps vanish, and the generation rises if anything but metadata and status
-        changed."""
+        """Return the object with the patch merged in, as the API server does it. Metadata fields that the server owns
+        stay, and so does the status of kinds in WITH_STATUS; empty labels, annotations and finalizers vanish. For
+        kinds in WITH_GENERATION the generation rises if anything but metadata and status changed."""
         new: JSON = merged(old, body)
         for field in SERVER_FIELDS:
             if field in old["metadata"]:

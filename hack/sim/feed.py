@@ -23,9 +23,8 @@ async def follow(
     log: Callable[[str], None],
     synced: asyncio.Event | None = None,
 ) -> None:
-    """Call the handler with every existing object, then with every change, until canceled. KubeErrors are retried with
-    back-off, or at once if it is Expired, and an error that repeats is logged once. Errors of the handler pass
-    through.
+    """Call the handler with every existing object, then with every change, until canceled. A KubeError is retried with
+    back-off, an Expired at once; an error that repeats is logged once. Errors of the handler pass through.
 
     `synced` is set after the first complete list, or once the server answers that it does not serve the kind. That
     answer is retried like any error, and the known objects are not delivered as gone.
@@ -82,8 +81,8 @@ async def _watch(
     version: str,
 ) -> str:
     """Deliver the events of one watch that begins at `version`, updating `known`, and return the resourceVersion of
-    the last event. If a resourceVersion is lower than the one before, all known objects are delivered as gone and
-    Expired is raised."""
+    the last event, or `version` if there was none. If a resourceVersion is lower than the one before, all known
+    objects are delivered as gone and Expired is raised."""
     async for event in client.watch(resource, version, namespace=namespace):
         before, version = version, event.object["metadata"]["resourceVersion"]
         if int(version) < int(before):  # the store was restored from a backup, so no known object is certain

@@ -40,16 +40,17 @@ class _Loader(yaml.SafeLoader):
             super().scan_to_next_token()
 
     def check_value(self) -> bool:
-        """Whether a value begins here, as PyYAML decides it. Raises GoError for `{key:[]}`: go-yaml takes that colon
-        as a part of the key, and then misses a comma."""
+        """Whether a value begins here, as PyYAML decides it. Raises GoError for a colon inside brackets that is
+        followed by a comma or another bracket, as in `{key:[]}`, unless a quote precedes it: go-yaml takes that
+        colon as a part of the key, and then misses a comma."""
         if self.flow_level and self.peek(1) in ",[]{}" and self.buffer[self.pointer - 1] not in "\"'":
             raise GoError("did not find expected ',' or '}'")
         return bool(super().check_value())
 
 
 def to_json(text: str) -> JSONValue:
-    """Return the first YAML document in `text` as JSON, or None if there is no document. Raises GoError if the text is
-    not YAML or the document cannot be converted."""
+    """Return the first YAML document in `text` as JSON, or None if there is no document or it is null. Later documents
+    are not read. Raises GoError if the first one is not valid YAML or cannot be converted."""
     try:
         node = next(yaml.compose_all(text, _Loader), None)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -104,8 +105,8 @@ def _key(value: JSONValue) -> str:
 
 
 def _scalar(node: yaml.ScalarNode) -> JSONValue:
-    """Return the value of a scalar by go-yaml's rules for words such as `y` and numbers such as `0x10`. A quoted
-    scalar stays a string. Raises GoError for infinity and NaN, which JSON cannot hold."""
+    """Return the value of a scalar by go-yaml's rules for words such as `y` and numbers such as `0x10`. A scalar that
+    is quoted, or tagged as a string, stays a string. Raises GoError for infinity and NaN, which JSON cannot hold."""
     text = node.value
     plain_tag = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]  # no stub
     if node.style is not None or (node.tag == _STRING and plain_tag != _STRING):
@@ -118,8 +119,9 @@ def _scalar(node: yaml.ScalarNode) -> JSONValue:
 
 
 def _number(text: str) -> JSONValue:
-    """Return the number that Go's strconv would parse from `text`, or `text` itself if it is not a number. A float
-    without a fraction becomes an integer, because encoding/json writes it that way."""
+    """Return the number that Go's strconv would parse from `text`, which must not be empty, or `text` itself if it is
+    not a number or too large for a float. A float below 1e21 without a fraction becomes an integer, because
+    encoding/json writes it that way."""
     plain = text.replace("_", "") if text[0] in "+-0123456789" else text
     if match := _WHOLE.fullmatch(plain):
         sign, *bases = match.groups()

@@ -63,7 +63,7 @@ ALL_RIGHTS = Container()
 def gpu_as_seen(gpu: GPU, container: Container) -> GPU:
     """Return the GPU as an agent in such a container reports it. A GPU that does not answer is returned unchanged.
 
-    Without the rights for MIG, a GPU with MIG support is marked with `instances_withheld`. While MIG is on, only the
+    Without the rights for MIG, a GPU with MIG support is marked with `instances_withheld`. If MIG is also on, only the
     instances that the container may open are left, without their places, and the processes are always an
     UNKNOWN_PROCESS and those on these instances. Outside the host's PID namespace, a single UNKNOWN_PROCESS replaces
     the processes, even if there are none.
@@ -288,8 +288,8 @@ class SimulatedGPUs:
     def create(self, index: int, profile: str, start: int | None = None) -> Instance:
         """Create a GPU instance with a full compute instance, and return it. It is placed at memory slice `start`, or
         if that is None at the highest free start of its profile, so that the order of creation matters. Raises
-        NotSupported if MIG is off or the card lacks the profile, and NoFreePlace if the GPU has no room for it
-        there."""
+        NotSupported if MIG is off or the card lacks the profile, and NoFreePlace if the place is taken or the GPU
+        may have no further instance of the profile."""
         with self._lock:
             gpu = self._mig_gpu(index)
             if not gpu.mig:

@@ -64,8 +64,9 @@ def default_policy(settings: SimSettings) -> ClusterPolicy:
 
 
 def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
-    """Return the settings of the oldest ClusterPolicy among `objects`, or of the first by name if several are as old,
-    because the GPU Operator ignores the others. Returns an unset `ClusterPolicy()` if there is none."""
+    """Return the settings of the oldest ClusterPolicy among `objects`, because the GPU Operator ignores the others; of
+    several that are equally old, the first by name counts. Returns the defaults, `ClusterPolicy()`, if there is
+    none."""
     policies = sorted(
         objects, key=lambda o: (o["metadata"].get("creationTimestamp", ""), o["metadata"]["name"])
     )
@@ -100,9 +101,9 @@ def operator_labels(
     that are missing or empty, and does not change the others (d.2). mig-manager's labels are added only if the node
     has a `mig_capable` card, and the one for its configuration only if the policy has a default.
 
-    If `sandboxes` is set and LABEL_WORKLOAD_CONFIG, or `workload` for a node without it, is not `container`, the GPUs
-    are for virtual machines. Then the labels of operands for containers are removed instead (value None), and
-    nvidia.com/gpu.present is always set. Empty on the plain stack.
+    If `sandboxes` is set and the node's workload (LABEL_WORKLOAD_CONFIG, or else the policy's `workload`) is not
+    `container`, the GPUs are for virtual machines. Then the labels of operands for containers are removed instead
+    (value None), and nvidia.com/gpu.present is always set. On the plain stack the result is empty.
     """
     if policy.plain:
         return {}

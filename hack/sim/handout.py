@@ -41,8 +41,9 @@ class Handout:
         self._next_pid = count(FIRST_PID)
 
     async def read(self) -> Holdings:
-        """Assign devices to new pods and free those of ended ones. Return the numbers of assigned devices, the devices
-        of each pod, and all healthy devices. Raises nothing but the ValueError of `_allocatable`."""
+        """Assign devices to new pods and free those of ended ones. Returns how many devices the pods use, by the
+        record of pods, the device ids that are assigned to each pod (none while too few are free), and all
+        advertised device ids. Raises ValueError as `_allocatable` does, and nothing else."""
         pods = self._book.pods(self._node.name)
         advertised = advertised_ids(self._gpus.look(), _allocatable(self._node))
         for uid in self._assigned.keys() - pods.keys():
@@ -98,8 +99,8 @@ def advertised_ids(gpus: Sequence[GPU], allocatable: Mapping[str, int]) -> dict[
     """Return the device ids that the plugin advertises for the numbers in `allocatable`, by resource name. Replicas of
     one device are as far apart in the list as possible.
 
-    A resource whose number is not a multiple of the existing devices belongs to a layout that is being changed. It is
-    left out, because the kubelet reports healthy devices only.
+    A resource is left out if it has no devices, or if its number is 0 or not a multiple of theirs: its layout is then
+    being changed, and the kubelet reports healthy devices only.
     """
     advertised: dict[str, list[str]] = {}
     for resource, wanted in allocatable.items():

@@ -114,9 +114,9 @@ class Kai:
 
     async def _bind(self, pod: JSON) -> list[JSON]:
         """Bind a pod to a node with room for it. For a GPU that no group uses yet, a reservation pod is created first.
-        Returns the pods that start to run, which are recorded: the new reservation, if any, and the bound pod.
-        Empty if no node has room. If the pod is gone or was changed, only the reservation is returned, and the
-        scheduler is woken."""
+        Returns the pods that start to run, which are also recorded: the new reservation, if any, and the bound pod.
+        Empty if no node has room. If the pod is gone or was changed meanwhile, it is left out, and the scheduler is
+        woken. Other KubeErrors are raised."""
         first = next((place for name in sorted(self._nodes) if (place := self._place(pod, name))), None)
         if first is None:
             return []

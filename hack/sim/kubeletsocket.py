@@ -153,8 +153,8 @@ class _Session:
         self._pinged = False
 
     def take(self, event: Event) -> str:
-        """Handle an event of the connection. Returns the path of the request that the event begins, and stores its
-        `headers`, or returns an empty string for any other event. Received data is acknowledged, and a ping is sent
+        """Handle an event of the connection. Returns the path of the request if the event begins one, after storing
+        its headers in `headers`, and otherwise an empty string. Received data is acknowledged, and a ping is sent
         unless one is outstanding. The end of a request begins its answer, whose body `send` sends; KeyError is
         raised if the path has none."""
         if isinstance(event, RequestReceived):

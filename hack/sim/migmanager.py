@@ -78,7 +78,7 @@ class Register:
 
     async def get(self) -> str:
         """Return the latest value, even an empty one. If it equals the value returned last, first wait until `set` is
-        called with a value that is not empty; that value is returned even if it is the same again."""
+        called with a value that is not empty; then the latest value is returned, even if it is the same again."""
         if self._last_read == self._current:
             self._signal.clear()
             await self._signal.wait()
@@ -152,8 +152,8 @@ class MigManager:
     async def _reconfigure(self, name: str) -> None:
         """Make one run for the configuration `name`, and write its state to the Node. If the GPUs already have the
         configuration, the state `success` is written at once and nothing is changed. Errors of the configuration,
-        the apply or NVML are logged and end in the state `failed`, and so does a MIG mode that a reboot was to set
-        and did not."""
+        the apply or NVML are logged and end in the state `failed`, and so does a MIG mode that is still wrong after
+        the reboot that should have set it."""
         self._port.log(f"mig-manager: {name or '(empty)'}")
         deploy = {key: self._port.labels.get(key, "") for key in _pausable(self._port.labels)}  # 1
         before = self._port.labels.get(LABEL_MIG_STATE, "")
@@ -173,10 +173,10 @@ class MigManager:
     async def _change(
         self, name: str, items: tuple[Entry, ...], gpus: tuple[GPU, ...], deploy: Mapping[str, str]
     ) -> None:
-        """Pause the operands, change the GPUs, restore the operands, and write `success`: steps 6 to 13. That the run
-        was complete is remembered for `_leave`. Raises ApplyError if the apply fails or, in 0.15.1, if the operand
-        pods do not stop in time, ConfigError, and LibraryError. If setting the MIG modes fails, the node reboots
-        with WITH_REBOOT, and otherwise the run continues.
+        """Pause the operands, change the GPUs, restore the operands, and write `success`: steps 6 to 13. From then on
+        `_leave` no longer restores operands. Raises ApplyError if the apply fails or, in 0.15.1, if the operand
+        pods do not stop in time, ConfigError, and LibraryError. If setting the MIG modes fails, the node reboots if
+        WITH_REBOOT is set, and otherwise the run continues.
 
         Returns early, with the operands paused, after a reboot or if an injected wedge or the time-out of 0.13.1 ends
         the run without a state.
@@ -260,8 +260,8 @@ class MigManager:
             raise ApplyError("SIMULATED failure, requested by inject")
 
     async def _leave(self, deploy: Mapping[str, str], state: str) -> None:
-        """End a run early: restore the operands, unless this process has made a complete run, and write the state. In
-        the second case the operands stay paused, because mig-manager never forgets a complete run (the bug a.7, 2)."""
+        """End a run early: restore the operands and write the state. If this process has made a complete run before,
+        the operands stay paused instead, because mig-manager never forgets a complete run (the bug a.7, 2)."""
         if not self._no_restart_on_exit:
             await self._restore(deploy)
         await self._state(state)

@@ -180,7 +180,8 @@ def _entry(raw: Any) -> Entry:
 
 
 def _devices(raw: object) -> frozenset[int] | None:
-    """Return the indexes of a `devices` field, or None for `all`. Raises ConfigError for anything else."""
+    """Return the indexes of a `devices` field, or None for `all`. In a list, null counts as index 0, and a negative
+    index selects no GPU. Raises ConfigError for anything but `all` and a list of integers."""
     if raw == "all":
         return None
     if not isinstance(raw, list):
@@ -233,7 +234,8 @@ def _is_profile(text: str) -> bool:
 
 
 def _normal_id(text: str) -> str:
-    """Return a PCI device id in our notation, such as 0x233010DE. Any other string becomes one that matches no GPU."""
+    """Return a PCI device id in our notation, such as 0x233010DE: the first two characters become 0x, letters are made
+    upper case, and anything from a colon on is dropped. A string that is not an id this way matches no GPU."""
     return "0x" + text.partition(":")[0][2:].upper()
 
 
@@ -247,21 +249,24 @@ class ApplyError(Exception):
 
 
 def mode_applied(items: Sequence[Entry], gpus: Sequence[GPU]) -> bool:
-    """Whether every GPU is selected by an item and has the MIG mode that the item requests (`assert --mode-only`).
-    Raises ConfigError as `targets` does."""
+    """Whether every GPU is selected by an item and has the MIG mode that each of these items requests (`assert
+    --mode-only`). A GPU without MIG that `targets` skips needs only to be selected. Raises ConfigError as `targets`
+    does."""
     wanted = targets(items, gpus)
     return covers_all(items, gpus) and all((t is not None) == _mig(gpu) for gpu, t in wanted)
 
 
 def applied(items: Sequence[Entry], gpus: Sequence[GPU]) -> bool:
-    """Whether every GPU is selected by an item and has exactly the layout that the item requests (`assert`). Raises
-    ConfigError as `targets` does."""
+    """Whether every GPU is selected by an item and has exactly the layout that each of these items requests
+    (`assert`). A GPU without MIG that `targets` skips needs only to be selected. Raises ConfigError as `targets`
+    does."""
     return covers_all(items, gpus) and all(present(gpu) == target for gpu, target in targets(items, gpus))
 
 
 def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPUs) -> None:
-    """Set the MIG modes (`apply --mode-only`). Does nothing if all are right. Otherwise destroys the instances of
-    every selected GPU, sets all modes, and resets all GPUs if a mode is pending.
+    """Set the MIG modes (`apply --mode-only`). Does nothing if all modes, also the pending ones, are right. Otherwise
+    destroys the instances of every selected GPU, sets all modes, and resets all GPUs of the node if a mode is
+    pending.
 
     Raises ApplyError if something is in use, or if a virtual machine would have to reset a GPU; modes that are pending
     then stay pending. Raises ConfigError as `targets` does.

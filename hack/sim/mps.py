@@ -48,7 +48,7 @@ class MpsDaemon(Configured):
 
     def kill(self) -> None:
         """Kill the daemon with SIGKILL, if it runs. The GPUs stay exclusive, and the daemon does not serve again
-        before its pod is replaced."""
+        before its pod is replaced or the node has rebooted."""
         if self._pid is not None:
             self.gpus.remove_process(self._pid)
         self._pid = None
@@ -62,7 +62,7 @@ class MpsDaemon(Configured):
 
     async def run(self) -> None:
         """Start and stop the daemon as its pod comes and goes, until canceled. A start that fails is repeated after a
-        CrashLoopBackOff."""
+        CrashLoopBackOff, or as soon as the pod changes."""
         crashes = 0
         while True:
             self._wake.clear()

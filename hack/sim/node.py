@@ -207,7 +207,7 @@ class SimNode:
         self._tasks["reboot"] = self._spawn(self._reboot())
 
     def lose_instances(self) -> None:
-        """Destroy every MIG instance, as a person might. GFD notices in its next turn, the device plugin never does.
+        """Destroy every MIG instance, as a person might. GFD notices on its next run; the device plugin never does.
         Raises InUse at the first GPU with an instance in use; later GPUs then keep their instances, and GFD does
         not notice."""
         for index in range(self.gpus.count):
@@ -223,7 +223,7 @@ class SimNode:
 
     def _labels_changed(self, before: Labels, after: Labels) -> None:
         """Wake the programs that a label change affects: the GPU Operator or the operands if one of their labels
-        changed, and mig-manager, which ignores an unchanged label, in any case."""
+        changed, and mig-manager in any case, because it ignores an unchanged label by itself."""
         if _differ(before, after, LABEL_GPU_PRESENT, LABEL_WORKLOAD_CONFIG):
             self._spawn(self._operator_labels())
         if _differ(before, after, LABEL_PLUGIN_CONFIG, *_DEPLOY):
@@ -265,9 +265,9 @@ class SimNode:
         await self._manager.run()
 
     async def _generate(self, pod: JSON) -> str:
-        """Generate the configuration file from the hardware and return it (docs/design/nvidia.md#a10). It is published
-        as a ConfigMap unless ClusterPolicy names one; KubeErrors of that are raised. Returns an empty string if
-        NVML cannot be read or no card has a MIG profile."""
+        """Generate the configuration file from the hardware and return it (docs/design/nvidia.md#a10). Unless
+        ClusterPolicy names a ConfigMap, the file is published as one; KubeErrors of the publication are raised.
+        Returns an empty string if NVML cannot be read or no card has a MIG profile."""
         try:
             reading = await Readings(self.gpus)(self.gpus.read_as_operand, "mig-manager")
         except LibraryError:

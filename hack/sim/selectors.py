@@ -85,7 +85,7 @@ def _field_checks(selector: str) -> Iterator[Matcher]:
 
 def _field_check(path: list[str], value: str, equal: bool) -> Matcher:
     """Return the predicate for the field at `path`: the field must have this value if `equal`, and must not have it
-    otherwise. An absent field counts as empty."""
+    otherwise. A field that is absent, false or 0 counts as empty."""
 
     def check(obj: JSON) -> bool:
         """Whether an object satisfies the requirement."""

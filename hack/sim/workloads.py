@@ -104,8 +104,8 @@ class Workloads:
 
     async def run(self) -> None:
         """Watch pods and nodes, and replace, bind and start pods, until canceled. AlreadyExists of a creation, and
-        NotFound and Conflict of a binding, are ignored; any other error of the API server ends it, in an
-        ExceptionGroup."""
+        NotFound and Conflict of a binding, are ignored; any other error of the API server ends the simulation, in
+        an ExceptionGroup."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take_pod, log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take_node, log=self._log))
@@ -252,8 +252,8 @@ def _is_repelled(pod: JSON, node: JSON) -> bool:
 
 
 def _tolerates(toleration: JSON, taint: JSON) -> bool:
-    """Whether a toleration matches a taint. A toleration without a key matches every taint if its operator is Exists,
-    and otherwise none."""
+    """Whether a toleration matches a taint. A toleration with an effect matches only taints of that effect. One
+    without a key matches every taint if its operator is Exists, and otherwise none."""
     if toleration.get("effect") not in (None, "", taint["effect"]):
         return False
     exists, key = toleration.get("operator") == "Exists", toleration.get("key")
