@@ -167,9 +167,9 @@ class Api:
     def changes(
         self, path: str, version: str, seconds: int = 5, **query: str
     ) -> Generator[Object, None, None]:
-        """Watch a collection for `seconds`, and after each write that follows the resourceVersion `version` yield the
-        object as the write left it; a deleted object is yielded in its last state. Unlike repeated GETs, a watch
-        does not miss a state that lasts only for a moment.
+        """Watch a collection for `seconds`. For each write after the resourceVersion `version`, yield the object as
+        that write left it; a deleted object is yielded in its last state. Unlike repeated GETs, a watch does not
+        miss a state that lasts only for a moment.
 
         Raises ApiError if the server refuses, with status 410 if it no longer has the changes since `version`, and
         OSError if it does not answer.

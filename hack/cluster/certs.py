@@ -111,8 +111,9 @@ def create_pki(
     """Write CA, serving certificate, client certificates and the service-account key pair to `directory`, which is
     created if it is missing, and return their paths. Existing files are replaced.
 
-    `addresses` are the IP addresses at which clients call the API server, and `kubelets` the names of nodes with a
-    real kubelet. `now` is the moment at which the certificates count as issued; the present time by default.
+    `addresses` are the IP addresses at which clients call the API server. `kubelets` are the names of nodes with a
+    real kubelet; each gets a client certificate, and so does the API server for its calls to them. `now` is the moment
+    at which the certificates count as issued; the present time by default.
     """
     pki = Pki(private_directory(directory))
     key = _new_key()

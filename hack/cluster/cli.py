@@ -69,8 +69,9 @@ def up(count: int, driver: str) -> None:
 
 
 def down() -> None:
-    """Stop the cluster and remove its files, or print that no cluster is running. Raises KindError or UnavailableError
-    if a kind cluster cannot be deleted, and ValueError or TypeError if its record is damaged."""
+    """Stop the programs of the recorded cluster that still run, delete its kind cluster if it has one, and remove its
+    files. Prints what was stopped, or that no cluster is running. Raises KindError or UnavailableError if a kind
+    cluster cannot be deleted, and ValueError or TypeError if the record is damaged."""
     directory = cluster_directory()
     with _locked(directory.with_suffix(".lock")):
         record = state.read(directory)
@@ -87,7 +88,8 @@ def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
     that kubeconfig if it is in our state folder, otherwise in the state folder itself. The token in it is bound to
     `node` unless that is None.
 
-    Raises KubeconfigError if there is no such cluster or account; the message says what to do.
+    Raises KubeconfigError, whose message says what to do, if no such cluster answers or the API server refuses the
+    token, usually because there is no such account. Flaws of the kubeconfig raise as `open_api` does.
     """
     current, root = kubeconfig_path().resolve(), private_directory(state_root()).resolve()
     # Next to the kubeconfig if it belongs to a cluster of ours, so that both are removed with the cluster.
@@ -138,7 +140,8 @@ def find_running(directory: Path) -> Api | None:
 
 def _create(directory: Path, driver: str) -> Api:
     """Start a cluster with this driver, `kind` or `cluster`, and return a client for it. For `cluster`, the files of
-    an interrupted start are removed first. Raises KindError, UnavailableError or ComponentError if that fails."""
+    an interrupted start are removed first. Raises KindError, UnavailableError or ComponentError if the cluster
+    cannot be started."""
     if driver == "kind":
         kind.check()
         _say("creating a kind cluster ...")
@@ -151,7 +154,8 @@ def _create(directory: Path, driver: str) -> Api:
 
 def _populate(api: Api, count: int) -> None:
     """Install the CRDs, namespaces and a ClusterPolicy, create `count` simulated nodes, and wait until the nodes are
-    Ready. Raises TimeoutError if some are not Ready in time, and as `install_all` does."""
+    Ready. Raises TimeoutError if some are not Ready after 30 s plus 1 s for every 20 nodes, and as `install_all`
+    and `create_nodes` do."""
     _step("CRDs, namespaces and a ClusterPolicy", lambda: install.install_all(api))
     manifests = nodes.fleet(count)
     _step(
@@ -184,8 +188,8 @@ def _kubeconfig(directory: Path) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path` for the length of the block, so that only one `up` or `down` runs at a
-    time. Waits for the lock without a limit."""
+    """Hold an exclusive lock on the file `path`, which is created if it is missing, for the length of the block, so
+    that only one `up` or `down` runs at a time. Waits for the lock without a limit."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -219,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    """Parse a number of nodes, which may be 0. Raises ArgumentTypeError if `text` does not consist of digits only."""
+    """Parse a number of nodes, which may be 0. Raises ArgumentTypeError unless `text` is one or more digits."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"NODES must be a whole number such as 8, not {text!r}")
     return int(text)

@@ -145,8 +145,8 @@ class ControlPlane:
 
     def kubectl(self, *arguments: str, kubeconfig: Path | None = None, stdin: str | None = None) -> str:
         """Run kubectl, as admin unless `kubeconfig` is given, and return its standard output. Raises
-        CalledProcessError if kubectl fails, with its error output in `.stderr`, and UnavailableError if kubectl
-        cannot be built."""
+        CalledProcessError if kubectl fails, with its error output in `.stderr`, UnavailableError if kubectl cannot
+        be built, and RuntimeError before `start`."""
         done = subprocess.run(
             [str(self.kubectl_program), *arguments],
             env=self.environment(kubeconfig),
@@ -159,7 +159,8 @@ class ControlPlane:
 
     def environment(self, kubeconfig: Path | None = None) -> dict[str, str]:
         """Return our environment plus the variables for clients of this cluster: KUBECONFIG, a discovery cache that no
-        other cluster uses, and a switch that makes kubectl ignore the user's kuberc.
+        other cluster uses, and a switch that makes kubectl ignore the user's kuberc. Raises RuntimeError before
+        `start`.
 
         kubectl caches discovery by host and port, so if a port is reused it would take the CRDs of the earlier cluster
         for those of this one.
@@ -232,8 +233,8 @@ class ControlPlane:
         self._record()
 
     def wait_ready(self) -> None:
-        """Wait until the API server answers /readyz and the `default` service account exists. Raises ComponentError if
-        a program ends or READY_SECONDS pass."""
+        """Wait until the API server answers /readyz, and then until the `default` service account exists. Raises
+        ComponentError if a program ends, or if either takes longer than READY_SECONDS."""
         self._await("the API server", self._answers("/readyz"), "kube-apiserver")
         path = "/api/v1/namespaces/default/serviceaccounts/default"
         self._await("the default service account", self._answers(path), "kube-controller-manager")
@@ -253,7 +254,7 @@ class ControlPlane:
 
     def _make_directory(self) -> Path:
         """Create the folder of this control plane and return it. Before a temporary folder is created, control planes
-        whose owners were killed are swept."""
+        whose owners were killed are swept; errors of `sweep` pass through."""
         if self._chosen_directory is not None:
             return private_directory(self._chosen_directory.resolve())
         root = private_directory(state_root())

@@ -65,9 +65,9 @@ def apply_documents(api: Api, manifests: Iterable[Object]) -> None:
     """Create or change each object by server-side apply. If the object has a `status`, that is written to the status
     subresource.
 
-    An object whose kind is not served yet, because its CRD is new, is retried for ESTABLISHED_SECONDS; then the
-    LookupError or ApiError is raised. The kind may be missing from discovery, or its path may answer 404 or 429. Other
-    ApiErrors are raised at once.
+    The kind of an object may not be served yet, because its CRD is new. Therefore a LookupError of `object_path` and
+    answers 404 and 429 are retried for ESTABLISHED_SECONDS, and then raised; so is a 404 for a missing namespace.
+    Other ApiErrors are raised at once.
     """
     for manifest in manifests:
         deadline = time.monotonic() + ESTABLISHED_SECONDS
@@ -93,9 +93,9 @@ def _apply(api: Api, manifest: Object) -> None:
 
 
 def object_path(api: Api, manifest: Object) -> str:
-    """Return the URL path of an object, in the namespace `default` if it names none. The resource name of its kind
-    comes from discovery. Raises LookupError if the server does not serve this kind, and ApiError with status 404 if
-    it does not serve the API group."""
+    """Return the URL path of an object; a namespaced object that names no namespace is in `default`. The resource name
+    of its kind comes from discovery. Raises LookupError if the server does not serve this kind, and ApiError if
+    discovery fails, with status 404 if the server does not serve the API group."""
     version, kind = str(manifest["apiVersion"]), str(manifest["kind"])
     root = f"/apis/{version}" if "/" in version else f"/api/{version}"
     served = api.get(root)["resources"] or ()  # null while the only CRD of the group is being set up

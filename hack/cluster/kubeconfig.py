@@ -114,9 +114,10 @@ def service_account_token(api: Api, namespace: str, name: str, *, bound_to: Obje
 
 
 def node_bound_token(api: Api, namespace: str, name: str, node: str) -> str:
-    """Request a token for a service account that carries the claim `authentication.kubernetes.io/node-name`, because
-    it is bound to the Node. Kubernetes 1.30 refuses to bind tokens to Nodes. There the token is bound to a running
-    pod of the account on the node instead, like the tokens that kubelets request.
+    """Request a token for a service account that is bound to the Node and carries the claim
+    `authentication.kubernetes.io/node-name`. If the API server cannot bind tokens to Nodes, as Kubernetes 1.30
+    cannot, the token is bound to a running pod of the account on the node instead, like the tokens that kubelets
+    request.
 
     Raises ApiError: with status 404 if the Node or the service account does not exist, and with status 400 if the
     server refuses and no such pod runs on the node.
@@ -148,8 +149,8 @@ def write_token_kubeconfig(
     api: Api, path: Path, namespace: str, name: str, *, node: str | None = None
 ) -> Path:
     """Write a kubeconfig to `path` that acts as a service account, and return `path`. The token in it is bound to
-    `node` as in `node_bound_token`, or unbound if that is None. Raises ApiError if the account or the Node does not
-    exist."""
+    `node` as in `node_bound_token`, or not bound if `node` is None. Raises ApiError if the account or the Node does
+    not exist."""
     if node is None:
         token = service_account_token(api, namespace, name)
     else:

@@ -132,9 +132,9 @@ def _is_taken(pid: int) -> bool:
 def free_ports(count: int) -> list[int]:
     """Return `count` loopback ports that are free now, for programs that may be restarted on the same ports.
 
-    They are outside the range from which the system itself assigns ports, because the system could assign a port that
-    is briefly unused during a restart. Another call may return the same ports, so callers must retry if a port is
-    taken.
+    If enough ports are left, they are outside the range from which the system itself assigns ports, because the system
+    could assign a port that is briefly unused during a restart. Another call may return the same ports, so callers
+    must retry if a port is taken.
     """
     ports: dict[int, None] = {}
     while len(ports) < count:
@@ -145,8 +145,8 @@ def free_ports(count: int) -> list[int]:
 
 
 def _any_port() -> int:
-    """Return a random port below the range from which the system itself assigns ports. If that leaves hardly any
-    ports, return 0, which lets the system choose."""
+    """Return a random port from PORTS_FROM up to the range from which the system itself assigns ports. If there are
+    fewer than ENOUGH_PORTS, return 0, which lets the system choose."""
     try:
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except OSError:

@@ -81,8 +81,8 @@ def kubernetes_version(go_mod: str) -> str:
 
 
 def version_flags(version: str) -> str:
-    """Return linker flags that stamp a Kubernetes version. Without the stamp clients see v0.0.0 and refuse
-    features."""
+    """Return linker flags that stamp a Kubernetes version such as `v1.36.3`; one that does not have three parts raises
+    ValueError. Without the stamp clients see v0.0.0 and refuse features."""
     major, minor, _ = version.removeprefix("v").split(".")
     stamps = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")

@@ -124,9 +124,8 @@ def find(obj: JSON, path: str) -> Any:
 
 
 def render(view: KubectlView, objects: Iterable[JSON], now: datetime) -> str:
-    """Return the table that kubectl would print for those of the objects that the view selects, sorted as the view
-    says; without such objects only its header. `now` is the time from which ages are counted. Raises ValueError as
-    `find` does."""
+    """Return the table that kubectl would print: the objects that the view selects, sorted by its `sort_by`, or only
+    the header if it selects none. `now` is the time from which ages are counted. Raises ValueError as `find` does."""
     chosen = [obj for obj in objects if _selected(view, obj)]
     chosen.sort(key=lambda obj: str(find(obj, view.sort_by)))
     rows = [[name for name, _ in view.columns]]

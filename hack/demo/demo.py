@@ -134,8 +134,8 @@ class Demo:
         return +total
 
     async def writes(self, resource: str, since: int = 0) -> list[Written]:
-        """Return the operator's writes to one resource. Its first `since` writes, counted over all resources, are left
-        out."""
+        """Return the operator's writes to one resource, except those that are among its first `since` writes to any
+        resource."""
         return [write for write in (await self.stage.writes())[since:] if write.resource == resource]
 
     async def nodes_done(self, policy: str) -> tuple[int, int]:

@@ -76,7 +76,7 @@ def _change(screen: Screen, loop: NvidiaLoop, stop: Stop, resource: str) -> None
 
 def _check_sources(screen: Screen, loop: NvidiaLoop, node: str) -> None:
     """Check that mig-manager reports success for a node and that the node is not cordoned. The printed check also
-    shows GFD's labels. Raises DemoFailed if it fails."""
+    shows GFD's labels. Raises DemoFailed if the check fails, and KeyError if one of the labels is missing."""
     labels = loop.labels(node)
     report = f"mig-manager says {labels[names.LABEL_MIG_STATE]} for {labels[names.LABEL_MIG_CONFIG]}"
     product, count = labels[names.LABEL_GPU_PRODUCT], labels[names.LABEL_GPU_COUNT]

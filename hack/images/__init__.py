@@ -10,6 +10,6 @@ For other tools:
     image.tree              # folders that form the root file system when copied over each other
 
 No root, no container program and no registry is needed. `build` raises `hack.images.debian.FetchError` or
-`hack.images.wheels.WheelError` if something cannot be downloaded; their texts say what to do. Downloads are kept in
+`hack.images.wheels.WheelError` if something cannot be downloaded; their messages say what to do. Downloads are kept in
 the user's cache.
 """

@@ -45,7 +45,8 @@ class AdvisoryHit:
 
 def read(path: Path) -> list[Advisory]:
     """Return the advisories in a file: one advisory, a list, or the list under `vulns`. Raises AdvisoryError if the
-    file cannot be read, or its content is not in OSV's format."""
+    file cannot be read or is not JSON, or if an entry has no id or an `affected` that is not a list; other fields
+    are not checked."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -81,7 +82,7 @@ def find(parts: Sequence[ImagePart], advisories: Sequence[Advisory]) -> list[Adv
 
 def concerns(package: dict[str, Any], part: ImagePart) -> bool:
     """Whether `package`, the package that an advisory names, is this part. Debian's advisories name source packages,
-    for one release or for all. Names of PyPI are compared in normalized form."""
+    for one release or for all. PyPI names are compared in normalized form."""
     ecosystem, _, release = str(package.get("ecosystem", "")).partition(":")
     if ecosystem != part.ecosystem or (release and release != DISTRO.removeprefix("debian-")):
         return False
@@ -102,7 +103,8 @@ def is_affected(part: ImagePart, affected: dict[str, Any]) -> bool:
 
 def in_range(part: ImagePart, events: Sequence[dict[str, str]]) -> bool:
     """Whether the version of the part's source package is affected according to the events of a range. As OSV defines
-    it, the last event at or before the version decides. Events of type `limit` are ignored."""
+    it, the last event at or before the version decides; a `last_affected` counts only for later versions. Events of
+    type `limit` are ignored."""
     order = ORDERS[part.ecosystem]
     here = order(part.source_version)
     inside = False

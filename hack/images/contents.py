@@ -303,8 +303,8 @@ def package(key: str, part: ImagePart) -> JSON:
 
 
 def identifier(part: ImagePart) -> str:
-    """Return a part's identifier in the document, in which all characters but letters, digits and dots have become
-    dashes."""
+    """Return a part's identifier in the document, in which each run of characters other than letters, digits and dots
+    has become a dash."""
     return "SPDXRef-" + re.sub(r"[^A-Za-z0-9.]+", "-", f"{part.ecosystem}-{part.name}-{part.version}")
 
 

@@ -46,7 +46,7 @@ class ArchiveError(ValueError):
 
 def read(path: Path) -> Image:
     """Return the image in a docker-archive; it must have a tag. Raises tarfile.ReadError if the file is not a tar,
-    ArchiveError if it is no docker-archive or contains several images, and KeyError if one of the files that it
+    ArchiveError if it is not a docker-archive or contains several images, and KeyError if a file that its manifest
     names is missing."""
     with tarfile.open(path) as tar:
         try:
@@ -157,7 +157,7 @@ def choose(base: str, path: str | None = None) -> str:
 
 def find_builder(path: str | None = None) -> str:
     """Return `docker` if its daemon answers, otherwise `buildah` if it is installed, otherwise an empty string. Both
-    are searched for on `path`, by default $PATH."""
+    are searched for on `path`, by default $PATH; Docker's daemon is asked with the `docker` on $PATH in any case."""
     if (
         shutil.which("docker", path=path)
         and subprocess.run(["docker", "version"], capture_output=True, check=False).returncode == 0

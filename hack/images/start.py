@@ -95,7 +95,8 @@ def measure(root: Path, plane: ControlPlane) -> Start:
 
 
 def _is_ready(port: int) -> bool:
-    """Whether /readyz on this port answers with status 200. False if nothing answers within 5 s."""
+    """Whether /readyz on this port answers with status 200. False for any other answer, and if nothing answers within
+    5 s."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
             return bool(answer.status == 200)
@@ -121,7 +122,7 @@ def measure_starts(image: Image) -> list[Start]:
 
 
 def is_soon(starts: Sequence[Start]) -> bool:
-    """Whether the median CPU time of the starts, of which there must be one, is at most LIMIT."""
+    """Whether the median CPU time of the starts, of which there must be at least one, is at most LIMIT."""
     return statistics.median(item.cpu_seconds for item in starts) <= LIMIT
 
 

@@ -47,9 +47,9 @@ def native() -> str:
 
 
 def download(architecture: str) -> list[Path]:
-    """Return the wheels in requirements.lock for this architecture, from the cache or the package index, each checked
-    against its hashes. Raises WheelError if a distribution has no wheel for the architecture, or the index cannot
-    be reached."""
+    """Return the wheels in requirements.lock for this architecture, sorted by file name, from the cache or the package
+    index. Their hashes are checked only when they are downloaded. Raises WheelError if a distribution has no wheel
+    for the architecture, or pip fails for another reason."""
     text = LOCK.read_bytes()
     folder = (
         cache_root() / "wheels" / f"{architecture}-{hashlib.sha256(text + PYTHON.encode()).hexdigest()[:16]}"

@@ -202,9 +202,9 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the tool with these arguments. Returns 0, or 1 after printing an error of `_run` to stderr. Only the
-    ValueError for a field's value passes through. Exits with status 2 if the arguments cannot be parsed, as
-    argparse does."""
+    """Run the tool with these arguments. Returns 0, or 1 after printing a SimulatorError, UnknownModelError,
+    UnavailableError or FileNotFoundError to stderr. Other errors pass through, such as the ValueError for a field's
+    value. Exits with status 2 if the arguments cannot be parsed, as argparse does."""
     options = _parser().parse_args(arguments)
     try:
         _run(options)

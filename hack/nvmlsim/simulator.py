@@ -169,8 +169,9 @@ class Simulator:
         """Create a machine with one GPU for each entry of `models`, or overwrite an existing one in place. Missing
         folders of `path` are created. `seed` determines the UUIDs; without it they follow from the path.
 
-        Raises SimulatorError for no GPU, more GPUs than the file holds, or a `driver` that is too long, and
-        UnknownModelError for a model that cannot be simulated or that several cards match.
+        Raises SimulatorError for no GPU, more GPUs than the file holds, or a `driver` that is too long, in which case
+        an existing machine is lost, and UnknownModelError for a model that cannot be simulated or that several cards
+        match.
         """
         if not 0 < len(models) <= layout.MAX_GPUS:
             raise SimulatorError(f"a simulated machine has 1 to {layout.MAX_GPUS} GPUs, not {len(models)}")
@@ -276,7 +277,8 @@ class Simulator:
                     process.used = 0
 
     def inject(self, function: str, fault: str, *, gpu: int = -1, skip: int = 0, count: int = ALWAYS) -> None:
-        """Let calls of an NVML function fail with a result of RESULTS, or `hang` until the fault is cleared.
+        """Make calls to an NVML function fail with a result of RESULTS, or hang until the fault is cleared if `fault`
+        is `hang`.
 
         The first `skip` calls still succeed, then `count` calls fail (ALWAYS for all); with `hang`, any `count` but 0
         counts as ALWAYS. Versions of a function (`…_v2`) count as one function. `gpu`, which is not checked, restricts
@@ -309,8 +311,8 @@ class Simulator:
     def post_event(
         self, gpu: int, event_type: int, data: int = 0, *, gpu_instance: int = NO_INSTANCE
     ) -> None:
-        """Send an event to the programs that wait for one: `post_event(0, EVENT_XID, 79)`. It overwrites the event
-        MAX_EVENTS before it. Raises SimulatorError for an unknown GPU."""
+        """Send an event to the programs that wait for one: `post_event(0, EVENT_XID, 79)`. The file holds the last
+        MAX_EVENTS events, so the oldest is overwritten. Raises SimulatorError for an unknown GPU."""
         with self._edit() as state:
             self._indexes(state, gpu)
             slot = state.events[state.event_count % layout.MAX_EVENTS]
@@ -334,10 +336,11 @@ class Simulator:
 
     def reset(self, gpus: Sequence[int] | None = None) -> None:
         """Reset GPUs, or all if `gpus` is None, as `nvidia-smi -r` does: instances are gone, and pending modes take
-        effect. Cards that switch MIG without a reset (Hopper and later) lose their MIG mode.
+        effect. An empty sequence resets none. Cards that switch MIG without a reset (Hopper and later) lose their
+        MIG mode.
 
-        Raises SimulatorError if there is no such GPU, if a process or an unnamed client uses one, if any NVML client is
-        open and the machine's field `clients_block` is set, or if a VM cannot reset a GPU. Then no GPU is reset.
+        Raises SimulatorError if there is no such GPU, if a process or an unnamed client uses one, if any NVML client
+        is open and the machine's field `clients_block` is set, or if a VM cannot reset a GPU. Then no GPU is reset.
         """
         with self._edit() as state:
             indexes = range(state.gpu_count) if gpus is None else gpus

@@ -1,7 +1,7 @@
 """The metrics of all agents of SIMULATED nodes on one port: /NODE/metrics, as long as the agent of that node runs.
 
 GET /lapse returns the time of the agents that run by the SIMULATED clock `Lapse`, in seconds since 1970. Whoever
-scrapes calls /NODE/seen after each scrape, because the clock waits for that. After a call of /NODE/lost the metrics of
+scrapes calls /NODE/seen after each scrape, because the clock waits for that. After a call to /NODE/lost the metrics of
 a node are refused with 503, so its scrapes are lost, until /NODE/found is called.
 
 The clock advances in steps, for agents that are watched for hours. A step comes when every running agent has made a

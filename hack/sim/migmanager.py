@@ -101,7 +101,7 @@ class MigManagerFaults:
     """The apply fails halfway, and so does every later apply of this configuration, as if the card did not support
     it."""
     refused: str = ""
-    """The name of the configuration that every apply fails with; empty if there is none."""
+    """The name of the configuration of which every apply fails; empty if there is none."""
     reboot: bool = False
     """The next mode change meets a foreign NVML client and fails, and WITH_REBOOT counts as set. After the reboot an
     Ampere card has the new mode; a newer one has lost it, which ends in `failed` (step 5)."""
