@@ -125,13 +125,14 @@ class Api:
         return self.request("GET", path, **query)
 
     def list(self, path: str, **query: str) -> list[Object]:
-        """GET a collection and return all its items, in a single request. Raises as `request` does."""
+        """GET a collection in a single request and return its items: all of them, unless `query` has a limit. Raises
+        as `request` does."""
         items: list[Object] = self.get(path, **query)["items"]
         return items
 
     def create(self, path: str, manifest: Object) -> Object:
         """POST an object to a collection or a subresource, and return it as the server stored it. Raises ApiError with
-        status 409 if it exists, and as `request` does."""
+        status 409 if an object of this name exists, and as `request` does."""
         created: Object = self.request("POST", path, manifest)
         return created
 
@@ -152,8 +153,8 @@ class Api:
 
     def apply(self, path: str, manifest: Object, manager: str = "gpusharing-dev") -> Object:
         """Create or change an object by server-side apply, with conflicts forced, and return the object as stored.
-        Fields of an existing object that are not in `manifest` stay as they are, unless `manager` applied them
-        before. Raises as `request` does."""
+        Fields that are not in `manifest` stay as they are, unless only `manager` had applied them: then they are
+        removed. Raises as `request` does."""
         applied: Object = self.request(
             "PATCH", path, manifest, APPLY_PATCH, fieldManager=manager, force="true"
         )
@@ -212,7 +213,8 @@ class Api:
 
 def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Call `work` for every item, in eight threads, and return the results in the order of the items. If calls fail,
-    the error of the first such item is raised once the running calls have ended; the remaining calls are canceled."""
+    calls that have not begun are canceled, and once the running ones have ended, the error of the first item that
+    failed is raised."""
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(work, items))
 

@@ -125,8 +125,8 @@ def apiserver(programs: Programs, layout: Layout, *, audit: bool, extra: Sequenc
 
 
 def kubelet_access(layout: Layout) -> list[str]:
-    """Return the kube-apiserver flags for access to real kubelets, which logs and exec need: the client certificate,
-    and the kind of address to use."""
+    """Return the flags with which kube-apiserver reaches real kubelets, as `kubectl logs` and `kubectl exec` require:
+    the client certificate, and the kind of address to use."""
     pki = layout.pki
     return [
         f"--kubelet-client-certificate={pki.cert(KUBELET_CLIENT)}",

@@ -62,7 +62,7 @@ def open_api(path: Path) -> Api:
     """Return a client for the current context of a kubeconfig. The cluster must have its CA certificate inline, and
     the user a token or an inline certificate and key; a token is preferred. Raises KubeconfigError if the file does
     not exist, or if the user logs in by other means, such as an exec plugin. Other flaws of the file are not
-    translated: they raise YAMLError, KeyError, StopIteration, ValueError or SSLError."""
+    translated: they raise YAMLError, KeyError, TypeError, StopIteration, ValueError or SSLError."""
     try:
         document = yaml.safe_load(path.read_text())
     except FileNotFoundError:

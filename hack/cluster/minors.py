@@ -28,8 +28,8 @@ MINUTES = 10
 
 
 def control_plane(minor: str) -> Path:
-    """Return the folder with the programs of a minor such as `1.30`. They are built first if they are not cached.
-    Raises UnavailableError if `minor` is not written like that, Go is missing, Go's proxy does not have the
+    """Return the folder with the programs of a minor version such as `1.30`. They are built first if they are not
+    cached. Raises UnavailableError if `minor` is not written like that, Go is missing, Go's proxy does not have the
     version, or the build fails."""
     if not re.fullmatch(r"1\.\d+", minor):
         raise UnavailableError(
@@ -76,8 +76,8 @@ def _required(module: str, requirements: str) -> str:
 
 
 def _release(minor: str) -> tuple[str, str]:
-    """Return the newest version of a minor, such as `v1.30.14`, and the text of its go.mod. Raises UnavailableError if
-    Go is missing or cannot fetch the version."""
+    """Return the newest version of Kubernetes with this minor version, such as `v1.30.14`, and the text of its go.mod.
+    Raises UnavailableError if Go is missing or cannot fetch the version."""
     module = f"k8s.io/kubernetes@v{minor}"
     with tempfile.TemporaryDirectory() as folder:
         result = subprocess.run(
@@ -108,7 +108,7 @@ def _build(version: str, files: dict[str, str], out: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment variables for calls of Go: the user's, as `build_environment` changes them for a tool
+    """Return the environment variables for running Go: the user's, as `build_environment` changes them for a tool
     without cgo and without a source folder. Go may then update the go.mod of the folder in which it is called."""
     return build_environment(ToolRecipe("kubernetes", "", (), (), ()))
 

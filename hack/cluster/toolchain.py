@@ -129,8 +129,8 @@ def install_recipe(name: str, version: str, module: str) -> ToolRecipe:
 
 
 def helm3_recipe() -> ToolRecipe:
-    """Return the recipe for Helm 3. As in Helm's own releases, the Kubernetes version is linked in. Without it Helm
-    assumes that every cluster is 1.20."""
+    """Return the recipe for Helm 3. As in Helm's own releases, our minor version of Kubernetes is linked in. Without
+    it Helm assumes that every cluster is 1.20. Raises UnavailableError as `kubernetes_version` does."""
     minor = kubernetes_version((CONTROLPLANE_SOURCE / "go.mod").read_text()).split(".")[1]
     packages = ("chartutil", "lint/rules")
     known = [f"-X helm.sh/helm/v3/pkg/{package}.k8sVersionMinor={minor}" for package in packages]

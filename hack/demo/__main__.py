@@ -33,7 +33,8 @@ TRY_NEXT = {
 
 
 def arguments() -> argparse.Namespace:
-    """Parse the command line of the demo and return its options. An unknown driver ends the process with status 2."""
+    """Parse the command line of the demo and return its options. Exits with status 2 if it cannot be parsed or names
+    an unknown driver."""
     parser = argparse.ArgumentParser(prog="python -m hack.demo", description=__doc__)
     parser.add_argument(
         "--driver",

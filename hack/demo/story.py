@@ -44,9 +44,9 @@ async def fleet_appears(demo: Demo) -> None:
 
 
 async def pools_are_declared(demo: Demo) -> None:
-    """Start the operator and apply one policy per pool. The operator changes the idle nodes one by one, and at the end
-    it is checked that every pool is done and serves what its policy says. Raises DemoFailed if a check fails or a
-    state is not reached in time."""
+    """Start the operator, apply one policy per pool, and wait while the operator changes the idle nodes. Then check
+    that every pool is done and serves what its policy says. Raises DemoFailed if a check fails or a state is not
+    reached in time."""
     screen = demo.screen
     screen.heading("2. One GPUSharingPolicy per pool says what its GPUs are for")
     await demo.stage.start_operator()
@@ -229,8 +229,8 @@ async def budget_blocks(demo: Demo) -> None:
 
 
 async def _settled(demo: Demo) -> None:
-    """Wait until only two pods of the ranker hold a GPU on their node and the agent reports the same number. Raises
-    DemoFailed as `Demo.until` does."""
+    """Wait until only two pods hold a GPU on the ranker's node, the agent reports the same number, and the drain's
+    reason is PDB. Raises DemoFailed as `Demo.until` does."""
 
     async def alone() -> bool:
         """Whether two pods hold a GPU on the node, the agent reports two, and the reason is PDB."""

@@ -106,7 +106,7 @@ def archive(
     reference: str, config: JSON, layers: Sequence[Layer], annotations: Mapping[str, str], epoch: int
 ) -> tuple[bytes, str]:
     """Return (bytes of a tar that is both an OCI layout and a docker-archive, digest of the manifest). containerd,
-    podman, skopeo and buildah read the OCI layout, `docker load` reads the docker-archive. `reference` is the
+    podman, skopeo and buildah read the OCI layout; `docker load` reads the docker-archive. `reference` is the
     image's name and tag."""
     settings = dump(config)
     manifest = dump(

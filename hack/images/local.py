@@ -53,8 +53,8 @@ def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image
     localhost/NAME:VERSION of the project.
 
     Raises FetchError if a Debian package cannot be downloaded, WheelError if a wheel cannot be downloaded, installed
-    or compiled, and TreeError if a program would not find a library. LockError and ValueError of `debian.locked` and
-    `read_origin` pass through.
+    or compiled, UnavailableError if the cache cannot be written, and TreeError if a program would not find a library.
+    LockError and ValueError of `debian.locked` and `read_origin` pass through.
     """
     native = wheels.native()
     architecture = architecture or native
@@ -155,7 +155,8 @@ def needed(data: bytes) -> list[str]:
 
 
 def missing(trees: list[Path]) -> list[str]:
-    """Return a message "FILE needs LIBRARY" for each needed library that is in none of the trees, sorted."""
+    """Return a sorted list of messages "FILE needs LIBRARY", one for each file and each library that it needs and that
+    is in none of the trees."""
     files = [path for tree in trees for path in tree.rglob("*") if path.is_file() or path.is_symlink()]
     there = {path.name for path in files}
     return sorted(f"{path.name} needs {name}" for path, name in _wants(files) if name not in there)

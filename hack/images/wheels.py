@@ -156,8 +156,8 @@ def compile_all(interpreter: Sequence[str], environ: Mapping[str, str], folder: 
 
 def interpreter(tree: Path) -> tuple[list[str], dict[str, str]]:
     """Return the command that runs the tree's own Python through the tree's own loader, and the environment variables
-    for it. It needs no chroot, and so no root. The tree must be of this machine's architecture. Raises WheelError
-    if no image is built for that, and StopIteration if the tree has no loader."""
+    for it. This needs no chroot, and so no root, but the tree must be of this machine's architecture. Raises
+    WheelError if no image is built for that architecture, and StopIteration if the tree has no loader."""
     machine = MACHINES[native()]
     libraries = tree / f"usr/lib/{machine}-linux-gnu"
     loader = next(iter(sorted((tree / "usr").glob("lib*/ld-linux-*.so.*"))))

@@ -321,9 +321,9 @@ class Simulator:
             state.event_count += 1
 
     def find_gpus(self, names: Sequence[str]) -> list[int]:
-        """Return the indexes of GPUs that are named by index, PCI bus id or UUID, in the order of `names` and with
-        their repetitions. Case does not matter, and empty names are skipped. Raises SimulatorError if there is no
-        such GPU."""
+        """Return the indexes of the GPUs with these names, each of which is an index, a PCI bus id or a UUID, in the
+        order of `names` and with their repetitions. Case does not matter, and empty names are skipped. Raises
+        SimulatorError if there is no such GPU."""
         by_name = {
             str(gpu[key]).lower(): int(gpu["index"])
             for gpu in self.show()["gpus"]

@@ -105,7 +105,7 @@ async def play(
 
 
 def end_with_input(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
-    """Cancel `task` when standard input ends or anything arrives on it, and return at once. A parent that is killed
+    """Arrange that `task` is canceled when standard input ends or anything arrives on it. A parent that is killed
     cannot stop its children, but the kernel closes its pipes."""
 
     def ended() -> None:

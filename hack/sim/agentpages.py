@@ -70,8 +70,8 @@ class Lapse:
         return clock
 
     def leave(self, node: str) -> None:
-        """Stop waiting for the agent of `node`, which has ended. If the clock was waiting for this agent only and
-        others remain, it advances."""
+        """Stop waiting for the agent of `node`, which has ended. The clock advances if it was waiting only for that
+        agent and others remain."""
         with self._lock:
             self._missing.pop(node, None)
             self._step()

@@ -54,9 +54,9 @@ class DaemonSetPlayer:
         self._busy: set[str] = set()
 
     def look(self, node: str, labels: Mapping[str, str]) -> None:
-        """Start to create this node's pod if the selector matches `labels` and there is no pod object, or to delete
-        the running pod if the selector does not match or the operand is turned off. Does nothing while an earlier
-        creation or deletion is in progress."""
+        """Start to create this node's pod if the node needs one and has no pod object, or to delete the running pod if
+        the node needs none. A node needs a pod if the selector matches `labels` and the operand is not turned off.
+        Does nothing while an earlier creation or deletion is in progress."""
         if node in self._busy:
             return
         wanted = self._operand not in self._cluster.policy.off and self._selector.items() <= labels.items()

@@ -121,7 +121,7 @@ class FakeCluster:
 
     def delete_key(self, resource: Resource, key: Key, uid: str | None, *, at_once: bool = False) -> None:
         """Delete an object. Raises NotFound, or Conflict if `uid` is not None and not the object's. With `at_once` a
-        pod without finalizers vanishes without waiting for its kubelet; other kinds ignore it."""
+        pod without finalizers vanishes without waiting for its kubelet; for other kinds it makes no difference."""
         if resource == kinds.PODS:
             pod = self.store.get(resource, key)
             self.store.check_uid(pod, uid)
@@ -294,7 +294,7 @@ class FakeClient(KubeClient):
 
     async def _enter(self, call: Call) -> None:
         """Let other tasks run, then raise NotFound for an uninstalled kind, or else count the read and raise the fault
-        that is scripted for it."""
+        that is scripted for it, if any."""
         await asyncio.sleep(0)
         self._refuse_uninstalled(call.resource)
         await self.cluster.faults.read(call)

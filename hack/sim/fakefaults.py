@@ -38,7 +38,7 @@ class Crash(BaseException):
 
 @dataclass(frozen=True)
 class Call:
-    """One call as the server sees it. The verb of an eviction is `evict`, and of a pod's log `log`."""
+    """One call as the server sees it. The verb is `evict` for an eviction, and `log` for reading a pod's log."""
 
     identity: str
     verb: str
@@ -84,8 +84,8 @@ class CallMatch(TypedDict, total=False):
 
 @dataclass
 class CallFault:
-    """An error that the next `times` matching calls get. They are not carried out, or with `after` they are carried
-    out first."""
+    """An error for the next `times` matching calls. Such a call is not carried out, or, with `after`, carried out
+    before the error is raised."""
 
     verb: str
     resource: Resource | None

@@ -44,8 +44,8 @@ class Lists:
         page, which is empty if there is none. `after` is the token of this page, or an empty string for the first.
 
         `objects` and `version` are the list as it is now, sorted by namespace and name. They are used for a first
-        page, and for the rest of a list whose token has expired. Raises Expired for an expired token; if `gives_rest`,
-        the error has a new token for the rest.
+        page, and for a token that came with Expired. Expired is raised for a token that is too old; if `gives_rest`,
+        the error has a token for the rest of the list.
         """
         now = self._clock()
         self._moments = {

@@ -138,7 +138,7 @@ class _GPU:
 
     @property
     def keeps_mode_over_reboot(self) -> bool:
-        """Whether the MIG mode survives a reboot: Ampere stores it in the InfoROM, newer cards do not (guide)."""
+        """Whether the MIG mode survives a reboot: Ampere stores it in the InfoROM; newer cards do not (guide)."""
         return mig_mode_needs_reset(self.card)
 
 
@@ -247,9 +247,10 @@ class SimulatedGPUs:
         """Switch the MIG mode of a GPU (nvmlDeviceSetMigMode), and return whether the mode is applied or pending. A
         mode that the GPU has already is Applied.
 
-        Hopper and newer cards apply a changed mode at once, or raise InUse if any client or process exists. Ampere
-        stores the mode as pending, and applies it by a reset if nothing is in use and the node is no virtual machine.
-        Both raise InUse if MIG is switched off while instances exist. A card without MIG raises NotSupported.
+        Hopper and newer cards apply a changed mode at once, or raise InUse if an NVML client of the node is open or a
+        process computes on the GPU. Ampere stores the mode as pending, and applies it by a reset if nothing is in use
+        and the node is not a virtual machine. Both raise InUse if MIG is switched off while instances exist. A card
+        without MIG raises NotSupported.
         """
         with self._lock:
             gpu = self._mig_gpu(index)

@@ -68,7 +68,8 @@ class Kai:
         return take
 
     def _members(self, group: str) -> tuple[list[JSON], list[JSON]]:
-        """Return the reservation pods of a group, and the pods that share its GPU and have not finished."""
+        """Return the reservation pods of a group, and the group's other pods, which share its GPU, unless they have
+        finished."""
         pods = [pod for pod in self._pods.values() if group_of(pod) == group]
         reserving = [pod for pod in pods if pod["metadata"]["namespace"] == NAMESPACE]
         sharing = [pod for pod in pods if pod["metadata"]["namespace"] != NAMESPACE]

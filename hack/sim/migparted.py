@@ -92,8 +92,8 @@ def entries(text: str, name: str) -> tuple[Entry, ...]:
 
 def targets(items: Iterable[Entry], gpus: Sequence[GPU]) -> list[tuple[GPU, Target]]:
     """Return (GPU, target) for each GPU that an item selects, in the order of the items. A GPU may occur several times
-    or not at all. A GPU without MIG is skipped by items for all devices, and raises ConfigError if an item lists
-    its index and turns MIG on."""
+    or not at all. An item that turns MIG on skips GPUs without MIG if it is for all devices, and raises ConfigError
+    if it lists the index of one."""
     wanted: list[tuple[GPU, Target]] = []
     for entry in items:
         for gpu in gpus:
@@ -200,9 +200,9 @@ def _int(raw: object) -> int:
 
 
 def _target(raw: Mapping[str, Any]) -> Target:
-    """Return the layout that an item requests, or None if it turns MIG off, as a mig-enabled of null does, too. Raises
-    ConfigError for a bad profile or count, if all counts are 0, if mig-devices is missing with MIG on, or if it
-    lists profiles with MIG off."""
+    """Return the layout that an item requests, or None if it turns MIG off (mig-enabled is false or null). A count of
+    null is 0. Raises ConfigError for a bad profile or count, if all counts are 0, if mig-devices is missing with
+    MIG on, or if it lists profiles with MIG off."""
     enabled, counts = raw["mig-enabled"], raw.get("mig-devices")
     if type(enabled) not in (bool, NoneType):
         raise ConfigError(f"mig-enabled is true or false: {enabled!r}")

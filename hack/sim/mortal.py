@@ -79,9 +79,9 @@ class MortalClient(PassingClient):
                     yield event
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Make a call as KubeClient does, and call the disturbances that are set for a write before and after it, even
-        if the write fails. An interference that matches a patch is called first, even if the process is dead.
-        Raises Crash once it is dead, and the error of `cut`. Writes of a Lease are neither counted nor disturbed,
+        """Make a call as KubeClient does. A write calls its disturbances, the one for `after` even if the write fails.
+        Before anything else, an interference that matches a patch is called, even if the process is dead. Raises
+        Crash if the process is dead, and the error of `cut`. Writes of a Lease are neither counted nor disturbed,
         but can be cut."""
         if (
             request.verb == "patch"

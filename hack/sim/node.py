@@ -37,9 +37,9 @@ Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 def simulated_gpus(raw: JSON) -> SimulatedGPUs | None:
-    """Return simulated GPUs for a Node, or None if the card table does not know a card. ANNOTATION_PRODUCTS names the
-    card of each GPU. Without it the product label names the card of all, and ANNOTATION_GPUS or else GFD's count
-    label their number; 1 if there is neither. Raises ValueError if the number is not an integer."""
+    """Return simulated GPUs for a Node, or None if one of its cards is not in the card table. ANNOTATION_PRODUCTS
+    names the card of each GPU. Without it, all GPUs are of the product that the product label names, and their
+    number is ANNOTATION_GPUS, else GFD's count label, else 1. Raises ValueError if the number is not an integer."""
     metadata = raw["metadata"]
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     if several := annotations.get(ANNOTATION_PRODUCTS):

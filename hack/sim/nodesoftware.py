@@ -253,8 +253,8 @@ class NodeSoftware:
 
     def _take_daemon_set(self, raw: JSON, gone: bool) -> None:
         """Store the pod spec of the MPS DaemonSet. If it differs from one that was stored before, the DaemonSet
-        players replace the pods. Ignores its deletion, other DaemonSets, and one whose pods do not have NVIDIA's
-        two containers."""
+        players replace the pods. Other DaemonSets are ignored, and so are the deletion of this one and a version
+        whose pods lack NVIDIA's two containers."""
         spec = ((raw.get("spec") or {}).get("template") or {}).get("spec") or {}
         named = {container["name"] for container in spec.get("containers", ())}
         if raw["metadata"]["name"] != MPS_DAEMON or gone or not {DAEMON, MANAGER} <= named:

@@ -211,7 +211,7 @@ class OperandPort(Protocol):
 
     def key(self, *, new_pod: bool) -> str | None:
         """Return the configuration key for this node, or None if the key does not exist. A new pod sees the newest
-        ConfigMap, a running one sees it after a delay."""
+        ConfigMap; a running one sees a change after a delay."""
 
     async def serve(self, key: str) -> None:
         """Start or restart the main container with the configuration of this key. Raises PluginError or LibraryError
@@ -298,8 +298,8 @@ class PlayedOperand:
 
     async def _serve(self, key: str | None) -> bool:
         """Serve the configuration of this key, and return whether that worked. After a PluginError or a LibraryError,
-        or for a key of None, which does not exist, the crash loop is logged and the port's `gone` is called. Other
-        errors pass through."""
+        or if `key` is None because there is no such key, the crash loop is logged and the port's `gone` is called.
+        Other errors pass through."""
         error = "unknown configuration key"
         if key is not None:
             try:

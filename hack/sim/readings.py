@@ -48,8 +48,7 @@ class Hang:
 
     def end(self) -> None:
         """End the hang, so that blocked calls return. Their threads are removed from HANGING, so that simulated time
-        waits for them again: it may take the machine a while to run them, and without that simulated minutes could
-        pass first."""
+        waits for them again: the machine may take a while to run them, and meanwhile simulated minutes could pass."""
         with self._lock:
             HANGING.difference_update(self._threads)
             self._threads.clear()

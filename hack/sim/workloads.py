@@ -184,8 +184,8 @@ class Workloads:
         return bound
 
     def _pending(self) -> list[JSON]:
-        """Return the pods of our workloads that have no node and name no other scheduler, sorted by name. Terminating
-        and finished pods are left out."""
+        """Return the pods of our workloads that have no node and name no scheduler, sorted by name. Terminating and
+        finished pods are left out."""
         known = (pod for pod in self._pods.values() if self._is_ours(pod) and _alive(pod))
         pending = [pod for pod in known if not {"nodeName", "schedulerName"} & pod["spec"].keys()]
         return sorted(pending, key=lambda pod: str(pod["metadata"]["name"]))
