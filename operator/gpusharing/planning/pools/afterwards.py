@@ -24,7 +24,7 @@ from gpusharing.planning.wanted.verify import served
 
 def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) -> Afterwards:
     """Return the cluster as it will be when all planned changes are done, together with the devices that Pending pods
-    request. The nodes are computed at the first use.
+    request. The nodes are computed when they are first needed.
 
     A node that has no target, cannot be judged or is skipped stays as it is. If the verdict in `members` says that the
     node is Blocked until a person acts, the node counts only with the devices that it has both with and without its
@@ -47,10 +47,10 @@ def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) ->
 
 
 def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
-    """Return the node with fewer devices in `after`, because it is uncertain whether its change takes place. For each
-    resource name, it counts with the smaller of two numbers: what it would have after the change, and what it has
-    now or its pods hold now, whichever is more. If the node is cordoned or not Ready, only what its pods hold
-    counts as present."""
+    """Return the node with fewer devices in `after`, because its change may not take place. For each resource name,
+    `after` becomes the smaller of two numbers: the devices that the node would have after the change, and its present
+    devices or the devices that its pods hold, whichever is larger. If the node is cordoned or not Ready, it has no
+    present devices except those that its pods hold."""
     keeps = place.before if node.ready and not node.unschedulable else {}
     least = {
         name: min(count, max(keeps.get(name, 0), place.in_use.get(name, 0)))
@@ -61,14 +61,14 @@ def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
 
 def is_skipped(node: NodeView) -> bool:
     """Whether the skip label, which only a person removes, is `true` and keeps a change from beginning on the node.
-    False if a change has begun, because that goes on."""
+    False if a change has begun, because that change goes on."""
     return node.fence is None and node.labels.get(LABEL_SKIP) == "true"
 
 
 def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
     """Return the node before and after its change, or as it is if it has no target. If the change has begun, the node
-    counts as changed in both. If the change cordons the node, pods are assumed to be schedulable there afterwards:
-    our cordon ends with the change, and an earlier cordon is assumed to have been made for it."""
+    counts as changed in both states. If the change cordons the node, pods are assumed to be schedulable there
+    afterwards: our cordon ends with the change, and an earlier cordon is assumed to have been made for it."""
     now, fence = served(node), node.fence
     assessed = assessment if isinstance(assessment, Assessed) and not is_skipped(node) else None
     after = now if assessed is None else assessed.target.resources
@@ -85,9 +85,9 @@ def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnaps
 
 
 def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str], ...]:
-    """Return the label sets of which the node will have one, each with the node's name added as the field
-    metadata.name. Without a target that is only the present one. If the node has no fence and already matches its
-    target, only the routing label and the policy label change."""
+    """Return the label sets that the node may have after its change, each with the node's name added as the field
+    metadata.name. Without a target, the present labels are the only set. If the node has no fence and already matches
+    its target, only the routing label and the policy label change."""
     label_sets: tuple[Mapping[str, str], ...] = (node.labels,)
     if assessed is not None:
         target, policy = assessed.target, assessed.policy.name
@@ -103,9 +103,9 @@ def find_holdings(
 ) -> Mapping[str, int] | None:
     """Return how many devices of each resource name the pods of the node hold, or None if that is unknown.
 
-    They are counted from the node's unfinished pods if its pods were just listed, and otherwise taken from its agent's
-    report, which is up to 30 s old. `remaining`: leave out pods that are being deleted, and do not use the agent's
-    report during a change, because the change may have ended some pods since.
+    The devices are counted from the node's unfinished pods if its pods were just listed. Otherwise they are taken from
+    its agent's report, which is up to 30 s old. `remaining`: leave out pods that are being deleted, and do not use the
+    agent's report during a change, because the change may have ended some pods since the report.
     """
     work = snapshot.work.get(node.name)
     if work is not None and not work.error:

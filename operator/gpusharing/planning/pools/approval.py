@@ -1,9 +1,10 @@
-"""The hash of a plan, by which a person approves it: what each node will become, and how much that disturbs.
+"""The hash of a plan, which a person names to approve the plan: what each node will become, and how much the changes
+disturb.
 
 The plan is hashed as it was when the change of each node began. Pods and progress are not part of it, so an approval
 lasts until the plan is carried out. The hash changes with every edit of the policy, and when a node joins, leaves, or
-cannot be read before its change begins. It also changes if a node drifts and correcting that disturbs more than was
-approved; lesser drift is covered.
+cannot be read before its change begins. It also changes if a node drifts and correcting the drift disturbs more than
+was approved; an approval covers lesser drift.
 
 Even an edit that restores an earlier spec changes the hash, because nobody has reviewed that spec since.
 
@@ -22,7 +23,7 @@ from gpusharing.planning.transition.members import Member
 from gpusharing.planning.wanted.assess import Assessed
 
 LENGTH = 7
-"""How many characters a hash has: enough to tell two plans apart, and few enough to be read out."""
+"""How many characters a hash has: enough to tell two plans apart, and few enough to read aloud."""
 
 
 def plan_hash(policy: PolicyView, members: Sequence[Member]) -> str:
@@ -61,11 +62,10 @@ def _row_on_record(version: SpecVersion, node: NodeView) -> tuple[str, str, str]
 
 
 def _planned(version: SpecVersion, member: Member, assessed: Assessed) -> DisruptionClass | None:
-    """Return the disruption class that the plan shows for a node. If its fence is for this generation, that is the
-    class planned there. Otherwise it is the class in its proof for this generation, if there is one. If the node
-    differs from its target, the present class is returned instead where there is no such proof, or where the node
-    has no fence and the present class is graver. None if the node matches its target and was not changed for this
-    generation."""
+    """Return the disruption class that the plan shows for a node. If the node's fence is for this generation, the
+    class planned in the fence is returned. Otherwise the result is the class recorded in the node's proof for this
+    generation, or None if there is no such proof. For a node that differs from its target, the present class replaces
+    that result if there is no such proof, or if the node has no fence and the present class is graver."""
     fence, verified = member.node.fence, member.node.verified
     if fence is not None and fence.version == version:
         return fence.planned
@@ -79,8 +79,8 @@ def _planned(version: SpecVersion, member: Member, assessed: Assessed) -> Disrup
 
 def _ends_anyway(version: SpecVersion, fence: Fence | None, assessed: Assessed) -> bool:
     """Whether the node has passed the point of no return for an earlier generation and is on its way to a target that
-    the policy still wants. That needs no new approval. Its later proof will say nothing about this generation, so
-    an entry in the plan would disappear when the node is proven and change the hash."""
+    the policy still wants. Such a change needs no new approval. Its proof will say nothing about this generation, so
+    an entry in the plan would disappear when the node is proven, which would change the hash."""
     if fence is None or fence.stage != "actuating" or fence.version == version:
         return False
     return fence.version.uid == version.uid and fence.approved == owed_for(assessed.target)

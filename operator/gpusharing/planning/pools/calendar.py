@@ -16,17 +16,16 @@ from gpusharing.api.validation import parse_duration
 from gpusharing.planning.vocabulary.values import value
 
 HORIZON = timedelta(days=8)
-"""A span that is longer is shown as one without an end. No window is longer than a week."""
+"""A longer span is shown as one without an end. No single window is longer than a week."""
 FAR = timedelta(days=366)
 """Blackouts that follow each other without a gap for longer than this count as never ending. A single blackout lasts a
 week at most."""
 STEPS = 400
-"""The most consecutive windows that are examined; if there is no gap until then, they count as a span without an end.
-Each one takes a search in its schedule in every pass: 400 steps are 400 days of daily windows, or 16 days of hourly
-ones."""
+"""The most consecutive windows that are examined; if they have no gap, they count as a span without an end. For each
+window, its schedule is searched in every pass. 400 steps are 400 days of daily windows, or 16 days of hourly ones."""
 SHIFT = timedelta(hours=3)
-"""How far to search beyond a moment: more than any change of the clock. If a schedule names minute and hour, cronsim
-uses only the time of day, and takes the first of two."""
+"""How far beyond a moment to search: further than any change of the clock. If a schedule names minute and hour,
+cronsim looks only at the time of day, and of two equal times takes the first."""
 
 
 @value
@@ -51,7 +50,7 @@ class ZonedWindow:
     window: Window
     """The window as the policy has it."""
     zone: tzinfo | None
-    """The time zone that it names, or None if the time zone database has no such name."""
+    """The time zone that the window names, or None if the time zone database does not have that name."""
 
 
 def add_zones(windows: Windows, zones: Mapping[str, tzinfo]) -> tuple[ZonedWindow, ...]:
@@ -139,7 +138,7 @@ class _Times:
 
     def until(self, moment: datetime) -> datetime:
         """Return the end of the opening that covers this moment, or the moment itself if the window is closed then. If
-        several openings overlap, that of the last one to start counts."""
+        several openings overlap, the one that started last counts."""
         start = self.last(moment)
         return moment if start is None else max(moment, start + self.duration)
 
@@ -152,7 +151,7 @@ class _Times:
 
 
 def _first(allowed: Sequence[_Times], forbidden: Sequence[_Times], moment: datetime) -> datetime | None:
-    """Return the first moment, from `moment` onward, at which a node may start, or None if none can be foreseen."""
+    """Return the first time from `moment` onward at which a node may start, or None if none can be foreseen."""
     for _ in range(STEPS):
         after: datetime | None = moment
         if any(one.until(moment) > moment for one in forbidden):
@@ -166,9 +165,9 @@ def _first(allowed: Sequence[_Times], forbidden: Sequence[_Times], moment: datet
 
 
 def _end(times: Sequence[_Times], moment: datetime, horizon: timedelta = HORIZON) -> datetime | None:
-    """Return the end of the windows that cover this moment and of those that follow without a gap. Returns `moment` if
-    none covers it, and None if the end is further away than `horizon` or cannot be foreseen. `times` must not be
-    empty."""
+    """Return when the windows that cover this moment, and the windows that follow them without a gap, are over.
+    Returns `moment` if no window covers it, and None if the end is further away than `horizon` or cannot be foreseen.
+    `times` must not be empty."""
     end = moment
     for _ in range(STEPS):
         reach = max(one.until(end) for one in times)

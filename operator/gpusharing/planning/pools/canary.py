@@ -1,14 +1,15 @@
 """The first nodes of a change, for which the others wait.
 
-Which nodes they are follows from the fences and proofs of this revision of the policy on the Nodes, so neither a
-restart nor a pause changes that.
+The canaries are identified by the fences and proofs for this revision of the policy on the Nodes, so neither a restart
+nor a pause changes them.
 
-A canary of more nodes than the pool has cannot be proven, so no node in service starts. A pool that becomes smaller
-than its canary after the canary began goes on: the nodes that are gone took their proofs with them, and the first
-remaining node in service stands in for all (docs/adr/0055-a-canary-larger-than-its-pool.md).
+A canary with more nodes than its pool cannot be proven, so no node in service starts. If a pool becomes smaller than
+its canary after the canary began, the rollout goes on: the nodes that are gone took their proofs with them, and the
+first remaining node in service stands in for all canaries (docs/adr/0055-a-canary-larger-than-its-pool.md).
 
-Until another node has started, each node that is proven must also serve what was proven there. One that does not keeps
-the others waiting and is not replaced, or one node after another would be spent. The whole soak is not counted anew.
+Until another node has started, each proven canary must also serve what was proven on it. A canary that does not keeps
+the other nodes waiting. It is not replaced, because otherwise one node after another would be used up, and the soak
+does not start over.
 
 Terms: docs/design/glossary.md#proof, docs/design/glossary.md#newcomer, docs/design/glossary.md#fence,
 docs/design/glossary.md#drift.
@@ -62,8 +63,8 @@ def find_canary(pooled: Pooled) -> int | Finding | None:
 def _find_proven(
     members: Sequence[Member], policy: PolicyView, revision: str
 ) -> list[tuple[datetime, str, Member]]:
-    """Return the nodes on which a change to this revision was proven, as tuples of the time of the proof, the node's
-    name and the member, oldest first."""
+    """Return the nodes on which a change to this revision was proven, oldest proof first. Each tuple has the time of
+    the proof, the node's name and the member."""
     proofs = ((proven_at(one.node, policy, revision), one.node.name, one) for one in members)
     return sorted((at, name, one) for at, name, one in proofs if at is not None)
 
@@ -81,8 +82,8 @@ def is_proven(node: NodeView, policy: PolicyView) -> bool:
 
 
 def proven_at(node: NodeView, policy: PolicyView, revision: str) -> datetime | None:
-    """Return when a change to this revision was proven on the node. None if none was proven, if the node was rolled
-    back, or if the proof does not record when."""
+    """Return when a change to this revision was proven on the node. None if no such change was proven, if the node was
+    rolled back, or if the proof does not record the time."""
     verified = node.verified
     if verified is None or verified.rolled_back or not is_of(verified, policy, revision):
         return None
@@ -91,7 +92,8 @@ def proven_at(node: NodeView, policy: PolicyView, revision: str) -> datetime | N
 
 def _is_apart(member: Member, policy: PolicyView, revision: str) -> bool:
     """Whether the change of the node is unaffected by a canary that is too large: the node is a newcomer, which starts
-    anyway, or the change began under another spec. Without a fence, the node's last proof says whether that was so."""
+    anyway, or the change began under another spec. Without a fence, the node's last proof says whether either was the
+    case."""
     fence, verified = member.node.fence, member.node.verified
     if fence is not None:
         return fence.newcomer or fence.turned or not is_of(fence, policy, revision)
@@ -104,9 +106,10 @@ def _find_begun(members: Sequence[Member], policy: PolicyView, revision: str) ->
 
 
 def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
-    """Whether a change of this policy is under way on the node that will prove this revision. Its fence is for this
-    revision, or for another one in a phase from which its next run switches to this one. False if we yielded the
-    node to somebody else's maintenance, or if this revision is proven there already."""
+    """Whether a change of this policy is under way on the node that will prove this revision. True if the fence is for
+    this revision, or if it is for another one and the node is in a phase from which its next run switches to this
+    revision. False if we yielded the node to somebody else's maintenance, or if this revision is proven there already.
+    """
     fence, phase = member.node.fence, member.verdict.phase
     if fence is None or fence.stage == "yielded" or fence.version.uid != policy.uid:
         return False
@@ -121,8 +124,8 @@ def _broken(
     """Return the Finding about the first canary by name that no longer serves what was proven on it. `end` is when the
     soak ends, or None if not all canaries are proven.
 
-    None if all canaries serve it, or if another node has started since `end`. None also if the policy resets its
-    nodes, because nobody can correct such a policy any more.
+    None if all canaries serve what was proven, or if another node has started since `end`. None also if the policy
+    resets its nodes, because nobody can correct such a policy any more.
     """
     if pooled.policy.resetting:
         return None
@@ -174,15 +177,14 @@ LAPSES: tuple[MemberState, ...] = (
     MemberState(_unproven_now, "{reason}"),
 )
 """The states in which a node does not serve what was proven on it. The first match wins; a test pins the order.
-{reason} is that of its verdict."""
+{reason} is the reason of the node's verdict."""
 
 
 def _others_began(
     pooled: Pooled, canaries: Sequence[Member], members: Sequence[Member], end: datetime
 ) -> bool:
-    """Whether a node that is not a canary has been proven after the soak ended at `end`, or began a change to this
-    revision at or after `end` that still is under way. From then on the state of the canaries no longer holds other
-    nodes back."""
+    """Whether a node that is not a canary has been proven after the soak ended at `end`, or is in a change to this
+    revision that began at or after `end`. From then on the state of the canaries no longer holds other nodes back."""
     policy, revision = pooled.policy, find_revision(pooled.policy)
     known = {member.node.name for member in canaries}
     for member in members:
@@ -197,7 +199,7 @@ def _others_began(
 
 
 def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
-    """Return the Finding that the canaries are proven and have to serve until `end` before others start."""
+    """Return the Finding that the canaries are proven and must serve until `end` before other nodes start."""
     message = (
         f"the canary of {counted(nodes, 'node')} (spec.rollout.canary) has been proven; the other nodes follow once"
         f" it has been in service for {soak}, at {to_rfc3339(end)}"
@@ -207,8 +209,8 @@ def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
 
 def _unproven(message: str, begun: Sequence[Member]) -> Finding:
     """Return the Finding for nodes that wait for canaries to be proven. `begun` are the canaries whose change is under
-    way; those whose change does not end by itself are named. `stands` is set if one of these waits for a person,
-    because no other node is proven in its place."""
+    way. The Finding names those whose change does not end by itself. `stands` is set if one of the named nodes waits
+    for a person, because no other node is proven in its place."""
     kept = [one for one in begun if not goes_on(one.verdict)]
     told = f" ({keepers})" if (keepers := explain_keepers(kept)) else ""
     stands = any(map(is_for_a_person, kept))
@@ -234,9 +236,9 @@ def wait_for_canaries(pooled: Pooled) -> Finding:
 
 
 def find_note(pooled: Pooled) -> str:
-    """Return a note if the canary has at least as many nodes as the pool. It says that the whole pool is the canary,
-    that the canary is too large, or that only the first remaining node is the canary by now. Empty if the canary
-    has fewer nodes, or if there is no canary or no member."""
+    """Return a note if the canary has at least as many nodes as the pool. The note says that the whole pool is the
+    canary, that the canary is too large, or that by now only the first remaining node is the canary. Empty if the
+    canary has fewer nodes, or if there is no canary or no member."""
     canary, total = pooled.spec.rollout.canary, len(pooled.members)
     if canary is None or not total or canary.nodes < total:
         return ""

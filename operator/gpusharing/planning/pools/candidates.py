@@ -51,7 +51,7 @@ class Candidate:
     assessed: Assessed
     """The assessment of the case; a candidate has a target."""
     policy: PolicyView
-    """The policy that it would follow."""
+    """The policy that the node would follow."""
     look: Look | None
     """The last LIST of its pods and what it found to block the node, or None if nothing does or the pods were not
     listed."""
@@ -75,19 +75,19 @@ class Candidate:
 
     @property
     def needs_list(self) -> bool:
-        """Whether the change cordons the node and nothing is known of its pods: they were not listed in this pass, and
-        no earlier look at them blocks the node."""
+        """Whether the change cordons the node and nothing is known about its pods: they were not listed in this pass,
+        and no blockers are known from an earlier look."""
         return self.cordons and self.pods is None and self.look is None
 
     @property
     def order(self) -> Order:
-        """The sort key among candidates; the smallest starts first. These come first, in this order: nodes with a
-        claim, nodes that no look blocks, nodes whose gang has started without them, then nodes with a low cost,
-        then the stable shuffle.
+        """The sort key among candidates; the smallest starts first. Nodes with a claim come first, then nodes that no
+        look blocks, nodes whose gang has started without them, and nodes with a low cost. Among equals, the stable
+        shuffle decides.
 
         Among nodes whose gang has started without them, those whose pods are known come first. A look at such a node
-        reserves a slot and then shows a higher cost than was assumed. If the others came first, they would be looked
-        at in turn and none would ever start.
+        reserves a slot and then shows a higher cost than was assumed. If nodes with unknown pods came first, one after
+        another would be looked at, and none would ever start.
         """
         unclaimed, cost, shuffle = find_place(self.case, self.policy)
         unknown = self.follows and self.needs_list
@@ -95,9 +95,9 @@ class Candidate:
 
 
 def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
-    """Return the sort key among candidates that nothing blocks and whose gang has not started without them: whether
-    the node has no claim, its cost in pods (UNKNOWN_PODS if its agent does not report them), and a stable shuffle.
-    The smallest starts first."""
+    """Return the sort key among candidates that nothing blocks and whose gang has not started without them. Its parts
+    are whether the node has no claim, its cost in pods (UNKNOWN_PODS if its agent does not report them), and a stable
+    shuffle. The smallest starts first."""
     observed = case.gpunode.observed if case.gpunode is not None else None
     pods = observed.pods if observed is not None else None
     cost = UNKNOWN_PODS if pods is None else find_cost(case, pods)
@@ -106,8 +106,8 @@ def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
 
 @value(eq=False, slots=False)  # no slots, because it has a cached property
 class Queue:
-    """The candidates of a pool, and what follows from them alone. The memo reuses it as long as the candidates do not
-    change."""
+    """The candidates of a pool, and what can be derived from them alone. The memo reuses it as long as the candidates
+    do not change."""
 
     policy: PolicyView
     """The policy of the pool."""
@@ -142,7 +142,7 @@ class Selection:
     looks: dict[str, Look] = field(default_factory=dict)
     """What the next passes need to know about the pods of candidates, by node."""
     waiting: list[tuple[Wait, Sequence[NodeCase]]] = field(default_factory=list)
-    """Pairs of a wait and the candidates that wait for it without a look at their pods."""
+    """Pairs of a wait and the candidates to which it applies without a look at their pods."""
 
     def put(self, case: NodeCase, verdict: Verdict, look: Look | None = None) -> bool:
         """Record the verdict of a candidate, its `look` unless that is None, and its claim if the verdict fences the
@@ -174,8 +174,8 @@ def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
 
 def find_cost(case: NodeCase, pods: int) -> int:
     """Return how many pods the change of this node ends. If the change interrupts no gang, or the pods were not
-    listed, that is `pods`, the number of pods on the node that hold a GPU. Otherwise it is the number of the gangs'
-    members and of the node's GPU pods together; finished pods are left out, and `pods` is ignored."""
+    listed, the result is `pods`, the number of pods on the node that hold a GPU. Otherwise it is the number of the
+    gangs' members and of the node's GPU pods together; finished pods are left out, and `pods` is ignored."""
     if case.work is None or not (gangs := case.gangs):
         return pods
     ended = {one.pod.uid for view in gangs for one in view.members if not has_finished(one.pod)}
@@ -187,8 +187,8 @@ def find_candidate(case: NodeCase, policy: PolicyView, ledger: Ledger, *, follow
     """Return the candidate with the blockers that its pods show, or with its last look for this same change if its
     pods were not listed in this pass.
 
-    `case` may come from an earlier pass, so its time is set to that of this one. It must have a target. `follows`:
-    other nodes of its gang have started without it.
+    `case` may come from an earlier pass, so its time is set to the time of this pass. It must have a target.
+    `follows`: other nodes of its gang have started without it.
     """
     case = case.at(ledger.now)
     assessed, before = case.assessment, standing_look(case, policy, ledger.looks)
@@ -212,9 +212,9 @@ def look_at(
     *,
     slower: bool = True,
 ) -> Look:
-    """Return the look to record, which found these blockers. `before` is the last look, or None. `slower`: the next
-    look waits longer than this one did, unless the pods have not been listed again since `before`. If it is False,
-    the wait starts anew."""
+    """Return the look to record, with these blockers. `before` is the last look, or None. With `slower`, the next look
+    waits longer than this one did, unless the pods have not been listed again since `before`. Without it, the count of
+    equal looks starts again at 1, which gives the shortest wait."""
     at, tries = pods.listed_at, 1
     if before is not None and slower:
         tries = before.tries if before.at == at else before.tries + 1
@@ -223,9 +223,10 @@ def look_at(
 
 def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | None]:
     """Return the verdict of a candidate for which there is a slot, and the look to record, or None if there is none.
-    Either its change begins, or its pods are to be listed, or something blocks it. A change that cordons the node
-    begins only if its pods were listed and their budgets have room; then its evictions are added to `ledger.crowd`.
-    If a budget guards its pods and the pods of a node in flight are unknown, its pods are listed again."""
+    Either its change begins, or its pods must be listed first, or something blocks it. A change that cordons the node
+    begins only if the node's pods were listed and their budgets have room; its evictions are then added to
+    `ledger.crowd`. If a budget guards its pods while the pods of a node in flight are unknown, the candidate's pods
+    are listed again."""
     case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
     if not candidate.cordons:
         return begin(candidate), None
@@ -269,8 +270,8 @@ def looking(case: NodeCase) -> Verdict:
 
 def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
     """Return the verdict of a blocked candidate, which shows the blockers of the last look and wakes when the next
-    look is due, or after one poll interval if that is overdue. `look` must have blockers. `again`: the pods are to
-    be listed in the next pass."""
+    look is due, or after one poll interval if that is overdue. `look` must have blockers. `again`: the next pass lists
+    the pods."""
     reason = main_reason(look.blockers) or Reason.BLOCKED
     due = look.due(case.settings.poll)
     wake = due if due > case.now else case.now + timedelta(seconds=case.settings.poll)
@@ -280,8 +281,8 @@ def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
 
 
 def op_of(case: NodeCase, policy: PolicyView) -> str:
-    """Return the id of a change of this policy that begins now. The name of a policy that is longer than MAX_NAME
-    characters is cut and given a hash that keeps it distinct."""
+    """Return the id of a change that begins now for this policy. A policy name longer than MAX_NAME characters is cut
+    and gets a hash that keeps it distinct."""
     name = policy.name
     if len(name) > MAX_NAME:
         name = f"{name[: MAX_NAME - 8]}-{sha256(name.encode()).hexdigest()[:7]}"

@@ -1,6 +1,6 @@
 """Which nodes begin now: every pool chooses in turn, within its own allowance and what the operator-wide cap leaves.
 
-If a pool cannot be judged, none of its nodes begins; the other pools choose (transition/guard.py).
+If a pool cannot be judged, none of its nodes begins; the other pools still choose (transition/guard.py).
 
 Terms: docs/design/glossary.md#candidate, docs/design/glossary.md#slot, docs/design/glossary.md#fence,
 docs/design/glossary.md#newcomer.
@@ -35,8 +35,8 @@ def choose(
     memo: Memo,
 ) -> tuple[Selection, bool]:
     """Let every pool choose its next nodes within its allowance and the operator-wide cap, of which `reserved` slots
-    are kept for nodes without a fence. `afterwards`: the cluster when all planned changes are done. `memo` caches
-    the verdicts of the nodes that wait.
+    are kept for nodes without a fence. `afterwards` is the cluster as it will be when all planned changes are done.
+    `memo` caches the verdicts of the nodes that wait.
 
     Return the selection, which has a verdict for every candidate, and whether the pods of every node in flight are
     known. If they are not, candidates with a pod that a budget guards wait until they are.
@@ -64,15 +64,15 @@ def choose(
 
 def _with_gpunodes(pool: Pool, verdicts: Mapping[str, Verdict], chosen: Selection) -> dict[str, Verdict]:
     """Return new verdicts, by name, for the candidates that need a write to their GPUNode: their verdicts in `chosen`
-    with that write added. They are the candidates whose entries in `verdicts`, which were made before the pools
-    chose, have actions; nearly all have none."""
+    with that write added. They are the few candidates whose entries in `verdicts`, made before the pools chose, have
+    actions."""
     cases = [case for case in pool.candidates if verdicts[case.node.name].actions]
     return {case.node.name: with_gpunode(chosen.verdicts[case.node.name], case) for case in cases}
 
 
 def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
     """Return the verdicts of the candidates that wait without a look at their pods, by name. If a verdict cannot be
-    computed, the node gets one that says so, and the others are not affected."""
+    computed, that node gets a verdict that says so, and the other nodes are not affected."""
     waits: dict[str, Wait] = {}
     cases: dict[str, NodeCase] = {}
     for number, (wait, waiting) in enumerate(chosen.waiting):

@@ -1,4 +1,4 @@
-"""The record of the failures in a generation of a policy, so that a failure still counts after its node is gone.
+"""The record of failures within one generation of a policy, so that a failure still counts after its node is gone.
 
 Terms: docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#claim, docs/design/glossary.md#fence.
 """
@@ -13,7 +13,7 @@ from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.members import Member
 
 MOST = 200
-"""The most failures on record, of all policies together, because the annotations of the Lease may have 256 KiB
+"""The most failures on record, over all policies, because the Lease's annotations may have at most 256 KiB
 (kube/fence.py)."""
 
 
@@ -31,11 +31,11 @@ def count_failures(
     pools: Iterable[Pool], recorded: Mapping[str, FailedNode], gone: Mapping[str, FailedNode]
 ) -> dict[str, FailedNode]:
     """Return the failures that are on record after this pass, by UID of the Node, at most MOST. Sets `failed_before`
-    of each pool: the failures that only the record knows.
+    of each pool to the failures that are known only from the record.
 
-    A failure counts until its node is proven, or the policy has another generation. It is not forgotten when a person
-    lets the policy go on (`resuming.py`), nor when its node is deleted, leaves the pool, or loses its fence to a
-    person, because it was not proven then. `gone`: see `find_gone`.
+    A failure counts until its node is proven or the policy gets a new generation. It is not forgotten when a person
+    lets the policy go on (`resuming.py`). Nor is it forgotten when its node is deleted, leaves the pool, or has its
+    fence removed by a person, because none of these proves the node. `gone`: see `find_gone`.
     """
     recorded = {**gone, **recorded}
     failures: dict[str, FailedNode] = {}
@@ -53,8 +53,8 @@ def count_failures(
 def _find_lost(
     pool: Pool, recorded: Mapping[str, FailedNode], failing: Container[str]
 ) -> dict[str, FailedNode]:
-    """Return the recorded failures of the pool's generation, by UID of the Node. Nodes that show the failure
-    themselves (`failing`) or were proven since are left out."""
+    """Return the recorded failures of the pool's generation, by UID of the Node. Nodes that still show the failure
+    themselves (`failing`) or have been proven since are left out."""
     version = pool.policy.version
     lost = {uid: one for uid, one in recorded.items() if one.version == version and uid not in failing}
     proven = {one.node.uid for one in pool.members if _is_proven(one)} if lost else set()
@@ -62,7 +62,7 @@ def _find_lost(
 
 
 def _is_proven(member: Member) -> bool:
-    """Whether the node was proven, so that an earlier failure of it no longer counts.
+    """Whether the node was proven, so that its earlier failure no longer counts.
 
     That includes a proven node whose cordon stays while somebody else works on it.
     """

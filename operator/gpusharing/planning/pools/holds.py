@@ -30,10 +30,10 @@ class Hold:
     """A rule that may keep every node of a policy from starting."""
 
     find: Callable[[Pooled], str | Finding]
-    """Returns the message, or a Finding if the clock ends the hold or it has a reason of its own. Empty if it does not
-    apply."""
+    """Returns the message that says why no node starts, or an empty string if the hold does not apply. A Finding is
+    returned instead if the clock ends the hold, or if it has a reason of its own."""
     reason: Reason
-    """The reason of the nodes that wait for it, unless its Finding has another one."""
+    """The reason shown on the nodes that wait, unless the hold's Finding has another one."""
 
 
 def _frozen(pooled: Pooled) -> str:
@@ -65,8 +65,8 @@ def has_failed(member: Member, policy: PolicyView) -> bool:
 
 
 def _outnumbered(pooled: Pooled) -> str | Finding:
-    """Return the Finding that the canary is larger than the pool. An empty string if it is not, or if a remaining node
-    has begun or proven the change and so stands in for the canary."""
+    """Return the Finding that the canary is larger than the pool. Empty if it is not, or if a remaining node has begun
+    or proven the change and so stands in for the canary."""
     return _by_canary(pooled, Reason.CANARY_TOO_LARGE) if outnumbers(pooled) else ""
 
 
@@ -98,7 +98,8 @@ def _unapproved(pooled: Pooled) -> str:
 
 
 def _soaking(pooled: Pooled) -> str | Finding:
-    """Return the Finding that the canaries are not proven yet or have not served long enough, or an empty string."""
+    """Return the Finding that the canaries are not proven yet or have not served long enough, or an empty string if
+    neither holds nodes back."""
     return _by_canary(pooled, Reason.CANARY_SOAK)
 
 
@@ -140,7 +141,7 @@ def find_hold(pooled: Pooled, past: AbstractSet[Reason] = frozenset()) -> Findin
 
 @value
 class Wait:
-    """What candidates of a pool wait for together; their verdicts are made from it."""
+    """A wait that candidates of a pool share; their verdicts are made from it."""
 
     reason: Finding
     """The reason and the message, and the object that holds the nodes back."""
@@ -157,9 +158,9 @@ class Wait:
         return Wait(hold, hold.reason.waiting_phase, for_room=False)
 
     def verdict(self, case: NodeCase) -> Verdict:
-        """Return the verdict of a candidate that waits for this. It stays a candidate only if it waits for room; a
-        hold wakes it when the hold ends, if that time is known. The verdict depends only on the wait and the case,
-        so the memo may cache it."""
+        """Return the verdict of a candidate to which this wait applies. The node stays a candidate only if it waits
+        for room. If it waits for a hold to end and that time is known, the verdict wakes then. The verdict depends
+        only on the wait and the case, so the memo may cache it."""
         reason, ends = self.reason, None if self.for_room else self.reason.until
         found = case.verdict(self.phase, reason.reason, reason.message, wake=ends, candidate=self.for_room)
         return replace(found, deadline=ends, keeper=reason.keeper, stands=reason.stands)

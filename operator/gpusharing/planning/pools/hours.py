@@ -21,15 +21,15 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 RECENT = 20
-"""How many recent changes of a pool are considered; the slowest of them says how long the next one may take."""
+"""How many recent changes of a pool are considered; the slowest of them sets the time expected for the next one."""
 UNKNOWN = timedelta(minutes=15)
-"""How long a change may take as long as the pool has no finished changes."""
+"""How long a change is expected to take while the pool has no finished changes."""
 FORESEEN = 400
 """The most spans through which the end of a rollout is foreseen."""
 SHOWN = 3
 """The most spans that are shown."""
 LOOKED_AT = 40
-"""The most spans that are examined in search of long enough ones."""
+"""The most spans that are examined in the search for spans that are long enough."""
 
 
 @value
@@ -65,8 +65,8 @@ class Hours:
 
 
 def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timedelta:
-    """Return how much of a window must be left for a node to start: drain.timeout plus the expected time of the
-    change.
+    """Return how much of a window must be left so that a node may start: drain.timeout plus the expected duration of
+    the change.
 
     A change is expected to take as long as the slowest of the last RECENT ones, or UNKNOWN if there are none, but
     never longer than its time limits. Changes that took more than twice the limits waited for a person and are ignored
@@ -190,8 +190,8 @@ def _too_short(needed: timedelta, longest: timedelta) -> str:
 
 
 def _blacked_out(needed: timedelta, longest: timedelta) -> str:
-    """Return the message that blackouts leave too little of windows that are long enough by themselves. `longest` is
-    the longest time that is left. The message does not advise longer windows, which would not help."""
+    """Return the message that blackouts leave too little of windows that would otherwise be long enough. `longest` is
+    the longest time that they leave. The message does not advise longer windows, which would not help."""
     left = f"at most {_text(longest)}" if longest else "nothing"
     return (
         f"{_needs(needed)}, but as far as can be foreseen spec.rollout.blackouts leave {left} of the time in which"

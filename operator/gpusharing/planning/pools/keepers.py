@@ -1,4 +1,4 @@
-"""Which nodes occupy a slot of the budget until somebody or something else acts, and why, as shown on waiting nodes.
+"""Which nodes occupy a slot of the budget until somebody or something else acts, and why. Waiting nodes show both.
 
 Nodes whose changes make progress are not named: a change begins every few minutes, and the status of every waiting node
 would have to be written again each time.
@@ -33,9 +33,9 @@ def first_keeper(members: Iterable[Member]) -> str:
 
 
 def is_for_a_person(member: Member) -> bool:
-    """Whether only a person, or somebody else's maintenance, can free the slot of the node. Its change failed or its
-    drain is held after the deadline, or it is Ready, not being deleted and has no fence of ours. False for a node
-    whose kubelet may report again by itself."""
+    """Whether only a person, or somebody else's maintenance, can free the slot of the node. True if its change failed,
+    if its drain is held after the deadline, or if it is Ready, not being deleted and without our fence. False for a
+    node whose kubelet may report again by itself."""
     node, verdict = member.node, member.verdict
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD:
         return True
@@ -62,8 +62,8 @@ def keeps_its_slot(verdict: Verdict) -> bool:
 
 
 def _why(member: Member) -> str:
-    """Return why the node is unavailable, as a clause: that of the first of KEEPERS that applies. If none does, the
-    clause says that somebody else has begun to work on the node."""
+    """Return a clause that says why the node is unavailable. The first of KEEPERS that applies gives the clause; if
+    none applies, it says that somebody else has begun to work on the node."""
     node = member.node
     says = next((one.says for one in KEEPERS if one.holds(member)), "{foreign} has begun to work on {name}")
     return says.format(name=node.name, foreign=node.foreign, work=tell_foreign(node))
@@ -80,7 +80,7 @@ def _calls_fail(member: Member) -> bool:
 
 
 def _yielded(member: Member) -> bool:
-    """Whether we have yielded the node to somebody else who still works on it. Our change may be over by then, proven
+    """Whether we have yielded the node to somebody else who still works on it. Our change may already be over, proven
     or abandoned."""
     fence = member.node.fence
     return fence is not None and fence.stage == "yielded" and member.node.foreign_works
@@ -101,5 +101,5 @@ KEEPERS: tuple[MemberState, ...] = (
     MemberState(unready, "{name} is not Ready"),
     MemberState(cordoned, "{name} is cordoned"),
 )
-"""The first match wins; a test pins the order. What our own change left behind explains the other states, so it comes
-first. {name} is the node, {work} what somebody else does there."""
+"""The first match wins; a test pins the order. Traces of our own change explain the other states, so they come first.
+{name} is the node, and {work} is what somebody else does there."""

@@ -1,5 +1,5 @@
-"""What the pools share in one pass: the cluster after the changes, the looks at pods, and what budgets of pods still
-allow.
+"""What the pools share in one pass: the cluster after the changes, the looks at pods, and what PodDisruptionBudgets
+still allow.
 
 Terms: docs/design/glossary.md#slot, docs/design/glossary.md#claim, docs/design/glossary.md#fence,
 docs/design/glossary.md#gang, docs/design/glossary.md#wave.
@@ -33,14 +33,14 @@ class Ledger:
     crowd: Counter[str] = field(default_factory=Counter)
     """How many pods of nodes in flight still have to be evicted under each PodDisruptionBudget."""
     crowd_known: bool = True
-    """Whether the pods of every node in flight were listed, or cannot be."""
+    """Whether, for every node in flight, the pods were listed or cannot be listed."""
     due: frozenset[str] = frozenset()
     """The blocked nodes that are due for another look."""
     recent: int = 0
     """How many blocked nodes were looked at within the last poll interval."""
     claimed_waves: Mapping[str, str] = field(default_factory=dict)
-    """The wave in which each node was about to start that has a claim and no fence, by node; an empty string if it is
-    in none."""
+    """For each node with a claim but no fence: the wave in which it was about to start, or an empty string if it was
+    in no wave."""
     places: Places | None = None
     """Where our own pod could be scheduled, or None if we do not run in a pod."""
     keepers: list[Member] = field(default_factory=list)
@@ -76,18 +76,19 @@ class Ledger:
         )
 
     def resumed_wave(self, case: NodeCase) -> str:
-        """Return the wave in the node's claim if the node has a claim and no fence, because an operator stopped
-        between writing the two. Empty if there is none. The node then starts in that wave, so that a wave of which
-        only a part has begun stays together, however often that happens."""
+        """Return the wave named in the node's claim if the node has a claim but no fence, because an operator stopped
+        between writing the two. Empty if there is no such wave. The node then starts in that wave, so that a wave that
+        has only partly begun stays together, no matter how often an operator stops."""
         return self.claimed_waves.get(case.node.name, "")
 
     def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
         """Add to `crowd` how many pods of a fenced node still have to be evicted under each budget, according to its
-        verdict if its pods were just listed. While it settles after the cordon, the look before its fence says how
-        many; without such a look, `crowd_known` becomes false. Nothing is added for a node that cannot be judged or
-        whose change does not cordon it. Add the node to `keepers` if it occupies its slot until somebody acts.
+        verdict if its pods were just listed. While the node settles after the cordon, the numbers come from the look
+        made before its fence; without such a look, `crowd_known` becomes false. Nothing is added for a node that
+        cannot be judged or whose change does not cordon it. Add the node to `keepers` if it occupies its slot until
+        somebody acts.
 
-        Return the look if it was used, so that it is remembered, else None.
+        Return the look if it was used, so that the caller can keep it, else None.
         """
         node = snapshot.nodes[verdict.node]
         if keeps_its_slot(verdict):
@@ -109,15 +110,15 @@ class Ledger:
 
 
 def find_mates(case: NodeCase) -> frozenset[str]:
-    """Return the names of the other nodes on which the gangs that this node's change interrupts run; empty if its pods
-    were not listed."""
+    """Return the names of the other nodes that run members of the gangs that this node's change interrupts. Empty if
+    its pods were not listed."""
     members = (member for view in case.gangs for member in view.members)
     return frozenset(member.node for member in members if member.node not in ("", case.node.name))
 
 
 def standing_look(case: NodeCase, policy: PolicyView, looks: Mapping[str, Look]) -> Look | None:
     """Return the last look at a candidate if it found blockers and still applies, else None. It no longer applies once
-    the policy has another version or the node another value of the retry annotation."""
+    the policy has another version, or the node's retry annotation another value."""
     look = looks.get(case.node.name)
     if look is None or not look.blockers or look.version != policy.version:
         return None

@@ -13,8 +13,8 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def judge_windows(pool: Pool, now: datetime) -> Pool:
-    """Return a copy of the pool with what its windows allow. If that cannot be computed, they are closed with a
-    Finding that says so, and none of the pool's nodes starts."""
+    """Return a copy of the pool with what its windows allow. If that cannot be computed, the windows count as closed,
+    with a Finding that says so, and none of the pool's nodes starts."""
     try:
         return pool.with_hours(now)
     except Exception as error:  # noqa: BLE001 - one policy must not stop the others (guard.py)

@@ -49,8 +49,8 @@ class Places:
 
 
 def becomes_place(node: NodeView) -> bool:
-    """Whether pods cannot be scheduled on the node now and can again when our change ends. False if it was cordoned
-    before our change."""
+    """Whether pods cannot be scheduled on the node now but can be again when our change ends. False if the node was
+    cordoned before our change."""
     fence = node.fence
     return fence is not None and not fence.prior_unschedulable and _is_able(node) and not is_open(node)
 

@@ -63,9 +63,9 @@ _PASSES: Mapping[Reason, Callable[[NodeCase, PolicyView], bool]] = {
     Reason.CANARY_NOT_SERVING: lambda case, policy: is_proven(case.node, policy),
     Reason.CANARY_SOAK: lambda case, policy: is_proven(case.node, policy),
 }
-"""For each hold that lets some nodes through, whether it lets this one through. These are failed nodes that a person
-wants tried again; newcomers, from which no pod is evicted; and canaries that have drifted, for which the others
-wait."""
+"""For each hold that lets some nodes through, the test that decides whether it lets a node through. Such nodes are
+failed nodes that a person wants tried again; newcomers, from which no pod is evicted; and canaries that have drifted,
+for which the other nodes wait."""
 
 
 @dataclass(slots=True)
@@ -73,20 +73,20 @@ class Pool:
     """The nodes of one policy, as one pass counts them."""
 
     policy: PolicyView
-    """The policy whose pool it is."""
+    """The policy to which the pool belongs."""
     names: list[str] = field(default_factory=list)
     """Nodes of the policy."""
     used: int = 0
-    """How many nodes that the budget covers are unavailable or hold a slot."""
+    """How many of the nodes that the budget covers are unavailable or hold a slot."""
     candidates: list[NodeCase] = field(default_factory=list)
     """The cases of the nodes that wait only for a slot."""
     outside: int = 0
-    """How many of `names` do not concern the policy, or not yet (see `is_newcomer`)."""
+    """How many of `names` do not concern the policy, or do not count yet (see `is_newcomer`)."""
     moving: int = 0
     """How many of the used slots become free by themselves: those of changes that end at a deadline, and those held
     only by a claim, which either becomes such a change or is dropped."""
     opening: int = 0
-    """How many of the nodes in `moving` take no pods now and will again when their changes end."""
+    """How many of the nodes in `moving` accept no pods now but will again when their changes end."""
     members: list[Member] = field(default_factory=list)
     """The nodes that concern the policy, newcomers included."""
     to_go: list[str] = field(default_factory=list)
@@ -108,8 +108,8 @@ class Pool:
         joining: Iterable[Member] = (),
     ) -> "Pool":
         """Return the pool of these nodes. `claimed` has the nodes that hold a slot and are about to become
-        unavailable. `failing` has the nodes whose calls are suspended after a failure; they are no candidates, so
-        that others go first. `joining` has the nodes of other policies whose heir this policy is."""
+        unavailable. `failing` has the nodes whose calls are suspended after a failure; they are not candidates, so
+        that others go first. `joining` has the nodes of other policies that will join this pool (`Member.heir`)."""
         pool = Pool(policy)
         for member in members:
             name = member.verdict.node
@@ -127,8 +127,8 @@ class Pool:
 
     def count(self, member: Member, *, claimed: bool = False) -> None:
         """Add a node of the policy to the pool. It becomes a member if it concerns the policy, and the budget covers
-        it unless it is a newcomer. A covered node that is away or `claimed` takes a slot. It is counted in `moving`
-        if its change ends by itself or it is not away yet, and is added to `keepers` otherwise. `claimed`: it holds
+        it unless it is a newcomer. A covered node that is away or `claimed` takes a slot. It is counted in `moving` if
+        its change ends by itself or it is not away yet; otherwise it is added to `keepers`. `claimed`: the node holds
         a slot and is about to become unavailable."""
         verdict = member.verdict
         self.names.append(verdict.node)
@@ -148,8 +148,8 @@ class Pool:
 
     def reserve(self, member: Member) -> None:
         """Count a slot for a node of another policy that is about to join this pool without being in service
-        (`Member.heir`). The slot is taken already now, because the call that ends the other policy's change may
-        fail for long. Newcomers take none."""
+        (`Member.heir`). The slot is taken now, because the call that ends the other policy's change may keep failing
+        for a long time. Newcomers take no slot."""
         if member.newcomer:
             return
         self.used += 1
@@ -200,9 +200,10 @@ class Pool:
 
 
 def select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
-    """Return which candidates of a pool start, and what the others wait for; `queue` must have all of them. `cap` is
-    how many more nodes the operator-wide cap allows. Empty if there are no candidates or the policy cannot be read.
-    Starts are recorded in `ledger`. The pool must come from `with_hours`, else ValueError is raised."""
+    """Return which candidates of a pool start, and what the others wait for. `queue` must have all candidates of the
+    pool. `cap` is how many more nodes the operator-wide cap allows. Empty if there are no candidates or the policy
+    cannot be read. Starts are recorded in `ledger`. The pool must come from `with_hours`, else ValueError is raised.
+    """
     pooled = pool.pooled(ledger.now) if pool.candidates else None
     if pooled is None:
         return Selection()
@@ -272,7 +273,7 @@ class Room:
 
 def _try(candidate: Candidate, left: Room, ledger: Ledger) -> tuple[Verdict, Look | None]:
     """Return the verdict of a candidate that is not part of a wave, and the look to record, or None if there is none.
-    A candidate whose pods are to be listed is counted in `left.listed`."""
+    A candidate whose pods must be listed first is counted in `left.listed`."""
     if (wait := left.find_wait(candidate)) is not None:
         return wait.verdict(candidate.case), candidate.look
     verdict, look = try_start(candidate, ledger)
@@ -281,8 +282,8 @@ def _try(candidate: Candidate, left: Room, ledger: Ledger) -> tuple[Verdict, Loo
 
 
 def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
-    """Return how many nodes of the pool may start now, and the Findings for those that may not. The smallest of these
-    limits counts: maxUnavailable, the operator-wide cap, the canaries, and the nodes that must stay open for our
+    """Return how many nodes of the pool may start now, and the Findings for the nodes that may not. The smallest of
+    these limits counts: maxUnavailable, the operator-wide cap, the canaries, and the nodes that must stay open for our
     own pod."""
     most = min(pool.limit - pool.used, cap)
     room, most, full = max(0, most), most + pool.moving, _find_full(pool, cap, ledger)
@@ -309,8 +310,8 @@ def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
 def _select(
     pool: Pool, queue: Queue, pooled: Pooled, cap: int, ledger: Ledger, past: AbstractSet[Reason]
 ) -> Selection:
-    """Return which candidates start. Holds of the pool with a reason in `past` were checked already. If a hold lets
-    some candidates through, the others wait, and the remaining holds are checked only for those that it lets
+    """Return which candidates start. Holds whose reason is in `past` have been checked already. If a hold lets only
+    some candidates through, the others wait, and the remaining holds are checked only for the candidates that got
     through."""
     if (hold := find_hold(pooled, past)) is None:
         return _choose(pool, queue, pooled, cap, ledger)
@@ -339,9 +340,9 @@ def _find_capped(ledger: Ledger) -> Finding:
 
 def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
     """Return the Finding for the next node of the pool for which there is no slot. It says whether the policy's limit
-    or the operator-wide cap is the cause, and which nodes occupy slots until somebody acts. It `stands` if the
-    limit is the cause and only a person can free a slot. The message has no number that changes as nodes come and
-    go."""
+    or the operator-wide cap is the cause, and which nodes occupy slots until somebody acts. `stands` is set if the
+    limit is the cause and only a person can free a slot. The message has no number that changes as nodes come and go.
+    """
     if cap < pool.limit - pool.used:
         return _find_capped(ledger)
     keepers = explain_keepers(pool.keepers)
@@ -357,10 +358,10 @@ def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
 
 def _in_order(pool: Pool, queue: Queue, ledger: Ledger, left: Room, chosen: Selection) -> list[Candidate]:
     """Return the candidates that may start or have their pods listed, in the order in which they start. Candidates
-    whose pods are unknown are included only if they are among the first `left.looks` of them, or if they share a
-    gang with one whose pods were listed.
+    whose pods are unknown are included only if they are among the first `left.looks` such candidates, or if they share
+    a gang with a candidate whose pods were listed.
 
-    The others are put into `chosen`: they wait there, or get a verdict that says so if they raise an error.
+    The others are put into `chosen`, as waiting or, if judging them raised an error, with a verdict that says so.
     """
     policy, cases = pool.policy, {case.node.name: case for case in pool.candidates}
     following = find_following(policy, pool.members, (case.node for case in pool.candidates))

@@ -1,9 +1,9 @@
-"""What the changes of waiting nodes would disturb, for people who approve a plan or wait for it. It is read from pods
-and influences no decision.
+"""What the changes of waiting nodes would disturb, for people who approve a plan or wait for it. Previews are made
+from pods and influence no decision.
 
-The pods of nodes in work are listed anyway. Those of waiting nodes are not, so `status.plan` could only count nodes.
-Therefore the pods of the first waiting nodes are listed, seldom and a few at a time over all pools
-(docs/design/drain.md#preview).
+The pods on nodes that are being changed are listed anyway. The pods on waiting nodes are not, so `status.plan` could
+only count nodes. Therefore the pods on the first waiting nodes are listed too, but seldom, and only a few at a time
+over all pools (docs/design/drain.md#preview).
 
 Terms: docs/design/glossary.md#look, docs/design/glossary.md#gang.
 """
@@ -39,12 +39,12 @@ MAX_NODES = 20
 
 @value
 class Previews:
-    """The known previews, and what the next pass needs for further ones."""
+    """The known previews, and what the next pass needs to make further ones."""
 
     known: Mapping[str, Preview] = field(default_factory=dict)
     """The known previews, by node."""
     wants_pods: frozenset[str] = frozenset()
-    """Nodes whose pods are to be listed."""
+    """The nodes whose pods the next pass must list."""
     wake: datetime | None = None
     """When to wake for the first look at nodes that have no preview yet, or None if there are none."""
 
@@ -56,9 +56,9 @@ def find_previews(
     afterwards: Afterwards,
     now: datetime,
 ) -> Previews:
-    """Return what the changes of waiting nodes would disturb, and which of them to list next. A preview is computed
-    anew whenever the node's pods were listed. `afterwards`: the cluster when all planned changes are done. A node
-    whose preview cannot be computed gets one whose blocker says so."""
+    """Return what the changes of waiting nodes would disturb, and of which nodes to list the pods next. A preview is
+    computed anew whenever the node's pods were listed. `afterwards`: the cluster when all planned changes are done. A
+    node whose preview cannot be computed gets a preview with a blocker that says so."""
     known: dict[str, Preview] = {}
     missing: list[str] = []
     looked_at: set[str] = set()
@@ -88,10 +88,10 @@ def _pace(
     now: datetime,
     poll: timedelta,
 ) -> Previews:
-    """Return the known previews, with the nodes whose pods are to be listed next: first the `missing` ones, then those
-    with the oldest previews, if these are at least AGAIN old, but at most LOOKS within one `poll`. The operator is
-    woken only for first looks, because any change of pods wakes it anyway. `looked_at` has the blocked nodes, which
-    looks.py lists often enough."""
+    """Return the known previews, with the nodes whose pods are listed next: first the `missing` nodes, then the nodes
+    with the oldest previews, if these are at least AGAIN old. At most LOOKS nodes are looked at within one `poll`. The
+    operator is woken only for first looks, because any change to pods wakes it anyway. `looked_at` has the blocked
+    nodes, which looks.py lists often enough."""
     ours = {name: one.at for name, one in known.items() if name not in looked_at}
     old = sorted((at, name) for name, at in ours.items() if at + AGAIN <= now)
     due = [*missing, *(name for _, name in old)]

@@ -1,8 +1,8 @@
-"""How far a person lets a rollout go on after failures: the annotation gpusharing.dev/resume of the policy.
+"""How far a person lets a rollout go on after failures: the policy's annotation gpusharing.dev/resume.
 
-The value `<generation>` allows as many further failures as spec.rollout.maxFailures says, `<generation>.<k>` k times as
-many, and any other value none. So a person who has looked at further failures writes another value, and nothing else
-has to be remembered.
+The value `<generation>` allows as many further failures as spec.rollout.maxFailures says, `<generation>.<k>` k times
+as many, and any other value none. So a person who has examined further failures writes a new value, and the operator
+has nothing else to remember.
 """
 
 import re
@@ -14,7 +14,7 @@ from gpusharing.planning.vocabulary.lengths import some
 
 _WRITTEN = re.compile(r"([0-9]{1,18})(?:\.([1-9][0-9]{0,4}))?")
 _SHOWN = 64
-"""The most characters that are shown of a value that allows nothing."""
+"""The maximum number of characters shown of a value that allows nothing."""
 
 
 def find_batches(policy: PolicyView) -> int:
@@ -28,8 +28,8 @@ def find_batches(policy: PolicyView) -> int:
 
 def explain_halt(policy: PolicyView, failed: Sequence[str], most: int) -> str:
     """Return the message that no further node starts, with the command that lets the rollout go on. Empty if nodes may
-    start: if fewer nodes have failed in this generation than maxFailures and the policy's annotation
-    gpusharing.dev/resume allow together. `failed` has these nodes, named as the message shows them, and `most` is
+    start, because fewer nodes have failed in this generation than maxFailures and the policy's annotation
+    gpusharing.dev/resume allow together. `failed` has the failed nodes, named as the message shows them, and `most` is
     maxFailures."""
     batches = find_batches(policy)
     if len(failed) < most * (1 + batches):

@@ -29,8 +29,9 @@ def hold_together(
 ) -> dict[str, Verdict]:
     """Return the new verdicts of proven nodes that wait for the others of their wave, by name.
 
-    They wait until all are proven, but no longer than `timeouts.verification` after the first proof. They do not wait
-    once one of the others has failed or is being rolled back, because then the gang could not come back whole.
+    They wait until all nodes of the wave are proven, but no longer than `timeouts.verification` after the first proof.
+    They stop waiting once one of the others has failed or is being rolled back, because then the gang could not come
+    back whole.
     """
     waves = _find_waves({name: fence for name, fence in fences.items() if name in verdicts}, nodes)
     if not waves:
@@ -51,8 +52,8 @@ def hold_together(
 def _find_awaited(
     names: Iterable[str], verdicts: Mapping[str, Verdict], fences: Mapping[str, Fence]
 ) -> list[str]:
-    """Return the nodes of a wave that this pass does not release, sorted by name. Empty once one
-    of them has failed or is being rolled back."""
+    """Return the nodes of a wave that this pass does not release, sorted by name. Empty once a node of the wave has
+    failed or is being rolled back."""
     others = sorted(name for name in names if not _is_leaving(verdicts[name]))
     return [] if any(_will_not_come(verdicts[name], fences[name]) for name in others) else others
 
@@ -87,8 +88,8 @@ def _until(
     proven: Iterable[str], fences: Mapping[str, Fence], policies: Mapping[str, PolicyView], now: datetime
 ) -> datetime:
     """Return when the first of the proven nodes has waited for timeouts.verification, or `now` if that time is
-    unknown. It is read from the policy of the first of these nodes whose policy exists. A node whose fence does not
-    record a proof yet was proven now."""
+    unknown. The time-out is read from the policy of the first of these nodes whose policy exists. A node whose fence
+    does not record a proof yet was proven now."""
     first = min((moment for name in proven if (moment := fences[name].proven) is not None), default=now)
     spec = next((p.spec for name in proven if (p := policies.get(fences[name].policy)) is not None), None)
     return now if spec is None else first + parse_duration(spec.rollout.timeouts.verification)

@@ -1,9 +1,9 @@
 """What is written once for all nodes: configuration, finalizers, and the claims and failures on the leader Lease.
 
 This module also decides which claims stay although their nodes have no fence, and which policies therefore keep our
-finalizer. A claim is written before its fence. If the operator ends in between, the next one may find the node's gate
-closed again for a moment. Removing the claim and the finalizer then, and adding them again, would be four needless
-writes.
+finalizer. A claim is written before its fence. If the operator ends between the two writes, the next one may find the
+node's gate closed again for a moment. If it removed the claim and the finalizer then and added them again later, it
+would make four needless writes.
 
 Terms: docs/design/glossary.md#claim, docs/design/glossary.md#fence, docs/design/glossary.md#drift,
 docs/design/glossary.md#point-of-no-return.
@@ -66,11 +66,11 @@ def share(
 
 def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim | None) -> Claim:
     """Return the claim of a node with our fence. If this pass takes the node past its point of no return, the claim
-    records that before the fence does, because nobody else would know it if the Node were deleted a moment later
-    (docs/adr/0044-what-was-seen-is-written-down.md).
+    records that before the fence does, because otherwise nobody would know of it if the Node were deleted a moment
+    later (docs/adr/0044-what-was-seen-is-written-down.md).
 
-    If an operator crashed after it recorded that, its record in `before` is kept as long as the fence still is for an
-    earlier generation.
+    If an operator crashed after it made that record, the record in `before` is kept for as long as the fence is still
+    for an earlier generation.
     """
     actions = verdict.actions if verdict is not None else ()
     coming = next((action.fence for action in actions if isinstance(action, Actuate)), fence)
@@ -87,9 +87,9 @@ def opens_again(verdict: Verdict, now: datetime) -> bool:
     """Whether the gate of the node was probably open for the previous process and opens for this one soon and by
     itself: its verdict wakes within CLOCKS, or it wakes at the end of the grace period of drift.
 
-    A wait that was just over may last a moment longer by another clock. And since when a node drifts is known only to
-    the process that has seen it, so a new process waits again. A wait for an answer or a person may last forever, so
-    it does not count.
+    By another clock, a wait that was just over may last a moment longer. And only the process that saw a node drift
+    knows since when, so a new process waits again. Waits for an answer or a person may last forever, so they do not
+    count.
     """
     if verdict.wake is None:
         return False
@@ -103,9 +103,9 @@ def find_resumed(
     now: datetime,
 ) -> dict[str, Claim]:
     """Return the claims of nodes without a readable fence that stay, by node. These are claims whose change is about
-    to begin after a brief wait, and claims of nodes whose fence cannot be read, such as that of a newer operator,
-    because their change is under way nevertheless. The claim of a Node that was deleted or created again never
-    stays."""
+    to begin after a brief wait, and claims of nodes whose fence cannot be read, such as one written by a newer
+    operator, because the change of such a node is under way nevertheless. The claim of a Node that was deleted or
+    created again never stays."""
     resumed = {}
     for name, claim in claims.items():
         node, verdict = nodes.get(name), verdicts.get(name)
@@ -140,17 +140,17 @@ def plan_finalizers(
 
 def _keeps_finalizer(pool: Pool) -> bool:
     """Whether a policy needs the finalizer although none of its nodes has a claim: while it resets its nodes and still
-    has any, while candidates wait and it has the finalizer already, and from the start if it is to reset its nodes
-    one day. Must not be called for a policy that is being deleted without a reset."""
+    has any, while candidates wait and it already has the finalizer, and from the start if it will reset its nodes when
+    it is deleted. Must not be called for a policy that is being deleted without a reset."""
     if pool.policy.resetting:
         return bool(pool.names)
     return (pool.policy.finalizer and bool(pool.candidates)) or _resets(pool.policy)
 
 
 def _resets(policy: PolicyView) -> bool:
-    """Whether the policy is to reset its nodes when it is deleted. Its finalizer is then added from the start, because
-    it cannot be added once the policy is being deleted. A spec that cannot be read may have asked for a reset, so
-    the policy then keeps the finalizer if it has one."""
+    """Whether the policy will reset its nodes when it is deleted. Its finalizer is then added from the start, because
+    it cannot be added once the policy is being deleted. A spec that cannot be read may have asked for a reset, so a
+    policy with such a spec keeps the finalizer if it has one."""
     return policy.finalizer if policy.spec is None else policy.spec.deletion_policy == "Reset"
 
 
@@ -158,8 +158,8 @@ def _holds_up(node: NodeView, policy: str, verdict: Verdict) -> bool:
     """Whether the deletion of a policy has to wait for this node: the node's fence is for this policy and its change
     goes on.
 
-    A Failed node does not count, because its change may never end; any other policy may take it over. A yielded node
-    does not count either, because it is left to somebody else.
+    A Failed node does not count, because its change may never end, and another policy may take the node over. A
+    yielded node does not count either, because it is left to somebody else.
     """
     fence = node.fence
     if fence is None or fence.policy != policy or fence.stage == "yielded":

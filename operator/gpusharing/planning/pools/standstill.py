@@ -1,4 +1,5 @@
-"""Detects a pool that only seems to make progress: every pass lists pods of nodes that might start, and none does."""
+"""Detects a pool that only seems to make progress: every pass lists pods of nodes that might start, but no node
+starts."""
 
 from collections.abc import Mapping
 
@@ -20,8 +21,8 @@ def count_vain(
     snapshot: ClusterSnapshot,
 ) -> dict[str, int]:
     """Return how many passes in a row, at most MOST, made no progress, by policy; policies that make progress are left
-    out. A pass makes no progress if all of this is true: it wants to list the pods of a candidate for the first
-    time, although those of another one are known; no candidate starts or has another action; and every look at a
+    out. A pass makes no progress if three conditions hold. It wants to list the pods of a candidate for the first
+    time, although the pods of another one are known; no candidate starts or has another action; and every look at a
     candidate existed before.
 
     The count starts anew while pods that the last pass asked for are missing, because then the API server delays a

@@ -35,7 +35,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.revision import find_revision, is_of
 
 MAX_MATES = 20
-"""The most nodes of a wave that a fence records as having been left behind."""
+"""The most nodes of a wave that a fence records as left behind."""
 
 
 # --- which nodes change together -------------------------------------------------------------------------------
@@ -88,9 +88,9 @@ def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 def find_following(
     policy: PolicyView, members: Iterable[Member], candidates: Iterable[NodeView]
 ) -> frozenset[str]:
-    """Return the names of the candidates that share a gang with a node of the pool which started without them, because
-    they were blocked or there was no room. They are returned while that node is in flight, and after its proof
-    until they have been changed too. An edit of the policy ends the latter, because all nodes then start anew."""
+    """Return the names of the candidates that share a gang with a node of the pool that started without them, because
+    they were blocked or there was no room. They are returned while that node is in flight and, after its proof, until
+    they have been changed too. An edit of the policy ends the second period, because all nodes then start anew."""
     begun = {mate for one in members if (fence := one.node.fence) is not None for mate in fence.mates}
     verified = (one.node.verified for one in members)
     proofs = [proof for proof in verified if proof is not None and proof.mates]
@@ -120,10 +120,10 @@ def _is_later(node: NodeView, proof: Verified) -> bool:
 def try_wave(
     wave: Sequence[Candidate], room: int, most: int, full: Finding, *, ledger: Ledger, chosen: Selection
 ) -> int:
-    """Start all those nodes of a wave that nothing blocks, in this pass, or start none of them yet. `most` is how many
-    nodes can ever change together; if more are free, only the first `most` of them start, but at least one. Put the
-    verdict of every node of the wave into `chosen`, and return how many slots the wave takes, or reserves until it
-    can start.
+    """In this pass, start either all nodes of a wave that nothing blocks or none of them. `most` is how many nodes can
+    ever change together; if more nodes are free, only the first `most` of them start, but at least one. Put the
+    verdict of every node of the wave into `chosen`, and return how many slots the wave takes, or reserves until it can
+    start.
 
     `full` is the Finding for nodes for which there will be no room. Blocked nodes are left behind; before the others
     start without them, their pods are listed once more.
@@ -172,9 +172,9 @@ def _listed_first(candidate: Candidate) -> tuple[bool, ...]:
 
 def _find_wait(free: Sequence[Candidate], room: int, ledger: Ledger) -> Callable[[Candidate], Verdict] | None:
     """Return a function that makes the verdict of each node while the wave cannot start, or None if it can start. It
-    cannot start while pods of its nodes are unknown, or while `room` is smaller than the number of `free` nodes,
-    which are those that would start. If budgets guard its pods, it also waits while pods of nodes in flight are
-    unknown or use up one of these budgets."""
+    cannot start while pods of its nodes are unknown, or while `room` is smaller than the number of `free` nodes, the
+    nodes that would start. If budgets guard the wave's pods, it also waits while pods of nodes in flight are unknown
+    or use up one of these budgets."""
     pods = [candidate.pods for candidate in free if candidate.pods is not None]
     if len(pods) < len(free) or (not ledger.crowd_known and any(map(budget_room, pods))):
         return _look_first
@@ -190,8 +190,8 @@ def _look_first(candidate: Candidate) -> Verdict:
 
 def _crowded(candidate: Candidate, blockers: tuple[Blocker, ...]) -> Verdict:
     """Return the Blocked verdict, with these blockers, of a node of a wave that waits until other nodes leave room
-    under a budget. That takes seconds, so the pods of the wave are listed again at every poll. The pods of the node
-    must have been listed in this pass."""
+    under a budget. Such a wait takes seconds, so the pods of the wave are listed again at every poll. The pods of the
+    node must have been listed in this pass."""
     assert candidate.pods is not None, "it was looked at"
     case = candidate.case
     look = look_at(case, candidate.policy, None, candidate.pods, blockers, slower=False)
@@ -199,8 +199,8 @@ def _crowded(candidate: Candidate, blockers: tuple[Blocker, ...]) -> Verdict:
 
 
 def _gathering(candidate: Candidate, size: int) -> Verdict:
-    """Return the verdict of a node of a wave that waits for as many free slots as `size`, the number of nodes of the
-    wave. Its pods are listed again in the next pass."""
+    """Return the verdict of a node whose wave waits until `size` slots are free, one for each of its nodes. The node's
+    pods are listed again in the next pass."""
     case = candidate.case
     gang = next((view.gang.ref for view in case.gangs), "a gang")
     message = (
@@ -211,10 +211,10 @@ def _gathering(candidate: Candidate, size: int) -> Verdict:
 
 
 def _start(free: Sequence[Candidate], wave: Sequence[Candidate], ledger: Ledger, chosen: Selection) -> None:
-    """Start the nodes `free` of a wave, whose pods must have been listed in this pass, and put their verdicts into
-    `chosen`. Their fences record the id of the wave, unless a single node starts anew, and up to MAX_MATES other
-    nodes of the wave as left behind. Their evictions are added to `ledger.crowd` without a check, because within a
-    wave the server decides which pod leaves first under a budget."""
+    """Start the `free` nodes of a wave, whose pods must have been listed in this pass, and put their verdicts into
+    `chosen`. Their fences record the id of the wave, unless a single node starts anew, and up to MAX_MATES other nodes
+    of the wave as left behind. Their evictions are added to `ledger.crowd` without a check, because within a wave the
+    server decides which pod leaves first under a budget."""
     first, going, names = free[0], _names(free), [candidate.case.node.name for candidate in wave]
     left = tuple(name for name in names if name not in going)[:MAX_MATES]
     begun = next(filter(None, (ledger.resumed_wave(candidate.case) for candidate in free)), "")
