@@ -1,7 +1,7 @@
 """The entry point of the planner: a pure function from a snapshot and the time to a verdict for every node and the
 next actions.
 
-These invariants hold after every action, also if the operator is interrupted at any point
+These invariants hold after every action, even if the operator is interrupted at any point
 (tests/planning/test_invariants.py):
 
   (a) the nodes that we make unavailable never exceed the policy's allowance or the operator-wide cap
@@ -87,20 +87,20 @@ class RolloutPlan:
     objections: Mapping[str, Finding]
     """Why policies are not accepted, by policy; accepted ones are left out."""
     shared: tuple[Action, ...]
-    """The writes that serve all nodes, in this order: configuration, finalizers, claims, NVIDIA's objects. They
-    are made before those of the verdicts, because the fences of this pass need the claims."""
+    """The writes that serve all nodes, in this order: configuration, finalizers, claims, NVIDIA's objects. They are
+    made before the writes of the verdicts, because the fences of this pass need the claims."""
     targets: Mapping[str, Mapping[str, int]]
-    """The allocatable GPU resources that each node will have, as counts by resource name, by node. Nodes without a
+    """For each node, the allocatable GPU resources that it will have, as counts by resource name. Nodes without a
     target and skipped nodes are left out."""
     memory: PassMemory
     """What the caller must pass into the next snapshot."""
     wake_at: datetime | None
     """The latest time for the next pass, or None if only an event can change anything."""
     coming: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """The nodes that each policy owns but that another policy is still changing, by policy. It gets each of them when
-    that change ends."""
+    """By policy: the nodes that it owns but that another policy is still changing. The owner gets each node when that
+    change ends."""
     afterwards: Afterwards = field(default_factory=lambda: Afterwards(tuple), compare=False)
-    """The cluster as it will be when all planned changes are done, which shows the pods that could not run then. It is
+    """The cluster as it will be when all planned changes are done, which shows which pods could not run then. This is
     derived from the snapshot, so comparisons of plans ignore it."""
 
     @property
@@ -114,9 +114,9 @@ class Known:
     """What is known of each policy and each node by itself, before any node is chosen to start."""
 
     snapshot: ClusterSnapshot
-    """The snapshot of this pass, with what other policies say about members of gangs."""
+    """The snapshot of this pass, with the rules of other policies for members of gangs."""
     wishes: Mapping[str, Wish | Finding]
-    """The request that each policy makes, or the reason why its spec is refused, by policy."""
+    """By policy: what the policy requests, or the reason why its spec is refused."""
     terms: Mapping[str, Terms]
     """What each policy offers its nodes, by policy."""
     unread: Mapping[str, Exception]
@@ -133,8 +133,8 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     """Return the plan for this pass: a verdict for every node that concerns us, the writes that serve all nodes, and
     what the next pass needs. No node starts while the policies cannot be listed or the data is out of date.
 
-    `memo` caches answers from earlier passes and is updated; without it everything is computed. Equal snapshots and
-    times give equal plans.
+    `memo` has the answers of earlier passes and is updated; without a memo, everything is computed. Equal snapshots
+    and times give equal plans.
     """
     memo = Memo() if memo is None else memo
     memo.begin(now)
@@ -190,9 +190,9 @@ def _remember(
     previews: Previews,
     now: datetime,
 ) -> PassMemory:
-    """Return what the next pass needs to know of this one: the nodes whose pods are to be listed, the nodes whose
-    proof of idleness lacks only the second LIST, and since when each node has been seen to differ from its target.
-    The looks, the previews and the numbers of passes without progress are stored as they are."""
+    """Return what the next pass needs to know of this one: the nodes whose pods must be listed, the nodes whose proof
+    of idleness lacks only the second LIST, and since when each node has been seen to differ from its target. The
+    looks, the previews and the numbers of passes without progress are stored as they are."""
     proving = [verdict for verdict in verdicts.values() if verdict.phase is Phase.VERIFYING_IDLE]
     since = snapshot.memory.drifting_since
     return PassMemory(
@@ -211,17 +211,18 @@ def _wake(
     verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], previews: Previews, now: datetime
 ) -> datetime | None:
     """Return the next moment at which the passing of time alone may change anything, or None if there is none: the
-    earliest wake of any verdict or preview, or the next change of any policy's windows, even if no node waits for
-    that."""
+    earliest wake of any verdict or preview, or the next time at which any policy's windows may allow something else,
+    even if no node waits for that."""
     moments = [verdict.wake for verdict in verdicts.values() if verdict.wake is not None]
     changes = (previews.wake, *(pool.hours.change for pool in pools.values()))
     return min([*moments, *(change for change in changes if change is not None)], default=None)
 
 
 def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
-    """Return what is known of every policy and every node by itself: who owns the node, what it gets, and its verdict.
-    An error about one policy or node does not stop the others. The error of a policy is recorded in `Known.unread`.
-    A node that cannot be judged, because of itself or its policy, gets a member whose verdict says so."""
+    """Return what is known of every policy and every node by itself: the node's owner, what the node gets, and its
+    verdict. An error about one policy or node does not stop the others. The error of a policy is recorded in
+    `Known.unread`. A node that cannot be judged, whether the error is its own or its policy's, gets a member whose
+    verdict says so."""
     failed: dict[str, Exception] = {}
     unread: dict[str, Exception] = {}
     wishes = memo.each(wish_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
@@ -290,11 +291,11 @@ def follow(
     failed: dict[str, Exception],
     unread: Mapping[str, Exception],
 ) -> dict[str, Terms | None]:
-    """Return the terms that each node is compared with, by node. They are those of the policy that its fence names or,
-    without such terms, those of its owner. None if neither has terms.
+    """Return the terms that each node is compared with, by node. These are the terms of the policy that the node's
+    fence names or, if that policy has none, of the node's owner. None if neither has terms.
 
-    Nodes in `failed` are left out. So are nodes whose owner, or whose fence's policy, is in `unread`; for each of
-    them, an UnjudgedPolicyError with the policy's error is added to `failed`.
+    Nodes in `failed` are left out. So are nodes whose owner, or whose fence's policy, is in `unread`. For each such
+    node, an UnjudgedPolicyError with the policy's error is added to `failed`.
     """
     fences = {name: fence for name, fence in fences_of(snapshot).items() if name in owners}
     followed = {name: terms.get(owner) for name, owner in owners.items()}
@@ -312,9 +313,9 @@ def _with_failed(
     owners: Mapping[str, str],
     failed: Mapping[str, Exception],
 ) -> dict[str, Member]:
-    """Return the members that were judged and one for each node in `failed`, sorted by node name. The verdict of a
-    failed node says why it cannot be judged; if its owner is unknown, it names the policy of its policy label.
-    Nodes whose judgment is None do not concern us and are left out."""
+    """Return the judged members and a member for each node in `failed`, sorted by node name. The verdict of a failed
+    node says why the node cannot be judged; if its owner is unknown, the verdict names the policy from the node's
+    policy label. Nodes whose judgment is None do not concern us and are left out."""
     members = {name: one for name, one in judged.items() if one is not None}
     if not failed:
         return members
@@ -329,8 +330,8 @@ def _with_failed(
 
 
 def _in_waves(snapshot: ClusterSnapshot, members: dict[str, Member], now: datetime) -> dict[str, Member]:
-    """Return a copy of `members` in which every node that was proven before the rest of its wave has a new verdict,
-    which makes it wait for the others. All other members are the same objects."""
+    """Return a copy of `members` in which each node that was proven before the rest of its wave has a new verdict that
+    makes it wait. All other members are the same objects."""
     verdicts = {name: member.verdict for name, member in members.items()}
     held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
     return members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
@@ -368,7 +369,7 @@ def _pools(
 
 
 def _by_policy(names: Iterable[str], members: Mapping[str, Member]) -> dict[str, set[str]]:
-    """Return the names that are in `members`, grouped by the policy whose budget counts the node; other names are
+    """Return the names, grouped by the policy whose budget counts the node. Names that are not in `members` are
     dropped."""
     by_policy: dict[str, set[str]] = {}
     for name in names:

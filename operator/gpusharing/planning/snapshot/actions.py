@@ -67,9 +67,9 @@ class SetPointers:
     this."""
 
     policy: ClusterPolicyView
-    """ClusterPolicy as it was when this was decided."""
+    """ClusterPolicy as it was when the write was decided."""
     wanted: Mapping[str, str]
-    """The name of our ConfigMap, by the path of the field below ClusterPolicy's spec."""
+    """The name of our ConfigMap for each field, by the field's path below ClusterPolicy's spec."""
 
 
 @value
@@ -96,10 +96,10 @@ class FenceNode:
     cordon: bool
     """Whether to cordon the node. False for class PluginRestart, in which the node stays schedulable."""
     labels: Mapping[str, str | None]
-    """Labels to set for other controllers that must leave the node alone meanwhile, and the routing label with None,
-    which removes it."""
+    """Labels to set so that other controllers leave the node alone in the meantime, and the routing label with the
+    value None, which removes it."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
-    """Annotations to set for such controllers."""
+    """Annotations to set for the same controllers."""
 
 
 @value
@@ -127,9 +127,9 @@ class UpdateFence:
     cordon: bool = False
     """Whether to restore the cordon too, because a person lifted it after the point of no return."""
     labels: Mapping[str, str | None] = field(default_factory=dict)
-    """Labels that were set for other controllers, with None, which removes them."""
+    """Labels to remove that were set for other controllers; each has the value None."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
-    """Annotations that were set for other controllers, with None, which removes them."""
+    """Annotations to remove that were set for other controllers; each has the value None."""
 
 
 @value
@@ -137,7 +137,7 @@ class Evict:
     """Evict a pod through its Eviction subresource, with the pod's UID as precondition."""
 
     node: str
-    """Name of the node of the pod."""
+    """Name of the pod's node."""
     namespace: str
     """Namespace of the pod."""
     name: str
@@ -151,7 +151,7 @@ class ForceDelete:
     """Delete a pod at the end of its drain, with its UID as precondition (docs/design/drain.md#t4)."""
 
     node: str
-    """Name of the node of the pod."""
+    """Name of the pod's node."""
     namespace: str
     """Namespace of the pod."""
     name: str
@@ -168,7 +168,7 @@ class RestartOperand:
     (docs/design/nvidia.md#a6)."""
 
     node: str
-    """Name of the node of the pod."""
+    """Name of the pod's node."""
     namespace: str
     """Namespace of the pod."""
     name: str
@@ -180,8 +180,8 @@ class RestartOperand:
 @value
 class Release:
     """Return a node to service in one conditional PATCH. It removes the fence, our marks, our cordon if nobody else
-    needs it, and after a proof the start-up taint. If somebody else still works on a proven node, our cordon and
-    the taint stay, and so does a fence that remembers them."""
+    needs it, and after a proof the start-up taint. If somebody else still works on a proven node, our cordon and the
+    taint stay, together with a fence that remembers them."""
 
     node: NodeView
     """The Node as it was when this was decided."""
@@ -192,7 +192,7 @@ class Release:
     verified: Verified | None = None
     """What was proven, or None to leave the earlier record."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
-    """Annotations that were set for other controllers, with None, which removes them."""
+    """Annotations to remove that were set for other controllers; each has the value None."""
     deferred: Deferred | None = None
     """When to try again after an abort, or None to remove an earlier record."""
     fence: Fence | None = None
@@ -201,9 +201,9 @@ class Release:
 
 @value
 class LabelNode:
-    """Write only our own labels and the record of what was proven, when a node is adopted or changes its owner. The
-    PATCH is conditional only if it also removes the start-up taint from a proven node, or if it removes the
-    records."""
+    """Write only our own labels and the record of what was proven, when a node is adopted or gets another owner. The
+    PATCH is conditional only if it also removes the start-up taint from a proven node, or if it removes the records.
+    """
 
     node: NodeView
     """The Node as it was when this was decided."""
@@ -212,8 +212,8 @@ class LabelNode:
     verified: Verified | None = None
     """What was proven, or None to leave the earlier record."""
     forget: bool = False
-    """Whether to also remove the records of what was proven and of the last change that was given up, so that nothing
-    of ours stays on the node."""
+    """Whether to remove two records too, what was proven and the last change that was given up, so that nothing of
+    ours stays on the node."""
 
 
 Action = (

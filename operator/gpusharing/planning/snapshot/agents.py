@@ -11,7 +11,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 HEAD, TAIL = 140, 160
-"""How many characters of a long message are shown from its beginning and from its end. PodSecurity names the cause at
+"""How many characters are shown from the beginning and from the end of a long message. PodSecurity names the cause at
 the beginning, a container runtime at the end."""
 _NEVER_PULLED = "ErrImageNeverPull"
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName"})
@@ -54,7 +54,7 @@ class AgentPod:
     scheduled: bool = True
     """Whether it is bound to its node."""
     image: str = ""
-    """The image that its container is to run. Empty if it is unknown."""
+    """The image that its container should run. Empty if it is unknown."""
     waiting: str = ""
     """Why its container is waiting, as the kubelet's reason, such as `ImagePullBackOff`. Empty if it is not
     waiting."""
@@ -86,7 +86,7 @@ class AgentWarning:
 
 @value
 class AgentTroubles:
-    """Why the agent does not run on nodes, as far as that is known."""
+    """Why some nodes run no agent, as far as the cause is known."""
 
     pods: Mapping[str, Finding | None] = field(default_factory=dict)
     """By the name of each node whose agent pod is not Ready: why the pod does not start, or None if it may just be
@@ -104,10 +104,9 @@ class AgentTroubles:
 def find_troubles(
     pods: Collection[AgentPod], warnings: Iterable[AgentWarning | None], arch: Callable[[str], str]
 ) -> AgentTroubles:
-    """Return why agents do not run. `pods` are the agents' pods; those that are Ready or being deleted, or that belong
-    to no node, are left out of the result. `warnings` are the Warning events about these pods and their DaemonSet;
-    None among them is ignored. `arch` returns the architecture of a node by name, or an empty string if it is
-    unknown."""
+    """Return why agents do not run. `pods` are the agents' pods; pods that are Ready, are being deleted or belong to
+    no node are left out of the result. `warnings` are the Warning events about the pods and their DaemonSet; a None
+    among them is ignored. `arch` returns the architecture of a node by name, or an empty string if it is unknown."""
     unready = [pod for pod in pods if not pod.ready and pod.node and not pod.deleting]
     events = [event for event in warnings if event is not None]
     if not unready and not events:
@@ -136,7 +135,7 @@ def _of_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Finding |
 
 @value
 class _PodState:
-    """What is known of an agent's pod that is not Ready."""
+    """What is known about an agent's pod that is not Ready."""
 
     pod: AgentPod
     kubelet_message: str
@@ -154,17 +153,17 @@ class Hindrance:
     find: Callable[[_PodState], str | None]
     """Returns the cause as a clause for people, or None if this hindrance does not apply."""
     remedy: str
-    """What a person should do, as a sentence. {namespace} and {name} are replaced by those of the pod."""
+    """What a person should do, as a sentence. {namespace} and {name} are replaced by the pod's namespace and name."""
 
 
 def _unplaced(state: _PodState) -> str | None:
-    """Return a clause if the scheduler has not bound the pod to its node, or None if it has."""
+    """Return a clause that says that the scheduler has not bound the pod to its node, or None if it has."""
     return None if state.pod.scheduled else "it has not been scheduled"
 
 
 def _other_architecture(state: _PodState) -> str | None:
-    """Return a clause if the image is for another architecture, or None otherwise. This shows in a failed pull or in a
-    program that cannot be executed."""
+    """Return a clause that says that the image is for another architecture, or None if nothing shows that. A failed
+    pull or a program that cannot be executed shows it."""
     if (
         _NO_PLATFORM not in state.kubelet_message
         and _BAD_FORMAT not in f"{state.kubelet_message} {state.pod.last_words}"
@@ -175,7 +174,8 @@ def _other_architecture(state: _PodState) -> str | None:
 
 
 def _never_pulled(state: _PodState) -> str | None:
-    """Return a clause if the image is not on the node and the pull policy is Never, or None otherwise."""
+    """Return a clause that says that the image is not on the node and the pull policy is Never, or None if that is not
+    the cause."""
     return _no_image(state, "is not on this node") if state.pod.waiting == _NEVER_PULLED else None
 
 
@@ -194,7 +194,8 @@ def _no_image(state: _PodState, what: str) -> str:
 
 def _start_error(state: _PodState) -> str | None:
     """Return the container runtime's message if it cannot start the container, or None if it can or there is no
-    message. Between two attempts the message is in the container's last state, so that is checked as well."""
+    message. Between two attempts, the message is in the container's last state, so the last state is checked as well.
+    """
     pod = state.pod
     if pod.waiting == "RunContainerError":
         return state.kubelet_message or None
@@ -242,8 +243,8 @@ image for another architecture cannot be pulled, or its program exits at once.""
 
 def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding | None:
     """Return why the API server refuses further pods of the DaemonSet, and what a person can do about it. `warnings`
-    are the events about the DaemonSet, of which the latest counts. None if there are none, or if one of `pods` was
-    created after it."""
+    are the events about the DaemonSet, of which the latest counts. None if there are no such events, or if one of
+    `pods` was created after the latest one."""
     if not warnings:
         return None
     last = _latest(warnings)
@@ -265,12 +266,12 @@ def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding 
 
 def _latest(warnings: list[AgentWarning]) -> AgentWarning:
     """Return the event with the latest time. Events without a time count as the oldest, and the message breaks ties.
-    Raises ValueError if there are none."""
+    Raises ValueError if there are no events."""
     return max(warnings, key=lambda warning: (warning.at.timestamp() if warning.at else 0.0, warning.message))
 
 
 def steady(message: str) -> str:
-    """Return a message of Kubernetes as one line, without the parts that differ from one attempt to the next. If the
+    """Return a message from Kubernetes as one line, without the parts that differ from one attempt to the next. If the
     result is longer than HEAD + TAIL characters, its middle is replaced by dots."""
     text = " ".join(message.split())
     for pattern, put in _CHANGING:

@@ -1,8 +1,8 @@
-"""Failing calls about one node, or to an object that all nodes share. A node whose calls fail waits and says so with
-the server's answer, while the other nodes go on.
+"""Failing calls about one node, or to an object that all nodes share. A node whose calls fail waits and shows the
+server's answer, while the other nodes go on.
 
-Failures are kept in memory only. A failed call may nevertheless have been carried out, if only its response was lost,
-so the next attempt is decided again from the state of the cluster at that time.
+Failures are kept in memory only. A failed call may nevertheless have taken effect, if only its response was lost. So
+each attempt is planned afresh from the current state of the cluster.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#slot.
 """
@@ -16,13 +16,13 @@ FIRST_WAIT = 2.0
 LONGEST_WAIT = 60.0
 """The longest wait between two attempts, in seconds."""
 LASTING = 2
-"""The number of failures in a row from which they are shown to people. A single failure is often over before anybody
+"""How many failures in a row it takes before they are shown to people. A single failure is often over before anybody
 reads about it."""
 
 
 STUCK = 6
-"""The number of failures in a row, reached after about a minute, from which nodes that wait for this node's slot say
-so."""
+"""How many failures in a row it takes, about a minute's worth, before nodes that wait for this node's slot are told
+not to count on it."""
 
 CLAIMS, CONFIG_MAPS = "claims on the Lease", "our ConfigMaps"
 """Subjects of failures that do not concern one node. No fence is written while calls about either of them fail."""
@@ -50,17 +50,18 @@ class CallFailure:
     next_try: datetime
     """When the next call about the node may be made."""
     tries: int = 1
-    """The number of failures in a row, on which the next wait depends."""
+    """The number of failures in a row; the next wait depends on it."""
     call: str = ""
-    """Which kind of call failed. Only a success of the same kind of call ends the series."""
+    """Which kind of call failed. Only a successful call of the same kind ends the series."""
 
     def holds(self, now: datetime) -> bool:
-        """Whether calls about the node or other subject are suspended at `now`, which they are until `next_try`."""
+        """Whether calls about the node or other subject are still suspended at `now`. They are suspended until
+        `next_try`."""
         return now < self.next_try
 
     def is_fresh(self, now: datetime) -> bool:
-        """Whether the failure is recent enough that the next attempt may still be to come. That attempt can be made up
-        to LONGEST_WAIT after `next_try`, because much has to be proven again before some calls."""
+        """Whether the failure is so recent that the next attempt may still lie ahead. The attempt may come as late as
+        LONGEST_WAIT after `next_try`, because some calls require that much is proven again first."""
         return now < self.next_try + timedelta(seconds=LONGEST_WAIT)
 
     @property
@@ -75,17 +76,17 @@ class CallFailure:
 
     @property
     def stuck(self) -> bool:
-        """Whether there were so many failures in a row (STUCK) that nodes which wait for this node's slot are told not
-        to count on it."""
+        """Whether there were enough failures in a row (STUCK) to tell the nodes that wait for this node's slot not to
+        count on it."""
         return self.tries >= STUCK
 
 
 def failed_again(
     before: CallFailure | None, message: str, now: datetime, jitter: float, call: str = ""
 ) -> CallFailure:
-    """Return the failure to remember after a call of kind `call` has failed with `message`. It continues the series of
-    `before`, whatever kind of call that was, or starts one if `before` is None. The wait doubles with each failure,
-    up to LONGEST_WAIT; `jitter` is in [0, 1) and shortens it by up to a quarter."""
+    """Return the failure to remember after a call of kind `call` has failed with `message`. The failure continues the
+    series of `before`, whatever kind of call failed then, or starts a series if `before` is None. The wait doubles
+    with each failure, up to LONGEST_WAIT; `jitter` is in [0, 1) and shortens the wait by up to a quarter."""
     tries = before.tries + 1 if before is not None else 1
     wait = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(tries - 1, 10)) * (1 - jitter / 4)
     return CallFailure(message, now + timedelta(seconds=wait), tries, call)

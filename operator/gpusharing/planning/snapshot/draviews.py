@@ -25,7 +25,7 @@ class DraDriverView:
 
 @value
 class DraView:
-    """NVIDIA's DRA stack as far as it was seen. The ResourceSlices are read only where there is a GPUCluster or a DRA
+    """NVIDIA's DRA stack as far as it was seen. The ResourceSlices are read only if there is a GPUCluster or a DRA
     driver that serves GPUs."""
 
     driver: DraDriverView | None = None
@@ -36,7 +36,8 @@ class DraView:
     mig_manager_version: str = ""
     """Version of that mig-manager. Empty if it is unknown."""
     unread: str = ""
-    """Why the ResourceSlices cannot be read, as a sentence without its period. Empty if they can, or need not be."""
+    """Why the ResourceSlices cannot be read, as a sentence without its period. Empty if they can be read or need not
+    be."""
     doubles: tuple[str, ...] = ()
     """Names of the nodes whose GPUs both the DRA driver and a device plugin serve, sorted."""
 

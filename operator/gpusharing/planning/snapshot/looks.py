@@ -1,9 +1,9 @@
 """Looks (LISTs) at the pods of blocked nodes: only a few at a time, in turn, and less often the longer a node stays
 blocked.
 
-A LIST of pods costs the API server the same whether it finds the old blocker or a node that can start. Blocked nodes
-of all policies therefore share LOOKS of them per poll. The caller remembers what a look found and puts it into the
-next snapshot, so the functions here are pure.
+A LIST of pods costs the API server the same whether it finds the old blocker or a node that can start. The blocked
+nodes of all policies therefore share at most LOOKS such LISTs per poll. The caller remembers what each look found and
+puts that into the next snapshot, so the functions here are pure.
 
 Terms: docs/design/glossary.md#look, docs/design/glossary.md#blocker, docs/design/glossary.md#gang.
 """
@@ -20,7 +20,7 @@ LOOKS = 5
 FIRST_LOOKS = 20
 """Once this many nodes were found blocked within one poll, no further node gets its first look."""
 LONGEST = timedelta(seconds=60)
-"""The longest time between two looks at one node, however long it is blocked."""
+"""The longest time between two looks at one node, no matter how long the node stays blocked."""
 
 
 @value
@@ -35,7 +35,7 @@ class Look:
     at: datetime
     """When the pods were listed."""
     tries: int
-    """How many looks in a row had the same result, on which the next wait depends."""
+    """How many looks in a row had the same result; the next wait depends on that number."""
     blockers: tuple[Blocker, ...] = ()
     """What kept the pods from leaving. Empty if nothing did and the change began."""
     needs: tuple[tuple[str, int], ...] = ()
@@ -44,8 +44,8 @@ class Look:
 
     def due(self, poll: float) -> datetime:
         """Return when to list the pods again. The wait is `poll` seconds at first and doubles with each equal result,
-        up to LONGEST. If all blockers end by themselves at a known time after this look, the wait ends at that time
-        at the latest."""
+        up to LONGEST. If all blockers end by themselves at a known time after this look, the wait ends no later than
+        that time."""
         again = self.at + min(LONGEST, timedelta(seconds=poll * 2 ** min(self.tries - 1, 10)))
         end = ends_at(self.blockers)
         return again if end is None or end <= self.at else min(again, end)
@@ -56,7 +56,7 @@ class Preview:
     """What the change of a waiting node would disturb, according to the latest LIST of its pods."""
 
     version: SpecVersion
-    """The version of the spec whose change this is about. The preview is not used for any other version."""
+    """The version of the spec whose change the preview is about. The preview is not used for any other version."""
     at: datetime
     """When the pods were listed."""
     pods: tuple[str, ...] = ()
@@ -70,9 +70,9 @@ class Preview:
 
 
 def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> frozenset[str]:
-    """Return the names of the nodes whose pods are to be listed again now. `looks` are pairs of a node name and its
-    latest look. At most LOOKS nodes are listed within `poll` seconds, including those that were listed in the last
-    `poll` seconds. If more are due, those with the oldest looks are returned."""
+    """Return the names of the nodes whose pods must be listed again now. `looks` are pairs of a node's name and its
+    latest look. At most LOOKS nodes are listed within `poll` seconds, counting those already listed in that time. If
+    more nodes are due, the nodes with the oldest looks are returned."""
     known = list(looks)
     left = LOOKS - count_recent((look for _, look in known), now, poll)
     due = sorted((look.at, name) for name, look in known if look.due(poll) <= now)

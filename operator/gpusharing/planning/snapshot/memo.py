@@ -3,8 +3,8 @@ cluster.
 
 A question is a pure function. Its cached answer stays valid as long as the arguments are the same objects as before,
 or equal ones. The arguments come as rows, one for each name (`each`), or as columns (`table`) where thousands of names
-have many arguments: comparing a column with that of the last pass is one operation on dicts. Python compares an object
-with itself at once, and gatherers keep objects that did not change, so a comparison costs next to nothing.
+have many arguments: comparing a column with the last pass's column is one operation on dicts. Python compares an
+object with itself at once, and gatherers keep objects that did not change, so a comparison costs next to nothing.
 
 All decisions are cached here: by `Memo` from pass to pass, by `AnswersByKind` for nodes of one kind.
 functools.lru_cache is used only for pure functions of a few values, such as a layout or a version, that hold no
@@ -27,8 +27,8 @@ Column: TypeAlias = Mapping[str, Any] | AbstractSet[str]
 class Memo:
     """The answers of the last pass. Each planner has one Memo, which is empty at first.
 
-    If a pass does not ask about a name again, its answer is dropped, so nodes and policies that are gone leave nothing
-    behind.
+    If a pass does not ask about a name again, the answer for that name is dropped, so nodes and policies that are gone
+    leave nothing behind.
     """
 
     def __init__(self) -> None:
@@ -48,8 +48,8 @@ class Memo:
         self._latest = now
 
     def same(self, name: str, value: Value) -> Value:
-        """Return the value that was stored under `name` if it equals `value`, so that callers get the very object of
-        the last pass. Otherwise store `value` and return it."""
+        """Return the value that was stored under `name` if it equals `value`, so that callers get the same object as
+        in the last pass. Otherwise store `value` and return it."""
         known: Value | None = self._values.get(name)
         if known is not None and known == value:
             return known
@@ -63,8 +63,8 @@ class Memo:
         lasts: Callable[[Answer], bool] | None = None,
     ) -> Answer:
         """Return the answer to a question that is asked only once in a pass, for the given arguments. See `each` for a
-        question that is a partial, and `table` for what is cached and for `lasts`. An exception of the question is
-        raised."""
+        question that is a partial, and `table` for what is cached and for `lasts`. An exception that the question
+        raises is passed on."""
         return self.each(question, [("", inputs)], lasts=lasts)[""]
 
     def each(
@@ -107,8 +107,8 @@ class Memo:
 
         Anything else that the question reads, above all the time, is not compared. If `lasts` is given, only answers
         for which it returns True stay valid; the others are computed again in the next pass. If `failed` is given, an
-        exception of the question is stored there under the name, which then has no answer; otherwise it is raised.
-        `key` identifies the question from pass to pass.
+        exception that the question raises is stored in it under the name, and the name has no answer; otherwise the
+        exception is raised. `key` identifies the question from pass to pass.
         """
         known = self._known.get(key)
         if known is None or known.shared != tuple(shared):
@@ -172,13 +172,13 @@ class AnswersByKind:
     """A cache for questions that thousands of nodes ask with few different arguments, because many nodes have the same
     cards.
 
-    Everything else that a question reads must stay the same while this object exists. The object that holds it is
-    therefore made of just those inputs, and the memo makes a new one when any of them changes.
+    Everything else that a question reads must stay the same while this object exists. The object that holds the cache
+    is therefore built from exactly those inputs, and the memo builds a new one when any of them changes.
     """
 
     def __init__(self, most: int = 256) -> None:
-        """Create an empty cache that keeps up to `most` answers. When it is full, all are dropped before the next is
-        stored."""
+        """Create an empty cache that keeps up to `most` answers. When the cache is full, all answers are dropped
+        before the next one is stored."""
         self._most = most
         self._known: dict[object, Any] = {}
 

@@ -19,13 +19,13 @@ class PassMemory:
     wants_pods: frozenset[str] = frozenset()
     """Nodes whose pods have to be listed for the next pass."""
     proving: frozenset[str] = frozenset()
-    """Nodes that are idle except for the last LIST of their pods that has to confirm it."""
+    """Nodes that count as idle as soon as one last LIST of their pods confirms it."""
     drifting_since: Mapping[str, datetime] = field(default_factory=dict)
     """By node: since when this process has seen that the node, which is Ready and has no fence, differs from its
     target."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     """By node: the result of the latest LIST of its pods before its change starts."""
     previews: Mapping[str, Preview] = field(default_factory=dict)
-    """By node that waits: what its change would disturb."""
+    """By waiting node: what its change would disturb."""
     vain_passes: Mapping[str, int] = field(default_factory=dict)
     """By policy: how many passes in a row made no progress (`count_vain`)."""

@@ -37,14 +37,14 @@ class Gang:
     recognized from its pods alone."""
 
     kind: str
-    """The kind of object by which people know it, such as PodGroup, JobSet, LeaderWorkerSet or Workload."""
+    """The kind of object by which people know the gang, such as PodGroup, JobSet, LeaderWorkerSet or Workload."""
     namespace: str
     """Namespace of its pods."""
     name: str
     """Name of the gang, as its pods give it."""
     labels: str = ""
-    """A label selector that all of its pods match. Other pods may match it as well if it names only a key. Empty if
-    there is none."""
+    """A label selector that all of its pods match. If the selector names only a key, other pods may match it too.
+    Empty if there is none."""
     fields: str = ""
     """A field selector that all of its pods match, and perhaps other pods as well. Empty if there is none."""
 
@@ -76,8 +76,8 @@ class PodView:
     """The GPU resources that its containers request, including init and sidecar containers, with their counts. Counts
     of 0 are left out."""
     dra: Literal["none", "gpu", "unresolved"] = "none"
-    """What its ResourceClaims hold: `gpu` if gpu.nvidia.com allocated one without adminAccess, or `unresolved`, which
-    counts like `gpu`, if one cannot be read."""
+    """What its ResourceClaims hold: `gpu` if gpu.nvidia.com allocated a claim without adminAccess, or `unresolved` if
+    a claim cannot be read, which counts like `gpu`."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
     """spec.nodeSelector."""
     node_terms: tuple[tuple[Row, ...], ...] = ()
@@ -87,11 +87,11 @@ class PodView:
     deleted_at: datetime | None = None
     """metadata.deletionTimestamp, which is when the grace period ends, or None if it is not being deleted."""
     ready: bool = True
-    """Whether its condition Ready is True: only then is it healthy for a budget."""
+    """Whether its condition Ready is True. Only then does a budget count the pod as healthy."""
     finalizers: tuple[str, ...] = ()
     """The pod's finalizers, which keep the object after the containers have ended."""
     tolerates_cordon: bool = False
-    """Whether it tolerates the taint of a cordoned node, so that the scheduler may start it there."""
+    """Whether it tolerates the taint of a cordoned node, so that the scheduler may place it on such a node."""
     created: datetime | None = None
     """metadata.creationTimestamp, or None if it cannot be read."""
     started: datetime | None = None
@@ -128,10 +128,10 @@ class GangMember:
     pod: PodView
     """The pod."""
     policy: str = ""
-    """The policy that its node follows, if the spec.drain of that policy differs from that of the policy of the listed
-    node, or cannot be read. Empty if both are the same, or if its node follows no policy. The planner fills it in."""
+    """The policy that its node follows, if that policy's spec.drain cannot be read or differs from the spec.drain for
+    the listed node. Empty if both are the same, or if its node follows no policy. The planner fills this in."""
     drain: Drain | None = None
-    """spec.drain of that policy, or None if `policy` is empty or cannot be read."""
+    """spec.drain of that policy, or None if `policy` is empty or the policy cannot be read."""
     unruled: Finding | None = None
     """Why the spec.drain of that policy is unknown, so that the member has to stay. None if it is known."""
 
@@ -147,7 +147,7 @@ class GangView:
     partial: bool = False
     """Whether the gang has more pods than were listed."""
     error: str = ""
-    """Why its pods could not be listed, in which case the other fields say nothing. Empty if they were listed."""
+    """Why its pods could not be listed; the other fields are then meaningless. Empty if they were listed."""
 
 
 @value
@@ -188,35 +188,35 @@ class EvictionMemory:
     next_try: datetime
     """When the eviction of the pod may be requested again."""
     since: datetime
-    """When this response came for the first time in an unbroken series."""
+    """When this response first came in the present unbroken series."""
     tries: int = 1
-    """How often it came in that series, on which the next wait depends."""
+    """How often the response came in that series; the next wait depends on it."""
     asked_at: datetime | None = None
     """When the eviction was last requested, or None if that is unknown but long ago."""
 
 
 @value
 class NodeWork:
-    """The pods of one node as just listed, and what earlier LISTs of them have shown."""
+    """The pods of one node as just listed, and what earlier LISTs have shown."""
 
     pods: tuple[PodView, ...]
     """All pods that are bound to the node."""
     pdbs: tuple[PdbView, ...]
     """The PodDisruptionBudgets in the namespaces of those pods."""
     listed_at: datetime
-    """When the latest LIST began. It shows nothing about pods that came later."""
+    """When the latest LIST began. The LIST shows nothing about pods that came later."""
     empty_since: datetime | None = None
     """When the first of an unbroken series of LISTs without a GPU pod was made. None if the latest LIST found a GPU
     pod."""
     evictions: Mapping[str, EvictionMemory] = field(default_factory=dict)
     """The last response to the eviction of each pod, by the pod's UID."""
     error: str = ""
-    """Why the pods could not be listed, in which case nothing is decided about them. Empty if they were listed."""
+    """Why the pods could not be listed; nothing is then decided about them. Empty if they were listed."""
     empty_lists: tuple[datetime, ...] = ()
-    """When the latest LISTs of that unbroken series were made, oldest first."""
+    """When the latest LISTs of the series that began at `empty_since` were made, oldest first."""
     all_pods: bool = False
-    """Whether the latest LIST was made for a reboot, which almost every pod has to leave. The LISTs of the series then
-    found no such pod at all, and pods without a GPU were looked up completely as well."""
+    """Whether the latest LIST was made for a reboot, before which almost every pod must leave. The LISTs of the series
+    then found no pod that must leave, and pods without a GPU were looked up completely as well."""
     cordoned_at: datetime | None = None
     """`since` of the fence that the node had when the latest LIST began, or None if it had no fence. Only compared for
     equality with `since` of the present fence."""
@@ -229,5 +229,5 @@ class NodeWork:
     quiet_since: datetime | None = None
     """Since when this process has seen that answer, or None if there is none."""
     gangs: tuple[GangView, ...] = ()
-    """The gangs of the pods that may have to leave, sorted by `Gang.ref`. The change may end fewer of them, for
-    example if it turns out to need no reboot (`drain/gangs.py` finds those that it ends)."""
+    """The gangs of the pods that may have to leave, sorted by `Gang.ref`. The change may interrupt fewer of them, for
+    example if it turns out to need no reboot (`drain/gangs.py` finds the gangs that it interrupts)."""

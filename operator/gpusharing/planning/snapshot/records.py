@@ -1,5 +1,5 @@
-"""The records that we keep on Nodes and on the leader's Lease. They are the only memory of a change. `kube/fence.py`
-reads and writes them as JSON.
+"""The records that we keep on Nodes and on the leader's Lease. The records are the only memory of a change.
+`kube/fence.py` reads and writes them as JSON.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#wave,
 docs/design/glossary.md#drift, docs/design/glossary.md#slot, docs/design/glossary.md#gang,
@@ -35,18 +35,18 @@ def _moment(text: object) -> datetime:
 
 
 Moment = Annotated[datetime, BeforeValidator(_moment)]
-"""A time that is written as an RFC 3339 string. Its bounds keep additions from overflowing, which would stop other
-nodes too."""
+"""A time that is written as an RFC 3339 string. The bounds keep additions from overflowing; an overflow would stop
+other nodes too."""
 Number = Annotated[int, Field(ge=0, le=10**10)]
-"""A count, bounded so that additions cannot overflow. As seconds, the bound is 317 years."""
+"""A count, bounded so that additions cannot overflow. Taken as seconds, the bound is 317 years."""
 _WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)
 """How a record is written as JSON: camelCase keys, and no conversion between types."""
 
 
 @value
 class SpecVersion:
-    """One generation of the spec of one policy. The generation alone does not identify it, because every policy counts
-    from 1, and so does one that is recreated under the same name."""
+    """One generation of the spec of one policy. The generation alone does not identify the spec, because every policy
+    counts from 1, even one that is recreated under the same name."""
 
     __pydantic_config__ = _WRITTEN
 
@@ -65,8 +65,8 @@ class Fence:
     """The record of the change in flight, which we write to the Node. It is the only memory of that change.
 
     It is written in the PATCH that cordons the node (or in a PATCH of its own, if the change needs no cordon). It is
-    rewritten by every run of the actuators, each of which passes the point of no return (PNR), and by the steps that a
-    field names. The release removes it.
+    rewritten by every run of the actuators, each of which passes the point of no return (PNR), and by the steps that
+    the description of a field names. The release removes it.
     """
 
     __pydantic_config__ = _WRITTEN
@@ -75,18 +75,18 @@ class Fence:
     """Id of the change, which stays the same until the release. The ids of its requests to the agent begin with it."""
     policy: str
     """The policy whose change this is. Each run sets it to the policy that drives the node at that time. If the node
-    has failed and another policy owns it by then, it is set to that owner."""
+    has failed and another policy owns it by then, the field is set to that owner."""
     version: SpecVersion
-    """The version of the policy's spec that the change follows. It is set when the fence is written, by each run and
-    by a rollback. If another policy takes the node over in between, it is still that of the former policy until the
-    next run."""
+    """The version of the policy's spec that the change follows. The version is set when the fence is written, by each
+    run and by a rollback. If another policy takes the node over in between, the former policy's version stays until
+    the next run."""
     node_uid: str
     """UID of the Node that was fenced. A Node with another UID was recreated with a copy of the annotation."""
     prior_unschedulable: bool
     """Whether the node was cordoned before the fence. That cordon is not ours to lift."""
     added: tuple[str, ...]
     """Keys of the labels and annotations that we set for other controllers (docs/design/drain.md#c6) and have to
-    remove again. Empty once the node is yielded, because that removes them."""
+    remove again. Empty once the node is yielded, because the yielding removes them."""
     disruption: DisruptionClass
     """The worst class of disruption of the change so far. It never gets better."""
     from_layout: str
@@ -109,10 +109,10 @@ class Fence:
     """When the node was fenced, or when we restored our cordon after the PNR. Earlier LISTs of its pods prove nothing,
     and pods created later were started despite the cordon."""
     stage_since: Moment
-    """When the stage began, or after the PNR, when the latest run began."""
+    """When the stage began or, after the PNR, when the latest run began."""
     deadline: Moment
     """Before the PNR, the time by which the pods must have left. After it, the time from which the node counts as
-    Failed. It is set anew by each run, and when a run is recorded as owed."""
+    Failed. The deadline is set anew by each run, and when a run is recorded as owed."""
     drift: bool = False
     """Whether the change corrects drift, which is allowed once per generation. A run that follows another policy or
     generation sets it to False."""
@@ -128,10 +128,10 @@ class Fence:
     """The start time of GPU Feature Discovery before the run that changed the configuration of the device plugin. Only
     a later start time proves that GFD has seen the change. Empty if the run did not change it."""
     daemon_uid: str = ""
-    """UID of the MPS daemon's pod that this run has to delete. While a pod with this UID exists, it is still to be
+    """UID of the MPS daemon's pod that this run has to delete. As long as a pod with this UID exists, it must still be
     deleted. Empty if there is none."""
     restart_uid: str = ""
-    """UID of the mig-manager pod that this run has to delete. While a pod with this UID exists, it is still to be
+    """UID of the mig-manager pod that this run has to delete. As long as a pod with this UID exists, it must still be
     deleted. Empty if there is none."""
     retry: str = ""
     """The value of the retry annotation when the fence was written, at the latest run, or when a run was recorded as
@@ -148,9 +148,9 @@ class Fence:
     failed: Moment | None = None
     """When a pass first found that the latest run had failed after the PNR. None if it has not failed, or if an older
     operator did not record it. A time at or after `deadline` means that the run failed by its deadline, even if the
-    clock was set back since."""
+    clock has been set back since."""
     rolls_back: bool = False
-    """Whether the change of this generation failed and the node is being rolled back to what was last proven on it.
+    """Whether the change of this generation failed and the node is being rolled back to the layout last proven on it.
     True until the policy is edited or a person sets another value of the retry annotation."""
     failure: str = ""
     """Why the node is being rolled back, for people. Empty if it is not."""
@@ -169,28 +169,28 @@ class Fence:
     """Nodes with pods of the same gangs that did not fit into the budget and should therefore come next. At most 20
     are recorded."""
     proven: Moment | None = None
-    """When the node was found proven, if it then waits for the other nodes of its wave or, in stage `yielded`, for
+    """When the node was found proven, if it now waits for the other nodes of its wave or, in stage `yielded`, for
     other maintenance to end. None if it is not proven yet or does not wait."""
     revision: str = ""
     """Revision of the policy's spec that the change follows (`wanted/revision.py`), set with `version`. Empty if it
     was not recorded."""
     turned: bool = False
-    """Whether the change began under another policy or revision than that of its latest run."""
+    """Whether the change began under a different policy or revision from that of its latest run."""
     approved: str = ""
     """The target that a person approved for the change, in the same form as `owed`. Empty if no approval was needed,
     or if it was not recorded."""
     unknown: str = ""
-    """JSON object of the keys that a newer operator wrote and this one does not know. They are written back unchanged.
-    Empty if there are none."""
+    """JSON object with the keys that a newer operator wrote and this one does not know. These keys are written back
+    unchanged. Empty if there are none."""
 
 
 @value
 class Deferred:
-    """The record that a change was given up, which is written to the Node. The next attempt waits until `until`. A
-    later release without such a record removes it.
+    """The record that a change was given up, written to the Node. The next attempt waits until `until`. A later
+    release without a record of this kind removes it.
 
-    If a node is returned to service after a failure, to start again, the record only remembers the failure and has no
-    wait.
+    If a node is returned to service after a failure so that it can start again, the record only remembers the failure
+    and has no wait.
     """
 
     __pydantic_config__ = _WRITTEN
@@ -249,7 +249,7 @@ class Verified:
     fail."""
     rolled_back: bool = False
     """Whether the change of `version` failed and the node was rolled back to what is recorded here. `changed_at` and
-    `took` are then those of the latest change that reached its target."""
+    `took` then describe the latest change that reached its target."""
     failure: str = ""
     """Why the node was rolled back, for people. Empty if it was not."""
     revision: str = ""
@@ -258,7 +258,7 @@ class Verified:
     """Whether the change must not count as a canary: the node was a `newcomer` on which nobody depended, or the change
     began under another spec (`turned`). False if an older operator wrote the record."""
     mates: tuple[str, ...] = ()
-    """`mates` of the fence of that change. These nodes should still come next after the change has ended. Empty if
+    """`mates` from the fence of that change. These nodes should still come next after the change has ended. Empty if
     there were none, if the node was rolled back, or if an older operator wrote the record."""
 
 
@@ -285,8 +285,8 @@ class FailedNode:
 
 @value
 class Claim:
-    """A slot of the disruption budget, recorded on the leader's Lease from before the fence is written until the fence
-    is gone."""
+    """A slot of the disruption budget. It is recorded on the leader's Lease before the fence is written and until the
+    fence is gone."""
 
     __pydantic_config__ = _WRITTEN
 
@@ -297,7 +297,7 @@ class Claim:
     op: str
     """The change that the slot is for: `op` of the fence."""
     wave: str = ""
-    """`wave` of the fence that is to be written, so that after a crash the next leader starts the node in the same
+    """`wave` of the fence that will be written, so that after a crash the next leader starts the node in the same
     wave. Empty if there is none."""
     version: SpecVersion | None = None
     """The version of the spec whose change has reached its point of no return and is not proven. If the Node is

@@ -28,8 +28,8 @@ class PlainStackView:
     mig_manager: str = ""
     """Name of mig-manager's DaemonSet in the namespace of the chart. Empty if there is none."""
     pausable: bool = False
-    """Whether all DaemonSets of the chart run only on nodes with nvidia.com/gpu.deploy.client=true. Otherwise
-    mig-manager cannot pause them, and their pods would use the GPUs during a change of MIG."""
+    """Whether all DaemonSets of the chart run only on nodes with nvidia.com/gpu.deploy.client=true. If not,
+    mig-manager cannot pause them, and their pods would use the GPUs during a MIG change."""
 
 
 @value
@@ -62,7 +62,7 @@ class MpsRepairs:
     plugin: str = ""
     """The version of the device plugin during the last repair. Empty if there was none."""
     state: str = ""
-    """`MpsDaemonView.state` on which the last repair was decided. Empty if there was none."""
+    """The `MpsDaemonView.state` from which the last repair was decided. Empty if there was none."""
 
 
 @value
@@ -148,12 +148,12 @@ class StackView:
     written: Mapping[str, datetime]
     """When each entry of either ConfigMap was written, by key."""
     admin_mig_file: str = ""
-    """mig-parted entries of the admin's own ConfigMap, merged into ours."""
+    """mig-parted entries from the admin's own ConfigMap, merged into ours."""
     admin_plugin_configs: Mapping[str, str] = field(default_factory=dict)
-    """Device-plugin configurations of the admin's own ConfigMap, by key. They are merged into ours unchanged."""
+    """Device-plugin configurations from the admin's own ConfigMap, by key. They are merged into ours unchanged."""
     missing_entries: tuple[str, ...] = ()
-    """Device-plugin configurations that Nodes name and `plugin_configs` lacks, as long as ClusterPolicy does not name
-    our ConfigMap."""
+    """Device-plugin configurations that Nodes name but `plugin_configs` lacks, collected while ClusterPolicy does not
+    name our ConfigMap."""
     missing_maps: tuple[str, ...] = ()
     """ConfigMaps of the admin that are named by a setting but do not exist."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)
@@ -164,7 +164,7 @@ class StackView:
     serves_our_mig_file: bool = False
     """Whether ClusterPolicy points mig-manager at our ConfigMap."""
     marked: bool = True
-    """Whether those of our two ConfigMaps that exist have our label."""
+    """Whether each of our two ConfigMaps that exists has our label."""
     write_error: str = ""
     """Why the last write of our ConfigMaps was refused. Empty if it was not refused."""
     rival_policies: tuple[str, ...] = ()
@@ -197,7 +197,7 @@ class StackView:
 
     def generated_mig_file(self, node: str) -> str:
         """Return the mig-parted file that mig-manager generated on `node`. Empty if mig-manager reads our ConfigMap
-        instead, or if no such file of the node was read."""
+        instead, or if no such file was read for the node."""
         return "" if self.serves_our_mig_file else self.generated_mig_files.get(node, "")
 
 
@@ -221,24 +221,24 @@ class Operand:
     ready: bool
     """Whether its condition Ready is True."""
     deleting: bool = False
-    """Whether it is already being deleted."""
+    """Whether the pod is already being deleted."""
     ready_since: datetime | None = None
-    """Since when this process has seen it Ready, on a fenced node; clocks of nodes are never compared with ours."""
+    """Since when this process has seen it Ready, on a fenced node; node clocks are never compared with ours."""
     lone_restarts: int = 0
     """How often config-manager has restarted in the pod of an MPS daemon while the daemon's container ran on. 0 for
     other pods."""
     restart_cause: str = ""
-    """Why config-manager ended the last time, as the kubelet reports it. Empty if it is unknown."""
+    """Why config-manager last exited, as the kubelet reports it. Empty if it is unknown."""
 
 
 def find_active(views: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:
     """Return the ClusterPolicy that the GPU Operator follows, or None if there is none, and a tuple of names. The
-    tuple is empty unless the choice is uncertain. Then it names all policies that come into question, and the
-    returned policy is the first of them by name.
+    tuple is empty unless the choice is uncertain. If it is, the tuple names all possible policies, and the returned
+    policy is the first of them by name.
 
     The GPU Operator marks all but one as `ignored`. It may not have marked any before its first reconciliation, or
-    while it is not running. If all are marked, the mark is disregarded; a single ClusterPolicy is therefore always the
-    one.
+    while it is not running. If all are marked, the mark is disregarded; a single ClusterPolicy is therefore always
+    returned as certain.
     """
     policies = sorted(views, key=lambda policy: policy.name)
     heeded = [policy for policy in policies if not policy.ignored] or policies

@@ -1,7 +1,7 @@
 """The planner's view of the cluster: small frozen projections of API objects, compared by value.
 
-A view leaves out resourceVersion and heartbeats on purpose. A node whose view did not change is therefore the same
-input, and its verdict is cached. The executor takes the resourceVersion from the watch cache.
+A view leaves out resourceVersion and heartbeats on purpose, so a node whose view did not change is the same input, and
+its cached verdict is used. The executor takes the resourceVersion from the watch cache.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#proof, docs/design/glossary.md#slot,
 docs/design/glossary.md#drift, docs/design/glossary.md#point-of-no-return.
@@ -57,8 +57,8 @@ class NodeView:
     fence: Fence | None = None
     """Our record of the change in flight. None if there is none, or if it cannot be read (`fence_error`)."""
     fence_error: str = ""
-    """Why our fence annotation cannot be read, in which case the node is left as it is. Empty if it can be read, or if
-    there is none."""
+    """Why our fence annotation cannot be read; the node is then left as it is. Empty if it can be read, or if there is
+    none."""
     deferred: Deferred | None = None
     """Our record of the last change that was given up, or None if there is none."""
     verified: Verified | None = None
@@ -71,15 +71,16 @@ class NodeView:
     """Value of the retry annotation. Empty if there is none."""
     gate: str | None = None
     """The other taints of the node as JSON, in their order, if it has the start-up taint
-    (docs/design/transition.md#gate). A release writes them back without it. None if the node does not have the
-    start-up taint."""
+    (docs/design/transition.md#gate). A release writes these taints back without the start-up taint. None if the node
+    does not have the start-up taint."""
     abort: str = ""
     """The `op` of the change that a person has asked to give up. Empty if there is none."""
     foreign: str = ""
     """Name of the person or program that maintains the node, according to a marker or a NodeMaintenance
     (docs/design/drain.md#c5). Empty if there is none."""
     foreign_waits: bool = False
-    """Whether that maintenance has not begun or was given up, which may remain so for weeks. It then uses no slot."""
+    """Whether that maintenance has not begun or was given up. Such maintenance may stay that way for weeks and uses no
+    slot."""
     foreign_queued: bool = False
     """Whether that maintenance has certainly not begun, so that it does not depend on our cordon."""
     other_plugin: str = ""
@@ -106,8 +107,7 @@ class NodeView:
     @property
     def foreign_works(self) -> bool:
         """Whether somebody else maintains the node and may be working on it, or may have stopped halfway. The node and
-        its cordon are then left to them (docs/design/drain.md#c4). False if their maintenance has certainly not
-        begun."""
+        its cordon are then left alone (docs/design/drain.md#c4). False if that maintenance has certainly not begun."""
         return bool(self.foreign) and not self.foreign_queued
 
 
@@ -143,7 +143,7 @@ class GpuView(CardView):
     doubt: Finding | None = None
     """How the profiles that the driver reports differ from our table, or None if they do not."""
     vitals: Vitals = HEALTHY
-    """What NVML reports about its health."""
+    """What NVML reports about the GPU's health."""
     instances_withheld: bool = False
     """Whether the agent is not allowed to list MIG instances. `layout` may then lack some of them, and no layout can
     be proven."""
@@ -233,7 +233,7 @@ class GPUNodeView:
     for people."""
 
     name: str
-    """Name of the GPUNode, which is that of its Node."""
+    """Name of the GPUNode, which is the same as its Node's."""
     uid: str
     """UID of the GPUNode."""
     request_id: str
@@ -257,11 +257,11 @@ class PolicyView:
     created: str
     """metadata.creationTimestamp. If several policies of equal priority select a node, the oldest owns it."""
     deleting: bool
-    """Whether it is being deleted and releases its nodes as they are; see `resetting`."""
+    """Whether the policy is being deleted and releases its nodes as they are; see `resetting`."""
     finalizer: bool
     """Whether it has our finalizer."""
     force_release: bool
-    """Whether a person has asked for it to be released at once, with every cordon kept."""
+    """Whether a person has asked to release the policy at once, with every cordon kept."""
     spec: GPUSharingPolicySpec | None
     """The spec of the policy, or None if `problems` say why it cannot be read."""
     problems: tuple[Problem, ...] = ()
@@ -275,8 +275,8 @@ class PolicyView:
     """The time zones that its windows and blackouts name, by IANA name, loaded when the policy was converted. Names
     that the time zone database does not have are missing."""
     resetting: bool = False
-    """Whether it is being deleted but first changes its nodes to whole GPUs. `spec` is then a spec for whole GPUs, and
-    `deleting` is False."""
+    """Whether the policy is being deleted but first changes its nodes to whole GPUs. `spec` is then a spec for whole
+    GPUs, and `deleting` is False."""
 
     @property
     def version(self) -> SpecVersion:
@@ -351,7 +351,7 @@ class PlanSettings:
 
 OLD_VIEW = 150.0
 """The age in seconds from which a view is too old for a point of no return. The API server sends a bookmark every 60
-s, and a watch counts as broken after 75 s of silence, so two signs of life are missing by then."""
+s, and a watch counts as broken after 75 s of silence, so at this age two signs of life are missing."""
 
 
 @value
@@ -387,15 +387,15 @@ class ClusterSnapshot:
     at_work_since: Mapping[str, datetime] = field(default_factory=dict)
     """Since when this process has seen a mig.config.state which says that mig-manager is working."""
     call_failures: Mapping[str, CallFailure] = field(default_factory=dict)
-    """The failure of our latest call about each node, by node name, or about another subject, by its name. Kept in
-    memory only."""
+    """The latest failed call about each node or other subject, by the name of that node or subject. Kept in memory
+    only."""
     policies_error: str = ""
-    """Why `policies` may be outdated, in which case no node starts. Empty if they are up to date."""
+    """Why `policies` may be outdated; no node then starts. Empty if they are up to date."""
     view_ages: Mapping[str, float] = field(default_factory=dict)
     """For each of our cached views, such as that of nodes: the seconds since it was last known to be up to date. A
     view that is missing here is up to date."""
     memory: PassMemory = PassMemory()
-    """What the last pass left for this one."""
+    """What the last pass remembered for this one."""
     settings: PlanSettings = PlanSettings()
     """The operator's settings."""
 
@@ -407,9 +407,8 @@ class ClusterSnapshot:
 
 
 def routing_label(mode: Mode, *, time_slicing: bool) -> str:
-    """Return the value that the routing label `gpusharing.dev/mode` has under a policy with this mode, such as `mig`
-    or `time-slicing`. `time_slicing` makes a difference in mode MIG only, where the value is then
-    `mig-time-slicing`."""
+    """Return the value of the routing label `gpusharing.dev/mode` under a policy with this mode, such as `mig` or
+    `time-slicing`. `time_slicing` matters only in mode MIG, where it makes the value `mig-time-slicing`."""
     if mode is Mode.MIG and time_slicing:
         return "mig-time-slicing"
     return {Mode.FULL: "full", Mode.MIG: "mig", Mode.MPS: "mps", Mode.TIME_SLICING: "time-slicing"}[mode]

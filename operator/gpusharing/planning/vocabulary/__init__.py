@@ -1,1 +1,1 @@
-"""In which words is it said? Every reason, why something is not as it should be, and how blockers are reported."""
+"""In which words does the operator report? The reasons, the findings, and the blockers of pods."""

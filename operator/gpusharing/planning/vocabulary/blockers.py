@@ -12,11 +12,11 @@ from gpusharing.planning.vocabulary.reasons import Reason, most_urgent
 from gpusharing.planning.vocabulary.values import value
 
 MAX_LINES = 5
-"""The largest number of lines that are shown about the blockers of one node."""
+"""The most lines that are shown about the blockers of one node."""
 MAX_PODS = 3
-"""The largest number of pods that one line names."""
+"""The most pods that one line names."""
 MAX_MESSAGE = 400
-"""The largest number of characters of a blocker's message in its line, because a server's message can be long."""
+"""The most characters of a blocker's message that its line shows, because a server's message can be long."""
 
 
 @value
@@ -50,8 +50,8 @@ def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
 
 
 def explain_blockers(blockers: Iterable[Blocker]) -> tuple[str, ...]:
-    """Return one line per merged blocker, with its reason, budget, pods (at most MAX_PODS), message and remedy. There
-    are at most MAX_LINES lines; if blockers are left out, the last line says how many.
+    """Return one line for each merged blocker, with its reason, budget, pods (at most MAX_PODS), message and remedy.
+    At most MAX_LINES lines are returned; if blockers are left out, the last line says how many.
 
     Equal blockers in any order give equal lines, because a status must not change while the situation does not.
     """
@@ -73,8 +73,8 @@ def culprit(blockers: Iterable[Blocker]) -> str:
 
 
 def ends_at(blockers: Iterable[Blocker]) -> datetime | None:
-    """Return the time at which all blockers will have ended without anybody acting. None if one of them does not end
-    by the clock, or if there are none."""
+    """Return the time by which all blockers will have ended by themselves. None if one of them does not end with time,
+    or if there are no blockers."""
     ends = [blocker.until for blocker in blockers]
     known = [end for end in ends if end is not None]
     return max(known) if known and len(known) == len(ends) else None
@@ -116,5 +116,5 @@ def _pods(pods: Sequence[str]) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Return the text with a period at the end, unless it ends with one already."""
+    """Return the text with a period at the end, which is added only if there is none."""
     return text if text.endswith((".", "...")) else f"{text}."

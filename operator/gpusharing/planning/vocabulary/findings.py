@@ -9,8 +9,8 @@ from gpusharing.planning.vocabulary.values import value
 
 @value
 class Finding:
-    """One reason with its details: about a policy, a card, an agent, a gate that refuses, or a source of proof that
-    disagrees."""
+    """One reason with its details. It may be about a policy, a card, an agent, a gate that refuses, or a source of
+    proof that disagrees."""
 
     reason: Reason
     """The word for tools, whose meaning never changes."""
@@ -19,11 +19,11 @@ class Finding:
     until: datetime | None = None
     """When the passing of time alone may end the situation, or None if something else has to change."""
     keeper: str = ""
-    """The object that holds the node back, in the form of the column CULPRIT, such as `gsp/NAME`. Empty if the keeper
-    of the reason is precise enough."""
+    """The object that holds the node back, in the form of the column CULPRIT, such as `gsp/NAME`. Empty if the
+    reason's own keeper is precise enough."""
     stands: bool = False
-    """Whether only a person can end the situation in this case, although the same reason may end by itself in
-    others."""
+    """Whether only a person can end this situation, although other situations with the same reason may end by
+    themselves."""
 
     @staticmethod
     def of(result: "str | Finding", reason: Reason) -> "Finding":

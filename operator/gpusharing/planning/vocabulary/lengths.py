@@ -1,20 +1,19 @@
-"""Shortens messages and lists to the space that they have, and puts nouns after counts."""
+"""Shortens messages and lists to the space available, and puts nouns after counts."""
 
 from collections.abc import Sequence
 
 MAX_TEXT = 1000
-"""The largest number of characters of a message in a status."""
+"""The most characters that a message in a status may have."""
 
 
 def cut(text: str, most: int) -> str:
-    """Return the text. If it has more than `most` characters, its end is replaced by three dots so that it has exactly
-    `most`."""
+    """Return the text, shortened to `most` characters if it is longer. Three dots then replace its end."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def some(things: Sequence[str], most: int = 3) -> str:
-    """Return the first `most` of these strings, separated by commas, and how many more there are, such as `a, b, c and
-    2 more`."""
+    """Return the first `most` of these strings, separated by commas, and the number of the others, such as `a, b, c
+    and 2 more`."""
     more = f" and {len(things) - most} more" if len(things) > most else ""
     return ", ".join(things[:most]) + more
 

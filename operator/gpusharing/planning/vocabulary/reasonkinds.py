@@ -30,7 +30,7 @@ class Passes(IntEnum):
     SOON = 2
     """Automatically, within seconds or minutes."""
     DONE = 3
-    """Not at all: it is a final state, and nothing is waited for."""
+    """Never: the state is final, and nothing is awaited."""
 
 
 class Mark(StrEnum):
@@ -42,29 +42,29 @@ class Mark(StrEnum):
     OUTSIDE = auto()
     """A selected node with this reason does not concern its policy, as long as no change has begun there."""
     MOMENTARY = auto()
-    """The situation may be over in a moment. It does not change the goal of a node in flight, which waits until its
-    deadline: a deleted ClusterPolicy comes back with the next reconciliation of whatever deploys the GPU Operator,
-    and the GPU Operator soon says which of two ClusterPolicies it ignores."""
+    """The situation may be over in a moment, so a node in flight keeps its goal and waits until its deadline. For
+    example, a deleted ClusterPolicy comes back with the next reconciliation of whatever deploys the GPU Operator, and
+    the GPU Operator soon says which of two ClusterPolicies it ignores."""
     UNSUPPORTED = auto()
     """A node with this reason cannot serve its policy as it is."""
     STALLS = auto()
-    """A person has to resolve the situation on each node that has it, whatever the other nodes do, so the policy is
+    """A person has to resolve the situation on each affected node, whatever the other nodes do, so the policy is
     Stalled."""
     STATUS = auto()
     """The column STATUS of a policy shows this reason in place of the node's phase."""
     EVENT = auto()
-    """A Warning Event reports that a node has got this reason, unless there is an Event about the phase that the node
-    entered with it."""
+    """A Warning Event reports that a node now has this reason, unless there is an Event about the phase that the node
+    entered at the same time."""
     NO_BLOCKER_EVENT = auto()
     """No Event reports a blocker with this reason, because no pod is to blame, or because it is reported as a wait or
     as an action of ours."""
     PAST_RETURN = auto()
-    """A node with this reason has passed its point of no return earlier, so no Event says that it does so now."""
+    """A node with this reason passed its point of no return earlier, so no Event says that the node passes it now."""
     TURNS_BACK = auto()
     """A failed change may be rolled back for this reason, because the reason comes from a reading of the node or
-    speaks against its target (`gates.py:AIM`). Reasons that leave the state of the node unknown do not have this
-    mark (node or agent away, a GPU that does not answer, a mig-manager that is still working): the change may still
-    be proven, and a rollback could not be proven."""
+    speaks against its target (`gates.py:AIM`). Reasons that leave the state of the node unknown do not have this mark:
+    the node or its agent is away, a GPU does not answer, or mig-manager is still working. The change may still be
+    proven then, but a rollback could not be."""
     ENDS_MPS = auto()
     """Correcting the situation restarts the node's MPS control daemon, if it has one, which ends the daemon's
     clients."""
@@ -72,11 +72,11 @@ class Mark(StrEnum):
     """A new value of gpusharing.dev/retry on the Node ends the situation at once (transition/attempts.py,
     transition/gates.py)."""
     NOT_RETRIED = auto()
-    """The node is held until a person has looked at the fence itself, even if a retry is requested
+    """The node is held until a person has examined the fence itself, even if a retry is requested
     (transition/after.py, transition/judge.py)."""
     ANSWER = auto()
-    """A response to an eviction or deletion that is worth remembering. A lost connection is not, because the next LIST
-    shows what happened."""
+    """A response to an eviction or deletion that is worth remembering. A lost connection is not worth it, because the
+    next LIST shows what happened."""
     FORCIBLE = auto()
     """A response after which a DELETE may follow: a budget refused the eviction, or the server could not decide."""
     DENIED = auto()
@@ -98,7 +98,7 @@ class Worded(StrEnum):
     marks: frozenset[Mark]
     """The properties that it shares with some other reasons."""
     urgency: tuple[Passes, int]
-    """Sort key that puts reasons which need a person first, then those that last longest. Reasons with the same
+    """Sort key that puts reasons that need a person first, then the reasons that last longest. Reasons with the same
     `passes` keep the order of their definition."""
     when: str
     """The situation in which the reason is used."""
@@ -108,8 +108,8 @@ class Worded(StrEnum):
     def __new__(
         cls, columns: tuple[str, Group, Passes, Keeper, *tuple[Mark, ...]], when: str, remedy: str = ""
     ) -> Self:
-        """Create a reason. `columns` are its word, group, passes, keeper and any number of marks. Reasons that are
-        created later are less urgent among those with equal `passes`."""
+        """Create a reason. `columns` are its word, group, passes, keeper and any number of marks. Among reasons with
+        equal `passes`, those created later are less urgent."""
         member = str.__new__(cls, columns[0])
         member._value_ = columns[0]
         member.group = columns[1]

@@ -2,8 +2,8 @@
 person should do about it.
 
 A reason is never removed or given a second meaning. `docs/reference/reasons.md` is generated from this file. If
-several reasons apply and only one can be shown, `most_urgent` chooses: first those that wait for a person, then those
-that last longest. Reasons with the same `passes` are therefore defined in order, longest first.
+several reasons apply and only one can be shown, `most_urgent` chooses: first a reason that waits for a person, then
+the one that lasts longest. Reasons with the same `passes` are therefore defined in order, the longest first.
 """
 
 from collections.abc import Iterable
