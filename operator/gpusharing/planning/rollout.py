@@ -5,7 +5,7 @@ These invariants hold after every action, even if the operator is interrupted at
 (tests/planning/test_invariants.py):
 
   (a) the nodes that we make unavailable never exceed the policy's allowance or the operator-wide cap
-  (b) no node passes the point of no return while a pod that counts is on it
+  (b) no node passes the point of no return while a pod that has to leave is still on it
   (c) DaemonSet, mirror, finished and terminating pods are never evicted, no pod is evicted twice, and no pod of a gang
       is evicted while another member must stay
   (d) a cordon that is not ours is never lifted
@@ -14,9 +14,9 @@ These invariants hold after every action, even if the operator is interrupted at
   (g) the order of the input does not matter
   (h) a policy with a malformed budget starts no node
   (i) labels and marks that somebody else has set are neither overwritten nor removed
-  (k) a node is not cordoned if a pod on it must not be evicted, or belongs to a gang with such a member
+  (k) a node is not cordoned if a pod on it, or a member of such a pod's gang, must not be evicted
   (l) no node starts before a plan of this generation that includes the node was approved
-  (m) no node starts outside the windows, or with too little of the window left
+  (m) no node starts outside the windows, or when too little of the window is left
   (n) apart from the canaries, no node starts until all canaries are proven and have served for long enough
   (o) no node starts after maxFailures nodes have failed
   (p) no pod is evicted while a paused policy holds its changes
@@ -24,12 +24,13 @@ These invariants hold after every action, even if the operator is interrupted at
   (r) a wave is returned to service as a whole
   (s) a policy that resets its nodes forgets none of them before all have whole GPUs
   (t) no pod is deleted by force too early, without the right to do so, or on a node that would not become empty anyway
-  (u) a node is rolled back only to what was proven there last, and is not changed again by itself
+  (u) a node is rolled back only to the layout last proven on it, and is not changed again by itself
 
 The decision is made in this order: which policy owns each node (own); what the policy offers it (agree, follow); what
-its target is, whether the node has it, and how far its change has come (judge_case); which nodes begin now (choose);
-and what is written once for all nodes (share). Every per-node question goes through the memo, which caches the answers
-without interpreting them, so the cost of a pass depends on what changed and not on the size of the cluster.
+its target is, whether the node matches it, and how far its change has come (judge_case); which nodes begin now
+(choose); and what is written once for all nodes (share). Every per-node question goes through the memo, which caches
+the answers without interpreting them, so the cost of a pass depends on what changed and not on the size of the
+cluster.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#slot,
 docs/design/glossary.md#gang, docs/design/glossary.md#wave, docs/design/glossary.md#point-of-no-return.

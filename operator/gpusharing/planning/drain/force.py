@@ -20,7 +20,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 SLACK = timedelta(seconds=10)
 """Time added to a pod's grace period, so that the next pass comes early enough and a DELETE that fails at first can be
-repeated. In a short drain it is a quarter of the drain instead."""
+repeated. In a short drain, a quarter of the drain is added instead."""
 
 
 def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding | None:
@@ -69,7 +69,7 @@ def find_forced(pods: Standings, end: datetime | None, now: datetime) -> list[St
 
 
 def find_unasked(pods: Standings, end: datetime | None, now: datetime) -> list[Standing]:
-    """Return the pods to evict now even if it is not their turn. The time to delete them by force has come, but
+    """Return the pods to evict now even if it is not their turn. The time to delete these pods by force has come, but
     `find_forced` needs a refusal that still counts, and they have none. Pods that several budgets guard are left out,
     because their eviction always fails. Empty if `end`, the end of the drain, is None or if the change will be given
     up anyway."""
@@ -92,8 +92,8 @@ def next_force(pods: Standings, end: datetime | None) -> Iterator[datetime]:
 
 
 def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
-    """Whether every pod that is left is leaving and the policy deletes pods by force, so that waiting one more minute
-    after `end` may be enough. False if `end` is None, or if no pod is left."""
+    """Whether every remaining pod is leaving and the policy deletes pods by force, so that waiting one more minute
+    after `end` may be enough. False if `end` is None, or if no pod remains."""
     only_leaving = bool(pods.leaving) and not pods.remaining and not pods.blocked
     return end is not None and pods.force_within is not None and only_leaving
 

@@ -34,8 +34,8 @@ MAX_GANGS = 2
 
 def describe_gang(view: GangView) -> str:
     """Return a description of the gang with its size and the nodes on which it runs, such as `JobSet team-a/train, 16
-    pods (8 on gpu-1, 8 on gpu-2)`. At most MAX_NODES nodes are named, and the others and the pods without a node are
-    counted. The size is preceded by `at least` if not all members are known. If no members are known, the part in
+    pods (8 on gpu-1, 8 on gpu-2)`. At most MAX_NODES nodes are named; the other nodes and the pods without a node are
+    only counted. The size is preceded by `at least` if not all members are known. If no members are known, the part in
     parentheses is left out."""
     count = len(view.members)
     where = Counter(member.node for member in view.members)

@@ -25,8 +25,8 @@ from gpusharing.planning.vocabulary.values import value
 # (kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go, GPUGroup, and syncForPods of
 # pkg/binder/binding/resourcereservation/resource_reservation.go). Run:ai's own scheduler uses the same label.
 LABELS = frozenset({"runai-gpu-group", "kai-gpu-group"})
-"""The labels that name the group of a GPU. A pod with fractions of several GPUs has a label `LABEL/GROUP` for each of
-them (v0.17.0, MultiGpuGroupLabelPrefix). The second name is the one that KAI's maintainers announced
+"""The labels that name a GPU's group in KAI-Scheduler. A pod with fractions of several GPUs has a label `LABEL/GROUP`
+for each of them (v0.17.0, MultiGpuGroupLabelPrefix). The second name is the one that KAI's maintainers announced
 (NVIDIA/KAI-Scheduler#464)."""
 
 
@@ -37,8 +37,8 @@ def gpu_groups(labels: Mapping[str, str]) -> frozenset[str]:
 
 
 def is_reservation(pod: PodView) -> bool:
-    """Whether this is a pod with which KAI-Scheduler reserves a GPU for a group: it requests nvidia.com/gpu, has a
-    label of such a group, and has no owner.
+    """Whether this is a pod with which KAI-Scheduler reserves a GPU for a group. Such a pod requests nvidia.com/gpu,
+    has the label of a group, and has no owner.
 
     No other pod of a group requests a whole GPU, because KAI gives no fraction to a pod that does.
     """
@@ -95,7 +95,7 @@ def scope_of(
 
 @value
 class Classified:
-    """The pods of a node, each in exactly one place, sorted by `namespace/name`."""
+    """The pods of a node, each in exactly one of three lists, sorted by `namespace/name`."""
 
     holders: tuple[PodView, ...]
     """Pods that hold a GPU and can be evicted, now or after a wait; some may already be terminating."""
@@ -111,7 +111,8 @@ class Classified:
 
 def gpu_resources(pod: PodView) -> tuple[str, ...]:
     """Return the GPU resource names that the pod requests, sorted; other names under nvidia.com/ are not GPUs (G1).
-    For a pod that requests none but has a fraction from KAI-Scheduler, return just nvidia.com/gpu (G10)."""
+    For a pod that requests no such resource but has a fraction from KAI-Scheduler, return just nvidia.com/gpu (G10).
+    """
     requested = sorted(name for name, count in pod.resources.items() if count > 0 and is_gpu_resource(name))
     return tuple(requested) if requested or not gpu_groups(pod.labels) else (RESOURCE_GPU,)
 
@@ -129,8 +130,8 @@ def has_finished(pod: PodView) -> bool:
 
 
 def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classified:
-    """Sort the pods of a node by what the drain does with them. The first of `FILTERS` that applies to a pod decides;
-    a pod to which none applies holds a GPU and can be evicted."""
+    """Sort the pods of a node by what the drain does with them. The first of `FILTERS` that applies to a pod decides.
+    A pod to which no filter applies holds a GPU and can be evicted."""
     holders, ignored, blocked, blockers = [], [], [], []
     waited = set()
     pods = sorted(pods, key=by_ref)
@@ -155,8 +156,8 @@ def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classifie
 
 def must_leave(pod: PodView, scope: Scope) -> bool:
     """Whether the pod must be gone before the node is changed. False for pods that a drain ignores, such as finished
-    ones, NVIDIA's own and those without a GPU. The drain options of the policy make no difference. KAI's
-    reservation pods must leave too, even while other pods share their GPU."""
+    pods, NVIDIA's own pods and pods without a GPU. The policy's drain options make no difference. KAI's reservation
+    pods must leave too, even while other pods share their GPU."""
     match = _filter_of(pod, _NO_OPTIONS, scope)
     return match is None or match.decision != "ignore"
 
@@ -216,7 +217,7 @@ def _static(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 def _harmless_daemon(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether this is a DaemonSet pod that has no GPU or is NVIDIA's own (P3). NVIDIA's own pods are in the GPU
-    Operator's namespace or select gpu.deploy.client; mig-manager itself removes the latter
+    Operator's namespace or select nodes by gpu.deploy.client; mig-manager itself removes pods of the second kind
     (docs/design/nvidia.md#a3)."""
     if not _daemon(pod, options, scope):
         return False
@@ -249,8 +250,8 @@ def _shared_out(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _terminating(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod is already being deleted, so that rules against evicting it no longer matter; it still holds its
-    GPU (P14)."""
+    """Whether the pod is already being deleted. Rules against evicting it no longer matter, but it still holds its GPU
+    (P14)."""
     return pod.deleted_at is not None
 
 
@@ -267,8 +268,8 @@ def _protected(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _resource_claim(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether a DRA driver, and not the device plugin, manages a GPU of the pod, or a ResourceClaim of the pod cannot
-    be read (G3-G5)."""
+    """Whether a DRA driver instead of the device plugin manages a GPU of the pod, or one of the pod's ResourceClaims
+    cannot be read (G3-G5)."""
     return pod.dra != "none"
 
 
@@ -322,7 +323,7 @@ def _marked(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _mark(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Return the mark on the pod in words; empty without one, or if the policy ignores such marks."""
+    """Return the mark on the pod in words. Empty if there is none, or if the policy ignores such marks."""
     protection = _protection(pod, options, scope)
     return protection.text if protection is not None else ""
 
@@ -334,9 +335,9 @@ def _mark_ends(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
 
 
 def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None:
-    """Return the mark on the pod that asks not to disturb it. None if it has none, if the policy ignores such marks,
-    or if it is a KAI reservation pod. A mark with a duration expires, unless the policy says Block or `scope.now`
-    is None."""
+    """Return the mark on the pod that asks not to disturb it. None if the pod has no such mark, if the policy ignores
+    such marks, or if the pod is a KAI reservation pod. A mark with a duration expires, unless the policy says Block or
+    `scope.now` is None."""
     if (
         options.protected_pods == "Ignore" or not pod.marks or is_reservation(pod)
     ):  # KAI's own mark, for Karpenter
@@ -345,8 +346,8 @@ def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None
 
 
 def _undecided(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether it cannot be decided if a rule applies to the pod, because the labels of its namespace cannot be read
-    (P19). Such a pod is left alone."""
+    """Whether it is unknown which rule applies to the pod, because the labels of its namespace cannot be read (P19).
+    Such a pod is left alone."""
     ruled = find_rule(pod, options)
     return ruled is not None and not ruled.known
 
@@ -367,8 +368,8 @@ def _rule_evicts(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _rule_says(pod: PodView, options: Drain, behavior: str) -> bool:
-    """Whether the pod's rule has this behavior. True also if it is unknown whether that rule matches: `_undecided` has
-    already caught such pods."""
+    """Whether the pod's rule has this behavior. True also if it is unknown whether that rule matches, because
+    `_undecided` has already caught such pods."""
     ruled = find_rule(pod, options)
     return ruled is not None and ruled.rule.behavior == behavior
 
@@ -391,8 +392,7 @@ def _job(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _unmanaged(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether no controller would start the pod again and the policy does not allow the eviction of such pods (P9,
-    P5).
+    """Whether no controller would start the pod again, and the policy does not allow such pods to be evicted (P9, P5).
 
     A KAI reservation pod is treated as unmanaged only until the node is cordoned. After that, the drain empties the
     pod's group and evicts the pod too, because KAI v0.17.0 forgets the reservation pod if the pods of the group had
@@ -409,8 +409,8 @@ def _local_files(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _lost(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Return a sentence that says why no controller would start the pod again; empty for a pod that never had one. A
-    KAI reservation pod never has one, but gets a sentence that says what it is."""
+    """Return a sentence that says why no controller would start the pod again. Empty for a pod that never had a
+    controller; but a KAI reservation pod, which never has one, gets a sentence that says what it is."""
     if is_reservation(pod):
         return "KAI-Scheduler reserves a GPU with this pod, but no pod of its group is on the node"
     return f"Its {_owner(pod)} no longer exists" if pod.owner else ""
@@ -456,4 +456,4 @@ FILTERS: tuple[PodFilter, ...] = (
     PodFilter(_local_files, Reason.LOCAL_STORAGE),
     PodFilter(_job, "wait"),
 )
-"""The first match wins (P2); a test pins the order. A pod that matches none holds a GPU and can be evicted."""
+"""The first match wins (P2); a test pins the order. A pod that matches no filter holds a GPU and can be evicted."""

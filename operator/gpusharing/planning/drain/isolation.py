@@ -1,4 +1,5 @@
-"""The guard for tenants: the modes that a namespace's label admits, and the requirement that its GPU pods get.
+"""The guard for tenants: the modes that a namespace's label admits, and the requirement that GPU pods in the namespace
+get.
 
 The chart's admission policies (templates/admission-guard.yaml) follow the same table. docs/how-to/isolate-tenants.md
 """
@@ -15,8 +16,9 @@ that share one instance."""
 
 
 def find_admitted(namespace_labels: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Return the values of the routing label on which GPU pods may run if their namespace has these labels. None if
-    the namespace has no isolation label. Empty if that label's value is not a level; no GPU pod is admitted then."""
+    """Return the routing-label values of the nodes on which GPU pods may run if their namespace has these labels. None
+    if the namespace has no isolation label. Empty if that label's value is not a level; no GPU pod is admitted then.
+    """
     level = namespace_labels.get(LABEL_ISOLATION)
     return None if level is None else ADMITTED.get(level, ())
 

@@ -1,7 +1,7 @@
-"""What PodDisruptionBudgets say about an eviction, worked out as the API server does it.
+"""What PodDisruptionBudgets say about an eviction, worked out in the same way as by the API server.
 
-The server decides (kubernetes v1.36.3 `pkg/registry/core/pod/storage/eviction.go`); this only predicts its answer, so
-that a hopeless drain does not begin and the reason is known before any pod is disturbed.
+The server decides (kubernetes v1.36.3 `pkg/registry/core/pod/storage/eviction.go`); this module only predicts the
+server's answer, so that a hopeless drain does not begin and the reason is known before any pod is disturbed.
 """
 
 from collections.abc import Iterable

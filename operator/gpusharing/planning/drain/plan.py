@@ -2,11 +2,11 @@
 
 The plan is a function of the pods' standings (standing.py); it examines no pod a second time.
 
-Specification: docs/design/drain.md. What holds in every plan:
+Specification: docs/design/drain.md. Every plan has these properties:
 
-- a finished, static, DaemonSet or terminating pod is never evicted, and no pod twice;
-- every pod that holds a GPU is evicted, waited for, put off to the next pass or blocked with a reason. None is
-  skipped: it holds the GPU until its API object is gone;
+- a finished, static, DaemonSet or terminating pod is never evicted, and no pod is evicted twice;
+- every pod that holds a GPU is evicted, waited for, put off to the next pass or blocked with a reason. No such
+  pod is skipped, because it holds the GPU until its API object is gone;
 - the order of the input makes no difference.
 
 Terms: docs/design/glossary.md#gang.
@@ -74,7 +74,7 @@ class DrainPlan:
 
 
 def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: datetime) -> tuple[Blocker, ...]:
-    """Return what would make a drain fail; while there is any blocker, the node is not cordoned.
+    """Return the blockers that would make a drain fail. While there are any, the node is not cordoned.
 
     `pods` are the standings on a node that is not cordoned yet. Pods that could not run `afterwards` are blockers if
     the policy says Hold for stranded pods. If the pods could not be listed, the failed LIST is the only blocker.
@@ -139,7 +139,7 @@ def budget_room(pods: Standings) -> Counter[str]:
 
 def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
     """Return a blocker for each budget whose allowed disruptions are already used up by other nodes. A budget that
-    allows none counts as allowing one. `crowd` is the sum of `budget_room` over the nodes in flight."""
+    allows no disruption counts as allowing one. `crowd` is the sum of `budget_room` over the nodes in flight."""
     return merge(
         Blocker(
             Reason.PDB,
@@ -163,9 +163,9 @@ def forbidding(pods: Standings) -> tuple[Blocker, ...]:
 
 
 def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) -> Iterator[Blocker]:
-    """Yield what stops pods from leaving, both before and during a drain: blocked pods, stuck or unreachable ones,
-    budgets, and other refusals of the server. The pace of evictions does not count. Budgets count only for the pods
-    in `guarded`."""
+    """Yield what stops pods from leaving, before or during a drain: rules that block pods, pods that are stuck or
+    unreachable, budgets, and other refusals by the server. The pace of evictions does not count. Budgets count only
+    for the pods in `guarded`."""
     yield from pods.blockers
     yield from _unheard(pods) if pods.silent else _stuck(pods.leaving, now)
     yield from _budgets(guarded)
@@ -251,8 +251,8 @@ def _budgets(remaining: Sequence[Standing]) -> Iterator[Blocker]:
 
 
 def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[Standing]]]:
-    """Return pairs of a budget and the pods about which it alone decides. Pods without a budget or with several are
-    left out."""
+    """Return pairs of a budget and the pods about which it alone decides. Pods that no budget or several budgets guard
+    are left out."""
     guarded: dict[str, tuple[PdbView, list[Standing]]] = {}
     for standing in remaining:
         if (budget := standing.budget) is not None:
@@ -295,7 +295,7 @@ def _state(budget: PdbView) -> str:
 
 
 def _server_said(standings: Iterable[Standing]) -> str:
-    """Return the first message of the server about these pods, quoted, or an empty string if there is none."""
+    """Return the server's first message about these pods, quoted, or an empty string if there is none."""
     messages = (
         standing.memory.message
         for standing in standings

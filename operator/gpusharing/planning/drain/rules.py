@@ -30,11 +30,12 @@ JOB_KINDS = frozenset(
 )
 """API group and kind of controllers whose pods end by themselves. A JobSet's and a TrainJob's pods belong to Jobs."""
 RAY_ORIGIN = "ray.io/originated-from-crd"
-"""Label on the pods of a RayCluster; RayJob if the cluster was made for one job."""
+"""The label on a RayCluster's pods that says what the cluster was made for; its value is RayJob if that is a single
+job."""
 
 Tier = tuple[int, bool]
-"""Sort key that decides the order in which pods are drained: first the order of the pod's rule, then whether it has
-one of the cluster's own priority classes, which go last."""
+"""Sort key that decides the order in which pods are drained: first the order of the pod's rule, then whether the pod
+has one of the cluster's own priority classes, which go last."""
 
 
 @value
@@ -81,8 +82,8 @@ def is_empty(selector: Selector) -> bool:
 
 
 def is_job(pod: PodView) -> bool:
-    """Whether the pod ends by itself, which means that it does not restart and belongs to a controller of a kind in
-    JOB_KINDS or to a RayJob (T12)."""
+    """Whether the pod ends by itself: it does not restart, and it belongs to a controller of a kind in JOB_KINDS or to
+    a RayJob (T12)."""
     if pod.restarts or pod.owner is None:
         return False
     group = pod.owner.api_version.partition("/")[0]
@@ -91,8 +92,8 @@ def is_job(pod: PodView) -> bool:
 
 def patience(pod: PodView, options: Drain) -> timedelta | None:
     """Return how long after the cordon the drain waits for a pod that ends by itself, or None if it waits for as long
-    as the pod runs. The timeout of the rule that `find_rule` returns takes precedence over that of spec.drain.jobs.
-    Raises ValueError if the timeout is neither a duration nor `Never`."""
+    as the pod runs. The timeout of the rule that `find_rule` returns takes precedence over the timeout in
+    spec.drain.jobs. Raises ValueError if the timeout is neither a duration nor `Never`."""
     ruled = find_rule(pod, options)
     own = ruled.rule.timeout if ruled is not None else None
     return _wait(own or options.jobs.timeout)
@@ -104,9 +105,9 @@ def _wait(text: str) -> timedelta | None:
 
 
 def tier_of(pod: PodView, options: Drain) -> Tier:
-    """Return the pod's tier (T9, T10); all pods of a lower tier are gone before the next tier begins. A tier is the
-    order of the rule that certainly matches the pod, or 0 without one, and whether the pod has one of the cluster's
-    own priority classes, which go last."""
+    """Return the pod's tier (T9, T10); all pods of a lower tier are gone before the next tier begins. A tier has two
+    parts: the order of the rule that certainly matches the pod, or 0 if no rule does, and whether the pod has one of
+    the cluster's own priority classes, which go last."""
     ruled = find_rule(pod, options)
     return (ruled.rule.order if ruled is not None and ruled.known else 0, pod.system)
 
@@ -131,14 +132,14 @@ class Protection:
     """Why a pod must not be disturbed."""
 
     text: str
-    """The mark and its value, in words. It does not change while the pod exists."""
+    """The mark and its value, in words. The text does not change while the pod exists."""
     until: datetime | None
     """When the protection ends by itself, or None if it lasts until the mark or the pod is gone."""
 
 
 def find_protection(pod: PodView, now: datetime | None) -> Protection | None:
-    """Return the protection by whichever mark protects the pod longest, or None if no mark protects it. If `now` is
-    None, a mark with a duration protects the pod indefinitely.
+    """Return the protection given by the mark that protects the pod longest, or None if no mark protects it. If `now`
+    is None, a mark with a duration protects the pod indefinitely.
 
     Must not be called for a pod that has finished or is leaving, because its marks no longer count.
     """
@@ -180,15 +181,15 @@ def _do_not_disrupt(pod: PodView, key: str, value: str, now: datetime | None) ->
 
 
 def _safe_to_evict(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
-    """Return the protection by Cluster Autoscaler's annotation if its value is `false`, ignoring case and spaces
-    around it, else None."""
+    """Return the protection that Cluster Autoscaler's annotation gives if its value is `false`, ignoring case and
+    surrounding spaces, else None."""
     text = f"Annotation {key} is {_quoted(value)}"
     return Protection(text, None) if value.strip().lower() == "false" else None
 
 
 def _capi_drain(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
-    """Return the protection by Cluster API's label if its value is `skip` or `wait-completed`, ignoring case, else
-    None. A pod that holds a GPU cannot be skipped, so `skip` blocks the drain."""
+    """Return the protection that Cluster API's label gives if its value is `skip` or `wait-completed`, ignoring case,
+    else None. A pod that holds a GPU cannot be skipped, so `skip` blocks the drain."""
     text, setting = f"Label {key} is {_quoted(value)}", value.lower()
     if setting == "skip":
         return Protection(f"{text}, but a pod that has to leave cannot be skipped", None)

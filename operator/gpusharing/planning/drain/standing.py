@@ -42,7 +42,7 @@ class Standing:
     pod: PodView
     """The pod."""
     memory: EvictionMemory | None
-    """The server's last answer about the pod if that still counts, or None if no eviction was sent."""
+    """The server's last answer about the pod, or None if no eviction was sent or the answer no longer counts."""
     budgets: tuple[PdbView, ...]
     """The budgets that the server will check, sorted by name; with more than one, the server always refuses (E8)."""
     leaves: bool
@@ -96,7 +96,7 @@ class Standings:
     leaving: tuple[Standing, ...] = ()
     """Pods that need no eviction any more: see `Standing.leaves`."""
     remaining: tuple[Standing, ...] = ()
-    """Pods that are still to be evicted, now or later."""
+    """Pods that still have to be evicted, now or later."""
     blocked: int = 0
     """How many pods hold a GPU and must not or cannot be evicted."""
     blockers: tuple[Blocker, ...] = ()
@@ -128,8 +128,8 @@ class Standings:
 def find_standings(
     work: NodeWork, options: Drain, now: datetime, *, scope: Scope, cordoned: bool = True
 ) -> Standings:
-    """Return the standing of every pod of the node that holds a GPU. If its pods could not be listed, only the error
-    is set.
+    """Return the standing of every pod of the node that holds a GPU. If the node's pods could not be listed, only the
+    error is set.
 
     `cordoned` says whether the drain has begun. Before that, no eviction is sent, so an old answer would never be
     replaced and would block the node forever. Such an answer is therefore ignored once its wait is over. Gangs that
@@ -181,7 +181,7 @@ def _remaining_gangs(standings: list[Standing]) -> frozenset[Gang]:
 
 
 def stuck_from(pod: PodView) -> datetime | None:
-    """Return when a leaving pod counts as stuck (T5). None if it is not leaving, or if that time is too late for a
+    """Return when a leaving pod counts as stuck (T5). None if the pod is not leaving, or if the time is too late for a
     datetime."""
     try:
         return None if pod.deleted_at is None else pod.deleted_at + STUCK_AFTER
@@ -196,7 +196,7 @@ def force_within(options: Drain, scope: Scope) -> timedelta | None:
 
 
 def asks_for_force(options: Drain) -> bool:
-    """Whether the policy wants pods that are left at the end of the drain to be deleted by force."""
+    """Whether the policy wants the pods that remain at the end of the drain to be deleted by force."""
     return options.on_timeout == "ForceDelete"
 
 
@@ -241,10 +241,10 @@ def _in_turn(standings: list[Standing], front: Tier) -> list[Standing]:
 def _stand(
     pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: datetime, *, silent: bool
 ) -> Standing:
-    """Return the standing of a pod according to `memory`, the last answer to its eviction, and to its budgets: whether
-    it is leaving already, and whether its eviction is due now. It is not due on a silent node, if several budgets
-    guard the pod, or before the wait after the last answer is over and a newer LIST was made. The tier and all
-    waits are left unset."""
+    """Return the standing of a pod that follows from `memory`, the last answer to its eviction, and from its budgets:
+    whether the pod is already leaving, and whether its eviction is due now. The eviction is not due on a silent node,
+    if several budgets guard the pod, or until the wait after the last answer is over and a newer LIST was made. The
+    tier and all waits are left unset."""
     budgets = pdb.binding_budgets(pod, work.pdbs)
     leaves = pod.deleted_at is not None or _is_answered(memory, work)
     # A pod that was evicted since the LIST began is left alone: an eviction whose answer was lost may have been
@@ -255,8 +255,8 @@ def _stand(
 
 
 def _is_answered(memory: EvictionMemory | None, work: NodeWork) -> bool:
-    """Whether the pod needs no further eviction: one was accepted (E1), or the server no longer knew the pod and no
-    newer LIST has shown it since (E2, E3)."""
+    """Whether the pod needs no further eviction: an eviction was accepted (E1), or the server no longer knew the pod
+    and no newer LIST has shown it since (E2, E3)."""
     if memory is None:
         return False
     if memory.reason is Reason.PODS_LEAVING:

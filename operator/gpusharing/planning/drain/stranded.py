@@ -95,9 +95,9 @@ class Afterwards:
     find_places: Callable[[], Iterable[FutureNode]]
     """Returns all nodes; called once, when they are first needed."""
     pending: Mapping[str, int] = field(default_factory=dict)
-    """How many devices Pending pods without a node ask for, by resource name."""
+    """How many devices Pending pods without a node request, by resource name."""
     _placed: dict[object, bool] = field(default_factory=dict)
-    """Whether some node accepts a pod with these requirements; a cache that `_has_place` fills."""
+    """By the requirements of a pod: whether some node accepts such a pod. `_has_place` fills this cache."""
 
     @cached_property
     def _places(self) -> Mapping[str, FutureNode]:
@@ -137,7 +137,7 @@ class Afterwards:
     def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
         """Return a blocker for each of these pods of `node`, in their order, that would have to wait after all changes
         if it were evicted. There are three causes: no node would offer a resource that the pod requests, no node would
-        meet its requirements, or the node loses devices, and over all pods more of these devices would be missing than
+        meet its requirements, or `node` loses devices, so that more of these would be missing over all pods than
         without the changes. If the state of `node` after the changes is unknown, only the first cause is looked for.
         Pods that request no GPU and KAI's reservation pods are skipped."""
         own = self.find_node(node)

@@ -27,8 +27,7 @@ def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) ->
     request. The nodes are computed when they are first needed.
 
     A node that has no target, cannot be judged or is skipped stays as it is. If the verdict in `members` says that the
-    node is Blocked until a person acts, the node counts only with the devices that it has both with and without its
-    change.
+    node is Blocked until a person acts, only the devices that the node has both with and without its change count.
     """
 
     def places() -> Iterator[FutureNode]:
@@ -67,8 +66,8 @@ def is_skipped(node: NodeView) -> bool:
 
 def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
     """Return the node before and after its change, or as it is if it has no target. If the change has begun, the node
-    counts as changed in both states. If the change cordons the node, pods are assumed to be schedulable there
-    afterwards: our cordon ends with the change, and an earlier cordon is assumed to have been made for it."""
+    counts as changed in both states. If the change cordons the node, pods are assumed to be schedulable on it
+    afterwards: our cordon ends with the change, and an earlier cordon is assumed to have been set for the change."""
     now, fence = served(node), node.fence
     assessed = assessment if isinstance(assessment, Assessed) and not is_skipped(node) else None
     after = now if assessed is None else assessed.target.resources

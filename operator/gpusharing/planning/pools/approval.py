@@ -1,10 +1,10 @@
-"""The hash of a plan, which a person names to approve the plan: what each node will become, and how much the changes
+"""The hash with which a person approves a plan. It covers what each node will become, and how much the changes
 disturb.
 
-The plan is hashed as it was when the change of each node began. Pods and progress are not part of it, so an approval
-lasts until the plan is carried out. The hash changes with every edit of the policy, and when a node joins, leaves, or
-cannot be read before its change begins. It also changes if a node drifts and correcting the drift disturbs more than
-was approved; an approval covers lesser drift.
+The plan is hashed as it was when the change of each node began. Pods and progress are not part of the hash, so an
+approval lasts until the plan is carried out. The hash changes with every edit of the policy, and when a node joins,
+leaves, or cannot be read before its change begins. It also changes if a node drifts and correcting the drift disturbs
+more than was approved; an approval covers lesser drift.
 
 Even an edit that restores an earlier spec changes the hash, because nobody has reviewed that spec since.
 
@@ -37,8 +37,8 @@ def plan_hash(policy: PolicyView, members: Sequence[Member]) -> str:
 
 def _row(version: SpecVersion, member: Member) -> tuple[str, str, str] | None:
     """Return the plan's entry for one node: its UID, its target in the form of `owed_for`, and the class of
-    disruption. None if the plan has no entry for it, because it already matches its target or only finishes a
-    change of an earlier generation. The entry of a node that cannot be compared with its policy comes from
+    disruption. None if the plan has no entry for the node, because the node already matches its target or only
+    finishes a change of an earlier generation. The entry of a node that cannot be compared with its policy comes from
     `_row_on_record`."""
     assessment = member.assessment
     if not isinstance(assessment, Assessed):
@@ -50,8 +50,8 @@ def _row(version: SpecVersion, member: Member) -> tuple[str, str, str] | None:
 
 
 def _row_on_record(version: SpecVersion, node: NodeView) -> tuple[str, str, str] | None:
-    """Return the plan's entry, as in `_row`, for a node that cannot be compared with its policy now. It is taken from
-    the fence or the proof for this version of the spec, so that a node whose GPU or agent is gone does not
+    """Return the plan's entry, as in `_row`, for a node that cannot be compared with its policy now. The entry is
+    taken from the fence or the proof for this version of the spec, so that a node whose GPU or agent is gone does not
     invalidate the approval. None if neither exists, if the fence was not approved, or if the node was rolled back."""
     fence, verified = node.fence, node.verified
     if fence is not None and fence.version == version:

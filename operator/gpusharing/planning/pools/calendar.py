@@ -1,9 +1,9 @@
 """The spans of time in which nodes may start: windows minus blackouts.
 
 union      windows that overlap or touch are one span; blackouts are cut out of it
-length     a duration is elapsed time: six hours are six hours when the clocks change too
-start      as Debian's cron has it (cronsim): a start that does not exist on the day the clocks go forward is at the
-           next minute that does, and one that is there twice is the first of the two
+length     a duration is elapsed time: six hours are six hours even when the clocks change
+start      as in Debian's cron (cronsim): a start that does not exist on the day when the clocks go forward moves to
+           the next minute that exists, and of a start that occurs twice the first one counts
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,7 +45,7 @@ class Span:
 
 @value
 class ZonedWindow:
-    """A window of a policy together with its time zone, which the planner cannot look up."""
+    """A policy's window with its time zone, which the planner cannot look up by itself."""
 
     window: Window
     """The window as the policy has it."""
@@ -86,7 +86,7 @@ _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 def find_spans(
     windows: Sequence[ZonedWindow], blackouts: Sequence[ZonedWindow], after: datetime
 ) -> Iterator[Span]:
-    """Yield the spans from `after` on in which nodes may start, in order, for as long as they can be foreseen. Each
+    """Yield, in order, the spans from `after` onward in which nodes may start, as far as they can be foreseen. Each
     window must have been checked with `find_flaw`.
 
     Without windows nodes may start at any time except in blackouts. The iterator may be infinite.

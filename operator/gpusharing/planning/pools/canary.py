@@ -7,9 +7,9 @@ A canary with more nodes than its pool cannot be proven, so no node in service s
 its canary after the canary began, the rollout goes on: the nodes that are gone took their proofs with them, and the
 first remaining node in service stands in for all canaries (docs/adr/0055-a-canary-larger-than-its-pool.md).
 
-Until another node has started, each proven canary must also serve what was proven on it. A canary that does not keeps
-the other nodes waiting. It is not replaced, because otherwise one node after another would be used up, and the soak
-does not start over.
+Until another node has started, each proven canary must also serve what was proven on it. A canary that fails to do so
+keeps the other nodes waiting. It is not replaced, because otherwise one node after another would be used up, and the
+soak does not start over.
 
 Terms: docs/design/glossary.md#proof, docs/design/glossary.md#newcomer, docs/design/glossary.md#fence,
 docs/design/glossary.md#drift.
@@ -36,8 +36,8 @@ def find_canary(pooled: Pooled) -> int | Finding | None:
     if the canary keeps no node from starting. That is so if the policy has no canary, if the pool is empty or has
     exactly as many nodes as the canary, or if the canaries have served for long enough.
 
-    If the canary `outnumbers` the pool, the first node that has begun counts as the canary. Until one has, the Finding
-    says that the canary is too large.
+    If the canary `outnumbers` the pool, the first node that has begun counts as the canary. Until a node has begun,
+    the Finding says that the canary is too large.
     """
     canary, policy, members = pooled.spec.rollout.canary, pooled.policy, pooled.members
     if canary is None or not members or canary.nodes == len(members):
@@ -71,7 +71,7 @@ def _find_proven(
 
 def outnumbers(pooled: Pooled) -> bool:
     """Whether the canary has more nodes than the pool, and the pool is not empty. False for a policy that resets its
-    nodes, because nobody can correct it any more."""
+    nodes, because nobody can correct such a policy any more."""
     canary = pooled.spec.rollout.canary
     return canary is not None and 0 < len(pooled.members) < canary.nodes and not pooled.policy.resetting
 

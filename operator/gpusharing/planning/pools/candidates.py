@@ -44,7 +44,7 @@ Order: TypeAlias = tuple[bool, bool, bool, bool, int, str]
 
 @value
 class Candidate:
-    """A node that may start, with what is known of its pods."""
+    """A node that may start, with what is known about its pods."""
 
     case: NodeCase
     """The node as it is now."""
@@ -53,7 +53,7 @@ class Candidate:
     policy: PolicyView
     """The policy that the node would follow."""
     look: Look | None
-    """The last LIST of its pods and what it found to block the node, or None if nothing does or the pods were not
+    """The last look at the node's pods if it found blockers. None if nothing blocks the node, or if its pods were not
     listed."""
     pods: Standings | None = None
     """The standings of its pods, or None if they were not listed in this pass."""
@@ -174,8 +174,8 @@ def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
 
 def find_cost(case: NodeCase, pods: int) -> int:
     """Return how many pods the change of this node ends. If the change interrupts no gang, or the pods were not
-    listed, the result is `pods`, the number of pods on the node that hold a GPU. Otherwise it is the number of the
-    gangs' members and of the node's GPU pods together; finished pods are left out, and `pods` is ignored."""
+    listed, the result is `pods`, the number of pods on the node that hold a GPU. Otherwise the result is the number of
+    the gangs' members and of the node's GPU pods together; finished pods are left out, and `pods` is ignored."""
     if case.work is None or not (gangs := case.gangs):
         return pods
     ended = {one.pod.uid for view in gangs for one in view.members if not has_finished(one.pod)}
@@ -253,8 +253,8 @@ def begun_look(candidate: Candidate, pods: Standings) -> Look:
 
 
 def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> Verdict:
-    """Return the verdict that starts the change of this node by fencing it. The fence records `wave`, the id of its
-    wave, and `mates`, the nodes of the wave that were left behind."""
+    """Return the verdict that starts the change of this node by fencing it. The fence records `wave`, the id of the
+    node's wave, and `mates`, the nodes of that wave that were left behind."""
     verdict = candidate.case.verdict(Phase.CORDONED, Reason.SETTLING, "the change begins")
     action = _fence(candidate)
     verdict = replace(verdict, deadline=action.fence.deadline)
@@ -290,8 +290,8 @@ def op_of(case: NodeCase, policy: PolicyView) -> str:
 
 
 def _fence(candidate: Candidate) -> FenceNode:
-    """Return the action that fences the candidate. It records the planned change and its deadline, and adds the labels
-    and annotations that the node lacks. If the change cordons the node, the routing label is removed."""
+    """Return the action that fences the candidate. The action records the planned change and its deadline, and adds
+    the labels and annotations that the node lacks. If the change cordons the node, the routing label is removed."""
     case, assessed, policy = candidate.case, candidate.assessed, candidate.policy
     node, timeout = case.node, parse_duration(assessed.spec.drain.timeout)
     cordon = assessed.disruption.cordons

@@ -1,4 +1,5 @@
-"""Which nodes begin now: every pool chooses in turn, within its own allowance and what the operator-wide cap leaves.
+"""Which nodes begin now: every pool chooses in turn, within its own allowance and the slots that the operator-wide cap
+leaves.
 
 If a pool cannot be judged, none of its nodes begins; the other pools still choose (transition/guard.py).
 
@@ -93,8 +94,8 @@ def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
 
 
 def _select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
-    """Let one pool choose. If that raises an exception, none of its candidates starts and all get a verdict that says
-    so, because the error may come from any of its nodes."""
+    """Let one pool choose. If that raises an exception, none of the pool's candidates starts, and all get a verdict
+    that says so, because the error may come from any of the pool's nodes."""
     try:
         return select(pool, queue, cap, ledger)
     except Exception as error:  # noqa: BLE001 - an error in one pool must not stop the others (guard.py)

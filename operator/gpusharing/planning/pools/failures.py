@@ -64,7 +64,7 @@ def _find_lost(
 def _is_proven(member: Member) -> bool:
     """Whether the node was proven, so that its earlier failure no longer counts.
 
-    That includes a proven node whose cordon stays while somebody else works on it.
+    A proven node whose cordon stays while somebody else works on it counts as proven too.
     """
     fence = member.node.fence
     aside = fence is not None and fence.stage == "yielded" and fence.proven is not None

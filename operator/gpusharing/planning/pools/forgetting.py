@@ -1,4 +1,4 @@
-"""The last step of a policy with deletionPolicy Reset: nothing of ours stays on its nodes
+"""The last step of a policy with deletionPolicy Reset: everything of ours is removed from its nodes
 (docs/design/transition.md#reset).
 
 A rollout keeps its state on its nodes: which of them are being changed, which canaries serve and since when, what
@@ -26,7 +26,8 @@ def find_forgotten(
     actuator: Actuator,
 ) -> dict[str, Verdict]:
     """Return the new verdicts of the nodes whose marks are removed now, by name: all nodes of each policy that resets
-    them, once all are proven. If the operator is killed in between, the next pass removes the remaining marks."""
+    its nodes, once all of them are proven. If the operator is killed in between, the next pass removes the remaining
+    marks."""
     forgotten: dict[str, Verdict] = {}
     for pool in pools.values():
         if not pool.policy.resetting:

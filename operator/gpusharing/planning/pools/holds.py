@@ -71,8 +71,8 @@ def _outnumbered(pooled: Pooled) -> str | Finding:
 
 
 def _broken(pooled: Pooled) -> str | Finding:
-    """Return the Finding that a canary no longer serves what was proven on it, or an empty string if that holds no
-    node back."""
+    """Return the Finding that a canary no longer serves what was proven on it, or an empty string if no canary holds
+    other nodes back."""
     return _by_canary(pooled, Reason.CANARY_NOT_SERVING)
 
 
@@ -152,9 +152,9 @@ class Wait:
 
     @staticmethod
     def for_hold(hold: Finding) -> "Wait":
-        """Return what candidates wait for while `hold` keeps every node of their pool from starting: a wait with the
-        reason and the message of `hold`, and with the phase that belongs to this reason. It does not count as a
-        wait for a slot."""
+        """Return the wait of candidates while `hold` keeps every node of their pool from starting. The wait has the
+        reason and the message of `hold` and the phase that belongs to this reason, and it does not count as a wait for
+        a slot."""
         return Wait(hold, hold.reason.waiting_phase, for_room=False)
 
     def verdict(self, case: NodeCase) -> Verdict:

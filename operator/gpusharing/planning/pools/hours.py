@@ -1,7 +1,7 @@
 """Whether the windows of a policy let a node start now, and when the next one may. Computed once per policy and pass.
 
-A node starts only if as much of the window is left as the change may take: drain.timeout plus the time of the slowest
-of the last 20 changes of the pool. A change that has begun may finish after the window.
+A node starts only if enough of the window is left for its change: drain.timeout plus the time that the slowest of the
+pool's last 20 changes took. A change that has begun may finish after the window.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -68,7 +68,7 @@ def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timede
     """Return how much of a window must be left so that a node may start: drain.timeout plus the expected duration of
     the change.
 
-    A change is expected to take as long as the slowest of the last RECENT ones, or UNKNOWN if there are none, but
+    A change is expected to take as long as the slowest of the last RECENT changes, or UNKNOWN if there were none, but
     never longer than its time limits. Changes that took more than twice the limits waited for a person and are ignored
     (ADR 63).
     """

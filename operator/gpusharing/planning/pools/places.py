@@ -16,7 +16,7 @@ LAST_PLACE = (
     "this is one of the last schedulable nodes, and the operator's own pod needs one; waiting until another node is"
     " Ready and not cordoned"
 )
-"""The message of a node that has to stay schedulable for our own pod."""
+"""The message on a node that has to stay schedulable for our own pod."""
 
 
 @dataclass(slots=True)

@@ -1,20 +1,20 @@
 """One policy's nodes together: how many may be unavailable, and which start next.
 
 limit      allowance(maxUnavailable, nodes of the policy); 0 freezes the pool. Nodes without a GPU and products that the
-           policy leaves out do not concern it: they are no part of a percentage and take no slot. Nodes that somebody
-           keeps from changing (cordon, maintenance, switched-off operands) do count. Newcomers behind the start-up
-           taint do not, and take a slot of the operator-wide cap only; holds of the pool apply to them too
-           (docs/design/transition.md#gate)
+           policy leaves out do not concern it: they do not count for a percentage and take no slot. Nodes that
+           somebody keeps from changing (cordon, maintenance, switched-off operands) do count. Newcomers behind the
+           start-up taint do not count and take only a slot of the operator-wide cap; holds of the pool apply to them
+           too (docs/design/transition.md#gate)
 used       nodes that are not Ready, cordoned by anyone, fenced, claimed or being deleted; each counts once. A claim
-           without a fence was left by a crash or an earlier operator, and its node goes first. Nodes that another
-           policy leaves to this one cordoned or Failed count already before they do
+           without a fence was left by a crash or an earlier operator, and its node goes first. A node that another
+           policy will leave to this one cordoned or Failed counts even before that happens
 room       limit - used, but no more than the operator-wide cap leaves, and one node stays open for our own pod
            (places.py)
 hold       what keeps every node from starting, whatever its state: a frozen budget, closed windows (holds.py)
 order      fewest GPU pods first, a gang counted as a whole, then a stable shuffle. Nodes that something blocks do not
            stop the others, and share a few looks at their pods (looks.py)
-waves      nodes that share a gang start in one pass, and wait for enough room where that can come (waves.py)
-crowd      while nodes in flight use up the room of a PodDisruptionBudget, no other node that it guards starts
+waves      nodes that share a gang start in one pass, and wait for enough room if there can ever be enough (waves.py)
+crowd      while nodes in flight use up the room of a PodDisruptionBudget, no other node with pods under it starts
 
 Terms: docs/design/glossary.md#slot, docs/design/glossary.md#newcomer, docs/design/glossary.md#look,
 docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#gang,
@@ -83,7 +83,7 @@ class Pool:
     outside: int = 0
     """How many of `names` do not concern the policy, or do not count yet (see `is_newcomer`)."""
     moving: int = 0
-    """How many of the used slots become free by themselves: those of changes that end at a deadline, and those held
+    """How many of the used slots become free by themselves: slots of changes that end at a deadline, and slots held
     only by a claim, which either becomes such a change or is dropped."""
     opening: int = 0
     """How many of the nodes in `moving` accept no pods now but will again when their changes end."""
@@ -127,9 +127,9 @@ class Pool:
 
     def count(self, member: Member, *, claimed: bool = False) -> None:
         """Add a node of the policy to the pool. It becomes a member if it concerns the policy, and the budget covers
-        it unless it is a newcomer. A covered node that is away or `claimed` takes a slot. It is counted in `moving` if
-        its change ends by itself or it is not away yet; otherwise it is added to `keepers`. `claimed`: the node holds
-        a slot and is about to become unavailable."""
+        it unless it is a newcomer. A covered node that is away or `claimed` takes a slot. Such a node is counted in
+        `moving` if its change ends by itself or it is not away yet; otherwise it is added to `keepers`. `claimed`: the
+        node holds a slot and is about to become unavailable."""
         verdict = member.verdict
         self.names.append(verdict.node)
         if not member.outside:
@@ -178,7 +178,7 @@ class Pool:
 
     def pooled(self, now: datetime) -> Pooled | None:
         """Return everything that may keep the pool's nodes from starting, or None if the policy cannot be read. Raises
-        ValueError if it can be read and `with_hours` has not computed what its windows allow."""
+        ValueError if the policy can be read but `with_hours` has not computed what its windows allow."""
         if self.policy.spec is None:
             return None
         spec, before = self.policy.spec, self.failed_before
@@ -251,7 +251,7 @@ class Room:
     capped: Finding
     """The Finding for newcomers for which there is no room."""
     lookahead: int | None = LOOKAHEAD
-    """How many candidates beyond the room have their pods listed, or None if no further ones are listed now."""
+    """How many candidates beyond the room have their pods listed, or None if no further pods are listed now."""
     listed: int = 0
     """How many candidates have asked so far in this pass for their pods to be listed in the next one."""
 
@@ -327,8 +327,8 @@ def _select(
 
 
 def _find_capped(ledger: Ledger) -> Finding:
-    """Return the Finding for a node of any policy for which the operator-wide cap leaves no slot. It names the nodes
-    that occupy slots until somebody acts."""
+    """Return the Finding for a node of any policy for which the operator-wide cap leaves no slot. The Finding names
+    the nodes that occupy slots until somebody acts."""
     keepers = explain_keepers(ledger.keepers)
     told = f" ({keepers})" if keepers else ""
     message = (
@@ -339,10 +339,10 @@ def _find_capped(ledger: Ledger) -> Finding:
 
 
 def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
-    """Return the Finding for the next node of the pool for which there is no slot. It says whether the policy's limit
-    or the operator-wide cap is the cause, and which nodes occupy slots until somebody acts. `stands` is set if the
-    limit is the cause and only a person can free a slot. The message has no number that changes as nodes come and go.
-    """
+    """Return the Finding for the next node of the pool for which there is no slot. The Finding says whether the
+    policy's limit or the operator-wide cap is the cause, and which nodes occupy slots until somebody acts. `stands` is
+    set if the limit is the cause and only a person can free a slot. The message has no number that changes as nodes
+    come and go."""
     if cap < pool.limit - pool.used:
         return _find_capped(ledger)
     keepers = explain_keepers(pool.keepers)
@@ -368,8 +368,8 @@ def _in_order(pool: Pool, queue: Queue, ledger: Ledger, left: Room, chosen: Sele
     unknown = (cases.keys() & queue.unlisted.keys()) - ledger.looks.keys() - following
 
     def find(names: Iterable[str]) -> Iterator[tuple[Order, Candidate]]:
-        """Yield each of these candidates with its order. One whose computation fails gets a verdict in `chosen`
-        instead."""
+        """Yield each of these candidates with its order. A candidate whose computation fails gets a verdict in
+        `chosen` instead."""
         for name in names:
             try:
                 candidate = find_candidate(cases[name], policy, ledger, follows=name in following)

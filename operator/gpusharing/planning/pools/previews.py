@@ -34,7 +34,7 @@ from gpusharing.planning.vocabulary.values import value
 AGAIN = timedelta(minutes=5)
 """The time between two looks at one node."""
 MAX_NODES = 20
-"""The most nodes of a pool that are looked at. `status.plan` names no more."""
+"""The most nodes of a pool that are looked at. `status.plan` does not name more nodes than that."""
 
 
 @value

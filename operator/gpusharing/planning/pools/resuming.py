@@ -54,8 +54,8 @@ def _next_value(policy: PolicyView, batches: int) -> str:
 
 
 def _resumed(policy: PolicyView, limit: int) -> str:
-    """Return a clause in parentheses with the present value of the annotation: how many failures it allows, or that it
-    is not for this generation. Empty if the annotation is not set."""
+    """Return a clause in parentheses that shows the present value of the annotation and says how many failures it
+    allows, or that it is not for this generation. Empty if the annotation is not set."""
     if not policy.resumed:
         return ""
     value = f'{names.ANNOTATION_RESUME} "{policy.resumed[:_SHOWN]}"'

@@ -59,8 +59,8 @@ def _find_awaited(
 
 
 def _find_waves(fences: Mapping[str, Fence], nodes: Mapping[str, NodeView]) -> dict[str, list[str]]:
-    """Return the nodes that are still in the change of a wave, by the id of the wave. Nodes whose fence names no wave
-    or is yielded are left out, and so is a Node that was deleted and created again."""
+    """Return the nodes whose change in a wave is still under way, by the id of the wave. Nodes whose fence names no
+    wave or is yielded are left out, and so is a Node that was deleted and created again."""
     waves: dict[str, list[str]] = {}
     for name, fence in fences.items():
         if fence.wave and fence.stage != "yielded" and fence.node_uid == nodes[name].uid:

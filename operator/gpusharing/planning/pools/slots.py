@@ -43,9 +43,9 @@ def share(
     failed_nodes: Mapping[str, FailedNode],
 ) -> tuple[Action, ...]:
     """Return the writes that concern all nodes, in the order in which they are made: configuration, finalizers, claims
-    and failures, and NVIDIA's objects. The last are the pointers of ClusterPolicy or, if no pointer has to change
-    and the data is up to date, the MPS DaemonSet. Writes that would change nothing are left out. `unfenced` has the
-    claims that nodes without a fence get or keep."""
+    and failures, and NVIDIA's objects. NVIDIA's objects are the pointers of ClusterPolicy or, if no pointer has to
+    change and the data is up to date, the MPS DaemonSet. Writes that would change nothing are left out. `unfenced` has
+    the claims that nodes without a fence get or keep."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {
@@ -84,8 +84,8 @@ def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim |
 
 
 def opens_again(verdict: Verdict, now: datetime) -> bool:
-    """Whether the gate of the node was probably open for the previous process and opens for this one soon and by
-    itself: its verdict wakes within CLOCKS, or it wakes at the end of the grace period of drift.
+    """Whether the node's gate was probably open for the previous process and will soon open for this one by itself:
+    the node's verdict wakes within CLOCKS, or it wakes at the end of the grace period of drift.
 
     By another clock, a wait that was just over may last a moment longer. And only the process that saw a node drift
     knows since when, so a new process waits again. Waits for an answer or a person may last forever, so they do not

@@ -62,7 +62,7 @@ def find_waves(order: Sequence[str], mates: Mapping[str, frozenset[str]]) -> dic
 
 
 def _reached(first: str, linked: Mapping[str, set[str]]) -> set[str]:
-    """Return the names of all nodes that are linked to the first one, directly or through others, including itself."""
+    """Return the names of the node `first` and of all nodes that are linked to it, directly or through others."""
     reached, edge = {first}, {first}
     while edge:
         edge = set().union(*(linked[name] for name in edge)) - reached
@@ -108,8 +108,8 @@ def _is_left(node: NodeView, proofs: Iterable[Verified]) -> bool:
 
 
 def _is_later(node: NodeView, proof: Verified) -> bool:
-    """Whether the node has been changed since this proof of another node, so that the proof no longer makes it follow
-    that node's gang. False if either time is unknown."""
+    """Whether the node has been changed since this proof of another node, so that the proof no longer makes the node
+    follow the other node's gang. False if either time is unknown."""
     changed = node.verified.changed_at if node.verified is not None else None
     return changed is not None and proof.changed_at is not None and changed >= proof.changed_at
 
@@ -184,7 +184,8 @@ def _find_wait(free: Sequence[Candidate], room: int, ledger: Ledger) -> Callable
 
 
 def _look_first(candidate: Candidate) -> Verdict:
-    """Return the verdict of a node of a wave that waits until its pods, or those of another node, are listed."""
+    """Return the verdict of a node of a wave that waits until its own pods or those of another node of the wave are
+    listed."""
     return looking(candidate.case)
 
 

@@ -43,9 +43,9 @@ class SetClaims:
     so this comes before every fence."""
 
     claims: Mapping[str, Claim]
-    """All claims, by node name; they replace those on the Lease."""
+    """All claims, by node name; they replace the claims on the Lease."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
-    """All failures on record, by UID of the Node; they replace those on the Lease."""
+    """All failures on record, by UID of the Node; they replace the failures on the Lease."""
 
 
 @value
@@ -75,7 +75,7 @@ class SetPointers:
 @value
 class RepairMps:
     """Set PROCESS_TO_SIGNAL of config-manager in the GPU Operator's MPS DaemonSet, in one conditional PATCH, after the
-    repair was counted on our ConfigMap. No fence waits for this."""
+    repair has been counted on our ConfigMap. No fence waits for this."""
 
     policy: ClusterPolicyView
     """The ClusterPolicy that owns the DaemonSet."""
@@ -188,7 +188,8 @@ class Release:
     uncordon: bool
     """Whether to lift the cordon."""
     labels: Mapping[str, str | None]
-    """Our own labels and those that were set for other controllers: the values to set, or None to remove one."""
+    """Our own labels and the labels that were set for other controllers: the values to set, or None to remove a label.
+    """
     verified: Verified | None = None
     """What was proven, or None to leave the earlier record."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
@@ -212,8 +213,8 @@ class LabelNode:
     verified: Verified | None = None
     """What was proven, or None to leave the earlier record."""
     forget: bool = False
-    """Whether to remove two records too, what was proven and the last change that was given up, so that nothing of
-    ours stays on the node."""
+    """Whether to remove the records too (of what was proven, and of the last change that was given up), so that
+    nothing of ours stays on the node."""
 
 
 Action = (

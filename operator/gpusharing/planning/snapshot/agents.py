@@ -1,5 +1,5 @@
-"""Explains why no agent runs on a node: its pods are refused, never start, or exit at once. The message stays the same
-as long as the cause does."""
+"""Explains why no agent runs on a node: the agent's pods are refused, never start, or exit at once. The message stays
+the same as long as the cause does."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -44,7 +44,7 @@ class AgentPod:
     name: str
     """Name of the pod."""
     node: str
-    """The node that the DaemonSet controller made the pod for, even before the pod is bound to it."""
+    """The node for which the DaemonSet controller made the pod, even before the pod is bound to that node."""
     ready: bool
     """Whether its condition Ready is True."""
     deleting: bool
@@ -61,7 +61,7 @@ class AgentPod:
     message: str = ""
     """The kubelet's message for that reason. Empty if there is none."""
     ended: str = ""
-    """How the container exited last, such as `Error, exit code 1`. Empty if it has not exited, or has been running
+    """How the container last exited, such as `Error, exit code 1`. Empty if it has not exited, or has been running
     since."""
     last_words: str = ""
     """The end of the log of the container that exited, as the kubelet reports it."""
@@ -95,9 +95,9 @@ class AgentTroubles:
     """Why the API server refuses further pods of the DaemonSet, or None if it does not."""
 
     def of(self, node: str) -> Finding | None:
-        """Return why no agent is Ready on `node`. None if the cause is unknown, or if its pod may just be starting. A
-        node without an agent pod, or with one that is being deleted, gets the reason why the API server refuses
-        pods. Must not be called for a node with a Ready agent."""
+        """Return why no agent is Ready on `node`. None if the cause is unknown, or if the agent's pod may just be
+        starting. A node without an agent pod, or with one that is being deleted, gets the reason why the API server
+        refuses pods. Must not be called for a node with a Ready agent."""
         return self.pods.get(node, self.refused)
 
 
@@ -123,8 +123,8 @@ def find_troubles(
 
 def _of_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Finding | None:
     """Return why the pod, which is not Ready, does not start, and what a person can do about it, from the first of
-    HINDRANCES that applies. None if none applies, because the pod may just be starting. `warnings` are the events
-    about this pod, and `arch` is the architecture of its node."""
+    HINDRANCES that applies. None if no hindrance applies, because the pod may just be starting. `warnings` are the
+    events about this pod, and `arch` is the architecture of its node."""
     state = _PodState(pod, steady(pod.message), warnings, arch)
     for hindrance in HINDRANCES:
         if (why := hindrance.find(state)) is not None:
@@ -193,9 +193,9 @@ def _no_image(state: _PodState, what: str) -> str:
 
 
 def _start_error(state: _PodState) -> str | None:
-    """Return the container runtime's message if it cannot start the container, or None if it can or there is no
-    message. Between two attempts, the message is in the container's last state, so the last state is checked as well.
-    """
+    """Return the container runtime's message if the runtime cannot start the container, or None if it can or there is
+    no message. Between two attempts, the message is in the container's last state, so the last state is checked as
+    well."""
     pod = state.pod
     if pod.waiting == "RunContainerError":
         return state.kubelet_message or None

@@ -61,7 +61,7 @@ class CallFailure:
 
     def is_fresh(self, now: datetime) -> bool:
         """Whether the failure is so recent that the next attempt may still lie ahead. The attempt may come as late as
-        LONGEST_WAIT after `next_try`, because some calls require that much is proven again first."""
+        LONGEST_WAIT after `next_try`, because much has to be proven again before some calls."""
         return now < self.next_try + timedelta(seconds=LONGEST_WAIT)
 
     @property
@@ -69,8 +69,8 @@ class CallFailure:
         """Whether there were enough failures in a row (LASTING) to show them to people and to give up a slot that was
         claimed for a fence.
 
-        After the first failure the fence may exist although its call failed. By the second failure the watch would
-        have shown it.
+        After the first failure the fence may exist although its call failed. By the second failure, the watch would
+        have shown that fence.
         """
         return self.tries >= LASTING
 

@@ -1,6 +1,6 @@
 """NVIDIA's DRA stack: the driver that serves GPUs to ResourceClaims, and the devices that it publishes.
 
-Names of programs, attributes and settings are those of dra-driver-nvidia-gpu v0.5.0.
+The names of programs, attributes and settings are as in dra-driver-nvidia-gpu v0.5.0.
 """
 
 from gpusharing.planning.vocabulary.values import value

@@ -27,7 +27,7 @@ class Owner:
     name: str
     """Name, in the namespace of the pod."""
     exists: bool | None = None
-    """True or False if the controller was looked up and exists or is gone. None if it was not looked up, because its
+    """True if the controller was looked up and exists, False if it is gone. None if it was not looked up, because its
     kind cannot be read or need not be."""
 
 
@@ -63,7 +63,7 @@ class PodView:
     name: str
     """Name of the pod."""
     uid: str
-    """UID of the pod; a successor under the same name has another."""
+    """UID of the pod; a successor with the same name has another UID."""
     phase: str
     """status.phase."""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -192,7 +192,7 @@ class EvictionMemory:
     tries: int = 1
     """How often the response came in that series; the next wait depends on it."""
     asked_at: datetime | None = None
-    """When the eviction was last requested, or None if that is unknown but long ago."""
+    """When the eviction was last requested, or None if the time is unknown but long ago."""
 
 
 @value

@@ -25,8 +25,8 @@ EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _moment(text: object) -> datetime:
-    """Return the RFC 3339 time in `text` as a datetime; a validator for pydantic. Raises ValueError if it is not a
-    time with a time zone, or if it is before 1970 or after NEVER (the year 9000)."""
+    """Return the RFC 3339 time in `text` as a datetime; a validator for pydantic. Raises ValueError if `text` is not a
+    time with a time zone, or if the time is before 1970 or after NEVER (the year 9000)."""
     if (moment := from_rfc3339(text)) is None:
         raise ValueError("not a time with a time zone")
     if not EARLIEST <= moment <= NEVER:
@@ -86,7 +86,7 @@ class Fence:
     """Whether the node was cordoned before the fence. That cordon is not ours to lift."""
     added: tuple[str, ...]
     """Keys of the labels and annotations that we set for other controllers (docs/design/drain.md#c6) and have to
-    remove again. Empty once the node is yielded, because the yielding removes them."""
+    remove again. Empty once the node is yielded, because yielding removes them."""
     disruption: DisruptionClass
     """The worst class of disruption of the change so far. It never gets better."""
     from_layout: str
@@ -285,8 +285,8 @@ class FailedNode:
 
 @value
 class Claim:
-    """A slot of the disruption budget. It is recorded on the leader's Lease before the fence is written and until the
-    fence is gone."""
+    """A slot of the disruption budget. It stays on record on the leader's Lease from before the fence is written until
+    the fence is gone."""
 
     __pydantic_config__ = _WRITTEN
 
@@ -306,8 +306,8 @@ class Claim:
 
     @staticmethod
     def of(node_uid: str, fence: Fence) -> "Claim":
-        """Return the claim for the change that `fence` records on the Node with `node_uid`. Its `version` is None
-        unless the change is past its point of no return and not proven, and the fence was written for this very
+        """Return the claim for the change that `fence` records on the Node with `node_uid`. The claim's `version` is
+        None unless the change is past its point of no return and not proven, and the fence was written for this very
         Node."""
         claim = Claim(node_uid, fence.policy, fence.op, fence.wave)
         if fence.stage != "actuating" or fence.proven is not None or fence.node_uid != node_uid:

@@ -78,7 +78,7 @@ class ClusterPolicyView:
     """migManager.config.name. Empty if it is not set."""
     switches: Mapping[str, bool | str] = field(default_factory=dict)
     """The values of the fields that `stack/requirements.py` reads, by their path below `spec`; fields that are not set
-    are left out. Without a ClusterPolicy, they are the values that correspond to the programs that run."""
+    are left out. Without a ClusterPolicy, the values are derived from the programs that run."""
     plugin_default: str = ""
     """devicePlugin.config.default: the device-plugin configuration for nodes without the label. Empty if it is not
     set."""
@@ -120,7 +120,8 @@ class ClusterPolicyView:
 
 @value
 class FinderState:
-    """A DaemonSet of Node Feature Discovery's worker. Without its labels nobody knows that a node has a GPU."""
+    """A DaemonSet of Node Feature Discovery's worker. Without the worker's labels, nobody knows that a node has a GPU.
+    """
 
     name: str
     """Name of the DaemonSet."""
@@ -155,7 +156,7 @@ class StackView:
     """Device-plugin configurations that Nodes name but `plugin_configs` lacks, collected while ClusterPolicy does not
     name our ConfigMap."""
     missing_maps: tuple[str, ...] = ()
-    """ConfigMaps of the admin that are named by a setting but do not exist."""
+    """The admin's ConfigMaps that a setting names but that do not exist."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)
     """The mig-parted file that mig-manager >= 0.14 generated from the hardware, by node."""
     plugin_map_exists: bool = True
@@ -168,7 +169,7 @@ class StackView:
     write_error: str = ""
     """Why the last write of our ConfigMaps was refused. Empty if it was not refused."""
     rival_policies: tuple[str, ...] = ()
-    """Names of ClusterPolicies if it cannot be told which of them the GPU Operator follows; `cluster_policy` is then
+    """Names of the ClusterPolicies if it is unclear which of them the GPU Operator follows; `cluster_policy` is then
     the first of them. Empty otherwise."""
     pointer_error: str = ""
     """Why the write that points ClusterPolicy at our ConfigMaps failed. Empty if it did not fail."""
@@ -202,7 +203,7 @@ class StackView:
 
 
 class Program(StrEnum):
-    """A program of NVIDIA's whose pods we may restart, by the value of their label `app`."""
+    """One of NVIDIA's programs whose pods we may restart, by the value of the pods' label `app`."""
 
     MIG_MANAGER = "nvidia-mig-manager"
     MPS_DAEMON = "nvidia-device-plugin-mps-control-daemon"
@@ -232,9 +233,9 @@ class Operand:
 
 
 def find_active(views: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:
-    """Return the ClusterPolicy that the GPU Operator follows, or None if there is none, and a tuple of names. The
-    tuple is empty unless the choice is uncertain. If it is, the tuple names all possible policies, and the returned
-    policy is the first of them by name.
+    """Return a pair: the ClusterPolicy that the GPU Operator follows, or None if there is none, and a tuple of names.
+    The tuple is empty unless the choice is uncertain. If it is, the tuple names all possible policies, and the
+    returned policy is the first of them by name.
 
     The GPU Operator marks all but one as `ignored`. It may not have marked any before its first reconciliation, or
     while it is not running. If all are marked, the mark is disregarded; a single ClusterPolicy is therefore always

@@ -148,7 +148,7 @@ class GpuView(CardView):
     """Whether the agent is not allowed to list MIG instances. `layout` may then lack some of them, and no layout can
     be proven."""
     reset_in_guest: bool = False
-    """Whether changing its MIG mode takes a GPU reset that its virtual machine may be unable to perform."""
+    """Whether a change of its MIG mode requires a GPU reset that its virtual machine may be unable to perform."""
 
 
 @value(eq=False, slots=False)  # no slots, because cached_property needs a __dict__
@@ -253,7 +253,7 @@ class PolicyView:
     uid: str
     """UID of the policy. A policy that is recreated under the same name has a new one."""
     generation: int
-    """metadata.generation, which is increased by each edit of the spec and by the deletion."""
+    """metadata.generation, which each edit of the spec and the deletion increase."""
     created: str
     """metadata.creationTimestamp. If several policies of equal priority select a node, the oldest owns it."""
     deleting: bool

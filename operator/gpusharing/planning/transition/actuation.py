@@ -74,9 +74,9 @@ def start_anew(case: FencedCase) -> Verdict:
 
 def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
     """Return the verdict that deletes this pod of an actuator, so that its replacement begins a new run. If the pod is
-    terminating already, the verdict only waits; if the change has no cordon, it starts over. Otherwise the node
-    must first be proven idle again (`way_to_idle`), for which the agent's reading may be older than the last event.
-    `what` names the actuator in the message."""
+    already terminating, the verdict only waits; if the change has no cordon, the change starts over. Otherwise the
+    node must first be proven idle again (`way_to_idle`). For that proof, the agent's reading may be older than the
+    last event. `what` names the actuator in the message."""
     verdict = case.verdict(
         Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"restarting {what} on the node"
     )

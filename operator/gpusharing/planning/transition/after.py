@@ -60,10 +60,10 @@ def after_pnr(case: FencedCase) -> Verdict:
 
 
 def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
-    """Return the verdict with the deadline of the fence applied. Before the deadline, the verdict wakes at the
-    deadline at the latest. After it, the verdict becomes Failed and keeps its other actions, such as a request to
-    the agent; the reason ActuationInProgress becomes ActuatorStuck. A verdict that is Failed already, or that has
-    an action of _STEPS, is returned unchanged.
+    """Return the verdict with the deadline of the fence applied. Before the deadline, the verdict wakes no later than
+    the deadline. After the deadline, the verdict becomes Failed and keeps its other actions, such as a request to the
+    agent; the reason ActuationInProgress becomes ActuatorStuck. A verdict that is already Failed, or that has an
+    action of _STEPS, is returned unchanged.
 
     If a Ready agent still owes an answer and no failure is recorded yet, the deadline is extended a little. Instead of
     a Failed verdict, the result may be the verdict for another run that a person asked for or for a rollback
@@ -190,8 +190,8 @@ def _refused(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _not_asked(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return the Verifying verdict that asks the agent to read the GPUs, or None if it was asked already since the
-    last event."""
+    """Return the Verifying verdict that asks the agent to read the GPUs, or None if the agent has already been asked
+    since the last event."""
     request = verify_request(case)
     if request is None:
         return None
@@ -200,7 +200,7 @@ def _not_asked(case: FencedCase, reason: Reason) -> Verdict | None:
 
 def _unobserved(case: FencedCase) -> Verdict:
     """Return the Verifying verdict that waits for the agent's reading. If there is a reading but it is incomplete, for
-    example because it has no GPU at all, the verdict says so."""
+    example because it lists no GPU, the verdict says so."""
     assessment = case.assessment
     pending = assessment.pending if isinstance(assessment, Unobserved) else None
     if (
@@ -239,7 +239,7 @@ class _Aimed:
     @staticmethod
     def of(case: FencedCase, assessed: Assessed) -> "_Aimed":
         """Return the case with the target of its present step (the intermediate stop or the final target), whether the
-        last run led there, whether another run is owed, and what is wrong with the actuator."""
+        last run led there, whether another run is due, and what is wrong with the actuator."""
         fence = case.fence
         aim = assessed.stop if fence.step < fence.steps else assessed.target
         owed = fence.owed == owed_for(assessed.target)
@@ -265,8 +265,8 @@ def _aims_at(case: FencedCase, target: Target) -> bool:
 
 
 def _old_pod(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict of `restart_pod` for the next pod that this run has to replace: it deletes the pod, or first
-    makes the node idle. None if there is no such pod."""
+    """Return the verdict of `restart_pod` for the next pod that this run has to replace. The verdict deletes the pod,
+    or first makes the node idle. None if there is no such pod."""
     old = aimed.case.actuator.find_old(aimed.case, aimed.case.fence)
     return None if old is None else restart_pod(aimed.case, *old)
 
@@ -293,7 +293,8 @@ def _stop_proven(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _run_ended(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the next step of the proof if the actuator is done and the target is still the same, else None."""
+    """Return the verdict for the next step of the proof if the actuator is done and the target is still the same, else
+    None."""
     if not aimed.on_course or aimed.trouble is not None:
         return None
     return _verify(aimed.case, aimed.aim, aimed.assessed)
@@ -359,11 +360,11 @@ def _at_work(case: FencedCase, trouble: Trouble) -> Verdict:
 
 def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
     """Return a Failed verdict with this cause and the command for a retry. If the cause is that the actuator failed,
-    it also asks the agent to read the GPUs, unless it was asked already.
+    the verdict also asks the agent to read the GPUs, unless the agent has already been asked.
 
-    If a person asked for another try and the node has a target, return the verdict that records a new run instead:
+    If a person asked for another try and the node has a target, return instead the verdict that records a new run:
     everything is written again and the pods restart. If the policy says Rollback and a rollback is possible, return
-    its verdict; see `turn_back`. `known`: the present state of the node is known.
+    the verdict of the rollback; see `turn_back`. `known`: the present state of the node is known.
     """
     if was_asked_again(case) and isinstance(case.assessment, Assessed):
         verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "trying again on request")
@@ -385,8 +386,8 @@ def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
 
 
 def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
-    """Return the next step of the proof: ask the agent to read the GPUs, wait for its answer, show what still differs
-    from `aim` or that the node is not Ready, begin the second step, or release the node."""
+    """Return the verdict for the next step of the proof: ask the agent to read the GPUs, wait for its answer, show
+    what still differs from `aim` or that the node is not Ready, begin the second step, or release the node."""
     if (request := verify_request(case)) is not None:
         verdict = case.verdict(
             Phase.VERIFYING, Reason.OBSERVATION_PENDING, "asking the agent to read the GPUs again"

@@ -118,7 +118,7 @@ def retry_command(node: str, answered: str) -> str:
 
 
 def goes_back(case: FencedCase) -> bool:
-    """Whether the node is being rolled back to what was proven on it last. False while no policy drives the node. A
+    """Whether the node is being rolled back to the layout last proven on it. False while no policy drives the node. A
     person's retry or a policy that was created again ends the rollback, because then the policy's target is wanted. A
     new generation of the policy ends it too, unless the policy is paused now or only its deletion changed the
     generation."""
@@ -142,8 +142,8 @@ def was_rolled_back(node: NodeView, policy: PolicyView) -> bool:
 
 def failed_in(node: NodeView, policy: PolicyView) -> SpecVersion | None:
     """Return the latest version of this policy's spec in which a change failed on the node, according to the records
-    of its last proof and its last abandoned attempt. None if neither names a version of this policy. The fence is
-    not read, and another try does not reset the records."""
+    of its last proof and its last abandoned attempt. None if neither record names a version of this policy. The fence
+    is not read, and another try does not reset the records."""
     records = (record.failed_version for record in (node.verified, node.deferred) if record is not None)
     ours = (version for version in records if version is not None and version.uid == policy.uid)
     return max(ours, key=lambda version: version.generation, default=None)
@@ -163,9 +163,9 @@ def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
 
 
 def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
-    """Return the record of the back-off after this abort: `abort_backoff` seconds (5 min by default), doubled with
-    each abort within one generation of a policy, up to 64 times the first wait. The record also has `reason` and, if
-    the change had failed, the version of the spec that failed."""
+    """Return the record of the back-off after this abort. The back-off lasts `abort_backoff` seconds (5 min by
+    default), doubled with each abort within one generation of a policy, up to 64 times the first wait. The record also
+    has `reason` and, if the change had failed, the version of the spec that failed."""
     earlier, version = case.node.deferred, case.fence.version
     if not version.uid and case.assessment is not None:
         version = replace(version, uid=case.assessment.policy.uid)

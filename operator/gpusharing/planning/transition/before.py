@@ -99,8 +99,8 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
     are no jobs, the pods were not listed, or the deadline is already right. Once the jobs have ended, the drain gets
     the whole of `drain.timeout`.
 
-    During the wait the deadline is only extended, and only to what the policy says now. An unlimited wait gets a limit
-    if somebody edits the policy to set one.
+    During the wait, the deadline is only ever extended, and only to the time that the policy allows now. An unlimited
+    wait gets a limit if somebody edits the policy to set one.
     """
     plan, fence = case.drain, case.fence
     if plan is None or plan.jobs_until is None:
@@ -181,8 +181,8 @@ def _node_going(case: FencedCase) -> str:
 
 
 def _policy_going(case: FencedCase) -> str:
-    """Return the message that the policy of the change was deleted or is being deleted, or an empty string if
-    neither."""
+    """Return the message that the policy of the change was deleted or is being deleted, or an empty string if neither
+    is the case."""
     if case.assessment is not None and not case.assessment.policy.deleting:
         return ""
     return f"policy {case.fence.policy} was deleted or is being deleted; the node is being restored"
@@ -278,7 +278,7 @@ def _uncordoned(case: FencedCase) -> str:
 
 def _barred(case: FencedCase) -> str | Finding:
     """Return the objection of the first closed gate of AIM to the target, or an empty string if the target can still
-    be reached. The change is given up then, because so far nothing is lost except evicted pods."""
+    be reached. An objection ends the change, because so far nothing is lost except evicted pods."""
     assessment = case.assessment
     return (find_gate(case, assessment, AIM) if isinstance(assessment, Assessed) else None) or ""
 
@@ -383,8 +383,8 @@ def _next_limit(case: FencedCase) -> datetime:
 
 
 def _time_out(case: FencedCase) -> str | Finding:
-    """Return the message that the change is given up at its deadline, with what kept it from succeeding. It is a
-    Finding if processes still used a GPU after the pods were gone."""
+    """Return the message that the change is given up at its deadline, with what kept it from succeeding. A Finding is
+    returned instead if processes still used a GPU after the pods were gone."""
     if case.drain is not None and case.drain.idle:
         text = "the pods are gone, but the node was not proven idle in time, so it was restored"
         busy = last_busy(case)

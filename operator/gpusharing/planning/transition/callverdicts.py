@@ -158,8 +158,8 @@ class Failing:
         return failure is not None and failure.holds(self.now)
 
     def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
-        """Return all members, with new verdicts for two kinds of nodes that are not Failed yet: those that missed the
-        deadline of their next step become Failed and record that in the fence, and those in flight whose calls have
+        """Return all members, with new verdicts for two kinds of nodes that are not Failed yet: nodes that missed the
+        deadline of their next step become Failed and record that in the fence, and nodes in flight whose calls have
         failed for a long time get a verdict that says so.
 
         The pools must know this before they choose, because Failed nodes count for maxFailures and the slots of the

@@ -128,10 +128,11 @@ def keeps_verdict(member: Member | None) -> bool:
 
 
 def find_models(gpunodes: Iterable[GPUNodeView | None]) -> dict[str, GpuView]:
-    """Return one GPU of each card model in these nodes, by product, with the profiles that most nodes report for it.
+    """Return one GPU for each card model in these nodes, by product, with the profiles that most nodes report for that
+    model.
 
-    NVIDIA's well-known names mean the same on every node, so no single report decides. In a tie the first one counts.
-    A report that raises an error is ignored here; `judge_case` shows the error on its node.
+    NVIDIA's well-known names mean the same on every node, so no single report decides. In a tie, the profiles found
+    first count. A report that raises an error is ignored here; `judge_case` shows the error on its node.
     """
     reports = (gpunode.observed for gpunode in gpunodes if gpunode is not None)
     kinds: Counter[Hardware] = Counter(report.hardware for report in reports if report is not None)

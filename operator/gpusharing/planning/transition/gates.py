@@ -151,8 +151,8 @@ def _withheld(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _missing(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that the agent finds fewer GPUs than were last proven on the node, or an empty string if it
-    does not."""
+    """Return the message that the agent finds fewer GPUs than were last proven on the node, or an empty string if none
+    is missing."""
     return find_missing(case.node, assessed.observed)
 
 
@@ -185,15 +185,15 @@ def _hangs_pods(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _owned_elsewhere(case: NodeCase, assessed: Assessed) -> str:
-    """Return a message about the first label that the change would set although another program sets it too
-    (`find_owned`), or an empty string if there is none."""
+    """Return a message about the first label that the change would set although another program also sets it
+    (`find_owned`), or an empty string if there is no such label."""
     return find_owned(case.node, assessed, case.actuator)
 
 
 def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return the objection of `find_exclusive`: the compute mode of a whole GPU keeps processes out, or the agent is
-    not allowed to read it. Empty if there is no objection, or if the node has MPS or gets it. No label of ours resets
-    the mode, and only a change to MPS works despite it."""
+    not allowed to read it. Empty if there is no objection, or if the node has MPS or will get it. No label of ours
+    resets the mode, and only a change to MPS works despite it."""
     if assessed.target.mode is Mode.MPS or is_told_mps(case.node, case.stack):
         return ""
     return find_exclusive(assessed.observed.hardware)
@@ -249,7 +249,7 @@ def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
 
 def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return the remaining difference of a node whose labels and layouts are right already, or an empty string if
-    there is no difference or a change would help. A drain would disturb its pods without changing anything."""
+    there is no difference or a change would help. A drain would disturb the node's pods without changing anything."""
     target, labels, mismatch = assessed.target, case.node.labels, assessed.mismatch
     if mismatch is None or case.actuator.needs_run(case, target):
         return ""
@@ -335,8 +335,8 @@ PROPAGATION = (
     Gate(_not_written, Reason.CONFIG_NOT_WRITTEN),
     Gate(_on_its_way, Reason.CONFIG_PROPAGATING),
 )
-"""Closed until the configuration that the labels will name has had time to reach the node (docs/design/nvidia.md#b4).
-A change that has begun checks these gates again before every run."""
+"""The gates that are closed until the configuration that the labels will name has had time to reach the node
+(docs/design/nvidia.md#b4). A change that has begun checks these gates again before every run."""
 
 AIM = (
     Gate(_hangs_pods, Reason.UNSAFE_DRIVER),
@@ -353,8 +353,8 @@ SERVABLE = (
     Gate(_switched_off, Reason.OPERANDS_DISABLED),
     Gate(_bare_host, Reason.DRIVER_DISABLED),  # or another program that the host lacks
 )
-"""Closed where a change could be neither served nor proven (docs/design/nvidia.md#d2). These gates need no assessment,
-so they also explain why a node has none."""
+"""The gates that are closed on a node where a change could be neither served nor proven (docs/design/nvidia.md#d2).
+They need no assessment, so they also explain why a node has no assessment."""
 
 GATES = (
     Gate(_skipped, Reason.SKIP_LABEL),

@@ -2,9 +2,9 @@
 
     no holder by LIST ── what the run waits for is there ── the agent read and closed NVML ── two more empty LISTs
 
-What can take long comes first, so that the proof is fresh when it is used. The reading was requested at most a minute
-ago, after the last pod left and after the last event (requests.py). Both LISTs were made after the agent answered and
-within the last half minute.
+Steps that can take long come first, so that the proof is fresh when it is used. The reading was requested at most a
+minute ago, after the last pod left and after the last event (requests.py). Both LISTs were made after the agent
+answered and within the last half minute.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#gang, docs/design/glossary.md#point-of-no-return,
 docs/design/glossary.md#class.
@@ -29,7 +29,7 @@ from gpusharing.planning.wanted.assess import Assessed
 JOBS_PACE = 4
 """The number of poll intervals between two LISTs while the drain waits for jobs, which run for minutes to hours."""
 LIST_AGE = timedelta(seconds=30)
-"""The greatest age of a LIST that proves idleness."""
+"""The maximum age of a LIST that proves idleness."""
 
 
 def way_to_idle(
@@ -61,8 +61,8 @@ def way_to_idle(
 
 
 def escalate(case: FencedCase) -> Verdict | None:
-    """Return the Draining verdict that records a worse class of disruption in the fence, or None if the class is the
-    recorded one. The worst class seen decides which pods must leave.
+    """Return the Draining verdict that records a worse class of disruption in the fence, or None if the class is
+    already recorded. The worst class seen decides which pods must leave.
 
     Pods that did not have to leave before get the whole `drain.timeout`, counted from now. While the drain waits for
     jobs, the deadline does not change.

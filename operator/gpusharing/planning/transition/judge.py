@@ -100,8 +100,8 @@ def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
 
 
 def _unowned(case: NodeCase) -> Verdict | None:
-    """Return the Skipped verdict for a node that no policy selects. It stays as it is, except that the label that
-    names its former owner is removed. None for a node without a GPU and without that label."""
+    """Return the Skipped verdict for a node that no policy selects. The node stays as it is, except that the label
+    with the name of its former owner is removed. None for a node without a GPU and without that label."""
     marked = names.LABEL_POLICY in case.node.labels
     if not has_gpu(case.node) and not marked:
         return None

@@ -26,12 +26,13 @@ class Member:
     verdict: Verdict
     """The node's verdict before the pools choose."""
     case: NodeCase | None
-    """The case that was judged, with the time of that pass, or None if the node cannot be judged."""
+    """The case that was judged, which has the time of the pass in which it was judged, or None if the node cannot be
+    judged."""
     policy: str
-    """The policy whose budget counts the node: the one with which it is compared, else the one that its verdict
-    names."""
+    """The policy whose budget counts the node: the policy with which the node is compared or, if there is none, the
+    policy that its verdict names."""
     away: bool
-    """Whether the node counts as used, because it is unavailable or somebody else's work will soon make it so
+    """Whether the node counts as used, because it is unavailable or will soon be, due to somebody else's work
     (`is_unavailable`, `is_expected_away`)."""
     newcomer: bool
     """Whether the node takes no slot of the budget (`is_newcomer`)."""
@@ -40,7 +41,7 @@ class Member:
     to_go: bool
     """Whether the node has yet to be drained."""
     outside: bool
-    """Whether the node does not concern the policy although it selects it (`is_outside`)."""
+    """Whether the policy selects the node but the node does not concern it (`is_outside`)."""
     target: Target | None
     """What the node will become, or None if it has no target or cannot be judged."""
     differs: bool = False
@@ -104,8 +105,9 @@ def find_heir(case: NodeCase, policy: str, verdict: Verdict) -> str:
 
 
 def is_outside(verdict: Verdict, node: NodeView) -> bool:
-    """Whether a node that the policy selects does not concern it, because it has no GPU or only a product that the
-    policy leaves out. A node whose change has begun always concerns it, because nobody else releases the node."""
+    """Whether a node that the policy selects does not concern the policy, because the node has no GPU or only a
+    product that the policy leaves out. A node whose change has begun always concerns the policy, because nobody else
+    releases the node."""
     return Mark.OUTSIDE in verdict.reason.marks and not is_begun(node)
 
 

@@ -27,7 +27,7 @@ UNLOADING = frozenset(
 )
 """States of a driver upgrade from the last moment with the old driver to the start of the new one (d.4)."""
 PAUSED = "paused-for-driver-upgrade"
-"""Part of the value of an operand's switch while the driver is being replaced."""
+"""A part of the value that an operand's switch has while the driver is being replaced."""
 
 
 def find_quiet(case: NodeCase) -> Finding | None:

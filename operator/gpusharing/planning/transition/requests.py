@@ -9,9 +9,9 @@ new:<node uid>                       the first request of a new GPUNode
 <id>:close                           close NVML, because others work on driver or GPUs of a node that we do not change
 <id>:resume                          read again, because NVML no longer has to stay closed
 
-An answer counts if it echoes the current request. It proves something about the last event (`last_event`) if that
-request names the event and so was written after it: a `FreshReading` (docs/design/transition.md#causality). The times
-only show how old a request is, never which event preceded it.
+An answer counts if it echoes the current request. It proves something about the last event (`last_event`) if the
+request names that event and so was written after it; the answer is then a `FreshReading`
+(docs/design/transition.md#causality). The times only show how old a request is, never which event preceded it.
 """
 
 from dataclasses import replace
@@ -38,10 +38,10 @@ def ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
 
 
 def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
-    """Return the verdict with a write to the node's GPUNode, if one is needed: it creates the GPUNode or, on a node
-    that we do not change, closes or opens NVML. The verdict also wakes when NVML no longer has to stay closed. No
-    write is added to a verdict that has such a write already, for a Node that is being deleted, or for a node
-    without a GPU and without a GPUNode."""
+    """Return the verdict with a write to the node's GPUNode, if one is needed. The write creates the GPUNode or, on a
+    node that we do not change, has NVML closed or opened. The verdict also wakes when NVML no longer has to stay
+    closed. No write is added to a verdict that has such a write already, for a Node that is being deleted, or for a
+    node without a GPU and without a GPUNode."""
     gpunode, node = case.gpunode, case.node
     quiet = None if verdict.candidate else find_quiet(case)  # the gates of a candidate have checked this
     free = node.fence is None or node.fence.stage == "yielded"
@@ -68,7 +68,7 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
 
 
 QUIET_AGE = 60.0
-"""The greatest age, in seconds, of the request whose answer proves idleness. A reading of eight GPUs without
+"""The maximum age, in seconds, of the request whose answer proves idleness. A reading of eight GPUs without
 persistence mode takes 24 seconds."""
 
 
@@ -173,7 +173,7 @@ def _asked_at(case: FencedCase, kind: str, *, any_event: bool = False) -> int | 
 @value
 class FreshReading:
     """The agent's answer to a request that was written after the last event. Only such a reading of the GPUs proves
-    the result of the event, so an observation counts as one only if it answers that request."""
+    the result of the event, so an observation counts as fresh only if it answers such a request."""
 
     observed: ObservedView
     """What the agent read."""
@@ -190,8 +190,8 @@ class FreshReading:
 
 
 def verify_request(case: FencedCase) -> EnsureGPUNode | None:
-    """Return the request for the reading that proves the result of the last run, or None if it was sent already since
-    the last event."""
+    """Return the request for the reading that proves the result of the last run, or None if that request has already
+    been sent since the last event."""
     if _asked_at(case, "verify") is not None:
         return None
     return ask(case, f"{case.fence.op}:verify:{last_event(case)}:{_stamp(case.now)}", quiet=False)

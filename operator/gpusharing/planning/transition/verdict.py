@@ -31,8 +31,8 @@ from gpusharing.planning.wanted.verify import describe_observed
 
 @value
 class Verdict:
-    """The decision about one node. Every node that a policy selects or that has our fence gets one, even if nothing is
-    to be done."""
+    """The decision about one node. Every node that a policy selects or that has our fence gets one, even if there is
+    nothing to do."""
 
     node: str
     """Name of the node."""
@@ -98,7 +98,7 @@ def find_health(gpunode: GPUNodeView | None) -> Finding | None:
 
 @value
 class NodeCase(ActuatorCase):
-    """Everything that decides about one node in this pass.
+    """Everything on which the decisions about one node depend in this pass.
 
     Two cases are equal if they differ only in the time, so a case is also the key by which the memo finds the last
     verdict.
@@ -114,7 +114,7 @@ class NodeCase(ActuatorCase):
     agent_trouble: Finding | None
     """Why no agent is Ready, or None if one is or the cause is unknown."""
     claimed: bool
-    """Whether the node holds a slot of the budget by a claim."""
+    """Whether the node holds a slot of the budget through a claim."""
     drifting_since: datetime | None
     """Since when this process has seen the node differ from its target, or None if it has seen no difference."""
     at_work_since: datetime | None
@@ -125,8 +125,8 @@ class NodeCase(ActuatorCase):
     old_views: str = ""
     """The kinds of objects whose cached state is stale; empty if there are none."""
     assessment: Assessment | None = None
-    """The result of `compare`: the node compared with what its policy wants. None before that, or if no policy drives
-    the node."""
+    """The result of `compare`: the node compared with what its policy wants. None before the comparison, or if no
+    policy drives the node."""
 
     @property
     def owner_name(self) -> str:
@@ -148,8 +148,8 @@ class NodeCase(ActuatorCase):
         return self if self.now == now else replace(self, now=now)
 
     def no_agent(self, consequence: str) -> Finding:
-        """Return the Finding that no agent is Ready on the node. If the cause is known, it has the cause's reason and
-        message; otherwise its reason is AgentNotReady, and `consequence` is added to the message."""
+        """Return the Finding that no agent is Ready on the node. If the cause is known, the Finding has the cause's
+        reason and message. Otherwise its reason is AgentNotReady, and `consequence` is added to the message."""
         if (trouble := self.agent_trouble) is not None:
             return Finding(trouble.reason, f"no agent runs on {self.node.name}: {trouble.message}")
         return Finding(Reason.AGENT_NOT_READY, f"no Ready agent pod runs on {self.node.name}{consequence}")
@@ -269,7 +269,7 @@ class FencedCase(NodeCase):
         """When the remaining pods must be gone if the drain ends by deleting pods by force, or None if no pod may be
         deleted by force for now.
 
-        None after the point of no return, while jobs have their time, and on a node that is not Ready: there a
+        None after the point of no return, while jobs still have time to end, and on a node that is not Ready, where a
         deletion would remove the object while its containers keep running.
         """
         fence = self.fence

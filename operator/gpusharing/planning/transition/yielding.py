@@ -39,9 +39,9 @@ def keeps_cordon(case: FencedCase) -> bool:
 
 
 def fence_after_proof(case: FencedCase, routing: str) -> Fence | None:
-    """Return the fence that remembers our cordon of a proven node while somebody else works on it. None if nobody else
-    works on the node, or if the cordon is not ours alone; the proof then removes the fence. `routing` is the value
-    that the routing label gets when the node is released."""
+    """Return the fence that remembers our cordon on a proven node while somebody else works on the node. None if
+    nobody else works on the node, or if the cordon is not ours alone; the proof then removes the fence. `routing` is
+    the value that the routing label gets when the node is released."""
     return replace(_aside(case), proven=case.now, from_mode=routing) if keeps_cordon(case) else None
 
 
@@ -56,8 +56,8 @@ def tell_wait(case: FencedCase) -> str:
 
 
 def yielded(case: FencedCase) -> Verdict:
-    """Return the verdict with the next step of a node whose fence stage is `yielded`. It is Blocked, without a
-    deadline, while somebody else works on the node and our cordon stands. Otherwise it releases the node; if the
+    """Return the verdict with the next step of a node whose fence stage is `yielded`. The verdict is Blocked, without
+    a deadline, while somebody else works on the node and our cordon stands. Otherwise it releases the node; if the
     change was given up, the release records a back-off."""
     if keeps_cordon(case):
         waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
