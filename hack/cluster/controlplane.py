@@ -162,8 +162,8 @@ class ControlPlane:
         other cluster uses, and a switch that makes kubectl ignore the user's kuberc. Raises RuntimeError before
         `start`.
 
-        kubectl caches discovery by host and port, so if a port is reused it would take the CRDs of the earlier cluster
-        for those of this one.
+        kubectl caches discovery by host and port, so on a reused port it would take the earlier cluster's CRDs for
+        those of this cluster.
         """
         own = {"KUBECONFIG": str(kubeconfig or self.kubeconfig), "KUBECTL_KUBERC": "false"}
         return {**os.environ, **own, "KUBECACHEDIR": str(self.directory / "kubecache")}

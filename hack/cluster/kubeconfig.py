@@ -98,7 +98,7 @@ def _decoded(text: str) -> bytes:
 
 LIFETIME_SECONDS = 7 * 24 * 3600
 NODE_BINDING = "ServiceAccountTokenNodeBinding"
-"""The feature gate that an API server names when it refuses to bind a token to a Node. Its default is on since 1.31."""
+"""The feature gate that an API server names when it refuses to bind a token to a Node. On by default since 1.31."""
 
 
 def service_account_token(api: Api, namespace: str, name: str, *, bound_to: Object | None = None) -> str:

@@ -74,8 +74,9 @@ def node_manifest(
 
 
 def gpu_labels(card: Card, product: str, gpus: int) -> dict[str, str]:
-    """Return the `nvidia.com/` labels of a node with whole cards: those that GFD writes, those with which the GPU
-    Operator places its operands, and for a card with MIG those of a successful first run of mig-manager."""
+    """Return the `nvidia.com/` labels of a node with whole cards: GFD's labels, the labels with which the GPU Operator
+    marks the node and places its operands, and for a card with MIG the labels that a successful first run of
+    mig-manager leaves."""
     operands = (*OPERANDS, "mig-manager") if card.profiles else OPERANDS
     deploy = {f"{names.LABEL_DEPLOY_PREFIX}{operand}": "true" for operand in operands}
     # The GPU Operator has labeled a fresh MIG-capable node, and mig-manager has applied the label once (d.1, a.2).
@@ -102,8 +103,8 @@ def fleet(count: int) -> list[Object]:
 
 
 def create_nodes(api: Api, manifests: Iterable[Object]) -> list[str]:
-    """Create the nodes, eight at a time, and return the names of all of them in the given order. A node that exists
-    already is left as it is. Other ApiErrors are raised."""
+    """Create the nodes, eight at a time, and return all their names in the given order. A node that exists already is
+    left as it is. Other ApiErrors are raised."""
 
     def create(manifest: Object) -> str:
         """Create one node unless it exists, and return its name."""

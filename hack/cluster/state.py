@@ -18,7 +18,7 @@ class ClusterState:
     """The content of `state.json` in the folder of a control plane."""
 
     owner: int | None
-    """The pid of the process with whose end the control plane must end, or None if it outlives its creator."""
+    """The pid of the process that the control plane must not outlive, or None if it outlives its creator."""
     url: str = ""
     pids: dict[str, int] = field(default_factory=dict)
     driver: str = "cluster"

@@ -140,8 +140,8 @@ def helm3_recipe() -> ToolRecipe:
 
 
 def module_recipe(source: Path, leading: str, programs: tuple[str, ...]) -> ToolRecipe:
-    """Return the recipe for the tools of our module in the folder `source`, whose go.mod pins them. Its version is
-    that of the dependency `leading`. Raises UnavailableError if go.mod does not pin that."""
+    """Return the recipe for the tools of our module in the folder `source`, whose go.mod pins them. Its version is the
+    version of the dependency `leading`. Raises UnavailableError if go.mod does not pin that dependency."""
     files = tuple((source / file).read_text() for file in ("go.mod", "go.sum"))
     version = re.search(rf"\s{re.escape(leading)} (v\S+)", files[0])
     if version is None:
@@ -167,7 +167,7 @@ RECIPES: Mapping[str, Callable[[], ToolRecipe]] = {
     ),
 }
 WITHOUT_A_NAME = ("controlplane", "kwok", "helm")
-"""The tools that rungs 0 to 2 need."""
+"""The tools that are built if none is named: rungs 0 to 2 need them."""
 
 
 def ensure(name: str, root: Path | None = None) -> Path:
@@ -246,7 +246,7 @@ def build_environment(recipe: ToolRecipe) -> dict[str, str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Build the named tools, or WITHOUT_A_NAME if none is named, and print the folder of each on a line of its own;
-    that of `controlplane` is $KUBEBUILDER_ASSETS if set. Returns the exit status: 2 if a tool is unknown and
+    for `controlplane` this is $KUBEBUILDER_ASSETS if set. Returns the exit status: 2 if a tool is unknown and
     nothing was built, 1 after the first tool that cannot be built, otherwise 0."""
     unknown = [name for name in arguments if name not in RECIPES]
     if unknown:

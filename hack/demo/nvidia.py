@@ -56,9 +56,9 @@ def _play(screen: Screen, loop: NvidiaLoop) -> None:
 
 
 def _change(screen: Screen, loop: NvidiaLoop, stop: Stop, resource: str) -> None:
-    """Change the mode to that of `stop` and check the result. If `resource` is not empty, a pod on each node first
-    uses one device of it, and must be evicted. Raises DemoFailed if a check fails, and TimeoutError if the change
-    is not finished in time."""
+    """Bring the nodes into the mode of `stop` and check the result. If `resource` is not empty, a pod on each node
+    first uses one device of it, and must be evicted. Raises DemoFailed if a check fails, and TimeoutError if the
+    change is not finished in time."""
     working = [loop.run_pod(node, resource) for node in loop.nodes if resource]
     if working:
         screen.say(f"On each node a pod uses one {resource}.")
@@ -93,7 +93,7 @@ def _show(screen: Screen, loop: NvidiaLoop) -> None:
 
 def _wedge(screen: Screen, loop: NvidiaLoop, number: int) -> None:
     """Make mig-manager fail once so that it hangs, and check that the operator repairs it by restarting its pod once.
-    `number` is that of the heading. Raises DemoFailed if a check fails, and TimeoutError if the change is not
+    `number` is the number in the heading. Raises DemoFailed if a check fails, and TimeoutError if the change is not
     finished in time."""
     screen.heading(f"{number}. mig-manager hangs: it fails once and forgets the operands that it has paused")
     before = len(loop.events("ActuatorRestarted"))
@@ -107,8 +107,8 @@ def _wedge(screen: Screen, loop: NvidiaLoop, number: int) -> None:
 
 def _broken_gpu(screen: Screen, loop: NvidiaLoop, number: int) -> None:
     """Make a GPU fail during a change, and check that its node becomes Failed and stays cordoned while the other node
-    is changed. Then repair the GPU, request a retry, and check that the change succeeds. `number` is that of the
-    heading. Raises DemoFailed if a check fails, and TimeoutError if a state is not reached in time."""
+    is changed. Then repair the GPU, request a retry, and check that the change succeeds. `number` is the number in
+    the heading. Raises DemoFailed if a check fails, and TimeoutError if a state is not reached in time."""
     screen.heading(f"{number}. A GPU fails midway")
     loop.nodes[FAULTY].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", gpu=1)
     screen.command("kubectl apply -f -     # MIG single")

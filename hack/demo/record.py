@@ -32,7 +32,7 @@ async def record(stage: Stage, path: Path) -> None:
 
 
 def _policy(raw: JSON) -> JSON:
-    """Return those fields of a policy that are recorded."""
+    """Return the fields of a policy that are recorded."""
     status = _some(raw["status"], OF_POLICY)
     if plan := status.get("plan"):
         status["plan"] = _some(plan, OF_PLAN)
@@ -44,7 +44,7 @@ def _policy(raw: JSON) -> JSON:
 
 
 def _node(raw: JSON) -> JSON:
-    """Return those fields of a GPUNode that are recorded. Its GPUs become empty objects, because only their number
+    """Return the fields of a GPUNode that are recorded. Its GPUs become empty objects, because only their number
     matters."""
     status, observed = raw["status"], raw["status"]["observed"]
     reported = {**_some(observed, {"simulated", "pods"}), "gpus": [{} for _ in observed["gpus"]]}
@@ -56,5 +56,5 @@ def _node(raw: JSON) -> JSON:
 
 
 def _some(raw: Mapping[str, object], keys: set[str]) -> JSON:
-    """Return those entries of `raw` that have one of these keys."""
+    """Return the entries of `raw` that have one of these keys."""
     return {key: value for key, value in raw.items() if key in keys}

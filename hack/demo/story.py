@@ -34,7 +34,7 @@ async def play(demo: Demo) -> None:
 
 
 async def fleet_appears(demo: Demo) -> None:
-    """Show the nodes, and check that their whole GPUs are those of the fleet. Raises DemoFailed if not."""
+    """Show the nodes, and check that they serve as many whole GPUs as the fleet has. Raises DemoFailed if not."""
     screen = demo.screen
     screen.heading(f"1. The fleet: {fleet.GPUS} GPUs, none shared")
     await demo.show(FLEET)

@@ -122,7 +122,7 @@ def measure_starts(image: Image) -> list[Start]:
 
 
 def is_soon(starts: Sequence[Start]) -> bool:
-    """Whether the median CPU time of the starts, of which there must be at least one, is at most LIMIT."""
+    """Whether the median CPU time of the starts is at most LIMIT. There must be at least one start."""
     return statistics.median(item.cpu_seconds for item in starts) <= LIMIT
 
 

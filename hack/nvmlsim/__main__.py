@@ -88,8 +88,8 @@ def _add_injections(parser: argparse.ArgumentParser) -> None:
 def _set(simulator: Simulator, gpu: int | None, fields: Sequence[str]) -> None:
     """Set each `field=value` in turn: a field of the machine, otherwise one of the GPU `gpu` (of all GPUs if that is
     None), or as `profile:field=value` a field of a profile. Raises SimulatorError for an unknown field, GPU or
-    profile, for a string that is too long, and for another form. Raises ValueError for a number field whose value
-    is not an integer. Fields before the bad one stay set."""
+    profile, for a string that is too long, and for an argument of another form. Raises ValueError for a number
+    field whose value is not an integer. Fields before the bad one stay set."""
     for field in fields:
         name, equals, value = field.partition("=")
         if not equals:

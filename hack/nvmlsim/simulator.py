@@ -445,8 +445,8 @@ def _put_text(target: ctypes.Structure, field: str, value: str) -> None:
 
 
 def _fill_state(state: layout.SimState, cards: Sequence[Card], driver: str, seed: str) -> None:
-    """Overwrite the state with a new machine that has these cards. Its own namespaces are those of this process.
-    Raises SimulatorError if `driver` is too long."""
+    """Overwrite the state with a new machine that has these cards. The machine's own namespaces are the namespaces of
+    this process. Raises SimulatorError if `driver` is too long."""
     ctypes.memset(ctypes.addressof(state), 0, ctypes.sizeof(state))
     state.size, state.layout_hash = ctypes.sizeof(layout.SimState), layout.layout_hash()
     state.pid_namespace, state.user_namespace = _namespace("pid"), _namespace("user")

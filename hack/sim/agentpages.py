@@ -27,7 +27,7 @@ from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.usagemetrics import UsageCollector
 
 ANNOTATION_LAPSE = "sim.gpusharing.dev/lapse"
-"""On a Node: `"true"` makes its agent run by the clock `Lapse`, whose times the samples on its page then carry."""
+"""On a Node: `"true"` makes its agent run by the clock `Lapse`; the samples on its page then carry its times."""
 STEP = 30.0
 """Simulated seconds of a step: the usual interval of an agent's readings and of Prometheus' scrapes."""
 BEFORE = 6 * 3600.0

@@ -1,5 +1,4 @@
-"""ConfigMaps as SIMULATED pods see them: a new pod sees the newest version, a running one sees changes
-after a delay."""
+"""ConfigMaps as SIMULATED pods see them: a new pod sees the newest version, and a running one sees it after a delay."""
 
 import zlib
 from collections.abc import Mapping

@@ -217,8 +217,8 @@ class Faults:
                     raise fault.error.with_traceback(None)  # the traceback would grow with every call
 
     async def _say_nothing(self, call: Call) -> None:
-        """Wait for the caller's deadline in `limits` (that of a watch is `inactivity`, of other calls `total`), and
-        raise the Unavailable that HttpClient raises if a server does not answer."""
+        """Wait for the caller's deadline in `limits` (`inactivity` for a watch, `total` for other calls), and raise
+        the Unavailable that HttpClient raises if a server does not answer."""
         seconds = self.limits.inactivity if call.verb == "watch" else self.limits.total
         await asyncio.sleep(seconds)
         raise Unavailable(f"cannot {call.verb} {call.path}: no answer within {seconds:.0f} s")

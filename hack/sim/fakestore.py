@@ -102,7 +102,7 @@ class Store:
         self.watching: dict[Resource, Waiters] = defaultdict(Waiters)
         """Events that are set at every change of a kind, by kind."""
         self.swallow: dict[Resource, int] = {}
-        """The number of next events of a kind that no watch gets, by kind."""
+        """How many of the next events of a kind no watch gets, by kind."""
         self.on_commit: list[Callable[[Resource, StoredChange], None]] = []
         """Functions that are called with the kind and the change after each commit."""
         self._objects: dict[Resource, dict[Key, JSON]] = {}

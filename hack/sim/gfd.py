@@ -75,9 +75,9 @@ def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 
 
 
 def _shown(reading: Reading, turn: int) -> Model:
-    """Return the model whose labels overwrite those of the other models in this turn. Successive turns cycle through
-    the models of the GPUs that answer or, if some of these GPUs are whole, through the models of the whole ones.
-    Raises PluginError if no GPU answers."""
+    """Return the model whose labels win in this turn. Successive turns cycle through the models of the GPUs that
+    answer or, if some of these GPUs are whole, through the models of the whole ones only. Raises PluginError if no
+    GPU answers."""
     answering = [gpu for gpu in reading.gpus if gpu.access == "Ok"]
     if not answering:
         raise PluginError("no GPU answers")
@@ -123,7 +123,7 @@ def _sharing(config: SimPluginConfig, resource: str) -> tuple[int, str, str]:
 
 def _whole(gpus: tuple[GPU, ...], model: Model, config: SimPluginConfig) -> dict[str, str]:
     """Return the labels for the whole GPUs of this model. Its GPUs in MIG mode are counted too. The number of replicas
-    is 0 if all of them are in MIG mode."""
+    is 0 if all GPUs of the model are in MIG mode."""
     replicas, strategy, suffix = _sharing(config, RESOURCE_GPU)
     same = [gpu for gpu in gpus if gpu.product == model.product]
     if all(gpu.mig_mode == "Enabled" for gpu in same):
@@ -138,8 +138,8 @@ def _whole(gpus: tuple[GPU, ...], model: Model, config: SimPluginConfig) -> dict
 
 
 def _single(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str, str]:
-    """Return the labels for MIG strategy single: the labels of the instances if all GPUs have the same profile, those
-    of whole GPUs if MIG is off everywhere, and otherwise those of a MIG-INVALID product with 0 GPUs. They describe
+    """Return the labels for MIG strategy single: labels of instances if all GPUs have the same profile, labels of
+    whole GPUs if MIG is off everywhere, and otherwise labels of a MIG-INVALID product with 0 GPUs. They describe
     the model of the first GPU with MIG on or, if MIG is off everywhere, `model`. Raises StopIteration if the
     reading lacks that model or its profile."""
     gpus = reading.gpus
@@ -163,8 +163,9 @@ def _single(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str
 
 
 def _mixed(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str, str]:
-    """Return the labels for MIG strategy mixed: those of the whole GPUs of `model`, and those of each profile that has
-    instances on any GPU. The latter describe the model of the first GPU that has such an instance."""
+    """Return the labels for MIG strategy mixed: labels for the whole GPUs of `model`, and labels for each profile that
+    has instances on any GPU. The latter describe the model of the first GPU that has such an instance. Raises
+    StopIteration if the reading lacks that model or its profile."""
     merged = _whole(reading.gpus, model, config)
     owners = [(instance.profile, gpu.product) for gpu in reading.gpus for instance in gpu.instances]
     names = [name for name, _ in owners]

@@ -62,7 +62,7 @@ class _Converter:
     """Converts the nodes of one document to JSON, and counts them."""
 
     def __init__(self) -> None:
-        """Prepare to convert one document, of which no value has been counted yet."""
+        """Prepare to convert one document; no value has been counted yet."""
         self._count = 0
 
     def value(self, node: yaml.Node, above: tuple[yaml.Node, ...]) -> JSONValue:

@@ -97,9 +97,9 @@ def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
 def operator_labels(
     labels: Mapping[str, str], policy: ClusterPolicy, *, mig_capable: bool
 ) -> dict[str, str | None]:
-    """Return the label changes that the GPU Operator makes when it reconciles a GPU node: it sets those of its labels
-    that are missing or empty, and does not change the others (d.2). mig-manager's labels are added only if the node
-    has a `mig_capable` card, and the one for its configuration only if the policy has a default.
+    """Return the label changes that the GPU Operator makes when it reconciles a GPU node: it sets each of its labels
+    that is missing or empty, and changes no others (d.2). mig-manager's labels are added only if the node has a
+    `mig_capable` card, and the one for its configuration only if the policy has a default.
 
     If `sandboxes` is set and the node's workload (LABEL_WORKLOAD_CONFIG, or else the policy's `workload`) is not
     `container`, the GPUs are for virtual machines. Then the labels of operands for containers are removed instead

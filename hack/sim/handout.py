@@ -41,7 +41,7 @@ class Handout:
         self._next_pid = count(FIRST_PID)
 
     async def read(self) -> Holdings:
-        """Assign devices to new pods and free those of ended ones. Returns how many devices the pods use, by the
+        """Assign devices to new pods and free the devices of ended ones. Returns how many devices the pods use, by the
         record of pods, the device ids that are assigned to each pod (none while too few are free), and all
         advertised device ids. Raises ValueError as `_allocatable` does, and nothing else."""
         pods = self._book.pods(self._node.name)

@@ -86,8 +86,8 @@ class Kai:
                 await self._delete([pod for pod in sharing if phase_of(pod) == "Running"])
 
     async def _delete(self, pods: list[JSON], grace: int | None = None) -> None:
-        """Delete those of the pods that are not terminating yet, and forget them. NotFound and Conflict are ignored:
-        the pod is gone or was replaced. `grace` is the grace period in seconds, or None for the pod's own."""
+        """Delete the pods that are not terminating yet, and forget them. NotFound and Conflict are ignored: the pod is
+        gone or was replaced. `grace` is the grace period in seconds, or None for the pod's own."""
         for pod in pods:
             metadata = pod["metadata"]
             if "deletionTimestamp" in metadata:

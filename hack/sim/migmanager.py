@@ -229,8 +229,8 @@ class MigManager:
     async def _apply_all(self, name: str, items: tuple[Entry, ...]) -> None:
         """Set the MIG modes that are still wrong, and rebuild the instances. Raises ApplyError if a mode stays
         pending, the configuration is the refused one, or the layout cannot be created, ConfigError as `targets`
-        does, and LibraryError. The refused configuration destroys the instances of the first GPU if MIG is on
-        there, and raises InUse if one of them is in use."""
+        does, and LibraryError. Before the refused configuration fails, it destroys the instances of the first GPU
+        if MIG is on there; InUse is raised instead if one of them is in use."""
         await self._clock.sleep(self._times.apply / 2)
         gpus = await self._read()
         if not mode_applied(items, gpus):
@@ -287,7 +287,7 @@ class MigManager:
 
 
 def _pausable(labels: Mapping[str, str]) -> list[str]:
-    """Return the deploy labels that a run pauses and restores. The label of NVIDIA's client is one of them only if the
+    """Return the deploy labels that a run pauses and restores. The label of NVIDIA's client is included only if the
     Node has it (a.1)."""
     keys = (f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in DEPLOY_PAUSABLE)
     return [key for key in keys if key != LABEL_DEPLOY_CLIENT or labels.get(key)]

@@ -29,7 +29,7 @@ class MortalClient(PassingClient):
         self.dead = False
         self.died = asyncio.Event()
         self.writes = 0
-        """Number of writes so far, without those of the Lease."""
+        """Number of writes so far; writes to the Lease do not count."""
         self.lose_events = 0
         """Number of the next watch events that are withheld from the process."""
         self._disturbances: dict[tuple[int, When], Disturbance] = {}
@@ -38,8 +38,8 @@ class MortalClient(PassingClient):
 
     def disturb(self, write: int, when: When, disturbance: Disturbance) -> None:
         """Call `disturbance`, with the kind and the name of the object, when write number `write` is made: before it
-        reaches the server, or after it has, but before the answer or error arrives. Writes are counted from 1,
-        without those of the Lease. Replaces an earlier disturbance of the same moment."""
+        reaches the server, or after it has, but before the answer or error arrives. Writes are counted from 1;
+        writes to the Lease do not count. Replaces an earlier disturbance of the same moment."""
         self._disturbances[write, when] = disturbance
 
     def die_at(self, write: int, when: When) -> None:

@@ -36,8 +36,8 @@ def is_notified(spec: JSON) -> bool:
     counts as 0.20.
 
     The answer is True before 0.18.2, where the daemon finds the configuration when it starts. From 0.18.2 on it is
-    True only if the process name that config-manager is to signal is exactly the daemon's. Before 0.20 it is also
-    False if the pod has `hostPID`, because config-manager panics at the first thread of the host's kernel.
+    True only if the process name that config-manager looks for is exactly the daemon's. Before 0.20 it is also False
+    if the pod has `hostPID`, because config-manager panics at the first thread of the host's kernel.
     """
     containers = {container["name"]: container for container in spec["containers"]}
     daemon, manager = containers[DAEMON], containers[MANAGER]

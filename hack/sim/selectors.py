@@ -60,8 +60,8 @@ def _label_checks(selector: str) -> Iterator[Matcher]:
 
 
 def _label_check(match: re.Match[str]) -> Matcher:
-    """Return the predicate for one requirement. As in Kubernetes, != and notin also match an object without the
-    label."""
+    """Return the predicate for one requirement. As in Kubernetes, != and notin also match an object without the label.
+    A `!` before a requirement that has an operator is ignored."""
     key = match["key"]
     if match["op"]:
         operator, values = ("NotIn" if match["op"] == "!=" else "In"), [match["value"]]
