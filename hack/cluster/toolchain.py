@@ -237,8 +237,8 @@ def _build(recipe: ToolRecipe, out: Path) -> None:
 
 
 def build_environment(recipe: ToolRecipe) -> dict[str, str]:
-    """Return the environment for a build: the user's, without GOOS and GOARCH, and with the recipe's settings for
-    Go."""
+    """Return the environment for a build: the user's, without GOOS and GOARCH, with cgo and Go's workspaces as the
+    recipe needs them. Go may change a go.mod only if the recipe has no source folder (`cwd`)."""
     environ = {key: value for key, value in os.environ.items() if key not in ("GOOS", "GOARCH")}
     mode = "-mod=mod" if recipe.cwd is None else "-mod=readonly"
     return {**environ, "GOWORK": "off", "GOFLAGS": mode, "CGO_ENABLED": str(int(recipe.cgo))}

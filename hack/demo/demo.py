@@ -167,7 +167,7 @@ def is_cordoned(node: JSON) -> bool:
 
 
 def holds_gpu_of(pod: JSON, node: str) -> bool:
-    """Whether the pod is bound to the node and a container of it requests a resource below `nvidia.com/`. The pod's
-    phase makes no difference."""
+    """Whether the pod is bound to the node and a container of it requests a resource below `nvidia.com/`, as any
+    mention of `nvidia.com/` in its containers is understood. The pod's phase makes no difference."""
     requests_gpu = "nvidia.com/" in json.dumps(pod["spec"].get("containers") or [])
     return bool(pod["spec"].get("nodeName") == node and requests_gpu)

@@ -76,7 +76,7 @@ class FakeCluster:
 
     @property
     def calls(self) -> Counter[tuple[str, str, str]]:
-        """Number of calls by identity, verb and plural."""
+        """Number of calls by identity, verb and plural. Calls for uninstalled kinds are not counted."""
         return self.faults.calls
 
     def client(self, identity: str) -> "FakeClient":

@@ -191,8 +191,8 @@ class SimulatedGPUs:
                 return Reading(self._driver_version, self._models(container), gpus, use)
 
     def look(self) -> tuple[GPU, ...]:
-        """Return the GPUs as they really are, to compare the agent's report with. Does not use NVML: it never blocks
-        and does not count as a client."""
+        """Return the GPUs as an agent with all rights would report them, to compare the agent's report with. Does not
+        use NVML: it never blocks and does not count as a client."""
         with self._lock:
             return tuple(map(_observed, self._gpus))
 

@@ -175,8 +175,8 @@ class MigManager:
     ) -> None:
         """Pause the operands, change the GPUs, restore the operands, and write `success`: steps 6 to 13. From then on
         `_leave` no longer restores operands. Raises ApplyError if the apply fails or, in 0.15.1, if the operand
-        pods do not stop in time, ConfigError, and LibraryError. If setting the MIG modes fails, the node reboots if
-        WITH_REBOOT is set, and otherwise the run continues.
+        pods do not stop in time, ConfigError, LibraryError, and InUse as `_apply_all` does. If setting the MIG
+        modes fails, the node reboots if WITH_REBOOT is set, and otherwise the run continues.
 
         Returns early, with the operands paused, after a reboot or if an injected wedge or the time-out of 0.13.1 ends
         the run without a state.
