@@ -42,9 +42,9 @@ def install_gpu_operator(api: Api, *, cluster_policy: bool = True) -> None:
 
 
 def install_crds(api: Api, source: Path) -> list[str]:
-    """Create or update the CRDs in a file or folder, whose other objects are ignored, wait until they are served, and
-    return their names. Raises TimeoutError if one is not served within ESTABLISHED_SECONDS, and as
-    `apply_documents` does."""
+    """Create or update the CRDs in a file or folder, wait until they are served, and return their names. Other objects
+    there are ignored. Raises TimeoutError if one is not served within ESTABLISHED_SECONDS, and as `documents` and
+    `apply_documents` do."""
     crds = [document for document in documents(source) if document["kind"] == "CustomResourceDefinition"]
     apply_documents(api, crds)
     installed = [str(crd["metadata"]["name"]) for crd in crds]

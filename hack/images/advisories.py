@@ -45,8 +45,8 @@ class AdvisoryHit:
 
 def read(path: Path) -> list[Advisory]:
     """Return the advisories in a file: one advisory, a list, or the list under `vulns`. Raises AdvisoryError if the
-    file cannot be read or is not JSON, or if an entry has no id or an `affected` that is not a list; other fields
-    are not checked."""
+    file cannot be read or is not JSON, or if an entry has no id or an `affected` that is not a list. Other fields
+    are not checked, and a single advisory under `vulns` is not refused although its result is unusable."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -256,7 +256,7 @@ class FakeClient(KubeClient):
     def _read(self, request: ApiRequest) -> JSON:
         """Return the answer to a get or a list: a page of objects, the server's version, the discovery of a kind
         (empty if it is uninstalled), one object, or under the key `log` the last `tailLines` lines of an existing
-        pod's log. Raises NotFound, Invalid or Expired."""
+        pod's log (all lines for 0). Raises NotFound, Invalid or Expired."""
         cluster, namespace, name = self.cluster, request.namespace, request.name
         if request.verb == "list":
             match, query = _matcher(request), request.query

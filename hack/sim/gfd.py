@@ -138,10 +138,10 @@ def _whole(gpus: tuple[GPU, ...], model: Model, config: SimPluginConfig) -> dict
 
 
 def _single(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str, str]:
-    """Return the labels for MIG strategy single: labels of instances if all GPUs have the same profile, labels of
-    whole GPUs if MIG is off everywhere, and otherwise labels of a MIG-INVALID product with 0 GPUs. They describe
-    the model of the first GPU with MIG on or, if MIG is off everywhere, `model`. Raises StopIteration if the
-    reading lacks that model or its profile."""
+    """Return the labels for MIG strategy single: labels of instances if all GPUs are divided into instances of one
+    profile, labels of whole GPUs if MIG is off everywhere, and otherwise labels of a MIG-INVALID product with 0
+    GPUs. They describe the model of the first GPU with MIG on or, if MIG is off everywhere, `model`. Raises
+    StopIteration if the reading lacks that model or its profile."""
     gpus = reading.gpus
     divided = next((gpu.product for gpu in gpus if gpu.mig_mode == "Enabled"), None)
     if divided is not None:

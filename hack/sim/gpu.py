@@ -289,8 +289,8 @@ class SimulatedGPUs:
     def create(self, index: int, profile: str, start: int | None = None) -> Instance:
         """Create a GPU instance with a full compute instance, and return it. It is placed at memory slice `start`, or
         if that is None at the highest free start of its profile, so that the order of creation matters. Raises
-        NotSupported if MIG is off or the card lacks the profile, and NoFreePlace if the place is taken or the GPU
-        may have no further instance of the profile."""
+        NotSupported if MIG is off or the card lacks the profile, and NoFreePlace if the place is taken or not one
+        of the profile's, or if the GPU may have no further instance of the profile."""
         with self._lock:
             gpu = self._mig_gpu(index)
             if not gpu.mig:
@@ -505,9 +505,9 @@ GIB = 1024**3
 
 
 def use_of(gpus: Sequence[GPU], cards: Sequence[Card], uses: Mapping[int, ProcessUse]) -> Use:
-    """Return the memory use of the GPUs as a container sees it. `cards` are the cards of `gpus`, in the same order,
-    and `uses` is the use by pid. Shares of SM time are left out, because a simulated process has none. Raises
-    ValueError unless there is one card for each GPU."""
+    """Return the memory use of the GPUs' devices and processes, as a container sees it. `cards` are the cards of
+    `gpus`, in the same order, and `uses` is the use by pid. Shares of SM time are left out, because a simulated
+    process has none. Raises ValueError unless there is one card for each GPU."""
     processes = tuple(each for gpu in gpus for each in _processes(gpu, uses))
     devices = tuple(
         each for gpu, card in zip(gpus, cards, strict=True) for each in _devices(gpu, card, processes)

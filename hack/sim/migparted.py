@@ -129,8 +129,8 @@ def generated(reading: Reading) -> str:
 
 @lru_cache(maxsize=64)
 def _generated(products: tuple[str, ...]) -> str:
-    """Return the generated YAML file for these products. Its items have a filter by card only if there are several
-    products."""
+    """Return the generated YAML file for these products; empty if none of them has MIG profiles in the card table. Its
+    items have a filter by card only if there are several products."""
     configs: dict[str, list[dict[str, Any]]] = {}
     for product in products:
         card = find_card(product)
@@ -268,8 +268,8 @@ def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPU
     destroys the instances of every selected GPU, sets all modes, and resets all GPUs of the node if a mode is
     pending.
 
-    Raises ApplyError if something is in use, or if a virtual machine would have to reset a GPU; modes that are pending
-    then stay pending. Raises ConfigError as `targets` does.
+    Raises ApplyError if something is in use, or if a virtual machine would have to reset a GPU; instances that were
+    destroyed until then are lost, and modes that are pending stay pending. Raises ConfigError as `targets` does.
     """
     wanted = [(gpu, t) for gpu, t in targets(items, gpus) if gpu.mig_mode != "NotSupported"]
     if all(

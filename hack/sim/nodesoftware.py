@@ -155,8 +155,9 @@ class NodeSoftware:
 
     def add_node(self, raw: JSON) -> SimNode | None:
         """Begin to simulate this Node with the pods that are known for it, and return it, or None if the card table
-        does not know its GPUs. Called by the watch for every new Node; `run` must be running. Raises ValueError if
-        the Node states a number of GPUs that is not an integer."""
+        does not know its GPUs. GPUs in `hardware` take precedence over the Node's labels. Called by the watch for
+        every new Node; `run` must be running. Raises ValueError if the Node states a number of GPUs that is not an
+        integer."""
         name = raw["metadata"]["name"]
         gpus = self._hardware.get(name) or simulated_gpus(raw)
         if gpus is None:

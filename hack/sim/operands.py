@@ -140,8 +140,8 @@ class FeatureDiscovery(Configured):
         await self.label()
 
     async def label(self) -> None:
-        """Update the node's labels, as one turn of GFD's loop does. Does nothing while GFD does not run. Raises
-        PluginError or LibraryError."""
+        """Update the node's labels, as one run of GFD's loop does: changes are logged and written after the time that
+        GFD takes. Does nothing while GFD does not run. Raises PluginError or LibraryError."""
         if self._config is None:
             return
         self._turns += 1

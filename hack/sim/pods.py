@@ -45,7 +45,8 @@ class PodBook:
             self._by_node[node].pop(uid, None)
 
     def holdings(self, node: str) -> Holdings:
-        """Return what the kubelet of this node reports: numbers of devices, without their ids."""
+        """Return what the kubelet of this node reports: the number of devices in use by resource name, and the number
+        of pods that hold any, but no device ids."""
         pods = self._by_node.get(node, {})
         total: Counter[str] = Counter()
         for pod in pods.values():
