@@ -219,8 +219,8 @@ def program(name: str) -> Path:
 
 
 def _build(recipe: ToolRecipe, out: Path) -> None:
-    """Build the programs of a recipe into the folder `out`, and create the links under whose names a multi-call
-    program is called. Raises UnavailableError if Go or a needed C compiler is missing, or the build fails."""
+    """Build the programs of a recipe into the folder `out`, and link the names in `calls` to its first program. Raises
+    UnavailableError if Go or a needed C compiler is missing, or the build fails."""
     what = f"{recipe.name} {recipe.version}"
     if recipe.cgo:
         need_compiler(what)
@@ -237,8 +237,8 @@ def _build(recipe: ToolRecipe, out: Path) -> None:
 
 
 def build_environment(recipe: ToolRecipe) -> dict[str, str]:
-    """Return the environment for a build: the user's, without GOOS and GOARCH, with cgo and Go's workspaces as the
-    recipe needs them. Go may change a go.mod only if the recipe has no source folder (`cwd`)."""
+    """Return the environment for a build: the user's, without GOOS and GOARCH, with Go's workspaces off, and with cgo
+    on only if the recipe needs it. Go may change a go.mod only if the recipe has no source folder (`cwd`)."""
     environ = {key: value for key, value in os.environ.items() if key not in ("GOOS", "GOARCH")}
     mode = "-mod=mod" if recipe.cwd is None else "-mod=readonly"
     return {**environ, "GOWORK": "off", "GOFLAGS": mode, "CGO_ENABLED": str(int(recipe.cgo))}

@@ -23,7 +23,7 @@ FAULTY = "two"
 
 def play_on_real_parts(screen: Screen) -> None:
     """Play the whole story. Raises LaunchError, which says why, if the story cannot run on this machine or a program
-    cannot be built. Raises DemoFailed if something is not as it should be, or not in time."""
+    cannot be built. Raises DemoFailed if a check fails or a state is not reached in time."""
     if why := why_not():
         raise LaunchError(f"SKIPPED: {why}")
     screen.banner(SIMULATED)

@@ -45,7 +45,7 @@ class Stage(Protocol):
         """Return the table that `kubectl get` prints for this view."""
 
     async def deploy(self, workload: SimWorkload) -> None:
-        """Create a Deployment for the workload, or what is equivalent to one on this stage."""
+        """Create a Deployment for the workload, or its equivalent on this stage."""
 
     async def start_operator(self) -> None:
         """Start a new operator, which has no memory of an earlier one."""

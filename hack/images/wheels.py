@@ -135,8 +135,8 @@ def scripts() -> Mapping[str, str]:
 
 def compile_all(interpreter: Sequence[str], environ: Mapping[str, str], folder: Path, shown: str) -> int:
     """Compile every module below `folder`, whose path in the image is `shown`, and return the number of compiled
-    files. These contain no time and are never compared with their source, so that equal sources give equal bytes.
-    `interpreter` is the command of the Python that compiles, and `environ` its environment.
+    files. Compiled files contain no time and are never compared with their source, so that equal sources give equal
+    bytes. `interpreter` is the command of the Python that compiles, and `environ` its environment.
 
     Raises WheelError if a module cannot be compiled, or if Python would compare a compiled file with its source.
     """

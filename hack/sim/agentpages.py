@@ -168,7 +168,8 @@ class _Timed(Collector):
 
 
 class _Server(ThreadingTCPServer):
-    """A threaded server. Not ThreadingHTTPServer, which resolves its own host name by DNS before it listens."""
+    """A threaded server. ThreadingHTTPServer is not used, because it resolves its own host name by DNS before it
+    listens."""
 
     allow_reuse_address = True
     daemon_threads = True

@@ -10,7 +10,7 @@ _KEPT = 50
 
 
 class MountedConfigMaps:
-    """The versions of every ConfigMap in one namespace, each with the moment since which it was the newest."""
+    """The versions of every ConfigMap in one namespace, each with the moment from which it was the newest."""
 
     def __init__(self, delay: float) -> None:
         """Start without ConfigMaps. `delay` is the longest time, in simulated seconds, until a running pod sees a new

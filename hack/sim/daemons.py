@@ -78,8 +78,8 @@ class DaemonSetPlayer:
 
     async def _create(self, node: str) -> None:
         """Create the node's pod, and make it Running and Ready after a quarter of a pod's start time. NotFound and
-        AlreadyExists are logged and swallowed; other errors pass through. In any case the node then counts as not
-        busy."""
+        AlreadyExists are logged and swallowed; other errors pass through. Either way the node is then free for the
+        next creation or deletion."""
         client, namespace = self._cluster.client, self._pods.namespace
         suffix = "".join(self._random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
         try:
@@ -96,7 +96,7 @@ class DaemonSetPlayer:
 
     async def _delete(self, node: str, pod: JSON) -> None:
         """Delete this pod unless another one has replaced it. NotFound and Conflict are logged and swallowed; other
-        errors pass through. In any case the node then counts as not busy."""
+        errors pass through. Either way the node is then free for the next creation or deletion."""
         metadata = pod["metadata"]
         try:
             await self._cluster.client.delete(

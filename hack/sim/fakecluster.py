@@ -35,8 +35,8 @@ RESOLUTION = 1e-6
 
 
 class FakeCluster:
-    """The server side, through which tests and simulators prepare and inspect objects. What they change here is not
-    logged as a write."""
+    """The server side, through which tests and simulators prepare and inspect objects. Changes that are made through
+    it are not logged as writes."""
 
     def __init__(
         self,
@@ -310,8 +310,8 @@ class FakeClient(KubeClient):
             raise NotFound("the server could not find the requested resource")
 
     def _refuse_terminating(self, resource: Resource, namespace: str | None) -> None:
-        """Raise Forbidden for a namespaced kind if the namespace is in the cluster's `terminating_namespaces`, where
-        nothing can be created or evicted. The Namespace object is not read."""
+        """Raise Forbidden for a namespaced kind if the namespace is in the cluster's `terminating_namespaces`, in
+        which nothing can be created and no pod evicted. The Namespace object is not read."""
         if resource.namespaced and namespace in self.cluster.terminating_namespaces:
             raise Forbidden(
                 f"unable to create new content in namespace {namespace} because it is being terminated",

@@ -72,7 +72,8 @@ class Waiters(dict[asyncio.Event, None]):
 
 @dataclass(frozen=True)
 class StoredChange:
-    """One committed change. `old` is None for a creation and `new` for a deletion, whose final state is `last`."""
+    """One committed change. `old` is None for a creation, and `new` is None for a deletion. `last` is the object as
+    the change left it or, after a deletion, its final state."""
 
     version: int
     old: JSON | None

@@ -244,8 +244,8 @@ class SimulatedGPUs:
         return self._gpus[index].card
 
     def set_mig_mode(self, index: int, on: bool) -> Literal["Applied", "Pending"]:
-        """Switch the MIG mode of a GPU (nvmlDeviceSetMigMode), and return whether the mode is applied or pending. A
-        mode that the GPU has already is Applied.
+        """Switch the MIG mode of a GPU (nvmlDeviceSetMigMode), and return whether the mode is applied or pending.
+        Setting the mode that the GPU already has counts as Applied.
 
         Hopper and newer cards apply a changed mode at once, or raise InUse if an NVML client of the node is open or a
         process computes on the GPU. Ampere stores the mode as pending, and applies it by a reset if nothing is in use
@@ -312,7 +312,7 @@ class SimulatedGPUs:
             return created
 
     def destroy_all(self, index: int) -> None:
-        """Destroy those instances of a GPU that are not in use. Raises InUse if any instance remains, and NotSupported
+        """Destroy the instances of a GPU that are not in use. Raises InUse if any instance remains, and NotSupported
         if the card has no MIG."""
         with self._lock:
             gpu = self._mig_gpu(index)

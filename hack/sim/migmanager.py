@@ -267,8 +267,8 @@ class MigManager:
         await self._state(state)
 
     async def _restore(self, deploy: Mapping[str, str]) -> None:
-        """Set the deploy labels in `deploy` to true, even those that the Node lacked before the run, except for those
-        that were false then."""
+        """Set the deploy labels in `deploy` to true, even a label that the Node lacked before the run. A label that
+        was false before is set to false."""
         await self._port.patch_labels(
             {key: "false" if value == "false" else "true" for key, value in deploy.items()}
         )

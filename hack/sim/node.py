@@ -67,7 +67,7 @@ class _MigPort:
     """The NodePort of one node: it gives the node's mig-manager access to the Node and to the other programs."""
 
     def __init__(self, node: "SimNode") -> None:
-        """Give access to `node` to a mig-manager pod that starts now."""
+        """Give a mig-manager pod that starts now access to `node`."""
         self._node = node
         self._started = node.cluster.clock.now()
 
@@ -196,7 +196,7 @@ class SimNode:
             self.kill_mig_manager()
 
     def kill_mig_manager(self) -> None:
-        """Kill the process of mig-manager, in whatever step it is, and start a new one as if its container restarted,
+        """Kill the process of mig-manager, whatever step it is in, and start a new one as if its container restarted,
         even while the node is down. No process is started without a pod, or if ClusterPolicy turns mig-manager off."""
         self._kill("mig-manager")
         self._start_mig_manager()

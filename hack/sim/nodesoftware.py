@@ -275,9 +275,9 @@ class NodeSoftware:
         return self._tasks.create_task(work)
 
     def _look_at_agent(self, name: str) -> None:
-        """Start or stop the agent of a node, so that it runs exactly while the node is simulated and its pod runs. A
-        pod with another UID gets a new agent. When an agent stops, the clock `Lapse` no longer waits for it and
-        `pages` hides it. Does nothing if the settings turn agents off."""
+        """Start or stop the agent of a node, so that it runs if and only if the node is simulated and the agent's pod
+        runs. A pod with another UID gets a new agent. When an agent stops, the clock `Lapse` no longer waits for it
+        and `pages` hides it. Does nothing if the settings turn agents off."""
         node, pod = self.nodes.get(name), self._agent_pods.running(name)
         uid = pod["metadata"]["uid"] if pod is not None and node is not None else ""
         running, task = self._agents.get(name, ("", None))
