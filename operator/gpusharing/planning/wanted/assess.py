@@ -103,8 +103,8 @@ def assess(
     *,
     actuator: Actuator,
 ) -> Assessment:
-    """Compare a node with its policy. Returns Refused if the policy gives it no target or if it has no GPU, Unobserved
-    if its GPUs are unknown or one of them has never answered, and Assessed otherwise.
+    """Compare a node with its policy. Returns Refused if the policy gives the node no target or the node has no GPU,
+    Unobserved if its GPUs are unknown or one of them has never answered, and Assessed otherwise.
 
     `gpunode` is the GPUNode of the node, or None if it does not exist yet. `terms` are the targets of the policy by
     hardware, or the Finding that says why the policy is not accepted (acceptance.py).
@@ -136,10 +136,10 @@ def assess(
 
 
 def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
-    """Whether the change leads from MPS to MIG or from MIG to MPS (docs/design/nvidia.md#b5, R11), so that one of the
-    MPS daemon and mig-manager has to finish before the other begins. Also True for a change of an MPS configuration
-    under NVIDIA's chart without the GPU Operator. The operator may not restart the daemon there, so it would keep
-    its old number of clients."""
+    """Whether the change leads from MPS to MIG or from MIG to MPS (docs/design/nvidia.md#b5, R11), so that either the
+    MPS daemon or mig-manager must finish before the other begins. Also True for a change of an MPS configuration
+    under NVIDIA's chart without the GPU Operator. The operator may not restart the daemon there, so the daemon
+    would keep its old number of clients."""
     if target.with_mig:
         return uses_mps(node, observed, stack)
     if target.mode is not Mode.MPS:
@@ -218,8 +218,8 @@ def _find_lapse(
 
 
 def _proven_before(node: NodeView, policy: PolicyView, target: Target) -> bool:
-    """Whether this target of this policy is what was last proven on the node, even if that was for another version of
-    the spec. A record without a layout counts if its two label values are those of the target."""
+    """Whether this target of the policy of this name is what was last proven on the node, even if it was proven for
+    another version of the spec. A record without a layout counts if its two label values are those of the target."""
     record = node.verified
     return (
         record is not None
@@ -301,7 +301,7 @@ def find_owners(node: NodeView) -> dict[str, str]:
 
 def find_owned(node: NodeView, assessed: Assessed, actuator: Actuator) -> str:
     """Return a message about the first label that the change would write although somebody else sets it. Empty if
-    there is none.
+    there is none. Both the next target and the final one are checked.
 
     While drift is corrected or a change is in progress, only controllers that claim the label as their own count, and
     not field managers that have replaced our value.

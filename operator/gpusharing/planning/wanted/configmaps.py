@@ -27,9 +27,10 @@ def plan_config(
     stack: StackView,
 ) -> tuple[WriteConfig | None, bool]:
     """Return the write that the ConfigMaps need, and whether they contain entries now, other than the neutral one,
-    that no policy, card or file of the admin needs. The write keeps those that a Node still names, so a later pass
-    may be able to remove them. The write is None if both ConfigMaps exist with the right content, our mark, and a
-    time of writing for each entry. If a ConfigMap was created by somebody else, the result is None and False.
+    that no policy, card or file of the admin needs. The write still keeps those entries that a Node names; a later
+    pass may remove them. The write is None if both ConfigMaps exist with the right content, our mark, and a time of
+    writing for each entry. If one of our names belongs to a ConfigMap that somebody else created, the result is
+    None and False.
 
     `requests` is what the policies ask of every node, `models` has one GPU for each card model in the cluster by
     product, and `plugins` has the device-plugin configurations of all targets by key.
@@ -61,7 +62,7 @@ def _wanted(
     stack: StackView,
 ) -> tuple[dict[str, str], dict[str, migfile.Entry]]:
     """Return the entries that the policies, the admin and the cards in the cluster need. The first mapping has the
-    YAML of device-plugin configurations by key, and the second has mig-parted entries by name. Under one name, an
+    YAML of device-plugin configurations by key, and the second has mig-parted entries by name. If names collide, an
     entry of a policy replaces one of the admin, which replaces one for the cards; all-disabled is always our own."""
     plugin = dict(stack.admin_plugin_configs)
     plugin |= {key: pluginconfig.render(config) for key, config in plugins.items()}
@@ -79,8 +80,9 @@ def _retain(
     plugin: dict[str, str], entries: dict[str, migfile.Entry], nodes: Iterable[NodeView], stack: StackView
 ) -> None:
     """Add to `plugin` and `entries`, in place, the entries that no policy needs but that a Node still names or that
-    nodes without the label use. They have their content from before somebody edited or deleted them. If the admin's
-    mig-parted file has an entry that cannot be used, also add all other sound entries of our present file."""
+    nodes without the label use. They have the content that this process read before, if somebody has edited or
+    deleted them since. If the admin's mig-parted file, or an entry in it, cannot be used, also add all other sound
+    entries of our present file."""
     old_plugin = {**stack.plugin_configs, **stack.seen_plugin_configs}
     present = migfile.sound_entries(stack.mig_file)
     old_entries = {**present, **stack.seen_mig_entries}

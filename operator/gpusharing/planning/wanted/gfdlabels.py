@@ -14,12 +14,12 @@ from gpusharing.planning.wanted.target import Target
 
 
 def expected_gfd_labels(target: Target, observed: ObservedView) -> tuple[Mapping[str, str], ...]:
-    """Return the label sets that GPU Feature Discovery may write for the target (docs/design/nvidia.md#c). Raises
-    ValueError unless the target has one layout for each observed GPU.
+    """Return the label sets that GPU Feature Discovery may write for the target (docs/design/nvidia.md#c). Empty
+    without GPUs. Raises ValueError unless the target has one layout for each observed GPU.
 
-    There is one set for each card model on the node, or for each model with a whole GPU if there is one, because GFD
-    writes these last. GFD counts each model separately and overwrites the labels of one with those of the next, in an
-    order that may change at each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go).
+    There is one set for each card model on the node. If there are whole GPUs, only their models have a set, because
+    GFD writes their labels last. GFD counts each model separately and overwrites the labels of one with those of the
+    next, in an order that may change at each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go).
     """
     products = tuple(bare_product(gpu.product) for gpu in observed.gpus)
     return _expect(target.layouts, target.plugin, products)
@@ -30,7 +30,8 @@ def _expect(
     layouts: tuple[Layout | None, ...], plugin: PluginConfig, products: tuple[str, ...]
 ) -> tuple[Mapping[str, str], ...]:
     """Return the label sets for a node with these GPUs, one set for each product that GFD may describe last.
-    `products` and `layouts` must have one entry for each GPU; otherwise ValueError is raised."""
+    `products` and `layouts` must have one entry for each GPU; otherwise ValueError is raised. With MIG under
+    strategy single, at least one layout must have instances; otherwise StopIteration is raised."""
     shared = "-SHARED" if plugin.sharing and not plugin.sharing.rename else ""
     # GFD writes the labels of models with a whole GPU last, so those of one such model remain.
     whole = [product for product, layout in zip(products, layouts, strict=True) if layout is None]
@@ -59,8 +60,8 @@ def _whole_labels(plugin: PluginConfig, gpus: int) -> dict[str, str]:
 
 
 def _mig_labels(layouts: tuple[Layout | None, ...], plugin: PluginConfig) -> dict[str, str]:
-    """Return the labels of a node with MIG, except the product. With strategy single these are totals; with strategy
-    mixed, a count and a number of replicas for each profile."""
+    """Return the labels of a node with MIG, except the product. With strategy single, they are totals for the node.
+    With strategy mixed, each profile has a count and a number of replicas."""
     sharing = plugin.sharing
     replicas = sharing.replicas[0][1] if sharing else 1
     instances: Counter[str] = Counter()
@@ -90,10 +91,12 @@ def future_labels(
     node: NodeView, target: Target, observed: ObservedView, policy: str
 ) -> tuple[Mapping[str, str], ...]:
     """Return all labels that the node will have when the change to `target` is done, once for each label set that GFD
-    may write (`expected_gfd_labels`). `policy` is the name of the policy that will own the node.
+    may write (`expected_gfd_labels`). `policy` is the name of the policy that will own the node. Empty without
+    GPUs.
 
-    A label whose future value is unknown keeps its present value. The memory of an instance is rounded up to GiB.
-    Raises ValueError unless the target has one layout for each observed GPU.
+    Labels about MIG that GFD will no longer write are left out, and any other label whose future value is unknown
+    keeps its present value. The memory of an instance is taken from the GB in the name of its profile. Raises
+    ValueError unless the target has one layout for each observed GPU.
     """
     strategy, before = target.plugin.mig_strategy, node.labels.get(names.LABEL_MIG_STRATEGY, "none")
     own = {**node.labels, names.LABEL_MODE: target.routing, names.LABEL_POLICY: policy}
@@ -114,8 +117,8 @@ def future_labels(
 
 
 def _stays(label: str, target: Target) -> bool:
-    """Whether the label will still exist after the change to `target`. Labels of a MIG profile do not, unless GFD will
-    describe that profile, which it does only under strategy mixed."""
+    """Whether the label will still exist after the change to `target`. A label of a MIG profile will only if the
+    target has that profile under strategy mixed, because GFD then describes it. All other labels stay."""
     if not label.startswith(names.RESOURCE_MIG_PREFIX):
         return True
     profiles = {profile for layout in target.layouts for profile, _ in layout or ()}
@@ -124,8 +127,8 @@ def _stays(label: str, target: Target) -> bool:
 
 
 def _find_memory(target: Target, observed: ObservedView) -> int:
-    """Return the MiB that the label gpu.memory will have, concluded from the first GPU: those of an instance under
-    strategy single, else those of a whole card. 0 if they are unknown."""
+    """Return the MiB that the label gpu.memory will have, derived from the first GPU: an instance's memory under
+    strategy single, else the whole card's. 0 if it is unknown. The node must have a GPU."""
     gpu, layout = observed.gpus[0], target.layouts[0]
     if target.plugin.mig_strategy == "single" and layout:
         return 1024 * next((one.memory_gb for one in gpu.profiles if one.name == layout[0][0]), 0)

@@ -64,9 +64,9 @@ def render(entries: Mapping[str, Entry]) -> str:
 
 @lru_cache(maxsize=256)
 def parse(text: str) -> Mapping[str, Entry]:
-    """Return all entries of a file by name, including those that mig-parted would refuse. Empty if the file is not
-    valid YAML or has no map mig-configs. Values that are not lists of maps are left out. The result is cached and
-    must not be changed."""
+    """Return all entries of a file by name, including those that mig-parted would refuse, whatever the version of the
+    file. Values that are not lists of maps are left out. Empty if the file is not valid YAML or has no map
+    mig-configs. The result is cached and must not be changed."""
     try:
         return {name: entry for name, entry in _configs(text, any_version=True).items() if _is_entry(entry)}
     except Unreadable:
@@ -74,11 +74,11 @@ def parse(text: str) -> Mapping[str, Entry]:
 
 
 def _configs(text: str, *, any_version: bool = False) -> dict[str, Any]:
-    """Return the map mig-configs of a file. A bare `off` as a name becomes `false`, as for mig-parted, which converts
-    YAML to JSON.
+    """Return the map mig-configs of a file, with all names as strings. A bare `off` as a name becomes `false`, as for
+    mig-parted, which converts YAML to JSON.
 
-    Raises Unreadable if the text is not valid YAML or has no such map. Also raised for a version other than v1, unless
-    `any_version`.
+    Raises Unreadable if the text is not valid YAML or has no such map, or, unless `any_version`, if its version is not
+    v1.
     """
     document = parse_yaml(text)
     configs = document.get("mig-configs") if isinstance(document, dict) else None
@@ -129,10 +129,10 @@ class AdminFile:
 
 @lru_cache(maxsize=64)
 def parse_admin(text: str) -> AdminFile:
-    """Return the entries of an admin's file that mig-parted would accept, with the problems of the others: one bad
-    entry would make mig-parted refuse the whole file on every node. If the file as a whole cannot be read, there
-    are no entries, and the problem says why. Keys outside the entries are ignored, because the operator renders the
-    file itself. An empty string gives no entries and no problem."""
+    """Return the entries of an admin's file that mig-parted would accept, with the problems of the others, of which
+    only the first three are named. One bad entry would make mig-parted refuse the whole file on every node. If the
+    file as a whole cannot be read, there are no entries, and the problem says why. Keys outside the entries are
+    ignored, because the operator renders the file itself. An empty string gives no entries and no problem."""
     if not text:
         return AdminFile({})
     try:
@@ -163,15 +163,16 @@ class RowFault:
 
 
 def _unknown_field(row: Mapping[str, Any]) -> str:
-    """Return a clause about the first unknown field of the row, or an empty string if there is none. Checked first,
-    because a misspelled field is also missing, and this clause shows the typo."""
+    """Return a clause about the alphabetically first unknown field of the row, or an empty string if there is none.
+    This is checked first, because a misspelled field also leaves the right one missing, and this clause shows the
+    typo."""
     unknown = sorted(map(str, row.keys() - _FIELDS))
     return f"unknown field {unknown[0]}" if unknown else ""
 
 
 def _bad_devices(row: Mapping[str, Any]) -> str:
-    """Return a clause if `devices` is neither `all` nor a list of indexes, else an empty string. A boolean is not an
-    index, although it is an int in Python."""
+    """Return a clause if `devices` is neither `all` nor a list of whole numbers, else an empty string. An empty list
+    and negative numbers pass. A boolean does not, although it is an int in Python."""
     devices = row.get("devices")
     if devices == "all" or (isinstance(devices, list) and all(map(is_whole, devices))):
         return ""
@@ -191,16 +192,16 @@ def _no_instances(row: Mapping[str, Any]) -> str:
 
 
 def _instances_without_mig(row: Mapping[str, Any]) -> str:
-    """Return a clause if the row has instances but does not switch MIG on, else an empty string. It cannot be known
-    which of the two was meant."""
+    """Return a clause if the row has mig-devices but does not switch MIG on, else an empty string. It is impossible to
+    tell which of the two was meant."""
     wrong = row.get("mig-devices") and not row.get("mig-enabled")
     return "mig-devices needs mig-enabled" if wrong else ""
 
 
 def _bad_instances(row: Mapping[str, Any]) -> str:
-    """Return a clause if mig-devices is not a map, about its first item that is not a profile name with a count, or if
-    all its counts are 0. Empty otherwise, as without mig-devices or with an empty map. Whether any card has the
-    profile is not checked."""
+    """Return a clause if mig-devices is not a map, if an item of it is not a profile name with a count of at least 0
+    (the first is named), or if it has items but all counts are 0. Empty otherwise, also if mig-devices is missing,
+    null or an empty map. It is not checked whether any card has the profile."""
     counts = row.get("mig-devices")
     if counts is None:
         return ""
@@ -254,7 +255,8 @@ def find_meaning(
     name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | str:
     """Return what `resolve_name` returns, given the file that mig-manager generated for the node as `generated`. That
-    file is used only if mig-manager does not read our file."""
+    file is used only if mig-manager does not read our file. If the name is found nowhere, the clause also names the
+    problem of the admin's file, if there is one."""
     if not stack.serves_our_mig_file:
         return _generated_name(name, node, gpus, generated)
     admin = parse_admin(stack.admin_mig_file)
@@ -282,8 +284,8 @@ def _generated_name(
 
 def resolve(entry: Entry, gpus: Sequence[CardView]) -> tuple[Layout | None, ...] | str:
     """Return the layout that an entry gives each GPU, in the order of `gpus`, or a clause for people that names the
-    GPUs which no row covers. If several rows cover a GPU, the last one counts. A layout is None where that row does
-    not switch MIG on.
+    GPUs which no row covers. If several rows cover a GPU, the last one counts. A layout is None if the row that
+    counts does not switch MIG on.
 
     mig-parted's assert never succeeds on a GPU that no row covers, so such an entry is unusable (R6).
     """
@@ -324,7 +326,7 @@ _generated = lru_cache(maxsize=64)(generated_layouts)
 
 
 def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...] | str:
-    """Return the layout that a configuration name which mig-manager generates from the hardware (a.10) gives each GPU.
+    """Return the layout that a configuration name gives each GPU if mig-manager generates it from the hardware (a.10).
     If a card does not have this name, return a clause for people with the names that it has."""
     layouts: list[Layout | None] = []
     profiles, generated = None, {}
@@ -338,8 +340,8 @@ def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...]
 
 
 def well_known_entries(models: Mapping[str, Sequence[CardView]]) -> dict[str, Entry]:
-    """Return the entries for NVIDIA's well-known names on the card models that are present, among them always
-    all-disabled. `models` maps each product to a sequence of GPUs, of which only the first is used.
+    """Return the entries for NVIDIA's well-known names on the card models that are present. all-disabled is always
+    among them. `models` maps each product to a non-empty sequence of GPUs, of which only the first is used.
 
     A name that means the same on all models gets one row. Any other name gets one row for each model that has it,
     limited to the PCI device ids of that model. A model whose ids are unknown is left out of such entries, and an

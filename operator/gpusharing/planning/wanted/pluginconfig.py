@@ -47,8 +47,8 @@ class Flaw:
 
 
 def find_flaws(text: str) -> tuple[Flaw, ...]:
-    """Return every field of a configuration that the device plugin refuses or ignores. Empty if it uses all of it. If
-    the text is not YAML that `parse_yaml` accepts, the only flaw says so."""
+    """Return every field of a configuration that the device plugin refuses or ignores. Empty if the plugin uses all of
+    it. If `parse_yaml` does not accept the text, the only flaw says so."""
     try:
         return tuple(_find(parse_yaml(text), _CONFIG, ""))
     except Unreadable as error:
@@ -56,15 +56,15 @@ def find_flaws(text: str) -> tuple[Flaw, ...]:
 
 
 def field_of(item: object, name: str) -> Any:
-    """Return the value of the field `name` of a map, compared case-insensitively as by Go's encoding/json. None if the
-    map has no such field, or if `item` is not a map."""
+    """Return the value of the first field of a map that has this name, compared case-insensitively as by Go's
+    encoding/json. None if the map has no such field, or if `item` is not a map."""
     fields = item if isinstance(item, dict) else {}
     return next((fields[key] for key in fields if str(key).lower() == name.lower()), None)
 
 
 def _is_choice(item: Any) -> bool:
-    """Whether the plugin can parse the value of `devices`: `all`, a positive number, or a list of devices. The plugin
-    ignores the value and shares all devices."""
+    """Whether the plugin can parse the value of `devices`: `all`, a positive number, or a list of whole numbers and
+    device names, which may be empty. The plugin then ignores the value and shares all devices."""
     if isinstance(item, list):
         return all(
             is_whole(device) or (isinstance(device, str) and _DEVICE.fullmatch(device)) for device in item
@@ -97,8 +97,8 @@ expected."""
 
 
 def _all(kind: str, names: str) -> dict[str, Any]:
-    """Return the part of the format below that declares several fields of one kind. `names` are the fields, separated
-    by spaces."""
+    """Return the part of a configuration's format that declares several fields of one kind. `names` are the fields,
+    separated by spaces."""
     return dict.fromkeys(names.split(), kind)
 
 
@@ -130,7 +130,8 @@ _PLACES = {"flags": _FLAGS, "sharing": _SHARING, "sharing.timeSlicing": _BLOCK, 
 
 def _find(item: Any, wanted: Any, path: str) -> Iterator[Flaw]:
     """Yield the flaws of the value at `path`. `wanted` is the format that it should have: a kind in _KINDS, a map of
-    formats by field, or a list with the format of its items. null is accepted in place of a map or a list."""
+    formats by field, or a list with the format of its items. Where a map or a list is wanted, null counts as an
+    empty one."""
     words = "a map" if isinstance(wanted, dict) else "a list"
     if isinstance(wanted, str):
         accepts, words = _KINDS[wanted]
@@ -148,7 +149,8 @@ def _find(item: Any, wanted: Any, path: str) -> Iterator[Flaw]:
 
 def _find_in_map(fields: Mapping[Any, Any], wanted: Mapping[str, Any], path: str) -> Iterator[Flaw]:
     """Yield the flaws of a map at `path`: fields that are unknown, have the wrong format, or are missing. A required
-    field that is null or an empty list counts as missing."""
+    field that is null or an empty list counts as missing, and a null `mps` as not set. Names are case-sensitive
+    only if the map has required fields."""
     needed = [name.rstrip("!") for name in wanted if name.endswith("!")]
     known = {name.rstrip("!") if needed else name.lower(): inner for name, inner in wanted.items()}
     for key, item in fields.items():
@@ -227,7 +229,7 @@ class PluginConfig:
     """How several pods share a device, or None if each pod has a whole device."""
 
     def on(self, names: Container[str]) -> "PluginConfig":
-        """Return the configuration without the rows for resources that are not in `names`. Those rows have no effect
+        """Return the configuration without the rows for resources that are not in `names`. These rows have no effect
         on a node without these resources. If no row is left, nothing is shared."""
         if self.sharing is None:
             return self
@@ -257,7 +259,8 @@ def render(config: PluginConfig) -> str:
 
 @lru_cache(maxsize=1024)
 def parse(text: str) -> PluginConfig | None:
-    """Return the effect of a configuration, given as YAML, or None if the device plugin would not start with it."""
+    """Return the effect of a configuration, given as YAML, or None if the device plugin would not start with it. If it
+    has both mps and timeSlicing, mps counts."""
     if any(flaw.refused for flaw in find_flaws(text)):
         return None
     document = parse_yaml(text)
@@ -284,7 +287,7 @@ def _parse_sharing(block: Mapping[str, Any], strategy: SharingStrategy) -> Shari
 @lru_cache(maxsize=1024)
 def key_for(policy: str, content: str) -> str:
     """Return the name of an entry for `policy`: the name of the policy, cut to 55 characters so that the result fits a
-    label value, a hyphen, and a hash of the content."""
+    label value, a hyphen, and a hash of the content. Hyphens and dots at the end of the cut name are removed."""
     return f"{policy[:55].rstrip('-.')}-{_digest(content)}"
 
 

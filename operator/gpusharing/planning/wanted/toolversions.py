@@ -109,8 +109,8 @@ def merges_suffixes(version: str) -> bool:
 
 def find_deafness(daemon: MpsDaemonView) -> str:
     """Return why this MPS daemon would not read the configuration that a label names, as a clause for people. Empty if
-    it would read it. Also empty if that is unknown: the version cannot be parsed, the DaemonSet has no
-    config-manager, or the daemon runs behind a shell, so that its process name is unknown."""
+    it would. Also empty if that is unknown, because the version cannot be parsed, the DaemonSet has no
+    config-manager, or the daemon runs behind a shell and so its process name is unknown."""
     if _VERSION.match(daemon.version) is None or _is_before(daemon.version, FALLBACK_FIRST_SINCE):
         return ""
     if not daemon.signalled:  # the DaemonSet has no config-manager
@@ -138,7 +138,8 @@ class MpsRemedy:
 
     @property
     def text(self) -> str:
-        """What the remedy does to running clients, and its steps in order, as a sentence without its period."""
+        """What the remedy does to running clients, and its steps in order, as a sentence without its period. If there
+        are no steps, the sentence ends with a colon."""
         steps = []
         if self.needs_plugin:
             steps.append(f"set devicePlugin.version in ClusterPolicy to {SKIPS_THREADS} or newer")
@@ -151,11 +152,12 @@ class MpsRemedy:
 
 
 def find_remedy(daemon: MpsDaemonView) -> MpsRemedy:
-    """Return the steps that make this MPS daemon follow labels. Only for a daemon for which `find_deafness` returns a
-    reason.
+    """Return the steps that make this MPS daemon follow labels. Call it only for a daemon for which `find_deafness`
+    returns a reason.
 
-    The command is included even if the process name is right already, because the GPU Operator restores its own value
-    when ClusterPolicy is edited.
+    The command is empty if the daemon runs behind a shell, so that its process name is unknown. Otherwise it is
+    included even if config-manager already has the right name, because the GPU Operator restores its own value when
+    ClusterPolicy is edited.
     """
     known = _base(daemon.signalled) == _base(daemon.program)  # False if the daemon runs behind a shell
     return MpsRemedy(
@@ -168,14 +170,14 @@ def find_remedy(daemon: MpsDaemonView) -> MpsRemedy:
 
 
 def is_release(text: str) -> bool:
-    """Whether the text is the version of a release, such as `v25.10.1`."""
+    """Whether the text begins with the version of a release, such as `v25.10.1` or `v25.10.1-rc1`."""
     return _VERSION.match(text) is not None
 
 
 def find_deaf_release(gpu_operator: str) -> str | None:
     """Return why labels cannot switch MPS on with this release of the GPU Operator as it is installed. Empty if they
-    can. None if that is unknown, because the release is later than LAST_READ or the argument is not a version. An
-    installed DaemonSet says more than its release (`find_deafness`)."""
+    can. None if that is unknown, because the release is later than LAST_READ or the argument is not a version. What
+    `find_deafness` says about an installed DaemonSet is more reliable."""
     if not is_release(gpu_operator) or _numbers(gpu_operator) > LAST_READ:
         return None
     return (
@@ -189,7 +191,8 @@ def _base(program: str) -> str:
 
 
 def _is_before(version: str, since: tuple[int, ...]) -> bool:
-    """Whether the version is older than `since`. False if it cannot be parsed."""
+    """Whether the version is older than `since`, compared in as many numbers as `since` has. False if it cannot be
+    parsed."""
     return is_release(version) and _numbers(version)[: len(since)] < since
 
 
@@ -201,14 +204,15 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def find_suffixed(layouts: Sequence[Layout | None]) -> str:
-    """Return the first profile name with a suffix in these layouts, or an empty string if there is none."""
+    """Return the first profile name in these layouts that is not of the plain form `1g.10gb`, for example because of a
+    suffix. Empty if there is none."""
     names = (name for layout in layouts for name, _ in layout or ())
     return next((name for name in names if not _PLAIN.fullmatch(name)), "")
 
 
 def counts_without_suffixes(resources: Mapping[str, int]) -> dict[str, int]:
-    """Return the predicted counts as device plugins before v0.20 advertise them, in which a profile with a suffix
-    counts under the plain name."""
+    """Return the predicted counts as device plugins before v0.20 would advertise them: instances of a profile with a
+    suffix count under the plain name, which keeps `.shared`."""
     counts: Counter[str] = Counter()
     for name, count in resources.items():
         match = _NAME.fullmatch(name)

@@ -146,7 +146,7 @@ def _withheld(compared: Comparison) -> str:
 
 def find_withheld(target: Target, observed: ObservedView) -> str:
     """Return a message if the agent is not allowed to list the MIG instances of a GPU, so that its report proves no
-    layout. Empty if there is no such GPU, or if MIG is neither on nor wanted."""
+    layout. Empty if there is no such GPU, or if the target has no MIG and no GPU has MIG on."""
     kinds = observed.hardware.kinds
     blind = next((gpu for gpu in kinds if gpu.instances_withheld), None)
     if blind is None or not (target.with_mig or any(gpu.mig_enabled for gpu in kinds)):
@@ -197,9 +197,8 @@ def _mode_pending(compared: Comparison) -> str:
 
 
 def _mig_config(compared: Comparison) -> str:
-    """Return a message if the label mig.config means another layout than the target has, or if its value means none.
-    Empty if it means the same layout, even under another name, or if the target does not use the label. A missing
-    label counts only if the target has MIG."""
+    """Return a message if the label mig.config has neither the target's value nor another one that gives the GPUs the
+    target's layouts. A missing label counts only if the target has MIG. Empty if the target does not use the label."""
     wanted, config = compared.target.mig_config, compared.node.labels.get(names.LABEL_MIG_CONFIG, "")
     if config == wanted or not wanted:
         return ""
@@ -222,8 +221,8 @@ def _mig_failed(compared: Comparison) -> str:
 
 
 def _mig_busy(compared: Comparison) -> str:
-    """Return a message if mig-manager has not reported success yet. Empty if it has, if the label mig.config is
-    missing, or if the target does not need mig-manager. A failure is reported by `_mig_failed`, which is checked
+    """Return a message if mig-manager's state is not `success`. Empty if it is, if the label mig.config is missing, or
+    if the target does not need mig-manager. The state `failed` is reported by `_mig_failed`, which is checked
     first."""
     config, state = _mig_state(compared)
     busy = config and state != "success"
@@ -242,8 +241,8 @@ _PAUSABLE = tuple((operand, names.LABEL_DEPLOY_PREFIX + operand) for operand in 
 
 
 def paused_operands(node: NodeView) -> tuple[str, ...]:
-    """Return the operands that a MIG change or a driver upgrade has paused and that are still paused
-    (docs/design/nvidia.md#a1, d.4)."""
+    """Return the names of the operands that are still paused for a MIG change or a driver upgrade, in the order of
+    `names.DEPLOY_PAUSABLE` (docs/design/nvidia.md#a1, d.4). Other operands are not checked."""
     if not (labels := node.held_off):
         return ()
     return tuple([operand for operand, label in _PAUSABLE if "paused-for-" in labels.get(label, "")])
@@ -258,9 +257,9 @@ def _paused(compared: Comparison) -> str:
 
 
 def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | None:
-    """Return the configuration that the node's device plugin has now; nothing is shared if it uses no entry. If
-    ClusterPolicy sets a MIG strategy, that takes precedence. None if the node's label, or the default without a
-    label, names an entry that does not exist or that the plugin refuses (b.4)."""
+    """Return the configuration that the labels give the node's device plugin now; without an entry, nothing is shared.
+    A valid MIG strategy in ClusterPolicy overrides that of the entry. None if the entry that the label or else the
+    default names does not exist or is refused by the plugin (b.4)."""
     key = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
     # ClusterPolicy mig.strategy overrides that of every configuration (b.2).
     fixed = STRATEGIES.get(stack.cluster_policy.mig_strategy) if stack.cluster_policy else None
@@ -273,22 +272,22 @@ def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | 
 
 def find_entry(label: str, stack: StackView) -> str:
     """Return the name of the entry that the device plugin uses on a node whose device-plugin label has the value
-    `label`, which is empty if there is no label. The result is empty if the plugin uses no entry, in which case
-    nothing is shared."""
+    `label`, or which has no such label if `label` is empty. The result is empty if the plugin uses no entry, in
+    which case nothing is shared."""
     return label or default_entry(stack)
 
 
 def is_told_mps(node: NodeView, stack: StackView) -> bool:
     """Whether the node's device plugin is configured to share its GPUs by MPS, by its label or else by the default
-    entry. False if the entry is unknown."""
+    entry. False if that entry does not exist or the plugin refuses it."""
     config = effective_plugin_config(node, stack)
     return config is not None and config.sharing is not None and config.sharing.strategy == "mps"
 
 
 def _plugin_config(compared: Comparison) -> str:
-    """Return a message if the device-plugin label names a configuration with another effect than that of the target,
-    or one that is not known. Empty if the effect is the same, or if the label has the target's value: its entry is
-    then not read. If the target has no label, the label must be absent."""
+    """Return a message if the entry that the device-plugin label, or else the default, names has another effect on
+    this node than the target's, or cannot be used. If the target has no label, any label is a difference. Empty
+    otherwise. If the label has the target's value, its entry is not read."""
     key = compared.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     if key == compared.target.plugin_key:
         return ""  # if somebody deletes the entry, it is written again (configmaps.py), and nothing changes on the node
@@ -308,8 +307,8 @@ def _plugin_config(compared: Comparison) -> str:
 
 
 def _mps_absent(compared: Comparison) -> str:
-    """Return a message if the target is MPS, about the first GPU whose compute mode is neither ExclusiveProcess nor
-    NotSupported, so that the MPS daemon does not serve it yet. Empty otherwise. The daemon sets a GPU to exclusive
+    """If the target is MPS, return a message about the first GPU whose compute mode is neither ExclusiveProcess nor
+    NotSupported, because the MPS daemon does not serve it yet. Empty otherwise. The daemon sets a GPU to exclusive
     mode and restores Default when it stops cleanly (docs/design/hardware.md#mps-mode)."""
     if compared.target.mode is not Mode.MPS:
         return ""
@@ -328,9 +327,9 @@ def _exclusive(compared: Comparison) -> str | Finding:
 
 
 def find_exclusive(hardware: Hardware) -> str | Finding:
-    """Return a message with the remedy about the first GPU that has MIG off and a compute mode other than Default and
-    NotSupported. If the agent may not read that mode (Unknown), return a Finding with a reason of its own. Empty if
-    there is no such GPU."""
+    """Return a message about the first GPU that has MIG off and a compute mode other than Default and NotSupported. It
+    says that the MPS daemon still serves the GPU, or else how to reset the mode. If the agent may not read the mode
+    (Unknown), return a Finding with a reason of its own. Empty if there is no such GPU."""
     odd = next((gpu for gpu in hardware.kinds if gpu.layout is None and gpu.compute_mode not in FREE), None)
     if odd is None:
         return ""
@@ -358,7 +357,8 @@ def _gfd_not_restarted(compared: Comparison) -> str:
 def _gfd_labels(compared: Comparison) -> str:
     """Return a message about the first label of GPU Feature Discovery that does not have the value predicted for the
     target, else an empty string. On a node with several card models, the labels are compared with the prediction
-    for the model whose product they show, or with the last prediction if they show none of these products."""
+    for the model whose product they show, or with the last prediction if they show none of these products. Raises
+    ValueError unless the target has one layout for each observed GPU, and IndexError if there are no GPUs."""
     labels = compared.node.labels
     possible = expected_gfd_labels(compared.target, compared.observed)
     shown = labels.get(names.LABEL_GPU_PRODUCT, "")
@@ -380,8 +380,8 @@ def served(node: NodeView) -> dict[str, int]:
 
 def _allocatable(compared: Comparison) -> str | Finding:
     """Return a message if the resources of the device plugin that the node advertises are not exactly those of the
-    target, else an empty string. If a device plugin that is too old explains the difference, return a Finding with
-    that reason."""
+    target, else an empty string. If they are what a device plugin before v0.20 would advertise for the target,
+    return a Finding with the reason PLUGIN_TOO_OLD instead."""
     now = served(compared.node)
     if now == dict(compared.target.resources):
         return ""
@@ -430,7 +430,8 @@ MPS."""
 
 
 def find_mismatch(compared: Comparison, checks: Sequence[Check]) -> Finding | None:
-    """Return the first disagreement with the target in the order of `checks`, or None if all sources agree."""
+    """Return the first disagreement with the target in the order of `checks`, or None if all sources agree. Later
+    checks are not made."""
     for check in checks:
         if disagreement := check.find(compared):
             return Finding.of(disagreement, check.reason)
@@ -439,7 +440,8 @@ def find_mismatch(compared: Comparison, checks: Sequence[Check]) -> Finding | No
 
 def find_disagreements(compared: Comparison, checks: Sequence[Check]) -> dict[Source, Finding]:
     """Return the first disagreement of each source that does not agree with the target, by source. Sources that agree
-    are left out. The result is for people; decisions use only `find_mismatch`."""
+    are left out. The result is for people; decisions use only `find_mismatch`. Raises ValueError or IndexError if
+    the check of GFD's labels does, because the target does not fit the GPUs."""
     disagreements: dict[Source, Finding] = {}
     for check in checks:
         if check.source not in disagreements and (text := check.find(compared)):
@@ -449,7 +451,7 @@ def find_disagreements(compared: Comparison, checks: Sequence[Check]) -> dict[So
 
 def describe_observed(node: NodeView, observed: ObservedView | None) -> str:
     """Return the layouts that the GPUs have now, for people, with the number of replicas according to GFD's labels.
-    Empty if the GPUs are unknown."""
+    Empty if there is no report or it lists no GPU."""
     if observed is None or not observed.gpus:
         return ""
     layouts = observed.hardware.layouts
@@ -461,7 +463,8 @@ _COUNT = re.compile("[0-9]{1,9}")
 
 def _replicas_now(node: NodeView, layouts: Sequence[Layout | None]) -> int:
     """Return how many pods share each device according to GFD's label for the GPU or, with strategy mixed, for the
-    first profile in `layouts`. 1 if the label is missing or not a number."""
+    first profile in `layouts`, if there is one. 1 if the label is missing or is not a number of at most nine
+    digits."""
     labels, label = node.labels, names.LABEL_GPU_REPLICAS
     if labels.get(names.LABEL_MIG_STRATEGY) == "mixed":
         profile = next((name for layout in layouts for name, _ in layout or ()), "")

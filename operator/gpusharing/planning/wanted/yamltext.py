@@ -62,8 +62,8 @@ class _Loader(yaml.SafeLoader):
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Replace merge keys (`<<`) by the keys that they merge in, as PyYAML does. Raises Unreadable for a merge key
-        after other keys, which it overrides in go-yaml v2 but not in PyYAML. Also raised for more than MAX_VALUES
-        merged keys, because merges of merges make millions out of a few lines."""
+        after other keys: it would override them in go-yaml v2 but not in PyYAML. Also raised for more than
+        MAX_VALUES merged keys, because merges of merges make millions out of a few lines."""
         first = [key.tag == _MERGE for key, _ in node.value]
         if first != sorted(first, reverse=True):
             raise Unreadable(
@@ -113,11 +113,12 @@ def dump_yaml(document: object) -> str:
 
 
 def parse_yaml(text: str) -> object:
-    """Return the first YAML document in `text`, or None if the text is empty.
+    """Return the first YAML document in `text`, or None if there is none or it is null. Whatever follows the first
+    document is not checked.
 
     Raises:
-        Unreadable: the text is not valid YAML, or the document has more than MAX_DEPTH levels or MAX_VALUES values, or
-            a key that JSON does not allow. No other exception is raised for any text.
+        Unreadable: the first document is not valid YAML, or has more than MAX_DEPTH levels or MAX_VALUES values, or a
+            key that JSON does not allow. No other exception is raised for any text.
     """
     try:
         document: object = next(yaml.load_all(text, _Loader), None)

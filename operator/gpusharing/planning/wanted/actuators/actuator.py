@@ -30,7 +30,7 @@ from gpusharing.planning.wanted.verify import Check
 
 @value
 class ActuatorCase:
-    """The part of the case of a node (docs/design/glossary.md#case) that its actuator may know."""
+    """The part of a node's case (docs/design/glossary.md#case) that its actuator may know."""
 
     node: NodeView
     """The Node."""
@@ -39,7 +39,8 @@ class ActuatorCase:
     operands: Mapping[Program, Operand]
     """The pods of NVIDIA's programs on the node that we may restart. A program without a pod there is left out."""
     mig_failure: str
-    """The last line of mig-manager's log after it failed; empty when nobody could read it."""
+    """The last line of mig-manager's log after it failed. Empty if it has not failed, or if the log could not be
+    read."""
     stack: StackView
     """NVIDIA's components and our ConfigMaps."""
     settings: PlanSettings
@@ -49,7 +50,7 @@ class ActuatorCase:
 
     @property
     def found_layouts(self) -> tuple[Layout | None, ...]:
-        """The layout of every GPU in the agent's last reading; empty without one."""
+        """The layout of every GPU in the agent's last reading. Empty if the agent has not reported yet."""
         observed = self.gpunode.observed if self.gpunode else None
         return observed.hardware.layouts if observed else ()
 
@@ -59,13 +60,13 @@ class Obstacle:
     """What keeps an actuator from changing a node to a target."""
 
     find: Callable[[ActuatorCase, Target], str]
-    """Returns the message, or an empty string if it is not in the way."""
+    """Returns the message, or an empty string if this obstacle is not in the way."""
     reason: Reason
     """The reason for which the change does not begin."""
 
 
 def find_obstacle(obstacles: Sequence[Obstacle], case: ActuatorCase, target: Target) -> Finding | None:
-    """Return the first of these obstacles that is in the way of this target, or None if none is."""
+    """Return a Finding about the first of these obstacles that prevents a change to the target, or None if none does."""
     for obstacle in obstacles:
         if message := obstacle.find(case, target):
             return Finding(obstacle.reason, message)
@@ -74,7 +75,7 @@ def find_obstacle(obstacles: Sequence[Obstacle], case: ActuatorCase, target: Tar
 
 @value
 class Writing:
-    """The writes of a run to the Node at the point of no return, without the parts of the fence that do not depend on
+    """What a run writes to the Node at the point of no return, except for the parts of the fence that do not depend on
     the actuator."""
 
     labels: Mapping[str, str | None] = field(default_factory=dict)
@@ -114,7 +115,7 @@ class Sign:
 
 
 def find_sign(signs: Sequence[Sign], case: ActuatorCase, fence: Fence) -> Trouble | None:
-    """Return the trouble that the first of these signs shows, or None if none applies."""
+    """Return the trouble that the first matching sign shows, or None if no sign matches."""
     for sign in signs:
         if message := sign.find(case, fence):
             return Trouble(Finding(sign.reason, message), sign.final, sign.cure)
@@ -127,7 +128,7 @@ class Actuator:
     fence and in the claims."""
 
     needs: frozenset[str]
-    """The programs without which it cannot change, serve or prove a node: the labels of rows of the table
+    """The programs without which it cannot change, serve or prove a node, as labels of rows in the table of
     `stack/requirements.py`."""
     objections: tuple[Obstacle, ...]
     """Why it can never reach a target in this installation. They are checked before a change, during the drain, before
@@ -135,8 +136,8 @@ class Actuator:
     obstacles: tuple[Obstacle, ...]
     """What else keeps a change of a node from beginning."""
     find_labels: Callable[[NodeView, Target], Mapping[str, str]]
-    """Returns the value that each of its labels has on a node that is to reach the target; empty for a label that must
-    be absent. Labels that it does not write for this target have their present value."""
+    """Returns the value that each of its labels must have on a node for the target; empty for a label that must be
+    absent. Labels that it does not write for this target have their present value."""
     needs_run: Callable[[ActuatorCase, Target], bool]
     """Returns whether the target can be reached only by a run on an idle node."""
     find_missing: Callable[[ActuatorCase, Target, bool], str]
@@ -147,21 +148,23 @@ class Actuator:
     idle, or None for a plugin restart, which needs no idle node. The last argument says whether the last run is
     repeated."""
     find_old: Callable[[ActuatorCase, Fence], tuple[Operand, str] | None]
-    """Returns the pod that has to be deleted next so that this run goes on, and its name for people. None if none has
-    to."""
+    """Returns the pod that must be deleted next for this run to go on, and its name for people. None if no pod must
+    be deleted."""
     find_trouble: Callable[[ActuatorCase, Fence], Trouble | None]
     """Returns what shows that the run is not done, or has failed. None if it has succeeded, or if it involves no
     program that could fail."""
     next_look: Callable[[ActuatorCase, Fence], datetime | None]
     """Returns when the passing of time alone may change the result of `find_trouble`, or None if it will not."""
     find_events: Callable[[ActuatorCase], tuple[str, ...]]
-    """Returns what a proof has to be younger than: texts that change with every event that may change the GPUs."""
+    """Returns strings that change with every event that may change the GPUs. A proof must be more recent than their
+    latest change."""
     find_work: Callable[[NodeView], str]
-    """Returns what its programs do with the GPUs of a node that we do not change, as a clause. Empty if nothing."""
+    """Returns what its programs do with the GPUs of a node that we do not change, as a clause. Empty if they do
+    nothing."""
     checks: tuple[Check, ...]
     """What proves the result, and finds drift: the first disagreement counts."""
     find_last_proven: Callable[[NodeView, ObservedView, StackView], Target | str]
     """Returns the target that the record of the last proof describes, or a clause for people that says why it cannot be
     used."""
     tell_left: Callable[[NodeView], str]
-    """Returns a clause on what stays on a node whose policy is deleted, and why. Empty if nothing does."""
+    """Returns a clause about what stays on a node whose policy is deleted, and why. Empty if nothing stays."""

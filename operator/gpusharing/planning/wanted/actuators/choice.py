@@ -6,7 +6,7 @@ from gpusharing.planning.wanted.actuators.labels import LABELS
 
 
 def find_actuator(stack: StackView) -> Actuator:
-    """Return the actuator that changes the nodes of a cluster with this installation. Where none can, a policy is
-    refused (stack/acceptance.py), and the result has no effect."""
+    """Return the actuator that changes the nodes of a cluster with this installation. If no actuator can, the result
+    has no effect, because every policy is refused (stack/acceptance.py)."""
     del stack  # both installations that are supported today follow the same labels
     return LABELS

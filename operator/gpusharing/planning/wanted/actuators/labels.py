@@ -34,8 +34,9 @@ from gpusharing.planning.wanted.verify import CHECKS, find_entry, paused_operand
 
 
 def _deaf_mps(case: ActuatorCase, target: Target) -> str:
-    """Return why no label can turn MPS on, with the remedy, if MPS is the target and the MPS daemon follows no label.
-    Empty otherwise. Without this objection, the node would be drained before anybody notices."""
+    """Return why no label can turn MPS on, with the remedy, if the target is MPS and the GPU Operator's MPS daemon is
+    known to ignore labels. Empty otherwise, also if there is no such daemon. Without this objection, the node would
+    be drained before anybody noticed."""
     policy = case.stack.cluster_policy
     daemon = policy.mps_daemon if policy is not None else None
     if daemon is None or target.mode is not Mode.MPS or not (why := find_deafness(daemon)):
@@ -44,8 +45,9 @@ def _deaf_mps(case: ActuatorCase, target: Target) -> str:
 
 
 def _nobody_ends_mig(case: ActuatorCase, target: Target) -> str:
-    """Return a message if the GPUs do not have the target's layouts and the target has no value for mig-manager's
-    label: MIG is then on, and no mig-manager would switch it off. Empty otherwise."""
+    """Return a message if the target has no value for mig-manager's label and the GPUs do not have the target's
+    layouts, because MIG is then on and no mig-manager would switch it off. The message is also returned if the
+    layouts are unknown. Empty otherwise."""
     policy = case.stack.cluster_policy
     if target.mig_config or case.found_layouts == target.layouts:
         return ""
@@ -57,9 +59,8 @@ def _nobody_ends_mig(case: ActuatorCase, target: Target) -> str:
 
 
 def _rebooting(case: ActuatorCase, target: Target) -> str:
-    """Return the message that mig-manager is rebooting the node although no change is in progress, if its state is
-    `rebooting` and the target needs mig-manager. Empty otherwise. Call it only while no change of ours is in
-    progress."""
+    """Return the message that mig-manager is rebooting the node, if its state is `rebooting` and the target needs
+    mig-manager. Empty otherwise. The message says that no change is in progress, so call this only if none is."""
     rebooting = case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting"
     if not rebooting or not target.mig_config:
         return ""
@@ -67,8 +68,8 @@ def _rebooting(case: ActuatorCase, target: Target) -> str:
 
 
 def _no_mig_manager(case: ActuatorCase, target: Target) -> str:
-    """Return the message that a first run to the target needs mig-manager and no Ready pod of it is on the node. Empty
-    if one is, or if no run of mig-manager is needed."""
+    """Return the message that a first run to the target needs mig-manager and no Ready mig-manager pod is on the node.
+    Empty if one is, or if the run does not need mig-manager."""
     missing = _find_missing(case, target, again=False)
     where = f"label app={Program.MIG_MANAGER} in namespace {case.settings.gpu_operator_namespace}"
     return f"{missing}; check the pods with {where}" if missing else ""
@@ -89,16 +90,16 @@ OBSTACLES = (
 
 
 def _find_labels(node: NodeView, target: Target) -> dict[str, str]:
-    """Return the values that both labels have on a node with this target, by label. The device plugin's value is empty
-    if its label must be absent. If the target needs no mig-manager, its label keeps its present value, which is
-    empty if it has none."""
+    """Return the values that the labels of mig-manager and of the device plugin have on a node with this target, by
+    label. The device plugin's value is empty if its label must be absent. If the target does not need mig-manager,
+    mig-manager's label keeps its present value, or has an empty one if it is missing."""
     config = target.mig_config or node.labels.get(names.LABEL_MIG_CONFIG, "")
     return {names.LABEL_MIG_CONFIG: config, names.LABEL_PLUGIN_CONFIG: target.plugin_key}
 
 
 def _needs_run(case: ActuatorCase, target: Target) -> bool:
-    """Whether the target has a value for mig-manager's label and mig-manager has to work towards it: the label has
-    another value, or the node still differs (`needs_restart`)."""
+    """Whether the target has a value for mig-manager's label and mig-manager must work towards it, either because the
+    label has another value or because the node still differs (`needs_restart`)."""
     if not target.mig_config:
         return False
     return case.node.labels.get(names.LABEL_MIG_CONFIG) != target.mig_config or needs_restart(case, target)
@@ -119,9 +120,9 @@ def needs_restart(case: ActuatorCase, target: Target) -> bool:
 
 
 def _find_missing(case: ActuatorCase, goal: Target, again: bool) -> str:
-    """Return the message that a run to `goal` needs mig-manager and no pod of it that can be used is on the node. A
-    first run needs a Ready one. A repeated run to a goal with a value for mig-manager's label always needs a pod,
-    which need not be Ready, because the run restarts it. Empty if the pod is there or is not needed."""
+    """Return the message that the node has no mig-manager pod that a run to `goal` can use, or an empty string if it
+    has one or the run needs none. A first run needs a Ready pod if `_needs_run` holds. A repeated run needs a pod,
+    Ready or not, if the goal has a value for mig-manager's label."""
     pod, repeats = case.operands.get(Program.MIG_MANAGER), again and bool(goal.mig_config)
     if (pod is not None and (repeats or pod.ready)) or not (repeats or _needs_run(case, goal)):
         return ""
@@ -129,9 +130,9 @@ def _find_missing(case: ActuatorCase, goal: Target, again: bool) -> str:
 
 
 def _write(case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool) -> Writing:
-    """Return what a run to `goal` writes: the labels that change, and the pods of mig-manager and of the MPS daemon
-    that have to be deleted. The MPS daemon's pod and GFD's present start time are included only if the entry of the
-    device plugin changes. A repeated run that does not change it keeps the start time that the fence has."""
+    """Return what a run to `goal` writes: the labels that change, the UIDs of the mig-manager pod and the MPS daemon
+    pod that must be deleted, and GFD's present start time. The last two are empty unless the device plugin's entry
+    changes. A repeated run that does not change the entry keeps the start time from the fence."""
     node = case.node
     present_key = node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     plugin_changes = find_entry(present_key, case.stack) != find_entry(goal.plugin_key, case.stack)
@@ -145,11 +146,10 @@ def _write(case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | 
 
 
 def _find_changed(node: NodeView, goal: Target, idle: ObservedView | None) -> dict[str, str | None]:
-    """Return the labels to write so that they name the goal, by key, and only those that change; the value None
-    removes a label.
+    """Return the labels that must change to name the goal, by key with their new values; None removes a label.
 
-    mig-manager's label is written only with `idle`, the reading that proved the node idle. mig-manager's state is
-    removed only together with a new value of that label, and never while the node reboots.
+    mig-manager's label is written only with `idle`, the reading that proved the node idle. mig-manager's state label
+    is then removed too, unless it is `rebooting`.
     """
     labels: dict[str, str | None] = {}
     if idle is not None and goal.mig_config and node.labels.get(names.LABEL_MIG_CONFIG) != goal.mig_config:
@@ -162,7 +162,8 @@ def _find_changed(node: NodeView, goal: Target, idle: ObservedView | None) -> di
 
 
 def _mig_manager_to_restart(case: ActuatorCase, goal: Target, *, again: bool) -> str:
-    """Return the UID of the mig-manager pod that has to be deleted before the run begins; empty if none has to."""
+    """Return the UID of the mig-manager pod that must be deleted before the run begins. Empty if none must be
+    (`_needs_new_pod`), if the goal does not need mig-manager, or if there is no pod."""
     pod = case.operands.get(Program.MIG_MANAGER)
     if not goal.mig_config or pod is None:
         return ""
@@ -170,9 +171,10 @@ def _mig_manager_to_restart(case: ActuatorCase, goal: Target, *, again: bool) ->
 
 
 def _needs_new_pod(case: ActuatorCase, goal: Target, *, again: bool) -> bool:
-    """Whether the run needs a new mig-manager pod. True for a repeated run if mig-manager's state is neither success
-    nor failed, because it is stuck then. Otherwise True only if the label already has the goal's value, because
-    mig-manager reacts to a new value by itself; for a first run, the node must also differ (`needs_restart`)."""
+    """Whether the run needs a new mig-manager pod. A repeated run does if mig-manager's state is neither `success` nor
+    `failed`, because mig-manager is then stuck. Otherwise a run does only if the label already has the goal's
+    value, because mig-manager reacts to a new value by itself. A first run also requires that the node differs
+    (`needs_restart`)."""
     labels = case.node.labels
     if not again or labels.get(names.LABEL_MIG_STATE) in _ENDED:
         same = labels.get(names.LABEL_MIG_CONFIG) == goal.mig_config
@@ -181,9 +183,9 @@ def _needs_new_pod(case: ActuatorCase, goal: Target, *, again: bool) -> bool:
 
 
 def _daemon_to_restart(case: ActuatorCase, target: Target) -> str:
-    """Return the UID of the MPS daemon's pod if the target is MPS and the node uses MPS already: unless it restarts,
+    """Return the UID of the MPS daemon's pod if the target is MPS and the node already uses MPS. Unless it restarts,
     the daemon keeps its old number of clients, because config-manager does not find its process
-    (docs/design/nvidia.md#b5). Empty otherwise, and if the GPUs are unknown or there is no such pod."""
+    (docs/design/nvidia.md#b5). Empty otherwise, and also if the GPUs are unknown or there is no such pod."""
     observed, daemon = (
         case.gpunode.observed if case.gpunode else None,
         case.operands.get(Program.MPS_DAEMON),
@@ -194,8 +196,8 @@ def _daemon_to_restart(case: ActuatorCase, target: Target) -> str:
 
 
 def _find_old(case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
-    """Return the first pod that the fence names and that still exists, with the name of its program for messages:
-    mig-manager's, then that of the MPS daemon. None if there is none."""
+    """Return the first pod that the fence names for deletion and that still exists, with the name of its program for
+    messages. mig-manager's pod comes before that of the MPS daemon. None if neither exists."""
     manager, daemon = (case.operands.get(program) for program in (Program.MIG_MANAGER, Program.MPS_DAEMON))
     if manager is not None and manager.uid == fence.restart_uid:
         return manager, "mig-manager"
@@ -206,26 +208,26 @@ def _find_old(case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
 
 
 def _find_trouble(case: ActuatorCase, fence: Fence) -> Trouble | None:
-    """Return the trouble that mig-manager's labels show, by the first of SIGNS that applies. None if mig-manager
-    reports success and is done, or if the change does not need it. Some signs depend on the time since the latest
-    run began."""
+    """Return the trouble that mig-manager shows, by the first of SIGNS that applies. None if mig-manager reports
+    success and has left nothing undone, or if the change does not need it. Some signs depend on the time since the
+    latest run began."""
     return find_sign(SIGNS, case, fence) if fence.target_mig_config else None
 
 
 def _state(case: ActuatorCase) -> str:
-    """Return the value of the node's mig.config.state label; empty without one."""
+    """Return the value of the node's mig.config.state label. Empty if it has none."""
     return case.node.labels.get(names.LABEL_MIG_STATE, "")
 
 
 def _waited(case: ActuatorCase, fence: Fence) -> float:
-    """Return the seconds since the latest run passed the PNR. A repeated run, which may restart mig-manager, counts
-    from its own beginning."""
+    """Return the seconds since the latest run passed the point of no return. A repeated run, which may restart
+    mig-manager, counts from its own beginning."""
     return (case.now - fence.stage_since).total_seconds()
 
 
 def _restarts(case: ActuatorCase, fence: Fence) -> str:
-    """Return the message that mig-manager is restarting and its state is from before. Empty if the state is about this
-    run, or is neither `success` nor `failed`."""
+    """Return the message that mig-manager is restarting and its state dates from before the restart. Empty if the
+    state is about this run, or is neither `success` nor `failed`."""
     state = _state(case)
     if state not in _ENDED or case.now >= _believed_from(case, fence):
         return ""
@@ -233,9 +235,9 @@ def _restarts(case: ActuatorCase, fence: Fence) -> str:
 
 
 def _overwritten(case: ActuatorCase, fence: Fence) -> str:
-    """Return the message that somebody overwrote mig-manager's label during the change: mig-manager has ended, and the
-    label does not have the value that the fence names. Empty otherwise. NVIDIA's GPU Operator writes all-disabled
-    if it finds no label (docs/design/nvidia.md#d1)."""
+    """Return the message that somebody overwrote mig-manager's label during the change, if mig-manager has succeeded
+    or failed and the label does not have the value that the fence names. Empty otherwise. NVIDIA's GPU Operator
+    writes all-disabled if it finds no label (docs/design/nvidia.md#d1)."""
     label, wanted = case.node.labels.get(names.LABEL_MIG_CONFIG, ""), fence.target_mig_config
     if _state(case) not in _ENDED or label == wanted:
         return ""
@@ -244,14 +246,15 @@ def _overwritten(case: ActuatorCase, fence: Fence) -> str:
 
 
 def _failed_midway(case: ActuatorCase, fence: Fence) -> str:
-    """Return the message that mig-manager failed, if it also left operands paused, else an empty string. It would
-    start these again at the end of another run."""
+    """Return the message of `_failed` if mig-manager failed and left operands paused, else an empty string.
+    mig-manager would start these operands again at the end of another run."""
     return _failed(case, fence) if paused_operands(case.node) else ""
 
 
 def _failed(case: ActuatorCase, fence: Fence) -> str:
-    """Return the message that mig-manager failed to apply our configuration, with the last line of its log if that was
-    read. Empty if its state is not `failed`."""
+    """Return the message that mig-manager failed to apply our configuration. It contains the last line of
+    mig-manager's log, or tells the reader to look there if the line is unknown, and ends with the clause of
+    `_pending`. Empty if the state is not `failed`."""
     if _state(case) != "failed":
         return ""
     why = f": {case.mig_failure}" if case.mig_failure else "; see the log of its pod"
@@ -259,22 +262,22 @@ def _failed(case: ActuatorCase, fence: Fence) -> str:
 
 
 def _pending(case: ActuatorCase) -> str:
-    """Return the clause of `tell_guest_reset`, which begins with a semicolon: a GPU waits for a reset that its virtual
-    machine may be unable to make. Empty if the MIG mode of no GPU is pending, or if that function returns nothing."""
+    """Return the clause of `tell_guest_reset` if the MIG mode of a GPU is pending, because the GPU's virtual machine
+    may be unable to reset it. Empty if no mode is pending, or if that function returns nothing."""
     observed = case.gpunode.observed if case.gpunode else None
     waits = observed is not None and any(gpu.mig_pending for gpu in observed.hardware.kinds)
     return tell_guest_reset(observed, case.stack) if waits else ""
 
 
 def _paused_for_long(case: ActuatorCase, fence: Fence) -> str:
-    """Return the message that mig-manager reports success but operands are still paused, if `wedge_paused` seconds
-    have passed since the latest run began, which is longer than a run needs. Otherwise return an empty string."""
+    """Return the message of `_paused` once `wedge_paused` seconds have passed since the latest run began. Before that,
+    or if `_paused` finds nothing, return an empty string."""
     return _paused(case, fence) if _waited(case, fence) >= case.settings.wedge_paused else ""
 
 
 def _paused(case: ActuatorCase, fence: Fence) -> str:
-    """Return the message that mig-manager reports success but operands are still paused, or an empty string if that is
-    not so."""
+    """Return the message that mig-manager reports success but operands are still paused, with their names, or an empty
+    string if that is not the case."""
     paused = paused_operands(case.node)
     if _state(case) != "success" or not paused:
         return ""
@@ -282,8 +285,9 @@ def _paused(case: ActuatorCase, fence: Fence) -> str:
 
 
 def _stuck(case: ActuatorCase, fence: Fence) -> str:
-    """Return the message that mig-manager has been at work for too long, or an empty string if it has not. A reboot is
-    limited only by the deadline of the change."""
+    """Return the message that mig-manager has not finished within `wedge_pending` seconds after the latest run began.
+    Empty before that time, and also if mig-manager has succeeded or failed or is rebooting the node. Only the
+    deadline of the change limits a reboot."""
     limit = case.settings.wedge_pending
     if _waited(case, fence) < limit or _state(case) == "rebooting":
         return ""
@@ -292,8 +296,8 @@ def _stuck(case: ActuatorCase, fence: Fence) -> str:
 
 
 def _at_work(case: ActuatorCase, fence: Fence) -> str:
-    """Return what mig-manager is doing, or an empty string if it has succeeded or failed. Any state other than those,
-    `pending` and `rebooting` means that it has not started."""
+    """Return a clause about what mig-manager is doing, or an empty string if it has succeeded or failed. Any other
+    state than these two, `pending` and `rebooting` means that it has not started."""
     state = _state(case)
     doing = {"rebooting": "is rebooting the node", "pending": "is applying the configuration"}.get(
         state, "has not started"
@@ -317,9 +321,9 @@ SIGNS: tuple[Sign, ...] = (
 
 
 def _believed_from(case: ActuatorCase, fence: Fence) -> datetime:
-    """Return the time from which mig-manager's state is about this attempt: now if the attempt needed no restart, else
-    when the pod that replaces the old one has been Ready for `restart_grace` seconds. Until that pod is Ready,
-    return the deadline.
+    """Return the time from which mig-manager's state is about this attempt. That is now if the attempt needed no
+    restart, else `restart_grace` seconds after the replacing pod became Ready, or after the latest run began if it
+    is unknown since when that pod has been Ready. Until that pod is Ready, return the deadline of the fence.
 
     The old pod may use its whole grace period, and the next one starts only after that.
     """
@@ -332,9 +336,9 @@ def _believed_from(case: ActuatorCase, fence: Fence) -> datetime:
 
 
 def _next_look(case: ActuatorCase, fence: Fence) -> datetime | None:
-    """Return when the passing of time alone may change what `_find_trouble` returns, or None if it will not. It is the
-    earliest future moment of three: `wedge_paused` and `wedge_pending` seconds after the latest run began, and
-    `_believed_from`."""
+    """Return when the passing of time alone may change the result of `_find_trouble`, or None if it will not. Three
+    moments count, and the earliest that is in the future is returned: `wedge_paused` and `wedge_pending` seconds
+    after the latest run began, and `_believed_from`."""
     settings = case.settings
     moments = [
         fence.stage_since + timedelta(seconds=wait)
@@ -345,8 +349,8 @@ def _next_look(case: ActuatorCase, fence: Fence) -> datetime | None:
 
 
 def _find_events(case: ActuatorCase) -> tuple[str, ...]:
-    """Return the values of the node's labels mig.config and mig.config.state and the UID of its mig-manager pod, each
-    empty if missing. The tuple changes with every event that may change the GPUs."""
+    """Return the values of the node's labels mig.config and mig.config.state and the UID of its mig-manager pod. Each
+    is empty if missing. The tuple changes with every event that may change the GPUs."""
     labels, pod = case.node.labels, case.operands.get(Program.MIG_MANAGER)
     mig_labels = labels.get(names.LABEL_MIG_CONFIG, ""), labels.get(names.LABEL_MIG_STATE, "")
     return (*mig_labels, pod.uid if pod is not None else "")
@@ -365,9 +369,9 @@ def _find_work(node: NodeView) -> str:
 
 
 def _tell_left(node: NodeView) -> str:
-    """Return the end of a sentence that says that the labels of a node are removed: the exception that the device
-    plugin's label stays, and why. Empty if the node has no such label. The last change has removed it unless that
-    would share the GPUs (`target.without_default_label`). mig-manager's label stays in any case, with the value
+    """Return the end of the sentence that says which labels of a node are removed: all except the device plugin's
+    label, with the reason. Empty if the node does not have that label, which the last change removes unless that
+    would share the GPUs (`target.without_default_label`). mig-manager's label always stays, with the value
     all-disabled, but is not mentioned."""
     if names.LABEL_PLUGIN_CONFIG not in node.labels:
         return ""
