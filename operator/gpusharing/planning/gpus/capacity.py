@@ -35,26 +35,26 @@ number have the same memory."""
 
 
 def memory_of(card: Card) -> float:
-    """Return the memory of the whole card in GiB: its total if known, else the memory of its largest instance if there
-    is a capture, else an estimate from `memory_gb`. A card without a known total that shares its memory with the
-    CPU has 0."""
+    """Return the memory of the whole card in GiB: its total if that is known, else the captured memory of its largest
+    instance, else an estimate from `memory_gb`. A card that shares its memory with the CPU has 0 unless its total
+    is known."""
     if card.memory_mib:
         return card.memory_mib / 1024
     return _SEEN.get(card.key, {}).get(card.memory_gb, card.memory_gb * _CARD)
 
 
 def usable_memory(card: Card, profile: Profile) -> float:
-    """Return the GiB that a workload can use of one instance of the profile: from a capture, or an estimate from the
-    GB in its name. 0 if the card shares its memory with the CPU."""
+    """Return the GiB that a workload can use of one instance of the profile, from a capture or else estimated from the
+    GB in the profile's name. 0 if the card shares its memory with the CPU."""
     if not card.memory_gb:
         return 0.0
     return _SEEN.get(card.key, {}).get(profile.memory_gb, profile.memory_gb * _INSTANCE)
 
 
 def plain_profiles(card: Card) -> tuple[Profile, ...]:
-    """Return the profiles of the card that have fewer compute slices than its largest one and no attribute such as +me
-    or -me, sorted by memory, smallest first. If two have equal memory, the one of which more instances fit comes
-    first."""
+    """Return the profiles of the card that have fewer compute slices than its largest profile and no attribute such as
+    +me or -me, sorted by memory, smallest first. Of two with equal memory, the one with the larger maximum count
+    comes first."""
     whole = max((profile.slices for profile in card.profiles), default=0)
     plain = [
         profile for profile in card.profiles if not {"+", "-"} & set(profile.name) and profile.slices < whole
@@ -63,8 +63,9 @@ def plain_profiles(card: Card) -> tuple[Profile, ...]:
 
 
 def smallest_profile(card: Card, gib: float) -> Profile | None:
-    """Return the first of `plain_profiles`, smallest memory first, whose instances hold `gib` GiB. Profiles with an
-    attribute such as +me are thus never returned. None if no plain profile is large enough."""
+    """Return the first of `plain_profiles`, and so the one with the least memory, of which one instance has at least
+    `gib` GiB for a workload. None if no plain profile is large enough. Profiles with an attribute such as +me are
+    never returned."""
     return next((profile for profile in plain_profiles(card) if usable_memory(card, profile) >= gib), None)
 
 
@@ -81,8 +82,7 @@ def client_threads(clients: int) -> int:
 
 
 def fits(requested: Mapping[str, int], available: Mapping[str, int]) -> bool:
-    """Whether a node with the devices in `available` has all devices in `requested`; both are counts by resource
-    name."""
+    """Whether a node whose devices are `available` has all devices in `requested`. Both are counts by resource name."""
     return all(available.get(name, 0) >= count for name, count in requested.items())
 
 

@@ -54,11 +54,11 @@ class Provenance:
     ids: Status
     """How reliable the ids of its profiles are."""
     placements: Status
-    """How reliable their placements are."""
+    """How reliable the placements of its profiles are."""
     cite: str
     """The sources of these facts, for people."""
     card: Status = "doc"
-    """How reliable its product name, PCI device ids and memory are, and the fact whether it supports MIG."""
+    """How reliable its product name, PCI device ids, memory and support for MIG are."""
 
 
 @value
@@ -311,8 +311,8 @@ _GFD_SUFFIX = re.compile(r"(?:-MIG-(?:INVALID|(?:\d+c\.)?\d+g\.\d+gb[a-z.+-]*?))
 
 
 def bare_product(product: str) -> str:
-    """Return the product name in GPU Feature Discovery's form, with dashes and without its suffixes:
-    ``NVIDIA-H100-80GB-HBM3`` for each of ``NVIDIA H100 80GB HBM3``, ``NVIDIA-H100-80GB-HBM3-SHARED`` and
+    """Return the product name in the form of GPU Feature Discovery, with dashes and without the suffixes that GFD
+    appends: ``NVIDIA-H100-80GB-HBM3`` for each of ``NVIDIA H100 80GB HBM3``, ``NVIDIA-H100-80GB-HBM3-SHARED`` and
     ``…-MIG-1g.10gb-SHARED``."""
     return _GFD_SUFFIX.sub("", "-".join(product.split()), count=1)
 
@@ -322,6 +322,6 @@ _BY_PRODUCT = {bare_product(product): card for card in CARDS for product in card
 
 
 def find_card(product_name: str) -> Card | None:
-    """Return the card with this product name, in the form that NVML prints or in that of GPU Feature Discovery's
-    label. None if it is not in the table."""
+    """Return the card with this product name, which may have the form that NVML prints or that of GPU Feature
+    Discovery's label. None if the card is not in the table."""
     return _BY_PRODUCT.get(bare_product(product_name))

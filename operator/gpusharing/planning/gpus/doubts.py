@@ -14,10 +14,11 @@ MOST = 3
 
 @lru_cache(maxsize=64)
 def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
-    """Return a Finding with the differences (at most MOST) between the `reported` profiles of a card and our table. If
-    none are reported, the Finding says that the table is used. It is shown to people; no decision depends on it.
+    """Return a Finding with the first differences (at most MOST) between the `reported` profiles of a card and our
+    table. If none are reported, the Finding says that the table is used. It is shown to people; no decision depends
+    on it.
 
-    None if both agree, if the table has neither the card nor profiles for it, or if NVML is known to report wrong
+    None if both agree, if the table lacks the card or has no profiles for it, or if NVML is known to report wrong
     counts for the card. Profiles of the table that are not reported do not count as a difference.
     """
     card = find_card(product)
@@ -41,9 +42,9 @@ def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
 
 
 def _difference(profile: Profile, known: Mapping[str, Profile]) -> str:
-    """Return the first difference between the reported profile and the one of the same name in `known`, which has our
-    table's profiles by name. Empty if there is none. The table may lack the name, or differ in the placements or
-    the maximum count; placements that are unknown on either side are not compared."""
+    """Return the first difference between the reported profile and the one of the same name in `known`, which maps
+    names to our table's profiles. Empty if there is none. The table may lack the name, or have other placements or
+    another maximum count. Placements that are unknown on either side are not compared."""
     same = known.get(profile.name)
     if same is None:
         return f"{profile.name}, which the operator's table does not have"

@@ -43,7 +43,7 @@ def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: boo
 
     `version` is what NVML reports. `named` has the versions, or leading parts of versions (`570`, `570.86`), that an
     admin refuses; entries that are not versions are ignored. `refuse_affected` says whether drivers with the CVE are
-    refused as well; only the branches in FIXED are known to have it.
+    refused as well. Only older drivers of the branches in FIXED are known to have it.
     """
     numbers = _numbers(version)
     if not numbers:
@@ -63,7 +63,7 @@ def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: boo
 
 def find_hanging(version: str, layouts: Sequence[Layout | None]) -> str:
     """Return why a node must not have these layouts under this driver, or an empty string if nothing is known against
-    it. `layouts` has one entry for each GPU, which is None if MIG is off. The known bug affects the drivers in
+    them. `layouts` has one entry for each GPU, which is None if MIG is off. The known bug affects the drivers in
     HANGING, on a node that has both a GPU without MIG and a GPU with MIG instances."""
     if version not in HANGING or None not in layouts or not any(layouts):
         return ""

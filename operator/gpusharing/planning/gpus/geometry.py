@@ -116,8 +116,8 @@ def describe(layout: Layout) -> str:
 
 def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Fit:
     """Return Legal if a GPU with these profiles can hold the layout; an empty layout always fits. Otherwise return
-    UnknownProfile if the card lacks a profile of the layout, or else DoesNotFit with the rule that it breaks. The
-    check is exact."""
+    UnknownProfile if the card lacks a profile of the layout, or else DoesNotFit with the rule that the layout
+    breaks. The check is exact unless the placements of the profiles are unknown."""
     offer = _Offer.of(profiles)
     unknown = tuple(name for name, _ in layout if name not in offer.by_name)
     if unknown:
@@ -157,13 +157,13 @@ def nearest_layout(layout: Layout, profiles: Sequence[Profile]) -> Layout | None
 
 
 def legal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
-    """Return every legal layout of a card with these profiles, including the empty one."""
+    """Return every legal layout of a card with these profiles, beginning with the empty one."""
     offer = _Offer.of(profiles)
     return tuple(offer.legal_layouts({profile.name: profile.max_count for profile in profiles}))
 
 
 def maximal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
-    """Return the legal layouts to which no further instance can be added. They are sorted, with the largest instances
+    """Return the legal layouts to which no instance can be added, sorted so that those with the largest instances come
     first."""
     legal = set(legal_layouts(profiles))
     names = [profile.name for profile in profiles]
@@ -179,11 +179,11 @@ instances of each number of slices."""
 
 def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
     """Return the layouts of the named configurations that mig-manager from v0.14 generates on a node with this card,
-    sorted by name: all-disabled, all-enabled, one that fills the card with instances of a single profile for each
-    profile, and all-balanced if the card has the profiles of NVIDIA's formula for it.
+    by name and sorted by name. There are all-disabled, all-enabled, one configuration for each profile that fills
+    the card with its instances, and all-balanced if the card has the profiles of NVIDIA's formula for it.
 
-    A layout of None means that MIG is off. Empty for a card without profiles. A profile with a max_count of 0 gets no
-    configuration, because mig-parted refuses a whole file for an entry whose counts are all 0.
+    A layout of None means that MIG is off. A profile with a max_count of 0 gets no configuration, because mig-parted
+    refuses a whole file for an entry whose counts are all 0. Empty if the card has no other profiles.
     """
     profiles = [profile for profile in profiles if profile.max_count > 0]
     if not profiles:
@@ -213,14 +213,14 @@ def is_profile(name: str) -> bool:
 
 def resource_name(profile: str, *, shared: bool = False) -> str:
     """Return the resource name under which the device plugin (from v0.20) advertises instances of this profile with
-    strategy mixed, such as ``nvidia.com/mig-1g.10gb.me``. ``shared`` says whether they are time-sliced with
-    renameByDefault, which adds the suffix ``.shared``."""
+    strategy mixed, such as ``nvidia.com/mig-1g.10gb.me``. ``shared`` appends ``.shared``, for instances that are
+    time-sliced with renameByDefault."""
     return f"{RESOURCE_MIG_PREFIX}{profile.replace('+', '.')}{'.shared' if shared else ''}"
 
 
 def _large_first(name: str) -> tuple[int, int, str]:
-    """Return a sort key that puts profile names in the order of compute slices and then memory, largest first. Names
-    that cannot be read come last."""
+    """Return a sort key that puts profile names in the order of compute slices and then memory, largest first, and
+    equal ones in alphabetical order. Names that cannot be read come last."""
     match = _NAME.fullmatch(name)
     return (-int(match["slices"]), -int(match["gb"]), name) if match else (0, 0, name)
 
@@ -250,8 +250,8 @@ class _Offer:
     def why_not(self, layout: Layout) -> tuple[Misfit, str] | None:
         """Return the first rule that the layout breaks, with a clause for people, or None if the layout is legal.
         Rules are checked in a fixed order: counts, media engines, compute slices, unknown placements, memory units,
-        then placements. Unknown placements are refused only if the layout has several profiles. All profiles of the
-        layout must be offered by the card; otherwise KeyError is raised."""
+        then placements. If a placement is unknown, a layout of several profiles is refused, and one of a single
+        profile is legal. All profiles of the layout must be offered by the card; otherwise KeyError is raised."""
         for name, count in layout:
             if count > (most := self.by_name[name].max_count):
                 return Misfit.TOO_MANY, f"the card has room for at most {most}x{name}"
@@ -316,7 +316,7 @@ class _Offer:
 
     def rank(self, layout: Layout) -> tuple[int, int, int]:
         """Return a key that is larger for the better of two candidates: the numbers of instances, of compute slices
-        and of GB in the layout."""
+        and of GB in the layout, compared in this order."""
         of = self.by_name
         return (
             sum(count for _, count in layout),
@@ -325,8 +325,8 @@ class _Offer:
         )
 
     def closest(self, name: str) -> str | None:
-        """Return the name of the offered profile that is nearest to ``name`` (see `nearest_layout`), or None if
-        ``name`` cannot be read. The card must offer at least one profile."""
+        """Return the name of the offered profile that is nearest to ``name`` (see `nearest_layout`), which is ``name``
+        itself if it is offered. None if ``name`` cannot be read. The card must offer at least one profile."""
         if name in self.by_name:
             return name
         match = _NAME.fullmatch(name)
@@ -362,8 +362,8 @@ _Shape: TypeAlias = tuple[tuple[int, ...], int, int]  # starts, size, how many
 
 @lru_cache(maxsize=4096)
 def _place(shapes: tuple[_Shape, ...], taken: int = 0) -> tuple[tuple[int, ...], ...] | None:
-    """Return the starts of the instances of each shape, chosen so that nothing overlaps, or None if there is no such
-    choice. ``taken`` is a bit mask of the memory units that are in use already."""
+    """Return the starts of the instances of each shape, in the order of ``shapes`` and chosen so that nothing
+    overlaps. None if no such choice exists. ``taken`` is a bit mask of the memory units that are in use already."""
     if not shapes:
         return ()
     rest = shapes[1:]
@@ -375,8 +375,8 @@ def _place(shapes: tuple[_Shape, ...], taken: int = 0) -> tuple[tuple[int, ...],
 
 
 def _choices(shape: _Shape, taken: int) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Yield each choice of starts for all instances of one shape that overlaps neither ``taken`` nor itself, together
-    with the bit mask of the memory units in use afterwards. A choice is abandoned at its first overlap, so that a
+    """Yield each choice of starts for all instances of one shape that overlaps neither ``taken`` nor itself, and with
+    it the bit mask of the memory units in use afterwards. A choice is abandoned at its first overlap, so that a
     profile with very many starts does not take too long."""
     starts, size, count = shape
     if not count:

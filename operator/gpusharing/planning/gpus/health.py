@@ -43,8 +43,8 @@ HEALTHY = Vitals(recovery="None")
 
 
 def vitals_of(gpu: GPU) -> Vitals:
-    """Return the facts in a GPU's report that decide whether it is healthy. The result is the object HEALTHY itself
-    for every GPU that equals it, so that many healthy GPUs share one object."""
+    """Return the facts in a GPU's report that decide whether the GPU is healthy. Every GPU whose facts equal HEALTHY
+    gets that object itself, so that many healthy GPUs share one."""
     rows = gpu.remapped_rows
     vitals = Vitals(
         access=gpu.access,
@@ -159,9 +159,9 @@ def is_healthy(diagnosis: Finding) -> bool:
 
 
 def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Finding:
-    """Return NO_TROUBLE if all GPUs are healthy, else a Finding about the one with the gravest problem, with the
-    number of other unhealthy GPUs. `gpus` are pairs of index and vitals. Among equally grave problems, the lowest
-    index is reported. Equal input gives an equal message."""
+    """Return NO_TROUBLE if all GPUs are healthy. Otherwise return a Finding about the GPU with the gravest problem,
+    with the number of other unhealthy GPUs; among equally grave problems, the lowest index is reported. `gpus` are
+    pairs of index and vitals. Equal input gives an equal message."""
     unhealthy = [(rank, index, gpu) for index, gpu in gpus if (rank := _rank(gpu)) is not None]
     if not unhealthy:
         return NO_TROUBLE

@@ -29,8 +29,8 @@ def shares(instances: Sequence[Extent], card: Extent) -> tuple[Fraction, ...]:
     card's compute slices and memory. If these add up to more than 1, all are reduced in proportion; if they add up
     to less, the rest belongs to nobody.
 
-    `card` is the size of the card's largest profile. An instance of unknown size has the share 0, and so do all
-    instances on a card of unknown size.
+    `card` is the size of the card's largest profile. A fraction counts as 0 if the number of the instance or of the
+    card is unknown, so an instance of wholly unknown size has the share 0.
     """
     parts = [max(_part(each.slices, card.slices), _part(each.memory, card.memory)) for each in instances]
     most = max(WHOLE, sum(parts, Fraction(0)))

@@ -22,8 +22,8 @@ def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
     """Return the number of devices that pods hold and the number that the nodes serve, such as `27/32`. If the
     holdings of a node that serves devices are unknown, the first number is marked as incomplete, such as `27+?/32`.
 
-    Only resources that the node serves now are counted. If it serves none, all device plugin resources that pods still
-    hold there are counted, so `16/0` is possible after the plugin is gone.
+    On each node, only resources that it serves now are counted. If it serves none, all device plugin resources that
+    pods still hold there are counted, so `16/0` is possible after the plugin is gone.
     """
     used = total = 0
     known = True
@@ -43,9 +43,9 @@ def count_pending(
     targets: Mapping[str, Mapping[str, int]],
     snapshot: ClusterSnapshot,
 ) -> int:
-    """Return the number of requests by Pending pods for a resource that one of `nodes` serves. If the policy may
-    strand pods (`drain.strandedPods: Allow`), also count requests for resources that no node of the cluster serves
-    or is planned to serve. A pod that asks for two such resources counts twice.
+    """Return the number of requests by Pending pods without a node for a resource that one of `nodes` serves. If the
+    policy may strand pods (`drain.strandedPods: Allow`), also count requests for resources that no node in the
+    cluster serves or will serve. A pod that requests two of these resources counts twice.
 
     It is unknown which change removed such a resource, so every policy with that setting counts it. `spec` is None for
     a policy that cannot be read. `targets` maps the name of each node to the resources that it should serve, with
@@ -91,8 +91,9 @@ def _takes_pods(node: NodeView) -> bool:
 
 
 def waited_for(snapshot: ClusterSnapshot) -> Mapping[str, int]:
-    """Return the number of Pending pods that request each GPU resource, by resource name. Of the resources that no
-    node serves, only the MOST_WAITED_FOR most requested are listed by name; the others are added up under OTHERS."""
+    """Return the number of Pending pods that request each GPU resource, by resource name. Resources that a node serves
+    are always listed. Of the others, only the MOST_WAITED_FOR most requested are listed by name; the rest are added
+    up under OTHERS."""
     served_names = {name for node in snapshot.nodes.values() for name in served(node)}
     strange = sorted(snapshot.pending.keys() - served_names, key=lambda name: (-snapshot.pending[name], name))
     counts = {name: count for name, count in snapshot.pending.items() if name in served_names}

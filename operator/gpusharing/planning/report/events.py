@@ -41,7 +41,7 @@ def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False
     None, as in the first pass after a restart, or if both are the same object.
 
     `drained` says whether the start of this drain was reported already. Then it is not reported again, even if the
-    pods could not be listed for a while.
+    pods could not be listed for a while. Notes are cut to MAX_NOTE characters.
     """
     if before is None or before is after:
         return ()
@@ -80,14 +80,14 @@ def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event 
 
 
 def _acceptance(status: Mapping[str, Any]) -> dict[str, str]:
-    """Return the keys `status`, `reason` and `message` of the condition Accepted, or an empty dict if the status has
-    no such condition."""
+    """Return the status, reason and message of the condition Accepted, by key, with an empty string for a missing one.
+    The dict is empty if the status has no such condition."""
     rows = (row for row in status.get("conditions") or () if row.get("type") == ConditionType.ACCEPTED)
     return next(({key: row.get(key, "") for key in ("status", "reason", "message")} for row in rows), {})
 
 
 def shared_event(action: SetPointers | RepairMps) -> Event:
-    """Return the Normal Event that names the fields of NVIDIA's object that the operator has set, their values, and
+    """Return the Normal Event that names the fields that the operator has set in NVIDIA's object, their values, and
     what restarts because of that."""
     if isinstance(action, RepairMps):
         daemon, count = action.daemon, f"repair {action.repairs.count} of {mpsrepair.MOST_REPAIRS}"
@@ -103,9 +103,9 @@ def shared_event(action: SetPointers | RepairMps) -> Event:
 
 
 def _begun(before: Verdict, after: Verdict) -> Event | None:
-    """Return the Event that a node has passed its point of no return, or None if it has not, or if that was reported
-    before. Also None for a repeated attempt, and if the reason of `after` has the mark PAST_RETURN. A PATCH that is
-    only planned, or that was refused, does not count: the next pass shows whether it was made."""
+    """Return the Event that a node has passed its point of no return. None if it has not, if that was reported before,
+    if this is a repeated attempt, or if the reason of `after` has the mark PAST_RETURN. A PATCH that is only
+    planned, or that was refused, does not count; the next pass shows whether it was made."""
     if _plans_return(after) or after.attempt > 1 or Mark.PAST_RETURN in after.reason.marks:
         return None
     if _plans_return(before):
@@ -143,8 +143,8 @@ def _entered(before: Verdict, after: Verdict) -> Event | None:
 
 
 def _new_reason(before: Verdict, after: Verdict) -> Reason | None:
-    """Return the reason that the node got, if its reason has changed and is one that an Event reports. If its reason
-    is the same, return CALL_FAILED if calls about it begin to fail. None otherwise."""
+    """Return the node's new reason if it has changed and is one that an Event reports. If it is unchanged, return
+    CALL_FAILED if calls about the node now fail and did not before. None otherwise."""
     if after.reason is not before.reason:
         return after.reason if Mark.EVENT in after.reason.marks else None
     return Reason.CALL_FAILED if calls_fail(after) and not calls_fail(before) else None
@@ -166,7 +166,7 @@ def _health(before: Verdict, after: Verdict) -> Event | None:
 
 def _lapse(before: Verdict, after: Verdict) -> Event | None:
     """Return the Warning that MPS clients of the node have ended since `before` although nobody changed the node. None
-    if none have, or if the number of restarts is unknown before or after."""
+    if no client has, or if the number of restarts is unknown before or after."""
     lapses = after.lapses
     if lapses is None or not lapses.since(before.lapses):
         return None
@@ -184,21 +184,21 @@ def _turns_back(verdict: Verdict) -> bool:
 
 
 def _drain_started(before: Verdict, after: Verdict) -> bool:
-    """Whether the drain has pods to evict for the first time: the node is Draining with a count of pods above 0, and
-    was not in `before`. A drain begins before its pods are listed, so it is reported only then."""
+    """Whether the drain has pods to evict for the first time: `after` is Draining with a count of pods above 0, and
+    `before` was not. A drain begins before its pods are listed, so its start is reported only once they are."""
     draining = before.phase is Phase.DRAINING and before.pods > 0
     return after.phase is Phase.DRAINING and after.pods > 0 and not draining
 
 
 def _newly_blocked(before: Verdict, after: Verdict) -> tuple[Blocker, ...]:
-    """Return the blockers of `after` whose reason and PodDisruptionBudget together are new, except those that no Event
-    reports. A blocker of which only the pods or the message have changed is not new."""
+    """Return the blockers of `after` whose pair of reason and PodDisruptionBudget is new, except those that no Event
+    reports. A blocker is not new if only its pods or its message have changed."""
     known = {(blocker.reason, blocker.pdb) for blocker in before.blockers}
     news = (blocker for blocker in after.blockers if (blocker.reason, blocker.pdb) not in known)
     return tuple(blocker for blocker in news if Mark.NO_BLOCKER_EVENT not in blocker.reason.marks)
 
 
 def _forced(verdict: Verdict) -> set[str]:
-    """Return the pods that the drain deletes by force, as `namespace/name`: those of the verdict's blockers with the
-    reason ForceDelete."""
+    """Return the pods that the drain deletes by force, as `namespace/name`. They are the pods of the verdict's
+    blockers with the reason ForceDelete."""
     return {ref for one in verdict.blockers if one.reason is Reason.FORCE_DELETE for ref in one.pods}

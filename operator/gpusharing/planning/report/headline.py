@@ -40,7 +40,7 @@ def find_headline(pool: Members, plan: RolloutPlan) -> tuple[Reason, Headline]:
     """Return the reason of the condition Ready and the headline of the pool, from the first of HEADLINES that applies.
     If none applies, the headline says how many nodes are done and names the most urgent node that is not proven, or
     the most urgent of all if all are proven. The reason is then that of this node if it has the mark UNSUPPORTED,
-    else RolloutInProgress. Ready is True only with the reason Synced."""
+    else RolloutInProgress, and the columns are those of `_shown`. Ready is True only with the reason Synced."""
     for state in HEADLINES:
         if (found := state.find(pool, plan)) is not None:
             return state.reason, found
@@ -80,9 +80,9 @@ def _refused(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 
 def _empty(pool: Members, plan: RolloutPlan) -> Headline | None:
-    """Return the headline of a policy that has no nodes, with the cause: spec.products leaves all of them out, another
-    policy owns them, or the selector matches none. None if the policy has nodes that spec.products does not leave
-    out, or will have some after a change of another policy."""
+    """Return the headline of a policy that has no nodes, with the cause: spec.products leaves all of them out, else
+    another policy owns them, else the selector matches none. None if the policy has a node that spec.products does
+    not leave out, or will have one after a change of another policy."""
     if pool.verdicts or pool.coming:
         return None
     text = "spec.nodeSelector matches no node with GPUs; label the nodes of the pool"
@@ -113,8 +113,8 @@ def _awaited(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 
 def _proven(pool: Members, plan: RolloutPlan) -> Headline | None:
-    """Return the headline of a pool whose nodes are all proven and Ready with nothing left to write. None if any node
-    is not."""
+    """Return the headline of a pool whose nodes are all proven and Ready with nothing left to write. None for any
+    other pool. The pool must have nodes."""
     if pool.done < len(pool.verdicts):
         return None
     return Headline(f"{counted(pool.done, 'node is', 'nodes are')} proven", *_shown(pool))
@@ -146,9 +146,9 @@ def _progress(pool: Members) -> str:
 
 
 def _shown(pool: Members) -> tuple[str, str]:
-    """Return the values of STATUS and MESSAGE, taken from the most urgent verdict. It is chosen from the failed nodes
-    (`Members.failures`) if there are any, else from those in flight, else from those not proven, else from all. The
-    pool must have nodes.
+    """Return the values of STATUS and MESSAGE, taken from the most urgent verdict. This verdict is chosen from the
+    failed nodes (`Members.failures`) if there are any, else from those in flight, else from those not proven, else
+    from all. The pool must have nodes.
 
     STATUS is the phase of that node. The reason takes its place if it has the mark STATUS, or if the node is Pending
     or Skipped for a reason other than Progressing. MESSAGE is the message of the verdict, or for a Synced node that

@@ -68,8 +68,8 @@ class Members:
 
 
 def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
-    """Return the nodes of a policy with their verdicts, sorted by name, with the nodes that spec.products leaves out
-    in a field of their own. `plan` must have been made from this snapshot, with this policy."""
+    """Return the nodes of a policy with their verdicts, sorted by name. The nodes that spec.products leaves out are in
+    a field of their own. `plan` must have been made from this snapshot, with this policy."""
     verdicts = [plan.verdicts[name] for name in sorted(plan.pools[policy.name].names)]
     skipped = tuple(
         verdict for verdict in verdicts if is_product_skipped(verdict, snapshot.nodes[verdict.node])
@@ -83,8 +83,8 @@ def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) ->
 
 
 def is_product_skipped(verdict: Verdict, node: NodeView) -> bool:
-    """Whether spec.products leaves the node out and it is not in a change. A node whose change had begun before counts
-    as skipped only after it is returned to service."""
+    """Whether spec.products leaves the node out and no change has begun on it. A node on which one has begun counts as
+    skipped only after it is returned to service."""
     return verdict.reason is Reason.PRODUCT_SKIPPED and is_outside(verdict, node)
 
 
@@ -114,8 +114,8 @@ def urgency(verdict: Verdict) -> tuple[tuple[int, int], str]:
 
 
 def tell_first(verdicts: Sequence[Verdict]) -> str:
-    """Return the message of the most urgent verdict, preceded by the name of its node unless it begins with that.
-    Raises ValueError if there are no verdicts."""
+    """Return the message of the most urgent verdict, preceded by the name of its node unless the message begins with
+    that name. Raises ValueError if there are no verdicts."""
     shown = min(verdicts, key=urgency)
     prefix = "" if shown.message.startswith(shown.node) else f"{shown.node}: "
     return f"{prefix}{shown.message}"

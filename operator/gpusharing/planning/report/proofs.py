@@ -43,7 +43,8 @@ def tell_proofs(
     node: NodeView, observed: ObservedView, target: Target, stack: StackView
 ) -> tuple[Proof, ...]:
     """Return one Proof for each source, in the order of the members of Source. A Proof whose source disagrees with the
-    target carries the Finding that says why."""
+    target carries the Finding that says why. The target must have one layout for each observed GPU; otherwise
+    `find_disagreements` raises ValueError or IndexError."""
     wrong = find_disagreements(Comparison(node, observed, target, stack), find_actuator(stack).checks)
     rows = {
         Source.AGENT: (_agent(observed), "reads GPUs"),
@@ -61,7 +62,8 @@ def tell_proofs(
 
 
 def _agent(observed: ObservedView) -> str:
-    """Return what the agent reports, in words: its error, that it has closed NVML, or how many GPUs it reads."""
+    """Return in words what the agent reports: its error, or else that it has closed NVML, or else how many GPUs it
+    reads."""
     if observed.error:
         return observed.error
     return "is quiet" if observed.quiet else f"reads {counted(len(observed.gpus), 'GPU')}"

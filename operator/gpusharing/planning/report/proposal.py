@@ -135,7 +135,7 @@ class Proposal:
 
 def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) -> ClusterSnapshot | None:
     """Return a copy of the snapshot in which the ConfigMaps already have the contents that the plan wants to write,
-    with every entry written at `since`. In a plan for the snapshot itself, every node would wait for that write.
+    with every entry written at `since`. A plan for the original snapshot would have every node wait for that write.
     None if the plan writes no ConfigMaps."""
     change = next((action for action in plan.shared if isinstance(action, WriteConfig)), None)
     if change is None:
@@ -240,9 +240,9 @@ def foresee(
 def _single_would_do(
     policy: PolicyView, targets: Iterable[Mapping[str, int]], vanishing: Iterable[Vanishing]
 ) -> bool:
-    """Whether strategy single would keep the resource name nvidia.com/gpu, which pods request and which strategy mixed
-    removes. That is so if each of `targets` (the resources of one node that changes) has exactly one resource,
-    other than nvidia.com/gpu. False unless the policy asks for strategy mixed."""
+    """Whether pods request nvidia.com/gpu, of which strategy mixed leaves fewer devices, and strategy single would
+    keep that name. It would if each of `targets`, the resources of one node that changes, has exactly one resource
+    and that is not nvidia.com/gpu. False unless the policy asks for strategy mixed."""
     if policy.spec is None or policy.spec.mig is None or policy.spec.mig.strategy != "mixed":
         return False
     asked = any(one.resource == RESOURCE_GPU and (one.pods or one.pending) for one in vanishing)
@@ -253,8 +253,8 @@ def _client_memory(
     policy: PolicyView, nodes: Iterable[str], snapshot: ClusterSnapshot
 ) -> Iterator[tuple[str, float]]:
     """Yield the product name of each card on these nodes, sorted, with the GiB that one MPS client may use there.
-    Yields nothing unless the policy has mode MPS. Cards that our table does not have, or that share their memory
-    with the CPU, are left out."""
+    Cards that our table does not have, or that share their memory with the CPU, are left out. Yields nothing unless
+    the policy has mode MPS and a readable spec."""
     reports = [snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes]
     products = {gpu.product for seen in reports if seen is not None for gpu in seen.hardware.models}
     for product in sorted(products):
@@ -271,8 +271,9 @@ def _steps(
     now: datetime,
 ) -> Iterator[Step]:
     """Yield a Step for each verdict in `changing`: first the nodes that have a fence, then those that this pass
-    fences, then the others in the order in which the planner would start them. The preview is None if the pods of
-    the node were not listed, or if the spec cannot be read."""
+    fences, then the others. Each group is in the order in which the planner would start the nodes, with nodes that
+    are not candidates last. The preview is None if the pods of the node were not listed, or if the spec cannot be
+    read."""
     ledger = Ledger(plan.afterwards, now, snapshot.memory.looks)
     order = {
         case.node.name: find_candidate(case, policy, ledger).order
@@ -304,8 +305,8 @@ def _vanishing(
     snapshot: ClusterSnapshot,
     afterwards: Afterwards,
 ) -> Iterator[Vanishing]:
-    """Yield each resource of which `after` has fewer devices than `before`; those with the fewest devices left come
-    first. Only pods on `nodes` are named, as far as the pods there were listed."""
+    """Yield each resource of which `after` has fewer devices than `before`. Those with the fewest devices left come
+    first. Only pods on `nodes` are named, and only if the pods there were listed."""
     fewer = [name for name, count in before.items() if after.get(name, 0) < count]
     for name in sorted(fewer, key=lambda name: (after.get(name, 0), name)):
         pods = [

@@ -58,9 +58,9 @@ def tell_status(
     now: datetime,
 ) -> dict[str, Any]:
     """Return the status of a policy (see `policy_status`). If computing it raises any exception, return `previous`
-    with new conditions, because the other policies must still get their status: Stalled is True, and Accepted,
-    Ready and Reconciling are False. Their message is that of the plan's objection to the policy or, if there is
-    none, names the exception."""
+    with new conditions and the present generation, because the other policies must still get their status. Stalled
+    is then True, and Accepted, Ready and Reconciling are False. Their message is that of the plan's objection to
+    the policy or, if there is none, names the exception."""
     try:
         return policy_status(policy, plan, snapshot, previous, now)
     except Exception as error:  # noqa: BLE001 - one bad policy must not keep the others from being reported (guard.py)
@@ -85,7 +85,7 @@ def policy_status(
     now: datetime,
 ) -> dict[str, Any]:
     """Return the body of `status`. Every key is present; a value of None tells the writer to remove the key.
-    `previous` is the stored status, from which conditions with an unchanged status keep their lastTransitionTime."""
+    `previous` is the stored status: conditions whose status is unchanged keep their lastTransitionTime from there."""
     pool = members(policy, plan, snapshot)
     pooled = plan.pools[policy.name].pooled(now)
     hours, note = (pooled.hours, find_note(pooled)) if pooled is not None else (ALWAYS, "")
@@ -151,7 +151,7 @@ def _condition(
     kind: ConditionType, answer: Answer, generation: int, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
     """Return the condition `kind` as it is stored, with the status, reason and message of `answer`. Its
-    lastTransitionTime is that in `previous` unless its status has changed."""
+    lastTransitionTime is that in `previous` if its status is the same there, else `now`."""
     holds, reason, message = answer
     status = "True" if holds else "False"
     rows: list[dict[str, Any]] = list(previous.get("conditions") or ())
@@ -178,8 +178,8 @@ class Circumstance:
 
 
 def _first(ladder: Sequence[Circumstance], pool: Members, plan: RolloutPlan) -> Answer | None:
-    """Return the condition for the first row of `ladder` whose state the pool is in, or None if it is in none of
-    them."""
+    """Return the condition that the first matching row of `ladder` gives, or None if the pool is in none of these
+    states."""
     for row in ladder:
         if (found := row.find(pool, plan)) is not None:
             return row.status, found.reason, found.message
@@ -199,8 +199,8 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note:
 
 
 def _objected(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return the objection to the policy, or None if it is accepted. Checked before the verdicts on single nodes,
-    because an objection keeps all of them from starting."""
+    """Return the objection to the policy, or None if it is accepted. This is checked before the verdicts on single
+    nodes, because an objection keeps all nodes from starting."""
     return plan.objections.get(pool.policy.name)
 
 
@@ -214,8 +214,8 @@ def _unserved(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _all_skipped(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return a Finding that spec.products leaves out every node that the policy selects. None if it does not, or if
-    none is selected."""
+    """Return a Finding that spec.products leaves out every node that the policy selects. None if it leaves some node
+    in, or if no node is selected."""
     if pool.verdicts or not pool.skipped:
         return None
     return Finding(Reason.PRODUCT_SKIPPED, tell_first(pool.skipped))
@@ -223,7 +223,7 @@ def _all_skipped(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 def _partly_served(pool: Members, plan: RolloutPlan) -> Finding | None:
     """Return a Finding with the reason Valid that says how many nodes cannot serve the policy, or None if all can.
-    `_unserved` comes first, so other nodes can serve it and the policy is accepted. The message takes the place of
+    Because `_unserved` comes first, some other node can, and the policy is accepted. The message takes the place of
     any doubts."""
     refused = _refused(pool)
     if not refused:
@@ -233,8 +233,8 @@ def _partly_served(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _refused(pool: Members) -> list[Verdict]:
-    """Return the verdicts of the nodes whose reason has the mark UNSUPPORTED, which cannot serve the policy as they
-    are."""
+    """Return the verdicts of the nodes that cannot serve the policy as they are, which are those whose reason has the
+    mark UNSUPPORTED."""
     return [verdict for verdict in pool.verdicts if Mark.UNSUPPORTED in verdict.reason.marks]
 
 
@@ -247,8 +247,9 @@ ACCEPTANCES: tuple[Circumstance, ...] = (
 
 
 def _force(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
-    """Return a Finding that the policy asks for pods to be force-deleted at the end of a drain, but the operator may
-    not do that. None if the policy does not ask for it, if it is allowed, or if the spec cannot be read."""
+    """Return a Finding that the policy asks for pods to be force-deleted at the end of a drain, but the operator is
+    not allowed to do that. None if the policy does not ask for it, if the operator is allowed to, or if the spec
+    cannot be read."""
     spec, settings = pool.policy.spec, snapshot.settings
     if spec is None:
         return None
@@ -266,8 +267,8 @@ def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
 
 
 def _guest(pool: Members, snapshot: ClusterSnapshot) -> str:
-    """Return a clause that names the nodes whose change of class Reset may leave their MIG mode pending, because their
-    virtual machines may be unable to reset their GPUs. Empty if there are none."""
+    """Return a clause that names the nodes whose change of class Reset may leave a MIG mode pending, because their
+    virtual machines may be unable to reset the GPUs. Empty if there are none."""
     nodes = [v.node for v in pool.verdicts if v.disruption is DisruptionClass.RESET]
     reports = {name: snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes}
     notes = {name: why for name, seen in reports.items() if (why := tell_guest_reset(seen, snapshot.stack))}
@@ -279,7 +280,8 @@ def _guest(pool: Members, snapshot: ClusterSnapshot) -> str:
 
 
 def _legal(pool: Members) -> str:
-    """Return a clause that says how many nodes can serve which layouts, or that the policy selects no node yet."""
+    """Return a clause that says how many nodes the pool has and which layouts they can serve, or that the policy
+    selects no node yet."""
     if not pool.verdicts:
         return "the spec is valid; no node is selected yet"
     layouts = sorted({verdict.wanted for verdict in pool.verdicts if verdict.wanted})
@@ -287,8 +289,8 @@ def _legal(pool: Members) -> str:
 
 
 def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
-    """Return the condition Reconciling. It is True while nodes are changing, or wait for a change that no person has
-    to unblock. It is also True while nodes are still in a change that another policy began, unless the policy is
+    """Return the condition Reconciling. It is True while nodes are changing, or wait for a change that needs no person
+    to begin. It is also True while nodes are still in a change that another policy began, unless the policy is
     stalled. If it is False, its reason is that of Stalled if the policy is stalled and not Ready, else that of
     Ready."""
     moving = [verdict for verdict in pool.verdicts if _moves(verdict)]
@@ -313,8 +315,8 @@ def _moves(verdict: Verdict) -> bool:
 
 
 def _waits(verdict: Verdict) -> bool:
-    """Whether the change of the node has not begun, and will begin without the help of a person: the node is Pending
-    or in Preflight, or is Blocked for a reason that ends by itself. False if its verdict has `stands`."""
+    """Whether the change of the node has not begun but will begin without the help of a person: the node is Pending or
+    in Preflight, or is Blocked for a reason that ends by itself. False if its verdict has `stands`."""
     if verdict.stands:
         return False
     if verdict.phase is Phase.BLOCKED:
@@ -338,8 +340,8 @@ def _failed(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _left_to_a_person(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return a Finding about the nodes whose reason stalls the policy even while other nodes go on. It names the most
-    urgent such reason. None if there are no such nodes."""
+    """Return a Finding about the nodes whose reason stalls the policy even while other nodes go on. It has the most
+    urgent such reason and the message of a node with that reason. None if there are no such nodes."""
     stalling = [verdict for verdict in pool.verdicts if Mark.STALLS in verdict.reason.marks]
     if not stalling:
         return None
@@ -348,9 +350,9 @@ def _left_to_a_person(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _stuck(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return a Finding about the blocked nodes that need a person, or None if there are none. Also None while any node
-    of the pool is in flight or waits without needing a person, or while another is about to join the pool: blocked
-    nodes come last in a rollout, so they do not stall it until then."""
+    """Return a Finding about the blocked nodes that need a person, or None if there are none. Blocked nodes come last
+    in a rollout, so they do not stall it yet while a node of the pool is in flight or waits without needing a
+    person, or while another node is about to join the pool. The result is then None, too."""
     stuck = [verdict for verdict in pool.verdicts if _needs_person(verdict)]
     going_on = any(verdict.phase.in_flight or _waits(verdict) for verdict in pool.verdicts)
     if not stuck or going_on or pool.coming:
@@ -381,7 +383,7 @@ def _stands_still(policy: PolicyView, plan: RolloutPlan) -> bool:
 
 def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:
     """Return a Finding with the reason Progressing that the rollout waits for a person to approve the plan, or None if
-    no node waits for that. The policy is not stalled by that."""
+    no node waits for that. Waiting for approval does not stall the policy."""
     if all(verdict.reason is not Reason.APPROVAL_NEEDED for verdict in pool.verdicts):
         return None
     return Finding(Reason.PROGRESSING, "the rollout is waiting for someone to approve the plan")
@@ -412,9 +414,10 @@ def _needs_person(verdict: Verdict) -> bool:
 def _summary(
     pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, hours: Hours, headline: Headline
 ) -> dict[str, Any]:
-    """Return `status.summary`, whose values kubectl shows in the columns of a policy: the mode, the two most common
-    layouts, the number of nodes that are done and not cordoned of all nodes, the counts of GPUs and devices, the
-    next window, and the headline. Nodes that are still in another policy's change count as nodes of the pool."""
+    """Return `status.summary`, whose values kubectl shows in the columns of a policy. Among them are the two most
+    common layouts, the present ones if no node has a target, and `nodes`: how many are done and not cordoned, out
+    of all. Nodes that are still in another policy's change are among these, but their GPUs and devices are not
+    counted."""
     spec = pool.policy.spec
     gpus = [gpu for verdict in pool.verdicts for gpu in _gpus(verdict, snapshot)]
     layouts = Counter(one.wanted for one in pool.verdicts if one.wanted)
@@ -460,8 +463,8 @@ def _plan(
     snapshot: ClusterSnapshot,
     hours: Hours,
 ) -> dict[str, Any] | None:
-    """Return `status.plan`, or None if no node is to change in a way that disturbs it. The plan has its hash, the
-    nodes that change, the worst class of disruption, the pods, budgets and gangs concerned, the shortages, the next
+    """Return `status.plan`, or None if no node must change in a way that disturbs it. The plan has its hash, the nodes
+    that change, the worst class of disruption, the pods, budgets and gangs concerned, the shortages, the next
     windows, and the devices of the whole pool before and after."""
     changing = [
         verdict
@@ -497,8 +500,8 @@ def _plan(
 
 
 def _disturbed(previews: Sequence[Preview]) -> dict[str, list[str]]:
-    """Return the keys podNames, budgets, gangs and blockers of `status.plan`, from all previews. Each list is without
-    duplicates, sorted and bounded, so that equal previews give an equal status."""
+    """Return the keys podNames, budgets, gangs and blockers of `status.plan`, merged from all previews. Each list is
+    bounded, sorted and free of duplicates, so that equal previews give an equal status."""
     pods = sorted({name for one in previews for name in one.pods})
     budgets = sorted({name for one in previews for name in one.budgets})
     gangs = sorted({text for one in previews for text in one.gangs})
@@ -512,8 +515,8 @@ def _disturbed(previews: Sequence[Preview]) -> dict[str, list[str]]:
 
 
 def _pods_on(verdict: Verdict, snapshot: ClusterSnapshot) -> int:
-    """Return the number of GPU pods on the node: those of its drain, or if it has none, those that the agent reports.
-    0 if neither is known."""
+    """Return the number of GPU pods on the node: those of the verdict or, if that has none, those that the agent
+    reports. 0 if neither is known."""
     gpunode = snapshot.gpunodes.get(verdict.node)
     return verdict.pods or (gpunode.observed.pods if gpunode and gpunode.observed else None) or 0
 

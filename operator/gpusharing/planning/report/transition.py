@@ -30,9 +30,9 @@ DAY = timedelta(days=1)
 def transition(
     verdict: Verdict, node: NodeView, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
-    """Return `status.transition` after this pass. `previous` is the stored value, which provides the history, and the
-    time since which the phase has lasted if it is unchanged. A new phase is added to the history, of which the last
-    MAX_HISTORY are kept. Equal verdicts give equal values."""
+    """Return `status.transition` after this pass. `previous` is the stored value, which provides the history and, if
+    the phase is unchanged, the time since which it has lasted. A new phase is added to the history, of which the
+    last MAX_HISTORY entries are kept. While the verdict and the node stay equal, the result does too."""
     phase, reason = str(verdict.phase), str(verdict.reason)
     same = previous.get("phase") == phase
     moment = to_rfc3339(now)
@@ -68,7 +68,7 @@ def is_wait(verdict: Verdict) -> bool:
 def who_keeps(verdict: Verdict, node: NodeView) -> str:
     """Return who or what holds the node back: the first blocking pod and the number of others (`namespace/name +2`).
     Without such a pod, return the verdict's `leaving`, else its `keeper`, else the keeper of its reason, such as
-    `gsp/NAME` for a policy. Empty if the node waits for nothing."""
+    `gsp/NAME` for a policy, or just its kind if no name is known. Empty if the node waits for nothing."""
     if not is_wait(verdict):
         return ""
     if found := culprit(verdict.blockers) or verdict.leaving or verdict.keeper:
@@ -123,8 +123,8 @@ def health_conditions(
 
 
 def whose_cordon(node: NodeView) -> str:
-    """Return who cordoned the node, as far as is known: `ours`, `foreign` (another controller that works on it) or
-    `human` (anybody else). Empty if the node is not cordoned."""
+    """Return who cordoned the node, as far as is known: `ours` if it was not cordoned before our change, else
+    `foreign` if another controller works on it, else `human`. Empty if the node is not cordoned."""
     if not node.unschedulable:
         return ""
     if node.fence is not None and node.fence.disruption.cordons and not node.fence.prior_unschedulable:

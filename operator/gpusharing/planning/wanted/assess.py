@@ -40,7 +40,7 @@ class Refused:
     objection: Finding
     """Why there is no target."""
     accepted: bool
-    """Whether the policy itself is accepted, and only this node cannot be as it asks."""
+    """Whether the policy itself is accepted, so that only this node cannot be as the policy asks."""
     observed_text: str
     """The layouts that the GPUs have now, for people. Empty if they are unknown."""
 

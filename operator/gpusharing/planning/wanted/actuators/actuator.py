@@ -66,7 +66,8 @@ class Obstacle:
 
 
 def find_obstacle(obstacles: Sequence[Obstacle], case: ActuatorCase, target: Target) -> Finding | None:
-    """Return a Finding about the first of these obstacles that prevents a change to the target, or None if none does."""
+    """Return a Finding about the first of these obstacles that prevents a change to the target, or None if there is
+    none."""
     for obstacle in obstacles:
         if message := obstacle.find(case, target):
             return Finding(obstacle.reason, message)
