@@ -104,8 +104,8 @@ def _readable(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
 
 def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
     """Return a message if nodeSelector, in matchLabels or matchExpressions, uses a label of chart value
-    operator.neighbourLabels, which the operator sets during a change. Empty otherwise, and if the spec cannot be
-    read. The CRD refuses only the labels that are built in."""
+    operator.neighbourLabels, which the operator sets during a change; only the alphabetically first is named. Empty
+    otherwise, and also if the spec cannot be read. The CRD refuses only the labels that are built in."""
     if policy.spec is None or not settings.neighbour_labels:
         return ""
     ours = {entry.partition("=")[0] for entry in settings.neighbour_labels}
@@ -121,8 +121,8 @@ def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
 
 
 def _dra_stack(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return why the policy cannot be carried out where NVIDIA's DRA stack serves the GPUs of the cluster, with what
-    is missing. Empty if it does not serve them, or if the spec cannot be read."""
+    """Return why the policy cannot be carried out in a cluster whose GPUs NVIDIA's DRA stack serves, with what is
+    missing. Empty if that stack does not serve them, or if the spec cannot be read."""
     if policy.spec is None:
         return ""
     return refuse(policy.spec, find_dra_stack(stack, settings.gpu_operator_namespace))
@@ -156,8 +156,8 @@ def _plugin_config(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
     """Return a message with the remedy if NVIDIA's pods run in a namespace where they cannot mount our ConfigMap, or
-    else if the device plugin does not read it. Empty if neither is so. With a ClusterPolicy, the message about the
-    device plugin is that of `_explain_from`, which also covers the later rows of FIELDS."""
+    else if the device plugin does not read our ConfigMap. Empty in all other cases. With a ClusterPolicy, the
+    message about the device plugin is that of `_explain_from`, which also covers the later rows of FIELDS."""
     ours = settings.plugin_config_map
     if apart := find_other_namespace(cluster_policy, settings.gpu_operator_namespace):
         return apart
@@ -201,11 +201,11 @@ def _plugin_field(
 
 
 def _unmerged(pointer: Pointer, stack: StackView) -> str:
-    """Return what has to be done before the pointer may name our ConfigMap, as clauses that each begin with a
-    semicolon. Empty if there is nothing to do. There is one clause for each ConfigMap that a chart value names but
-    that does not exist. If our ConfigMap lacks entries that device plugins use, the last clause says how to correct
-    that. If none is known to be missing, it says that entries of the ConfigMap which the pointer names now have to
-    be merged, unless a chart value names one to merge already."""
+    """Return what must be done before the pointer may name our ConfigMap, as clauses that each begin with a semicolon.
+    Empty if there is nothing to do. There is one clause for each ConfigMap that a chart value names but that does
+    not exist. If our ConfigMap lacks entries that device plugins use, the last clause says how to correct that. If
+    it is not known to lack any, the last clause says to merge the ConfigMap that the pointer names now, unless the
+    pointer is not set or the admin's entries are being merged already."""
     absent = "".join(
         f"; ConfigMap {name}, which a chart value names, does not exist" for name in stack.missing_maps
     )
@@ -259,7 +259,7 @@ def _in_chart(row: NeededProgram, missing: Reason) -> Objection:
 
 
 def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a message if somebody else created a non-empty ConfigMap with the name of either of ours, with the
+    """Return a message if somebody else created a ConfigMap that has the name of one of ours and has entries, with the
     commands that hand it over or remove it. Empty otherwise."""
     if not stack.foreign_map:
         return ""
@@ -339,10 +339,10 @@ def _explain_from(
     stack: StackView,
     settings: PlanSettings,
 ) -> str:
-    """Return a message about the wrong field with the reason `first`, which must be in FIELDS, and about all wrong
-    fields after it there, with one command that corrects them. Empty if the field with the reason `first` is not
-    wrong, even if a later one is. There is no command if no field has a patch. If the message would be longer than
-    MAX_TEXT, the text before the command is cut, but never the command."""
+    """Return a message about the wrong field that FIELDS lists with the reason `first`, and about all wrong fields
+    after it there, with one command that corrects them. Empty if the field with that reason is not wrong, even if a
+    later one is. There is no command if no field has a patch. If the message would be longer than MAX_TEXT, the
+    text before the command is cut, but never the command. Raises IndexError if FIELDS has no such reason."""
     rows = dropwhile(lambda row: row.reason is not first, FIELDS)
     answers = [row.find(spec, cluster_policy, stack, settings) for row in rows]
     if answers[0] is None:
@@ -403,8 +403,8 @@ def wish_of(policy: PolicyView) -> Wish | Finding:
 def find_terms(
     policy: PolicyView, request: Wish | Finding, stack: StackView, settings: PlanSettings
 ) -> Terms:
-    """Return the policy with its targets in this cluster, or with the Finding that says why it is not accepted.
-    `request` is the result of `wish_of`; if it is a Finding, that is the objection."""
+    """Return the policy with its targets in this cluster, or with the Finding that says why the policy is not
+    accepted. `request` is the result of `wish_of`; if that is a Finding, it is the objection."""
     if isinstance(request, Finding):
         return Terms(policy, request)
     return Terms(policy, find_objection(policy, stack, settings) or Targets(policy, request, stack))

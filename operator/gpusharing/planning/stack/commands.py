@@ -22,8 +22,8 @@ def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
 
 
 def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str, *, option: str = "--set") -> str:
-    """Return the command that sets one value of NVIDIA's device-plugin chart, with RELEASE for a release whose name is
-    unknown. `helm_value` has the form NAME=VALUE, and `option` is the option of helm that reads it."""
+    """Return the command that sets one value of NVIDIA's device-plugin chart. RELEASE stands for the name of a release
+    whose name is unknown. `helm_value` has the form NAME=VALUE, and `option` is the option of helm that reads it."""
     return (
         f"helm upgrade {plain.release or 'RELEASE'} nvdp/nvidia-device-plugin -n {namespace} --reuse-values {option}"
         f" {helm_value}"

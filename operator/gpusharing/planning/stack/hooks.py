@@ -35,13 +35,13 @@ def find_farewell(
     cluster_policies: Sequence[str] = (),
     policies: Collection[PolicyView] = (),
 ) -> HookAnswer:
-    """Return whether the operator may be uninstalled, with a message about what stays behind or what has to be done
+    """Return whether the operator may be uninstalled, with a message about what stays behind or what must be done
     first.
 
-    It is refused while a node has our fence, even one that cannot be read, because the node would stay cordoned and
-    nothing would finish its change. It is also refused while a policy has our finalizer, as every policy with
-    deletionPolicy Reset does, because neither the policy nor its CRD could then be deleted. The message names only the
-    fences if there are both.
+    Uninstalling is refused while a node has our fence, even one that cannot be read, because the node would stay
+    cordoned and nothing would finish its change. It is also refused while a policy has our finalizer, as every policy
+    with deletionPolicy Reset does, because neither the policy nor its CRD could then be deleted. If there are both,
+    the message names only the fences.
 
     `cluster_policies` are the names of the ClusterPolicies. They are empty if they cannot be read, or if NVIDIA's GPU
     Operator is not installed.
@@ -82,7 +82,7 @@ def _refuse_fences(fenced: list[NodeView]) -> str:
 
 def _refuse_finalizers(policies: Sequence[str]) -> str:
     """Return the message that refuses to uninstall because these policies have our finalizer. It lists at most SHOWN
-    of them, with the commands that delete them or release their nodes."""
+    of them, with the commands that delete them or release their nodes, and counts the others."""
     shown, more = policies[:SHOWN], len(policies) - SHOWN
     retain = '{"spec":{"deletionPolicy":"Retain"}}'
     finalizers = '{"metadata":{"finalizers":null}}'
@@ -119,8 +119,8 @@ def _describe_fence(node: NodeView) -> str:
 def _explain_remains(
     nodes: Collection[NodeView], settings: PlanSettings, cluster_policies: Sequence[str]
 ) -> str:
-    """Return a message about what stays in the cluster after the operator is uninstalled, which nodes still need our
-    ConfigMaps, and how to remove everything."""
+    """Return a message about what stays in the cluster after the operator is uninstalled, which nodes name an entry of
+    our ConfigMaps (at most SHOWN are listed), and how to remove everything."""
     naming = sorted(node.name for node in nodes if referenced_entries([node]) - {""})
     maps = f"{settings.plugin_config_map} {settings.mig_config_map}"
     lines = [
@@ -160,12 +160,12 @@ Schema = Mapping[str, Any]
 def find_retreat(
     specs: Mapping[str, object], served: Schema, own: Schema, release: str, namespace: str
 ) -> HookAnswer:
-    """Return whether the release may be rolled back without losing fields of stored policies.
+    """Return whether the release may be rolled back without losing fields of stored policies, with a message.
 
     On a rollback, Helm restores the older CRDs, and the API server then drops the fields that they do not know: a
-    policy that may drain only at night would drain by day. It is refused while a policy has a field that the older CRD
-    lacks, unless the value is the default of the newer CRD. GPUNodes are not checked, because operator and agent write
-    them again.
+    policy that may drain only at night would drain by day. The rollback is refused while a policy has a field that the
+    older CRD lacks, unless the value is the default of the newer CRD. GPUNodes are not checked, because operator and
+    agent write them again.
 
     `specs` are the specs of the policies by name, as the API server returns them. `served` and `own` are the schemas
     of a spec in the CRD of the cluster and in the older CRD. `release` and `namespace` are those of the Helm release.
@@ -191,7 +191,7 @@ def explain_unblock(release: str, namespace: str) -> str:
 
 def _refuse_rollback(lost: Mapping[str, Sequence[str]], release: str, namespace: str) -> str:
     """Return the message that refuses to roll back. `lost` has the paths of the fields that each policy would lose, by
-    name of the policy. At most SHOWN policies are listed."""
+    name of the policy. At most SHOWN policies are listed; the others are counted."""
     lines = [f"  {name}: {', '.join(paths)}" for name, paths in list(lost.items())[:SHOWN]]
     if len(lost) > SHOWN:
         lines.append(f"  and {len(lost) - SHOWN} more")
@@ -209,8 +209,8 @@ def _refuse_rollback(lost: Mapping[str, Sequence[str]], release: str, namespace:
 
 def _lost(value: object, served: Schema, own: Schema, at: str) -> Iterator[str]:
     """Yield the paths of the fields that the schema `own` would prune from `value`, except those whose value is the
-    default in the schema `served`. Fields below one that preserves unknown fields are never pruned. `at` is the
-    path of `value` itself."""
+    default in the schema `served`. Where `own` preserves unknown fields, nothing is pruned at any depth. `at` is
+    the path of `value` itself."""
     if own.get("x-kubernetes-preserve-unknown-fields"):
         return
     if isinstance(value, list):
@@ -231,8 +231,8 @@ def _lost(value: object, served: Schema, own: Schema, at: str) -> Iterator[str]:
 
 
 def _filled(value: object, schema: Schema) -> object:
-    """Return the value with the defaults of the schema filled in for missing fields at all levels, as the API server
-    does. Fields that exist keep their values, even null."""
+    """Return the value with the schema's defaults filled in for missing fields at all levels, as the API server does.
+    Fields that exist keep their values, even null."""
     if isinstance(value, list):
         return [_filled(item, schema.get("items", {})) for item in value]
     if not isinstance(value, dict):

@@ -59,8 +59,9 @@ from gpusharing.planning.vocabulary.values import value
 
 
 def start(view: InstallationView) -> str:
-    """Return the command that installs the chart with values that suit this cluster. If it is installed, return one
-    that scales the operator up from 0 replicas, shows its pods if none of those read is Ready, or restarts it."""
+    """Return the command that installs the chart with values for this cluster. If it is installed, return the one that
+    scales the operator up from 0 replicas, else describes its pods if they were read and none is Ready, else
+    restarts it."""
     place, stack = view.place, view.followed_policy
     if not view.installed:
         maps = {"Plugin": stack.plugin_config_name, "Mig": stack.mig_config_name} if stack is not None else {}
@@ -77,15 +78,15 @@ def start(view: InstallationView) -> str:
 
 def _is_admins(view: InstallationView, name: str) -> bool:
     """Whether `name`, which ClusterPolicy points at, may be the admin's own ConfigMap. False if it is empty, one of
-    ours, the GPU Operator's default, or known to have no entries; a ConfigMap that was not read counts."""
+    ours, the GPU Operator's default, or known to have no entries. A ConfigMap that was not read may be the admin's."""
     place = view.place
     others = ("", place.plugin_config_map, place.mig_config_map, UPSTREAM_MIG_CONFIG)
     return name not in others and not view.is_void(name)
 
 
 def point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, last: str) -> str:
-    """Return the next command towards a `pointer` that names our ConfigMap: that of `start` if ours is not known to
-    have entries or the chart is not installed, else that of `move` or `_merge`, else `last`, which sets it."""
+    """Return the next command towards a `pointer` to our ConfigMap: that of `start` if the chart is not installed or
+    ours is not known to have entries, else of `move`, else of `_merge`, else `last`, which sets the pointer."""
     config_map = view.config_maps.get(pointer.ours)
     if not view.installed or config_map is None or not config_map.keys:
         return start(view)
@@ -100,8 +101,8 @@ def move(view: InstallationView, stack: ClusterPolicyView) -> str:
 
 
 def _merge(view: InstallationView, pointer: Pointer) -> str:
-    """Return the command that merges the entries of the ConfigMap that the pointer names now into ours, or one that
-    shows which entries Nodes name, if both ConfigMaps lack them. Empty if nothing has to be merged."""
+    """Return the command that merges the entries of the ConfigMap that the pointer names now into ours, or shows which
+    entries Nodes name if merging would not provide those that ours lacks. Empty if there is nothing to merge."""
     if pointer.field == MIG_POINTER:
         unmerged = pointer.now != view.place.admin_mig_config_map and _is_admins(view, pointer.now)
         return upgrade(view, f"gpuOperator.adminMigConfigMap={pointer.now}") if unmerged else ""
@@ -111,9 +112,9 @@ def _merge(view: InstallationView, pointer: Pointer) -> str:
 
 
 def correct(view: InstallationView, policy: ClusterPolicyView, patch: Fields, *, needed: bool) -> str:
-    """Return the command that applies `patch` to ClusterPolicy if a policy needs that (`needed`). If none does, return
-    one that only shows ClusterPolicy, because the patch would only change what nodes without a policy serve. If the
-    chart is not installed, return the command that installs it."""
+    """Return the command that applies `patch` to ClusterPolicy if a policy needs it (`needed`). If none does, return
+    one that only shows ClusterPolicy, because the patch would only change what nodes without a policy serve. In
+    either case, if the chart is not installed, return the command that installs it instead."""
     if not view.installed:
         return start(view)
     return kubectl_patch(policy.name, patch) if needed else f"kubectl get clusterpolicy {policy.name} -o yaml"
@@ -122,7 +123,7 @@ def correct(view: InstallationView, policy: ClusterPolicyView, patch: Fields, *,
 def find_agent_symptoms(view: InstallationView) -> Symptoms:
     """Yield a symptom for everything that keeps the agents from running or from reading GPUs, for device plugins that
     must not run on their nodes, and if no Node matches their node selector. If Nodes or pods could not be read,
-    only a missing DaemonSet is reported. If DaemonSets could not be read, nothing is."""
+    only a missing DaemonSet is reported. If DaemonSets could not be read, nothing is reported."""
     agents = view.agents
     if agents is None and "daemonsets.apps" not in view.unread:
         message = f"there is no DaemonSet gpusharing-agent in namespace {view.place.agent_namespace}"
@@ -145,7 +146,7 @@ def find_agent_symptoms(view: InstallationView) -> Symptoms:
 
 def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: InstallationView) -> Symptoms:
     """Yield a symptom about those of `nodes` without a Ready agent (an error if that is all of them, else a warning),
-    and an error about those whose Ready agent cannot read the GPUs."""
+    and an error about all other nodes, even outside `nodes`, whose agent reports that it cannot read the GPUs."""
     without = {one.name for one in nodes} - {pod.node for pod in agents.pods if pod.ready}
     if without:
         problem = next((f" ({pod.problem})" for pod in agents.pods if pod.problem and not pod.ready), "")
@@ -163,8 +164,8 @@ def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: Instal
 
 def _blind_agents(troubled: Mapping[str, str], nodes: Sequence[NodeView], view: InstallationView) -> Symptom:
     """Return the error that agents cannot read the GPUs. If the first host by name lacks a program that ClusterPolicy
-    keeps the GPU Operator from installing, the error says so, and its command has ClusterPolicy install it. In all
-    other cases, and if any of `nodes` has a driver, the command only shows the first GPUNode.
+    keeps the GPU Operator from installing, the error says so, and its command has ClusterPolicy install the
+    program. In all other cases, and also if any of `nodes` has a driver, the command only shows the first GPUNode.
 
     `troubled` maps the names of the nodes concerned to what their agents report. `nodes` are all nodes with agents.
     """
@@ -182,8 +183,8 @@ def _blind_agents(troubled: Mapping[str, str], nodes: Sequence[NodeView], view: 
 
 
 def _agents_kept_out(agents: AgentsState, view: InstallationView) -> Symptoms:
-    """Yield an error for each cause for which no agent pod can be created: its RuntimeClass does not exist, or its
-    namespace enforces PodSecurity baseline or restricted."""
+    """Yield an error for each cause that prevents agent pods from being created: their RuntimeClass does not exist, or
+    their namespace enforces PodSecurity baseline or restricted."""
     place = view.place
     if agents.runtime_class and agents.runtime_class_exists is False:
         yield error(
@@ -203,8 +204,8 @@ def _agents_kept_out(agents: AgentsState, view: InstallationView) -> Symptoms:
 
 
 def _two_plugins(nodes: Sequence[NodeView], system_plugins: Set[str]) -> Symptoms:
-    """Yield an error about the nodes on which GKE runs its own device plugin, and a warning about those on which
-    Bottlerocket may run one. `system_plugins` are the names of the latter."""
+    """Yield an error about those of `nodes` on which GKE runs its own device plugin, and a warning about those in
+    `system_plugins`, on which Bottlerocket may run one."""
     if cloud := sorted(node.name for node in nodes if node.other_plugin == GKE):
         yield error(
             Topic.AGENTS,
@@ -273,8 +274,8 @@ def _unread(view: InstallationView) -> Symptoms:
 
 
 def _rights(view: InstallationView) -> Symptoms:
-    """Yield an error for the service account of the operator, and one for that of the agent, if it lacks rights. Yield
-    a warning for each of them if some of its rights could not be determined."""
+    """Yield an error for each of the two service accounts, of the operator and of the agent, that lacks rights. Yield
+    a warning for each of them for which some rights could not be determined."""
     for subject in (OPERATOR, AGENT):
         of_it = [state for state in view.rights if state.subject == subject]
         lacking = [state.text for state in of_it if state.allowed is False]
@@ -297,8 +298,8 @@ def _rights(view: InstallationView) -> Symptoms:
 
 def _operator(view: InstallationView) -> Symptoms:
     """Yield an error if the operator's Deployment does not exist, is scaled to 0, or has no Ready pod. Yields nothing
-    if the Deployment or, for the last check, the pods could not be read. A missing Deployment is not reported if a
-    kind of ours is not served either."""
+    if the Deployment could not be read, and does not check pods that could not be read. A missing Deployment is not
+    reported if one of our kinds is not served either."""
     namespace = view.place.namespace
     if view.operator_replicas is None:
         if not view.installed and not view.not_served:
@@ -320,8 +321,8 @@ _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-op
 
 
 def _stack(view: InstallationView) -> Symptoms:
-    """Yield an error if none of NVIDIA's stacks is found; a symptom for several ClusterPolicies (an error if it is
-    unknown which counts); and, if our chart is installed, an error if NVIDIA's pods cannot mount our ConfigMaps."""
+    """Yield an error if it is known that none of NVIDIA's stacks is there; a symptom for several ClusterPolicies (an
+    error if it is unknown which counts); and, with our chart, an error if NVIDIA's pods run in another namespace."""
     policies = view.cluster_policies
     unknown = {"clusterpolicies.nvidia.com", "daemonsets.apps"} & view.unread.keys()
     if not policies and view.plain is None and not unknown and not dra_stack_of(view).serves:
@@ -371,18 +372,17 @@ def _plain(view: InstallationView) -> Symptoms:
 
 
 def _operands(view: InstallationView) -> Symptoms:
-    """Yield a symptom for each of NVIDIA's programs that a mode needs and the installation does not run. If no policy
-    has such a mode, it is a warning, or nothing with NVIDIA's device-plugin chart alone. Yields nothing with NVIDIA's
-    DRA stack."""
+    """Yield a symptom for each of NVIDIA's programs that a mode needs and the installation does not run, as `_operand`
+    describes it. Yields nothing with NVIDIA's DRA stack."""
     for stack in _followed(view):
         for row in () if dra_stack_of(view).serves else find_off(stack):
             yield from _operand(row, stack, view)
 
 
 def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationView) -> Symptoms:
-    """Yield a symptom about the program of this row, which `stack` does not run: an error if a policy or every mode
-    needs it, else a warning. If `stack` is NVIDIA's device-plugin chart, there is only the error, and none for a
-    program that no value of that chart adds."""
+    """Yield a symptom about the program of this row, which `stack` does not run: an error if every mode or the mode of
+    a policy needs it, else a warning. If `stack` is NVIDIA's device-plugin chart, only the error is yielded, and
+    only for a program that a value of that chart adds."""
     every = row.modes == EVERY_MODE
     needed = every or any(
         policy.spec is not None and policy.spec.mode in row.modes for policy in view.policies
@@ -400,8 +400,8 @@ def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationVie
 
 
 def _followed(view: InstallationView) -> list[ClusterPolicyView]:
-    """Return the ClusterPolicies that the GPU Operator does not ignore, or if there are none, the view of NVIDIA's
-    device-plugin chart as the only item. Empty if there is neither."""
+    """Return the ClusterPolicies that the GPU Operator does not ignore. If there are none, return the view of NVIDIA's
+    device-plugin chart as the only item, or an empty list without that chart."""
     return [one for one in view.cluster_policies if not one.ignored] or ([view.plain] if view.plain else [])
 
 
@@ -415,8 +415,8 @@ def _pointers(view: InstallationView) -> Symptoms:
 
 
 def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
-    """Yield an error if the device plugin does not read our ConfigMap, or if our ConfigMap lacks the entry that
-    ClusterPolicy names as the default."""
+    """Yield an error if the device plugin does not read our ConfigMap. If it does, yield an error if our ConfigMap
+    lacks the entry that ClusterPolicy names as the default."""
     place, pointer = view.place, _plugin_pointer_of(view, policy)
     if pointer.now != pointer.ours:
         yield error(
@@ -438,8 +438,8 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Sympto
 
 
 def _plugin_pointer_of(view: InstallationView, policy: ClusterPolicyView) -> Pointer:
-    """Return the device plugin's pointer, together with the entries that Nodes name and our ConfigMap lacks. If our
-    ConfigMap does not exist or could not be read, it is treated as if its only entry were ClusterPolicy's default."""
+    """Return the device plugin's pointer, with the entries that Nodes name and our ConfigMap lacks. If our ConfigMap
+    does not exist or could not be read, it is treated as if its only entry were ClusterPolicy's default."""
     ours = view.place.plugin_config_map
     config_map = view.config_maps.get(ours)
     our_keys = frozenset({policy.plugin_default}) if config_map is None else config_map.keys
@@ -458,17 +458,17 @@ def _effect(view: InstallationView, pointer: Pointer, otherwise: str) -> str:
 
 
 def _unmerged(view: InstallationView, pointer: Pointer) -> str:
-    """Return, as the end of a sentence, what has to be done before the pointer may name our ConfigMap: `merge_first`
-    if entries are lacking, else to merge the ConfigMap that it names now, unless that is void. May be empty."""
+    """Return, as the end of a sentence, what must be done before the pointer may name our ConfigMap: `merge_first` if
+    ours lacks entries, else to merge the one that it names now. Empty if that one is void or not set."""
     if pointer.stops or not pointer.now or view.is_void(pointer.now):
         return pointer.merge_first
     return ". Its entries that Nodes name must be in ours first: see kubectl gpusharing import"
 
 
 def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
-    """Yield a symptom if mig-manager is on and does not read our ConfigMap: an error if a policy has layouts or the
-    ConfigMap that it reads is known to be empty or missing, else a warning. Yield another if ClusterPolicy
-    overrides the MIG strategy: an error if any MIG policy has another one, else a warning."""
+    """Yield a symptom if mig-manager is not switched off and does not read our ConfigMap: an error if a MIG policy has
+    layouts or the ConfigMap that mig-manager reads is known to be empty or missing, else a warning. Yield another
+    if ClusterPolicy overrides the MIG strategy: an error if any MIG policy has another one, else a warning."""
     wanted = [one.spec for one in view.policies if one.spec is not None and one.spec.mode is Mode.MIG]
     wants_layouts = any(spec.mig is not None and spec.mig.layouts is not None for spec in wanted)
     pointer = mig_pointer(policy, view.place.mig_config_map)
@@ -493,8 +493,8 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
 
 
 def _start_gate(view: InstallationView) -> Symptoms:
-    """Yield an error if NVIDIA's pods do not tolerate the start-up taint, and one for each such worker of Node Feature
-    Discovery, because they are needed to prove the nodes that have it. Yields nothing if the taint is not used."""
+    """Yield an error if NVIDIA's pods, or Node Feature Discovery's, do not tolerate the start-up taint, because both
+    are needed to prove a node with it. Yields nothing if no node has the taint or will join with it."""
     gated = sorted(one.name for one in view.nodes if one.gate is not None)
     if not (gated or view.place.startup_gate):
         return
@@ -512,9 +512,9 @@ def _start_gate(view: InstallationView) -> Symptoms:
 
 
 def _config_maps(view: InstallationView) -> Symptoms:
-    """Yield an error for each of our two ConfigMaps that is somebody else's. Yield a symptom for each that is empty or
-    missing, which is an error if NVIDIA's programs point at it, else a warning. If the chart is not installed, only
-    those at which they point are checked; if ConfigMaps could not be read, none."""
+    """Yield an error for each of our two ConfigMaps that has entries but is somebody else's, and a symptom for each
+    that is empty or missing: an error if NVIDIA's programs point at it, else a warning. Without the chart, only
+    ConfigMaps at which they point are checked. Yields nothing if ConfigMaps could not be read."""
     place = view.place
     if "configmaps" in view.unread:
         return
@@ -567,8 +567,8 @@ def report_topics(
     symptoms: Sequence[Symptom], unseen: Unseen, topics: Container[Topic]
 ) -> Iterator[tuple[str, str, str]]:
     """Yield three strings for each symptom, in the order of the topics: its severity, the topic with the message, and
-    the command. Before those of a topic in `topics`, yield `UNKNOWN` with the cause if `unseen` has the topic, or
-    else `ok` if the topic has no symptom; the command is empty then."""
+    the command. For a topic in `topics` that `unseen` has, first yield `UNKNOWN` with the cause. For one that
+    neither `unseen` nor a symptom has, yield `ok`. The command of both is empty."""
     for topic in Topic:
         of_it = [symptom for symptom in symptoms if symptom.topic is topic]
         if topic in topics and topic in unseen:
@@ -593,8 +593,8 @@ def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
 
 def conclude(what: str, *, unseen: bool, errors: int) -> str:
     """Return a sentence, without its period, that says whether the thing called `what`, such as `installation`, can
-    work. It cannot if there are `errors`, whose number the sentence does not give. Otherwise it can, but only as
-    far as could be checked if a part of it could not be read (`unseen`)."""
+    work. It cannot if there are `errors`, a number that the sentence does not mention. Otherwise it can, but only
+    as far as could be checked if a part of it could not be read (`unseen`)."""
     if errors:
         return f"This {what} cannot work as it is"
     return f"As far as could be checked, this {what} can work" if unseen else f"This {what} can work"

@@ -156,8 +156,8 @@ class InstallationView:
     @property
     def selectors(self) -> tuple[LabelSelector, ...] | None:
         """The node selectors of the policies that are not being deleted and whose spec can be read, which may be none.
-        None if there are no policies at all. Empty if policies could not be read; then nothing is reported about
-        their nodes."""
+        None if there are no policies at all. Empty if policies could not be read, in which case nothing is reported
+        about their nodes."""
         if "gpusharingpolicies.gpusharing.dev" in self.unread:
             return ()
         specs = (one.spec for one in self.policies if not one.deleting)
@@ -165,8 +165,8 @@ class InstallationView:
 
     @property
     def installed(self) -> bool:
-        """Whether the chart is installed, which is assumed if the operator's Deployment exists, or if Deployments
-        could not be read while our kinds are served."""
+        """Whether the chart is installed. This is assumed if the operator's Deployment exists, or if Deployments could
+        not be read but our kinds are served."""
         hidden = "deployments.apps" in self.unread and not self.not_served
         return self.operator_replicas is not None or hidden
 
@@ -270,12 +270,13 @@ Unseen = Mapping[Topic, str]
 
 
 def find_unread_topics(view: InstallationView) -> Unseen:
-    """Return, for each topic for which some kind of object could not be read, a clause that lists these kinds."""
+    """Return, for each topic that depends on a kind of object that could not be read, a clause that lists all such
+    kinds. Other topics are left out."""
     found = {topic: sorted(LOOKED_AT.get(topic, frozenset()) & view.unread.keys()) for topic in Topic}
     return {topic: f"{', '.join(kinds)} cannot be read" for topic, kinds in found.items() if kinds}
 
 
 def join_unseen(*parts: Unseen) -> Unseen:
-    """Return one mapping with the clauses of all `parts`. Clauses about the same topic are joined."""
+    """Return one mapping with the clauses of all `parts`. Clauses about the same topic are joined by semicolons."""
     found = {topic: [part[topic] for part in parts if topic in part] for topic in Topic}
     return {topic: "; ".join(clauses) for topic, clauses in found.items() if clauses}

@@ -11,7 +11,7 @@ from gpusharing.planning.wanted.toolversions import SKIPS_THREADS, find_deafness
 def find_deaf_mps(view: InstallationView) -> Symptoms:
     """Yield an error if a policy has mode MPS and the GPU Operator's MPS daemon would not read the configuration that
     a label names (docs/design/nvidia.md#b5). The message has all steps of the remedy, and the command is the first
-    step."""
+    step. Yields nothing if it is unknown what the daemon would read."""
     wanted = sorted(
         policy.name for policy in view.policies if policy.spec is not None and policy.spec.mode is Mode.MPS
     )
@@ -31,9 +31,9 @@ def find_deaf_mps(view: InstallationView) -> Symptoms:
 
 
 def _by_itself(view: InstallationView) -> str:
-    """Return where the operator says what keeps it from repairing the MPS daemon itself. The text continues a message:
-    it begins with a period and a space, and has no period at its end. Empty if the chart value that allows the
-    repair is off."""
+    """Return a sentence which says that the operator repairs the MPS daemon itself, and with which command to see what
+    it waits for. The text continues a message: it begins with a period and a space, and has no period at its end.
+    Empty if the chart value that allows the repair is off."""
     if not view.place.repair_mps:
         return ""
     return f". The operator sets the name itself ({VALUE}): `kubectl get gpun -o wide` says what it waits for"

@@ -28,18 +28,18 @@ class MpsLapses:
     """What happened and why, for people. Empty if the count is 0."""
 
     def since(self, before: "MpsLapses | None") -> int:
-        """Return how many restarts are new since the count `before`. These are all of them if `before` is about
-        another pod. 0 if it is None, because it is then unknown whether the restarts ended any client."""
+        """Return how many restarts are new since the count `before`. If `before` is about another pod, all restarts
+        are new. 0 if it is None, because it is then unknown whether the restarts ended any client."""
         if before is None:
             return 0
         return max(0, self.count - before.count) if before.pod == self.pod else self.count
 
 
 def find_lapses(node: NodeView, operands: Mapping[Program, Operand], stack: StackView) -> MpsLapses | None:
-    """Return how often, 0 included, config-manager has restarted alone in the pod of the node's MPS daemon, which is
-    one of `operands`. None if there is no such pod, if the device plugin is not configured for MPS, or if the node
-    has our fence, which keeps clients away. Also None if the daemon follows no label: config-manager then fails
-    again and again alongside a daemon that has no clients."""
+    """Return how often config-manager has restarted alone, which may be 0 times, in the pod of the node's MPS daemon.
+    The pod is taken from `operands`. None if there is no such pod, if the device plugin is not configured for MPS,
+    or if the node has our fence, which keeps clients away. Also None if the daemon follows no label: config-manager
+    then fails again and again alongside a daemon that has no clients."""
     pod = operands.get(Program.MPS_DAEMON)
     if pod is None or node.fence is not None or not is_told_mps(node, stack):
         return None

@@ -38,8 +38,9 @@ def plan_repair(stack: StackView, settings: PlanSettings) -> RepairMps | None:
 
 
 def find_daemon(stack: StackView, settings: PlanSettings) -> MpsDaemonView | None:
-    """Return the MPS daemon that the operator is to repair: it does not follow labels, and the chart value is on. None
-    otherwise, as without a ClusterPolicy or without such a daemon."""
+    """Return the MPS daemon that the operator must repair, because it does not follow labels and the chart value is
+    on. None otherwise, as without a ClusterPolicy or such a daemon, or if it is unknown whether the daemon follows
+    labels."""
     daemon = stack.cluster_policy.mps_daemon if stack.cluster_policy is not None else None
     if not settings.repair_mps or daemon is None or not find_deafness(daemon):
         return None
@@ -48,17 +49,17 @@ def find_daemon(stack: StackView, settings: PlanSettings) -> MpsDaemonView | Non
 
 def count_repair(repairs: MpsRepairs, daemon: MpsDaemonView) -> MpsRepairs:
     """Return the record to write before this DaemonSet is patched. A repair that is tried again counts once: it is
-    recognized by the state of the DaemonSet on which it was decided. Another version of the device plugin starts a new
-    count."""
+    recognized by the state of the DaemonSet on which it was decided. Another version of the device plugin starts a
+    new count, which stays 0 as long as the state of the DaemonSet is unknown."""
     known = repairs if repairs.plugin == daemon.version else MpsRepairs()
     tried = known.state == daemon.state
     return MpsRepairs(known.count if tried else known.count + 1, daemon.version, daemon.state)
 
 
 def explain_repair(stack: StackView, settings: PlanSettings) -> str:
-    """Return why the operator has not repaired the MPS daemon yet: the first of RESTRAINTS that applies, or the error
-    of the last attempt, or that it is about to. The text continues a message: it begins with a period and a space,
-    and has no period at its end. Empty if `find_daemon` finds no daemon to repair."""
+    """Return why the operator has not repaired the MPS daemon yet: the first of RESTRAINTS that applies, else the
+    error of the last attempt, else that the operator repairs it now. The text continues a message: it begins with a
+    period and a space, and has no period at its end. Empty if `find_daemon` finds no daemon to repair."""
     daemon = find_daemon(stack, settings)
     if daemon is None:
         return ""
@@ -82,8 +83,8 @@ def find_serving(
     with a Ready agent, `daemons` those with a pod of the MPS daemon.
 
     A node counts if it has such a pod, if GPU Feature Discovery calls it capable of MPS, or if its device plugin is
-    configured for MPS. It does not count if it certainly has no client: a change of ours has emptied it, or its Ready
-    agent reports that no daemon serves any of its GPUs.
+    configured for MPS. It does not count if it certainly has no client: either a change of ours has emptied it and no
+    daemon serves its GPUs according to the last report, or its Ready agent reports that none does.
     """
     return tuple(sorted(_serving(nodes, gpunodes, agents, daemons, stack)))
 
@@ -109,7 +110,7 @@ def _serving(
 
 def _is_emptied(node: NodeView) -> bool:
     """Whether the node is past the point of no return of a change of class GPUPods, Reset or Reboot, which has drained
-    it, and is still cordoned. Nothing is scheduled there before its layout is proven."""
+    the node, and is still cordoned. Nothing is scheduled there before its layout is proven."""
     fence = node.fence
     return (
         fence is not None
@@ -128,10 +129,10 @@ def _is_served(gpunode: GPUNodeView | None) -> bool:
 
 
 def _is_free(gpunode: GPUNodeView | None) -> bool:
-    """Whether the agent's report proves that no MPS daemon serves a GPU of the node: each GPU is in compute mode
-    Default. A daemon sets the GPUs that it serves to an exclusive mode (docs/design/hardware.md#mps-mode). False
-    for every other mode, such as Prohibited, NotSupported or Unknown. Also False if there is no report, or if the
-    agent reports an error or no GPU, or has closed NVML."""
+    """Whether the agent's report proves that no MPS daemon serves a GPU of the node, because each GPU is in compute
+    mode Default. A daemon sets the GPUs that it serves to an exclusive mode (docs/design/hardware.md#mps-mode).
+    False for every other mode, such as Prohibited, NotSupported or Unknown. Also False if there is no report, or if
+    the agent reports an error or no GPU, or has closed NVML."""
     observed = gpunode.observed if gpunode is not None else None
     if observed is None or observed.quiet or observed.error or not observed.gpus:
         return False
@@ -147,8 +148,8 @@ class RepairRestraint:
 
 
 def _other_name(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a sentence if the DaemonSet's namespace or name, or the name of its daemon's process, is not the one that
-    the operator may patch and write, else an empty string."""
+    """Return a sentence unless the DaemonSet's namespace and name are those that the operator may patch and the name
+    of its daemon's process is the one that it may write. Otherwise return an empty string."""
     known = (daemon.namespace, daemon.name, daemon.program) == (
         settings.gpu_operator_namespace,
         DAEMON_SET,
@@ -183,8 +184,8 @@ def _uncountable(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings
 
 def _given_up(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
     """Return a sentence if the operator has set the value MOST_REPAIRS times under this version of the device plugin
-    and somebody has overwritten it each time, else an empty string. The sentence has the command that starts a new
-    count."""
+    and still finds it wrong, so that somebody must have overwritten it, else an empty string. The sentence has the
+    command that starts a new count."""
     if count_repair(stack.mps_repairs, daemon).count <= MOST_REPAIRS:
         return ""
     where = f"-n {settings.gpu_operator_namespace} configmap {settings.plugin_config_map}"
@@ -217,9 +218,9 @@ RESTRAINTS: tuple[RepairRestraint, ...] = (
 def with_serving(
     stack: StackView, settings: PlanSettings, find: Callable[[StackView], tuple[str, ...]]
 ) -> StackView:
-    """Return the stack with the nodes that serve MPS, which `find` returns, as its `mps_nodes`. If no repair is due,
-    or if any of RESTRAINTS applies already, `find` is not called and the stack is returned unchanged.
-    `stack.mps_nodes` should be empty before."""
+    """Return the stack with the nodes that serve MPS, which `find` returns, as its `mps_nodes`. If `find_daemon` finds
+    no daemon to repair, or if any of RESTRAINTS applies already, `find` is not called and the stack is returned
+    unchanged. `stack.mps_nodes` should be empty before."""
     daemon = find_daemon(stack, settings)
     if daemon is None or any(restraint.find(daemon, stack, settings) for restraint in RESTRAINTS):
         return stack

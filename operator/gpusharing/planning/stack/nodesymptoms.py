@@ -53,9 +53,9 @@ def has_gpu_label(node: NodeView) -> bool:
 
 
 def find_node_symptoms(view: InstallationView, mig_entries: Mapping[str, MigEntries]) -> tuple[Symptom, ...]:
-    """Return what is wrong with the labels of Nodes. Each problem is reported once, with the names of all Nodes that
-    have it. Nodes with our fence are left out, even if it cannot be read, because such values are part of a change
-    there. Some checks are only about nodes with GPUs that a policy selects, or about all with GPUs if there are no
+    """Return what is wrong with the labels of Nodes. Each problem is reported once for all Nodes that have it. Nodes
+    with our fence, even one that cannot be read, are left out, because such values are part of a change there. Some
+    checks are only about nodes with GPUs that a policy selects, or about all nodes with GPUs if there are no
     policies.
 
     `mig_entries` has the configurations that mig-manager knows, by node. Nodes for which they are unknown, or that
@@ -91,8 +91,8 @@ def find_node_symptoms(view: InstallationView, mig_entries: Mapping[str, MigEntr
 
 
 def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield one error if the device-plugin label of some nodes names an entry that the ConfigMap which ClusterPolicy
-    points at does not have. config-manager then silently keeps the previous configuration
+    """Yield one error about the nodes whose device-plugin label names an entry that is missing in the ConfigMap to
+    which ClusterPolicy points. config-manager then silently keeps the previous configuration
     (docs/design/nvidia.md#b4). The command relabels only the nodes that name the same entry as the first one; if
     there are no policies, it only shows nodes. Yields nothing if that ConfigMap was not read or has no entries."""
     label, policy = names.LABEL_PLUGIN_CONFIG, view.followed_policy
@@ -117,8 +117,8 @@ def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 def _other_plugins(nodes: list[NodeView], view: InstallationView) -> Symptoms:
     """Yield a symptom for each device plugin, other than NVIDIA's, that serves some of these nodes: a warning if there
-    are no policies, else an error. GKE's is left out, because it is reported with the agents, so that `helm test`
-    shows it too."""
+    are no policies, else an error. GKE's plugin is left out, because it is reported with the agents, so that `helm
+    test` shows it too."""
     for plugin in sorted({node.other_plugin for node in nodes} - {"", GKE}):
         there = [node.name for node in nodes if node.other_plugin == plugin]
         show = f"kubectl describe node {there[0]}"
@@ -126,8 +126,9 @@ def _other_plugins(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _other_workloads(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield a symptom if the GPUs of some nodes are for virtual machines: a warning if there are no policies, else an
-    error. Such nodes have neither device plugin nor mig-manager (docs/design/nvidia.md#d2)."""
+    """Yield one symptom about the nodes whose GPUs are not for containers but, for example, for virtual machines: a
+    warning if there are no policies, else an error. Such nodes have neither device plugin nor mig-manager
+    (docs/design/nvidia.md#d2)."""
     label, policy = names.LABEL_WORKLOAD_CONFIG, view.followed_policy
     odd = [node for node in nodes if workload_of(node.labels, policy) != names.WORKLOAD_CONTAINER]
     if odd:
@@ -170,8 +171,8 @@ def _switched_off(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _owned_elsewhere(nodes: list[NodeView]) -> Symptoms:
-    """Yield a warning for each pair of a label that the operator would write and another program that owns it there
-    (`find_owners`) and would overwrite it again. It names all nodes with that pair."""
+    """Yield a warning for each pair of a label that the operator writes and another program that sets this label on
+    some of these nodes (`find_owners`) and would overwrite it again. The warning covers all nodes with that pair."""
     owners = {node.name: find_owners(node) for node in nodes}
     for label, owner in dict.fromkeys(pair for labels in owners.values() for pair in labels.items()):
         alike = [name for name, labels in owners.items() if labels.get(label) == owner]
@@ -184,7 +185,7 @@ def _owned_elsewhere(nodes: list[NodeView]) -> Symptoms:
 
 
 def _mend(view: InstallationView, label: str, command: str) -> str:
-    """Return `command`, which corrects the label, if there are policies or if they could not be read. If there are
+    """Return `command`, which corrects the label, if there are policies or if policies could not be read. If there are
     none, return a command that only shows the nodes with the label, because it is unknown whether they will get a
     policy."""
     return f"kubectl get nodes -L {label}" if view.selectors is None else command
@@ -206,8 +207,8 @@ def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -
     `nodes`. mig-manager refuses such a name and touches no GPU (docs/design/nvidia.md#a3). The command relabels
     only the nodes with the same name as the first one.
 
-    The caller passes only nodes with a wrong name that are in `mig_entries` and that no policy selects: where one
-    does, the operator writes the label, and reports a wrong name in the policy itself.
+    The caller must pass only nodes that have a wrong name, are in `mig_entries`, and are selected by no policy. On
+    nodes that a policy selects, the operator writes the label, and reports a wrong name in the policy itself.
     """
     label = names.LABEL_MIG_CONFIG
     if nodes:
@@ -227,7 +228,7 @@ def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -
 
 
 def _failed(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield a warning if mig-manager has failed on some of these nodes. The caller leaves out nodes that
+    """Yield one warning about those of `nodes` on which mig-manager has failed. The caller leaves out nodes that
     `_unknown_mig` reports."""
     failed = [node for node in nodes if node.labels.get(names.LABEL_MIG_STATE) == "failed"]
     if failed:
@@ -242,9 +243,9 @@ def _failed(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _paused(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield an error if mig-manager has paused other programs on some nodes but, according to its state, is no longer
-    working there. If its pod died in between, nothing starts them again. The command deletes mig-manager's pod on
-    the first of these nodes."""
+    """Yield one error about the nodes on which mig-manager has paused other programs but, according to its state, is
+    no longer working. If mig-manager's pod died in between, nothing starts these programs again. The command
+    deletes the pod of mig-manager on the first of these nodes."""
     paused = [
         node for node in nodes if node.labels.get(names.LABEL_MIG_STATE) not in _AT_WORK and _is_paused(node)
     ]
@@ -266,8 +267,8 @@ def _is_paused(node: NodeView) -> bool:
 
 
 def _drivers(nodes: list[NodeView], settings: PlanSettings) -> Symptoms:
-    """Yield a warning if some nodes whose GPUs support MIG have a driver under which the operator does not repartition
-    GPUs. Nodes whose driver version is unknown are left out."""
+    """Yield one warning about the nodes whose GPUs support MIG and whose driver is one under which the operator does
+    not repartition GPUs. Nodes whose driver version is unknown are left out."""
     flaws = {
         node.name: flaw
         for node in nodes
@@ -317,7 +318,7 @@ def find_minor(version: str) -> Minor | None:
 def find_kubelet_symptoms(view: InstallationView, api_server: str) -> tuple[Symptom, ...]:
     """Return a warning for each problem with the versions of kubelets on nodes with GPUs. Each node is listed only for
     its worst problem, and not at all if the version of its kubelet is unknown. `api_server` is the version of the
-    API server. If it is empty or cannot be parsed, only KubeletOld is checked."""
+    API server. If that is empty or cannot be parsed, only KubeletOld is checked."""
     server = find_minor(api_server)
     unsupported = f"the API server ({api_server}), which Kubernetes does not support"
     upgrade_it = "upgrade the kubelets, one node at a time"
@@ -386,8 +387,8 @@ class Server:
     @property
     def removal(self) -> str:
         """The command that removes the DaemonSet: `helm uninstall` if a Helm release installed it, else `kubectl
-        delete`. Without a release, the DaemonSet of the DRA driver, whose removal would remove other things too,
-        and one whose owner would create it again get a command that only shows the DaemonSet."""
+        delete`. Without a release, the command only shows the DaemonSet in two cases: if it is that of the DRA
+        driver, whose removal would remove other things too, and if its owner would create it again."""
         if self.release:
             return f"helm uninstall {self.release} -n {self.release_namespace}"
         if self.dra or self.owned:
@@ -398,10 +399,10 @@ class Server:
 def find_rival_symptoms(
     servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str
 ) -> tuple[Symptom, ...]:
-    """Return a warning for each program that serves GPUs on nodes that the main device plugin serves too. The main one
-    is ClusterPolicy's, else one in `namespace`, else one that Helm installed, else the first by name. Empty without
-    a device plugin. DaemonSets whose pods should run on no node are ignored. `namespace` is that of NVIDIA's
-    components.
+    """Return a warning for each program that serves GPUs on nodes that the main device plugin serves too. The main
+    device plugin is ClusterPolicy's, else one in `namespace`, else one that Helm installed, else the first by
+    namespace and name. Empty without a device plugin. DaemonSets whose pods should run on no node are ignored.
+    `namespace` is that of NVIDIA's components.
 
     A kubelet takes a resource from whichever plugin registered last (kubernetes v1.36.3
     pkg/kubelet/cm/devicemanager/manager.go, PluginConnected), so of two device plugins on a node one does not follow
@@ -431,8 +432,9 @@ def find_rival_symptoms(
 
 
 def _shared(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]:
-    """Return the sorted names of the nodes with GPUs that both DaemonSets select. Also empty if both together have no
-    more pods than nodes that either of them selects, because taints or affinity may then keep them apart."""
+    """Return the sorted names of the nodes with GPUs that both DaemonSets select. Also empty if the two together want
+    no more pods than there are nodes that either of them selects, because taints or affinity may then keep them
+    apart."""
 
     def selects(server: Server, node: NodeView) -> bool:
         """Whether the node has all labels in the node selector of the DaemonSet."""
@@ -459,8 +461,8 @@ def _second(main: Server, other: Server, nodes: list[str]) -> Symptom:
 
 
 def _driver(driver: Server, nodes: list[str]) -> Symptom:
-    """Return the warning that this DRA driver serves GPUs of these nodes, with the command that switches this off. If
-    the driver has no Helm release, the command only shows its DaemonSet."""
+    """Return the warning that this DRA driver serves the GPUs of these nodes, with the command that disables GPUs in
+    its Helm release. If the driver has no Helm release, the command only shows its DaemonSet."""
     less = "--reset-then-reuse-values --set resources.gpus.enabled=false"
     release = f"{driver.release} CHART -n {driver.release_namespace}"
     return warning(
@@ -505,9 +507,9 @@ class PluginEntries:
         )
 
     def describe(self, key: str, *, refused: bool) -> str:
-        """Return a message with the fields of the entry `key` that the device plugin refuses, if `refused`, or else
-        with those that it ignores, and why. Empty if there are no such fields. At most MOST fields are named.
-        Raises KeyError if there is no such entry."""
+        """Return a message with the fields of the entry `key` that the device plugin refuses (if `refused`) or ignores
+        (if not), and why. At most MOST fields are named. Empty if there are no such fields. Raises KeyError if
+        there is no such entry."""
         flaws = [one.text for one in find_flaws((self.texts or {})[key]) if one.refused == refused]
         return f"ConfigMap {self.config_map}, entry {key}, {'; '.join(flaws[:MOST])}" if flaws else ""
 
@@ -517,7 +519,7 @@ def find_entry_symptoms(entries: PluginEntries, used: Collection[str], install: 
     ignores in part. A missing ConfigMap and a refused entry in use are errors, and everything else is a warning.
 
     `used` are the entries that Nodes or ClusterPolicy's default name. `install` is the command that installs the
-    operator. It is empty if the operator is installed.
+    operator, or an empty string if the operator is installed.
     """
     if entries.absence:
         command = install or f"kubectl get configmaps -A --field-selector metadata.name={entries.config_map}"

@@ -21,8 +21,8 @@ AKS, AUTO_MODE = "kubernetes.azure.com/dcgm-exporter", "eks.amazonaws.com/comput
 
 
 def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
-    """Whether GKE runs its own device plugin on a Node with these labels: the Node has a GPU of GKE's, and GKE's
-    plugin is not switched off there.
+    """Whether GKE runs its own device plugin on a Node with these labels: GKE labels the Node as one with a GPU, and
+    its plugin is not switched off there.
 
     Two plugins that advertise nvidia.com/gpu replace each other's devices in the kubelet: "Exactly one nvidia.com/gpu
     advertiser per node is required" (NVIDIA, AI Cluster Runtime, GKE GPU Setup).
@@ -92,7 +92,7 @@ def find_other_plugin(
     labels: Mapping[str, str], annotations: Mapping[str, str], resources: Sequence[str]
 ) -> str:
     """Return the name of the first plugin in OTHERS that serves a Node, or an empty string if none does. `resources`
-    are the names of the resources that the Node has allocatable."""
+    are the names of the resources that the Node has allocatable; those with a count of 0 must be left out."""
     for plugin, known in OTHERS.items():
         if known.marked(labels, annotations) or any(name.startswith(known.resources) for name in resources):
             return plugin
@@ -111,8 +111,8 @@ def explain_plugin(name: str, nodes: Sequence[str]) -> str:
 
 
 def name_resources(requested: Collection[str], serving: Mapping[str, str]) -> Iterator[str]:
-    """Yield a note for each plugin in OTHERS that is the only one to serve some of the `requested` resources, with the
-    nodes that it serves here, or with the remark that it serves none. `serving` maps each node to the name of the
+    """Yield a note for each plugin in OTHERS that is the only one to serve some of the `requested` resources. It names
+    the nodes that the plugin serves here, or says that it serves none. `serving` maps each node to the name of the
     plugin that serves it, which is empty for NVIDIA's."""
     for plugin, known in OTHERS.items():
         if names := sorted(name for name in requested if name.startswith(known.resources)):

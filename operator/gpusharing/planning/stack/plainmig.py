@@ -30,9 +30,9 @@ class MigObstacle:
 
 
 def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None:
-    """Return why mig-manager cannot change GPUs alongside NVIDIA's device-plugin chart, or None if it can: it does not
-    run there, is too old, or cannot pause the chart's pods. `version` is that of mig-manager's image; a version
-    that cannot be parsed counts as new enough."""
+    """Return why mig-manager cannot change GPUs alongside NVIDIA's device-plugin chart: it does not run there, is too
+    old, or cannot pause the chart's pods. None if it can change them. `version` is that of mig-manager's image; a
+    version that cannot be parsed counts as new enough."""
     if not plain.mig_manager:
         return Finding(
             Reason.MIG_MANAGER_MISSING,
@@ -60,9 +60,9 @@ def find_mig_obstacle(
 ) -> MigObstacle | None:
     """Return the first reason why a GPUSharingPolicy with this spec cannot be carried out alongside NVIDIA's
     device-plugin chart: mig-manager is unusable (`find_unusable_manager`), the chart's MIG strategy overrides that
-    of the policy, or mig-manager does not mount our ConfigMap. None if there is no such reason, if the mode is not
-    MIG, or if `policy` is a real ClusterPolicy. `mig_config_map` is our ConfigMap of mig-parted configurations, and
-    `namespace` that of NVIDIA's chart."""
+    of the policy, or mig-manager does not mount our ConfigMap. None if there is no such reason, if the spec has no
+    `mig`, or if `policy` is a real ClusterPolicy. `mig_config_map` is our ConfigMap of mig-parted configurations,
+    and `namespace` is that of NVIDIA's chart."""
     plain = policy.plain
     if plain is None or spec.mig is None:
         return None
@@ -97,8 +97,8 @@ _SELECTOR = r"'nodeSelector.nvidia\.com/gpu\.deploy\.client=true'"
 
 
 def find_mig_obstacles(view: InstallationView) -> Symptoms:
-    """Yield an error for each obstacle of a policy, without repetition; one of the inspections of `installation.py`.
-    Yields nothing unless NVIDIA's device-plugin chart takes the place of a ClusterPolicy."""
+    """Yield an error for the first obstacle of each policy, without repetition; one of the inspections of
+    `installation.py`. Yields nothing unless NVIDIA's device-plugin chart takes the place of a ClusterPolicy."""
     place = view.place
     if (stack := view.plain) is None:
         return
@@ -112,8 +112,8 @@ def find_mig_obstacles(view: InstallationView) -> Symptoms:
 
 def find_unselected(node: NodeView, policy: ClusterPolicyView | None) -> str:
     """Return a message with the remedy if NVIDIA's chart runs only on nodes with nvidia.com/gpu.deploy.client=true and
-    this node has no such label. Empty if it has the label, even with another value, if the chart does not require
-    it, or if the chart is not installed."""
+    this node has no label of that name. Empty if it has the label, even with another value, if the chart does not
+    require it, or if the chart is not installed."""
     plain = policy.plain if policy is not None else None
     if plain is None or not plain.pausable or names.LABEL_DEPLOY_CLIENT in node.labels:
         return ""

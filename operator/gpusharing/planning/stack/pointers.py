@@ -63,9 +63,9 @@ class Pointer:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The entries that device plugins use and our ConfigMap lacks, sorted. These plugins could not start if the
-        pointer named our ConfigMap. A default does not count if the pointer is not set, because then nothing uses
-        it and the patch removes it."""
+        """The entries that device plugins use and our ConfigMap lacks, sorted. Device plugins that use them could not
+        start if the pointer named our ConfigMap. A default does not count if the pointer is not set, because then
+        nothing uses it and the patch removes it."""
         default = {self.without_default} if self.without_default and self.now else set()
         return tuple(sorted({*self.missing_entries, *default}))
 
@@ -139,13 +139,13 @@ def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:
 
 
 def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> SetPointers | None:
-    """Return the write that sets ClusterPolicy's pointers, or None if there is none to set now. `quiet` says whether
-    no node is in the middle of a change.
+    """Return the write that sets ClusterPolicy's pointers, or None if none must be set now. `quiet` says whether no
+    node is in the middle of a change.
 
     Pointers are set only if chart value gpuOperator.configure is on and both ConfigMaps exist and are ours, because a
     pod that mounts a missing one cannot start. They are not set while a node is in the middle of a change, because
-    every operand restarts on every node when ClusterPolicy changes. They are not set either without a ClusterPolicy,
-    if it is unknown which one counts, if its pods run in another namespace, or if NVIDIA's DRA stack serves the GPUs.
+    every operand restarts on every node when ClusterPolicy changes. Nor are they set without a ClusterPolicy, if it is
+    unknown which one counts, if its pods run in another namespace, or if NVIDIA's DRA stack serves the GPUs.
 
     A pointer that somebody else has set, or that we have set once before, is left alone. So is one with which device
     plugins could not start, because our ConfigMap lacks the default or entries that Nodes name.
@@ -175,8 +175,9 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
 
 def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, configure: bool, error: str = "") -> str:
     """Return why the operator has not set a pointer that does not name our ConfigMap, as a clause that begins with a
-    semicolon. This is the first of RESTRAINTS that applies, or else when the operator will set it. Empty if
-    `configure` (the chart value) is off. `error` is that of the last write, or empty if that did not fail."""
+    semicolon. The clause comes from the first of RESTRAINTS that applies; if none does, it says when the operator
+    will set the pointer. Empty if `configure` (the chart value) is off. `error` is the error of the last write, or
+    empty if that did not fail."""
     if not configure:
         return ""
     for restraint in RESTRAINTS:
@@ -198,8 +199,8 @@ class Restraint:
 
 
 def _set_back(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """Return a clause if the operator has set this pointer once before, so that somebody has changed it since, else an
-    empty string."""
+    """Return a clause if the operator has set this pointer once before, which means that somebody has changed it
+    since, else an empty string."""
     if pointer.field not in policy.configured:
         return ""
     return (
@@ -208,8 +209,8 @@ def _set_back(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
 
 
 def _taken(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """Return a clause if somebody else has set this pointer, else an empty string. Checked before the missing entries,
-    which do not matter in that case."""
+    """Return a clause if somebody else has set this pointer, else an empty string. This is checked before the missing
+    entries, which do not matter then."""
     return "" if pointer.is_free else f"; the operator never overwrites what someone else has set ({VALUE})"
 
 
@@ -235,8 +236,8 @@ def _entries_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> 
 
 
 def _failed(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """Return a clause with the error of the last write, or an empty string if that did not fail. Checked last, because
-    the error may be about a pointer that the operator no longer wants to set."""
+    """Return a clause with the error of the last write, or an empty string if that did not fail. This is checked last,
+    because the error may be about a pointer that the operator no longer wants to set."""
     return f"; the operator could not set it ({VALUE}): {error}" if error else ""
 
 

@@ -61,7 +61,7 @@ class NeededProgram:
 
     @property
     def patch(self) -> Fields:
-        """The fields of ClusterPolicy, below `spec`, that have to be set so that the program runs."""
+        """The fields of ClusterPolicy, below `spec`, that must be set for the program to run."""
         block, _, name = self.switch.partition(".")
         return {block: {name: True}}
 
@@ -114,7 +114,7 @@ def lacks(row: NeededProgram, mode: Mode, stack: StackView) -> bool:
 
 def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram | None:
     """Return the first program that ClusterPolicy keeps the GPU Operator from installing and one of whose `signs`
-    appears in `words`, so that the host lacks it. None if there is none, or without a ClusterPolicy.
+    appears in `words`, which means that the host lacks it. None if there is none, or without a ClusterPolicy.
 
     `words` is an error of the node's agent, or what Kubernetes reports about the agent's pod.
     """
@@ -129,9 +129,9 @@ def has_driver(labels: Mapping[str, str], resources: Mapping[str, int]) -> bool:
 
 
 def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
-    """Return, as a sentence without its period, that the installation does not run the program of this row, and what
-    follows from that. Call it only for such a program. For mig-manager alongside NVIDIA's chart, the sentence says
-    why it cannot be used, and is empty if it can."""
+    """Return a sentence, without its period, which says that the installation does not run the program of this row and
+    what follows from that. Call it only for such a program. For mig-manager alongside NVIDIA's chart, the sentence
+    says why mig-manager cannot be used, and is empty if it can."""
     if policy.plain is None:
         return f"ClusterPolicy {row.switch} is false, so {row.consequence}"
     if row.missing is Reason.MIG_MANAGER_MISSING:
@@ -142,7 +142,7 @@ def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
 
 def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> str:
     """Return the kind of workload that the GPUs of a node are for, such as `container`. It is the value of the node's
-    label, else ClusterPolicy's default if that enables sandbox workloads, else `container`
+    label, else ClusterPolicy's default if ClusterPolicy enables sandbox workloads, else `container`
     (docs/design/nvidia.md#d2)."""
     if label := labels.get(names.LABEL_WORKLOAD_CONFIG):
         return label
@@ -164,8 +164,8 @@ def is_switched_off(operand: str, value: str) -> bool:
 
 
 def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str:
-    """Return a message with the remedy if the GPUs of a node are not for containers but for virtual machines,
-    according to its label or to ClusterPolicy's default. Empty if they are for containers."""
+    """Return a message with the remedy if the GPUs of a node are for another workload than containers, such as virtual
+    machines, according to its label or to ClusterPolicy's default. Empty if they are for containers."""
     workload = workload_of(node.labels, policy)
     if workload == names.WORKLOAD_CONTAINER:
         return ""
@@ -180,8 +180,8 @@ def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str
 
 
 def find_disabled(node: NodeView, actuator: Actuator, policy: ClusterPolicyView | None) -> str:
-    """Return a message with the remedy if a label of the node, or the lack of one, keeps off it a program that the
-    actuator needs for every mode. Empty if no such program is kept off."""
+    """Return a message with the remedy if a label of the node, or a missing one, keeps a program off the node that the
+    actuator needs for every mode. Empty if no such program is kept off. A pause that ends by itself does not count."""
     if unselected := find_unselected(node, policy):
         return unselected
     if not node.held_off:
@@ -197,7 +197,7 @@ def find_disabled(node: NodeView, actuator: Actuator, policy: ClusterPolicyView 
 
 
 def find_bare_host(node: NodeView, words: str, policy: ClusterPolicyView | None) -> Finding | None:
-    """Return a Finding about the program that the host lacks and that ClusterPolicy keeps the GPU Operator from
+    """Return a Finding about the program that the node's host lacks and that ClusterPolicy keeps the GPU Operator from
     installing (`find_absent`). None if there is no such program, if the node advertises any GPU resource, or if its
     deploy label says that the host brings the program.
 

@@ -28,8 +28,9 @@ class Untolerated:
 
 
 def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated | None:
-    """Return the ClusterPolicy, or NVIDIA's device-plugin chart in its place, if its pods do not tolerate the taint.
-    None if they do. `namespace` is that of these pods."""
+    """Return how to correct the ClusterPolicy, or NVIDIA's device-plugin chart in its place, if its pods do not
+    tolerate the start-up taint. None if they do. `namespace` is that of these pods. Raises ValueError if the
+    recorded tolerations are not valid JSON."""
     if policy.tolerates_gate:
         return None
     tolerations = with_toleration(policy.tolerations)
@@ -48,8 +49,8 @@ def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated |
 
 
 def find_untolerated_agents(stack: StackView) -> Untolerated | None:
-    """Return our agent's DaemonSet if its pods do not tolerate the taint. None if they do, which is always so with the
-    chart, or if there are no such pods."""
+    """Return how to correct our agent's DaemonSet if its pods do not tolerate the start-up taint. None if they do,
+    which is always so with the chart, or if there are no such pods."""
     if not stack.intolerant_agents:
         return None
     added = _dump([{"op": "add", "path": "/spec/template/spec/tolerations/-", "value": TOLERATION}])
@@ -63,9 +64,10 @@ def find_untolerated_agents(stack: StackView) -> Untolerated | None:
 def find_untolerated_finder(
     finders: Iterable[FinderState], namespace: str, *, plain: bool
 ) -> Untolerated | None:
-    """Return the first worker of Node Feature Discovery that does not tolerate the taint, or None if there is none.
-    Without the worker, the labels of GPU Feature Discovery are missing too. `namespace` is that of the Helm
-    release, and `plain` says whether its chart is NVIDIA's device-plugin chart and not that of the GPU Operator."""
+    """Return how to correct the first DaemonSet of Node Feature Discovery whose pods do not tolerate the start-up
+    taint, or None if there is none. Without these pods, the labels of GPU Feature Discovery are missing too.
+    `namespace` is that of the Helm release, and `plain` says whether its chart is NVIDIA's device-plugin chart and
+    not that of the GPU Operator. Raises ValueError if the recorded tolerations are not valid JSON."""
     finder = next((one for one in finders if not one.tolerates_gate), None)
     if finder is None:
         return None
@@ -87,5 +89,5 @@ def _dump(value: object) -> str:
 
 def with_toleration(tolerations: str) -> list[Any]:
     """Return these tolerations, given as a JSON list, as a list with the toleration of the start-up taint added at the
-    end, even if they have it already. Raises ValueError if they are no JSON."""
+    end, even if they have it already. Raises ValueError if they are not valid JSON."""
     return [*json.loads(tolerations), TOLERATION]
