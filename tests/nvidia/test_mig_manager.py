@@ -10,6 +10,8 @@ from tests.nvidia.mignode import GIVEN_UP, OPERANDS_WHEN_GIVEN_UP, SAYS_FAILED, 
 from tests.nvidia.undeletable import create_pod, undeletable
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX
+from gpusharing.kube.actuatorlog import failure_in
+from gpusharing.planning.wanted.actuators.labels import GAVE_UP
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
@@ -135,6 +137,7 @@ def test_a_pod_that_cannot_be_deleted_before_the_change_is_given_up_as_this_vers
     assert (given_up, node.state()) == (GIVEN_UP, GIVEN_UP[-1])
     assert node.operands() == OPERANDS_WHEN_GIVEN_UP
     assert node.profiles() == [[], []], "nothing was touched yet"
+    assert (GAVE_UP in failure_in(node.manager.log.read_text())) == SAYS_FAILED
     node.manager.restart()
     assert node.states_until("success") == [*given_up[1:], "pending", "success"]
     assert node.profiles() == [["1g.10gb"] * 7] * 2

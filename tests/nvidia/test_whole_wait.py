@@ -2,8 +2,11 @@
 
 import pytest
 from tests.nvidia.conftest import Count
-from tests.nvidia.mignode import GIVEN_UP, OPERANDS_WHEN_GIVEN_UP, MigNode
+from tests.nvidia.mignode import GIVEN_UP, OPERANDS_WHEN_GIVEN_UP, SAYS_FAILED, MigNode
 from tests.nvidia.undeletable import PODS
+
+from gpusharing.kube.actuatorlog import failure_in
+from gpusharing.planning.wanted.actuators.labels import GAVE_UP
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
@@ -22,6 +25,10 @@ def test_a_device_plugin_that_does_not_go_in_five_minutes_is_given_up_as_this_ve
     assert node.state() == GIVEN_UP[-1]
     assert node.operands() == OPERANDS_WHEN_GIVEN_UP
     assert node.profiles() == [[], []], "nothing was touched yet"
+    if SAYS_FAILED:
+        assert GAVE_UP in failure_in(node.manager.log.read_text()), (
+            "by which the operator knows to restart it"
+        )
     node.api.delete(f"{PODS}/{pod}", {"gracePeriodSeconds": 0})
     node.manager.restart()
     assert node.states_until("success") == [*GIVEN_UP[1:], "pending", "success"]

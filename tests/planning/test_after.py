@@ -76,6 +76,7 @@ def test_the_order_of_the_signs_of_mig_manager_is_part_of_the_product() -> None:
         ("_restarts", Reason.ACTUATION_IN_PROGRESS),
         ("_overwritten", Reason.ACTUATOR_FAILED),
         ("_failed_midway", Reason.ACTUATOR_FAILED),
+        ("_gave_up_waiting", Reason.ACTUATOR_FAILED),
         ("_failed", Reason.ACTUATOR_FAILED),
         ("_paused_for_long", Reason.OPERANDS_PAUSED),
         ("_paused", Reason.OPERANDS_PAUSED),
@@ -105,6 +106,27 @@ def test_what_mig_manager_says(
     verdict = after_pnr(changing(labels=labels, now=now))
     assert (verdict.phase, verdict.reason, verdict.actions) == (phase, reason, ()), verdict.message
     assert verdict.wake is None or verdict.wake > at(now)
+
+
+WAITED_IN_VAIN = "Error: failed to wait for pods to be deleted: device-plugin pod did not shutdown: context deadline exceeded"
+
+
+@pytest.mark.parametrize(
+    ("failure", "attempt", "phase"),
+    [
+        pytest.param(WAITED_IN_VAIN, 1, Phase.RECONFIGURING, id="pods did not stop in time"),
+        pytest.param(WAITED_IN_VAIN, 3, Phase.FAILED, id="pods did not stop in time, three times"),
+        pytest.param("MigGeometry: all orderings failed", 1, Phase.FAILED, id="the layout cannot be made"),
+        pytest.param("", 1, Phase.FAILED, id="nobody could read the log"),
+    ],
+)
+def test_a_mig_manager_that_failed_is_restarted_only_where_it_waited_in_vain(
+    failure: str, attempt: int, phase: Phase
+) -> None:
+    case = changing(labels={MIG_STATE: "failed"}, now=400, fence=replace(FENCE, attempt=attempt))
+    verdict = after_pnr(replace(case, mig_failure=failure))
+    assert (verdict.phase, failure in verdict.message) == (phase, True)
+    assert ("restarting mig-manager" in verdict.message) == (phase is Phase.RECONFIGURING)
 
 
 def test_a_node_that_mig_manager_gave_up_shows_what_it_left_and_a_stuck_one_keeps_nvml_closed() -> None:

@@ -251,6 +251,13 @@ def _failed_midway(case: ActuatorCase, fence: Fence) -> str:
     return _failed(case, fence) if paused_operands(case.node) else ""
 
 
+def _gave_up_waiting(case: ActuatorCase, fence: Fence) -> str:
+    """Return the message that mig-manager failed because pods did not stop in time, if its log says so, else an empty
+    string. It has not touched a GPU by then, so another run helps once the pods are gone. Before 0.15.1 its state
+    stays `pending` instead, which `_stuck` finds (docs/design/nvidia.md#a7)."""
+    return _failed(case, fence) if GAVE_UP in case.mig_failure else ""
+
+
 def _failed(case: ActuatorCase, fence: Fence) -> str:
     """Return the message that mig-manager failed to apply our configuration. It contains the last line of
     mig-manager's log, or tells the reader to look there if the line is unknown, and ends with the clause of
@@ -305,12 +312,16 @@ def _at_work(case: ActuatorCase, fence: Fence) -> str:
     return "" if state in _ENDED else f"mig-manager {doing}"
 
 
+GAVE_UP = "failed to wait for pods to be deleted"
+"""What mig-manager's log says if pods of NVIDIA's or other GPU clients did not stop within five minutes (mig-parted
+v0.15.1 pkg/mig/reconfigure/reconfigure.go:172)."""
 _ENDED = ("success", "failed")
 _RESTART = "restarting mig-manager"
 SIGNS: tuple[Sign, ...] = (
     Sign(_restarts, Reason.ACTUATION_IN_PROGRESS, final=False, cure=""),
     Sign(_overwritten, Reason.ACTUATOR_FAILED, final=True, cure="setting it again"),
     Sign(_failed_midway, Reason.ACTUATOR_FAILED, final=True, cure=_RESTART),
+    Sign(_gave_up_waiting, Reason.ACTUATOR_FAILED, final=True, cure=_RESTART),
     Sign(_failed, Reason.ACTUATOR_FAILED, final=True, cure=""),
     Sign(_paused_for_long, Reason.OPERANDS_PAUSED, final=True, cure=_RESTART),
     Sign(_paused, Reason.OPERANDS_PAUSED, final=False, cure=_RESTART),
