@@ -26,6 +26,8 @@ IN_CONTAINERS = "/mps"
 
 
 NVIDIA_IMAGE = "localhost/nvidia-programs:1"
+DRIVER = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+"""The variables of NVIDIA's image that ask the container runtime for the driver and all GPUs."""
 TOOLS = ("mount", "umount", "tail")
 """Programs of this machine that mps-control-daemon runs."""
 
@@ -45,8 +47,9 @@ def nvidia_image() -> OneLayerImage:
     for library in sorted({used for path in programs.values() for used in _libraries(path)}):
         files[_place(library)] = ImageFile(library.resolve().read_bytes())
     files["lib"] = ImageFile(link="usr/lib")
+    environment = {"PATH": "/usr/bin", **DRIVER}
     return OneLayerImage(
-        NVIDIA_IMAGE, files, ["/usr/bin/enter"], {"PATH": "/usr/bin"}, folders=("run", "proc", "sys", "etc")
+        NVIDIA_IMAGE, files, ["/usr/bin/enter"], environment, folders=("run", "proc", "sys", "etc")
     )
 
 

@@ -1,0 +1,108 @@
+"""MIG without the GPU Operator, as the how-to installs it, on a real kubelet with NVIDIA's programs in pods.
+
+The last file of the run: it takes the GPU Operator away. SIMULATED as in the other files: GPUs, driver and container
+runtime, Node Feature Discovery.
+"""
+
+import contextlib
+from dataclasses import replace
+
+import pytest
+from hack.cluster.api import ApiError
+from hack.nvidia.installations import PLAIN_NAMESPACE, PLATFORM
+from hack.realnode.plain import install_plain, label_node
+from hack.realnode.site import Site
+from tests.e2e.conftest import NODES
+from tests.e2e.pool import (
+    DEPLOYMENTS,
+    FASTER,
+    FULL,
+    GPU,
+    HALVES,
+    MIG,
+    PODS,
+    POLICY,
+    SLICE,
+    PoolMode,
+    Walk,
+    holding,
+    policy_of,
+)
+
+from gpusharing.api import names
+
+pytestmark = pytest.mark.e2e
+NODE = NODES[0]
+OPERANDS = "/apis/apps/v1/namespaces/gpu-operator/daemonsets"
+HALVED = replace(MIG, spec={"mode": "MIG", "mig": {**HALVES, "strategy": "mixed"}}, offered={SLICE: 4})
+
+
+def take_gpu_operator_away(site: Site) -> None:
+    """The policy and the pods on its GPUs end, NVIDIA's pods go, and the GPUs are whole again as by `nvidia-smi -r`."""
+    for path in (POLICY, f"{DEPLOYMENTS}/holder", "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"):
+        with contextlib.suppress(ApiError):  # where this file runs alone
+            site.api.delete(path, {"propagationPolicy": "Foreground"})
+    walk = Walk(site)
+    walk.wait(lambda: not site.api.list(POLICY.rpartition("/")[0]), "the policy to be gone")
+    site.api.delete(OPERANDS, {"propagationPolicy": "Foreground"})
+    walk.wait(lambda: not site.api.list(OPERANDS), "the GPU Operator's DaemonSets to be gone")
+    walk.wait(lambda: not any(map(walk.computing, NODES)), "the pods to leave the GPUs")
+    for node in site.nodes.values():
+        assert node.gpus is not None
+        node.gpus.simulator.reset()
+
+
+@pytest.fixture(scope="module")
+def plain(site: Site, notes: str) -> Walk:
+    """One node in the pool, and NVIDIA's programs as the how-to installs them."""
+    take_gpu_operator_away(site)
+    site.api.ensure("/api/v1/namespaces", {"metadata": {"name": PLAIN_NAMESPACE}})
+    site.helm_install("--set", FASTER, "-f", str(PLATFORM))
+    install_plain(list(site.nodes.values()))
+    for node in NODES:
+        label_node(site.api, node)
+    return Walk(site)
+
+
+def bring(walk: Walk, stop: PoolMode) -> None:
+    """The mode, on the one node; its pods can run nowhere else."""
+    policy = policy_of(stop)
+    selector = {"matchLabels": {"kubernetes.io/hostname": NODE}}
+    policy["spec"] |= {"nodeSelector": selector, "drain": {"strandedPods": "Allow", "unmanagedPods": "Evict"}}
+    walk.site.api.apply(POLICY, policy)
+    walk.wait(walk.is_ready, f"{stop.text} to be Ready")
+    assert offered(walk) == stop.offered
+
+
+def offered(walk: Walk) -> dict[str, int]:
+    """The GPU resources of the node, as its kubelet tells them."""
+    allocatable = walk.site.api.get(f"/api/v1/nodes/{NODE}")["status"]["allocatable"]
+    gpus = {name: int(count) for name, count in allocatable.items() if name.startswith("nvidia.com/")}
+    return {name: count for name, count in gpus.items() if count}
+
+
+def run_pod(walk: Walk, name: str, resource: str) -> None:
+    """A pod that asks for one of the resource is scheduled, runs and computes."""
+    pod = {**holding(resource), "nodeSelector": {"kubernetes.io/hostname": NODE}}
+    walk.site.api.create(PODS, {"metadata": {"name": name}, "spec": pod})
+    walk.wait(lambda: walk.site.api.get(f"{PODS}/{name}")["status"].get("phase") == "Running", f"pod {name}")
+    assert walk.computing(NODE) == [name]
+
+
+def test_a_node_goes_from_whole_gpus_to_mig_and_a_pod_gets_a_partition(plain: Walk) -> None:
+    """Without a policy NVIDIA's chart serves whole GPUs, by the neutral entry of our ConfigMap."""
+    plain.wait(lambda: offered(plain) == FULL.offered, "the chart to serve whole GPUs")
+    run_pod(plain, "whole", GPU)
+    since = plain.mark()
+    bring(plain, HALVED)
+    assert plain.evicted(since) == ["whole"]
+    run_pod(plain, "part", SLICE)
+    node = plain.site.api.get(f"/api/v1/nodes/{NODE}")
+    assert node["metadata"]["labels"][names.LABEL_DEPLOY_CLIENT] == "true"
+    assert not node["spec"].get("unschedulable")
+
+
+def test_helm_test_says_that_this_installation_can_work(plain: Walk) -> None:
+    status, said = plain.site.try_helm("test", "gpusharing", "--logs", "--timeout", "300s")
+    assert status == 0, said
+    assert "This installation can work: errors 0" in said
