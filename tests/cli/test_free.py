@@ -289,7 +289,7 @@ def test_of_many_that_wait_the_oldest_are_shown(desk: Desk) -> None:
     said = show(desk)
     assert "t/p-19" in said.out
     assert "t/p-20" not in said.out
-    assert "and 5 more pods; -o wide lists all" in said.out
+    assert "and 5 more; -o wide lists all" in said.out
     assert "t/p-24" in show(desk, "-o", "wide").out
 
 
@@ -308,7 +308,7 @@ def test_who_may_not_list_all_pods_gets_those_of_a_namespace_and_why_free_is_unk
     said = show(fleet, "-n", "team-a")
     assert (said.status, said.err) == (CHANGES, "")
     assert (
-        "PARTIAL: only the pods of namespace team-a are counted (-n NAME chooses another namespace), so"
+        "PARTIAL: only the pods of namespace team-a are counted (-n NAME chooses another namespace); what is"
         in said.out
     )
     assert DENIED in " ".join(said.out.split())

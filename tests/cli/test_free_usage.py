@@ -98,9 +98,7 @@ def test_programs_get_bytes_and_ratios_and_null_for_what_is_unknown(shared: Desk
         "smRatio": 0.62,
     }
     header, *lines = use(shared, "-o", "csv").out.splitlines()
-    assert (
-        header == "pod,node,resource,requested,waiting,gpu,profile,memory_bytes,device_memory_bytes,sm_ratio"
-    )
+    assert header == "pod,node,resource,requested,waiting,gpu,profile,memoryBytes,deviceMemoryBytes,smRatio"
     assert f"team-b/hidden,gpu-1,{SHARED},1,0,0,,,{80 * GIB}," in lines
 
 
@@ -138,7 +136,7 @@ def known(desk: Desk, **values: str) -> None:
         "gpu": "0",
         "uuid": "GPU-1",
     }
-    series = [
+    series: list[JSON] = [
         {"metric": {"__name__": f"gpusharing_{name}", **labels}, "value": [1_790_000_000, value]}
         for name, value in values.items()
     ]

@@ -56,8 +56,8 @@ def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float 
 def answer_of(request: ApiRequest, raw: bytes) -> JSON:
     """Return what `KubeClient.call` returns for the body `raw` of a successful answer. Raises Unavailable as `parsed`
     does."""
-    if (page := request.subresource or "") in TEXTS:
-        return {page: raw.decode(errors="replace")}
+    if request.subresource in TEXTS:
+        return {str(request.subresource): raw.decode(errors="replace")}
     return parsed(request, raw)
 
 
