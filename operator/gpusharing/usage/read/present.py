@@ -30,12 +30,12 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 Sample = tuple[str, Mapping[str, str], float]
 """Name, labels and value of one series."""
-
-
 USED = ("gpu", "profile", "memoryBytes", "deviceMemoryBytes", "smRatio")
 """The columns about what a pod uses of a GPU or MIG device: the index of the GPU, the MIG profile, which is empty for a
 whole GPU, the bytes of memory that the pod uses, the memory of the device, and the share of the GPU's SM time that the
 pod used, from 0 to 1. Each is None if it is unknown, as the last one always is on a MIG device."""
+_COLUMN_OF = {SLICES: "", MEMORY: "memoryBytes", SM: "smRatio"}
+"""The column for the value of each metric of a pod; empty if only its labels are used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,36 +86,35 @@ async def read_usage(session: Session, agents: Iterable[JSON], nodes: set[str], 
 async def _ask_agents(session: Session, agents: Sequence[JSON]) -> tuple[list[Sample], str]:
     """Return the samples of the agents that answered, and why some did not; that is empty if all did. After the first
     Forbidden, no further agent is asked."""
-    samples: list[Sample] = []
-    errors: dict[str, str] = {}
-
-    async def ask(agent: JSON) -> None:
-        """Add the samples of one agent to `samples`, or its error to `errors`. Raises Forbidden."""
-        node, place = text(agent, "spec", "nodeName"), section(agent, "metadata")
-        ports = [port for one in entries(agent, "spec", "containers") for port in entries(one, "ports")]
-        port = next((whole(port, "containerPort") for port in ports if text(port, "name") == "metrics"), PORT)
-        try:
-            page = await session.client.scrape(text(place, "namespace"), text(place, "name"), port)
-        except Forbidden:
-            raise
-        except KubeError as error:
-            errors[node] = error_text(error)
-        else:
-            samples.extend(parse_page(page, node))
-
     try:
         async with asyncio.TaskGroup() as group:
-            for agent in agents:
-                group.create_task(ask(agent))
-    except BaseExceptionGroup as group_error:
-        error = first_of(group_error)
-        if not isinstance(error, Forbidden):
-            raise error from None
-        return samples, f"you may not ask the agents: {error_text(error)}"
-    if not errors:
+            tasks = [group.create_task(_ask_agent(session, agent)) for agent in agents]
+    except BaseExceptionGroup as errors:
+        error = first_of(errors)
+        if isinstance(error, Forbidden):
+            return [], f"you may not ask the agents: {error_text(error)}"
+        raise error from None
+    answers = [task.result() for task in tasks]
+    samples = [sample for _, page, _ in answers for sample in page]
+    silent = sorted((node, why) for node, _, why in answers if why)
+    if not silent:
         return samples, ""
-    first = next(iter(errors.values()))
-    return samples, f"the agent on {some(sorted(errors))} did not answer: {first}"
+    return samples, f"the agent on {some([node for node, _ in silent])} did not answer: {silent[0][1]}"
+
+
+async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Sample], str]:
+    """Return the node of an agent, its samples, and why it did not answer, which is empty if it did. `agent` is its raw
+    pod. Raises Forbidden if the user may not ask it."""
+    node, place = text(agent, "spec", "nodeName"), section(agent, "metadata")
+    ports = [port for one in entries(agent, "spec", "containers") for port in entries(one, "ports")]
+    port = next((whole(port, "containerPort") for port in ports if text(port, "name") == "metrics"), PORT)
+    try:
+        page = await session.client.scrape(text(place, "namespace"), text(place, "name"), port)
+    except Forbidden:
+        raise
+    except KubeError as error:
+        return node, [], error_text(error)
+    return node, list(parse_page(page, node)), ""
 
 
 def parse_page(page: str, node: str) -> Iterator[Sample]:
@@ -127,17 +126,25 @@ def parse_page(page: str, node: str) -> Iterator[Sample]:
 def _fold(samples: Iterable[Sample], notes: tuple[str, ...]) -> UsageNow:
     """Return the use of each pod on each device. Samples of other metrics are ignored."""
     kept = list(samples)
-    sizes = {labels.get("uuid"): int(value) for name, labels, value in kept if name == SIZE}
+    sizes = {labels.get("uuid", ""): int(value) for name, labels, value in kept if name == SIZE}
     by_pod: dict[Pod, dict[str, Row]] = {}
     for name, labels, value in kept:
-        pod, uuid = pod_of(labels), labels.get("uuid", "")
-        if pod is None or name not in (SLICES, MEMORY, SM):
-            continue
-        gpu, profile = labels.get("gpu", ""), labels.get("profile", "")
-        device = {"gpu": int(gpu) if gpu.isdecimal() else None, "profile": profile}
-        new = {**dict.fromkeys(USED), **device, "deviceMemoryBytes": sizes.get(uuid)}
-        use = by_pod.setdefault(pod, {}).setdefault(uuid, new)
-        if name != SLICES:
-            use["smRatio" if name == SM else "memoryBytes"] = value if name == SM else int(value)
+        pod = pod_of(labels) if name in _COLUMN_OF else None
+        if pod is not None:
+            use = by_pod.setdefault(pod, {}).setdefault(labels.get("uuid", ""), _device(labels, sizes))
+            use |= _measured(name, value)
     simulated = {labels.get("node", "") for name, labels, value in kept if name == SIMULATED and value}
     return UsageNow(by_pod, notes, simulated=tuple(sorted(simulated)))
+
+
+def _measured(name: str, value: float) -> Row:
+    """Return the column of USED for a sample of a pod; empty if its value is not shown."""
+    column = _COLUMN_OF[name]
+    return {column: value if name == SM else int(value)} if column else {}
+
+
+def _device(labels: Mapping[str, str], sizes: Mapping[str, float]) -> Row:
+    """Return the columns of USED for a device of which only the labels are known, and its size if `sizes` has it."""
+    gpu = labels.get("gpu", "")
+    device = {"gpu": int(gpu) if gpu.isdecimal() else None, "profile": labels.get("profile", "")}
+    return {**dict.fromkeys(USED), **device, "deviceMemoryBytes": sizes.get(labels.get("uuid", ""))}

@@ -256,20 +256,19 @@ def _count_nodes(inventory: Inventory, by: str, rows: dict[tuple[str, str], Row]
     for stock, shares in share_nodes(inventory):
         words = {"node": stock.name, "policy": stock.policy or NO_POLICY}
         words |= {"state": stock.closed, "taints": ",".join(stock.taints)}
-        for name, (own, others, allocatable, free) in shares.items():
-            row = _row(rows, by, name, words)
-            opened, closed = (0, free) if stock.closed else (free, 0)
-            sums = {
-                "requested": own,
-                "others": others,
-                "allocatable": allocatable,
-                "free": opened,
-                "closed": closed,
-            }
-            for column, number in sums.items():
-                row[column] = None if None in (row[column], number) else row[column] + number
-            most = opened if opened is None or not stock.one_each else min(opened, 1)
-            row["largest"] = None if most is None or row["largest"] is None else max(row["largest"], most)
+        for name, share in shares.items():
+            _add(_row(rows, by, name, words), stock, share)
+
+
+def _add(row: Row, stock: NodeStock, share: Share) -> None:
+    """Add one resource of one node to a row. A sum with an unknown number becomes None."""
+    own, others, allocatable, free = share
+    opened, closed = (0, free) if stock.closed else (free, 0)
+    sums = {"requested": own, "others": others, "allocatable": allocatable, "free": opened, "closed": closed}
+    for column, number in sums.items():
+        row[column] = None if None in (row[column], number) else row[column] + number
+    most = opened if opened is None or not stock.one_each else min(opened, 1)
+    row["largest"] = None if None in (row["largest"], most) else max(row["largest"], most)
 
 
 def _count_pods(pods: Iterable[GPUPod], by: str, rows: dict[tuple[str, str], Row]) -> None:

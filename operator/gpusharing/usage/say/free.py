@@ -131,24 +131,25 @@ def describe(report: FreeReport, paper: Paper) -> list[Line]:
     if report.by != "node":
         closed = [(stock.name, stock.closed, _counts(unused)) for stock, unused in report.inventory.closed]
         lines += _listed(("CLOSED NODE", "STATE", "NOT COUNTED AS FREE"), closed, paper)
-    if waiting := report.waiting:
-        pods = [
-            (
-                pod.ref,
-                _counts(pod.requests),
-                age(from_rfc3339(pod.created), report.now),
-                pod.message * paper.wide,
-            )
-            for pod in waiting
-        ]
-        if report.by != "pod":
-            lines += _listed(("WAITING POD", "REQUESTS", "SINCE", "SCHEDULER"), pods, paper)
-        else:
-            lines.append(BLANK)
-        why = f"To see why a pod waits: kubectl gpusharing why {waiting[0].ref}"
-        lines += prose(why, paper, hang="  ", ink=Ink.FAINT)
+    lines += _waiting_lines(report, paper)
     notes, unknown = report.notes, report.unknown
     return [*lines, *([BLANK] if notes or unknown else []), *describe_doubts(notes, unknown, paper)]
+
+
+def _waiting_lines(report: FreeReport, paper: Paper) -> list[Line]:
+    """Draw the pods that wait, unless the rows have them already, and the command that explains the first; empty if no
+    pod waits."""
+    waiting = report.waiting
+    if not waiting:
+        return []
+    pods = [
+        (pod.ref, _counts(pod.requests), age(from_rfc3339(pod.created), report.now), pod.message * paper.wide)
+        for pod in waiting
+    ]
+    titles = ("WAITING POD", "REQUESTS", "SINCE", "SCHEDULER")
+    lines = [BLANK] if report.by == "pod" else _listed(titles, pods, paper)
+    why = f"To see why a pod waits: kubectl gpusharing why {waiting[0].ref}"
+    return lines + prose(why, paper, hang="  ", ink=Ink.FAINT)
 
 
 def _cell(column: str, value: Any, row: Row) -> Span:
