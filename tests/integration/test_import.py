@@ -27,6 +27,7 @@ from tests.integration.product import (
     NODES,
     POLICIES,
     SECONDS,
+    SLICED,
     Product,
 )
 from tests.recipes import DOCUMENTED, H100, MIG, Recipe
@@ -55,8 +56,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture(scope="module")
 def beforehand(bare: Product) -> dict[str, str]:
-    """What `import` and `doctor` say of a fresh node before anything of ours is there, to who may look at Nodes and at
-    NVIDIA's kinds."""
+    """What `import`, `doctor` and `plan` say of a fresh node before anything of ours is there, to who may look at Nodes
+    and at NVIDIA's kinds."""
     policy = {"metadata": {"name": "cluster-policy"}, "spec": DOCUMENTED.cluster_policy}
     bare.api.create(CLUSTER_POLICIES, {"apiVersion": "nvidia.com/v1", "kind": "ClusterPolicy", **policy})
     for name, data in DOCUMENTED.config_maps.items():
@@ -71,6 +72,7 @@ def beforehand(bare: Product) -> dict[str, str]:
     bare.api.create("/apis/rbac.authorization.k8s.io/v1/clusterroles", role)
     newcomer = output.account(bare, "newcomer", "view", "newcomer")
     said = {verb: output.plugin(newcomer, verb) for verb in ("import", "doctor")}
+    said["plan"] = output.plugin(newcomer, "plan", "-f", "-", stdin=output.manifest("early", "early", SLICED))
     maps = (f"{CONFIG_MAPS}/{name}" for name in DOCUMENTED.config_maps)
     bare.remove(f"{NODES}/early", CLUSTER_POLICY, *maps)
     return said
@@ -184,7 +186,7 @@ def commands(said: str, begins: str) -> list[list[str]]:
     return [shlex.split(line[line.index(begins) :]) for line in lines]
 
 
-@pytest.mark.parametrize("verb", ["import", "doctor"])
+@pytest.mark.parametrize("verb", ["import", "doctor", "plan"])
 def test_before_the_installation_it_is_said_what_there_is(beforehand: dict[str, str], verb: str) -> None:
     output.same_as_golden(f"{verb}-before-installation", beforehand[verb])
 

@@ -14,7 +14,19 @@ from pathlib import Path
 
 import pytest
 from hack.cluster.audit import AuditedRequest
-from tests.integration.product import FULL, GPUNODES, H100, L40S, MIXED, POLICIES, SLICED, Pool, Product
+from hack.cluster.nodes import LABEL_POOL, create_nodes, node_manifest
+from tests.integration.product import (
+    FULL,
+    GPUNODES,
+    H100,
+    L40S,
+    MIXED,
+    NODES,
+    POLICIES,
+    SLICED,
+    Pool,
+    Product,
+)
 from tests.integration.workloads import PODS, Workload, guard
 
 # What was given up waits until it is told otherwise.
@@ -153,6 +165,7 @@ PLUGIN: dict[str, tuple[str, ...]] = {
     "plugin-why-done": ("why", "pool-b-0"),
     "plugin-doctor": ("doctor",),
 }
+LASTS = "takes about AGE to AGE"
 PLUGIN_MASKS = (
     # Hashes first: one that reads 123456d would be taken for a length of time.
     (re.compile(r"\bpool-([b-e])-[0-9a-f]{7}\b"), r"pool-\1-HASH"),
@@ -161,6 +174,12 @@ PLUGIN_MASKS = (
     (re.compile(r"retry\":\"\w+"), 'retry":"MOMENT'),
     (re.compile(r"(approve\":\")[0-9a-f]{7}\b"), r"\1HASH"),
     (re.compile(r"\b\d+[smhd](\d+[smhd])?\b( ago)?"), "AGE"),
+    # One end of the range or both, and where the line breaks: as long as the past changes of this run took.
+    (
+        re.compile(r"\s+This\s+takes\s+about[^,]*,\s+(?:\w+\s+)+windows\."),
+        f"\n  This {LASTS}, judging by past changes and the windows.",
+    ),
+    (re.compile(r"takes about AGE( to AGE)?;"), f"{LASTS};"),
     (re.compile(r"(?<=\S) {2,}"), "  "),
     # Phases that pass quickly are not in every history; the last one is. A drain may begin before it meets a budget.
     (re.compile(r"(ENTERED {2}PHASE {2}REASON\n)(?:AGE .*\n)*(AGE {2}\w+ {2})\w+\n"), r"\1\2REASON\n"),
@@ -267,6 +286,54 @@ def test_the_plugin_says_what_an_edit_in_a_file_would_do(
     same_as_golden("plugin-plan-file", plugin(person, "plan", "-f", str(file)))
     assert product.api.get(path)["metadata"]["generation"] == before["metadata"]["generation"]
     assert scenario.name == "pool-b"
+
+
+def manifest(name: str, pool: str, spec: Mapping[str, object]) -> str:
+    """A policy for the nodes with this pool label, as a file has it."""
+    selector = {"nodeSelector": {"matchLabels": {LABEL_POOL: pool}}}
+    api, kind = "gpusharing.dev/v1alpha1", "GPUSharingPolicy"
+    return json.dumps(
+        {"apiVersion": api, "kind": kind, "metadata": {"name": name}, "spec": {**selector, **spec}}
+    )
+
+
+REFUSED = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"7g.80gb": 2}}]}}
+VERDICTS = {
+    "nothing": ("pool-c", "pool-c", FULL, 0, "Nothing to do: 1 node has what the policies ask for."),
+    "changes": ("pool-c", "pool-c", SLICED, 2, "Changes: 1 node will change and 0 pods will be evicted."),
+    "fail-on": ("pool-c", "pool-c", SLICED, 0, "Changes: 1 node will change"),
+    "owned": ("late", "pool-c", SLICED, 3, "Cannot: late: other policies (pool-c) own every node"),
+    "refused": ("pool-c", "pool-c", REFUSED, 3, "Cannot: pool-c: pool-c-0 GPU 0"),
+    "unknown": ("dark", "dark", SLICED, 4, "Unknown: dark: dark-0: "),
+}
+"""By name: name of the policy, its pool, its spec, the exit status, and how the first line begins."""
+
+
+@pytest.fixture
+def dark(product: Product) -> Iterator[None]:
+    """A node of pool `dark` whose card the SIMULATED node software does not know, so that no agent reports it."""
+    product_label = {"nvidia.com/gpu.product": "NVIDIA-Unheard-of"}
+    create_nodes(product.api, [node_manifest("dark-0", gpus=1, pool="dark", labels=product_label)])
+    yield
+    product.remove(f"{NODES}/dark-0")
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_the_plugin_concludes_with_an_exit_status(
+    scenario: Pool, person: Path, dark: None, name: str, tmp_path: Path
+) -> None:
+    """In a folder with another object, as kustomize writes it."""
+    policy, pool, spec, status, begins = VERDICTS[name]
+    assert scenario.name == "pool-b"
+    (tmp_path / "policy.yaml").write_text(manifest(policy, pool, spec))
+    (tmp_path / "other.yaml").write_text("kind: Service\nmetadata: {name: beside}\n---\n")
+    flags = ("--fail-on", "evictions,shortfall") if name == "fail-on" else ()
+    said = plugin(person, "plan", "-f", str(tmp_path), *flags)
+    assert said.startswith(begins), said
+    assert said.endswith(f"exit status {status}\n"), said
+    assert "Service/beside is ignored" in " ".join(said.split())
+    data = json.loads(plugin(person, "plan", "-o", "json", "-f", str(tmp_path), *flags).rpartition("exit")[0])
+    assert data["verdict"]["exitStatus"] == status
 
 
 def test_the_plugin_packs_a_bundle_without_gaps_but_for_what_nobody_granted(
