@@ -116,6 +116,9 @@ def mig_parted(version: str) -> UpstreamRelease:
 MIG_PARTED = mig_parted(os.environ.get("MIG_PARTED") or next(iter(MIG_PARTED_PINS)))
 """The release of mig-parted that this process works with."""
 RELEASES = (DEVICE_PLUGIN, MIG_PARTED)
+"""What every test of rung 3 may need; all are built before the first."""
+DRA_DRIVER = UpstreamRelease("dra-driver", "sigs.k8s.io/dra-driver-nvidia-gpu", ("gpu-kubelet-plugin",))
+"""NVIDIA's DRA driver, linked with a stub of go-nvfm. Built when a test asks for it."""
 
 
 def missing() -> str | None:
@@ -138,10 +141,10 @@ def ensure(release: UpstreamRelease) -> Path:
 def program(name: str) -> Path:
     """Return the path of one of NVIDIA's programs or of our own. If it is missing, its whole release is built first.
     Raises UnavailableError if that fails, or for an unknown name."""
-    for release in RELEASES:
+    for release in (*RELEASES, DRA_DRIVER):
         if name in (*release.programs, *release.ours):
             return ensure(release) / name
-    known = [known for release in RELEASES for known in (*release.programs, *release.ours)]
+    known = [known for release in (*RELEASES, DRA_DRIVER) for known in (*release.programs, *release.ours)]
     raise UnavailableError(f"there is no program {name!r}: choose from {', '.join(known)}")
 
 

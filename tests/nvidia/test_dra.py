@@ -1,0 +1,139 @@
+"""NVIDIA's real DRA driver on the SIMULATED library and a real API server: what it publishes of static partitions."""
+
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from hack.cluster.api import Object
+from hack.cluster.controlplane import ControlPlane
+from hack.nvidia.sandbox import Sandbox
+from hack.nvmlsim.simulator import Simulator
+
+from gpusharing.planning.gpus.geometry import Layout
+
+SLICES = "/apis/resource.k8s.io/v1/resourceslices"
+SECONDS = 60.0
+SEVEN: Layout = (("1g.10gb", 7),)
+MIXED: Layout = (("1g.10gb", 4), ("3g.40gb", 1))
+
+
+def configuration(*layouts: Layout | None) -> list[object]:
+    """mig-parted's entry for GPUs with these layouts."""
+    return [
+        {"devices": [index], "mig-enabled": layout is not None, "mig-devices": dict(layout or ())}
+        for index, layout in enumerate(layouts)
+    ]
+
+
+CONFIGURATIONS = {
+    "whole": configuration(None, None),
+    "seven": configuration(SEVEN, SEVEN),
+    "mixed": configuration(None, MIXED),
+}
+
+
+class DraNode:
+    """A Node whose two H100 the DRA driver's kubelet plugin publishes."""
+
+    def __init__(self, plane: ControlPlane, folder: Path) -> None:
+        self.api, self.name, self._plane, self._folder = plane.api, f"dra-{os.getpid()}", plane, folder
+        self._sandbox = Sandbox(
+            Simulator.create(folder / "nvml.state", ["h100-80gb"] * 2, seed="dra"), folder / "box"
+        )
+        self._root = folder / "root"
+        libraries = self._root / "usr" / "lib64"
+        libraries.mkdir(parents=True)
+        source = Path(self._sandbox.simulator.environment()["LD_LIBRARY_PATH"]) / "libnvidia-ml.so.1"
+        shutil.copy(source.resolve(), libraries / source.name)
+        (self._root / "usr" / "bin").mkdir()
+        shutil.copy(self._sandbox.folder / "bin" / "nvidia-smi", self._root / "usr" / "bin")
+        for name in ("plugins/gpu.nvidia.com", "registry", "cdi"):
+            (folder / name).mkdir(parents=True)
+        (folder / "mig.yaml").write_text(yaml.safe_dump({"version": "v1", "mig-configs": CONFIGURATIONS}))
+        self.api.create("/api/v1/nodes", {"metadata": {"name": self.name}})
+
+    def divide(self, name: str) -> None:
+        """Apply one of CONFIGURATIONS with the real mig-parted."""
+        ended = self._sandbox.run(
+            "nvidia-mig-parted", "apply", "-f", str(self._folder / "mig.yaml"), "-c", name
+        )
+        assert ended.returncode == 0, ended.stderr
+
+    @contextmanager
+    def kubelet_plugin(self) -> Iterator[None]:
+        """The kubelet plugin runs."""
+        folder, root = self._folder, str(self._root)
+        options = {
+            "node-name": self.name,
+            "kubeconfig": str(self._plane.kubeconfig),
+            "cdi-root": str(folder / "cdi"),
+            "container-driver-root": root,
+            "nvidia-driver-root": root,
+            "kubelet-plugins-directory-path": str(folder / "plugins"),
+            "kubelet-registrar-directory-path": str(folder / "registry"),
+            "nvidia-cdi-hook-path": "/bin/true",
+            "image-name": "none",
+        }
+        arguments = [word for key, setting in options.items() for word in (f"--{key}", setting)]
+        with (folder / "plugin.log").open("a") as log:
+            process = self._sandbox.start("gpu-kubelet-plugin", *arguments, log=log)
+            try:
+                yield
+            finally:
+                process.terminate()
+                process.wait(SECONDS)
+
+    def slices(self) -> list[Object]:
+        """The ResourceSlices of this node's GPUs."""
+        found = self.api.list(SLICES, fieldSelector="spec.driver=gpu.nvidia.com")
+        return [one for one in found if one["spec"].get("nodeName") == self.name]
+
+    def published(self) -> list[Layout | None]:
+        """The layouts of the GPUs in the slices, sorted; None for a GPU with MIG off."""
+        divided: dict[str, Counter[str]] = {}
+        whole = 0
+        for device in (each for one in self.slices() for each in one["spec"].get("devices", ())):
+            facts = {key: value.get("string") for key, value in device["attributes"].items()}
+            if facts["type"] == "mig":
+                divided.setdefault(facts["parentUUID"], Counter())[facts["profile"]] += 1
+            else:
+                whole += 1
+        return [None] * whole + sorted(tuple(sorted(counts.items())) for counts in divided.values())
+
+    def wait_published(self, *layouts: Layout | None) -> None:
+        """Wait until these layouts are published."""
+        deadline = time.monotonic() + SECONDS
+        while (found := self.published()) != list(layouts):
+            log = (self._folder / "plugin.log").read_text()[-2000:]
+            assert time.monotonic() < deadline, f"{found} is published: {log}"
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def node(plane: ControlPlane, tmp_path: Path) -> DraNode:
+    """A node whose kubelet plugin does not run yet."""
+    return DraNode(plane, tmp_path)
+
+
+def test_partitions_are_published_at_the_start_of_the_kubelet_plugin_only(node: DraNode) -> None:
+    with node.kubelet_plugin():
+        node.wait_published(None, None)
+        node.divide("seven")
+        assert node.published() == [None, None], "a running plugin does not look again"
+    with node.kubelet_plugin():
+        node.wait_published(SEVEN, SEVEN)
+    node.divide("mixed")
+    assert node.published() == [SEVEN, SEVEN], "a slice outlives its pod, so that it alone proves nothing"
+    with node.kubelet_plugin():
+        node.wait_published(None, MIXED)
+        (one,) = node.slices()
+        assert (one["spec"]["pool"]["name"], one["spec"]["driver"]) == (node.name, "gpu.nvidia.com")
+    node.divide("whole")
+    with node.kubelet_plugin():
+        node.wait_published(None, None)
