@@ -1,4 +1,4 @@
-"""What a stolen token of the operator cannot do with pods, ConfigMaps and policies, on a real API server."""
+"""What a stolen token of the operator cannot do with pods, ConfigMaps, classes and policies, on a real API server."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +19,7 @@ from tests.chart.cluster import (
     dry,
 )
 
-from gpusharing.api.names import FINALIZER
+from gpusharing.api.names import FINALIZER, LABEL_MANAGED_BY, MANAGED_BY
 
 pytestmark = pytest.mark.cluster
 
@@ -27,10 +27,12 @@ ADMISSION = "ValidatingAdmissionPolicy"
 OPERATOR_SPACE = "gpu-operator"
 OUR_MAPS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
 OPERANDS = {
-    "mig-manager": "nvidia-mig-manager",
-    "the MPS control daemon": "nvidia-device-plugin-mps-control-daemon",
+    "mig-manager": {"app": "nvidia-mig-manager"},
+    "the MPS control daemon": {"app": "nvidia-device-plugin-mps-control-daemon"},
+    "the DRA driver's kubelet plugin": {"dra-driver-nvidia-gpu-component": "kubelet-plugin"},
 }
-PLUGIN = "nvidia-device-plugin-daemonset"
+PLUGIN = "the device plugin"
+CLASSES = "/apis/resource.k8s.io/v1/deviceclasses"
 
 
 def pods(namespace: str) -> str:
@@ -79,6 +81,11 @@ def enforced(installed: Installed, operator: Api) -> None:
         SECONDS,
         "the one about ConfigMaps to be enforced",
     )
+    wait_until(
+        lambda: not allowed(lambda: create(operator, CLASSES, device_class(ours=False))),
+        SECONDS,
+        "the one about DeviceClasses to be enforced",
+    )
     installed.admin.create(pods(OPERATOR_SPACE), bare("probe"))
     wait_until(
         lambda: not allowed(lambda: delete(operator, f"{pods(OPERATOR_SPACE)}/probe")),
@@ -95,14 +102,14 @@ def enforced(installed: Installed, operator: Api) -> None:
 
 @pytest.fixture(scope="module")
 def operands(installed: Installed) -> dict[str, str]:
-    """Name of a running pod of each DaemonSet of the GPU Operator, by its label app."""
+    """Name of a running pod of each DaemonSet of NVIDIA's."""
     found = {}
-    for app in (*OPERANDS.values(), PLUGIN):
-        manifest = daemon_set(app, OPERATOR_SPACE, {"app": app}, {})
+    for operand, labels in {**OPERANDS, PLUGIN: {"app": "nvidia-device-plugin-daemonset"}}.items():
+        manifest = daemon_set(next(iter(labels.values())), OPERATOR_SPACE, labels, {})
         installed.admin.create(f"/apis/apps/v1/namespaces/{OPERATOR_SPACE}/daemonsets", manifest)
-        query = {"labelSelector": selector({"app": app})}
-        wait_until(lambda q=query: bool(installed.admin.list(pods(OPERATOR_SPACE), **q)), SECONDS, app)  # type: ignore[misc]  # a default binds the loop's value
-        found[app] = installed.admin.list(pods(OPERATOR_SPACE), **query)[0]["metadata"]["name"]
+        query = {"labelSelector": selector(labels)}
+        wait_until(lambda q=query: bool(installed.admin.list(pods(OPERATOR_SPACE), **q)), SECONDS, operand)  # type: ignore[misc]  # a default binds the loop's value
+        found[operand] = installed.admin.list(pods(OPERATOR_SPACE), **query)[0]["metadata"]["name"]
     return found
 
 
@@ -148,7 +155,7 @@ def allowed(call: Callable[[], object]) -> bool:
 
 @pytest.mark.parametrize("operand", OPERANDS)
 def test_the_operator_may_delete_a_pod_of(operator: Api, operands: dict[str, str], operand: str) -> None:
-    assert delete(operator, f"{pods(OPERATOR_SPACE)}/{operands[OPERANDS[operand]]}")
+    assert delete(operator, f"{pods(OPERATOR_SPACE)}/{operands[operand]}")
 
 
 def test_the_operator_may_not_delete_a_pod_of_the_device_plugin(
@@ -251,6 +258,60 @@ def test_with_every_right_it_still_may_not_write_other_configmaps_or_remove_its_
 def test_others_may_write_what_they_like(installed: Installed) -> None:
     assert create(installed.admin, maps(OPERATOR_SPACE), {"metadata": {"name": "made-up"}})
     assert installed.admin.list(NODES)
+
+
+# --- DeviceClasses -----------------------------------------------------------------------------------------
+
+
+def device_class(name: str = "gpusharing-mig-1g.10gb", *, ours: bool = True, **spec: Any) -> Object:
+    """A DeviceClass as the operator writes it; `spec` replaces parts of its spec."""
+    labels = {LABEL_MANAGED_BY: MANAGED_BY} if ours else {}
+    selectors = [{"cel": {"expression": "device.driver == 'gpu.nvidia.com'"}}]
+    whole = {"selectors": selectors, "extendedResourceName": "nvidia.com/mig-1g.10gb", **spec}
+    return {"metadata": {"name": name, "labels": labels}, "spec": whole}
+
+
+def test_the_operator_may_create_change_and_delete_its_own_deviceclass(
+    installed: Installed, operator: Api
+) -> None:
+    assert create(operator, CLASSES, device_class())
+    installed.admin.create(CLASSES, device_class(extendedResourceName="example.com/other"))
+    path = f"{CLASSES}/gpusharing-mig-1g.10gb"
+    right: Object = {"spec": {"extendedResourceName": "nvidia.com/mig-1g.10gb"}}
+    assert operator.merge_patch(path, right)["spec"]["extendedResourceName"] == "nvidia.com/mig-1g.10gb"
+    assert delete(operator, path)
+    installed.admin.delete(path)
+
+
+CONFIG = [{"opaque": {"driver": "gpu.nvidia.com", "parameters": {}}}]
+OTHER_CLASSES: dict[str, Object] = {
+    "without its label": device_class(ours=False),
+    "of any name": device_class("made-up"),
+    "that configures devices": device_class(config=CONFIG),
+    "for whole GPUs": device_class(extendedResourceName="nvidia.com/gpu"),
+    "for no extended resource": device_class(extendedResourceName=None),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_CLASSES)
+def test_the_operator_may_not_create_a_deviceclass(operator: Api, what: str) -> None:
+    assert ADMISSION in denied(lambda: create(operator, CLASSES, OTHER_CLASSES[what]))
+
+
+def test_with_every_right_it_still_may_not_take_over_change_or_delete_the_class_of_somebody_else(
+    installed: Installed, mighty: Api
+) -> None:
+    installed.admin.create(CLASSES, device_class("gpusharing-mig-theirs", ours=False))
+    path = f"{CLASSES}/gpusharing-mig-theirs"
+    labels: Object = {"metadata": {"labels": {LABEL_MANAGED_BY: MANAGED_BY}}}
+    other: Object = {"spec": {"selectors": []}}
+    for call in (
+        lambda: mighty.merge_patch(path, labels),
+        lambda: mighty.merge_patch(path, other),
+        lambda: delete(mighty, path),
+    ):
+        assert f"label {LABEL_MANAGED_BY}={MANAGED_BY}, not gpusharing-mig-theirs" in denied(call)
+    installed.admin.delete(path)
 
 
 # --- GPUSharingPolicies ------------------------------------------------------------------------------------

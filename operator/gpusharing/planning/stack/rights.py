@@ -58,6 +58,7 @@ OPERATOR: tuple[Right, ...] = (
     *_rights("get", "apps", "daemonsets"),
     *_rights("get", "resource.k8s.io", "resourceclaims"),
     *_rights("list watch", "resource.k8s.io", "resourceslices"),
+    *_rights("list watch create patch delete", "resource.k8s.io", "deviceclasses"),
     *_rights("list watch", _NVIDIA, "clusterpolicies"),
     *_rights("list watch", _NVIDIA, "gpuclusters"),
     *_rights("list watch", "nodemaintenance.medik8s.io", "nodemaintenances"),
