@@ -2,23 +2,26 @@
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
-from tests.build import NOW
-from tests.drafacts import driver, resource_slice, whole_gpu
+from tests.build import NOW, make_node
+from tests.drafacts import driver, mig_device, resource_slice, whole_gpu
 from tests.fakes.virtualtime import virtually
 from tests.kube.objects import node
 
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.client import DAEMON_SETS, GPU_CLUSTERS, JSON, NODES, RESOURCE_SLICES, Resource
-from gpusharing.kube.dra import find_published_node
+from gpusharing.kube.client import DAEMON_SETS, GPU_CLUSTERS, JSON, NODES, PODS, RESOURCE_SLICES, Resource
+from gpusharing.kube.dra import DeviceIndex, SliceView, slice_view
 from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.plainstack import daemon_set_view, find_dra
-from gpusharing.kube.sources import Sources, SourceSettings
+from gpusharing.kube.sources import Sources, SourceSettings, by_node
 from gpusharing.kube.stackreader import StackReader
-from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
+from gpusharing.planning.snapshot.draviews import DraDriverView, DraView, NodeDevices
+from gpusharing.planning.snapshot.stackviews import Program
+from gpusharing.planning.wanted.verify import served
 
 NAME = "dra-driver-nvidia-gpu-kubelet-plugin"
 
@@ -47,18 +50,102 @@ def test_a_driver_that_serves_gpus_comes_before_one_that_does_not() -> None:
     assert find_dra([]) == DraView()
 
 
-@pytest.mark.parametrize(
-    ("raw", "expected"),
-    [
-        (resource_slice("gpu-a", [whole_gpu(0)]), "gpu-a"),
-        (resource_slice("gpu-a", []), ""),
-        ({"metadata": {"name": "x"}}, ""),
-        ({"spec": {"pool": "gpu-a", "devices": "x"}}, ""),
-    ],
-    ids=["a GPU", "no device", "no field", "damaged"],
-)
-def test_a_slice_names_its_node_only_if_it_lists_devices(raw: JSON, expected: str) -> None:
-    assert find_published_node(raw) == expected
+def devices(*slices: JSON) -> dict[str, NodeDevices]:
+    """What these slices publish, by node."""
+    views = {str(number): slice_view(raw) for number, raw in enumerate(slices)}
+    return DeviceIndex(lambda: views).by_node()
+
+
+def test_devices_are_grouped_by_the_gpu_that_they_are_a_part_of() -> None:
+    parts = [mig_device(0, "1g.10gb", 1), mig_device(0, "3g.40gb", 2), mig_device(2, "1g.10gb+me", 3)]
+    more = [mig_device(0, "1g.10gb", 4), whole_gpu(1)]
+    found = devices(
+        resource_slice("gpu-a", parts, name="a-1", of=2),
+        resource_slice("gpu-a", more, name="a-2", of=2),
+        resource_slice("gpu-b", [whole_gpu(0), whole_gpu(1)]),
+    )
+    assert found == {
+        "gpu-a": NodeDevices(((("1g.10gb+me", 1),), (("3g.40gb", 1), ("1g.10gb", 2)), None)),
+        "gpu-b": NodeDevices((None, None)),
+    }
+
+
+def test_only_the_newest_generation_of_a_pool_counts_and_what_it_still_lacks_is_counted() -> None:
+    old = [resource_slice("gpu-a", [whole_gpu(0)], name=f"old-{number}", of=2) for number in (1, 2)]
+    new = resource_slice("gpu-a", [mig_device(0, "1g.10gb", 1)], name="new", generation=2, of=3)
+    assert devices(*old, new) == {"gpu-a": NodeDevices(((("1g.10gb", 1),),), missing=2)}
+
+
+def test_a_device_that_is_neither_a_gpu_nor_a_part_of_one_is_named() -> None:
+    odd: list[JSON] = [
+        {"name": "vfio-0", "attributes": {"type": {"string": "vfio"}, "uuid": {"string": "GPU-0"}}},
+        {"name": "no-gpu", "attributes": {"type": {"string": "mig"}, "profile": {"string": "1g.10gb"}}},
+        {"name": "no-profile", "attributes": {"type": {"string": "mig"}, "parentUUID": {"string": "GPU-0"}}},
+        {"name": "bare"},
+        {"name": "odd", "attributes": {"type": {"int": 1}, "uuid": None}},
+    ]
+    prefixed = {"gpu.nvidia.com/type": {"string": "gpu"}, "gpu.nvidia.com/uuid": {"string": "GPU-1"}}
+    found = devices(resource_slice("gpu-a", [*odd, {"name": "gpu-1", "attributes": prefixed}]))
+    assert found == {"gpu-a": NodeDevices((None,), others=("bare", "no-gpu", "no-profile", "odd", "vfio-0"))}
+
+
+def test_a_slice_without_any_field_is_an_empty_pool_without_a_name() -> None:
+    assert devices({"metadata": {"name": "x"}}) == {"": NodeDevices(())}
+
+
+def test_a_view_stays_the_same_object_until_its_node_or_its_devices_change() -> None:
+    slices: dict[str, SliceView] = {}
+    index, nodes = DeviceIndex(lambda: slices), {name: make_node(name) for name in ("gpu-a", "gpu-b")}
+    slices["a"] = slice_view(resource_slice("gpu-a", [whole_gpu(0)]))
+    slices["other"] = slice_view(resource_slice("not-a-node", [whole_gpu(0)]))
+    first = index.join_all(nodes)
+    assert first == {"gpu-a": replace(nodes["gpu-a"], devices=NodeDevices((None,))), "gpu-b": nodes["gpu-b"]}
+    slices["a"] = slice_view(resource_slice("gpu-a", [whole_gpu(0)]))
+    assert index.join_all(nodes)["gpu-a"] is first["gpu-a"]
+    slices["a"] = slice_view(resource_slice("gpu-a", [mig_device(0, "1g.10gb", 1)]))
+    second = index.join_all(nodes)
+    assert second["gpu-a"].devices == NodeDevices(((("1g.10gb", 1),),))
+    assert index.join_all({**nodes, "gpu-a": replace(nodes["gpu-a"], ready=False)})["gpu-a"].ready is False
+    assert index.join(nodes["gpu-b"]) is nodes["gpu-b"]
+
+
+def test_devices_count_as_the_resources_by_which_pods_request_them() -> None:
+    layouts = ((("3g.40gb", 1), ("1g.10gb+me", 2)), (("3g.40gb", 1),), None, None)
+    published = NodeDevices(layouts)
+    counts = {"nvidia.com/mig-3g.40gb": 2, "nvidia.com/mig-1g.10gb.me": 2, "nvidia.com/gpu": 2}
+    assert published.resources == counts
+    bare = make_node("gpu-a")
+    assert served(replace(bare, resources={}, devices=published)) == counts
+    assert served(replace(bare, resources={"nvidia.com/gpu": 1}, devices=published)) == {"nvidia.com/gpu": 1}
+
+
+def kubelet_plugin(name: str, *containers: str) -> JSON:
+    """A pod of the DRA driver on node gpu-a."""
+    labels = {"dra-driver-nvidia-gpu-component": "kubelet-plugin"}
+    return {
+        "metadata": {"name": name, "namespace": "gpu-operator", "labels": labels},
+        "spec": {"nodeName": "gpu-a", "containers": [{"name": one} for one in containers]},
+    }
+
+
+@virtually
+async def test_the_kubelet_plugin_of_a_node_is_the_pod_that_serves_gpus() -> None:
+    cluster = FakeCluster()
+    cluster.add(DAEMON_SETS, driver())
+    cluster.add(PODS, kubelet_plugin("domains", "compute-domains"))
+    cluster.add(PODS, kubelet_plugin("gpus", "compute-domains", "gpus"))
+    cluster.add(PODS, kubelet_plugin("more-domains", "compute-domains"))
+    sources = Sources(cluster.client("operator"), SourceSettings(), lambda: None)
+    task = asyncio.create_task(sources.run())
+    try:
+        await asyncio.sleep(5)
+        found = by_node(sources.kubelet_plugins.items.values(), Program.KUBELET_PLUGIN)
+        assert {node: pod.name for node, pod in found.items()} == {"gpu-a": "gpus"}
+        assert sources.operands.items == {}
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 TRIGGERS: dict[str, tuple[Resource, JSON]] = {
@@ -83,14 +170,17 @@ async def test_slices_are_followed_from_the_moment_when_the_dra_stack_is_there(
     task = asyncio.create_task(sources.run())
     try:
         await asyncio.sleep(5)
-        assert reader.read(NOW).dra.doubles == ()
+        assert sources.node_views()[name].devices is None
         assert sources.missing() == {}
         if kind is DAEMON_SETS:
             raw = {**raw, "metadata": {**raw["metadata"], "name": "gpus"}}
         cluster.add(kind, raw)
         await asyncio.sleep(5)
         dra = reader.read(NOW).dra
+        assert sources.node_views()[name].devices == NodeDevices((None,))
+        assert sources.node_views()[name] == sources.seen_node(name)
         assert dra.doubles == (name,)
+        assert {"resourceslices", "DRA driver pods"} <= sources.ages().keys()
         assert sources.missing() == {}
     finally:
         task.cancel()
@@ -113,6 +203,7 @@ async def test_slices_that_cannot_be_read_stop_nothing_and_are_told(refused: boo
     try:
         await asyncio.sleep(5)
         assert sources.missing() == {}
+        assert "resourceslices" not in sources.ages()
         says = "is not allowed to list resourceslices" if refused else "does not serve resource.k8s.io/v1"
         assert says in reader.read(NOW).dra.unread
     finally:

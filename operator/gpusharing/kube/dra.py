@@ -1,14 +1,20 @@
-"""Reads for which nodes NVIDIA's DRA driver publishes devices, and recognizes the driver's DaemonSet.
+"""Reads what NVIDIA's DRA driver publishes, and recognizes the driver's DaemonSet.
 
-The driver has one pool of devices for each node, named after it (dra-driver-nvidia-gpu v0.5.0, cmd/gpu-kubelet-plugin).
+The driver has one pool for each node, named after it. A whole GPU is a device of type `gpu` with its `uuid`; a MIG
+device has type `mig`, its `profile` and the `parentUUID` of its GPU (dra-driver-nvidia-gpu v0.5.0,
+cmd/gpu-kubelet-plugin/deviceinfo.go and mig.go).
 """
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
-from gpusharing.kube.raw import entries, section, strings, text, texts
-from gpusharing.planning.snapshot.draviews import DRA_DRIVER, DraDriverView
+from gpusharing.kube.raw import entries, section, strings, text, texts, whole
+from gpusharing.planning.gpus.geometry import Layout, normalize
+from gpusharing.planning.snapshot.draviews import DRA_DRIVER, DraDriverView, NodeDevices
+from gpusharing.planning.snapshot.views import NodeView
 
 GPUS, GPU_PROGRAM = "gpus", "gpu-kubelet-plugin"
 DOMAINS, DOMAIN_PROGRAM = "compute-domains", "compute-domain-kubelet-plugin"
@@ -43,9 +49,57 @@ def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DraDriverView 
     )
 
 
-def find_published_node(raw: JSON) -> str:
-    """Return the name of the node for which a raw ResourceSlice lists devices. Empty if it lists none."""
-    return text(raw, "spec", "pool", "name") if entries(raw, "spec", "devices") else ""
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device of a ResourceSlice."""
+
+    name: str
+    """Name of the device."""
+    gpu: str
+    """UUID of the GPU that it is, or of which it is a part. Empty if it is neither a GPU nor a MIG device."""
+    profile: str
+    """The MIG profile; empty for a whole GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class SliceView:
+    """One ResourceSlice of NVIDIA's GPUs."""
+
+    pool: str
+    """Name of the pool, which is that of the node."""
+    generation: int
+    """Generation of the pool; a slice of an older one is out of date."""
+    of: int
+    """How many slices the pool has in this generation."""
+    devices: tuple[Device, ...]
+    """The devices that it lists."""
+
+
+def slice_view(raw: JSON) -> SliceView:
+    """Convert a raw ResourceSlice. Missing or malformed parts become empty or 0."""
+    pool = section(raw, "spec", "pool")
+    return SliceView(
+        pool=text(pool, "name"),
+        generation=whole(pool, "generation"),
+        of=whole(pool, "resourceSliceCount"),
+        devices=tuple(map(_device, entries(raw, "spec", "devices"))),
+    )
+
+
+def _device(raw: JSON) -> Device:
+    """Convert one raw device. Its `gpu` is empty unless it is a GPU, or a MIG device with a profile. A driver may
+    write its own attributes with or without its name as a prefix."""
+    attributes = section(raw, "attributes")
+
+    def read(attribute: str) -> str:
+        """Return the string value of the attribute; empty if it has none."""
+        plain = text(attributes, attribute, "string")
+        return plain or text(attributes, f"{DRA_DRIVER}/{attribute}", "string")
+
+    kind, name, profile = read("type"), text(raw, "name"), read("profile")
+    if kind == "gpu":
+        return Device(name, read("uuid"), "")
+    return Device(name, read("parentUUID") if kind == "mig" and profile else "", profile)
 
 
 def tell_unread(error: KubeError | None) -> str:
@@ -57,3 +111,65 @@ def tell_unread(error: KubeError | None) -> str:
         case Forbidden():
             return "this operator is not allowed to list resourceslices (chart value rbac.create)"
     return ""
+
+
+class DeviceIndex:
+    """Joins what ResourceSlices publish to the Nodes. A view whose inputs did not change stays the same object."""
+
+    def __init__(self, slices: Callable[[], Mapping[str, SliceView]]) -> None:
+        """`slices` returns all ResourceSlices of NVIDIA's GPUs by name."""
+        self._slices = slices
+        self._pools: dict[str, tuple[list[SliceView], NodeDevices]] = {}
+        self._joined: dict[str, tuple[NodeView, NodeView]] = {}
+
+    def by_node(self) -> dict[str, NodeDevices]:
+        """Return what is published for each node, by its name. Only the slices of the newest generation of a pool
+        count. Nodes without a ResourceSlice are left out."""
+        pools: defaultdict[str, list[SliceView]] = defaultdict(list)
+        for one in self._slices().values():
+            pools[one.pool].append(one)
+        before, self._pools = self._pools, {}
+        for name, slices in pools.items():
+            known = before.get(name)
+            self._pools[name] = known if known is not None and known[0] == slices else (slices, _pool(slices))
+        return {name: devices for name, (_, devices) in self._pools.items()}
+
+    def join(self, view: NodeView) -> NodeView:
+        """Return `view` with the devices of its node; unchanged if nothing is published for it."""
+        devices = self.by_node().get(view.name)
+        return view if devices is None else replace(view, devices=devices)
+
+    def join_all(self, nodes: dict[str, NodeView]) -> dict[str, NodeView]:
+        """Return a copy of `nodes`, by name, in which each view has the devices of its node. If neither has changed
+        since the last call, the same joined view is returned. Devices of a node that is not in `nodes` are ignored."""
+        copy, joined = dict(nodes), {}
+        for name, devices in self.by_node().items():
+            if (view := nodes.get(name)) is None:
+                continue
+            before, after = self._joined.get(name, (None, view))
+            if before is not view or after.devices is not devices:
+                after = replace(view, devices=devices)
+            joined[name] = view, after
+            copy[name] = after
+        self._joined = joined
+        return copy
+
+
+def _pool(slices: list[SliceView]) -> NodeDevices:
+    """Return the devices of one pool. `slices` are all of its slices, at least one; only those of the newest
+    generation count. `layouts` are the layouts of divided GPUs, sorted, then a None for each whole GPU. `others`
+    are the names of all other devices, sorted, and `missing` is how many slices of the generation do not exist yet."""
+    newest = max(one.generation for one in slices)
+    current = [one for one in slices if one.generation == newest]
+    devices = [device for one in current for device in one.devices]
+    profiles: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for device in devices:
+        if device.gpu and device.profile:
+            profiles[device.gpu][device.profile] += 1
+    whole_gpus = [None for device in devices if device.gpu and not device.profile]
+    divided: list[Layout] = sorted(normalize(counts) for counts in profiles.values())
+    return NodeDevices(
+        layouts=(*divided, *whole_gpus),
+        others=tuple(sorted(device.name for device in devices if not device.gpu)),
+        missing=max(0, max(one.of for one in current) - len(current)),
+    )

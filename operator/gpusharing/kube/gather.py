@@ -117,7 +117,7 @@ class Gatherer:
             pending_devices=self.pending.devices,
             at_work_since=dict(self._at_work_since),
             call_failures={**self.calls.failures, **self._listing},
-            view_ages={name: source.age for name, source in sources.required.items()},
+            view_ages=sources.ages(),
             memory=memory,
             settings=sources.settings.plan,
         )
@@ -155,7 +155,8 @@ class Gatherer:
     def _operands(self, now: datetime) -> dict[Program, dict[str, Operand]]:
         """Return the pods of every program by node name. A Ready pod on a fenced node also carries the time when this
         process first saw it Ready, which is forgotten once it is not Ready or the fence is gone."""
-        places = self.sources.operands.items.values()
+        sources = self.sources
+        places = [*sources.operands.items.values(), *sources.kubelet_plugins.items.values()]
         operands = {program: by_node(places, program) for program in Program}
         fenced = [name for name, node in self.sources.nodes.items.items() if node.fence is not None]
         ready_since: dict[str, datetime] = {}

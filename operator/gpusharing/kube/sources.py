@@ -28,8 +28,8 @@ from gpusharing.kube.client import (
     KubeClient,
     Resource,
 )
-from gpusharing.kube.convert import cluster_policy_view, gpunode_view, node_view
-from gpusharing.kube.dra import FIELD_SELECTOR, find_published_node
+from gpusharing.kube.convert import cluster_policy_view, gpunode_view, has_condition, node_view
+from gpusharing.kube.dra import FIELD_SELECTOR, GPUS, DeviceIndex, SliceView, slice_view
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.maintenance import MaintenanceIndex, medik8s_maintenance, nvidia_maintenance
 from gpusharing.kube.plainstack import daemon_set_view, lone_restarts
@@ -45,7 +45,8 @@ View = TypeVar("View")
 AGENT_SELECTOR = f"app.kubernetes.io/name={AGENT}"
 WARNINGS = "type=Warning"
 """The field selector of Warning events."""
-OPERAND_SELECTOR = f"app in ({','.join(Program)})"
+KUBELET_PLUGIN_SELECTOR = f"{Program.KUBELET_PLUGIN.label}={Program.KUBELET_PLUGIN}"
+OPERAND_SELECTOR = f"app in ({','.join(one for one in Program if one.label == 'app')})"
 LABEL_ARCH = "kubernetes.io/arch"
 NOT_YET = "not listed yet"
 RESTORE_NOTE = "the cluster was restored from a backup; listing its objects again"
@@ -65,7 +66,7 @@ class PodPlace:
     operand: Operand
     """The pod."""
     app: str
-    """Label `app` of the pod, which tells NVIDIA's operands apart; empty if it has none."""
+    """Which of NVIDIA's operands it is: the value of its label `app`, or KUBELET_PLUGIN. Empty if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,9 @@ def _pod_place(raw: JSON) -> PodPlace:
     ready = has_condition(raw, "Ready") and not deleting
     where, name, uid = (str(metadata.get(key, "")) for key in ("namespace", "name", "uid"))
     app = text(metadata, "labels", "app")
+    if text(metadata, "labels", Program.KUBELET_PLUGIN.label) == Program.KUBELET_PLUGIN:
+        serves = any(text(container, "name") == GPUS for container in entries(raw, "spec", "containers"))
+        app = Program.KUBELET_PLUGIN if serves else ""  # not one for compute domains only
     restarts, cause = lone_restarts(raw) if app == Program.MPS_DAEMON else (0, "")
     operand = Operand(where, name, uid, ready, deleting, lone_restarts=restarts, restart_cause=cause)
     return PodPlace(raw.get("spec", {}).get("nodeName", ""), operand, app)
@@ -206,10 +210,21 @@ class Sources:
         self._wake()
 
     @cached_property
-    def resource_slices(self) -> Reflector[str]:
+    def resource_slices(self) -> Reflector[SliceView]:
         """The reflector of the ResourceSlices of NVIDIA's GPUs, created at the first use. It makes no call before
         NVIDIA's DRA stack has been seen."""
-        return self._follow(RESOURCE_SLICES, find_published_node, field_selector=FIELD_SELECTOR)
+        return self._follow(RESOURCE_SLICES, slice_view, field_selector=FIELD_SELECTOR)
+
+    @cached_property
+    def kubelet_plugins(self) -> Reflector[PodPlace]:
+        """The reflector of the pods of NVIDIA's DRA driver, created and begun like `resource_slices`."""
+        namespace = self.settings.plan.gpu_operator_namespace
+        return self._follow(PODS, _pod_place, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR)
+
+    @cached_property
+    def devices(self) -> DeviceIndex:
+        """The index that joins the devices of the ResourceSlices to their Nodes."""
+        return DeviceIndex(lambda: self.resource_slices.items)
 
     @cached_property
     def _dra_seen(self) -> asyncio.Event:
@@ -224,25 +239,28 @@ class Sources:
             self._dra_seen.set()
         self._wake()
 
-    async def _follow_slices(self) -> None:
-        """Follow the ResourceSlices until canceled, as soon as NVIDIA's DRA stack is seen."""
+    async def _follow_dra(self) -> None:
+        """Follow the ResourceSlices and the DRA driver's pods until canceled, as soon as NVIDIA's DRA stack is
+        seen."""
         await self._dra_seen.wait()
-        await self.resource_slices.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.resource_slices.run())
+            group.create_task(self.kubelet_plugins.run())
 
     def node_view(self, raw: JSON) -> NodeView:
-        """Convert a raw Node, and add the NodeMaintenance that names it, if any (`MaintenanceIndex.join`)."""
-        return self._maintained.join(self._node(raw))
+        """Convert a raw Node, and add the NodeMaintenance that names it and what the DRA driver publishes for it, if
+        any."""
+        return self.devices.join(self._maintained.join(self._node(raw)))
 
     def seen_node(self, name: str) -> NodeView | None:
-        """Return the latest known view of a Node, with the NodeMaintenance that names it, if any; None if the Node is
-        not known."""
+        """Return the latest known view of a Node, as `node_view` does; None if the Node is not known."""
         view = self.nodes.items.get(name)
-        return self._maintained.join(view) if view is not None else None
+        return self.devices.join(self._maintained.join(view)) if view is not None else None
 
     def node_views(self) -> dict[str, NodeView]:
-        """Return the views of all Nodes by name, each with the NodeMaintenance that names it, if any. A view whose
-        inputs did not change stays the same object."""
-        return self._maintained.join_all(self.nodes.items)
+        """Return the views of all Nodes by name, each with what `node_view` adds. A view whose inputs did not change
+        stays the same object."""
+        return self.devices.join_all(self._maintained.join_all(self.nodes.items))
 
     @property
     def agent_troubles(self) -> AgentTroubles:
@@ -293,24 +311,40 @@ class Sources:
         return transition, conditions
 
     async def run(self) -> None:
-        """Follow all kinds until canceled; ResourceSlices only once NVIDIA's DRA stack has been seen. Policies are not
-        followed here (see PolicyCache). An error other than a KubeError ends everything and is raised in a group."""
+        """Follow all kinds until canceled; those of `of_dra` only once NVIDIA's DRA stack has been seen. Policies are
+        not followed here (see PolicyCache). An error other than a KubeError ends everything and is raised in a group."""
         async with asyncio.TaskGroup() as group:
             for reflector in (*self.required.values(), *self.optional.values(), self.agent_warnings):
                 group.create_task(reflector.run())
-            group.create_task(self._follow_slices())
+            group.create_task(self._follow_dra())
+
+    @property
+    def of_dra(self) -> Mapping[str, Reflector[Any]]:
+        """The reflectors of NVIDIA's DRA stack, without which nothing may be decided there. Empty until the stack has
+        been seen."""
+        if not self._dra_seen.is_set():
+            return {}
+        return {"resourceslices": self.resource_slices, "DRA driver pods": self.kubelet_plugins}
+
+    def ages(self) -> dict[str, float]:
+        """Return the age of what is known of each kind on which decisions depend, in seconds by the name of the kind.
+        Kinds of `of_dra` that are not installed or that we may not read are left out."""
+        of_dra = {
+            name: source
+            for name, source in self.of_dra.items()
+            if not isinstance(source.error, NotFound | Forbidden)
+        }
+        return {name: source.age for name, source in {**self.required, **of_dra}.items()}
 
     def missing(self) -> dict[str, str]:
         """Return the sources that cannot be relied on, by name, each with the reason: it has no complete list yet, for
         which its error is given if there is one, or none since the store was restored from a backup. Also requests
         the lists that are overdue.
 
-        Optional kinds and ResourceSlices are left out while they are not installed or we may not read them, and
-        ResourceSlices also until NVIDIA's DRA stack has been seen.
+        Optional kinds and those of `of_dra` are left out while they are not installed or we may not read them.
         """
         missing = {}
-        slices = {"resourceslices": self.resource_slices} if self._dra_seen.is_set() else {}
-        for name, source in {**self.required, **self.optional, **slices}.items():
+        for name, source in {**self.required, **self.optional, **self.of_dra}.items():
             renews = source.renews()
             if name not in self.required and isinstance(source.error, NotFound | Forbidden):
                 continue

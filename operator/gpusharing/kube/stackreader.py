@@ -186,9 +186,10 @@ class StackReader:
     def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
         """Return NVIDIA's DRA driver among these DaemonSets, with the nodes whose GPUs are served twice or why that
         cannot be read."""
-        slices = self.sources.resource_slices
-        doubles = find_doubles(self.sources.nodes.items, set(slices.items.values()))
-        return replace(find_dra(sets), unread=tell_unread(slices.error), doubles=doubles)
+        sources = self.sources
+        published = {name for name, one in sources.devices.by_node().items() if one.layouts or one.others}
+        doubles = find_doubles(sources.nodes.items, published)
+        return replace(find_dra(sets), unread=tell_unread(sources.resource_slices.error), doubles=doubles)
 
     def _generated_mig_files(self) -> dict[str, str]:
         """Return the configuration file that mig-manager generated for each node, by node name."""

@@ -3,6 +3,12 @@
 The names of programs, attributes and settings are as in dra-driver-nvidia-gpu v0.5.0.
 """
 
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import field
+
+from gpusharing.api.names import RESOURCE_GPU
+from gpusharing.planning.gpus.geometry import Layout, resource_name
 from gpusharing.planning.vocabulary.values import value
 
 DRA_DRIVER = "gpu.nvidia.com"
@@ -21,6 +27,29 @@ class DraDriverView:
     """Whether it serves GPUs (value resources.gpus.enabled of its chart), and not only compute domains."""
     gates: frozenset[str] = frozenset()
     """The feature gates that are switched on in the container that serves GPUs."""
+
+
+@value
+class NodeDevices:
+    """The devices that NVIDIA's DRA driver publishes for one node."""
+
+    layouts: tuple[Layout | None, ...]
+    """The layout of each GPU of which it publishes a device, sorted; None for a whole GPU. A GPU with MIG on and
+    without instances has no device and is left out."""
+    others: tuple[str, ...] = ()
+    """Names of the devices that are neither a whole GPU nor a MIG device with its profile and its GPU, sorted."""
+    missing: int = 0
+    """How many ResourceSlices of the node's pool have not been published yet."""
+    resources: Mapping[str, int] = field(init=False, compare=False)
+    """The devices as counts of the extended resources by which pods may request them, such as nvidia.com/gpu."""
+
+    def __post_init__(self) -> None:
+        """Derive `resources` from the layouts once, because many rules ask for them."""
+        counts: Counter[str] = Counter()
+        for layout in self.layouts:
+            for name, count in [(RESOURCE_GPU, 1)] if layout is None else layout:
+                counts[name if layout is None else resource_name(name)] += count
+        object.__setattr__(self, "resources", dict(counts))
 
 
 @value

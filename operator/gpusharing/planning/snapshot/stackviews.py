@@ -203,10 +203,16 @@ class StackView:
 
 
 class Program(StrEnum):
-    """One of NVIDIA's programs whose pods we may restart, by the value of the pods' label `app`."""
+    """A program of NVIDIA's whose pods we may restart, by the value of their label `label`."""
 
     MIG_MANAGER = "nvidia-mig-manager"
     MPS_DAEMON = "nvidia-device-plugin-mps-control-daemon"
+    KUBELET_PLUGIN = "kubelet-plugin"
+
+    @property
+    def label(self) -> str:
+        """The label that its pods carry: `app`, or that of the DRA driver's chart (v0.5.0, selectorLabels)."""
+        return "dra-driver-nvidia-gpu-component" if self is Program.KUBELET_PLUGIN else "app"
 
 
 @value

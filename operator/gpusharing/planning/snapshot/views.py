@@ -22,6 +22,7 @@ from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.health import HEALTHY, Vitals, diagnose
 from gpusharing.planning.snapshot.agents import AgentTroubles
 from gpusharing.planning.snapshot.callfailures import CallFailure
+from gpusharing.planning.snapshot.draviews import NodeDevices
 from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, SpecVersion, Verified
@@ -91,6 +92,8 @@ class NodeView:
     like `label_rewriters`."""
     label_rewriters: Mapping[str, str] = field(default_factory=dict)
     """By label: the field manager that has replaced the value that we wrote last."""
+    devices: NodeDevices | None = None
+    """What NVIDIA's DRA driver publishes for the node, or None if it has published nothing or nobody reads it."""
     held_off: Mapping[str, str] = field(init=False, compare=False)
     """The labels that switch NVIDIA's operands on and off and whose value is not `true`, for example `false` or
     paused, with their values."""

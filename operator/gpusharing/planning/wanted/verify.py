@@ -373,9 +373,11 @@ def _gfd_labels(compared: Comparison) -> str:
 
 
 def served(node: NodeView) -> dict[str, int]:
-    """Return the resources of NVIDIA's device plugin that the node advertises now, by name with their counts. Counts
-    of 0 are left out."""
-    return {name: count for name, count in node.resources.items() if is_plugin_resource(name) and count > 0}
+    """Return the GPU resources that the scheduler sees on the node now, by name with their counts: those that NVIDIA's
+    device plugin advertises, or else those of the devices that NVIDIA's DRA driver publishes. Counts of 0 are left
+    out."""
+    plugin = {name: count for name, count in node.resources.items() if is_plugin_resource(name) and count > 0}
+    return plugin if plugin or node.devices is None else dict(node.devices.resources)
 
 
 def _allocatable(compared: Comparison) -> str | Finding:
