@@ -17,6 +17,7 @@ from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     DAEMON_SETS,
+    DEVICE_CLASSES,
     GPUNODES,
     JSON,
     NODES,
@@ -29,10 +30,11 @@ from gpusharing.kube.reflector import CacheSettings, Reflector
 from gpusharing.planning.snapshot.views import PlanSettings
 from hack.sim.agentpages import Pages
 from hack.sim.daemons import MPS_DAEMON, played_daemon_sets
+from hack.sim.dra import DRA_SET, device_classes
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import Crash
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.manifests import mps_daemon_set
+from hack.sim.manifests import dra_daemon_set, mps_daemon_set
 from hack.sim.mortal import MortalClient
 from hack.sim.nodesoftware import NodeSoftware
 from hack.sim.settings import SimSettings
@@ -262,16 +264,21 @@ def _cluster(
     nodes: Iterable[JSON], cluster_policy: JSON | None, sim: SimSettings, now: Callable[[], datetime]
 ) -> FakeCluster:
     """Return a FakeCluster with these nodes, with the ClusterPolicy unless that is None, and with the DaemonSets of
-    the node software that `sim` plays. Must be called in an event loop."""
+    the node software that `sim` plays. On the DRA stack it has the DeviceClasses of the driver's chart, too. Must be
+    called in an event loop."""
     cluster = FakeCluster(now=now, grace=30.0 / sim.time_factor, later=asyncio.get_running_loop().call_later)
     if cluster_policy is not None:
         cluster.add(CLUSTER_POLICIES, cluster_policy)
     for node in nodes:
         cluster.add(NODES, node)
+    for device_class in device_classes() if sim.dra else ():
+        cluster.add(DEVICE_CLASSES, device_class)
     for name, namespace in played_daemon_sets(sim):
         if name == MPS_DAEMON and cluster_policy is not None:
             policy = cluster.get(CLUSTER_POLICIES, cluster_policy["metadata"]["name"])
             cluster.add(DAEMON_SETS, mps_daemon_set(sim, policy))
+        elif name == DRA_SET:
+            cluster.add(DAEMON_SETS, dra_daemon_set(sim))
         else:
             cluster.add(DAEMON_SETS, {"metadata": {"name": name, "namespace": namespace}})
     return cluster

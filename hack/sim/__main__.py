@@ -17,7 +17,7 @@ from hack.sim.rights import AgentClients
 from hack.sim.settings import SimSettings, Times
 
 BANNER = (
-    "SIMULATED: no GPU and no NVIDIA software here. mig-manager {mig}, device plugin and GFD {plugin} are simulated "
+    "SIMULATED: no GPU and no NVIDIA software here. mig-manager {mig}, {plugin} are simulated "
     "on every node with a known card, {factor:g} times as fast as we assume the real ones to be{agents}."
 )
 HINT = (
@@ -45,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hack.sim", description=__doc__)
     parser.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG")
     parser.add_argument("--agents", action="store_true", help="run the shipped agent loop for every node too")
+    parser.add_argument("--dra", action="store_true", help="NVIDIA's DRA driver serves the GPUs")
     parser.add_argument(
         "--agent-account",
         default="",
@@ -64,7 +65,7 @@ def settings_of(options: argparse.Namespace) -> SimSettings:
     """Return the simulation settings for these command-line options. Settings that have no option keep their
     defaults."""
     named = {name: getattr(options, name) for name in OPTIONS}
-    return SimSettings(agents=options.agents, times=Times(apply=options.apply), **named)
+    return SimSettings(agents=options.agents, dra=options.dra, times=Times(apply=options.apply), **named)
 
 
 async def play(
@@ -85,12 +86,13 @@ async def play(
     if with_parent:
         end_with_input(loop, task)
     kubeconfig = kubeconfig or kubeconfig_path()
-    agents = ", and so are the shipped agents" if settings.agents else ""
-    say(
-        BANNER.format(
-            mig=settings.mig_manager, plugin=settings.plugin, factor=settings.time_factor, agents=agents
-        )
+    served = (
+        "GFD and the kubelet plugin of DRA driver 0.5.0"
+        if settings.dra
+        else f"device plugin and GFD {settings.plugin}"
     )
+    agents = ", and so are the shipped agents" if settings.agents else ""
+    say(BANNER.format(mig=settings.mig_manager, plugin=served, factor=settings.time_factor, agents=agents))
     say(HINT)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(

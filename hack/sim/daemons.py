@@ -1,4 +1,5 @@
-"""The DaemonSet controller and the kubelet for three DaemonSets, for a cluster without controllers (FakeCluster)."""
+"""The DaemonSet controller and the kubelet for NVIDIA's DaemonSets and ours, for a cluster without controllers
+(FakeCluster)."""
 
 import random
 from collections.abc import Mapping
@@ -6,6 +7,7 @@ from collections.abc import Mapping
 from gpusharing.api.names import LABEL_DEPLOY_CLIENT, LABEL_DEPLOY_PREFIX, LABEL_MPS_CAPABLE, TAINT_UNPROVEN
 from gpusharing.kube.client import JSON, PODS
 from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
+from hack.sim.dra import DRA_SET, KUBELET_PLUGIN, LABEL_DRA
 from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
 from hack.sim.node import Spawn
 from hack.sim.nodeobject import SimCluster
@@ -28,6 +30,11 @@ GPU_TAINT: JSON = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoS
 START_UP_TAINT: JSON = {"key": TAINT_UNPROVEN, "operator": "Exists", "effect": "NoSchedule"}
 TOLERATED = (GPU_TAINT, START_UP_TAINT)
 """The taints that our chart lets the agent tolerate, and an admin lets NVIDIA's pods tolerate."""
+
+
+_CONTAINERS = {AGENT: "agent", DRA_SET: "gpus"}
+"""The container of a pod, by DaemonSet, where its name matters."""
+GPU_NODES = {"nvidia.com/gpu.present": "true"}
 
 
 class DaemonSetPlayer:
@@ -131,7 +138,7 @@ class DaemonSetPlayer:
                 "nodeName": node,
                 "tolerations": list(TOLERATED),
                 "terminationGracePeriodSeconds": 30,
-                "containers": [{"name": "agent" if self.name == AGENT else "main", "image": "simulated"}],
+                "containers": [{"name": _CONTAINERS.get(self.name, "main"), "image": "simulated"}],
             },
         }
 
@@ -163,21 +170,34 @@ def mps_pods(cluster: SimCluster) -> DaemonPods:
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MPS_DAEMON, MPS_DAEMON)
 
 
+def dra_pods(cluster: SimCluster) -> DaemonPods:
+    """Return an empty record for the pods of the DRA driver's kubelet plugin."""
+    return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_DRA, KUBELET_PLUGIN)
+
+
 def played_daemon_sets(settings: SimSettings) -> tuple[tuple[str, str], ...]:
     """Return (name, namespace) of each DaemonSet whose pods the `players` may create: mig-manager's and the MPS
-    daemon's on every stack, and the agent's if the settings turn agents on. The caller must create the DaemonSets,
-    otherwise their pods would be orphans."""
+    daemon's on every stack, the DRA driver's on its stack, and the agent's if the settings turn agents on. The caller
+    must create the DaemonSets, otherwise their pods would be orphans."""
     operator = settings.gpu_operator_namespace
     sets = ((MIG_MANAGER_SET, operator), (MPS_DAEMON, operator))
+    sets += ((DRA_SET, operator),) if settings.dra else ()
     return (*sets, (AGENT, settings.agent_namespace)) if settings.agents else sets
 
 
 def players(
-    cluster: SimCluster, mig: DaemonPods, mps: DaemonPods, agents: DaemonPods, spawn: Spawn
+    cluster: SimCluster,
+    spawn: Spawn,
+    *,
+    mig: DaemonPods,
+    mps: DaemonPods,
+    dra: DaemonPods,
+    agents: DaemonPods,
 ) -> tuple[DaemonSetPlayer, ...]:
     """Return one player for each simulated DaemonSet, or an empty tuple if real controllers create the pods
-    (`play_daemon_sets` is off). `mig`, `mps` and `agents` record the pods of the three DaemonSets. The agents have
-    a player only if the settings turn them on, and mig-manager on the plain stack only if `plain_mig` is set."""
+    (`play_daemon_sets` is off). `mig`, `mps`, `dra` and `agents` record the pods of the DaemonSets. The agents have a
+    player only if the settings turn them on, mig-manager on the plain stack only if `plain_mig` is set, and a kubelet
+    plugin only on the DRA stack."""
     if not cluster.settings.play_daemon_sets:
         return ()
     plain = bool(cluster.settings.plain_config)
@@ -188,6 +208,8 @@ def players(
     if not plain or cluster.settings.plain_mig:
         selector = {LABEL_DEPLOY_MIG_MANAGER: "true"}
         played.insert(0, DaemonSetPlayer(cluster, mig, MIG_MANAGER_SET, selector, spawn, "mig-manager"))
+    if cluster.settings.dra:
+        played.append(DaemonSetPlayer(cluster, dra, DRA_SET, GPU_NODES, spawn))
     if cluster.settings.agents:
-        played.append(DaemonSetPlayer(cluster, agents, AGENT, {"nvidia.com/gpu.present": "true"}, spawn))
+        played.append(DaemonSetPlayer(cluster, agents, AGENT, GPU_NODES, spawn))
     return tuple(played)

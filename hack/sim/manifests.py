@@ -1,12 +1,14 @@
 """The DaemonSets whose pods the simulators watch, for a control plane with real controllers and kwok."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
-from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, KubeClient
+from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, DEVICE_CLASSES, JSON, KubeClient
 from gpusharing.kube.errors import AlreadyExists, NotFound
 from gpusharing.kube.paging import list_of
 from hack.sim.daemons import (
     AGENT,
+    GPU_NODES,
     GPU_TAINT,
     LABEL_AGENT,
     LABEL_MIG_MANAGER,
@@ -17,6 +19,7 @@ from hack.sim.daemons import (
     MPS_SELECTOR,
     TOLERATED,
 )
+from hack.sim.dra import DRA_SET, KUBELET_PLUGIN, LABEL_DRA, device_classes, driver_pod_spec
 from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
 from hack.sim.mpsset import mps_pod_spec
 from hack.sim.settings import SimSettings
@@ -60,9 +63,19 @@ def mps_daemon_set(settings: SimSettings, cluster_policy: JSON) -> JSON:
     return body
 
 
+def dra_daemon_set(settings: SimSettings) -> JSON:
+    """Return the DaemonSet of the DRA driver's kubelet plugins, as its chart's release `dra` renders it."""
+    labels = {LABEL_DRA: KUBELET_PLUGIN}
+    body = daemon_set(DRA_SET, settings.gpu_operator_namespace, labels, GPU_NODES)
+    body["metadata"]["labels"] = {"app.kubernetes.io/instance": "dra"}
+    body["spec"]["template"]["spec"] = driver_pod_spec(GPU_NODES, (GPU_TAINT,))
+    return body
+
+
 async def install(client: KubeClient, settings: SimSettings) -> list[str]:
-    """Create the DaemonSets that are missing, and return the created ones as namespace/name. KubeErrors pass through,
-    except AlreadyExists and the NotFound of ClusterPolicies that are not served.
+    """Create the DaemonSets that are missing, and return the created ones as namespace/name. On the DRA stack the
+    DeviceClasses of the driver's chart are created, too. KubeErrors pass through, except AlreadyExists and the NotFound
+    of ClusterPolicies that are not served.
 
     The agent's DaemonSet is usually created by our chart: a substitute is created only if `settings.agents` is set and
     there is none. Without a ClusterPolicy, the MPS DaemonSet has no owner, which the garbage collector would miss, and
@@ -89,13 +102,14 @@ async def install(client: KubeClient, settings: SimSettings) -> list[str]:
             else daemon_set(MPS_DAEMON, gpu_operator_namespace, {LABEL_MPS_DAEMON: MPS_DAEMON}, MPS_SELECTOR),
         ]
     )
+    if settings.dra:
+        wanted.append(dra_daemon_set(settings))
+        for body in device_classes():
+            with suppress(AlreadyExists):
+                await client.create(DEVICE_CLASSES, body)
     if settings.agents and not await _has_agents(client, agent_namespace):
         labels = {LABEL_AGENT: AGENT}
-        wanted.append(
-            daemon_set(
-                "simulated-agent", agent_namespace, labels, {"nvidia.com/gpu.present": "true"}, TOLERATED
-            )
-        )
+        wanted.append(daemon_set("simulated-agent", agent_namespace, labels, GPU_NODES, TOLERATED))
     created = []
     for body in wanted:
         try:

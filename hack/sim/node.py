@@ -17,6 +17,7 @@ from gpusharing.api.names import (
 from gpusharing.kube.client import CONFIG_MAPS, JSON
 from gpusharing.kube.errors import AlreadyExists
 from gpusharing.planning.gpus.cards import bare_product, find_card
+from hack.sim.dra import KubeletPlugin
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import operator_labels
 from hack.sim.migmanager import MigManager, MigManagerFaults
@@ -121,8 +122,8 @@ class _MigPort:
 
 
 class SimNode:
-    """The programs of one node. Call `take`, `set_mig_manager_pod`, `set_mps_pod` and `policy_changed` when something
-    around the node changes."""
+    """The programs of one node. Call `take`, `policy_changed` and the functions that set pods when something around the
+    node changes."""
 
     def __init__(self, cluster: SimCluster, raw: JSON, gpus: SimulatedGPUs, spawn: Spawn) -> None:
         """Prepare the programs of the Node `raw` with the hardware `gpus`; `start` starts them. `spawn` starts a task
@@ -137,6 +138,7 @@ class SimNode:
         self.generated_file = ""
         self._spawn = spawn
         self.mps = MpsDaemon(cluster, self.object, gpus, self._wake_operands)
+        self.kubelet_plugin = KubeletPlugin(cluster, self.object, gpus)
         self._gfd = FeatureDiscovery(cluster, self.object, gpus)
         self.operands = tuple(
             PlayedOperand(port.operand, port, cluster.clock, cluster.settings.times, self.log)
@@ -153,11 +155,11 @@ class SimNode:
     # --- what happens to it ----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin the simulation of a new Node: the GPU Operator labels it, and the tasks of its operands and of the MPS
-        daemon start."""
+        """Begin the simulation of a new Node: the GPU Operator labels it, and the tasks of its operands, of the MPS
+        daemon and of the DRA driver start."""
         self._spawn(self._first_labels())
         self._start_operands()
-        self._start_mps()
+        self._start_pods()
 
     def stop(self) -> None:
         """Kill all programs, because the Node was deleted. A reboot that is in progress ends too."""
@@ -182,6 +184,10 @@ class SimNode:
     def set_mps_pod(self, pod: JSON | None) -> None:
         """Set the pod of the MPS control daemon that runs on this node now, or None."""
         self.mps.set_pod(_uid(pod) or "")
+
+    def set_kubelet_plugin_pod(self, pod: JSON | None) -> None:
+        """Set the pod of the DRA driver's kubelet plugin that runs on this node now, or None."""
+        self.kubelet_plugin.set_pod(_uid(pod) or "")
 
     def policy_changed(self, *, plugin: bool, mig: bool) -> None:
         """Restart the programs that a change of ClusterPolicy affects: with `plugin` the device plugin and GFD, with
@@ -245,9 +251,11 @@ class SimNode:
         for operand in self.operands:
             self._tasks[operand.name] = self._spawn(operand.run())
 
-    def _start_mps(self) -> None:
-        """Start the task of the MPS control daemon."""
+    def _start_pods(self) -> None:
+        """Start the tasks of the MPS control daemon and, on the DRA stack, of the kubelet plugin."""
         self._tasks[self.mps.operand] = self._spawn(self.mps.run())
+        if self.cluster.settings.dra:
+            self._tasks[self.kubelet_plugin.operand] = self._spawn(self.kubelet_plugin.run())
 
     def _start_mig_manager(self) -> None:
         """Start mig-manager if it has a pod and ClusterPolicy does not turn it off."""
@@ -327,9 +335,11 @@ class SimNode:
         the time of a reboot. Then remove the annotation, mark the Node Ready, and start everything again."""
         self._down = True
         self.log("is rebooting")
-        for key in ("mig-manager", self.mps.operand, *(operand.name for operand in self.operands)):
+        pods = ("mig-manager", self.mps.operand, self.kubelet_plugin.operand)
+        for key in (*pods, *(operand.name for operand in self.operands)):
             self._kill(key)
         self.mps.reboot()
+        self.kubelet_plugin.reboot()
         await self.object.patch(annotations={ANNOTATION_REBOOTING: "true"})
         await self.object.set_ready(False)
         for operand in self.operands:
@@ -341,7 +351,7 @@ class SimNode:
         self.log("has rebooted")
         self._down = False
         self._start_operands()
-        self._start_mps()
+        self._start_pods()
         self._start_mig_manager()
 
     def _kill(self, key: str) -> None:

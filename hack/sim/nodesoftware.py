@@ -27,7 +27,15 @@ from gpusharing.kube.client import (
 from hack.sim.agentpages import ANNOTATION_LAPSE, LAPSING, AgentPages, Lapse, Pages
 from hack.sim.agents import AgentAPI, SharedGPUNodes, run_again
 from hack.sim.configmaps import MountedConfigMaps
-from hack.sim.daemons import MPS_DAEMON, DaemonSetPlayer, agent_pods, mig_manager_pods, mps_pods, players
+from hack.sim.daemons import (
+    MPS_DAEMON,
+    DaemonSetPlayer,
+    agent_pods,
+    dra_pods,
+    mig_manager_pods,
+    mps_pods,
+    players,
+)
 from hack.sim.feed import follow
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import ClusterPolicy, cluster_policy, default_policy
@@ -98,6 +106,7 @@ class NodeSoftware:
         self._book = PodBook()
         self._mig_pods = mig_manager_pods(self._cluster)
         self._mps_pods = mps_pods(self._cluster)
+        self._dra_pods = dra_pods(self._cluster)
         self._agent_pods = agent_pods(self._cluster)
         self._players: tuple[DaemonSetPlayer, ...] = ()
         self._agents: dict[str, tuple[str, asyncio.Task[None]]] = {}
@@ -127,7 +136,12 @@ class NodeSoftware:
         namespace = self.settings.gpu_operator_namespace
         async with asyncio.TaskGroup() as self._tasks:
             self._players = players(
-                self._cluster, self._mig_pods, self._mps_pods, self._agent_pods, self._spawn
+                self._cluster,
+                self._spawn,
+                mig=self._mig_pods,
+                mps=self._mps_pods,
+                dra=self._dra_pods,
+                agents=self._agent_pods,
             )
             self._spawn(
                 follow(
@@ -167,6 +181,7 @@ class NodeSoftware:
         node.start()
         node.set_mig_manager_pod(self._mig_pods.running(name))
         node.set_mps_pod(self._mps_pods.running(name))
+        node.set_kubelet_plugin_pod(self._dra_pods.running(name))
         self._look_at_agent(name)
         return node
 
@@ -206,18 +221,23 @@ class NodeSoftware:
 
     def _take_pod(self, pod: JSON, gone: bool) -> None:
         """Pass a pod on to everything that it concerns: the record of device holders, mig-manager, the MPS daemon, the
-        agent and the DaemonSet players."""
-        self._book.take(pod, gone)
+        DRA driver, the agent and the DaemonSet players. A kubelet does not list devices of DRA with those of device
+        plugins, so on that stack the record stays empty."""
+        if not self.settings.dra:
+            self._book.take(pod, gone)
         name = self._mig_pods.take(pod, gone)
         if name is not None and name in self.nodes:
             self.nodes[name].set_mig_manager_pod(self._mig_pods.running(name))
         mps = self._mps_pods.take(pod, gone)
         if mps is not None and mps in self.nodes:
             self.nodes[mps].set_mps_pod(self._mps_pods.running(mps))
+        dra = self._dra_pods.take(pod, gone)
+        if dra is not None and dra in self.nodes:
+            self.nodes[dra].set_kubelet_plugin_pod(self._dra_pods.running(dra))
         agent = self._agent_pods.take(pod, gone)
         if agent is not None:
             self._look_at_agent(agent)
-        changed = name or mps or agent
+        changed = name or mps or dra or agent
         if changed in self.nodes:
             for player in self._players:
                 player.look(changed, self.nodes[changed].object.labels)

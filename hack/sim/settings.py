@@ -93,6 +93,9 @@ class SimSettings:
     plain_mig: str = ""
     """The ConfigMap of the mig-manager that runs beside that chart, whose DaemonSets then require
     nvidia.com/gpu.deploy.client=true. Empty if there is none."""
+    dra: bool = False
+    """Whether NVIDIA's DRA driver serves the GPUs, whose kubelet plugin runs on every node with GPUs. ClusterPolicy
+    should turn the device plugin off then."""
     play_daemon_sets: bool = False
     """Whether to create the pods of mig-manager, the MPS daemon and the agent ourselves, as on FakeCluster, which has
     no controllers."""

@@ -11,11 +11,20 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from gpusharing.kube.client import JSON, NODES, PODS, KubeClient
+from gpusharing.kube.client import (
+    DEVICE_CLASSES,
+    JSON,
+    NODES,
+    PODS,
+    RESOURCE_CLAIMS,
+    RESOURCE_SLICES,
+    KubeClient,
+)
 from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
 from gpusharing.kube.quantity import count
 from gpusharing.planning.snapshot.podviews import PodView
+from hack.sim.dradevices import DraDevices, claim_for, claim_status
 from hack.sim.feed import follow
 from hack.sim.nodeobject import NVIDIA
 from hack.sim.settings import Clock, SimSettings
@@ -40,6 +49,8 @@ class SimWorkload:
     labels: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, str], ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
+    device_class: str = ""
+    """The DeviceClass of which each pod claims one device by a ResourceClaimTemplate; empty if it claims none."""
     scheduler: str = ""
     """The name of the scheduler that binds its pods; empty if Workloads binds them."""
 
@@ -52,6 +63,10 @@ class SimWorkload:
             "uid": f"replicaset-{self.namespace}-{self.name}",
             "controller": True,
         }
+        resources: JSON = {"limits": {self.resource: str(self.count)}} if self.resource else {}
+        claims = [{"name": self.device_class, "resourceClaimTemplateName": self.name}]
+        if self.device_class:
+            resources["claims"] = [{"name": self.device_class}]
         return {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -66,13 +81,8 @@ class SimWorkload:
                 **({"schedulerName": self.scheduler} if self.scheduler else {}),
                 "nodeSelector": dict(self.node_selector),
                 "tolerations": [dict(row) for row in self.tolerations],
-                "containers": [
-                    {
-                        "name": "main",
-                        "image": "simulated",
-                        "resources": {"limits": {self.resource: str(self.count)}} if self.resource else {},
-                    }
-                ],
+                **({"resourceClaims": claims} if self.device_class else {}),
+                "containers": [{"name": "main", "image": "simulated", "resources": resources}],
             },
         }
 
@@ -95,6 +105,8 @@ class Workloads:
         """The resourceVersion of a pod and its parsed form, by uid."""
         self._nodes: dict[str, JSON] = {}
         self._wake = asyncio.Event()
+        self._devices = DraDevices(self._wake.set) if settings.dra else None
+        """What DRA drivers publish, or None if the device plugin serves the GPUs."""
 
     def apply(self, workload: SimWorkload) -> None:
         """Maintain this workload from now on, and wake the loop. It replaces one of the same namespace and name. With
@@ -109,6 +121,10 @@ class Workloads:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take_pod, log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take_node, log=self._log))
+            if (dra := self._devices) is not None:
+                kinds = {RESOURCE_SLICES: dra.take_slice, DEVICE_CLASSES: dra.take_class}
+                for kind, take in {**kinds, RESOURCE_CLAIMS: dra.take_claim}.items():
+                    tasks.create_task(follow(self._client, kind, take, log=self._log))
             while True:
                 await self._wake.wait()
                 await self._clock.sleep(0.2)
@@ -160,8 +176,9 @@ class Workloads:
                 self._store(pod)
 
     async def _schedule(self) -> list[JSON]:
-        """Bind every pending pod that fits on a node, store the answers, and return the bound pods. NotFound and
-        Conflict skip a pod that is gone or was changed meanwhile."""
+        """Bind every pending pod that fits on a node, store the answers, and return the bound pods. On the DRA stack a
+        pod gets its ResourceClaim before that. NotFound, Conflict and AlreadyExists skip a pod that is gone or was
+        changed meanwhile."""
         bound = []
         used = self._device_counts()
         for pod in self._pending():
@@ -170,13 +187,14 @@ class Workloads:
             if name is None:
                 continue
             try:
+                await self._claim(pod, request, name)
                 answer = await self._client.patch(
                     PODS,
                     pod["metadata"]["name"],
                     {"spec": {"nodeName": name}},
                     namespace=pod["metadata"]["namespace"],
                 )
-            except (NotFound, Conflict):
+            except (NotFound, Conflict, AlreadyExists):
                 continue
             used.setdefault(name, Counter()).update(request)
             self._store(answer)
@@ -213,19 +231,45 @@ class Workloads:
 
     def _fits(self, pod: JSON, request: Counter[str], name: str, used: dict[str, Counter[str]]) -> bool:
         """Whether the scheduler may bind a pod with this request to the known node `name`, by cordon, taints, node
-        selector and free GPU resources. `used` holds the resources in use, by node. Other resources, affinity and
-        the node's readiness are ignored."""
+        selector and free GPU resources, or free devices on the DRA stack. `used` holds the resources in use, by node.
+        Other resources, affinity and the node's readiness are ignored."""
         node = self._nodes[name]
         labels = node["metadata"].get("labels") or {}
         cordoned = node.get("spec", {}).get("unschedulable") and not self._view(pod).tolerates_cordon
         if cordoned or _is_repelled(pod, node) or not _selected(pod, labels):
             return False
+        if self._devices is not None:
+            return self._allocate(pod, request, name) is not None
         allocatable = (node.get("status") or {}).get("allocatable") or {}
         in_use = used.get(name, Counter())
         return all(
             (count(allocatable.get(resource, "0")) or 0) - in_use[resource] >= number
             for resource, number in request.items()
             if resource.startswith(NVIDIA)
+        )
+
+    def _allocate(self, pod: JSON, request: Counter[str], name: str) -> list[JSON] | None:
+        """Return the devices of the node `name` that a pod with this request would get: those of its claim's class,
+        and those of the classes that serve its extended resources. Empty if it requests none, None if it does not
+        fit. Only called on the DRA stack."""
+        assert self._devices is not None, "on the DRA stack"
+        wanted = {row["name"]: 1 for row in pod["spec"].get("resourceClaims") or ()}
+        for resource, number in request.items():
+            if resource.startswith(NVIDIA):
+                wanted[self._devices.class_for(resource)] = number
+        return self._devices.allocate(name, wanted)
+
+    async def _claim(self, pod: JSON, request: Counter[str], name: str) -> None:
+        """Create the ResourceClaim of a pod that will be bound to the node `name`, and name it in the pod's status.
+        Does nothing if the pod needs no device, or if the device plugin serves the GPUs. KubeErrors are raised."""
+        if self._devices is None or not (results := self._allocate(pod, request, name)):
+            return
+        namespace = pod["metadata"]["namespace"]
+        claim = await self._client.create(RESOURCE_CLAIMS, claim_for(pod, results), namespace=namespace)
+        self._devices.take_claim(claim, False)
+        status: JSON = {"status": claim_status(pod, claim)}
+        await self._client.patch(
+            PODS, pod["metadata"]["name"], status, namespace=namespace, subresource="status"
         )
 
 

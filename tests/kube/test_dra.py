@@ -3,8 +3,10 @@
 import asyncio
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
 from tests.build import NOW, make_node
@@ -23,6 +25,7 @@ from gpusharing.planning.snapshot.draviews import DraDriverView, DraView, NodeDe
 from gpusharing.planning.snapshot.stackviews import Program
 from gpusharing.planning.wanted.verify import served
 
+PUBLISHED = Path(__file__).parents[1] / "foreign" / "dra-slices.yaml"
 NAME = "dra-driver-nvidia-gpu-kubelet-plugin"
 
 
@@ -91,6 +94,11 @@ def test_a_device_that_is_neither_a_gpu_nor_a_part_of_one_is_named() -> None:
 
 def test_a_slice_without_any_field_is_an_empty_pool_without_a_name() -> None:
     assert devices({"metadata": {"name": "x"}}) == {"": NodeDevices(())}
+
+
+def test_what_the_real_driver_published_is_read_as_the_layouts_that_mig_parted_made() -> None:
+    published = yaml.safe_load(PUBLISHED.read_text())["items"]
+    assert devices(*published) == {"gpu-1": NodeDevices(((("3g.40gb", 1), ("1g.10gb", 4)), None))}
 
 
 def test_a_view_stays_the_same_object_until_its_node_or_its_devices_change() -> None:

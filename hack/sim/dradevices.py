@@ -1,0 +1,144 @@
+"""The devices that DRA drivers publish and claims hold, as the SIMULATED scheduler of workloads.py sees them.
+
+It grants what the real scheduler would (Kubernetes v1.36.3, pkg/scheduler/framework/plugins/dynamicresources): a free
+device of the node's pool that every selector of the DeviceClass matches. Selectors are compared by `&&` and `==` only.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from gpusharing.kube.client import JSON, RESOURCE_CLAIMS
+
+SPECIAL_CLAIM = "resource.kubernetes.io/extended-resource-claim"
+"""The annotation of a claim that the scheduler makes for the extended resources of a pod."""
+_TERM = re.compile(r"device\.(?:driver|attributes\['([^']+)'\]\.(\w+)) == (?:'([^']*)'|(\d+))")
+
+
+def matches(expression: str, driver: str, device: JSON) -> bool:
+    """Whether a device of this driver satisfies a CEL expression. Raises ValueError unless the expression compares the
+    driver and attributes with constants, joined by `&&`."""
+    for words in expression.split("&&"):
+        term = _TERM.fullmatch(words.strip())
+        if term is None:
+            raise ValueError(f"the simulated scheduler cannot evaluate {words.strip()!r}")
+        of, attribute, string, number = term.groups()
+        value: object = driver
+        if attribute:
+            found = (device.get("attributes") or {}).get(attribute, {}) if of == driver else {}
+            value = found.get("string", found.get("int"))
+        if value != (int(number) if number else string):
+            return False
+    return True
+
+
+class DraDevices:
+    """ResourceSlices, DeviceClasses and ResourceClaims, kept up to date by watches."""
+
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        """Begin without any object. `on_change` is called after each change."""
+        self._on_change = on_change
+        self._slices: dict[str, JSON] = {}
+        self._classes: dict[str, JSON] = {}
+        self._claims: dict[str, JSON] = {}
+
+    def take_slice(self, raw: JSON, gone: bool) -> None:
+        """Store or forget a ResourceSlice."""
+        self._take(self._slices, raw, gone)
+
+    def take_class(self, raw: JSON, gone: bool) -> None:
+        """Store or forget a DeviceClass."""
+        self._take(self._classes, raw, gone)
+
+    def take_claim(self, raw: JSON, gone: bool) -> None:
+        """Store or forget a ResourceClaim."""
+        self._take(self._claims, raw, gone)
+
+    def class_for(self, resource: str) -> str:
+        """Return the name of the DeviceClass that serves an extended resource: of several the newest, and of these the
+        first by name. Empty if none does."""
+        rows = [raw for raw in self._classes.values() if raw["spec"].get("extendedResourceName") == resource]
+        newest = max((raw["metadata"]["creationTimestamp"] for raw in rows), default="")
+        return min(
+            (raw["metadata"]["name"] for raw in rows if raw["metadata"]["creationTimestamp"] == newest),
+            default="",
+        )
+
+    def allocate(self, node: str, wanted: Mapping[str, int]) -> list[JSON] | None:
+        """Return free devices of a node for these numbers of devices by DeviceClass, as the results of an allocation.
+        None if there are too few, or if a class does not exist."""
+        taken = self._taken()
+        results: list[JSON] = []
+        for name, number in sorted(wanted.items()):
+            free = [one for one in self._devices(name, node) if one not in taken][:number]
+            if len(free) < number:
+                return None
+            taken.update(free)
+            results += [
+                {"request": name, "driver": driver, "pool": pool, "device": device}
+                for driver, pool, device in free
+            ]
+        return results
+
+    def _take(self, known: dict[str, JSON], raw: JSON, gone: bool) -> None:
+        """Store a version of an object in `known` by its UID, or forget the object if it is `gone`."""
+        uid = raw["metadata"]["uid"]
+        if gone:
+            known.pop(uid, None)
+        else:
+            known[uid] = raw
+        self._on_change()
+
+    def _devices(self, class_name: str, node: str) -> list[tuple[str, str, str]]:
+        """Return driver, pool and name of each device of a node that a DeviceClass selects, in the order in which they
+        are published. Empty if there is no such class."""
+        found = [raw for raw in self._classes.values() if raw["metadata"]["name"] == class_name]
+        if not found:
+            return []
+        selectors = [one["cel"]["expression"] for one in found[0]["spec"].get("selectors", ())]
+        return [
+            (spec["driver"], spec["pool"]["name"], device["name"])
+            for spec in (raw["spec"] for raw in self._slices.values())
+            if spec.get("nodeName") == node
+            for device in spec.get("devices", ())
+            if all(matches(expression, spec["driver"], device) for expression in selectors)
+        ]
+
+    def _taken(self) -> Counter[tuple[str, str, str]]:
+        """Return driver, pool and name of each device that a claim holds."""
+        return Counter(
+            (one["driver"], one["pool"], one["device"])
+            for raw in self._claims.values()
+            for one in (((raw.get("status") or {}).get("allocation") or {}).get("devices") or {}).get(
+                "results", ()
+            )
+        )
+
+
+def claim_for(pod: JSON, results: list[JSON]) -> JSON:
+    """Return the ResourceClaim of a pod to which these devices are allocated. A pod that has a claim template gets its
+    claim from the claim controller, any other one from the scheduler, for its extended resources."""
+    metadata = pod["metadata"]
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
+    special = {} if pod["spec"].get("resourceClaims") else {"annotations": {SPECIAL_CLAIM: "true"}}
+    return {
+        "apiVersion": RESOURCE_CLAIMS.api_version,
+        "kind": "ResourceClaim",
+        "metadata": {
+            "name": f"{metadata['name']}-devices",
+            "namespace": metadata["namespace"],
+            "ownerReferences": [{**owner, "controller": True}],
+            **special,
+        },
+        "status": {"allocation": {"devices": {"results": results}}},
+    }
+
+
+def claim_status(pod: JSON, claim: JSON) -> JSON:
+    """Return the part of a pod's status that names its ResourceClaim."""
+    name = claim["metadata"]["name"]
+    if entries := pod["spec"].get("resourceClaims"):
+        return {
+            "resourceClaimStatuses": [{"name": row["name"], "resourceClaimName": name} for row in entries]
+        }
+    return {"extendedResourceClaimStatus": {"resourceClaimName": name}}
