@@ -3,14 +3,21 @@
 from dataclasses import replace
 
 import pytest
+from tests.build import make_gpu, make_gpunode, make_node, make_policy, make_snapshot, make_stack
+from tests.configs import target_for
 
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.snapshot.actions import WriteClasses
+from gpusharing.planning.snapshot.draviews import DeviceClassView, DraView
 from gpusharing.planning.wanted.deviceclasses import (
-    ClassPlan,
-    DeviceClassView,
     find_profiles,
+    find_unrequestable,
     plan_classes,
     wanted_class,
 )
+from gpusharing.planning.wanted.target import Target
+
+FULL = make_policy(mode="Full")
 
 SMALL, MEDIA = wanted_class("1g.10gb"), wanted_class("1g.10gb+me")
 OURS = DeviceClassView(
@@ -33,38 +40,63 @@ def test_the_profiles_in_use_are_those_of_all_layouts() -> None:
     assert find_profiles(layouts) == ("1g.10gb", "3g.40gb")
 
 
+def plan(
+    wanted: list[str], present: list[DeviceClassView] | None, on_nodes: Layout = ()
+) -> WriteClasses | None:
+    """The writes when policies want these profiles, and a GPU has this layout."""
+    target = target_for(FULL, [make_gpu()], make_stack(FULL))
+    assert isinstance(target, Target), target
+    layout = tuple((profile, 1) for profile in wanted)
+    snapshot = make_snapshot(
+        [make_node()],
+        gpunodes=[make_gpunode(gpus=[make_gpu(layout=on_nodes)])],
+        stack=make_stack(FULL, dra=DraView(classes=None if present is None else tuple(present))),
+    )
+    return plan_classes(snapshot, [replace(target, layouts=(layout, None))])
+
+
 @pytest.mark.parametrize(
-    ("profiles", "present", "plan"),
+    ("wanted", "present", "on_nodes", "writes"),
     [
-        (["1g.10gb+me", "1g.10gb", "1g.10gb"], [THEIRS], ClassPlan(create=(SMALL, MEDIA))),
-        (["1g.10gb"], [OURS, THEIRS], ClassPlan()),
-        ([], [OURS, THEIRS], ClassPlan(remove=(OURS,))),
-        (["1g.10gb+me"], [OURS], ClassPlan(create=(MEDIA,), remove=(OURS,))),
+        (["1g.10gb+me", "1g.10gb"], [THEIRS], (), WriteClasses(create=(SMALL, MEDIA))),
+        (["1g.10gb"], [OURS, THEIRS], (), None),
+        ([], [OURS, THEIRS], (), WriteClasses(remove=(OURS,))),
+        (["1g.10gb+me"], [OURS], (), WriteClasses(create=(MEDIA,), remove=(OURS,))),
+        (["1g.10gb+me"], [OURS], (("1g.10gb", 7),), WriteClasses(create=(MEDIA,))),
+        ([], [], (("1g.10gb", 7),), None),
+        (["1g.10gb"], None, (), None),
     ],
     ids=[
         "one for each profile",
         "nothing when it is there",
         "only ours are removed",
-        "another profile is in use",
+        "another profile is wanted",
+        "a profile that a node still has is kept",
+        "a profile that nobody asked for gets none",
+        "nothing while they are not read",
     ],
 )
-def test_there_is_one_class_for_each_profile_in_use(
-    profiles: list[str], present: list[DeviceClassView], plan: ClassPlan
+def test_there_is_one_class_for_each_profile_that_is_wanted(
+    wanted: list[str],
+    present: list[DeviceClassView] | None,
+    on_nodes: Layout,
+    writes: WriteClasses | None,
 ) -> None:
-    assert plan_classes(profiles, present) == plan
+    assert plan(wanted, present, on_nodes) == writes
 
 
 CHANGED = {
     "another selector": replace(OURS, selectors=("true",)),
     "a second selector": replace(OURS, selectors=(SMALL.selector, "true")),
-    "no extended resource": replace(OURS, resource=""),
+    "another extended resource": replace(OURS, resource="example.com/x"),
     "a configuration": replace(OURS, plain=False),
 }
 
 
 @pytest.mark.parametrize("changed", CHANGED.values(), ids=CHANGED)
 def test_a_class_of_ours_that_somebody_changed_is_corrected(changed: DeviceClassView) -> None:
-    assert plan_classes(["1g.10gb"], [changed]) == ClassPlan(correct=((SMALL, changed),))
+    assert plan(["1g.10gb"], [changed]) == WriteClasses(correct=((SMALL, changed),))
+    assert plan([], [changed], (("1g.10gb", 1),)) == WriteClasses(correct=((SMALL, changed),))
 
 
 FOREIGN = {
@@ -74,17 +106,35 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("foreign", FOREIGN.values(), ids=FOREIGN)
-def test_a_class_of_somebody_else_is_reported_and_never_touched(foreign: DeviceClassView) -> None:
-    plan = plan_classes(["1g.10gb", "1g.10gb+me"], [foreign])
-    assert plan == ClassPlan(create=(MEDIA,), conflict=plan.conflict)
-    assert (
-        f"DeviceClass {foreign.name} was created by somebody else and serves {SMALL.resource}"
-        in plan.conflict
-    )
-    assert plan_classes([], [foreign]) == ClassPlan()
+def test_a_class_of_somebody_else_is_never_touched(foreign: DeviceClassView) -> None:
+    assert plan(["1g.10gb", "1g.10gb+me"], [foreign]) == WriteClasses(create=(MEDIA,))
+    assert plan([], [foreign]) is None
+    assert plan(["1g.10gb"], [OURS, foreign]) is None
 
 
-def test_a_foreign_class_beside_ours_is_reported_and_ours_stays() -> None:
-    plan = plan_classes(["1g.10gb"], [OURS, FOREIGN["by its extended resource"]])
-    assert plan == ClassPlan(conflict=plan.conflict)
-    assert "DeviceClass small" in plan.conflict
+DROPPED = replace(OURS, resource="")
+
+
+def test_a_class_whose_extended_resource_the_api_server_drops_is_named_and_not_written_again() -> None:
+    assert plan(["1g.10gb"], [DROPPED]) is None
+    said = find_unrequestable([(("1g.10gb", 7),)], make_stack(FULL, dra=DraView(classes=(DROPPED,))))
+    assert "feature gate DRAExtendedResource" in said
+    assert said.endswith("kubectl delete deviceclass gpusharing-mig-1g.10gb")
+
+
+@pytest.mark.parametrize(
+    ("layout", "classes", "says"),
+    [
+        (None, (), ""),
+        ((("1g.10gb", 7),), (OURS,), ""),
+        ((("1g.10gb", 7),), (FOREIGN["by its extended resource"],), ""),
+        ((("1g.10gb", 7),), (), "nvidia.com/mig-1g.10gb requestable yet"),
+        ((("1g.10gb", 7),), None, "nvidia.com/mig-1g.10gb requestable yet"),
+    ],
+    ids=["whole GPUs", "ours", "that of somebody else", "none", "not read"],
+)
+def test_a_profile_that_pods_cannot_request_is_named(
+    layout: Layout | None, classes: tuple[DeviceClassView, ...] | None, says: str
+) -> None:
+    said = find_unrequestable([layout], make_stack(FULL, dra=DraView(classes=classes)))
+    assert said == "" if not says else says in said

@@ -52,6 +52,7 @@ from gpusharing.planning.snapshot.actions import (
     SetFinalizer,
     SetPointers,
     UpdateFence,
+    WriteClasses,
     WriteConfig,
 )
 from gpusharing.planning.snapshot.callfailures import CLAIMS, failed_again
@@ -180,7 +181,8 @@ class Executor:
         """Make the shared writes in order, and return what is blocked by those that were not made. A SetFinalizer
         blocks the name of its policy, whose nodes may then not be fenced. SetClaims, and a WriteConfig that is
         still under way, block `*`, which stands for the nodes of all policies. Each of these also blocks its own
-        subject; that of SetClaims, CLAIMS, blocks points of no return. SetPointers and RepairMps block nothing.
+        subject; that of SetClaims, CLAIMS, blocks points of no return. SetPointers, RepairMps and
+        WriteClasses block nothing.
         Without a WriteConfig among `actions`, `calls.write_error` is emptied.
 
         A ConfigMap that the server refused blocks only its own nodes (`transition/gates.py`, PROPAGATION). One that is
@@ -191,7 +193,7 @@ class Executor:
             self.calls.write_error = ""
         for action in actions:
             if await self._write_one(action, snapshot, outcome) or isinstance(
-                action, SetPointers | RepairMps
+                action, SetPointers | RepairMps | WriteClasses
             ):
                 continue
             if not isinstance(action, WriteConfig) or subject_of(action) in self.crew.busy:
@@ -334,6 +336,8 @@ class Executor:
                 await self._shared.set_pointers(action)
             case RepairMps():
                 await self._shared.repair_mps(action, snapshot)
+            case WriteClasses():
+                await self._shared.write_classes(action)
             case _:
                 assert_never(action)
         return True

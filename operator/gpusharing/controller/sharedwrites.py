@@ -1,10 +1,11 @@
-"""Writes that are made once for all nodes: configuration, finalizers, claims, pointers and the repair of the MPS
-DaemonSet. Fences wait for the first three.
+"""Writes that are made once for all nodes: configuration, finalizers, claims, pointers, the repair of the MPS
+DaemonSet, and DeviceClasses. Fences wait for the first three.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -12,7 +13,16 @@ import structlog
 
 from gpusharing.api import names
 from gpusharing.controller.configwrites import mig_patch, plugin_patch
-from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, DAEMON_SETS, JSON, POLICIES, KubeClient
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    CONFIG_MAPS,
+    DAEMON_SETS,
+    DEVICE_CLASSES,
+    JSON,
+    POLICIES,
+    KubeClient,
+)
+from gpusharing.kube.deviceclasses import class_spec, device_class
 from gpusharing.kube.errors import Conflict, Invalid, NotFound
 from gpusharing.kube.plainstack import daemon_set_view, signal
 from gpusharing.kube.sources import MIG_KEY, Sources
@@ -24,9 +34,16 @@ from gpusharing.planning.snapshot.actions import (
     SetClaims,
     SetFinalizer,
     SetPointers,
+    WriteClasses,
     WriteConfig,
 )
-from gpusharing.planning.snapshot.callfailures import CLAIMS, CLUSTER_POLICY, MPS_DAEMON_SET, policy_subject
+from gpusharing.planning.snapshot.callfailures import (
+    CLAIMS,
+    CLUSTER_POLICY,
+    DEVICE_CLASS,
+    MPS_DAEMON_SET,
+    policy_subject,
+)
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 log = structlog.get_logger()
@@ -36,8 +53,8 @@ TRIES = 3
 
 
 def subject_of(action: Action) -> str:
-    """Return the name under which failures of a shared write are recorded: that of the policy, CLAIMS, CLUSTER_POLICY
-    or MPS_DAEMON_SET, and CONFIG_MAPS for every other action."""
+    """Return the name under which failures of a shared write are recorded: that of the policy, CLAIMS, CLUSTER_POLICY,
+    MPS_DAEMON_SET or DEVICE_CLASS, and CONFIG_MAPS for every other action."""
     match action:
         case SetFinalizer():
             return policy_subject(action.policy)
@@ -47,6 +64,8 @@ def subject_of(action: Action) -> str:
             return CLUSTER_POLICY
         case RepairMps():
             return MPS_DAEMON_SET
+        case WriteClasses():
+            return DEVICE_CLASS
         case _:
             return callfailures.CONFIG_MAPS
 
@@ -149,6 +168,24 @@ class SharedWrites:
             daemonset=daemon.name,
             repairs=action.repairs.count,
         )
+
+    async def write_classes(self, action: WriteClasses) -> None:
+        """Create, correct and remove DeviceClasses of ours, in this order, log each write, and store the answers in the
+        cache. A class that is gone already counts as removed. Raises AlreadyExists if somebody else has just created
+        a class of that name, and Conflict if a class has changed since the decision; the next pass decides again."""
+        cache = self.sources.device_classes
+        for wanted in action.create:
+            cache.accept(await self.client.create(DEVICE_CLASSES, device_class(wanted)))
+            log.info("the DeviceClass was created", deviceclass=wanted.name, resource=wanted.resource)
+        for wanted, current in action.correct:
+            spec = {"config": None, **class_spec(wanted)}
+            body: JSON = {"metadata": {"resourceVersion": current.version}, "spec": spec}
+            cache.accept(await self.client.patch(DEVICE_CLASSES, wanted.name, body))
+            log.info("the DeviceClass was corrected", deviceclass=wanted.name)
+        for current in action.remove:
+            with suppress(NotFound):
+                await self.client.delete(DEVICE_CLASSES, current.name, uid=current.uid)
+            log.info("the DeviceClass was removed, because nothing uses it", deviceclass=current.name)
 
     async def set_finalizer(self, action: SetFinalizer) -> None:
         """Add our finalizer to a policy, or remove it. Nothing is written if that is already done, or if the policy

@@ -1,14 +1,9 @@
-"""Reads DeviceClasses, and creates, corrects and removes those that are ours (planning/wanted/deviceclasses.py)."""
-
-import structlog
+"""Converts DeviceClasses (planning/wanted/deviceclasses.py)."""
 
 from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY
-from gpusharing.kube.client import DEVICE_CLASSES, JSON, KubeClient
-from gpusharing.kube.errors import NotFound
+from gpusharing.kube.client import DEVICE_CLASSES, JSON
 from gpusharing.kube.raw import entries, part, section, text, texts
-from gpusharing.planning.wanted.deviceclasses import ClassPlan, DeviceClassView, WantedClass
-
-log = structlog.get_logger()
+from gpusharing.planning.snapshot.draviews import DeviceClassView, WantedClass
 
 _SPEC = frozenset({"selectors", "extendedResourceName"})
 
@@ -33,36 +28,13 @@ def device_class(wanted: WantedClass) -> JSON:
         "apiVersion": DEVICE_CLASSES.api_version,
         "kind": "DeviceClass",
         "metadata": {"name": wanted.name, "labels": {LABEL_MANAGED_BY: MANAGED_BY}},
-        "spec": _spec(wanted),
+        "spec": class_spec(wanted),
     }
 
 
-def _spec(wanted: WantedClass) -> JSON:
+def class_spec(wanted: WantedClass) -> JSON:
     """Return the spec of a DeviceClass of ours."""
     return {
         "selectors": [{"cel": {"expression": wanted.selector}}],
         "extendedResourceName": wanted.resource,
     }
-
-
-async def write_classes(client: KubeClient, plan: ClassPlan) -> None:
-    """Carry out a plan, and log each write. A class that is gone already counts as removed.
-
-    Raises:
-        AlreadyExists: somebody else has just created a class of that name.
-        Conflict: a class has changed since it was read; the next pass decides again.
-    """
-    for wanted in plan.create:
-        await client.create(DEVICE_CLASSES, device_class(wanted))
-        log.info("the DeviceClass was created", deviceclass=wanted.name, resource=wanted.resource)
-    for wanted, current in plan.correct:
-        metadata = {"resourceVersion": current.version}
-        spec = {"config": None, **_spec(wanted)}
-        await client.patch(DEVICE_CLASSES, wanted.name, {"metadata": metadata, "spec": spec})
-        log.info("the DeviceClass was corrected", deviceclass=wanted.name)
-    for current in plan.remove:
-        try:
-            await client.delete(DEVICE_CLASSES, current.name, uid=current.uid)
-        except NotFound:
-            continue
-        log.info("the DeviceClass was removed, because no policy uses it", deviceclass=current.name)

@@ -102,14 +102,14 @@ def _device(raw: JSON) -> Device:
     return Device(name, read("parentUUID") if kind == "mig" and profile else "", profile)
 
 
-def tell_unread(error: KubeError | None) -> str:
-    """Return why ResourceSlices cannot be read, if the API server does not serve them or we lack the right to list
-    them. Empty for None, and for any other error, because that may go away by itself."""
+def tell_unread(error: KubeError | None, kind: str) -> str:
+    """Return why objects of a kind of resource.k8s.io cannot be read, if the API server does not serve them or we lack
+    the right to list them. Empty for None, and for any other error, because that may go away by itself."""
     match error:
         case NotFound():
             return "the API server does not serve resource.k8s.io/v1, which requires Kubernetes 1.34 or newer"
         case Forbidden():
-            return "this operator is not allowed to list resourceslices (chart value rbac.create)"
+            return f"this operator is not allowed to list {kind} (chart value rbac.create)"
     return ""
 
 

@@ -15,6 +15,7 @@ from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
     DAEMON_SETS,
+    DEVICE_CLASSES,
     EVENTS,
     GPU_CLUSTERS,
     GPUNODES,
@@ -29,6 +30,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, has_condition, node_view
+from gpusharing.kube.deviceclasses import device_class_view
 from gpusharing.kube.dra import FIELD_SELECTOR, GPUS, DeviceIndex, SliceView, slice_view
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.maintenance import MaintenanceIndex, medik8s_maintenance, nvidia_maintenance
@@ -37,6 +39,7 @@ from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, has_condition, part, section, text
 from gpusharing.kube.reflector import CacheSettings, Reflector
 from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
+from gpusharing.planning.snapshot.draviews import DeviceClassView
 from gpusharing.planning.snapshot.stackviews import Operand, Program
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
 
@@ -222,6 +225,11 @@ class Sources:
         return self._follow(PODS, _pod_place, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR)
 
     @cached_property
+    def device_classes(self) -> Reflector[DeviceClassView]:
+        """The reflector of all DeviceClasses, created and begun like `resource_slices`."""
+        return self._follow(DEVICE_CLASSES, device_class_view)
+
+    @cached_property
     def devices(self) -> DeviceIndex:
         """The index that joins the devices of the ResourceSlices to their Nodes."""
         return DeviceIndex(lambda: self.resource_slices.items)
@@ -240,12 +248,12 @@ class Sources:
         self._wake()
 
     async def _follow_dra(self) -> None:
-        """Follow the ResourceSlices and the DRA driver's pods until canceled, as soon as NVIDIA's DRA stack is
-        seen."""
+        """Follow the kinds of `of_dra` until canceled, as soon as NVIDIA's DRA stack is seen."""
         await self._dra_seen.wait()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.resource_slices.run())
             group.create_task(self.kubelet_plugins.run())
+            group.create_task(self.device_classes.run())
 
     def node_view(self, raw: JSON) -> NodeView:
         """Convert a raw Node, and add the NodeMaintenance that names it and what the DRA driver publishes for it, if
@@ -312,7 +320,8 @@ class Sources:
 
     async def run(self) -> None:
         """Follow all kinds until canceled; those of `of_dra` only once NVIDIA's DRA stack has been seen. Policies are
-        not followed here (see PolicyCache). An error other than a KubeError ends everything and is raised in a group."""
+        not followed here (see PolicyCache). An error other than a KubeError ends everything and is raised in a
+        group."""
         async with asyncio.TaskGroup() as group:
             for reflector in (*self.required.values(), *self.optional.values(), self.agent_warnings):
                 group.create_task(reflector.run())
@@ -324,7 +333,11 @@ class Sources:
         been seen."""
         if not self._dra_seen.is_set():
             return {}
-        return {"resourceslices": self.resource_slices, "DRA driver pods": self.kubelet_plugins}
+        return {
+            "resourceslices": self.resource_slices,
+            "deviceclasses": self.device_classes,
+            "DRA driver pods": self.kubelet_plugins,
+        }
 
     def ages(self) -> dict[str, float]:
         """Return the age of what is known of each kind on which decisions depend, in seconds by the name of the kind.

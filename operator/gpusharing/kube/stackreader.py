@@ -184,12 +184,19 @@ class StackReader:
         return find_serving(sources.nodes.items, sources.gpunodes.items, agents, daemons, view)
 
     def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
-        """Return NVIDIA's DRA driver among these DaemonSets, with the nodes whose GPUs are served twice or why that
-        cannot be read."""
+        """Return NVIDIA's DRA driver among these DaemonSets, with the nodes whose GPUs are served twice and the
+        DeviceClasses, or why these cannot be read."""
         sources = self.sources
         published = {name for name, one in sources.devices.by_node().items() if one.layouts or one.others}
-        doubles = find_doubles(sources.nodes.items, published)
-        return replace(find_dra(sets), unread=tell_unread(sources.resource_slices.error), doubles=doubles)
+        slices, classes = sources.resource_slices, sources.device_classes
+        return replace(
+            find_dra(sets),
+            unread=tell_unread(slices.error, "resourceslices") or tell_unread(classes.error, "deviceclasses"),
+            doubles=find_doubles(sources.nodes.items, published),
+            classes=tuple(classes.items[name] for name in sorted(classes.items))
+            if classes.synced.is_set()
+            else None,
+        )
 
     def _generated_mig_files(self) -> dict[str, str]:
         """Return the configuration file that mig-manager generated for each node, by node name."""

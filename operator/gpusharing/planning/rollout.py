@@ -61,6 +61,7 @@ from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of
+from gpusharing.planning.stack.drastack import find_dra_stack, is_complete
 from gpusharing.planning.transition.callverdicts import Failing
 from gpusharing.planning.transition.cases import Cases, find_models, judge_case, keeps_verdict
 from gpusharing.planning.transition.gangrules import with_rules
@@ -72,6 +73,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.configmaps import plan_config
+from gpusharing.planning.wanted.deviceclasses import plan_classes
 from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.target import Target, Wish
@@ -162,9 +164,10 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
 
     targets = _targets(members)
     config = configure(snapshot, targets.values(), known.models, known.wishes, memo)
-    shared = share(
-        snapshot, config, {**choice.claims, **kept_claims}, pools, verdicts, failed_nodes=failed_nodes
-    )
+    dra = find_dra_stack(snapshot.stack, snapshot.settings.gpu_operator_namespace)
+    classes = plan_classes(snapshot, targets.values()) if is_complete(dra) else None
+    unfenced = {**choice.claims, **kept_claims}
+    shared = share(snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, classes=classes)
     failing.name(verdicts)
     vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
     return RolloutPlan(

@@ -73,6 +73,9 @@ class Scope:
     """Whether the operator has the right to delete pods at the end of a drain if the policy asks for that."""
     node: str = ""
     """Name of the node; empty if unknown."""
+    evicts_claims: bool = False
+    """Whether pods with a GPU from NVIDIA's DRA driver are evicted like others, because that driver serves the GPUs in
+    place of the device plugin. A pod whose ResourceClaim cannot be read blocks in any case."""
     silent: bool = False
     """Whether the node is not Ready, so that it is unknown whether its pods still run."""
     gpu_groups: frozenset[str] = frozenset()
@@ -268,9 +271,9 @@ def _protected(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _resource_claim(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether a DRA driver instead of the device plugin manages a GPU of the pod, or one of the pod's ResourceClaims
-    cannot be read (G3-G5)."""
-    return pod.dra != "none"
+    """Whether a DRA driver, and not the device plugin, manages a GPU of the pod, or a ResourceClaim of the pod cannot
+    be read (G3-G5). False for a claim that was read if the drain evicts its holders."""
+    return pod.dra != "none" and not (scope.evicts_claims and pod.dra == "gpu")
 
 
 def _unread_claim(pod: PodView, options: Drain, scope: Scope) -> str:

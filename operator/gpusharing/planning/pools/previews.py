@@ -10,7 +10,7 @@ Terms: docs/design/glossary.md#look, docs/design/glossary.md#gang.
 
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import field
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 from itertools import islice
 
@@ -24,7 +24,7 @@ from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.looks import LOOKS, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings, PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.transition.guard import explain_error
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.blockers import Blocker
@@ -68,7 +68,7 @@ def find_previews(
         work = snapshot.work.get(name)
         if work is not None and (before is None or work.listed_at > before.at):
             try:
-                known[name] = preview_of(policy, verdict, work, afterwards, snapshot.settings)
+                known[name] = preview_of(policy, verdict, work, afterwards, snapshot)
             except Exception as error:  # noqa: BLE001 - one node must not hide the others (guard.py)
                 why = Blocker(Reason.NODE_NOT_JUDGED, message=explain_error(error))
                 known[name] = Preview(policy.version, work.listed_at, blockers=(why,))
@@ -119,7 +119,7 @@ def _standing(preview: Preview | None, policy: PolicyView) -> Preview | None:
 
 
 def preview_of(
-    policy: PolicyView, verdict: Verdict, work: NodeWork, afterwards: Afterwards, settings: PlanSettings
+    policy: PolicyView, verdict: Verdict, work: NodeWork, afterwards: Afterwards, snapshot: ClusterSnapshot
 ) -> Preview:
     """Return what the change of one node would disturb, according to the last LIST of its pods. The preview has no
     pods, budgets, gangs or blockers if the change does not cordon the node. Gangs whose members cannot be listed
@@ -128,7 +128,9 @@ def preview_of(
     if not verdict.disruption.cordons:
         return Preview(policy.version, work.listed_at)
     drain = policy.spec.drain
-    scope = scope_of(settings, all_pods=verdict.disruption is DisruptionClass.REBOOT, node=verdict.node)
+    reboots = verdict.disruption is DisruptionClass.REBOOT
+    scope = scope_of(snapshot.settings, all_pods=reboots, node=verdict.node)
+    scope = replace(scope, evicts_claims=snapshot.stack.by_dra)
     pods = find_standings(work, drain, work.listed_at, scope=scope, cordoned=False)
     leaving = (*pods.leaving, *pods.remaining)
     blockers = preflight(pods, drain, afterwards, work.listed_at)

@@ -15,7 +15,14 @@ from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.snapshot.actions import Action, Actuate, SetClaims, SetFinalizer, WriteConfig
+from gpusharing.planning.snapshot.actions import (
+    Action,
+    Actuate,
+    SetClaims,
+    SetFinalizer,
+    WriteClasses,
+    WriteConfig,
+)
 from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.stack.mpsrepair import plan_repair
@@ -41,11 +48,12 @@ def share(
     verdicts: Mapping[str, Verdict],
     *,
     failed_nodes: Mapping[str, FailedNode],
+    classes: WriteClasses | None,
 ) -> tuple[Action, ...]:
     """Return the writes that concern all nodes, in the order in which they are made: configuration, finalizers, claims
-    and failures, and NVIDIA's objects. NVIDIA's objects are the pointers of ClusterPolicy or, if no pointer has to
-    change and the data is up to date, the MPS DaemonSet. Writes that would change nothing are left out. `unfenced` has
-    the claims that nodes without a fence get or keep."""
+    and failures, NVIDIA's objects, and DeviceClasses. NVIDIA's objects are the pointers of ClusterPolicy or, if no
+    pointer has to change and the data is up to date, the MPS DaemonSet. Writes that would change nothing are left out.
+    `unfenced` has the claims that nodes without a fence get or keep, and `classes` the write of DeviceClasses."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {
@@ -61,6 +69,8 @@ def share(
         actions.append(pointers)
     elif not snapshot.old_views and (repair := plan_repair(snapshot.stack, snapshot.settings)) is not None:
         actions.append(repair)  # stale views may show no MPS client where there is one
+    if not snapshot.old_views and classes is not None:  # or a profile that is in use
+        actions.append(classes)
     return tuple(actions)
 
 

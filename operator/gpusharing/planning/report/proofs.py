@@ -15,6 +15,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.choice import find_actuator
+from gpusharing.planning.wanted.slices import tell_devices
 from gpusharing.planning.wanted.target import Target, describe_layouts
 from gpusharing.planning.wanted.verify import (
     Comparison,
@@ -42,10 +43,14 @@ class Proof:
 def tell_proofs(
     node: NodeView, observed: ObservedView, target: Target, stack: StackView
 ) -> tuple[Proof, ...]:
-    """Return one Proof for each source, in the order of the members of Source. A Proof whose source disagrees with the
-    target carries the Finding that says why. The target must have one layout for each observed GPU; otherwise
-    `find_disagreements` raises ValueError or IndexError."""
-    wrong = find_disagreements(Comparison(node, observed, target, stack), find_actuator(stack).checks)
+    """Return one Proof for each source that this installation has, in the order of the members of Source. A Proof whose
+    source disagrees with the target carries the Finding that says why. The target must have one layout for each
+    observed GPU; otherwise `find_disagreements` raises ValueError or IndexError."""
+    checks = find_actuator(stack).checks
+    wrong, used = (
+        find_disagreements(Comparison(node, observed, target, stack), checks),
+        {row.source for row in checks},
+    )
     rows = {
         Source.AGENT: (_agent(observed), "reads GPUs"),
         Source.NVML: (describe_layouts(observed.hardware.layouts), describe_layouts(target.layouts)),
@@ -57,8 +62,16 @@ def tell_proofs(
         ),
         Source.GFD: ("differ" if Source.GFD in wrong else "as configured", "as configured"),
         Source.ALLOCATABLE: (_counts(served(node)), _counts(target.resources)),
+        Source.SLICES: (
+            tell_devices(node.devices.layouts) if node.devices else "none",
+            tell_devices(target.layouts),
+        ),
     }
-    return tuple(Proof(source, says, should, wrong.get(source)) for source, (says, should) in rows.items())
+    return tuple(
+        Proof(source, says, should, wrong.get(source))
+        for source, (says, should) in rows.items()
+        if source in used
+    )
 
 
 def _agent(observed: ObservedView) -> str:

@@ -285,7 +285,7 @@ def _steps(
         work = snapshot.work.get(verdict.node)
         preview = None
         if work is not None and policy.spec is not None:
-            preview = preview_of(policy, verdict, work, plan.afterwards, snapshot.settings)
+            preview = preview_of(policy, verdict, work, plan.afterwards, snapshot)
         fences = any(isinstance(action, FenceNode) for action in verdict.actions)
         rank = 0 if snapshot.nodes[verdict.node].fence is not None else 1 if fences else 2
         place = order.get(verdict.node, _LAST)

@@ -7,6 +7,7 @@ docs/design/glossary.md#class.
 from collections.abc import Mapping
 from dataclasses import field
 
+from gpusharing.planning.snapshot.draviews import DeviceClassView, WantedClass
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView, MpsRepairs
 from gpusharing.planning.snapshot.views import NodeView
@@ -83,6 +84,19 @@ class RepairMps:
     """The DaemonSet as it was when this was decided."""
     repairs: MpsRepairs
     """The count to record before the write."""
+
+
+@value
+class WriteClasses:
+    """Create, correct and remove DeviceClasses of ours, one call each. No fence waits for this, but no change begins to
+    a layout whose classes are missing."""
+
+    create: tuple[WantedClass, ...] = ()
+    """The classes that are missing, by name."""
+    correct: tuple[tuple[WantedClass, DeviceClassView], ...] = ()
+    """Classes of ours that somebody has changed, with what they are now."""
+    remove: tuple[DeviceClassView, ...] = ()
+    """Classes of ours whose profile no node has and no policy wants any more, by name."""
 
 
 @value
@@ -224,6 +238,7 @@ Action = (
     | SetFinalizer
     | SetPointers
     | RepairMps
+    | WriteClasses
     | FenceNode
     | Actuate
     | UpdateFence

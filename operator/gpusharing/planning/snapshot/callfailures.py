@@ -30,6 +30,8 @@ CLUSTER_POLICY = "pointers of ClusterPolicy"
 """Subject of a failed write to ClusterPolicy. No fence waits for it."""
 MPS_DAEMON_SET = "MPS DaemonSet"
 """Subject of a failed repair of the MPS DaemonSet. No fence waits for it."""
+DEVICE_CLASS = "DeviceClasses"
+"""Subject of a failed write of DeviceClasses. No fence waits for it."""
 POLICIES = "list of policies"
 """Subject of a failed LIST of the policies. The plan may then be based on outdated policies, so no node starts before
 the LIST succeeds."""

@@ -53,6 +53,38 @@ class NodeDevices:
 
 
 @value
+class DeviceClassView:
+    """A DeviceClass in the cluster."""
+
+    name: str
+    """Name of the class."""
+    uid: str
+    """UID of the class."""
+    version: str
+    """The resourceVersion at which it was read."""
+    ours: bool
+    """Whether it has our label."""
+    resource: str
+    """The extended resource by which pods may request its devices. Empty if it has none."""
+    selectors: tuple[str, ...]
+    """The CEL expressions that a device must satisfy."""
+    plain: bool = True
+    """Whether its spec has nothing besides these two."""
+
+
+@value
+class WantedClass:
+    """A DeviceClass of ours as it should be."""
+
+    name: str
+    """Name of the class."""
+    resource: str
+    """The extended resource by which pods request the profile."""
+    selector: str
+    """The CEL expression that selects the MIG devices of the profile."""
+
+
+@value
 class DraView:
     """NVIDIA's DRA stack as far as it was seen. The ResourceSlices are read only if there is a GPUCluster or a DRA
     driver that serves GPUs."""
@@ -69,6 +101,8 @@ class DraView:
     be."""
     doubles: tuple[str, ...] = ()
     """Names of the nodes whose GPUs both the DRA driver and a device plugin serve, sorted."""
+    classes: tuple[DeviceClassView, ...] | None = None
+    """All DeviceClasses by name, or None if they were not read."""
 
 
 NO_DRA = DraView()

@@ -14,6 +14,8 @@ from gpusharing.planning.vocabulary.values import value
 
 MIG_MANAGER_SWITCH = "migManager.enabled"
 """The field of ClusterPolicy, by its path below `spec`, that turns mig-manager off."""
+PLUGIN_SWITCH = "devicePlugin.enabled"
+"""The field that turns the device plugin off."""
 
 
 @value
@@ -196,10 +198,24 @@ class StackView:
     dra: DraView = NO_DRA
     """NVIDIA's DRA driver and what it publishes."""
 
+    @property
+    def by_dra(self) -> bool:
+        """Whether NVIDIA's DRA stack serves the GPUs of the cluster."""
+        return is_served_by_dra(self.gpu_cluster, self.cluster_policy, self.dra)
+
     def generated_mig_file(self, node: str) -> str:
         """Return the mig-parted file that mig-manager generated on `node`. Empty if mig-manager reads our ConfigMap
         instead, or if no such file was read for the node."""
         return "" if self.serves_our_mig_file else self.generated_mig_files.get(node, "")
+
+
+def is_served_by_dra(gpu_cluster: bool, policy: ClusterPolicyView | None, dra: DraView) -> bool:
+    """Whether NVIDIA's DRA stack serves the GPUs of a cluster. True if there is a GPUCluster, or if there is a DRA
+    driver and neither a ClusterPolicy nor NVIDIA's chart. Beside a ClusterPolicy, its device plugin must be off, and
+    the driver must serve GPUs and not only compute domains. `policy` may also stand for NVIDIA's chart."""
+    if gpu_cluster or dra.driver is None:
+        return gpu_cluster
+    return policy is None or (dra.driver.serves_gpus and policy.is_off(PLUGIN_SWITCH))
 
 
 class Program(StrEnum):

@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
-from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView, StackView
+from gpusharing.planning.snapshot.stackviews import (
+    MIG_MANAGER_SWITCH,
+    PLUGIN_SWITCH,
+    ClusterPolicyView,
+    StackView,
+    is_served_by_dra,
+)
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.stack.installationviews import InstallationView, Symptoms, Topic, error
@@ -19,7 +25,6 @@ from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.target import is_plugin_resource
 from gpusharing.planning.wanted.toolversions import pauses_clients
 
-PLUGIN_SWITCH = "devicePlugin.enabled"
 UNFINISHED = "this version of the operator cannot change nodes that use that stack"
 """Part of every refusal, until such a change is built."""
 NEW_MIG_MANAGER = "v0.15.1"
@@ -43,15 +48,8 @@ class DraStack:
 
     @property
     def serves(self) -> bool:
-        """Whether NVIDIA's DRA stack serves the GPUs of the cluster. There are three such cases: a GPUCluster exists;
-        or a DRA driver exists, and neither a ClusterPolicy nor NVIDIA's device-plugin chart; or a DRA driver that
-        serves GPUs exists beside a ClusterPolicy whose device plugin is off."""
-        if self.gpu_cluster:
-            return True
-        driver, policy = self.dra.driver, self.cluster_policy
-        if driver is None:
-            return False
-        return policy is None or (driver.serves_gpus and policy.is_off(PLUGIN_SWITCH))
+        """Whether NVIDIA's DRA stack serves the GPUs of the cluster (`is_served_by_dra`)."""
+        return is_served_by_dra(self.gpu_cluster, self.cluster_policy, self.dra)
 
     @property
     def partitioner(self) -> ClusterPolicyView | None:
@@ -231,9 +229,19 @@ def find_lacks(stack: DraStack) -> tuple[Lack, ...]:
     return tuple(lack for need in NEEDS if (lack := need.find(stack)) is not None)
 
 
+def is_complete(stack: DraStack) -> bool:
+    """Whether the operator can change the nodes that NVIDIA's DRA stack serves."""
+    del stack
+    return False
+
+
 def find_unshared(spec: GPUSharingPolicySpec) -> str:
     """Return why the policy's mode cannot exist with NVIDIA's DRA stack, or an empty string if it can. Only Full and
-    MIG without time-slicing can."""
+    MIG without time-slicing can, and MIG only with strategy mixed."""
+    if spec.mig is not None and spec.mig.strategy == "single" and spec.time_slicing is None:
+        return (
+            "it has no spec.mig.strategy single: pods request each profile by its own name there; use mixed"
+        )
     if spec.mode not in (Mode.TIME_SLICING, Mode.MPS) and spec.time_slicing is None:
         return ""
     mode = f"mode {spec.mode}" if spec.mode is not Mode.MIG else "mode MIG with spec.timeSlicing"

@@ -12,7 +12,7 @@ from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.commands import Fields
-from gpusharing.planning.stack.drastack import find_dra_stack
+from gpusharing.planning.stack.drastack import find_dra_stack, is_complete
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
@@ -144,8 +144,9 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
 
     Pointers are set only if chart value gpuOperator.configure is on and both ConfigMaps exist and are ours, because a
     pod that mounts a missing one cannot start. They are not set while a node is in the middle of a change, because
-    every operand restarts on every node when ClusterPolicy changes. Nor are they set without a ClusterPolicy, if it is
-    unknown which one counts, if its pods run in another namespace, or if NVIDIA's DRA stack serves the GPUs.
+    every operand restarts on every node when ClusterPolicy changes. Nor are they set without a ClusterPolicy, if
+    it is unknown which one counts, or if its pods run in another namespace. Where NVIDIA's DRA stack serves the
+    GPUs, only that of mig-manager is set, and only once the stack is complete.
 
     A pointer that somebody else has set, or that we have set once before, is left alone. So is one with which device
     plugins could not start, because our ConfigMap lacks the default or entries that Nodes name.
@@ -155,13 +156,12 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
         return None
     written = stack.plugin_map_exists and NEUTRAL_KEY in stack.plugin_configs and bool(stack.mig_file)
     apart = stack.foreign_map or find_other_namespace(policy, settings.gpu_operator_namespace)
-    by_dra = find_dra_stack(stack, settings.gpu_operator_namespace).serves
-    if not quiet or not written or apart or by_dra or stack.rival_policies:
+    dra = find_dra_stack(stack, settings.gpu_operator_namespace)
+    if not quiet or not written or apart or stack.rival_policies or (dra.serves and not is_complete(dra)):
         return None
-    pointers = (
-        plugin_pointer(policy, settings.plugin_config_map, stack.plugin_configs, stack.missing_entries),
-        mig_pointer(policy, settings.mig_config_map),
-    )
+    plugin = plugin_pointer(policy, settings.plugin_config_map, stack.plugin_configs, stack.missing_entries)
+    mig = mig_pointer(policy, settings.mig_config_map)
+    pointers = (mig,) if dra.serves else (plugin, mig)
     wanted = {
         pointer.field: pointer.ours
         for pointer in pointers

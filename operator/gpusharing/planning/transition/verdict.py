@@ -180,7 +180,7 @@ class NodeCase(ActuatorCase):
         fence, reboots = self.node.fence, self.disruption is DisruptionClass.REBOOT
         since = fence.since if fence else None
         scope = scope_of(self.settings, all_pods=reboots, cordoned_at=since, node=self.node.name)
-        return replace(scope, silent=not self.node.ready)
+        return replace(scope, silent=not self.node.ready, evicts_claims=self.stack.by_dra)
 
     @property
     def gangs(self) -> tuple[GangView, ...]:

@@ -237,8 +237,8 @@ def find_disruption(
     (docs/design/transition.md#classes). NONE if `mismatch` is None, which means that the node is as it should be.
 
     If the MIG mode of a GPU has to change or is still pending, it is REBOOT or RESET, depending on whether mig-manager
-    may reboot the node. It is GPU_PODS if layouts or resources change, if mig-manager has work left, or if the change
-    ends MPS clients. Otherwise it is PLUGIN_RESTART.
+    may reboot the node. It is GPU_PODS if layouts or resources change, if mig-manager has work left, if the change
+    ends MPS clients, or if there is no device plugin to restart. Otherwise it is PLUGIN_RESTART.
 
     Raises ValueError if there is a mismatch and the target does not have one layout for each GPU.
     """
@@ -248,7 +248,7 @@ def find_disruption(
         if gpu.mig_enabled != (layout is not None) or gpu.mig_pending:
             reboots = stack.cluster_policy is not None and stack.cluster_policy.with_reboot
             return DisruptionClass.REBOOT if reboots else DisruptionClass.RESET
-    if not _serves_already(node, observed, target):
+    if stack.by_dra or not _serves_already(node, observed, target):
         return DisruptionClass.GPU_PODS
     if Mark.ENDS_MPS in mismatch.reason.marks and (
         target.mode is Mode.MPS or uses_mps(node, observed, stack)

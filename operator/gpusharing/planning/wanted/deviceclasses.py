@@ -5,63 +5,18 @@ Whole GPUs need none, because the driver's chart brings class `gpu.nvidia.com` f
 v0.5.0, templates/deviceclass-gpu.yaml).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from gpusharing.api.names import RESOURCE_MIG_PREFIX
 from gpusharing.planning.gpus.geometry import Layout, resource_name
-from gpusharing.planning.snapshot.draviews import DRA_DRIVER
-from gpusharing.planning.vocabulary.lengths import some
-from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.snapshot.actions import WriteClasses
+from gpusharing.planning.snapshot.draviews import DRA_DRIVER, DeviceClassView, WantedClass
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.wanted.target import Target
 
 PREFIX = "gpusharing-mig-"
 """How the names of our DeviceClasses begin. The suffix of the extended resource follows."""
-
-
-@value
-class DeviceClassView:
-    """A DeviceClass in the cluster."""
-
-    name: str
-    """Name of the class."""
-    uid: str
-    """UID of the class."""
-    version: str
-    """The resourceVersion at which it was read."""
-    ours: bool
-    """Whether it has our label."""
-    resource: str
-    """The extended resource by which pods may request its devices. Empty if it has none."""
-    selectors: tuple[str, ...]
-    """The CEL expressions that a device must satisfy."""
-    plain: bool = True
-    """Whether its spec has nothing besides these two."""
-
-
-@value
-class WantedClass:
-    """A DeviceClass of ours as it should be."""
-
-    name: str
-    """Name of the class."""
-    resource: str
-    """The extended resource by which pods request the profile."""
-    selector: str
-    """The CEL expression that selects the MIG devices of the profile."""
-
-
-@value
-class ClassPlan:
-    """What has to be done about our DeviceClasses."""
-
-    create: tuple[WantedClass, ...] = ()
-    """The classes that are missing, by name."""
-    correct: tuple[tuple[WantedClass, DeviceClassView], ...] = ()
-    """Classes of ours that somebody has changed, with what they are now."""
-    remove: tuple[DeviceClassView, ...] = ()
-    """Classes of ours whose profile no policy uses any more, by name."""
-    conflict: str = ""
-    """The message about the first class of somebody else that takes the place of one of ours. Empty if there is
-    none."""
 
 
 def wanted_class(profile: str) -> WantedClass:
@@ -81,24 +36,44 @@ def find_profiles(layouts: Iterable[Layout | None]) -> tuple[str, ...]:
     return tuple(sorted({profile for layout in layouts for profile, _ in layout or ()}))
 
 
-def plan_classes(profiles: Iterable[str], present: Iterable[DeviceClassView]) -> ClassPlan:
-    """Return what has to be done so that there is exactly one class of ours for each of `profiles`. `present` are all
-    DeviceClasses of the cluster.
+def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteClasses | None:
+    """Return the writes after which there is one class of ours for each profile that one of `targets` has, and no class
+    for a profile that neither a target nor a node has. None if there is nothing to write, or if the classes were not
+    read.
 
     A class of somebody else is never touched. If it has the name or the extended resource of one of ours, that one is
-    not created, and the conflict names it: of two classes with the same extended resource the scheduler uses one.
+    not created, because of two classes with the same extended resource the scheduler uses one. A class of ours that
+    has lost its extended resource is not corrected: the API server drops that field where it does not serve it.
     """
-    classes = {one.name: one for one in sorted(present, key=lambda one: one.name)}
-    wanted = {one.name: one for one in map(wanted_class, sorted(set(profiles)))}
-    foreign = {name: found for name, one in wanted.items() if (found := _foreign(one, classes))}
-    create, correct = [], []
-    for name, one in wanted.items():
-        if (current := classes.get(name)) is None and name not in foreign:
-            create.append(one)
-        elif current is not None and current.ours and not _is_right(current, one):
-            correct.append((one, current))
-    unused = (one for one in classes.values() if one.ours and one.name not in wanted)
-    return ClassPlan(tuple(create), tuple(correct), tuple(unused), _tell(foreign, wanted))
+    if (present := snapshot.stack.dra.classes) is None:
+        return None
+    classes = {one.name: one for one in present}
+    taken = {name for one in present if not one.ours for name in (one.name, one.resource)}
+    wanted = _classes_of(target.layouts for target in targets)
+    reports = (one.observed for one in snapshot.gpunodes.values() if one.observed is not None)
+    published = (node.devices for node in snapshot.nodes.values() if node.devices is not None)
+    in_use = wanted | _classes_of(
+        (*(one.hardware.layouts for one in reports), *(one.layouts for one in published))
+    )
+    ours = {name: one for name, one in classes.items() if one.ours}
+    writes = WriteClasses(
+        create=tuple(
+            one for name, one in wanted.items() if name not in classes and not taken & {name, one.resource}
+        ),
+        correct=tuple(
+            (one, ours[name])
+            for name, one in in_use.items()
+            if name in ours and ours[name].resource and not _is_right(ours[name], one)
+        ),
+        remove=tuple(one for name, one in ours.items() if name not in in_use),
+    )
+    return None if writes == WriteClasses() else writes
+
+
+def _classes_of(nodes: Iterable[Iterable[Layout | None]]) -> dict[str, WantedClass]:
+    """Return the class for each profile in the layouts of these nodes, by name and sorted by profile."""
+    profiles = find_profiles(layout for layouts in nodes for layout in layouts)
+    return {one.name: one for one in map(wanted_class, profiles)}
 
 
 def _is_right(current: DeviceClassView, wanted: WantedClass) -> bool:
@@ -106,21 +81,19 @@ def _is_right(current: DeviceClassView, wanted: WantedClass) -> bool:
     return current.plain and (current.resource, current.selectors) == (wanted.resource, (wanted.selector,))
 
 
-def _foreign(wanted: WantedClass, classes: Mapping[str, DeviceClassView]) -> str:
-    """Return the name of somebody else's class that has the name or the extended resource of `wanted`. Empty if there
-    is none."""
-    taken = (one for one in classes.values() if not one.ours)
-    return next((one.name for one in taken if wanted.name == one.name or wanted.resource == one.resource), "")
-
-
-def _tell(foreign: Mapping[str, str], wanted: Mapping[str, WantedClass]) -> str:
-    """Return the message about the first class in `foreign`, which maps the name of one of ours to that of somebody
-    else's, with the resources of all. Empty if `foreign` is empty."""
-    if not foreign:
-        return ""
-    theirs = next(iter(foreign.values()))
-    resources = some([wanted[name].resource for name in foreign])
-    return (
-        f"DeviceClass {theirs} was created by somebody else and serves {resources}, so the operator creates none;"
-        f" to hand it over: kubectl delete deviceclass {theirs}"
-    )
+def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> str:
+    """Return why pods could not request a MIG profile of these layouts as an extended resource, or an empty string if
+    they could, or if there is no profile."""
+    classes = stack.dra.classes or ()
+    names, resources = {one.name: one for one in classes}, {one.resource for one in classes}
+    for one in map(wanted_class, find_profiles(layouts)):
+        current = names.get(one.name)
+        if current is not None and not current.resource:
+            return (
+                f"DeviceClass {one.name} has no spec.extendedResourceName, so no pod could request {one.resource}: the"
+                " API server drops the field unless its feature gate DRAExtendedResource is on. Once it is, run:"
+                f" kubectl delete deviceclass {one.name}"
+            )
+        if one.resource not in resources:
+            return f"no DeviceClass makes {one.resource} requestable yet; the operator creates {one.name}"
+    return ""

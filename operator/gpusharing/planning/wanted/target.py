@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache, partial
 
 from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, RESOURCE_MIG_PREFIX, Mode
@@ -39,6 +39,10 @@ CLOCKS_APART = 2 * CLOCK_ERROR
 """The largest possible difference between the clocks of an operator and of its successor."""
 
 
+ALWAYS = datetime.fromtimestamp(0, UTC)
+"""Since when a node has been configured that needs no entry of ours."""
+
+
 def known_times(times: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
     """Return the times at which entries were written, by key, without times that are more than CLOCKS_APART in the
     future. Such a time means that the clock has been set back since then. The entry is then written again, so that
@@ -56,15 +60,15 @@ def configured_since(
     """Return since when our ConfigMaps have contained exactly what a node needs, by content and not by name (ADR 16):
     the later of the two times of writing. None if an entry is missing, has other content, or has no recorded time,
     or if our mig-parted file is not exactly as we render it. The mig-parted entry and file are not checked if
-    mig-manager does not read our file, or if `mig_config` is empty.
+    mig-manager does not read our file, or if `mig_config` is empty. ALWAYS if the node needs neither entry.
 
-    `plugin` is the key and the YAML of the device plugin's configuration. `layouts` are those that `mig_config` must
-    give the GPUs.
+    `plugin` is the key and the YAML of the device plugin's configuration; the key is empty if it needs none. `layouts`
+    are those that `mig_config` must give the GPUs.
     """
     key, text = plugin
-    if stack.plugin_configs.get(key) != text:
+    if key and stack.plugin_configs.get(key) != text:
         return None
-    keys = [key]
+    keys = [key] if key else []
     if mig_config and stack.serves_our_mig_file:
         entry = migfile.parse(stack.mig_file).get(mig_config)
         if entry is None or not migfile.is_rendered(stack.mig_file):
@@ -74,7 +78,7 @@ def configured_since(
         keys.append(mig_config)
     if not stack.written.keys() >= set(keys):
         return None
-    return max(stack.written[name] for name in keys)
+    return max((stack.written[name] for name in keys), default=ALWAYS)
 
 
 @value
@@ -162,7 +166,7 @@ def _find_target(
         return layouts
     if (refused := _too_many_clients(spec, node, gpus)) is not None:
         return refused
-    if spec.mig is not None and stack.cluster_policy is not None:
+    if spec.mig is not None and stack.cluster_policy is not None and not stack.by_dra:
         too_old = toolversions.find_too_old(spec.mig.strategy, gpus, layouts, stack.cluster_policy)
         if too_old is not None:
             return replace(too_old, message=f"{node}: {too_old.message}")
@@ -183,11 +187,11 @@ def _target(
     layouts: tuple[Layout | None, ...],
     plugin: PluginConfig,
 ) -> Target:
-    """Return the target of `policy` with these layouts and this device-plugin configuration. All other fields of the
-    target are derived from the arguments."""
+    """Return the target of `policy` with these layouts and this device-plugin configuration, from which its other
+    fields are derived. It has no key where NVIDIA's DRA driver takes the device plugin's place."""
     replicas = plugin.sharing.replicas[0][1] if plugin.sharing else 1
     content = pluginconfig.render(plugin)
-    key = pluginconfig.key_for(policy, content)
+    key = "" if stack.by_dra else pluginconfig.key_for(policy, content)
     return Target(
         mode=mode,
         routing=routing_label(mode, time_slicing=plugin.sharing is not None),
@@ -519,7 +523,8 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
         return "an older version of the operator recorded the last proof without its layout"
     if record.gpus not in (0, len(gpus)):
         return f"the last proof covered {counted(record.gpus, 'GPU')}, but NVML lists {len(gpus)}"
-    content, plugin = _find_plugin(record.plugin_config, stack)
+    key = "" if stack.by_dra else record.plugin_config
+    content, plugin = ("", PluginConfig("mixed")) if stack.by_dra else _find_plugin(key, stack)
     if plugin is None:
         return f"the device plugin's configuration {record.plugin_config} no longer exists"
     layouts = _find_layouts(record, node, observed, stack)
@@ -534,11 +539,11 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
         routing=routing_label(mode, time_slicing=plugin.sharing is not None),
         layouts=layouts,
         mig_config=record.mig_config,
-        plugin_key=record.plugin_config,
+        plugin_key=key,
         plugin=plugin,
         resources=predict_resources(layouts, plugin),
         text=text,
-        configured=configured_since((record.plugin_config, content), record.mig_config, layouts, gpus, stack),
+        configured=configured_since((key, content), record.mig_config, layouts, gpus, stack),
     )
 
 

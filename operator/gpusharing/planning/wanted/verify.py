@@ -100,6 +100,7 @@ class Source(StrEnum):
     PLUGIN = "device plugin"
     GFD = "GFD labels"
     ALLOCATABLE = "allocatable"
+    SLICES = "ResourceSlices"
 
 
 @value
@@ -257,9 +258,12 @@ def _paused(compared: Comparison) -> str:
 
 
 def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | None:
-    """Return the configuration that the labels give the node's device plugin now; without an entry, nothing is shared.
-    A valid MIG strategy in ClusterPolicy overrides that of the entry. None if the entry that the label or else the
-    default names does not exist or is refused by the plugin (b.4)."""
+    """Return the configuration that the labels give the node's device plugin now; without an entry, or where NVIDIA's
+    DRA driver takes the plugin's place, nothing is shared. A valid MIG strategy in ClusterPolicy overrides that of the
+    entry. None if the entry that the label or else the default names does not exist or is refused by the plugin
+    (b.4)."""
+    if stack.by_dra:
+        return PluginConfig()
     key = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
     # ClusterPolicy mig.strategy overrides that of every configuration (b.2).
     fixed = STRATEGIES.get(stack.cluster_policy.mig_strategy) if stack.cluster_policy else None
@@ -411,15 +415,21 @@ AGENT_CHECKS = (
 """What the agent's reading proves, with every actuator. The agent comes first because every other source may be
 stale."""
 
-CHECKS = (
-    *AGENT_CHECKS,
+MIG_CHECKS = (
     Check(_mig_config, Reason.LABEL_MISMATCH, Source.MIG_MANAGER),
     Check(_mig_failed, Reason.ACTUATOR_FAILED, Source.MIG_MANAGER),
     Check(_mig_busy, Reason.ACTUATOR_BUSY, Source.MIG_MANAGER),
     Check(_paused, Reason.OPERANDS_PAUSED, Source.OPERANDS),
+)
+"""What proves that mig-manager is done, with every actuator that uses it."""
+COMPUTE_MODE = Check(_exclusive, Reason.COMPUTE_MODE, Source.NVML)  # or a mode that the agent may not read
+
+CHECKS = (
+    *AGENT_CHECKS,
+    *MIG_CHECKS,
     Check(_plugin_config, Reason.LABEL_MISMATCH, Source.PLUGIN),
     Check(_mps_absent, Reason.MPS_NOT_RUNNING, Source.NVML),
-    Check(_exclusive, Reason.COMPUTE_MODE, Source.NVML),  # or a mode that the agent may not read
+    COMPUTE_MODE,
     Check(_gfd_not_restarted, Reason.LABEL_MISMATCH, Source.GFD),
     Check(_gfd_labels, Reason.LABEL_MISMATCH, Source.GFD),
     Check(

@@ -2,11 +2,11 @@
 
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.wanted.actuators.actuator import Actuator
+from gpusharing.planning.wanted.actuators.dra import DRA
 from gpusharing.planning.wanted.actuators.labels import LABELS
 
 
 def find_actuator(stack: StackView) -> Actuator:
     """Return the actuator that changes the nodes of a cluster with this installation. If no actuator can, the result
     has no effect, because every policy is refused (stack/acceptance.py)."""
-    del stack  # both installations that are supported today follow the same labels
-    return LABELS
+    return DRA if stack.by_dra else LABELS

@@ -1,14 +1,21 @@
 """DeviceClasses as they are read and written."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
+from tests.build import NOW
+from tests.planning.test_deviceclasses import plan
 
+from gpusharing.controller.sharedwrites import SharedWrites
 from gpusharing.kube.client import DEVICE_CLASSES, JSON
-from gpusharing.kube.deviceclasses import device_class, device_class_view, write_classes
+from gpusharing.kube.deviceclasses import device_class, device_class_view
 from gpusharing.kube.errors import AlreadyExists, Conflict
-from gpusharing.planning.wanted.deviceclasses import ClassPlan, DeviceClassView, plan_classes, wanted_class
+from gpusharing.kube.sources import Sources, SourceSettings
+from gpusharing.planning.snapshot.actions import WriteClasses
+from gpusharing.planning.snapshot.draviews import DeviceClassView
+from gpusharing.planning.wanted.deviceclasses import wanted_class
 
 SMALL = wanted_class("1g.10gb")
 
@@ -18,60 +25,78 @@ def present(cluster: FakeCluster) -> dict[str, DeviceClassView]:
     return {one["metadata"]["name"]: device_class_view(one) for one in cluster.objects(DEVICE_CLASSES)}
 
 
-async def carry_out(cluster: FakeCluster, *profiles: str) -> ClassPlan:
+def writer(cluster: FakeCluster) -> SharedWrites:
+    """The writer of the operator."""
+    client = cluster.client("operator")
+    return SharedWrites(client, Sources(client, SourceSettings(), lambda: None), lambda: NOW)
+
+
+async def carry_out(cluster: FakeCluster, *profiles: str) -> WriteClasses | None:
     """Plan for these profiles, and write; returns the plan."""
-    plan = plan_classes(profiles, present(cluster).values())
-    await write_classes(cluster.client("operator"), plan)
-    return plan
+    writes = plan(list(profiles), list(present(cluster).values()))
+    if writes is not None:
+        await writer(cluster).write_classes(writes)
+    return writes
 
 
 async def test_what_is_written_is_right_and_goes_when_nobody_uses_it() -> None:
     cluster = FakeCluster()
     cluster.add(DEVICE_CLASSES, {"metadata": {"name": "gpu.nvidia.com"}, "spec": {}})
     await carry_out(cluster, "1g.10gb", "3g.40gb")
-    assert (await carry_out(cluster, "1g.10gb", "3g.40gb")) == ClassPlan()
+    assert (await carry_out(cluster, "1g.10gb", "3g.40gb")) is None
     await carry_out(cluster, "1g.10gb")
     assert set(present(cluster)) == {"gpu.nvidia.com", SMALL.name}
     await carry_out(cluster)
     assert set(present(cluster)) == {"gpu.nvidia.com"}
 
 
+async def test_what_was_written_is_known_before_an_event_tells_of_it() -> None:
+    cluster = FakeCluster()
+    by_operator = writer(cluster)
+    await by_operator.write_classes(WriteClasses(create=(SMALL,)))
+    assert by_operator.sources.device_classes.items == present(cluster)
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"selectors": [{"cel": {"expression": "true"}}]},
-        {"extendedResourceName": None},
+        {"extendedResourceName": "example.com/x"},
         {"config": [{"opaque": {"driver": "gpu.nvidia.com", "parameters": {}}}]},
     ],
-    ids=["another selector", "no extended resource", "a configuration"],
+    ids=["another selector", "another extended resource", "a configuration"],
 )
 async def test_what_somebody_changed_is_put_right(change: dict[str, Any]) -> None:
     cluster = FakeCluster()
     await carry_out(cluster, "1g.10gb")
     cluster.patch(DEVICE_CLASSES, SMALL.name, {"spec": change})
-    assert (await carry_out(cluster, "1g.10gb")).correct
-    assert (await carry_out(cluster, "1g.10gb")) == ClassPlan()
+    writes = await carry_out(cluster, "1g.10gb")
+    assert writes is not None
+    assert writes.correct
+    assert (await carry_out(cluster, "1g.10gb")) is None
 
 
 async def test_what_changed_or_came_since_it_was_read_is_left_to_the_next_pass() -> None:
     cluster = FakeCluster()
-    stale = plan_classes(["1g.10gb"], [])
     await carry_out(cluster, "1g.10gb")
     with pytest.raises(AlreadyExists):
-        await write_classes(cluster.client("operator"), stale)
-    cluster.patch(DEVICE_CLASSES, SMALL.name, {"spec": {"extendedResourceName": "example.com/x"}})
-    wrong = plan_classes(["1g.10gb"], present(cluster).values())
+        await writer(cluster).write_classes(WriteClasses(create=(SMALL,)))
+    before = present(cluster)[SMALL.name]
     cluster.patch(DEVICE_CLASSES, SMALL.name, {"metadata": {"labels": {"example.com/a": "b"}}})
     with pytest.raises(Conflict):
-        await write_classes(cluster.client("operator"), wrong)
+        await writer(cluster).write_classes(WriteClasses(correct=((SMALL, before),)))
+    with pytest.raises(Conflict):
+        await writer(cluster).write_classes(WriteClasses(remove=(replace(before, uid="another"),)))
+    assert set(present(cluster)) == {SMALL.name}
 
 
 async def test_a_class_that_is_gone_already_counts_as_removed() -> None:
     cluster = FakeCluster()
     await carry_out(cluster, "1g.10gb", "3g.40gb")
-    removal = plan_classes([], present(cluster).values())
-    await write_classes(cluster.client("operator"), removal)
-    await write_classes(cluster.client("operator"), removal)
+    removal = plan([], list(present(cluster).values()))
+    assert removal is not None
+    await writer(cluster).write_classes(removal)
+    await writer(cluster).write_classes(removal)
     assert present(cluster) == {}
 
 

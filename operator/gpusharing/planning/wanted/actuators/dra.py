@@ -1,0 +1,198 @@
+"""The actuator of DRA with static partitions: mig-manager divides the GPUs as its label says, and NVIDIA's DRA driver
+publishes what it finds as devices.
+
+The driver looks for MIG devices only when its kubelet plugin starts, so each run replaces the plugin's pod once
+mig-manager is done. Its ResourceSlices outlive the pod, so they prove nothing before the new pod has run for a while.
+The fence names the pod to replace in `daemon_uid`, as it names that of the MPS daemon with the device plugin.
+
+Terms: docs/design/glossary.md#actuator, docs/design/glossary.md#fence,
+docs/design/glossary.md#point-of-no-return.
+"""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.stackviews import Operand, Program
+from gpusharing.planning.snapshot.views import NodeView, ObservedView
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.actuators.actuator import (
+    ActuatorCase,
+    Obstacle,
+    Sign,
+    Trouble,
+    Writing,
+    find_sign,
+)
+from gpusharing.planning.wanted.actuators.labels import LABELS
+from gpusharing.planning.wanted.deviceclasses import find_unrequestable
+from gpusharing.planning.wanted.slices import find_slice_mismatch
+from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.wanted.verify import (
+    AGENT_CHECKS,
+    COMPUTE_MODE,
+    MIG_CHECKS,
+    Check,
+    Comparison,
+    Source,
+)
+
+WHAT = "NVIDIA's DRA kubelet plugin"
+"""The program that publishes the devices, for messages."""
+
+
+# --- what stands in the way --------------------------------------------------------------------------------
+
+
+def _no_plugin(case: ActuatorCase, target: Target) -> str:
+    """Return the message that a first run to the target needs the kubelet plugin and no Ready pod of it is on the node,
+    with where to look. Empty if one is, or if no run is needed."""
+    if not _needs_run(case, target) or not (missing := _find_plugin_missing(case, again=False)):
+        return ""
+    where = f"label {Program.KUBELET_PLUGIN.label}={Program.KUBELET_PLUGIN}"
+    return f"{missing}; check the pods with {where} in namespace {case.settings.gpu_operator_namespace}"
+
+
+def _no_class(case: ActuatorCase, target: Target) -> str:
+    """Return why pods could not request the MIG devices of the target, or an empty string if they could."""
+    return find_unrequestable(target.layouts, case.stack)
+
+
+# --- what a run writes -------------------------------------------------------------------------------------
+
+
+def _needs_run(case: ActuatorCase, target: Target) -> bool:
+    """Whether mig-manager has to run, or the driver publishes other devices than the target has."""
+    return LABELS.needs_run(case, target) or bool(find_slice_mismatch(case.node, target.layouts))
+
+
+def _find_missing(case: ActuatorCase, goal: Target, again: bool) -> str:
+    """Return which pod is missing for a run to `goal`: that of mig-manager, as with labels, or that of the kubelet
+    plugin, which need not be Ready for a repeated run. Empty if none is."""
+    return LABELS.find_missing(case, goal, again) or _find_plugin_missing(case, again=again)
+
+
+def _find_plugin_missing(case: ActuatorCase, *, again: bool) -> str:
+    """Return the message that no pod of the kubelet plugin that can be used is on the node; empty if one is."""
+    pod = case.operands.get(Program.KUBELET_PLUGIN)
+    return (
+        "" if pod is not None and (again or pod.ready) else f"no Ready pod of {WHAT} runs on {case.node.name}"
+    )
+
+
+def _write(case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool) -> Writing:
+    """Return what a run to `goal` writes: what it writes with labels, and the kubelet plugin's pod as the one to
+    replace."""
+    pod = case.operands.get(Program.KUBELET_PLUGIN)
+    writing = LABELS.write(case, fence, goal, idle, again)
+    return replace(writing, daemon_uid=pod.uid if pod is not None else "", gfd_timestamp="")
+
+
+def _find_old(case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
+    """Return the next pod that the fence names and that still exists, with its name for people: mig-manager's, and
+    then, once mig-manager is done, that of the kubelet plugin. None if there is none."""
+    if (old := LABELS.find_old(case, fence)) is not None:
+        return old
+    pod = case.operands.get(Program.KUBELET_PLUGIN)
+    if pod is None or pod.uid != fence.daemon_uid or LABELS.find_trouble(case, fence) is not None:
+        return None
+    return pod, WHAT
+
+
+# --- how a run goes ----------------------------------------------------------------------------------------
+
+
+def _find_trouble(case: ActuatorCase, fence: Fence) -> Trouble | None:
+    """Return the trouble that mig-manager shows or else, once it is done, that of the kubelet plugin. None if both are
+    done."""
+    return LABELS.find_trouble(case, fence) or find_sign(SIGNS, case, fence)
+
+
+def _published_from(case: ActuatorCase, fence: Fence) -> datetime | None:
+    """Return the time from which the ResourceSlices are about this run: when the pod that replaces the old one has been
+    Ready for `restart_grace` seconds, because a pod becomes Ready shortly before it publishes. None if there is no
+    such pod that is Ready."""
+    pod = case.operands.get(Program.KUBELET_PLUGIN)
+    if pod is None or pod.uid == fence.daemon_uid or not pod.ready:
+        return None
+    return (pod.ready_since or fence.stage_since) + timedelta(seconds=case.settings.restart_grace)
+
+
+def _restarts(case: ActuatorCase, fence: Fence) -> str:
+    """Return the message that the kubelet plugin has not restarted since the change, or only just has, so that the
+    ResourceSlices may still be those of its predecessor. Empty once they are its own."""
+    since = _published_from(case, fence)
+    if since is not None and case.now >= since:
+        return ""
+    return f"{WHAT} is restarting; the ResourceSlices of {case.node.name} may be from before the change"
+
+
+def _outdated(case: ActuatorCase, fence: Fence) -> str:
+    """Return how the ResourceSlices differ from the GPUs although the kubelet plugin has restarted, as the agent's
+    answer to the request for the proof of this change shows, if another `restart_grace` seconds have passed. Its pod
+    may have started before the GPUs were divided. Empty otherwise."""
+    since, gpunode = _published_from(case, fence), case.gpunode
+    observed = gpunode.observed if gpunode is not None else None
+    if since is None or case.now < _late(case, since) or gpunode is None or observed is None:
+        return ""
+    asked = gpunode.request_id.startswith(f"{fence.op}:verify:") and observed.request_id == gpunode.request_id
+    if not asked or observed.quiet or observed.error:
+        return ""
+    return find_slice_mismatch(case.node, observed.hardware.layouts)
+
+
+def _late(case: ActuatorCase, since: datetime) -> datetime:
+    """Return when ResourceSlices that may be believed from `since` on should be right at the latest."""
+    return since + timedelta(seconds=case.settings.restart_grace)
+
+
+SIGNS = (
+    Sign(_restarts, Reason.ACTUATION_IN_PROGRESS, final=False, cure=""),
+    Sign(_outdated, Reason.ALLOCATABLE_MISMATCH, final=True, cure=f"restarting {WHAT}"),
+)
+"""Signs of the kubelet plugin, once mig-manager is done. The first match wins."""
+
+
+def _next_look(case: ActuatorCase, fence: Fence) -> datetime | None:
+    """Return when the passing of time alone may change what `_find_trouble` returns, or None if it will not."""
+    since = _published_from(case, fence)
+    moments = [LABELS.next_look(case, fence), since, None if since is None else _late(case, since)]
+    return min((moment for moment in moments if moment is not None and moment > case.now), default=None)
+
+
+# --- the proof ---------------------------------------------------------------------------------------------
+
+
+def _published(compared: Comparison) -> str:
+    """Return how the ResourceSlices of the node differ from the target, or an empty string if they do not."""
+    return find_slice_mismatch(compared.node, compared.target.layouts)
+
+
+def _tell_left(node: NodeView) -> str:
+    """Return an empty string: mig-manager's label means whole GPUs then, and nobody reads another."""
+    del node
+    return ""
+
+
+DRA = replace(
+    LABELS,
+    needs=frozenset({"mig-manager", "driver", "container-toolkit"}),
+    obstacles=(
+        *LABELS.obstacles,
+        Obstacle(_no_plugin, Reason.ACTUATOR_MISSING),
+        Obstacle(_no_class, Reason.ACTUATOR_MISSING),
+    ),
+    needs_run=_needs_run,
+    find_missing=_find_missing,
+    write=_write,
+    find_old=_find_old,
+    find_trouble=_find_trouble,
+    next_look=_next_look,
+    checks=(
+        *AGENT_CHECKS,
+        *MIG_CHECKS,
+        COMPUTE_MODE,
+        Check(_published, Reason.ALLOCATABLE_MISMATCH, Source.SLICES),
+    ),
+    tell_left=_tell_left,
+)

@@ -1,0 +1,40 @@
+"""Compares the ResourceSlices of a node with its target: what the scheduler sees where NVIDIA's DRA driver serves the
+GPUs, in place of the kubelet's allocatable counts and of GPU Feature Discovery's labels."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.vocabulary.lengths import counted, some
+from gpusharing.planning.wanted.target import describe_layouts
+
+
+def find_slice_mismatch(node: NodeView, layouts: Sequence[Layout | None]) -> str:
+    """Return how the devices that NVIDIA's DRA driver publishes for `node` differ from `layouts`, one per GPU. Empty if
+    they agree.
+
+    The GPUs are compared without regard to their order, because the driver names them by UUID. A GPU with MIG on and
+    without instances has no device.
+    """
+    if (devices := node.devices) is None:
+        return f"NVIDIA's DRA driver publishes no ResourceSlice for {node.name}"
+    if devices.missing:
+        slices = counted(devices.missing, "ResourceSlice")
+        return f"NVIDIA's DRA driver has not published {slices} of pool {node.name} yet"
+    if devices.others:
+        return f"NVIDIA's DRA driver publishes {some(devices.others)} of {node.name}, neither GPUs nor MIG devices"
+    wanted = [layout for layout in layouts if layout is None or layout]
+    if Counter(wanted) == Counter(devices.layouts):
+        return ""
+    return (
+        f"the ResourceSlices of {node.name} show {tell_devices(devices.layouts)} instead of {tell_devices(wanted)};"
+        " NVIDIA's DRA driver looks for MIG devices only when its pod starts"
+    )
+
+
+def tell_devices(layouts: Sequence[Layout | None]) -> str:
+    """Return the layouts for people, with the number of GPUs even if all have the same layout."""
+    if len(set(layouts)) > 1:
+        return describe_layouts(layouts)
+    return f"{describe_layouts(layouts)} ({counted(len(layouts), 'GPU')})" if layouts else "no device"
