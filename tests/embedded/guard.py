@@ -34,18 +34,25 @@ from gpusharing.api import names
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
+    DEVICE_CLASSES,
     GPUNODES,
     JSON,
     NODES,
     PODS,
     POLICIES,
     RESOURCE_CLAIMS,
+    RESOURCE_SLICES,
     Resource,
 )
 from gpusharing.kube.errors import NotFound
 
-RESTARTED = ("nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon")
+RESTARTED = (
+    "nvidia-mig-manager",
+    "nvidia-device-plugin-mps-control-daemon",
+    "dra-driver-nvidia-gpu-kubelet-plugin",
+)
 """Pods that we may delete: the actuators' own."""
+OUR_CLASS, OUR_RESOURCE = "gpusharing-mig-", "nvidia.com/mig-"
 OUR_MAPS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
 UPSTREAM = {"migManager": "default-mig-parted-config"}
 """What NVIDIA's CRD made of an empty name (docs/design/nvidia.md#d6)."""
@@ -116,6 +123,8 @@ class PromiseGuard:
             self._pointers(call.name, call.body or {})
         elif kind == ("patch", "daemonsets", "") and self.repairs:
             self._repair(call.name, call.body or {})
+        elif kind[1] == "deviceclasses" and self.software.settings.dra:
+            self._device_class(call.verb, call.name, call.body or {})
         else:
             self._expect(kind in OTHER_WRITES, f"the operator may not {kind}")
         if kind == ("delete", "pods", ""):
@@ -172,6 +181,31 @@ class PromiseGuard:
         self._expect(set(body["metadata"]) == {"resourceVersion"}, f"wrote {body['metadata']}")
         self._expect(body["spec"].keys() == {"template"}, f"wrote {body['spec']}")
 
+    def _device_class(self, verb: str, name: str, body: JSON) -> None:
+        """Only a class of ours, for one MIG profile, and nothing that configures a device."""
+        self._expect(name.startswith(OUR_CLASS), f"wrote DeviceClass {name}")
+        if verb != "create":
+            rows = (raw for raw in self.cluster.store.all(DEVICE_CLASSES) if raw["metadata"]["name"] == name)
+            for raw in rows:
+                managed = raw["metadata"].get("labels", {}).get(names.LABEL_MANAGED_BY)
+                self._expect(managed == names.MANAGED_BY, f"{verb} of DeviceClass {name} of somebody else")
+        if verb != "delete":
+            spec = {key: value for key, value in body["spec"].items() if value is not None}
+            self._expect(spec.keys() <= {"selectors", "extendedResourceName"}, f"DeviceClass {name}: {spec}")
+            resource = spec.get("extendedResourceName", OUR_RESOURCE)
+            self._expect(resource.startswith(OUR_RESOURCE), f"DeviceClass {name} serves {resource}")
+
+    def _published(self, node: str) -> dict[str, int] | None:
+        """What the DRA driver's devices of a node stand for; None where the device plugin serves."""
+        if not self.software.settings.dra:
+            return None
+        counts: Counter[str] = Counter()
+        for raw in self.cluster.store.all(RESOURCE_SLICES):
+            for device in raw["spec"]["devices"] if raw["spec"]["nodeName"] == node else ():
+                profile = device["attributes"].get("profile", {}).get("string", "")
+                counts[f"{OUR_RESOURCE}{profile.replace('+', '.')}" if profile else "nvidia.com/gpu"] += 1
+        return dict(counts)
+
     def _finalizer(self, body: JSON) -> None:
         """The spec belongs to people and to what they keep it in."""
         self._expect(set(body) == {"metadata"}, f"wrote {', '.join(body)} of a policy")
@@ -220,7 +254,8 @@ class PromiseGuard:
                 not foreign_marks(node), f"evicted {name} while {foreign_marks(node)} work on the node"
             )
         reboot = fence is not None and fence["disruption"] == "Reboot"
-        for why in wrong_in_eviction(pod, self._claims(), reboot=reboot):
+        dra = self.software.settings.dra
+        for why in wrong_in_eviction(pod, self._claims(), reboot=reboot, dra=dra):
             self._expect(False, f"evicted {name}, but {why}")
         sharing = keeps_for(pod, self.cluster.store.all(PODS))
         self._expect(not sharing, f"evicted {name}, with which KAI keeps the GPU of {sharing}")
@@ -328,7 +363,8 @@ class PromiseGuard:
             if labels_of(raw).get(names.LABEL_POLICY) != policy_name or not selects(policy, raw):
                 continue
             self._expect(fence_of(raw) is None, f"{policy_name} Ready while {name} is fenced")
-            different = difference(policy["spec"], raw, self.software.nodes[name], self._site())
+            machine, published = self.software.nodes[name], self._published(name)
+            different = difference(policy["spec"], raw, machine, self._site(), published)
             self._expect(not different, f"{policy_name} Ready while {name}: {different}")
 
     def _site(self) -> dict[str, dict[str, int]]:

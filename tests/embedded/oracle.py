@@ -61,8 +61,15 @@ def wanted_resources(spec: JSON, products: Sequence[str], site: Named | None = N
     return {f"{name}{suffix}": count * shares.get("replicas", 1) for name, count in counts.items() if count}
 
 
-def difference(spec: JSON, node: JSON, machine: SimNode, site: Named | None = None) -> str:
-    """How the SIMULATED machine and the Node differ from what the spec wants; empty when they do not."""
+def difference(
+    spec: JSON,
+    node: JSON,
+    machine: SimNode,
+    site: Named | None = None,
+    published: Mapping[str, int] | None = None,
+) -> str:
+    """How the SIMULATED machine and the Node differ from what the spec wants; empty when they do not. `published`: the
+    resources that the DRA driver's devices stand for, where it serves the GPUs and allocatable has none."""
     gpus = machine.gpus.look()
     products = [gpu.product for gpu in gpus]
     found: list[Mapping[str, int] | None] = [
@@ -84,6 +91,9 @@ def difference(spec: JSON, node: JSON, machine: SimNode, site: Named | None = No
         for name, count in allocatable.items()
         if name.startswith("nvidia.com/") and count != "0"
     }
+    if published is not None and served:
+        return f"allocatable {served} beside the DRA driver"
+    served = served if published is None else dict(published)
     if served != wanted_resources(spec, products, site):
         return f"serves {served}, wanted {wanted_resources(spec, products, site)}"
     paused = [key for key, value in node["metadata"]["labels"].items() if "paused-for" in value]

@@ -39,8 +39,10 @@ def must_leave(pod: JSON, claims: Mapping[str, JSON], *, reboot: bool) -> bool:
     return gpu or reboot
 
 
-def wrong_in_eviction(pod: JSON, claims: Mapping[str, JSON], *, reboot: bool) -> Iterator[str]:
-    """Why this pod may not be evicted at all."""
+def wrong_in_eviction(
+    pod: JSON, claims: Mapping[str, JSON], *, reboot: bool, dra: bool = False
+) -> Iterator[str]:
+    """Why this pod may not be evicted at all. `dra`: NVIDIA's DRA driver serves the GPUs of the cluster."""
     if pod["metadata"]["namespace"] == PROTECTED:
         yield "nothing is evicted in its namespace"
     if is_mirror(pod):
@@ -51,7 +53,7 @@ def wrong_in_eviction(pod: JSON, claims: Mapping[str, JSON], *, reboot: bool) ->
         yield "it has finished"
     if "deletionTimestamp" in pod["metadata"]:
         yield "it is leaving"
-    if any(_gives_gpu(claims.get(name)) for name in _claimed(pod)):
+    if not dra and any(_gives_gpu(claims.get(name)) for name in _claimed(pod)):
         yield "the DRA driver manages its GPU"
     if not must_leave(pod, claims, reboot=reboot):
         yield "it holds no GPU"
