@@ -21,7 +21,7 @@ from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.plainstack import daemon_set_view, find_dra
 from gpusharing.kube.sources import Sources, SourceSettings, by_node
 from gpusharing.kube.stackreader import StackReader
-from gpusharing.planning.snapshot.draviews import DraDriverView, DraView, NodeDevices
+from gpusharing.planning.snapshot.draviews import DraDriverView, DraView, NodeDevices, key_of
 from gpusharing.planning.snapshot.stackviews import Program
 from gpusharing.planning.wanted.verify import served
 
@@ -54,9 +54,13 @@ def test_a_driver_that_serves_gpus_comes_before_one_that_does_not() -> None:
 
 
 def devices(*slices: JSON) -> dict[str, NodeDevices]:
-    """What these slices publish, by node."""
+    """What these slices publish, by node, without the keys."""
     views = {str(number): slice_view(raw) for number, raw in enumerate(slices)}
-    return DeviceIndex(lambda: views).by_node()
+    found = DeviceIndex(lambda: views).by_node()
+    return {name: replace(one, key="") for name, one in found.items()}
+
+
+ONE_GPU = NodeDevices((None,), key=key_of(["GPU-0"]))
 
 
 def test_devices_are_grouped_by_the_gpu_that_they_are_a_part_of() -> None:
@@ -80,16 +84,21 @@ def test_only_the_newest_generation_of_a_pool_counts_and_what_it_still_lacks_is_
 
 
 def test_a_device_that_is_neither_a_gpu_nor_a_part_of_one_is_named() -> None:
+    no_uuid = mig_device(0, "1g.10gb", 1)
+    del no_uuid["attributes"]["uuid"]
     odd: list[JSON] = [
         {"name": "vfio-0", "attributes": {"type": {"string": "vfio"}, "uuid": {"string": "GPU-0"}}},
         {"name": "no-gpu", "attributes": {"type": {"string": "mig"}, "profile": {"string": "1g.10gb"}}},
         {"name": "no-profile", "attributes": {"type": {"string": "mig"}, "parentUUID": {"string": "GPU-0"}}},
+        {**no_uuid, "name": "no-uuid"},
         {"name": "bare"},
         {"name": "odd", "attributes": {"type": {"int": 1}, "uuid": None}},
     ]
     prefixed = {"gpu.nvidia.com/type": {"string": "gpu"}, "gpu.nvidia.com/uuid": {"string": "GPU-1"}}
     found = devices(resource_slice("gpu-a", [*odd, {"name": "gpu-1", "attributes": prefixed}]))
-    assert found == {"gpu-a": NodeDevices((None,), others=("bare", "no-gpu", "no-profile", "odd", "vfio-0"))}
+    assert found == {
+        "gpu-a": NodeDevices((None,), others=("bare", "no-gpu", "no-profile", "no-uuid", "odd", "vfio-0"))
+    }
 
 
 def test_a_slice_without_any_field_is_an_empty_pool_without_a_name() -> None:
@@ -107,12 +116,12 @@ def test_a_view_stays_the_same_object_until_its_node_or_its_devices_change() -> 
     slices["a"] = slice_view(resource_slice("gpu-a", [whole_gpu(0)]))
     slices["other"] = slice_view(resource_slice("not-a-node", [whole_gpu(0)]))
     first = index.join_all(nodes)
-    assert first == {"gpu-a": replace(nodes["gpu-a"], devices=NodeDevices((None,))), "gpu-b": nodes["gpu-b"]}
+    assert first == {"gpu-a": replace(nodes["gpu-a"], devices=ONE_GPU), "gpu-b": nodes["gpu-b"]}
     slices["a"] = slice_view(resource_slice("gpu-a", [whole_gpu(0)]))
     assert index.join_all(nodes)["gpu-a"] is first["gpu-a"]
     slices["a"] = slice_view(resource_slice("gpu-a", [mig_device(0, "1g.10gb", 1)]))
     second = index.join_all(nodes)
-    assert second["gpu-a"].devices == NodeDevices(((("1g.10gb", 1),),))
+    assert second["gpu-a"].devices == NodeDevices(((("1g.10gb", 1),),), key=key_of(["MIG-0-1"]))
     assert index.join_all({**nodes, "gpu-a": replace(nodes["gpu-a"], ready=False)})["gpu-a"].ready is False
     assert index.join(nodes["gpu-b"]) is nodes["gpu-b"]
 
@@ -185,7 +194,7 @@ async def test_slices_are_followed_from_the_moment_when_the_dra_stack_is_there(
         cluster.add(kind, raw)
         await asyncio.sleep(5)
         dra = reader.read(NOW).dra
-        assert sources.node_views()[name].devices == NodeDevices((None,))
+        assert sources.node_views()[name].devices == ONE_GPU
         assert sources.node_views()[name] == sources.seen_node(name)
         assert dra.doubles == (name,)
         assert {"resourceslices", "DRA driver pods"} <= sources.ages().keys()

@@ -7,12 +7,16 @@ import pytest
 from tests.build import SETTINGS, make_cluster_policy, make_node, make_policy, make_stack
 
 from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
-from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView, PlainStackView
+from gpusharing.planning.snapshot.stackviews import (
+    MIG_MANAGER_SWITCH,
+    PLUGIN_SWITCH,
+    ClusterPolicyView,
+    PlainStackView,
+)
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.acceptance import find_objection
 from gpusharing.planning.stack.drastack import (
     NEEDS,
-    PLUGIN_SWITCH,
     UNFINISHED,
     DraStack,
     find_doubles,

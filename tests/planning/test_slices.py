@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from tests.build import make_node
+from tests.build import make_gpu, make_gpunode, make_node
 
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.draviews import NodeDevices
@@ -24,7 +24,7 @@ MIXED: Layout = (("3g.40gb", 1), ("1g.10gb", 4))
     ids=["whole GPUs", "GPUs in another order", "MIG on without instances", "no device at all"],
 )
 def test_slices_agree_with_the_target(devices: NodeDevices, layouts: tuple[Layout | None, ...]) -> None:
-    assert find_slice_mismatch(replace(make_node("gpu-1"), devices=devices), layouts) == ""
+    assert find_slice_mismatch(replace(make_node("gpu-1"), devices=devices), layouts, None) == ""
 
 
 @pytest.mark.parametrize(
@@ -55,4 +55,17 @@ def test_slices_agree_with_the_target(devices: NodeDevices, layouts: tuple[Layou
 def test_a_difference_from_the_target_is_named(
     devices: NodeDevices | None, layouts: tuple[Layout | None, ...], says: str
 ) -> None:
-    assert says in find_slice_mismatch(replace(make_node("gpu-1"), devices=devices), layouts)
+    assert says in find_slice_mismatch(replace(make_node("gpu-1"), devices=devices), layouts, None)
+
+
+@pytest.mark.parametrize(
+    ("published", "read", "agrees"),
+    [("a", "a", True), ("a", "b", False), ("a", "", True), ("", "b", False)],
+    ids=["the same devices", "made anew", "the agent's are unknown", "the driver's are unknown"],
+)
+def test_the_same_layout_made_anew_has_other_devices(published: str, read: str, agrees: bool) -> None:
+    observed = make_gpunode(gpus=[make_gpu(layout=SMALL)]).observed
+    assert observed is not None
+    node = replace(make_node("gpu-1"), devices=NodeDevices((SMALL,), key=published))
+    said = find_slice_mismatch(node, (SMALL,), replace(observed, devices_key=read))
+    assert said == "" if agrees else "the ResourceSlices of gpu-1 name other devices than NVML has" in said

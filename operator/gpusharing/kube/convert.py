@@ -29,6 +29,7 @@ from gpusharing.planning.gpus.cards import Card, Profile, find_card
 from gpusharing.planning.gpus.doubts import find_doubt
 from gpusharing.planning.gpus.geometry import Layout, is_profile, normalize
 from gpusharing.planning.gpus.health import vitals_of
+from gpusharing.planning.snapshot.draviews import key_of
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
@@ -142,6 +143,11 @@ def observed_view(raw: object) -> ObservedView:
         pods=observed.pods,
         simulated=observed.simulated,
         driver_version=observed.driver_version,
+        devices_key=key_of(
+            one.uuid
+            for gpu in observed.gpus
+            for one in (gpu.instances if gpu.mig_mode == "Enabled" else (gpu,))
+        ),
     )
 
 

@@ -13,7 +13,7 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.raw import entries, section, strings, text, texts, whole
 from gpusharing.planning.gpus.geometry import Layout, normalize
-from gpusharing.planning.snapshot.draviews import DRA_DRIVER, DraDriverView, NodeDevices
+from gpusharing.planning.snapshot.draviews import DRA_DRIVER, DraDriverView, NodeDevices, key_of
 from gpusharing.planning.snapshot.views import NodeView
 
 GPUS, GPU_PROGRAM = "gpus", "gpu-kubelet-plugin"
@@ -55,8 +55,11 @@ class Device:
 
     name: str
     """Name of the device."""
+    uuid: str
+    """UUID of the device."""
     gpu: str
-    """UUID of the GPU that it is, or of which it is a part. Empty if it is neither a GPU nor a MIG device."""
+    """UUID of the GPU that it is, or of which it is a part. Empty if it is neither a GPU nor a MIG device with all of
+    its attributes."""
     profile: str
     """The MIG profile; empty for a whole GPU."""
 
@@ -87,8 +90,8 @@ def slice_view(raw: JSON) -> SliceView:
 
 
 def _device(raw: JSON) -> Device:
-    """Convert one raw device. Its `gpu` is empty unless it is a GPU, or a MIG device with a profile. A driver may
-    write its own attributes with or without its name as a prefix."""
+    """Convert one raw device. Its `gpu` is empty unless it is a GPU, or a MIG device with a UUID and a profile. A
+    driver may write its own attributes with or without its name as a prefix."""
     attributes = section(raw, "attributes")
 
     def read(attribute: str) -> str:
@@ -96,10 +99,10 @@ def _device(raw: JSON) -> Device:
         plain = text(attributes, attribute, "string")
         return plain or text(attributes, f"{DRA_DRIVER}/{attribute}", "string")
 
-    kind, name, profile = read("type"), text(raw, "name"), read("profile")
+    kind, name, profile, uuid = read("type"), text(raw, "name"), read("profile"), read("uuid")
     if kind == "gpu":
-        return Device(name, read("uuid"), "")
-    return Device(name, read("parentUUID") if kind == "mig" and profile else "", profile)
+        return Device(name, uuid, uuid, "")
+    return Device(name, uuid, read("parentUUID") if kind == "mig" and profile and uuid else "", profile)
 
 
 def tell_unread(error: KubeError | None, kind: str) -> str:
@@ -172,4 +175,5 @@ def _pool(slices: list[SliceView]) -> NodeDevices:
         layouts=(*divided, *whole_gpus),
         others=tuple(sorted(device.name for device in devices if not device.gpu)),
         missing=max(0, max(one.of for one in current) - len(current)),
+        key=key_of(device.uuid for device in devices),
     )

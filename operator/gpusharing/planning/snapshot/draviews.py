@@ -4,8 +4,9 @@ The names of programs, attributes and settings are as in dra-driver-nvidia-gpu v
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field
+from hashlib import sha256
 
 from gpusharing.api.names import RESOURCE_GPU
 from gpusharing.planning.gpus.geometry import Layout, resource_name
@@ -29,6 +30,11 @@ class DraDriverView:
     """The feature gates that are switched on in the container that serves GPUs."""
 
 
+def key_of(uuids: Iterable[str]) -> str:
+    """Return a hash of these UUIDs of devices, which does not depend on their order."""
+    return sha256("\n".join(sorted(uuids)).encode()).hexdigest()[:16]
+
+
 @value
 class NodeDevices:
     """The devices that NVIDIA's DRA driver publishes for one node."""
@@ -40,6 +46,8 @@ class NodeDevices:
     """Names of the devices that are neither a whole GPU nor a MIG device with its profile and its GPU, sorted."""
     missing: int = 0
     """How many ResourceSlices of the node's pool have not been published yet."""
+    key: str = ""
+    """The result of `key_of` for all of its devices. Empty if it is unknown."""
     resources: Mapping[str, int] = field(init=False, compare=False)
     """The devices as counts of the extended resources by which pods may request them, such as nvidia.com/gpu."""
 

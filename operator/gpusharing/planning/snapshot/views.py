@@ -219,6 +219,8 @@ class ObservedView:
     """Whether the GPUs are simulated."""
     driver_version: str = ""
     """Version of the driver, as NVML reports it. Empty if it is unknown."""
+    devices_key: str = ""
+    """The result of `draviews.key_of` for the MIG devices and the GPUs with MIG off. Empty if it is unknown."""
     hardware: Hardware = field(init=False, compare=False)
     """The same GPUs with the facts that rules derive from them."""
 

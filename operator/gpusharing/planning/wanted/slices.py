@@ -5,17 +5,19 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.wanted.target import describe_layouts
 
 
-def find_slice_mismatch(node: NodeView, layouts: Sequence[Layout | None]) -> str:
-    """Return how the devices that NVIDIA's DRA driver publishes for `node` differ from `layouts`, one per GPU. Empty if
-    they agree.
+def find_slice_mismatch(
+    node: NodeView, layouts: Sequence[Layout | None], observed: ObservedView | None
+) -> str:
+    """Return how the devices that NVIDIA's DRA driver publishes for `node` differ from `layouts`, one per GPU, or from
+    the devices that the agent has read. Empty if they agree.
 
     The GPUs are compared without regard to their order, because the driver names them by UUID. A GPU with MIG on and
-    without instances has no device.
+    without instances has no device. The same layout made anew has devices with other UUIDs.
     """
     if (devices := node.devices) is None:
         return f"NVIDIA's DRA driver publishes no ResourceSlice for {node.name}"
@@ -25,12 +27,13 @@ def find_slice_mismatch(node: NodeView, layouts: Sequence[Layout | None]) -> str
     if devices.others:
         return f"NVIDIA's DRA driver publishes {some(devices.others)} of {node.name}, neither GPUs nor MIG devices"
     wanted = [layout for layout in layouts if layout is None or layout]
-    if Counter(wanted) == Counter(devices.layouts):
-        return ""
-    return (
-        f"the ResourceSlices of {node.name} show {tell_devices(devices.layouts)} instead of {tell_devices(wanted)};"
-        " NVIDIA's DRA driver looks for MIG devices only when its pod starts"
-    )
+    when = "NVIDIA's DRA driver looks for MIG devices only when its pod starts"
+    if Counter(wanted) != Counter(devices.layouts):
+        now, due = tell_devices(devices.layouts), tell_devices(wanted)
+        return f"the ResourceSlices of {node.name} show {now} instead of {due}; {when}"
+    if observed is not None and observed.devices_key and devices.key != observed.devices_key:
+        return f"the ResourceSlices of {node.name} name other devices than NVML has; {when}"
+    return ""
 
 
 def tell_devices(layouts: Sequence[Layout | None]) -> str:

@@ -2,8 +2,8 @@
 publishes what it finds as devices.
 
 The driver looks for MIG devices only when its kubelet plugin starts, so each run replaces the plugin's pod once
-mig-manager is done. Its ResourceSlices outlive the pod, so they prove nothing before the new pod has run for a while.
-The fence names the pod to replace in `daemon_uid`, as it names that of the MPS daemon with the device plugin.
+mig-manager is done. Its ResourceSlices outlive the pod, so they prove nothing before the new pod is Ready. The fence
+names the pod to replace in `daemon_uid`, as it names that of the MPS daemon with the device plugin.
 
 Terms: docs/design/glossary.md#actuator, docs/design/glossary.md#fence,
 docs/design/glossary.md#point-of-no-return.
@@ -63,7 +63,8 @@ def _no_class(case: ActuatorCase, target: Target) -> str:
 
 def _needs_run(case: ActuatorCase, target: Target) -> bool:
     """Whether mig-manager has to run, or the driver publishes other devices than the target has."""
-    return LABELS.needs_run(case, target) or bool(find_slice_mismatch(case.node, target.layouts))
+    observed = case.gpunode.observed if case.gpunode is not None else None
+    return LABELS.needs_run(case, target) or bool(find_slice_mismatch(case.node, target.layouts, observed))
 
 
 def _find_missing(case: ActuatorCase, goal: Target, again: bool) -> str:
@@ -108,8 +109,8 @@ def _find_trouble(case: ActuatorCase, fence: Fence) -> Trouble | None:
     return LABELS.find_trouble(case, fence) or find_sign(SIGNS, case, fence)
 
 
-def _published_from(case: ActuatorCase, fence: Fence) -> datetime | None:
-    """Return the time from which the ResourceSlices are about this run: when the pod that replaces the old one has been
+def _publishes_by(case: ActuatorCase, fence: Fence) -> datetime | None:
+    """Return when the ResourceSlices should be right at the latest: when the pod that replaces the old one has been
     Ready for `restart_grace` seconds, because a pod becomes Ready shortly before it publishes. None if there is no
     such pod that is Ready."""
     pod = case.operands.get(Program.KUBELET_PLUGIN)
@@ -119,31 +120,25 @@ def _published_from(case: ActuatorCase, fence: Fence) -> datetime | None:
 
 
 def _restarts(case: ActuatorCase, fence: Fence) -> str:
-    """Return the message that the kubelet plugin has not restarted since the change, or only just has, so that the
-    ResourceSlices may still be those of its predecessor. Empty once they are its own."""
-    since = _published_from(case, fence)
-    if since is not None and case.now >= since:
+    """Return the message that the kubelet plugin has not restarted since the change, so that the ResourceSlices are
+    those of its predecessor. Empty once a new pod is Ready."""
+    if _publishes_by(case, fence) is not None:
         return ""
-    return f"{WHAT} is restarting; the ResourceSlices of {case.node.name} may be from before the change"
+    return f"{WHAT} is restarting; the ResourceSlices of {case.node.name} are from before the change"
 
 
 def _outdated(case: ActuatorCase, fence: Fence) -> str:
-    """Return how the ResourceSlices differ from the GPUs although the kubelet plugin has restarted, as the agent's
-    answer to the request for the proof of this change shows, if another `restart_grace` seconds have passed. Its pod
-    may have started before the GPUs were divided. Empty otherwise."""
-    since, gpunode = _published_from(case, fence), case.gpunode
+    """Return how the ResourceSlices differ from the GPUs although the kubelet plugin has had time to publish them, as
+    the agent's answer to the request for the proof of this change shows. Its pod may have started before the GPUs
+    were divided. Empty otherwise."""
+    due, gpunode = _publishes_by(case, fence), case.gpunode
     observed = gpunode.observed if gpunode is not None else None
-    if since is None or case.now < _late(case, since) or gpunode is None or observed is None:
+    if due is None or case.now < due or gpunode is None or observed is None:
         return ""
     asked = gpunode.request_id.startswith(f"{fence.op}:verify:") and observed.request_id == gpunode.request_id
     if not asked or observed.quiet or observed.error:
         return ""
-    return find_slice_mismatch(case.node, observed.hardware.layouts)
-
-
-def _late(case: ActuatorCase, since: datetime) -> datetime:
-    """Return when ResourceSlices that may be believed from `since` on should be right at the latest."""
-    return since + timedelta(seconds=case.settings.restart_grace)
+    return find_slice_mismatch(case.node, observed.hardware.layouts, observed)
 
 
 SIGNS = (
@@ -155,8 +150,7 @@ SIGNS = (
 
 def _next_look(case: ActuatorCase, fence: Fence) -> datetime | None:
     """Return when the passing of time alone may change what `_find_trouble` returns, or None if it will not."""
-    since = _published_from(case, fence)
-    moments = [LABELS.next_look(case, fence), since, None if since is None else _late(case, since)]
+    moments = LABELS.next_look(case, fence), _publishes_by(case, fence)
     return min((moment for moment in moments if moment is not None and moment > case.now), default=None)
 
 
@@ -165,7 +159,7 @@ def _next_look(case: ActuatorCase, fence: Fence) -> datetime | None:
 
 def _published(compared: Comparison) -> str:
     """Return how the ResourceSlices of the node differ from the target, or an empty string if they do not."""
-    return find_slice_mismatch(compared.node, compared.target.layouts)
+    return find_slice_mismatch(compared.node, compared.target.layouts, compared.observed)
 
 
 def _tell_left(node: NodeView) -> str:
