@@ -49,16 +49,20 @@ def node_manifest(
     gpus: int = 8,
     pool: str | None = None,
     labels: Mapping[str, str] | None = None,
+    plugin: bool = True,
 ) -> Object:
     """Return the manifest of a Node that kwok will run, with `gpus` whole cards of `product` (the name that NVML
     reports). It has the label LABEL_POOL unless `pool` is None or empty. `labels` are added to the usual ones and
-    replace those of the same name. Raises ValueError if the card is not in `gpusharing.planning.gpus.cards`."""
+    replace those of the same name. Without `plugin` no device plugin advertises the cards, as where NVIDIA's DRA driver
+    serves them. Raises ValueError if the card is not in `gpusharing.planning.gpus.cards`."""
     card = find_card(product)
     if card is None:
         raise ValueError(f"unknown card {product!r}: use a product name from gpusharing.planning.gpus.cards")
     own = {LABEL_POOL: pool} if pool else {}
     system = {"kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux", "kubernetes.io/hostname": name}
-    resources = {"cpu": CPU, "memory": MEMORY, "pods": PODS, names.RESOURCE_GPU: str(gpus)}
+    resources = {"cpu": CPU, "memory": MEMORY, "pods": PODS}
+    if plugin:
+        resources[names.RESOURCE_GPU] = str(gpus)
     key, value = MANAGED_BY_KWOK
     return {
         "apiVersion": "v1",

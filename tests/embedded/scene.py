@@ -54,16 +54,26 @@ MODES = {
 }
 
 
-def node(name: str, product: str = H100, pool: str = "b", gpus: int = 2) -> JSON:
-    """A Ready GPU node as NVIDIA's software leaves a fresh one: whole GPUs."""
-    raw: JSON = node_manifest(name, product=product, gpus=gpus, pool=pool)
+DRA_POLICY: JSON = {
+    **CLUSTER_POLICY,
+    "spec": {
+        "devicePlugin": {"enabled": False},
+        "migManager": {**CLUSTER_POLICY["spec"]["migManager"], "version": "v0.15.1"},
+    },
+}
+"""The ClusterPolicy of a cluster in which NVIDIA's DRA driver serves the GPUs."""
+
+
+def node(name: str, product: str = H100, pool: str = "b", gpus: int = 2, *, plugin: bool = True) -> JSON:
+    """A Ready GPU node as NVIDIA's software leaves a fresh one: whole GPUs. `plugin`: see node_manifest."""
+    raw: JSON = node_manifest(name, product=product, gpus=gpus, pool=pool, plugin=plugin)
     raw["status"]["conditions"] = [{"type": "Ready", "status": "True"}]
     return raw
 
 
-def nodes(count: int, product: str = H100, gpus: int = 2) -> list[JSON]:
+def nodes(count: int, product: str = H100, gpus: int = 2, *, plugin: bool = True) -> list[JSON]:
     """gpu-1, gpu-2 ..."""
-    return [node(f"gpu-{number + 1}", product, gpus=gpus) for number in range(count)]
+    return [node(f"gpu-{number + 1}", product, gpus=gpus, plugin=plugin) for number in range(count)]
 
 
 def policy(spec: JSON, name: str = "pool-b", pool: str = "b", **more: Any) -> JSON:
