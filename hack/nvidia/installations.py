@@ -1,10 +1,11 @@
-"""The installations of NVIDIA's programs that the tests run: the GPU Operator's DaemonSets, and the chart of NVIDIA's
-device plugin with mig-manager beside it (docs/how-to/mig-without-gpu-operator.md)."""
+"""The installations of NVIDIA's programs that the tests run: the GPU Operator's DaemonSets, the same with NVIDIA's DRA
+driver in place of the device plugin (docs/how-to/dra.md), and the chart of NVIDIA's device plugin with mig-manager
+beside it (docs/how-to/mig-without-gpu-operator.md)."""
 
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -48,6 +49,22 @@ GPU_OPERATOR = Installation(
     kept=(names.LABEL_GPU_PRESENT, names.LABEL_MIG_CONFIG, names.LABEL_DEPLOY_PREFIX),
     prepare=lambda plane: install.install_gpu_operator(plane.api),
     install=lambda plane: operands.install(plane.api),
+)
+
+# --- NVIDIA's DRA driver -----------------------------------------------------------------------------------
+
+CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
+
+
+def _prepare_dra(plane: ControlPlane) -> None:
+    """Install the GPU Operator with its device plugin switched off and a mig-manager that restarts DRA drivers."""
+    install.install_gpu_operator(plane.api)
+    spec: Object = {"devicePlugin": {"enabled": False, "config": None}, "migManager": {"version": "v0.15.1"}}
+    plane.api.merge_patch(CLUSTER_POLICY, {"spec": spec})
+
+
+DRA = replace(
+    GPU_OPERATOR, prepare=_prepare_dra, install=lambda plane: operands.install(plane.api, dra=True)
 )
 
 # --- NVIDIA's device-plugin chart and mig-manager ----------------------------------------------------------

@@ -13,11 +13,12 @@ from hack.cluster.api import Api, ApiError, Credentials, Object
 from hack.cluster.install import GPU_OPERATOR_NAMESPACE
 from hack.cluster.kubeconfig import pod_bound_token, write_kubeconfig
 from hack.launch import LaunchedProcess
-from hack.nvidia import build
+from hack.nvidia import build, dradriver
 from hack.nvidia.kubelet import Mount
 from hack.nvidia.migmanager import MigManagerProgram
 from hack.nvidia.sandbox import WITHOUT_SYS_ADMIN, ProcessView, Sandbox
 from hack.nvidia.tasks import PodProcesses, SandboxTask, Task
+from hack.sim.dra import KUBELET_PLUGIN, LABEL_DRA, device_classes
 
 MIG_MANAGER, PLUGIN, GFD = "nvidia-mig-manager", "nvidia-device-plugin-daemonset", "gpu-feature-discovery"
 PLAIN_PLUGIN = "nvidia-device-plugin"
@@ -60,10 +61,17 @@ def daemon_set(name: str) -> Object:
     }
 
 
-def install(api: Api) -> None:
-    """Create those of the DaemonSets that do not exist yet."""
-    for name in SELECTORS:
-        api.ensure(f"/apis/apps/v1/namespaces/{GPU_OPERATOR_NAMESPACE}/daemonsets", daemon_set(name))
+def install(api: Api, *, dra: bool = False) -> None:
+    """Create those of the DaemonSets that do not exist yet. With `dra` the DRA driver's takes the place of those that
+    devicePlugin.enabled of ClusterPolicy switches off, and the DeviceClasses of its chart are created, too."""
+    off = (PLUGIN, MPS) if dra else ()
+    wanted = [daemon_set(name) for name in SELECTORS if name not in off]
+    if dra:
+        wanted.append(dradriver.daemon_set(HOLD))
+        for body in device_classes():
+            api.ensure("/apis/resource.k8s.io/v1/deviceclasses", body)
+    for body in wanted:
+        api.ensure(f"/apis/apps/v1/namespaces/{GPU_OPERATOR_NAMESPACE}/daemonsets", body)
 
 
 @dataclass
@@ -87,17 +95,18 @@ class PodPrograms:
         self._logs: dict[str, Path] = {}
 
     def of(self, pod: Object) -> PodProcesses | None:
-        """Return new processes for a pod, or None if it is neither an operand of NVIDIA's nor our agent. A pod of the
-        GPU Operator's or ours is known by its labels, and one of NVIDIA's device-plugin chart by the name of a
+        """Return new processes for a pod, or None if it is neither one of NVIDIA's nor our agent. A pod of the GPU
+        Operator's, the DRA driver's or ours is known by its labels, and one of NVIDIA's device-plugin chart by the name of a
         container. A mig-manager pod gets the node's only mig-manager. Raises ApiError if ClusterPolicy cannot be
         read."""
         labels = pod["metadata"].get("labels") or {}
         makers: Mapping[str, Callable[[Object], PodProcesses]] = {
             MIG_MANAGER: self._mig_manager, PLUGIN: self._plugin, GFD: self._gfd, MPS: self._mps, AGENT: self._agent,
             f"{PLAIN_PLUGIN}-ctr": self._plugin, f"{GFD}-ctr": self._gfd,
+            KUBELET_PLUGIN: self._kubelet_plugin,
         }  # fmt: skip
         containers = (text(container, "name") for container in entries(pod, "spec", "containers"))
-        keys = (labels.get("app", ""), labels.get("app.kubernetes.io/name", ""), *containers)
+        keys = (*(labels.get(key, "") for key in ("app", "app.kubernetes.io/name", LABEL_DRA)), *containers)
         return next((makers[key](pod) for key in keys if key in makers), None)
 
     def log_of(self, pod: str) -> Path | None:
@@ -110,6 +119,11 @@ class PodPrograms:
         name = str(pod["metadata"]["name"])
         self.mig_manager.log = self._logs[name] = self.sandbox.folder / f"{name}.log"
         return PodProcesses(_uid(pod), [self.mig_manager], lambda: self.mig_config.exists)
+
+    def _kubelet_plugin(self, pod: Object) -> PodProcesses:
+        """Return the kubelet plugin of the DRA driver."""
+        plugin = dradriver.kubelet_plugin(self.sandbox, self.node, self.kubeconfig)
+        return PodProcesses(_uid(pod), [plugin], lambda: True)
 
     def _plugin(self, pod: Object) -> PodProcesses:
         """Return the device plugin with its config-manager."""

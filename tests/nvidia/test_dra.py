@@ -1,7 +1,6 @@
 """NVIDIA's real DRA driver on the SIMULATED library and a real API server: what it publishes of static partitions."""
 
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import pytest
 import yaml
 from hack.cluster.api import Object
 from hack.cluster.controlplane import ControlPlane
+from hack.nvidia.dradriver import kubelet_plugin
 from hack.nvidia.sandbox import Sandbox
 from hack.nvmlsim.simulator import Simulator
 
@@ -42,19 +42,10 @@ class DraNode:
     """A Node whose two H100 the DRA driver's kubelet plugin publishes."""
 
     def __init__(self, plane: ControlPlane, folder: Path) -> None:
-        self.api, self.name, self._plane, self._folder = plane.api, f"dra-{os.getpid()}", plane, folder
-        self._sandbox = Sandbox(
-            Simulator.create(folder / "nvml.state", ["h100-80gb"] * 2, seed="dra"), folder / "box"
-        )
-        self._root = folder / "root"
-        libraries = self._root / "usr" / "lib64"
-        libraries.mkdir(parents=True)
-        source = Path(self._sandbox.simulator.environment()["LD_LIBRARY_PATH"]) / "libnvidia-ml.so.1"
-        shutil.copy(source.resolve(), libraries / source.name)
-        (self._root / "usr" / "bin").mkdir()
-        shutil.copy(self._sandbox.folder / "bin" / "nvidia-smi", self._root / "usr" / "bin")
-        for name in ("plugins/gpu.nvidia.com", "registry", "cdi"):
-            (folder / name).mkdir(parents=True)
+        self.api, self.name, self._folder = plane.api, f"dra-{os.getpid()}", folder
+        machine = Simulator.create(folder / "nvml.state", ["h100-80gb"] * 2, seed="dra")
+        self._sandbox = Sandbox(machine, folder / "box")
+        self._plugin = kubelet_plugin(self._sandbox, self.name, plane.kubeconfig)
         (folder / "mig.yaml").write_text(yaml.safe_dump({"version": "v1", "mig-configs": CONFIGURATIONS}))
         self.api.create("/api/v1/nodes", {"metadata": {"name": self.name}})
 
@@ -68,26 +59,11 @@ class DraNode:
     @contextmanager
     def kubelet_plugin(self) -> Iterator[None]:
         """The kubelet plugin runs."""
-        folder, root = self._folder, str(self._root)
-        options = {
-            "node-name": self.name,
-            "kubeconfig": str(self._plane.kubeconfig),
-            "cdi-root": str(folder / "cdi"),
-            "container-driver-root": root,
-            "nvidia-driver-root": root,
-            "kubelet-plugins-directory-path": str(folder / "plugins"),
-            "kubelet-registrar-directory-path": str(folder / "registry"),
-            "nvidia-cdi-hook-path": "/bin/true",
-            "image-name": "none",
-        }
-        arguments = [word for key, setting in options.items() for word in (f"--{key}", setting)]
-        with (folder / "plugin.log").open("a") as log:
-            process = self._sandbox.start("gpu-kubelet-plugin", *arguments, log=log)
-            try:
-                yield
-            finally:
-                process.terminate()
-                process.wait(SECONDS)
+        self._plugin.start()
+        try:
+            yield
+        finally:
+            self._plugin.stop()
 
     def slices(self) -> list[Object]:
         """The ResourceSlices of this node's GPUs."""
@@ -110,7 +86,7 @@ class DraNode:
         """Wait until these layouts are published."""
         deadline = time.monotonic() + SECONDS
         while (found := self.published()) != list(layouts):
-            log = (self._folder / "plugin.log").read_text()[-2000:]
+            log = self._plugin.log.read_text()[-2000:]
             assert time.monotonic() < deadline, f"{found} is published: {log}"
             time.sleep(0.1)
 

@@ -231,8 +231,7 @@ def find_lacks(stack: DraStack) -> tuple[Lack, ...]:
 
 def is_complete(stack: DraStack) -> bool:
     """Whether the operator can change the nodes that NVIDIA's DRA stack serves."""
-    del stack
-    return False
+    return stack.serves and not find_lacks(stack)
 
 
 def find_unshared(spec: GPUSharingPolicySpec) -> str:
@@ -260,6 +259,8 @@ def refuse(spec: GPUSharingPolicySpec, stack: DraStack) -> str:
         return ""
     if unshared := find_unshared(spec):
         return f"NVIDIA's DRA stack serves the GPUs in this cluster, and {unshared}"
+    if not find_lacks(stack):
+        return ""  # LOCAL
     message = f"NVIDIA's DRA stack serves the GPUs in this cluster, and {UNFINISHED}"
     for number, lack in enumerate(find_lacks(stack)):
         clause = f"{'; ' if number else '. Besides, '}{lack.message}; run: {lack.command}"
