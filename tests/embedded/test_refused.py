@@ -256,7 +256,7 @@ async def test_with_a_dra_driver_in_place_of_the_device_plugin_what_is_missing_i
         scene.apply(SLICED)
         await scene.until_condition("Accepted", "False", "UnsupportedStack")
         assert "would require consumable capacity" in scene.condition("Accepted")["message"]
-        scene.apply(SINGLE)
+        scene.apply(MIXED)
 
         def names(*words: str) -> Callable[[], bool]:
             """Whether the message has all these words."""

@@ -27,19 +27,36 @@ from gpusharing.planning.wanted.verify import served
 
 PUBLISHED = Path(__file__).parents[1] / "foreign" / "dra-slices.yaml"
 NAME = "dra-driver-nvidia-gpu-kubelet-plugin"
+FOUND = DraDriverView(NAME, "dra", tolerates_gate=False)
+
+
+def tolerant(raw: JSON) -> JSON:
+    """The DaemonSet with the toleration of the start-up taint."""
+    raw["spec"]["template"]["spec"]["tolerations"] = [
+        {"key": "gpusharing.dev/unproven", "operator": "Exists"}
+    ]
+    return raw
 
 
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
-        (driver(), DraDriverView(NAME, "dra")),
-        (driver("compute-domains"), DraDriverView(NAME, "dra", serves_gpus=False)),
+        (driver(), FOUND),
+        (driver("compute-domains"), replace(FOUND, serves_gpus=False)),
         (
             driver(gates="DynamicMIG=true,MPSSupport=false,", release=""),
-            DraDriverView(NAME, "", gates=frozenset({"DynamicMIG"})),
+            replace(FOUND, release="", gates=frozenset({"DynamicMIG"})),
+        ),
+        (
+            tolerant(driver()),
+            replace(
+                FOUND,
+                tolerates_gate=True,
+                tolerations='[{"key":"gpusharing.dev/unproven","operator":"Exists"}]',
+            ),
         ),
     ],
-    ids=["GPUs and compute domains", "compute domains only", "with feature gates"],
+    ids=["GPUs and compute domains", "compute domains only", "with feature gates", "behind the taint"],
 )
 def test_the_driver_is_recognized_by_its_containers(raw: JSON, expected: DraDriverView) -> None:
     assert daemon_set_view(raw).dra == expected

@@ -21,6 +21,7 @@ from gpusharing.planning.stack.drastack import (
     DraStack,
     find_doubles,
     find_lacks,
+    is_complete,
     refuse,
 )
 from gpusharing.planning.stack.installation import find_symptoms
@@ -30,11 +31,11 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 DRIVER = DraDriverView("dra-driver-nvidia-gpu-kubelet-plugin", "dra")
 DRA = DraView(DRIVER)
-STANDALONE = DraView(DRIVER, "nvidia-mig-manager", "v0.15.1")
+STANDALONE = DraView(DRIVER, "nvidia-mig-manager", "v0.15.1", SETTINGS.mig_config_map)
 POLICY = make_cluster_policy(switches={PLUGIN_SWITCH: False}, mig_manager_version="v0.15.1")
 PLAIN = replace(make_cluster_policy(), plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp"))
-COMPLETE = DraStack(False, POLICY, DRA, "gpu-operator")
-ALONE = DraStack(True, None, STANDALONE, "gpu-operator")
+COMPLETE = DraStack(False, POLICY, DRA, "gpu-operator", SETTINGS.mig_config_map)
+ALONE = DraStack(True, None, STANDALONE, "gpu-operator", SETTINGS.mig_config_map)
 DOMAINS = replace(DRIVER, serves_gpus=False)
 
 
@@ -73,10 +74,9 @@ def spec(**fields: Any) -> Any:
 
 def test_a_complete_stack_lacks_nothing_but_this_operators_own_part() -> None:
     for stack in (COMPLETE, ALONE, replace(ALONE, gpu_cluster=False)):
-        assert find_lacks(stack) == ()
-        assert (
-            refuse(spec(), stack) == f"NVIDIA's DRA stack serves the GPUs in this cluster, and {UNFINISHED}"
-        )
+        assert [lack.message for lack in find_lacks(stack)] == [UNFINISHED]
+        assert not is_complete(stack)
+        assert UNFINISHED in refuse(spec(), stack)
 
 
 def with_policy(**changes: Any) -> DraStack:
@@ -146,6 +146,16 @@ LACKS: dict[str, tuple[DraStack, str, str]] = {
         "runs mig-manager v0.14.2, which is older than v0.15",
         '{"migManager":{"version":"v0.15.1"}}',
     ),
+    "a GPUCluster beside a ClusterPolicy": (
+        replace(ALONE, cluster_policy=POLICY),
+        "ClusterPolicy cluster-policy and a GPUCluster both install NVIDIA's components",
+        "kubectl get clusterpolicies,gpuclusters",
+    ),
+    "the standalone mig-manager reads another ConfigMap": (
+        with_dra(ALONE, mig_config_map="default-mig-parted-config"),
+        f"must mount ConfigMap {SETTINGS.mig_config_map} in the directory of its CONFIG_FILE; it mounts default-mig",
+        "edit daemonset nvidia-mig-manager",
+    ),
     "the standalone mig-manager is too old": (
         with_dra(ALONE, mig_manager_version="v0.13.1"),
         "DaemonSet nvidia-mig-manager runs mig-manager v0.13.1",
@@ -156,10 +166,12 @@ LACKS: dict[str, tuple[DraStack, str, str]] = {
 
 @pytest.mark.parametrize(("stack", "says", "command"), LACKS.values(), ids=LACKS)
 def test_what_is_missing_is_named_with_what_corrects_it(stack: DraStack, says: str, command: str) -> None:
-    (lack,) = find_lacks(stack)
+    lack, _ = find_lacks(stack)
     assert says in lack.message
     assert command in lack.command
-    assert refuse(spec(), stack).endswith(f". Besides, {lack.message}; run: {lack.command}")
+    assert not is_complete(stack)
+    begins = f"NVIDIA's DRA stack serves the GPUs of this cluster, but {lack.message}; run: {lack.command}"
+    assert refuse(spec(), stack).startswith(begins)
 
 
 def test_every_need_is_tried() -> None:
@@ -171,12 +183,12 @@ def test_everything_that_is_missing_is_named_at_once_and_no_command_is_cut() -> 
     stack = replace(ALONE, dra=DraView(), cluster_policy=make_cluster_policy())
     lacks = find_lacks(stack)
     message = refuse(spec(), stack)
-    assert len(lacks) == 3
+    assert len(lacks) == 4
     assert all(f"{lack.message}; run: {lack.command}" in message for lack in lacks)
     long = replace(stack, namespace="n" * 180)
     cut = refuse(spec(), long)
     assert len(cut) <= MAX_TEXT
-    assert cut.endswith(find_lacks(long)[1].command)
+    assert find_lacks(long)[1].command in cut
 
 
 SHARED = {
@@ -230,5 +242,5 @@ def test_doctor_reports_the_stack_and_all_that_it_lacks_and_does_not_ask_for_a_d
     )
     found = [one for one in find_symptoms(view) if one.topic == "ClusterPolicy"]
     assert [one.reason for one in found] == ["UnsupportedStack", "UnsupportedStack"]
-    assert UNFINISHED in found[0].message
-    assert "migManager.enabled is false" in found[1].message
+    assert "migManager.enabled is false" in found[0].message
+    assert UNFINISHED in found[1].message

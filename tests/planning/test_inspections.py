@@ -19,7 +19,7 @@ def test_the_order_of_the_inspections_is_part_of_the_product() -> None:
         ("find_mig_obstacles", Topic.CLUSTER_POLICY),
         ("_operands", Topic.CLUSTER_POLICY),
         ("_pointers", Topic.CLUSTER_POLICY),
-        ("_start_gate", Topic.CLUSTER_POLICY),
+        ("find_gate_symptoms", Topic.CLUSTER_POLICY),
         ("find_deaf_mps", Topic.CLUSTER_POLICY),
         ("_config_maps", Topic.CONFIG_MAPS),
         ("find_agent_symptoms", Topic.AGENTS),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.build import NO_MIG_MANAGER, make_cluster_policy, make_node, make_policy
+from tests.build import NO_MIG_MANAGER, SETTINGS, make_cluster_policy, make_node, make_policy
 from tests.chart.charts import CHART
 
 from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
@@ -53,7 +53,12 @@ GOOD = InstallationView(
     nodes=(*(make_node(name, labels=AGENTS.selector, resources={}) for name in ("gpu-01", "gpu-02")),),
 )
 
-DRA = DraView(DraDriverView("dra-driver-nvidia-gpu-kubelet-plugin"), "nvidia-mig-manager", "v0.15.1")
+DRA = DraView(
+    DraDriverView("dra-driver-nvidia-gpu-kubelet-plugin"),
+    "nvidia-mig-manager",
+    "v0.15.1",
+    SETTINGS.mig_config_map,
+)
 
 
 def agents(**change: Any) -> InstallationView:

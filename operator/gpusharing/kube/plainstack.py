@@ -271,7 +271,13 @@ def find_dra(sets: Iterable[DaemonSetView]) -> DraView:
     )
     managers = sorted((row for row in views if row.mig_manager), key=lambda row: row.name)
     manager = next(iter(managers), _OTHER)
-    return DraView(next(iter(drivers), None), manager.name, manager.version)
+    return DraView(
+        driver=next(iter(drivers), None),
+        mig_manager=manager.name,
+        mig_manager_version=manager.version,
+        mig_config_map=manager.config_map,
+        with_reboot=manager.with_reboot,
+    )
 
 
 PLUGINS = frozenset({PLUGIN, "nvidia-device-plugin"})

@@ -135,6 +135,7 @@ class StackReader:
         sets, agents = self.sources.daemon_sets.items.values(), self.sources.agents.items.values()
         cluster_policy = plain_stack(sets) if active is None else with_mps_daemon(active, sets)
         finders = [daemon_set.finder for daemon_set in sets if daemon_set.finder is not None]
+        dra = self._dra(sets)
         intolerant = not any(pod.tolerates_gate for pod in agents)
         view = StackView(
             cluster_policy=cluster_policy,
@@ -148,8 +149,8 @@ class StackReader:
             missing_maps=tuple(sorted(name for name in named if name not in maps)),
             generated_mig_files=self._generated_mig_files(),
             plugin_map_exists=bool(ours.plugin.uid),
-            serves_our_mig_file=cluster_policy is not None
-            and cluster_policy.mig_config_name == settings.mig_config_map,
+            serves_our_mig_file=settings.mig_config_map
+            == (dra.mig_config_map if cluster_policy is None else cluster_policy.mig_config_name),
             marked=all(config_map.labelled for config_map in (ours.plugin, ours.mig) if config_map.uid),
             write_error=self.calls.write_error,
             rival_policies=rivals,
@@ -161,7 +162,7 @@ class StackReader:
             foreign_map=self._foreign_map(),
             seen_plugin_configs=ours.seen_plugin_configs,
             seen_mig_entries=ours.seen_mig_entries,
-            dra=self._dra(sets),
+            dra=dra,
         )
         view = with_serving(view, settings, self._mps_nodes)
         if self._view != view:

@@ -164,8 +164,8 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
 
     targets = _targets(members)
     config = configure(snapshot, targets.values(), known.models, known.wishes, memo)
-    dra = find_dra_stack(snapshot.stack, snapshot.settings.gpu_operator_namespace)
-    classes = plan_classes(snapshot, targets.values()) if is_complete(dra) else None
+    complete = is_complete(find_dra_stack(snapshot.stack, snapshot.settings))
+    classes = plan_classes(snapshot, targets.values()) if complete else None
     unfenced = {**choice.claims, **kept_claims}
     shared = share(snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, classes=classes)
     failing.name(verdicts)

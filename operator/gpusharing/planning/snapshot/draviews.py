@@ -28,6 +28,10 @@ class DraDriverView:
     """Whether it serves GPUs (value resources.gpus.enabled of its chart), and not only compute domains."""
     gates: frozenset[str] = frozenset()
     """The feature gates that are switched on in the container that serves GPUs."""
+    tolerates_gate: bool = True
+    """Whether its pods tolerate the start-up taint."""
+    tolerations: str = "[]"
+    """The tolerations of its pods as JSON."""
 
 
 def key_of(uuids: Iterable[str]) -> str:
@@ -104,6 +108,10 @@ class DraView:
     is none."""
     mig_manager_version: str = ""
     """Version of that mig-manager. Empty if it is unknown."""
+    mig_config_map: str = ""
+    """Name of the ConfigMap from which that mig-manager reads its configurations. Empty if it mounts none."""
+    with_reboot: bool = False
+    """Whether that mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
     unread: str = ""
     """Why the ResourceSlices cannot be read, as a sentence without its period. Empty if they can be read or need not
     be."""

@@ -165,7 +165,7 @@ class StackView:
     """Whether our device-plugin ConfigMap exists; NVIDIA's pods cannot start while ClusterPolicy names a missing
     one."""
     serves_our_mig_file: bool = False
-    """Whether ClusterPolicy points mig-manager at our ConfigMap."""
+    """Whether mig-manager reads our ConfigMap, because ClusterPolicy or its own DaemonSet says so."""
     marked: bool = True
     """Whether each of our two ConfigMaps that exists has our label."""
     write_error: str = ""
@@ -197,6 +197,12 @@ class StackView:
     """mig-parted entries that this process has read so far, by key, for the same purpose."""
     dra: DraView = NO_DRA
     """NVIDIA's DRA driver and what it publishes."""
+
+    @property
+    def with_reboot(self) -> bool:
+        """Whether mig-manager reboots a node when a GPU cannot be reset."""
+        policy = self.cluster_policy
+        return self.dra.with_reboot if policy is None else policy.with_reboot
 
     @property
     def by_dra(self) -> bool:

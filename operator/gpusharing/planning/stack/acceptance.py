@@ -127,12 +127,13 @@ def _dra_stack(policy: PolicyView, stack: StackView, settings: PlanSettings) -> 
     missing. Empty if that stack does not serve them, or if the spec cannot be read."""
     if policy.spec is None:
         return ""
-    return refuse(policy.spec, find_dra_stack(stack, settings.gpu_operator_namespace))
+    return refuse(policy.spec, find_dra_stack(stack, settings))
 
 
 def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a message if there is neither a ClusterPolicy nor NVIDIA's device-plugin chart, else an empty string."""
-    if stack.cluster_policy is not None:
+    """Return a message if there is neither a ClusterPolicy nor NVIDIA's device-plugin chart nor NVIDIA's DRA stack,
+    else an empty string."""
+    if stack.cluster_policy is not None or stack.by_dra:
         return ""
     return (
         "no ClusterPolicy found, and no device plugin of NVIDIA's chart in namespace"
@@ -160,10 +161,10 @@ def _plugin_config(
     """Return a message with the remedy if NVIDIA's pods run in a namespace where they cannot mount our ConfigMap, or
     else if the device plugin does not read our ConfigMap. Empty in all other cases. With a ClusterPolicy, the
     message about the device plugin is that of `_explain_from`, which also covers the later rows of FIELDS."""
-    ours = settings.plugin_config_map
+    ours = settings.plugin_config_map  # nobody reads it where NVIDIA's DRA driver serves the GPUs
     if apart := find_other_namespace(cluster_policy, settings.gpu_operator_namespace):
         return apart
-    if cluster_policy.plugin_config_name == ours:
+    if cluster_policy.plugin_config_name == ours or stack.by_dra:
         return ""
     if (plain := cluster_policy.plain) is not None:
         pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs, stack.missing_entries)
@@ -194,7 +195,7 @@ def _plugin_field(
     """Return the device plugin's pointer as a WrongField if it does not name our ConfigMap, or None if it does. The
     patch is empty if the pointer must not be set yet, because device plugins could not start."""
     ours = settings.plugin_config_map
-    if cluster_policy.plugin_config_name == ours:
+    if cluster_policy.plugin_config_name == ours or stack.by_dra:
         return None
     pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs, stack.missing_entries)
     why = _why_not_set(pointer, cluster_policy, stack, settings)
@@ -294,8 +295,8 @@ def _strategy_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
     """Return ClusterPolicy's MIG strategy as a WrongField if it overrides that of the policy. None if it is the same
-    or not set, if the policy is not in mode MIG, or if there is no ClusterPolicy."""
-    fixed = cluster_policy.mig_strategy
+    or not set, if the policy is not in mode MIG, or if there is no ClusterPolicy or no device plugin."""
+    fixed = "" if stack.by_dra else cluster_policy.mig_strategy
     if cluster_policy.plain is not None or spec.mig is None or not fixed or fixed == spec.mig.strategy:
         return None
     message = f"ClusterPolicy mig.strategy is {fixed} and overrides spec.mig.strategy {spec.mig.strategy} on every node"

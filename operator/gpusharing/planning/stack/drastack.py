@@ -17,7 +17,7 @@ from gpusharing.planning.snapshot.stackviews import (
     StackView,
     is_served_by_dra,
 )
-from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.stack.installationviews import InstallationView, Symptoms, Topic, error
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, some
@@ -45,6 +45,8 @@ class DraStack:
     """The DRA driver, its ResourceSlices, and a mig-manager without the GPU Operator."""
     namespace: str
     """The namespace of NVIDIA's components."""
+    mig_config_map: str = ""
+    """Name of our ConfigMap of mig-parted configurations."""
 
     @property
     def serves(self) -> bool:
@@ -59,16 +61,16 @@ class DraStack:
         return policy if policy is not None and policy.plain is None and not self.gpu_cluster else None
 
 
-def find_dra_stack(stack: StackView, namespace: str) -> DraStack:
-    """Return the part of the operator's view that is about NVIDIA's DRA stack. `namespace` is that of NVIDIA's
-    components."""
-    return DraStack(stack.gpu_cluster, stack.cluster_policy, stack.dra, namespace)
+def find_dra_stack(stack: StackView, settings: PlanSettings) -> DraStack:
+    """Return the part of the operator's view that is about NVIDIA's DRA stack."""
+    namespace, ours = settings.gpu_operator_namespace, settings.mig_config_map
+    return DraStack(stack.gpu_cluster, stack.cluster_policy, stack.dra, namespace, ours)
 
 
 def dra_stack_of(view: InstallationView) -> DraStack:
     """Return the part of what was read of an installation that is about NVIDIA's DRA stack."""
-    namespace = view.place.gpu_operator_namespace
-    return DraStack(view.gpu_cluster, view.followed_policy, view.dra, namespace)
+    namespace, ours = view.place.gpu_operator_namespace, view.place.mig_config_map
+    return DraStack(view.gpu_cluster, view.followed_policy, view.dra, namespace, ours)
 
 
 def find_doubles(nodes: Mapping[str, NodeView], published_for: Iterable[str]) -> tuple[str, ...]:
@@ -145,8 +147,8 @@ def _upgrade(stack: DraStack, driver: DraDriverView, values: str) -> str:
 
 def _served_twice(stack: DraStack) -> Lack | None:
     """Return that a device plugin runs alongside the DRA driver: that of NVIDIA's chart, else that of ClusterPolicy,
-    else one that is known only from the nodes that both serve. None if there is no sign of one. A GPU could then be
-    given to two pods at once."""
+    else one that is known only from the nodes that both serve. A ClusterPolicy beside a GPUCluster counts as well,
+    even without a device plugin. None if there is no sign of one. A GPU could then be given to two pods at once."""
     policy = stack.cluster_policy
     if policy is not None and policy.plain is not None:
         plugin = policy.plain.daemon_set
@@ -158,6 +160,11 @@ def _served_twice(stack: DraStack) -> Lack | None:
         return Lack(
             f"ClusterPolicy {policy.name} runs a device plugin alongside NVIDIA's DRA stack",
             kubectl_patch(policy.name, {"devicePlugin": {"enabled": False}}),
+        )
+    if policy is not None and stack.gpu_cluster:
+        return Lack(
+            f"ClusterPolicy {policy.name} and a GPUCluster both install NVIDIA's components; keep one of them",
+            "kubectl get clusterpolicies,gpuclusters",
         )
     if not (doubles := stack.dra.doubles):
         return None
@@ -201,6 +208,24 @@ def _old_mig_manager(stack: DraStack) -> Lack | None:
     return Lack(f"DaemonSet {dra.mig_manager} {old}", command)
 
 
+def _other_config_map(stack: DraStack) -> Lack | None:
+    """Return that the mig-manager that runs by itself does not read our ConfigMap, or None if it does, or if there is
+    no such mig-manager or a ClusterPolicy is in charge of it."""
+    dra, ours = stack.dra, stack.mig_config_map
+    if stack.partitioner is not None or not dra.mig_manager or dra.mig_config_map == ours:
+        return None
+    return Lack(
+        f"DaemonSet {dra.mig_manager} must mount ConfigMap {ours} in the directory of its CONFIG_FILE; it mounts"
+        f" {dra.mig_config_map or 'none'}",
+        f"kubectl -n {stack.namespace} edit daemonset {dra.mig_manager}",
+    )
+
+
+def _unfinished(stack: DraStack) -> Lack | None:
+    """Return that the operator cannot change nodes of this stack yet."""
+    return Lack(UNFINISHED, "kubectl get gpuclusters,deviceclasses")
+
+
 @value
 class Need:
     """One thing that DRA with static partitions needs."""
@@ -217,6 +242,8 @@ NEEDS = (
     Need(_served_twice),
     Need(_no_mig_manager),
     Need(_old_mig_manager),
+    Need(_other_config_map),
+    Need(_unfinished),
 )
 """What DRA with static partitions needs, in the order in which people should check it."""
 
@@ -230,7 +257,7 @@ def find_lacks(stack: DraStack) -> tuple[Lack, ...]:
 
 
 def is_complete(stack: DraStack) -> bool:
-    """Whether the operator can change the nodes that NVIDIA's DRA stack serves."""
+    """Whether NVIDIA's DRA stack serves the GPUs of the cluster and lacks nothing."""
     return stack.serves and not find_lacks(stack)
 
 
@@ -252,29 +279,24 @@ def find_unshared(spec: GPUSharingPolicySpec) -> str:
 
 
 def refuse(spec: GPUSharingPolicySpec, stack: DraStack) -> str:
-    """Return why a policy cannot be carried out where NVIDIA's DRA stack serves the GPUs: its mode, or else that this
-    operator cannot change such nodes yet, with what is missing and the commands. Clauses that would make the
-    message longer than MAX_TEXT are left out. Empty if the DRA stack does not serve the GPUs."""
+    """Return why a policy cannot be carried out where NVIDIA's DRA stack serves the GPUs: its mode, or else what is
+    missing and the commands that correct it. Clauses that would make the message longer than MAX_TEXT are left out.
+    Empty if nothing is missing, or if the DRA stack does not serve the GPUs."""
     if not stack.serves:
         return ""
     if unshared := find_unshared(spec):
         return f"NVIDIA's DRA stack serves the GPUs in this cluster, and {unshared}"
-    if not find_lacks(stack):
-        return ""  # LOCAL
-    message = f"NVIDIA's DRA stack serves the GPUs in this cluster, and {UNFINISHED}"
-    for number, lack in enumerate(find_lacks(stack)):
-        clause = f"{'; ' if number else '. Besides, '}{lack.message}; run: {lack.command}"
+    message = ""
+    for lack in find_lacks(stack):
+        begins = "; " if message else "NVIDIA's DRA stack serves the GPUs in this cluster, but "
+        clause = f"{begins}{lack.message}; run: {lack.command}"
         if len(message) + len(clause) <= MAX_TEXT:  # people might paste a truncated command
             message += clause
     return message
 
 
 def find_dra_symptoms(view: InstallationView) -> Symptoms:
-    """Yield an error that NVIDIA's DRA stack serves the GPUs, and one for everything that it lacks; one of the
-    inspections of `installation.py`. Yields nothing if that stack does not serve the GPUs."""
-    if not (stack := dra_stack_of(view)).serves:
-        return
-    message = f"NVIDIA's DRA stack serves the GPUs in this cluster, and {UNFINISHED}"
-    yield error(Topic.CLUSTER_POLICY, "UnsupportedStack", message, "kubectl get gpuclusters,deviceclasses")
-    for lack in find_lacks(stack):
+    """Yield an error for everything that NVIDIA's DRA stack lacks; one of the inspections of `installation.py`. Yields
+    nothing if the device plugin serves the GPUs."""
+    for lack in find_lacks(dra_stack_of(view)):
         yield error(Topic.CLUSTER_POLICY, "UnsupportedStack", lack.message, lack.command)

@@ -11,7 +11,7 @@ from gpusharing.api.selectors import matches
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView, find_active
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.commands import Fields, helm_install, kubectl_patch, plain_upgrade
-from gpusharing.planning.stack.drastack import dra_stack_of, find_dra_symptoms
+from gpusharing.planning.stack.drastack import dra_stack_of, find_dra_symptoms, is_complete
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     ASKED_BY_PEOPLE,
@@ -47,7 +47,7 @@ from gpusharing.planning.stack.requirements import (
     has_driver,
     tell_off,
 )
-from gpusharing.planning.stack.startgate import find_untolerated, find_untolerated_finder
+from gpusharing.planning.stack.startgate import find_gate_symptoms
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -374,7 +374,7 @@ def _plain(view: InstallationView) -> Symptoms:
 def _operands(view: InstallationView) -> Symptoms:
     """Yield a symptom for each of NVIDIA's programs that a mode needs and the installation does not run, as `_operand`
     describes it. Yields nothing with NVIDIA's DRA stack."""
-    for stack in _followed(view):
+    for stack in view.followed_stacks:
         for row in () if dra_stack_of(view).serves else find_off(stack):
             yield from _operand(row, stack, view)
 
@@ -399,18 +399,14 @@ def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationVie
         yield error(Topic.CLUSTER_POLICY, str(row.missing), tell_off(row, stack), command)
 
 
-def _followed(view: InstallationView) -> list[ClusterPolicyView]:
-    """Return the ClusterPolicies that the GPU Operator does not ignore. If there are none, return the view of NVIDIA's
-    device-plugin chart as the only item, or an empty list without that chart."""
-    return [one for one in view.cluster_policies if not one.ignored] or ([view.plain] if view.plain else [])
-
-
 def _pointers(view: InstallationView) -> Symptoms:
     """Yield a symptom for everything that is wrong with the pointers of each ClusterPolicy that the GPU Operator does
-    not ignore. Yields nothing with NVIDIA's DRA stack, which has no device plugin."""
-    for policy in view.cluster_policies:
-        if not policy.ignored and not dra_stack_of(view).serves:
+    not ignore. With NVIDIA's DRA stack only that of mig-manager counts, and only once nothing else is missing."""
+    dra = dra_stack_of(view)
+    for policy in [one for one in view.cluster_policies if not one.ignored]:
+        if not dra.serves:
             yield from _plugin_pointer(view, policy)
+        if not dra.serves or is_complete(dra):
             yield from _mig_pointer(view, policy)
 
 
@@ -481,7 +477,7 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
             f"{why_not_set(pointer, policy, configure=view.place.configure_gpu_operator)}",
             point(view, policy, pointer, kubectl_patch(policy.name, pointer.patch)),
         )
-    fixed = policy.mig_strategy
+    fixed = "" if dra_stack_of(view).serves else policy.mig_strategy
     if fixed:
         other = any(spec.mig is not None and spec.mig.strategy != fixed for spec in wanted)
         yield (error if other else warning)(
@@ -490,25 +486,6 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
             f"{policy.name}: mig.strategy is {fixed} and overrides spec.mig.strategy of every policy",
             correct(view, policy, {"mig": {"strategy": None}}, needed=other),
         )
-
-
-def _start_gate(view: InstallationView) -> Symptoms:
-    """Yield an error if NVIDIA's pods, or Node Feature Discovery's, do not tolerate the start-up taint, because both
-    are needed to prove a node with it. Yields nothing if no node has the taint or will join with it."""
-    gated = sorted(one.name for one in view.nodes if one.gate is not None)
-    if not (gated or view.place.startup_gate):
-        return
-    namespace = view.place.gpu_operator_namespace
-    waiting = f"the taint stays on {some(gated)}" if gated else "the taint would stay on nodes that join"
-    tail = f"{waiting}; the command restarts the affected pods on every node, so run it while the nodes are not in use"
-    for stack in _followed(view):
-        if (missing := find_untolerated(stack, namespace)) is not None:
-            message = f"{missing.message}: {tail}"
-            yield error(Topic.CLUSTER_POLICY, "TaintNotTolerated", message, missing.command)
-    for finder in view.finders:
-        found = find_untolerated_finder([finder], namespace, plain=view.plain is not None)
-        if found is not None:
-            yield error(Topic.CLUSTER_POLICY, "TaintNotTolerated", f"{found.message}: {tail}", found.command)
 
 
 def _config_maps(view: InstallationView) -> Symptoms:
@@ -554,7 +531,7 @@ INSPECTIONS = (
     Inspection(find_mig_obstacles, Topic.CLUSTER_POLICY),
     Inspection(_operands, Topic.CLUSTER_POLICY),
     Inspection(_pointers, Topic.CLUSTER_POLICY),
-    Inspection(_start_gate, Topic.CLUSTER_POLICY),
+    Inspection(find_gate_symptoms, Topic.CLUSTER_POLICY),
     # After all that edits ClusterPolicy, because such an edit can undo its command.
     Inspection(find_deaf_mps, Topic.CLUSTER_POLICY),
     Inspection(_config_maps, Topic.CONFIG_MAPS),

@@ -176,6 +176,13 @@ class InstallationView:
         chart. None if there is neither."""
         return next((one for one in self.cluster_policies if not one.ignored), self.plain)
 
+    @property
+    def followed_stacks(self) -> tuple[ClusterPolicyView, ...]:
+        """The ClusterPolicies that the GPU Operator does not ignore, or if there are none, the view of NVIDIA's
+        device-plugin chart. Empty if there is neither."""
+        heeded = tuple(one for one in self.cluster_policies if not one.ignored)
+        return heeded or ((self.plain,) if self.plain is not None else ())
+
     def is_void(self, name: str) -> bool:
         """Whether the ConfigMap of this name is known to be empty, or is named by ClusterPolicy and known not to
         exist. False if it could not be read."""

@@ -156,7 +156,7 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
         return None
     written = stack.plugin_map_exists and NEUTRAL_KEY in stack.plugin_configs and bool(stack.mig_file)
     apart = stack.foreign_map or find_other_namespace(policy, settings.gpu_operator_namespace)
-    dra = find_dra_stack(stack, settings.gpu_operator_namespace)
+    dra = find_dra_stack(stack, settings)
     if not quiet or not written or apart or stack.rival_policies or (dra.serves and not is_complete(dra)):
         return None
     plugin = plugin_pointer(policy, settings.plugin_config_map, stack.plugin_configs, stack.missing_entries)

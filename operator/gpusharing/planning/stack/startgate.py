@@ -6,8 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpusharing.api import names
+from gpusharing.planning.snapshot.draviews import DraDriverView
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState, StackView
 from gpusharing.planning.stack.commands import kubectl_patch
+from gpusharing.planning.stack.drastack import dra_stack_of
+from gpusharing.planning.stack.installationviews import InstallationView, Symptoms, Topic, error
+from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
 
 TOLERATION: dict[str, Any] = {"key": names.TAINT_UNPROVEN, "operator": "Exists", "effect": "NoSchedule"}
@@ -45,6 +49,19 @@ def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated |
     command = kubectl_patch(policy.name, {"daemonsets": {"tolerations": tolerations}})
     return Untolerated(
         f"ClusterPolicy daemonsets.tolerations lacks {names.TAINT_UNPROVEN}", OPERANDS, command
+    )
+
+
+def find_untolerated_driver(driver: DraDriverView | None, namespace: str) -> Untolerated | None:
+    """Return NVIDIA's DRA driver if its pods do not tolerate the taint. None if they do, or if there is no driver that
+    serves GPUs."""
+    if driver is None or driver.tolerates_gate or not driver.serves_gpus:
+        return None
+    return Untolerated(
+        f"DaemonSet {driver.name} of NVIDIA's DRA driver does not tolerate {names.TAINT_UNPROVEN}",
+        "its pods",
+        f"helm upgrade {driver.release or 'RELEASE'} CHART -n {namespace} --reset-then-reuse-values"
+        f" --set-json 'kubeletPlugin.tolerations={_dump(with_toleration(driver.tolerations))}'",
     )
 
 
@@ -91,3 +108,24 @@ def with_toleration(tolerations: str) -> list[Any]:
     """Return these tolerations, given as a JSON list, as a list with the toleration of the start-up taint added at the
     end, even if they have it already. Raises ValueError if they are not valid JSON."""
     return [*json.loads(tolerations), TOLERATION]
+
+
+def find_gate_symptoms(view: InstallationView) -> Symptoms:
+    """Yield an error if NVIDIA's pods do not tolerate the start-up taint, one if those of its DRA driver do not, and
+    one for each such worker of Node Feature Discovery, because they are needed to prove the nodes that have it; one
+    of the inspections of `installation.py`. Yields nothing if the taint is not used."""
+    gated = sorted(one.name for one in view.nodes if one.gate is not None)
+    if not (gated or view.place.startup_gate):
+        return
+    namespace = view.place.gpu_operator_namespace
+    waiting = f"the taint stays on {some(gated)}" if gated else "the taint would stay on nodes that join"
+    tail = f"{waiting}; the command restarts the affected pods on every node, so run it while the nodes are not in use"
+    plain = view.plain is not None
+    for missing in (
+        *(find_untolerated(stack, namespace) for stack in view.followed_stacks),
+        find_untolerated_driver(view.dra.driver, namespace) if dra_stack_of(view).serves else None,
+        *(find_untolerated_finder([finder], namespace, plain=plain) for finder in view.finders),
+    ):
+        if missing is not None:
+            message = f"{missing.message}: {tail}"
+            yield error(Topic.CLUSTER_POLICY, "TaintNotTolerated", message, missing.command)

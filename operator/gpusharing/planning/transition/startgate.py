@@ -13,6 +13,7 @@ from gpusharing.planning.stack.startgate import (
     Untolerated,
     find_untolerated,
     find_untolerated_agents,
+    find_untolerated_driver,
     find_untolerated_finder,
 )
 from gpusharing.planning.transition.verdict import NodeCase
@@ -43,9 +44,10 @@ def find_closed(case: NodeCase) -> Finding | None:
     fixes it. None if no such component is known, or if the node does not have the taint."""
     if case.node.gate is None:
         return None
-    policy = case.stack.cluster_policy
-    operands = None if policy is None else find_untolerated(policy, case.settings.gpu_operator_namespace)
-    missing = find_untolerated_agents(case.stack) or operands or _find_finder(case)
+    policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
+    operands = None if policy is None else find_untolerated(policy, namespace)
+    driver = find_untolerated_driver(case.stack.dra.driver, namespace) if case.stack.by_dra else None
+    missing = find_untolerated_agents(case.stack) or operands or driver or _find_finder(case)
     if missing is None:
         return None
     text = f"{missing.message}, so {missing.pods} cannot run on {case.node.name} and it cannot be proven"

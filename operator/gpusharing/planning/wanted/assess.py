@@ -246,8 +246,7 @@ def find_disruption(
         return DisruptionClass.NONE
     for gpu, layout in zip(observed.gpus, target.layouts, strict=True):
         if gpu.mig_enabled != (layout is not None) or gpu.mig_pending:
-            reboots = stack.cluster_policy is not None and stack.cluster_policy.with_reboot
-            return DisruptionClass.REBOOT if reboots else DisruptionClass.RESET
+            return DisruptionClass.REBOOT if stack.with_reboot else DisruptionClass.RESET
     if stack.by_dra or not _serves_already(node, observed, target):
         return DisruptionClass.GPU_PODS
     if Mark.ENDS_MPS in mismatch.reason.marks and (
