@@ -67,8 +67,6 @@ def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings)
     """Return the first of OBJECTIONS that applies to the policy, as a Finding. None if none applies, so that the
     policy can be carried out in this cluster."""
     for objection in OBJECTIONS:
-        if stack.by_dra and objection.reason in (Reason.PLUGIN_DISABLED, Reason.FEATURE_DISCOVERY_DISABLED, Reason.PLUGIN_CONFIG_NOT_OURS):
-            continue  # LOCAL
         if refusal := objection.find(policy, stack, settings):
             return Finding.of(refusal, objection.reason)
     return None
