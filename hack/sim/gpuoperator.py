@@ -50,17 +50,26 @@ class ClusterPolicy:
     sandboxes: bool = False
     """Whether LABEL_WORKLOAD_CONFIG has any effect (sandboxWorkloads.enabled)."""
     plain: bool = False
-    """Whether there is no GPU Operator but NVIDIA's device-plugin chart, with its `config.name` set. Its DaemonSets
-    require nvidia.com/gpu.deploy.client=true if mig-manager runs beside it, and otherwise no deploy label."""
+    """Whether no GPU Operator writes labels: NVIDIA's device-plugin chart runs with its `config.name` set, or its DRA
+    driver with a mig-manager of its own. The chart's DaemonSets require nvidia.com/gpu.deploy.client=true if
+    mig-manager runs beside it, and otherwise no deploy label."""
 
 
 def default_policy(settings: SimSettings) -> ClusterPolicy:
     """Return the settings that apply before any ClusterPolicy is seen. On the plain stack, which has no ClusterPolicy,
-    they name the ConfigMaps of the simulation settings and are marked as `plain`."""
-    if not settings.plain_config:
-        return ClusterPolicy()
+    they name the ConfigMaps of the simulation settings and are marked as `plain`. So they do on the DRA stack with a
+    mig-manager of its own (`plain_mig`), where only that mig-manager runs."""
     config, mig_config = settings.plain_config, settings.plain_mig
-    return ClusterPolicy(plugin_config=config, mig_config=mig_config, mig_default="", plain=True)
+    if not config and not (settings.dra and mig_config):
+        return ClusterPolicy()
+    off = frozenset(operand for operands in _SWITCHED.values() for operand in operands) - {"mig-manager"}
+    return ClusterPolicy(
+        plugin_config=config,
+        mig_config=mig_config,
+        mig_default="",
+        plain=True,
+        off=frozenset() if config else off,
+    )
 
 
 def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:

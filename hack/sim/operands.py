@@ -46,10 +46,11 @@ class Configured:
         ClusterPolicy must not turn the operand off. With the device-plugin chart, nothing is required, except that
         nvidia.com/gpu.deploy.client must be true if mig-manager runs alongside it."""
         policy = self.cluster.policy
+        if self.operand in policy.off:
+            return False
         if policy.plain:
             return not policy.mig_config or self.node.labels.get(LABEL_DEPLOY_CLIENT) == "true"
-        labeled = self.node.labels.get(f"{LABEL_DEPLOY_PREFIX}{self.operand}") == "true"
-        return labeled and self.operand not in policy.off
+        return self.node.labels.get(f"{LABEL_DEPLOY_PREFIX}{self.operand}") == "true"
 
     def key(self, *, new_pod: bool) -> str | None:
         """Return the configuration key that config-manager would load now, or None if the key does not exist or the

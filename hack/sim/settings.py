@@ -91,8 +91,8 @@ class SimSettings:
     """The `config.name` of NVIDIA's device-plugin chart with GFD, which replaces the GPU Operator; empty with the GPU
     Operator."""
     plain_mig: str = ""
-    """The ConfigMap of the mig-manager that runs beside that chart, whose DaemonSets then require
-    nvidia.com/gpu.deploy.client=true. Empty if there is none."""
+    """The ConfigMap of a mig-manager without the GPU Operator, beside that chart or beside the DRA driver. The chart's
+    DaemonSets then require nvidia.com/gpu.deploy.client=true. Empty if there is none."""
     dra: bool = False
     """Whether NVIDIA's DRA driver serves the GPUs, whose kubelet plugin runs on every node with GPUs. ClusterPolicy
     should turn the device plugin off then."""
