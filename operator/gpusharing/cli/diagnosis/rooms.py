@@ -23,6 +23,7 @@ from gpusharing.planning.gpus.capacity import fits, remaining
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.target import is_plugin_resource, plugin_config
+from gpusharing.planning.wanted.verify import served
 
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _OPERATORS = frozenset({"In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"})
@@ -221,7 +222,8 @@ class RoomSearch:
         refusal = find_refusal(pool, spec) if spec is not None and self._several else ""
         lasts = spec is None or verdict is None or verdict.phase is Phase.SYNCED
         obstacle = find_obstacle(self.pod, raw) or (refusal if lasts else "")
-        planned, now = node.resources, {} if obstacle else node.resources
+        advertised = {**node.resources, **served(node)}
+        planned, now = advertised, {} if obstacle else advertised
         if (
             target := plan.targets.get(node.name)
         ) is not None:  # a change does not touch what other plugins serve
@@ -231,7 +233,9 @@ class RoomSearch:
         later = min(find_obstacle(self.pod, raw, labels) for labels in futures) or refusal
         gated = node.gate is not None
         shut = gated or node.unschedulable or not node.ready
-        allocated = report.observed.allocated if report and report.observed else None
+        # Nobody reports how many devices of a DRA driver the claims on a node hold.
+        reported = report.observed if report and node.devices is None else None
+        allocated = None if reported is None else reported.allocated
         free = None if allocated is None else remaining(now, allocated)
         return NodeRoom(
             node=node.name,
@@ -243,7 +247,7 @@ class RoomSearch:
             later=later,
             refusal=refusal,
             planned=planned,
-            names=frozenset((*node.resources, *planned)),
+            names=frozenset((*advertised, *planned)),
         )
 
 
