@@ -8,6 +8,7 @@ from tests.build import NOW, make_gpunode, make_node, make_pod, make_policy, mak
 from tests.planning.told import HALVES, SYNCED, StatusInput
 
 from gpusharing.planning.report.counts import MOST_WAITED_FOR, OTHERS, count_slices, waited_for
+from gpusharing.planning.snapshot.draviews import NodeDevices
 from gpusharing.planning.snapshot.podviews import NodeWork
 
 
@@ -65,6 +66,15 @@ def test_idle_is_what_a_pod_could_be_given_now(node: dict[str, bool], known: boo
     agent = make_gpunode(allocated=ONE_HELD, holdings_known=known)
     found = count_slices([given], make_snapshot([given], gpunodes=[agent]))
     assert (found.advertised, found.idle) == (SHARED, {"nvidia.com/gpu.shared": idle})
+
+
+def test_what_claims_hold_of_a_dra_driver_is_unknown() -> None:
+    node = replace(make_node(resources={}), devices=NodeDevices((None, None)))
+    found = count_slices([node], make_snapshot([node], gpunodes=[make_gpunode(allocated={})]))
+    assert (found.advertised, found.idle) == ({"nvidia.com/gpu": 2}, {"nvidia.com/gpu": 0})
+    reports: dict[str, dict[str, Any]] = {"gpu-07": {"allocated": {}}}
+    given = StatusInput([SYNCED], nodes={"gpu-07": node}, reports=reports)
+    assert given.status()["summary"]["used"] == "0+?/2"
 
 
 def test_a_pod_that_the_scheduler_has_just_put_there_leaves_no_less_than_nothing() -> None:

@@ -103,8 +103,9 @@ def find_holdings(
     """Return how many devices of each resource name the pods of the node hold, or None if that is unknown.
 
     The devices are counted from the node's unfinished pods if its pods were just listed. Otherwise they are taken from
-    its agent's report, which is up to 30 s old. `remaining`: leave out pods that are being deleted, and do not use the
-    agent's report during a change, because the change may have ended some pods since the report.
+    its agent's report, which is up to 30 s old and has no devices of NVIDIA's DRA driver. `remaining`: leave out pods
+    that are being deleted, and do not use the agent's report during a change, because the change may have ended some
+    pods since the report.
     """
     work = snapshot.work.get(node.name)
     if work is not None and not work.error:
@@ -113,5 +114,6 @@ def find_holdings(
             if not has_finished(pod) and not (remaining and pod.deleted_at is not None):
                 counts.update(pod.resources)
         return counts
-    gpunode = None if remaining and node.fence is not None else snapshot.gpunodes.get(node.name)
+    unknown = node.devices is not None or (remaining and node.fence is not None)
+    gpunode = None if unknown else snapshot.gpunodes.get(node.name)
     return gpunode.observed.allocated if gpunode is not None and gpunode.observed is not None else None
