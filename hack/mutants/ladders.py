@@ -77,6 +77,7 @@ LADDERS = (
     Ladder("wanted.actuators.labels", "OBJECTIONS", "find", "", ("gates", "deafness")),
     Ladder("wanted.actuators.labels", "OBSTACLES", "find", "", ("gates",)),
     Ladder("wanted.actuators.labels", "SIGNS", "find", "", ("after", "reruns")),
+    Ladder("wanted.actuators.dra", "SIGNS", "find", "", ("dra",)),
     Ladder("snapshot.agents", "HINDRANCES", "find", None, ("agents",)),
     Ladder("wanted.verify", "CHECKS", "find", "", ("verify", "doubts", "assess")),
     Ladder("wanted.migfile", "ROW_FAULTS", "find", "", ("migfile",)),

@@ -377,7 +377,8 @@ def test_of_the_planners_role_nothing_is_granted_that_no_verb_of_the_plugin_asks
     }
     asked = {(one.group, one.resource) for one in typed.requests}
     # A right to claims is needed where a pod has one, and no pod of the scenario does; one to slices with a DRA driver.
-    assert granted - asked == {("resource.k8s.io", "resourceclaims"), ("resource.k8s.io", "resourceslices")}
+    of_dra = ("resourceclaims", "resourceslices", "deviceclasses")
+    assert granted - asked == {("resource.k8s.io", kind) for kind in of_dra}
 
 
 def test_without_the_planners_role_plan_says_which_rights_are_missing_and_status_does_without(

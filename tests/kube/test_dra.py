@@ -15,7 +15,16 @@ from tests.fakes.virtualtime import virtually
 from tests.kube.objects import node
 
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.client import DAEMON_SETS, GPU_CLUSTERS, JSON, NODES, PODS, RESOURCE_SLICES, Resource
+from gpusharing.kube.client import (
+    DAEMON_SETS,
+    DEVICE_CLASSES,
+    GPU_CLUSTERS,
+    JSON,
+    NODES,
+    PODS,
+    RESOURCE_SLICES,
+    Resource,
+)
 from gpusharing.kube.dra import DeviceIndex, SliceView, slice_view
 from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.plainstack import daemon_set_view, find_dra
@@ -222,24 +231,35 @@ async def test_slices_are_followed_from_the_moment_when_the_dra_stack_is_there(
             await task
 
 
-@pytest.mark.parametrize("refused", [True, False], ids=["not allowed", "not served"])
+NO_RIGHT, NOT_SERVED = "is not allowed to list", "does not serve resource.k8s.io/v1"
+UNREAD: dict[str, tuple[Resource, bool, str]] = {
+    "slices not allowed": (RESOURCE_SLICES, True, f"{NO_RIGHT} resourceslices"),
+    "slices not served": (RESOURCE_SLICES, False, NOT_SERVED),
+    "classes not allowed": (DEVICE_CLASSES, True, f"{NO_RIGHT} deviceclasses"),
+}
+
+
+@pytest.mark.parametrize(("kind", "refused", "says"), UNREAD.values(), ids=UNREAD)
 @virtually
-async def test_slices_that_cannot_be_read_stop_nothing_and_are_told(refused: bool) -> None:
+async def test_what_cannot_be_read_of_the_dra_stack_stops_nothing_and_is_told(
+    kind: Resource, refused: bool, says: str
+) -> None:
     cluster = FakeCluster()
     cluster.add(DAEMON_SETS, driver())
     if refused:
-        cluster.faults.fail("list", RESOURCE_SLICES, Forbidden("no"), times=EVER)
+        cluster.faults.fail("list", kind, Forbidden("no"), times=EVER)
     else:
-        cluster.uninstalled.add(RESOURCE_SLICES)
+        cluster.uninstalled.add(kind)
     sources = Sources(cluster.client("operator"), SourceSettings(), lambda: None)
     reader = StackReader(sources, CallMemory(), silent=True)
     task = asyncio.create_task(sources.run())
     try:
         await asyncio.sleep(5)
         assert sources.missing() == {}
-        assert "resourceslices" not in sources.ages()
-        says = "is not allowed to list resourceslices" if refused else "does not serve resource.k8s.io/v1"
-        assert says in reader.read(NOW).dra.unread
+        assert kind.plural not in sources.ages()
+        dra = reader.read(NOW).dra
+        assert says in dra.unread
+        assert (dra.classes is None) is (kind is DEVICE_CLASSES)
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

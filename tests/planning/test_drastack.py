@@ -17,7 +17,6 @@ from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.acceptance import find_objection
 from gpusharing.planning.stack.drastack import (
     NEEDS,
-    UNFINISHED,
     DraStack,
     find_doubles,
     find_lacks,
@@ -64,7 +63,7 @@ DOMAINS = replace(DRIVER, serves_gpus=False)
 )
 def test_the_dra_stack_serves_the_gpus_if_no_device_plugin_does(stack: DraStack, serves: bool) -> None:
     assert stack.serves is serves
-    assert bool(refuse(spec(), stack)) is serves
+    assert bool(refuse(spec(mode="MPS"), stack)) is serves
 
 
 def spec(**fields: Any) -> Any:
@@ -72,11 +71,12 @@ def spec(**fields: Any) -> Any:
     return make_policy(**fields).spec
 
 
-def test_a_complete_stack_lacks_nothing_but_this_operators_own_part() -> None:
+def test_a_complete_stack_is_accepted() -> None:
     for stack in (COMPLETE, ALONE, replace(ALONE, gpu_cluster=False)):
-        assert [lack.message for lack in find_lacks(stack)] == [UNFINISHED]
-        assert not is_complete(stack)
-        assert UNFINISHED in refuse(spec(), stack)
+        assert find_lacks(stack) == ()
+        assert is_complete(stack)
+        assert refuse(spec(), stack) == ""
+    assert not is_complete(replace(COMPLETE, dra=DraView())), "it does not serve the GPUs"
 
 
 def with_policy(**changes: Any) -> DraStack:
@@ -166,12 +166,12 @@ LACKS: dict[str, tuple[DraStack, str, str]] = {
 
 @pytest.mark.parametrize(("stack", "says", "command"), LACKS.values(), ids=LACKS)
 def test_what_is_missing_is_named_with_what_corrects_it(stack: DraStack, says: str, command: str) -> None:
-    lack, _ = find_lacks(stack)
+    (lack,) = find_lacks(stack)
     assert says in lack.message
     assert command in lack.command
     assert not is_complete(stack)
-    begins = f"NVIDIA's DRA stack serves the GPUs of this cluster, but {lack.message}; run: {lack.command}"
-    assert refuse(spec(), stack).startswith(begins)
+    refusal = f"NVIDIA's DRA stack serves the GPUs of this cluster, but {lack.message}; run: {lack.command}"
+    assert refuse(spec(), stack) == refusal
 
 
 def test_every_need_is_tried() -> None:
@@ -183,7 +183,7 @@ def test_everything_that_is_missing_is_named_at_once_and_no_command_is_cut() -> 
     stack = replace(ALONE, dra=DraView(), cluster_policy=make_cluster_policy())
     lacks = find_lacks(stack)
     message = refuse(spec(), stack)
-    assert len(lacks) == 4
+    assert len(lacks) == 3
     assert all(f"{lack.message}; run: {lack.command}" in message for lack in lacks)
     long = replace(stack, namespace="n" * 180)
     cut = refuse(spec(), long)
@@ -208,17 +208,33 @@ def test_sharing_among_independent_pods_is_refused_with_its_reason(mode: str, po
     assert objection.reason is Reason.UNSUPPORTED_STACK
     assert f"(mode {mode}) would require consumable capacity" in objection.message
     assert "an alpha feature" in objection.message
-    assert UNFINISHED not in objection.message, "a later version will not carry it out either"
 
 
-@pytest.mark.parametrize("cluster_policy", [POLICY, None], ids=["with a ClusterPolicy", "without one"])
-def test_a_policy_is_refused_with_what_is_missing(cluster_policy: ClusterPolicyView | None) -> None:
-    """Without this row it would be told to switch the device plugin on, or to install a ClusterPolicy."""
-    stack = make_stack(cluster_policy=cluster_policy, dra=STANDALONE)
-    objection = find_objection(make_policy(), stack, SETTINGS)
+@pytest.mark.parametrize(
+    "cluster_policy",
+    [POLICY, replace(POLICY, plugin_config_name="theirs", mig_strategy="single"), None],
+    ids=["a ClusterPolicy", "fields of the device plugin that nobody reads", "no ClusterPolicy"],
+)
+@pytest.mark.parametrize("policy", [make_policy(), make_policy(mode="Full")], ids=["MIG", "Full"])
+def test_a_complete_stack_carries_out_full_and_mig(
+    cluster_policy: ClusterPolicyView | None, policy: PolicyView
+) -> None:
+    stack = make_stack(cluster_policy=cluster_policy, dra=STANDALONE, serves_our_mig_file=True)
+    assert find_objection(policy, stack, SETTINGS) is None
+    lacking = replace(stack, dra=replace(STANDALONE, unread="the API group is not served"))
+    objection = find_objection(policy, lacking, SETTINGS)
     assert objection is not None
     assert objection.reason is Reason.UNSUPPORTED_STACK
-    assert UNFINISHED in objection.message
+
+
+def test_layouts_of_our_own_need_our_config_map_there_too_and_single_is_refused() -> None:
+    theirs = replace(POLICY, mig_config_name="default-mig-parted-config")
+    stack = make_stack(cluster_policy=theirs, dra=DRA, serves_our_mig_file=False)
+    objection = find_objection(make_policy(), stack, SETTINGS)
+    assert objection is not None
+    assert objection.reason is Reason.LAYOUTS_NEED_CONFIG_MAP
+    single = spec(mig={"strategy": "single", "config": "all-1g.10gb"})
+    assert "use mixed" in refuse(single, COMPLETE)
 
 
 def test_a_node_is_served_twice_if_a_device_plugin_advertises_gpus_that_the_driver_publishes() -> None:
@@ -241,6 +257,5 @@ def test_doctor_reports_the_stack_and_all_that_it_lacks_and_does_not_ask_for_a_d
         operator_replicas=1, cluster_policies=(with_policy(switches=OFF).cluster_policy or POLICY,), dra=DRA
     )
     found = [one for one in find_symptoms(view) if one.topic == "ClusterPolicy"]
-    assert [one.reason for one in found] == ["UnsupportedStack", "UnsupportedStack"]
+    assert [one.reason for one in found] == ["UnsupportedStack"]
     assert "migManager.enabled is false" in found[0].message
-    assert UNFINISHED in found[1].message

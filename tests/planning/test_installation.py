@@ -151,11 +151,11 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         Severity.ERROR,
         "describe pods",
     ),
-    "the DRA stack serves the GPUs": (
-        replace(GOOD, gpu_cluster=True, cluster_policies=(), dra=DRA),
+    "the DRA stack serves the GPUs, and nothing divides them": (
+        replace(GOOD, gpu_cluster=True, cluster_policies=(), dra=replace(DRA, mig_manager="")),
         "UnsupportedStack",
         Severity.ERROR,
-        "gpuclusters",
+        "deploy/mig-manager",
     ),
     "the GPU Operator is not installed": (
         replace(GOOD, cluster_policies=()),

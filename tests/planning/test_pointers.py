@@ -17,7 +17,13 @@ from tests.build import (
 
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import SetPointers
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView, StackView
+from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
+from gpusharing.planning.snapshot.stackviews import (
+    PLUGIN_SWITCH,
+    ClusterPolicyView,
+    PlainStackView,
+    StackView,
+)
 from gpusharing.planning.stack.acceptance import find_objection
 from gpusharing.planning.stack.pointers import (
     MIG_POINTER,
@@ -88,6 +94,12 @@ NOTHING: dict[str, StackView] = {
         replace(BARE, plugin_config_name=UPSTREAM_MIG_CONFIG, mig_config_name=MIG)
     ),
 }
+
+
+def test_where_the_dra_driver_serves_the_gpus_only_mig_managers_is_set_once_nothing_is_missing() -> None:
+    complete = stack(replace(BARE, switches={PLUGIN_SWITCH: False}), dra=DraView(DraDriverView("driver")))
+    assert wanted(complete) == {MIG_POINTER: MIG}
+    assert wanted(replace(complete, dra=replace(complete.dra, doubles=("gpu-1",)))) == {}
 
 
 @pytest.mark.parametrize("case", NOTHING)

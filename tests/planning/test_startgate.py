@@ -28,13 +28,19 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
+from gpusharing.planning.snapshot.draviews import DraDriverView, DraView, NodeDevices
 from gpusharing.planning.snapshot.records import Verified
-from gpusharing.planning.snapshot.stackviews import FinderState, PlainStackView
+from gpusharing.planning.snapshot.stackviews import (
+    PLUGIN_SWITCH,
+    ClusterPolicyView,
+    FinderState,
+    PlainStackView,
+)
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView, Place
 from gpusharing.planning.stack.startgate import TOLERATION, with_toleration
 from gpusharing.planning.transition.judge import judge
-from gpusharing.planning.transition.startgate import is_newcomer
+from gpusharing.planning.transition.startgate import find_closed, is_newcomer
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -298,6 +304,37 @@ def test_helm_test_is_content_with_what_tolerates_it() -> None:
     assert told(replace(view, finders=(replace(WORKER, tolerates_gate=True),))) == []
 
 
+DRIVER = DraDriverView("dra-plugin", "dra", tolerates_gate=False, tolerations=GPU)
+WITHOUT_PLUGIN = make_cluster_policy(switches={PLUGIN_SWITCH: False})
+
+
+@pytest.mark.parametrize(
+    ("driver", "cluster_policy", "kept_off"),
+    [
+        (DRIVER, WITHOUT_PLUGIN, True),
+        (replace(DRIVER, tolerates_gate=True), WITHOUT_PLUGIN, False),
+        (DRIVER, make_cluster_policy(), False),
+    ],
+    ids=["it does not tolerate the taint", "it does", "the device plugin serves the GPUs"],
+)
+def test_the_dra_driver_has_to_tolerate_it_where_it_serves_the_gpus(
+    driver: DraDriverView, cluster_policy: ClusterPolicyView, kept_off: bool
+) -> None:
+    command = (
+        "helm upgrade dra CHART -n gpu-operator --reset-then-reuse-values --set-json"
+        ' \'kubeletPlugin.tolerations=[{"key":"nvidia.com/gpu","operator":"Exists"},'
+        '{"key":"gpusharing.dev/unproven","operator":"Exists","effect":"NoSchedule"}]\''
+    )
+    dra = DraView(driver)
+    view = InstallationView(nodes=(make_node(gated=True),), cluster_policies=(cluster_policy,), dra=dra)
+    assert [said for _, said in told(view)] == [command] * kept_off
+    case = replace(make_case(MIXED, node=GATED), stack=make_stack(cluster_policy=cluster_policy, dra=dra))
+    closed = find_closed(case)
+    assert (closed is not None and command in closed.message) is kept_off
+    domains = replace(case, stack=replace(case.stack, dra=DraView(replace(driver, serves_gpus=False))))
+    assert find_closed(domains) is None, "a driver for compute domains serves no GPU"
+
+
 # --- what it costs ------------------------------------------------------------------------------------------
 
 NEWCOMERS: dict[str, tuple[bool, dict[str, Any], dict[str, Any] | None]] = {
@@ -318,6 +355,9 @@ def test_a_node_is_a_newcomer_when(
 ) -> None:
     gpunode = None if report is None else make_gpunode(**report)
     assert is_newcomer(make_node(**node), gpunode) is newcomer
+    if not make_node(**node).fence:
+        by_dra = replace(make_node(**node), devices=NodeDevices((None,)))
+        assert not is_newcomer(by_dra, gpunode), "the agent does not count who holds a claim"
 
 
 def test_newcomers_take_no_slot_and_hold_up_nobody() -> None:

@@ -188,7 +188,7 @@ class StackReader:
         """Return NVIDIA's DRA driver among these DaemonSets, with the nodes whose GPUs are served twice and the
         DeviceClasses, or why these cannot be read."""
         sources = self.sources
-        published = {name for name, one in sources.devices.by_node().items() if one.layouts or one.others}
+        published = {name for name, one in sources.devices.by_node().items() if one.layouts}
         slices, classes = sources.resource_slices, sources.device_classes
         return replace(
             find_dra(sets),

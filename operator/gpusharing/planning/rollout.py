@@ -54,7 +54,7 @@ from gpusharing.planning.pools.previews import Previews, find_previews
 from gpusharing.planning.pools.returning import hold_together
 from gpusharing.planning.pools.slots import fences_of, find_resumed, share
 from gpusharing.planning.pools.standstill import count_vain
-from gpusharing.planning.snapshot.actions import Action, WriteConfig
+from gpusharing.planning.snapshot.actions import Action, WriteClasses, WriteConfig
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.passmemory import PassMemory
@@ -164,9 +164,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
 
     targets = _targets(members)
     config = configure(snapshot, targets.values(), known.models, known.wishes, memo)
-    complete = is_complete(find_dra_stack(snapshot.stack, snapshot.settings))
-    classes = plan_classes(snapshot, targets.values()) if complete else None
-    unfenced = {**choice.claims, **kept_claims}
+    unfenced, classes = {**choice.claims, **kept_claims}, _classes(snapshot, targets.values())
     shared = share(snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, classes=classes)
     failing.name(verdicts)
     vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
@@ -424,6 +422,13 @@ def _configure(
     None if they are up to date, and whether they hold entries that are kept only because Nodes name them."""
     readable = [found for one in policies if isinstance(found := wishes.get(one.name), Wish)]
     return plan_config(readable, nodes.values(), models, plugins, stack)
+
+
+def _classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteClasses | None:
+    """Return the action that brings our DeviceClasses up to date, or None if they are, or if NVIDIA's DRA stack does
+    not serve the GPUs or lacks something."""
+    complete = is_complete(find_dra_stack(snapshot.stack, snapshot.settings))
+    return plan_classes(snapshot, targets) if complete else None
 
 
 def _is_settled(configured: tuple[WriteConfig | None, bool]) -> bool:

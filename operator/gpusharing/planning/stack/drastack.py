@@ -25,8 +25,6 @@ from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.target import is_plugin_resource
 from gpusharing.planning.wanted.toolversions import pauses_clients
 
-UNFINISHED = "this version of the operator cannot change nodes that use that stack"
-"""Part of every refusal, until such a change is built."""
 NEW_MIG_MANAGER = "v0.15.1"
 OPENS_NVML = frozenset({"DynamicMIG", "NVMLDeviceHealthCheck"})
 """Feature gates with which the kubelet plugin keeps NVML open, so that mig-parted may find the GPUs in use
@@ -99,7 +97,7 @@ class Lack:
 def _not_readable(stack: DraStack) -> Lack | None:
     """Return why the ResourceSlices cannot be read, or None if they can."""
     return (
-        Lack(stack.dra.unread, "kubectl get resourceslices.v1.resource.k8s.io") if stack.dra.unread else None
+        Lack(stack.dra.unread, "kubectl get resourceslices.v1.resource.k8s.io,deviceclasses.v1.resource.k8s.io") if stack.dra.unread else None
     )
 
 
@@ -221,11 +219,6 @@ def _other_config_map(stack: DraStack) -> Lack | None:
     )
 
 
-def _unfinished(stack: DraStack) -> Lack | None:
-    """Return that the operator cannot change nodes of this stack yet."""
-    return Lack(UNFINISHED, "kubectl get gpuclusters,deviceclasses")
-
-
 @value
 class Need:
     """One thing that DRA with static partitions needs."""
@@ -243,7 +236,6 @@ NEEDS = (
     Need(_no_mig_manager),
     Need(_old_mig_manager),
     Need(_other_config_map),
-    Need(_unfinished),
 )
 """What DRA with static partitions needs, in the order in which people should check it."""
 

@@ -28,12 +28,13 @@ def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
 
     Such a node waits behind the taint, was never released after a proof (docs/adr/0034-the-start-up-gate.md), and has
     no GPU pod as far as the agent has reported. The pods count because somebody may put the taint on nodes in service,
-    and these must not all be drained at once. Before the first report, a node counts as having no GPU pod. While the
-    node is fenced, the decision made when it was fenced stays valid.
+    and these must not all be drained at once. Before the first report, a node counts as having no GPU pod. Where
+    NVIDIA's DRA driver publishes devices, the result is False, because the agent does not count pods that hold claims.
+    While the node is fenced, the decision made when it was fenced stays valid.
     """
     if node.fence is not None:
         return node.fence.newcomer
-    if node.gate is None or node.verified is not None:
+    if node.gate is None or node.verified is not None or node.devices is not None:
         return False
     observed = gpunode.observed if gpunode is not None else None
     return observed is None or observed.pods == 0

@@ -66,8 +66,9 @@ class Reason(Worded):
         "start a change.",
         "Run the command in the message if the node should run containers, or narrow the node selector.")
     ACTUATOR_MISSING = (("ActuatorMissing", "Node", _PERSON, "mig-manager"),
-        "No ready mig-manager pod runs on the node, so nothing could apply the change.",
-        "Check the GPU Operator's mig-manager DaemonSet, its node selector and its pods.")
+        "No ready mig-manager pod runs on the node, so nothing could apply the change. With NVIDIA's DRA driver, its "
+        "pod or a DeviceClass may be missing instead.",
+        "Check the DaemonSet that the message names, its node selector and its pods.")
     MPS_NOT_SWITCHABLE = (("MPSNotSwitchable", "Node", _PERSON, "device-plugin", Mark.TURNS_BACK),
         "With device plugin 0.18.2 or later, the GPU Operator's MPS daemon starts with the fallback configuration, and "
         "config-manager cannot notify it afterwards. The daemon would never read the configuration that the node's "
@@ -354,7 +355,8 @@ class Reason(Worded):
     LAYOUT_MISMATCH = (("LayoutMismatch", "Proof", _LATER, "GPUs", Mark.TURNS_BACK),
         "The agent reports that the GPUs are not partitioned as the policy specifies.")
     ALLOCATABLE_MISMATCH = (("AllocatableMismatch", "Proof", _LATER, "device-plugin", Mark.TURNS_BACK, Mark.ENDS_MPS),
-        "The node does not advertise the resource names and counts that the mode requires.",
+        "The node does not advertise the resource names and counts that the mode requires. With NVIDIA's DRA driver, "
+        "its ResourceSlices list other devices.",
         "If this persists, read the log of the device plugin on the node. If the plugin read its configuration while "
         "someone was editing it, delete its pod so that it reads the configuration again.")
     LABEL_MISMATCH = (("LabelMismatch", "Proof", _LATER, "gpu-feature-discovery", Mark.TURNS_BACK, Mark.ENDS_MPS),
@@ -378,9 +380,10 @@ class Reason(Worded):
         "A static pod uses a GPU, and deleting it through the API does not stop it.",
         "Remove the pod's manifest from the node.")
     DRA_CLAIM = (("DRAClaim", "Drain", _PERSON, "pods"),
-        "The pod uses a GPU through a ResourceClaim for driver gpu.nvidia.com, or through one that cannot be read. The "
-        "DRA driver manages such GPUs, so the operator does not change the node while the pod is there.",
-        "Use this operator on nodes that serve GPUs through the device plugin.")
+        "The pod has a ResourceClaim that cannot be read, or it uses a GPU through a ResourceClaim for driver "
+        "gpu.nvidia.com in a cluster whose GPUs the device plugin serves. The operator does not change the node while "
+        "the pod is there.",
+        "Delete or move the pod yourself, or let one of the two serve the GPUs of a cluster.")
     PROTECTED_NAMESPACE = (("ProtectedNamespace", "Drain", _PERSON, "pods"),
         "The pod is in a namespace where the operator evicts no pods (chart value operator.protectedNamespaces).",
         "Delete or move the pod yourself, or remove its namespace from operator.protectedNamespaces.")
@@ -476,9 +479,9 @@ class Reason(Worded):
         "Other policies are not affected.",
         "Report this message as a bug in this operator. Undoing the last edit of the policy may help.")
     UNSUPPORTED_STACK = (("UnsupportedStack", "Accepted", _PERSON, "ClusterPolicy"),
-        "NVIDIA's DRA stack serves the GPUs in this cluster, and the operator cannot change nodes that use that"
-        " stack. The message also names anything that the stack itself still lacks.",
-        "Use this operator where the device plugin of the GPU Operator serves the GPUs.")
+        "NVIDIA's DRA stack serves the GPUs in this cluster. It lacks something that every change needs, or it cannot "
+        "serve the policy's mode. The message says which.",
+        "Run the command in the message. To share a GPU among pods, use nodes that the device plugin serves.")
     CLUSTER_POLICY_MISSING = (("ClusterPolicyMissing", "Accepted", _PERSON, "ClusterPolicy", Mark.MOMENTARY),
         "The operator finds neither a ClusterPolicy nor the device plugin of NVIDIA's chart. Neither is installed, or "
         "the operator cannot see it.",
