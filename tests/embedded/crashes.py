@@ -17,18 +17,20 @@ from hack.sim.mortal import Disturbance, MortalClient, When
 from tests.embedded.goldens import Golden
 from tests.embedded.mpsset import DEAF, counted, signalled
 from tests.embedded.plainscene import with_mig_manager
-from tests.embedded.scene import Scene, nodes, open_scene
+from tests.embedded.scene import DRA_POLICY, Scene, nodes, open_scene
 from tests.fakes.virtualtime import run_virtually, virtual_now
 
 from gpusharing.api import names
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
+    DEVICE_CLASSES,
     GPUNODES,
     JSON,
     LEASES,
     NODES,
     POLICIES,
+    RESOURCE_SLICES,
     Resource,
 )
 from gpusharing.kube.errors import NotFound
@@ -125,11 +127,11 @@ def opened(golden: Golden) -> AbstractAsyncContextManager[Scene]:
     if golden.plain:
         return with_mig_manager(count=golden.nodes)
     return open_scene(
-        *nodes(golden.nodes, gpus=golden.gpus),
+        *nodes(golden.nodes, gpus=golden.gpus, plugin=not golden.dra),
         workloads=golden.workloads,
         budgets=golden.budgets,
-        sim=DEAF if golden.repairs else None,
-        cluster_policy=golden.cluster_policy or CLUSTER_POLICY,
+        sim={"dra": golden.dra, **(DEAF if golden.repairs else {})},
+        cluster_policy=golden.cluster_policy or (DRA_POLICY if golden.dra else CLUSTER_POLICY),
         configure_gpu_operator=golden.cluster_policy is not None,
         force_delete=golden.forces,
         repair_mps=golden.repairs,
@@ -215,6 +217,11 @@ def end_state(scene: Scene) -> JSON:
             for raw in cluster.objects(CLUSTER_POLICIES)
         ],
         "mps": (signalled(scene), counted(scene)) if scene.guard.repairs else None,
+        "devices": {
+            raw["spec"]["nodeName"]: [device["name"] for device in raw["spec"]["devices"]]
+            for raw in cluster.objects(RESOURCE_SLICES)
+        },
+        "deviceclasses": {raw["metadata"]["name"]: raw["spec"] for raw in cluster.objects(DEVICE_CLASSES)},
         "claims": _claims(scene),
         "pods": dict(Counter(_pod(pod) for app in ("free", "kept") for pod in scene.pods(app))),
         "gpus": {

@@ -35,6 +35,8 @@ class Golden:
     """NVIDIA's device-plugin chart with mig-manager beside it, and no GPU Operator."""
     repairs: bool = False
     """The operator may repair the MPS DaemonSet, which does not follow labels as it is released."""
+    dra: bool = False
+    """NVIDIA's DRA driver serves the GPUs."""
 
 
 async def create(scene: Scene) -> None:
@@ -345,6 +347,7 @@ GOLDEN: Mapping[str, Golden] = {
         workloads=(SimWorkload("free", 1), SimWorkload("kept", 2)),
         budgets=(pdb("keep", "kept", minAvailable=1),),
     ),
+    "a policy on an idle node whose GPUs the DRA driver serves": Golden(create, dra=True),
     "another layout in the middle": Golden(retarget),
     "a node deleted in the middle": Golden(node_deleted, nodes=2),
     "the policy deleted in the middle": Golden(policy_deleted),

@@ -1,0 +1,265 @@
+"""DRA with static partitions: ClusterPolicy without a device plugin, mig-manager, and NVIDIA's DRA driver
+(planning/stack/drastack.py, docs/adr/0078-dra-with-static-partitions.md)."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hack.cluster.nodes import LABEL_POOL
+from hack.sim.dra import DRA_SET, LABEL_DRA
+from hack.sim.fakefaults import EVER
+from hack.sim.gpu import SimulatedGPUs
+from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
+from hack.sim.workloads import SimWorkload
+from tests import plainchart
+from tests.cli.asking import ask, written
+from tests.embedded.scene import (
+    DRA_POLICY,
+    FULL,
+    H100,
+    HOUR,
+    MIXED,
+    MPS,
+    OTHER_MIXED,
+    SLICED,
+    Scene,
+    node,
+    open_scene,
+    pdb,
+    policy,
+)
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.api.names import LABEL_GPU_PRESENT, LABEL_MANAGED_BY, MANAGED_BY
+from gpusharing.kube.client import DAEMON_SETS, DEVICE_CLASSES, GPU_CLUSTERS, JSON, PODS, RESOURCE_SLICES
+from gpusharing.kube.errors import Unavailable
+
+
+def bare(name: str, **more: Any) -> JSON:
+    """A node whose GPUs no device plugin serves."""
+    return node(name, plugin=False, **more)
+
+
+@asynccontextmanager
+async def dra(*machines: JSON, **more: Any) -> AsyncIterator[Scene]:
+    """These nodes on the DRA stack, which is complete."""
+    async with open_scene(*machines, cluster_policy=DRA_POLICY, sim={"dra": True}, **more) as scene:
+        yield scene
+
+
+def published(scene: Scene, name: str) -> Counter[str]:
+    """What the driver publishes for a node: profiles, and `gpu` for whole GPUs."""
+    slices = [raw for raw in scene.e.cluster.objects(RESOURCE_SLICES) if raw["spec"]["nodeName"] == name]
+    return Counter(
+        device["attributes"].get("profile", {"string": "gpu"})["string"]
+        for raw in slices
+        for device in raw["spec"]["devices"]
+    )
+
+
+def classes(scene: Scene) -> dict[str, str]:
+    """Extended resource by name of each DeviceClass that is ours."""
+    ours = scene.e.cluster.objects(DEVICE_CLASSES, label_selector=f"{LABEL_MANAGED_BY}={MANAGED_BY}")
+    return {raw["metadata"]["name"]: raw["spec"]["extendedResourceName"] for raw in ours}
+
+
+def plugin(scene: Scene, name: str) -> str:
+    """UID of the kubelet plugin's pod on a node."""
+    pods = scene.e.cluster.objects(PODS, label_selector=f"{LABEL_DRA}=kubelet-plugin")
+    (pod,) = [raw for raw in pods if raw["spec"]["nodeName"] == name]
+    return str(pod["metadata"]["uid"])
+
+
+@virtually
+async def test_a_pool_goes_to_mig_to_another_layout_and_back() -> None:
+    async with dra(bare("gpu-1"), bare("gpu-2")) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        assert classes(scene) == {}
+        for spec, wanted in ((MIXED, {"3g.40gb": 4}), (OTHER_MIXED, {"1g.10gb": 14}), (FULL, {"gpu": 2})):
+            before = {name: plugin(scene, name) for name in ("gpu-1", "gpu-2")}
+            scene.apply(spec)
+            await scene.ready(seconds=1200)
+            for name in ("gpu-1", "gpu-2"):
+                assert published(scene, name) == wanted
+                assert plugin(scene, name) != before[name]
+                assert scene.labels(name)["gpusharing.dev/mode"] == spec["mode"].lower()
+            resources = {f"gpusharing-mig-{one}": f"nvidia.com/mig-{one}" for one in wanted if one != "gpu"}
+            assert classes(scene) == resources
+        assert {one.rsplit("-", 1)[0] for one in scene.deleted()} == {DRA_SET}
+
+
+@virtually
+async def test_holders_of_claims_and_extended_resources_leave_within_their_budgets_and_a_cpu_pod_stays() -> (
+    None
+):
+    workloads = (
+        SimWorkload("old", 2),
+        SimWorkload("claimed", 1, resource="", device_class="gpu.nvidia.com"),
+        SimWorkload("cpu", 1, resource="", node_selector={"kubernetes.io/hostname": "gpu-1"}),
+    )
+    budget = pdb("old", "old", minAvailable=1)
+    machines = [bare("gpu-1", gpus=4), bare("gpu-2", gpus=4, pool="spare")]
+    async with dra(*machines, workloads=workloads, budgets=[budget]) as scene:
+        for workload in workloads:
+            await scene.running(workload.name, workload.replicas)
+        assert {pod["spec"]["nodeName"] for pod in scene.pods("old")} == {"gpu-1"}
+        (cpu,) = scene.pods("cpu")
+        scene.apply(MIXED)
+        await scene.ready(seconds=1800)
+        assert Counter(name.rsplit("-", 1)[0] for name in scene.evicted()) == {"old": 2, "claimed": 1}
+        assert [pod["metadata"]["uid"] for pod in scene.pods("cpu")] == [cpu["metadata"]["uid"]]
+        scene.e.workloads.apply(SimWorkload("small", 2, resource="nvidia.com/mig-3g.40gb"))
+        await scene.running("small", 2)
+        assert {pod["spec"]["nodeName"] for pod in scene.pods("small")} == {"gpu-1"}
+        scene.e.workloads.apply(SimWorkload("small", 0, resource="nvidia.com/mig-3g.40gb"))
+        scene.apply(FULL, drain={"strandedPods": "Allow"})
+        await scene.ready(seconds=1800)
+        assert scene.pods("small") == []
+        assert published(scene, "gpu-1") == {"gpu": 4}
+
+
+REFUSED: dict[str, JSON] = {
+    "TimeSlicing": SLICED,
+    "MPS": MPS,
+    "MIG with time-slicing": {**MIXED, "timeSlicing": {"replicas": 2}},
+}
+
+
+@pytest.mark.parametrize("spec", REFUSED.values(), ids=REFUSED)
+@virtually
+async def test_sharing_a_device_is_refused_with_the_reason_and_nothing_is_touched(spec: JSON) -> None:
+    async with dra(bare("gpu-1")) as scene:
+        scene.apply(spec)
+        row = await scene.until_condition("Accepted", "False", "UnsupportedStack")
+        assert "needs consumable capacity there, which is an alpha feature" in row["message"]
+        await asyncio.sleep(600)
+        assert scene.node_writes() == {}
+        assert scene.evicted() == scene.deleted() == []
+
+
+@virtually
+async def test_an_operator_that_dies_before_and_after_the_plugins_restart_is_followed_by_another() -> None:
+    async with dra(bare("gpu-1")) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1", "actuating")
+        before = plugin(scene, "gpu-1")
+        await scene.e.kill_operator()
+        scene.e.start_operator()
+        await scene.e.until(lambda: bool(scene.deleted()), "the restart of the kubelet plugin", 900)
+        await scene.e.kill_operator()
+        scene.e.start_operator()
+        await scene.ready(seconds=1800)
+        assert published(scene, "gpu-1") == {"3g.40gb": 4}
+        assert plugin(scene, "gpu-1") != before
+        assert len(scene.deleted()) == 1, "one restart is enough, whoever sees it"
+
+
+@virtually
+async def test_a_node_that_a_device_plugin_serves_too_stops_everything() -> None:
+    async with dra(node("gpu-1")) as scene:
+        scene.apply(MIXED)
+        row = await scene.until_condition("Accepted", "False", "UnsupportedStack")
+        assert "a device plugin and NVIDIA's DRA driver both serve the GPUs of gpu-1" in row["message"]
+        await asyncio.sleep(600)
+        assert scene.node_writes() == {}
+
+
+@virtually
+async def test_a_deviceclass_of_somebody_else_is_left_alone_and_serves_the_pods() -> None:
+    theirs: JSON = {
+        "metadata": {"name": "halves"},
+        "spec": {
+            "extendedResourceName": "nvidia.com/mig-3g.40gb",
+            "selectors": [
+                {"cel": {"expression": "device.attributes['gpu.nvidia.com'].profile == '3g.40gb'"}}
+            ],
+        },
+    }
+    async with dra(bare("gpu-1"), start=False) as scene:
+        scene.e.cluster.add(DEVICE_CLASSES, theirs)
+        scene.e.start_operator()
+        scene.apply(MIXED)
+        await scene.ready(seconds=1800)
+        assert classes(scene) == {}
+        scene.e.workloads.apply(SimWorkload("small", 1, resource="nvidia.com/mig-3g.40gb"))
+        await scene.running("small", 1)
+
+
+def alone(name: str) -> JSON:
+    """A node to which neither the GPU Operator nor GPU Feature Discovery has given labels."""
+    raw = bare(name)
+    labels = raw["metadata"]["labels"]
+    kept = (LABEL_GPU_PRESENT, LABEL_POOL, "kubernetes.io/")
+    raw["metadata"]["labels"] = {key: value for key, value in labels.items() if key.startswith(kept)}
+    raw["metadata"]["labels"][LABEL_DEPLOY_MIG_MANAGER] = "true"
+    return raw
+
+
+@pytest.mark.parametrize("gpu_cluster", [False, True], ids=["without the GPU Operator", "with a GPUCluster"])
+@virtually
+async def test_a_mig_manager_of_its_own_does_it_as_well(gpu_cluster: bool) -> None:
+    async with open_scene(
+        alone("gpu-1"),
+        cluster_policy=None,
+        sim={"dra": True, "plain_mig": "gpusharing-mig-parted"},
+        hardware={"gpu-1": SimulatedGPUs("gpu-1", [H100] * 2)},
+        start=False,
+    ) as scene:
+        scene.e.cluster.add(DAEMON_SETS, plainchart.mig_manager())
+        if gpu_cluster:
+            scene.e.cluster.add(GPU_CLUSTERS, {"metadata": {"name": "gpus"}})
+        scene.e.start_operator()
+        for spec, wanted in ((MIXED, {"3g.40gb": 4}), (FULL, {"gpu": 2})):
+            scene.apply(spec)
+            await scene.ready(seconds=1800)
+            assert published(scene, "gpu-1") == wanted
+
+
+@virtually
+async def test_why_shows_a_pod_the_devices_that_the_driver_publishes_and_plan_what_a_change_takes_away(
+    tmp_path: Path,
+) -> None:
+    async with dra(bare("gpu-1")) as scene:
+        scene.apply(MIXED)
+        await scene.ready(seconds=1800)
+        scene.e.workloads.apply(SimWorkload("small", 1, resource="nvidia.com/mig-3g.40gb"))
+        await scene.running("small", 1)
+        cluster, (pod,) = scene.e.cluster, scene.pods("small")
+        why = await ask(cluster, "why", f"default/{pod['metadata']['name']}")
+        assert ["pool-b", "gpu-1", "nvidia.com/mig-3g.40gb", "4", "?", "4"] in [
+            line.split()[:6] for line in why.out.splitlines()
+        ]
+        proof = await ask(cluster, "why", "gpu-1")
+        assert "ResourceSlices" in proof.out
+        plan = await ask(cluster, "plan", "-f", written(tmp_path, policy(FULL)))
+        assert "- nvidia.com/mig-3g.40gb: 4 -> 0" in plan.out
+        assert "+ nvidia.com/gpu: 0 -> 2" in plan.out
+
+
+@virtually
+async def test_a_node_whose_kubelet_plugin_does_not_publish_fails_and_stays_fenced_until_it_does() -> None:
+    async with dra(bare("gpu-1")) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        refused = Unavailable("etcd has no leader")
+        faults = [
+            scene.e.cluster.faults.fail(verb, RESOURCE_SLICES, refused, times=EVER)
+            for verb in ("create", "patch", "delete")
+        ]
+        scene.apply(MIXED)
+        failed = await scene.phase("gpu-1", "Failed")
+        assert failed["reason"] == "AllocatableMismatch"
+        assert "show 1x full (2 GPUs) instead of 2x3g.40gb (2 GPUs)" in failed["message"]
+        assert scene.cordoned("gpu-1")
+        assert scene.condition("Ready")["status"] == "False"
+        assert Counter(name.rsplit("-", 1)[0] for name in scene.deleted())[DRA_SET] == 3, "two more tries"
+        for fault in faults:
+            fault.lift()
+        scene.annotate("gpu-1", retry="again")
+        await scene.ready(seconds=HOUR)
+        assert published(scene, "gpu-1") == {"3g.40gb": 4}

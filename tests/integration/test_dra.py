@@ -1,0 +1,128 @@
+"""DRA with static partitions on a real API server: real scheduler, DaemonSet controller and RBAC, and the chart's
+admission policies. mig-manager and NVIDIA's DRA driver are SIMULATED (planning/stack/drastack.py)."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from hack.cluster import install
+from hack.cluster.api import Object
+from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.nodes import create_nodes, node_manifest
+from hack.sim.dra import KUBELET_PLUGIN, LABEL_DRA
+from tests.chart.rbac import golden
+from tests.integration.product import CLUSTER_POLICY, FACTOR, FULL, HELD, MIXED, SLICED, Pool, Product
+from tests.integration.workloads import PODS, Workload
+
+from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY
+from hack import launch
+
+RESOURCES = "/apis/resource.k8s.io/v1"
+CLAIMS = f"{RESOURCES}/namespaces/default/resourceclaims"
+HALF = "nvidia.com/mig-3g.40gb"
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    """The GPU Operator without its device plugin, NVIDIA's DRA driver, our chart and an operator."""
+    directory = tmp_path_factory.mktemp("dra")
+    with ControlPlane(options=Options(audit=True)) as plane:
+        install.install_gpu_operator(plane.api)
+        spec: Object = {"devicePlugin": {"enabled": False}, "migManager": {"version": "v0.15.1"}}
+        plane.api.merge_patch(CLUSTER_POLICY, {"spec": spec})
+        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
+        with launch.node_software(plane.kubeconfig, directory, FACTOR, "--agent-interval", "1", "--dra"):
+            product = Product(plane, directory)
+            with product.operator("dra", **HELD):
+                yield product
+            assert product.refused() == []
+
+
+@pytest.fixture
+def pool(product: Product) -> Iterator[Pool]:
+    """One node with two H100, which no device plugin serves."""
+    with product.pool(empty=True) as pool:
+        manifest = node_manifest(f"{pool.name}-0", gpus=2, pool=pool.name, plugin=False)
+        pool.nodes += create_nodes(pool.api, [manifest])
+        yield pool
+
+
+def published(pool: Pool) -> Counter[str]:
+    """What the driver publishes for the node: profiles, and `gpu` for whole GPUs."""
+    slices = pool.api.list(f"{RESOURCES}/resourceslices", fieldSelector=f"spec.nodeName={pool.nodes[0]}")
+    devices = [device for one in slices for device in one["spec"]["devices"]]
+    return Counter(device["attributes"].get("profile", {"string": "gpu"})["string"] for device in devices)
+
+
+def classes(pool: Pool) -> dict[str, str]:
+    """Extended resource by name of each DeviceClass that is ours."""
+    ours = pool.api.list(f"{RESOURCES}/deviceclasses", labelSelector=f"{LABEL_MANAGED_BY}={MANAGED_BY}")
+    return {one["metadata"]["name"]: one["spec"]["extendedResourceName"] for one in ours}
+
+
+def plugin(pool: Pool) -> str:
+    """UID of the kubelet plugin's pod on the node; empty while there is none."""
+    where = {
+        "fieldSelector": f"spec.nodeName={pool.nodes[0]}",
+        "labelSelector": f"{LABEL_DRA}={KUBELET_PLUGIN}",
+    }
+    pods = pool.api.list("/api/v1/namespaces/gpu-operator/pods", **where)
+    return str(pods[0]["metadata"]["uid"]) if pods else ""
+
+
+def devices_of(pool: Pool, names: list[str]) -> set[str]:
+    """Names of the devices that the scheduler allocated to these pods."""
+    statuses = [pool.api.get(f"{PODS}/{name}")["status"]["extendedResourceClaimStatus"] for name in names]
+    claims = [pool.api.get(f"{CLAIMS}/{status['resourceClaimName']}") for status in statuses]
+    return {one["device"] for raw in claims for one in raw["status"]["allocation"]["devices"]["results"]}
+
+
+def test_a_node_goes_to_mig_and_back_and_old_pod_specs_get_its_partitions(pool: Pool) -> None:
+    pool.wait(
+        lambda: published(pool) == {"gpu": 2}, "the whole GPUs to be published", lambda: published(pool)
+    )
+    whole = Workload(pool, pool.nodes[0], 1)
+    cpu = Workload(pool, pool.nodes[0], 1, app=f"{pool.name}-cpu", resource="")
+    whole.wait_running(1)
+    untouched, before = cpu.wait_running(1), plugin(pool)
+    pool.apply(MIXED)
+    pool.wait_synced()
+    assert published(pool) == {"3g.40gb": 4}
+    assert classes(pool) == {"gpusharing-mig-3g.40gb": HALF}
+    assert plugin(pool) not in ("", before)
+    assert pool.offered() == {}
+    assert whole.running() == [], "the new pod waits for a whole GPU"
+    halves = Workload(pool, pool.nodes[0], 2, app=f"{pool.name}-half", resource=HALF)
+    allocated = devices_of(pool, halves.wait_running(2))
+    assert len(allocated) == 2
+    assert all("mig-3g40gb" in name for name in allocated)
+    pool.apply(FULL)
+    pool.wait_synced()
+    assert published(pool) == {"gpu": 2}
+    assert halves.running() == []
+    whole.wait_running(1)
+    assert cpu.running() == untouched
+    pool.wait(lambda: classes(pool) == {}, "the unused class to be removed", lambda: classes(pool))
+
+
+def test_a_mode_that_shares_devices_is_refused_with_the_reason(pool: Pool) -> None:
+    pool.apply(SLICED)
+    message = pool.wait_condition("Accepted", "False", "UnsupportedStack")
+    assert "needs consumable capacity there" in message
+    assert pool.fence() == {}
+
+
+def test_a_class_of_ours_that_somebody_changed_is_corrected_and_every_granted_right_was_used(
+    pool: Pool, product: Product
+) -> None:
+    pool.apply(MIXED)
+    pool.wait_synced()
+    wrong: Object = {"spec": {"extendedResourceName": "example.com/other"}}
+    pool.api.merge_patch(f"{RESOURCES}/deviceclasses/gpusharing-mig-3g.40gb", wrong)
+    right = {"gpusharing-mig-3g.40gb": HALF}
+    pool.wait(lambda: classes(pool) == right, "the class to be corrected", lambda: classes(pool))
+    pool.apply(FULL)
+    pool.wait(lambda: classes(pool) == {}, "the unused class to be removed", lambda: classes(pool))
+    granted = {grant.verb for grant in golden() if grant.resource == "deviceclasses"}
+    used = {one.verb for one in product.requests() if one.resource == "deviceclasses" and one.status < 400}
+    assert used == granted
