@@ -58,6 +58,7 @@ OTHER_MINORS = (
 TITLES = {
     "device-plugin": "device plugin, GPU Feature Discovery, config-manager, MPS control daemon",
     "mig-parted": "mig-parted and mig-manager",
+    "dra-driver": "kubelet plugin of the DRA driver, with a stub of go-nvfm",
 }
 """The programs in each of NVIDIA's releases, by the folder of ours that pins the release."""
 
@@ -88,6 +89,7 @@ def support() -> dict[str, str]:
                     "device plugin, GPU Feature Discovery, MPS control daemon",
                     _versions(get_args(PluginVersion)),
                 ),
+                ("kubelet plugin of the DRA driver", build.DRA_DRIVER.version),
             ],
         ),
         "",
@@ -147,6 +149,7 @@ def _nvidia() -> list[tuple[str, str, str, str]]:
     newest, *older = build.MIG_PARTED_PINS
     releases = [(build.DEVICE_PLUGIN, "3, 4"), (build.mig_parted(newest), "3, 4")]
     releases += [(build.mig_parted(version), "3, by `make test-nvidia-old`") for version in older]
+    releases.append((build.DRA_DRIVER, "3"))
     return [
         (TITLES[release.folder], release.version, rungs, f"`hack/nvidia/{release.folder}/{release.pins}`")
         for release, rungs in releases
