@@ -23,7 +23,7 @@ Used = tuple[str, str, str, str]
 """Subject, group, resource with subresource, verb."""
 SELF = {"selfsubjectreviews", "selfsubjectaccessreviews"}
 ELSEWHERE = "deviceclasses"
-"""What the operator uses only where NVIDIA's DRA driver serves the GPUs, which is on the control plane of test_dra.py."""
+"""What the operator uses only where the DRA driver serves the GPUs: on the control plane of test_dra.py."""
 
 
 def granted(subject: str) -> set[Used]:
