@@ -375,6 +375,20 @@ def test_no_change_begins_while_something_is_missing(
     assert says in verdict.message
 
 
+@pytest.mark.parametrize("devices", [None, NodeDevices((None,), missing=1)], ids=["nothing", "not all"])
+@pytest.mark.parametrize("policy", [MIG, FULL], ids=["a change", "drift"])
+def test_no_node_is_drained_while_the_driver_has_not_published_its_devices(
+    policy: PolicyView, devices: NodeDevices | None
+) -> None:
+    """As after an upgrade of the driver that took so long that the kubelet deleted its slices."""
+    played = Played()
+    played.node = replace(played.node, devices=devices)
+    verdict = played.judge(policy, at(600))
+    assert not verdict.candidate
+    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.ACTUATOR_MISSING)
+    assert "NVIDIA's DRA driver" in verdict.message
+
+
 def test_a_repeated_run_needs_the_pod_but_not_that_it_is_ready() -> None:
     case = after_pnr(plugin=kubelet_plugin(ready=False))
     target = target_for(MIG, [make_gpu()], case.stack)

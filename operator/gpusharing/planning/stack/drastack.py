@@ -97,7 +97,11 @@ class Lack:
 def _not_readable(stack: DraStack) -> Lack | None:
     """Return why the ResourceSlices cannot be read, or None if they can."""
     return (
-        Lack(stack.dra.unread, "kubectl get resourceslices.v1.resource.k8s.io,deviceclasses.v1.resource.k8s.io") if stack.dra.unread else None
+        Lack(
+            stack.dra.unread, "kubectl get resourceslices.v1.resource.k8s.io,deviceclasses.v1.resource.k8s.io"
+        )
+        if stack.dra.unread
+        else None
     )
 
 

@@ -53,6 +53,18 @@ def _no_plugin(case: ActuatorCase, target: Target) -> str:
     return f"{missing}; check the pods with {where} in namespace {case.settings.gpu_operator_namespace}"
 
 
+def _unpublished(case: ActuatorCase, target: Target) -> str:
+    """Return the message that the driver has not published the devices of the node, or not all of them, so that no
+    change could be proven. Empty if it has."""
+    return "" if _is_published(case.node) else find_slice_mismatch(case.node, target.layouts, None)
+
+
+def _is_published(node: NodeView) -> bool:
+    """Whether the driver has published all devices of the node. Otherwise it is not running, or about to publish, and a
+    drain would not help."""
+    return node.devices is not None and not node.devices.missing
+
+
 def _no_class(case: ActuatorCase, target: Target) -> str:
     """Return why pods could not request the MIG devices of the target, or an empty string if they could."""
     return find_unrequestable(target.layouts, case.stack)
@@ -62,9 +74,10 @@ def _no_class(case: ActuatorCase, target: Target) -> str:
 
 
 def _needs_run(case: ActuatorCase, target: Target) -> bool:
-    """Whether mig-manager has to run, or the driver publishes other devices than the target has."""
+    """Whether mig-manager has to run, or the driver has published other devices than the target has."""
     observed = case.gpunode.observed if case.gpunode is not None else None
-    return LABELS.needs_run(case, target) or bool(find_slice_mismatch(case.node, target.layouts, observed))
+    differs = bool(find_slice_mismatch(case.node, target.layouts, observed))
+    return LABELS.needs_run(case, target) or (_is_published(case.node) and differs)
 
 
 def _find_missing(case: ActuatorCase, goal: Target, again: bool) -> str:
@@ -174,6 +187,7 @@ DRA = replace(
     obstacles=(
         *LABELS.obstacles,
         Obstacle(_no_plugin, Reason.ACTUATOR_MISSING),
+        Obstacle(_unpublished, Reason.ACTUATOR_MISSING),
         Obstacle(_no_class, Reason.ACTUATOR_MISSING),
     ),
     needs_run=_needs_run,
