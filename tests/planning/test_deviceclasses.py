@@ -138,3 +138,9 @@ def test_a_profile_that_pods_cannot_request_is_named(
 ) -> None:
     said = find_unrequestable([layout], make_stack(FULL, dra=DraView(classes=classes)))
     assert said == "" if not says else says in said
+
+
+def test_a_class_that_cannot_be_written_says_why() -> None:
+    stack = make_stack(FULL, dra=DraView(classes=(), class_error="WriteClasses failed: forbidden"))
+    said = find_unrequestable([(("1g.10gb", 7),)], stack)
+    assert said.endswith("creates gpusharing-mig-1g.10gb, which has failed: WriteClasses failed: forbidden")

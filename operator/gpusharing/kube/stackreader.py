@@ -14,7 +14,7 @@ from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.dra import tell_unread
 from gpusharing.kube.plainstack import DaemonSetView, find_dra, plain_stack, with_mps_daemon
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
-from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, MPS_DAEMON_SET
+from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, DEVICE_CLASS, MPS_DAEMON_SET
 from gpusharing.planning.snapshot.draviews import DraView
 from gpusharing.planning.snapshot.stackviews import (
     ClusterPolicyView,
@@ -197,6 +197,7 @@ class StackReader:
             classes=tuple(classes.items[name] for name in sorted(classes.items))
             if classes.synced.is_set()
             else None,
+            class_error=self._lasting_error(DEVICE_CLASS),
         )
 
     def _generated_mig_files(self) -> dict[str, str]:

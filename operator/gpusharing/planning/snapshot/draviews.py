@@ -119,6 +119,8 @@ class DraView:
     """Names of the nodes whose GPUs both the DRA driver and a device plugin serve, sorted."""
     classes: tuple[DeviceClassView, ...] | None = None
     """All DeviceClasses by name, or None if they were not read."""
+    class_error: str = ""
+    """Why the last write of our DeviceClasses failed. Empty if it did not fail."""
 
 
 NO_DRA = DraView()

@@ -95,5 +95,6 @@ def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> st
                 f" kubectl delete deviceclass {one.name}"
             )
         if one.resource not in resources:
-            return f"no DeviceClass makes {one.resource} requestable yet; the operator creates {one.name}"
+            failed = stack.dra.class_error and f", which has failed: {stack.dra.class_error}"
+            return f"no DeviceClass makes {one.resource} requestable yet; the operator creates {one.name}{failed}"
     return ""
