@@ -180,7 +180,7 @@ def played_daemon_sets(settings: SimSettings) -> tuple[tuple[str, str], ...]:
     daemon's on every stack, the DRA driver's on its stack, and the agent's if the settings turn agents on. The caller
     must create the DaemonSets, otherwise their pods would be orphans."""
     operator = settings.gpu_operator_namespace
-    sets = ((MIG_MANAGER_SET, operator), (MPS_DAEMON, operator))
+    sets: tuple[tuple[str, str], ...] = ((MIG_MANAGER_SET, operator), (MPS_DAEMON, operator))
     sets += ((DRA_SET, operator),) if settings.dra else ()
     return (*sets, (AGENT, settings.agent_namespace)) if settings.agents else sets
 
