@@ -21,7 +21,7 @@ from gpusharing.api.gpunode import GPU, DriverProfile, Instance, MigMode, Model
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.health import HEALTHY, Vitals
-from gpusharing.planning.snapshot.stackviews import Operand, StackView
+from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView
 from gpusharing.planning.wanted import migfile
 
@@ -76,6 +76,18 @@ class NodeMachine:
     def operand(self) -> Operand:
         """Its pod."""
         return Operand("gpu-operator", f"mig-manager-{self.name}", f"uid-mig-{self.name}-{self.serial}", True)
+
+    @property
+    def operands(self) -> dict[Program, Operand]:
+        """The pods of NVIDIA's programs that may be restarted."""
+        daemon = self.mps_daemon
+        pods = {Program.MIG_MANAGER: self.operand}
+        return pods if daemon is None else {**pods, Program.MPS_DAEMON: daemon}
+
+    @property
+    def devices_key(self) -> str:
+        """What the agent reads of the UUIDs of the devices; not told."""
+        return ""
 
     def restart(self) -> None:
         """Delete the mig-manager pod: the next one runs once at its start."""
@@ -190,7 +202,16 @@ class NodeMachine:
         if last and gpunode.quiet and last.quiet and last.request_id == request and not last.error:
             return gpunode
         processes = ("stray",) if self.stray else ("python",) if pods else ()
-        seen = ObservedView(request, gpunode.quiet, "", self.gpus(processes), {}, pods, simulated=True)
+        seen = ObservedView(
+            request,
+            gpunode.quiet,
+            "",
+            self.gpus(processes),
+            {},
+            pods,
+            simulated=True,
+            devices_key=self.devices_key,
+        )
         return gpunode if seen == last else replace(gpunode, observed=seen)
 
     def gpus(self, processes: tuple[str, ...] = ()) -> tuple[GpuView, ...]:

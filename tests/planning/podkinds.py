@@ -186,13 +186,16 @@ class Terms:
     reboot: bool
     now: datetime
     cordoned: datetime | None = None
+    by_dra: bool = False
+    """NVIDIA's DRA driver serves the GPUs in place of the device plugin."""
 
 
 def is_kept(pod: PodView, terms: Terms) -> bool:
     """Nobody may evict it, whatever the time: such a pod keeps the node from being cordoned. It has to leave."""
     if pod.deleted_at is not None:
         return False
-    if pod.mirror or _of_daemon_set(pod) or pod.dra != "none" or is_protected(pod, terms):
+    claims = pod.dra == "unresolved" or (pod.dra == "gpu" and not terms.by_dra)
+    if pod.mirror or _of_daemon_set(pod) or claims or is_protected(pod, terms):
         return True
     rule = find_rule(pod, terms.drain)
     if rule is not None:

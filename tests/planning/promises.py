@@ -249,7 +249,7 @@ def _not_halted(world: "World", node: NodeView, policy: PolicyView, spec: GPUSha
 def _nobody_kept(world: "World", action: FenceNode, spec: GPUSharingPolicySpec) -> None:
     """P20: a node with a pod that nobody may evict is not cordoned, nor one of a gang with such a member."""
     reboot = action.fence.disruption is DisruptionClass.REBOOT
-    terms = podkinds.Terms(spec.drain, reboot, world.now)
+    terms = podkinds.Terms(spec.drain, reboot, world.now, by_dra=world.stack.by_dra)
     pods = [world.readable(pod) for pod in world.pods[action.node.name].values()]
     leaving = [pod for pod in pods if podkinds.must_leave(pod, reboot=reboot)]
     kept = [world.kinds[pod.uid] for pod in leaving if podkinds.is_kept(pod, terms)]

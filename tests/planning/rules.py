@@ -64,7 +64,7 @@ def check(world: "World", action: Action) -> None:
             _eviction(world, action)
         case RestartOperand():
             machine = world.machines[action.node]
-            alive = {machine.operand.uid} | ({machine.mps_daemon.uid} if machine.mps_daemon else set())
+            alive = {pod.uid for pod in machine.operands.values()}
             hold(action.uid in alive, "restarts a pod that is gone")
             _restart(world, action)
         case SetFinalizer():
@@ -260,7 +260,7 @@ def _eviction(world: "World", action: Evict) -> None:
     hold(spec is not None, "(c) evicts for a policy that is gone")
     assert spec is not None, "just held"
     reboot = fence.disruption is DisruptionClass.REBOOT
-    terms = podkinds.Terms(spec.drain, reboot, world.now, fence.since)
+    terms = podkinds.Terms(spec.drain, reboot, world.now, fence.since, world.stack.by_dra)
     others = [world.readable(one) for one in world.pods[action.node].values()]
     fine = podkinds.may_be_evicted(world.readable(pod), others, terms)
     hold(fine, f"(c) evicts {world.kinds[action.uid]}")

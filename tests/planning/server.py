@@ -21,8 +21,10 @@ from gpusharing.planning.snapshot.actions import (
     SetClaims,
     SetFinalizer,
     UpdateFence,
+    WriteClasses,
     WriteConfig,
 )
+from gpusharing.planning.snapshot.draviews import DeviceClassView
 from gpusharing.planning.snapshot.views import GPUNodeView
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
@@ -53,6 +55,8 @@ def carry_out(world: "World", action: Action) -> None:
             _force_delete(world, action)
         case RestartOperand():
             _restart(world, action)
+        case WriteClasses():
+            _write_classes(world, action)
         case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
             _patch_node(world, action)
 
@@ -63,6 +67,17 @@ def _restart(world: "World", action: RestartOperand) -> None:
         machine.restart()
     else:
         machine.stop_mps()
+
+
+def _write_classes(world: "World", action: WriteClasses) -> None:
+    gone = {one.name for one in (*action.remove, *(wrong for _, wrong in action.correct))}
+    kept = [one for one in world.stack.dra.classes or () if one.name not in gone]
+    made = [
+        DeviceClassView(one.name, f"uid-{one.name}", "1", True, one.resource, (one.selector,))
+        for one in (*action.create, *(right for right, _ in action.correct))
+    ]
+    classes = tuple(sorted([*kept, *made], key=lambda one: one.name))
+    world.stack = replace(world.stack, dra=replace(world.stack.dra, classes=classes))
 
 
 def _write_config(world: "World", action: WriteConfig) -> None:

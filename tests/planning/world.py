@@ -37,6 +37,7 @@ from gpusharing.planning.snapshot.views import (
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
 from gpusharing.planning.wanted.target import known_times, under_deletion
+from gpusharing.planning.wanted.verify import served
 
 MEMO_CHECK = 4
 """One plan of so many is made once more without a memo, and compared."""
@@ -152,7 +153,7 @@ class World:
         view, pinned = self.nodes[node], pinned or kind in podkinds.PINNED
         alive = [pod for pod in self.pods[node].values() if pod.phase not in ("Succeeded", "Failed")]
         held = Counter(name for pod in alive for name in pod.resources)
-        free = [name for name, count in sorted(view.resources.items()) if held[name] < count]
+        free = [name for name, count in sorted(served(view).items()) if held[name] < count]
         kept_off = view.unschedulable or view.gate is not None
         if (kept_off and not pinned) or not view.ready or not free:
             return False
@@ -250,12 +251,12 @@ class World:
             stack=replace(self.stack, written=known_times(self.stack.written, self.now)),
             agents=frozenset(self.nodes.keys() - self.agents_down),
             operands={
-                Program.MIG_MANAGER: {name: machine.operand for name, machine in self.machines.items()},
-                Program.MPS_DAEMON: {
-                    name: machine.mps_daemon
+                program: {
+                    name: pods[program]
                     for name, machine in self.machines.items()
-                    if machine.mps_daemon is not None
-                },
+                    if program in (pods := machine.operands)
+                }
+                for program in Program
             },
             claims=dict(self.claims),
             failed_nodes=dict(self.failed_nodes),
