@@ -3,6 +3,7 @@ operator is killed before it."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from random import Random
 
 import pytest
 from tests.build import make_cluster_policy, make_policy
@@ -72,9 +73,14 @@ class DraMachine(NodeMachine):
         if self.published == self.plugins:
             return node
         self.published = self.plugins
+        return replace(node, resources={}, devices=self.due)
+
+    @property
+    def due(self) -> NodeDevices:
+        """What a plugin that starts now publishes."""
         shown: list[Layout | None] = [layout for layout in self.layouts if layout is None or layout]
         layouts = tuple(sorted(shown, key=lambda layout: (layout is None, layout or ())))
-        return replace(node, resources={}, devices=NodeDevices(layouts, key=self.devices_key))
+        return NodeDevices(layouts, key=self.devices_key)
 
 
 def dra_world(*names: str) -> World:
@@ -87,6 +93,13 @@ def dra_world(*names: str) -> World:
     world.set_policy(FULL)
     world.settle()
     return world
+
+
+def machine_of(world: World, name: str) -> DraMachine:
+    """The machine behind a node."""
+    machine = world.machines[name]
+    assert isinstance(machine, DraMachine)
+    return machine
 
 
 def classes(world: World) -> set[str]:
@@ -130,9 +143,8 @@ def test_devices_made_anew_by_somebody_else_are_published_anew() -> None:
     world = dra_world("gpu-1")
     world.set_policy(MIG)
     world.settle()
-    done, machine = len(world.done), world.machines["gpu-1"]
-    assert isinstance(machine, DraMachine)
-    machine.divided += 1
+    done = len(world.done)
+    machine_of(world, "gpu-1").divided += 1
     assert phases(world.settle()) == {Phase.SYNCED}
     steps = [type(one) for one in world.done[done:] if isinstance(one, FenceNode | RestartOperand | Release)]
     assert steps[0] is FenceNode
@@ -167,3 +179,53 @@ def test_an_operator_that_is_killed_before_any_write_is_followed_by_one_that_end
     kinds = {type(one) for one in world.done}
     assert {WriteClasses, FenceNode, Evict, Actuate, RestartOperand, Release} <= kinds
     assert crashes > 10
+
+
+def disturb(world: World, random: Random) -> None:
+    """Something happens on a node, or to the operator, in the middle of whatever goes on."""
+    name = random.choice(sorted(world.nodes))
+    machine = machine_of(world, name)
+    match random.randrange(8):
+        case 0:
+            world.step(limit=random.randrange(3))
+        case 1:
+            world.restart()
+        case 2:
+            world.set_policy(random.choice([FULL, MIG, SMALL]))
+        case 3:
+            machine.plugins += 1  # somebody deletes the kubelet plugin's pod, perhaps too early
+        case 4:
+            machine.temper = random.choice(["works", "hangs", "forgets", "fails"])
+        case 5 if world.nodes[name].fence is None:  # in a change it might come after the last reading
+            machine.divided += 1
+        case 6:
+            world.nodes[name] = replace(world.nodes[name], devices=None)  # the kubelet wipes the slices
+            machine.plugins += 1
+        case _:
+            if world.add_pod(name):
+                uid, pod = list(world.pods[name].items())[-1]
+                world.pods[name][uid] = replace(pod, dra="gpu")
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_disturbance_breaks_an_invariant_or_lets_a_node_with_stale_slices_go(seed: int) -> None:
+    random, world = Random(seed), dra_world("gpu-1", "gpu-2")
+    world.set_policy(MIG)
+    for _ in range(60):
+        for name in world.nodes:
+            world.act(name)
+        if random.random() < 0.3:
+            disturb(world, random)
+        done = len(world.done)
+        world.step()
+        for action in world.done[done:]:
+            if isinstance(action, Release) and action.verified is not None:
+                machine = machine_of(world, action.node.name)
+                assert world.nodes[action.node.name].devices == machine.due
+        world.now += timedelta(seconds=random.choice([1, 2, 10, 60]))
+    for machine in world.machines.values():
+        machine.temper = "works"
+    plan = world.settle(approving=True)
+    for name, verdict in plan.verdicts.items():
+        if verdict.phase is Phase.SYNCED:
+            assert world.nodes[name].devices == machine_of(world, name).due
