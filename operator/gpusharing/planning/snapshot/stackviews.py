@@ -225,7 +225,7 @@ def is_served_by_dra(gpu_cluster: bool, policy: ClusterPolicyView | None, dra: D
 
 
 class Program(StrEnum):
-    """A program of NVIDIA's whose pods we may restart, by the value of their label `label`."""
+    """One of NVIDIA's programs whose pods we may restart, by the value of the pods' label `app`."""
 
     MIG_MANAGER = "nvidia-mig-manager"
     MPS_DAEMON = "nvidia-device-plugin-mps-control-daemon"
