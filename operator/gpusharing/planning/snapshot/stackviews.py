@@ -122,8 +122,7 @@ class ClusterPolicyView:
 
 @value
 class FinderState:
-    """A DaemonSet of Node Feature Discovery's worker. Without the worker's labels, nobody knows that a node has a GPU.
-    """
+    """A DaemonSet of Node Feature Discovery's worker. Without the worker's labels, nobody knows that a node has a GPU."""
 
     name: str
     """Name of the DaemonSet."""

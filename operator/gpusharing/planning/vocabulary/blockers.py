@@ -37,7 +37,7 @@ class Blocker:
 
 def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
     """Return the blockers, sorted by the word of their reason and then by pods. Blockers that differ only in their
-    pods are merged into one with all of these pods."""
+    pods are merged into one blocker with all of these pods."""
     pods: dict[tuple[Reason, str, str, datetime | None], set[str]] = {}
     for blocker in blockers:
         alike = (blocker.reason, blocker.pdb, blocker.message, blocker.until)

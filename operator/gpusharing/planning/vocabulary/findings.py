@@ -15,7 +15,7 @@ class Finding:
     reason: Reason
     """The word for tools, whose meaning never changes."""
     message: str
-    """What is wrong and what to do about it. It stays the same as long as nothing changes."""
+    """What is wrong and what to do about it. The text stays the same as long as nothing changes."""
     until: datetime | None = None
     """When the passing of time alone may end the situation, or None if something else has to change."""
     keeper: str = ""
@@ -28,5 +28,5 @@ class Finding:
     @staticmethod
     def of(result: "str | Finding", reason: Reason) -> "Finding":
         """Return the result of one check as a Finding. A message becomes a Finding with `reason`, and a Finding is
-        returned as it is."""
+        returned unchanged."""
         return result if isinstance(result, Finding) else Finding(reason, result)

@@ -7,7 +7,8 @@ MAX_TEXT = 1000
 
 
 def cut(text: str, most: int) -> str:
-    """Return the text, shortened to `most` characters if it is longer. Three dots then replace its end."""
+    """Return the text. If it is longer than `most` characters, three dots replace its end, so that exactly `most` are
+    left."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 

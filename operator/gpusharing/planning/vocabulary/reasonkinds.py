@@ -56,8 +56,8 @@ class Mark(StrEnum):
     """A Warning Event reports that a node now has this reason, unless there is an Event about the phase that the node
     entered at the same time."""
     NO_BLOCKER_EVENT = auto()
-    """No Event reports a blocker with this reason, because no pod is to blame, or because it is reported as a wait or
-    as an action of ours."""
+    """No Event reports a blocker with this reason, because no pod is to blame, or because the situation is reported as
+    a wait or as an action of ours."""
     PAST_RETURN = auto()
     """A node with this reason passed its point of no return earlier, so no Event says that the node passes it now."""
     TURNS_BACK = auto()
@@ -85,8 +85,8 @@ class Mark(StrEnum):
 
 
 class Worded(StrEnum):
-    """A reason as an enum member. Its value is one CamelCase word, and its attributes are the other columns of its row
-    in the table."""
+    """A reason as an enum member. The value is one CamelCase word, and the attributes are the other columns of the
+    reason's row in the table."""
 
     _value_: str
     group: Group
