@@ -278,7 +278,7 @@ def agree(
     unread: dict[str, Exception],
 ) -> dict[str, Terms]:
     """Return the terms of every policy that has an entry in `wishes`, by policy. The terms say what the policy offers
-    its nodes. If they cannot be computed, the policy is left out, and its error is added to `unread`."""
+    its nodes. If the terms cannot be computed, the policy is left out, and its error is added to `unread`."""
     stack, settings = snapshot.stack, snapshot.settings
     readable = (policy for policy in snapshot.policies if policy.name in wishes)
     rows = ((policy.name, (policy, wishes[policy.name], stack, settings)) for policy in readable)
@@ -399,8 +399,8 @@ def configure(
     memo: Memo,
 ) -> WriteConfig | None:
     """Return the action that brings our ConfigMaps up to date with the wishes of all policies and the plugin
-    configurations of `targets`, or None if they are up to date. The answer is cached in `memo` once nothing is left
-    to write or to remove."""
+    configurations of `targets`, or None if the ConfigMaps are up to date. The answer is cached in `memo` once nothing
+    is left to write or to remove."""
     plugins = {target.plugin_key: target.plugin for target in targets if target.plugin_key}
     question = partial(_configure, nodes=snapshot.nodes)
     wishes, models = memo.same("wishes", wishes), memo.same("models", models)
@@ -418,8 +418,8 @@ def _configure(
     nodes: Mapping[str, NodeView],
 ) -> tuple[WriteConfig | None, bool]:
     """Plan the ConfigMaps for the policies whose entry in `wishes` is a Wish, in the order of `policies`; policies
-    with a Finding or without an entry are skipped. Return two things: the action that writes the ConfigMaps, or
-    None if they are up to date, and whether they hold entries that are kept only because Nodes name them."""
+    with a Finding or without an entry are skipped. Return two things: the action that writes the ConfigMaps, or None
+    if they are up to date, and whether the ConfigMaps hold entries that are kept only because Nodes name them."""
     readable = [found for one in policies if isinstance(found := wishes.get(one.name), Wish)]
     return plan_config(readable, nodes.values(), models, plugins, stack)
 

@@ -28,9 +28,9 @@ def ending_gangs(work: NodeWork, scope: Scope) -> tuple[GangView, ...]:
 def find_gang_blockers(
     work: NodeWork, node: str, options: Drain, now: datetime, scope: Scope
 ) -> tuple[Blocker, ...]:
-    """Return why the gangs that a change of this node would interrupt must not be interrupted. Only the members that
-    do not have to leave this node are examined. Members on all nodes count, with or without a GPU, because evicting
-    one of them ends the whole gang. A gang whose members cannot be listed gets a blocker that says so."""
+    """Return why the gangs that a change of this node would interrupt must not be interrupted. Members on all nodes
+    count, with or without a GPU, because evicting one of them ends the whole gang. Members that have to leave this
+    node are not examined here. A gang whose members cannot be listed gets a blocker that says so."""
     blockers: list[Blocker] = []
     for view in ending_gangs(work, scope):
         if view.error:

@@ -332,7 +332,7 @@ def _mark(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _mark_ends(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
-    """Return when the mark on the pod expires, or None if it has none or the mark does not expire."""
+    """Return when the mark on the pod expires, or None if there is no mark or it does not expire."""
     protection = _protection(pod, options, scope)
     return protection.until if protection is not None else None
 

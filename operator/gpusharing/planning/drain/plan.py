@@ -195,7 +195,7 @@ def _jobs(pods: Standings) -> list[Standing]:
 
 
 def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
-    """Yield a blocker for each pod that the drain waits for, with the time until which it waits."""
+    """Yield a blocker for each pod that the drain waits for, with the end of that wait."""
     for standing in jobs:
         why = f": {standing.waits_for}" if standing.waits_for else ""
         if standing.ends == NEVER:

@@ -57,8 +57,8 @@ class Ruled:
 
 
 def find_rule(pod: PodView, options: Drain) -> Ruled | None:
-    """Return the first rule that matches the pod or may match it, or None if none does. A rule may match if it depends
-    on the labels of the pod's namespace and these cannot be read."""
+    """Return the first rule that matches the pod or may match it, or None if none does. A rule that depends on the
+    labels of the pod's namespace may match if these labels cannot be read."""
     for index, rule in enumerate(options.rules):
         if not selects(rule.pod_selector, pod.labels):
             continue
@@ -150,7 +150,7 @@ def find_protection(pod: PodView, now: datetime | None) -> Protection | None:
 
 
 def _read(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
-    """Return the protection that one mark gives, or None if it gives none or its key is unknown."""
+    """Return the protection that one mark gives, or None if the mark gives none or its key is unknown."""
     reader = _READERS.get(key)
     return reader(pod, key, value, now) if reader is not None else None
 

@@ -230,7 +230,7 @@ def _waited(
 
 
 def _in_turn(standings: list[Standing], front: Tier) -> list[Standing]:
-    """Return the standings with `due` cleared where it is not yet the pod's turn: for pods of another tier than
+    """Return the standings with `due` cleared where it is not yet the pod's turn: for pods in a tier other than
     `front`, the tier whose turn it is, and for all pods while the drain waits for any pod of that tier."""
     waits = any(standing.waits and standing.tier == front for standing in standings)
     return [

@@ -116,9 +116,9 @@ class Queue:
 
     @cached_property
     def unlisted(self) -> dict[str, NodeCase]:
-        """The candidates, by name and in the order of `find_place`, whose pods must be known before they may start and
-        were not listed in this pass. Newcomers are left out: they take no slot of the policy's budget. Computed
-        once."""
+        """The candidates whose pods must be known before they may start but were not listed in this pass, by name and
+        in the order of `find_place`. Newcomers are left out: they take no slot of the policy's budget. Computed once.
+        """
         unlisted = [case for case in self.cases if case.work is None and _needs_pods(case)]
         unlisted.sort(key=lambda case: find_place(case, self.policy))
         return {case.node.name: case for case in unlisted}
@@ -157,8 +157,8 @@ class Selection:
         return begun is not None
 
     def add(self, other: "Selection") -> None:
-        """Add everything that another pool has selected to this selection. Entries of `other` replace those of the
-        same node."""
+        """Add everything that another pool has selected to this selection. Entries of `other` replace existing entries
+        for the same node."""
         self.verdicts |= other.verdicts
         self.claims |= other.claims
         self.looks |= other.looks

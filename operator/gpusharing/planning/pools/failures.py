@@ -18,8 +18,8 @@ MOST = 200
 
 
 def find_gone(claims: Mapping[str, Claim], nodes: Mapping[str, NodeView]) -> dict[str, FailedNode]:
-    """Return the nodes that were deleted after the point of no return and before they were proven, by UID. They are
-    found by their claims; the write that records these failures also removes those claims."""
+    """Return the nodes that were deleted after the point of no return and before they were proven, by UID. The nodes
+    are found through their claims; the write that records the failures also removes these claims."""
     return {
         claim.node_uid: FailedNode(name, claim.version, gone=True)
         for name, claim in claims.items()

@@ -36,9 +36,9 @@ class Places:
         return Places({node.name for node in able if is_open(node)}, len(able))
 
     def spare(self, candidates: Iterable[NodeCase]) -> int | None:
-        """Return how many of the candidates may be cordoned so that one open node is left. None if there is no limit:
-        none of their changes would cordon an open node, or no other node may ever open again, so that waiting would
-        not help."""
+        """Return how many of the candidates may be cordoned so that one open node is left. None if there is no limit,
+        because none of their changes would cordon an open node, or because no other node may ever open again and
+        waiting would not help."""
         if self.all <= 1 or not any(case.node.name in self.open and _cordons(case) for case in candidates):
             return None
         return len(self.open) - 1

@@ -212,8 +212,8 @@ def select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
 
 def _choose(pool: Pool, queue: Queue, pooled: Pooled, cap: int, ledger: Ledger) -> Selection:
     """Return which candidates of a pool start when no hold applies to them; `queue` may have further candidates. The
-    nodes that start are removed from the places for our own pod in `ledger`, and their evictions are added to its
-    `crowd`."""
+    nodes that start are removed from the places for our own pod in `ledger`, and their evictions are added to
+    `ledger.crowd`."""
     left, chosen = _find_room(pool, pooled, cap, ledger), Selection()
     candidates = _in_order(pool, queue, ledger, left, chosen)
     waves = group(candidates) if left.room > 0 else {}

@@ -133,8 +133,8 @@ def plan_finalizers(
     verdicts: Mapping[str, Verdict],
 ) -> list[SetFinalizer]:
     """Return the actions that add our finalizer to policies or remove it, sorted by policy. `claims` are all claims
-    that exist after this pass; `fenced` are the nodes with our fence, and `verdicts` has each of them. A policy that
-    is being deleted keeps its finalizer while a fenced node holds it up, and never gets a new one."""
+    that exist after this pass; `fenced` are the nodes with our fence, and `verdicts` has the verdict of each. A policy
+    that is being deleted keeps its finalizer while a fenced node holds it up, and never gets a new one."""
     actions = []
     claiming = {claim.policy for claim in claims}
     for name, pool in sorted(pools.items()):

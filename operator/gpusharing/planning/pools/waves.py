@@ -42,9 +42,9 @@ MAX_MATES = 20
 
 
 def find_waves(order: Sequence[str], mates: Mapping[str, frozenset[str]]) -> dict[str, tuple[str, ...]]:
-    """Return the waves, by the first node of each. A wave has the nodes that share gangs, directly or through others,
-    sorted as in `order`. `mates` has the nodes with which each node shares a gang; nodes that are not in `order`
-    are ignored. A node that shares no gang is in no wave."""
+    """Return the waves, by the name of the first node of each wave. A wave has the nodes that share gangs, directly or
+    through others, sorted as in `order`. `mates` has the nodes with which each node shares a gang; nodes that are not
+    in `order` are ignored. A node that shares no gang is in no wave."""
     places = {name: place for place, name in enumerate(order)}
     linked: dict[str, set[str]] = {}
     for name, others in mates.items():
@@ -71,8 +71,8 @@ def _reached(first: str, linked: Mapping[str, set[str]]) -> set[str]:
 
 
 def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
-    """Return the waves among the candidates whose changes cordon, by the name of the first node of each. A wave has
-    the candidates that share gangs, in their order. Empty if no gang was seen on any of them."""
+    """Return the waves among the candidates whose changes cordon their nodes, by the name of the first node of each
+    wave. A wave has the candidates that share gangs, in their order. Empty if no gang was seen on any of them."""
     mates = {
         candidate.case.node.name: others
         for candidate in candidates

@@ -122,7 +122,7 @@ class ClusterPolicyView:
 
 @value
 class FinderState:
-    """A DaemonSet of Node Feature Discovery's worker. Without the worker's labels, nobody knows that a node has a GPU."""
+    """A DaemonSet of Node Feature Discovery's worker. Only the worker's labels show that a node has a GPU."""
 
     name: str
     """Name of the DaemonSet."""

@@ -91,8 +91,8 @@ _STEPS = (Actuate, Release, RestartOperand, UpdateFence)
 
 
 def _way(case: FencedCase) -> Verdict:
-    """Return the verdict of the first situation that applies: one of HELD, then one of AIMED if the node has a target,
-    or of AIMLESS if it has none."""
+    """Return the verdict of the first situation that applies. HELD is tried first, then AIMED if the node has a
+    target, or AIMLESS if it has none."""
     if (verdict := _first(HELD, case)) is not None:
         return verdict
     if not isinstance(case.assessment, Assessed):
@@ -409,10 +409,10 @@ def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
 
 
 def _release(case: FencedCase, target: Target, policy: PolicyView) -> Verdict:
-    """Return the verdict that releases a proven node. One PATCH writes the record of the proof, removes the fence, our
-    marks and the cordon, and sets our two labels. A cordon that is not ours alone stays (`may_uncordon`). While
-    somebody else works on the node, our cordon and the fence stay, and the routing label is not set yet
-    (yielding.py). After a rollback the reason is RolledBack."""
+    """Return the verdict that releases a proven node. One PATCH writes the record of the proof, sets our two labels,
+    and removes the fence, our marks and the cordon. A cordon that is not ours alone stays (`may_uncordon`). While
+    somebody else works on the node, our cordon and the fence stay, and the routing label is not set yet (yielding.py).
+    After a rollback the reason is RolledBack."""
     fence, node = case.fence, case.node
     labels, annotations = unmarked(fence, node)
     labels[names.LABEL_POLICY] = policy.name

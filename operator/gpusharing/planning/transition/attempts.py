@@ -111,8 +111,8 @@ def is_new_value(retry: str, answered: str) -> bool:
 
 
 def retry_command(node: str, answered: str) -> str:
-    """Return the command that asks for another try on this node. Its value differs from `answered`, the value that was
-    acted on last."""
+    """Return the command that asks for another try on this node. The command sets a value that differs from
+    `answered`, the value that was acted on last."""
     value = "once-more" if answered == "again" else "again"
     return f"kubectl annotate node {node} --overwrite {names.ANNOTATION_RETRY}={value}"
 
@@ -278,7 +278,8 @@ def _took(fence: Fence, now: datetime) -> int:
 
 def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
     """Return the proof of a change, or of the rollback of a failed one. `target` is the layout that was proven. The
-    proof of a rollback keeps the time and duration of the change before it, and records the failure."""
+    proof of a rollback keeps the time and duration of the latest change that reached its target, and records the
+    failure."""
     fence = case.fence
     corrected = _corrected_in(case.node.verified, policy)
     followed = fence.version.generation if fence.version.uid in ("", policy.uid) else 0

@@ -312,8 +312,9 @@ def _jobs_late(case: FencedCase) -> str:
 
 def _late(case: FencedCase) -> str | Finding:
     """Return the message that ends the change because its deadline and the extra time of `_limit` are over, or an
-    empty string. The change goes on if the policy says Hold, while the pods still have to be listed (`_unlooked`), and
-    while the fence waits for jobs but no LIST shows any. What a LIST shows counts more than the clock."""
+    empty string if the change goes on. The change also goes on if the policy says Hold, while the pods still have to
+    be listed (`_unlooked`), and while the fence waits for jobs but no LIST shows any. What a LIST shows counts more
+    than the clock."""
     if holds(case) or _unlooked(case):
         return ""
     plan = case.drain
@@ -377,8 +378,8 @@ def _limit(case: FencedCase) -> datetime:
 
 
 def _next_limit(case: FencedCase) -> datetime:
-    """Return when the clock may next end the drain: at the deadline or, once that is over, at the end of the extra
-    time."""
+    """Return when the clock may next end the drain: at the deadline or, once the deadline has passed, at the end of
+    the extra time."""
     return case.fence.deadline if case.now < case.fence.deadline else _limit(case)
 
 

@@ -101,8 +101,8 @@ def _served_by_others(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _not_for_containers(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that the node is for other workloads than containers, such as virtual machines, or an empty
-    string if it is not."""
+    """Return the message that the node is meant for workloads other than containers, such as virtual machines, or an
+    empty string if it is not."""
     return find_other_workload(case.node, case.stack.cluster_policy)
 
 
@@ -177,8 +177,8 @@ def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:
 
 def _hangs_pods(case: NodeCase, assessed: Assessed) -> str:
     """Return why the layout would hang the pods that come back after the change (docs/design/hardware.md#mixed-nodes).
-    Empty if it would not, if the settings allow unsafe drivers, or if the node is being rolled back to such a
-    layout."""
+    Empty if the layout would not hang them, if the settings allow unsafe drivers, or if the node is being rolled back
+    to such a layout."""
     if not case.settings.refuse_unsafe_drivers or (isinstance(case, FencedCase) and goes_back(case)):
         return ""
     return find_hanging(assessed.observed.driver_version, assessed.target.layouts)
@@ -311,7 +311,7 @@ def _not_written(case: NodeCase, assessed: Assessed) -> str:
 
 def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return the message that the configuration is not written yet, or a Finding that it may not have reached the node
-    yet, with the time by which it will have. Empty once that time has passed."""
+    yet, with the time by which it will have reached the node. Empty once that time has passed."""
     since, wait = _configured(assessed), case.settings.config_propagation
     if since is None:
         return "the configuration is about to be written"

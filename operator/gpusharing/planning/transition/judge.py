@@ -44,7 +44,7 @@ def differs_from_target(case: NodeCase) -> bool:
     that has never answered counts as a difference.
 
     False if the policy gives the node no target, and while a reading is awaited. False also while NVML must stay
-    closed, as when mig-manager repairs the node after a reboot, because nobody reads the GPUs then.
+    closed, as when mig-manager repairs the node after a reboot, because the GPUs are not read then.
     """
     assessment, difference = case.assessment, None
     if isinstance(assessment, Assessed):

@@ -198,8 +198,8 @@ def verify_request(case: FencedCase) -> EnsureGPUNode | None:
 
 
 def answer_due(case: FencedCase) -> datetime:
-    """Return when the agent should have answered the current request, or the one that this pass writes if there is
-    none."""
+    """Return when the agent should have answered the current request or, if there is none, the request that this pass
+    writes."""
     asked_at = _asked_at(case, "verify") or _asked_at(case, "quiet")
     begun = case.now if asked_at is None else datetime.fromtimestamp(asked_at / 1000, UTC)
     return begun + timedelta(seconds=PROOF)

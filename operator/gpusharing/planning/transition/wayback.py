@@ -67,8 +67,8 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
     """Return the verdict that begins the rollback by recording it in the fence, or a clause that says why the node is
     not rolled back now. The clause is empty if the policy wants failed nodes held or gives the node no target.
 
-    `known`: the failure shows the present state of the node. A node that is not Ready, or without a Ready agent, shows
-    an old state: what its kubelet advertised before it went away is from before the change.
+    `known`: the failure shows the present state of the node. A node that is not Ready, or has no Ready agent, shows an
+    old state: what its kubelet last advertised dates from before the change.
     """
     assessment = case.assessment
     if not isinstance(assessment, Assessed) or assessment.spec.rollout.on_failure != "Rollback":
