@@ -136,9 +136,9 @@ def nearest_layout(layout: Layout, profiles: Sequence[Profile]) -> Layout | None
 
     A profile that the card does not offer is replaced by the one with the same number of compute slices (else the
     closest number), then the nearest memory, then the same attribute, then the smaller one: 1g.20gb becomes 1g.18gb on
-    an H200. Then as few instances as possible are dropped. Among equal choices, the layout that keeps more compute
-    slices wins, then the one that keeps more memory. If no name in the layout can be read, the result is one instance
-    of the largest profile.
+    an H200. A name that cannot be read is dropped. Then as few instances as possible are dropped. Among equal choices,
+    the layout that keeps more compute slices wins, then the one that keeps more memory. If no name can be read, the
+    result is one instance of the largest profile.
     """
     if not profiles:
         return None
@@ -179,8 +179,8 @@ instances of each number of slices."""
 
 def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
     """Return the layouts of the named configurations that mig-manager from v0.14 generates on a node with this card,
-    by name and sorted by name. There are all-disabled, all-enabled, one configuration for each profile that fills
-    the card with its instances, and all-balanced if the card has the profiles of NVIDIA's formula for it.
+    by name and sorted by name. There are all-disabled, all-enabled, one for each profile, which fills the card with
+    instances of that profile, and all-balanced if the card has the profiles of NVIDIA's formula for it.
 
     A layout of None means that MIG is off. A profile with a max_count of 0 gets no configuration, because mig-parted
     refuses a whole file for an entry whose counts are all 0. Empty if the card has no other profiles.
@@ -250,8 +250,9 @@ class _Offer:
     def why_not(self, layout: Layout) -> tuple[Misfit, str] | None:
         """Return the first rule that the layout breaks, with a clause for people, or None if the layout is legal.
         Rules are checked in a fixed order: counts, media engines, compute slices, unknown placements, memory units,
-        then placements. If a placement is unknown, a layout of several profiles is refused, and one of a single
-        profile is legal. All profiles of the layout must be offered by the card; otherwise KeyError is raised."""
+        then placements. If the placements of one of its profiles are unknown, a layout with several profiles is
+        refused, and one with a single profile is legal. All profiles of the layout must be offered by the card;
+        otherwise KeyError is raised."""
         for name, count in layout:
             if count > (most := self.by_name[name].max_count):
                 return Misfit.TOO_MANY, f"the card has room for at most {most}x{name}"

@@ -25,7 +25,7 @@ MAX_NOTE = 1000
 
 @value
 class Event:
-    """A Kubernetes Event that is to be posted about a node (on its policy and on its Node), about a policy, or about
+    """A Kubernetes Event to be posted about a node (on its policy and on its Node), about a policy, or about
     ClusterPolicy."""
 
     type: Literal["Normal", "Warning"]

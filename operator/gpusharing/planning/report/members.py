@@ -18,7 +18,7 @@ from gpusharing.planning.wanted.ownership import selects_node
 
 @value
 class Members:
-    """The nodes of one policy with their verdicts. Nodes that spec.products leaves out are listed apart, in
+    """The nodes of one policy with their verdicts. Nodes that spec.products leaves out are listed separately, in
     `skipped`."""
 
     policy: PolicyView
@@ -108,7 +108,7 @@ def is_done(verdict: Verdict, node: NodeView) -> bool:
 
 
 def urgency(verdict: Verdict) -> tuple[tuple[int, int], str]:
-    """Return a sort key that puts the verdict that a person should read first in front: by urgency of the reason, then
+    """Return a sort key that puts in front the verdict that a person should read first: by urgency of the reason, then
     by node name."""
     return verdict.reason.urgency, verdict.node
 

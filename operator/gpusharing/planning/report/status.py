@@ -113,8 +113,9 @@ def policy_status(
 
 
 def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
-    """Return a tuple of everything that decides which of the policy's conditions are True. If it equals that of an
-    earlier pass, none of them has changed its status. It is much cheaper to compute than the whole status."""
+    """Return a tuple of everything that decides which of the policy's conditions are True. If the tuple equals that of
+    an earlier pass, no condition has changed its status. Computing it is much cheaper than computing the whole
+    status."""
     own = [(plan.verdicts[name], snapshot.nodes[name]) for name in plan.pools[policy.name].names]
     kinds = {
         (v.phase, v.reason, bool(v.actions), node.ready, v.stands, is_begun(node)): (v, node)
@@ -332,7 +333,7 @@ def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
 
 def _failed(pool: Members, plan: RolloutPlan) -> Finding | None:
     """Return a Finding with the number of nodes in phase Failed and the message of the most urgent one, or None if no
-    node is."""
+    node is in that phase."""
     failed = [verdict for verdict in pool.verdicts if verdict.phase is Phase.FAILED]
     if not failed:
         return None

@@ -60,8 +60,8 @@ def transition(
 
 
 def is_wait(verdict: Verdict) -> bool:
-    """Whether the node is still waiting for a person, for another program or for the clock. That is so unless its
-    reason describes a final state; Progressing counts as a wait."""
+    """Whether the node is still waiting for a person, for another program or for the clock. False if its reason
+    describes a final state; Progressing does not."""
     return verdict.reason.passes is not Passes.DONE or verdict.reason is Reason.PROGRESSING
 
 
@@ -123,8 +123,8 @@ def health_conditions(
 
 
 def whose_cordon(node: NodeView) -> str:
-    """Return who cordoned the node, as far as is known: `ours` if it was not cordoned before our change, else
-    `foreign` if another controller works on it, else `human`. Empty if the node is not cordoned."""
+    """Return who cordoned the node, as far as is known: `ours` if our change in progress did, else `foreign` if
+    another controller works on the node, else `human`. Empty if the node is not cordoned."""
     if not node.unschedulable:
         return ""
     if node.fence is not None and node.fence.disruption.cordons and not node.fence.prior_unschedulable:

@@ -224,7 +224,7 @@ def is_served_by_dra(gpu_cluster: bool, policy: ClusterPolicyView | None, dra: D
 
 
 class Program(StrEnum):
-    """One of NVIDIA's programs whose pods we may restart, by the value of the pods' label `app`."""
+    """One of NVIDIA's programs whose pods we may restart, by the value of the pods' label `label`."""
 
     MIG_MANAGER = "nvidia-mig-manager"
     MPS_DAEMON = "nvidia-device-plugin-mps-control-daemon"

@@ -32,7 +32,7 @@ from gpusharing.planning.wanted.target import Targets, Wish, find_wish
 
 @value
 class Objection:
-    """A cause for which a policy can be refused."""
+    """A reason to refuse a policy."""
 
     find: Callable[[PolicyView, StackView, PlanSettings], str | Finding]
     """Returns the message, or a Finding if the refusal has a reason of its own. Empty if the objection does not

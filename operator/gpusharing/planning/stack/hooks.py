@@ -56,7 +56,7 @@ def find_farewell(
 
 def _refuse_fences(fenced: list[NodeView]) -> str:
     """Return the message that refuses to uninstall because these nodes have our fence. It describes at most SHOWN of
-    the changes and has the commands that pause their policies."""
+    the changes and counts the others. It has the commands that pause the policies of all readable fences."""
     lines = [f"  {_describe_fence(node)}" for node in fenced[:SHOWN]]
     if len(fenced) > SHOWN:
         lines.append(f"  and {len(fenced) - SHOWN} more")

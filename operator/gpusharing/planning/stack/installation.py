@@ -455,7 +455,7 @@ def _effect(view: InstallationView, pointer: Pointer, otherwise: str) -> str:
 
 def _unmerged(view: InstallationView, pointer: Pointer) -> str:
     """Return, as the end of a sentence, what must be done before the pointer may name our ConfigMap: `merge_first` if
-    ours lacks entries, else to merge the one that it names now. Empty if that one is void or not set."""
+    ours lacks entries, else to merge the one that it names now, unless that is void or not set. May be empty."""
     if pointer.stops or not pointer.now or view.is_void(pointer.now):
         return pointer.merge_first
     return ". Its entries that Nodes name must be in ours first: see kubectl gpusharing import"

@@ -71,7 +71,8 @@ class RightState:
 
     @property
     def text(self) -> str:
-        """The right in the form that kubectl uses, with its namespace unless it is cluster-wide."""
+        """The right in the form that kubectl uses. Unless it is cluster-wide, its scope follows, such as ` (namespace:
+        own)`."""
         scope = self.right.scope
         return self.right.text if scope == "cluster" else f"{self.right.text} (namespace: {scope})"
 

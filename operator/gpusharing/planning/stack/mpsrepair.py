@@ -83,8 +83,9 @@ def find_serving(
     with a Ready agent, `daemons` those with a pod of the MPS daemon.
 
     A node counts if it has such a pod, if GPU Feature Discovery calls it capable of MPS, or if its device plugin is
-    configured for MPS. It does not count if it certainly has no client: either a change of ours has emptied it and no
-    daemon serves its GPUs according to the last report, or its Ready agent reports that none does.
+    configured for MPS. It does not count if it certainly has no client. That is the case if a change of ours has
+    emptied it and no report shows a GPU that a daemon serves, or if its Ready agent reports that no daemon serves any
+    GPU.
     """
     return tuple(sorted(_serving(nodes, gpunodes, agents, daemons, stack)))
 
@@ -141,7 +142,7 @@ def _is_free(gpunode: GPUNodeView | None) -> bool:
 
 @value
 class RepairRestraint:
-    """A cause for which the operator does not repair the MPS daemon although the chart value is on."""
+    """A reason why the operator does not repair the MPS daemon although the chart value is on."""
 
     find: Callable[[MpsDaemonView, StackView, PlanSettings], str]
     """Returns the cause as a sentence without its period, or an empty string if it does not apply."""

@@ -192,8 +192,8 @@ def _mend(view: InstallationView, label: str, command: str) -> str:
 
 
 def _blocking(view: InstallationView) -> Callable[[Topic, str, str, str], Symptom]:
-    """Return the function `warning` if there are no policies. Otherwise, or if they could not be read, return `error`,
-    because policies cannot be carried out on such nodes."""
+    """Return the function `warning` if there are no policies. If there are some, or if they could not be read, return
+    `error`, because policies cannot be carried out on such nodes."""
     return warning if view.selectors is None else error
 
 
@@ -448,7 +448,8 @@ def _shared(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]
 
 def _second(main: Server, other: Server, nodes: list[str]) -> Symptom:
     """Return the warning that `other` runs a second device plugin alongside `main` on these nodes. Its command removes
-    `other` and restarts `main`, or only shows `other` if its owner would create it again."""
+    `other` and restarts `main`. If no Helm release installed `other` and its owner would create it again, the
+    command only shows `other`."""
     again = f"kubectl -n {main.namespace} rollout restart daemonset {main.name}"
     return warning(
         Topic.NODES,

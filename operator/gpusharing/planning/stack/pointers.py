@@ -77,8 +77,8 @@ class Pointer:
 
     @property
     def merge_first(self) -> str:
-        """What has to be done before the pointer is set, as a clause that begins with a semicolon. Empty if `stops` is
-        empty."""
+        """What must be done before the pointer is set, and why, as a clause that begins with a semicolon. Empty if
+        `stops` is empty."""
         if not self.stops:
             return ""
         if self.merges:
@@ -191,7 +191,7 @@ def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, configure: bool,
 
 @value
 class Restraint:
-    """A cause for which the operator does not set a pointer although chart value gpuOperator.configure is on."""
+    """A reason why the operator does not set a pointer although chart value gpuOperator.configure is on."""
 
     find: Callable[[Pointer, ClusterPolicyView, str], str]
     """Returns the cause as a clause that begins with a semicolon, or an empty string if it does not apply. The last

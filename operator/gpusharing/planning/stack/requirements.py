@@ -29,7 +29,7 @@ gpu.workload.config."""
 
 @value
 class NeededProgram:
-    """A program of NVIDIA's without which a change cannot be made, served or proven."""
+    """One of NVIDIA's programs, without which a change cannot be made, served or proven."""
 
     operand: str
     """Name of the program, for messages."""

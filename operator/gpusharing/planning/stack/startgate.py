@@ -21,7 +21,7 @@ OPERANDS = "NVIDIA's pods"
 
 @value
 class Untolerated:
-    """An object whose pods should tolerate the start-up taint but do not."""
+    """An object whose pods should tolerate the start-up taint but do not, and how to correct that."""
 
     message: str
     """Which object lacks the toleration, as a sentence without its period."""

@@ -206,7 +206,8 @@ def _find_lapse(
     """Return how a node that was rolled back under this version of the spec now differs from what it was rolled back
     to.
 
-    None if it does not differ, if it was not rolled back, or if the recorded configuration can no longer be used.
+    None if the node does not differ, if it was not rolled back, or if the recorded configuration can no longer be
+    used.
     """
     record = node.verified
     if record is None or not record.rolled_back or record.version != policy.version:
@@ -236,7 +237,7 @@ def find_disruption(
     """Return the class of disruption of the change from the node's present state to the target
     (docs/design/transition.md#classes). NONE if `mismatch` is None, which means that the node is as it should be.
 
-    If the MIG mode of a GPU has to change or is still pending, it is REBOOT or RESET, depending on whether mig-manager
+    If the MIG mode of a GPU has to change or is still pending, the class is REBOOT or RESET, depending on whether mig-manager
     may reboot the node. It is GPU_PODS if layouts or resources change, if mig-manager has work left, if the change
     ends MPS clients, or if there is no device plugin to restart. Otherwise it is PLUGIN_RESTART.
 

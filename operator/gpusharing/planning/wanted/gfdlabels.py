@@ -91,8 +91,8 @@ def future_labels(
     node: NodeView, target: Target, observed: ObservedView, policy: str
 ) -> tuple[Mapping[str, str], ...]:
     """Return all labels that the node will have when the change to `target` is done, once for each label set that GFD
-    may write (`expected_gfd_labels`). `policy` is the name of the policy that will own the node. Empty without
-    GPUs.
+    may write (`expected_gfd_labels`). `policy` is the name of the policy that will own the node, which must have a
+    GPU.
 
     Labels about MIG that GFD will no longer write are left out, and any other label whose future value is unknown
     keeps its present value. The memory of an instance is taken from the GB in the name of its profile. Raises

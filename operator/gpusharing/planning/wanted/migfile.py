@@ -40,7 +40,8 @@ _FILTER = re.compile(r"0x[0-9A-Fa-f]{1,8}(?::0x[0-9A-Fa-f]{1,8})?")
 
 
 def entry_of(layouts: Iterable[MigLayout]) -> Entry:
-    """Return the mig-parted entry for the layouts of a policy, with one row for each layout."""
+    """Return the mig-parted entry for the layouts of a policy, with one row for each layout. A row for a layout
+    without profiles switches MIG off."""
     return [
         {
             "devices": "all" if layout.devices == "all" else list(layout.devices),
@@ -105,7 +106,7 @@ def sound_entries(text: str) -> Mapping[str, Entry]:
 
 @lru_cache(maxsize=64)
 def lasting_entries(text: str) -> Mapping[str, Entry]:
-    """Return those entries of a file, by name, whose names contain the hash of their content, so that the name can
+    """Return those entries of a file, by name, whose names contain the hash of their content, so that each name can
     have only one meaning. The result is cached and must not be changed."""
     return {name: entry for name, entry in parse(text).items() if is_named_after(entry_text(entry), name)}
 
@@ -145,8 +146,8 @@ def parse_admin(text: str) -> AdminFile:
 
 
 def _find_problem(entry: object) -> str:
-    """Return why mig-parted would refuse the entry on any hardware (docs/design/nvidia.md#a10), or an empty string if
-    it would accept it."""
+    """Return the first reason why mig-parted would refuse the entry on any hardware (docs/design/nvidia.md#a10), or an
+    empty string if mig-parted would accept it."""
     if not isinstance(entry, list) or not _is_entry(entry):
         return "it is not a list of maps"
     if not entry:

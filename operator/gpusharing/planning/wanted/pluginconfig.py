@@ -165,8 +165,8 @@ def _find_in_map(fields: Mapping[Any, Any], wanted: Mapping[str, Any], path: str
 
 
 def _belongs(key: str) -> str:
-    """Return a clause that begins with a comma and names the block of the configuration in which the field `key`
-    exists. Empty if no block has it."""
+    """Return a clause that begins with a comma and names the first block of the configuration in which the field `key`
+    exists, spelled exactly like this. Empty if no block has it."""
     places = [place for place, fields in _PLACES.items() if not {key, f"{key}!"}.isdisjoint(fields)]
     return f", which belongs to {places[0]}" if places else ""
 

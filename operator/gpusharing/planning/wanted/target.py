@@ -45,7 +45,7 @@ ALWAYS = datetime.fromtimestamp(0, UTC)
 
 def known_times(times: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
     """Return the times at which entries were written, by key, without times that are more than CLOCKS_APART in the
-    future. Such a time means that the clock has been set back since then. The entry is then written again, so that
+    future. A later time means that the clock has been set back since then. The entry is then written again, so that
     nodes do not wait for it longer than usual."""
     return {key: moment for key, moment in times.items() if moment <= now + CLOCKS_APART}
 
@@ -153,8 +153,8 @@ def _find_target(
     generated: str,
 ) -> Target | Finding:
     """Return what `node` with these GPUs should become, or a Finding that names the node if it cannot become what the
-    policy asks for. `generated` is the file that mig-manager generated for the node. It is empty if mig-manager
-    does not read that file."""
+    policy asks for. `generated` is the file that mig-manager generated for the node, or an empty string if
+    mig-manager does not read that file or the file is unknown."""
     spec = request.spec
     if spec.products and (other := _unlisted_product(spec, gpus)):
         return Finding(
@@ -344,8 +344,8 @@ def _wanted_layouts(
 def _named(
     name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | Finding:
-    """Return the layouts that the configuration `name` (spec.mig.config) gives the GPUs, or a Finding if it is not
-    usable on the node."""
+    """Return the layouts that the configuration `name` (spec.mig.config) gives the GPUs, or a Finding if that
+    configuration is not usable on the node."""
     meaning = migfile.find_meaning(name, node, stack, gpus, generated)
     if isinstance(meaning, str):
         return Finding(Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {meaning}")
@@ -494,7 +494,7 @@ def without_default_label(target: Target, stack: StackView) -> Target:
     Otherwise return the target unchanged.
 
     Removing the label restarts the plugin, so it is part of the change: it uses the budget and is proven like the
-    rest. If the default shares GPUs, or names an entry that cannot be read, the label stays permanently.
+    rest. If the default shares GPUs, or names an entry that is missing or cannot be read, the label stays permanently.
     """
     key = pluginconfig.default_entry(stack)
     text = stack.plugin_configs.get(key) if key else pluginconfig.NEUTRAL

@@ -250,7 +250,7 @@ def paused_operands(node: NodeView) -> tuple[str, ...]:
 
 
 def _paused(compared: Comparison) -> str:
-    """Return a message that lists the operands that are still paused, or an empty string if there are none."""
+    """Return a message that lists the paused operands (`paused_operands`), or an empty string if there are none."""
     paused = paused_operands(compared.node)
     are = "is" if len(paused) == 1 else "are"
     change = "for a MIG change or a driver upgrade"

@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"[-+]?(?:0[xXbBoO][0-9a-fA-F_]+|[0-9.][0-9_]*(?:\.[0-9_]*)
 
 
 class Unreadable(ValueError):
-    """Raised for text that is not a YAML document which we accept. Its message is a clause for people."""
+    """Raised for text that we do not accept as a YAML document. Its message is a clause for people."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -141,8 +141,8 @@ def is_whole(value: object) -> bool:
 
 
 def _check_size(document: object) -> None:
-    """Raise Unreadable if the document is nested too deeply, is too large, or has a key that JSON does not allow. The
-    walk is not recursive, so neither deep nesting nor a loop of aliases can crash the process."""
+    """Raise Unreadable if the document has more than MAX_DEPTH levels or MAX_VALUES values, or a key that JSON does
+    not allow. The walk is not recursive, so neither deep nesting nor a loop of aliases can crash the process."""
     left, count = [(document, 1)], 0
     while left:
         value, depth = left.pop()

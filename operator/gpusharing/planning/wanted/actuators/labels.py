@@ -107,8 +107,9 @@ def _needs_run(case: ActuatorCase, target: Target) -> bool:
 
 def needs_restart(case: ActuatorCase, target: Target) -> bool:
     """Whether mig-manager's label already has the target's value and the node still differs, so that only a new
-    mig-manager pod can repair it (docs/design/nvidia.md#a6). It differs if mig-manager does not report success, if
-    an operand is paused, or if the GPUs have other layouts. False if the target does not need mig-manager."""
+    mig-manager pod can repair the node (docs/design/nvidia.md#a6). The node differs if mig-manager does not report
+    success, if an operand is paused, or if the GPUs have other layouts. False if the target does not need
+    mig-manager."""
     labels = case.node.labels
     if not target.mig_config or labels.get(names.LABEL_MIG_CONFIG) != target.mig_config:
         return False
