@@ -136,9 +136,9 @@ def nearest_layout(layout: Layout, profiles: Sequence[Profile]) -> Layout | None
 
     A profile that the card does not offer is replaced by the one with the same number of compute slices (else the
     closest number), then the nearest memory, then the same attribute, then the smaller one: 1g.20gb becomes 1g.18gb on
-    an H200. A name that cannot be read is dropped. Then as few instances as possible are dropped. Among equal choices,
-    the layout that keeps more compute slices wins, then the one that keeps more memory. If no name can be read, the
-    result is one instance of the largest profile.
+    an H200. A name that is neither offered nor readable is dropped. Then as few instances as possible are dropped.
+    Among equal choices, the layout that keeps more compute slices wins, then the one that keeps more memory. If no
+    name is left, the result is one instance of the largest profile.
     """
     if not profiles:
         return None
@@ -327,7 +327,8 @@ class _Offer:
 
     def closest(self, name: str) -> str | None:
         """Return the name of the offered profile that is nearest to ``name`` (see `nearest_layout`), which is ``name``
-        itself if it is offered. None if ``name`` cannot be read. The card must offer at least one profile."""
+        itself if it is offered. None if ``name`` is neither offered nor readable. The card must offer at least one
+        profile."""
         if name in self.by_name:
             return name
         match = _NAME.fullmatch(name)

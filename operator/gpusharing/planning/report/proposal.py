@@ -241,8 +241,8 @@ def _single_would_do(
     policy: PolicyView, targets: Iterable[Mapping[str, int]], vanishing: Iterable[Vanishing]
 ) -> bool:
     """Whether pods request nvidia.com/gpu, of which strategy mixed leaves fewer devices, and strategy single would
-    keep that name. It would if each of `targets`, the resources of one node that changes, has exactly one resource
-    and that is not nvidia.com/gpu. False unless the policy asks for strategy mixed."""
+    keep that name. Strategy single would keep it if each of `targets`, the resources of one node that changes, has
+    exactly one resource and that is not nvidia.com/gpu. False unless the policy asks for strategy mixed."""
     if policy.spec is None or policy.spec.mig is None or policy.spec.mig.strategy != "mixed":
         return False
     asked = any(one.resource == RESOURCE_GPU and (one.pods or one.pending) for one in vanishing)

@@ -101,8 +101,8 @@ def move(view: InstallationView, stack: ClusterPolicyView) -> str:
 
 
 def _merge(view: InstallationView, pointer: Pointer) -> str:
-    """Return the command that merges the entries of the ConfigMap that the pointer names now into ours, or shows which
-    entries Nodes name if merging would not provide those that ours lacks. Empty if there is nothing to merge."""
+    """Return the command that merges the pointer's present ConfigMap into ours, or one that shows which entries Nodes
+    name if merging would not provide those that ours lacks. Empty if there is nothing to merge."""
     if pointer.field == MIG_POINTER:
         unmerged = pointer.now != view.place.admin_mig_config_map and _is_admins(view, pointer.now)
         return upgrade(view, f"gpuOperator.adminMigConfigMap={pointer.now}") if unmerged else ""

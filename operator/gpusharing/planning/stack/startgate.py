@@ -15,7 +15,7 @@ from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
 
 TOLERATION: dict[str, Any] = {"key": names.TAINT_UNPROVEN, "operator": "Exists", "effect": "NoSchedule"}
-"""The toleration that all pods need which help to prove a node."""
+"""The toleration that pods need if they help to prove a node."""
 OPERANDS = "NVIDIA's pods"
 
 
@@ -106,7 +106,7 @@ def _dump(value: object) -> str:
 
 def with_toleration(tolerations: str) -> list[Any]:
     """Return these tolerations, given as a JSON list, as a list with the toleration of the start-up taint added at the
-    end, even if they have it already. Raises ValueError if they are not valid JSON."""
+    end, even if they contain it already. Raises ValueError if the text is not valid JSON."""
     return [*json.loads(tolerations), TOLERATION]
 
 

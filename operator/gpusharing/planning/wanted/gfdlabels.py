@@ -117,7 +117,7 @@ def future_labels(
 
 
 def _stays(label: str, target: Target) -> bool:
-    """Whether the label will still exist after the change to `target`. A label of a MIG profile will only if the
+    """Whether the label will still exist after the change to `target`. A label of a MIG profile stays only if the
     target has that profile under strategy mixed, because GFD then describes it. All other labels stay."""
     if not label.startswith(names.RESOURCE_MIG_PREFIX):
         return True

@@ -26,8 +26,8 @@ from gpusharing.planning.vocabulary.values import value
 
 
 def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
-    """Whether the selector matches a node with these labels, by the rules of Kubernetes' LabelSelector. Unlike there,
-    an empty selector matches nothing; the API refuses it anyway."""
+    """Whether the selector matches a node with these labels, by the rules of Kubernetes' LabelSelector. Unlike in
+    Kubernetes, an empty selector matches nothing; the API refuses it anyway."""
     if not selector.match_labels and not selector.match_expressions:
         return False
     return selects(selector, labels)
@@ -59,7 +59,7 @@ class Contender:
 def find_contenders(policies: Iterable[PolicyView]) -> tuple[Contender, ...]:
     """Return the policies that may own nodes, which are all that are not being deleted. A policy that is resetting its
     nodes before its deletion is included, marked as `leaving`. A policy whose spec cannot be read is included
-    without a selector, so that it keeps its nodes, and is not marked."""
+    without a selector, so that it keeps its nodes, and is never marked as `leaving`."""
     return tuple(
         Contender(one.name, one.created, None, 0)
         if one.spec is None

@@ -39,8 +39,8 @@ FALLBACK_FIRST_SINCE = (0, 18, 2)
 DEAF_SINCE = (25, 10, 2)
 """The first version of the GPU Operator whose MPS daemon is not notified of a label."""
 LAST_READ = (26, 7, 0)
-"""The last release of the GPU Operator whose MPS DaemonSet was read; it is affected too. Its main branch has the right
-name since 2026-09-30, so that a later release may not be affected (v26.7.1 and v26.7.2 were not read)."""
+"""The last release of the GPU Operator whose MPS DaemonSet was read; it is affected too. Its main branch has had the
+right name since 2026-09-30, so a later release may not be affected (v26.7.1 and v26.7.2 were not read)."""
 SKIPS_THREADS_SINCE = (0, 20)
 """The first version of the device plugin whose config-manager skips processes without a command line."""
 SKIPS_THREADS = "v0.20.0"

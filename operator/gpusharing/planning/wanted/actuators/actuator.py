@@ -62,7 +62,7 @@ class Obstacle:
     find: Callable[[ActuatorCase, Target], str]
     """Returns the message, or an empty string if this obstacle is not in the way."""
     reason: Reason
-    """The reason for which the change does not begin."""
+    """The reason why the change does not begin."""
 
 
 def find_obstacle(obstacles: Sequence[Obstacle], case: ActuatorCase, target: Target) -> Finding | None:

@@ -92,7 +92,7 @@ OBSTACLES = (
 def _find_labels(node: NodeView, target: Target) -> dict[str, str]:
     """Return the values that the labels of mig-manager and of the device plugin have on a node with this target, by
     label. The device plugin's value is empty if its label must be absent. If the target does not need mig-manager,
-    mig-manager's label keeps its present value, or has an empty one if it is missing."""
+    the value of mig-manager's label is its present one, or empty if the label is missing."""
     config = target.mig_config or node.labels.get(names.LABEL_MIG_CONFIG, "")
     return {names.LABEL_MIG_CONFIG: config, names.LABEL_PLUGIN_CONFIG: target.plugin_key}
 
@@ -132,8 +132,8 @@ def _find_missing(case: ActuatorCase, goal: Target, again: bool) -> str:
 
 def _write(case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool) -> Writing:
     """Return what a run to `goal` writes: the labels that change, the UIDs of the mig-manager pod and the MPS daemon
-    pod that must be deleted, and GFD's present start time. The last two are empty unless the device plugin's entry
-    changes. A repeated run that does not change the entry keeps the start time from the fence."""
+    pod that must be deleted, and GFD's present start time. Unless the device plugin's entry changes, there is no
+    UID of an MPS daemon, and the start time is empty for a first run and the fence's for a repeated one."""
     node = case.node
     present_key = node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     plugin_changes = find_entry(present_key, case.stack) != find_entry(goal.plugin_key, case.stack)
