@@ -71,8 +71,8 @@ def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False
 
 def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event | None:
     """Return the Warning that a policy is not accepted. Return None if the condition Accepted is not False in `after`,
-    or if it has the same reason and message in `before`. `before` is the stored status of the policy and `after`
-    the one that will be written."""
+    or if it is False in `before` too, with the same reason and message. `before` is the stored status of the
+    policy, and `after` is the one that will be written."""
     earlier, answer = _acceptance(before), _acceptance(after)
     if answer == earlier or answer.get("status") != "False":
         return None

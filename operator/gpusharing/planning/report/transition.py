@@ -61,7 +61,7 @@ def transition(
 
 def is_wait(verdict: Verdict) -> bool:
     """Whether the node is still waiting for a person, for another program or for the clock. False if its reason
-    describes a final state; Progressing does not."""
+    describes a final state; Progressing counts as a wait."""
     return verdict.reason.passes is not Passes.DONE or verdict.reason is Reason.PROGRESSING
 
 
@@ -85,10 +85,11 @@ def who_keeps(verdict: Verdict, node: NodeView) -> str:
 
 
 def until_when(verdict: Verdict, since: datetime) -> str:
-    """Return when the clock ends the wait, in UTC: a time of day such as `14:30:00Z`, or a full timestamp if that is
-    more than a day after `since`, when the phase began. If no clock ends it, return PERSON if its reason ends only
-    when a person acts, else OTHERS; ForeignMaintenance counts as OTHERS. For a Failed node, a held drain, or a
-    verdict with `stands`, always return PERSON. Empty if the node waits for nothing."""
+    """Return what ends the node's wait. Empty if it waits for nothing (`is_wait`). Otherwise PERSON for a Failed node,
+    a held drain, or a verdict with `stands`; else the deadline of the verdict in UTC, if it has one: a time of day
+    such as `14:30:00Z`, or a full timestamp if that is more than a day after `since`, when the phase began. Without
+    a deadline, return PERSON if the reason ends only when a person acts, else OTHERS; ForeignMaintenance counts as
+    OTHERS."""
     if not is_wait(verdict):
         return ""
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD or verdict.stands:

@@ -558,7 +558,7 @@ def report_topics(
 def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
     """Return the report as lines: a line for each topic that is `ok` or `UNKNOWN`, each symptom with its command, and
     a last line with the conclusion and the counts. The topics in ASKED_BY_PEOPLE are listed only if they have
-    symptoms."""
+    symptoms. Any topic in `unseen`, even one of these, qualifies the conclusion."""
     listed = list(symptoms)
     lines = []
     for word, text, command in report_topics(listed, unseen, frozenset(Topic) - ASKED_BY_PEOPLE):
