@@ -174,6 +174,36 @@ def test_an_agent_that_does_not_answer_is_named(shared: Desk) -> None:
     )
 
 
+def test_agents_that_report_no_pods_are_named(shared: Desk) -> None:
+    shared.server.texts = {AGENT: "other_metric 1\n"}
+    shared.server.lists[SERVICES] = []
+    said = use(shared)
+    assert said.status == CHANGES
+    assert "PARTIAL: memory and SM use are unknown: the agents report no pods." in said.out
+
+
+def test_of_two_agents_the_one_that_answers_counts(shared: Desk) -> None:
+    shared.server.lists[NODES].append(node("gpu-2"))
+    shared.server.lists[PODS] += [agent("agent-2", "gpu-2"), pod("team-c/far", "gpu-2", container(gpu=1))]
+    shared.server.lists[SERVICES] = []
+    text = " ".join(use(shared).out.split())
+    assert "PARTIAL: memory and SM use of some pods are unknown: the agent on gpu-2 did not answer" in text
+    assert "team-a/llm-0 gpu-1 nvidia.com/gpu.shared 1 0 0 30.0Gi 80.0Gi 62%" in text
+
+
+def test_of_very_many_nodes_prometheus_is_asked_at_once(shared: Desk) -> None:
+    for number in range(2, 103):
+        shared.server.lists[NODES].append(node(f"gpu-{number}"))
+        shared.server.lists[PODS] += [
+            agent(f"agent-{number}", f"gpu-{number}"),
+            pod(f"team-c/p-{number}", f"gpu-{number}", container(gpu=1)),
+        ]
+    known(shared, pod_slices="1", pod_memory_used_bytes=str(GIB))
+    said = use(shared, "--service", "monitoring/prometheus:9090")
+    assert "because 102 agents are too many to be asked one by one" in " ".join(said.out.split())
+    assert [call for call in shared.server.asked if "/pods/" in call] == []
+
+
 @pytest.mark.parametrize(
     ("words", "answer"),
     [

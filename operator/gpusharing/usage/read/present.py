@@ -65,18 +65,23 @@ async def read_usage(session: Session, agents: Iterable[JSON], nodes: set[str], 
         why = f"{len(asked)} agents are too many to be asked one by one"
     else:
         samples, why = await _ask_agents(session, asked)
-    if not why:
-        return _fold(samples, ("memory and SM use are from the agents, read a moment ago",))
+    live = _fold(samples, ("memory and SM use are from the agents, read a moment ago",))
+    if live.by_pod and not why:
+        return live
+    why = why or "the agents report no pods"
     try:
         place = await find_place(session, service)
         async with prometheus_at(place) as prometheus:
             answer = await prometheus.instant(f'{{__name__=~"{"|".join(METRICS)}"}}', None)
     except Trouble as trouble:
-        missing = f"memory and SM use are unknown: {why}. Prometheus was not read instead: {trouble}"
-        return replace(_fold(samples, ()), unknown=(missing.rstrip("."),))
+        some_pods = " of some pods" if live.by_pod else ""
+        missing = (
+            f"memory and SM use{some_pods} are unknown: {why}. Prometheus was not read instead: {trouble}"
+        )
+        return replace(live, notes=(), unknown=(missing.rstrip("."),))
     found = [(series.labels.get("__name__", ""), series.labels, series.value) for series in answer]
     source = f"memory and SM use are from {place.where}, as last scraped, because {why}"
-    usage = _fold(found, (source,))
+    usage = _fold(found, (source, *filter(None, (place.remark,))))
     if not usage.by_pod:
         missing = f"memory and SM use are unknown: {place.where} has no series {SLICES}, and {why}"
         return replace(usage, notes=(), unknown=(missing,))
