@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 from tests.cli.desk import GPUNODES, Desk, Said
 
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
@@ -199,6 +200,10 @@ def test_csv_has_a_header_and_plain_numbers(fleet: Desk) -> None:
     table = list(csv.reader(io.StringIO(show(fleet, "-o", "csv").out)))
     assert table[0] == ["resource", "requested", "allocatable", "free", "largest", "closed", "waiting"]
     assert table[1] == [GPU, "9", "18", "7", "5", "2", "8"]
+
+
+def test_yaml_has_the_same_as_json(fleet: Desk) -> None:
+    assert yaml.safe_load(show(fleet, "-o", "yaml").out) == told(fleet)
 
 
 SIDECAR = {**container(gpu=1), "restartPolicy": "Always"}

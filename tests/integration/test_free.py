@@ -126,6 +126,7 @@ def test_without_any_right_there_is_one_sentence(product: Product, stock: Pool) 
     said = plugin(nobody, "free")
     assert said.startswith("error: you lack a permission in context ")
     assert 'cannot list resource "nodes"' in said
+    assert "Nor may you list pods in namespace default; choose another one with -n NAME\n" in said
     assert said.endswith("exit status 1\n")
     assert said.count("\n") == 2
 

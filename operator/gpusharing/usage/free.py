@@ -49,10 +49,11 @@ async def read_inventory(session: Session, namespace: str, labels: str) -> Inven
             group.create_task(_read_pods(session, inventory))
     except BaseExceptionGroup as errors:
         raise first_of(errors) from None
-    if inventory.no_nodes and (inventory.blind or labels):
-        raise Trouble(
-            f"-l {labels} selects nodes, but {inventory.no_nodes}" if labels else inventory.no_nodes
-        )
+    if inventory.no_nodes and labels:
+        raise Trouble(f"-l {labels} selects nodes, but {inventory.no_nodes}")
+    if inventory.no_nodes and inventory.blind:
+        other = f"Nor may you list pods in namespace {inventory.namespace}; choose another one with -n NAME"
+        raise Trouble(f"{inventory.no_nodes}. {other}")
     if inventory.no_nodes or inventory.no_pods:
         await _read_gpunodes(session, inventory)
     return inventory
