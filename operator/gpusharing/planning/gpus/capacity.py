@@ -82,7 +82,7 @@ def client_threads(clients: int) -> int:
 
 
 def fits(requested: Mapping[str, int], available: Mapping[str, int]) -> bool:
-    """Whether a node whose devices are `available` has all devices in `requested`. Both are counts by resource name."""
+    """Whether a node with the devices in `available` has all devices in `requested`. Both are counts by resource."""
     return all(available.get(name, 0) >= count for name, count in requested.items())
 
 
