@@ -63,9 +63,7 @@ def _prepare_dra(plane: ControlPlane) -> None:
     plane.api.merge_patch(CLUSTER_POLICY, {"spec": spec})
 
 
-DRA = replace(
-    GPU_OPERATOR, prepare=_prepare_dra, install=lambda plane: operands.install(plane.api, dra=True)
-)
+DRA = replace(GPU_OPERATOR, prepare=_prepare_dra, install=lambda plane: operands.install(plane.api, dra=True))
 
 # --- NVIDIA's device-plugin chart and mig-manager ----------------------------------------------------------
 

@@ -262,7 +262,9 @@ def test_a_directory_several_files_and_standard_input_are_read_together(
 
 def test_a_directory_with_a_kustomization_is_refused_with_the_command_that_builds_it(tmp_path: Path) -> None:
     (tmp_path / "kustomization.yaml").write_text("resources: [a.yaml]")
-    with pytest.raises(Trouble, match=re.escape(f"kubectl kustomize {tmp_path} | kubectl gpusharing plan -f -")):
+    with pytest.raises(
+        Trouble, match=re.escape(f"kubectl kustomize {tmp_path} | kubectl gpusharing plan -f -")
+    ):
         read_policies([str(tmp_path)])
 
 

@@ -108,7 +108,8 @@ def test_what_mig_manager_says(
     assert verdict.wake is None or verdict.wake > at(now)
 
 
-WAITED_IN_VAIN = "Error: failed to wait for pods to be deleted: device-plugin pod did not shutdown: context deadline exceeded"
+STOPPING = "device-plugin pod did not shutdown"
+WAITED_IN_VAIN = f"Error: failed to wait for pods to be deleted: {STOPPING}: context deadline exceeded"
 
 
 @pytest.mark.parametrize(

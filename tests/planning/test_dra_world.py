@@ -223,8 +223,8 @@ def test_no_disturbance_breaks_an_invariant_or_lets_a_node_with_stale_slices_go(
                 machine = machine_of(world, action.node.name)
                 assert world.nodes[action.node.name].devices == machine.due
         world.now += timedelta(seconds=random.choice([1, 2, 10, 60]))
-    for machine in world.machines.values():
-        machine.temper = "works"
+    for each in world.machines.values():
+        each.temper = "works"
     plan = world.settle(approving=True)
     for name, verdict in plan.verdicts.items():
         if verdict.phase is Phase.SYNCED:

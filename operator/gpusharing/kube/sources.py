@@ -29,7 +29,7 @@ from gpusharing.kube.client import (
     KubeClient,
     Resource,
 )
-from gpusharing.kube.convert import cluster_policy_view, gpunode_view, has_condition, node_view
+from gpusharing.kube.convert import cluster_policy_view, gpunode_view, node_view
 from gpusharing.kube.deviceclasses import device_class_view
 from gpusharing.kube.dra import FIELD_SELECTOR, GPUS, DeviceIndex, SliceView, slice_view
 from gpusharing.kube.errors import Forbidden, NotFound
