@@ -96,8 +96,8 @@ class PodPrograms:
 
     def of(self, pod: Object) -> PodProcesses | None:
         """Return new processes for a pod, or None if it is neither one of NVIDIA's nor our agent. A pod of the GPU
-        Operator's, the DRA driver's or ours is known by its labels, and one of NVIDIA's device-plugin chart by the name of a
-        container. A mig-manager pod gets the node's only mig-manager. Raises ApiError if ClusterPolicy cannot be
+        Operator's, the DRA driver's or ours is known by its labels, and one of NVIDIA's device-plugin chart by the name
+        of a container. A mig-manager pod gets the node's only mig-manager. Raises ApiError if ClusterPolicy cannot be
         read."""
         labels = pod["metadata"].get("labels") or {}
         makers: Mapping[str, Callable[[Object], PodProcesses]] = {
