@@ -46,10 +46,14 @@ class DraMachine(NodeMachine):
     """The pod that published last."""
     divided: int = 0
     """How often the GPUs were divided: each time their devices get other UUIDs."""
+    pauses: bool = False
+    """The kubelet plugin requires gpu.deploy.client, so that mig-manager takes its pod away during a run."""
 
     @property
     def operands(self) -> dict[Program, Operand]:
-        """mig-manager's pod and that of the kubelet plugin."""
+        """mig-manager's pod and that of the kubelet plugin, which may be away."""
+        if self.pauses and self.running:
+            return {Program.MIG_MANAGER: self.operand}
         plugin = Operand("gpu-operator", f"dra-{self.name}", f"uid-dra-{self.name}-{self.plugins}", True)
         return {Program.MIG_MANAGER: self.operand, Program.KUBELET_PLUGIN: plugin}
 
@@ -61,8 +65,15 @@ class DraMachine(NodeMachine):
     def mig_manager(self, node: NodeView, stack: StackView) -> Labels:
         """One step; the end of a run makes other devices."""
         running, labels = self.running, super().mig_manager(node, stack)
-        self.divided += bool(running and not self.running)
+        ended = bool(running and not self.running)
+        self.divided += ended
+        self.plugins += ended and self.pauses
         return labels
+
+    def reboot(self) -> None:
+        """MIG instances are gone, and both programs start again in their pods."""
+        self.layouts = [None if layout is None else () for layout in self.layouts]
+        self.seen, self.published = None, -1
 
     def stop_mps(self) -> None:
         """The other pod that may be restarted is that of the kubelet plugin."""
@@ -70,7 +81,7 @@ class DraMachine(NodeMachine):
 
     def plugin(self, node: NodeView, stack: StackView, now: datetime) -> NodeView:
         """One step: a new pod publishes what there is."""
-        if self.published == self.plugins:
+        if self.published == self.plugins or (self.pauses and self.running):
             return node
         self.published = self.plugins
         return replace(node, resources={}, devices=self.due)
@@ -223,9 +234,29 @@ def test_no_disturbance_breaks_an_invariant_or_lets_a_node_with_stale_slices_go(
                 machine = machine_of(world, action.node.name)
                 assert world.nodes[action.node.name].devices == machine.due
         world.now += timedelta(seconds=random.choice([1, 2, 10, 60]))
-    for each in world.machines.values():
-        each.temper = "works"
+    for one in world.machines.values():
+        one.temper = "works"
     plan = world.settle(approving=True)
     for name, verdict in plan.verdicts.items():
         if verdict.phase is Phase.SYNCED:
             assert world.nodes[name].devices == machine_of(world, name).due
+
+
+@pytest.mark.parametrize("pauses", [False, True], ids=["runs on", "is paused by mig-manager"])
+def test_a_plugin_that_mig_manager_pauses_is_replaced_by_nobody_else_and_heals_after_a_reboot(
+    pauses: bool,
+) -> None:
+    world = dra_world("gpu-1")
+    machine = machine_of(world, "gpu-1")
+    machine.pauses = pauses
+    world.set_policy(MIG)
+    assert phases(world.settle()) == {Phase.SYNCED}
+    restarts = [one for one in world.done if isinstance(one, RestartOperand)]
+    assert len(restarts) == (0 if pauses else 1)
+    done = len(world.done)
+    machine.reboot()
+    world.plugin("gpu-1")  # before mig-manager
+    assert phases(world.settle()) == {Phase.SYNCED}
+    assert world.nodes["gpu-1"].devices == machine.due
+    fenced = any(isinstance(one, FenceNode) for one in world.done[done:])
+    assert fenced is not pauses, "otherwise the drift has to be corrected with a drain"
