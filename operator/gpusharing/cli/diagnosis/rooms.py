@@ -20,7 +20,7 @@ from gpusharing.kube.podrequests import largest_requests
 from gpusharing.kube.raw import entries, part, section, text, texts
 from gpusharing.kube.taints import KEEPS_OUT, TRANSIENT_TAINTS, taint_text
 from gpusharing.planning.gpus.capacity import fits, remaining
-from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.target import is_plugin_resource, plugin_config
 from gpusharing.planning.wanted.verify import served
@@ -233,15 +233,11 @@ class RoomSearch:
         later = min(find_obstacle(self.pod, raw, labels) for labels in futures) or refusal
         gated = node.gate is not None
         shut = gated or node.unschedulable or not node.ready
-        # Nobody reports how many devices of a DRA driver the claims on a node hold.
-        reported = report.observed if report and node.devices is None else None
-        allocated = None if reported is None else reported.allocated
-        free = None if allocated is None else remaining(now, allocated)
         return NodeRoom(
             node=node.name,
             pool=pool,
             now=now,
-            free={} if shut or not now else free,
+            free={} if shut or not now else _find_free(node, report, now),
             after={} if later else planned,
             closed=f"cordoned{', not proven yet' if gated else ''} or not Ready" if shut else "",
             later=later,
@@ -249,6 +245,17 @@ class RoomSearch:
             planned=planned,
             names=frozenset((*advertised, *planned)),
         )
+
+
+def _find_free(
+    node: NodeView, report: GPUNodeView | None, now: Mapping[str, int]
+) -> Mapping[str, int] | None:
+    """Return the part of the devices `now` that no pod holds, by resource name. None if the agent has not reported, or
+    if NVIDIA's DRA driver publishes the devices, because agents do not count what claims hold."""
+    observed = report.observed if report is not None and node.devices is None else None
+    if observed is None or observed.allocated is None:
+        return None
+    return remaining(now, observed.allocated)
 
 
 def find_refusal(policy: str, spec: GPUSharingPolicySpec) -> str:
