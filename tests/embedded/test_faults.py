@@ -15,11 +15,7 @@ from gpusharing.kube.errors import Conflict, KubeError, NotFound, Throttled, Una
 
 IDLE = GOLDEN["a policy on an idle node"]
 PODFUL = GOLDEN["a policy on nodes with pods that may and pods that may not be evicted"]
-OTHER_STACKS = (
-    "MIG beside NVIDIA's device-plugin chart",
-    "the MPS DaemonSet is repaired and overwritten",
-)
-"""Each fault strikes at every eighth write of theirs, each at others."""
+REPAIRED = GOLDEN["the MPS DaemonSet is repaired and overwritten"]
 NAMESPACES = {CONFIG_MAPS: "gpu-operator", DAEMON_SETS: "gpu-operator", LEASES: "gpusharing", PODS: "default"}
 
 
@@ -99,13 +95,12 @@ def test_a_rollout_ends_the_same_whatever_goes_wrong_at_any_one_write(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", OTHER_STACKS)
-@pytest.mark.parametrize(("when", "fault"), FAULTS.values(), ids=FAULTS.keys())
-def test_other_installations_of_nvidias_software_bear_it_as_well(
-    when: When, fault: Happening, name: str
-) -> None:
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_repair_of_the_mps_daemonset_bears_it_as_well(fault: str) -> None:
+    """Each fault strikes at every eighth write, and each at others."""
+    when, happening = FAULTS[fault]
     found = wrong_after_one_fault(
-        GOLDEN[name], Writes(when, list(FAULTS.values()).index((when, fault)) + 1, 8), fault
+        REPAIRED, Writes(when, list(FAULTS).index(fault) + 1, len(FAULTS)), happening
     )
     assert not found, "\n".join(found)
 

@@ -24,7 +24,6 @@ CALM = 0.7
 """Seconds without a write under a leader after which a run is over; longer than every wait in these runs."""
 LOOKS = 15
 """At least, in these seconds: a machine that stood still for so long wrote nothing either."""
-OUR_MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
 CONFIG_MAPS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
 QUICK = {
     **WAITS,
@@ -36,6 +35,8 @@ QUICK = {
     "retry_period": "0.2",
     "wedge_pending": "4",
 }
+MIG_MANAGERS = {"nvidia-mig-manager-daemonset", "nvidia-mig-manager"}
+"""The DaemonSet of the GPU Operator, and that of deploy/mig-manager."""
 CLAIMS = "gpusharing.dev/claims"
 PODS = "/api/v1/pods"
 MASKS = (
@@ -67,6 +68,8 @@ class Scenario:
     """People want something else while all nodes change: which of them have ended by then is chance."""
     joins: int = 0
     """Nodes that come while others change: whether those have ended by then is chance."""
+    plain: bool = False
+    """Beside NVIDIA's device-plugin chart and mig-manager, without the GPU Operator."""
     publish_period: float = 5.0
     """Short: phases are shown though they pass within a second, which makes more points to die at."""
 
@@ -201,9 +204,15 @@ class Theatre:
 
         Without an entry in it NVIDIA's device plugin and GFD do not run, and a run is not about that.
         """
-        self.product.remove(LEASE, *(f"{OUR_MAPS}/{name}" for name in CONFIG_MAPS))
+        maps = our_maps(self.product)
+        self.product.remove(LEASE, *(f"{maps}/{name}" for name in CONFIG_MAPS))
         metadata = {"name": CONFIG_MAPS[0], "labels": {LABEL_MANAGED_BY: MANAGED_BY}}
-        self.product.api.create(OUR_MAPS, {"metadata": metadata, "data": {NEUTRAL_KEY: NEUTRAL}})
+        self.product.api.create(maps, {"metadata": metadata, "data": {NEUTRAL_KEY: NEUTRAL}})
+
+
+def our_maps(product: Product) -> str:
+    """Path of the ConfigMaps that NVIDIA's components mount."""
+    return f"/api/v1/namespaces/{product.namespace}/configmaps"
 
 
 def kind_of(path: str) -> str:
@@ -221,7 +230,7 @@ def wait_for_pods(pool: Pool) -> None:
         for name in pool.nodes:
             pods = pool.api.list(PODS, fieldSelector=f"spec.nodeName={name},status.phase=Running")
             owners = {pod["metadata"]["ownerReferences"][0]["name"] for pod in pods}
-            if not {"gpusharing-agent", "nvidia-mig-manager-daemonset"} <= owners:
+            if "gpusharing-agent" not in owners or not owners & MIG_MANAGERS:
                 return False
             if "nvidia.com/gfd.timestamp" not in pool.labels(name):
                 return False
@@ -244,7 +253,9 @@ def end_state(pool: Pool, *, midway: bool = False) -> Object:
         "claims": without_uids(
             (_maybe(pool, LEASE) or {}).get("metadata", {}).get("annotations", {}).get(CLAIMS, "{}")
         ),
-        "configmaps": {name: (_maybe(pool, f"{OUR_MAPS}/{name}") or {}).get("data") for name in CONFIG_MAPS},
+        "configmaps": {
+            name: (_maybe(pool, f"{our_maps(pool.product)}/{name}") or {}).get("data") for name in CONFIG_MAPS
+        },
         "clusterpolicy": _cluster_policy(_maybe(pool, CLUSTER_POLICY)),
         "pods": sorted(
             (pod["metadata"]["labels"]["app"], pod["status"]["phase"], pod["spec"].get("nodeName", ""))

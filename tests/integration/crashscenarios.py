@@ -205,7 +205,14 @@ def pods_on_three(pool: Pool) -> None:
         Workload(pool, name, 1, app=f"{pool.name}-free").wait_running(1)
 
 
+def there_and_back(pool: Pool) -> None:
+    pool.apply(MIXED)
+    pool.wait_synced()
+    pool.apply(FULL)
+
+
 MORE = (
+    Scenario("plain-chart", there_and_back, ready, (H100,), plain=True),
     Scenario("two-steps", two_steps, ready, (H100,)),
     Scenario("wedge-pending", create, ready, (H100,), prepare=broken("wedge-pending")),
     Scenario("wedge-paused", create, ready, (H100,), prepare=broken("wedge-paused")),

@@ -1,4 +1,4 @@
-"""The 13 scenarios of the fault matrix, three nodes each (docs/design/faults.md#matrix).
+"""The 14 scenarios of the fault matrix, three nodes each (docs/design/faults.md#matrix).
 
 As in crashscenarios.py an `act` waits only for what stays until the operator goes on or people act.
 """
@@ -201,5 +201,8 @@ MATRIX = (
     _scenario("old-marks", create, prepare=old_marks),
 )
 """By name the seeds of the specification, in its order."""
-LATER = (_scenario("gang", share_in_waves, prepare=gang_on_two),)
+LATER = (
+    _scenario("gang", share_in_waves, prepare=gang_on_two),
+    _scenario("plain-chart", create, plain=True),
+)
 """Those that came later: a sample draws them apart."""

@@ -82,6 +82,10 @@ class Product:
     directory: Path
     agent_port: int = 0
     """Where the agents' metrics are, as /NODE/metrics."""
+    namespace: str = "gpu-operator"
+    """Where NVIDIA's components and our ConfigMaps are."""
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+    """Of a new node, besides those that the GPU Operator gives it; None takes one of these away."""
     outages: list[tuple[datetime, datetime]] = field(default_factory=list)
     """When the API server was away, or so new that it did not know its own roles yet."""
 
@@ -192,6 +196,8 @@ class Pool:
         cards = (card, *more)
         count = len(cards) if more else gpus
         manifest = node_manifest(name, product=card, gpus=count, pool=self.name, labels=labels)
+        with_ours = {**manifest["metadata"]["labels"], **self.product.labels}
+        manifest["metadata"]["labels"] = {key: value for key, value in with_ours.items() if value is not None}
         manifest["metadata"].setdefault("annotations", {}).update(annotations or {})
         if more:
             products = ",".join(bare_product(model) for model in cards)

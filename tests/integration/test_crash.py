@@ -6,16 +6,20 @@ whole matrix is played on rung 1 (tests/embedded/test_crash.py); `make test-cras
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hack.cluster.nodes import create_nodes
 from hack.faultproxy import FaultProxy
+from hack.nvidia.installations import PLAIN_NAMESPACE
 from tests.fakes.tls import Identity
 from tests.integration.crash import Scenario, Theatre
 from tests.integration.crashcomplaints import Kills, complaints
 from tests.integration.crashscenarios import ELSEWHERE, MORE, SCENARIOS, plain_node
 from tests.integration.nursery import Nursery
+from tests.integration.plainproduct import plain_product
 from tests.integration.product import NODES, Product
 
 FULL = os.environ.get("CRASH") == "full"
@@ -26,14 +30,13 @@ PARTS = 8
 pytestmark = pytest.mark.crash
 
 
-@pytest.fixture(scope="module")
-def theatre(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Theatre]:
-    """No other operator may run: there is one Lease."""
-    directory = tmp_path_factory.mktemp("crash")
+@contextmanager
+def theatre_on(product: Product, directory: Path, more: Mapping[str, str] | None = None) -> Iterator[Theatre]:
+    """No other operator may run: there is one Lease. `more`: further settings of the operator."""
     identity, api = Identity(directory / "tls"), product.api
     with FaultProxy(api.url, api.ca_pem, tls=identity.context()) as proxy, Nursery() as nursery:
         create_nodes(product.api, [plain_node(ELSEWHERE)])
-        theatre = Theatre(product, proxy, nursery, identity.authority, directory)
+        theatre = Theatre(product, proxy, nursery, identity.authority, directory, more or {})
         theatre.clear()
         yield theatre
         theatre.clear()
@@ -41,8 +44,24 @@ def theatre(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="module")
-def kills(theatre: Theatre) -> Kills:
-    return Kills(theatre)
+def usual_kills(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kills]:
+    with theatre_on(product, tmp_path_factory.mktemp("crash")) as theatre:
+        yield Kills(theatre)
+
+
+@pytest.fixture(scope="module")
+def plain_kills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kills]:
+    directory = tmp_path_factory.mktemp("plain")
+    settings = {"gpu_operator_namespace": PLAIN_NAMESPACE}
+    with plain_product(directory) as product, theatre_on(product, directory, settings) as theatre:
+        yield Kills(theatre)
+
+
+@pytest.fixture
+def kills(request: pytest.FixtureRequest, scenario: Scenario) -> Kills:
+    """On the control plane with the installation of NVIDIA's software that the scenario is about."""
+    found: Kills = request.getfixturevalue("plain_kills" if scenario.plain else "usual_kills")
+    return found
 
 
 @pytest.mark.parametrize("scenario", PLAYED, ids=lambda scenario: scenario.name)
@@ -67,8 +86,8 @@ def test_a_kill_after_any_write_changes_nothing_in_the_end(
     assert not report.complaints, "\n".join(report.complaints)
 
 
-def test_a_kill_before_a_node_write_leaves_is_as_harmless(kills: Kills) -> None:
-    scenario = SCENARIOS[0]
+def test_a_kill_before_a_node_write_leaves_is_as_harmless(usual_kills: Kills) -> None:
+    scenario, kills = SCENARIOS[0], usual_kills
     undisturbed = kills.undisturbed(scenario)
     points = [write.number for write in undisturbed[0].log if "/nodes/" in write.path]
     assert len(points) == 3, "fence, PNR, release"

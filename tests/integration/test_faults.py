@@ -1,4 +1,4 @@
-"""The fault matrix: F1 to F12 in 13 scenarios, at one object and at everything (docs/design/faults.md#matrix).
+"""The fault matrix: F1 to F12 in 14 scenarios, at one object and at everything (docs/design/faults.md#matrix).
 
 `make test-faults` plays a sample of SAMPLE runs (or RUNS=), another one for each commit (or SEED=). `make test-faults
 FULL=1` first records each scenario twice (FAULTS=points) to find its points (tests/faults/points.py), and then plays
@@ -15,11 +15,13 @@ from collections.abc import Iterator
 
 import pytest
 from hack.generate import ROOT
+from hack.nvidia.installations import PLAIN_NAMESPACE
 from tests.faults.cases import REACHED, SAMPLE, CaseResults, FaultCase, Result, sample, summary
 from tests.faults.points import all_cases, find_points, in_both
 from tests.integration.crash import Scenario
 from tests.integration.faultruns import FaultTheatre, fault_theatre
 from tests.integration.faultscenarios import LATER, MATRIX
+from tests.integration.plainproduct import plain_product
 from tests.integration.product import Product
 
 ONLY_POINTS = os.environ.get("FAULTS") == "points"
@@ -54,8 +56,16 @@ SEED = os.environ.get("FAULTS_SEED") or git("rev-parse", "--short=12", "HEAD") o
 
 
 @pytest.fixture(scope="module")
-def theatre(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultTheatre]:
+def usual_theatre(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultTheatre]:
     with fault_theatre(product, tmp_path_factory.mktemp("faults")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def plain_theatre(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultTheatre]:
+    directory = tmp_path_factory.mktemp("plain")
+    environment = {"GPUSHARING_GPU_OPERATOR_NAMESPACE": PLAIN_NAMESPACE}
+    with plain_product(directory) as product, fault_theatre(product, directory, environment) as found:
         yield found
 
 
@@ -94,7 +104,8 @@ def test_whatever_fails_the_end_is_the_same_and_no_invariant_breaks(
 ) -> None:
     results = part(scenario)
     if not (results.expected and ONLY_POINTS):  # what is known needs no control plane
-        theatre: FaultTheatre = request.getfixturevalue("theatre")
+        stage = "plain_theatre" if scenario.plain else "usual_theatre"
+        theatre: FaultTheatre = request.getfixturevalue(stage)
     if not results.expected:
         results.expect(cases_of(scenario, theatre))
     if ONLY_POINTS:

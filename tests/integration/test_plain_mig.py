@@ -6,61 +6,26 @@ The DaemonSet controller, the scheduler and RBAC are real; the pods' programs ar
 from collections.abc import Iterator
 
 import pytest
-from hack.cluster import install
-from hack.cluster.api import Object
-from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.kubeconfig import service_account_token
-from tests import plainchart
-from tests.integration.product import FACTOR, FULL, H100, HELD, MIXED, Pool, Product
+from hack.nvidia.installations import PLAIN_NAMESPACE
+from tests.integration.plainproduct import plain_product
+from tests.integration.product import FULL, H100, HELD, MIXED, Pool, Product
 
-from gpusharing.api.names import LABEL_DEPLOY_CLIENT, LABEL_GPU_PRESENT, PAUSED_FOR_MIG
-from hack import launch
-
-NAMESPACE = "nvidia-device-plugin"
-KUSTOMIZATION = launch.ROOT / "deploy" / "mig-manager"
-PLATFORM = launch.CHART / "platforms" / "device-plugin-chart.yaml"
-PCI = "feature.node.kubernetes.io/pci-10de.present"
-PLAYED = (
-    *("--gpu-operator-namespace", NAMESPACE),
-    *("--plain-config", "gpusharing-device-plugin"),
-    *("--plain-mig", "gpusharing-mig-parted"),
-)
-
-
-def deployable(raw: Object) -> Object:
-    """A DaemonSet of tests/plainchart.py with what an API server wants besides."""
-    labels = {"name": raw["metadata"]["name"]}
-    template = raw["spec"]["template"]
-    for container in template["spec"]["initContainers"]:
-        container["image"] = "k8s-device-plugin:v0.19.3"
-    spec = {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, **template}}
-    return {**raw, "metadata": {**raw["metadata"], "namespace": NAMESPACE}, "spec": spec}
+from gpusharing.api.names import LABEL_DEPLOY_CLIENT, PAUSED_FOR_MIG
 
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    """NVIDIA's chart with the selector, mig-manager and our chart with the platform's values; no GPU Operator."""
-    directory = tmp_path_factory.mktemp("plain")
-    with ControlPlane(options=Options(audit=True)) as plane:
-        plane.api.ensure("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-        launch.install_chart(plane.kubeconfig, "-f", str(PLATFORM), "--set", "operator.replicas=0")
-        sets = (plainchart.plugin(client="true"), plainchart.discovery(client="true"))
-        install.apply_documents(plane.api, map(deployable, sets))
-        plane.kubectl("apply", "-k", str(KUSTOMIZATION))
-        with launch.node_software(plane.kubeconfig, directory, FACTOR, "--agent-interval", "1", *PLAYED):
-            product = Product(plane, directory)
-            with product.operator("plain", **HELD, gpu_operator_namespace=NAMESPACE):
-                yield product
-            assert product.refused() == []
+    with (
+        plain_product(tmp_path_factory.mktemp("plain")) as product,
+        product.operator("plain", **HELD, gpu_operator_namespace=PLAIN_NAMESPACE),
+    ):
+        yield product
 
 
 @pytest.fixture
 def pool(product: Product) -> Iterator[Pool]:
-    """One node with the labels that the how-to sets, and none of the GPU Operator's."""
-    with product.pool(empty=True) as pool:
-        labels = {PCI: "true", LABEL_DEPLOY_CLIENT: "true", LABEL_GPU_PRESENT: None}
-        node = pool.add_node(f"{pool.name}-0", H100)
-        pool.api.merge_patch(f"/api/v1/nodes/{node}", {"metadata": {"labels": labels}})
+    with product.pool(H100) as pool:
         yield pool
 
 
@@ -70,7 +35,9 @@ def plugin_pods(pool: Pool) -> list[str]:
         "fieldSelector": f"spec.nodeName={pool.nodes[0]}",
         "labelSelector": "name=nvdp-nvidia-device-plugin",
     }
-    return [pod["metadata"]["uid"] for pod in pool.api.list(f"/api/v1/namespaces/{NAMESPACE}/pods", **where)]
+    return [
+        pod["metadata"]["uid"] for pod in pool.api.list(f"/api/v1/namespaces/{PLAIN_NAMESPACE}/pods", **where)
+    ]
 
 
 def test_a_node_goes_to_mig_and_back_while_the_chart_stops_for_mig_manager(pool: Pool) -> None:
@@ -98,22 +65,22 @@ ALLOWED = (
     ("watch", "nodes", "", None),
     ("patch", "nodes", "", None),
     ("list", "pods", "", None),
-    ("get", "pods", "", NAMESPACE),
-    ("delete", "pods", "", NAMESPACE),
+    ("get", "pods", "", PLAIN_NAMESPACE),
+    ("delete", "pods", "", PLAIN_NAMESPACE),
 )
 REFUSED = (
     ("update", "nodes", "status", None),
     ("delete", "nodes", "", None),
-    ("create", "pods", "", NAMESPACE),
-    ("create", "pods", "exec", NAMESPACE),
+    ("create", "pods", "", PLAIN_NAMESPACE),
+    ("create", "pods", "exec", PLAIN_NAMESPACE),
     ("delete", "pods", "", "default"),
-    ("list", "secrets", "", NAMESPACE),
-    ("list", "configmaps", "", NAMESPACE),
+    ("list", "secrets", "", PLAIN_NAMESPACE),
+    ("list", "configmaps", "", PLAIN_NAMESPACE),
 )
 
 
 def test_mig_managers_account_may_do_what_it_needs_and_no_more(product: Product) -> None:
-    token = service_account_token(product.api, NAMESPACE, "nvidia-mig-manager")
+    token = service_account_token(product.api, PLAIN_NAMESPACE, "nvidia-mig-manager")
     path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
     with product.api.as_token(token) as api:
 
