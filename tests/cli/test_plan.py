@@ -12,7 +12,8 @@ from tests.cli.asking import ME, ask, install, operated, writes, written
 from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, at_once, gpu_pod, nodes, open_scene, pdb, policy
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.shell.troubles import CANNOT, CHANGES, DONE, Trouble
+from gpusharing.cli.changing.conclusion import Outcome
+from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -209,7 +210,7 @@ async def test_a_layout_that_does_not_fit_is_refused_with_the_nearest_one_that_d
         scene.apply(FULL)
         await scene.ready()
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(SEVEN)))
-    assert told.status == CANNOT
+    assert told.status == Outcome.CANNOT
     assert told.out.startswith("Cannot: pool-b: gpu-1 GPU 0")
     assert "Refused: " in told.out
     assert "nearest legal layout: 4x1g.20gb" in told.out
@@ -222,7 +223,7 @@ async def test_a_policy_that_the_server_would_refuse_is_refused_here_with_the_fi
         await scene.ready()
         bad = policy({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}})
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, bad))
-    assert told.status == CANNOT
+    assert told.status == Outcome.CANNOT
     assert told.out.startswith("Cannot: pool-b: spec.timeSlicing.replicas")
 
 

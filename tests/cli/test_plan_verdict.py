@@ -2,10 +2,8 @@
 cli/live/files.py, report/proposal.py, pools/hours.py)."""
 
 import asyncio
-import io
 import json
 import re
-import sys
 from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,13 @@ from tests.cli.asking import ME, Answered, ask, install, operated, writes, writt
 from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, nodes, open_scene, policy
 from tests.fakes.virtualtime import virtual_now, virtually
 
+from gpusharing.cli.changing.conclusion import Outcome
 from gpusharing.cli.live.files import read_policies
-from gpusharing.cli.shell.troubles import CANNOT, CHANGES, DONE, FAILED, FAILED_ON, UNKNOWN, Trouble, worst
+from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, FAILED_ON, Trouble, worst
 from gpusharing.kube.client import GPUNODES
 from gpusharing.kube.errors import Forbidden
+
+CANNOT, UNKNOWN = Outcome.CANNOT, Outcome.UNKNOWN
 
 
 async def both(scene: Scene, *words: str) -> tuple[Answered, dict[str, Any]]:
@@ -243,9 +244,8 @@ async def test_before_the_installation_a_cluster_without_the_gpu_operator_is_tol
 # --- -f ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_directory_several_files_and_standard_input_are_read_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_directory_and_several_files_are_read_together(tmp_path: Path) -> None:
+    """Standard input: tests/integration/test_import.py."""
     folder = tmp_path / "pools"
     (folder / "deeper").mkdir(parents=True)
     (folder / "a.yaml").write_text(json.dumps(policy(FULL, "a")))
@@ -253,11 +253,10 @@ def test_a_directory_several_files_and_standard_input_are_read_together(
     (folder / "notes.txt").write_text("{{")
     (folder / "deeper" / "z.yaml").write_text("{{")
     service = {"kind": "Service", "metadata": {"name": "s"}}
-    built = [policy(FULL, "c"), service, {"kind": "List", "items": [policy(FULL, "d")]}]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n---\n".join(json.dumps(one) for one in built)))
-    found, others = read_policies([str(folder), "-", written(tmp_path, policy(FULL, "e"))])
-    assert [one["metadata"]["name"] for one in found] == ["a", "b", "c", "d", "e"]
-    assert others == ("-: Service/s is ignored",)
+    file = written(tmp_path, policy(FULL, "c"), service, {"kind": "List", "items": [policy(FULL, "d")]})
+    found, others = read_policies([str(folder), file])
+    assert [one["metadata"]["name"] for one in found] == ["a", "b", "c", "d"]
+    assert others == (f"{file}: Service/s is ignored",)
 
 
 def test_a_directory_with_a_kustomization_is_refused_with_the_command_that_builds_it(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ Terms: docs/design/glossary.md#gang.
 
 import asyncio
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from heapq import nlargest
 from math import floor
 from typing import Any
 
@@ -288,20 +288,18 @@ def as_data(planned: Planned, where: str) -> dict[str, Any]:
     return {
         "context": where,
         "verdict": planned.verdict.data,
-        "policies": [
-            {**_proposal_data(one), "verdict": conclude((one,), estimate=planned.estimate).data}
-            for one in planned.proposals
-        ],
+        "policies": [_proposal_data(one, estimate=planned.estimate) for one in planned.proposals],
         "simulated": list(planned.simulated),
         "dependents": list(planned.dependents),
         "notes": list(planned.notes),
     }
 
 
-def _proposal_data(proposal: Proposal) -> dict[str, Any]:
-    """Return what would happen to one pool as plain data, including all of its nodes."""
+def _proposal_data(proposal: Proposal, *, estimate: bool) -> dict[str, Any]:
+    """Return what would happen to one pool as plain data, including all of its nodes and its own verdict."""
     return {
         "name": proposal.policy,
+        "verdict": conclude((proposal,), estimate=estimate).data,
         "accepted": proposal.accepted,
         "reason": proposal.reason,
         "message": proposal.about,
@@ -367,7 +365,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     user names a policy, only that one is shown. Returns the exit status of the verdict. Raises Trouble, also if the
     named policy does not exist or is not in the files, or if --fail-on has an unknown word."""
     fail_on = tuple(word.strip() for word in typed.fail_on.split(",")) if typed.fail_on else None
-    if unknown := sorted({*(fail_on or ())} - FAIL_ON.keys()):
+    if unknown := sorted({*(fail_on or ())} - {*FAIL_ON}):
         raise Trouble(f"--fail-on has no word {unknown[0]!r}; use one or more of {','.join(FAIL_ON)}")
     proposed, others = read_policies(typed.filename)
     only = {text(raw, "metadata", "name") for raw in proposed}
@@ -389,6 +387,7 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
     async with gathered(session, proposed, beforehand=True) as cluster:
         if cluster.missing:
             admin = await read_admin_maps(session, (await cluster.decide(())).snapshot)
+            cluster.notes.insert(0, PRESUMED)
             cluster.foresee = lambda snapshot: with_presumed(with_pointers(snapshot, admin))
         live = await cluster.decide(only or None)
         ignored = live.snapshot.settings.gpu_operator_namespace
@@ -397,7 +396,8 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
             for policy in live.snapshot.policies
             if not only or policy.name in only
         )
-        proposals = await _with_lengths(session, proposals, live)
+        most = max(1, min(RECENT, MAX_LISTED // max(1, len(proposals))))
+        proposals = tuple([await _with_length(session, one, live, most) for one in proposals])
         vanishing = find_vanishing(proposals, live)
         dependents, unread = await read_dependents(session.client, vanishing, ignored)
         tenants, unlisted = await read_tenants(session.client, vanishing, live)
@@ -406,44 +406,31 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
         if name not in names:
             raise Trouble(no_such(POLICIES, name, names, session.where))
     nodes = {node for one in proposals for node in live.plan.pools[one.policy].names}
-    notes = (PRESUMED,) if cluster.missing else ()
-    return Planned(
-        proposals,
-        (*notes, *live.notes, *unread, *unlisted),
-        live.simulated(nodes),
-        (*tenants, *dependents),
-        cluster.missing,
-    )
+    notes = (*live.notes, *unread, *unlisted)
+    return Planned(proposals, notes, live.simulated(nodes), (*tenants, *dependents), cluster.missing)
 
 
-async def _with_lengths(
-    session: Session, proposals: Sequence[Proposal], live: LivePlan
-) -> tuple[Proposal, ...]:
-    """Return the proposals with how long their changes take, judging by the changes in the histories of the GPUNodes
-    that changed last: of nodes of the same pool if there are enough. At most MAX_LISTED GPUNodes are read in all. One
-    that cannot be read counts as one without a history."""
-    nodes = live.snapshot.nodes.values()
-    changed = {one.name: one.verified.changed_at for one in nodes if one.verified and one.verified.changed_at}
-    changing = [one.policy for one in proposals if one.steps]
-    latest = {}
-    for policy in changing:
-        own = {*live.plan.pools[policy].names}
-        ranked = sorted(changed, key=lambda name: (name in own, changed[name]), reverse=True)
-        latest[policy] = ranked[: max(1, min(RECENT, MAX_LISTED // len(changing)))]
-
-    async def read(name: str) -> list[timedelta]:
-        """Return how long each change in the history of one GPUNode took."""
-        try:
-            return durations([read_node(await session.client.get(GPUNODES, name))])
-        except KubeError:
-            return []
-
+async def _with_length(session: Session, proposal: Proposal, live: LivePlan, most: int) -> Proposal:
+    """Return the proposal with how long its changes take, judging by the changes in the histories of the `most` nodes
+    that changed last; those of its own pool come first. A GPUNode that cannot be read counts as one without a
+    history."""
+    pool = live.plan.pools[proposal.policy]
+    own = {*pool.names}
+    dated = [
+        (node.name in own, node.verified.changed_at, node.name)
+        for node in live.snapshot.nodes.values()
+        if node.verified is not None and node.verified.changed_at is not None
+    ]
     async with asyncio.TaskGroup() as group:
-        names = sorted({name for ranked in latest.values() for name in ranked})
-        tasks = {name: group.create_task(read(name)) for name in names}
-    found = []
-    for one in proposals:
-        past = [took for name in latest.get(one.policy, ()) for took in tasks[name].result()]
-        lasts = foresee(live.plan.pools[one.policy], live.snapshot, live.now, len(one.steps), past)
-        found.append(replace(one, lasts=lasts))
-    return tuple(found)
+        latest = nlargest(most, dated) if proposal.steps else ()
+        tasks = [group.create_task(_read_past(session, name)) for _, _, name in latest]
+    past = [took for task in tasks for took in task.result()]
+    return replace(proposal, lasts=foresee(pool, live.snapshot, live.now, len(proposal.steps), past))
+
+
+async def _read_past(session: Session, node: str) -> list[timedelta]:
+    """Return how long each change in the history of a GPUNode took; empty if it cannot be read."""
+    try:
+        return durations([read_node(await session.client.get(GPUNODES, node))])
+    except KubeError:
+        return []

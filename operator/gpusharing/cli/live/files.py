@@ -51,7 +51,7 @@ def _files(name: str) -> list[str]:
         raise Trouble(f"{name} cannot be read: {error_text(error)}") from error
     if any(path.stem == "kustomization" for path in found):
         raise Trouble(
-            f"{name} has a kustomization. Plan its output: kubectl kustomize {name} | kubectl gpusharing plan -f -"
+            f"{name} has a kustomization; run: kubectl kustomize {name} | kubectl gpusharing plan -f -"
         )
     return list(map(str, found))
 

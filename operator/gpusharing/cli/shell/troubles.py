@@ -14,9 +14,9 @@ from gpusharing.kube.errors import (
     Unauthorized,
 )
 
-DONE, FAILED, CHANGES, CANNOT, UNKNOWN, FAILED_ON, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 4, 5, 130, 141
-"""Exit statuses; docs/reference/cli.md#exit-status says what each means. The last two are those that a shell reports
-for a program that was ended by SIGINT or SIGPIPE."""
+DONE, FAILED, CHANGES, FAILED_ON, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 5, 130, 141
+"""Exit statuses, of which docs/reference/cli.md#exit-status has all. The last two are those that a shell reports for a
+program that was ended by SIGINT or SIGPIPE."""
 INSTALL = "helm install gpusharing deploy/helm/gpu-sharing-operator --namespace gpusharing --create-namespace"
 VIEWER = "ClusterRole gpusharing-viewer"
 """The role that the chart creates for users who only read. It grants reading our own kinds and nothing else."""

@@ -89,7 +89,7 @@ def _empty(pool: Members, plan: RolloutPlan) -> Headline | None:
     if pool.skipped:
         text = tell_first(pool.skipped)
     elif pool.lost:
-        owned = f"another policy owns every node that spec.nodeSelector selects: {some(tuple(pool.lost), 1)}"
+        owned = f"another policy owns every node that spec.nodeSelector selects: {some(pool.lost, 1)}"
         text = f"{owned}. Narrow one of the selectors, or give this policy a strictly higher spec.priority"
     return Headline(text, str(Reason.NO_NODES), text)
 

@@ -3,8 +3,7 @@
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import field
+from collections.abc import Sequence
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.rollout import RolloutPlan
@@ -29,9 +28,9 @@ class Members:
     """The Nodes, in the order of `verdicts`."""
     skipped: tuple[Verdict, ...]
     """The verdicts of the nodes that spec.products leaves out."""
-    lost: Mapping[str, str] = field(default_factory=dict)
-    """Nodes that the policy selects but another policy owns, sorted, with that policy. Only filled in if the policy
-    has no nodes of its own."""
+    lost: tuple[str, ...] = ()
+    """Nodes that the policy selects but another policy owns, sorted. Only filled in if the policy has no nodes of its
+    own."""
     coming: tuple[str, ...] = ()
     """Nodes that the policy owns but that are still in a change which another policy began."""
 
@@ -78,7 +77,7 @@ def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) ->
     counted = tuple(verdict for verdict in verdicts if verdict.node not in names)
     nodes = tuple(snapshot.nodes[verdict.node] for verdict in counted)
     coming = plan.coming.get(policy.name, ())
-    lost = {} if verdicts or coming else _lost(policy, plan, snapshot)
+    lost = () if verdicts or coming else _lost(policy, plan, snapshot)
     return Members(policy, counted, nodes, skipped, lost, coming)
 
 
@@ -88,18 +87,13 @@ def is_product_skipped(verdict: Verdict, node: NodeView) -> bool:
     return verdict.reason is Reason.PRODUCT_SKIPPED and is_outside(verdict, node)
 
 
-def _lost(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dict[str, str]:
-    """Return the nodes that the policy selects but another policy owns, sorted, with that policy. Empty if the spec
-    cannot be read."""
+def _lost(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[str, ...]:
+    """Return the nodes that the policy selects but another policy owns, sorted. Empty if the spec cannot be read."""
     if policy.spec is None:
-        return {}
-    selector = policy.spec.node_selector
-    owners = {name: plan.verdicts[name].policy for name in sorted(plan.verdicts)}
-    return {
-        name: owner
-        for name, owner in owners.items()
-        if owner not in ("", policy.name) and selects_node(selector, snapshot.nodes[name].labels)
-    }
+        return ()
+    selector, verdicts = policy.spec.node_selector, plan.verdicts
+    owned = (name for name in sorted(verdicts) if verdicts[name].policy not in ("", policy.name))
+    return tuple(name for name in owned if selects_node(selector, snapshot.nodes[name].labels))
 
 
 def is_done(verdict: Verdict, node: NodeView) -> bool:

@@ -23,7 +23,7 @@ from gpusharing.planning.pools.hours import foresee_end
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.previews import preview_of
-from gpusharing.planning.report.members import members
+from gpusharing.planning.report.members import Members, members
 from gpusharing.planning.report.status import tell_status
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import FenceNode, WriteConfig
@@ -119,8 +119,8 @@ class Proposal:
     """GiB of one MPS client, by product. Empty in other modes; cards that our table does not have are left out."""
     client_threads: int = 0
     """Percentage of a GPU's threads that one MPS client may use. 0 in other modes."""
-    lasts: tuple[timedelta, timedelta] | None = None
-    """How long all changes together take at least and at most, counted from now (`foresee`), or None if that is
+    lasts: tuple[timedelta, ...] = ()
+    """How long all changes together take at least and at most, counted from now (`foresee`). Empty if that is
     unknown."""
 
     @property
@@ -170,21 +170,11 @@ def tell_proposal(
     ]
     adopted = tuple(v.node for v in pool.verdicts if v.reason is Reason.ADOPTABLE)
     names = {verdict.node for verdict in changing}
-    before: Counter[str] = Counter()
-    after: Counter[str] = Counter()
-    for verdict in pool.verdicts:
-        resources = served(snapshot.nodes[verdict.node])
-        before.update(resources)
-        after.update(plan.targets.get(verdict.node, resources))
+    before, after = _count_devices(pool, plan, snapshot)
     vanishing = tuple(_vanishing(before, after, names, snapshot, plan.afterwards))
     left_out = tuple(
         v for v in pool.verdicts if v.node not in {*names, *adopted} and v.phase is not Phase.SYNCED
     )
-    unseen = {
-        one.node.name
-        for one in plan.pools[policy.name].members
-        if isinstance(one.assessment, Unobserved | None)
-    }
     return Proposal(
         policy=policy.name,
         accepted=accepted["status"] == "True",
@@ -192,8 +182,8 @@ def tell_proposal(
         reason=accepted["reason"],
         steps=tuple(_steps(policy, changing, plan, snapshot, now)),
         left_out=left_out,
-        unread=tuple(v for v in left_out if v.node in unseen or v.reason.keeper in ("agent", "kubelet")),
-        lost=pool.lost,
+        unread=tuple(_find_unread(left_out, plan.pools[policy.name])),
+        lost={name: plan.verdicts[name].policy for name in pool.lost},
         coming=pool.coming,
         adopted=adopted,
         settled=sum(verdict.phase is Phase.SYNCED for verdict in pool.verdicts),
@@ -213,14 +203,14 @@ def tell_proposal(
 
 def foresee(
     pool: Pool, snapshot: ClusterSnapshot, now: datetime, count: int, past: Sequence[timedelta]
-) -> tuple[timedelta, timedelta] | None:
+) -> tuple[timedelta, ...]:
     """Return how long the changes of `count` nodes of the pool take at least and at most, counted from `now`, if each
     takes as long as the fastest or the slowest of the `past` changes, as many nodes change at once as may, and nodes
-    start only within the windows and after the soak of the canaries. None if there are no past changes, if no node
+    start only within the windows and after the soak of the canaries. Empty if there are no past changes, if no node
     may start, or if the windows that can be foreseen do not suffice."""
     at_once, pooled = min(pool.limit, snapshot.settings.max_in_flight), pool.pooled(now)
     if not past or not count or not at_once or pooled is None:
-        return None
+        return ()
     canary, first, soak, begins = find_canary(pooled), 0, timedelta(0), now
     if isinstance(canary, Finding):
         begins = max(now, canary.until or now)
@@ -233,8 +223,28 @@ def foresee(
         if first:
             lengths[first - 1] += soak
         ends.append(foresee_end(pooled.spec, pooled.policy.zones, nodes, begins, lengths))
-    soonest, latest = ends
-    return (soonest - now, latest - now) if soonest is not None and latest is not None else None
+    return tuple(end - now for end in ends if end is not None) if all(ends) else ()
+
+
+def _count_devices(
+    pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot
+) -> tuple[Counter[str], Counter[str]]:
+    """Return how many devices of each resource the pool serves now, and how many it would after all changes."""
+    before, after = Counter[str](), Counter[str]()
+    for verdict in pool.verdicts:
+        resources = served(snapshot.nodes[verdict.node])
+        before.update(resources)
+        after.update(plan.targets.get(verdict.node, resources))
+    return before, after
+
+
+def _find_unread(left_out: Iterable[Verdict], pool: Pool) -> Iterator[Verdict]:
+    """Yield the verdicts on nodes of which it is unknown whether they have their target: nobody has read the GPUs, the
+    agent or the kubelet is away, or the node cannot be judged."""
+    unseen = {one.node.name for one in pool.members if isinstance(one.assessment, Unobserved | None)}
+    for verdict in left_out:
+        if verdict.node in unseen or verdict.reason.keeper in ("agent", "kubelet"):
+            yield verdict
 
 
 def _single_would_do(
