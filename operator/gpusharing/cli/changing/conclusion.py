@@ -142,10 +142,7 @@ def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
     if proposal.lost:
         owners, nodes = some(sorted({*proposal.lost.values()})), some(tuple(proposal.lost))
         why = f"other policies ({owners}) own every node that spec.nodeSelector selects ({nodes})"
-        return (
-            Outcome.CANNOT,
-            f"{why}. Narrow one of the selectors, or give this policy a higher spec.priority",
-        )
+        return Outcome.CANNOT, f"{why}. Narrow a selector, or give this policy a higher spec.priority"
     if unread := proposal.unread:
         why = UNREADABLE if estimate else unread[0].message
         return Outcome.UNKNOWN, f"{some([one.node for one in unread])}: {why}"

@@ -50,9 +50,7 @@ def _files(name: str) -> list[str]:
     except OSError as error:
         raise Trouble(f"{name} cannot be read: {error_text(error)}") from error
     if any(path.stem == "kustomization" for path in found):
-        raise Trouble(
-            f"{name} has a kustomization; run: kubectl kustomize {name} | kubectl gpusharing plan -f -"
-        )
+        raise Trouble(f"{name} is for kustomize: kubectl kustomize {name} | kubectl gpusharing plan -f -")
     return list(map(str, found))
 
 

@@ -153,10 +153,7 @@ def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) ->
 
 
 def tell_proposal(
-    policy: PolicyView,
-    plan: RolloutPlan,
-    snapshot: ClusterSnapshot,
-    now: datetime,
+    policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
 ) -> Proposal:
     """Return what the plan means for this policy and its pool: whether the policy is accepted, which nodes change, are
     adopted or are left out, and the devices of the pool before and after. How long it takes is left out. `plan` must
@@ -170,11 +167,10 @@ def tell_proposal(
     ]
     adopted = tuple(v.node for v in pool.verdicts if v.reason is Reason.ADOPTABLE)
     names = {verdict.node for verdict in changing}
+    told = {*names, *adopted}
     before, after = _count_devices(pool, plan, snapshot)
     vanishing = tuple(_vanishing(before, after, names, snapshot, plan.afterwards))
-    left_out = tuple(
-        v for v in pool.verdicts if v.node not in {*names, *adopted} and v.phase is not Phase.SYNCED
-    )
+    left_out = tuple(v for v in pool.verdicts if v.node not in told and v.phase is not Phase.SYNCED)
     return Proposal(
         policy=policy.name,
         accepted=accepted["status"] == "True",
