@@ -35,15 +35,16 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb against a Prometheus in the cluster. Return the exit status (see VerbModule). Flags are checked
-    first, so a mistake in them raises Trouble before the cluster is contacted."""
+    """Run the verb against a Prometheus in the cluster. Return the exit status (see VerbModule). Mistakes in flags
+    raise Trouble before the cluster is contacted, except an `--until` in the future, which is only found by the
+    clock of the Prometheus. Raises Trouble also as `place_found` and `find_answer` do."""
     query_of(typed, 0.0)  # reports mistakes before the cluster is contacted
     return await _answer(await place_found(session, typed), typed, terminal)
 
 
 async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
     """Query the Prometheus at `place` and print the bill. Return DONE, or CHANGES if the bill is incomplete. Raises
-    Trouble if a flag cannot be used or a query fails."""
+    Trouble if a flag cannot be used, or as `find_answer` does."""
     query_of(typed, 0.0)
     async with prometheus_at(place) as prometheus:
         answer = await find_answer(prometheus, typed)
@@ -52,8 +53,9 @@ async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def ask(session: Session, typed: Namespace) -> Answer:
-    """Return the bill of one cluster, with its totals and what is missing as remarks (see FleetVerb). Raises Trouble
-    if no Prometheus is found, or as `find_answer` does."""
+    """Return the bill of one cluster (see FleetVerb). Its totals, its remarks and a `PARTIAL:` line for each thing
+    that is missing become remarks of the Answer. Raises Trouble if no Prometheus is found, or as `find_answer`
+    does."""
     async with prometheus_at(await place_found(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed)
     status, rows = CHANGES if answer.missing else DONE, [[*cells, Span("")] for cells in cells_of(answer)]
@@ -69,7 +71,8 @@ BESIDE = FleetVerb(
 
 async def find_answer(prometheus: Prometheus, typed: Namespace) -> CostReport:
     """Read the meter's series from `prometheus` and return the bill with its remarks. The window ends now, by the
-    clock of that Prometheus, unless `--until` names another time. Raises Trouble."""
+    clock of that Prometheus, unless `--until` names another time. Raises Trouble if a flag cannot be used, or as
+    `read_metered` does."""
     query = query_of(typed, await prometheus.now())
     metered = await read_metered(prometheus, query)
     bill = make_bill(metered.cells, by_policy=query.by == POLICY)
@@ -92,7 +95,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace) -> CostReport:
 
 def query_of(typed: Namespace, now: float) -> MeterQuery:
     """Return the query for these flags; its window ends at `now` unless `--until` names another time. Raises Trouble
-    for flags that cannot be used."""
+    for flags that cannot be used. If `now` is 0, an `--until` in the future is accepted."""
     start, end = span_of(typed, now)
     if not re.fullmatch(r"[A-Z]{3}", typed.currency):
         raise Trouble(f"--currency {typed.currency}: use three capital letters, for example USD")

@@ -14,16 +14,16 @@ from gpusharing.usage.prometheus.services import find_place
 
 def place_named(typed: Namespace) -> Endpoint:
     """Return how to reach the Prometheus at the address in `--prometheus`. Raises Trouble if `--service` is given too,
-    and for the reasons of `place_of`."""
+    and wherever `place_of` does."""
     if typed.service:
         raise Trouble("pass either --prometheus or --service, not both")
     return place_of(typed.prometheus, typed.token_file, typed.ca_file)
 
 
 async def place_found(session: Session, typed: Namespace) -> Endpoint:
-    """Return how to reach a Prometheus in the cluster: the Service of `--service`, or the only one that looks like a
-    Prometheus. Raises Trouble if there is not exactly one (see `find_place`), and if `--token-file` or `--ca-file`
-    is given, which only work with `--prometheus`."""
+    """Return how to reach a Prometheus in the cluster: the Service that `--service` names or, without that flag, the
+    only Service that looks like a Prometheus. Raises Trouble as `find_place` does, and if `--token-file` or
+    `--ca-file` is given, which only work with `--prometheus`."""
     if typed.token_file or typed.ca_file:
         raise Trouble(
             "--token-file and --ca-file only work with --prometheus URL; a Service is reached with your kubeconfig"

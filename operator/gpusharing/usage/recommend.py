@@ -47,7 +47,8 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Run the verb against a Prometheus in the cluster, and plan the policy there. Return the exit status (see
-    VerbModule). Flags are checked first. Raises Trouble."""
+    VerbModule). Flags are checked before the cluster is contacted. Raises Trouble for flags that cannot be used, if
+    no Prometheus is found, or as `_answer` does."""
     _check(typed)
     return await _answer(await place_found(session, typed), typed, terminal, session)
 
@@ -72,10 +73,10 @@ def _check(typed: Namespace) -> None:
 
 
 async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal, session: Session | None) -> int:
-    """Find the recommendation and the plan of its policy (none for CSV), write the policy to the new file of
-    `--write`, and print the answer. Return DONE, or CHANGES if the answer is incomplete. Raises Trouble, also if
-    that file exists or cannot be written; then nothing is printed. If `--write` is given and there is no policy to
-    write, it raises Trouble after the answer was printed."""
+    """Find the recommendation and the plan of its policy (no plan for CSV), write the policy to the new file of
+    `--write`, and print the answer. Return DONE, or CHANGES if the answer is incomplete. Raises Trouble as
+    `find_answer` does, and if that file exists or cannot be written; then nothing is printed. If `--write` is given
+    and there is no policy to write, raises Trouble after printing the answer."""
     async with prometheus_at(place) as prometheus:
         answer = await find_answer(prometheus, typed, session)
     if answer.policy is not None and terminal.output != "csv":
@@ -103,10 +104,10 @@ async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal, session
 
 
 async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session | None) -> RecommendReport:
-    """Return the recommendation, without the plan of its policy. It is None, and `missing` says why, if the layouts of
-    the GPU model are unknown; there is no policy if no workload has a place. With a `session` the nodes are
-    selected in the cluster, and with None in Prometheus. Raises Trouble, also if no pod used a GPU or no workload
-    has a history that is long enough."""
+    """Return the report of a recommendation, without the plan of its policy. If the layouts of the GPU model are
+    unknown, the report has no recommendation, and `missing` says why. If no workload fits anywhere, it has no
+    policy. With a `session` the nodes are selected in the cluster, and with None in Prometheus. Raises Trouble if
+    the data cannot be read, if no pod used a GPU, or if no workload has a history that is long enough."""
     start, end = span_of(typed, await prometheus.now(), MOST)
     selector = selector_of(typed.selector)
     if session is None:
@@ -155,8 +156,8 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
 
 
 async def find_effect(session: Session | None, scope: NodeScope, policy: dict[str, object]) -> Planned | str:
-    """Return the plan of the policy, as `plan -f` would compute it, or a clause that says why it is unknown: there is
-    no `session`, no node has the policy's label yet, or the cluster caused a Trouble, which is not raised."""
+    """Return the plan of the policy, as `plan -f` would compute it, or a clause that says why there is none: there is
+    no `session`, the nodes do not have the policy's label yet, or a Trouble occurred, which is not raised."""
     if session is None:
         return "with --prometheus, the cluster is not contacted; use --service for a Prometheus inside one"
     if scope.unlabelled:

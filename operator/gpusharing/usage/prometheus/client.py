@@ -241,7 +241,8 @@ class Prometheus:
 
     async def now(self) -> float:
         """Return the time by the clock of the Prometheus, which may differ from ours, in seconds since 1970. Raises
-        Trouble if that time is implausible (outside CLOCKS)."""
+        Trouble if the query fails, if the answer is not a single series, or if that time is implausible (outside
+        CLOCKS)."""
         answer = await self.instant("vector(time())", None)
         if len(answer) != 1:
             raise stranger("it returned no time", self.place.where)
@@ -274,10 +275,10 @@ class Prometheus:
         its result cannot be read.
 
         A proxy in front of Prometheus may move the start and the end to multiples of the step (Mimir's
-        pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend). So values more than half a step
+        pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend). So values at least half a step
         before `start` or after `end` are left out. If several queries together cover a longer time, `whole` is the
-        start and end of that time, and only values outside it are left out: the proxy moves all of these queries in
-        the same way, so a value that one of them loses is in the answer to the query before it.
+        start and end of that time and is used in place of `start` and `end` for this check: the proxy moves all of
+        these queries in the same way, so a value that one of them loses is in the answer to the query before it.
         """
         parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
         answer = await self._result("query_range", parameters, "matrix")
@@ -341,7 +342,7 @@ class Prometheus:
             raise unreachable(error, place.where, place.through) from error
 
     def _understood(self, answer: WebAnswer) -> dict[str, Any]:
-        """Return the JSON of a successful response. Otherwise raises a Trouble that says who refused the query, that
+        """Return the JSON of a successful response. Otherwise, raise a Trouble that says who refused the query, that
         the server is not a Prometheus, or why Prometheus could not evaluate the query."""
         where, through, data = self.place.where, self.place.through, answer.data
         if answer.status in (401, 403):
@@ -374,8 +375,8 @@ def place_of(
     url: str, token_file: str, ca_file: str, environment: Mapping[str, str] = os.environ
 ) -> Endpoint:
     """Return how to reach the Prometheus at `url`, with the token in `token_file` and the authorities in `ca_file`
-    (both may be empty), through the proxy that `environment` names, if any. Raises Trouble if a flag cannot be
-    used, or if the token would be sent unencrypted to another machine."""
+    (both may be empty), through the proxy that `environment` names, if any. Raises Trouble if a flag or the proxy
+    cannot be used, if a file cannot be read, or if the token would be sent unencrypted to another machine."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

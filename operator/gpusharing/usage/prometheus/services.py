@@ -34,9 +34,10 @@ NAME = "--service monitoring/prometheus-operated:9090, or --prometheus http://12
 
 
 async def find_place(session: Session, named: str) -> Endpoint:
-    """Return how to reach the Service `named`, which is written NAMESPACE/NAME:PORT, or if it is empty, the only
-    Service that looks like a Prometheus. Raises Trouble if there is no API server, if `named` has another form, if
-    not exactly one Service looks so, or if the login fails. Whether the Service `named` exists is not checked."""
+    """Return how to reach the Service `named` (see `_path_of` for its form) or, if `named` is empty, the only Service
+    that looks like a Prometheus (see `_one_of`). Raises Trouble if there is no API server, if `named` has another
+    form, if the login fails, or if the search is refused or does not find exactly one. Whether the Service `named`
+    exists is not checked."""
     if session.login is None:
         raise Trouble("there is no API server through which a Service can be reached: pass --prometheus URL")
     path = _path_of(named or _name(_one_of(await _services(session), session.where)))
@@ -78,8 +79,8 @@ async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endp
 
 
 async def _services(session: Session) -> list[JSON]:
-    """Return all Services of the cluster. Raises a Trouble that also tells how to name a Service, which makes the list
-    unnecessary."""
+    """Return all Services of the cluster. If they cannot be listed, raises a Trouble that also says how to name a
+    Service, which makes the list unnecessary."""
     try:
         return await session.all(SERVICES)
     except Trouble as trouble:
@@ -89,7 +90,7 @@ async def _services(session: Session) -> list[JSON]:
 def _path_of(flag: str) -> str:
     """Convert the value of `--service` to the path of that Service below /api/v1/namespaces, such as
     `monitoring/services/prometheus-operated:9090`. Raises Trouble if the value does not have the form
-    NAMESPACE/NAME:PORT."""
+    NAMESPACE/NAME:PORT, where `:PORT` may be missing and `http:` or `https:` may precede NAME."""
     name = "[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
     match = re.fullmatch(f"({name})/((?:https?:)?{name}(?::{name})?)", flag)
     if match is None:
@@ -105,7 +106,7 @@ def _path_of(flag: str) -> str:
 
 def _one_of(services: list[JSON], where: str) -> JSON:
     """Return the only Service whose labels match the first set in LABELS that any Service matches. Raises Trouble if
-    several match that set, or if no Service matches any set."""
+    several Services match that set, or if no Service matches any set."""
     for labels in LABELS:
         matches = [raw for raw in services if labels.items() <= section(raw, "metadata", "labels").items()]
         if len(matches) == 1:
@@ -128,8 +129,8 @@ def _name(raw: JSON) -> str:
 
 
 def _port(raw: JSON) -> str:
-    """Return the number of the port that probably serves HTTP, as a string: that of the first port with a usual name,
-    or else of the first port; empty if the Service has no ports."""
+    """Return the number of the port that probably serves HTTP, as a string: the number of the first port with a usual
+    name, or else of the first port. Empty if the Service has no ports, or if that port has no number."""
     ports = entries(raw, "spec", "ports")
     usual = [port for port in ports if text(port, "name") in ("http-web", "web", "http", "http-query")]
     return str(whole(next(iter([*usual, *ports]), {}), "port") or "")

@@ -56,7 +56,7 @@ def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, floa
 
 def days(start: float, end: float) -> list[tuple[float, float]]:
     """Divide a window into stretches, oldest first. All but the first are exactly a day long; the first is shorter
-    than a day plus SHORT. Empty if the window is."""
+    than a day plus SHORT. Return an empty list if the window is empty."""
     stretches: list[tuple[float, float]] = []
     while end - start >= DAY + SHORT:
         stretches.append((end - DAY, end))
@@ -75,12 +75,13 @@ async def find_gaps(
     points: float = MOST_POINTS,
 ) -> list[str]:
     """Return one sentence for each kind of gap in the data of a window: before the first sample, between samples (all
-    such gaps together), and after the last. Gaps between samples only count if they exceed two steps, and the other
-    two if they exceed that by more than LOOKBACK seconds. Empty if the data is complete.
+    such gaps together), and after the last sample. A gap between samples counts if it exceeds two steps by more
+    than a second, the other two if they exceed two steps by more than LOOKBACK seconds. Empty if the data is
+    complete.
 
-    `query` must have a value wherever there is data. It is sampled at `points` times at most, in steps of at least a
-    minute. `lost` is a clause about the consequence of a gap. If there is no data at all, raises Trouble with the
-    message `nothing`.
+    `query` must have a value wherever there is data. It is sampled at about `points` times at most, in steps of at
+    least a minute. `lost` is a clause about the consequence of a gap between samples. If there is no data at all,
+    raises Trouble with the message `nothing`.
     """
     step = max(60.0, (end - start) / points)
     answer = await prometheus.between(query, start, end, step)
@@ -113,5 +114,6 @@ def moment(at: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format a number of seconds in its largest full unit, such as 14d or 1h5m (see `length`)."""
+    """Format a number of seconds in its largest full unit, such as 14d, with the next smaller unit if the count is
+    low, such as 1h5m (see `length`)."""
     return length(timedelta(seconds=seconds))

@@ -93,9 +93,9 @@ class Absences:
         holes: Sequence[Stretch],
     ) -> None:
         """Add the answers for the next stretch of time and update all attributes. `firsts` and `lasts` have the times
-        at which each node was first and last seen in it, and `counts` the number of sightings. `holes` are the
-        stretches in which no node was seen. A node's absence, from its previous sighting to its last one in this
-        stretch, is only added to `seconds` if it exceeds SHORT."""
+        at which each node was first and last seen in it, and `counts` has the number of sightings. `holes` are the
+        times in which no node was seen. A node's absence from its previous sighting to its last one in this stretch
+        is only added to `seconds` if it exceeds SHORT."""
         self._holes += holes
         last_seen, numbers = by_node(lasts), by_node(counts)
         for node, first in by_node(firsts).items():
@@ -168,8 +168,8 @@ async def find_losses(
     prometheus: Prometheus, query: MeterQuery, metered: Set[str]
 ) -> tuple[list[str], list[str]]:
     """Look for nodes whose samples are missing for a part of the window. Return two lists of sentences: why the bill
-    is incomplete, and remarks about what may be missing. If the query is about one policy, only the nodes in
-    `metered` are considered. Raises Trouble."""
+    is incomplete, and remarks about what may be missing. If the query is about one policy, absent, silent, new and
+    departed nodes are only considered if they are in `metered`. Raises Trouble."""
     absences = await find_absences(prometheus, query)
     down = await _find_down(prometheus, query)
     bare = await _find_bare(prometheus, query)

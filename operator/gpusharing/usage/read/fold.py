@@ -225,11 +225,11 @@ class Fold:
     def _crowded(self, live: Iterable[Reading]) -> tuple[set[Device], set[Device]]:
         """Return two sets of devices, judged by `live`, the memory that dcgm-exporter reports for each pod.
 
-        For the devices in the first set the use of each pod is unknown. Either several pods held the device at one
-        time and were always reported with the same value. Or the device belongs to a node that advertises more GPUs
-        than it has, and dcgm-exporter never reported several pods on any of the GPUs there, so it names only one
-        holder. The devices in the second set were also held by several pods, but each pod is reported with its own
-        memory.
+        For the devices in the first set, the use of each pod is unknown, for one of two reasons. Either several pods
+        held the device at one time and were always reported with the same value. Or it is a whole GPU on a node that
+        advertises more GPUs than it has, and dcgm-exporter never reported several pods at one time on any such GPU
+        there, so it names only one holder. The devices in the second set were also held by several pods, but at some
+        time these were reported with different values, so each value is the pod's own.
         """
         holders: dict[Device, dict[float, dict[Pod, float]]] = {}
         replicas: dict[Device, str] = {}
@@ -266,9 +266,9 @@ class Fold:
     def _add_memory(
         self, used: Iterable[Reading], own: Iterable[Reading], crowded: set[Device], part: HourAnswers
     ) -> None:
-        """Record the peak memory of each hour in the records of the workloads. The agent's values (`own`) take
-        precedence over those of dcgm-exporter (`used`). Values of `used` for crowded devices are not recorded; each
-        increments `shared` instead. Implausible sizes are ignored."""
+        """Record the peak memory of each hour in the records of the workloads. A value of `used` (dcgm-exporter) only
+        counts if `own` (the agent) has none for that pod and hour. A value of `used` that counts but is for a
+        crowded device increments `shared` and is not recorded. Implausible sizes are ignored."""
         known: set[tuple[Pod, int]] = set()
         for pod, _, record, hour, size in self._values(own, part):
             if 0 <= size <= MOST_MIB * MIB:

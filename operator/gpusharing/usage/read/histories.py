@@ -53,9 +53,10 @@ class ObservedPool:
 
 
 def find_pool(usage: Usage, where: str) -> ObservedPool:
-    """Return the pool that the usage shows. Workloads that had no pod in the last day are left out, except CronJobs; a
-    remark names them. `where` names the chosen nodes in messages. Raises Trouble if there are no GPUs, if the GPUs
-    are of several models, or if their nodes also have GPUs of another model than the chosen card."""
+    """Return the pool that the usage shows. Workloads that had no pod in the last day of which anything is known are
+    left out, except CronJobs; a remark names them. `where` names the chosen nodes in messages. Raises Trouble if no
+    GPU was seen lately, if the GPUs are of several models, or if their nodes also have GPUs of another model than
+    the chosen card."""
     fold = usage.fold
     records: list[Record | Gpu] = [*fold.records.values(), *fold.gpus.values()]
     latest = max((record.last for record in records), default=-1)  # the last hour of which anything is known
@@ -186,8 +187,9 @@ def _replaced(fold: Fold, latest: int) -> Iterator[str]:
 
 
 def _pods(record: Record) -> int:
-    """Return how many pods of a workload run at the same time: a number that is not exceeded in 98 % of the hours with
-    pods (AT_ONCE), or more if both of the last two such hours had more. Return 1 if no hour had any."""
+    """Return how many pods of a workload run at the same time: the lowest number that is not exceeded in 98 % of the
+    hours with pods (AT_ONCE) or, if that is higher, the lower number of the last two such hours. Return 1 if no
+    hour had any."""
     counts = [count for count in record.pods if count]
     if not counts:
         return 1
@@ -203,8 +205,9 @@ def _devices(record: Record) -> int:
 
 def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holding:
     """Return what each pod of a workload holds now: the resource, the number of devices, and the parts of a card's
-    memory and compute that one device is. `gpu` is the GPU that the workload held last. The part of the memory is
-    None if it is unknown, such as for a GPU that several pods held although no sharing of it is known."""
+    memory and compute that one device has. `gpu` is the GPU that the workload held last. The part of the memory is
+    None if it is unknown: for an instance of unknown size, or for a GPU that several pods held although it is not
+    known to be shared."""
     if record.profile:
         resource = record.resource or resource_name(record.profile)
         share, compute = _of_instance(record.profile, card)

@@ -139,8 +139,9 @@ class _Day:
 
 async def read_metered(prometheus: Prometheus, query: MeterQuery) -> MeteredPools:
     """Read the meter's series for the window of `query` and return the time by cell, with everything known to be
-    missing. Raises Trouble if a query fails, if Prometheus has no data of the meter in the window, if a node was
-    metered twice, or if no namespace ever had the label that the bill is made by."""
+    missing. Raises Trouble if a query fails, if Prometheus has no data of the meter in the window, or if a node was
+    metered twice. In a bill by a label, also raises Trouble if GPUs were held but no namespace had the label on any
+    day."""
     metered = MeteredPools()
     metered.missing += await _gaps(prometheus, query)
     unpriced: dict[tuple[str, str], float] = {}
@@ -227,7 +228,7 @@ def _credible(answer: Iterable[Series], faults: list[str]) -> Iterator[Series]:
 
 def _add(metered: MeteredPools, day: _Day, by: str, unpriced: dict[tuple[str, str], float]) -> None:
     """Add the time of a day to the cells of `metered`; a negative time counts as 0. Seconds without a price are also
-    added to `unpriced`, by policy and by the reason why there is no price."""
+    added to `unpriced`, by policy and by the reason why there is no price, negative ones included."""
     for part in Part:
         for series in day.counted[part]:
             node, policy = series.labels.get("node", ""), series.labels.get(POLICY, "")
@@ -325,7 +326,8 @@ class _Unseen:
 
     def add(self, growth: Iterable[Series], firsts: Iterable[Series], lasts: Iterable[Series]) -> None:
         """Add the answers for the next day: the growth of each node's counter, and its lowest and its highest value.
-        If the lowest value exceeds the highest one of the day before, the difference is counted as lost."""
+        If the lowest value exceeds the highest one of the last day with that counter, the difference is counted as
+        lost."""
         for series in growth:
             self._seen[_node(series)] += round(series.value)
         for series in firsts:

@@ -147,8 +147,8 @@ def _name(equal: Mapping[str, str]) -> str:
 
 async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
     """Return the scope that `--policy` or `-l` selects, as read from the API server. Without either flag, return the
-    whole fleet and request nothing. Raises Trouble if both flags are given, if the policy cannot be read, or if no
-    node is selected."""
+    whole fleet and request nothing. Raises Trouble if both flags are given, if `-l` cannot be parsed, if an object
+    cannot be read, if no node is selected, or if other policies own all nodes that the policy selects."""
     if typed.policy and typed.nodes:
         raise Trouble("pass either --policy or -l, not both")
     if typed.policy:
@@ -164,8 +164,9 @@ async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
 
 
 def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> NodeScope:
-    """Return the scope of the nodes that the policy `raw` selects, without those that other policies own; a remark
-    says if there are such. Raises Trouble if it selects no node, or if other policies own all of them."""
+    """Return the scope of the nodes that the policy `raw` selects, without those that other policies own; if there are
+    any of these, a remark counts them. Raises Trouble if the policy selects no node, or if other policies own all
+    of its nodes."""
     name, spec = text(raw, "metadata", "name"), section(raw, "spec")
     selector = section(spec, "nodeSelector")
     rows: list[Row] = [
@@ -222,7 +223,8 @@ async def find_in_prometheus(
 ) -> NodeScope:
     """Return the scope that `-l` selects, by the labels of nodes that kube-state-metrics exported at `end`; without
     `-l`, the whole fleet. If `-l` excludes nodes by a label that no node in Prometheus has, a remark says so.
-    Raises Trouble for `--policy`, if no node matches, or if Prometheus does not know a label that a node must have."""
+    Raises Trouble if `--policy` is given, if `-l` cannot be parsed, if the query fails, if no node matches, or if
+    Prometheus does not know a label that a node must have."""
     if typed.policy:
         raise Trouble(
             "--policy needs access to the cluster: omit --prometheus (use --service for one in the cluster), or choose"

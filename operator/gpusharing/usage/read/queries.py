@@ -185,15 +185,15 @@ _OF_DEVICES = OF_TARGETS | {
 
 
 def usage_count(selector: str) -> str:
-    """Return the query for the number of series with the memory use of pods. It has a value wherever there is such
-    data."""
+    """Return the query that counts the series of memory use: those of dcgm-exporter, also for devices that no pod
+    holds, and those that the agent has for pods. It yields a value whenever there is such data."""
     chosen = braced(selector)
     return f"count({USED}{chosen} or {OWN}{chosen})"
 
 
 def most_series(selector: str, seconds: int) -> str:
-    """Return the query for the highest number of series with the memory use of pods at any one time in the last
-    `seconds`, but at least an hour. The number is sampled once an hour or less often."""
+    """Return the query for the highest value of `usage_count` in the last `seconds`, but at least an hour. The value
+    is sampled at most LOOKS times, and no more than once an hour."""
     return f"max_over_time(({usage_count(selector)})[{max(seconds, HOUR)}s:{max(HOUR, seconds // LOOKS)}s])"
 
 

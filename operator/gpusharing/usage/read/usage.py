@@ -131,8 +131,9 @@ async def _series(prometheus: Prometheus, usage_query: UsageQuery) -> float:
 
 
 def _stretches(usage_query: UsageQuery, hours: int, series: float) -> list[tuple[float, float]]:
-    """Divide the window into stretches of whole hours, at most a day each, oldest first. The more `series` there are,
-    the shorter the stretches. The hour that ends at the start of a stretch belongs to the stretch before it."""
+    """Divide the window, rounded to `hours` that end with it, into stretches of whole hours, at most a day each,
+    oldest first. The more `series` there are, the shorter the stretches. The hour that ends at the start of a
+    stretch belongs to the stretch before it."""
     at_once = max(1, min(round(DAY / HOUR), int(POINTS / max(1.0, series))))
     begin = usage_query.end - hours * HOUR
     stretches = []
@@ -146,7 +147,7 @@ async def _read_part(
     prometheus: Prometheus, usage_query: UsageQuery, start: float, end: float, remarks: list[str]
 ) -> HourAnswers:
     """Query one stretch and return its answers. Remarks about unreadable annotations are added to `remarks`. Raises
-    Trouble, also for GPUs of several clusters."""
+    Trouble if a query fails, or if the GPUs are in several clusters."""
     hours = max(1, round((usage_query.end - usage_query.start) / HOUR))
     whole = (usage_query.end - (hours - 1) * HOUR, usage_query.end)
     queries = hourly(usage_query.selector)

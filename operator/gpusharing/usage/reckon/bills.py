@@ -178,8 +178,8 @@ def _price(members: Iterable[tuple[Cell, int]]) -> tuple[int, Sequence[int | Non
 
 
 def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:
-    """Round every amount down, then add 1 to those that lost most by that, the first ones in a tie, until the result
-    adds up to `whole`.
+    """Round every amount down, then add 1 to the amounts that lost most by the rounding, the first ones in a tie,
+    until the result adds up to `whole`.
 
     `whole` must be the rounded sum of `exact`, and no amount may be negative.
     """
@@ -217,9 +217,9 @@ def _key(cell: Cell) -> tuple[int, str, str, str]:
 
 
 def _rows(items: Iterable[_Item], *, by_policy: bool) -> tuple[Row, ...]:
-    """Return one row for each group of cells that differ only in what the bill does not show (the price and, unless
-    `by_policy`, the policy). Rows are sorted by currency, those without a price last, and then by policy, part,
-    tenant, resource and basis."""
+    """Return one row for each group of cells that differ only in what the bill does not show: the amount and source of
+    the price and, unless `by_policy`, the policy. Rows are sorted by currency, those without a price last, and then
+    by policy, part, tenant, resource and basis."""
 
     def key(item: _Item) -> tuple[object, ...]:
         """Return the values by which cells are grouped into rows and rows are sorted."""

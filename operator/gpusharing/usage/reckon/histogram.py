@@ -85,8 +85,8 @@ class Histogram:
 
     def percentile(self, part: float) -> float:
         """Return the smallest bucket bound such that the samples up to it have at least the fraction `part` of the
-        weight. The value is up to 5 % too high, but never above the highest sample; it is 0 without samples. Raises
-        ValueError if `part` is not between 0 and 1."""
+        weight, but at most the highest sample. Within the bounds of the scale, the value is up to 5 % too high; it
+        is 0 without samples. Raises ValueError if `part` is not between 0 and 1."""
         if not 0 <= part <= 1:
             raise ValueError(f"a percentile is a number from 0 to 1, for example 0.99, not {part}")
         wanted = part * fsum(weight for _, weight in self.weights)

@@ -253,8 +253,9 @@ def _steps(wanted: Sequence[int]) -> list[int]:
 
 
 def _first_fit(whole: Sequence[int], nodes: int, per_node: int) -> int | None:
-    """Return how many whole GPUs each node must have so that pods with `whole` GPUs each fit on `nodes` nodes, first
-    fit. Return None if that is more than `per_node`. `whole` must be sorted in descending order."""
+    """Return how many GPUs of each node must stay whole so that pods with `whole` GPUs each fit on `nodes` nodes,
+    first fit; 0 if there are no such pods. Return None if that is more than `per_node`. `whole` must be sorted in
+    descending order."""
     if not whole:
         return 0
     for room in range(max(whole[0], -(-sum(whole) // nodes)), per_node + 1):

@@ -140,9 +140,9 @@ def total_sentence(total: Total) -> str:
 
 
 def name_of(row: Row, query: MeterQuery) -> str:
-    """Return the name of a row for people: in a bill by policy the policy, whatever the part. In other bills it is the
-    tenant, or the part in parentheses for time that no tenant held. A name that is empty is replaced, as by `(no
-    policy)`."""
+    """Return the name of a row for people. In a bill by policy that is the policy, whatever the part. In other bills
+    it is the tenant, or the part in parentheses for time that no tenant held. An empty name is replaced, for
+    example by `(no policy)`."""
     if query.by == POLICY:
         return row.policy or "(no policy)"
     if row.part is not Part.HELD:

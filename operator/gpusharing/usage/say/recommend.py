@@ -103,8 +103,8 @@ class RecommendReport:
 
 def _steps(answer: RecommendReport) -> Iterator[str]:
     """Yield the steps that are left to a person: for workloads without a place, for workloads whose memory is probably
-    preallocated and not declared, and for the label that nodes still lack. Without a policy, only the second is
-    yielded."""
+    preallocated and not declared, and for the label that nodes still lack. Without a policy, only the step about
+    memory can be yielded."""
     if answer.policy is not None and answer.recommendation is not None and answer.recommendation.unplaced:
         names = some([_name(each.need.workload) for each in answer.recommendation.unplaced])
         yield (
@@ -134,8 +134,8 @@ def _name(workload: Workload) -> str:
 
 def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: str) -> list[Line]:
     """Draw the workloads, the layout, how sharing would need fewer GPUs, the plan, the next steps, and what is not
-    known. Without a recommendation, all from the layout to the next steps is left out. `verbose` adds the samples
-    of each workload. `written` is the file that the policy was written to, or empty if none was."""
+    known. Without a recommendation, everything from the layout to the next steps is left out. `verbose` adds the
+    samples of each workload. `written` is the file that the policy was written to, or empty if none was."""
     lines = prose(answer.span, paper, ink=Ink.TITLE)
     lines += describe_simulated(answer.observed.simulated, paper)
     lines += _table(answer, paper)
@@ -218,8 +218,8 @@ def now_of(history: History) -> str:
 
 
 def advice_of(placed: Placed | Unplaced | None) -> str:
-    """Return what each pod should request: a profile or a number of GPUs. A workload without a place has such a number
-    too if it is known. UNKNOWN if there is no advice."""
+    """Return what each pod should request: a profile or a number of GPUs. A workload without a place gets the number
+    of GPUs that it needs, if that is known. Return UNKNOWN if there is no advice."""
     if isinstance(placed, Placed):
         return placed.profile or counted(placed.gpus, "GPU")
     if placed is not None and placed.gpus:
