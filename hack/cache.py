@@ -149,8 +149,8 @@ APP = "gpu-sharing-operator"
 
 
 def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder for built programs, which need not exist: below `$GPUSHARING_CACHE`, or below
-    `$XDG_CACHE_HOME` if that is unset, or below `~/.cache` if both are."""
+    """Return the folder for built programs, which need not exist. It is below `$GPUSHARING_CACHE`, otherwise below
+    `$XDG_CACHE_HOME`, otherwise below `~/.cache`; an empty variable counts as unset."""
     chosen = environ.get("GPUSHARING_CACHE") or environ.get("XDG_CACHE_HOME")
     if chosen:
         return Path(chosen).expanduser() / APP

@@ -201,7 +201,7 @@ def _agent_metrics() -> list[tuple[str, str, str]]:
 def rows_of_metrics(source: str, values: Mapping[str, object]) -> list[tuple[str, str, str]]:
     """Return (name, type, description) of each metric family that a module's source creates. `values` are the module's
     names, among them PREFIX. Raises ValueError if the name or the description is not a literal in the call that
-    creates the family, because the page would silently lack it."""
+    creates the family, because the page would silently lack it, and KeyError as `_text` does."""
     prefix = values["PREFIX"]
     tree = ast.parse(source)
     kinds = _FAMILIES | _makers(tree)

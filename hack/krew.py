@@ -191,7 +191,8 @@ def main(arguments: list[str] | None = None) -> int:
 def needed(name: str = PROJECT) -> set[str]:
     """Return the names of the distributions that `name` with its extra `cli` requires, directly or indirectly, on any
     of our platforms and Python versions; `name` itself is left out. Requirements are read from what is installed
-    here, and a distribution that is not installed is assumed to require nothing."""
+    here, and a distribution that is not installed is assumed to require nothing. If several distributions require
+    the same one, only the extras that the first of them names are followed."""
     names: set[str] = set()
     todo = [(name, frozenset([EXTRA]))]
     while todo:

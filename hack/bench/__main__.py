@@ -107,8 +107,8 @@ PARTS = (
 
 
 def measure(wanted: frozenset[str], sizes: Sizes, lost: list[Lost]) -> Iterator[Measured]:
-    """Run the planner's and the plugin's measurements, and then the parts, as far as they yield one of the `wanted`
-    metrics. Yields every result of what ran, including metrics that are not wanted.
+    """Run the measurements of the planner, those of the plugin, and then the parts, each only if it yields one of the
+    `wanted` metrics. Yields every result of what ran, including metrics that are not wanted.
 
     Parts of one kind share a control plane. A part that fails is appended to `lost`, and the remaining parts of its
     kind get a new testbed, because the failed one may have left anything behind. Errors of a testbed itself, and of

@@ -295,8 +295,8 @@ def _check_metrics(metrics: str, tenants: SeenTenants) -> None:
 
 
 def _per_scrape(running: Running, machine: Simulator, used: _Used) -> float:
-    """Return the CPU milliseconds of one scrape: the total use of the agent during the scrapes, less that of its
-    readings in the same time, divided by their number. `used` says what a reading costs."""
+    """Return the CPU milliseconds of one scrape, without the time spent in the library: what the agent used during the
+    scrapes, less what its readings used in the same time, divided by SCRAPES. `used` says what a reading costs."""
     begun = _Used.so_far(running, machine)
     for _ in range(SCRAPES - 1):
         running.metrics()

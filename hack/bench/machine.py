@@ -13,8 +13,8 @@ CPUCLOCK_SCHED = 2
 
 
 def facts() -> dict[str, str | int | float]:
-    """Return the facts that a reader needs to compare the results with those of another machine, by name: CPU model,
-    number of cores, versions and load."""
+    """Return the facts that a reader needs to compare the results with those of another machine, by name: the CPU
+    model, the number of cores, the versions of Python and of the kernel, and the load average of the last minute."""
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
         "cpu": model[1] if model else platform.machine(),

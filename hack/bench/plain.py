@@ -57,8 +57,8 @@ def _at_once(count: int) -> Object:
 
 
 def _loop(testbed: Testbed, node_names: Sequence[str]) -> float:
-    """Change all nodes as a script would that knows the labels, AT_ONCE in parallel and without any proof. Returns how
-    many seconds that took. Raises CalledProcessError if kubectl fails."""
+    """Change all nodes, AT_ONCE in parallel, as a script that knows NVIDIA's labels would, without any proof. Returns
+    how many seconds that took. Raises CalledProcessError if kubectl fails."""
     begun = time.monotonic()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda name: _change(testbed, name), node_names))

@@ -84,7 +84,8 @@ def _kubeconfig(folder: Path, url: str) -> Path:
 
 @contextmanager
 def _served(lists: Mapping[str, list[JSON]]) -> Iterator[str]:
-    """Serve each list at its path, always in full even if a request has a limit, and yield the server's URL."""
+    """Serve each list at its path, always in full even if a request has a limit, and yield the server's URL. The
+    server ends with the context."""
     bodies = {
         path: json.dumps({"kind": "List", "metadata": {"resourceVersion": "1"}, "items": items}).encode()
         for path, items in lists.items()

@@ -123,8 +123,8 @@ class Testbed:
         wait_until(lambda: _answers(self.metrics_port), 30, "the operator to start")
 
     def restart_operator(self) -> None:
-        """Replace the operator with a new process, whose caches are empty, and wait until that serves its metrics.
-        Raises TimeoutError as `wait_started` does, and TimeoutExpired if the old process does not end."""
+        """Replace the operator with a new process, whose caches are empty, and wait until the new one serves its
+        metrics. Raises TimeoutError as `wait_started` does, and TimeoutExpired if the old process does not end."""
         self.operator.stop()
         self.operator.start()
         self.wait_started()

@@ -93,8 +93,8 @@ class Fault:
         return await forward()
 
     def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the headers that the client gets for an answer or a watch of the server with these headers. This base
-        class returns them unchanged."""
+        """Return the headers that the client gets instead of `headers`, which came with the server's answer or watch.
+        This base class returns them unchanged."""
         return headers
 
     async def opening(self, call: Incoming) -> None:
@@ -158,8 +158,8 @@ class RefusedCalls(Fault):
     answers: tuple[PlayedRefusal, ...] = (PlayedRefusal(503),)
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call or, if the fault hits it, count a hit and return the next of `answers`. They are returned
-        in turn; which comes first depends on `at`."""
+        """Forward the call or, if the fault hits it, count a hit and return one of `answers`. They are returned in
+        turn; which comes first depends on `at`."""
         if not self.concerns(call):
             return await forward()
         self.hit()
@@ -267,8 +267,8 @@ class WatchLate(WatchFault):
         return 0.0 if self.began is None else self.began + self.lasts + self.seconds
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
-        """Return the line: at once, or, if the fault hits this watch and the line came within `lasts` seconds after
-        the fault began, `seconds` after it came. A late line counts as a hit."""
+        """Return the line. If the fault hits this watch and the line came within `lasts` seconds after the fault
+        began, count a hit and return the line only `seconds` after it came."""
         if self.began is not None and self.on_watch(stream) and 0 <= came - self.began < self.lasts:
             self.hits += 1
             await asyncio.sleep(came + self.seconds - asyncio.get_running_loop().time())

@@ -179,7 +179,7 @@ class FaultProxy:
 
     def aim(self, aim: Aim) -> None:
         """Make traps and faults count only the writes that `aim` accepts, starting with 1; the log counts all writes.
-        Writes that arrive while others of them are in flight count in the order of arrival."""
+        Accepted writes that are in flight at the same time count in the order of their arrival."""
         self._aim, self._aimed_at, self._taken = aim, 0, 0
 
     def arm(self, at: int, act: Callable[[], None], *, before: bool = False) -> None:

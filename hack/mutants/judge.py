@@ -176,9 +176,10 @@ def judge(path: str, mutation: Mutation, now: Side, before: Side) -> tuple[str, 
     """Plant the mutant in both copies, run the present tests and, if they pass, the earlier ones, and restore the
     files.
 
-    The first part of the result is KILLED if the present tests fail or do not end in time, LIVED if both sets pass,
-    and LOST if only the earlier ones fail or do not end in time. The second part is empty unless the first is LOST:
-    then it names the earlier test that fails, or says that the earlier tests did not end in time.
+    The first part of the result is KILLED if the present tests do not pass: one fails, they do not end in time, or
+    pytest cannot run them. It is LIVED if both sets pass, and LOST if only the earlier set does not. The second part
+    is empty unless the first is LOST: then it names the earlier test that fails, or says that the earlier tests did
+    not end in time.
     """
     text = Path(path).read_text()
     try:

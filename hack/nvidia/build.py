@@ -122,8 +122,8 @@ DRA_DRIVER = UpstreamRelease("dra-driver", "sigs.k8s.io/dra-driver-nvidia-gpu", 
 
 
 def missing() -> str | None:
-    """Return what the programs cannot be built without and this machine lacks, Go or else a C compiler, as a sentence
-    with a remedy. None if both are there; nothing is built or fetched."""
+    """Return a sentence, with a remedy, about what this machine lacks to build the programs: Go, or else a C compiler.
+    Return None if it has both. Nothing is built or fetched."""
     try:
         find_go(WHAT)
         need_compiler(WHAT)

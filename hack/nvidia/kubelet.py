@@ -89,9 +89,9 @@ class DeviceManager:
     # --- pods --------------------------------------------------------------------------------------------
 
     def _take_pods(self, pods: Mapping[str, Object]) -> None:
-        """Assign devices to pods that request some and have begun to run, and free those of pods that are gone or
-        finished; write the assignments to the stub's file if they changed. A terminating pod keeps its devices, but
-        its processes are ended."""
+        """Assign devices to pods that request some and have begun to run, and free the devices of pods that are gone
+        or finished; write the assignments to the stub's file if they changed. A pod that no longer runs but is
+        still there, such as a terminating one, keeps its devices, but its processes are ended."""
         before = len(self._assigned)
         for uid in [uid for uid in self._assigned if not _runs(pods.get(uid))]:
             self._end_processes(uid)
@@ -109,8 +109,8 @@ class DeviceManager:
             self._write_holdings()
 
     def _free(self, resource: str, count: int) -> list[str]:
-        """Return the first `count` devices of a resource that are assigned to no pod, or fewer if there are not so
-        many."""
+        """Return the first `count` devices of a resource that are assigned to no pod, or all of these if there are
+        fewer."""
         in_use = {device for _, assigned in self._assigned.values() for device in assigned.get(resource, ())}
         return [device for device in self._devices.get(resource, ()) if device not in in_use][:count]
 
@@ -180,9 +180,9 @@ class LabelFeeder:
         self._labels: dict[str, str] = {}
 
     def look(self) -> None:
-        """Copy GFD's labels to the Node if they have changed since the last call that succeeded, and remove those that
-        GFD no longer has. While GFD does not run the Node keeps its labels, as with the NodeFeature API. Raises
-        ApiError."""
+        """Copy GFD's labels to the Node if they have changed since the last call that succeeded, and remove the labels
+        that GFD has dropped since then. While GFD does not run, the Node keeps its labels, as with the NodeFeature
+        API. Raises ApiError."""
         labels = gfd_labels_in(self.file)
         if not labels or labels == self._labels:
             return

@@ -175,8 +175,8 @@ def running_loop(
 ) -> Iterator[NvidiaLoop]:
     """Run the whole system with nodes of these names, each with two GPUs, and yield it. `log` is the file for the
     operator's log. `chart` holds further arguments for helm, such as `("--set", "agent.privileged=false")`.
-    `models` holds the GPU model of each node that does not have H100s, by node. `installation` is that of NVIDIA's
-    programs.
+    `models` holds the GPU model of each node that does not have H100s, by node. `installation` says how NVIDIA's
+    programs are installed.
 
     Raises UnavailableError, SandboxError, LaunchError, ComponentError or TimeoutError if the system cannot run here.
     """

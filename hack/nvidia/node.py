@@ -173,16 +173,16 @@ class RealNode:
                 mount.take(data[name])
 
     def _named(self) -> tuple[str, str]:
-        """Return the names of two ConfigMaps, the device plugin's and mig-manager's, that the GPU Operator puts into
-        its DaemonSets: those that ClusterPolicy names, or PLUGIN_MAP and MIG_MAP."""
+        """Return the names of the two ConfigMaps that the GPU Operator puts into its DaemonSets, first the device
+        plugin's and then mig-manager's. Where ClusterPolicy names none, the name is PLUGIN_MAP or MIG_MAP."""
         spec = operands.read_cluster_policy(self._api) or {}
         blocks = (spec.get(block, {}) for block in ("devicePlugin", "migManager"))
         plugin, mig = (block.get("config", {}).get("name", "") for block in blocks)
         return plugin or PLUGIN_MAP, mig or MIG_MAP
 
     def _follow(self, pods: Sequence[Object]) -> None:
-        """Stop the processes of pods that are gone or terminating, delete the terminating pods, and start the programs
-        of running pods."""
+        """Stop the processes of pods that are gone or terminating, delete the terminating pods that have the HOLD
+        annotation, and start or restart the programs of running pods."""
         present = {pod["metadata"]["uid"]: pod for pod in pods}
         for uid in list(self._pods):
             if uid not in present or "deletionTimestamp" in present[uid]["metadata"]:

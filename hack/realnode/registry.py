@@ -105,8 +105,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(with_content=True)
 
     def _answer(self, *, with_content: bool) -> None:
-        """Send the manifest or blob that the request's path names, an empty JSON object for `/v2/`, or 404 for
-        anything else. The body is sent only with `with_content`."""
+        """Send the manifest or blob that the request's path names, or an empty JSON object for `/v2/`. Answers 404 if
+        there is no such file, or the path has another form. The body is sent only with `with_content`."""
         _, version, *rest = self.path.split("/")
         if version != "v2" or len(rest) not in (1, 3):
             self.send_error(404)

@@ -75,8 +75,8 @@ class WebAnswer:
 
 
 def answer_of(status: int, kind: str, body: bytes) -> WebAnswer:
-    """Parse a response with this HTTP status, the content type `kind`, and this body. A body that is not JSON is no
-    error: `data` is then None."""
+    """Parse a response with this HTTP status, the content type `kind`, and this body. If the body is not JSON, `data`
+    is None; that is not an error."""
     try:
         data: Any = json.loads(body)
     except (ValueError, RecursionError):

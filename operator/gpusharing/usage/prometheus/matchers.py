@@ -16,7 +16,7 @@ MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\
 
 def selector_of(selector: str) -> str:
     """Return the matchers of `--selector` as they were typed, without the braces around them; an empty string if there
-    are none. Raises Trouble if the flag has anything but PromQL matchers, separated by commas."""
+    are none. Raises Trouble if the flag contains anything other than PromQL matchers separated by commas."""
     rest = selector.strip().removeprefix("{").removesuffix("}").strip()
     at = 0
     while rest and (match := MATCHER.match(rest, at)):

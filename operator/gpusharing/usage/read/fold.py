@@ -378,8 +378,8 @@ class Fold:
 
 
 def part_of_card(model: str, profile: str) -> float | None:
-    """Return the part of the card's compute that a MIG profile has, from 0 to 1, or None if the model or the profile
-    is unknown."""
+    """Return which part of the card's compute a MIG profile has, from 0 to 1, or None if the model or the profile is
+    unknown."""
     card = find_card(model)
     if card is None or not card.profiles:
         return None

@@ -104,8 +104,8 @@ def find_pool(usage: Usage, where: str) -> ObservedPool:
 
 
 def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
-    """Return the GPUs seen in the last hours (PRESENT) by UUID. Raises Trouble if there are none, or if they are of
-    several models."""
+    """Return, by UUID, the GPUs that were seen in the last PRESENT hours before `latest`. Raises Trouble if there are
+    none, or if they are of several models."""
     gpus = {uuid: gpu for uuid, gpu in fold.gpus.items() if gpu.last > latest - PRESENT}
     if not gpus:
         card = fold.card
@@ -149,8 +149,8 @@ def _without_node(gpus: Iterable[Gpu]) -> Iterator[str]:
 
 
 def _away(gpus: Iterable[Gpu], latest: int) -> Iterator[str]:
-    """Yield a remark about those of `gpus`, which are known but not counted, that were seen in the last day. It says
-    for each of their nodes for how many hours the GPUs have not been seen. Yields nothing if none was seen in the
+    """Yield a remark about the GPUs in `gpus`, which are known but not counted, that were seen in the last day. The
+    remark says for how many hours the GPUs of each node have not been seen. Yields nothing if none was seen in the
     last day."""
     lately = [gpu for gpu in gpus if gpu.last > latest - RECENT]
     if not lately:
@@ -198,8 +198,8 @@ def _pods(record: Record) -> int:
 
 
 def _devices(record: Record) -> int:
-    """Return the most devices that one pod held in the last RECENT hours up to the workload's last one; at least 1.
-    Earlier hours do not count."""
+    """Return the highest number of devices that one pod held in the RECENT hours up to the hour in which the workload
+    was last seen; at least 1."""
     return max((1, *record.devices[max(0, record.last - RECENT + 1) : record.last + 1]))
 
 
@@ -224,8 +224,8 @@ def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holdi
 
 
 def _of_instance(profile: str, card: Card | None) -> tuple[Fraction | None, Fraction]:
-    """Return the parts of the card's memory and compute that an instance of this profile has. If the profile or the
-    card is unknown, return None and 1."""
+    """Return which parts of the card's memory and compute an instance of this profile has. If the profile or the card
+    is unknown, return None and 1."""
     match = next((each for each in card.profiles if each.name == profile), None) if card else None
     if card is None or match is None:
         return None, Fraction(1)

@@ -256,9 +256,9 @@ def _tenant(series: Series, day: _Day, by: str) -> str:
 
 
 def _basis(resource: str, most: float | None) -> Basis:
-    """Return how the time of a tenant was determined. `most` is the number of slices of the device: RESERVED if there
-    are several, else MEASURED. If it is unknown (None), a resource name that ends in `.shared` counts as RESERVED,
-    and any other as ESTIMATE."""
+    """Return how the time of a tenant was determined: RESERVED if the device has several slices, MEASURED if it has
+    one. `most` is the number of slices. If it is unknown (None), the result is RESERVED for a resource whose name
+    ends in `.shared`, and ESTIMATE for any other."""
     if most is not None:
         return Basis.RESERVED if most > 1 else Basis.MEASURED
     return Basis.RESERVED if resource.endswith(".shared") else Basis.ESTIMATE
@@ -283,9 +283,10 @@ def _pool(policy: str) -> str:
 def _lacking(
     parts: Mapping[NodePool, float], gpus: Mapping[NodePool, float], seconds: float
 ) -> Iterator[str]:
-    """Yield a sentence for each policy whose parts of the GPU time do not add up to the time of its GPUs on its nodes,
-    which means that some series are missing. The differences of all its nodes together must exceed the tolerance
-    (TOLERANCE and ENDS). `parts` and `gpus` have seconds by node and policy; `seconds` is the length of the window."""
+    """Yield a sentence for each policy whose parts of the GPU time do not add up, node by node, to the time of its
+    GPUs, which means that some series are missing. The differences of all its nodes together must exceed the
+    tolerance, which is TOLERANCE or, in a short window, ENDS. `parts` and `gpus` have seconds by node and policy;
+    `seconds` is the length of the window."""
     tolerance = max(TOLERANCE, ENDS / seconds)
     pools: dict[str, list[NodePool]] = {}
     for key in sorted(parts.keys() | gpus.keys()):
@@ -342,8 +343,8 @@ class _Unseen:
         return {node for node, _ in self._seen}
 
     def describe(self) -> list[str]:
-        """Return a list with one sentence about the lost time. Only nodes count that lost more than MISSED seconds and
-        more than the fraction TOLERANCE of their metered time; without such a node, the list is empty."""
+        """Return a list with one sentence about the lost time. Only nodes that lost more than MISSED seconds and more
+        than the fraction TOLERANCE of their metered time count; without such a node, the list is empty."""
         lost = {
             key: count
             for key, count in self._lost.items()

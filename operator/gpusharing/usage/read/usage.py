@@ -193,7 +193,8 @@ def _declared(annotated: Iterable[Series], remarks: list[str]) -> dict[Pod, int]
 
 
 def _refuse_clusters(answer: Iterable[Series]) -> None:
-    """Raise Trouble if the series are of several clusters, because their pools cannot have one layout."""
+    """Raise Trouble if the series come from several clusters, because their pools cannot have one layout. Series
+    without the label `cluster` are ignored."""
     clusters = sorted({series.labels["cluster"] for series in answer if series.labels.get("cluster")})
     if len(clusters) > 1:
         raise Trouble(

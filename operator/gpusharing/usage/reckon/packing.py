@@ -64,9 +64,9 @@ class Packer:
         return max(slices, units, *alone, 0)
 
     def fill_up(self, layout: Layout, wanted: Collection[str]) -> Layout:
-        """Return the layout with more instances added until its GPU is full. Preferred are as many additional
-        instances of the `wanted` profiles as possible, then as few profiles as possible, then as little stranded as
-        possible. A layout that no full layout contains is returned unchanged. Raises KeyError if `layout` or
+        """Return the layout with more instances added until its GPU is full. The full layout with the most additional
+        instances of the `wanted` profiles is preferred, then the one with the fewest profiles, then the one that
+        strands least. A layout that no full layout contains is returned unchanged. Raises KeyError if `layout` or
         `wanted` has a profile that the packer does not use."""
         counts = self._counts(layout)
         useful = {self._index[name] for name in wanted}
@@ -87,8 +87,8 @@ class Packer:
         return self._units - self._sum(counts, "size"), self._slices - self._sum(counts, "slices")
 
     def rank(self, layout: Layout) -> tuple[tuple[int, int], ...]:
-        """Return a sort key for layouts: those with the largest instances come first, and among these, those with more
-        of them."""
+        """Return a sort key that puts layouts with larger instances first and, among layouts with equally large ones,
+        those with more of them. Raises KeyError if the layout has a profile that the packer does not use."""
         return tuple((-self._index[name], -count) for name, count in layout)
 
     def _is_ours(self, layout: Layout) -> bool:
@@ -114,9 +114,8 @@ class Packer:
         )
 
     def _find_fills(self, wanted: Counts) -> tuple[Counts, ...]:
-        """Return all ways to fill one GPU with some of the `wanted` instances until no other of them fits. Each
-        includes at least one instance of the largest wanted profile. The fullest come first. Empty if nothing is
-        wanted."""
+        """Return all ways to fill one GPU with some of the `wanted` instances until no further one fits. Each includes
+        at least one instance of the largest wanted profile. The fullest come first. Empty if nothing is wanted."""
         if not any(wanted):
             return ()
         largest = max(index for index, count in enumerate(wanted) if count)

@@ -203,8 +203,8 @@ def placed_of(recommendation: Recommendation | None) -> dict[Workload, Placed | 
 
 def now_of(history: History) -> str:
     """Return what each pod holds now, such as `1g.20gb`, `1/4 GPU`, `full GPU` or `2 GPUs`. For MIG devices that is
-    the profile, whatever share of one a pod holds. If the share of a GPU without MIG is unknown, the result is
-    `shared GPU`, without the number of devices."""
+    the profile, with the number of devices if a pod holds several, whatever share of each it holds. If the share of
+    a GPU without MIG is unknown, the result is `shared GPU`, without the number of devices."""
     holds = history.holds
     if holds.resource.startswith(RESOURCE_MIG_PREFIX):
         profile = holds.resource.removeprefix(RESOURCE_MIG_PREFIX).removesuffix(".shared")
@@ -355,7 +355,8 @@ def packing_of(recommendation: Recommendation) -> str:
 
 
 def shared_of(shared: Shared) -> str:
-    """Return sentences that sharing whole GPUs would take fewer of them, with the arithmetic and the disadvantages."""
+    """Return sentences which say that sharing whole GPUs would take fewer GPUs than the layout, with the arithmetic
+    and the disadvantages."""
     pods, gpus = counted(shared.pods, "pod"), counted(shared.gpus, "GPU")
     need, there = _size(shared.needed), _size(shared.there)
     if shared.mode is Mode.MPS:
