@@ -116,7 +116,8 @@ def find_problems(files: Files, root: Path) -> Iterator[str]:
 
 
 def find_leftovers(files: Files, root: Path) -> list[str]:
-    """Return the paths of those files in FOLDERS that carry the mark but are no longer generated."""
+    """Return the paths of files that carry the mark but are no longer generated. Only files directly in one of FOLDERS
+    are searched."""
     return [
         path
         for folder in FOLDERS

@@ -77,7 +77,7 @@ def _unpacked(package: Package) -> Path:
 def main(arguments: Sequence[str]) -> int:
     """Print the paths of both programs. Returns the exit status: 1 if a program is unavailable, otherwise 0. With
     `--install`, Debian's package is installed if the locked version cannot be downloaded and PATH has no such
-    program."""
+    program. Raises LockError as `ensure` does."""
     try:
         for program in PROGRAMS:
             try:

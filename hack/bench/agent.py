@@ -239,10 +239,11 @@ class _Used:
 
 
 def agent(testbed: Testbed) -> Iterator[Measured]:
-    """Create a Node with eight SIMULATED GPUs, and yield the agent's memory and its CPU time for a reading that
-    changes nothing and for a scrape: with whole GPUs in use, and then with MIG instances in use. With unused GPUs
-    only the CPU time for a reading is yielded, which comes first. The Node and its GPUNode are deleted at the end,
-    unless something failed. Raises as `_with_tenants` does, and CalledProcessError if the GPUs cannot be divided."""
+    """Create a Node with eight SIMULATED GPUs and run the agent on it three times: with unused GPUs, with whole GPUs
+    in use, and with MIG instances in use. The first run only yields the CPU time for a reading that changes
+    nothing; the other two also yield the agent's memory and the CPU time for a scrape. The Node and its GPUNode are
+    deleted at the end, unless something failed. Raises as `_with_tenants` does, and CalledProcessError if the GPUs
+    cannot be divided."""
     machine = Simulator.create(testbed.directory / "nvml.state", ["h100-80gb"] * GPUS, seed="bench")
     testbed.api.create("/api/v1/nodes", {"metadata": {"name": NODE}})
     gpunode = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": {"name": NODE}, "spec": {}}

@@ -72,8 +72,8 @@ def rss_mib(pid: int) -> float:
 
 
 def cpu_ms(pid: int) -> float:
-    """Return the CPU milliseconds that a process has used since it started, including those of threads that have
-    ended, in which the agent reads. Raises OSError if there is no such process.
+    """Return the CPU milliseconds that a process has used since it started, including the time of threads that have
+    ended; the agent reads in such threads. Raises OSError if there is no such process.
 
     The value comes from the process's CPU clock, which is exact and which every process may read
     (clock_getcpuclockid(3) of glibc; Python has no function for it).

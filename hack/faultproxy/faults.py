@@ -213,8 +213,8 @@ class Slow(Fault):
         return await forward()
 
     async def opening(self, call: Incoming) -> None:
-        """Delay a new watch by `seconds` if `at` is 0 or the fault has begun, whatever its scope; not counted as a
-        hit."""
+        """Delay a new watch by `seconds` if `at` is 0 or the fault has begun, whatever its scope. The delay does not
+        count as a hit."""
         if self.at == 0 or self.began is not None:
             await asyncio.sleep(self.seconds)
 
@@ -243,8 +243,8 @@ class WatchFault(Fault):
     early = False
 
     def on_watch(self, stream: OpenWatch) -> bool:
-        """Whether the fault has begun and hits this watch: any watch with scope `all`, otherwise those of the object's
-        kind."""
+        """Whether the fault has begun and hits this watch. With scope `all` it hits every watch, otherwise the watches
+        of the kind to which the fault's object belongs."""
         if self.began is None:
             return False
         return self.scope == "all" or collection_of(stream.path) == collection_of(self.target)

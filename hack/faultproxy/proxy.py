@@ -326,8 +326,8 @@ class FaultProxy:
         return answer
 
     def _headers(self, reply: aiohttp.ClientResponse) -> Mapping[str, str]:
-        """Return the headers that the client gets: those of the server's answer, as changed by the faults, without
-        those that concern the connection only."""
+        """Return the headers that the client gets: the headers of the server's answer, as changed by the faults,
+        without those that only concern the connection."""
         headers: Mapping[str, str] = {
             key: value for key, value in reply.headers.items() if key.lower() not in HOP_BY_HOP
         }

@@ -62,10 +62,10 @@ def find(mutants: Mapping[str, Mutant]) -> None:
 
 
 def _deciding(slips: Mapping[str, Slip]) -> dict[str, Sequence[str]]:
-    """Return at most TRIES tests in which the operand decides, for each slip that drops an operand in a function, by
-    the slip's name and in the order of `_in_order`. The list of a slip is empty if there is no such test. Slips in
-    code that is evaluated only once, such as those that change a value, are left out. Raises AssertionError if the
-    process that runs the tests dies."""
+    """Return, by the name of each slip that drops an operand in a function, at most TRIES tests in which that operand
+    decides, in the order of `_in_order`. The list of a slip is empty if there is no such test. Slips in code that
+    is evaluated only once, such as a changed value, are left out. Raises AssertionError if the process that runs
+    the tests dies."""
     operands = {name: slip for name, slip in slips.items() if not slip.mutation.is_default}
     if not operands:
         return {}
@@ -85,9 +85,9 @@ def _watched(slips: Collection[Slip]) -> dict[str, list[str]]:
 
 
 def _in_order(slip: Slip, tests: Sequence[str]) -> list[str]:
-    """Return at most TRIES of the tests, those that are most likely to notice the slip, the most likely first. Tests
-    whose id contains the module's name come before all others. Within both groups the first case of every
-    parametrized test comes before the second case of any."""
+    """Return the TRIES tests that are most likely to notice the slip, or all if there are fewer, the most likely
+    first. Tests whose id contains the module's name come before all others. Within both groups the first case of
+    every parametrized test comes before the second case of any."""
     cases: Counter[str] = Counter()
     rank = {}
     for test in tests:

@@ -72,8 +72,8 @@ class Side:
         return {(path, function, line) for path, function, line in answer}
 
     def _enter(self) -> None:
-        """Change to the folder of the copy, unload our modules, so that this forked process imports those of the copy,
-        and set PYTHONPATH to the copy for processes that the tests start."""
+        """Change to the folder of the copy, and unload our modules, so that this forked process imports those of the
+        copy. Set PYTHONPATH to the copy for the processes that the tests start."""
         for name in [
             name for name in sys.modules if name.partition(".")[0] in ("hack", "tests", "gpusharing")
         ]:
@@ -141,8 +141,9 @@ def copy_present(root: Path) -> None:
 
 
 def copy_revision(root: Path, revision: str) -> None:
-    """Unpack the git revision `revision` to `root`, but with the working tree's product (the folder PRODUCT). Raises
-    CalledProcessError if there is no such revision."""
+    """Unpack the git revision `revision` to `root`, but with the working tree's product (the folder PRODUCT) in place
+    of its own. Raises CalledProcessError if there is no such revision, and FileNotFoundError if it has no such
+    folder."""
     packed = subprocess.run(["git", "archive", revision], check=True, capture_output=True).stdout
     with tarfile.open(fileobj=BytesIO(packed)) as archive:
         archive.extractall(root, filter="data")

@@ -57,7 +57,8 @@ def in_child(work: Callable[[], object], *, seconds: float | None = None) -> obj
     """Call `work` in a forked process whose stdout is discarded; its stderr is ours.
 
     Returns the result of `work` after a round trip through JSON, in which a tuple becomes a list. Returns None if
-    `work` raised, if the process died, or if it was killed because it had not answered within `seconds`.
+    `work` raised or its result cannot be written as JSON, if the process died, or if it was killed because it had not
+    answered within `seconds`.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -136,8 +137,8 @@ class _Trials:
 def find_killers(
     mutants: Mapping[str, Mutant], candidates: Mapping[str, Sequence[str]], collected: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Return the id of the first candidate test that fails with each mutant, or an empty string if none does, by the
-    mutant's name.
+    """Return, by the name of each mutant, the id of the first candidate test that fails with it, or an empty string if
+    none does.
 
     A candidate is the id of a test, or the path of a file or folder, which stands for all tests in it. A test whose
     setup fails, or whose process dies or does not end in time, does not count as failed. `collected` are the arguments
@@ -172,8 +173,8 @@ def _collect(arguments: Sequence[str], play: Callable[[Items], object]) -> objec
 
 
 def _expand(candidates: Sequence[str], items: Items) -> Iterator[str]:
-    """Yield the ids of those collected tests that are candidates themselves, or are in a file or folder that is a
-    candidate."""
+    """Yield, candidate by candidate, the ids of the collected tests that are the candidate itself or are in it, if it
+    is a file or folder."""
     for candidate in candidates:
         yield from (
             test

@@ -124,8 +124,8 @@ def _replace_function(old: FunctionType, new: FunctionType) -> None:
 
 
 def _replace_class(old: type, new: type) -> None:
-    """Copy those plain values in the body of `new` that differ to `old`; for a NamedTuple also the defaults of its
-    fields."""
+    """Copy to `old` the plain values in the body of `new` that differ from its own, except names that begin with two
+    underscores; for a NamedTuple, also the defaults of its fields."""
     if hasattr(old, "_field_defaults"):  # a NamedTuple, whose functions have another `__module__`
         _replace_function(vars(old)["__new__"].__func__, vars(new)["__new__"].__func__)
     for name, value in list(vars(old).items()):
@@ -134,7 +134,7 @@ def _replace_class(old: type, new: type) -> None:
 
 
 def _replace_fields(old: Any, new: Any) -> None:
-    """Copy those plain values of `new` that differ to the dataclass instance `old`, even if it is frozen."""
+    """Copy to the dataclass instance `old`, even if it is frozen, the plain values of `new` that differ from its own."""
     for each in fields(old):
         if _differs(getattr(old, each.name, None), value := getattr(new, each.name, None)):
             object.__setattr__(old, each.name, value)

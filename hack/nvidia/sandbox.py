@@ -198,8 +198,8 @@ class Sandbox:
         )
 
     def process_view(self, name: str) -> "ProcessView":
-        """Create the folder `name`, which the programs of one pod see as /proc, and return it. It shows no processes
-        yet, so that programs that share it see one another and no others."""
+        """Create the folder `name`, which the programs of one pod see as /proc, and return it as a ProcessView.
+        Programs that share it see one another and no others; it shows no processes yet."""
         return ProcessView(self.folder / name, self.folder / "real-proc", len(self.simulator.show()["gpus"]))
 
     def _write_pci(self) -> None:

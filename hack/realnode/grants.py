@@ -39,9 +39,9 @@ class Grant:
 
 
 def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:
-    """Return what the container with this OCI configuration receives from the toolkit, or None if it receives nothing
-    of the driver, because NVIDIA_VISIBLE_DEVICES is missing, empty or `void`. With `none` it receives no device,
-    but it can receive the library and rights over MIG. `devices` are the GPUs and MIG devices of the machine.
+    """Return what the container with this OCI configuration receives from the toolkit, or None if it receives nothing,
+    because NVIDIA_VISIBLE_DEVICES is missing, empty or `void`. With `none` it receives no device, but it can
+    receive the library and rights over MIG. `devices` are the GPUs and MIG devices of the machine.
 
     Raises GrantRefused if the container names a device that does not exist, or requests rights over MIG without being
     privileged.

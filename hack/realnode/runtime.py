@@ -172,8 +172,9 @@ def _began(folder: Path, state: Object) -> None:
 
 def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> None:
     """Register a process on the devices of its container, print FOLLOWED, wait until the process ends, and remove it
-    again. Without MPS, a GPU that accepts one process only and has one already is left out. `process` is a pidfd of
-    the process. Raises SimulatorError if the simulated machine has no room for another process, or has no such GPU."""
+    again. Without MPS, a GPU that accepts only one process and already has one is left out. `process` is a pidfd of
+    the process. Raises SimulatorError if the simulated machine has no room for another process, and IndexError or
+    SimulatorError if it has no such GPU."""
     simulator = Simulator(state_file(folder))
     ended = select.poll()
     ended.register(process, select.POLLIN)
@@ -192,8 +193,8 @@ def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> Non
 
 
 def _is_taken(shown: Object, gpu: int) -> bool:
-    """Whether the GPU accepts one process only and already has one. Another process can then start, but not use the
-    GPU."""
+    """Whether the GPU accepts only one process and already has one. Another process can then start, but not use the
+    GPU. Raises IndexError if there is no such GPU."""
     exclusive = shown["gpus"][gpu]["compute_mode"] == EXCLUSIVE_PROCESS
     return exclusive and any(row["gpu"] == gpu for row in shown["processes"])
 

@@ -104,8 +104,8 @@ def find_pool(usage: Usage, where: str) -> ObservedPool:
 
 
 def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
-    """Return, by UUID, the GPUs that were seen in the last PRESENT hours before `latest`. Raises Trouble if there are
-    none, or if they are of several models."""
+    """Return, by UUID, the GPUs that were seen in the PRESENT hours up to the hour `latest`. Raises Trouble if there
+    are none, or if they are of several models."""
     gpus = {uuid: gpu for uuid, gpu in fold.gpus.items() if gpu.last > latest - PRESENT}
     if not gpus:
         card = fold.card

@@ -127,8 +127,8 @@ class PodOwners:
 
     @classmethod
     def of(cls, pods: Iterable[Series], replicasets: Iterable[Series], jobs: Iterable[Series]) -> "PodOwners":
-        """Read the owners from the series kube_pod_owner, kube_replicaset_owner and kube_job_owner. Series that name
-        no pod are ignored."""
+        """Read the owners from the series kube_pod_owner, kube_replicaset_owner and kube_job_owner. Series in `pods`
+        that name no pod are ignored."""
         return cls(
             {pod: _owner(series) for series in pods if (pod := pod_of(series.labels)) is not None},
             {

@@ -206,7 +206,7 @@ def _refuse_clusters(answer: Iterable[Series]) -> None:
 def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
     """Add to `fold` the GPUs of the chosen nodes that agents reported: to `gpus` if they are of the chosen card, else
     to `others`. The value of each series in `infos` is the time of the last report; the latest report of a GPU
-    wins. Ignored are GPUs without a UUID, and those without a product if a card was chosen."""
+    wins. GPUs without a UUID are ignored and, if a card was chosen, GPUs without a product."""
     for series in sorted(infos, key=lambda series: series.value):
         node, uuid = series.labels.get("node", ""), series.labels.get("uuid", "")
         product = series.labels.get("product", "")
@@ -218,8 +218,8 @@ def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
 
 def _replicas(allocatable: Iterable[Series], used: Iterable[Series], fold: Fold) -> dict[str, int]:
     """Return, by node, how many times each GPU is advertised: the number in `allocatable` divided by the known GPUs of
-    the node, rounded down. Only nodes that advertise each GPU more than once are included. GPUs are known from
-    `used` and `fold`."""
+    the node, rounded down, or the highest result if a node has several such numbers. Only nodes that advertise each
+    GPU more than once are included. GPUs are known from `used` and `fold`."""
     gpus: dict[str, set[str]] = {}
     for series in used:
         labels = read_dcgm(series, frozenset())

@@ -292,8 +292,8 @@ def _seats(
 
 def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
     """Return the smallest profile that holds the need's memory and compute. If none does, return one whole GPU, or
-    several if the owner declared more memory than one has. Pods that hold several whole GPUs now get that number,
-    whatever they used. If the workload cannot be served, return the reason."""
+    several if the owner declared more memory than one GPU has. Pods that hold several whole GPUs now get the same
+    number again, whatever they used. If the workload cannot be served, return the reason."""
     holds = need.history.holds
     if holds.devices > 1:
         # Several whole GPUs are one program that spreads over them; instances and shares cannot be joined.

@@ -50,9 +50,9 @@ class Shared:
 
 
 def find_shared(recommendation: Recommendation) -> Shared | None:
-    """Return the way to share whole GPUs that takes the fewest GPUs; MPS if both ways take as many. Return None if the
-    goal is performance or if no way takes fewer than the layout. Pods that get several whole GPUs keep them and are
-    not counted. On a card with MIG, that also applies to pods that get one."""
+    """Return the way to share whole GPUs that takes the fewest GPUs, or MPS if both ways take equally many. Return
+    None if the goal is performance or if no way takes fewer GPUs than the layout. Pods that get several whole GPUs
+    keep them and are not counted. On a card with MIG, pods that get one whole GPU keep it, too."""
     if recommendation.goal is not Goal.COST:
         return None
     card = recommendation.pool.card
@@ -84,9 +84,9 @@ def _each_pod(needs: Sequence[Need], values: Sequence[float]) -> _Pods:
 
 
 def _mps(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shared | None:
-    """Return how MPS would serve these pods, with as many on each GPU as fit and as MPS allows. `instead` is the
-    number of GPUs in the layout. Return None if there are no pods, if not even two fit on a GPU, or if the memory
-    needs are not known."""
+    """Return how MPS would serve these pods, spread evenly over the fewest GPUs on which they fit and MPS allows them.
+    `instead` is the number of GPUs in the layout. Return None if there are no pods, if not even two fit on a GPU,
+    or if the memory needs are not known."""
     if not memory or not memory[0]:
         return None
     most = min(card.mps_max_clients, int(memory_of(card) * GIB // memory[0]))
@@ -101,8 +101,9 @@ def _mps(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shar
 
 
 def _turns(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shared | None:
-    """Return how time-slicing would serve these pods, with as many on each GPU as fit, but at most TURNS. `instead` is
-    the number of GPUs in the layout. Return None if not even two pods fit on a GPU, or if there are fewer than two."""
+    """Return how time-slicing would serve these pods, at most TURNS on a GPU and spread evenly over as few GPUs as
+    they fit on. `instead` is the number of GPUs in the layout. Return None if not even two pods fit on a GPU, or if
+    there are fewer than two."""
     whole = memory_of(card) * GIB
     for most in range(min(TURNS, len(memory)), 1, -1):
         gpus, replicas = _spread(len(memory), most)

@@ -55,7 +55,7 @@ class FreeReport:
 
     @property
     def waiting(self) -> list[GPUPod]:
-        """The pods of the answer that have no node, those that wait longest first."""
+        """The pods of the answer that have no node, those that have waited longest first."""
         return sorted(
             (pod for pod in self.inventory.subjects if not pod.node), key=lambda pod: (pod.created, pod.ref)
         )
