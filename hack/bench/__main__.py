@@ -129,8 +129,8 @@ def on_one_testbed(
     waiting: list[BenchPart], sizes: Sizes, lost: list[Lost], open_bed: Callable[..., Opened] = open_testbed
 ) -> Iterator[Measured]:
     """Open one testbed and yield the results of the parts in `waiting`, which must all be of one kind. Each part is
-    removed from `waiting` before it runs. When a part raises, it is appended to `lost` and the function returns;
-    the other parts stay in `waiting`. Errors of the testbed itself are raised."""
+    removed from `waiting` before it runs. When a part raises, its metrics are appended to `lost` with the error,
+    and the function returns; the other parts stay in `waiting`. Errors of the testbed itself are raised."""
     factor, software, arguments = waiting[0].kind
     with open_bed(factor, node_software=software, arguments=arguments) as testbed:
         while waiting:

@@ -96,9 +96,9 @@ def actuation_seconds(times: Times) -> float:
 
 
 def fleet(testbed: Testbed, count: int) -> Iterator[Measured]:
-    """Let the operator adopt `count` nodes, for which it only writes its own labels. Yield its time divided by that of
-    a loop of equal writes, the CPU time of one write of the loop, and the memory of the operator before and after a
-    restart. Policy and nodes stay. Raises TimeoutError if a step takes too long."""
+    """Let the operator adopt `count` nodes, for which it only writes its own labels. Yield the time of the adoption
+    divided by the time of a loop of equal writes, the CPU time of one write of the loop, and the memory of the
+    operator before and after a restart. Policy and nodes stay. Raises TimeoutError if a step takes too long."""
     manifests = [
         as_kubelets_report(nodes.node_manifest(f"{FLEET}-{i:04}", pool=FLEET, product="NVIDIA L40S"))
         for i in range(count)
@@ -147,7 +147,7 @@ def as_kubelets_report(node: JSON) -> JSON:
 
 
 def _on_nodes(requests: Sequence[AuditedRequest]) -> list[AuditedRequest]:
-    """Return those requests that write a Node itself, and not one of its subresources."""
+    """Return the requests that write a Node itself, not one of its subresources."""
     return [request for request in requests if request.is_write and request.resource == "nodes"]
 
 

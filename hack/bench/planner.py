@@ -78,7 +78,7 @@ def card() -> Card:
 
 
 def _policy(index: int, **spec: object) -> PolicyView:
-    """Return the policy number `index`, which selects a pool of its own. `spec` are the other fields of its spec."""
+    """Return the policy number `index`, which selects a pool of its own. `spec` has the other fields of its spec."""
     name = f"pool-{index:02}"
     wire = {"nodeSelector": {"matchLabels": {LABEL_POOL: name}}, **spec}
     parsed = GPUSharingPolicySpec.model_validate(wire)

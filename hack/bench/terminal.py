@@ -97,7 +97,8 @@ def _served(lists: Mapping[str, list[JSON]]) -> Iterator[str]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            """Answer with the list of this path. There is no answer for any other path."""
+            """Answer with the list of this path. Raises KeyError for any other path, so that the client gets no
+            answer."""
             body = bodies[urlsplit(self.path).path]
             self.send_response(200)
             self.send_header("Content-Type", "application/json")

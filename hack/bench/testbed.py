@@ -139,7 +139,7 @@ class Testbed:
 
     def create_nodes(self, manifests: Sequence[Object]) -> list[str]:
         """Create nodes, wait until each node's agent has reported, and return the names of the nodes. Raises
-        TimeoutError if some agents have not reported after 60 s and another 0.6 s per node."""
+        TimeoutError if some agents have not reported after 60 s plus 0.6 s for each node."""
         added = nodes.create_nodes(self.api, manifests)
         waiting = set(added)
 

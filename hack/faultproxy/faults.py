@@ -78,8 +78,9 @@ class Fault:
         return self.scope == "all" or object_of(call.path) == self.target
 
     def over_at(self) -> float:
-        """Return when the fault has no further effect, in the event loop's time (time.monotonic()): AGAIN_SECONDS
-        after its last hit, when the client has repeated its call. A time in the past if it has hit nothing yet."""
+        """Return the time from which the fault has no further effect, in the event loop's time (time.monotonic()):
+        AGAIN_SECONDS after its last hit, when the client has repeated its call. The time is in the past if the
+        fault has hit nothing yet."""
         return self.last + AGAIN_SECONDS
 
     def hit(self) -> None:
@@ -143,7 +144,7 @@ class Competitor(Fault):
     """A function that writes to the object of a path. It may block, because it runs in a thread."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call. If it is a write to an existing object that the fault hits, count a hit and make the
+        """Forward the call. If it is a write other than a POST and the fault hits it, count a hit and make the
         competing write first; if that raises, the call is not forwarded and the error passes through."""
         if call.is_write and call.method != "POST" and self.concerns(call):
             self.hit()
@@ -158,8 +159,8 @@ class RefusedCalls(Fault):
     answers: tuple[PlayedRefusal, ...] = (PlayedRefusal(503),)
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call or, if the fault hits it, count a hit and return one of `answers`. They are returned in
-        turn; which comes first depends on `at`."""
+        """Forward the call or, if the fault hits it, count a hit and return one of `answers`. The answers take turns;
+        which comes first depends on `at`."""
         if not self.concerns(call):
             return await forward()
         self.hit()
@@ -268,7 +269,7 @@ class WatchLate(WatchFault):
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
         """Return the line. If the fault hits this watch and the line came within `lasts` seconds after the fault
-        began, count a hit and return the line only `seconds` after it came."""
+        began, count a hit, whatever `times` is, and return the line only `seconds` after it came."""
         if self.began is not None and self.on_watch(stream) and 0 <= came - self.began < self.lasts:
             self.hits += 1
             await asyncio.sleep(came + self.seconds - asyncio.get_running_loop().time())
@@ -283,7 +284,7 @@ class WatchEnds(WatchFault):
 
     def ends(self, stream: OpenWatch) -> bytes:
         """Return the ERROR event for a watch that the fault hits and that was open when the fault began, and count a
-        hit. Empty for any other watch."""
+        hit, whatever `times` is. Return an empty line for any other watch."""
         if not self.on_open_watch(stream):
             return b""
         self.hits += 1
@@ -302,7 +303,7 @@ class EventsSwallowed(WatchFault):
 
     def over_at(self) -> float:
         """Return the time from which the fault has no further effect, in the event loop's time (time.monotonic()):
-        half a second after the watches that lost events are to end. Return 0 if the fault has not begun."""
+        half a second after the end of the watches that lost events. Return 0 if the fault has not begun."""
         return 0.0 if self.began is None else self.began + HEAL_SECONDS + 0.5
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:

@@ -27,8 +27,8 @@ def read_mutants() -> dict[str, Mutant]:
 
 
 def selected(mutants: Mapping[str, Mutant], excluded: Collection[str]) -> dict[str, Mutant]:
-    """Return the mutants whose names contain a match of the regular expression in MUTANTS, or all if that is unset,
-    except for those in `excluded`."""
+    """Return the mutants whose names contain a match of the regular expression in MUTANTS, or all mutants if MUTANTS
+    is unset. Mutants in `excluded` are left out in both cases."""
     pattern = os.environ.get("MUTANTS", "")
     return {
         name: mutant for name, mutant in mutants.items() if re.search(pattern, name) and name not in excluded

@@ -155,8 +155,8 @@ def choose(
     paths: Iterable[str], covered: set[tuple[str, str, int]] | None, count: int, seed: int
 ) -> list[tuple[str, Mutation]]:
     """Draw at most `count` mutants from these files, at most one for each line, and return each with its path. The
-    draw is random but depends only on `seed`. `covered`, if given, limits the mutants to these lines and to the
-    defaults of functions that have such a line."""
+    draw is random, but the same for the same files and `seed`. `covered`, if given, limits the mutants to these
+    lines and to the defaults of functions that have such a line."""
     functions = {(path, function) for path, function, _ in covered or ()}
     mutants = [
         (path, mutation)
@@ -204,8 +204,8 @@ def _write(path: Path, text: str) -> None:
 
 def unhurt(side: Side) -> Side:
     """Run the tests without a mutant and print the CPU time that they took. Returns a copy of the side with a limit of
-    CPU time for mutants, which is derived from this run. Raises SystemExit if a test fails, because then nothing
-    can be judged."""
+    CPU time for mutants, which is derived from this run. Raises SystemExit if the tests do not pass, because then
+    nothing can be judged."""
     began = resource.getrusage(resource.RUSAGE_CHILDREN)
     code, failed = side.play()
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -106,9 +106,9 @@ def _transplant(module: str, old: Any, new: Any, done: set[int]) -> None:
 
 
 def _replace_function(old: FunctionType, new: FunctionType) -> None:
-    """Give `old` the code of `new`, and those of its defaults that are plain values and differ. Raises ValueError if
-    the two differ in the number of their closures' variables or positional defaults, and KeyError if a keyword has
-    a default in `new` only."""
+    """Give `old` the code of `new`, and the defaults of `new` that are plain values and differ. Raises ValueError if
+    the two differ in the number of variables in their closures or of positional defaults, and KeyError if a keyword
+    has a default in `new` only."""
     if old.__code__ != new.__code__:
         old.__code__ = new.__code__
     if old.__defaults__ and new.__defaults__:

@@ -30,7 +30,7 @@ from gpusharing.usage.say.cost import (
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
     """Run the verb against the Prometheus at the address in `--prometheus`, without contacting a cluster. Return the
-    exit status (see VerbModule). Raises Trouble."""
+    exit status (see VerbModule). Raises Trouble as `place_named` and `_answer` do."""
     return asyncio.run(_answer(place_named(typed), typed, terminal))
 
 

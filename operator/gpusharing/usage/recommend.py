@@ -40,7 +40,7 @@ MOST = round(30 * DAY)
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
     """Run the verb against the Prometheus at the address in `--prometheus`, without contacting a cluster. Return the
-    exit status (see VerbModule). Raises Trouble."""
+    exit status (see VerbModule). Raises Trouble as `_check`, `place_named` and `_answer` do."""
     _check(typed)
     return asyncio.run(_answer(place_named(typed), typed, terminal, None))
 

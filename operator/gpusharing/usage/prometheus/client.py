@@ -310,7 +310,7 @@ class Prometheus:
     async def _ask(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
         """Send a query and return the JSON of the response. If an API server answered 401 and credentials can be
         renewed, renew them once for all concurrent queries, store the new endpoint in `place`, and send the query
-        again, as kube/http.py does. Raises Trouble."""
+        again, as kube/http.py does. Raises Trouble as `_call` and `_understood` do, and if the login fails."""
         place = self.place
         answer = await self._call(place, path, parameters)
         if answer.status == 401 and answer.of_api_server and place.renew is not None:

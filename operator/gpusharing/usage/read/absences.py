@@ -30,9 +30,9 @@ Stretch = tuple[float, float]
 
 
 async def find_absences(prometheus: Prometheus, query: MeterQuery) -> "Absences":
-    """Query when each node was seen in the window, and for up to a day before and after it, but no longer than the
-    window is long. Return the sightings with the seconds of the window for which each node was absent between two
-    of them. Raises Trouble."""
+    """Query when each node was seen in the window and in the time just before and after it, which is as long as the
+    window but at most a day. Return these sightings, with the seconds of the window for which each node was absent
+    between two of them. Raises Trouble."""
     absences = Absences(query.start, query.end)
     # Look no farther back and ahead than the window is long: users may choose a short one because a day is too much.
     beside = min(DAY, query.end - query.start)
@@ -148,9 +148,9 @@ def by_node(answer: Iterable[Series]) -> dict[str, float]:
 
 
 def _holes(start: float, end: float, anybody: Iterable[Series]) -> list[Stretch]:
-    """Return the stretches of more than 1.5 POINT seconds in which no node was seen, from the sighting before to the
-    one after. They begin no earlier than POINT seconds before `start` and end no later than POINT seconds after
-    `end`. `anybody` has a value for each time at which any node was seen."""
+    """Return the stretches of more than 1.5 POINT seconds in which no node was seen, each from the sighting before it
+    to the sighting after it. They begin no earlier than POINT seconds before `start` and end no later than POINT
+    seconds after `end`. `anybody` has a value for each time at which any node was seen."""
     times = sorted(at for series in anybody for at, _ in series.points)
     return [(a, b) for a, b in pairwise((start - POINT, *times, end + POINT)) if b - a > 1.5 * POINT]
 

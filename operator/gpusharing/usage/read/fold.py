@@ -91,8 +91,8 @@ class Record:
         return cls(array("d", [nan]) * hours, array("f", [nan]) * hours, none, none[:])
 
     def hold(self, labels: DeviceLabels, hour: int) -> None:
-        """Record that a pod of the workload held the device that `labels` describe in this hour, which becomes the
-        last hour."""
+        """Record that a pod of the workload held the device that `labels` describe in this hour, and make this the
+        last hour in which the workload was seen."""
         self.last, self.profile = hour, labels.profile
         self.gpu, self.node = labels.device.gpu, labels.node
 
@@ -181,7 +181,7 @@ class Fold:
             self._pass(labels, series, part)
 
     def hour(self, at: float) -> int:
-        """Return the index in the arrays of the hour that ends at `at`, in seconds since 1970."""
+        """Return the array index of the hour that ends at `at`, which is in seconds since 1970."""
         return self.hours - 1 - round((self.end - at) / 3600)
 
     def _is_there(self, labels: DeviceLabels) -> bool:

@@ -165,7 +165,7 @@ def _away(gpus: Iterable[Gpu], latest: int) -> Iterator[str]:
 
 
 def _gone(workloads: Iterable[Workload]) -> Iterator[str]:
-    """Yield a remark about these workloads, which are left out because they had no pod in the last day; nothing if
+    """Yield a remark that these workloads are left out because they had no pod in the last day. Yields nothing if
     there are none."""
     names = sorted(f"{workload.namespace}/{workload.name}" for workload in workloads)
     if names:

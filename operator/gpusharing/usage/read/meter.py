@@ -34,7 +34,7 @@ from gpusharing.usage.reckon.bills import MICROS, Basis, Cell, Part, Price
 
 @dataclass(frozen=True, slots=True)
 class Teams:
-    """The value of a namespace label for each namespace on one day. Bills by that label name these values."""
+    """The value of a namespace label for each namespace on one day. A bill by that label has a row for each value."""
 
     last: Mapping[str, str] = field(default_factory=dict)
     """The value that was last seen for each namespace. Since then the namespace may have been deleted or changed."""
@@ -265,8 +265,8 @@ def _basis(resource: str, most: float | None) -> Basis:
 
 
 def _unpriced(unpriced: Mapping[tuple[str, str], float]) -> list[str]:
-    """Return a sentence for each policy and each reason for which some time has no price, sorted by both, with the
-    number of GPU-hours and a remedy."""
+    """Return a sentence for each policy and each reason why some of its time has no price, sorted by both. It has the
+    number of GPU-hours and a remedy, unless the reason ends with one. Pairs without a positive time are left out."""
     return [
         f"no price is known for {seconds / 3600:,.1f} GPU-hours of {_pool(policy)}: {why}"
         + ("" if why.endswith(CHOOSE) else f"; {REMEDY}")

@@ -250,8 +250,8 @@ def latest(selector: str) -> tuple[str, ...]:
 
 
 def labels_of_nodes(selector: str, labels: list[str]) -> str:
-    """Return the query for all nodes that kube-state-metrics reported in the last day. The series of a node carry
-    those of `labels` that it exports for the node."""
+    """Return the query for all nodes that kube-state-metrics reported in the last day. The series of a node carries
+    the labels in `labels` that kube-state-metrics exports for the node."""
     names = "".join(f", {label}" for label in labels)
     return f"max by (node, exported_node{names}) (last_over_time(kube_node_labels{braced(others_of(selector))}[1d]))"
 

@@ -48,8 +48,8 @@ class DeviceLabels:
 
 
 def read_dcgm(series: Series, exporters: frozenset[Pod]) -> DeviceLabels:
-    """Parse the labels of a series of dcgm-exporter. `exporters` are the exporter's own pods: they hold no GPU, so
-    they count as no pod. If `exporters` is empty, they are recognized by their name."""
+    """Parse the labels of a series of dcgm-exporter. `exporters` are the exporter's own pods: they hold no GPU, so a
+    series that names one has no pod. If `exporters` is empty, these pods are recognized by their name."""
     labels = series.labels
     device = Device(labels.get("UUID") or labels.get("uuid", ""), labels.get("GPU_I_ID", ""))
     node = labels.get("node") or labels.get("Hostname") or labels.get("hostname", "")

@@ -269,8 +269,8 @@ def _sizes(card: Card) -> tuple[Size, ...]:
 def _seats(
     pool: ModelPool, needs: Sequence[Need], sizes: Sequence[Size], fleet: Fleet
 ) -> tuple[list[Seat], tuple[Unplaced, ...]]:
-    """Return the smallest seat of each workload, and the workloads that the layout cannot serve, both sorted by
-    workload."""
+    """Return the smallest seat of each workload that the layout can serve, and the workloads that it cannot serve,
+    both sorted by workload."""
     seats: list[Seat] = []
     unplaced: list[Unplaced] = []
     for need in sorted(needs, key=lambda each: each.workload):

@@ -115,7 +115,7 @@ def _turns(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Sh
 
 
 def _spread(pods: int, most: int) -> tuple[int, int]:
-    """Return how many GPUs `pods` pods need with at most `most` on each, and how many pods a GPU then has at most if
-    they are spread evenly. Both numbers must be above 0."""
+    """Return how many GPUs `pods` pods need with at most `most` on each, and the highest number of pods on one GPU if
+    they are spread evenly over these GPUs. Both arguments must be above 0."""
     gpus = -(-pods // most)
     return gpus, -(-pods // gpus)

@@ -208,10 +208,10 @@ def _cheapest(
     fleet: Fleet,
     undivided_on: Callable[[int], int | None],
 ) -> TemplateChoice | None:
-    """Return a copy of `way` in which `nodes`, and `divided` for the GPUs of each node, are filled in: as few GPUs as
-    possible on the existing nodes, and among these as few nodes as possible. If the existing nodes are too few, as
-    few additional ones as possible are used. Return `way` itself if no pod needs a GPU, and None if no number of
-    nodes suffices."""
+    """Return a copy of `way` in which `nodes` and `divided`, the GPUs of each node to divide, are filled in so that
+    the existing nodes suffice with as few GPUs as possible and, of these, as few nodes as possible. If the existing
+    nodes are too few, as few additional ones as possible are used. Return `way` itself if no pod needs a GPU, and
+    None if no number of nodes suffices."""
     if not any(way.wanted) and not whole:
         return way
     best: TemplateChoice | None = None

@@ -97,7 +97,7 @@ class RecommendReport:
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """What a person has to do before or after the policy is applied, as sentences without a period."""
+        """What a person must do before or after the policy is applied, as sentences without a period."""
         return tuple(_steps(self))
 
 
@@ -194,7 +194,8 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
 
 
 def placed_of(recommendation: Recommendation | None) -> dict[Workload, Placed | Unplaced]:
-    """Return where the recommendation puts each workload, or why it has no place; empty without a recommendation."""
+    """Return, by workload, what the recommendation gives its pods, or why it has no place; empty without a
+    recommendation."""
     if recommendation is None:
         return {}
     every: list[Placed | Unplaced] = [*recommendation.placed, *recommendation.unplaced]
