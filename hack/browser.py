@@ -76,8 +76,8 @@ def _unpack(out: Path) -> None:
 
 def _missing() -> list[str]:
     """Return the names of the packages that apt would install for the browser, including the browser itself. If apt's
-    simulation fails, the package lists are updated and it is repeated. Raises UnavailableError if a command fails
-    then."""
+    simulation fails, the package lists are updated and the simulation is repeated. Raises UnavailableError if the
+    update or the second simulation fails."""
     command = ["apt-get", "install", "--simulate", "--no-install-recommends", PACKAGE]
     try:
         listing = _run(command, Path("/"))

@@ -224,7 +224,7 @@ class Embedded:
         )
 
     def describe(self) -> str:
-        """Return the transitions of all nodes, the conditions of all policies and the last lines of the log, for
+        """Return the transitions of all nodes, the conditions of all policies and the last 20 lines of the log, for
         failure messages."""
         lines = []
         for raw in self.cluster.objects(GPUNODES):

@@ -75,7 +75,7 @@ _SEEN = {
 
 
 def reasons() -> str:
-    """Return the page about all reasons. They are grouped by what a person has to do, and sorted alphabetically within
+    """Return the page about all reasons. They are grouped by what a person must do, and sorted alphabetically within
     each group."""
     body: list[str] = []
     for passes, (title, text) in _PATIENCE.items():
@@ -110,8 +110,8 @@ def reasons() -> str:
 
 
 def nvidia_differences() -> str:
-    """Return the page about the differences between NVIDIA's pinned programs and what their documents and code made us
-    expect."""
+    """Return the page about the differences between what NVIDIA's pinned programs do and what we expected from their
+    documents and code."""
     rows = [
         (f"{row.program} {', '.join(row.versions)}", row.expected, row.observed, row.consequence)
         for row in DIFFERENCES
@@ -187,7 +187,7 @@ def metrics() -> str:
 
 def _metric_row(name: str, kind: str, text: str) -> tuple[str, str, str]:
     """Return (name, type, description) of a metric as a row of the table. The name is the one that Prometheus shows,
-    so a counter's ends in `_total`."""
+    so the name of a counter ends in `_total`."""
     return f"`{name}{'_total' if kind == 'counter' else ''}`", kind, text
 
 

@@ -120,8 +120,8 @@ def operator_account(kubeconfig: Path, directory: Path, door: Door | None = None
 
 def write_account(folder: Path, door: Door, token: str) -> dict[str, str]:
     """Write the files that a pod gets from its ServiceAccount to `folder`, which is created if needed, and return the
-    environment variables that the pod gets. These name the folder and the server at `door`, and an empty KUBECONFIG
-    is among them."""
+    environment variables that the pod gets. The variables name the folder and the server at `door`, and KUBECONFIG
+    is empty."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "token").write_text(token)
     (folder / "ca.crt").write_text(door.authority)
@@ -191,8 +191,8 @@ class LaunchedProcess:
 
     @property
     def exit_status(self) -> int | None:
-        """The exit status, which is the negative number of a signal that ended the program, or None if the program is
-        running or was not started."""
+        """The exit status, or the negative number of the signal that ended the program. None if the program is running
+        or was not started."""
         return self._running.poll() if self._running else None
 
     def alive(self) -> bool:

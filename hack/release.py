@@ -111,7 +111,7 @@ def _addresses(source: str) -> list[str]:
 
 def _put(text: str, old: str, new: str) -> str:
     """Return `text` with the line `old` replaced by `new`. Raises ValueError if the line does not occur exactly once,
-    because the chart was then changed and this program must follow."""
+    because the chart has then been changed and this program must be adapted."""
     if text.count(f"\n{old}\n") != 1:
         raise ValueError(f"the line {old!r} does not occur exactly once")
     return text.replace(f"\n{old}\n", f"\n{new}\n")

@@ -33,8 +33,8 @@ class PartUnavailableError(UnavailableError):
     """The named part of PARTS cannot run here. A plain UnavailableError is attributed to the test's first part."""
 
     def __init__(self, part: str, why: str) -> None:
-        """Store the name of the part, which the failure suggests for LEAVE_OUT. `why`, the message, says why the part
-        cannot run."""
+        """Store the name of the part, which the failure suggests for LEAVE_OUT. `why` is the message: the reason why
+        the part cannot run."""
         super().__init__(why)
         self.part = part
 
@@ -49,8 +49,8 @@ def left_out() -> frozenset[str]:
 
 
 def require(part: str, why_not: str | None) -> None:
-    """Skip the calling test if LEAVE_OUT names `part`. Otherwise raise PartUnavailableError if `why_not`, the reason
-    why the part cannot run here, is not empty, or return if it is. Raises UnavailableError as `left_out` does."""
+    """Skip the calling test if LEAVE_OUT names `part`. Otherwise raise PartUnavailableError, unless `why_not`, the
+    reason why the part cannot run here, is None or empty. Raises UnavailableError as `left_out` does."""
     if part in left_out():
         pytest.skip(f"left out on purpose by LEAVE_OUT={part}")
     if why_not:

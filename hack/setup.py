@@ -20,8 +20,8 @@ INPUTS = ("requirements-dev.lock", "pyproject.toml", "hack/setup.py")
 
 
 def main() -> int:
-    """Create or update .venv if needed. Returns the exit status: 0 if it is as the lock says, or 1 after printing why
-    that is impossible."""
+    """Create or update .venv if needed. Returns the exit status: 0 if .venv is as the lock says, or 1 after printing
+    why that is impossible."""
     if sys.version_info[:2] < OLDEST:
         need = "Python >= {}.{} is needed, and {} is {}".format(
             *OLDEST, sys.executable, sys.version.split()[0]
@@ -72,7 +72,7 @@ def runs(python: Path) -> bool:
 
 def pip(*arguments: str) -> str:
     """Run `pip install` in .venv with these arguments. Returns an empty string, or why it failed: the broken
-    connection, or the last line of its output."""
+    connection, the last line of its output, or its exit status if it printed nothing."""
     command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", *arguments]
     # With this variable, `pip install --editable` of our own project would require a hash.
     environ = {key: value for key, value in os.environ.items() if key != "PIP_REQUIRE_HASHES"}

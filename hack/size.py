@@ -45,8 +45,8 @@ def _defined(module: ast.Module) -> Iterator[str]:
 
 
 def rows(root: Path = ROOT) -> Iterator[PackageSize]:
-    """Yield a row for each folder that has modules of its own and, after the folders of a tree, a row for the whole
-    tree."""
+    """Yield a row for each folder in TREES that has modules of its own and, after the folders of a tree, a row for the
+    whole tree."""
     for tree in TREES:
         files = sorted((root / tree).rglob("*.py"))
         for folder in sorted({file.parent for file in files}):

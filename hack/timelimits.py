@@ -46,8 +46,8 @@ class TimeLimits:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_timeout_set_timer(self, settings: Any) -> Generator[None, object, object]:
-        """Replace pytest-timeout's timer, which goes off once, with ours, which repeats: a coroutine that swallows the
-        first signal would otherwise hang. Ours starts with the next phase of the test."""
+        """Replace pytest-timeout's timer, which fires once, with ours, which repeats, because a coroutine that
+        swallows the first signal would otherwise hang. Our timer starts with the next phase of the test."""
         done = yield
         signal.setitimer(signal.ITIMER_REAL, *NEVER)
         self._clock = settings.timeout, AGAIN

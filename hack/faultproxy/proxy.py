@@ -201,9 +201,9 @@ class FaultProxy:
         query: str = "",
         times: float = math.inf,
     ) -> Sick:
-        """Make the next `times` calls with this method and exactly this path get `answer`, or hang until the client
-        gives up if `answer` is None. `query` must occur in the decoded query, such as `spec.nodeName=gpu-1` for the
-        LIST of one node's pods. Watches are forwarded all the same. Returns the fault, which can be lifted."""
+        """Make the next `times` calls with this method and exactly this path get `answer` or, if `answer` is None,
+        hang until the client gives up. `query` must occur in the decoded query, such as `spec.nodeName=gpu-1` for
+        the LIST of one node's pods. Watches are forwarded in any case. Returns the fault, which can be lifted."""
         sick = Sick(method, path, answer, query, times)
         self._sick = (*self._sick, sick)
         return sick

@@ -134,7 +134,7 @@ def _replace_class(old: type, new: type) -> None:
 
 
 def _replace_fields(old: Any, new: Any) -> None:
-    """Copy to the dataclass instance `old`, even if it is frozen, the plain values of `new` that differ from its own."""
+    """Copy the plain values of `new` that differ to the dataclass instance `old`, which may be frozen."""
     for each in fields(old):
         if _differs(getattr(old, each.name, None), value := getattr(new, each.name, None)):
             object.__setattr__(old, each.name, value)

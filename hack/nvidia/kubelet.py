@@ -64,7 +64,8 @@ class DeviceManager:
 
     def _take_lines(self) -> bool:
         """Read the new complete lines of the stub's log, and record the healthy devices of each resource, and whether
-        its plugin is gone. Lines that do not begin with a brace are skipped. Returns whether there were any others."""
+        its plugin is gone. Lines that do not begin with a brace are skipped. Returns whether any other line was
+        read."""
         with self._log.open() as log:
             log.seek(self._read)
             text = log.read()
@@ -77,8 +78,8 @@ class DeviceManager:
         return bool(lines)
 
     def _write_status(self) -> None:
-        """Write the Node's allocatable and capacity. A resource that no plugin advertises any more stays, with an
-        allocatable of 0. Its capacity is not changed, because the kubelet removes it later
+        """Write the Node's allocatable and capacity. A resource that is no longer advertised by any plugin stays, with
+        an allocatable of 0. Its capacity is not changed, because the kubelet removes it later
         (docs/design/nvidia.md#b7)."""
         counts = {name: str(len(ids)) for name, ids in self._devices.items()}
         capacity = {name: count for name, count in counts.items() if name not in self._gone}
@@ -241,8 +242,8 @@ class _Server(ThreadingHTTPServer):
 
 
 class LogServer:
-    """A server for `/containerLogs/NAMESPACE/POD/CONTAINER`. `find` returns the path of a pod's log file, given the
-    pod's name, or None."""
+    """A server for `/containerLogs/NAMESPACE/POD/CONTAINER`. `find` gets the name of a pod and returns the path of its
+    log file, or None if the pod has none."""
 
     def __init__(self, folder: Path, find: Callable[[str], Path | None]) -> None:
         """Create the server, with a certificate of its own in `folder`. It listens at once, but answers only after

@@ -57,7 +57,7 @@ class NvidiaLoop:
         return self.plane.api
 
     def apply(self, **spec: Any) -> None:
-        """Create the policy, or replace its spec. The fields that are not given are those of the function `policy`."""
+        """Create the policy, or replace its spec. Fields that are not given get the defaults of `policy`."""
         self.api.apply(POLICY, policy(**spec))
 
     def wait_ready(self) -> None:

@@ -43,8 +43,8 @@ class MigManagerProgram:
         self._manager: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start mig-manager, which must not be running. The D-Bus daemon is started before it unless that was done
-        already. mig-manager immediately applies the label's current value. Raises SandboxError if the bus does not
+        """Start mig-manager, which must not be running. The D-Bus daemon is started first unless it has been started
+        before. mig-manager immediately applies the label's current value. Raises SandboxError if the bus does not
         start, FileNotFoundError if dbus-daemon is not installed, and the errors of `Sandbox.start`."""
         if self._bus is None:
             self._start_bus()
@@ -60,8 +60,8 @@ class MigManagerProgram:
             self._manager = self.sandbox.start("nvidia-mig-manager", log=log, extra=extra)
 
     def restart(self) -> None:
-        """Stop mig-manager, but not the bus, and start it again, as deleting its pod does. Raises TimeoutExpired if it
-        does not end within SECONDS, and the errors of `start`."""
+        """Stop mig-manager, but not the bus, and start it again, as deleting its pod does. Raises TimeoutExpired if
+        mig-manager does not end within SECONDS, and the errors of `start`."""
         self._end_manager(signal.SIGTERM)
         self.start()
 

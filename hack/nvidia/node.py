@@ -164,7 +164,7 @@ class RealNode:
         return self._api.list("/api/v1/pods", fieldSelector=f"spec.nodeName={self.name}")
 
     def _mount(self) -> None:
-        """Update the mounted ConfigMaps. The content of one that no longer exists stays mounted."""
+        """Update the mounted ConfigMaps. The content of a ConfigMap that no longer exists stays mounted."""
         maps = self._api.list(f"/api/v1/namespaces/{self.installation.namespace}/configmaps")
         data = {row["metadata"]["name"]: row.get("data") or {} for row in maps}
         plugin, mig = self._named()

@@ -267,8 +267,8 @@ def _link(link: Path, target: Path) -> None:
 
 def _check_host_root(program: str, arguments: Sequence[str], extra: Mapping[str, str]) -> None:
     """Raise SandboxError if mig-manager gets arguments, or could reboot this machine: it runs `chroot $HOST_ROOT_MOUNT
-    reboot` (default /host), so `extra` must set HOST_ROOT_MOUNT, and not to the real root. Raises FileNotFoundError
-    if that folder does not exist. Other programs are not checked."""
+    reboot` (default /host), so `extra` must set HOST_ROOT_MOUNT to a folder other than the real root. Raises
+    FileNotFoundError if that folder does not exist. Other programs are not checked."""
     if program != "nvidia-mig-manager":
         return
     host_root = extra.get("HOST_ROOT_MOUNT")

@@ -16,9 +16,9 @@ COMPUTE_MODES = {"DEFAULT": 0, "PROHIBITED": 2, "EXCLUSIVE_PROCESS": 3}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Reset the GPUs named by `-i`, or all without it, or set the compute mode of the named GPUs; without `-i` no mode
-    is set. Returns the exit status: 0, or 255 after printing why the simulated machine refuses. Raises SystemExit
-    for any other arguments."""
+    """With `-r`, reset the GPUs that `-i` names, or all GPUs without `-i`. With `-c`, set the compute mode of the GPUs
+    that `-i` names; without `-i`, no mode is set. Returns the exit status: 0, or 255 after printing why the
+    simulated machine refuses. Raises SystemExit for any other arguments."""
     parser = argparse.ArgumentParser(prog="nvidia-smi", description="SIMULATED: only -r and -c")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("-r", "--gpu-reset", action="store_true")

@@ -51,8 +51,8 @@ class SandboxTask:
         proc: ProcessView | None = None,
     ) -> None:
         """Prepare the program; nothing runs yet. Its output is appended to `log`, `extra` are further environment
-        variables, and `added` are folders as in `Sandbox.command`. Without `proc` it is shown to all programs of
-        the sandbox that have no `proc` either."""
+        variables, and `added` are folders as in `Sandbox.command`. Without `proc`, the program is shown to all
+        programs of the sandbox that have no `proc` either."""
         self.sandbox, self.program, self.arguments = sandbox, program, arguments
         self.proc = proc or sandbox.proc
         self.log, self.extra, self.added = log, extra, added
@@ -79,12 +79,13 @@ class SandboxTask:
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """End the program with SIGKILL, and what is left of its process group. Does nothing if it is not started."""
+        """End the program, and what is left of its process group, with SIGKILL. Does nothing if the program is not
+        started."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End the program with SIGTERM, or with SIGKILL if it has not ended after STOP_SECONDS, and what is left of
-        its process group. Does nothing if it is not started."""
+        """End the program with SIGTERM, or with SIGKILL if it has not ended after STOP_SECONDS, and kill what is left
+        of its process group. Does nothing if the program is not started."""
         self._end(signal.SIGTERM)
 
     def run(self, seconds: float) -> int:

@@ -32,7 +32,7 @@ NAMESPACES = ("unshare", "--mount", "--pid", "--net", "--fork", "mount", "-t", "
 
 
 def cni_folder() -> Path | None:
-    """Return the folder with the CNI plugins, or None if one of them is missing."""
+    """Return the first of CNI_FOLDERS that has all CNI plugins, or None if no folder has all of them."""
     for folder in CNI_FOLDERS:
         if all((folder / plugin).exists() for plugin in CNI_PLUGINS):
             return folder
@@ -63,8 +63,8 @@ def why_not() -> str | None:
 
 
 def missing_packages() -> list[str]:
-    """Return the Debian packages of the programs that are not on PATH, and that of the CNI plugins if a plugin is
-    missing. Each package is listed once."""
+    """Return the Debian packages of the programs that are not on PATH, and the package of the CNI plugins if a plugin
+    is missing. Each package is listed once."""
     packages = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
     if cni_folder() is None:
         packages.append(CNI_PACKAGE)

@@ -88,7 +88,7 @@ def containerd_settings(
 
 def cni_settings(files: NodeFiles, number: int) -> str:
     """Return the configuration file of the pods' network: a bridge inside the node. Pods call the API server with the
-    node's address. `number` is the node's number, by which the subnet of its pods is chosen."""
+    node's address. `number` is the node's number, which determines the subnet of its pods."""
     bridge = {
         "type": "bridge",
         "bridge": "cni0",

@@ -33,7 +33,7 @@ READY = "serving\n"
 
 
 class Registry:
-    """The registry of one node, which listens for the length of the context."""
+    """The registry of one node, which listens as long as the context is open."""
 
     def __init__(self, node: KubeletNode) -> None:
         """Prepare an empty registry on `node`; nothing runs yet."""

@@ -251,8 +251,8 @@ async def _find_down(prometheus: Prometheus, query: MeterQuery) -> dict[str, tup
 
 
 async def _find_bare(prometheus: Prometheus, query: MeterQuery) -> int:
-    """Return how many nodes had no Ready agent in the last LATELY seconds of the window: the lowest number that the
-    operator reported in that time for each policy, added up. Return 0 if the selector names labels of scrape
+    """Return how many nodes had no Ready agent in the last LATELY seconds of the window: the sum, over all policies,
+    of the lowest number that the operator reported in that time. Return 0 if the selector names labels of scrape
     targets, because the operator's metric does not have them. Raises Trouble."""
     if OF_TARGETS & set(labels_of(query.selector)):
         return 0

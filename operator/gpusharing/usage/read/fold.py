@@ -211,8 +211,8 @@ class Fold:
                 self.beyond[labels.node] = max(last, self.beyond.get(labels.node, -1))
 
     def _see(self, gpus: dict[str, Gpu], labels: DeviceLabels, series: Series) -> None:
-        """Record in `gpus` the GPU that `labels` name: when it was last seen, its node and model then, and when it
-        last had MIG devices. An empty node or model in the labels does not replace a known one."""
+        """Record in `gpus` the GPU that `labels` name: when it was last seen, on which node and as which model, and
+        when it last had MIG devices. An empty node or model in the labels does not replace a known one."""
         last = self.hour(series.points[-1][0]) if series.points else -1
         gpu = gpus.get(labels.device.gpu)
         if gpu is None:

@@ -176,8 +176,8 @@ def _by(
 
 
 def _fault(metric: str, label: str, subject: str, value: float, currency: str = "-") -> _Fault:
-    """Return the label and value of a subject with an impossible price, and the sentence that reports it. An empty
-    `currency` means that the price names none, which is then the reason."""
+    """Return the label and value of a subject with an impossible price, and the sentence that reports it. If
+    `currency` is empty, the reason is that the price names no currency."""
     why = (
         "it names no currency"
         if not currency

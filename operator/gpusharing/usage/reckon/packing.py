@@ -108,7 +108,7 @@ class Packer:
         return any(self._left(wanted, fill, gpus - 1) for fill in self._fills(self._clip(wanted)))
 
     def _clip(self, wanted: Counts) -> Counts:
-        """Return the counts, each reduced to the number of instances of its profile that fit on one GPU."""
+        """Return the counts, each limited to the number of instances of its profile that fit on one GPU."""
         return tuple(
             min(count, profile.max_count) for count, profile in zip(wanted, self.profiles, strict=True)
         )

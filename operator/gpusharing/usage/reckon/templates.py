@@ -240,8 +240,8 @@ def _per_node(wanted: Counts, nodes: int) -> Counts:
 
 
 def _steps(wanted: Sequence[int]) -> list[int]:
-    """Return, in ascending order, each number of nodes with which the share of a node in any of `wanted`, rounded up,
-    is smaller than with one node fewer. The list begins with 1. Numbers in between need not be tried."""
+    """Return the numbers of nodes that must be tried, in ascending order and beginning with 1: each number with which
+    a node's share of any count in `wanted`, rounded up, is smaller than with one node fewer."""
     numbers = {1}
     for count in wanted:
         each = count
