@@ -212,7 +212,8 @@ def needed(name: str = PROJECT) -> set[str]:
 
 def _applies(requirement: Requirement, extras: Iterable[str]) -> bool:
     """Whether a requirement applies on at least one of our platforms with at least one of our Python versions.
-    `extras` are the extras that were requested."""
+    `extras` are the extras that were requested. Other conditions, such as one about the processor, are judged for
+    this machine."""
     if requirement.marker is None:
         return True
     places = [

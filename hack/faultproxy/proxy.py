@@ -375,7 +375,8 @@ class FaultProxy:
     def _note(self, call: Incoming, answer: ProxiedAnswer) -> None:
         """Log a write that the server has answered, and number it if it counts. A write does not count if it only
         concerns who holds a Lease, or if the server refused it; an eviction that a budget refuses counts all the
-        same. Then spring the trap if it waits for the answer to this write, and begin the faults that wait for it."""
+        same. Then spring the trap if it waits for the answer to this write, and begin the faults that wait for it.
+        A refused write also begins faults, unless some writes are aimed at."""
         counts = call.number > 0 and (answer.status < 400 or answer.status == BLOCKED)
         if counts:
             self._count += 1

@@ -274,7 +274,7 @@ def _is_held_back(history: History, compute: float | None) -> bool:
 
 
 def _ceiling(history: History) -> float:
-    """Return the activity, as a part of the whole card, at or above which a pod is considered to use all its compute."""
+    """Return the activity, as a part of the whole card, from which a pod is considered to use all its compute."""
     return FULL * float(history.holds.compute)
 
 
