@@ -35,10 +35,11 @@ def agent_pod(raw: JSON) -> AgentPod:
 
 
 def agent_warning(raw: JSON) -> AgentWarning | None:
-    """Convert a Warning event (events.k8s.io/v1) that says why the DaemonSet cannot create a pod (FailedCreate), or
-    why one of its pods cannot start (a reason in _OF_PODS). Return None for every other event. The warning of the
-    DaemonSet names no pod and has the time when the event was last seen; that of a pod has the time when the event
-    was created."""
+    """Convert a Warning event (events.k8s.io/v1) that says why the agent's DaemonSet cannot create a pod
+    (FailedCreate), or why one of its pods cannot start (a reason in _OF_PODS). Return None for every other event.
+    DaemonSet and pods are recognized by their names, in any namespace; the event's type is not checked. The
+    DaemonSet's warning names no pod and has the time when the event was last seen; a pod's warning has the time
+    when the event was created."""
     namespace, kind, name, reason = (
         text(raw, *path)
         for path in (
@@ -87,8 +88,8 @@ def _meant_for(raw: JSON) -> str:
 
 def _with_trouble(pod: AgentPod, raw: JSON) -> AgentPod:
     """Return a copy of `pod` with what is known about why it does not run: whether the scheduler found no node for it
-    and, for its container `agent`, the image, what it is waiting for, and how it last ended, unless it has started
-    since."""
+    and, for its container `agent`, the image and what it is waiting for. How that container last ended is added
+    unless it has started since."""
     statuses = entries(raw, "status", "containerStatuses")
     status = next((status for status in statuses if text(status, "name") == "agent"), {})
     containers = entries(raw, "spec", "containers")

@@ -47,8 +47,8 @@ class Budgets:
         message if they cannot be listed or no answer has come for PATIENCE seconds, or None if the server has not
         answered yet and the caller has to call again.
 
-        The last list is returned while it is valid, whether or not the new LIST was answered. An answer that arrives
-        after the end of its round is used by the next call.
+        The last list is returned while it is valid, even if the new LIST failed or is still under way. An answer that
+        arrives after the end of its round is used by the next call.
 
         Raises:
             ExceptionGroup: an error that ends a pass, such as ServerAway or Unauthorized; see Crew.
@@ -71,7 +71,7 @@ class Budgets:
 
         After a 429, and while the call is on hold, the list recorded before stays valid for LIST_VALID_THROTTLED. A
         call on hold was not sent, so the wait for an answer goes on, and an error on record counts as new.
-        Unauthorized and ServerAway are raised; other KubeErrors are recorded.
+        Unauthorized and ServerAway are raised and end the wait; other KubeErrors are recorded.
         """
         try:
             raws = await list_of(self.client, PDBS)

@@ -233,7 +233,7 @@ class KubeClient(ABC):
 
     async def served(self, resource: Resource) -> bool:
         """Whether the server's discovery lists this kind; False if it does not know the group and version at all. A
-        404 for a collection is not enough to conclude that the kind is gone."""
+        kind may be served although a request for its collection was answered with 404."""
         group = Resource(resource.group, resource.version, "")
         try:
             answer = await self.call(ApiRequest("get", group, name=resource.plural))
@@ -293,7 +293,7 @@ class KubeClient(ABC):
         return text(answer, LOG)
 
     async def scrape(self, namespace: str, name: str, port: int) -> str:
-        """Return the metrics page of a pod, which the API server fetches from this port of it. That needs the right
+        """Return the metrics page that a pod serves on this port; the API server fetches it. The call needs the right
         `get pods/proxy`. Raises Unavailable if the API server cannot reach the pod."""
         place = f"{name}:{port}"
         answer = await self.call(ApiRequest("get", PODS, METRICS, namespace=namespace, name=place))

@@ -37,7 +37,8 @@ def loop_time() -> float:
 
 
 def boot_time() -> float:
-    """Return the seconds of a clock that cannot be set and that advances while the machine sleeps, where there is one.
+    """Return the seconds of a clock that cannot be set and that, where there is one, also advances while the machine
+    sleeps.
 
     Linux: CLOCK_BOOTTIME (clock_gettime(2)). macOS: CLOCK_MONOTONIC, which there goes on in sleep, unlike the
     mach_absolute_time behind Python's `time.monotonic` (its clock_gettime(3)). Elsewhere: `time.monotonic`; Python
@@ -86,9 +87,10 @@ class SteadyClock:
         """Correct the clock by the server's time. Call it when an answer with this `Date` header has just arrived;
         `sent_at` is when its request was sent, by `steady`.
 
-        The first date sets the clock, even if that sets it back. A later one corrects the clock only if the two
-        disagree by more than a Date in whole seconds and the time of the call leave open, and by at most SLEW seconds
-        per second since the date before. A header that is missing or not a date (RFC 9110, 5.6.7) is ignored.
+        The first date sets the clock, even if that sets it back. A Date in whole seconds and the duration of the call
+        leave a range of possible times. A later date corrects the clock only if the clock is outside that range, and
+        by at most SLEW seconds per second since the previous date. A header that is missing or not a date (RFC 9110,
+        5.6.7) is ignored.
         """
         try:
             server_time = parsedate_to_datetime(date).timestamp()

@@ -43,9 +43,9 @@ _REPORT = TypeAdapter(Observed)
 
 def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> NodeView:
     """Convert a raw Node to the planner's view. Heartbeats, images, addresses and resourceVersion are left out. A
-    fence that cannot be read becomes None, with the reason in `fence_error`; the records of the last abort and of
-    the last proof become None without one. `maintenance_keys` are further keys of labels, annotations and taints
-    that mark a Node as maintained by somebody else."""
+    fence that cannot be read becomes None, with the reason in `fence_error`. A record of the last abort or of the
+    last proof that cannot be read becomes None too, but the reason is dropped. `maintenance_keys` are further keys
+    of labels, annotations and taints that mark a Node as maintained by somebody else."""
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
     fence, fence_error = read_fence(annotations)
@@ -121,8 +121,8 @@ def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
 
 
 def observed_view(raw: object) -> ObservedView:
-    """Convert the agent's raw report. A report that cannot be read proves nothing: it becomes a view that has the
-    error but no request id and no GPUs."""
+    """Convert the agent's raw report. Resources whose count is 0 are left out of `allocated`. A report that cannot be
+    read proves nothing: it becomes a view that has the error but no request id and no GPUs."""
     try:
         observed = _REPORT.validate_python(raw)
     except ValidationError as error:
@@ -220,9 +220,9 @@ class _Model:
 
 def _model(product: str, reported: Model | None) -> _Model:
     """Return what the GPUs of the card model `product` have in common. `reported` is the model in the agent's report,
-    or None if it has none. The MIG profiles come from the report; our table replaces them if the report lists none,
-    or if NVML is known to be wrong for this card. Only a reported model with MIG can differ from the table
-    (`doubt`)."""
+    or None if it has none. The MIG profiles come from the report; our table's profiles replace them if the report
+    lists none, or if NVML is known to be wrong for this card. Only a reported model with MIG can differ from the
+    table (`doubt`)."""
     card = find_card(product)
     doubt = find_doubt(product, _listed(reported)) if reported and reported.mig_capable else None
     kind = (reported.mig_mode_change, reported.virtualization) if reported else ()
@@ -271,7 +271,8 @@ def _profiles(model: Model | None, card: Card | None) -> tuple[Profile, ...]:
     """Return the MIG profiles of a card model. They come from the driver's report `model`, or from the table entry
     `card` if the report lists none or is known to be wrong for this card. Empty if neither has any.
 
-    Where the driver reports no placements for a profile, those of the same profile in the table are used.
+    Profiles in the report whose names cannot be read are left out, even if none remains. Where the driver reports no
+    placements for a profile, the table's placements for that profile are used.
     """
     known = {profile.name: profile for profile in card.profiles} if card else {}
     if card and (not model or not model.profiles or card.nvml_counts_wrong):

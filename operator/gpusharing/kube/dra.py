@@ -94,8 +94,9 @@ def slice_view(raw: JSON) -> SliceView:
 
 
 def _device(raw: JSON) -> Device:
-    """Convert one raw device. Its `gpu` is empty unless it is a GPU, or a MIG device with a UUID and a profile. A
-    driver may write its own attributes with or without its name as a prefix."""
+    """Convert one raw device. Its `gpu` is its own UUID if it is a GPU, the UUID of the parent if it is a MIG device
+    with a UUID and a profile, and else empty. A missing UUID counts as empty. A driver may write its own attributes
+    with or without its name as a prefix."""
     attributes = section(raw, "attributes")
 
     def read(attribute: str) -> str:
@@ -164,8 +165,9 @@ class DeviceIndex:
 
 def _pool(slices: list[SliceView]) -> NodeDevices:
     """Return the devices of one pool. `slices` are all of its slices, at least one; only those of the newest
-    generation count. `layouts` are the layouts of divided GPUs, sorted, then a None for each whole GPU. `others`
-    are the names of all other devices, sorted, and `missing` is how many slices of the generation do not exist yet."""
+    generation count. In the result, `layouts` has the layouts of divided GPUs, sorted, then a None for each whole
+    GPU. `others` has the names of all other devices, sorted, `missing` is how many slices of the generation do not
+    exist yet, and `key` stands for the UUIDs of all devices."""
     newest = max(one.generation for one in slices)
     current = [one for one in slices if one.generation == newest]
     devices = [device for one in current for device in one.devices]

@@ -110,7 +110,8 @@ class Holds:
         """Return the seconds until a call about `target` may be sent, or any call at all if `target` is None; 0 or
         less, down to minus infinity, if it may be sent now.
 
-        No call at all is sent while both a door of Nodes and another door of the deciding flow are held.
+        No call at all is sent while both a door of Nodes, in either flow, and a door of another kind in the deciding
+        flow are held.
         """
         never = float("-inf")
         of_nodes, others = never, never
@@ -142,10 +143,10 @@ class Holds:
     def throttled(self, target: CallTarget, retry_after: float | None) -> None:
         """Note that a call about `target` was answered with 429, and hold back further calls.
 
-        The object waits at its door for `retry_after` seconds, within FIRST_HOLD and LONGEST_HOLD. If that is None,
-        the wait starts at FIRST_HOLD and doubles with each refusal of the object. Once SEVERAL objects have been
-        refused at one door without an answer there in between, all calls through that door wait, and none through
-        other doors.
+        The object waits at its door for `retry_after` seconds; if that is None, for FIRST_HOLD, doubled with each
+        further refusal of the object. The wait is at least FIRST_HOLD and at most LONGEST_HOLD. Once SEVERAL objects
+        have been refused at one door without an answer there in between, all calls through that door wait, and none
+        through other doors.
         """
         count = self.tries[target] = self.tries.get(target, 0) + 1
         wait = FIRST_HOLD * 2.0 ** min(count - 1, 6) if retry_after is None else max(retry_after, FIRST_HOLD)

@@ -83,8 +83,8 @@ def claims_text(
     """Return the value of the annotation `gpusharing.dev/claims` on the leader Lease. It holds `claims` by node name
     and `failed_nodes` by UID of the Node, both sorted by key.
 
-    `before` is the value that this one replaces. Its unknown keys are kept; those inside a claim or failure only as
-    long as it stays the same one. A value that cannot be read is ignored.
+    `before` is the value that this one replaces. Unknown keys at its top level are kept; unknown keys of a claim or
+    failure are kept only as long as the same claim or failure is on record. A `before` that cannot be read is ignored.
     """
     try:
         record = _load(before) if before else {}
@@ -97,7 +97,7 @@ def claims_text(
 
 def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
     """Return the claims by node name and an empty string, or an empty mapping and the reason why they cannot be read.
-    One claim that cannot be read is enough for that, and so is an empty `text`."""
+    The mapping is empty even if only one claim cannot be read, and also if `text` is empty or has no key `claims`."""
     try:
         records = _load(text).get("claims")
         if not isinstance(records, dict):
@@ -204,8 +204,8 @@ def _grown(before: object, records: Mapping[str, Claim | FailedNode]) -> JSON:
 
 
 def _with_unknown(before: object, record: Claim | FailedNode) -> JSON:
-    """Return a record as JSON. The unknown keys of `before`, its earlier JSON, are added if that is the same claim or
-    failure: all of our keys but those in _CHANGING have equal values."""
+    """Return a record as JSON. `before` is the earlier JSON under the same key. Its unknown keys are added if it
+    describes the same claim or failure: all keys that are written now, but those in _CHANGING, had equal values."""
     ours, kind = _encode(record), type(record)
     if not isinstance(before, dict):
         return ours
@@ -297,9 +297,10 @@ def _flat(record: JSON) -> JSON:
 
 
 def _nested(kind: type[Record], record: JSON) -> JSON:
-    """Undo `_flat`: return the fields of a record, with its spec versions as objects. If the record has the flat key
-    `failedGeneration`, that replaces `failedVersion`, because an older operator has recorded a failure since. Older
-    operators left out some keys: a missing UID counts as empty, and the missing generation of a Verified as 0."""
+    """Undo `_flat`: return the fields of a record, with its spec versions as objects. A flat key `failedGeneration`
+    other than 0 replaces `failedVersion`, because an older operator has recorded a failure since. Older operators
+    left out some keys: a missing UID counts as empty, and the missing generation of a Verified as 0. Any other
+    record without a generation gets no `version`."""
     nested = {key: value for key, value in record.items() if key not in ("failedGeneration", *_PAIR)}
     unnamed = {"uid": "", "generation": 0} if kind is Verified else {"uid": ""}  # by older operators
     version = unnamed | {field: record[key] for key, field in _PAIR.items() if key in record}
@@ -312,7 +313,8 @@ def _nested(kind: type[Record], record: JSON) -> JSON:
 
 def _decode(kind: type[Record], data: JSON) -> Record:
     """Return the record of `kind` that `data` holds. Unknown keys are dropped, except that a fence keeps them as JSON.
-    Raises _Damaged if a key is missing or has a wrong value."""
+    Raises _Damaged if a key is missing or has a wrong value, or if the unknown keys of a fence are nested too
+    deeply."""
     ours = {key: value for key, value in data.items() if key in _KEYS[kind]}
     left = {key: value for key, value in data.items() if key not in ours and key != "v"}
     try:
@@ -326,7 +328,7 @@ def _decode(kind: type[Record], data: JSON) -> Record:
 def _complaint(error: ValidationError, ours: JSON) -> str:
     """Return a message about the first key that pydantic rejects, named as in the annotation, such as `deadline is
     missing`; if it rejects the record as a whole, the message names no key. `ours` holds the known keys of the
-    record, whose value the message quotes."""
+    record, from which the message quotes the rejected value."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
         return f"it cannot be read ({first['msg']})"

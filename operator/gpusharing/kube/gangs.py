@@ -72,8 +72,8 @@ class _Known:
     """When one of its gangs was last requested."""
 
     def serves(self, gangs: Iterable[Gang]) -> bool:
-        """Whether this result answers a request for these gangs: it has pods of each of them, or it is an error. A
-        LIST that was made for other gangs may be older than every pod of one of these."""
+        """Whether this result answers a request for these gangs: it has pods of each of them, or it is an error. If
+        one of the gangs is missing, all of its pods may be younger than this LIST, which was made for other gangs."""
         return bool(self.error) or all(gang in self.members for gang in gangs)
 
     def view(self, gang: Gang, labels: Mapping[str, str] | None) -> GangView:
@@ -93,7 +93,7 @@ class _Known:
 
 @dataclass(slots=True)
 class Gangs:
-    """Lists gangs on request. Two calls for the same LIST wait for each other."""
+    """Lists gangs on request. Concurrent calls for the same LIST run one after the other."""
 
     client: KubeClient
     most: int = MAX_SHARED
@@ -108,8 +108,8 @@ class Gangs:
         namespace from `pods`. If a LIST fails, its gangs are returned with the error.
 
         With `anew`, only a LIST made within LIST_VALID is reused. Otherwise a LIST without an error is reused for
-        LIST_VALID_IN_DRAIN, and is kept if a new one fails. Results that were not requested for FORGET_AFTER are
-        forgotten.
+        LIST_VALID_IN_DRAIN, and is kept if a new one fails. In either case a LIST is reused only if it found pods of
+        all the gangs that it has to serve. Results that were not requested for FORGET_AFTER are forgotten.
 
         Raises:
             ServerAway, Unauthorized, HeldBack: no gang can be listed now.
