@@ -122,8 +122,8 @@ class HttpClient(KubeClient):
 
     async def call(self, request: ApiRequest) -> JSON:
         """Send one request, and return the object that the server answers with. After a 401 the credentials are
-        renewed and the request is sent once more; a second 401 is raised as Unauthorized. Raises KubeErrors, and
-        what `before_write` raises."""
+        renewed and the request is sent once more; a second 401 is raised as Unauthorized. Raises KubeErrors and
+        whatever `before_write` raises."""
         async with self._slots:
             for last in (False, True):
                 token = await self._login.token()
@@ -138,8 +138,8 @@ class HttpClient(KubeClient):
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         """Send the request of a watch, and yield its events until the server ends it. After a 401 the credentials are
-        renewed and the request is sent once more; a second 401 is raised as Unauthorized. Any status but 200 and an
-        ERROR event are raised as their KubeErrors."""
+        renewed and the request is sent once more; a second 401 is raised as Unauthorized. Any other status but 200,
+        and an ERROR event, are raised as their KubeErrors."""
         limits = self._limits
         request = lasting(request, limits.watch, limits.inactivity)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect, sock_read=limits.inactivity)
@@ -163,7 +163,8 @@ class HttpClient(KubeClient):
         """Send one request with the Authorization header `token`, if any, and yield the response, whatever its status.
         A connection whose answer was not read to its end is dropped afterwards. Calls `on_call`, with the status 0
         if there was no answer, and corrects the clock. A failure of the network becomes Unavailable, also one
-        inside the block; an exception of `before_write` is raised unchanged."""
+        inside the block. An exception of `before_write` is raised unchanged, and `on_call` is then not called.
+        Raises Unauthorized if there are no credentials."""
         access = await self._login.access()
         session = self._opened()
         status = 0

@@ -91,8 +91,8 @@ class _Reader:
         return tuple(map(_pod, await self.items(PODS, namespace, f"{NAME}={name}")))
 
     async def config_maps(self) -> dict[str, ConfigMapState]:
-        """Return the state of our two ConfigMaps by name, without those that do not exist or cannot be read: their
-        keys, and whether they have a mark of ours. See `read` for errors."""
+        """Return the state of our two ConfigMaps by name: their keys, and whether they have a mark of ours. A
+        ConfigMap that does not exist or cannot be read is left out. See `read` for errors."""
         states = {}
         for name in (self.place.plugin_config_map, self.place.mig_config_map):
             raw = await self.read(CONFIG_MAPS, name, self.place.gpu_operator_namespace)
@@ -126,9 +126,10 @@ class _Reader:
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
         """Return the state of the agents: the DaemonSet's node selector, its pods, their RuntimeClass and the Pod
-        Security level of their namespace. None if the DaemonSet does not exist or cannot be read.
-        `runtime_class_exists` is None if the pods need no RuntimeClass, or it cannot be read. `reports` are all
-        GPUNodes, from which the agents' errors are taken. See `read` for errors."""
+        Security level that their namespace enforces, which is empty if the namespace sets none or cannot be read.
+        None if the DaemonSet does not exist or cannot be read. `runtime_class_exists` is None if the pods need no
+        RuntimeClass, or if it cannot be read. `reports` are all GPUNodes, from which the agents' errors are taken.
+        See `read` for errors."""
         where = self.place.agent_namespace
         raw = await self.read(DAEMON_SETS, AGENT, where)
         if raw is None:
@@ -158,7 +159,7 @@ class _Reader:
     async def rights(self) -> tuple[RightState, ...]:
         """Return, for each right that the operator and the agent need, whether the API server grants it to their
         service accounts; the operator's rights come first. Rights for optional features are checked only if `place`
-        turns the feature on. All rights are checked concurrently."""
+        turns the feature on. All rights are checked concurrently, and no KubeError is raised; see `_right`."""
         operators = rights.OPERATOR + (rights.CONFIGURE if self.place.configure_gpu_operator else ())
         operators += rights.REPAIR_MPS if self.place.repair_mps else ()
         operators += rights.FORCE_DELETE if self.place.force_delete else ()
@@ -205,8 +206,8 @@ class _Reader:
 
 async def gather_installation(client: KubeClient, place: Place) -> InstallationView:
     """Read the objects that an installation consists of, without changing any. An object that does not exist is not an
-    error. All errors but the two below are recorded in `unread` of the result, or with the right whose check
-    failed.
+    error. All errors but the two below are recorded in `unread` of the result; an error while checking a right,
+    whatever its kind, is recorded with that right.
 
     Raises:
         Unauthorized: our credentials are not accepted.

@@ -166,8 +166,8 @@ class LeaderLease:
 
     async def _attempt(self, step: Callable[[], Awaitable[bool]], limit: Callable[[], float]) -> bool:
         """Wait until no other step is under way, run `step`, and return its result. `limit` returns the most seconds
-        for the wait. It is called again for the step when the wait is over, because claims that were written
-        meanwhile have renewed the Lease.
+        for the wait. It is called again for the step when the wait is over, because claims written in the meantime
+        may have renewed the Lease.
 
         LeaseLost, KubeErrors and a time-out are recorded in `error`, and False is returned. Otherwise `error` becomes
         None.

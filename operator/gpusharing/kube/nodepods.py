@@ -50,12 +50,14 @@ class NodePods:
     async def look(
         self, wanted: frozenset[str], proving: frozenset[str], now: datetime, began: float
     ) -> None:
-        """List the pods of each wanted node whose last LIST is old enough, update `work`, and forget the other nodes.
-        Every node in `work` also gets its evictions in `calls` and what its agent has reported.
+        """List the pods of each wanted node for which `_is_due` holds, the most urgent node first, update `work`, and
+        forget the other nodes. Every node in `work` also gets its evictions in `calls` and what its agent has
+        reported.
 
-        A LIST that ends late is used by the next call. One that was not sent, or was refused with 429 while the last
-        one is valid, leaves `work` as it is, with its age. `proving` are the nodes to list first, because nothing else
-        is missing to prove that they are idle. `now` is the time of day at the moment `began` of the loop's clock.
+        A LIST that ends late is used by the next call. If a LIST was not sent, or was refused with 429 while the last
+        one is valid, `work` keeps the last one, with its age. `proving` are the nodes to list first, because nothing
+        else is missing to prove that they are idle. `now` is the time of day at the moment `began` of the loop's
+        clock.
 
         Raises:
             ExceptionGroup: an error that ends a pass, see Crew.
@@ -98,11 +100,12 @@ class NodePods:
         self._lists.clear()
 
     async def _take(self, lists: Mapping[str, tuple[NodeWork, Scope]]) -> None:
-        """Store finished LISTs in `work`. Nodes where a pod may have to leave also get the PodDisruptionBudgets.
+        """Store finished LISTs in `work`. If a pod may have to leave any of these nodes, the PodDisruptionBudgets are
+        requested, and all nodes that are stored get them.
 
-        If the budgets have not been answered yet, the LIST of such a node is put back into `_lists` for the next
-        round. If they cannot be listed, the node's `error` says why, unless it has an error already. Raises as
-        `Budgets.find` does.
+        If the budgets have not been answered yet, the LIST of each node that a pod may have to leave is put back into
+        `_lists` for the next round. If they cannot be listed, the `error` of such a node says why, unless it has an
+        error already. Raises as `Budgets.find` does.
         """
         guarded = {
             node

@@ -55,8 +55,8 @@ async def pages_of(
     fails.
 
     Raises:
-        KubeError: the first page failed, a later one kept failing for PATIENCE seconds, or it failed with any other
-            error.
+        KubeError: the first page failed, a later one has failed for PATIENCE seconds or would have by the end of the
+            next wait, or it failed with any other error.
     """
     after, failing, pause = "", inf, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
     while True:

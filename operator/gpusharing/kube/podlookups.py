@@ -40,8 +40,9 @@ class PodLookups:
         pods, DaemonSets only for pods that hold a GPU, or for all pods if `scope` covers all.
 
         `namespaces` says whether the labels of namespaces matter. If so, a namespace is read if `scope` covers all
-        pods, or if one of its pods holds a GPU. All of its pods then get the labels, because a rank without a GPU is
-        judged with its gang (docs/design/drain.md#t13). Labels that are not read, or cannot be read, are None.
+        pods, or if one of the namespace's pods on this node holds a GPU. All pods of that namespace then get the
+        labels, because a rank without a GPU is judged with its gang (docs/design/drain.md#t13). Labels that are not
+        read, or cannot be read, are None.
 
         Raises:
             KubeError: an object could not be read, unless it is gone or we lack the right to read it.

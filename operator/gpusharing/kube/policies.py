@@ -48,7 +48,8 @@ class PolicyCache:
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
         """Note that an event came for the policy `name` at this version; without arguments, that any policy may have
-        changed. Return False, and note nothing, if this version is known already, as after our own write."""
+        changed. Return whether this was noted: if the cache already has this version, as after our own write,
+        nothing is noted and False is returned."""
         if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
             return False
         self._reached(resource_version)
@@ -130,7 +131,8 @@ class PolicyCache:
             self.views = tuple(views)
 
     def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
-        """Return the resourceVersion and the finalizers of a policy as last read; both are empty if it is unknown."""
+        """Return the resourceVersion and the finalizers of a policy as last read or written; both are empty if it is
+        unknown."""
         metadata = self._raw.get(policy, {}).get("metadata", {})
         return str(metadata.get("resourceVersion", "")), tuple(metadata.get("finalizers") or ())
 

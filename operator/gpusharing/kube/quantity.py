@@ -24,8 +24,8 @@ _COUNT = re.compile(r"\+?(\d{1,18})(k|M|G|Ki|Mi|Gi|m)?")
 
 def count(quantity: object) -> int | None:
     """Return a Kubernetes quantity as a whole number; thousandths (`m`) are rounded up as the scheduler does. None if
-    it is negative or cannot be read, as one with a decimal point, an exponent, or a suffix other than m, k, M, G,
-    Ki, Mi and Gi."""
+    it is negative or cannot be read. A decimal point, an exponent, more than 18 digits, and any suffix but m, k, M,
+    G, Ki, Mi and Gi cannot be read."""
     if isinstance(quantity, int) and not isinstance(quantity, bool):
         return quantity if quantity >= 0 else None
     if not isinstance(quantity, str):
