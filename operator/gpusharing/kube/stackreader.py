@@ -185,8 +185,9 @@ class StackReader:
         return find_serving(sources.nodes.items, sources.gpunodes.items, agents, daemons, view)
 
     def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
-        """Return NVIDIA's DRA driver among these DaemonSets, with the nodes whose GPUs are served twice and the
-        DeviceClasses, or why these cannot be read."""
+        """Return NVIDIA's DRA driver among these DaemonSets, with the nodes whose GPUs are served twice, the
+        DeviceClasses sorted by name, which are None until they have been listed, and the reason if ResourceSlices
+        or DeviceClasses cannot be read for good."""
         sources = self.sources
         published = {name for name, one in sources.devices.by_node().items() if one.layouts}
         slices, classes = sources.resource_slices, sources.device_classes

@@ -64,9 +64,9 @@ class Views(Generic[View]):
         `on_change` if the object is new or its view has changed. `moment` is the version of the list that contains
         the object; empty if it comes from an event or a write.
 
-        An object in a list replaces the cached one if that is older than the list, even if its own version is lower: a
-        store that was restored under a higher version (etcdutl --bump-revision) holds objects older than the cached
-        ones.
+        An object in a list replaces a cached one that is older than the list, even if the listed object's own version
+        is lower: a store that was restored under a higher version (etcdutl --bump-revision) holds objects older than
+        the cached ones.
         """
         metadata = obj["metadata"]
         uid, version = metadata["uid"], metadata["resourceVersion"]
@@ -102,9 +102,9 @@ class Views(Generic[View]):
             self._forget(name, self.version(name))
 
     def keep_only(self, names: Collection[str], version: str) -> None:
-        """Drop all objects except `names`, the objects in a complete list of this version. An object with a newer
-        version stays, because our own write created it after the list was made. Calls `on_change` for each dropped
-        object."""
+        """Drop all objects except `names`, the objects in a complete list of this version. An object with a version
+        newer than the list's stays, because it was written after the list was made. Calls `on_change` for each
+        dropped object."""
         for name in [name for name in self._known if name not in names]:
             if not newer(self.version(name), version):
                 self._forget(name, version)

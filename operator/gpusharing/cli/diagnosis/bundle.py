@@ -90,8 +90,8 @@ not searched."""
 
 
 def cleaned(value: object) -> Any:
-    """Return a copy of the JSON value without the keys in LEFT_OUT and without annotations of other programs. A value
-    whose key suggests a secret is replaced by REMOVED, and every string is `scrubbed`."""
+    """Return a copy of the JSON value without the keys in LEFT_OUT and without annotations of other programs. A
+    string, list or object whose key suggests a secret is replaced by REMOVED, and every other string is `scrubbed`."""
     if isinstance(value, list):
         return [cleaned(item) for item in value]
     if isinstance(value, str):
@@ -127,7 +127,7 @@ def scrubbed(text: str) -> str:
 
 def node_facts(raw: JSON) -> JSON:
     """Return those parts of a Node that help to find a fault: its metadata, taints, cordon, allocatable resources,
-    conditions and versions."""
+    conditions and versions. All but the taints and the cordon are `cleaned`."""
     status, spec = raw.get("status") or {}, raw.get("spec") or {}
     return {
         "metadata": cleaned(raw.get("metadata") or {}),

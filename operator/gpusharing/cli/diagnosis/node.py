@@ -131,9 +131,9 @@ def node_answer(name: str, published: NodeStatus | None, live: LivePlan | None, 
 
 def _published_or_planned(published: NodeStatus, verdict: Verdict | None) -> NodeStatus:
     """Return the published status of the node, completed from the verdict of the present plan. With a verdict, an
-    empty policy and empty blockers are taken from it, and so is everything else if the phase is empty. Without a
-    verdict, the status is returned unchanged or, if its phase is empty, with the message that no policy selects the
-    node."""
+    empty policy and empty blockers are taken from it. If the phase is empty, the verdict also gives the phase,
+    reason, message, layouts, disruption class, attempt and step. Without a verdict, the status is returned
+    unchanged or, if its phase is empty, with the message that no policy selects the node."""
     if verdict is None:
         none = "no policy selects this node, so the operator does not change its GPUs"
         return published if published.phase else replace(published, message=none)
@@ -192,8 +192,8 @@ def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
 
 def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
     """Draw the answer: the state, message, remedy, short facts, unhealthy GPUs, proofs, blockers, history, and notes.
-    What is empty is left out, and so is a remedy that the message contains already. A node with SIMULATED GPUs is
-    named first."""
+    Without proofs, the reason is drawn in their place. Other parts that are empty are left out, and so is a remedy
+    that the message contains already. A node with SIMULATED GPUs is named first."""
     lines = describe_simulated([answer.node.name] if answer.node.simulated else [], paper)
     lines += fold(_title(answer, now), paper)
     lines += prose(answer.node.message, paper)
@@ -216,7 +216,7 @@ def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]
 
 def _title(answer: NodeAnswer, now: datetime) -> Line:
     """Return the first line: the node, its policy, its phase and reason (or `not managed` if it has no phase), how
-    long ago the phase began, and when it is to end. The last two are left out if they are unknown."""
+    long ago the phase began, and until when it lasts. The last two are left out if they are unknown."""
     since = age(answer.node.entered, now)
     when = f"  since {since}" if since else ""
     until = f", until {_ENDS.get(answer.node.deadline, answer.node.deadline)}" if answer.node.deadline else ""

@@ -153,8 +153,8 @@ def _services_of(
     pool: str, status: str, asks: Mapping[str, int], members: Sequence[NodeRoom]
 ) -> Iterator[Service]:
     """Yield, for each requested resource that a member has or will have, what the best node of the pool provides. The
-    best node is chosen once for the whole request. If the pod may use no member, now or later, the node's name is
-    empty and the counts are 0. `status` is the policy's status as shown to people."""
+    best node is chosen once for the whole request. If no member is usable for the pod, now or later, the node's
+    name is empty and the counts are 0. `status` is the policy's status as shown to people."""
     reached = (room for room in members if room.now or room.after)
     none = NodeRoom("", pool, {}, {}, {}, "", "", "", {}, frozenset())
     best = max(reached, key=lambda room: room.rank(asks), default=none)
@@ -277,8 +277,8 @@ def _unadvertised(case: PodCase) -> str:
 
 
 def _available(case: PodCase) -> str:
-    """Explain a pod for which at least one node has everything free, so that only the scheduler knows why the pod
-    waits. Empty if there is no such node."""
+    """Explain a pod for which at least one node has everything free (`has_free`), so that only the scheduler knows why
+    the pod waits. Empty if there is no such node."""
     nodes = [room.node for room in case.rooms if room.has_free(case.asks)]
     if not nodes:
         return ""
@@ -303,9 +303,9 @@ def _to_come(case: PodCase) -> str:
 
 def _too_large(case: PodCase) -> str:
     """Explain a pod that requests more of one resource than any single node has, or several resources that no single
-    node has together, so that waiting does not help. A resource that no node has for the pod is not explained here:
-    unless another one is too scarce, the result is then empty. Empty also if a node has everything now. There must
-    be at least one node, which `_unadvertised` ensures."""
+    node has together, so that waiting does not help. Empty if a node has everything now. If the pod can get one
+    resource from no node at all, the result is empty too, unless another resource is too scarce. There must be at
+    least one node, which `_unadvertised` ensures."""
     nowhere = "no node that this pod may use" if any(one.kept for one in case.services) else "no node"
     most = {
         name: max(max(room.now.get(name, 0), room.after.get(name, 0)) for room in case.rooms)

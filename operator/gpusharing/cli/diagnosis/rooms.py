@@ -211,10 +211,10 @@ class RoomSearch:
 
     def _room(self, raw: JSON, node: NodeView) -> NodeRoom:
         """Return what one node has for the pod. Its `now` is empty if a rule or the device plugin excludes the pod;
-        the plugin counts only if no change is ahead of the node. Its `free` is empty if `now` is, and if the node
-        is cordoned, gated or not Ready; otherwise it is None if no agent reports which devices pods hold. Its
-        `after` is empty if the device plugin will exclude the pod once the changes are done, or a rule will with
-        every set of labels that the node may have then."""
+        the plugin counts only if no change is ahead of the node. Its `free` is empty if `now` is, or if the node is
+        cordoned, gated or not Ready. Otherwise `free` is None if no agent reports which devices pods hold, or if a
+        DRA driver serves the node's GPUs. Its `after` is empty if the device plugin will exclude the pod once the
+        changes are done, or a rule will with every set of labels that the node may have then."""
         plan, report = self.live.plan, self.live.snapshot.gpunodes.get(node.name)
         verdict = plan.verdicts.get(node.name)
         pool = "" if verdict is None else verdict.policy

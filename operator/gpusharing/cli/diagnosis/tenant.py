@@ -17,8 +17,8 @@ from gpusharing.planning.vocabulary.lengths import some
 def explain_guard(search: RoomSearch, namespace_labels: Mapping[str, str]) -> str:
     """Return sentences about the isolation label of the namespace of `search.pod`, and about nodes with an admitted
     mode that do not have what the pod requests. The last sentence has no period. Empty if the namespace has no such
-    label, or if the pod requests no GPU resource or has a node already. Empty also if the pod's node selector and
-    required node affinity do not name the routing label, as in a pod that is older than the isolation label."""
+    label, if the pod requests no GPU resource, or if it already has a node. Empty also if neither its node selector
+    nor its required node affinity names the routing label, as in a pod that is older than the isolation label."""
     raw, asks = search.pod, pod_requests(search.pod)
     admitted = find_admitted(namespace_labels)
     if admitted is None or not asks or text(raw, "spec", "nodeName") or not _requires_mode(raw):
