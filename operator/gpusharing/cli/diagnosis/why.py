@@ -24,7 +24,7 @@ from gpusharing.kube.errors import KubeError, NotFound
 def find_subject(word: str, namespace: str) -> tuple[str, str | None]:
     """Parse the argument: `gpu-07` and `node/gpu-07` name a node; `pod/llm-0`, `team-a/llm-0` and `pod/team-a/llm-0`
     name a pod. Return the name, and the namespace of a pod (by default `namespace`) or None for a node. Raises
-    Trouble for any other form."""
+    Trouble if the word has two slashes or more and does not begin with the kind of a node or pod."""
     kind, _, rest = word.partition("/")
     if not rest:
         return word, None
@@ -39,8 +39,9 @@ def find_subject(word: str, namespace: str) -> tuple[str, str | None]:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Explain the node or the pod that the user named, and return DONE (see VerbModule). Raises Trouble, also if it
-    does not exist, and for a pod also if no plan can be made, for example because the user lacks the rights."""
+    """Explain the node or the pod that the user named, and return DONE (see VerbModule). Raises Trouble if it does not
+    exist or cannot be read. For a pod, Trouble is also raised if no plan can be made, for example because the user
+    lacks the rights."""
     name, namespace = find_subject(typed.subject, getattr(typed, "namespace", session.namespace))
     if namespace is not None:
         pod = await session.get(PODS, name, namespace)
@@ -60,8 +61,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 async def _node(session: Session, name: str) -> NodeAnswer:
     """Return what the operator published about a node, and what each source of proof says now or, if the sources
     cannot be read, why not. Raises Trouble if the node has no GPUNode and either does not exist or cannot be looked
-    up, because Nodes cannot be read. Also raises Trouble for every error other than NotFound while the GPUNode is
-    read."""
+    up, because Nodes cannot be read. Any error but NotFound while the GPUNode is read is raised as Trouble too,
+    unless a second attempt succeeds."""
     try:
         published = read_node(await session.client.get(GPUNODES, name))
     except NotFound:

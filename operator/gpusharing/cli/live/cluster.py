@@ -78,9 +78,9 @@ class Cluster:
     that has been running for long would have seen it for that time (ADR 73)."""
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> LivePlan:
-        """Return the plan of a leader that has been running for longer than the drift grace. If that leader would
-        first write its configuration, the plan is for the time after that, and a note says so. Sets `memory`.
-        Raises KubeError, which the context of `gathered` turns into a Trouble.
+        """Return the plan of a leader that has been running for longer than the drift grace. If a node would be
+        cordoned and that leader would first write its configuration, the plan is for the time after that, and a
+        note says so. Sets `memory`. Raises KubeError, which the context of `gathered` turns into a Trouble.
 
         The pods are listed for `nodes`, and for the nodes that would be cordoned under `policies` (None stands for all
         policies): the first MAX_LISTED of them, and a note says if there are more.

@@ -41,8 +41,9 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
 
 
 def _files(name: str) -> list[str]:
-    """Return the manifests directly in the directory `name`, sorted, or `name` itself if it is no directory. Raises
-    Trouble if the directory has a kustomization, whose files are not what is applied, or if it cannot be read."""
+    """Return the manifests directly in the directory `name`, sorted, or `name` itself if it is not a directory. Raises
+    Trouble if the directory cannot be read, or if it has a kustomization, because then the files in it are not what
+    is applied."""
     try:
         if name == "-" or not Path(name).is_dir():
             return [name]
@@ -65,9 +66,9 @@ def _check(document: JSON, name: str) -> None:
 
 
 def _documents(name: str) -> Iterator[JSON]:
-    """Yield each object in the file `name`, or in standard input if that is `-`. A List is replaced by its items, and
-    empty documents are skipped. Raises Trouble if the file cannot be read, is not YAML, or contains a document that
-    is not an object."""
+    """Yield each object in the file `name`, or in standard input if that is `-`. An object whose kind ends in `List`
+    is replaced by those of its items that are objects, and empty documents are skipped. Raises Trouble if the file
+    cannot be read, is not YAML, or contains a document that is not an object."""
     try:
         content = sys.stdin.read() if name == "-" else Path(name).read_text()
         documents = list(yaml.load_all(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))

@@ -33,8 +33,8 @@ class Estimate:
 def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
     """Return how long the rest of a pool's change may take. Return None if nothing is left, if no past change is
     known, or if the end cannot be foreseen: the pool is paused, a node is blocked or failed, a node waits for a
-    person or a window, a node has been changing for longer than any past change took, or all nodes wait for
-    something outside the pool."""
+    person, a window or the end of the canary's soak, a node has been changing for longer than any past change took,
+    or all nodes wait for something outside the pool."""
     left = [node for node in pool.members if node.state is not State.DONE]
     if not left or pool.paused or any(_is_open_ended(node) for node in left):
         return None

@@ -55,8 +55,9 @@ class Cards:
 
 
 def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, tuple[Cards, ...]]:
-    """Return the groups of equal cards of each policy, by the policy's name. The largest group comes first; of equally
-    large ones, the one whose first node comes first by name. Nodes without a policy are under the empty name."""
+    """Return the groups of equal cards of each policy, by the policy's name; a policy whose nodes report no GPUs has
+    none. The largest group comes first; of equally large ones, the one whose first node comes first by name. Nodes
+    without a policy are under the empty name."""
     by_policy: dict[str, dict[Face, list[str]]] = {}
     for raw in gpunodes:
         transition = section(raw, "status", "transition")
@@ -475,7 +476,8 @@ def _letters(timeline: Timeline) -> list[str]:
 
 
 def _cards(cards: Sequence[Cards]) -> list[Markup]:
-    """Return the table of a pool's cards, with one row for each group of equal cards; empty without cards."""
+    """Return the table of a pool's cards, with one row for each group of equal cards; empty without cards. For more
+    than three nodes, a row names only the first and the last and says how many there are."""
     if not cards:
         return []
     rows = []

@@ -113,7 +113,7 @@ def describe(
 def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     """Draw one pool: its title, a cell for each node, a warning if the operator has not processed its policy yet, its
     message unless it is Synced, what is about to happen, and a table of nodes. The table has all nodes on wide
-    paper, otherwise at most MOST of those that are not done."""
+    paper, otherwise at most MOST of those that are not done; a line below it says how many are left out."""
     lines = [*_title(pool, paper), *_bar(pool, paper)]
     if pool.unseen:
         lines += prose(NOT_SEEN.format(pool.unseen), paper, ink=Ink.BAD)

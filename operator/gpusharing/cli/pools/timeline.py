@@ -68,8 +68,8 @@ class Timeline:
 
 
 def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
-    """Return the last rollout of a pool, including nodes that have yet to change. If it is over, its end is set a
-    twentieth of its length later than the last change, so that the picture has room for Synced. Return None if no
+    """Return the last rollout of a pool, including nodes that have yet to change. If the rollout is over, its end is
+    set a twentieth of its length after the last change, so that the picture has room for Synced. Return None if no
     node's history contains a change."""
     changes = [(node, change) for node in pool.members if (change := _last_change(node, now))]
     begin = _beginning([moving for _, change in changes if (moving := _moving(change))])
@@ -87,7 +87,7 @@ def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
 
 def _last_change(node: NodeStatus, now: datetime) -> tuple[Stretch, ...]:
     """Return the periods of a node since it was last Synced, or all of its history if it never was, oldest first. If
-    it is Synced again, that last period is included, because it ends the change. Empty if the history contains
+    it is Synced again, that last period is included, because it ends the change. Empty if the result would contain
     nothing but Synced."""
     steps = [(step, at) for step in node.history if (at := from_rfc3339(step.at)) is not None]
     ends = [*(at for _, at in steps), now][1:]

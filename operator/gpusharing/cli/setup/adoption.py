@@ -171,9 +171,9 @@ def _read(
 
 
 def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterSnapshot:
-    """Return the snapshot as it will be with the admin's entries merged into our ConfigMaps and both pointers of
-    ClusterPolicy at these. If the device plugin comes from NVIDIA's own chart, only the pointer of the plugin is
-    changed. Without a ClusterPolicy the snapshot is returned unchanged."""
+    """Return the snapshot as it will be once the admin's entries have been merged into our ConfigMaps and both
+    pointers of ClusterPolicy name these. If the device plugin comes from NVIDIA's own chart, only the plugin's
+    pointer is changed. Without a ClusterPolicy the snapshot is returned unchanged."""
     stack, settings = snapshot.stack, snapshot.settings
     if (policy := stack.cluster_policy) is None:
         return snapshot
@@ -202,8 +202,7 @@ def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
 def _refused(snapshot: ClusterSnapshot, proposed: Sequence[ProposedPolicy], now: datetime) -> dict[str, str]:
     """Return the nodes that would not be adopted, each with the reason; empty if all would be. A node would be adopted
     if the planner assigns it to the proposed policy, plans no disruption, and gives Adoptable or Synced as the
-    reason. If the validation refuses some policies, only the nodes of these are returned, and the planner does not
-    run."""
+    reason. If some policies do not pass validation, only their nodes are returned, and the planner does not run."""
     invalid = {
         node: f"no policy can express its configuration: {errors[0]}"
         for policy in proposed

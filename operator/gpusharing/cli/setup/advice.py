@@ -358,8 +358,9 @@ def _as_named(demand: Demand, card: Card) -> Advice | None:
 
 def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, list[str]]:
     """Return the full layout that serves the requested profiles with the fewest GPUs, and the profiles for which it
-    has no room. If no layout has all of them, the profiles that are requested least are left out. If no full layout
-    has even the most requested one, return a layout with a single instance of it. `wanted` must not be empty."""
+    has no room. If no layout has all of the profiles, those with the fewest requests are left out first. If no full
+    layout has even the most requested one, return a layout with a single instance of that profile. `wanted` must
+    not be empty."""
     plain = [one for one in profiles if one.name in wanted or not {"+", "-"} & set(one.name)]
     layouts = maximal_layouts(plain)
     names = [name for name, _ in sorted(wanted.items(), key=lambda item: (-item[1], item[0]))]
@@ -372,8 +373,8 @@ def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, 
 
 
 def _cost(layout: Layout, wanted: Counter[str], served: Sequence[str]) -> tuple[int, int]:
-    """Return the sort key of a layout: the number of GPUs that it needs to serve all of `wanted` that are in `served`,
-    then the number of its instances that have other profiles."""
+    """Return the sort key of a layout: the number of GPUs with this layout that are needed for all requests in
+    `wanted` for profiles in `served`, then the number of the layout's instances that have other profiles."""
     counts = dict(layout)
     unused = sum(counts.values()) - sum(counts[name] for name in served)
     return max(ceil(wanted[name] / counts[name]) for name in served), unused

@@ -67,9 +67,10 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Give advice based on the pods of a namespace, and on the user's answers to questions that the pods leave open
-    (see VerbModule). Returns DONE. Raises Trouble if no pod there requests a GPU, if the pods request MIG instances
-    that the card does not have, if the card is not known, if an answer is missing, or if the isolation label of the
-    namespace has a value that admits no mode."""
+    (see VerbModule). Returns DONE. Raises Trouble if the pods cannot be read or none requests a GPU, if they
+    request MIG instances that the card does not have, if the card is not known or shares the CPU's memory, if a
+    flag cannot be parsed, if the card or the memory is missing and there is no terminal to ask at, or if the
+    isolation label of the namespace has a value that admits no mode."""
     demand = read_demand(typed.namespace, await session.all(PODS, typed.namespace))
     if not demand.pods:
         raise Trouble(
