@@ -109,7 +109,7 @@ def _status(examined: Examination) -> int:
 
 async def _examined(session: Session) -> Examination:
     """Examine the cluster. Raises Trouble for any KubeError of `_examine`, such as that of a server that does not
-    answer, and if no error was found but the user may not read one of the kinds in NEEDED."""
+    answer. Also raises Trouble if one of the kinds in NEEDED could not be read and no error was found in the rest."""
     try:
         examined = await _examine(session.client)
     except KubeError as error:
@@ -144,7 +144,7 @@ async def _examine(client: KubeClient) -> Examination:
 
 
 def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Symptoms:
-    """Return what is wrong with the device plugin's ConfigMap. Empty if `entries` is None, and if the ConfigMap is the
+    """Return what is wrong with the device plugin's ConfigMap. Empty if `entries` is None, or if the ConfigMap is the
     operator's own and does not exist, because `find_symptoms` reports that."""
     if entries is None or (entries.config_map == view.place.plugin_config_map and entries.texts is None):
         return ()
@@ -217,11 +217,11 @@ async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
 async def _with_pointed(
     client: KubeClient, view: InstallationView
 ) -> tuple[InstallationView, PluginEntries | None]:
-    """Return `view` with the ConfigMaps that ClusterPolicy names instead of ours added to it, and the entries of the
+    """Return `view` together with the ConfigMaps that ClusterPolicy names instead of ours, and the entries of the
     device plugin's ConfigMap, which may be ours. A ConfigMap that does not exist is added as empty; its entries
-    have no texts, but the namespaces where a ConfigMap has its name. One that may not be read (Forbidden) is not
-    added. The entries are None if ClusterPolicy names no such ConfigMap, or if it may not be read. Raises any other
-    KubeError."""
+    have no texts, but name the namespaces that have a ConfigMap of this name. One that may not be read (Forbidden)
+    is not added. The entries are None if ClusterPolicy names no ConfigMap for the device plugin, or if it may not
+    be read. Raises any other KubeError."""
     stack, place, maps, entries = view.followed_policy, view.place, dict(view.config_maps), None
     plugin = stack.plugin_config_name if stack is not None else ""
     pointed = {plugin, stack.mig_config_name if stack is not None else ""}

@@ -94,8 +94,8 @@ def find_handmade(
 
 def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
     """Return an objection to a device plugin that uses the only entry in the ConfigMap of NVIDIA's chart, because
-    neither a label nor a default names its configuration; empty for any other node. The plugin would stop doing so
-    after the entry is merged into our ConfigMap, which has more entries (docs/design/nvidia.md#b4)."""
+    neither a label nor a default names its configuration; empty for any other node. The plugin would no longer use
+    that entry once it is merged into our ConfigMap, which has more entries (docs/design/nvidia.md#b4)."""
     theirs, policy = stack.admin_plugin_configs, stack.cluster_policy
     if policy is None or policy.plain is None or policy.plugin_default or not plugin_map:
         return ""
@@ -131,8 +131,8 @@ def find_unserved(node: NodeView, stack: StackView, plugin: PluginEntries) -> st
 
 
 def find_unsettled(node: NodeView) -> str:
-    """Return an objection if mig-manager has not applied the configuration that the node's label names, or has failed
-    to; empty otherwise."""
+    """Return an objection if mig-manager is still applying the configuration that the node's MIG label names, or has
+    failed to apply it, as its state label shows; empty otherwise, and if the node has no MIG label."""
     config, state = node.labels.get(names.LABEL_MIG_CONFIG, ""), node.labels.get(names.LABEL_MIG_STATE, "")
     if config and state in _AT_WORK:
         return f"mig-manager is applying {config} (state {state}): run import again when it is done"
@@ -142,8 +142,9 @@ def find_unsettled(node: NodeView) -> str:
 
 
 def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) -> str:
-    """Return an objection if the node's MIG label is missing although there are instances, or if a GPU can do MIG and
-    the label is unknown or does not match the instances on the GPUs; empty otherwise."""
+    """Return an objection if the node has MIG instances but no MIG label. If it has the label and a GPU can do MIG,
+    return an objection if the label's value is unknown or does not match the instances on the GPUs. Empty
+    otherwise."""
     config, layouts = node.labels.get(names.LABEL_MIG_CONFIG, ""), tuple(gpu.layout for gpu in gpus)
     if not config:
         return _unnamed(node, gpus) if any(layouts) else ""
@@ -163,8 +164,8 @@ def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) ->
 
 def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
     """Return the objection to MIG instances on a node without the MIG label, which nos or a person created without
-    mig-manager. It says which label to set, or to name an entry with this layout if no well-known name fits. `gpus`
-    must not be empty."""
+    mig-manager. It says which label to set; if no well-known name fits, it says to set the name of an entry with
+    this layout. `gpus` must not be empty."""
     layouts = tuple(gpu.layout for gpu in gpus)
     known = (name for name in generated_layouts(gpus[0].profiles) if well_known(gpus, name) == layouts)
     label = f"kubectl label node {node.name} {names.LABEL_MIG_CONFIG}="
@@ -352,7 +353,7 @@ MOST = 16
 
 def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
     """Return what the agent of the node would probably read, inferred from the node's labels and the resources that it
-    advertises: as many GPUs as the smallest number up to MOST that explains these. Return None if no such number
+    advertises. The number of GPUs is the smallest up to MOST that explains these. Return None if no such number
     does, or if the product label or the plugin's configuration is missing."""
     label = node.labels.get(names.LABEL_GPU_PRODUCT, "")
     config = effective_plugin_config(node, stack)

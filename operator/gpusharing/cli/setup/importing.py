@@ -65,9 +65,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def read_admin_maps(session: Session, snapshot: ClusterSnapshot) -> AdminConfigMaps:
-    """Read the ConfigMaps of the admin that ClusterPolicy names. If that of the device plugin does not exist in the
-    namespace of NVIDIA's pods, also find the namespaces that have one with this name, as far as the user may list
-    ConfigMaps. Raises Trouble if a ConfigMap cannot be read."""
+    """Read the ConfigMaps of the admin that ClusterPolicy names. If the device plugin's ConfigMap does not exist in
+    the namespace of NVIDIA's pods, also find the namespaces that have one with this name, as far as the user may
+    list ConfigMaps. Raises Trouble if a ConfigMap cannot be read."""
     maps = named_maps(snapshot)
     plugin = await _data(session, snapshot, maps.plugin)
     mig = await _data(session, snapshot, maps.mig)

@@ -121,7 +121,8 @@ CARDS_TABLE = (Column("CARD"), Column("PRODUCT", drop=1), Column("LARGEST"), Col
 
 
 def describe_cards(cards: Iterable[Card], paper: Paper) -> list[Line]:
-    """Draw a table of those cards that have MIG."""
+    """Draw a table of those cards that have MIG, with the largest and the smallest profile of each; profiles with
+    attributes do not count."""
     rows = []
     for card in cards:
         if card.profiles:
@@ -181,8 +182,8 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 def pick(word: str) -> Card:
     """Return the card that `word` names: by NVML's name, GPU Feature Discovery's label, our key, or a part of one of
-    these. If several cards match, those whose key begins with the word are preferred. Raises Trouble unless exactly
-    one matches."""
+    these. A whole name comes before a part of one. If several cards match, those whose key begins with the word are
+    preferred. Raises Trouble unless exactly one matches."""
     exact = find_card(word) or next((card for card in CARDS if card.key == word.lower()), None)
     if exact is not None:
         return exact
@@ -209,7 +210,8 @@ def _plain(name: str) -> str:
 
 def wanted_of(text: str) -> Layout:
     """Parse the value of `--fits`, such as `3g.40gb,1g.10gb` or `2x3g.40gb`, and return the layout; empty for an empty
-    string. Whether there are such profiles is not checked. Raises Trouble if what is before an x is not a number."""
+    string. A profile that is named several times is added up. Whether there are such profiles is not checked.
+    Raises Trouble if what is before an x is not a number."""
     counts: Counter[str] = Counter()
     for part in filter(None, (one.strip() for one in text.split(","))):
         count, times, profile = part.partition("x")
@@ -223,8 +225,8 @@ def wanted_of(text: str) -> Layout:
 
 def find_answer(card: Card, wanted: Layout, *, everything: bool) -> LegalLayouts:
     """Return all layouts that contain the wanted instances and to which no instance can be added, or the refusal if
-    these do not fit. A card without MIG has no layouts, and no refusal if no instances are wanted. With
-    `everything`, layouts may also use profiles with attributes that are not in `wanted`."""
+    the wanted instances do not fit. A card without MIG has no layouts, and no refusal if no instances are wanted.
+    With `everything`, layouts may also use profiles with attributes that are not in `wanted`."""
     profiles = card.profiles
     if not everything:
         named = {name for name, _ in wanted}

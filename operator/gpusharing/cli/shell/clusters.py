@@ -125,9 +125,9 @@ async def ask_clusters(
 async def _reply(
     verb: FleetVerb, typed: Namespace, context: str, places: asyncio.Semaphore, first: float
 ) -> Reply:
-    """Ask one cluster as soon as `places` has a free place, and return its answer, or the text of its time-out,
-    Trouble or unexpected error as the error of the reply. The time until there is a place does not count. `first`
-    is how many seconds the cluster has for its first answer."""
+    """Ask one cluster as soon as `places` has a free place, and return its answer. A time-out, a Trouble or any
+    unexpected error becomes the error of the reply. The time until there is a place does not count. `first` is how
+    many seconds the cluster has for its first answer."""
     late = f"its login program did not end within {first:g} s. Log in to context {context} first"
     kubeconfig = getattr(typed, "kubeconfig", "")
     try:
@@ -175,7 +175,8 @@ def describe_clusters(verb: FleetVerb, replies: Sequence[Reply], paper: Paper) -
 
 
 def _rows(verb: FleetVerb, reply: Reply) -> Sequence[Sequence[Span]]:
-    """Return the rows of a reply without the column CLUSTER. If it has none, a row says why in its last cell."""
+    """Return the rows of a reply without the column CLUSTER. If there are none, return a single row whose last cell
+    says why."""
     if reply.answer and reply.answer.rows:
         return reply.answer.rows
     why = Span(verb.nothing, Ink.FAINT) if reply.answer else Span(f"no answer: {reply.error}", Ink.BAD)

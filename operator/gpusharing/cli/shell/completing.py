@@ -44,7 +44,7 @@ def suggest(words: Sequence[str], names: Names) -> list[str]:
 
 
 def _flags(chosen: argparse.ArgumentParser, last: str, begun: str) -> Iterable[str] | None:
-    """Return the values of the flag `last` if it takes one, which is empty if any value is allowed. Otherwise return
+    """Return the values of the flag `last` if it takes one; they are empty if any value is allowed. Otherwise return
     all long flags if the incomplete word `begun` starts with a dash, or None if it does not."""
     options = {text: action for action in chosen._actions for text in action.option_strings}
     if last in options and options[last].nargs != 0:

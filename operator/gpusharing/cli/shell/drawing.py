@@ -209,8 +209,8 @@ def shows(row: Line, text: str) -> bool:
 
 
 def shorten(text: str, width: int) -> str:
-    """Return the string if it is at most `width` characters long; otherwise cut it to that length, ending
-    in two dots."""
+    """Return the string if it is at most `width` characters long; otherwise cut it to that length, ending in two dots,
+    but never to less than the dots."""
     return text if len(text) <= width else text[: max(0, width - 2)] + ".."
 
 
@@ -274,8 +274,8 @@ def age(since: datetime | None, now: datetime) -> str:
 
 
 def length(time: timedelta) -> str:
-    """Format a length of time in its largest full unit, such as 41d, followed by the next smaller unit if the count is
-    below 5, such as 1h5m. Negative lengths become 0s."""
+    """Format a length of time in its largest full unit, such as 41d. If the count is below 5, the next smaller unit
+    follows unless it is 0, such as 1h5m. Negative lengths become 0s."""
     seconds = max(0, int(time.total_seconds()))
     for unit, size, below, small in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
         count, rest = divmod(seconds, size)

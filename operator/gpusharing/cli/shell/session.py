@@ -142,7 +142,7 @@ class Session:
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
         """Return one object. Raises Trouble for every error. If no object has this name, the others are listed, so
-        that the message can suggest similar names; it says so if the user may not list them."""
+        that the message can suggest similar names; if the user may not list them, the message says so."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except NotFound as error:

@@ -67,7 +67,8 @@ def error_text(error: Exception) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """Return at most MOST_MEANT of `names` that are similar to `name`, the most similar first; empty if none is."""
+    """Return at most MOST_MEANT of `names` that are similar to `name`: first those with similar letters, the most
+    similar first, then those that contain it or are a part of it; empty if there are none."""
     known = sorted(set(names))
     part = [other for other in known if name in other or other in name][:MOST_MEANT] if name else []
     close = get_close_matches(name, known, n=MOST_MEANT, cutoff=0.6)
