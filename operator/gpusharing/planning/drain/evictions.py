@@ -113,10 +113,10 @@ def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[
 
 
 def _wait(reason: Reason, tries: int, jitter: float, retry_after: float | None, first_wait: float) -> float:
-    """Return the seconds until the next try. They are 0 for a pod that is gone, and SLOW_WAIT for a refusal that only
-    a person can resolve. If the server sent a Retry-After, that is the wait, but at least 1 and at most SLOW_WAIT.
-    Otherwise the wait is `first_wait`, doubled with each try up to LONGEST_WAIT and shortened by `jitter`, but never
-    shorter than `first_wait`."""
+    """Return the seconds until the next try. They are 0 for a pod that is gone. Otherwise the server's Retry-After
+    counts if there is one, but at least 1 and at most SLOW_WAIT. Without one, the wait is SLOW_WAIT for a refusal
+    that only a person can resolve; for any other answer it is `first_wait`, doubled with each try up to
+    LONGEST_WAIT and shortened by `jitter`, but never shorter than `first_wait`."""
     if reason is Reason.PODS_LEAVING:
         return 0.0  # the LIST decides, not the clock
     if retry_after is not None:

@@ -143,9 +143,10 @@ def _has_come(standing: Standing, pods: Standings, end: datetime, now: datetime)
 
 def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
     """Whether the eviction of the pod is refused, so that the pod may be deleted. If no answer is remembered, this is
-    true only if several budgets guard the pod, because every eviction then fails (E8). If one is remembered, a newer
-    LIST must still show the pod, and the answer must permit a DELETE (`Mark.FORCIBLE`). If several budgets guard the
-    pod, it is enough that the wait after the answer is over; after a failed deletion, nothing but that wait counts."""
+    true only if several budgets guard the pod, because every eviction then fails (E8). If one is remembered, a
+    newer LIST must still show the pod. After a failed deletion, the wait after that answer must also be over. After
+    any other answer, either the answer must permit a DELETE (`Mark.FORCIBLE`), or several budgets must guard the
+    pod and the wait must be over."""
     if standing.memory is None:
         return standing.conflicts
     if not is_seen(standing.memory, pods.listed_at):

@@ -149,7 +149,8 @@ def find_blocked_gangs(
     """Return the gangs on a node whose pods must not be evicted or deleted now, and the blockers that explain why.
     `classified` has the pods of the node; blockers that it already has are not repeated.
 
-    `gangs` has the gangs with a pod that still has to be evicted; the members of other gangs are not examined.
+    `gangs` has the gangs with a pod that still has to be evicted; the members of other gangs are not examined. If
+    `gangs` is empty, so is the result.
     """
     blocked = {pod.gang for pod in classified.blocked} if gangs else set()
     blockers: list[Blocker] = []
@@ -175,7 +176,7 @@ def find_keepers(
 
 def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ...]:
     """Return why members must stay according to the policy of their own node, if that is not the policy that changes
-    this node. A policy that cannot be read blocks all members on its nodes."""
+    this node. A policy that cannot be read counts as one with the rule Block for every pod."""
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     return tuple(
         _by_policy(member, blocker)

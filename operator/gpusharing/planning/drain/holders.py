@@ -88,7 +88,7 @@ def scope_of(
 ) -> Scope:
     """Return what a drain must empty and what it must not touch, according to the operator's settings. `all_pods`:
     every pod must leave, because the change reboots the node. `cordoned_at`: when we cordoned the node, or None.
-    The caller sets `now` and `silent` itself."""
+    The caller sets `now`, `silent` and `evicts_claims` itself."""
     own = f"{settings.namespace}/{settings.pod_name}" if settings.pod_name else ""
     protected = frozenset(settings.protected_namespaces)
     forces = settings.force_delete

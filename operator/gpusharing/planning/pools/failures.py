@@ -30,8 +30,8 @@ def find_gone(claims: Mapping[str, Claim], nodes: Mapping[str, NodeView]) -> dic
 def count_failures(
     pools: Iterable[Pool], recorded: Mapping[str, FailedNode], gone: Mapping[str, FailedNode]
 ) -> dict[str, FailedNode]:
-    """Return the failures that are on record after this pass, by UID of the Node, at most MOST. Sets `failed_before`
-    of each pool to the failures that are known only from the record.
+    """Return the failures that are on record after this pass, by UID of the Node: at most MOST, in the order of
+    `pools` and of the UIDs. Sets `failed_before` of each pool to the failures that are known only from the record.
 
     A failure counts until its node is proven or the policy gets a new generation. It is not forgotten when a person
     lets the policy go on (`resuming.py`). Nor is it forgotten when its node is deleted, leaves the pool, or has its

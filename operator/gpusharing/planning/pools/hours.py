@@ -120,9 +120,9 @@ def foresee_end(
     lengths: Sequence[timedelta],
 ) -> datetime | None:
     """Return when the last of several changes ends that take these lengths and follow one another, the first from
-    `begins` on. Each starts at the first moment at which the windows let a node start, and may end after its window.
-    The other parameters are those of `find_hours`. None if a window is invalid, or if no window among the next
-    FORESEEN is long enough."""
+    `begins` on. Each starts at the first moment at which the windows let a node start, and may end after its
+    window. Without `lengths`, return `begins`. The other parameters are those of `find_hours`. None if a window is
+    invalid, or if no window among the next FORESEEN is long enough."""
     windows, blackouts = (add_zones(rows, zones) for rows in (spec.rollout.windows, spec.rollout.blackouts))
     if _flaw(windows, blackouts):
         return None
@@ -148,8 +148,9 @@ Zoned = tuple[ZonedWindow, ...]
 def _spans(
     windows: Zoned, blackouts: Zoned, needed: timedelta, minute: datetime
 ) -> tuple[tuple[Span, ...], timedelta]:
-    """Return the next spans that last at least `needed`, at most SHOWN + 1 of them, and the length of the longest span
-    examined. Cached for each minute, which is exact because no schedule has seconds."""
+    """Return the first SHOWN + 1 of the next LOOKED_AT spans that last at least `needed`, and the length of the
+    longest span examined; spans without an end do not count for that length. Cached for each minute, which is exact
+    because no schedule has seconds."""
     long_enough, longest = [], timedelta(0)
     for span in islice(find_spans(windows, blackouts, minute), LOOKED_AT):
         if span.closes is not None:

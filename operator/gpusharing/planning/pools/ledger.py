@@ -83,10 +83,10 @@ class Ledger:
 
     def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
         """Add to `crowd` how many pods of a fenced node still have to be evicted under each budget. If the node's pods
-        were just listed, its verdict has the numbers. While the node settles after the cordon, the numbers come from
-        the look made before its fence; without such a look, `crowd_known` becomes false. Nothing is added for a node
-        that cannot be judged, or that its change does not cordon. Add the node to `keepers` if it occupies its slot
-        until somebody acts.
+        were just listed, its verdict has the numbers. While the node settles after the cordon, the numbers come
+        from the look made before its fence; if there is none, or it found blockers, `crowd_known` becomes false.
+        Nothing is added for a node that cannot be judged, or whose change needs no cordon. Add the node to
+        `keepers` if it occupies its slot until somebody acts.
 
         Return the look if it was used, so that the caller can keep it, else None.
         """

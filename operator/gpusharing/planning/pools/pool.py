@@ -126,10 +126,12 @@ class Pool:
         return len(self.names) - self.outside
 
     def count(self, member: Member, *, claimed: bool = False) -> None:
-        """Add a node of the policy to the pool. It becomes a member if it concerns the policy, and the budget covers
-        it unless it is a newcomer. A covered node that is away or `claimed` takes a slot. Such a node is counted in
-        `moving` if its change ends by itself or it is not away yet; otherwise it is added to `keepers`. `claimed`: the
-        node holds a slot and is about to become unavailable."""
+        """Add a node of the policy to the pool. It becomes a member if it concerns the policy, is listed in `to_go` if
+        it then still has to be drained, and is covered by the budget unless it is a newcomer. A covered node that
+        is away or `claimed` takes a slot. Such a node is counted in `moving` if its change ends by itself or it is
+        not away yet; otherwise it is added to `keepers`. If pods can be scheduled there again at the end of its
+        change, it is also counted in `opening`. `claimed`: the node holds a slot and is about to become
+        unavailable."""
         verdict = member.verdict
         self.names.append(verdict.node)
         if not member.outside:
@@ -358,8 +360,8 @@ def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
 
 def _in_order(pool: Pool, queue: Queue, ledger: Ledger, left: Room, chosen: Selection) -> list[Candidate]:
     """Return the candidates that may start or have their pods listed, in the order in which they start. Candidates
-    whose pods are unknown are included only if they are among the first `left.looks` such candidates, or if they share
-    a gang with a candidate whose pods were listed.
+    that take a slot but have never been looked at are included only if they are among the first `left.looks` of
+    them, if they share a gang with a candidate whose pods were listed, or if their gang has started without them.
 
     The others are put into `chosen`, as waiting or, if judging them raised an error, with a verdict that says so.
     """

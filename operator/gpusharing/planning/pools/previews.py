@@ -56,9 +56,10 @@ def find_previews(
     afterwards: Afterwards,
     now: datetime,
 ) -> Previews:
-    """Return what the changes of waiting nodes would disturb, and of which nodes to list the pods next. A preview is
-    computed anew whenever the node's pods were listed. `afterwards`: the cluster when all planned changes are done. A
-    node whose preview cannot be computed gets a preview with a blocker that says so."""
+    """Return what the changes of waiting nodes would disturb, and of which nodes to list the pods next. Only the first
+    MAX_NODES waiting nodes of each pool are considered. A preview is computed anew whenever the node's pods were
+    listed. `afterwards`: the cluster when all planned changes are done. A node whose preview cannot be computed
+    gets a preview with a blocker that says so."""
     known: dict[str, Preview] = {}
     missing: list[str] = []
     looked_at: set[str] = set()

@@ -52,8 +52,9 @@ def share(
 ) -> tuple[Action, ...]:
     """Return the writes that concern all nodes, in the order in which they are made: configuration, finalizers, claims
     and failures, NVIDIA's objects, and DeviceClasses. NVIDIA's objects are the pointers of ClusterPolicy or, if no
-    pointer has to change and the data is up to date, the MPS DaemonSet. Writes that would change nothing are left out.
-    `unfenced` has the claims that nodes without a fence get or keep, and `classes` the write of DeviceClasses."""
+    pointer has to change and the data is up to date, the MPS DaemonSet. While the data is stale, DeviceClasses are
+    not written either. Writes that would change nothing are left out. `unfenced` has the claims that nodes without
+    a fence get or keep, and `classes` the write of DeviceClasses."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {

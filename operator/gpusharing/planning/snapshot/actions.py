@@ -101,7 +101,8 @@ class WriteClasses:
 
 @value
 class FenceNode:
-    """Cordon and fence a node in one conditional Node PATCH, which also drops the routing label."""
+    """Fence a node in one conditional Node PATCH. If the change needs an idle node, the PATCH also cordons the node
+    and removes the routing label."""
 
     node: NodeView
     """The Node as it was when this was decided."""
@@ -178,8 +179,8 @@ class ForceDelete:
 
 @value
 class RestartOperand:
-    """Delete the pod of mig-manager or of the MPS daemon on a node, so that a new one starts
-    (docs/design/nvidia.md#a6)."""
+    """Delete a pod of one of NVIDIA's programs on a node, so that a new one starts: of mig-manager, of the MPS daemon,
+    or of the DRA driver's kubelet plugin (docs/design/nvidia.md#a6)."""
 
     node: str
     """Name of the pod's node."""

@@ -320,8 +320,8 @@ def _incurable(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _changed(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict for a run towards a target that has changed. The node must be proven idle again first. None
-    if the deadline has passed and the fence does not record that such a run is due."""
+    """Return the verdict for a run towards a target that has changed. A change that cordons must first prove the node
+    idle again. None if the deadline has passed and the fence does not record that such a run is due."""
     return aimed.run() if aimed.owed or not is_late(aimed.case) else None
 
 

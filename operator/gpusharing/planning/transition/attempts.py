@@ -43,8 +43,9 @@ def owed_by(proof: Verified) -> str:
 def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
     """Return the action that notes in the fence that the actuators must run again towards the target of `assessed`,
     once the node is proven idle again. The new deadline is now plus `drain.timeout` plus the time allowed for the
-    proof. The retry annotation counts as answered. With `failed`, the change no longer counts as failed, but the fence
-    keeps the version of the spec that failed. A rollback stays a rollback.
+    proof. The retry annotation counts as answered. The fence says that the node is being rolled back only if
+    `goes_back` still holds. With `failed`, the change no longer counts as failed and its start is recorded anew,
+    but the fence keeps the version of the spec that failed.
 
     The note is written before the run. So a crash in between repeats nothing, and a pod can block the run only for a
     limited time.

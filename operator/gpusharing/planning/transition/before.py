@@ -312,9 +312,9 @@ def _jobs_late(case: FencedCase) -> str:
 
 def _late(case: FencedCase) -> str | Finding:
     """Return the message that ends the change because its deadline and the extra time of `_limit` are over, or an
-    empty string if the change goes on. The change also goes on if the policy says Hold, while the pods still have to
-    be listed (`_unlooked`), and while the fence waits for jobs but no LIST shows any. What a LIST shows counts more
-    than the clock."""
+    empty string if the change goes on. The change also goes on if the policy says Hold and while the pods still
+    have to be listed (`_unlooked`). On a node with a target, it goes on as well while the fence waits for jobs but
+    no LIST shows any. What a LIST shows counts more than the clock."""
     if holds(case) or _unlooked(case):
         return ""
     plan = case.drain

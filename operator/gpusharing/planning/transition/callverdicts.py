@@ -46,13 +46,13 @@ def calls_fail(verdict: Verdict) -> bool:
 def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
     """Return the verdict of a node whose calls fail. While its calls are suspended, the node is not a candidate, and
     it wakes no later than when calls may be sent again. If the failure lasts, the verdict also gets the reason
-    CallFailed and the failure's message and blocker; a reason CordonKept stays, with its message in front. A verdict
-    that would fence the node then becomes Pending, one that missed the deadline of a step past the point of no return
-    becomes Failed, and a release loses its deadline. The actions stay and wait for `next_try`.
+    CallFailed and the failure's message and blocker; a reason CordonKept stays, with its message in front. A
+    verdict that would fence the node then becomes Pending, one that missed the deadline of a step past the point of
+    no return becomes Failed, and a release loses its deadline. The actions stay and wait for `next_try`.
 
     The verdict is returned unchanged if it already names a failed call. So is a verdict without actions, unless its
     node is a candidate whose calls are suspended, or is in flight and had a failed call recently. `fence` is the
-    node's fence, needed only to decide whether the verdict becomes Failed.
+    node's fence; without it, a late request to the agent does not make the verdict Failed.
     """
     suspended = failure.holds(now)
     on_its_way = verdict.phase.in_flight and failure.is_fresh(now)
@@ -103,9 +103,9 @@ def _goes_on(action: Action) -> bool:
 
 def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
     """Return the verdict with a write to the fence that records that the change has failed
-    (docs/adr/0044-what-was-seen-is-written-down.md). If the failing call is itself a PATCH of the fence, the record is
-    added to that PATCH; otherwise a PATCH with the record comes first. The verdict is unchanged if the node has no
-    fence, or if its fence already has the record."""
+    (docs/adr/0044-what-was-seen-is-written-down.md). If the failing call is itself a PATCH of the fence, the record
+    is added to that PATCH, or left out where `_with_failure` says so; otherwise a PATCH with the record comes
+    first. The verdict is unchanged if the node has no fence, or if its fence already has the record."""
     fence = node.fence
     if fence is None or fence.failed is not None:
         return verdict

@@ -37,8 +37,9 @@ def with_rules(
     failed: Mapping[str, Exception],
 ) -> ClusterSnapshot:
     """Return the snapshot in which each member of a gang has the spec.drain of the policy that its own node follows,
-    or the reason why that is unknown. A member gets neither if its node has the same rules as the node whose pods were
-    listed, or follows no policy. The snapshot is unchanged if no member gets either.
+    or the reason why that is unknown. A member gets neither if its node has the same rules as the node whose pods
+    were listed, or follows no policy. The snapshot is unchanged if no member gets either, or if there are fewer
+    than two policies and every node can be judged.
 
     `followed` has the terms that each node is compared with, `owners` the policy that owns each node, and `failed` the
     errors of the nodes that cannot be judged.
