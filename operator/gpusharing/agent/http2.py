@@ -28,7 +28,8 @@ MOST = 16 << 20
 """The most bytes of one answer, as for other clients of the kubelet (kubernetes v1.36.3 test/e2e_node/util.go,
 defaultPodResourcesMaxSize)."""
 MOST_TURNS = 1000
-"""The most turns of one connection. What we send in them fits into the window that every server begins with."""
+"""How often `Conversation.call` may be used on one connection. What we send in these calls fits into the window that
+every server begins with."""
 MOST_HEADERS = 64 << 10
 """The most bytes of one block of headers, as encoded."""
 
@@ -85,12 +86,13 @@ class Conversation:
 
     @property
     def over(self) -> bool:
-        """Whether no more calls can be made on this connection, because the server ended it or MOST_TURNS were made."""
+        """Whether no more calls can be made on this connection, because the server ended it or because `call` was used
+        MOST_TURNS times."""
         return self._terminated or self._turns >= MOST_TURNS
 
     def call(self, paths: Iterable[str]) -> tuple[bytes, list[Stream]]:
-        """Begin one call for each path, with an empty message. Return the bytes to send, which begin with the preface
-        in the first call, and the streams in the order of `paths`. Raises ValueError if the server has ended the
+        """Begin one call for each path, with an empty message. Return the bytes to send, which on the first use begin
+        with the preface, and the streams in the order of `paths`. Raises ValueError if the server has ended the
         connection; MOST_TURNS is not enforced here, so the caller checks `over` first."""
         if self._terminated:
             raise ValueError("the server has closed the connection, so no further calls can be made")

@@ -88,9 +88,10 @@ class KubeletPodResources:
         return await self._connection.ask(self._allocatable_timeout)
 
     def _allocatable_message(self, allocatable: Stream) -> bytes | None:
-        """Return the message of GetAllocatableResources, or None if the kubelet gave none for any reason (feature gate
-        KubeletPodResourcesGetAllocatable, final since 1.28). If the call has not ended, the connection is closed. No
-        error is raised, because drains depend only on which pods hold devices, and that is known by now."""
+        """Return the message of GetAllocatableResources, or None if the kubelet gave none, for whatever reason
+        (feature gate KubeletPodResourcesGetAllocatable, final since 1.28). If the call has not ended, the
+        connection is closed. No error is raised, because drains depend only on which pods hold devices, and the
+        other call has already answered that."""
         if not allocatable.ended:
             self.close()  # so that a late answer is not taken for that of the next turn
             return None

@@ -164,7 +164,7 @@ def last_allocatable(reading: Reading, holdings: Holdings, before: AllocatableSl
 
 def _least_allocatable(holdings: Holdings) -> dict[str, dict[str, int]]:
     """Return the smallest number of slices that each shared device can have, by UUID and resource, given the replica
-    numbers that pods hold. It is at least 2. Devices of which no pod holds a replica are absent."""
+    numbers that pods hold. The number is at least 2. Devices of which no pod holds a replica are absent."""
     least_of: dict[str, dict[str, int]] = {}
     for each in holdings.by_pod:
         for device in each.devices:
@@ -186,8 +186,8 @@ def _allocatable(holdings: Holdings) -> dict[str, Counter[str]]:
 
 
 def _devices(reading: Reading, holdings: Holdings, known: AllocatableSlices) -> Iterable[_Slices]:
-    """Yield every device of the node, with its fraction of its GPU, its slices, and who holds them. For a device that
-    was shared while a pod held the whole of it, the only slices are those that this pod holds."""
+    """Yield every device of the node, with its fraction of its GPU, its slices, and who holds them. If a device became
+    shared while a pod held all of it, its only slices are those that this pod holds."""
     allocatable = _allocatable(holdings)
     allocated, whole = _allocated(holdings, allocatable, known)
     cards = {model.product: model for model in reading.models}
@@ -204,7 +204,7 @@ def _allocated(
     holdings: Holdings, allocatable: AllocatableSlices, known: AllocatableSlices
 ) -> tuple[dict[str, Counter[tuple[str, str]]], set[str]]:
     """Return how many slices each namespace holds of each resource, by UUID of the device, and the UUIDs of devices
-    that were shared while a pod held the whole of them. Such a pod counts as the holder of all their slices."""
+    that became shared while a pod held all of them. Such a pod counts as the holder of all slices of its device."""
     allocated: dict[str, Counter[tuple[str, str]]] = {}
     whole: set[str] = set()
     for each in holdings.by_pod:

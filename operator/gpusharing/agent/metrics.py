@@ -57,7 +57,7 @@ class AgentCollector(Collector):
 
 
 def _of_observation(observed: Observation) -> Iterable[Metric]:
-    """Yield the metrics of the last observation. Those of pods and devices are absent while the kubelet does not
+    """Yield the metrics of the last observation. The metrics of pods and devices are absent while the kubelet does not
     answer."""
     yield _gauge("quiet", "1 while the GPU library is kept closed at the operator's request.", observed.quiet)
     yield _gauge("simulated", "1 when the GPUs are SIMULATED.", observed.simulated)

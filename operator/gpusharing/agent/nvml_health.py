@@ -84,8 +84,7 @@ def ecc_uncorrected(handle: Any) -> int | None:
 
 def recovery_action(handle: Any) -> RecoveryAction | None:
     """Return the recovery action that the driver requests, or Unknown if its number is not known here. None if the
-    driver does not report it, like those older than R565, or does not permit the call. Raises other errors of the
-    call."""
+    driver does not report it, as before R565, or does not permit the call. Raises other errors of the call."""
     values = fields(handle, pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)
     return None if values is None else _RECOVERY.get(values[0], "Unknown")
 
@@ -104,7 +103,7 @@ def remapped_rows(handle: Any) -> RemappedRows | None:
 
 
 class Xids:
-    """Collects the XIDs that arrive while the block runs, among them those that the reading itself provokes (79, 119).
+    """Collects the XIDs that arrive while the block runs, including those that the reading itself provokes (79, 119).
 
     An event set receives nothing from before it was created (docs/design/hardware.md#events), and NVML is closed
     between readings (docs/design/transition.md#quiet), so other XIDs are known only by their consequences. An error

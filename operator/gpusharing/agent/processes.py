@@ -96,15 +96,14 @@ class Processes:
         return Process(pid, self._name(pid, ask), device)
 
     def pod_of(self, pid: int) -> PodID | None:
-        """Return the pod whose cgroup a process is in, as of the last time that this reading examined the process; it
-        is examined now if that has not happened yet. None if it is in none, has ended, or its cgroup cannot be
-        read."""
+        """Return the pod whose cgroup a process is in. The process is examined now unless this reading has already
+        examined it. None if the process is in no pod, has ended, or its cgroup cannot be read."""
         uid = (self._seen.get(pid) or self._examine(pid)).pod
         return None if uid is None else self._names.of(uid)
 
     def _examine(self, pid: int) -> _Known:
         """Return what is known about a process now, and remember it. A process that is new, or whose `stat` differs,
-        is read in full. For one that was in no pod, the pod is read again."""
+        is read in full. If a process was in no pod so far, its pod is read again."""
         head, _, tail = self._stat(pid).rpartition(b")")
         fields = tail.split(None, _START_TIME + 1)
         stat = (head, fields[_PARENT], fields[_START_TIME]) if len(fields) > _START_TIME else ()
@@ -118,8 +117,8 @@ class Processes:
 
     def _name(self, pid: int, ask: Callable[[int], str]) -> str:
         """Return the name of a process without path and arguments: the one that NVML reports, else that of its
-        executable; empty if both are unknown. A process that calls itself an MPS daemon without being one is
-        returned with its real program and parent in parentheses. An MPS server is one only if the MPS control
+        executable; empty if both are unknown. If a process calls itself an MPS daemon without being one, its real
+        program and its parent are added in parentheses. A process counts as the MPS server only if the MPS control
         daemon is its parent."""
         known = self._examine(pid)
         if not known.reported_name and (reported := _first_word(ask(pid))):

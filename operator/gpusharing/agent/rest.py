@@ -59,8 +59,9 @@ class RestClient(KubeClient):
 
     async def call(self, request: ApiRequest) -> JSON:
         """Send a request and return its answer, as KubeClient.call does. After a 401 the credentials are renewed and
-        the request is sent once more; a second 401 is raised as Unauthorized. An error of the network, or no answer
-        within TOTAL_TIMEOUT, is raised as Unavailable, and other refusals as their KubeErrors."""
+        the request is sent once more; a second 401 is raised as Unauthorized. An error of the network, an answer
+        that is not a JSON object, or no answer within TOTAL_TIMEOUT is raised as Unavailable, and other refusals as
+        their KubeErrors. Unauthorized is raised at once if there are no credentials."""
         for last in (False, True):
             exchange = await self._prepared(request)
             try:
@@ -137,8 +138,8 @@ class _Stream:
 
 
 class _Exchange(HTTPSConnection):
-    """One request and its own connection, to a server whose certificate may have another name than its address
-    (tls-server-name of a kubeconfig). `send_off` and `answer` run in a thread."""
+    """One request and its own connection, to a server whose certificate may name something other than the server's
+    address (tls-server-name of a kubeconfig). `send_off` and `answer` run in a thread."""
 
     unwanted = False
     """Whether the caller has given up. A write that is sent after that could undo a newer one."""

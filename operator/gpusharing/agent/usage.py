@@ -80,9 +80,9 @@ class DeviceUsage:
 
 
 def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
-    """Combine the use of the GPUs with the kubelet's holdings, which are None if unknown. Only the first MOST_DEVICES
-    devices, in the order of `use`, and the first MOST_HOLDERS pairs of a pod and a device on them, sorted, are in
-    the result; `left_out` says how many are missing."""
+    """Combine the use of the GPUs with the kubelet's holdings, which are None if unknown. `devices` has only the first
+    MOST_DEVICES devices, in the order of `use`, and `holders` only the first MOST_HOLDERS pairs of a pod and one of
+    these devices, sorted; `left_out` says how many of both are missing. The mappings by UUID cover every device."""
     devices = {device.uuid: device for device in use.devices[:MOST_DEVICES]}
     busy: Counter[str] = Counter()
     for process in use.processes:
@@ -161,9 +161,9 @@ class _Owners:
                 self._nameless.setdefault(process.device, set()).add(process.pod.uid)
 
     def attribute(self) -> tuple[dict[tuple[PodName, str], Sum], dict[str, Sum]]:
-        """Return the sums of the processes by pod and device, and by device the sums of those whose pod is unknown.
-        The latter are processes in no pod, and processes of an unnamed pod, unless only the one holder of the
-        device can be that pod (`_only_candidate`)."""
+        """Return two mappings: what the processes of each pod use, by pod and device, and what the processes whose pod
+        is unknown use, by device. The pod is unknown for a process in no pod, and for a process of an unnamed pod
+        unless only the device's one holder can be that pod (`_only_candidate`)."""
         taken: dict[tuple[PodName, str], Sum] = {}
         others: dict[str, Sum] = {}
         for process in self._processes:
@@ -176,8 +176,8 @@ class _Owners:
         return taken, others
 
     def unclear(self) -> set[tuple[PodName, str]]:
-        """Return the pairs of a pod and a device that it holds, for which processes of an unnamed pod on that device
-        may be the pod's own."""
+        """Return the pairs of a pod and a device that it holds where processes of an unnamed pod on that device may be
+        the pod's own."""
         return {
             (pod, device)
             for device in self._nameless

@@ -261,8 +261,8 @@ class Executor:
     ) -> KubeError | None:
         """Carry out an action, and record its success or failure under `subject`. If the server changed something, the
         action is counted in `outcome` and reported to `on_action`. Return the error if it failed, else None; a
-        refused eviction counts as no failure here, because `Evictor` records it. Raises errors that concern all
-        calls."""
+        refused eviction does not count as a failure here, because `Evictor` records it. Raises errors that concern
+        all calls."""
         try:
             changed = await self._perform(action, snapshot)
         except FATAL:

@@ -1,4 +1,4 @@
-"""Writes about one node: to the Node itself, to its GPUNode, and the restart of its mig-manager."""
+"""Writes about one node: to the Node itself, to its GPUNode, and the restart of one of NVIDIA's programs there."""
 
 from collections import Counter
 from collections.abc import Container
@@ -28,9 +28,9 @@ class NodeWrites:
     _created: dict[str, str] = field(default_factory=dict)
     """UID of the Node for which a GPUNode was last created, by node name."""
     _deleted: set[str] = field(default_factory=set)
-    """UIDs of mig-manager pods whose deletion the server accepted; there are only a few in the life of a process."""
+    """UIDs of pods to restart whose deletion the server accepted; there are only a few in the life of a process."""
     _missed: Counter[str] = field(default_factory=Counter)
-    """How often the server said that a mig-manager pod is gone or was replaced, by UID of the pod."""
+    """How often the server said that a pod to restart is gone or was replaced, by UID of the pod."""
 
     def forget(self, nodes: Container[str]) -> None:
         """Forget the Nodes for which a GPUNode was created, except those in `nodes`."""
@@ -99,11 +99,11 @@ class NodeWrites:
         return await self.client.create(GPUNODES, manifest)
 
     async def restart(self, action: RestartOperand) -> bool:
-        """Delete a mig-manager pod, so that it is restarted. Return True if the server accepted the deletion now, and
-        False if it says that the pod is gone or was replaced. If it has accepted the deletion before, nothing is
-        sent and False is returned, because the watch may not have shown yet that the pod is being deleted. Raises
-        NotFound or Conflict once the server has said ODD_AFTER times that the pod is gone or was replaced, although
-        the watch still shows it."""
+        """Delete a pod of one of NVIDIA's programs, such as mig-manager, so that a new one starts. Return True if the
+        server accepted the deletion now, and False if it says that the pod is gone or was replaced. If it has
+        accepted the deletion before, nothing is sent and False is returned, because the watch may not have shown
+        yet that the pod is being deleted. Raises NotFound or Conflict once the server has said ODD_AFTER times that
+        the pod is gone or was replaced, although the watch still shows it."""
         if action.uid in self._deleted:
             return False
         try:

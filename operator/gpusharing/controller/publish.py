@@ -199,8 +199,8 @@ class Publisher:
 
     def _notice(self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
         """Record that the transition of a node may have to be written. If its verdict changed, report that to
-        `on_verdict`, and log and queue its Events. If the node is then draining pods, also remember its change, so
-        that each drain is reported once."""
+        `on_verdict`, and log and queue its Events. If the new verdict is Draining with pods left, also remember the
+        node's change, so that each drain is reported once."""
         before = self._verdicts.get(verdict.node)
         self._unwritten.add(f"node/{verdict.node}")
         if before != verdict:

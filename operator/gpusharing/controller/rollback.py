@@ -26,8 +26,9 @@ CRD = POLICIES.full_name
 
 
 async def ask(client: KubeClient, release: str, namespace: str) -> HookAnswer:
-    """Return whether the release may be rolled back, and the reason. If the CRD does not exist, the answer is yes. If
-    something cannot be read, it is no, with the error."""
+    """Return whether the release may be rolled back, and the reason. If the CRD does not exist, or the API server does
+    not serve the policies, the answer is yes. If something else keeps them from being read, it is no, with the
+    error."""
     try:
         crd = await client.get(CUSTOM_RESOURCE_DEFINITIONS, CRD)
         policies = await list_of(client, POLICIES)
@@ -60,7 +61,7 @@ async def _run(environment: Mapping[str, str]) -> HookAnswer:
 
 
 def main() -> None:
-    """Print the answer, and exit with 0 if Helm may roll back, else with REFUSED."""
+    """Print the answer, and exit with 0 if Helm may roll back, else with REFUSED. Raises KeyError as `_run` does."""
     retreat = asyncio.run(_run(os.environ))
     print(retreat.text)
     sys.exit(0 if retreat.allowed else REFUSED)

@@ -92,8 +92,8 @@ class SharedWrites:
 
     async def _apply(self, name: str, body: JSON, data: Mapping[str, str], namespace: str) -> None:
         """Patch a ConfigMap with `body` if the cache knows it. If it does not, or if the server answers NotFound,
-        create the ConfigMap with all of its `data`. Names it in `writing`, logs the write and stores the answer in
-        the cache.
+        create the ConfigMap with all of its `data`. Record its name in `writing`, log the write, and store the
+        answer in the cache.
 
         A ConfigMap that somebody else created a moment ago may have other entries, so it is not patched before it has
         been read: creating it then raises AlreadyExists.
@@ -112,8 +112,8 @@ class SharedWrites:
         self.sources.config_maps.accept(raw)
 
     async def set_pointers(self, action: SetPointers) -> None:
-        """Set the pointers of a ClusterPolicy to our ConfigMaps, and add them to the annotation that lists those that
-        we have set, with one patch; log that and store the answer in the cache. Raises Conflict if the
+        """Set the pointers of a ClusterPolicy to our ConfigMaps. The same patch adds them to the annotation that lists
+        the pointers that we have set. Log the write and store the answer in the cache. Raises Conflict if the
         ClusterPolicy has changed since the decision; the next pass decides again."""
         name, cache = action.policy.name, self.sources.cluster_policies
         # The cache holds only the ClusterPolicy; the view's MPS daemon was added from a DaemonSet for the decision.
@@ -140,8 +140,8 @@ class SharedWrites:
         cache.
 
         The count comes first, so that a crash in between cannot lose it. Raises Conflict if the DaemonSet has changed
-        since the decision, without writing anything, or since it was read here; Invalid if the API server accepted the
-        patch but stored another value, as a mutating webhook makes it do.
+        since the decision (nothing is written then) or since it was read here. Raises Invalid if the API server
+        accepted the patch but stored another value, as a mutating webhook can cause.
         """
         daemon, namespace = action.daemon, action.daemon.namespace
         raw = await self.client.get(DAEMON_SETS, daemon.name, namespace=namespace)
@@ -191,9 +191,9 @@ class SharedWrites:
         """Add our finalizer to a policy, or remove it. Nothing is written if that is already done, or if the policy
         whose finalizer is to be removed no longer exists.
 
-        If the policy has changed since it was read, the finalizer is still added, because that hinders nobody. It is
-        not removed, because the change may be a deletionPolicy that needs the finalizer; no error is raised then, and
-        the next pass decides again.
+        If the policy has changed since it was read, the finalizer is still added, because that does no harm. It is not
+        removed, because the change may be a deletionPolicy that needs the finalizer; no error is raised then, and the
+        next pass decides again.
 
         Raises Conflict if the finalizer cannot be added because the policy is gone or was replaced by another one of
         its name (no node may be fenced for it then), or if others keep changing the policy.

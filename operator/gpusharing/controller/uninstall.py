@@ -22,7 +22,7 @@ REFUSED = 1
 
 async def ask(client: KubeClient, settings: PlanSettings) -> HookAnswer:
     """Return whether the operator may be uninstalled, and the reason. If the Nodes or the policies cannot be read, the
-    answer is no, with the error; a kind of policies that no longer exists counts as no policies. If the
+    answer is no, with the error; if the API server no longer knows the kind of the policies, there are none. If the
     ClusterPolicies cannot be read, none are named."""
     try:
         nodes = [node_view(raw) async for page in pages_of(client, NODES) for raw in page.items]
@@ -62,8 +62,8 @@ async def _run(environment: Mapping[str, str]) -> HookAnswer:
 
 
 def main() -> None:
-    """Print the answer, and exit with 0 if Helm may go on, else with REFUSED. Exits with a message if a setting is not
-    valid."""
+    """Print the answer, and exit with 0 if Helm may go on, else with REFUSED. If a setting is not valid, exit with
+    REFUSED too, and with a message on standard error instead of the answer."""
     try:
         farewell = asyncio.run(_run(os.environ))
     except SettingsError as error:
