@@ -82,9 +82,9 @@ class _Rewrite:
     """Whether null stays allowed where it was, and defaults are left out."""
 
     def node(self, source: Mapping[str, Any], at: str) -> Schema:
-        """Return the structural schema of the node `source`, without $ref, titles and branches for null. Where null
-        was allowed, the result is `nullable` if `keep_null`. A default is kept if `_says_something`. `at` is the
-        path of the node, for error messages. Raises SchemaError."""
+        """Return the structural schema of the node `source`, without $ref, titles and null branches. Where null was
+        allowed, the result is `nullable` if `keep_null`. A default is kept if `_says_something` holds for it. `at`
+        is the path of the node, for error messages. Raises SchemaError."""
         merged, nullable = _without_null(self._resolve(source), at)
         merged = self._resolve(merged)
         if merged.get("x-kubernetes-int-or-string"):
@@ -101,7 +101,8 @@ class _Rewrite:
     def _entry(self, key: str, value: Any, at: str) -> Schema:
         """Return the part of the schema that one key of a node becomes: usually the key with its value, rewritten if
         that contains nodes. A `const` becomes an `enum`, and a description is put on one line. Empty for `default`,
-        which `node` adds itself. Raises SchemaError for a key that is not known."""
+        which `node` adds itself. Raises SchemaError for a key that is not known, and for an `anyOf` with a branch
+        that has a type."""
         if key == "default":
             return {}
         if key == "description":
@@ -146,8 +147,9 @@ def _reading_order(key: str) -> int:
 
 
 def _without_null(schema: Schema, at: str) -> tuple[Schema, bool]:
-    """Return the node with `anyOf: [X, null]` replaced by X, and True. A node that does not allow null is returned
-    unchanged, with False. Raises SchemaError for a union of several types and null."""
+    """Return the node with `anyOf: [X, null]` replaced by X, and True. Keys beside the `anyOf` take precedence over
+    those of X. A node that does not allow null is returned unchanged, with False. Raises SchemaError unless there
+    is exactly one branch besides null."""
     branches = schema.get("anyOf", [])
     if {"type": "null"} not in branches:
         return schema, False

@@ -89,7 +89,7 @@ def to_wire(value: Any) -> Any:
 def from_wire(kind: type[Record], raw: object) -> Record:
     """Return the record of this kind that the JSON object `raw` holds. A field that is missing or has another type
     gets its default, or the empty value of its type if it has none. If `raw` is not an object, that happens to all
-    fields."""
+    fields. Bounds, the words of a Literal, and the contents of a map are not checked."""
     values = raw if isinstance(raw, dict) else {}
     readers = _readers(kind)  # type: ignore[arg-type]  # mypy takes classes for unhashable
     return kind(**{name: read(values.get(key)) for name, key, read in readers})

@@ -84,8 +84,7 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
 
     Types are taken literally, as in JSON ("4" is not a number). A field that we do not know is refused: the API server
     keeps one only if the CRDs are newer than the operator, and it may be a field that forbids drains. Rules beyond
-    types and bounds are checked only if all types and bounds are right; until then there is one problem for each
-    field.
+    types and bounds are checked only if all types and bounds are right; until then each field has at most one problem.
     """
     spec = raw.get("spec")
     if not isinstance(spec, Mapping):
@@ -264,9 +263,9 @@ def _mode_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
 
 
 def _mig_problems(mig: Mig) -> Iterator[Problem]:
-    """Yield the problems of the block `mig`. It must have either a configuration, and none that turns MIG off or
-    leaves it without instances, or layouts. Some layout must have profiles, with well-formed names. With the
-    strategy `single`, all layouts must have the same one profile. See also `_device_problems`."""
+    """Yield the problems of the block `mig`. It must have either a configuration or layouts, and the configuration
+    must not turn MIG off or leave it without instances. Some layout must have profiles, with well-formed names.
+    With the strategy `single`, all layouts must have the same one profile. See also `_device_problems`."""
     at = "spec.mig"
     if (mig.config is None) == (mig.layouts is None):
         yield Problem(at, rules.CONFIG_OR_LAYOUTS.message)
@@ -304,9 +303,9 @@ def _device_problems(mig: Mig) -> Iterator[Problem]:
 
 
 def _problem(location: Iterable[int | str], message: str) -> Problem:
-    """Convert an error of pydantic. `location` is the path that pydantic reports, which is written as the API server
-    does. A valid example is added to `message` if there is one, except for an unknown field. For a field with more
-    than one type, the message says instead that the value has none of the allowed forms."""
+    """Convert an error of pydantic. `location` is the path that pydantic reports; the Problem has it in the API
+    server's notation. A valid example is added to `message` if there is one, except for an unknown field. For a
+    field with more than one type, the message says instead that the value has none of the allowed forms."""
     path, hint, field = "spec", "", ""
     for part in location:
         if field in _UNIONS and isinstance(part, str):

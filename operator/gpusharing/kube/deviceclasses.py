@@ -9,7 +9,8 @@ _SPEC = frozenset({"selectors", "extendedResourceName"})
 
 
 def device_class_view(raw: JSON) -> DeviceClassView:
-    """Convert a raw DeviceClass."""
+    """Convert a raw DeviceClass. Missing or malformed parts become empty. Empty fields of the spec do not count for
+    `plain`."""
     spec = section(raw, "spec")
     return DeviceClassView(
         name=text(raw, "metadata", "name"),
@@ -23,7 +24,7 @@ def device_class_view(raw: JSON) -> DeviceClassView:
 
 
 def device_class(wanted: WantedClass) -> JSON:
-    """Return a DeviceClass of ours as it is created."""
+    """Return the manifest with which a DeviceClass of ours is created."""
     return {
         "apiVersion": DEVICE_CLASSES.api_version,
         "kind": "DeviceClass",
@@ -33,7 +34,7 @@ def device_class(wanted: WantedClass) -> JSON:
 
 
 def class_spec(wanted: WantedClass) -> JSON:
-    """Return the spec of a DeviceClass of ours."""
+    """Return the spec of a DeviceClass of ours: its one selector and its extended resource."""
     return {
         "selectors": [{"cel": {"expression": wanted.selector}}],
         "extendedResourceName": wanted.resource,

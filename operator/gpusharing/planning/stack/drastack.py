@@ -1,7 +1,7 @@
 """DRA with static partitions: mig-manager divides the GPUs, and NVIDIA's DRA driver serves them to ResourceClaims in
 place of the device plugin.
 
-A policy needs the rows of NEEDS, in a cluster with a ClusterPolicy whose devicePlugin.enabled is false, with a
+A policy needs everything in NEEDS, in a cluster with a ClusterPolicy whose devicePlugin.enabled is false, with a
 GPUCluster, or with neither (docs/adr/0078-dra-with-static-partitions.md).
 """
 
@@ -95,7 +95,7 @@ class Lack:
 
 
 def _not_readable(stack: DraStack) -> Lack | None:
-    """Return why the ResourceSlices cannot be read, or None if they can."""
+    """Return a Lack that says why the ResourceSlices cannot be read, or None if they can be read or need not be."""
     return (
         Lack(
             stack.dra.unread, "kubectl get resourceslices.v1.resource.k8s.io,deviceclasses.v1.resource.k8s.io"
@@ -106,7 +106,7 @@ def _not_readable(stack: DraStack) -> Lack | None:
 
 
 def _no_driver(stack: DraStack) -> Lack | None:
-    """Return that the DRA driver is missing, or None if it is there."""
+    """Return the Lack of NVIDIA's DRA driver, or None if the driver is there."""
     if stack.dra.driver is not None:
         return None
     return Lack(
@@ -116,7 +116,7 @@ def _no_driver(stack: DraStack) -> Lack | None:
 
 
 def _without_gpus(stack: DraStack) -> Lack | None:
-    """Return that the DRA driver serves no GPUs, or None if it does or if there is none."""
+    """Return a Lack that says that the DRA driver serves no GPUs. None if it does, or if there is no driver."""
     driver = stack.dra.driver
     if driver is None or driver.serves_gpus:
         return None
@@ -127,8 +127,9 @@ def _without_gpus(stack: DraStack) -> Lack | None:
 
 
 def _keeps_open(stack: DraStack) -> Lack | None:
-    """Return that a feature gate makes the DRA driver keep NVML open, so that mig-manager could not change the GPUs.
-    None if no such gate is on, or if there is no driver. Only the first such gate by name is reported."""
+    """Return a Lack about the feature gate that makes the DRA driver keep NVML open, so that mig-manager could not
+    change the GPUs. None if no such gate is on, or if there is no driver. Only the first such gate by name is
+    reported."""
     driver = stack.dra.driver
     gates = sorted(driver.gates & OPENS_NVML) if driver is not None else []
     if driver is None or not gates:
@@ -141,16 +142,17 @@ def _keeps_open(stack: DraStack) -> Lack | None:
 
 
 def _upgrade(stack: DraStack, driver: DraDriverView, values: str) -> str:
-    """Return the command that sets `values`, which are pairs NAME=VALUE separated by commas, of the DRA driver's
-    chart. It has RELEASE for a release whose name is unknown."""
+    """Return the Helm command that sets `values`, which are pairs NAME=VALUE separated by commas, in the release of
+    the DRA driver. If the name of the release is unknown, the command has RELEASE in its place."""
     release = driver.release or "RELEASE"
     return f"helm upgrade {release} CHART -n {stack.namespace} --reset-then-reuse-values --set {values}"
 
 
 def _served_twice(stack: DraStack) -> Lack | None:
-    """Return that a device plugin runs alongside the DRA driver: that of NVIDIA's chart, else that of ClusterPolicy,
-    else one that is known only from the nodes that both serve. A ClusterPolicy beside a GPUCluster counts as well,
-    even without a device plugin. None if there is no sign of one. A GPU could then be given to two pods at once."""
+    """Return a Lack about a device plugin that runs alongside the DRA driver, because a GPU could then be given to two
+    pods at once. The plugin is that of NVIDIA's chart, else that of ClusterPolicy, else one that is known only from
+    the nodes that both serve. A ClusterPolicy beside a GPUCluster counts as well, even without a device plugin.
+    None if there is no sign of one."""
     policy = stack.cluster_policy
     if policy is not None and policy.plain is not None:
         plugin = policy.plain.daemon_set
@@ -177,8 +179,8 @@ def _served_twice(stack: DraStack) -> Lack | None:
 
 
 def _no_mig_manager(stack: DraStack) -> Lack | None:
-    """Return that nothing divides the GPUs, or None if mig-manager runs. Where a ClusterPolicy is in charge of
-    mig-manager, only its switch counts."""
+    """Return a Lack that says that nothing divides the GPUs, or None if mig-manager runs. Where a ClusterPolicy is in
+    charge of mig-manager, only its switch counts."""
     if (policy := stack.partitioner) is not None:
         if not policy.is_off(MIG_MANAGER_SWITCH):
             return None
@@ -195,8 +197,8 @@ def _no_mig_manager(stack: DraStack) -> Lack | None:
 
 
 def _old_mig_manager(stack: DraStack) -> Lack | None:
-    """Return that mig-manager is older than v0.15, or None if it is not. A version that is empty or cannot be parsed
-    counts as new enough."""
+    """Return a Lack that says that mig-manager is older than v0.15, or None if it is not. A version that is empty or
+    cannot be parsed counts as new enough."""
     policy, dra = stack.partitioner, stack.dra
     version = policy.mig_manager_version if policy is not None else dra.mig_manager_version
     if pauses_clients(version):
@@ -211,8 +213,8 @@ def _old_mig_manager(stack: DraStack) -> Lack | None:
 
 
 def _other_config_map(stack: DraStack) -> Lack | None:
-    """Return that the mig-manager that runs by itself does not read our ConfigMap, or None if it does, or if there is
-    no such mig-manager or a ClusterPolicy is in charge of it."""
+    """Return a Lack that says that the mig-manager that runs by itself does not read our ConfigMap. None if it does,
+    if there is no such mig-manager, or if a ClusterPolicy is in charge of it."""
     dra, ours = stack.dra, stack.mig_config_map
     if stack.partitioner is not None or not dra.mig_manager or dra.mig_config_map == ours:
         return None
@@ -275,9 +277,9 @@ def find_unshared(spec: GPUSharingPolicySpec) -> str:
 
 
 def refuse(spec: GPUSharingPolicySpec, stack: DraStack) -> str:
-    """Return why a policy cannot be carried out where NVIDIA's DRA stack serves the GPUs: its mode, or else what is
-    missing and the commands that correct it. Clauses that would make the message longer than MAX_TEXT are left out.
-    Empty if nothing is missing, or if the DRA stack does not serve the GPUs."""
+    """Return why a policy cannot be carried out where NVIDIA's DRA stack serves the GPUs: because of its mode, or else
+    because of what is missing, with the commands that correct it. A clause that would make the message longer than
+    MAX_TEXT is left out. Empty if nothing is missing, or if the DRA stack does not serve the GPUs."""
     if not stack.serves:
         return ""
     if unshared := find_unshared(spec):

@@ -20,8 +20,8 @@ PREFIX = "gpusharing-mig-"
 
 
 def wanted_class(profile: str) -> WantedClass:
-    """Return the DeviceClass for the MIG devices of a profile. The `+` of a profile with an attribute is a dot in both
-    names, as in the names of the device plugin."""
+    """Return the DeviceClass for the MIG devices of a profile. In the names of the class and of its extended resource,
+    the `+` of a profile with an attribute becomes a dot, as in the names of the device plugin."""
     resource = resource_name(profile)
     kind = f"device.attributes['{DRA_DRIVER}']"
     return WantedClass(
@@ -37,12 +37,12 @@ def find_profiles(layouts: Iterable[Layout | None]) -> tuple[str, ...]:
 
 
 def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteClasses | None:
-    """Return the writes after which there is one class of ours for each profile that one of `targets` has, and no class
-    for a profile that neither a target nor a node has. None if there is nothing to write, or if the classes were not
-    read.
+    """Return the writes of our DeviceClasses: create those that are missing for the profiles of `targets`, correct
+    those that differ, and remove those whose profile neither a target nor a node has. None if there is nothing to
+    write, or if the classes were not read.
 
-    A class of somebody else is never touched. If it has the name or the extended resource of one of ours, that one is
-    not created, because of two classes with the same extended resource the scheduler uses one. A class of ours that
+    A class of somebody else is never touched. If it has the name or the extended resource of one of ours, ours is not
+    created, because the scheduler uses only one of two classes with the same extended resource. A class of ours that
     has lost its extended resource is not corrected: the API server drops that field where it does not serve it.
     """
     if (present := snapshot.stack.dra.classes) is None:
@@ -82,8 +82,9 @@ def _is_right(current: DeviceClassView, wanted: WantedClass) -> bool:
 
 
 def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> str:
-    """Return why pods could not request a MIG profile of these layouts as an extended resource, or an empty string if
-    they could, or if there is no profile."""
+    """Return why pods could not request a MIG profile of these layouts as an extended resource; the first such profile
+    by name is reported. Empty if pods could request all of them, or if there is no profile. If the DeviceClasses
+    were not read, every profile counts as not requestable."""
     classes = stack.dra.classes or ()
     names, resources = {one.name: one for one in classes}, {one.resource for one in classes}
     for one in map(wanted_class, find_profiles(layouts)):

@@ -14,10 +14,12 @@ def find_slice_mismatch(
     node: NodeView, layouts: Sequence[Layout | None], observed: ObservedView | None
 ) -> str:
     """Return how the devices that NVIDIA's DRA driver publishes for `node` differ from `layouts`, one per GPU, or from
-    the devices that the agent has read. Empty if they agree.
+    the devices that the agent has read. Only the first difference is told. Empty if they agree. A driver that has
+    published nothing, or not everything yet, counts as a difference.
 
     The GPUs are compared without regard to their order, because the driver names them by UUID. A GPU with MIG on and
-    without instances has no device. The same layout made anew has devices with other UUIDs.
+    without instances has no device. The UUIDs are compared only if `observed` has a `devices_key`; if a layout is made
+    anew, its devices get other UUIDs.
     """
     if (devices := node.devices) is None:
         return f"NVIDIA's DRA driver publishes no ResourceSlice for {node.name}"
@@ -37,7 +39,8 @@ def find_slice_mismatch(
 
 
 def tell_devices(layouts: Sequence[Layout | None]) -> str:
-    """Return the layouts for people, with the number of GPUs even if all have the same layout."""
+    """Return the layouts for people, with the number of GPUs even if all have the same layout, or `no device` if there
+    are none."""
     if len(set(layouts)) > 1:
         return describe_layouts(layouts)
     return f"{describe_layouts(layouts)} ({counted(len(layouts), 'GPU')})" if layouts else "no device"

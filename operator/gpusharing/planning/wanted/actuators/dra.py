@@ -1,12 +1,12 @@
 """The actuator of DRA with static partitions: mig-manager divides the GPUs as its label says, and NVIDIA's DRA driver
-publishes what it finds as devices.
+publishes the resulting devices.
 
 The driver looks for MIG devices only when its kubelet plugin starts, so each run replaces the plugin's pod once
 mig-manager is done. Its ResourceSlices outlive the pod, so they prove nothing before the new pod is Ready. The fence
-names the pod to replace in `daemon_uid`, as it names that of the MPS daemon with the device plugin.
+names the pod to replace in `daemon_uid`, the field that names the MPS daemon's pod where the device plugin serves the
+GPUs.
 
-Terms: docs/design/glossary.md#actuator, docs/design/glossary.md#fence,
-docs/design/glossary.md#point-of-no-return.
+Terms: docs/design/glossary.md#actuator, docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
 """
 
 from dataclasses import replace
@@ -45,8 +45,8 @@ WHAT = "NVIDIA's DRA kubelet plugin"
 
 
 def _no_plugin(case: ActuatorCase, target: Target) -> str:
-    """Return the message that a first run to the target needs the kubelet plugin and no Ready pod of it is on the node,
-    with where to look. Empty if one is, or if no run is needed."""
+    """Return the message that no Ready pod of the kubelet plugin is on the node, although a first run to the target
+    needs one, and where to look for it. Empty if there is such a pod, or if no run is needed."""
     if not _needs_run(case, target) or not (missing := _find_plugin_missing(case, again=False)):
         return ""
     where = f"label {Program.KUBELET_PLUGIN.label}={Program.KUBELET_PLUGIN}"
@@ -54,8 +54,8 @@ def _no_plugin(case: ActuatorCase, target: Target) -> str:
 
 
 def _unpublished(case: ActuatorCase, target: Target) -> str:
-    """Return the message that the driver has not published the devices of the node, or not all of them, so that no
-    change could be proven. Empty if it has."""
+    """Return the message that the driver has not published all devices of the node, so that no change could be proven.
+    Empty if it has."""
     return "" if _is_published(case.node) else find_slice_mismatch(case.node, target.layouts, None)
 
 
@@ -74,20 +74,23 @@ def _no_class(case: ActuatorCase, target: Target) -> str:
 
 
 def _needs_run(case: ActuatorCase, target: Target) -> bool:
-    """Whether mig-manager has to run, or the driver has published other devices than the target has."""
+    """Whether mig-manager has to run, or the driver has published all its devices of the node but they differ from the
+    target or from what the agent has read."""
     observed = case.gpunode.observed if case.gpunode is not None else None
     differs = bool(find_slice_mismatch(case.node, target.layouts, observed))
     return LABELS.needs_run(case, target) or (_is_published(case.node) and differs)
 
 
 def _find_missing(case: ActuatorCase, goal: Target, again: bool) -> str:
-    """Return which pod is missing for a run to `goal`: that of mig-manager, as with labels, or that of the kubelet
-    plugin, which need not be Ready for a repeated run. Empty if none is."""
+    """Return the message that a run to `goal` needs a pod that is missing: mig-manager's, according to
+    `LABELS.find_missing`, or else the kubelet plugin's, which need not be Ready for a repeated run. Empty if
+    neither is missing."""
     return LABELS.find_missing(case, goal, again) or _find_plugin_missing(case, again=again)
 
 
 def _find_plugin_missing(case: ActuatorCase, *, again: bool) -> str:
-    """Return the message that no pod of the kubelet plugin that can be used is on the node; empty if one is."""
+    """Return the message that no Ready pod of the kubelet plugin is on the node, or an empty string if there is one.
+    For a repeated run (`again`), a pod that is not Ready is enough."""
     pod = case.operands.get(Program.KUBELET_PLUGIN)
     return (
         "" if pod is not None and (again or pod.ready) else f"no Ready pod of {WHAT} runs on {case.node.name}"
@@ -95,16 +98,17 @@ def _find_plugin_missing(case: ActuatorCase, *, again: bool) -> str:
 
 
 def _write(case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool) -> Writing:
-    """Return what a run to `goal` writes: what it writes with labels, and the kubelet plugin's pod as the one to
-    replace."""
+    """Return what a run to `goal` writes: the same as `LABELS.write`, but the pod to replace is the kubelet plugin's,
+    if there is one, and no start time of GPU Feature Discovery is recorded."""
     pod = case.operands.get(Program.KUBELET_PLUGIN)
     writing = LABELS.write(case, fence, goal, idle, again)
     return replace(writing, daemon_uid=pod.uid if pod is not None else "", gfd_timestamp="")
 
 
 def _find_old(case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
-    """Return the next pod that the fence names and that still exists, with its name for people: mig-manager's, and
-    then, once mig-manager is done, that of the kubelet plugin. None if there is none."""
+    """Return the next pod that the fence names for deletion and that still exists, with the name of its program for
+    messages. mig-manager's pod comes first. The kubelet plugin's pod follows only once mig-manager is done without
+    trouble. None if there is no such pod."""
     if (old := LABELS.find_old(case, fence)) is not None:
         return old
     pod = case.operands.get(Program.KUBELET_PLUGIN)
@@ -117,15 +121,15 @@ def _find_old(case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
 
 
 def _find_trouble(case: ActuatorCase, fence: Fence) -> Trouble | None:
-    """Return the trouble that mig-manager shows or else, once it is done, that of the kubelet plugin. None if both are
-    done."""
+    """Return the trouble that mig-manager shows or, once mig-manager is done, the trouble of the kubelet plugin. None
+    if both are done."""
     return LABELS.find_trouble(case, fence) or find_sign(SIGNS, case, fence)
 
 
 def _publishes_by(case: ActuatorCase, fence: Fence) -> datetime | None:
-    """Return when the ResourceSlices should be right at the latest: when the pod that replaces the old one has been
-    Ready for `restart_grace` seconds, because a pod becomes Ready shortly before it publishes. None if there is no
-    such pod that is Ready."""
+    """Return by when the ResourceSlices should be right: when the pod that replaces the old one has been Ready for
+    `restart_grace` seconds, because a pod becomes Ready shortly before it publishes. None while there is no Ready
+    pod of that kind."""
     pod = case.operands.get(Program.KUBELET_PLUGIN)
     if pod is None or pod.uid == fence.daemon_uid or not pod.ready:
         return None
@@ -133,17 +137,18 @@ def _publishes_by(case: ActuatorCase, fence: Fence) -> datetime | None:
 
 
 def _restarts(case: ActuatorCase, fence: Fence) -> str:
-    """Return the message that the kubelet plugin has not restarted since the change, so that the ResourceSlices are
-    those of its predecessor. Empty once a new pod is Ready."""
+    """Return the message that the kubelet plugin has not restarted since the change, so that its old pod published the
+    ResourceSlices. Empty once a new pod is Ready."""
     if _publishes_by(case, fence) is not None:
         return ""
     return f"{WHAT} is restarting; the ResourceSlices of {case.node.name} are from before the change"
 
 
 def _outdated(case: ActuatorCase, fence: Fence) -> str:
-    """Return how the ResourceSlices differ from the GPUs although the kubelet plugin has had time to publish them, as
-    the agent's answer to the request for the proof of this change shows. Its pod may have started before the GPUs
-    were divided. Empty otherwise."""
+    """Return how the ResourceSlices differ from the GPUs although the kubelet plugin has had time to publish the GPUs'
+    devices; its pod may have started before the GPUs were divided. The GPUs are taken from the agent's answer to
+    the request for the proof of this change. Empty if they agree, if there is no such answer without an error yet,
+    or if the time is not over."""
     due, gpunode = _publishes_by(case, fence), case.gpunode
     observed = gpunode.observed if gpunode is not None else None
     if due is None or case.now < due or gpunode is None or observed is None:
@@ -176,7 +181,7 @@ def _published(compared: Comparison) -> str:
 
 
 def _tell_left(node: NodeView) -> str:
-    """Return an empty string: mig-manager's label means whole GPUs then, and nobody reads another."""
+    """Return an empty string. mig-manager's label then means whole GPUs, and nothing reads the other labels."""
     del node
     return ""
 
