@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from hack.cluster.api import ApiError, Object
 from hack.faultproxy import FaultProxy, ProxiedWrite
@@ -68,8 +69,9 @@ class Scenario:
     """People want something else while all nodes change: which of them have ended by then is chance."""
     joins: int = 0
     """Nodes that come while others change: whether those have ended by then is chance."""
-    plain: bool = False
-    """Beside NVIDIA's device-plugin chart and mig-manager, without the GPU Operator."""
+    stage: Literal["usual", "plain", "repairing"] = "usual"
+    """Plain: NVIDIA's device-plugin chart and mig-manager instead of the GPU Operator. Repairing: the operator may
+    repair the MPS DaemonSet."""
     publish_period: float = 5.0
     """Short: phases are shown though they pass within a second, which makes more points to die at."""
 
@@ -256,6 +258,7 @@ def end_state(pool: Pool, *, midway: bool = False) -> Object:
         "configmaps": {
             name: (_maybe(pool, f"{our_maps(pool.product)}/{name}") or {}).get("data") for name in CONFIG_MAPS
         },
+        "repairs": _repairs(_maybe(pool, f"{our_maps(pool.product)}/{CONFIG_MAPS[0]}")),
         "clusterpolicy": _cluster_policy(_maybe(pool, CLUSTER_POLICY)),
         "pods": sorted(
             (pod["metadata"]["labels"]["app"], pod["status"]["phase"], pod["spec"].get("nodeName", ""))
@@ -295,6 +298,12 @@ def _maybe(pool: Pool, path: str) -> Object | None:
             raise
         return None
     return found
+
+
+def _repairs(raw: Object | None) -> int:
+    """How often the MPS DaemonSet was repaired, as our ConfigMap says; what else is there differs from run to run."""
+    marks = (raw or {}).get("metadata", {}).get("annotations", {})
+    return int(json.loads(marks.get("gpusharing.dev/mps-repairs", "{}")).get("count", 0))
 
 
 def _cluster_policy(raw: Object | None) -> Object | None:

@@ -17,7 +17,7 @@ ASKING = "PATCH gpunodes"
 MOST_ASKED = 8
 """On a busy machine a reading is soon too old to prove anything, and the agent is asked anew. Rung 1 counts these
 requests among the writes that act: in virtual time a reading is as old as the operator lets it become."""
-ONCE = "PATCH clusterpolicies"
+ONCE, REPAIR = "PATCH clusterpolicies", "PATCH daemonsets"
 """Set once and never again: not one more is allowed for a crash."""
 LIMIT = 80
 """No scenario has that many writes; a run that goes on for ever must end."""
@@ -77,8 +77,9 @@ def complaints(scenario: Scenario, reference: list[CrashOutcome], outcome: Crash
         yield f"evicted twice: {twice}"
     if sum(outcome.evicted.values()) != sum(reference[0].evicted.values()):
         yield f"{sum(outcome.evicted.values())} evictions"
-    if (now := outcome.applied.count(ONCE)) != (once := reference[0].applied.count(ONCE)):
-        yield f"{now} writes to ClusterPolicy, undisturbed {once}"
+    for what in (ONCE, REPAIR):
+        if (now := outcome.applied.count(what)) != (once := reference[0].applied.count(what)):
+            yield f"{now} times {what}, undisturbed {once}"
     yield from too_many(scenario, reference, outcome)
 
 

@@ -10,6 +10,7 @@ from hack.cluster.api import ApiError, Object
 from hack.cluster.nodes import node_manifest
 from tests.embedded.goldens import says_success_while_paused
 from tests.integration.crash import Scenario
+from tests.integration.mpsset import RIGHT, overwrite, signalled
 from tests.integration.product import FULL, GPUNODES, H100, MIXED, MPS, NODES, SINGLE, SLICED, Pool
 from tests.integration.workloads import PDBS, Workload, guard
 
@@ -205,6 +206,18 @@ def pods_on_three(pool: Pool) -> None:
         Workload(pool, name, 1, app=f"{pool.name}-free").wait_running(1)
 
 
+def break_mps_set(pool: Pool) -> None:
+    overwrite(pool.product)
+
+
+def use_mps(pool: Pool) -> None:
+    pool.apply(MPS)
+
+
+def repaired(pool: Pool) -> bool:
+    return signalled(pool.product) == RIGHT and ready(pool)
+
+
 def there_and_back(pool: Pool) -> None:
     pool.apply(MIXED)
     pool.wait_synced()
@@ -212,7 +225,8 @@ def there_and_back(pool: Pool) -> None:
 
 
 MORE = (
-    Scenario("plain-chart", there_and_back, ready, (H100,), plain=True),
+    Scenario("plain-chart", there_and_back, ready, (H100,), stage="plain"),
+    Scenario("repair", use_mps, repaired, (H100,), prepare=break_mps_set, stage="repairing"),
     Scenario("two-steps", two_steps, ready, (H100,)),
     Scenario("wedge-pending", create, ready, (H100,), prepare=broken("wedge-pending")),
     Scenario("wedge-paused", create, ready, (H100,), prepare=broken("wedge-paused")),

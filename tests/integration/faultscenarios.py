@@ -203,6 +203,6 @@ MATRIX = (
 """By name the seeds of the specification, in its order."""
 LATER = (
     _scenario("gang", share_in_waves, prepare=gang_on_two),
-    _scenario("plain-chart", create, plain=True),
+    _scenario("plain-chart", create, stage="plain"),
 )
 """Those that came later: a sample draws them apart."""

@@ -18,6 +18,7 @@ from tests.fakes.tls import Identity
 from tests.integration.crash import Scenario, Theatre
 from tests.integration.crashcomplaints import Kills, complaints
 from tests.integration.crashscenarios import ELSEWHERE, MORE, SCENARIOS, plain_node
+from tests.integration.mpsset import ASKED, repairing_product
 from tests.integration.nursery import Nursery
 from tests.integration.plainproduct import plain_product
 from tests.integration.product import NODES, Product
@@ -57,10 +58,17 @@ def plain_kills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kills]:
         yield Kills(theatre)
 
 
+@pytest.fixture(scope="module")
+def repairing_kills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kills]:
+    directory = tmp_path_factory.mktemp("repair")
+    with repairing_product(directory) as product, theatre_on(product, directory, ASKED) as theatre:
+        yield Kills(theatre)
+
+
 @pytest.fixture
 def kills(request: pytest.FixtureRequest, scenario: Scenario) -> Kills:
     """On the control plane with the installation of NVIDIA's software that the scenario is about."""
-    found: Kills = request.getfixturevalue("plain_kills" if scenario.plain else "usual_kills")
+    found: Kills = request.getfixturevalue(f"{scenario.stage}_kills")
     return found
 
 

@@ -104,8 +104,7 @@ def test_whatever_fails_the_end_is_the_same_and_no_invariant_breaks(
 ) -> None:
     results = part(scenario)
     if not (results.expected and ONLY_POINTS):  # what is known needs no control plane
-        stage = "plain_theatre" if scenario.plain else "usual_theatre"
-        theatre: FaultTheatre = request.getfixturevalue(stage)
+        theatre: FaultTheatre = request.getfixturevalue(f"{scenario.stage}_theatre")
     if not results.expected:
         results.expect(cases_of(scenario, theatre))
     if ONLY_POINTS:

@@ -5,39 +5,38 @@ A control plane of its own: another chart, and the GPU Operator's DaemonSet as i
 
 from collections.abc import Iterator
 from contextlib import suppress
-from copy import deepcopy
 from typing import Any
 
 import pytest
-from hack.cluster import install
 from hack.cluster.api import MERGE_PATCH, Api, ApiError, Object
-from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.kubeconfig import service_account_token
 from hack.cluster.process import wait_until
-from tests.integration.product import FACTOR, H100, MPS, SECONDS, SLICED, Pool, Product
+from tests.integration.mpsset import (
+    ASKED,
+    CONFIG_MAP,
+    DAEMON_SET,
+    DAEMON_SETS,
+    NAME,
+    NAMESPACE,
+    RELEASED,
+    RIGHT,
+    containers,
+    overwrite,
+    repairing_product,
+    signal,
+    signalled,
+    template,
+    told,
+)
+from tests.integration.product import H100, MPS, SECONDS, SLICED, Pool, Product
 
 from hack import launch
-
-NAME, NAMESPACE = "nvidia-device-plugin-mps-control-daemon", "gpu-operator"
-DAEMON_SETS = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets"
-DAEMON_SET = f"{DAEMON_SETS}/{NAME}"
-CONFIG_MAP = f"/api/v1/namespaces/{NAMESPACE}/configmaps/gpusharing-device-plugin"
-EVENTS = "/apis/events.k8s.io/v1/namespaces/default/events"
-RIGHT, RELEASED = "mps-control-daemon", "/usr/bin/mps-control-daemon"
-ASKED = {"repair_mps": "true"}
 
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    """The chart with the value on, and SIMULATED node software with NVIDIA's MPS DaemonSet; no operator."""
-    directory = tmp_path_factory.mktemp("repair")
-    with ControlPlane(options=Options(audit=True)) as plane:
-        install.install_gpu_operator(plane.api)
-        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0,gpuOperator.repairMps=true")
-        with launch.node_software(plane.kubeconfig, directory, FACTOR, "--agent-interval", "1"):
-            product = Product(plane, directory)
-            wait_until(lambda: product.exists(DAEMON_SET), SECONDS, "the simulated GPU Operator's DaemonSet")
-            yield product
+    with repairing_product(tmp_path_factory.mktemp("repair")) as product:
+        yield product
 
 
 @pytest.fixture(scope="module")
@@ -63,44 +62,6 @@ def refusal(api: Api, body: Object, path: str = DAEMON_SET) -> str:
             raise
         return error.message
     return ""
-
-
-def containers(product: Product) -> dict[str, Object]:
-    """The DaemonSet's containers by name, to change and to write back."""
-    found = product.api.get(DAEMON_SET)["spec"]["template"]["spec"]["containers"]
-    return {one["name"]: deepcopy(one) for one in found}
-
-
-def template(found: dict[str, Object], **more: Any) -> Object:
-    return {"spec": {"template": {"spec": {"containers": list(found.values()), **more}}}}
-
-
-def signal(
-    product: Product, to: str = RIGHT, name: str = "PROCESS_TO_SIGNAL", where: str = "config-manager"
-) -> Object:
-    """A patch that sets one environment variable of one container."""
-    found = containers(product)
-    rows = [row for row in found[where].get("env", ()) if row["name"] != name]
-    index = next((i for i, row in enumerate(found[where].get("env", ())) if row["name"] == name), len(rows))
-    rows.insert(index, {"name": name, "value": to})
-    found[where]["env"] = rows
-    return template(found)
-
-
-def overwrite(product: Product) -> None:
-    """The GPU Operator, or somebody else, writes the DaemonSet as it is released."""
-    product.api.merge_patch(DAEMON_SET, signal(product, RELEASED))
-
-
-def signalled(product: Product) -> str:
-    env = containers(product)["config-manager"]["env"]
-    return str(next(row["value"] for row in env if row["name"] == "PROCESS_TO_SIGNAL"))
-
-
-def told(product: Product) -> list[str]:
-    """The notes of the Events about repairs, oldest first."""
-    rows = [one for one in product.api.list(EVENTS) if one["reason"] == "MPSDaemonRepaired"]
-    return [row["note"] for row in sorted(rows, key=lambda row: str(row["eventTime"]))]
 
 
 def forget(product: Product) -> None:
