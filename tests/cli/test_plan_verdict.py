@@ -234,6 +234,17 @@ async def test_before_the_installation_labels_that_tell_nothing_leave_it_unknown
 
 
 @virtually
+async def test_beside_nodes_that_change_those_are_named_of_which_nothing_is_known(tmp_path: Path) -> None:
+    async with open_scene(*nodes(2), start=False, cluster_policy=BARE) as scene:
+        await scene.running("nvidia-mig-manager", 2)
+        scene.person("gpu-1", {"metadata": {"labels": {"nvidia.com/gpu.product": None}}})
+        told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED)))
+    assert (told.status, verdict["nodes"]) == (CHANGES, 1)
+    assert ": 1 node will change and 0 pods will be evicted." in verdict["message"]
+    assert "pool-b: it is unknown what will happen on gpu-1: the labels of the node" in verdict["message"]
+
+
+@virtually
 async def test_before_the_installation_a_cluster_without_the_gpu_operator_is_told_so(tmp_path: Path) -> None:
     async with open_scene(*nodes(1), start=False, cluster_policy=None, played=False) as scene:
         told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED)))

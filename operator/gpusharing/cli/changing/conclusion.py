@@ -108,8 +108,9 @@ def conclude(
     changing = [one for one in proposals if one.steps]
     steps, spans = [step for one in changing for step in one.steps], [one.lasts for one in changing]
     lasts = tuple(map(max, zip(*spans, strict=True))) if all(spans) else ()
-    parts = [some(whys, MOST), _tell_nothing(proposals) if outcome is Outcome.NOTHING else ""]
-    why = " ".join(f"{part}." for part in (*parts, _tell_changes(steps, lasts)) if part)
+    first = _tell_nothing(proposals) if outcome is Outcome.NOTHING else some(whys, MOST)
+    parts = [first, _tell_changes(steps, lasts)]
+    why = " ".join(f"{part}." for part in parts[:: -1 if outcome is Outcome.CHANGES else 1] if part)
     failed_on = None if fail_on is None else _find_applying(fail_on, changing, steps)
     return Conclusion(outcome, why, steps, lasts, estimate, failed_on)
 
@@ -132,20 +133,23 @@ def _tell_nothing(proposals: Sequence[Proposal]) -> str:
 
 
 def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
-    """Return the outcome of the plan for one policy, and why nothing changes or why that is unknown. The second part is
-    empty if nodes change or if nothing is to be done. `estimate` is true if the operator is not installed."""
+    """Return the outcome of the plan for one policy, and why it cannot be carried out or what is unknown. The second
+    part is empty if nothing is to be done, or if nodes change and nothing is unknown. `estimate` is true if the
+    operator is not installed."""
     stuck = [one for one in proposal.left_out if Mark.OUTSIDE not in one.reason.marks]
     if not proposal.accepted:
         return Outcome.CANNOT, proposal.about
+    unknown = ""
+    if unread := proposal.unread:
+        unknown = f"{some([one.node for one in unread])}: {UNREADABLE if estimate else unread[0].message}"
     if proposal.steps:
-        return Outcome.CHANGES, ""
+        return Outcome.CHANGES, unknown and f"it is unknown what will happen on {unknown}"
     if proposal.lost:
         owners, nodes = some(sorted({*proposal.lost.values()})), some(tuple(proposal.lost))
         why = f"other policies ({owners}) own every node that spec.nodeSelector selects ({nodes})"
         return Outcome.CANNOT, f"{why}. Narrow a selector, or give this policy a higher spec.priority"
-    if unread := proposal.unread:
-        why = UNREADABLE if estimate else unread[0].message
-        return Outcome.UNKNOWN, f"{some([one.node for one in unread])}: {why}"
+    if unknown:
+        return Outcome.UNKNOWN, unknown
     if proposal.coming:
         return Outcome.UNKNOWN, f"another policy is still changing {some(proposal.coming)}"
     if stuck:
