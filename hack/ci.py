@@ -90,7 +90,7 @@ class Checks:
         127 if the command cannot be started. The output goes to `out`, or to our own output if that is None.
 
         After a signal only a command that is a `cleanup` is still started, and a cleanup that is running is not ended.
-        For any other command nothing is printed or added then, and the status is 143.
+        Any other command is not started then: nothing is printed or added, and the status is 143.
         """
         if self._stopped and not cleanup:
             return STOPPED

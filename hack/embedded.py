@@ -314,7 +314,8 @@ async def embedded(
     """Start a SIMULATED cluster with these nodes, and yield it. `factor` is the speed of the simulation, `workloads`
     are maintained from the start, and `sim` holds settings of the simulators.
 
-    The operator and the node software are ended with the context. If one of them had failed, its error is raised then.
+    The operator, the node software and the workloads are ended with the context. If one of them had failed, its error
+    is raised then.
     """
     sim_settings = SimSettings(time_factor=factor, play_daemon_sets=True, **(sim or {}))
     now, played = setup.get("now", wall_time), setup.get("played", True)

@@ -319,8 +319,9 @@ def _over_cycles(running: Running, machine: Simulator) -> _Used:
 @contextmanager
 def _run(testbed: Testbed, library: Mapping[str, str], name: str) -> Iterator[Running]:
     """Start gpusharing-agent on the simulated library, with a token of the shipped ServiceAccount, and yield it once
-    it has logged its port. It is stopped at the end. `library` are the environment variables of the library, and
-    `name` distinguishes the agent's folder. Raises TimeoutError if it logs nothing within 30 s."""
+    it has logged its port. It is stopped at the end. `library` has the environment variables of the library, and
+    `name` distinguishes the agent's folder. Raises TimeoutError if the agent logs nothing within 30 s, and ApiError
+    as `node_bound_token` does."""
     folder, api = testbed.directory / f"agent-{name}", testbed.api
     token = node_bound_token(api, launch.AGENT_NAMESPACE, SERVICE_ACCOUNT, NODE)
     environment = {

@@ -51,7 +51,8 @@ def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
 
 def efficiency(name: str, testbed: Testbed, span: Spent, count: int, at_once: int) -> Measured:
     """Return the shortest time in which `count` nodes could be changed, `at_once` at a time, divided by the time that
-    the rollout in `span` took. `name` is the metric's name. Raises ValueError if no node was changed."""
+    the rollout in `span` took. `name` is the metric's name. Raises ValueError if no node was changed, and as
+    `actuation_seconds` does."""
     writes, drain = (
         node_writes(testbed, span),
         (launch.WAITS["SETTLE"] + launch.WAITS["IDLE"]) / testbed.factor,

@@ -20,8 +20,8 @@ CONDITIONS = (
 
 def transitions(testbed: Testbed) -> Iterator[Measured]:
     """Change empty nodes from Full to MIG and to another MIG layout, then once more with four GPU pods on each node.
-    Yield the writes of each transition, and for the second one also reads, drain polls and CPU time. Policy, nodes
-    and pods stay for `idle`. Raises TimeoutError if a step takes too long."""
+    Yield the writes of each transition per node, and for the second one also reads, drain polls and CPU time.
+    Policy, nodes and pods stay for `idle`. Raises TimeoutError if a step takes too long."""
     added = testbed.add_nodes(POOL, NODES)
     rollout: Object = {"rollout": {"maxUnavailable": AT_ONCE}, "drain": {"unmanagedPods": "Evict"}}
     testbed.apply_policy(POOL, POOL, {**FULL, **rollout})
@@ -75,9 +75,9 @@ def _add_pod(testbed: Testbed, node: str, index: int) -> None:
 
 
 def idle(testbed: Testbed, seconds: float) -> Iterator[Measured]:
-    """Wait until the operator is silent and then for `seconds` in which nothing changes. Yield the operator's writes
-    and CPU time in these seconds, and its memory at their end. Raises TimeoutError if the operator does not fall
-    silent."""
+    """Wait until the operator is silent and then for `seconds` in which nothing changes. Yield the number of the
+    operator's writes in these seconds, its CPU time per second, and its memory at their end. Raises TimeoutError if
+    the operator does not fall silent."""
     testbed.wait_silent()
     span = testbed.span()
     used = cpu_ms(testbed.operator.pid)

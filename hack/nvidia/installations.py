@@ -115,7 +115,7 @@ def _create_namespace(plane: ControlPlane) -> None:
 
 def _install_plain(plane: ControlPlane) -> None:
     """Install NVIDIA's chart and mig-manager. Their pods get the annotation HOLD. Raises the errors of
-    `install_plugin_chart` and `mig_manager_manifests`."""
+    `install_plugin_chart`, `mig_manager_manifests` and `apply_documents`."""
     (hold,) = operands.HOLD.items()
     key, value = hold[0].replace(".", r"\."), hold[1]
     install_plugin_chart(plane, "--set-string", f"podAnnotations.{key}={value}")

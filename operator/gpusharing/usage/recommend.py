@@ -54,8 +54,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 def _check(typed: Namespace) -> None:
-    """Raise Trouble for flags that cannot be used, including a `--write` file that already exists. Nothing
-    is queried."""
+    """Raise Trouble for flags that cannot be used, as far as this shows without a query. A `--write` file that already
+    exists is such a case; an `--until` in the future is not."""
     span_of(typed, 0.0, MOST)
     selector_of(typed.selector)
     if typed.policy and typed.nodes:
