@@ -46,8 +46,8 @@ FAST_LEASE = Timing(duration=0.6, deadline=0.4, retry=0.05)
 
 
 def fast_settings(factor: float = FACTOR) -> Settings:
-    """Return the default settings with the planner's waits divided by `factor`. The debounce and the periods of
-    publishing and of pending pods get short fixed values."""
+    """Return the default settings with the planner's waits divided by `factor`, except for `eviction_wait`, which
+    keeps its default. The debounce and the periods of publishing and of pending pods get short fixed values."""
     plan, shell = PlanSettings(), Settings()
     waits = (
         "settle",

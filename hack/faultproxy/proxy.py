@@ -288,7 +288,8 @@ class FaultProxy:
         """Answer one call: from the trap (503), from a path that is to fail, or from the server by way of the faults.
         A path that fails without an answer leaves the call waiting until the client hangs up or the proxy stops. If
         the answer is lost, the client's connection is aborted. An error of the connection to the server becomes a
-        502, and the write then does not count as aimed at."""
+        502, and the write then does not count as aimed at; a write that the trap or a failing path answers still
+        counts."""
         call = self._incoming(request, await request.read())
         if self._trap is not None and self._trap.before and 0 < self._trap.at <= call.mark:
             self._spring()

@@ -224,9 +224,10 @@ def real_nodes(
     folder: Path,
     installation: Installation = GPU_OPERATOR,
 ) -> Iterator[dict[str, RealNode]]:
-    """Create nodes of a cluster in which NVIDIA's DaemonSets are installed. Yield the nodes by name once their Nodes
-    are Ready; raises TimeoutError if they do not become Ready. `machines` holds the models of each node's GPUs, by
-    name. The nodes' programs run until the context ends."""
+    """Create nodes in a cluster in which NVIDIA's DaemonSets are installed. Yield the nodes by name once their Nodes
+    are Ready and their programs are being started. `machines` holds the models of each node's GPUs, by name. The
+    programs run until the context ends. Raises TimeoutError if the Nodes do not become Ready, and the errors of
+    `RealNode`."""
     with contextlib.ExitStack() as stack, open_api(kubeconfig) as api:
         nodes: dict[str, RealNode] = {}
         for name, models in machines.items():

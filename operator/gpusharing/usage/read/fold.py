@@ -189,8 +189,8 @@ class Fold:
         return bool(labels.device.gpu) and (self.nodes is None or labels.node in self.nodes)
 
     def _is_ours(self, labels: DeviceLabels) -> bool:
-        """Whether the labels name a GPU that is on one of the chosen nodes and of the chosen model. Where the labels
-        do not name a model, the one recorded for that GPU is used."""
+        """Whether the labels name a GPU that is on one of the chosen nodes and of the chosen model. If the labels do
+        not name a model, the one recorded for that GPU is used; a GPU of unknown model is not of a chosen one."""
         if not self._is_there(labels):
             return False
         if self.card is None:
@@ -311,9 +311,9 @@ class Fold:
                     record.of_device = record.of_device or labels.device in split
 
     def _add_pods(self, readings: Iterable[Reading], part: HourAnswers) -> None:
-        """Record for each workload how many pods it had at the end of each hour, how many devices each pod held, and
-        the memory that the pods declare. Also record the device that was held last, with its resource and how many
-        replicas of it a pod held. Update the holders of the GPUs and when they last had MIG devices."""
+        """Record for each workload, at the end of each hour, how many pods it had, the most devices that one pod held,
+        and the memory that the pods declare. Also record the device that was held last, with its resource and how
+        many replicas of it a pod held. Update the holders of the GPUs and when they last had MIG devices."""
         devices: dict[tuple[Pod, int], set[Device]] = {}
         for pod, labels, record, hour, value in self._values(readings, part):
             devices.setdefault((pod, hour), set()).add(labels.device)
