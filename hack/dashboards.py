@@ -80,7 +80,7 @@ _METERS = {
 
 
 def _by_part(query: str, *parts: str) -> str:
-    """Return a query that evaluates `query` for each of the parts and sets the label `part`. `{}` in `query` stands
+    """Return a query that evaluates `query` for each part in `parts` and sets the label `part`. `{}` in `query` stands
     for the part's meter.
 
     A sum over the result includes a policy that has no series for one of the parts, such as idle slices; adding the

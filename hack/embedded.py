@@ -96,9 +96,9 @@ class Embedded:
     log: list[str] = field(default_factory=list)
 
     def start_operator(self, client: KubeClient | None = None) -> Loop:
-        """Start a new operator, which remembers nothing of an earlier one, and return its loop. It calls the API with
+        """Start a new operator, which knows nothing about earlier ones, and return its loop. It calls the API with
         `client`, by default a client of the cluster. Sets `loop`, `lease` and `client` to those of the new
-        operator; an earlier one is not ended."""
+        operator; an earlier operator is not ended."""
         self.operators += 1
         identity = f"operator-{self.operators}"
         client = self.client = MortalClient(client or self.cluster.client("operator"))

@@ -89,9 +89,9 @@ def _command(text: str) -> Line:
 
 
 def svg(lines: Sequence[Line], title: str, source: str) -> str:
-    """Return an SVG picture of the lines, of which there must be at least one, as a terminal would show them, with
-    `title` as its title. A comment names `source` as its origin. Each piece of text is stretched to the width of
-    its characters."""
+    """Return an SVG picture of the lines as a terminal would show them, with `title` as its title. There must be at
+    least one line. A comment names `source` as the origin. Each piece of text is stretched to the width of its
+    characters."""
     rows = [row for number, text in enumerate(lines) for row in _row(text, 3 * MARGIN + number * LINE)]
     columns = max(sum(len(span.text) for span in text) for text in lines)
     width, height = round(columns * CELL) + 2 * MARGIN, len(lines) * LINE + 3 * MARGIN

@@ -172,8 +172,8 @@ class Report:
     # --- what it makes of it ---------------------------------------------------------------------------
 
     def _lines(self, verb: str | None) -> Iterator[str]:
-        """Yield the lines for the terminal, except the one that names the file. If no test ran, the lines say to which
-        verbs the collected tests belong."""
+        """Yield the lines for the terminal, except the line that names the file. If no test ran, the lines say to
+        which verbs the collected tests belong."""
         yield "; ".join(self._by_rung()) or "no tests"
         for reason, count in sorted(self._skipped.items()):
             yield f"SKIPPED {count} x {reason}"

@@ -81,7 +81,7 @@ class SeenTenants:
         }
 
     def __str__(self) -> str:
-        """Return how the devices are assigned and used, as a clause for the column HOW of the table."""
+        """Describe how the devices are assigned and used, as a clause for the table's column HOW."""
         whose = (
             "that pod's cgroup"
             if self.attributed
@@ -229,8 +229,8 @@ class _Used:
         return (self.cpu_ms - self.driver_ms) / self.readings
 
     def __str__(self) -> str:
-        """Return how the CPU time of a reading was measured, as a clause for the column HOW of the table. There must
-        be at least one reading."""
+        """Describe how the CPU time of a reading was measured, as a clause for the table's column HOW. There must be
+        at least one reading."""
         return (
             f"CPU clock over {self.readings:.0f} unchanged readings, every {INTERVAL} s, without the"
             f" {self.driver_ms / self.readings:.2f} ms that the SIMULATED library took for the"
@@ -284,8 +284,8 @@ def _with_tenants(testbed: Testbed, machine: Simulator, which: str, kind: str) -
 
 
 def _check_metrics(metrics: str, tenants: SeenTenants) -> None:
-    """Raise RuntimeError unless the agent's metrics show every tenant, so that the measurement has included all of
-    them."""
+    """Raise RuntimeError unless the agent's metrics show every tenant, because the measurement would then not have
+    included all of them."""
     for name, expected in tenants.expected().items():
         rows = re.findall(rf"^gpusharing_{name}\{{.*\}} (\S+)$", metrics, re.MULTILINE)
         value = len(rows) if name.endswith("_total") else sum(map(float, rows))
@@ -306,8 +306,8 @@ def _per_scrape(running: Running, machine: Simulator, used: _Used) -> float:
 
 
 def _over_cycles(running: Running, machine: Simulator) -> _Used:
-    """Wait until the agent has started, let it read its GPUs CYCLES times without a scrape, and return what it used in
-    that time. Raises TimeoutError if it does not read often enough."""
+    """Wait until the agent has read its GPUs more than ten times, let it read them at least CYCLES times with hardly a
+    scrape, and return what it used for the latter. Raises TimeoutError if it does not read often enough."""
     wait_until(lambda: running.readings() > 10, 30, "the agent to read its GPUs")
     begun = _Used.so_far(running, machine)
     enough = begun.readings + CYCLES

@@ -26,8 +26,8 @@ def facts() -> dict[str, str | int | float]:
 
 
 def pace_ms() -> float:
-    """Return the CPU milliseconds of a fixed walk over 200,000 objects, the median of five, as a measure of how fast
-    this machine runs now.
+    """Return how fast this machine runs now: the CPU milliseconds of a fixed walk over 200,000 objects, the median of
+    five.
 
     The same work takes twice the CPU time while other tenants of the host use its caches and memory. Neither a loop
     over numbers nor the load average shows this. Results of two runs may be compared if their paces are similar.

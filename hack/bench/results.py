@@ -74,8 +74,8 @@ class Measured:
 
     @property
     def compared(self) -> float:
-        """The value to compare with the aim. CPU time is converted to what it would have been at REFERENCE_PACE_MS;
-        every other value, or one without a measured pace, is returned as it is."""
+        """The value to compare with the aim. CPU time is converted to what it would have been at REFERENCE_PACE_MS.
+        Any other value, or CPU time without a measured pace, is returned unchanged."""
         aim = AIMS.get(self.name)
         if aim is None or not aim.cpu or self.pace_ms is None:
             return self.value

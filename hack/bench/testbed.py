@@ -59,8 +59,8 @@ def count(requests: Sequence[AuditedRequest], claim_writes: int) -> Counts:
 
 
 def is_poll(request: AuditedRequest) -> bool:
-    """Whether a request lists PodDisruptionBudgets, or the pods of a single node without a selector for
-    `status.phase`, as only a drain does."""
+    """Whether a request lists PodDisruptionBudgets, or lists the pods of a single node without a selector for
+    `status.phase`. Only a drain does either."""
     if request.verb != "list":
         return False
     of_one_node = "fieldSelector=spec.nodeName%3D" in request.path and "status.phase" not in request.path

@@ -198,7 +198,7 @@ def is_renewal(path: str, body: bytes) -> bool:
 
 def object_of(path: str) -> str:
     """Return the path without its subresource, which must be one of SUBRESOURCES. The path of a collection or of an
-    object itself is returned as it is."""
+    object itself is returned unchanged."""
     front, _, last = path.rpartition("/")
     return front if last in SUBRESOURCES and front.count("/") > 3 else path
 

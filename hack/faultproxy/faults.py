@@ -154,7 +154,7 @@ class Competitor(Fault):
 
 @dataclass
 class RefusedCalls(Fault):
-    """F6 and F7: the server refuses calls, with each of these answers in turn. Reads are refused too."""
+    """F6 and F7: the server refuses calls, reads included. Its answers take turns."""
 
     answers: tuple[PlayedRefusal, ...] = (PlayedRefusal(503),)
 

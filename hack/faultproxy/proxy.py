@@ -252,7 +252,7 @@ class FaultProxy:
             await self._runner.cleanup()
 
     async def _listen(self, name: str) -> int:
-        """Listen on one more port, as the door of this name, and return the port."""
+        """Listen on another port, as the door called `name`, and return the port."""
         assert self._runner is not None, "enter the proxy before"
         listening = socket.create_server((HOST, 0), backlog=128)
         port: int = listening.getsockname()[1]

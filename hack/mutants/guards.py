@@ -14,8 +14,8 @@ LIST = Path(__file__).with_name("guards.yaml")
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A line, or a part of one, that occurs once in its module, and what the source has in its place without the
-    guard."""
+    """A line of a module, or a part of one, that occurs there only once, and the source that replaces it if the guard
+    is removed."""
 
     module: str
     line: str

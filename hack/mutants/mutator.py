@@ -162,9 +162,9 @@ def _mistakes(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
 
 def _control_flow(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
     """Yield (node to replace, kind of mistake, new source) for each mistake of control flow that is possible in this
-    node itself. A condition of an `if`, of a conditional expression or of a comprehension becomes True or False,
-    and that of a `while` becomes False. A statement with an effect is dropped, a function returns None in place of
-    its result, and `continue` and `break` are swapped."""
+    node itself. The condition of an `if`, of a conditional expression or of a comprehension becomes True or False,
+    and the condition of a `while` becomes False. A statement with an effect is dropped, the result of a function
+    becomes None, and `continue` and `break` are swapped."""
     match node:
         case ast.If(test) | ast.IfExp(test):
             yield test, "condition decided", "True"

@@ -221,7 +221,7 @@ class PodPrograms:
 
 
 def read_cluster_policy(api: Api) -> Object | None:
-    """Return the spec of the ClusterPolicy, as the GPU Operator reads it when it creates a pod, or None if there is no
+    """Return the spec of the ClusterPolicy, which the GPU Operator reads when it creates a pod, or None if there is no
     ClusterPolicy or its kind is not served. Other ApiErrors are raised."""
     try:
         listed = api.list("/apis/nvidia.com/v1/clusterpolicies")

@@ -21,8 +21,8 @@ def hierarchies() -> list[Path]:
 
 
 def make(node: str) -> str:
-    """Create the cgroup of a node in every hierarchy, unless it exists, and return its path `/gso-PID/NODE`, which is
-    the same in each of them. Raises OSError if this machine does not permit it."""
+    """Create the cgroup of a node in every hierarchy that does not have it yet, and return its path `/gso-PID/NODE`,
+    which is the same in every hierarchy. Raises OSError if this machine does not permit it."""
     path = f"{PREFIX}{os.getpid()}/{node}"
     for hierarchy in hierarchies():
         for folder in (hierarchy / f"{PREFIX}{os.getpid()}", hierarchy / path):

@@ -316,8 +316,8 @@ class KubeletNode:
 
     def wait_ready(self) -> None:
         """Wait until the kubelet that `start_kubelet` started last reports the Node as Ready. Raises ComponentError,
-        with the kubelet's last log lines, if it sends no heartbeat within NODE_SECONDS, and TimeoutError if the
-        Node is not Ready within NODE_SECONDS after that.
+        with the kubelet's last log lines, if it sends no heartbeat within NODE_SECONDS, TimeoutError if the Node is
+        not Ready within NODE_SECONDS after that, and ApiError if the Node cannot be read.
 
         Conditions of an earlier kubelet stay on the Node, so this waits for a new heartbeat first; a kubelet writes
         its conditions as soon as it runs. A kubelet that ends before that is restarted, as systemd does
@@ -359,8 +359,8 @@ class KubeletNode:
         self.files.kubelet_config.write_text(text)
 
     def _read_heartbeat(self) -> str:
-        """Return when a kubelet last wrote the Node's conditions, as an RFC 3339 timestamp, or an empty string if none
-        has or there is no Node. ApiErrors other than 404 are raised."""
+        """Return the time at which a kubelet last wrote the Node's conditions, as an RFC 3339 timestamp. Return an
+        empty string if no kubelet has, or if there is no Node. ApiErrors other than 404 are raised."""
         try:
             node = self.plane.api.get(f"/api/v1/nodes/{self.name}")
         except ApiError as error:

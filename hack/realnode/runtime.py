@@ -103,7 +103,7 @@ def _loader_folder(spec: Object, bundle: Path) -> str:
 
 def _prepare(folder: Path, arguments: Sequence[str]) -> int:
     """Give a container its grant: change the OCI configuration in the bundle that runc's `arguments` name, and write
-    the capability files and COMPUTES_ON into the bundle. A container without a grant is left as it is. Returns the
+    the capability files and COMPUTES_ON into the bundle. A container without a grant is left unchanged. Returns the
     exit status: 0, or 1 if the toolkit would refuse the container, after writing the reason to runc's log. Raises
     SystemExit as `_option` does."""
     bundle = Path(_option(arguments, "--bundle"))

@@ -130,10 +130,10 @@ class Absences:
 
     def missed(self, begin: float, end: float, sightings: int = 0) -> float:
         """Return for how many seconds a node was absent between `begin` and `end` if it was seen `sightings` times in
-        between. A node is seen every POINT seconds, so POINT seconds are subtracted from the length of that time
-        for each of the sightings, and once more for the step from the last one to `end`. Times in which no node was
-        seen at all are subtracted too, each shortened by POINT seconds. Times that are more than POINT seconds
-        outside the window do not count. The result is never negative."""
+        between. A node is seen every POINT seconds, so POINT seconds do not count for each sighting and for the
+        step from the last one to `end`. A time in which no node was seen at all does not count either, except for
+        POINT seconds of it, nor does what lies more than POINT seconds outside the window. The result is never
+        negative."""
         begin, end = max(begin, self._start - POINT), min(end, self._end + POINT)
         others = sum(max(0.0, min(end, b) - max(begin, a) - POINT) for a, b in self._holes)
         return max(0.0, end - begin - POINT * (sightings + 1) - others)

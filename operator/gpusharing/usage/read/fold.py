@@ -334,8 +334,8 @@ class Fold:
                 self._hold(device, hour, workload)
 
     def _pass(self, labels: DeviceLabels, series: Series, part: HourAnswers) -> None:
-        """Record in which hour a series last shows a pod, with the device that it held and the memory that it
-        declares, so that a pod that came and went between the ends of two hours is not missed."""
+        """Record the hour in which a series last shows a pod, the device that the pod held, and the memory that it
+        declares. Otherwise a pod that came and went between the ends of two hours would be missed."""
         if labels.pod is None or not series.points:
             return
         record, hour = self._record(labels.pod, part), self.hour(series.points[-1][0])

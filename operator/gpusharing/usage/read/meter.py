@@ -214,7 +214,7 @@ async def _read_day(prometheus: Prometheus, query: MeterQuery, start: float, end
 
 
 def _credible(answer: Iterable[Series], faults: list[str]) -> Iterator[Series]:
-    """Yield the series whose value is plausible (at most MOST). For each of the others, add a sentence to `faults`."""
+    """Yield the series whose value is plausible (at most MOST). For each other series, add a sentence to `faults`."""
     for series in answer:
         if abs(series.value) <= MOST:
             yield series

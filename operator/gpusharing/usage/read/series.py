@@ -90,8 +90,8 @@ def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
 
 
 def read_agent(series: Series, devices: Mapping[str, Device]) -> DeviceLabels:
-    """Parse the labels of a series of the agent. `devices` maps the agent's UUIDs to devices; a UUID that is missing
-    there counts as that of a whole GPU."""
+    """Parse the labels of a series of the agent. `devices` maps the agent's UUIDs to devices; a UUID that is not in
+    `devices` is taken for that of a whole GPU."""
     labels = series.labels
     uuid = labels.get("uuid", "")
     return DeviceLabels(

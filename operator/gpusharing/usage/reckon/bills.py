@@ -170,8 +170,8 @@ def _in_order(counted: Mapping[Cell, int]) -> list[tuple[Cell, int]]:
 
 
 def _price(members: Iterable[tuple[Cell, int]]) -> tuple[int, Sequence[int | None]]:
-    """Return the amount of a pool in cents, rounded once, and a sequence with the cents of each of its cells, in the
-    same order, which add up to that amount. All members must have a price."""
+    """Return the amount of a pool in cents, rounded once, and the cents of each of its cells, in the same order. The
+    cents of the cells add up to that amount. All members must have a price."""
     exact = [cell.price.amount * 100 * micros / HOUR for cell, micros in members if cell.price is not None]
     cents = round(sum(exact, Fraction(0)))
     return cents, apportion(exact, cents)

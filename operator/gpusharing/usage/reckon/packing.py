@@ -41,9 +41,9 @@ class Packer:
         return next((gpus for gpus in range(self.least(wanted), most + 1) if self._fits(wanted, gpus)), None)
 
     def pack(self, wanted: Counts, gpus: int) -> tuple[Layout, ...]:
-        """Return one layout for each GPU, at most `gpus` of them, that together hold the `wanted` instances. Where
-        possible, a GPU gets instances of only one profile, which is easier to read. Raises ValueError if they do
-        not fit."""
+        """Return at most `gpus` layouts, one for each GPU, that together hold the `wanted` instances. Where possible,
+        a GPU gets instances of only one profile, which is easier to read. Raises ValueError if the instances do not
+        fit."""
         layouts = []
         while any(wanted):
             gpus -= 1
@@ -155,6 +155,6 @@ def _minus(whole: Counts, part: Counts) -> Counts:
 
 
 def _one_more(counts: Counts) -> Iterator[Counts]:
-    """Yield a variant of the counts for each profile, with one more instance of it."""
+    """Yield, for each profile, the counts with one more instance of that profile."""
     for index in range(len(counts)):
         yield (*counts[:index], counts[index] + 1, *counts[index + 1 :])

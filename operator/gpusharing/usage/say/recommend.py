@@ -154,7 +154,7 @@ def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: s
 
 
 def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
-    """Draw the table of the workloads: what each uses and holds, and what is advised."""
+    """Draw the table of the workloads: what each workload uses and holds, and what is advised for it."""
     placed = placed_of(answer.recommendation)
     rows: list[list[Span]] = []
     for history in answer.observed.histories:
@@ -523,7 +523,7 @@ def _shared(shared: Shared) -> dict[str, Any]:
 
 
 def _recommendation_data(recommendation: Recommendation) -> dict[str, Any]:
-    """Return the layout, and what it takes, as plain data."""
+    """Return the layout, what it takes, and how sharing would need fewer GPUs, as plain data."""
     shared = find_shared(recommendation)
     return {
         "goal": str(recommendation.goal),
