@@ -284,8 +284,8 @@ def _with_tenants(testbed: Testbed, machine: Simulator, which: str, kind: str) -
 
 
 def _check_metrics(metrics: str, tenants: SeenTenants) -> None:
-    """Raise RuntimeError unless the agent's metrics show every tenant, because the measurement would then not have
-    included all of them."""
+    """Raise RuntimeError if the agent's metrics lack a tenant, because the measurement has then not included all of
+    them."""
     for name, expected in tenants.expected().items():
         rows = re.findall(rf"^gpusharing_{name}\{{.*\}} (\S+)$", metrics, re.MULTILINE)
         value = len(rows) if name.endswith("_total") else sum(map(float, rows))

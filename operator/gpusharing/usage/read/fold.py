@@ -190,7 +190,8 @@ class Fold:
 
     def _is_ours(self, labels: DeviceLabels) -> bool:
         """Whether the labels name a GPU that is on one of the chosen nodes and of the chosen model. If the labels do
-        not name a model, the one recorded for that GPU is used; a GPU of unknown model is not of a chosen one."""
+        not name a model, the one recorded for that GPU is used. A GPU whose model is unknown only counts if all
+        models are chosen."""
         if not self._is_there(labels):
             return False
         if self.card is None:

@@ -227,8 +227,8 @@ def _credible(answer: Iterable[Series], faults: list[str]) -> Iterator[Series]:
 
 
 def _add(metered: MeteredPools, day: _Day, by: str, unpriced: dict[tuple[str, str], float]) -> None:
-    """Add the time of a day to the cells of `metered`; a negative time counts as 0. Seconds without a price are also
-    added to `unpriced`, by policy and by the reason why there is no price, negative ones included."""
+    """Add the time of a day to the cells of `metered`; a negative time counts as 0. Seconds without a price, even
+    negative ones, are also added to `unpriced`, by policy and by the reason why there is no price."""
     for part in Part:
         for series in day.counted[part]:
             node, policy = series.labels.get("node", ""), series.labels.get(POLICY, "")

@@ -60,8 +60,8 @@ class Prices:
     def find(self, node: str, policy: str) -> Price | str:
         """Return the price of a GPU of this node under this policy, or a clause that says why there is none. The
         sources are tried in the order OpenCost, policy, chart. The first source that has a price decides, even if
-        its price is ambiguous. The chart's price only counts if it has one for every product of the node; if these
-        differ, there is none."""
+        its price is ambiguous. The chart must have a price for every product of the node, and these prices must be
+        the same."""
         if node in self.opencost:
             if ("node", node) in self.rivals:
                 return _rivalry(f"node {node}")
