@@ -24,7 +24,7 @@ RECENT = 20
 """How many recent changes of a pool are considered; the slowest of them sets the time expected for the next one."""
 UNKNOWN = timedelta(minutes=15)
 """How long a change is expected to take while the pool has no finished changes."""
-FORESEEN = 400
+FORESEEN = 200
 """The most spans through which the end of a rollout is foreseen."""
 SHOWN = 3
 """The most spans that are shown."""
