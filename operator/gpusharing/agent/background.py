@@ -31,8 +31,8 @@ def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
 
 
 class Worker:
-    """Runs calls as `in_daemon_thread` does, but all of them in one thread that stays, which halves the cost of an
-    occasional call.
+    """Runs calls as `in_daemon_thread` does, but all of them in one thread that is kept between calls. That halves the
+    cost of an occasional call.
 
     Calls run one after another, so if one hangs, the next ones wait. Meant for a caller that never has two calls at
     once.

@@ -141,9 +141,10 @@ class Conversation:
             yield frame
 
     def _take(self, frame: Frame) -> None:
-        """Process one frame. Frames that do not matter to such calls are ignored. Raises ValueError for a frame that
-        is not allowed here, such as a push, one that interrupts a block of headers, one on a stream that we never
-        opened, or settings that allow no call. Raises HPACKError for headers that cannot be decoded."""
+        """Process one frame. Frames that do not matter to these calls are ignored. Raises ValueError for a frame that
+        is not allowed here: a push, a frame that interrupts a block of headers, a frame on a stream that we never
+        opened, a block of headers that is too long, or settings that allow no call. Raises HPACKError for headers
+        that cannot be decoded."""
         if (self._headers is None) is isinstance(frame, ContinuationFrame):
             raise _refused("another frame interrupts a header block, or a CONTINUATION frame belongs to none")
         match frame:

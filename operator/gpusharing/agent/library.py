@@ -141,8 +141,8 @@ class Replaced(LibraryError):
 
 
 class AccessLost(LibraryError):
-    """The container can no longer open the devices, for example since systemd was reloaded. Only a new container
-    can."""
+    """The container can no longer open the devices, for example after a reload of systemd. Only a new container can
+    open them."""
 
     reason = "NVMLAccessLost"
     patience = 3

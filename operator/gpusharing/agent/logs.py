@@ -33,8 +33,8 @@ class JSONLines(logging.Formatter):
 
 
 def log_as_json(node: str, level: str) -> None:
-    """Write every log record of this process, from `level` on, to stderr as a JSON line, in place of any other
-    handler. Raises ValueError if logging knows no such level."""
+    """Write every log record of this process whose level is at least `level` to stderr as a JSON line, in place of any
+    other handler. Raises ValueError if `level` is not the name of a log level."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines(node))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -239,7 +239,7 @@ class AgentLoop:
 
     def _end_when_hopeless(self, error: str) -> None:
         """Raise RestartNeeded after as many consecutive hopeless readings as the error allows, but only once the
-        server has the report of `error`: it must not be lost with the process."""
+        server has the report of `error`, because the report would be lost with the process."""
         reported = self._own.node is not None and not self._write_error
         if self._patience and self._hopeless >= self._patience and reported:
             raise RestartNeeded(error)

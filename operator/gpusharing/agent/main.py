@@ -101,8 +101,9 @@ _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
 
 
 def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
-    """Parse the flags. The default of each is the value of its environment variable if that is set, else the one in
-    _FLAGS. Raises SystemExit with status 2, as argparse does, if a value is invalid or the node's name is missing."""
+    """Parse the flags. The default of each flag is the value of its environment variable if that is set, else the
+    default in _FLAGS. Raises SystemExit with status 2, as argparse does, if a value is invalid or the node's name
+    is missing."""
     parser = argparse.ArgumentParser(
         "gpusharing-agent", description="Reports the state of this node's GPUs in its GPUNode."
     )

@@ -111,8 +111,9 @@ def allotment_of(
     middle of a change, so all capacity that no pod holds counts as transition, and none as idle or stranded.
     `known` holds the slices of devices that the kubelet does not list now, from `last_allocatable`.
 
-    A device is divided evenly among its slices: for each resource, those that the kubelet lists or listed last, or
-    those that pods hold if these are more. Only slices that the kubelet lists now can be idle.
+    A device is divided evenly among its slices. The number of slices of a resource is the number that the kubelet
+    lists or listed last, or the number that pods hold if that is higher. Only slices that the kubelet lists now can be
+    idle. A device without any slice counts as stranded.
     """
     allocated: dict[tuple[str, str], Fraction] = {}
     idle: dict[str, Fraction] = {}

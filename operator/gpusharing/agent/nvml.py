@@ -138,8 +138,8 @@ class NVML:
         return Reading(maybe("", pynvml.nvmlSystemGetDriverVersion), models, observed, self._use.so_far())
 
     def _gpus(self, cards: dict[str, _Card], xids: "Xids") -> tuple[list[GPU], list[Any]]:
-        """Return all GPUs, and the errors of those that cannot be read, which are included as unreachable. Adds new
-        models to `cards` and listens with `xids`. Raises an error that concerns the whole node."""
+        """Return all GPUs, and the errors of the GPUs that cannot be read; these GPUs are included as unreachable.
+        Adds new models to `cards` and listens with `xids`. Raises an error that concerns the whole node."""
         gpus: list[GPU] = []
         errors: list[Any] = []
         for index in range(pynvml.nvmlDeviceGetCount()):

@@ -119,10 +119,10 @@ def mig_devices(handle: Any) -> Iterator[MigDevice]:
 
 
 def mig_instances(handle: Any, profiles: Sequence[DriverProfile], migs: Sequence[MigDevice]) -> MigInstances:
-    """Return the instances of a GPU with MIG on, sorted by start and id: those that NVML lists, and others that are
-    known from its visible MIG devices `migs`. `withheld` is True if there are such others, or if NVML cannot list
-    instances. `hidden` is True then too, and if a listed instance has no visible device but may have compute
-    instances. Errors of NVML are raised.
+    """Return the instances of a GPU with MIG on, sorted by start and id: the instances that NVML lists, and further
+    ones that are known only from the visible MIG devices `migs`. `withheld` is True if there are further ones, or
+    if NVML cannot list instances. `hidden` is True in the same cases, and also if a listed instance has no visible
+    device but may have compute instances. Errors of NVML are raised.
 
     An instance without a compute instance, which a creation that failed midway leaves behind, hides no process.
     """
@@ -194,8 +194,8 @@ def _compute_profile_infos(instance: Any) -> Iterator[Any]:
 
 
 def _instance(info: Any, profile: DriverProfile, uuids: dict[int, str]) -> Instance:
-    """Convert NVML's information about a GPU instance. `uuids` are those of the visible MIG devices, by id of the GPU
-    instance; without one, the UUID is empty."""
+    """Convert NVML's information about a GPU instance. `uuids` has the UUIDs of the visible MIG devices, by id of the
+    GPU instance; an instance that is not in it gets an empty UUID."""
     place = info.placement
     uuid = uuids.get(info.id, "")
     return Instance(profile=profile.name, start=place.start, size=place.size, id=info.id, uuid=uuid)

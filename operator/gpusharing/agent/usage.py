@@ -39,7 +39,7 @@ class Sum:
     """Sum of their percentages of SM time; those that the driver does not report count as 0."""
 
     def with_process(self, process: ProcessUse) -> "Sum":
-        """Return the sum with one more process added. The memory is None if that of the sum or of the process is
+        """Return the sum with one more process added. The memory is None if the memory of the sum or of the process is
         unknown; an unknown percentage of SM time counts as 0."""
         memory = None if self.memory is None or process.memory is None else self.memory + process.memory
         return Sum(self.processes + 1, memory, self.sm_percent + (process.sm_percent or 0))

@@ -110,8 +110,9 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
 
 
 def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
-    """Yield two metrics: how many slices each device has, and how many of them pods hold. The latter has no series
-    while that is unknown. At most MOST_RESOURCES resources of a device are included, those that pods hold first."""
+    """Yield two metrics: how many slices each device has, and how many of them pods hold. The second metric has no
+    series while it is unknown what pods hold. At most MOST_RESOURCES resources of a device are included, beginning
+    with those that pods hold."""
     keys = (*DEVICE, "resource")
     allocatable = _family(
         "device_slices",
@@ -134,8 +135,8 @@ def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
 
 
 def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
-    """Yield the metrics of each pair of a pod and a device. Those about processes are absent where some processes
-    cannot be seen, or may be another pod's."""
+    """Yield the metrics of each pair of a pod and a device. The metrics about processes are absent where some
+    processes cannot be seen, or may be another pod's."""
     slices = _family("pod_slices", "Slices of a device that are allocated to a pod.", *POD, "resource")
     processes = _family(
         "pod_processes",

@@ -120,8 +120,9 @@ class _Rewrite:
         raise SchemaError(f"{at}: {key} has no place in a structural schema")
 
     def _resolve(self, source: Mapping[str, Any]) -> Schema:
-        """Return the node with its $ref replaced by the definition, as often as that is a $ref itself. Other keys of
-        the node take precedence over those of the definition. The title is left out."""
+        """Return the node with its $ref replaced by the definition; if the definition has a $ref too, that one is
+        replaced as well. Other keys of the node take precedence over the keys of the definition. The title is left
+        out."""
         schema = {key: value for key, value in source.items() if key != "title"}
         reference = schema.pop("$ref", None)
         if reference is None:

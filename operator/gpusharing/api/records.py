@@ -121,10 +121,10 @@ def _readers(kind: type[Any]) -> tuple[tuple[str, str, Callable[[Any], Any]], ..
 
 
 def _reader(hint: Any, default: Any = MISSING) -> Callable[[Any], Any]:
-    """Return the function that turns a JSON value into the value of a field with this type hint. It returns `default`
-    for a value that is missing or of another type, or the empty value of the type if there is no default. Whatever
-    `default` is, it returns None for such a value of an optional type, and an empty tuple for a tuple. Raises
-    ValueError for a union of several types other than None."""
+    """Return the function that turns a JSON value into the value of a field with this type hint. For a value that is
+    missing or of another type, the function returns `default`, or the empty value of the type if there is no
+    default. An optional type and a tuple disregard `default`: for such a value they give None and an empty tuple.
+    Raises ValueError for a union of several types other than None."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         (inner,) = (argument for argument in arguments if argument is not NoneType)

@@ -56,7 +56,7 @@ class ApiRule:
     none."""
 
     def manifest(self) -> dict[str, str]:
-        """Return the rule as an item of x-kubernetes-validations, without those optional keys that would be empty."""
+        """Return the rule as an item of x-kubernetes-validations. Optional keys that would be empty are left out."""
         item = {"rule": self.cel, "message": self.message}
         if self.message_cel:
             item["messageExpression"] = self.message_cel

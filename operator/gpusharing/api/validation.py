@@ -108,8 +108,9 @@ def _with_values(problems: Iterable[Problem], raw: Mapping[str, Any]) -> tuple[P
 
 
 def _value_at(path: str, raw: Any) -> str:
-    """Return the value in `raw` at a path such as `spec.mig.layouts[1].devices`, as JSON. A longer one is cut to
-    MAX_VALUE characters, followed by `...`. Empty if there is no value, or if it is an object, a list or null."""
+    """Return the value in `raw` at a path such as `spec.mig.layouts[1].devices`, as JSON. JSON of more than MAX_VALUE
+    characters is cut to that length, followed by `...`. Empty if there is no value, or if it is an object, a list
+    or null."""
     for part in re.findall(r"[^.\[\]]+", path):
         if isinstance(raw, Mapping):
             raw = raw.get(part)

@@ -45,8 +45,8 @@ class Evictor:
     on_action: Callable[[Action, str], None]
 
     def forget(self, snapshot: ClusterSnapshot) -> None:
-        """Forget the answers about nodes without a fence, except for some accepted evictions. Refusals are valid for
-        one drain only: the next drain asks the budgets again.
+        """Forget the answers about nodes without a fence, except for accepted evictions and deletions whose end no
+        LIST has shown. Refusals are valid for one drain only: the next drain asks the budgets again.
 
         An accepted eviction is remembered beyond the drain until a LIST of the node's pods shows its end, because a
         LIST that began earlier would show the pod as still to be evicted. Answers about a Node that is gone are
@@ -65,8 +65,8 @@ class Evictor:
         in `calls`, a refusal is reported to `on_action`, and a new reason for refusing and a forced deletion are
         logged. If the pod is gone, that is reported but not logged.
 
-        Nothing is sent, and False is returned, if the server has already accepted this, whatever the plan says. A call
-        that is held back also gives False, and is not remembered. Raises a KubeError that concerns all calls.
+        Nothing is sent, and False is returned, if the server has already accepted this, whatever the plan says. If the
+        call is held back, False is returned and nothing is remembered. Raises a KubeError that concerns all calls.
         """
         if is_accepted(self.calls.evictions.get(action.node, {}).get(action.uid)):
             return False

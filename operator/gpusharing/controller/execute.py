@@ -122,12 +122,12 @@ class Executor:
     async def execute(
         self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()
     ) -> Outcome:
-        """Make the shared writes first. Then carry out the actions of the nodes: nodes concurrently, those in flight
-        first, and the actions of one node in order. The actions of a node end at the first that fails or that
-        depends on a shared write that was not made, or once the node has changed since the plan. While the policies
-        may be out of date, no node is fenced. Calls about a node or a shared object are left out while they are
-        suspended after a failure, or while an earlier call about it has not ended. A call that takes too long
-        continues in the background.
+        """Make the shared writes first. Then carry out the actions of the nodes: several nodes at once, beginning with
+        the nodes in flight, and the actions of one node in order. The actions of a node end at the first that fails
+        or that depends on a shared write that was not made, or once the node has changed since the plan. While the
+        policies may be out of date, no node is fenced. Calls about a node or a shared object are left out while
+        they are suspended after a failure, or while an earlier call about it has not ended. A call that takes too
+        long continues in the background.
 
         `unseen`: the nodes that were `under_way` when the snapshot was begun. The plan was made without the results of
         those calls, so these nodes are left to the next pass, even if the calls have ended since.
@@ -232,8 +232,8 @@ class Executor:
         outcome: Outcome,
     ) -> None:
         """Carry out the actions of one node in order. Stops at the first action that fails or has to wait for a shared
-        write, and, with a log line, once the node is no longer as it was when they were decided. Raises errors that
-        concern all calls.
+        write. Stops also, with a log line, once the node is no longer as it was when the actions were decided.
+        Raises errors that concern all calls.
 
         The cache may have moved on since the decision, and with it the version that a conditional write names: without
         this check, a cordon that arrived in the meantime would be overridden without a 409. After a patch of ours the
@@ -278,8 +278,8 @@ class Executor:
 
     def _note_failure(self, subject: str, action: Action, error: KubeError) -> None:
         """Record a failed call and report it to `on_action`. Calls about the subject are suspended, longer each time.
-        The failure is logged, unless the subject's last one was of the same kind of action and error. If the call
-        got no answer, the subject is also added to `calls.unsure`. A call that was held back is only reported,
+        The failure is logged, unless the subject's last failure was of the same kind of action and error. If the
+        call got no answer, the subject is also added to `calls.unsure`. A call that was held back is only reported,
         because nothing was sent."""
         kind, words = type(action).__name__, str(error) or repr(error)
         if isinstance(action, WriteConfig):
@@ -314,9 +314,10 @@ class Executor:
             self._complaints.ends(subject)
 
     async def _perform(self, action: Action, snapshot: ClusterSnapshot) -> bool:
-        """Make the call of an action. Return whether the server may have changed something: False if an eviction was
-        refused, or if nothing was written about a node; True for every other action that succeeds. Raises
-        LeaseLost, and every KubeError except those that `Evictor.send` and `NodeWrites.restart` treat as answers."""
+        """Make the call of an action. Return whether the server may have changed something. That is False if a pod was
+        not evicted or deleted now, or if a Node was left alone because it has changed; it is True for every other
+        action that succeeds. Raises LeaseLost, and every KubeError except those that `Evictor.send` and
+        `NodeWrites.restart` treat as answers."""
         match action:
             case EnsureGPUNode():
                 await self._nodes.ensure_gpunode(action)

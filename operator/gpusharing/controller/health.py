@@ -52,8 +52,9 @@ class Health:
 
     def unready(self) -> dict[str, str]:
         """Return why the operator cannot decide at present, as a message for each part that prevents it, by the name
-        of the part; empty if it can decide. The parts are those of `dead`, the sources that are not listed yet or
-        have an error, the policies if kopf does not watch them, and the Lease if this process is not the leader."""
+        of the part; empty if it can decide. The parts are all that `dead` returns, the sources that are not listed
+        yet or have an error, the policies if kopf does not watch them, and the Lease if this process is not the
+        leader."""
         problems = dict(self.dead())
         problems |= self.loop.sources.missing()
         for name, source in self.loop.sources.required.items():

@@ -69,8 +69,9 @@ class Idleness:
     """The sources that could not be read at some time since all of them last could."""
 
     def lasts(self) -> bool:
-        """Whether no pass may run, because another process is the leader or some source is not readable yet. Logs these
-        problems, and those with claims or Warning events, when they begin and when they end."""
+        """Whether no pass may run, because another process is the leader or some source is not readable yet. Logs
+        these problems when they begin and when they end; also logs problems with claims or Warning events, which
+        stop no pass."""
         leads, missing = self.leader.is_leader, self.sources.missing()
         self._log_lease(leads)
         if leads and (why := self.leader.claims_error):
@@ -114,8 +115,8 @@ class Idleness:
         self.complaints.begins("lease", event, type(error).__name__, error=why)
 
     def _log_sources(self, missing: Mapping[str, str]) -> None:
-        """Log the sources in `missing` that cannot be read, again only when a further one is added, and once when
-        `missing` is empty. Sources that were merely not listed yet are not logged."""
+        """Log the sources in `missing` that cannot be read. A warning is repeated only when a further source is added,
+        and the end is logged once `missing` is empty. Sources that were merely not listed yet are not logged."""
         refused = {name: why for name, why in missing.items() if why != NOT_YET}
         self._refused |= refused.keys()
         if refused:

@@ -75,9 +75,9 @@ def settle_heap() -> None:
 
 
 def configure_logs(settings: Settings) -> None:
-    """Log to stderr, from the level in the settings on: as JSON with stable keys (event, level, timestamp, node,
-    policy, phase ...), or as lines for people. An unknown level counts as info. Libraries are logged from the level
-    warning on."""
+    """Log to stderr what has at least the level in the settings: as JSON with stable keys (event, level, timestamp,
+    node, policy, phase ...), or as lines for people. An unknown level counts as info. Libraries log only warnings
+    and worse."""
     level = logging.getLevelNamesMapping().get(settings.log_level.upper(), logging.INFO)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

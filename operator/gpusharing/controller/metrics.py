@@ -245,9 +245,9 @@ class Metrics(Observer):
         self.actions.labels(type(action).__name__, result).inc()
 
     def changed(self, before: Verdict | None, after: Verdict) -> None:
-        """Count how often the MPS clients of a node ended. If its phase differs, also count the phase that it enters,
-        and how long it was in the one before if that is known. Does nothing for a new node. The counters by policy
-        count only policies of the last pass. See Observer."""
+        """Count how often the MPS clients of a node ended. If the node has entered another phase, count that too, and
+        record how long the node was in the previous phase if that is known. Does nothing for a new node. The
+        counters by policy count only policies of the last pass. See Observer."""
         if before is not None and after.lapses is not None and after.policy in self._policies:
             self.lapses.labels(after.policy).inc(after.lapses.since(before.lapses))
         if before is not None and before.phase is not after.phase:

@@ -38,9 +38,9 @@ class NodeWrites:
             del self._created[name]
 
     async def patch(self, action: NodePatch) -> bool:
-        """Patch the Node on the condition of its newest known resourceVersion, and return True. After a 409 the Node
-        is read, and patched again only if it is still as it was when the action was decided; otherwise that is
-        logged, nothing is written, and False is returned. All answers are stored in the cache.
+        """Patch the Node on condition that it still has its newest known resourceVersion, and return True. After a 409
+        the Node is read, and patched again only if it is still as it was when the action was decided; otherwise
+        that is logged, nothing is written, and False is returned. All answers are stored in the cache.
 
         The executor has compared the node with the one in the snapshot immediately before. Raises Conflict after TRIES
         attempts.

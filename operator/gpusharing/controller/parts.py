@@ -84,10 +84,10 @@ class LoopParts:
             self.wake.set()
 
     async def count_pending(self) -> None:
-        """Count the Pending pods that request a GPU, once in every `pending_period` seconds. A round is skipped unless
-        this process leads and all sources can be read. If the number of pods for some GPU resource has changed,
-        wake the loop. If a count fails with a KubeError, log that and count again in the next round. Runs until
-        canceled."""
+        """Count the Pending pods that request a GPU, at once and then every `pending_period` seconds. A round is
+        skipped unless this process leads and all sources can be read. If the number of pods for some GPU resource
+        has changed, wake the loop. If a count fails with a KubeError, log that and count again in the next round.
+        Runs until canceled."""
         pending = self.gatherer.pending
         while True:
             if self.leader.is_leader and not self.sources.missing():

@@ -31,7 +31,7 @@ class Progress:
 
     @contextmanager
     def of_a_pass(self) -> Iterator[None]:
-        """Make calls in this block, and in tasks that are started in it, count as calls of a pass."""
+        """Let the calls in this block, and the calls in tasks that are started in it, count as calls of a pass."""
         token = _OF_A_PASS.set(True)
         try:
             yield

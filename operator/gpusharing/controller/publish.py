@@ -274,8 +274,8 @@ class Publisher:
         return later
 
     def _hold(self, key: str, now: datetime, lag: timedelta) -> datetime | None:
-        """Return when the change of the object `key` may be written, or None if it may be written now. It may be
-        written `lag` after it was first noticed, a time that is recorded in `_due`."""
+        """Return when the change of the object `key` may be written, or None if it may be written now. A change may be
+        written `lag` after it was first noticed; that time is recorded in `_due`."""
         due = self._due.setdefault(key, now + lag)
         return due if due > now else None
 
@@ -337,8 +337,8 @@ class Publisher:
             )
 
     def report_shared(self, action: SetPointers | RepairMps, now: datetime) -> None:
-        """Queue an Event about the ClusterPolicy which says that the operator changed it, or the MPS DaemonSet that it
-        owns. It is posted in the next round."""
+        """Queue an Event about the ClusterPolicy, which says that the operator has changed the ClusterPolicy or its
+        MPS DaemonSet. The Event is posted in the next round."""
         policy = action.policy
         kind = {"apiVersion": CLUSTER_POLICIES.api_version, "kind": "ClusterPolicy"}
         regarding = {**kind, "name": policy.name, "uid": policy.uid}

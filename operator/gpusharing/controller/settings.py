@@ -170,7 +170,7 @@ def _check_cap(settings: Settings) -> None:
 
 
 def _check_marks(settings: Settings) -> None:
-    """Raise SettingsError if a key in MAINTENANCE_KEYS, which keep the operator away from nodes, is also that of a
+    """Raise SettingsError if a key in MAINTENANCE_KEYS, which keep the operator away from nodes, is also the key of a
     label in NEIGHBOUR_LABELS, which the operator sets during a change."""
     for entry in settings.plan.neighbour_labels:
         key = entry.partition("=")[0]

@@ -53,8 +53,9 @@ TRIES = 3
 
 
 def subject_of(action: Action) -> str:
-    """Return the name under which failures of a shared write are recorded: that of the policy, CLAIMS, CLUSTER_POLICY,
-    MPS_DAEMON_SET or DEVICE_CLASS, and CONFIG_MAPS for every other action."""
+    """Return the name under which failures of a shared write are recorded: the subject of the policy for a finalizer,
+    and CLAIMS, CLUSTER_POLICY, MPS_DAEMON_SET or DEVICE_CLASS for the writes of these. Every other action has
+    CONFIG_MAPS."""
     match action:
         case SetFinalizer():
             return policy_subject(action.policy)
