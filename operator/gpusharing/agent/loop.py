@@ -266,7 +266,8 @@ class AgentLoop:
         return allotment
 
     async def _read_holdings(self) -> Holdings | None:
-        """Return which pods hold devices, or None if the kubelet does not answer. Logs when that error changes."""
+        """Return which pods hold devices, or None if the kubelet does not answer. Logs when that error begins, changes
+        or ends."""
         holdings: Holdings | None = None
         try:
             holdings, error = await self._pods.read(), ""

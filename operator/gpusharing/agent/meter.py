@@ -139,12 +139,14 @@ def allotment_of(
 
 def last_allocatable(reading: Reading, holdings: Holdings, before: AllocatableSlices) -> AllocatableSlices:
     """Return the slices of each device, by UUID and resource, as the kubelet lists them now. A device that it does not
-    list now has its slices as in `before`, but at least as many of each resource as the ids that pods hold imply.
+    list now keeps its slices from `before`, but has at least as many of each resource as the ids that pods hold
+    imply.
 
     A kubelet lists healthy devices only (kubernetes pkg/kubelet/cm/devicemanager/manager.go, GetAllocatableDevices,
     v1.36.3), and none of a plugin that is restarting. A pod that holds one of four slices still holds a quarter then.
     For a device that was never listed, as after a restart of the agent, the replica numbers that pods hold give a
-    lower bound. Devices that no longer exist are dropped, unless a GPU cannot be read.
+    lower bound. Devices that no longer exist are dropped unless pods hold replicas of them; while a GPU cannot be
+    read, none is dropped.
     """
     allocatable, known = _allocatable(holdings), dict(before)
     if all(gpu.access == "Ok" for gpu in reading.gpus):
@@ -364,8 +366,8 @@ class Meter:
 
     def _drop(self, now: float, patience: float) -> None:
         """Drop the counters of every kind that have not changed for more than `patience` seconds and were exported in
-        full. The sum of a policy is kept as long as any of its parts, because it grows when they are exported,
-        which may be later."""
+        full. The sum of a policy is kept as long as any of its parts is, because the sum grows when the parts are
+        exported, which may be later."""
         for each in (self._allocated, self._idle, self._stranded, self._transition):
             each.drop(now, patience)
         policies = {account.policy for account in self._allocated} | {policy for policy, _ in self._idle}

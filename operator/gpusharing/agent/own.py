@@ -74,8 +74,8 @@ class OwnNode:
         self._cache.accept(node)
 
     def _changed(self, _: str) -> None:
-        """Call `on_change` if the UID or the request of the GPUNode differs from that at the last change, which is
-        also so when the GPUNode appears or disappears."""
+        """Call `on_change` if the GPUNode has another UID or request than at the last event, or has appeared or
+        disappeared since then."""
         before, self._request = self._request, _uid_and_request(self.node)
         if self._request != before:
             self._on_change()

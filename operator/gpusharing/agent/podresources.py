@@ -52,9 +52,9 @@ class Holdings:
 
     Kubelets before 1.34, and later ones with the feature gate KubeletPodResourcesListUseActivePods off, list finished
     pods too (kubernetes#119423, mended by #132028), but without devices: List calls UpdateAllocatedDevices first,
-    which drops those of pods that are not active (pkg/kubelet/apis/podresources/server_v1.go,
-    cm/devicemanager/manager.go, read at v1.36.3; memory and CPUs are what those kubelets get wrong). Only a kubelet
-    that has just started, and does not know all its pods yet, may still count them.
+    which drops the devices of pods that are not active (pkg/kubelet/apis/podresources/server_v1.go,
+    cm/devicemanager/manager.go, read at v1.36.3; those kubelets get only memory and CPUs wrong). Only a kubelet that
+    has just started, and does not know all its pods yet, may still count them.
     """
 
     allocated: dict[str, int] = field(default_factory=dict)
@@ -201,8 +201,8 @@ def _extent(message: bytes, at: int, wire_type: int) -> tuple[int, int]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """Return the number that begins at byte `at`, and the position after it. Raises ValueError if it is cut off or
-    longer than 64 bits."""
+    """Return the number that begins at byte `at`, and the position after it. Raises ValueError if it is cut off or has
+    more than ten bytes."""
     number = shift = 0
     while True:
         if at >= len(message) or shift > 63:

@@ -59,7 +59,8 @@ class Processes:
 
     For an unchanged process only `stat` is read again, from a file that stays open, and NVML is not queried again for
     a name that is only displayed. Another program in its place (execve) has another `comm`. A process in no pod may
-    still be moved into one, and a possible MPS daemon matters to drains, so these are examined in full each time.
+    still be moved into one, so its cgroup is read each time. A possible MPS daemon matters to drains, so its program
+    and its parent are read each time.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class Processes:
 
     def _parent(self, pid: int) -> int:
         """Return the process id of the parent, or 0 if unknown. The second field of `stat` is a name in parentheses
-        that may contain anything, so only what follows the last one is parsed."""
+        that may contain anything, so only what follows the last parenthesis is parsed."""
         after = self._read(pid, "stat").rpartition(b")")[2].split()
         return int(after[_PARENT]) if len(after) > _PARENT and after[_PARENT].isdigit() else 0
 

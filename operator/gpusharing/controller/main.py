@@ -76,8 +76,8 @@ def settle_heap() -> None:
 
 def configure_logs(settings: Settings) -> None:
     """Log to stderr what has at least the level in the settings: as JSON with stable keys (event, level, timestamp,
-    node, policy, phase ...), or as lines for people. An unknown level counts as info. Libraries log only warnings
-    and worse."""
+    node, policy, phase ...), or as lines for people. An unknown level counts as info. Libraries log nothing below
+    the level warning."""
     level = logging.getLevelNamesMapping().get(settings.log_level.upper(), logging.INFO)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
