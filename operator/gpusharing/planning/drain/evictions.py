@@ -46,13 +46,13 @@ def remember(
     `tries` is 1.
 
     - `EVICTED` (201, E1): accepted; this pod is never evicted again.
-    - `PDB` (429 with cause DisruptionBudget): E5; with `retry_after` (seconds) it is E6, the controller of the
-      budget is behind, remembered as `PDBNotObserved`.
+    - `PDB` (429 with cause DisruptionBudget): E5. With `retry_after` (seconds) it is E6: the controller of the budget
+      is behind, and the answer is remembered as `PDBNotObserved`.
     - `THROTTLED` (429 without that cause, E7), `EVICTION_ERROR` (500, E8 and E11, or no answer: `message` verbatim),
       `NAMESPACE_TERMINATING` (403 with that cause, E12), `FORBIDDEN` (403, E13), `INTERNAL_ERROR` (400, E15).
     - `PODS_LEAVING` (404 and 409, E2 and E3): that pod is gone or replaced; it is not evicted again before a newer
       LIST shows it.
-    - `FORCE_DELETE` (200 to a DELETE, T4): the deletion was accepted; `FORCE_DELETE_FAILED`: it was not carried out.
+    - `FORCE_DELETE` (200 to a DELETE, T4): the deletion was accepted; `FORCE_DELETE_FAILED`: the deletion failed.
 
     `first_wait` is in seconds. `jitter` is in [0, 1) and shortens the wait by up to a quarter, so that evictions are
     not all sent again at the same moment. Raises ValueError if `answer` is not one of these reasons.

@@ -105,7 +105,7 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
 
 def _ruled_waits(view: GangView, members: Iterable[GangMember], scope: Scope) -> Iterator[GangWait]:
     """Yield a wait for each member whose own node follows a different policy from the one that changes this node, if
-    that policy gives the member time to end by itself. The wait is `spared` if it says Abort in
+    that policy gives the member time to end by itself. The wait is `spared` if that policy says Abort in
     spec.drain.jobs.onTimeout."""
     for member in members:
         if member.drain is not None and classify((member.pod,), member.drain, scope).waited:
@@ -188,8 +188,8 @@ def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ..
 
 def _by_policy(member: GangMember, blocker: Blocker) -> Blocker:
     """Return the blocker with the name of the member's policy in front of its message. If that policy cannot be read,
-    a blocker that comes from its rules gets the reason and message that say why not, and any other blocker is returned
-    unchanged."""
+    a blocker that comes from its assumed rule gets the reason and message that say why the policy cannot be read,
+    and any other blocker is returned unchanged."""
     if member.unruled is None:
         return replace(blocker, message=f"Policy {member.policy} applies here. {blocker.message}".rstrip())
     if blocker.reason is not Reason.RULE_BLOCKS:

@@ -136,10 +136,10 @@ class Afterwards:
 
     def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
         """Return a blocker for each of these pods of `node`, in their order, that would have to wait after all changes
-        if it were evicted. There are three causes: no node would offer a resource that the pod requests, no node would
-        meet its requirements, or `node` loses devices, so that more of these would be missing over all pods than
-        without the changes. If the state of `node` after the changes is unknown, only the first cause is looked for.
-        Pods that request no GPU and KAI's reservation pods are skipped."""
+        if it were evicted. There are three causes: no node would offer a resource that the pod requests, no node
+        would meet its requirements, or `node` loses devices of a resource that the pod requests and the cluster
+        would lack more of them than without the changes. If the state of `node` after the changes is unknown, only
+        the first cause is looked for. Pods that request no GPU and KAI's reservation pods are skipped."""
         own = self.find_node(node)
         found = ((pod, self._explain(pod, own)) for pod in pods if not is_reservation(pod))
         return tuple(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why) for pod, why in found if why)

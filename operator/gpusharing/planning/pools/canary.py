@@ -209,8 +209,8 @@ def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
 
 def _unproven(message: str, begun: Sequence[Member]) -> Finding:
     """Return the Finding for nodes that wait for canaries to be proven. `begun` are the canaries whose change is under
-    way. The Finding names those whose change does not end by itself. `stands` is set if one of the named nodes waits
-    for a person, because no other node is proven in its place."""
+    way. The Finding names the canaries whose change does not end by itself. `stands` is set if one of the named
+    nodes waits for a person, because no other node is proven in its place."""
     kept = [one for one in begun if not goes_on(one.verdict)]
     told = f" ({keepers})" if (keepers := explain_keepers(kept)) else ""
     stands = any(map(is_for_a_person, kept))

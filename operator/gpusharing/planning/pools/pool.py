@@ -126,12 +126,12 @@ class Pool:
         return len(self.names) - self.outside
 
     def count(self, member: Member, *, claimed: bool = False) -> None:
-        """Add a node of the policy to the pool. It becomes a member if it concerns the policy, is listed in `to_go` if
-        it then still has to be drained, and is covered by the budget unless it is a newcomer. A covered node that
-        is away or `claimed` takes a slot. Such a node is counted in `moving` if its change ends by itself or it is
-        not away yet; otherwise it is added to `keepers`. If pods can be scheduled there again at the end of its
-        change, it is also counted in `opening`. `claimed`: the node holds a slot and is about to become
-        unavailable."""
+        """Add a node of the policy to the pool. If it concerns the policy, it becomes a member, and a member that has
+        yet to be drained is also listed in `to_go`. The budget covers every member but newcomers. A covered node
+        that is away or `claimed` takes a slot. Such a node is counted in `moving` if its change ends by itself or
+        it is not away yet; otherwise it is added to `keepers`. If its change ends by itself and pods can be
+        scheduled there again afterwards, it is also counted in `opening`. `claimed`: the node holds a slot and is
+        about to become unavailable."""
         verdict = member.verdict
         self.names.append(verdict.node)
         if not member.outside:

@@ -22,8 +22,8 @@ def count_vain(
 ) -> dict[str, int]:
     """Return how many passes in a row, at most MOST, made no progress, by policy; policies that make progress are left
     out. A pass makes no progress if three conditions hold. It wants to list the pods of a candidate for the first
-    time, although the pods of another one are known; no candidate starts or has another action; and every look at a
-    candidate existed before.
+    time, although the pods of another candidate are known; no candidate starts or has another action; and no
+    candidate got its first look.
 
     The count starts anew while pods that the last pass asked for are missing, because then the API server delays a
     LIST and the planner can only ask again.

@@ -132,8 +132,8 @@ class Actuate:
 
 @value
 class UpdateFence:
-    """Rewrite the fence of a node in one conditional Node PATCH: before the next attempt, when the node is yielded to
-    other maintenance, or when the class of disruption gets worse."""
+    """Rewrite the fence of a node in one conditional Node PATCH, for example before the next attempt, when the node is
+    yielded to other maintenance, or when the class of disruption gets worse."""
 
     node: NodeView
     """The Node as it was when this was decided."""
@@ -217,9 +217,9 @@ class Release:
 
 @value
 class LabelNode:
-    """Write only our own labels and the record of what was proven, when a node is adopted or gets another owner. The
-    PATCH is conditional only if it also removes the start-up taint from a proven node, or if it removes the records.
-    """
+    """Write only our own labels and records, when a node is adopted, loses its owner or is forgotten with its policy.
+    The PATCH is conditional only if it also removes the start-up taint from a proven node, or if it removes the
+    records."""
 
     node: NodeView
     """The Node as it was when this was decided."""

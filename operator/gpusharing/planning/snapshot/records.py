@@ -128,9 +128,9 @@ class Fence:
     """The start time of GPU Feature Discovery before the run that changed the configuration of the device plugin. Only
     a later start time proves that GFD has seen the change. Empty if the run did not change it."""
     daemon_uid: str = ""
-    """UID of the MPS daemon's pod that this run has to delete, or of the pod of NVIDIA's DRA driver, which it deletes
-    once mig-manager is done. As long as a pod with this UID exists, it must
-    still be deleted. Empty if there is none."""
+    """UID of the MPS daemon's pod that this run has to delete, or of the pod of NVIDIA's DRA driver, which the run
+    deletes once mig-manager is done. As long as a pod with this UID exists, it must still be deleted. Empty if there is
+    none."""
     restart_uid: str = ""
     """UID of the mig-manager pod that this run has to delete. As long as a pod with this UID exists, it must still be
     deleted. Empty if there is none."""

@@ -232,7 +232,8 @@ class Program(StrEnum):
 
     @property
     def label(self) -> str:
-        """The label that its pods carry: `app`, or that of the DRA driver's chart (v0.5.0, selectorLabels)."""
+        """The label that its pods carry: `app`, or the label that the DRA driver's chart gives them (v0.5.0,
+        selectorLabels)."""
         return "dra-driver-nvidia-gpu-component" if self is Program.KUBELET_PLUGIN else "app"
 
 

@@ -128,7 +128,7 @@ def keeps_verdict(member: Member | None) -> bool:
 
 
 def find_models(gpunodes: Iterable[GPUNodeView | None]) -> dict[str, GpuView]:
-    """Return one GPU for each card model in these nodes, by product, with the profiles that most nodes report for that
+    """Return one GPU for each card model on these nodes, by product, with the profiles that most nodes report for that
     model.
 
     NVIDIA's well-known names mean the same on every node, so no single report decides. In a tie, the profiles found

@@ -153,8 +153,8 @@ def _tell_left(case: FencedCase, plan: DrainPlan) -> str:
 def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bool) -> Verdict | None:
     """Return the verdict on what the proof of idleness still lacks, with the next request to the agent if one is
     needed, or None if the node is proven idle. The proof needs a Ready node and a Ready agent. The agent must have
-    closed NVML and seen no process on the GPUs. After that, two LISTs some seconds apart must show no pod that has to
-    leave."""
+    closed NVML and seen no process on the GPUs except MPS daemons. After that, two LISTs some seconds apart must
+    show no pod that has to leave."""
 
     def wait(reason: Reason, message: str, wake: datetime | None = None) -> Verdict:
         """Return a VerifyingIdle verdict that has the pods listed again, at `wake` or, if that is None, at the next
