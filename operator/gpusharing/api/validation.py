@@ -80,7 +80,8 @@ class Problem:
 
 
 def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Problem, ...]:
-    """Check a raw GPUSharingPolicy as the API server does. Return its spec, or the problems if there are any.
+    """Check a raw GPUSharingPolicy, which must hold nothing but JSON, as the API server does. Return its spec, or the
+    problems if there are any.
 
     Types are taken literally, as in JSON ("4" is not a number). A field that we do not know is refused: the API server
     keeps one only if the CRDs are newer than the operator, and it may be a field that forbids drains. Rules beyond

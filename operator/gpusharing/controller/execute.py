@@ -236,8 +236,8 @@ class Executor:
         Raises errors that concern all calls.
 
         The cache may have moved on since the decision, and with it the version that a conditional write names: without
-        this check, a cordon that arrived in the meantime would be overridden without a 409. After a patch of ours the
-        node is no longer compared.
+        this check, a cordon that arrived in the meantime would be overridden without a 409. The node is not compared
+        after a patch of ours, nor if the cache has lost it.
         """
         decided_on = snapshot.nodes.get(node)
         for action in actions:
@@ -259,10 +259,10 @@ class Executor:
     async def _attempt(
         self, subject: str, action: Action, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> KubeError | None:
-        """Carry out an action, and record its success or failure under `subject`. If the server changed something, the
-        action is counted in `outcome` and reported to `on_action`. Return the error if it failed, else None; a
-        refused eviction does not count as a failure here, because `Evictor` records it. Raises errors that concern
-        all calls."""
+        """Carry out an action, and record its success or failure under `subject`. If the server may have changed
+        something (`_perform`), the action is counted in `outcome` and reported to `on_action`. Return the error if
+        it failed, else None; a refused eviction does not count as a failure here, because `Evictor` records it.
+        Raises errors that concern all calls."""
         try:
             changed = await self._perform(action, snapshot)
         except FATAL:

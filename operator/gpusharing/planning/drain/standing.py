@@ -131,9 +131,9 @@ def find_standings(
     """Return the standing of every pod of the node that holds a GPU. If the node's pods could not be listed, only the
     error is set.
 
-    `cordoned` says whether the drain has begun. Before that, no eviction is sent, so an old answer would never be
-    replaced and would block the node forever. Such an answer is therefore ignored once its wait is over. Gangs that
-    must not be interrupted are looked for only during the drain; before the drain, `with_gangs` finds them.
+    `cordoned` says whether the drain has begun. Before that, no eviction is sent, so an old refusal would never be
+    replaced and would block the node forever. A refusal is therefore ignored once its wait is over. Gangs that must
+    not be interrupted are looked for only during the drain; before the drain, `with_gangs` finds them.
     """
     if work.error:
         return Standings(work.listed_at, error=work.error)
