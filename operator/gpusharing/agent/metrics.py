@@ -75,7 +75,7 @@ def _of_observation(observed: Observation) -> Iterable[Metric]:
 
 
 def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
-    """Yield the metrics that describe the GPUs: their names, MIG instances, processes and memory errors."""
+    """Yield the metrics that describe the GPUs: their names, MIG mode and instances, processes, and memory errors."""
     info = _family("gpu_info", "1 for each GPU.", "gpu", "uuid", "product")
     instances = _family("gpu_mig_instances", "MIG instances that exist.", "gpu", "profile")
     for gpu in gpus:
@@ -101,7 +101,8 @@ def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
 
 
 def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
-    """Yield the metrics of the health of the GPUs, as NVML reports it."""
+    """Yield the metrics of the GPUs' health as NVML reports it: whether there is a problem, pending row remappings,
+    the first critical XID, and the recovery action that the driver requests."""
     yield _per_gpu(
         "gpu_healthy",
         "1 while NVML reports no problem that makes the GPU unhealthy.",

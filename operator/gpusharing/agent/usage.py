@@ -82,7 +82,8 @@ class DeviceUsage:
 def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
     """Combine the use of the GPUs with the kubelet's holdings, which are None if unknown. `devices` has only the first
     MOST_DEVICES devices, in the order of `use`, and `holders` only the first MOST_HOLDERS pairs of a pod and one of
-    these devices, sorted; `left_out` says how many of both are missing. The mappings by UUID cover every device."""
+    these devices, sorted; `left_out` says how many of both are missing. The mappings by UUID are not limited to
+    these devices."""
     devices = {device.uuid: device for device in use.devices[:MOST_DEVICES]}
     busy: Counter[str] = Counter()
     for process in use.processes:

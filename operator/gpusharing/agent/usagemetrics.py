@@ -69,7 +69,8 @@ def _device_info(devices: Iterable[DeviceUse]) -> Metric:
 
 
 def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
-    """Yield the metrics of devices: memory, unattributed processes, and SM time."""
+    """Yield the metrics of devices: their properties, memory, unattributed processes, and SM time. A value that is
+    unknown for a device is absent."""
     devices = known.devices
     yield _device_info(devices)
     yield _per_device(

@@ -24,8 +24,9 @@ WORKS, BROKEN, NO_ANSWER = 0, 1, 2
 
 def place_of(environment: Mapping[str, str]) -> Place:
     """Return the namespaces and names of the release, read from the environment. Variables that are empty or not set
-    have the chart's defaults. But if GPUSHARING_AGENT_NAMESPACE is set and empty, and GPUSHARING_NAMESPACE is set,
-    both namespaces are the same. A switch is on only if its variable is `true`; an empty one has its default too."""
+    have the chart's defaults. There is one exception: if GPUSHARING_AGENT_NAMESPACE is set but empty, the agent's
+    namespace is the one in GPUSHARING_NAMESPACE, unless that is empty too. A switch is on only if its variable is
+    `true`; an empty one has its default as well."""
     read = [item for item in fields(Place) if isinstance(item.default, str | bool)]
     known = {item.name: environment.get(f"{PREFIX}{item.name.upper()}", "") for item in read}
     if not known["agent_namespace"] and known["namespace"] and f"{PREFIX}AGENT_NAMESPACE" in environment:

@@ -1,9 +1,9 @@
 """Write what people see: Events, and the statuses of policies and GPUNodes. Only changes are written, and no decision
 depends on any of it.
 
-A node that begins to change is shown one period after it began to differ from what is shown, its next phases after
-two. Shorter phases are never shown; their information is shown with the next one. A phase that lasts (Synced, Failed,
-Blocked ...) is written at once.
+A node that begins to change is shown one period after it began to differ from what is shown. Its next phases are shown
+after two periods. Shorter phases are never shown; their information is shown with the next one. A phase that lasts
+(Synced, Failed, Blocked ...) is written at once.
 Failures are logged and tried again, after a longer wait each time: no pass ends or waits because of them, and no
 object waits because of another one. An Event counts as posted when the server has accepted it.
 

@@ -146,7 +146,8 @@ class Afterwards:
 
     def _explain(self, pod: PodView, own: FutureNode | None) -> str:
         """Return why the pod would have to wait after the changes once it has left its `own` node; empty if it would
-        not. If `own` is None, only a resource name that no node would advertise is detected."""
+        not. Only the first of the causes of `find_stranded` is told. If `own` is None, only a resource name that no
+        node would advertise is detected."""
         wanted = _wanted(pod)
         if lost := [name for name in wanted if not self.find_demand(name).remain]:
             of_kai = ", of which KAI-Scheduler assigns the pod a fraction" if gpu_groups(pod.labels) else ""

@@ -290,8 +290,9 @@ def op_of(case: NodeCase, policy: PolicyView) -> str:
 
 
 def _fence(candidate: Candidate) -> FenceNode:
-    """Return the action that fences the candidate. The action records the planned change and its deadline, and adds
-    the labels and annotations that the node lacks. If the change cordons the node, the routing label is removed."""
+    """Return the action that fences the candidate. The fence records the planned change, and as its deadline now plus
+    the time to settle plus `drain.timeout`. The action adds the labels and annotations that keep other controllers
+    away, as far as the node lacks them. If the change cordons the node, the routing label is removed."""
     case, assessed, policy = candidate.case, candidate.assessed, candidate.policy
     node, timeout = case.node, parse_duration(assessed.spec.drain.timeout)
     cordon = assessed.disruption.cordons

@@ -145,7 +145,9 @@ def _actuate(
     case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool
 ) -> Actuate:
     """Return the action that passes the PNR: one PATCH that writes the fence with the stage `actuating` and what the
-    actuator needs for `goal`. The parameters are the same as those of `_begin`."""
+    actuator needs for `goal`. The deadline is set anew (`actuation_limit`), and no run is due any more. A recorded
+    failure stays only if the policy's version is still that of the fence. The parameters are the same as those of
+    `_begin`."""
     node, fence, policy = case.node, case.fence, assessed.policy
     writing = case.actuator.write(case, fence, goal, idle.observed if idle is not None else None, again)
     revision = find_revision(policy)

@@ -104,9 +104,9 @@ def next_poll(case: FencedCase, pace: int = 1) -> datetime:
 
 
 def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
-    """Return the verdict on a node whose drain continues, with the evictions and deletions of this pass. Nothing is
-    evicted or deleted while the operator's views are stale, because somebody may have lifted the cordon in the
-    meantime."""
+    """Return the verdict on a node whose drain continues, with the evictions and deletions of this pass. The phase is
+    WaitingForJobs while the drain waits for pods to end by themselves, else Draining. Nothing is evicted or deleted
+    while the operator's views are stale, because somebody may have lifted the cordon in the meantime."""
     reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
     lines = explain_blockers(plan.blockers)
     text = _tell_left(case, plan)
