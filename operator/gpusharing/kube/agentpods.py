@@ -61,9 +61,9 @@ def agent_warning(raw: JSON) -> AgentWarning | None:
 
 
 def _last_seen(raw: JSON) -> datetime | None:
-    """Return when the event was last seen: the time in its series, else in the deprecated field that events of the
-    core API use, else that of the event itself, else that of its creation. The first of these that is present
-    counts. None if none is, or if that one cannot be read."""
+    """Return when the event was last seen. The first of these times that is present counts: the last one in its
+    series, the deprecated one that the core API's events have, the event's own, and that of its creation. None if
+    there is none, or if the one that counts cannot be read."""
     written = (
         part(raw, "series", "lastObservedTime")
         or raw.get("deprecatedLastTimestamp")

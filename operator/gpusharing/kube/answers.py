@@ -27,9 +27,9 @@ MOST_SECONDS = 86400.0
 
 def error_of(request: ApiRequest, status: int, answer: object, retry_after: str | None = None) -> KubeError:
     """Return the error for an answer that is not a success, chosen by its HTTP status and machine-readable parts. A
-    4xx without an error of its own becomes Invalid, except 408. All other statuses become Unavailable, but
-    `_eviction_error` decides about a 500 or 504 to an eviction. `answer` is the parsed body, `retry_after` the
-    value of the Retry-After header."""
+    4xx other than 408 that has no error class of its own becomes Invalid. Every other status becomes Unavailable,
+    except a 500 or 504 to an eviction, about which `_eviction_error` decides. `answer` is the parsed body,
+    `retry_after` the value of the Retry-After header."""
     message = text(answer, "message") or f"HTTP {status}"
     match status:
         case 401:
@@ -118,7 +118,8 @@ def _causes(answer: object) -> dict[str, str]:
 
 def _seconds(answer: object, retry_after: str | None) -> float | None:
     """Return how many seconds the server asks us to wait, at most MOST_SECONDS: the whole number in the Retry-After
-    header, else the positive one in the Status. None if there is neither; a date in the header is ignored."""
+    header or, without one, a positive number in the Status. None if there is neither; a date in the header is
+    ignored."""
     if retry_after and retry_after.isdecimal():
         return min(float(retry_after), MOST_SECONDS)
     seconds = whole(answer, "details", "retryAfterSeconds")

@@ -23,8 +23,8 @@ class Backoff:
         self._jitter = jitter
 
     def after_failure(self) -> float:
-        """Return the seconds to wait after this failure, jittered. The wait after the next one is twice as long before
-        its jitter, up to the limit."""
+        """Return the jittered wait after this failure, in seconds. Before jitter, the wait after the next failure is
+        twice as long, up to the limit."""
         delay, self._next = self._next, min(self._next * 2, self._last)
         return delay * self._jitter()
 

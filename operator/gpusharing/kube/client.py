@@ -53,8 +53,9 @@ class Resource:
     def path(
         self, namespace: str | None = None, name: str | None = None, subresource: str | None = None
     ) -> str:
-        """Return the URL path of a collection, of one object, or of a subresource of it. The namespace is ignored for
-        a kind that is not namespaced. For a page without a version, such as `/version`, all arguments are ignored."""
+        """Return the URL path of a collection, of one object, or of the object's subresource. The namespace is ignored
+        for a kind that is not namespaced. For a page without a version, such as `/version`, all arguments are
+        ignored."""
         if not self.version:
             return f"/{self.plural}"
         parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
@@ -183,8 +184,8 @@ class KubeClient(ABC):
     """A client of the API server: `call` and `stream` send any request; the other methods send the requests that we
     need.
 
-    For anything that the server or the network does, every method raises a KubeError of `kube/errors.py` and nothing
-    else. A client that stands in front of another one may raise further errors, which its docstring names.
+    However the server or the network fails, a method raises a KubeError of `kube/errors.py` and nothing else. A client
+    that stands in front of another one may raise further errors, which its docstring names.
     """
 
     @abstractmethod

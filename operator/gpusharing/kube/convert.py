@@ -104,8 +104,8 @@ def _is_barred(raw: JSON) -> bool:
 def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
     """Convert a raw GPUNode, without its `status.transition`, which is for people.
 
-    `known` is the agent's report as it was converted before, which is used in place of the one in `raw`. If it is
-    None, the report in `raw` is converted; the view has none if `raw` has none.
+    `known` is the agent's report as converted earlier, to be used in place of the report in `raw`. If it is None, the
+    report in `raw` is converted; if `raw` has none, neither has the view.
     """
     request = section(raw, "spec", "request")
     observed = part(raw, "status", "observed")
@@ -257,9 +257,9 @@ def _layout(gpu: GPU) -> Layout | None:
 
 
 def _listed(model: Model) -> tuple[Profile, ...]:
-    """Return the MIG profiles that the driver lists for a model, each with its placements without duplicates. Profiles
-    whose name cannot be read are left out: names are written to the mig-parted file of all nodes, which would be
-    rejected as a whole."""
+    """Return the MIG profiles that the driver lists for a model, each with its distinct placements. Profiles whose
+    name cannot be read are left out: names are written to the mig-parted file of all nodes, which would be rejected
+    as a whole."""
     return tuple(
         Profile(p.name, tuple(dict.fromkeys(p.starts)), p.size, p.max_count, p.slices, p.memory_gb, p.id)
         for p in model.profiles
@@ -332,9 +332,9 @@ def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
 
 
 def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -> dict[str, str]:
-    """Return the field manager that replaced our value, by label, for each of our two labels that no longer has the
-    value we wrote last. A label is left out if managedFields do not show its manager, as when it was removed, if
-    the manager is one of ours, or if we never wrote the label.
+    """Return, by label, which field manager replaced the value that we last wrote to our two labels. Labels that still
+    have this value are left out, and so are labels that we never wrote, labels whose manager is one of ours, and
+    labels for which managedFields show no manager, for example because the label was removed.
 
     The value that we wrote last is read from `fence` if its change has passed the point of no return, else from
     `verified`, the record of the last proof.
@@ -352,8 +352,8 @@ def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -
 
 
 def setter(raw: JSON, *path: str) -> str:
-    """Return the name of the field manager that last wrote the field at `path`, by the times in managedFields, or an
-    empty string if managedFields does not show one."""
+    """Return the name of the field manager that last wrote the field at `path`, according to the times in
+    managedFields, or an empty string if managedFields show none."""
     fields = [f"f:{name}" for name in path]
     managers = entries(raw, "metadata", "managedFields")
     writers = [entry for entry in managers if part(entry, "fieldsV1", *fields) is not None]

@@ -36,8 +36,8 @@ _FAR_FUTURE = datetime.max.replace(tzinfo=UTC)
 def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodView:
     """Convert a raw Pod. Its node affinity is read only if it requests GPUs or has the labels of KAI's GPU groups.
 
-    `resource_claims` maps the `namespace/name` of a ResourceClaim to what it is used for; a claim that is missing
-    there counts as unresolved.
+    `resource_claims` maps the `namespace/name` of a ResourceClaim to what it is used for; a claim that is missing from
+    the mapping counts as unresolved.
     """
     metadata, resources = section(raw, "metadata"), dict(sorted(pod_requests(raw).items()))
     labels = interned(metadata.get("labels"))
@@ -104,7 +104,8 @@ def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:
 
 def resource_claim_use(raw: JSON) -> ResourceClaimUse:
     """Return what a ResourceClaim is used for (G3, G6, G7): `gpu` if gpu.nvidia.com allocated a device for it without
-    adminAccess, `unresolved` if its allocation cannot be read, else `none`, also if nothing is allocated yet."""
+    adminAccess, `unresolved` if its allocation cannot be read, and otherwise `none`, including when nothing is
+    allocated yet."""
     allocation = part(raw, "status", "allocation")
     if allocation is None:
         return "none"
@@ -148,7 +149,7 @@ def _controller(metadata: JSON) -> Owner | None:
 
 
 def _is_mirror(metadata: JSON) -> bool:
-    """Whether the pod is the mirror of a static pod, by its owner or its annotation (P7)."""
+    """Whether the pod is the mirror of a static pod, judging by its owners or its annotation (P7)."""
     owned_by_node = any(owner.get("kind") == "Node" for owner in entries(metadata, "ownerReferences"))
     return owned_by_node or MIRROR_ANNOTATION in texts(metadata.get("annotations"))
 

@@ -122,7 +122,8 @@ def tell_unread(error: KubeError | None, kind: str) -> str:
 
 
 class DeviceIndex:
-    """Joins what ResourceSlices publish to the Nodes. A view whose inputs did not change stays the same object."""
+    """Adds what ResourceSlices publish to the views of their Nodes. A view whose inputs did not change stays the same
+    object."""
 
     def __init__(self, slices: Callable[[], Mapping[str, SliceView]]) -> None:
         """`slices` returns all ResourceSlices of NVIDIA's GPUs by name."""
@@ -148,8 +149,9 @@ class DeviceIndex:
         return view if devices is None else replace(view, devices=devices)
 
     def join_all(self, nodes: dict[str, NodeView]) -> dict[str, NodeView]:
-        """Return a copy of `nodes`, by name, in which each view has the devices of its node. If neither has changed
-        since the last call, the same joined view is returned. Devices of a node that is not in `nodes` are ignored."""
+        """Return a copy of `nodes`, by name, in which each view has the devices of its node. If neither a node's view
+        nor its devices have changed since the last call, the same joined view is returned. Devices of a node that
+        is not in `nodes` are ignored."""
         copy, joined = dict(nodes), {}
         for name, devices in self.by_node().items():
             if (view := nodes.get(name)) is None:

@@ -59,7 +59,7 @@ class CallTarget:
     @property
     def subject(self) -> str:
         """Return the name by which failures are counted: a Node, its GPUNode and the list of its pods are one subject;
-        a list of all objects is one per kind."""
+        a list of all objects of a kind is another."""
         return self.name.removeprefix("spec.nodeName=") or self.kind
 
 
@@ -183,7 +183,7 @@ class Fanout(PassingClient):
         self.holds = Holds()
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Yield the events of a watch, each of which counts as an answer of the server."""
+        """Yield the events of a watch, each of which counts as an answer from the server."""
         async with aclosing(self.client.stream(request)) as events:
             async for event in events:
                 self.reachability.answered()

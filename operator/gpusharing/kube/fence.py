@@ -280,8 +280,8 @@ def _flat(record: JSON) -> JSON:
     """Replace the spec versions in `record` by the flat keys that older operators read, and return `record`, which is
     changed in place.
 
-    A record without `version` stays as it is. A `failedVersion` of the same policy becomes `failedGeneration`. One of
-    another policy stays, and `failedGeneration` is then 0, as it is without a failure.
+    A record without `version` stays as it is. A `failedVersion` of the same policy becomes `failedGeneration`. A
+    `failedVersion` of another policy stays; in that case, and without a failure, `failedGeneration` is 0.
     """
     if "version" not in record:  # a claim whose change has not reached its point of no return
         return record

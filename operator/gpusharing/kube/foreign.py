@@ -148,7 +148,7 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
 
 
 def _metadata_marker(who: str, labels: Mapping[str, str], annotations: Mapping[str, str]) -> Marker:
-    """Return the marker for `who`, a row of METADATA_MARKERS whose check holds for these labels and annotations, with
-    whether its work waits or is queued."""
+    """Return the marker for `who`, including whether its work waits or is queued. `who` must name a row of
+    METADATA_MARKERS whose check holds for these labels and annotations."""
     waits = who in WAIT_CHECKS and WAIT_CHECKS[who](labels, annotations)
     return Marker(who, waits, waits and who in QUEUE_CHECKS and QUEUE_CHECKS[who](labels, annotations))

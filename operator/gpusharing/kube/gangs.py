@@ -77,9 +77,9 @@ class _Known:
         return bool(self.error) or all(gang in self.members for gang in gangs)
 
     def view(self, gang: Gang, labels: Mapping[str, str] | None) -> GangView:
-        """Return the view of one gang, with its members sorted by node and name, and marked as partial if the LIST was
-        cut off; or without members and with the error of the LIST. `labels` are the labels of the gang's namespace,
-        which are set on each member; None leaves the members as they are."""
+        """Return the view of one gang: its members, sorted by node and name, and marked as partial if the LIST was cut
+        off. If the LIST failed, the view has the error and no members. `labels` are the labels of the gang's
+        namespace, which are set on each member; None leaves the members as they are."""
         if self.error:
             return GangView(gang, error=self.error)
         members = self.members.get(gang, ())
@@ -107,9 +107,9 @@ class Gangs:
         """Return the gangs of those `pods` that must leave within `scope`, sorted. Each member gets the labels of its
         namespace from `pods`. If a LIST fails, its gangs are returned with the error.
 
-        With `anew`, only a LIST made within LIST_VALID is reused. Otherwise a LIST without an error is reused for
-        LIST_VALID_IN_DRAIN, and is kept if a new one fails. In either case a LIST is reused only if it found pods of
-        all the gangs that it has to serve. Results that were not requested for FORGET_AFTER are forgotten.
+        The result of a LIST is reused for LIST_VALID. Without `anew`, a LIST that succeeded is reused for
+        LIST_VALID_IN_DRAIN, and is kept if a new one fails. A LIST that succeeded is reused only if it found pods of
+        every gang that it has to serve. Results that were not requested for FORGET_AFTER are forgotten.
 
         Raises:
             ServerAway, Unauthorized, HeldBack: no gang can be listed now.

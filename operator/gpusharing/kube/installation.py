@@ -254,7 +254,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
 
 def _pod(raw: JSON) -> PodState:
     """Convert a raw pod to its state. A pod that is being deleted is not Ready. Unless it is Ready, the state has the
-    nearest cause why it does not run, or an empty string if none is known."""
+    most immediate reason why it does not run, or an empty string if none is known."""
     ready = has_condition(raw, "Ready") and part(raw, "metadata", "deletionTimestamp") is None
     return PodState(
         text(raw, "metadata", "name"),
@@ -265,8 +265,9 @@ def _pod(raw: JSON) -> PodState:
 
 
 def _problems(raw: JSON) -> Iterator[str]:
-    """Yield why a pod does not run, the nearest cause first: what its containers wait for, init containers first, then
-    its conditions that are False and have a message. Each has a reason and the beginning of the message, if any."""
+    """Yield why a pod does not run, the most immediate reason first: what its containers wait for, init containers
+    first, then its conditions that are False and have a message. Each item has a reason and the beginning of the
+    message, if any."""
     statuses = entries(raw, "status", "initContainerStatuses") + entries(raw, "status", "containerStatuses")
     for status in statuses:
         waiting = section(status, "state", "waiting")

@@ -67,8 +67,8 @@ class LeaderLease:
         timing: Timing | None = None,
         now: Callable[[], datetime] = wall_time,
     ) -> None:
-        """`identity` must differ between processes, including a restarted one. `on_lost` is called once, when the
-        Lease is lost. `now` gives the times that are written for people to read."""
+        """`identity` must be unique to this process; a restarted process needs another one. `on_lost` is called once,
+        when the Lease is lost. `now` gives the times that are written for people to read."""
         self.identity = identity
         self.acquired = asyncio.Event()
         """Set once we lead. Never cleared: losing the Lease ends the process."""
@@ -119,8 +119,8 @@ class LeaderLease:
             raise LeaseLost(f"{self.identity} no longer holds the Lease {self._name}")
 
     async def run(self) -> None:
-        """Acquire the Lease, and renew it until canceled; then release it, even if we only may have acquired it. If
-        the Lease is lost, call `on_lost` and return. Errors of the API server are recorded in `error`, and the
+        """Acquire the Lease, and renew it until canceled; then release it, even if it is uncertain whether we hold it.
+        If the Lease is lost, call `on_lost` and return. Errors of the API server are recorded in `error`, and the
         attempt is repeated."""
         try:
             while True:
@@ -240,13 +240,14 @@ class LeaderLease:
 
     async def _release(self) -> bool:
         """Give up the Lease, so that a successor need not wait, and return whether it was ours. The Lease is read
-        first if we may only have acquired it, or after a Conflict. From the call on this process does not lead,
-        whatever the server answers. Raises KubeErrors."""
+        first if it is uncertain whether we hold it, or after a Conflict. As soon as this is called, this process no
+        longer leads, whatever the server answers. Raises KubeErrors."""
         self._renewed_at = float("-inf")
         spec = {"holderIdentity": None, "leaseDurationSeconds": 1, "renewTime": self._time()}
 
         async def release(version: str) -> None:
-            """Write the release on the condition of this version. Raises Conflict if the Lease has another one."""
+            """Write the release, provided that the Lease still has this version. Raises Conflict if it has another
+            one."""
             patch = {"metadata": {"resourceVersion": version}, "spec": spec}
             await self._client.patch(LEASES, self._name, patch, namespace=self._namespace)
 
@@ -263,7 +264,7 @@ class LeaderLease:
     def _expired(self, lease: JSON) -> bool:
         """Whether the holder of this Lease has changed neither its spec nor its claims for the Lease's duration,
         measured by our own clock from when this process first saw them. A change is recorded in `_observation` and
-        restarts that time. A Lease that names no duration gets the one in our settings."""
+        restarts that time. If the Lease names no duration, the one in our settings applies."""
         written = part(lease, "spec"), _claims_of(lease)
         if written != self._observation[0]:
             self._observation = (written, self._clock())

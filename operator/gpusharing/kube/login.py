@@ -136,8 +136,8 @@ class ServiceAccountLogin:
             raise _not_mounted(error) from error
 
     def _stamp(self, name: str) -> tuple[int, ...]:
-        """Return a value that changes whenever the file does: its device, inode, modification time and size. That
-        takes a twentieth of the time of reading the file, and every call needs it. Raises Unauthorized if the file
+        """Return a value that changes whenever the file does: its device, inode, modification time and size. Reading
+        the file would take twenty times as long, and every call needs the stamp. Raises Unauthorized if the file
         does not exist or may not be examined."""
         try:
             found = os.stat(f"{self.directory}/{name}")

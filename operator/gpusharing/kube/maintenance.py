@@ -71,8 +71,8 @@ of NVIDIA's nodemaintenance_types.go)."""
 
 def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Maintenance:
     """Return the node of a raw NodeMaintenance, and a description such as `NVIDIA NodeMaintenance ns/name for
-    REQUESTOR (failed)`. `operator` begins the description and `behalf` follows the name. It ends with `(being
-    deleted)` if the object is, else with `(failed)` if it has `failed`, else with neither."""
+    REQUESTOR (failed)`. `operator` begins the description and `behalf` follows the name. The description ends with
+    `(being deleted)` if the object is being deleted, else with `(failed)` if `failed` is true, else with neither."""
     where, name = text(raw, "metadata", "namespace"), text(raw, "metadata", "name")
     deleting = "deletionTimestamp" in section(raw, "metadata")
     state = " (being deleted)" if deleting else " (failed)" if failed else ""
@@ -127,7 +127,7 @@ class MaintenanceIndex:
 
 
 def _joined(view: NodeView, maintenance: Maintenance) -> NodeView:
-    """Return the view with this maintenance, which takes the place of the marker found on the Node, because it says
+    """Return the view with this maintenance in place of the marker found on the Node, because the maintenance says
     more. The view stays unchanged if the maintenance only waits while somebody else is already working on the node."""
     if maintenance.waits and view.foreign_works:
         return view

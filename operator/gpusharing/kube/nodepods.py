@@ -144,12 +144,12 @@ class NodePods:
         return work.quiet_since is not None and work.listed_at < work.quiet_since
 
     def _urgency(self, name: str, proving: frozenset[str]) -> tuple[bool, float, str]:
-        """Return the sort key of a node whose pods are to be listed; the smallest key comes first. On a slow server a
+        """Return the sort key of a node whose pods must be listed; the smallest key comes first. On a slow server a
         round ends before its work is done, and the next one begins with the most urgent node.
 
         Fenced nodes in `proving` come first, the oldest fence first: their proof grows old, and if there is not enough
-        time for all, the first ones should be proven. The others follow: first those never listed, then by the time of
-        their last LIST.
+        time for all, the first ones should be proven. The others follow: first those never listed, then the one whose
+        last LIST is oldest.
         """
         node, work = self.sources.nodes.items.get(name), self.work.get(name)
         if name in proving and node is not None and node.fence is not None:
@@ -157,8 +157,9 @@ class NodePods:
         return True, work.listed_at.timestamp() if work is not None else 0.0, name
 
     def _scope(self, node: str) -> Scope:
-        """Return which pods of a node have to leave. A fenced node has the scope of its fence. Before that, all pods
-        may have to leave if mig-manager runs WITH_REBOOT, because any change may then become a reboot."""
+        """Return which pods on a node have to leave. A fenced node has the scope of its fence. Before there is a
+        fence, all pods may have to leave if mig-manager runs WITH_REBOOT, because any change may then become a
+        reboot."""
         view = self.sources.nodes.items.get(node)
         if view is not None and view.fence is not None:
             reboots, since = view.fence.disruption is DisruptionClass.REBOOT, view.fence.since

@@ -85,9 +85,9 @@ async def whole_list(
     `clock` returns the time in seconds.
 
     After an error that may go away by itself, `on_error` is called with it, and the same page is requested again with
-    its token and `size` objects. When a token has expired, the answer holds one for the rest of the list as it is now;
-    if it does not, everything is requested in one page, once. In both cases the list no longer shows one moment, so
-    the caller must have been watching since the moment of the first page.
+    its token and `size` objects. If a token has expired, the list continues as it is now, with the new token in that
+    answer; if the answer has none, everything is requested in one page, once. In both cases the list no longer shows
+    one moment, so the caller must have been watching since the moment of the first page.
 
     Raises:
         KubeError: the list has to start over, because the error is one of LASTING_ERRORS, a page has failed for

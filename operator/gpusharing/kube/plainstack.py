@@ -263,8 +263,8 @@ def with_mps_daemon(policy: ClusterPolicyView, sets: Iterable[DaemonSetView]) ->
 
 def find_dra(sets: Iterable[DaemonSetView]) -> DraView:
     """Return NVIDIA's DRA driver among `sets`, and mig-manager without the GPU Operator. If several DaemonSets run the
-    same program, one that serves GPUs comes first, and then the first by name. A program that none of them runs
-    gives None or empty strings."""
+    same program, one that serves GPUs comes first, and then the first by name. If none runs the driver, it is None;
+    if none runs mig-manager, its fields are empty."""
     views = list(sets)
     drivers = sorted(
         (row.dra for row in views if row.dra is not None), key=lambda row: (not row.serves_gpus, row.name)

@@ -86,7 +86,7 @@ class PodLookups:
         return None if raw is None else interned(part(raw, "metadata", "labels"))
 
     async def _exists(self, resource: Resource, name: str, namespace: str) -> bool | None:
-        """Return whether an object exists, or None if we may not read it. Raises other KubeErrors than NotFound and
+        """Return whether an object exists, or None if we may not read it. Raises KubeErrors other than NotFound and
         Forbidden."""
         try:
             await self.client.get(resource, name, namespace=namespace)
@@ -97,7 +97,7 @@ class PodLookups:
         return True
 
     async def _get(self, resource: Resource, name: str, namespace: str | None) -> JSON | None:
-        """Return an object, or None if it is gone or we may not read it. Raises other KubeErrors than NotFound and
+        """Return an object, or None if it is gone or we may not read it. Raises KubeErrors other than NotFound and
         Forbidden."""
         try:
             return await self.client.get(resource, name, namespace=namespace)

@@ -10,8 +10,8 @@ from gpusharing.kube.raw import entries, section, text
 
 
 def pod_requests(pod: JSON) -> Counter[str]:
-    """Return how much of each GPU resource a node must have for the pod; resources of which it requests 0 are left
-    out.
+    """Return how much of each GPU resource a node must have for the pod; resources of which the pod needs none are
+    left out.
 
     Containers and sidecars run together. Each init container runs before them, alongside the sidecars listed above it
     (PodRequests of Kubernetes' component-helpers v0.36.3, resource/helpers.go). The pod's overhead is added.
@@ -32,7 +32,8 @@ def pod_requests(pod: JSON) -> Counter[str]:
 
 
 def largest_requests(pod: JSON) -> Counter[str]:
-    """Return, by GPU resource, the most that any single container of the pod requests, init containers included."""
+    """Return, by GPU resource, the largest request of any single container of the pod, including init containers but
+    not ephemeral ones."""
     largest: Counter[str] = Counter()
     for container in (*entries(pod, "spec", "containers"), *entries(pod, "spec", "initContainers")):
         largest |= container_requests(container)

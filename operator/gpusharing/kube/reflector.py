@@ -130,8 +130,8 @@ class Reflector(Generic[View]):
 
     @property
     def age(self) -> float:
-        """Return the seconds since the cache was last known to match the server's state. Infinite before the first
-        list, and also after the store was restored from a backup until a new list is complete."""
+        """Return the seconds since the cache was last known to match the server's state. Infinite until the first list
+        is complete, and again after the store was restored from a backup until a new list is complete."""
         return self._clock() - self._current_at
 
     def resource_version(self, name: str) -> str:
@@ -255,9 +255,9 @@ class Reflector(Generic[View]):
         self._move(version)
 
     def _end(self, *, older: bool) -> None:
-        """Record that a list is complete, and schedule the next one. `older` says whether the list was older than the
-        cache: then the next one follows after RECHECK_AFTER seconds, if that is sooner than usual. It follows at
-        once while the cache has to catch up with a store that was restored from a backup (see `renews`)."""
+        """Record that a list is complete, and schedule the next one. If the list was `older` than the cache, the next
+        one follows after RECHECK_AFTER seconds, unless it is due sooner. It follows at once while the cache has to
+        catch up with a store that was restored from a backup (see `renews`)."""
         self.doubted, self._whole, self._absent_since = older, True, None
         if not older:
             self._restores_seen, self._current_at = (

@@ -261,7 +261,7 @@ class Sources:
         return self.devices.join(self._maintained.join(self._node(raw)))
 
     def seen_node(self, name: str) -> NodeView | None:
-        """Return the latest known view of a Node, as `node_view` does; None if the Node is not known."""
+        """Return the latest known view of a Node, with what `node_view` adds; None if the Node is not known."""
         view = self.nodes.items.get(name)
         return self.devices.join(self._maintained.join(view)) if view is not None else None
 
