@@ -36,8 +36,8 @@ _ABSENT = ConfigMapView({}, {})
 
 
 def parse_written(text: str) -> dict[str, datetime]:
-    """Return when each entry of a ConfigMap was written, by its key. `text` is the value of the annotation. Entries
-    whose time cannot be read are left out; the result is empty if `text` cannot be read at all."""
+    """Return when each entry of a ConfigMap was written, by key. `text` is the value of the annotation. Entries whose
+    time cannot be read are left out; the result is empty if `text` cannot be read at all."""
     try:
         stamps = json.loads(text)
     except (ValueError, RecursionError):
@@ -49,7 +49,8 @@ def parse_written(text: str) -> dict[str, datetime]:
 
 
 def parse_repairs(text: str) -> MpsRepairs:
-    """Return the count of repairs in the value of the annotation, or no repair if the value cannot be read."""
+    """Return the repairs that are recorded in the annotation's value `text`, or a record of no repairs if it cannot be
+    read."""
     try:
         record = json.loads(text)
         return MpsRepairs(int(record["count"]), str(record["plugin"]), str(record["state"]))
@@ -58,7 +59,7 @@ def parse_repairs(text: str) -> MpsRepairs:
 
 
 def render_repairs(repairs: MpsRepairs) -> str:
-    """Return the value of the annotation for a count of repairs."""
+    """Return the annotation's value for these repairs."""
     return json.dumps({"count": repairs.count, "plugin": repairs.plugin, "state": repairs.state})
 
 
@@ -185,9 +186,9 @@ class StackReader:
         return find_serving(sources.nodes.items, sources.gpunodes.items, agents, daemons, view)
 
     def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
-        """Return NVIDIA's DRA driver among these DaemonSets, with the nodes whose GPUs are served twice, the
-        DeviceClasses sorted by name, which are None until they have been listed, and the reason if ResourceSlices
-        or DeviceClasses cannot be read for good."""
+        """Return NVIDIA's DRA driver among these DaemonSets, with the nodes whose GPUs are served twice and the
+        DeviceClasses sorted by name, which are None until they have been listed. If ResourceSlices or DeviceClasses
+        are not served or we may not list them, `unread` says why; see `tell_unread`."""
         sources = self.sources
         published = {name for name, one in sources.devices.by_node().items() if one.layouts}
         slices, classes = sources.resource_slices, sources.device_classes

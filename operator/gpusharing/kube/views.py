@@ -87,7 +87,7 @@ class Views(Generic[View]):
 
     def deleted(self, obj: JSON) -> None:
         """Drop an object that a watch reports as deleted, call `on_change`, and remember the deletion, because a list
-        may still contain the object. If another object of that name is stored, or none, the deletion is only
+        may still contain the object. If no object or another one of that name is stored, the deletion is only
         remembered. If this object has matched the selection again in the meantime, nothing is done."""
         uid, name, version = obj["metadata"]["uid"], self.name(obj), obj["metadata"]["resourceVersion"]
         known = self._known.get(name, ("", ""))
@@ -118,8 +118,8 @@ class Views(Generic[View]):
         self.newest = version
 
     def _forget(self, name: str, version: str) -> None:
-        """Drop an object that was deleted, or no longer matched the selection, at `version`; remember that, and call
-        `on_change`. The object must be known."""
+        """Drop an object that was deleted, or no longer matched the selection, at `version`; remember its deletion,
+        and call `on_change`. The object must be known."""
         self._remember_gone(self._known.pop(name)[0], version)
         del self._views[name]
         self._on_change(name)

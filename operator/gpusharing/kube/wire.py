@@ -41,9 +41,9 @@ def content(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
 
 
 def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float = INACTIVITY) -> ApiRequest:
-    """Return a copy of the request of a watch with the parameters that make it one: the server sends bookmarks, and
-    ends the watch after 80 to 100 % of `most` seconds. A kind without bookmarks cannot show that its watch is
-    alive, so its watch ends before it could have been silent for `inactivity` seconds."""
+    """Return a copy of a watch request with the parameters that make it a watch: the server sends bookmarks, and ends
+    the watch after 80 to 100 % of `most` seconds. A kind without bookmarks cannot show that its watch is alive, so
+    its watch ends before it could have been silent for `inactivity` seconds."""
     seconds = most if request.resource.bookmarks else min(most, 0.8 * inactivity)
     terms = {
         "watch": "true",
@@ -91,7 +91,7 @@ def refusal(request: ApiRequest, status: int, raw: bytes, retry_after: str | Non
 
 def _status_of(raw: bytes) -> object:
     """Return the parsed body of a refusal, usually a Status. A body that is not JSON, such as the plain text of a
-    proxy, becomes the message of one."""
+    proxy, becomes the message of a Status, cut to 200 bytes."""
     try:
         found: object = json.loads(raw)
     except (ValueError, RecursionError):

@@ -49,9 +49,9 @@ async def read_dependents(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Look for objects outside the namespace `ignored` that refer to a name in `vanishing`. Return sentences without a
     period: one for each name that has such objects, and one more if a ResourceQuota is among them. Also return a
-    tuple with a note if some kinds could not be read, which is otherwise empty. A kind that cannot be read and is
+    tuple with a note if some kinds could not be read, otherwise an empty tuple. A kind that cannot be read and is
     not served counts as having no objects. Nothing is read if `vanishing` is empty. Raises KubeError only if it
-    cannot be found out whether such a kind is served."""
+    cannot be determined whether an unreadable kind is served."""
     mentions: dict[str, set[str]] = defaultdict(set)
     unread: dict[str, str] = {}
     for kind, resource in KINDS if vanishing else ():

@@ -70,8 +70,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> str:
-    """Return a closing sentence that no operator is installed; empty if one is, or if that is unknown. `lasts` says
-    whether an operator that is installed later would act on the patch.
+    """Return a closing sentence that says that no operator is installed; empty if one is, or if that is unknown.
+    `lasts` says whether an operator that is installed later would act on the patch.
 
     Raises Trouble if no operator is installed and `lasts` is false, because the patch would have no effect, and for
     errors of the API server.
@@ -93,7 +93,7 @@ async def _send(
 ) -> None:
     """Patch the object that was shown to the user as `shown`. Raises Trouble if it has changed since then in a way
     that matters to the user's decision: the user may have thought for a long time. `find` computes the patch for
-    the present object, to compare it with `change`; a Trouble of `find` passes through.
+    the present object, to compare it with `change`; a Trouble that `find` raises passes through.
 
     If somebody else writes the object between our read and our patch, such as a kubelet with its heartbeat, the server
     refuses the patch. The object is then read and compared again. Trouble is raised after TRIES attempts, and at once

@@ -103,8 +103,8 @@ def _approve(policy: JSON, request: SteeringRequest) -> Change:
 
 
 def _pause(policy: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that pauses the policy. `whenPaused` is only part of it if the request names a value. Raises
-    Trouble if the policy is paused already and its `whenPaused` would stay the same."""
+    """Return the patch that pauses the policy. The patch includes `whenPaused` only if the request names a value.
+    Raises Trouble if the policy is paused already and its `whenPaused` would stay the same."""
     name, rollout = text(policy, "metadata", "name"), section(policy, "spec", "rollout")
     before = text(rollout, "whenPaused") or "Finish"
     when = request.when_paused or before
@@ -120,8 +120,8 @@ def _pause(policy: JSON, request: SteeringRequest) -> Change:
 
 def _resume(policy: JSON, request: SteeringRequest) -> Change:
     """Return the patch that ends the pause of a policy or, if it is not paused, continues a rollout that was halted by
-    failures. Raises Trouble if the policy is not paused and its rollout is not halted either, or if it is not
-    paused and the operator has not processed its generation yet."""
+    failures. Raises Trouble if the policy is not paused and either its rollout is not halted or the operator has
+    not processed its generation yet."""
     name, generation = text(policy, "metadata", "name"), whole(policy, "metadata", "generation")
     if part(policy, "spec", "rollout", "paused") is True:
         means = "nodes start to change again, and earlier failures no longer count"
@@ -176,9 +176,9 @@ def _find_wait(node: JSON, status: NodeStatus) -> str:
 
 
 def _abort(node: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that gives up the change in flight on a node. Raises Trouble if there is none, if it has
-    already stopped because somebody else is working on the node (stage `yielded`), if it is past the point of no
-    return, or if the fence cannot be read."""
+    """Return the patch that gives up the change in flight on a node. Raises Trouble if no change is in flight, if the
+    change has already stopped because somebody else is working on the node (stage `yielded`), if the node is past
+    the point of no return, or if the fence cannot be read."""
     name = text(node, "metadata", "name")
     fence, damage = read_fence(annotations_of(node))
     if damage:

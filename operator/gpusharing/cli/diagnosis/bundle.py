@@ -275,7 +275,7 @@ async def gather(session: Session, at: datetime) -> Bundle:
 
 def _lists(ours: Sequence[str], namespaces: Sequence[str]) -> Iterator[tuple[str, Resource, str | None]]:
     """Yield the file, the kind and the namespace (None for all namespaces) of each list in the bundle. `ours` are the
-    namespaces of our workloads; `namespaces` are these and the one of NVIDIA's."""
+    namespaces of our workloads; `namespaces` also include that of NVIDIA's components."""
     yield "policies.json", kinds.POLICIES, None
     yield "gpunodes.json", kinds.GPUNODES, None
     yield "nodes.json", kinds.NODES, None
@@ -305,9 +305,10 @@ async def _all(client: KubeClient, resource: Resource, namespace: str | None) ->
 
 
 async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
-    """Add the last LINES lines of the logs of each of WORKLOADS in this namespace, from at most MOST_LOGS pods of
-    each, to `bundle`; they are `scrubbed`. Pods that are left out and logs that cannot be read are recorded in its
-    gaps. If the pods cannot be listed, nothing is added: that gap is recorded already. No KubeError is raised."""
+    """Add to `bundle` the last LINES lines of the logs, `scrubbed`, of each of WORKLOADS in this namespace, from at
+    most MOST_LOGS pods of each; pods that are not Ready come first. Pods that are left out and logs that cannot be
+    read are recorded in its gaps. If the pods cannot be listed, nothing is added: that gap is recorded already. No
+    KubeError is raised."""
     try:
         pods = await list_of(session.client, kinds.PODS, namespace=namespace)
     except KubeError:
@@ -331,5 +332,5 @@ async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
 
 
 def _ready(raw: JSON) -> tuple[bool, str]:
-    """Return the sort key of a Pod: those that are not Ready come first, then by name."""
+    """Return the sort key of a Pod: pods that are not Ready come first, then the order is by name."""
     return has_condition(raw, "Ready"), text(raw, "metadata", "name")

@@ -162,8 +162,8 @@ def remedy_of(word: str) -> str:
 
 
 def _cordon(name: str, published: NodeStatus | None, live: LivePlan | None) -> str:
-    """Return who holds the node's cordon (a key of _CORDONED), according to the snapshot, or without one, to the
-    published status. Empty if the node is not cordoned."""
+    """Return who holds the node's cordon (a key of _CORDONED): as the snapshot shows or, if the node is not in one, as
+    the operator published. Empty if the node is not cordoned."""
     node = None if live is None else live.snapshot.nodes.get(name)
     if node is not None:
         return whose_cordon(node)

@@ -136,8 +136,9 @@ async def gathered(
     session: Session, proposed: tuple[JSON, ...] = (), *, beforehand: bool = False
 ) -> AsyncIterator[Cluster]:
     """Yield the cluster as it would be with the proposed policies applied, and keep it up to date while the context is
-    open. What may not be read and is not essential becomes a note. Raises Trouble, also if the operator is not
-    installed and `beforehand` is false, and in place of a KubeError that is raised in the context."""
+    open. If something inessential may not be read, a note says so. Raises Trouble if the cluster cannot be read, or
+    if the operator is not installed and `beforehand` is false. A KubeError that is raised in the context becomes a
+    Trouble too."""
     try:
         installed = await read_installed(session.client)
         missing = beforehand and installed.missing

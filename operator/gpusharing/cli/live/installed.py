@@ -91,9 +91,9 @@ async def is_missing(client: KubeClient) -> bool:
 
 
 def settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
-    """Return the operator's settings, read from the environment variables of its containers that have a literal value.
-    If some values cannot be used, their defaults are taken and the second result has one note, which names them;
-    otherwise it is empty."""
+    """Return the operator's settings, read from those environment variables of its containers that have literal
+    values. If some values cannot be used, their defaults are taken and the second result has one note, which names
+    them; otherwise it is empty."""
     namespace = text(deployment, "metadata", "namespace")
     containers = entries(deployment, "spec", "template", "spec", "containers")
     values = {

@@ -99,8 +99,8 @@ class PoolStatus(Summary):
 
     @property
     def changing(self) -> tuple[NodeStatus, ...]:
-        """The nodes that do not have the wanted layout yet: first those that failed, then those that are blocked,
-        under way, and waiting."""
+        """The nodes that are not done: first those that failed, then those that are blocked or skipped, under way, and
+        waiting."""
         order = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS)
         return tuple(
             sorted((m for m in self.members if m.state in order), key=lambda m: order.index(m.state))
@@ -118,7 +118,7 @@ def read_pools(
 def group_pools(
     policies: Iterable[JSON], nodes: Iterable[NodeStatus]
 ) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
-    """Do the same as `read_pools`, for nodes whose GPUNodes have been converted already."""
+    """Return the same as `read_pools`, for nodes whose GPUNodes have been converted already."""
     by_policy: dict[str, list[NodeStatus]] = {}
     for node in nodes:
         by_policy.setdefault(node.policy, []).append(node)

@@ -91,8 +91,8 @@ def _faces(raw: JSON, layout: str) -> list[Face]:
 
 
 def _read_slice(raw: JSON) -> Slice:
-    """Convert the JSON of one MIG instance. A start that is missing or is no integer becomes -1, a missing profile an
-    empty string, and a missing size 0."""
+    """Convert the JSON of one MIG instance. A start that is missing or is not an integer becomes -1, a missing profile
+    an empty string, and a missing size 0."""
     start = raw.get("start")
     return Slice(text(raw, "profile"), start if isinstance(start, int) else -1, whole(raw, "size"))
 

@@ -299,7 +299,7 @@ ENOUGH = 2
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Show the pools once, or with --watch again and again until Ctrl-C, and return DONE (see VerbModule). Raises
-    Trouble, also if the named policy does not exist."""
+    Trouble if the cluster cannot be read, or if the named policy does not exist."""
     policies, nodes = await session.lists(POLICIES, GPUNODES)
     picture = Picture(session, typed.policy, terminal, typed.timeline)
     if typed.watch:
@@ -315,7 +315,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 async def ask(session: Session, typed: Namespace) -> Answer:
     """Return the pools of one cluster, or only the one that was named (see FleetVerb). The remark names GPU nodes
     without a policy, unless a pool was named. GPUNodes are reduced page by page, so that many clusters do not fill
-    the memory. Raises Trouble, also if the named policy does not exist."""
+    the memory. Raises Trouble if the cluster cannot be read, or if the named policy does not exist."""
     policies = await session.all(POLICIES)
     nodes = [read_node(raw) async for page in session.each_page(GPUNODES) for raw in page]
     pools, unowned = group_pools(policies, nodes)
@@ -360,9 +360,9 @@ class Picture:
 
     def draw(self, policies: Iterable[JSON], nodes: Sequence[JSON], stale: str = "") -> None:
         """Draw the pools, or only the one named in `policy`. Sets `last` to what is drawn and, for a table, `lines`
-        too. Outside a redrawing, nothing is drawn if the pools have not changed since the last call. `stale` says
-        why the data may be out of date, and is shown above a table only; empty if the data is current. Raises
-        Trouble if no policy has that name."""
+        too. Unless the terminal is redrawing, nothing is drawn if the pools have not changed since the last call.
+        `stale` says why the data may be out of date, and is shown above a table only; empty if the data is current.
+        Raises Trouble if no policy has that name."""
         pools, unowned = read_pools(policies, nodes)
         if self.policy:
             pools, unowned = (find_pool(pools, self.policy, self.session.where),), ()
@@ -416,7 +416,7 @@ class Notices:
 
     def look(self, error: KubeError | None) -> None:
         """Note whether the cluster can be followed now; `error` is None if it can. Warn once when the cluster is lost,
-        and once when it has been followed for ENOUGH ticks again. Does nothing during a redrawing."""
+        and once when it has been followed for ENOUGH ticks again. Does nothing while the terminal is redrawing."""
         if self.terminal.redraws:
             return
         if error is not None:

@@ -135,10 +135,10 @@ def _isolated(answers: AdviceAnswers) -> Advice | None:
 
 def _together(answers: AdviceAnswers) -> Advice | None:
     """Advise MPS, with as many clients as fit into the card's memory, but no more than MPS allows on the card. Return
-    None if MPS is known not to be switchable, or if the workloads compute only now and then and the label of the
-    namespace does not demand that memory is isolated. If it is unknown whether MPS can be switched on, the advice
-    says so. Whether the workloads trust each other is not tested here: the rules before this one cover those that
-    must be isolated."""
+    None if it is known that MPS cannot be switched on, or if the workloads compute only now and then and the label
+    of the namespace does not demand that memory is isolated. If it is unknown whether MPS can be switched on, the
+    advice says so. Whether the workloads trust each other is not tested here: the rules before this one cover those
+    that must be isolated."""
     if (answers.bursts and answers.isolation != "memory") or answers.no_mps:
         return None
     most = int(memory_of(answers.card) // (answers.memory * HEADROOM))
@@ -161,8 +161,8 @@ def _together(answers: AdviceAnswers) -> Advice | None:
 
 
 def _doubt(answers: AdviceAnswers) -> str:
-    """Return sentences, without the last period, for the case that it is unknown whether a label can switch MPS on in
-    the cluster: with which releases it can, as far as is known, and what to do if it cannot."""
+    """Return sentences, without the last period, for when it is unknown whether a label can switch MPS on in the
+    cluster: with which releases one can, as far as is known, and what to do if none can."""
     instead = "MIG or Full" if answers.isolation else f"TimeSlicing with {_turns(answers)} shares"
     otherwise = (
         "the GPU sharing operator rejects mode MPS (docs/design/nvidia.md#b5 has a remedy); without that remedy, use"

@@ -244,8 +244,8 @@ def _partly_shared(use: PluginUse) -> str:
 
 
 def _mps_on_mig(use: PluginUse) -> str:
-    """Return an objection if the plugin is to use MPS on MIG instances, which NVIDIA's device plugin refuses; empty
-    otherwise."""
+    """Return an objection if the plugin is configured to use MPS on MIG instances, which NVIDIA's device plugin
+    refuses; empty otherwise."""
     text = "its device plugin is configured for MPS on MIG instances, which NVIDIA's device plugin does not support"
     return text if use.with_mps and use.with_mig else ""
 

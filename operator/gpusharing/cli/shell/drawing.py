@@ -164,8 +164,8 @@ def _justified(columns: Sequence[Column], rows: Sequence[Sequence[Span]]) -> lis
 
 
 def _fitting(columns: Sequence[Column], shown: list[int], widths: dict[int, int], room: int) -> list[int]:
-    """Return the columns that remain of `shown` after those with the highest `drop` were left out until the rest fits
-    into `room`. Columns whose `drop` is 0 always remain, even if they do not fit."""
+    """Return the columns of `shown` that remain when those with the highest `drop` are left out, one by one, until the
+    rest fits into `room`. Columns whose `drop` is 0 always remain, even if they do not fit."""
     shown = list(shown)
     while _total(shown, widths) > room:
         loose = [index for index in shown if columns[index].drop]
@@ -176,8 +176,8 @@ def _fitting(columns: Sequence[Column], shown: list[int], widths: dict[int, int]
 
 
 def _cut(shown: Sequence[int], widths: dict[int, int], room: int) -> dict[int, int]:
-    """Return the widths of the columns after the widest of those `shown` was narrowed, again and again, until all fit
-    into `room`. No column becomes narrower than 5 characters, even if the row is then too long."""
+    """Return `widths` with the widest of the columns `shown` narrowed, again and again, until all of them fit into
+    `room`. No column becomes narrower than 5 characters, even if the row is then too long."""
     widths = dict(widths)
     while shown and _total(shown, widths) > room:
         widest = max(shown, key=lambda index: widths[index])

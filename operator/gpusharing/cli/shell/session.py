@@ -47,7 +47,8 @@ def read_contexts(files: Sequence[Path]) -> tuple[str, dict[str, str]]:
 
 def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
     """Return the name of a context and the namespace that it sets (`default` if none). It is the context `name`, or
-    the current one if `name` is empty. Raises Trouble if a file cannot be read or the context does not exist."""
+    the current one if `name` is empty. Raises Trouble if a file cannot be read, if the context does not exist, or
+    if `name` is empty and there is no current context."""
     current, known = read_contexts(files)
     wanted = name or current
     where = ", ".join(map(str, files))
@@ -165,7 +166,7 @@ class Session:
 
 def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
     """Return a sentence that says that no object of the kind has this name. It names the most similar of the existing
-    `names`, or the first five if none is similar."""
+    `names`, or the first five if none is similar, or says that there are none at all."""
     kind = resource.plural
     if not names:
         return f"there is no {kind}/{name} in {where}, which has no {kind} at all"
@@ -207,8 +208,8 @@ def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) ->
 
 
 def find_kubeconfigs(kubeconfig: str, environment: Mapping[str, str]) -> list[Path]:
-    """Return the files of --kubeconfig, of KUBECONFIG, or ~/.kube/config, as far as they exist. Raises Trouble if none
-    does."""
+    """Return the files named by --kubeconfig or, without that flag, by KUBECONFIG, or else ~/.kube/config, as far as
+    they exist. Raises Trouble if none does."""
     home = Path(environment.get("HOME") or Path.home()) / ".kube" / "config"
     named = kubeconfig or environment.get("KUBECONFIG", "")
     files = [Path(part) for part in named.split(os.pathsep) if part] if named else [home]

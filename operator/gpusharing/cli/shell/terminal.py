@@ -67,8 +67,8 @@ class Terminal:
 
     @classmethod
     def of(cls, output: Output, *, color: bool, environment: Mapping[str, str] = os.environ) -> "Terminal":
-        """Return a Terminal for standard output. Colors are off if `color` is false, if it is not a terminal, and for
-        NO_COLOR (https://no-color.org) and TERM=dumb."""
+        """Return a Terminal for standard output. Colors are off if `color` is false or standard output is not a
+        terminal, and for NO_COLOR (https://no-color.org) and TERM=dumb."""
         stream = sys.stdout
         if not stream.isatty():
             return cls(stream, output)
