@@ -153,8 +153,8 @@ def observed_view(raw: object) -> ObservedView:
 
 def policy_view(raw: JSON) -> PolicyView:
     """Convert a raw GPUSharingPolicy. If its spec is invalid, the view's spec is None and `problems` says what is
-    wrong. A policy that resets its nodes because it is being deleted gets mode Full and is marked as `resetting`
-    (`under_deletion`)."""
+    wrong. A policy that is being deleted and resets its nodes gets mode Full and is marked as `resetting` in place
+    of `deleting`; see `under_deletion` for the exceptions."""
     checked = validate_policy(raw)
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))

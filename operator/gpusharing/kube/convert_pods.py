@@ -121,7 +121,7 @@ def resource_claim_use(raw: JSON) -> ResourceClaimUse:
 
 def pdb_view(raw: JSON) -> PdbView:
     """Convert a raw PodDisruptionBudget. Without a selector it matches no pod; with an empty selector it matches all
-    pods of its namespace (policy/v1)."""
+    pods of its namespace (policy/v1). Numbers that its status lacks count as 0."""
     selector = part(raw, "spec", "selector")
     expressions = _rows(entries(selector, "matchExpressions"))
     labels = texts(part(selector, "matchLabels"))

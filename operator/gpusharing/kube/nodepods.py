@@ -170,8 +170,9 @@ class NodePods:
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
         """List the pods of one node. Return them and an empty string, or no pods and the reason why they cannot be
-        listed. If the chart's guard is on, each pod gets the requirement that the guard adds to its successor.
-        Raises Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
+        listed. If the chart's guard is on, each pod that the guard concerns gets the requirement that it would add
+        to the pod's replacement (`with_guard`). Raises Unauthorized, ServerAway and HeldBack, and Throttled while
+        the last LIST is still valid."""
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
             guard = self.sources.settings.plan.guard

@@ -42,7 +42,7 @@ def largest_requests(pod: JSON) -> Counter[str]:
 
 def container_requests(container: JSON) -> Counter[str]:
     """Return how much of each GPU resource one container requests. Limits take precedence over requests. A quantity
-    that cannot be read counts as 1; a 0 is left out."""
+    that is negative or cannot be read counts as 1; a 0 is left out."""
     # Requests of an extended resource equal its limits, so one of them is enough (docs/design/drain.md#g1).
     requests = {**section(container, "resources", "requests"), **section(container, "resources", "limits")}
     counts = {intern(key): count(quantity) for key, quantity in requests.items() if is_gpu_resource(key)}

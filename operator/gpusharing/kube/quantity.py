@@ -39,8 +39,8 @@ def count(quantity: object) -> int | None:
 
 def gpu_counts(quantities: object) -> Mapping[str, int]:
     """Return the number of each GPU resource in `quantities`, a Node's allocatable, sorted by resource name. Resources
-    with the value 0 or an unreadable one are left out (docs/design/nvidia.md#r12). Empty if `quantities` is not an
-    object."""
+    whose value is 0, negative or unreadable are left out (docs/design/nvidia.md#r12). Empty if `quantities` is not
+    an object."""
     if not isinstance(quantities, dict):
         return {}
     counts = {intern(key): count(value) for key, value in quantities.items() if is_gpu_resource(key)}

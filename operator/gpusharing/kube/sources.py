@@ -351,10 +351,10 @@ class Sources:
         return {name: source.age for name, source in {**self.required, **of_dra}.items()}
 
     def missing(self) -> dict[str, str]:
-        """Return the sources that cannot be relied on, by name, each with the reason. A source is missing until its
-        first list is complete, for which the reason is its error, if it has one. After the store was restored from
-        a backup, it is missing again until its next list that is not older than the cache. Also requests the lists
-        that are overdue.
+        """Return the sources that cannot be relied on, by name, each with the reason. Until its first list is
+        complete, a source is missing because of its error or, without one, because it has not been listed yet.
+        After the store was restored from a backup, it is missing again until a list that is not older than the
+        cache is complete. Also requests the lists that are overdue.
 
         Optional kinds and those of `of_dra` are left out while they are not installed or we may not read them.
         """

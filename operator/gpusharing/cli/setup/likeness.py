@@ -59,7 +59,7 @@ def propose(
 ) -> tuple[tuple[ProposedPolicy, ...], tuple[str, ...]]:
     """Return a policy for each group of nodes that have the same cards and settings, and the names of the nodes in
     groups for which there is no selector; both are sorted by name. `nodes` has all Nodes of the cluster. `taken`
-    has the names of existing policies, which are not used again."""
+    has the names of existing policies; no new policy gets one of them."""
     groups: dict[tuple[object, ...], list[Handmade]] = {}
     for member in sorted(handmade, key=lambda member: member.node):
         key = (member.products, member.gpus, json.dumps(member.spec, sort_keys=True))
@@ -80,7 +80,7 @@ def propose(
 
 
 def find_label(members: Sequence[str], nodes: Mapping[str, NodeView]) -> tuple[str, str] | None:
-    """Return the key and value of a label that names a pool and that all these nodes and no others have; None if there
+    """Return the key and value of a label that names a pool and that all these nodes but no others have; None if there
     is none. Labels that a mode change rewrites, and labels that describe a machine or its location (_CHANCE), are
     never returned. The label gpusharing.dev/pool is preferred, then labels that are not ids. `members` must not be
     empty."""
@@ -112,7 +112,8 @@ def _by_name(members: Sequence[Handmade], nodes: Mapping[str, NodeView]) -> Mapp
 
 
 def _name(label: tuple[str, str] | None, member: Handmade) -> str:
-    """Return a name for the policy: made from the pool that the label names, or else from the card and the mode."""
+    """Return a name for the policy, made from the pool that the label names. If there is no label, or no name can be
+    made from its value, the name is made from the member's card and mode."""
     if label is not None and (named := pool_name(label[1])):
         return named
     card = find_card(member.products[0])
@@ -121,14 +122,14 @@ def _name(label: tuple[str, str] | None, member: Handmade) -> str:
 
 def pool_name(text: str) -> str:
     """Return a name for a policy, made from the name of a pool. A name of one or two characters gets the prefix
-    `pool-`. Empty if the pool's name contains neither letters nor digits."""
+    `pool-`. Empty if the pool's name contains no ASCII letters or digits."""
     slug = _slug(text)
     return slug if len(slug) > 2 else f"pool-{slug}" if slug else ""
 
 
 def _slug(text: str) -> str:
-    """Convert a name to lower case, replace everything other than letters and digits with dashes, and cut it to 50
-    characters. There are no dashes at its beginning and end."""
+    """Convert a name to lower case, replace each run of characters other than ASCII letters and digits with one dash,
+    and cut the result to 50 characters. There are no dashes at its beginning and end."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower())[:50].strip("-")
 
 
