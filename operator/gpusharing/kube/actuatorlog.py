@@ -82,13 +82,13 @@ class ActuatorLogs:
     async def read(
         self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime, crew: Crew
     ) -> dict[str, str]:
-        """Return why mig-manager failed, by node name, for each fenced node whose label says that it failed. Nodes
-        whose reason is not known are left out.
+        """Return why mig-manager failed, by node name, for each fenced node whose label says that it failed. Nodes for
+        which the reason is not known are left out.
 
         Logs that are due are read first, concurrently by `crew`. A slow read may end after this call; a later call
         then returns its reason. Until then, the reason of an earlier attempt on the node is returned, if there is one.
-        `pods` holds mig-manager's pod of each node; a node without one is ignored. Readings of nodes that no longer
-        fail are forgotten.
+        `pods` holds mig-manager's pod on each node; a node without such a pod is ignored. Readings of nodes that no
+        longer fail are forgotten.
 
         Raises:
             ExceptionGroup: an error that ends a pass, see Crew.
@@ -112,7 +112,7 @@ class ActuatorLogs:
         return {name: known.text for name, known in self._known.items() if known.text}
 
     def _is_due(self, name: str, key: str, now: datetime) -> bool:
-        """Whether the log for node `name` has to be read now: it was never read for the attempt `key`, or it gave no
+        """Whether the log for node `name` must be read now: it was never read for the attempt `key`, or it gave no
         reason and the wait is over."""
         known = self._known.get(name)
         return known is None or known.key != key or (not known.text and now >= known.again)

@@ -61,9 +61,9 @@ def agent_warning(raw: JSON) -> AgentWarning | None:
 
 
 def _last_seen(raw: JSON) -> datetime | None:
-    """Return when the event was last seen. The first of these times that is present counts: the last one in its
-    series, the deprecated one that the core API's events have, the event's own, and that of its creation. None if
-    there is none, or if the one that counts cannot be read."""
+    """Return when the event was last seen: the last time in its series, or else the deprecated time that events of the
+    core API have, the event's own time, or the time of its creation. The first of these that is present counts.
+    None if none is present, or if the one that counts cannot be read."""
     written = (
         part(raw, "series", "lastObservedTime")
         or raw.get("deprecatedLastTimestamp")

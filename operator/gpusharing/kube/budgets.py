@@ -44,8 +44,8 @@ class Budgets:
 
     async def find(self) -> tuple[PdbView, ...] | str | None:
         """List the PodDisruptionBudgets again, unless a LIST is still under way, and return all of them. Return a
-        message if they cannot be listed or no answer has come for PATIENCE seconds, or None if the server has not
-        answered yet and the caller has to call again.
+        message if they cannot be listed or no answer has come for PATIENCE seconds. Return None if the server has
+        not answered yet; the caller must then call again.
 
         The last list is returned while it is valid, even if the new LIST failed or is still under way. An answer that
         arrives after the end of its round is used by the next call.

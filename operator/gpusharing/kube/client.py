@@ -148,8 +148,8 @@ class ApiRequest:
 
     @property
     def path(self) -> str:
-        """Return the URL path, without the query. Discovery reads the page of a whole version, so the path of such a
-        request does not contain its name."""
+        """Return the URL path, without the query. Discovery reads one page for all kinds of a version, so the path of
+        a discovery request does not contain its name."""
         name = self.name if self.resource.plural else ""
         return self.resource.path(self.namespace, name, self.subresource)
 

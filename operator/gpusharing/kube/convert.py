@@ -219,10 +219,10 @@ class _Model:
 
 
 def _model(product: str, reported: Model | None) -> _Model:
-    """Return what the GPUs of the card model `product` have in common. `reported` is the model in the agent's report,
-    or None if it has none. The MIG profiles come from the report; our table's profiles replace them if the report
-    lists none, or if NVML is known to be wrong for this card. Only a reported model with MIG can differ from the
-    table (`doubt`)."""
+    """Return what all GPUs of the card model `product` have in common. `reported` is the model in the agent's report,
+    or None if the report has none. The MIG profiles come from the report; our table's profiles replace them if the
+    report lists none, or if NVML is known to be wrong for this card. Only a reported model with MIG can differ from
+    the table (`doubt`)."""
     card = find_card(product)
     doubt = find_doubt(product, _listed(reported)) if reported and reported.mig_capable else None
     kind = (reported.mig_mode_change, reported.virtualization) if reported else ()
@@ -319,7 +319,7 @@ _LISTED = {
 def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
     """Return a message for each of our two labels that another controller lists as its own, by label. The message
     names the controller and its annotation, and says where to remove the label. If several controllers list a
-    label, the last annotation counts. Labels that no controller lists are left out."""
+    label, the message is about the last annotation. Labels that no controller lists are left out."""
     return {
         label: f"{who} manages it (annotation {key}) and restores its own value; remove it from {source}"
         for key, listed in annotations.items()

@@ -50,12 +50,13 @@ class Crew:
     _errors: list[BaseException] = field(default_factory=list)
 
     async def each(self, keys: Iterable[str], work: Work, patience: float = PATIENCE) -> None:
-        """Call `work` with every key that is not busy, in the order of `keys`, at most `parallel` at once, including
-        work of earlier rounds. Return when all work of this call has ended, or none of it has ended for `patience`
-        seconds, or after LONGEST seconds. Work that is under way then continues in the background; keys whose work
-        has not begun are dropped. Without a free worker, nothing is begun, and the call returns at once.
+        """Call `work` with every key that is not busy, in the order of `keys`. At most `parallel` pieces of work are
+        under way at once, including those of earlier rounds. Return when all work of this call has ended, when none
+        of it has ended for `patience` seconds, or after LONGEST seconds. Work that is under way then continues in
+        the background; keys whose work has not begun are dropped. If no worker is free, nothing is begun, and the
+        call returns at once.
 
-        The first error cancels all work, including that of earlier rounds, and is raised here in a group. An error
+        The first error cancels all work, including the work of earlier rounds, and is raised here in a group. An error
         that comes after the end of its round is raised by the next call. If this call is canceled, so is all work.
         """
         await self._raise()

@@ -111,8 +111,9 @@ def _device(raw: JSON) -> Device:
 
 
 def tell_unread(error: KubeError | None, kind: str) -> str:
-    """Return why objects of a kind of resource.k8s.io cannot be read, if the API server does not serve them or we lack
-    the right to list them. Empty for None, and for any other error, because that may go away by itself."""
+    """Return why objects of `kind`, of the group resource.k8s.io, cannot be read, if the API server does not serve
+    them or we lack the right to list them. Empty for None, and for any other error, because that may go away by
+    itself."""
     match error:
         case NotFound():
             return "the API server does not serve resource.k8s.io/v1, which requires Kubernetes 1.34 or newer"

@@ -82,8 +82,8 @@ class EvictionBlocked(_Worded):
 
 @dataclass
 class Throttled(_Worded):
-    """429 for any other reason, from API Priority and Fairness: slow down (docs/design/drain.md#e7). Which further
-    calls have to wait is decided in kube/fanout.py."""
+    """429 for any other reason, from API Priority and Fairness: slow down (docs/design/drain.md#e7). kube/fanout.py
+    decides which further calls must wait."""
 
     retry_after: float | None = None
 

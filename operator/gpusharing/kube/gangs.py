@@ -128,9 +128,9 @@ class Gangs:
         return tuple(sorted(views, key=lambda view: (view.gang.ref, view.gang.labels)))
 
     async def _current(self, query: _Query, gangs: Sequence[Gang], now: datetime, *, anew: bool) -> _Known:
-        """Return the last result for `query` if it is recent enough and serves these gangs, else that of a new LIST.
-        If the new LIST fails and `anew` is False, the last result is returned as if it were new, provided it serves
-        these gangs. Raises what `_list` raises."""
+        """Return the last result for `query` if it is recent enough and serves these gangs, else the result of a new
+        LIST. If the new LIST fails and `anew` is False, the last result is returned as if it were new, provided it
+        serves these gangs. Raises what `_list` raises."""
         known = self._known.get(query)
         valid = LIST_VALID if anew or known is None or known.error else LIST_VALID_IN_DRAIN
         if known is not None and now - known.listed < valid and known.serves(gangs):
@@ -171,9 +171,9 @@ class Gangs:
 
 
 def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
-    """Return the LISTs that find these gangs, each with the gangs that it serves. If that would take more than
-    MAX_LISTS, gangs share a LIST if they are in one namespace, have the same field selector, and have the same keys
-    in their label selectors."""
+    """Return the LISTs that find these gangs, each with the gangs that it serves. If there would be more than
+    MAX_LISTS, gangs share a LIST if they have the same namespace, the same field selector, and the same keys in
+    their label selectors."""
     queries: dict[_Query, list[Gang]] = {}
     for gang in gangs:
         queries.setdefault(_Query(gang.namespace, gang.labels, gang.fields), []).append(gang)

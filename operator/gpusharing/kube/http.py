@@ -228,7 +228,7 @@ class HttpClient(KubeClient):
 
 
 def _abort(response: aiohttp.ClientResponse) -> None:
-    """Drop the connection of an answer that was not read to its end, such as that of an abandoned watch.
+    """Drop the connection of an answer that was not read to its end, for example when a watch was abandoned.
 
     Otherwise aiohttp would begin to close TLS, which nobody awaits and which would outlive the session.
     """

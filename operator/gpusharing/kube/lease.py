@@ -196,8 +196,8 @@ class LeaderLease:
     async def _acquire(self) -> bool:
         """Take the Lease if it does not exist, has no holder, is already ours, or was not renewed for its duration.
         Return whether we hold it now. Before the write, the claims on the Lease are adopted and `_taking` is set.
-        False if another process holds it or was faster, which shows as a Conflict or as a Lease that exists
-        already. Other KubeErrors are raised."""
+        Return False if another process holds the Lease or was faster; in the latter case the write meets a
+        Conflict, or a Lease that exists already. Other KubeErrors are raised."""
         started = self._clock()
         try:
             lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
@@ -336,8 +336,8 @@ class LeaderLease:
         return True
 
     def _adopt_written(self, lease: JSON) -> None:
-        """Adopt the Lease that the server returned for our write, and count a restore if its version is lower than
-        that of our previous write."""
+        """Adopt the Lease that the server returned for our write. Count a restore if its version is lower than the
+        version that our previous write got."""
         self._adopt(lease)
         if newer(self._reached, self._version):
             self.restores += 1

@@ -115,7 +115,7 @@ class ServiceAccountLogin:
 
     def _trust(self, authority: str) -> ssl.SSLContext:
         """Return a TLS context that trusts the certificates in `authority`, in PEM, and no others. Raises Unauthorized
-        if there are none, because the library would then trust those of the image."""
+        if there are none, because the library would then trust the authorities of the image."""
         try:
             if authority.strip():
                 return ssl.create_default_context(cadata=authority)
@@ -289,7 +289,7 @@ _complaining: ContextVar[list[str] | None] = ContextVar("complaints", default=No
 
 def _collect(record: logging.LogRecord) -> bool:
     """Append the message of an error to the list of `_complaints`, with a program's output decoded. Return whether the
-    record is to be logged as usual, which is the case outside of `_complaints`."""
+    record should be logged as usual, which is true only outside of `_complaints`."""
     complaints = _complaining.get()
     if complaints is not None and record.levelno >= logging.ERROR:
         complaints.append(_readable(record.getMessage()))
@@ -331,7 +331,8 @@ def _tls(configuration: Any) -> Any:
 
 def environment_login(environment: Mapping[str, str]) -> Login:
     """Return the login for the kubeconfig named by KUBECONFIG, if that is set. Otherwise return the login for the
-    service account files in the directory named by SERVICE_ACCOUNT, or in the one that every pod has."""
+    service account files in the directory named by SERVICE_ACCOUNT or, if that is not set either, in the directory
+    that every pod has."""
     directory = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
     return find_login(environment, environment.get("KUBECONFIG", ""), directory)
 

@@ -47,9 +47,10 @@ def medik8s_maintenance(raw: JSON) -> Maintenance:
 
 
 def nvidia_maintenance(raw: JSON) -> Maintenance:
-    """Convert a raw NodeMaintenance of the group maintenance.nvidia.com. It waits until its operator has chosen it, as
-    the reason of its condition Ready shows, unless it has failed or is being deleted. It has failed if the
-    condition RequestorFailed is True: the requestor left the node in a state that a person must look at."""
+    """Convert a raw NodeMaintenance of the group maintenance.nvidia.com. It waits until its operator has chosen it,
+    which shows in the reason of its condition Ready. One that has failed or is being deleted does not wait. It has
+    failed if the condition RequestorFailed is True: the requestor left the node in a state that a person must look
+    at."""
     failed = any(
         condition.get("type") == "RequestorFailed" and condition.get("status") == "True"
         for condition in entries(raw, "status", "conditions")

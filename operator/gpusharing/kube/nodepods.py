@@ -103,8 +103,8 @@ class NodePods:
         """Store finished LISTs in `work`. If a pod may have to leave any of these nodes, the PodDisruptionBudgets are
         requested, and all nodes that are stored get them.
 
-        If the budgets have not been answered yet, the LIST of each node that a pod may have to leave is put back into
-        `_lists` for the next round. If they cannot be listed, the `error` of such a node says why, unless it has an
+        If the budgets have not been answered yet, the LIST of each node with such a pod is put back into `_lists` for
+        the next round. If they cannot be listed, the `error` of each node with such a pod says why, unless it has an
         error already. Raises as `Budgets.find` does.
         """
         guarded = {
@@ -123,19 +123,19 @@ class NodePods:
             self.work[node] = looked(self.work.get(node), now, self.sources.gpunodes.items.get(node), scope)
 
     async def _read(self, node: str, at: datetime) -> tuple[NodeWork, Scope]:
-        """List the pods of one node, and find the gangs of those that must leave. For a fenced node, older results
+        """List the pods of one node, and find the gangs of the pods that must leave. For a fenced node, older results
         about gangs may be reused (`anew` of `Gangs.find`). Return the result and the scope that it was made for. If
-        the pods cannot be listed, the result carries the error. `at` is the time at which the LIST begins. Raises what
-        `_pods_of` and `Gangs.find` raise."""
+        the pods cannot be listed, the result carries the error. `at` is the time at which the LIST begins. Raises
+        what `_pods_of` and `Gangs.find` raise."""
         scope, view = self._scope(node), self.sources.nodes.items.get(node)
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
         return NodeWork(pods, (), at, error=error, gangs=gangs), scope
 
     def _is_due(self, name: str, now: datetime) -> bool:
-        """Whether the pods of node `name` have to be listed now: they were never listed, the node is in
-        `calls.unsure`, the last LIST is older than the shorter of the settings `poll` and `idle`, or it began
-        before the agent became quiet."""
+        """Whether the pods of node `name` must be listed now: they were never listed, the node is in `calls.unsure`,
+        the last LIST is at least as old as the shorter of the settings `poll` and `idle`, or it began before the
+        agent became quiet."""
         settings, work = self.sources.settings.plan, self.work.get(name)
         age = timedelta(seconds=min(settings.poll, settings.idle))
         if work is None or name in self.calls.unsure or now - work.listed_at >= age:

@@ -117,9 +117,9 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
 
 
 def _mig_manager(raw: JSON, container: JSON) -> DaemonSetView:
-    """Convert the raw DaemonSet of a mig-manager that runs without the GPU Operator. Its ConfigMap is the one that is
-    mounted in the folder of CONFIG_FILE (mig-parted v0.15.1,
-    deployments/container/nvidia-mig-manager-example.yaml); empty if there is none."""
+    """Convert the raw DaemonSet of a mig-manager that runs without the GPU Operator. Its ConfigMap is the one mounted
+    in the folder of CONFIG_FILE (mig-parted v0.15.1, deployments/container/nvidia-mig-manager-example.yaml); the
+    name is empty if no ConfigMap is mounted there."""
     template = section(raw, "spec", "template", "spec")
     file = _variable(container, "CONFIG_FILE")
     mounts = (
@@ -319,10 +319,10 @@ def gpu_server(raw: JSON) -> Server | None:
 
 
 async def find_gpu_operator(client: KubeClient, default: str) -> str:
-    """Return the namespace of the GPU Operator's pods: the one in the status of a ClusterPolicy that is not ignored,
-    else that of a device plugin owned by a ClusterPolicy, else `default`. DaemonSets are listed only if no
-    ClusterPolicy names a namespace. If a list answers Forbidden or NotFound, `default` is returned at once; other
-    KubeErrors are raised."""
+    """Return the namespace of the GPU Operator's pods: the namespace in the status of a ClusterPolicy that is not
+    ignored, else the namespace of a device plugin owned by a ClusterPolicy, else `default`. DaemonSets are listed
+    only if no ClusterPolicy names a namespace. If a list answers Forbidden or NotFound, `default` is returned at
+    once; other KubeErrors are raised."""
     try:
         states = [section(raw, "status") for raw in await list_of(client, CLUSTER_POLICIES)]
         reported = [text(state, "namespace") for state in states if text(state, "state") != "ignored"]

@@ -37,13 +37,13 @@ class PolicyCache:
 
     @property
     def stale(self) -> bool:
-        """Whether the next pass has to list (`dirty`), or a list is under way."""
+        """Whether the next pass must list (`dirty`), or a list is under way."""
         return self.dirty or self._listing
 
     @property
     def dirty(self) -> bool:
-        """Whether the next pass has to list, because `touch` was called, the last list failed, or a write has proven
-        that the store was restored from a backup."""
+        """Whether the next pass must list, because there is no list yet, `touch` was called, the last list failed, or
+        a write has proven that the store was restored from a backup."""
         return self._dirty or self._restores() > self._restores_seen
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
@@ -117,8 +117,8 @@ class PolicyCache:
             self._newest = version
 
     def _rebuild(self) -> None:
-        """Make `views` again from the raw policies. A view that is equal to the one before stays the same object, and
-        so does the tuple if all views do."""
+        """Make `views` again from the raw policies. A view that equals the previous one stays the same object, and so
+        does the tuple if all views do."""
         before = {view.name: view for view in self.views}
         views = []
         for name in sorted(self._raw):

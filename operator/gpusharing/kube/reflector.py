@@ -101,7 +101,7 @@ class Reflector(Generic[View]):
         removed, or changed in its view. `on_error` is called with the reason why the server cannot be followed
         whenever that reason changes, and with an empty string once it can be followed (again).
 
-        Objects are stored by name; those of a namespaced kind across all namespaces by `namespace/name`.
+        Objects are stored by name, or by `namespace/name` if the kind is namespaced and all namespaces are read.
         """
         self.synced, self.error, self.doubted = asyncio.Event(), None, False
         self.last_contact = self._current_at = float("-inf")
@@ -203,7 +203,7 @@ class Reflector(Generic[View]):
 
     async def _list(self) -> None:
         """Read the whole list into the cache and drop the objects that no longer exist. Raises a KubeError if the list
-        has to start over, for example Expired if the watch has lost its place in the meantime."""
+        must start over, for example Expired if the watch has lost its place in the meantime."""
         version, older, names = "", False, set[str]()
         pages = whole_list(self._page, self._page_size, self._clock, self._list_failed)
         async with aclosing(pages):

@@ -295,9 +295,9 @@ class Sources:
         return gpunode_view(raw, known.observed if known is not None else None)
 
     def _config_map(self, raw: JSON) -> ConfigMapView:
-        """Convert a raw ConfigMap. If its name is none of ours, none of the admin's and none that mig-manager
-        generates, only its existence matters, and an empty view is returned. Otherwise its UID is added to
-        `_our_maps` if it has a mark of ours, and it counts as ours from then on."""
+        """Convert a raw ConfigMap. If its name is neither ours nor the admin's, and mig-manager does not generate such
+        names, only its existence matters, and an empty view is returned. Otherwise its UID is added to `_our_maps`
+        if it has a mark of ours, and it counts as ours from then on."""
         metadata = raw.get("metadata", {})
         name, uid = metadata.get("name", ""), str(metadata.get("uid", ""))
         if name not in self._read_maps and not name.endswith(NODE_CONFIG_SUFFIX):
@@ -319,9 +319,9 @@ class Sources:
         return transition, conditions
 
     async def run(self) -> None:
-        """Follow all kinds until canceled; those of `of_dra` only once NVIDIA's DRA stack has been seen. Policies are
-        not followed here (see PolicyCache). An error other than a KubeError ends everything and is raised in a
-        group."""
+        """Follow all kinds until canceled. The kinds of `of_dra` are followed only once NVIDIA's DRA stack has been
+        seen; policies are not followed here (see PolicyCache). An error other than a KubeError ends everything and
+        is raised in a group."""
         async with asyncio.TaskGroup() as group:
             for reflector in (*self.required.values(), *self.optional.values(), self.agent_warnings):
                 group.create_task(reflector.run())

@@ -81,9 +81,9 @@ class OurConfigMaps:
     """When each entry was written according to the annotations, by key."""
 
     def read(self, plugin: ConfigMapView | None, mig: ConfigMapView | None) -> None:
-        """Store the present ConfigMaps, None for one that does not exist, and remember those of their entries that are
-        named after their content, at most MOST_REMEMBERED of each. Nothing is done if both are the same objects as
-        before."""
+        """Store the present ConfigMaps, None for one that does not exist, and remember their entries that are named
+        after their content, at most MOST_REMEMBERED of each ConfigMap. Nothing is done if both are the same objects
+        as before."""
         if plugin is self.plugin and mig is self.mig:
             return
         if plugin is not self.plugin:
@@ -220,7 +220,8 @@ class StackReader:
         return tuple(sorted(named - {"", *present}))
 
     def _foreign_map(self) -> str:
-        """Return the name of one of our two ConfigMaps that somebody else created; empty if neither is."""
+        """Return the name of one of our two ConfigMaps that somebody else created, the device plugin's first; empty if
+        neither was."""
         ours, settings = self._config_maps, self.sources.settings.plan
         if ours.is_foreign(ours.plugin):
             return settings.plugin_config_map

@@ -17,7 +17,7 @@ conditional on it."""
 
 
 class Views(Generic[View]):
-    """The views of one kind, and the version of the object that each was made from."""
+    """The views of one kind, each with the version of the object that it was made from."""
 
     def __init__(
         self,

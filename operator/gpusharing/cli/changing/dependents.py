@@ -95,8 +95,8 @@ async def read_tenants(
 
 
 def _find_lost_levels(vanishing: Set[str], live: LivePlan) -> tuple[str, ...]:
-    """Return the levels of isolation for which `vanishing` has the label of an admitted mode and no node will have
-    such a label afterwards. Empty if the guard is off or `vanishing` is empty."""
+    """Return the levels of isolation for which `vanishing` has the label of an admitted mode and no node will have the
+    label of any admitted mode afterwards. Empty if the guard is off or `vanishing` is empty."""
     if not vanishing or not live.snapshot.settings.guard:
         return ()
     remaining = {f"{key}={value}" for key, value in live.plan.afterwards.find_labels()}

@@ -78,9 +78,9 @@ class SteeringVerb:
 
 
 def _approve(policy: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that allows the current plan to be carried out. It needs no confirmation if the request names
-    the plan's hash. Raises Trouble if the operator has not processed the policy's generation yet, if the policy
-    needs no approval or has no plan, if the plan has been approved already, or if the request names another hash."""
+    """Return the patch that approves the current plan. It needs no confirmation if the request names the plan's hash.
+    Raises Trouble if the operator has not processed the policy's generation yet, if the policy needs no approval or
+    has no plan, if the plan has been approved already, or if the request names another hash."""
     name, plan = text(policy, "metadata", "name"), section(policy, "status", "plan")
     _refuse_unseen(policy)
     if part(policy, "spec", "rollout", "approval") != "Manual":
@@ -228,8 +228,8 @@ async def _read_halted(session: Session, policy: str) -> tuple[NodeStatus, ...]:
 
 async def _read_gpunode(session: Session, node: str) -> tuple[NodeStatus, ...]:
     """Return the status of a node as a tuple of one, or an empty tuple if the user may not read it. Raises Trouble if
-    the node has no GPUNode (every node with GPUs or a policy has one, so there is nothing to retry), and for any
-    other KubeError."""
+    the node has no GPUNode: every node with GPUs or a policy has one, so there is nothing to retry. Raises Trouble
+    for any other KubeError too."""
     try:
         return (read_node(await session.client.get(GPUNODES, node)),)
     except Forbidden:

@@ -102,7 +102,7 @@ def cleaned(value: object) -> Any:
 
 
 def _cleaned(key: str, value: object) -> Any:
-    """Return the cleaned value of one key. For annotations, only those that begin with one of KEPT_ANNOTATIONS are
+    """Return the cleaned value of one key. From annotations, only those that begin with one of KEPT_ANNOTATIONS are
     kept. A value whose key suggests a secret becomes REMOVED if it is a string, a list or an object; any other
     value is `cleaned`."""
     if key == "annotations" and isinstance(value, dict):
@@ -235,10 +235,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 async def gather(session: Session, at: datetime) -> Bundle:
     """Read everything that belongs in the archive, one call after the other so that a struggling server is not
-    overloaded, and return it together with a README.txt that lists the gaps. A KubeError becomes a gap; if the
-    operator's settings cannot be read, the chart's defaults say where to look. Raises Unavailable if the server
-    does not answer at all, and the first KubeError if nothing could be read. Unauthorized is raised at once, except
-    while logs are read, where it is a gap too."""
+    overloaded, and return it with a README.txt that lists the gaps. A KubeError becomes a gap; if the operator's
+    settings cannot be read, the chart's defaults say where to look. Raises Unavailable if the server does not
+    answer at all, and the first KubeError if nothing could be read. Unauthorized is raised at once, except while
+    logs are read, where it is a gap too."""
     bundle, client = Bundle(), session.client
     try:
         installed = await read_installed(client)

@@ -227,8 +227,8 @@ class PodCase:
 
 
 def _ended(case: PodCase) -> str:
-    """Explain a pod that has ended and does not start again. If the kubelet refused it because of the number of shares
-    that it requests, say so. Empty for any other pod."""
+    """Explain a pod that has ended and will not start again. If the kubelet rejected it because of the number of
+    shares that it requests, say so. Empty for any other pod."""
     phase = text(case.raw, "status", "phase")
     if phase not in ("Succeeded", "Failed"):
         return ""
@@ -239,7 +239,8 @@ def _ended(case: PodCase) -> str:
 
 
 def _asks_nothing(case: PodCase) -> str:
-    """Explain a pod that requests no GPU resource: no GPU pool is the reason why it waits. Empty for any other pod."""
+    """Explain a pod that requests no GPU resource, so that it does not wait because of a GPU pool. Empty for any other
+    pod."""
     if case.asks:
         return ""
     if resource_claim_names(case.raw):

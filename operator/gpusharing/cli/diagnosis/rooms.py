@@ -40,8 +40,8 @@ _PERSISTENT = ("persistentVolumeClaim", "ephemeral")
 def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None) -> str:
     """Return a clause about the first rule that excludes the pod from the node; empty if none does. The rules are, in
     this order, the pod's node selector, its required node affinity, and the node's taints with the effect
-    NoSchedule or NoExecute, except for TRANSIENT_TAINTS, such as that of a cordon. `labels` are the labels that the
-    node will have, or None to use those that it has now."""
+    NoSchedule or NoExecute. TRANSIENT_TAINTS, such as the taint of a cordon, are ignored. `labels` are the labels
+    that the node will have, or None to use its present ones."""
     spec = section(pod, "spec")
     labels = texts(part(node, "metadata", "labels")) if labels is None else labels
     for key, value in sorted(texts(spec.get("nodeSelector")).items()):
@@ -82,9 +82,9 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
 
 
 def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
-    """Return what the terms require of a node that matches none of them: the first unmet row of each, joined by `or`.
-    Empty if the node's `labels` match a term, or if there are no terms. A row with an unknown operator matches no
-    node: the API server refuses such rows, and the scheduler treats them as unmet."""
+    """Return what the terms require of a node that matches none of them: the first unmet row of each term, joined by
+    `or`. Empty if the node's `labels` match a term, or if there are no terms. A row with an unknown operator
+    matches no node: the API server refuses such rows, and the scheduler treats them as unmet."""
     wanted = []
     for term in terms:
         missing = [row for row in term if row[1] not in _OPERATORS or not holds(labels, row)]
@@ -180,9 +180,10 @@ class NodeRoom:
         return fits(requests, self.now if self.free is None else self.free)
 
     def rank(self, requests: Mapping[str, int]) -> tuple[bool, bool, bool, bool, int]:
-        """Return a sort key: the node with the greatest comes nearest to having everything that is requested. Its
-        parts are whether the node has everything free, whether it will have it after the changes, whether it has it
-        allocatable now, whether it accepts pods, and how many of the requested devices it has now or later."""
+        """Return a sort key: the node with the greatest key comes nearest to having everything that is requested. The
+        parts of the key are whether the node has everything free, whether it will have everything after the
+        changes, whether everything is allocatable there now, whether it accepts pods, and how many of the requested
+        devices it has now or later."""
         most = sum(
             min(n, max(self.now.get(name, 0), self.after.get(name, 0))) for name, n in requests.items()
         )

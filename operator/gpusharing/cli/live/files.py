@@ -56,8 +56,8 @@ def _files(name: str) -> list[str]:
 
 
 def _check(document: JSON, name: str) -> None:
-    """Raise Trouble if the policy has no name, or an API version that this plugin does not know. `name` is that of the
-    file."""
+    """Raise Trouble if the policy has no name, or has an API version that this plugin does not know. `name` is the
+    name of the file."""
     written = text(document, "apiVersion")
     if written != API_VERSION:
         raise Trouble(f"{name}: apiVersion is {written or 'missing'}; this plugin knows {API_VERSION}")

@@ -125,8 +125,8 @@ def settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
 
 
 def find_difference(theirs: str) -> tuple[str, ...]:
-    """Return a note if the version of the operator, `theirs`, differs from that of this plugin; empty if they are
-    equal or one is unknown."""
+    """Return a note if the operator's version, `theirs`, differs from this plugin's; empty if they are equal or one is
+    unknown."""
     ours = own_version()
     if not theirs or not ours or theirs == ours:
         return ()

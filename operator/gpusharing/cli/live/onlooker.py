@@ -15,7 +15,8 @@ class Onlooker(PassingClient):
     """Passes reads on to another client, and raises an error for writes. Lists of policies include the proposed ones.
 
     `beforehand` is true if the operator is not installed yet and its kinds do not exist. Lists of these kinds are then
-    empty, even if the server answers Forbidden: it checks a user's rights before it checks whether it serves a kind.
+    empty, even if the server answers Forbidden, because it checks a user's rights before it checks whether it serves a
+    kind.
     """
 
     def __init__(

@@ -130,7 +130,7 @@ def group_pools(
 
 def _pool(raw: JSON, nodes: Mapping[str, list[NodeStatus]]) -> PoolStatus:
     """Return the pool of the policy `raw`. `nodes` has the nodes of each policy, by the policy's name. If the summary
-    has no mode, that of the spec is used."""
+    has no mode, the mode in the spec is used."""
     name, status = text(raw, "metadata", "name"), section(raw, "status")
     generation = whole(raw, "metadata", "generation")
     limit = part(raw, "spec", "rollout", "maxUnavailable")
@@ -163,6 +163,6 @@ def read_node(raw: JSON) -> NodeStatus:
 
 
 def simulated_nodes(pools: Iterable[PoolStatus], unowned: Iterable[NodeStatus]) -> list[str]:
-    """Return the sorted names of all nodes with SIMULATED GPUs, both those of the pools and those in `unowned`."""
+    """Return the sorted names of all nodes with SIMULATED GPUs, in the pools and in `unowned`."""
     every = (*unowned, *(node for pool in pools for node in pool.members))
     return sorted(node.name for node in every if node.simulated)

@@ -56,8 +56,8 @@ class Cards:
 
 def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, tuple[Cards, ...]]:
     """Return the groups of equal cards of each policy, by the policy's name; a policy whose nodes report no GPUs has
-    none. The largest group comes first; of equally large ones, the one whose first node comes first by name. Nodes
-    without a policy are under the empty name."""
+    no groups. The largest group comes first; among equally large groups, the order is by the name of the first
+    node. Nodes without a policy are under the empty name."""
     by_policy: dict[str, dict[Face, list[str]]] = {}
     for raw in gpunodes:
         transition = section(raw, "status", "transition")
@@ -425,13 +425,13 @@ def _bar(pool: PoolStatus) -> list[Markup]:
 
 
 def _legend(texts: Iterable[str]) -> Markup:
-    """Return a list with one item for each of `texts`, which explain the marks of a picture."""
+    """Return a list with one item for each of `texts`, which explain the marks in a picture."""
     return tag("ul", *(tag("li", text) for text in texts), class_="legend faint")
 
 
 def _row(node: NodeStatus, now: datetime) -> list[Markup]:
-    """Return the cells of a node in the table of nodes; see NODES. The last cell has its message, blockers and health
-    without duplicates."""
+    """Return the cells of a node in the table of nodes; see NODES. The last cell has the node's message, blockers and
+    health without duplicates."""
     since = "" if node.entered is None else _time(node.entered, age(node.entered, now))
     texts = [text for text in (node.message, *node.blockers, node.unhealthy) if text]
     cells: list[Child] = [

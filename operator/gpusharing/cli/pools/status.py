@@ -174,7 +174,7 @@ def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
 
 def facts(pool: PoolStatus, now: datetime) -> list[str]:
     """Return clauses about what is about to happen in a pool: its plan, a pause, its window, and how long the change
-    may take. Those that do not apply are left out."""
+    may take. Clauses that do not apply are left out."""
     texts = []
     plan = pool.plan
     if plan:
@@ -200,7 +200,8 @@ def facts(pool: PoolStatus, now: datetime) -> list[str]:
 
 
 def _row(node: NodeStatus, now: datetime, paper: Paper) -> list[Span]:
-    """Return the cells of a node in the table of nodes: those of COLUMNS and, on wide paper, those of WIDE."""
+    """Return the cells of a node in the table of nodes: the cells for COLUMNS and, on wide paper, also those for WIDE.
+    """
     ink = node.state.value.ink
     cells = [
         Span(node.name),

@@ -181,7 +181,7 @@ def _doubt(answers: AdviceAnswers) -> str:
 
 
 def _turns(answers: AdviceAnswers) -> int:
-    """Return how many workloads can take turns on one GPU: as many as fit into its memory at their peak, with
+    """Return how many workloads can take turns on one GPU: the number that fit into its memory at their peak, with
     headroom, but at most TURNS."""
     return min(TURNS, int(memory_of(answers.card) // (answers.memory * HEADROOM)))
 
@@ -314,8 +314,8 @@ def describe_demand(demand: Demand) -> str:
 
 
 def advise_for(demand: Demand, card: Card) -> Advice | None:
-    """Return the advice that follows from the requests of the pods alone, or None if the user has to
-    answer questions."""
+    """Return the advice that follows from the requests of the pods alone, or None if the user must answer questions.
+    """
     return next((advice for rule in DEMAND_RULES if (advice := rule(demand, card)) is not None), None)
 
 

@@ -108,8 +108,8 @@ def _status(examined: Examination) -> int:
 
 
 async def _examined(session: Session) -> Examination:
-    """Examine the cluster. Raises Trouble for any KubeError of `_examine`, such as that of a server that does not
-    answer. Also raises Trouble if one of the kinds in NEEDED could not be read and no error was found in the rest."""
+    """Examine the cluster. Raises Trouble for any KubeError of `_examine`, for example if the server does not answer.
+    Also raises Trouble if one of the kinds in NEEDED could not be read and no error was found in the rest."""
     try:
         examined = await _examine(session.client)
     except KubeError as error:
@@ -243,10 +243,10 @@ async def _with_pointed(
 
 
 async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, MigEntries]:
-    """Return, for each MIG-capable node whose label names an entry, the entries that mig-manager knows there: those of
-    the ConfigMap to which ClusterPolicy points, or else of the one that mig-manager generated for the node
-    (docs/design/nvidia.md#a10). Nodes whose ConfigMap does not exist, may not be read or has no entries are left
-    out. Empty without a mig-manager. Raises KubeError."""
+    """Return, for each MIG-capable node whose label names an entry, the entries that mig-manager knows there. They are
+    read from the ConfigMap to which ClusterPolicy points or, if it names none, from the one that mig-manager
+    generated for the node (docs/design/nvidia.md#a10). Nodes whose ConfigMap does not exist, may not be read or has
+    no entries are left out. Empty without a mig-manager. Raises KubeError."""
     stack = view.followed_policy
     named = [
         one.name
@@ -261,9 +261,9 @@ async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, 
 
 
 async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, frozenset[str]]:
-    """Return the entry names in ConfigMaps of mig-manager, by the ConfigMap's name: of the one called `name` or, if
-    that is empty, of all that mig-managers have generated. Empty if they cannot be read (Forbidden or NotFound).
-    Raises any other KubeError."""
+    """Return the entry names in ConfigMaps of mig-manager, by the ConfigMap's name. Only the ConfigMap called `name`
+    is read or, if that is empty, all that mig-managers have generated. Empty if they cannot be read (Forbidden or
+    NotFound). Raises any other KubeError."""
     maps = []
     try:
         if name:

@@ -113,7 +113,8 @@ def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
 
 
 def _slices(card: Card) -> int:
-    """Return the number of compute slices of the card, which is that of its largest profile; 0 without MIG."""
+    """Return the number of compute slices of the card, which is the number that its largest profile has; 0 without
+    MIG."""
     return max((profile.slices for profile in card.profiles), default=0)
 
 

@@ -148,7 +148,7 @@ async def _reply(
 
 async def _identify(session: Session) -> str:
     """Return the UID of the namespace kube-system, or an empty string if the user may not read it (Forbidden) or it
-    does not exist. Raises Trouble for any other KubeError, such as that of a server that does not answer."""
+    does not exist. Raises Trouble for any other KubeError, for example if the server does not answer."""
     try:
         return text(await session.client.get(NAMESPACES, "kube-system"), "metadata", "uid")
     except (Forbidden, NotFound):

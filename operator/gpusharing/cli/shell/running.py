@@ -26,8 +26,8 @@ class VerbModule(Protocol):
 
 def carry_out(verb: Any, typed: Namespace) -> int:
     """Run the verb without a cluster, for several clusters side by side, or in each context in turn, and return the
-    worst exit status. Raises Trouble if flags contradict each other, if there is no such context and, after the
-    last context, if any context raised one."""
+    worst exit status. Raises Trouble if flags contradict each other, or if a named context does not exist. If
+    contexts raise Trouble, the others are still run, and one Trouble is raised at the end."""
     flags, row = vars(typed), typed.row
     named = tuple(name.strip() for name in flags.get("contexts", "").split(",") if name.strip())
     beside = row.beside > 0 and ("contexts" in flags or "all_contexts" in flags)

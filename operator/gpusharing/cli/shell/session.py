@@ -68,8 +68,8 @@ def find_contexts(
     kubeconfig: str, named: Sequence[str], environment: Mapping[str, str] = os.environ
 ) -> tuple[str, ...]:
     """Return the contexts in `named`, each once and in that order, or all contexts of the kubeconfig, sorted by name,
-    if `named` is empty. Contacts no cluster. Raises Trouble if there is no kubeconfig, or if it does not have one of
-    the contexts or has none at all."""
+    if `named` is empty. Contacts no cluster. Raises Trouble if there is no kubeconfig, if it lacks one of the
+    contexts in `named`, or if it has no contexts at all."""
     files = find_kubeconfigs(kubeconfig, environment)
     for name in named:
         find_context(files, name)
@@ -108,7 +108,7 @@ class Session:
         self, resource: Resource, namespace: str | None = None, fields: str = "", labels: str = ""
     ) -> AsyncIterator[Sequence[JSON]]:
         """Yield the objects of a kind, page by page; `fields` and `labels` are selectors. Raises Trouble for every
-        error of the server, also if the kind is not installed, and its subclass Denied if the user lacks
+        error of the server, including when the kind is not installed, and its subclass Denied if the user lacks
         permission."""
         where: Filters = {"namespace": namespace, "field_selector": fields, "label_selector": labels}
         try:

@@ -32,7 +32,7 @@ def ask_line(question: str, answers: TextIO) -> str:
 
 def agrees(question: str, answers: TextIO) -> bool:
     """Ask a question as `ask_line` does, and return whether the answer was y or yes, case-insensitively; any other
-    answer is a no."""
+    answer counts as no."""
     return ask_line(f"{question} [y/N]", answers).lower() in ("y", "yes")
 
 
@@ -78,8 +78,8 @@ class Terminal:
 
     @property
     def paper(self) -> Paper:
-        """The `Paper` that output is drawn on. Its width is that of the terminal, which is measured anew while
-        `redrawing`."""
+        """The `Paper` that output is drawn on. Its width is the terminal's, which is measured anew while `redrawing`.
+        """
         unicode = (self.stream.encoding or "").lower().replace("-", "").startswith("utf8")
         width = self._size().columns if self.redraws else self.width
         return Paper(width, glyphs=unicode, wide=self.output == "wide")
