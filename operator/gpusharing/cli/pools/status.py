@@ -200,7 +200,7 @@ def facts(pool: PoolStatus, now: datetime) -> list[str]:
 
 
 def _row(node: NodeStatus, now: datetime, paper: Paper) -> list[Span]:
-    """Return the cells of a node in the table of nodes: the cells for COLUMNS and, on wide paper, also those for WIDE."""
+    """Return the cells of a node in the table of nodes: one for each of COLUMNS and, on wide paper, also of WIDE."""
     ink = node.state.value.ink
     cells = [
         Span(node.name),

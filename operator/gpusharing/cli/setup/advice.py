@@ -314,7 +314,7 @@ def describe_demand(demand: Demand) -> str:
 
 
 def advise_for(demand: Demand, card: Card) -> Advice | None:
-    """Return the advice that follows from the requests of the pods alone, or None if the user must answer questions."""
+    """Return the advice that follows from the pods' requests alone, or None if the user must answer questions."""
     return next((advice for rule in DEMAND_RULES if (advice := rule(demand, card)) is not None), None)
 
 

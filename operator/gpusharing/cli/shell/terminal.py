@@ -78,7 +78,7 @@ class Terminal:
 
     @property
     def paper(self) -> Paper:
-        """The `Paper` that output is drawn on. Its width is the terminal's, which is measured anew while `redrawing`."""
+        """The `Paper` that output is drawn on. Its width is the terminal's, measured anew while `redrawing`."""
         unicode = (self.stream.encoding or "").lower().replace("-", "").startswith("utf8")
         width = self._size().columns if self.redraws else self.width
         return Paper(width, glyphs=unicode, wide=self.output == "wide")
