@@ -145,8 +145,8 @@ class Holds:
 
         The object waits at its door for `retry_after` seconds; if that is None, for FIRST_HOLD, doubled with each
         further refusal of the object. The wait is at least FIRST_HOLD and at most LONGEST_HOLD. Once SEVERAL objects
-        have been refused at one door without an answer there in between, all calls through that door wait, and none
-        through other doors.
+        have been refused at one door without an answer there in between, all calls through that door, but none through
+        others, wait until this object's wait or an earlier hold of the door ends, whichever is later.
         """
         count = self.tries[target] = self.tries.get(target, 0) + 1
         wait = FIRST_HOLD * 2.0 ** min(count - 1, 6) if retry_after is None else max(retry_after, FIRST_HOLD)

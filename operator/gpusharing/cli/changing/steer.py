@@ -30,9 +30,10 @@ TRIES = 5
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Show the patch, ask for confirmation if it may evict pods and --yes is not given, and send it (see VerbModule).
-    With --dry-run, nothing is asked or sent. Returns DONE, or FAILED if the user does not confirm. Raises Trouble
-    if the object cannot be read, or if the patch would have no effect, cannot be sent, or needs a confirmation for
-    which there is no terminal."""
+    With --dry-run, nothing is asked or sent. With -o json or yaml, only the patch and whether it was sent are
+    printed, at the end. Returns DONE, or FAILED if the user does not confirm. Raises Trouble if the object cannot
+    be read, or if the patch would have no effect, cannot be sent, or needs a confirmation for which there is no
+    terminal."""
     verb, flags = STEERING[typed.verb], vars(typed)
     shown = await session.get(verb.resource, typed.name)
     absent = await _find_absence(session, typed, lasts=verb.lasts)

@@ -68,9 +68,9 @@ class Timeline:
 
 
 def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
-    """Return the last rollout of a pool, including nodes that have yet to change. If the rollout is over, its end is
-    set a twentieth of its length after the last change, so that the picture has room for Synced. Return None if no
-    node's history contains a change."""
+    """Return the last rollout of a pool, including nodes that have yet to change; a node whose history shows only
+    Synced is left out. If the rollout is over, its end is set a twentieth of its length after the last change, so
+    that the picture has room for Synced. Return None if no node's history contains a change."""
     changes = [(node, change) for node in pool.members if (change := _last_change(node, now))]
     begin = _beginning([moving for _, change in changes if (moving := _moving(change))])
     if begin is None:

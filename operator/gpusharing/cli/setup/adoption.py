@@ -108,9 +108,9 @@ def find_import(
     *,
     missing: bool = False,
 ) -> Import:
-    """Propose policies for the GPU nodes that no policy owns, as far as the planner would adopt them unchanged. Return
-    these policies, the nodes that are left out, each with a reason, the number of nodes that a policy owns already,
-    and the steps to take first.
+    """Propose policies for those GPU nodes without a policy that the planner would adopt unchanged. Return these
+    policies, the nodes that are left out, each with a reason, the number of nodes that a policy owns already, and
+    the steps to take first.
 
     `merged` names the ConfigMaps whose entries the operator merges already. `missing` is true if no operator is
     installed yet; the GPUs are then inferred from labels.

@@ -153,11 +153,11 @@ def _card(word: str) -> Card:
 
 
 def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation: str = "") -> AdviceAnswers:
-    """Collect the answers to all questions from the flags. A question that no flag answers is answered from `demand`,
-    as far as that is possible (`promised` and `bursts`), or else asked at the terminal; without a terminal it
-    counts as no. Whether MPS can be switched on follows from --gpu-operator. `isolation` is the level that the
-    label of the namespace demands. Raises Trouble if a flag cannot be parsed, or if the memory is unknown and there
-    is no terminal to ask at."""
+    """Collect the answers to all questions from the flags. If no flag answers a question, the answer comes from
+    `demand` where that is possible (`promised` and `bursts`), or else from the terminal; without a terminal it is
+    no. Whether MPS can be switched on follows from --gpu-operator. `isolation` is the level that the label of the
+    namespace demands. Raises Trouble if a flag cannot be parsed, or if the memory is unknown and there is no
+    terminal to ask at."""
     no_mps = find_deaf_release(typed.gpu_operator)
     if typed.gpu_operator and not is_release(typed.gpu_operator):
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
