@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from hack.cluster.nodes import create_nodes, node_manifest
 from tests.drafacts import NAMESPACE, driver, mig_device, resource_slice
 from tests.integration.product import CLUSTER_POLICY, FULL, L40S, SLICED, Pool, Product
 
@@ -99,22 +100,27 @@ def test_nodes_of_nvidias_dra_stack_are_refused_with_what_is_missing(product: Pr
     """The ResourceSlice is a real one. Its GPUs are also served by a device plugin that ClusterPolicy does not run: the
     simulated one stops, and the test advertises in its place."""
     slices = "/apis/resource.k8s.io/v1/resourceslices"
-    with product.pool(L40S) as pool, dra_instead_of_the_plugin(product):
-        node = pool.nodes[0]
-        pool.create(slices, resource_slice(node, [mig_device(0, "1g.10gb", 1)]))
-        pool.apply(FULL)
-        pool.wait_condition("Accepted", "False", "UnsupportedStack")
-        pool.wait(lambda: pool.offered() == {}, "the simulated device plugin to stop", pool.node)
-        served = {"capacity": {"nvidia.com/gpu": "2"}, "allocatable": {"nvidia.com/gpu": "2"}}
-        pool.api.merge_patch(f"/api/v1/nodes/{node}/status", {"status": served})
-        words = f"both serve the GPUs of {node}"
-        pool.wait(lambda: words in pool.condition("Accepted").get("message", ""), words, pool.transition)
-        pool.apply(SLICED)
-        consumable = "would require consumable capacity"
-        pool.wait(
-            lambda: consumable in pool.condition("Accepted").get("message", ""), consumable, pool.transition
-        )
-        assert product.writes("nodes", node) == []
+    with product.pool(empty=True) as pool:
+        manifest = node_manifest(f"{pool.name}-0", product=L40S, gpus=2, pool=pool.name, plugin=False)
+        pool.nodes += create_nodes(pool.api, [manifest])
+        (node,) = pool.nodes
+        pool.wait(lambda: pool.offered() == {"nvidia.com/gpu": 2}, "the simulated device plugin", pool.node)
+        with dra_instead_of_the_plugin(product):
+            pool.wait(lambda: pool.offered() == {}, "the simulated device plugin to stop", pool.node)
+            pool.create(slices, resource_slice(node, [mig_device(0, "1g.10gb", 1)]))
+            served = {"capacity": {"nvidia.com/gpu": "2"}, "allocatable": {"nvidia.com/gpu": "2"}}
+            pool.api.merge_patch(f"/api/v1/nodes/{node}/status", {"status": served})
+            pool.apply(FULL)
+            words = f"both serve the GPUs of {node}"
+            assert words in pool.wait_condition("Accepted", "False", "UnsupportedStack")
+            pool.apply(SLICED)
+            consumable = "would require consumable capacity"
+            pool.wait(
+                lambda: consumable in pool.condition("Accepted").get("message", ""),
+                consumable,
+                pool.transition,
+            )
+            assert product.writes("nodes", node) == []
     with product.pool(L40S) as pool:
         pool.apply(SLICED)
         pool.wait_synced()
