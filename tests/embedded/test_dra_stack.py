@@ -136,7 +136,7 @@ async def test_sharing_a_device_is_refused_with_the_reason_and_nothing_is_touche
     async with dra(bare("gpu-1")) as scene:
         scene.apply(spec)
         row = await scene.until_condition("Accepted", "False", "UnsupportedStack")
-        assert "needs consumable capacity there, which is an alpha feature" in row["message"]
+        assert "would require consumable capacity, an alpha feature" in row["message"]
         await asyncio.sleep(600)
         assert scene.node_writes() == {}
         assert scene.evicted() == scene.deleted() == []

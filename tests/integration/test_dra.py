@@ -108,7 +108,7 @@ def test_a_node_goes_to_mig_and_back_and_old_pod_specs_get_its_partitions(pool: 
 def test_a_mode_that_shares_devices_is_refused_with_the_reason(pool: Pool) -> None:
     pool.apply(SLICED)
     message = pool.wait_condition("Accepted", "False", "UnsupportedStack")
-    assert "needs consumable capacity there" in message
+    assert "would require consumable capacity" in message
     assert pool.fence() == {}
 
 
