@@ -29,8 +29,8 @@ GFD_DAEMON_SET = f"{RELEASE}-nvidia-device-plugin-{GFD}"
 
 
 def label_node(api: Api, node: str) -> None:
-    """Give a node the labels of the how-to's first step and that of Node Feature Discovery, and take away those that
-    the GPU Operator has written."""
+    """Give a node the labels of the how-to's first step and that of Node Feature Discovery, and remove those that the
+    GPU Operator has written. Raises ApiError if a request fails."""
     labels = api.get(f"/api/v1/nodes/{node}")["metadata"]["labels"]
     others = [key for key in labels if key.startswith((names.LABEL_DEPLOY_PREFIX, names.LABEL_GPU_PRESENT))]
     wanted = {PCI, names.LABEL_DEPLOY_CLIENT, f"{names.LABEL_DEPLOY_PREFIX}mig-manager"}

@@ -21,8 +21,8 @@ NOT_ENDED = ",".join(f"status.phase!={phase}" for phase in ENDED)
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Read nodes and pods, print the answer, and return DONE, or CHANGES if a part is unknown (see VerbModule). Raises
-    Trouble if neither nodes nor pods can be read, or if a flag cannot be used."""
+    """Read nodes and pods, print the answer, and return DONE, or CHANGES if a part of the answer is unknown (see
+    VerbModule). Raises Trouble if two flags contradict each other, and wherever `read_inventory` does."""
     by = typed.by or ("pod" if typed.usage else "resource")
     if typed.usage and by != "pod":
         raise Trouble(f"--usage shows what each pod uses: leave out --by {by}, or write --by pod")
@@ -39,9 +39,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def read_inventory(session: Session, namespace: str, labels: str) -> Inventory:
-    """Read nodes and pods side by side. `namespace` and `labels` are those that the user typed, or empty. Raises
-    Trouble if neither nodes nor pods can be read, for -l if nodes cannot be read, and for every error other than a
-    missing permission."""
+    """Read nodes and pods concurrently, and GPUNodes too if the user may not read all of them. `namespace` and
+    `labels` are those that the user typed, or empty. Raises Trouble if the user may read neither nodes nor any
+    pods, if labels are given and nodes cannot be read, and if one of these two reads fails other than by a missing
+    permission."""
     inventory = Inventory(namespace=namespace, chosen=bool(labels))
     try:
         async with asyncio.TaskGroup() as group:
@@ -60,8 +61,8 @@ async def read_inventory(session: Session, namespace: str, labels: str) -> Inven
 
 
 async def _read_nodes(session: Session, inventory: Inventory, labels: str) -> None:
-    """Add the nodes with these labels to the inventory, or why the user may not read them. Raises Trouble for every
-    other error."""
+    """Add the nodes with these labels to the inventory. If the user may not read nodes, set `no_nodes` to the reason.
+    Raises Trouble for every other error."""
     try:
         async for page in session.each_page(NODES, labels=labels):
             inventory.stocks |= {stock.name: stock for stock in map(read_stock, page)}
@@ -70,8 +71,9 @@ async def _read_nodes(session: Session, inventory: Inventory, labels: str) -> No
 
 
 async def _read_pods(session: Session, inventory: Inventory) -> None:
-    """Add the pods of all namespaces to the inventory or, if the user may not read these, those of its namespace, which
-    is by default that of the context. Raises Trouble for every error other than a missing permission."""
+    """Add the pods of all namespaces that have not ended to the inventory. If the user may not read these, set
+    `no_pods` to the reason and read those of one namespace: that of the inventory, by default that of the context.
+    If these may not be read either, set `blind`. Raises Trouble for every other error."""
     own = inventory.namespace or session.namespace
     for namespace in (None, own):
         try:
@@ -90,8 +92,9 @@ async def _read_pods(session: Session, inventory: Inventory) -> None:
 
 
 async def _read_gpunodes(session: Session, inventory: Inventory) -> None:
-    """Add to each node of the inventory what its agent reports as allocated or, if Nodes could not be read, add all
-    nodes that have a GPUNode. Changes nothing if GPUNodes cannot be read for whatever reason."""
+    """Add to each node of the inventory what its agent reports as allocated and whether its GPUs are SIMULATED. If
+    Nodes could not be read, add all GPUNodes as nodes instead. Changes nothing if GPUNodes cannot be read for any
+    reason."""
     try:
         reports = [read_gpunode(raw) for raw in await session.all(GPUNODES)]
     except Trouble:

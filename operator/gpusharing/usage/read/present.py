@@ -54,9 +54,10 @@ class UsageNow:
 
 async def read_usage(session: Session, agents: Iterable[JSON], nodes: set[str], service: str) -> UsageNow:
     """Return what pods on `nodes` use now. `agents` are the raw pods of our agent on all nodes. Those on `nodes` are
-    asked if there are at most MOST_ASKED of them and the user may; for what they do not answer, Prometheus is asked:
-    the Service named `service`, or the one that `cost` would find. Raises no Trouble: what could not be read is in
-    `unknown`."""
+    asked if there are at most MOST_ASKED of them and the user may. If there are none, or one is not asked or does
+    not answer, or they report no pods, Prometheus is queried instead, for all pods that it knows: the Service named
+    `service`, or the one that `cost` would find. Its answer replaces those of the agents, unless the query fails.
+    Raises no Trouble: what could not be read is in `unknown`."""
     asked = [agent for agent in agents if text(agent, "spec", "nodeName") in nodes]
     samples: list[Sample] = []
     if not asked:
@@ -90,7 +91,7 @@ async def read_usage(session: Session, agents: Iterable[JSON], nodes: set[str], 
 
 async def _ask_agents(session: Session, agents: Sequence[JSON]) -> tuple[list[Sample], str]:
     """Return the samples of the agents that answered, and why some did not; that is empty if all did. After the first
-    Forbidden, no further agent is asked."""
+    Forbidden, all open requests are canceled, and no samples are returned."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_ask_agent(session, agent)) for agent in agents]
@@ -123,13 +124,15 @@ async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Sample], 
 
 
 def parse_page(page: str, node: str) -> Iterator[Sample]:
-    """Yield the samples of METRICS in the metrics page of the agent on `node`, each with the label `node`."""
+    """Yield the samples of METRICS in the metrics page of the agent on `node`, each with the label `node`. Raises
+    ValueError if a value is not a number."""
     for name, labels, value in _SAMPLE.findall(page):
         yield name, {**dict(_LABEL.findall(labels)), "node": node}, float(value)
 
 
 def _fold(samples: Iterable[Sample], notes: tuple[str, ...]) -> UsageNow:
-    """Return the use of each pod on each device. Samples of other metrics are ignored."""
+    """Return the use of each pod on each device, and which nodes are SIMULATED. Samples of other metrics are ignored.
+    Raises ValueError or OverflowError if a value in bytes is NaN or infinite."""
     kept = list(samples)
     sizes = {labels.get("uuid", ""): int(value) for name, labels, value in kept if name == SIZE}
     by_pod: dict[Pod, dict[str, Row]] = {}

@@ -130,7 +130,8 @@ class Inventory:
         return self.namespace in ("", pod.namespace)
 
     def counts(self, pod: GPUPod) -> bool:
-        """Whether the node of a pod, which must have one, belongs to the answer."""
+        """Whether the node of a pod, which must have one, belongs to the answer. Every node does if Nodes could not be
+        read."""
         return pod.node in self.stocks or bool(self.no_nodes)
 
     @property
@@ -144,8 +145,8 @@ class Inventory:
 
 
 def read_stock(raw: JSON) -> NodeStock:
-    """Convert a raw Node. It is closed if it is cordoned, if it has our fence or our start-up taint, and if it is not
-    Ready."""
+    """Convert a raw Node. It is closed if it is cordoned, has our fence or our start-up taint, or is not Ready; all of
+    these reasons are named. Of its taints, only the lasting ones that exclude pods are kept."""
     taints, labels = entries(raw, "spec", "taints"), texts(part(raw, "metadata", "labels"))
     reasons = {
         "the operator is changing it": names.ANNOTATION_FENCE in section(raw, "metadata", "annotations"),
@@ -165,8 +166,9 @@ def read_stock(raw: JSON) -> NodeStock:
 
 
 def read_gpunode(raw: JSON) -> NodeStock:
-    """Convert a raw GPUNode, for users who may not read Nodes or all pods: it has the policy and what pods hold, but
-    not what is allocatable."""
+    """Convert a raw GPUNode, for users who may not read Nodes or all pods. It has the policy, what pods hold according
+    to the agent, and whether the GPUs are SIMULATED, but not what is allocatable, whether the node is closed, or
+    its taints."""
     observed = section(raw, "status", "observed")
     return NodeStock(
         text(raw, "metadata", "name"),
@@ -194,8 +196,9 @@ allocatable, and how many of these no pod holds, whether or not the node accepts
 
 def share_nodes(inventory: Inventory) -> Iterator[tuple[NodeStock, dict[str, Share]]]:
     """Yield every node that advertises GPU resources or on which pods hold some, sorted by name, with its shares by
-    resource name. Where the pods of other namespaces could not be read, what the node's agent reports as allocated is
-    used instead."""
+    resource name. If the pods of all namespaces could not be read, what pods hold on a node is what its agent
+    reports as allocated, or what the pods that were read hold there if that is more. If Nodes could be read, pods
+    on nodes that are not in `stocks` are ignored."""
     held: dict[str, Counter[str]] = {}
     own: dict[str, Counter[str]] = {}
     for pod in inventory.pods:
@@ -261,7 +264,8 @@ def _count_nodes(inventory: Inventory, by: str, rows: dict[tuple[str, str], Row]
 
 
 def _add(row: Row, stock: NodeStock, share: Share) -> None:
-    """Add one resource of one node to a row. A sum with an unknown number becomes None."""
+    """Add one resource of one node to a row. What is free on a node that is closed is added to `closed`, otherwise to
+    `free` and `largest`. A sum with an unknown number becomes None."""
     own, others, allocatable, free = share
     opened, closed = (0, free) if stock.closed else (free, 0)
     sums = {"requested": own, "others": others, "allocatable": allocatable, "free": opened, "closed": closed}

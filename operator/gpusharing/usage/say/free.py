@@ -103,8 +103,9 @@ class FreeReport:
         return notes + ([] if self.usage is None else list(self.usage.notes))
 
     def rows(self) -> list[Row]:
-        """Return the rows. With --usage, a pod has a row for each device that it holds or uses, with what it uses
-        there, and the pods of one device follow each other."""
+        """Return the rows. With --usage, each row of a pod is repeated for every device that the usage has for this
+        pod, with what the pod uses there. It occurs once, with None in these columns, if there is no such device or
+        the pod has no node. The rows are then sorted by node, GPU, device and pod."""
         rows, pairs = count_rows(self.inventory, self.by), []
         if self.usage is None:
             return rows
@@ -117,7 +118,9 @@ class FreeReport:
 
 
 def describe(report: FreeReport, paper: Paper) -> list[Line]:
-    """Draw the rows, the nodes that are closed, the pods that wait, and what a reader should know."""
+    """Draw that GPUs are SIMULATED if some are, then the rows, or a sentence if there are none, the nodes that are
+    closed, the pods that wait, the notes and what is unknown. The closed nodes are left out if the rows are about
+    nodes."""
     lines, rows = describe_simulated(report.simulated, paper), report.rows()
     columns = [
         Column(TITLES.get(name, name.upper()), DROPS.get(name, 0), name in NUMBERS or name in USED)
@@ -137,8 +140,8 @@ def describe(report: FreeReport, paper: Paper) -> list[Line]:
 
 
 def _waiting_lines(report: FreeReport, paper: Paper) -> list[Line]:
-    """Draw the pods that wait, unless the rows have them already, and the command that explains the first; empty if no
-    pod waits."""
+    """Draw the pods that wait, as `_listed` does, and the command that explains the first. Only the command is drawn
+    if the rows are about pods, because they already include these. Empty if no pod waits."""
     waiting = report.waiting
     if not waiting:
         return []
@@ -184,7 +187,7 @@ def _listed(titles: Sequence[str], rows: Sequence[Sequence[str]], paper: Paper) 
 
 
 def as_data(report: FreeReport) -> dict[str, Any]:
-    """Return the answer as plain data. A number that is unknown is null."""
+    """Return the answer as plain data. An unknown number is None."""
     return {
         "by": report.by,
         "namespace": report.inventory.namespace or None,
@@ -204,7 +207,8 @@ def as_data(report: FreeReport) -> dict[str, Any]:
 
 
 def as_rows(report: FreeReport) -> Iterator[Sequence[object]]:
-    """Yield the header and the rows as CSV has them. A number that is unknown is empty."""
+    """Yield the header and then the rows of the CSV. The values are those of the data, and None if they are unknown.
+    Without rows, the header has the columns of COLUMNS."""
     rows = report.rows()
     yield tuple(next(iter(rows), COLUMNS[report.by]))
     yield from (tuple(row.values()) for row in rows)
