@@ -23,8 +23,9 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Carry out one command line and return its exit status. A `Trouble` is printed on standard error as one sentence,
     and the status is FAILED. After Ctrl-C, and when the reader of standard output is gone, the status is what a
-    shell would report; in the second case standard output is redirected to the null device. The SystemExit of
-    --help and of invalid flags passes through."""
+    shell would report; in the second case standard output is redirected to the null device. If the reader is found
+    to be gone only when a Trouble is about to be printed, BrokenPipeError is raised. The SystemExit of --help and
+    of invalid flags passes through."""
     try:
         status = _carry_out(_parsed(arguments))
         sys.stdout.flush()

@@ -209,7 +209,7 @@ class KubeClient(ABC):
         self, resource: Resource, *, limit: int = 500, after: str = "", **filters: Unpack[Filters]
     ) -> Page:
         """Read one page of a list; `kube/paging.py` reads whole lists. All pages of a list show the cluster at the
-        same moment.
+        same moment, unless an expired list is continued with `Expired.rest`.
 
         `limit` is the most objects in the page, or 0 for all. `after` is the token of the previous page, or an empty
         string for the first page. Raises Expired if the server no longer keeps the state that the token refers to.

@@ -161,7 +161,7 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
 
 def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str | None], JSON]:
     """Return the labels, the annotations and the fields of `spec` that an action sets, in that order; the value None
-    removes an entry. The annotation for the record of a proof is left to the caller."""
+    removes an entry. The annotation with a new record of a proof is left to the caller."""
     annotations: dict[str, str | None] = {}
     labels: Mapping[str, str | None] = {}
     spec: JSON = {}

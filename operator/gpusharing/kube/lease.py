@@ -344,8 +344,8 @@ class LeaderLease:
         self._reached = self._version
 
     def _adopt(self, lease: JSON) -> None:
-        """Adopt the version, claims and failures of the Lease as the server has it. Claims or failures that cannot be
-        read leave a message in `claims_error`."""
+        """Adopt the version, claims and failures of the Lease as the server has it. If claims cannot be read, none is
+        adopted; failures that cannot be read are left out. In both cases `claims_error` says why."""
         self._version = text(lease, "metadata", "resourceVersion")
         written = _claims_of(lease)
         self.claims, self.failed_nodes, self.claims_error = {}, {}, ""

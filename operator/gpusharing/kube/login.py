@@ -82,8 +82,8 @@ class ServiceAccountLogin:
     _read_at: float = float("-inf")
 
     async def access(self) -> Access:
-        """Return the server that the kubelet names, trusting the authorities in `ca.crt` as it is now. Raises
-        Unauthorized outside a pod, or if the file cannot be used.
+        """Return the server that the kubelet names in the environment, trusting the authorities in `ca.crt` as it is
+        now. Raises Unauthorized outside a pod, or if the file cannot be used.
 
         The file is checked on every call and read again when it has changed: the kubelet replaces it when the
         cluster's authority is rotated, and from then on no connection can be made with the old one.

@@ -101,7 +101,7 @@ class PolicyCache:
 
     def accept(self, raw: JSON) -> None:
         """Store the policy that the server returned for our write, unless a newer version is known already or the
-        policy is unknown.
+        policy is unknown. Either way, lists older than this version are rejected from now on.
 
         Statuses are written alongside the passes: an edit can be listed before the answer to an older write arrives.
         """

@@ -228,9 +228,9 @@ class StackReader:
         return settings.mig_config_map if ours.is_foreign(ours.mig) else ""
 
     def _tell(self, before: StackView | None, now: StackView) -> None:
-        """Log each of the admin's ConfigMaps that is missing now and was not in `before`. Log bad entries in the
-        admin's mig-parted file whenever the file differs from that in `before`, even if that had bad entries too.
-        If `before` is None, everything counts as new."""
+        """Log each of the admin's ConfigMaps that is missing now and was not missing in `before`. Log bad entries in
+        the admin's mig-parted file whenever the file differs from the one in `before`, even if that one had bad
+        entries too. If `before` is None, everything counts as new."""
         for name in now.missing_maps:
             if before is None or name not in before.missing_maps:
                 log.warning("the admin's ConfigMap does not exist", configmap=name)

@@ -139,8 +139,8 @@ def pod_answer(search: RoomSearch, namespace_labels: Mapping[str, str]) -> PodAn
 
 
 def _services(asks: Mapping[str, int], rooms: Sequence[NodeRoom], live: LivePlan) -> Iterator[Service]:
-    """Yield what the best node of each pool has of each requested resource. Pools that do not have the resource, now
-    or later, are left out. All nodes without a policy count as one pool."""
+    """Yield, for each pool and each requested resource, what the pool's best node has. Pools that do not have the
+    resource, now or later, are left out. All nodes without a policy count as one pool."""
     for policy in (*live.snapshot.policies, None):
         pool, status = "", ""
         if policy is not None:

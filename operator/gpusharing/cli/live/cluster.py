@@ -115,8 +115,8 @@ class Cluster:
         return LivePlan(plan, snapshot, now, tuple(notes))
 
     async def _snapshot(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
-        """Return a snapshot that includes the pods of the nodes in `wanted`. If `claims` is empty, the claims are
-        derived from the fences of the Nodes. If calls fail, the first error is raised."""
+        """Return a snapshot that includes the pods of the nodes in `wanted`, changed by `foresee`. If `claims` is
+        empty, the claims are derived from the fences of the Nodes. If calls fail, the first error is raised."""
         try:
             snapshot = await self.gatherer.snapshot(wanted, self.memory, self.claims, self.failed_nodes, now)
         except BaseExceptionGroup as group:

@@ -250,7 +250,7 @@ def bar(members: Sequence[NodeStatus]) -> Markup:
 
 def _cell(number: int, node: NodeStatus, per_line: int) -> Markup:
     """Return the cell at position `number` in the bar: a square with the mark of the node's state, whose tooltip has
-    the node's name and phase."""
+    the node's name, phase and reason."""
     x, y = number % per_line * CELL, number // per_line * CELL
     place = {"x": str(x + 1), "y": str(y + 1), "width": str(CELL - 2), "height": str(CELL - 2), "rx": "4"}
     centre = {"x": str(x + CELL // 2), "y": str(y + CELL // 2 + 5)}

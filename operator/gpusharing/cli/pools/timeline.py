@@ -175,8 +175,9 @@ LETTERS: Mapping[Phase, str] = {
 
 
 def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
-    """Draw the last rollout of a pool: its period, a line for each node, and a legend. At most MOST nodes are drawn,
-    or all on wide paper. If no node's history contains a change, a sentence says so."""
+    """Draw the last rollout of a pool: its period, a line for each node, and a legend. A line ends with how long the
+    change took or the phase that the node is in, unless the paper is too narrow. At most MOST nodes are drawn, or
+    all on wide paper. If no node's history contains a change, a sentence says so."""
     timeline = find_timeline(pool, now)
     if timeline is None:
         return prose("The node histories contain no changes.", paper, indent="  ", ink=Ink.FAINT)

@@ -216,7 +216,7 @@ def _whole_despite_mig(use: PluginUse) -> str:
 
 def _uneven(use: PluginUse) -> str:
     """Return an objection if the plugin shares resources with different numbers of replicas; empty otherwise. Checked
-    before `_partly_shared`, because fixing that first would not help."""
+    before `_partly_shared`: sharing the other resources too would not help while the numbers differ."""
     if len({count for _, count in use.replicas}) <= 1:
         return ""
     return (

@@ -39,9 +39,9 @@ MOST = 8
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print the policies on standard output, and the remarks about them on standard error and in comments of YAML (see
-    VerbModule). Returns DONE if no GPU node is left out, CHANGES if some are, and FAILED if some are and no policy
-    is proposed. Raises Trouble if the cluster cannot be read."""
+    """Print the policies on standard output, as YAML or with -o json as JSON, and the remarks about them on standard
+    error and in comments of the YAML (see VerbModule). Returns DONE if no GPU node is left out, CHANGES if some
+    are, and FAILED if some are and no policy is proposed. Raises Trouble if the cluster cannot be read."""
     async with gathered(session, beforehand=True) as cluster:
         live = await cluster.decide(())
         admin = await read_admin_maps(session, live.snapshot)

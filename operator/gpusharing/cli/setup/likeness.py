@@ -101,7 +101,7 @@ def find_label(members: Sequence[str], nodes: Mapping[str, NodeView]) -> tuple[s
 
 def _by_name(members: Sequence[Handmade], nodes: Mapping[str, NodeView]) -> Mapping[str, Any] | None:
     """Return a selector that lists the host names of the nodes. Return None if a host name is missing or also belongs
-    to another node, or if there are more than MAX_NAMES."""
+    to a node outside the group, or if there are more than MAX_NAMES."""
     own = {member.node for member in members}
     hosts = {nodes[name].labels.get(LABEL_HOSTNAME, "") for name in own}
     others = {view.labels.get(LABEL_HOSTNAME, "") for name, view in nodes.items() if name not in own}

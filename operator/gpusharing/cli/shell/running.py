@@ -86,9 +86,9 @@ def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool
 
 
 async def _everywhere(verb: VerbModule, typed: Namespace, contexts: Sequence[str], terminal: Terminal) -> int:
-    """Run the verb in each context and return the `worst` exit status. Several
-    contexts get a heading each, except in JSON and YAML. A Trouble in one context does not prevent the others from
-    running; all are combined and raised at the end."""
+    """Run the verb in each context and return the `worst` exit status. If there are several contexts, each gets a
+    heading, except in JSON and YAML. A Trouble in one context does not prevent the others from running; all are
+    combined and raised at the end."""
     troubles: list[str] = []
     statuses: list[int] = []
     for context in contexts:

@@ -30,8 +30,8 @@ MOST_LISTED = 20
 
 def read_contexts(files: Sequence[Path]) -> tuple[str, dict[str, str]]:
     """Return the name of the current context, which may be empty, and the namespace that each context sets (empty if
-    none), by the context's name. If several files set one of these, the first file decides. Raises Trouble if a
-    file cannot be read."""
+    none), by the context's name. If several files name a current context or define the same context, the first file
+    decides. Raises Trouble if a file cannot be read."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     current, known = "", dict[str, str]()
     for file in files:
