@@ -101,7 +101,8 @@ class PolicyCache:
 
     def accept(self, raw: JSON) -> None:
         """Store the policy that the server returned for our write, unless a newer version is known already or the
-        policy is unknown. Either way, lists older than this version are rejected from now on.
+        policy is unknown. Either way, its version counts as shown by the server, so that `_list` rejects older
+        lists.
 
         Statuses are written alongside the passes: an edit can be listed before the answer to an older write arrives.
         """

@@ -295,9 +295,9 @@ class Sources:
         return gpunode_view(raw, known.observed if known is not None else None)
 
     def _config_map(self, raw: JSON) -> ConfigMapView:
-        """Convert a raw ConfigMap. If its name is neither ours nor the admin's, and mig-manager does not generate such
-        names, only its existence matters, and an empty view is returned. Otherwise its UID is added to `_our_maps`
-        if it has a mark of ours, and it counts as ours from then on."""
+        """Convert a raw ConfigMap. If its name is neither ours, nor the admin's, nor one that mig-manager generates,
+        only its existence matters, and an empty view is returned. Otherwise its UID is added to `_our_maps` if it
+        has a mark of ours, and it counts as ours from then on."""
         metadata = raw.get("metadata", {})
         name, uid = metadata.get("name", ""), str(metadata.get("uid", ""))
         if name not in self._read_maps and not name.endswith(NODE_CONFIG_SUFFIX):

@@ -79,8 +79,9 @@ class Cluster:
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> LivePlan:
         """Return the plan of a leader that has been running for longer than the drift grace. If a node would be
-        cordoned and that leader would first write its configuration, the plan is for the time after that, and a
-        note says so. Sets `memory`. Raises KubeError, which the context of `gathered` turns into a Trouble.
+        cordoned under `policies` and that leader would first write its configuration, the plan is for the time
+        after that, and a note says so. Sets `memory`. Raises KubeError, which the context of `gathered` turns into
+        a Trouble.
 
         The pods are listed for `nodes`, and for the nodes that would be cordoned under `policies` (None stands for all
         policies): the first MAX_LISTED of them, and a note says if there are more.
