@@ -37,7 +37,7 @@ LIST_VALID_IN_DRAIN = timedelta(seconds=30)
 """How long the result of a LIST is reused for nodes that are being drained: they only wait for members that may end by
 themselves."""
 FORGET_AFTER = timedelta(minutes=2)
-"""How long after the last request for its gangs the result of a LIST is forgotten."""
+"""The result of a LIST is forgotten this long after its gangs were last requested."""
 _FINISHED = ("Succeeded", "Failed")
 _RUNNING = ",".join(f"status.phase!={phase}" for phase in _FINISHED)
 

@@ -20,7 +20,7 @@ Key = TypeVar("Key")
 Answer = TypeVar("Answer")
 
 ANSWER_VALID = timedelta(seconds=30)
-"""How long after it was read a DaemonSet or a namespace is not read again."""
+"""How long a DaemonSet or a namespace is not read again after it was read."""
 
 
 @dataclass(slots=True)

@@ -57,7 +57,7 @@ class Service:
     now: int
     """The number of these devices that are allocatable on the node."""
     free: int | None
-    """The number of those that are free, or None if it is unknown."""
+    """How many of these allocatable devices are free, or None if that is unknown."""
     after: int
     """The number of these devices that will be allocatable after the changes."""
     but: str
@@ -78,7 +78,7 @@ class PodAnswer:
     node: str
     """The node that the pod is bound to; empty if there is none."""
     asks: Mapping[str, int]
-    """The GPU resources that the pod requests of one node."""
+    """The GPU resources that the pod requests from one node."""
     status: str
     """The reason and message of the pod's status, such as a kubelet's refusal; empty if it has none."""
     scheduler: str
@@ -217,7 +217,7 @@ class PodCase:
     node: str
     """Name of the node that the pod is on; empty if it has none."""
     asks: Mapping[str, int]
-    """The GPU resources that the pod requests of one node."""
+    """The GPU resources that the pod requests from one node."""
     services: Sequence[Service]
     """What the best node of each pool has for the pod."""
     rooms: Sequence[NodeRoom]

@@ -72,7 +72,7 @@ class Cluster:
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
     """The failures that the Lease records, by UID of the Node."""
     foresee: Callable[[ClusterSnapshot], ClusterSnapshot] = lambda snapshot: snapshot
-    """Turns each snapshot into that of the cluster for which the plan is made."""
+    """Changes each snapshot so that it shows the cluster for which the plan is made."""
     memory: PassMemory = field(default_factory=PassMemory)
     """The memory of a pass, in which each drift is recorded as having begun at least one drift grace ago: a leader
     that has been running for long would have seen it for that time (ADR 73)."""

@@ -15,7 +15,7 @@ from gpusharing.cli.shell.drawing import Glyph, Ink, Line, Paper, Span, bar, len
 from gpusharing.planning.vocabulary.lengths import counted
 
 REST = timedelta(days=1)
-"""Changes with less time than this between them belong to one rollout: a rollout with windows continues each night."""
+"""Changes with at most this much time between them belong to one rollout: one with windows continues each night."""
 
 
 @dataclass(frozen=True, slots=True)
