@@ -45,11 +45,12 @@ disruption class Reset; 1 node at a time; no time windows; plan HASH
   + nvidia.com/mig-3g.40gb: 0 -> 8
   Hint: spec.mig.strategy: single would keep the name nvidia.com/gpu, and no manifest would have to change.
 ! PDBNeverAllows default/llm: Pods default/llm-POD, default/llm-POD, default/llm-POD. The budget allows
-  0 disruptions: 3 of 3 pods are healthy, and 3 must be. Remedy: Scale the workload up, or set maxUnavailable
-  of the PodDisruptionBudget to at least 1.
+  0 disruptions: 3 of 3 pods are healthy, and 3 must be. Remedy: Scale the workload up, or set the
+  PodDisruptionBudget's maxUnavailable to at least 1.
 ! StrandedPods: Pods default/llm-POD, default/llm-POD, default/llm-POD. No node would advertise
   nvidia.com/gpu. Remedy: Change the pod's request, let its node affinity accept both the old and the new
-  value of the label (operator In), keep such devices on other nodes, or set drain.strandedPods to Allow.
+  value of the label (operator In), keep enough of the requested devices on other nodes, or set
+  drain.strandedPods to Allow.
 
 Note: the operator writes the configuration first; the first node starts to change 2m later
 This is only a plan. Nothing was changed.

@@ -400,7 +400,7 @@ def test_who_could_not_switch_mig_off_is_told_by_the_stack_that_is_there() -> No
         (plain, "there is no mig-manager"),
         (
             replace(plain, plain=replace(PLAIN, mig_manager="mm")),
-            "mig-manager cannot pause the device plugin of NVIDIA's chart",
+            "mig-manager cannot pause the device plugin from NVIDIA's chart",
         ),
     ):
         case = make_case(SLICED, was=MIXED, stack=make_stack(SLICED, cluster_policy=found))

@@ -105,7 +105,7 @@ LABEL_KEYS = ApiRule(
 EXPRESSION_VALUES = ApiRule(
     "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0"
     " : !has(self.values) || size(self.values) == 0",
-    "In and NotIn require values, Exists and DoesNotExist allow none; "
+    "operators In and NotIn require values; Exists and DoesNotExist allow none; "
     "for example {key: gpusharing.dev/pool, operator: In, values: [b]}",
     field=".values",
 )
@@ -159,12 +159,12 @@ SINGLE_PROFILE = ApiRule(
 )
 CONFIG_WITH_MIG = ApiRule(
     "self != 'all-disabled' && self != 'all-enabled'",
-    "this configuration creates no MIG instances: use mode: Full, or for example config: all-balanced",
+    "this configuration creates no MIG instances: use mode: Full, or another one, for example config: all-balanced",
 )
 SOME_PROFILES = ApiRule(
     "self.exists(entry, has(entry.profiles) && size(entry.profiles) > 0)",
     "no entry has profiles, so every GPU would stay whole: use mode: Full, "
-    "or for example layouts: [{devices: all, profiles: {3g.40gb: 2}}]",
+    "or set profiles, for example layouts: [{devices: all, profiles: {3g.40gb: 2}}]",
 )
 PROFILE_NAMES = ApiRule(
     f"self.all(name, name.matches({_quoted(PROFILE)}))",
@@ -177,10 +177,11 @@ chart's admission policy checks it."""
 # --- numbers and times ------------------------------------------------------------------------------
 GPU_HOURLY_PRICE = ApiRule(
     f"self.matches({_quoted(PRICE)})",
-    'must be a price: digits in quotes, for example gpuHourlyPrice: "3.20"',
+    'must be a number in quotes, for example gpuHourlyPrice: "3.20"',
 )
 CURRENCY_CODE = ApiRule(
-    f"self.matches({_quoted(CURRENCY)})", "must be a code of three capital letters, for example currency: USD"
+    f"self.matches({_quoted(CURRENCY)})",
+    "must be a code with three capital letters, for example currency: USD",
 )
 REPLICAS = ApiRule(
     "self >= 2",
@@ -213,8 +214,8 @@ TIME_ZONE = ApiRule(
 
 RULE_TIMEOUT = ApiRule(
     "self.behavior == 'WaitCompleted' || !has(self.timeout)",
-    "only behavior WaitCompleted has a timeout, for example {behavior: WaitCompleted, timeout: 8h}; "
-    "drain.timeout limits the others",
+    "a timeout is allowed only with behavior WaitCompleted, for example {behavior: WaitCompleted, timeout: 8h}; "
+    "drain.timeout limits the other behaviors",
     field=".timeout",
 )
 

@@ -56,7 +56,7 @@ _HINTS = {
     "behavior": "for example behavior: WaitCompleted",
     "operator": "for example {key: tier, operator: In, values: [batch]}",
     "order": "from -1000 to 1000, for example order: -1; pods with a lower order leave first",
-    "products": "NVML's name with dashes, for example NVIDIA-H100-80GB-HBM3",
+    "products": "the product name from NVML with dashes for spaces, for example NVIDIA-H100-80GB-HBM3",
     "nodeSelector": rules.EMPTY_SELECTOR.message,
 }
 """Valid examples, which pydantic's messages lack, by field name. The last field in the path of an error that has an

@@ -179,7 +179,7 @@ def _card(
 
 
 _NO_MIG = Provenance(
-    "doc", "unknown", "unknown", "not among the GPUs that the guide supports; device ids: pci.ids"
+    "doc", "unknown", "unknown", "not in the guide's list of supported GPUs; device IDs from pci.ids"
 )
 _CAPTURED = Provenance(
     "real", "real", "real", "output of nvidia-smi mig -lgip and -lgipp; guide; mig-parted", "real"
@@ -224,28 +224,31 @@ CARDS: tuple[Card, ...] = (
     _card(
         "hopper-96gb", ("NVIDIA GH200 480GB", "NVIDIA H100 96GB", "NVIDIA H20"),
         "2342 233D 2329", (9, 0), 96, _SEVEN_SLICE,
-        Provenance("real", "real", "family", "-lgip output of a GH200; H20: vGPU guide without profile ids", "real"),
+        Provenance(
+            "real", "real", "family",
+            "-lgip output from a GH200; for the H20, the vGPU guide, which has no profile IDs", "real",
+        ),
     ),
     _card("gh200-144gb", ("NVIDIA GH200 144G HBM3e",), "2348", (9, 0), 144, _SEVEN_SLICE, _CONFIG_ONLY),
     replace(
         _card(
             "h200-141gb", ("NVIDIA H200", "NVIDIA H200 NVL"),
             "2335 233B", (9, 0), 141, _SEVEN_SLICE,
-            Provenance("doc", "family", "family", "guide; mig-parted; a capture confirms ids 19, 20, 14 and 0", "real"),
+            Provenance("doc", "family", "family", "guide; mig-parted; a capture confirms IDs 19, 20, 14 and 0", "real"),
         ),
         memory_mib=143771,
     ),
     replace(
         _card(
             "b200-180gb", ("NVIDIA B200",), "2901", (10, 0), 180, _SEVEN_SLICE,
-            Provenance("doc", "family", "family", "guide; mig-parted; report from a real node", "real"),
+            Provenance("doc", "family", "family", "guide; mig-parted; a report from a real node", "real"),
         ),
         memory_mib=183359,
     ),
     replace(
         _card(
             "gb200-186gb", ("NVIDIA GB200",), "2941", (10, 0), 186, _SEVEN_SLICE,
-            Provenance("cfg", "family", "family", "mig-parted; report from a real node", "real"),
+            Provenance("cfg", "family", "family", "mig-parted; a report from a real node", "real"),
         ),
         memory_mib=189471,
     ),
@@ -253,7 +256,7 @@ CARDS: tuple[Card, ...] = (
     replace(
         _card(
             "gb300-278gb", ("NVIDIA GB300",), "31C2", (10, 3), 278, _SEVEN_SLICE,
-            Provenance("doc", "doc", "family", "playbook; mig-parted; report from a real node", "real"),
+            Provenance("doc", "doc", "family", "playbook; mig-parted; a report from a real node", "real"),
         ),
         memory_mib=284208,
     ),
@@ -268,7 +271,9 @@ CARDS: tuple[Card, ...] = (
             "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
         ),
         "2BB1 2BB4", (12, 0), 96, _RTX_PRO_6000,
-        Provenance("doc", "family", "family", "guide (needs a minimum vBIOS and compute display mode); pci.ids"),
+        Provenance(
+            "doc", "family", "family", "guide (needs a minimum vBIOS version and compute display mode); pci.ids"
+        ),
     ),
     _card(
         "rtx-pro-5000-blackwell", ("NVIDIA RTX PRO 5000 Blackwell",), "", (12, 0), 48, _RTX_PRO_5000,
@@ -276,7 +281,7 @@ CARDS: tuple[Card, ...] = (
     ),
     _card(
         "rtx-pro-4500-blackwell", ("NVIDIA RTX PRO 4500 Blackwell",), "", (12, 0), 32, _RTX_PRO_4500,
-        Provenance("doc", "unknown", "unknown", "guide of September 2026"),
+        Provenance("doc", "unknown", "unknown", "the September 2026 guide"),
     ),
     _card(
         "thor-igpu", ("NVIDIA Thor",), "", (11, 0), 0, _THOR,

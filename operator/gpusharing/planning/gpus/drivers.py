@@ -51,7 +51,7 @@ def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: boo
     for name in named:
         beginning = _numbers(name)
         if beginning and numbers[: len(beginning)] == beginning:
-            return f"driver {version} is in operator.unsafeDrivers ({name}); update the driver"
+            return f"driver {version} is listed in operator.unsafeDrivers ({name}); update the driver"
     fixed = FIXED.get(numbers[0])
     if refuse_affected and fixed is not None and numbers < _numbers(fixed):
         return (

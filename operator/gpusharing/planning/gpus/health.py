@@ -83,7 +83,8 @@ RECOVERIES: Mapping[str, str] = {
     "RecoverIMEX": "recover the node's IMEX domain",
     "BusReset": "drain the node and reset the GPU's PCIe bus, or reboot the node",
     "SystemReboot": _REBOOT,
-    "Unknown": "see `nvidia-smi -q` on the node for the recovery action, which this version of the agent does not know",
+    "Unknown": "see `nvidia-smi -q` on the node for the recovery action, which this version of the agent does not"
+    " recognize",
 }
 """What a person should do, by the driver's recovery action (nvmlDeviceGpuRecoveryAction_t, with NVIDIA's meanings)."""
 

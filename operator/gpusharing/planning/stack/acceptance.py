@@ -134,7 +134,7 @@ def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings
     if stack.cluster_policy is not None or stack.by_dra:
         return ""
     return (
-        "no ClusterPolicy found, and no device plugin of NVIDIA's chart in namespace"
+        "no ClusterPolicy found, and no device plugin from NVIDIA's chart in namespace"
         f" {settings.gpu_operator_namespace} (chart value gpuOperator.namespace): install the NVIDIA GPU Operator, or"
         " allow this operator to list and watch clusterpolicies.nvidia.com (chart value rbac.create)"
     )

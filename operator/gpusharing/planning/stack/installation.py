@@ -329,7 +329,7 @@ def _stack(view: InstallationView) -> Symptoms:
         yield error(
             Topic.CLUSTER_POLICY,
             "ClusterPolicyMissing",
-            "there is neither a ClusterPolicy nor a device plugin of NVIDIA's chart in namespace"
+            "there is neither a ClusterPolicy nor a device plugin from NVIDIA's chart in namespace"
             f" {view.place.gpu_operator_namespace}",
             _INSTALL_GPU_OPERATOR,
         )

@@ -49,7 +49,7 @@ def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None
     if not plain.pausable:
         return Finding(
             Reason.PLUGIN_NOT_PAUSED,
-            "mig-manager cannot pause the device plugin of NVIDIA's chart, which would keep the GPUs in use during a"
+            "mig-manager cannot pause the device plugin from NVIDIA's chart, which would keep the GPUs in use during a"
             f" change: the chart's nodeSelector lacks {names.LABEL_DEPLOY_CLIENT}",
         )
     return None

@@ -137,7 +137,7 @@ def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
     if row.missing is Reason.MIG_MANAGER_MISSING:
         unusable = find_unusable_manager(policy.plain, policy.mig_manager_version)
         return unusable.message if unusable is not None else ""
-    return f"{row.operand} does not run alongside the device plugin of NVIDIA's chart, so {row.consequence}"
+    return f"{row.operand} does not run alongside the device plugin from NVIDIA's chart, so {row.consequence}"
 
 
 def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> str:

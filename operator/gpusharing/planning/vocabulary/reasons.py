@@ -49,7 +49,7 @@ class Reason(Worded):
         "Someone else cordoned the node, so the operator does not touch it.",
         "Uncordon the node once you are ready for the operator to change it.")
     UNSAFE_DRIVER = (("UnsafeDriver", "Node", _PERSON, "GPUs", Mark.TURNS_BACK),
-        "With the node's driver, repartitioning GPUs can corrupt data or hang a GPU (CVE-2026-24197), or pods hang on"
+        "The node's driver is unsafe: repartitioning GPUs can corrupt data or hang a GPU (CVE-2026-24197), pods hang on"
         " nodes that have both MIG instances and whole GPUs, or an administrator has listed the driver as unsafe.",
         "Update the driver to the version in the message. To accept the risk instead, set the chart value "
         "operator.refuseUnsafeDrivers to false.")
@@ -78,7 +78,7 @@ class Reason(Worded):
         "point of no return stays cordoned until you do, or is rolled back if rollout.onFailure is Rollback.")
     TAINT_NOT_TOLERATED = (("TaintNotTolerated", "Node", _PERSON, "ClusterPolicy"),
         "The node has the taint gpusharing.dev/unproven, and at least one of these does not tolerate it: the agent,"
-        " NVIDIA's pods, the Node Feature Discovery worker. Until all of them run there, the node cannot be proven"
+        " NVIDIA's pods or the Node Feature Discovery worker. Until all of them run there, the node cannot be proven"
         " and keeps the taint.",
         "Run the command in the message.")
     AGENT_NOT_READY = (("AgentNotReady", "Node", _PERSON, "agent"),
@@ -369,7 +369,7 @@ class Reason(Worded):
         "Change the selectors so that only one PodDisruptionBudget selects the pod.")
     PDB_NEVER_ALLOWS = (("PDBNeverAllows", "Drain", _PERSON, "pods"),
         "The PodDisruptionBudget allows no disruption even when every pod is healthy.",
-        "Scale the workload up, or set maxUnavailable of the PodDisruptionBudget to at least 1.")
+        "Scale the workload up, or set the PodDisruptionBudget's maxUnavailable to at least 1.")
     UNMANAGED = (("Unmanaged", "Drain", _PERSON, "pods"),
         "The pod has no controller that would start it elsewhere, so an eviction would delete it for good.",
         "Delete the pod yourself, or set drain.unmanagedPods to Evict.")
@@ -380,10 +380,11 @@ class Reason(Worded):
         "A static pod uses a GPU, and deleting it through the API does not stop it.",
         "Remove the pod's manifest from the node.")
     DRA_CLAIM = (("DRAClaim", "Drain", _PERSON, "pods"),
-        "The pod has a ResourceClaim that cannot be read, or it uses a GPU through a ResourceClaim for driver "
-        "gpu.nvidia.com in a cluster whose GPUs the device plugin serves. The operator does not change the node while "
-        "the pod is there.",
-        "Delete or move the pod yourself, or let one of the two serve the GPUs of a cluster.")
+        "The pod has a ResourceClaim that cannot be read, or it uses a GPU through a ResourceClaim for the "
+        "gpu.nvidia.com driver in a cluster where the device plugin manages the GPUs. The operator does not change the "
+        "node while the pod is there.",
+        "Delete or move the pod yourself. Let either the device plugin or NVIDIA's DRA driver manage the GPUs in a "
+        "cluster, not both.")
     PROTECTED_NAMESPACE = (("ProtectedNamespace", "Drain", _PERSON, "pods"),
         "The pod is in a namespace where the operator evicts no pods (chart value operator.protectedNamespaces).",
         "Delete or move the pod yourself, or remove its namespace from operator.protectedNamespaces.")
@@ -410,7 +411,7 @@ class Reason(Worded):
         "resource that it requests, too few devices of that resource would remain, or the change rewrites a node "
         "label that the pod requires.",
         "Change the pod's request, let its node affinity accept both the old and the new value of the label (operator "
-        "In), keep such devices on other nodes, or set drain.strandedPods to Allow.")
+        "In), keep enough of the requested devices on other nodes, or set drain.strandedPods to Allow.")
     DRAIN_HELD = (("DrainHeld", "Drain", _PERSON, "pods", Mark.STALLS, Mark.EVENT),
         "drain.timeout has expired and drain.onTimeout is Hold, so the node stays cordoned and keeps using its slot"
         " while the drain continues.",
@@ -479,19 +480,19 @@ class Reason(Worded):
         "Other policies are not affected.",
         "Report this message as a bug in this operator. Undoing the last edit of the policy may help.")
     UNSUPPORTED_STACK = (("UnsupportedStack", "Accepted", _PERSON, "ClusterPolicy"),
-        "NVIDIA's DRA stack serves the GPUs in this cluster. It lacks something that every change needs, or it cannot "
-        "serve the policy's mode. The message says which.",
-        "Run the command in the message. To share a GPU among pods, use nodes that the device plugin serves.")
+        "NVIDIA's DRA stack serves the GPUs in this cluster. It lacks something that every change needs, or it does "
+        "not support the policy's mode. The message says which.",
+        "Run the command in the message. To share a GPU among pods, use nodes whose GPUs the device plugin manages.")
     CLUSTER_POLICY_MISSING = (("ClusterPolicyMissing", "Accepted", _PERSON, "ClusterPolicy", Mark.MOMENTARY),
-        "The operator finds neither a ClusterPolicy nor the device plugin of NVIDIA's chart. Neither is installed, or "
-        "the operator cannot see it.",
+        "The operator finds neither a ClusterPolicy nor the device plugin from NVIDIA's chart. Either they are not "
+        "installed, or the operator cannot see them.",
         "Install the NVIDIA GPU Operator, or set gpuOperator.namespace to the namespace of NVIDIA's device-plugin "
         "chart.")
     SEVERAL_CLUSTER_POLICIES = (("SeveralClusterPolicies", "Accepted", _PERSON, "ClusterPolicy", Mark.MOMENTARY),
         "There are several ClusterPolicies, and the GPU Operator has not reported which of them it ignores.",
         "Remove the ones that you do not want; the message names all of them.")
     PLUGIN_CONFIG_NOT_OURS = (("PluginConfigNotOurs", "Accepted", _PERSON, "ClusterPolicy"),
-        "ClusterPolicy devicePlugin.config.name does not name the operator's ConfigMap, or NVIDIA's software runs in "
+        "ClusterPolicy devicePlugin.config.name is not set to the operator's ConfigMap, or NVIDIA's software runs in "
         "another namespace.",
         "Run the command in the message once, or set the chart value that it names.")
     CONFIG_MAP_TAKEN = (("ConfigMapTaken", "Accepted", _PERSON, "ConfigMap"),
@@ -515,7 +516,7 @@ class Reason(Worded):
         "Install mig-manager v0.15 or newer alongside that chart, or the NVIDIA GPU Operator in its place, or use mode "
         "Full, TimeSlicing or MPS.")
     PLUGIN_NOT_PAUSED = (("PluginNotPaused", "Accepted", _PERSON, "device-plugin"),
-        "The policy asks for MIG, but mig-manager cannot pause the device plugin of NVIDIA's chart, which would keep "
+        "The policy asks for MIG, but mig-manager cannot pause the device plugin from NVIDIA's chart, which would keep "
         "the GPUs in use during a change.",
         "Label the GPU nodes and run the command in the message once.")
     FEATURE_DISCOVERY_MISSING = (("FeatureDiscoveryMissing", "Accepted", _PERSON, "ClusterPolicy"),
@@ -536,7 +537,7 @@ class Reason(Worded):
         "ClusterPolicy mig.strategy is set for the whole cluster and would override the policy's strategy.",
         "Run the command in the message once.")
     LAYOUTS_NEED_CONFIG_MAP = (("LayoutsNeedConfigMap", "Accepted", _PERSON, "ClusterPolicy"),
-        "spec.mig.layouts requires that ClusterPolicy migManager.config.name names the operator's ConfigMap.",
+        "spec.mig.layouts requires ClusterPolicy migManager.config.name to be set to the operator's ConfigMap.",
         "Run the command in the message once, or use a named configuration in spec.mig.config.")
     CONFIG_UNKNOWN = (("ConfigUnknown", "Accepted", _PERSON, "policy", Mark.UNSUPPORTED),
         "There is no mig-parted configuration with this name for the card. The message lists the names that exist.",
@@ -558,8 +559,8 @@ class Reason(Worded):
 
     # --- Ready and Reconciling
     NOT_ACCEPTED = (("NotAccepted", "Ready", _PERSON, "policy"),
-        "The policy cannot be applied. The condition Accepted explains why.",
-        "Fix the problem that the message of the condition Accepted describes.")
+        "The policy cannot be applied. The Accepted condition explains why.",
+        "Fix the problem that the message of the Accepted condition describes.")
     ROLLOUT_IN_PROGRESS = (("RolloutInProgress", "Ready", _SOON, "operator"),
         "Nodes are being changed or are waiting for their turn.")
     DELETING = (("Deleting", "Ready", _SOON, "policy"),

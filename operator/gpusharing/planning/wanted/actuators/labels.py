@@ -53,7 +53,7 @@ def _nobody_ends_mig(case: ActuatorCase, target: Target) -> str:
         return ""
     why = f"ClusterPolicy {MIG_MANAGER_SWITCH} is false"
     if policy is not None and policy.plain is not None:
-        cannot = "mig-manager cannot pause the device plugin of NVIDIA's chart"
+        cannot = "mig-manager cannot pause the device plugin from NVIDIA's chart"
         why = cannot if policy.plain.mig_manager else "there is no mig-manager"
     return f"MIG is enabled on {case.node.name} and nothing there can disable it, because {why}"
 
