@@ -158,8 +158,8 @@ async def test_a_configmap_in_another_namespace_is_an_error_and_is_not_to_be_mer
     missing = found["PluginConfigMapMissing"]
     assert (missing["severity"], missing["message"]) == (
         "ERROR",
-        "ConfigMap nvidia-time-slicing-config does not exist in namespace gpu-operator; one with that name is"
-        " in kube-system; device plugins cannot start",
+        "ConfigMap nvidia-time-slicing-config does not exist in namespace gpu-operator; there is a ConfigMap"
+        " with that name in kube-system; device plugins cannot start",
     )
     assert "adminPluginConfigMap" not in found["PluginConfigNotOurs"]["command"]
 

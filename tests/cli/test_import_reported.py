@@ -35,8 +35,8 @@ async def test_a_configmap_in_another_namespace_is_told_with_that_namespace(
     said = capsys.readouterr().err
     assert (
         "gpu-1 is left out: its device plugin is configured to use entry slice-4, but ConfigMap"
-        " nvidia-time-slicing-config does not exist in namespace gpu-operator; one with that name is in kube-system;"
-        " device plugins cannot start"
+        " nvidia-time-slicing-config does not exist in namespace gpu-operator; there is a ConfigMap with that"
+        " name in kube-system; device plugins cannot start"
     ) in said
     assert "adminPluginConfigMap" not in said
 

@@ -343,7 +343,7 @@ async def test_a_canary_larger_than_the_pool_is_told_before_it_is_applied_with_t
     assert told.out.count("Blocked: CanaryTooLarge") == 2
     said = " ".join(told.out.split())
     assert (
-        "spec.rollout.canary.nodes is 3 and the pool has 2 nodes, so the operator does not change any node in service"
+        "spec.rollout.canary.nodes is 3, and the pool has 2 nodes, so the operator does not change any node in service"
         in said
     )
     assert "pods that would be evicted: default/llm-" in said

@@ -164,7 +164,7 @@ async def test_a_node_that_a_device_plugin_serves_too_stops_everything() -> None
     async with dra(node("gpu-1")) as scene:
         scene.apply(MIXED)
         row = await scene.until_condition("Accepted", "False", "UnsupportedStack")
-        assert "a device plugin and NVIDIA's DRA driver both serve the GPUs of gpu-1" in row["message"]
+        assert "a device plugin and NVIDIA's DRA driver both manage the GPUs on gpu-1" in row["message"]
         await asyncio.sleep(600)
         assert scene.node_writes() == {}
 

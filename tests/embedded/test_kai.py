@@ -101,7 +101,7 @@ async def test_plan_and_why_name_the_pods_that_share_a_gpu_and_not_the_one_that_
         text = " ".join(told.out.split())
         assert f"default/{name}" in text
         assert "gpu-reservation" not in text
-        assert "nvidia.com/gpu, of which KAI-Scheduler assigns the pod a fraction" in text
+        assert "nvidia.com/gpu, a fraction of which KAI-Scheduler assigns to the pod" in text
     assert "requests 0.5 of a GPU from KAI-Scheduler" in why.out
     assert "This pod is on node gpu-1, which the operator is not changing now." in why.out
 

@@ -262,7 +262,7 @@ async def test_with_a_dra_driver_in_place_of_the_device_plugin_what_is_missing_i
             """Whether the message has all these words."""
             return lambda: all(word in scene.condition("Accepted")["message"] for word in words)
 
-        twice = "a device plugin and NVIDIA's DRA driver both serve the GPUs of gpu-1"
+        twice = "a device plugin and NVIDIA's DRA driver both manage the GPUs on gpu-1"
         await scene.e.until(names("migManager.enabled is false", twice), "both are named", 100)
         cluster.patch(CLUSTER_POLICIES, "cluster-policy", changed(True, "migManager", "enabled"))
         await scene.e.until(lambda: not names("migManager")(), "one is left", 100)

@@ -111,7 +111,7 @@ def test_nodes_of_nvidias_dra_stack_are_refused_with_what_is_missing(product: Pr
             served = {"capacity": {"nvidia.com/gpu": "2"}, "allocatable": {"nvidia.com/gpu": "2"}}
             pool.api.merge_patch(f"/api/v1/nodes/{node}/status", {"status": served})
             pool.apply(FULL)
-            words = f"both serve the GPUs of {node}"
+            words = f"both manage the GPUs on {node}"
             assert words in pool.wait_condition("Accepted", "False", "UnsupportedStack")
             pool.apply(SLICED)
             consumable = "would require consumable capacity"

@@ -157,8 +157,9 @@ def test_the_operator_repairs_it_says_so_and_a_policy_with_mps_goes_on(product: 
         pool.wait_synced()
         wait_until(lambda: len(told(product)) > events, SECONDS, "the Event")
         assert told(product)[events:] == [
-            f"set PROCESS_TO_SIGNAL={RIGHT} in container config-manager of DaemonSet {NAMESPACE}/{NAME} (repair 1 of 3"
-            " under device plugin v0.20.0); chart value gpuOperator.repairMps. This restarts all MPS daemons"
+            f"set PROCESS_TO_SIGNAL={RIGHT} in the config-manager container of DaemonSet {NAMESPACE}/{NAME}"
+            " (repair 1 of 3 under device plugin v0.20.0); chart value gpuOperator.repairMps."
+            " This restarts all MPS daemons"
         ]
         assert process.exit_status is None, process.log.read_text()[-3000:]
         assert len(product.writes("daemonsets", since=since)) == 1
@@ -179,7 +180,7 @@ def test_it_waits_while_a_node_serves_mps_and_names_the_node(product: Product, t
         overwrite(product)
         since = product.mark()
         other.apply(MPS)
-        words = f"The operator will set it once no node serves MPS; {serving.nodes[0]} still does"
+        words = f"The operator will set it once no node uses MPS; {serving.nodes[0]} still does"
         other.wait(lambda: words in message(other), "the node to be named", other.transition)
         assert product.writes("daemonsets", since=since) == []
         assert signalled(product) == RELEASED

@@ -154,9 +154,9 @@ def test_the_others_name_a_canary_that_no_clock_ends_and_say_who_does_where_it(
     assert found is not None
     assert (found.reason, found.keeper, found.stands) == (Reason.CANARY_SOAK, keeper, stands)
     assert found.message == (
-        f"waiting for the first 1 node (spec.rollout.canary) to be proven{why}"
+        f"waiting for the canary of 1 node (spec.rollout.canary) to be proven{why}"
         if nodes == 1
-        else f"the first 2 nodes of the change (spec.rollout.canary) start before this one{why}"
+        else f"the canary of 2 nodes (spec.rollout.canary) starts before this node{why}"
     )
 
 

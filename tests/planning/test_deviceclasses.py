@@ -118,7 +118,7 @@ DROPPED = replace(OURS, resource="")
 def test_a_class_whose_extended_resource_the_api_server_drops_is_named_and_not_written_again() -> None:
     assert plan(["1g.10gb"], [DROPPED]) is None
     said = find_unrequestable([(("1g.10gb", 7),)], make_stack(FULL, dra=DraView(classes=(DROPPED,))))
-    assert "feature gate DRAExtendedResource" in said
+    assert "DRAExtendedResource feature gate" in said
     assert said.endswith("kubectl delete deviceclass gpusharing-mig-1g.10gb")
 
 
@@ -128,8 +128,8 @@ def test_a_class_whose_extended_resource_the_api_server_drops_is_named_and_not_w
         (None, (), ""),
         ((("1g.10gb", 7),), (OURS,), ""),
         ((("1g.10gb", 7),), (FOREIGN["by its extended resource"],), ""),
-        ((("1g.10gb", 7),), (), "nvidia.com/mig-1g.10gb requestable yet"),
-        ((("1g.10gb", 7),), None, "nvidia.com/mig-1g.10gb requestable yet"),
+        ((("1g.10gb", 7),), (), "lets pods request nvidia.com/mig-1g.10gb yet"),
+        ((("1g.10gb", 7),), None, "lets pods request nvidia.com/mig-1g.10gb yet"),
     ],
     ids=["whole GPUs", "ours", "that of somebody else", "none", "not read"],
 )

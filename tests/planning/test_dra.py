@@ -359,8 +359,8 @@ def test_the_order_of_signs_and_checks_is_pinned() -> None:
             (CLASS,),
             "dra-driver-nvidia-gpu-component=kubelet-plugin in namespace",
         ),
-        (kubelet_plugin(), (), "no DeviceClass makes nvidia.com/mig-3g.40gb requestable yet"),
-        (kubelet_plugin(), (replace(CLASS, resource=""),), "feature gate DRAExtendedResource"),
+        (kubelet_plugin(), (), "no DeviceClass lets pods request nvidia.com/mig-3g.40gb yet"),
+        (kubelet_plugin(), (replace(CLASS, resource=""),), "DRAExtendedResource feature gate"),
     ],
     ids=["no kubelet plugin", "not Ready", "no DeviceClass", "a DeviceClass without its resource"],
 )

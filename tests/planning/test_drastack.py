@@ -113,7 +113,7 @@ LACKS: dict[str, tuple[DraStack, str, str]] = {
     ),
     "the driver divides GPUs itself": (
         with_driver(COMPLETE, gates=frozenset({"DynamicMIG", "IMEXDaemonsWithDNSNames"})),
-        "keeps the GPUs in use with its feature gate DynamicMIG",
+        "has the DynamicMIG feature gate enabled and keeps the GPUs in use",
         "featureGates.DynamicMIG=false",
     ),
     "ClusterPolicy runs a device plugin too": (
@@ -123,12 +123,12 @@ LACKS: dict[str, tuple[DraStack, str, str]] = {
     ),
     "NVIDIA's chart runs a device plugin too": (
         replace(ALONE, cluster_policy=PLAIN),
-        "(DaemonSet nvdp-nvidia-device-plugin) runs alongside NVIDIA's DRA stack",
+        "(DaemonSet nvdp-nvidia-device-plugin) is installed alongside NVIDIA's DRA stack",
         "helm uninstall nvdp -n gpu-operator",
     ),
     "some other device plugin serves a node too": (
         with_dra(doubles=("gpu-1", "gpu-2")),
-        "both serve the GPUs of gpu-1, gpu-2",
+        "both manage the GPUs on gpu-1, gpu-2",
         "spec.nodeName=gpu-1",
     ),
     "ClusterPolicy runs no mig-manager": (
@@ -170,7 +170,7 @@ def test_what_is_missing_is_named_with_what_corrects_it(stack: DraStack, says: s
     assert says in lack.message
     assert command in lack.command
     assert not is_complete(stack)
-    refusal = f"NVIDIA's DRA stack serves the GPUs of this cluster, but {lack.message}; run: {lack.command}"
+    refusal = f"NVIDIA's DRA stack manages the GPUs in this cluster, but {lack.message}; run: {lack.command}"
     assert refuse(spec(), stack) == refusal
 
 

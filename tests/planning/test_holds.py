@@ -171,7 +171,7 @@ def test_a_canary_as_large_as_the_pool_is_the_whole_pool_and_says_so() -> None:
     assert find_hold(whole) is None
     assert (
         find_note(whole)
-        == "spec.rollout.canary.nodes is 5 and the pool has 5 nodes, so the whole pool is the canary"
+        == "spec.rollout.canary.nodes is 5, and the pool has 5 nodes, so the whole pool is the canary"
     )
     assert find_note(pooled(*MANY, canary=CANARY)) == ""
 
@@ -184,8 +184,8 @@ def test_a_canary_larger_than_the_pool_freezes_it_and_names_object_value_and_an_
     hold = find_hold(whole)
     assert hold == Finding(
         Reason.CANARY_TOO_LARGE,
-        "policy pool-b: spec.rollout.canary.nodes is 7 and the pool has 5 nodes, so the operator does not change any"
-        " node in service. Set it to 5 or fewer, for example canary: {nodes: 1, soak: 10m}",
+        "policy pool-b: spec.rollout.canary.nodes is 7, and the pool has 5 nodes, so the operator does not change any"
+        " node in service. Set that field to 5 or less, for example canary: {nodes: 1, soak: 10m}",
     )
     assert hold.reason.waiting_phase is Phase.BLOCKED
     assert find_note(whole) == hold.message

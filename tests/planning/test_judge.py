@@ -284,4 +284,4 @@ def test_a_policy_that_is_not_accepted_blocks_and_a_card_that_does_not_fit_is_sk
 
 
 def test_a_candidate_says_from_what_to_what_it_is_to_be_changed() -> None:
-    assert judged(make_case(MIXED)).message == "to be changed from 1x full to 2x3g.40gb"
+    assert judged(make_case(MIXED)).message == "will be changed from 1x full to 2x3g.40gb"

@@ -140,7 +140,7 @@ def test_where_no_node_would_offer_whole_gpus_the_pods_are_stranded_and_told_why
         (
             Reason.STRANDED_PODS,
             ("team-a/llm-1",),
-            "No node would advertise nvidia.com/gpu, of which KAI-Scheduler assigns the pod a fraction",
+            "No node would advertise nvidia.com/gpu, a fraction of which KAI-Scheduler assigns to the pod",
         )
     ]
 

@@ -19,7 +19,7 @@ from gpusharing.planning.wanted.toolversions import RELEASED_DAEMON
 
 POD = Operand("gpu-operator", "mps-x", "uid-1", ready=True)
 TEXT = (
-    "container config-manager of pod mps-x restarted once (OOMKilled, exit code 137) while the MPS daemon kept"
+    "the config-manager container in pod mps-x restarted once (OOMKilled, exit code 137) while the MPS daemon kept"
     " running; every such restart ends the MPS clients on the node"
 )
 

@@ -89,8 +89,8 @@ HELD: dict[str, tuple[StackView, str]] = {
         " operator has given up; find out who does this, then run `kubectl annotate -n gpu-operator configmap"
         " gpusharing-device-plugin gpusharing.dev/mps-repairs-`",
     ),
-    "a node serves MPS": (stack(mps_nodes=("gpu-1",)), "no node serves MPS; gpu-1 still does"),
-    "nodes serve MPS": (stack(mps_nodes=("gpu-1", "gpu-2")), "no node serves MPS; gpu-1, gpu-2 still do"),
+    "a node serves MPS": (stack(mps_nodes=("gpu-1",)), "no node uses MPS; gpu-1 still does"),
+    "nodes serve MPS": (stack(mps_nodes=("gpu-1", "gpu-2")), "no node uses MPS; gpu-1, gpu-2 still do"),
 }  # fmt: skip
 
 

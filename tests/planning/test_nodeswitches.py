@@ -108,7 +108,7 @@ def test_where_other_hosts_bring_a_driver_nobody_is_told_to_install_another_on_a
     case = bare(NO_DRIVER, HOSTED)
     gate = find_gate(case, assessed_of(case))
     assert gate is not None
-    assert "; install it there, or, if no host provides its own, run: kubectl patch" in gate.message
+    assert "; install it on the host, or, if no host provides its own, run: kubectl patch" in gate.message
 
 
 def test_what_a_host_lacks_is_told_with_the_agents_words_and_the_command() -> None:

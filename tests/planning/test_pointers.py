@@ -226,4 +226,4 @@ def test_a_command_after_which_device_plugins_would_not_start_is_not_told_for(
 def test_an_admins_configmap_that_is_not_there_is_named() -> None:
     objection = find_objection(make_policy(mode="Full"), stack(THEIRS, missing_maps=("thiers",)), SETTINGS)
     assert objection is not None
-    assert "; ConfigMap thiers, which a chart value names, does not exist" in objection.message
+    assert "; ConfigMap thiers, which is set in a chart value, does not exist" in objection.message

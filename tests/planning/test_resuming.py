@@ -16,9 +16,9 @@ RESUMED: dict[str, tuple[str, int, int, str, str]] = {
     "nobody, after several at once": ("", 1, 4, "3.4", ""),
     "nobody, after more than one batch": ("", 2, 5, "3.2", ""),
     "a person once, as many again ago": (
-        "3", 1, 2, "3.2", ' (gpusharing.dev/resume "3" allows the rollout to continue until 2 have failed)'),
+        "3", 1, 2, "3.2", ' (gpusharing.dev/resume "3" allows the rollout to continue until 2 nodes have failed)'),
     "a person twice": (
-        "3.2", 2, 6, "3.3", ' (gpusharing.dev/resume "3.2" allows the rollout to continue until 6 have failed)'),
+        "3.2", 2, 6, "3.3", ' (gpusharing.dev/resume "3.2" allows the rollout to continue until 6 nodes have failed)'),
     "a person in an earlier generation": (
         "2.7", 1, 1, "3", ' (gpusharing.dev/resume "2.7" is not for generation 3)'),
     "a person who mistyped": ("3.x", 1, 1, "3", ' (gpusharing.dev/resume "3.x" is not for generation 3)'),

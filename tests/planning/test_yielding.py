@@ -116,7 +116,7 @@ def test_the_cordon_of_a_proven_node_is_lifted_when_the_other_one_is_done_and_no
     waiting = yielded(aside(fence=proven, node={"foreign": "kured"}))
     assert (waiting.phase, waiting.reason) == (Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE)
     verdict = yielded(aside(fence=proven))
-    assert verdict.message == "nobody else is working on gpu-07 any more; it is being returned to service"
+    assert verdict.message == "nobody else is working on gpu-07 anymore; it is being returned to service"
     action = released(verdict)
     assert (action.uncordon, action.labels) == (True, {names.LABEL_MODE: "mig"})
     assert action.deferred is None, "there is no next try"
@@ -147,7 +147,7 @@ def test_no_other_cordon_is_lifted(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("foreign", "said"),
     [
-        ("", "nobody else is working on gpu-07 any more; it is being restored"),
+        ("", "nobody else is working on gpu-07 anymore; it is being restored"),
         ("kured", "someone uncordoned gpu-07; kured decides what happens next"),
     ],
     ids=["nobody", "somebody"],

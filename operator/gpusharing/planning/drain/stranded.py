@@ -150,7 +150,9 @@ class Afterwards:
         node would advertise is detected."""
         wanted = _wanted(pod)
         if lost := [name for name in wanted if not self.find_demand(name).remain]:
-            of_kai = ", of which KAI-Scheduler assigns the pod a fraction" if gpu_groups(pod.labels) else ""
+            of_kai = (
+                ", a fraction of which KAI-Scheduler assigns to the pod" if gpu_groups(pod.labels) else ""
+            )
             return f"No node would advertise {', '.join(lost)}{of_kai}"
         if own is None or not wanted:
             return ""

@@ -65,7 +65,7 @@ def find_flaw(zoned: ZonedWindow) -> tuple[str, str] | None:
     if zoned.zone is None:
         return (
             "timeZone",
-            "the time zone database does not contain this name; use one that it contains, for example Europe/Berlin",
+            "the time zone database does not contain this name; use one from the database, for example Europe/Berlin",
         )
     try:
         next(CronSim(zoned.window.schedule, _BEGIN))
@@ -75,7 +75,7 @@ def find_flaw(zoned: ZonedWindow) -> tuple[str, str] | None:
             f'it is not a valid cron schedule: {error}; a valid example is "0 22 * * 1-5"',
         )
     except StopIteration:
-        return "schedule", 'it never matches a date; use one that does, for example "0 22 * * 1-5"'
+        return "schedule", 'it never matches a date; use a schedule that does, for example "0 22 * * 1-5"'
     return None
 
 

@@ -56,7 +56,7 @@ def find_canary(pooled: Pooled) -> int | Finding | None:
     if (left := nodes - len(proven) - len(begun)) > 0:
         return _too_large(pooled, canary.nodes, canary.soak) if outnumbers(pooled) else left
     return _unproven(
-        f"waiting for the first {counted(nodes, 'node')} (spec.rollout.canary) to be proven", begun
+        f"waiting for the canary of {counted(nodes, 'node')} (spec.rollout.canary) to be proven", begun
     )
 
 
@@ -222,7 +222,7 @@ def _too_large(pooled: Pooled, nodes: int, soak: str) -> Finding:
     total = len(pooled.members)
     message = (
         f"policy {pooled.policy.name}: {_sizes(pooled, nodes)}, so the operator does not change any node in service."
-        f" Set it to {total} or fewer, for example canary: {{nodes: 1, soak: {soak}}}"
+        f" Set that field to {total} or less, for example canary: {{nodes: 1, soak: {soak}}}"
     )
     return Finding(Reason.CANARY_TOO_LARGE, message)
 
@@ -232,7 +232,7 @@ def wait_for_canaries(pooled: Pooled) -> Finding:
     canary, policy, revision = pooled.spec.rollout.canary, pooled.policy, find_revision(pooled.policy)
     nodes = counted(canary.nodes if canary is not None else 0, "node")
     begun = _find_begun(pooled.members, policy, revision)
-    return _unproven(f"the first {nodes} of the change (spec.rollout.canary) start before this one", begun)
+    return _unproven(f"the canary of {nodes} (spec.rollout.canary) starts before this node", begun)
 
 
 def find_note(pooled: Pooled) -> str:
@@ -252,4 +252,4 @@ def find_note(pooled: Pooled) -> str:
 
 def _sizes(pooled: Pooled, nodes: int) -> str:
     """Return the clause that compares the canary's `nodes` with the size of the pool."""
-    return f"spec.rollout.canary.nodes is {nodes} and the pool has {counted(len(pooled.members), 'node')}"
+    return f"spec.rollout.canary.nodes is {nodes}, and the pool has {counted(len(pooled.members), 'node')}"

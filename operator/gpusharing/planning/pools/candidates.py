@@ -263,7 +263,7 @@ def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> 
 
 def looking(case: NodeCase) -> Verdict:
     """Return the verdict of a candidate whose pods have to be listed in the next pass before it can start."""
-    message = "looking at the pods on the node"
+    message = "listing the pods on the node"
     verdict = case.verdict(Phase.PREFLIGHT, Reason.PROGRESSING, message, candidate=True)
     return replace(verdict, wants_pods=True)
 

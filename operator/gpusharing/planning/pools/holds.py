@@ -86,8 +86,8 @@ def _unapproved(pooled: Pooled) -> str:
     if policy.approved == plan:
         return ""
     old = (
-        f"; {policy.approved[:64]} is the hash of another plan, because the policy was changed, or because nodes have"
-        " joined or left or cannot be read"
+        f"; {policy.approved[:64]} is the hash of another plan, because the policy has changed, nodes have joined"
+        " or left, or some nodes cannot be read"
         if policy.approved
         else ""
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.lengths import counted, some
 
 _WRITTEN = re.compile(r"([0-9]{1,18})(?:\.([1-9][0-9]{0,4}))?")
 _SHOWN = 64
@@ -60,5 +60,5 @@ def _resumed(policy: PolicyView, limit: int) -> str:
         return ""
     value = f'{names.ANNOTATION_RESUME} "{policy.resumed[:_SHOWN]}"'
     if find_batches(policy):
-        return f" ({value} allows the rollout to continue until {limit} have failed)"
+        return f" ({value} allows the rollout to continue until {counted(limit, 'node has', 'nodes have')} failed)"
     return f" ({value} is not for generation {policy.generation})"

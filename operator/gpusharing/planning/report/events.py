@@ -92,7 +92,7 @@ def shared_event(action: SetPointers | RepairMps) -> Event:
     if isinstance(action, RepairMps):
         daemon, count = action.daemon, f"repair {action.repairs.count} of {mpsrepair.MOST_REPAIRS}"
         text = (
-            f"set PROCESS_TO_SIGNAL={daemon.program} in container config-manager of DaemonSet"
+            f"set PROCESS_TO_SIGNAL={daemon.program} in the config-manager container of DaemonSet"
             f" {daemon.namespace}/{daemon.name} ({count} under device plugin {daemon.version}); {mpsrepair.VALUE}."
             " This restarts all MPS daemons"
         )

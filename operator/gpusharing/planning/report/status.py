@@ -273,11 +273,7 @@ def _guest(pool: Members, snapshot: ClusterSnapshot) -> str:
     nodes = [v.node for v in pool.verdicts if v.disruption is DisruptionClass.RESET]
     reports = {name: snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes}
     notes = {name: why for name, seen in reports.items() if (why := tell_guest_reset(seen, snapshot.stack))}
-    return (
-        f"a change of the MIG mode on {some(sorted(notes))} may stay pending{notes[min(notes)]}"
-        if notes
-        else ""
-    )
+    return f"a MIG mode change on {some(sorted(notes))} may stay pending{notes[min(notes)]}" if notes else ""
 
 
 def _legal(pool: Members) -> str:

@@ -167,7 +167,7 @@ def _plugin_config(
     if (plain := cluster_policy.plain) is not None:
         pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs, stack.missing_entries)
         message = (
-            f"DaemonSet {plain.daemon_set}: config.name of NVIDIA's device-plugin chart is"
+            f"DaemonSet {plain.daemon_set}: config.name in NVIDIA's device-plugin chart is"
             f" {pointer.now or 'not set'}, so {ours} is not read{_unmerged(pointer, stack)}"
         )
         if pointer.stops:
@@ -208,7 +208,7 @@ def _unmerged(pointer: Pointer, stack: StackView) -> str:
     it is not known to lack any, the last clause says to merge the ConfigMap that the pointer names now, unless the
     pointer is not set or the admin's entries are being merged already."""
     absent = "".join(
-        f"; ConfigMap {name}, which a chart value names, does not exist" for name in stack.missing_maps
+        f"; ConfigMap {name}, which is set in a chart value, does not exist" for name in stack.missing_maps
     )
     if pointer.stops:
         return absent + pointer.merge_first

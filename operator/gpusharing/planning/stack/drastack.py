@@ -135,8 +135,8 @@ def _keeps_open(stack: DraStack) -> Lack | None:
     if driver is None or not gates:
         return None
     return Lack(
-        f"NVIDIA's DRA driver (DaemonSet {driver.name}) keeps the GPUs in use with its feature gate {gates[0]}, so"
-        " mig-manager could not change them",
+        f"NVIDIA's DRA driver (DaemonSet {driver.name}) has the {gates[0]} feature gate enabled and keeps the GPUs"
+        " in use, so mig-manager could not change them",
         _upgrade(stack, driver, f"featureGates.{gates[0]}=false"),
     )
 
@@ -157,7 +157,7 @@ def _served_twice(stack: DraStack) -> Lack | None:
     if policy is not None and policy.plain is not None:
         plugin = policy.plain.daemon_set
         return Lack(
-            f"NVIDIA's device-plugin chart (DaemonSet {plugin}) runs alongside NVIDIA's DRA stack",
+            f"NVIDIA's device-plugin chart (DaemonSet {plugin}) is installed alongside NVIDIA's DRA stack",
             f"helm uninstall {policy.plain.release or 'RELEASE'} -n {stack.namespace}",
         )
     if policy is not None and not policy.is_off(PLUGIN_SWITCH):
@@ -173,7 +173,7 @@ def _served_twice(stack: DraStack) -> Lack | None:
     if not (doubles := stack.dra.doubles):
         return None
     return Lack(
-        f"a device plugin and NVIDIA's DRA driver both serve the GPUs of {some(doubles)}",
+        f"a device plugin and NVIDIA's DRA driver both manage the GPUs on {some(doubles)}",
         f"kubectl get pods -A --field-selector spec.nodeName={doubles[0]}",
     )
 
@@ -264,15 +264,16 @@ def find_unshared(spec: GPUSharingPolicySpec) -> str:
     MIG without time-slicing can, and MIG only with strategy mixed."""
     if spec.mig is not None and spec.mig.strategy == "single" and spec.time_slicing is None:
         return (
-            "it has no spec.mig.strategy single: pods request each profile by its own name there; use mixed"
+            "that stack does not support spec.mig.strategy single, because pods request each profile by its own name;"
+            " use mixed"
         )
     if spec.mode not in (Mode.TIME_SLICING, Mode.MPS) and spec.time_slicing is None:
         return ""
     mode = f"mode {spec.mode}" if spec.mode is not Mode.MIG else "mode MIG with spec.timeSlicing"
     return (
         f"sharing a device among independent pods ({mode}) would require consumable capacity, an alpha feature of"
-        " NVIDIA's DRA driver (ConsumableShares); use mode Full or MIG, or select nodes where the device plugin"
-        " serves the GPUs"
+        " NVIDIA's DRA driver (ConsumableShares); use mode Full or MIG, or select nodes whose GPUs the device"
+        " plugin manages"
     )
 
 
@@ -283,10 +284,10 @@ def refuse(spec: GPUSharingPolicySpec, stack: DraStack) -> str:
     if not stack.serves:
         return ""
     if unshared := find_unshared(spec):
-        return f"NVIDIA's DRA stack serves the GPUs in this cluster, and {unshared}"
+        return f"NVIDIA's DRA stack manages the GPUs in this cluster, and {unshared}"
     message = ""
     for lack in find_lacks(stack):
-        begins = "; " if message else "NVIDIA's DRA stack serves the GPUs in this cluster, but "
+        begins = "; " if message else "NVIDIA's DRA stack manages the GPUs in this cluster, but "
         clause = f"{begins}{lack.message}; run: {lack.command}"
         if len(message) + len(clause) <= MAX_TEXT:  # people might paste a truncated command
             message += clause

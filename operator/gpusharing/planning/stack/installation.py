@@ -210,8 +210,8 @@ def _two_plugins(nodes: Sequence[NodeView], system_plugins: Set[str]) -> Symptom
         yield error(
             Topic.AGENTS,
             "TwoDevicePlugins",
-            f"GKE runs its own device plugin on {some(cloud)}, and the kubelet there uses"
-            " whichever of the two device plugins registered nvidia.com/gpu last; label the node pool too",
+            f"GKE runs its own device plugin on {some(cloud)}, and the kubelet there uses whichever of the two device"
+            " plugins registered nvidia.com/gpu last; label the node pool as well as the nodes",
             f"kubectl label node -l {GKE_GPU} {GKE_WITHOUT_PLUGIN}=true",
         )
     if system := sorted(node.name for node in nodes if node.name in system_plugins):
@@ -365,7 +365,7 @@ def _plain(view: InstallationView) -> Symptoms:
         yield error(
             Topic.CLUSTER_POLICY,
             "PluginConfigNotOurs",
-            f"{stack.plain.daemon_set}: config.name of NVIDIA's device-plugin chart is {pointer.now or 'not set'},"
+            f"{stack.plain.daemon_set}: config.name in NVIDIA's device-plugin chart is {pointer.now or 'not set'},"
             f" {_effect(view, pointer, 'policies have no effect on any node')}{_unmerged(view, pointer)}",
             point(view, stack, pointer, command),
         )

@@ -57,6 +57,6 @@ def _describe(pod: Operand) -> str:
     times, last = ("once", "") if count == 1 else (f"{count} times", "the last time ")
     cause = f" ({last}{pod.restart_cause})" if pod.restart_cause else ""
     return (
-        f"container config-manager of pod {pod.name} restarted {times}{cause} while the MPS daemon kept running; every"
-        " such restart ends the MPS clients on the node"
+        f"the config-manager container in pod {pod.name} restarted {times}{cause} while the MPS daemon kept running;"
+        " every such restart ends the MPS clients on the node"
     )

@@ -203,7 +203,7 @@ def _in_service(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings)
     if not stack.mps_nodes:
         return ""
     do = "does" if len(stack.mps_nodes) == 1 else "do"
-    return f"The operator will set it once no node serves MPS; {some(stack.mps_nodes)} still {do}"
+    return f"The operator will set it once no node uses MPS; {some(stack.mps_nodes)} still {do}"
 
 
 RESTRAINTS: tuple[RepairRestraint, ...] = (

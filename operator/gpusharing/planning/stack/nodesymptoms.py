@@ -222,7 +222,7 @@ def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -
             f" have there ({first.name}: {wrong}; ConfigMap {entries.config_map} has"
             f" {some(sorted(entries.names), 4)}), so mig-manager will not recreate the MIG instances after a reboot."
             " Set the label to the configuration that the GPUs have now. With any other configuration, mig-manager"
-            " repartitions them; without the label, the GPU Operator may set it to all-disabled",
+            " repartitions them; if the label is missing, the GPU Operator may set it to all-disabled",
             f"kubectl label node {_all(alike)} --overwrite {label}=NAME",
         )
 
@@ -501,7 +501,7 @@ class PluginEntries:
         """A message that the ConfigMap does not exist, or an empty string if it does."""
         if self.texts is not None:
             return ""
-        others = f"; one with that name is in {some(self.elsewhere)}" if self.elsewhere else ""
+        others = f"; there is a ConfigMap with that name in {some(self.elsewhere)}" if self.elsewhere else ""
         return (
             f"ConfigMap {self.config_map} does not exist in namespace {self.namespace}{others}; device plugins cannot"
             " start"

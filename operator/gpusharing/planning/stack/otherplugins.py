@@ -70,7 +70,7 @@ OTHERS: Mapping[str, OtherPlugin] = {
         marked=lambda labels, annotations: has_cloud_plugin(labels)),
     # Project-HAMi/HAMi v2.10.0, pkg/device/nvidia/device.go (RegisterAnnos) and nvinternal/plugin/register.go.
     "HAMi's device plugin": OtherPlugin(f"annotation {HAMI}",
-        f"remove HAMi from these nodes, and then: kubectl annotate node NODE {HAMI}-",
+        f"remove HAMi from these nodes, then run: kubectl annotate node NODE {HAMI}-",
         ("nvidia.com/gpumem", "nvidia.com/gpucores"), _has_hami),
     # Project-HAMi/volcano-vgpu-device-plugin at 4fb76ba, deployments/static; before it volcano-sh/devices.
     "Volcano's vGPU device plugin": OtherPlugin("resources volcano.sh/vgpu-*",

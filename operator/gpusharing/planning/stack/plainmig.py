@@ -42,9 +42,9 @@ def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None
     if not pauses_clients(version):
         return Finding(
             Reason.MIG_MANAGER_TOO_OLD,
-            f"DaemonSet {plain.mig_manager} runs mig-manager {version}, which is older than v0.15 and does not pause"
-            f" the device plugin by label {names.LABEL_DEPLOY_CLIENT}, so the plugin would keep the GPUs in use during"
-            " a change",
+            f"DaemonSet {plain.mig_manager} runs mig-manager {version}, which is older than v0.15 and does not use"
+            f" the label {names.LABEL_DEPLOY_CLIENT} to pause the device plugin, so the plugin would keep the GPUs in"
+            " use during a change",
         )
     if not plain.pausable:
         return Finding(
@@ -78,7 +78,7 @@ def find_mig_obstacle(
     if policy.mig_strategy not in ("", spec.mig.strategy):
         return MigObstacle(
             Reason.MIG_STRATEGY_SET,
-            f"migStrategy of NVIDIA's device-plugin chart is {policy.mig_strategy} and overrides spec.mig.strategy"
+            f"migStrategy in NVIDIA's device-plugin chart is {policy.mig_strategy} and overrides spec.mig.strategy"
             f" {spec.mig.strategy} on every node",
             plain_upgrade(plain, namespace, "migStrategy=null"),
         )

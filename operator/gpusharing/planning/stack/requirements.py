@@ -209,5 +209,5 @@ def find_bare_host(node: NodeView, words: str, policy: ClusterPolicyView | None)
     if node.labels.get(names.LABEL_DEPLOY_PREFIX + row.label) == PRE_INSTALLED:
         return None
     lack = f"{node.name} advertises no GPU ({cut(words, 200)}), and its host has to provide {row.operand}"
-    how = f"install it there, or, if no host provides its own, run: {kubectl_patch(policy.name, row.patch)}"
+    how = f"install it on the host, or, if no host provides its own, run: {kubectl_patch(policy.name, row.patch)}"
     return Finding(row.disabled, f"{lack}: {tell_off(row, policy)}; {how}")

@@ -41,7 +41,7 @@ def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated |
     if (plain := policy.plain) is not None:
         release, value = plain.release or "RELEASE", _dump(tolerations)
         return Untolerated(
-            f"tolerations of NVIDIA's device-plugin chart lack {names.TAINT_UNPROVEN}",
+            f"the tolerations in NVIDIA's device-plugin chart lack {names.TAINT_UNPROVEN}",
             OPERANDS,
             f"helm upgrade {release} nvdp/nvidia-device-plugin -n {namespace} --reuse-values"
             f" --set-json 'tolerations={value}'",

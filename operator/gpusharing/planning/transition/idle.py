@@ -70,7 +70,7 @@ def escalate(case: FencedCase) -> Verdict | None:
     fence, assessment = case.fence, case.assessment
     if case.disruption is case.fence.disruption:
         return None
-    assert isinstance(assessment, Assessed), "only a new target can change the class of disruption"
+    assert isinstance(assessment, Assessed), "only a new target can change the disruption class"
     message = (
         f"the disruption class of the change is now {case.disruption}, which determines which pods must leave"
     )
@@ -180,7 +180,7 @@ def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bo
     if _listed_twice(case, work):
         return None
     wake = min(case.now + timedelta(seconds=case.settings.idle), next_poll(case))
-    return wait(Reason.SETTLING, "no pod has a GPU; the pods are listed once more to be sure", wake)
+    return wait(Reason.SETTLING, "no pod has a GPU; listing the pods once more to be sure", wake)
 
 
 def _listed_twice(case: FencedCase, work: NodeWork) -> bool:

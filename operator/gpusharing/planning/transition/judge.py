@@ -130,7 +130,7 @@ def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
         return _blocked(case, closed)
     if (gate := find_gate(case, assessment)) is not None:
         return _gated(case, gate)
-    message = f"to be changed from {assessment.observed_text or 'unknown'} to {assessment.target.text}"
+    message = f"will be changed from {assessment.observed_text or 'unknown'} to {assessment.target.text}"
     return case.verdict(Phase.PENDING, Reason.PROGRESSING, message, candidate=True)
 
 

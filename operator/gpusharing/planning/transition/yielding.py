@@ -64,7 +64,7 @@ def yielded(case: FencedCase) -> Verdict:
         return replace(waiting, deadline=None)
     done = case.fence.proven is not None
     fate = "returned to service" if done else "restored"
-    message = f"nobody else is working on {case.node.name} any more; it is being {fate}"
+    message = f"nobody else is working on {case.node.name} anymore; it is being {fate}"
     if case.node.foreign_works:
         message = f"someone uncordoned {case.node.name}; {case.node.foreign} decides what happens next"
     verdict = case.verdict(Phase.UNCORDONING, Reason.FOREIGN_MAINTENANCE, message)

@@ -480,7 +480,7 @@ class Reason(Worded):
         "Other policies are not affected.",
         "Report this message as a bug in this operator. Undoing the last edit of the policy may help.")
     UNSUPPORTED_STACK = (("UnsupportedStack", "Accepted", _PERSON, "ClusterPolicy"),
-        "NVIDIA's DRA stack serves the GPUs in this cluster. It lacks something that every change needs, or it does "
+        "NVIDIA's DRA stack manages the GPUs in this cluster. It lacks something that every change needs, or it does "
         "not support the policy's mode. The message says which.",
         "Run the command in the message. To share a GPU among pods, use nodes whose GPUs the device plugin manages.")
     CLUSTER_POLICY_MISSING = (("ClusterPolicyMissing", "Accepted", _PERSON, "ClusterPolicy", Mark.MOMENTARY),

@@ -92,10 +92,10 @@ def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> st
         if current is not None and not current.resource:
             return (
                 f"DeviceClass {one.name} has no spec.extendedResourceName, so no pod could request {one.resource}: the"
-                " API server drops the field unless its feature gate DRAExtendedResource is on. Once it is, run:"
+                " API server drops the field unless its DRAExtendedResource feature gate is on. Once it is, run:"
                 f" kubectl delete deviceclass {one.name}"
             )
         if one.resource not in resources:
             failed = stack.dra.class_error and f", which has failed: {stack.dra.class_error}"
-            return f"no DeviceClass makes {one.resource} requestable yet; the operator creates {one.name}{failed}"
+            return f"no DeviceClass lets pods request {one.resource} yet; the operator creates {one.name}{failed}"
     return ""

@@ -27,14 +27,17 @@ def find_slice_mismatch(
         slices = counted(devices.missing, "ResourceSlice")
         return f"NVIDIA's DRA driver has not published {slices} of pool {node.name} yet"
     if devices.others:
-        return f"NVIDIA's DRA driver publishes {some(devices.others)} of {node.name}, neither GPUs nor MIG devices"
+        return (
+            f"NVIDIA's DRA driver publishes devices of {node.name} that are neither GPUs nor MIG devices:"
+            f" {some(devices.others)}"
+        )
     wanted = [layout for layout in layouts if layout is None or layout]
     when = "NVIDIA's DRA driver looks for MIG devices only when its pod starts"
     if Counter(wanted) != Counter(devices.layouts):
         now, due = tell_devices(devices.layouts), tell_devices(wanted)
         return f"the ResourceSlices of {node.name} show {now} instead of {due}; {when}"
     if observed is not None and observed.devices_key and devices.key != observed.devices_key:
-        return f"the ResourceSlices of {node.name} name other devices than NVML has; {when}"
+        return f"the ResourceSlices of {node.name} list different devices than NVML reports; {when}"
     return ""
 
 

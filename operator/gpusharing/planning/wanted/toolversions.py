@@ -73,7 +73,7 @@ def find_too_old(
         gpu, first, name = mistaken
         return Finding(
             Reason.MIG_MANAGER_TOO_OLD,
-            f"mig-manager {parted} would confuse {name} of GPU {gpu.index} ({gpu.product}) with {name} of GPU"
+            f"mig-manager {parted} would confuse {name} on GPU {gpu.index} ({gpu.product}) with {name} on GPU"
             f" {first.index} ({first.product}) and fail; upgrade mig-manager to v0.15, or use another profile",
         )
     return None

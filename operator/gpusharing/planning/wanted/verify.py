@@ -60,7 +60,7 @@ def tell_guest_reset(observed: ObservedView | None, stack: StackView) -> str:
     if not any(gpu.reset_in_guest for gpu in kinds):
         return ""
     return (
-        "; a virtual machine often cannot reset a GPU that is passed through to it, and then only a reboot of the node"
+        "; a virtual machine often cannot reset a GPU that is passed through to it, so only a reboot of the node"
         f" switches the mode: set {setting}, or reboot the node yourself"
     )
 
@@ -137,7 +137,7 @@ def _unreachable(compared: Comparison) -> str:
     gone = next((gpu for gpu in compared.observed.hardware.kinds if gpu.vitals.access != REACHABLE), None)
     if gone is None:
         return ""
-    return f"GPU {gone.index} is not responding, so its last known state is shown; see condition Healthy"
+    return f"GPU {gone.index} is not responding, so its last known state is shown; see the Healthy condition"
 
 
 def _withheld(compared: Comparison) -> str:
