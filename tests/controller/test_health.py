@@ -80,7 +80,10 @@ async def test_a_loop_that_does_not_come_round_is_dead(probed: Probed) -> None:
     assert (
         await probed.get("/healthz")
         == await probed.get("/readyz")
-        == (503, "loop: no pass has finished, and no API call made by a pass has been answered, for 121 s\n")
+        == (
+            503,
+            "loop: for 121 s, no pass has finished and no API call from a pass has received a response\n",
+        )
     )
     probed.health.loop.progress.last = probed.health.clock()
     assert await probed.get("/healthz") == OK

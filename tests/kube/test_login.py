@@ -178,7 +178,7 @@ def test_a_kubeconfig_is_read_without_the_blocking_half_of_the_official_client(t
 
 
 async def test_outside_a_pod_there_is_no_service_account() -> None:
-    with pytest.raises(Unauthorized, match="does not run in a pod"):
+    with pytest.raises(Unauthorized, match="is not running in a pod"):
         await ServiceAccountLogin({}).access()
 
 

@@ -57,7 +57,7 @@ def test_a_damaged_file_has_no_entries(text: str) -> None:
 
 REFUSED = {
     "no YAML": ("mig-configs: [", "it is not YAML"),
-    "no map of entries": ("version: v1", "it has no map mig-configs"),
+    "no map of entries": ("version: v1", "it has no mig-configs map"),
     "an entry that is no list": ("{x: {devices: all}}", "entry x: it is not a list of maps"),
     "a field of its own": ("{x: [{devices: all, mig-enabled: false, gpus: 2}]}", "entry x: unknown field gpus"),
     "devices by a word": ("{x: [{devices: some, mig-enabled: false}]}", "devices is neither"),
@@ -95,7 +95,7 @@ REFUSED = {
     "a filter that is a map": (
         "{x: [{devices: all, mig-enabled: false, device-filter: {}}]}", "device-filter {} is not a PCI device id"),
     "a version that nobody knows": (
-        "version: v2\nmig-configs: {x: []}", "its version is v2, and mig-parted reads only v1"),
+        "version: v2\nmig-configs: {x: []}", "its version is v2, but mig-parted reads only v1"),
     "a key that is null": ("{~: [{devices: all, mig-enabled: false}]}", "it has None as a key"),
     "a date": ("{x: 2026-11-20}", "entry x: it is not a list of maps"),
     "a date of a month that is none": ("{x: 2026-13-45}", "entry x: it is not a list of maps"),

@@ -42,7 +42,7 @@ class Health:
         still = self.clock() - self.loop.progress.last
         if still > STUCK:
             problems["loop"] = (
-                f"no pass has finished, and no API call made by a pass has been answered, for {still:.0f} s"
+                f"for {still:.0f} s, no pass has finished and no API call from a pass has received a response"
             )
         for name, source in self.loop.sources.required.items():
             silent = self.clock() - source.last_contact

@@ -78,7 +78,8 @@ class Idleness:
             self.complaints.begins(
                 "claims",
                 "claims or failures recorded on the Lease cannot be read; until they can, only fences on nodes count"
-                " as used slots, and policies that were halted because of nodes that have since been deleted continue",
+                " as used slots, and a policy that was halted by failed nodes continues if those nodes have since been"
+                " deleted",
                 error=why,
             )
         else:

@@ -161,8 +161,8 @@ class SharedWrites:
         after = daemon_set_view(stored).mps_daemon
         if after is None or after.signalled != daemon.program:
             raise Invalid(
-                f"the API server stored another value of PROCESS_TO_SIGNAL in DaemonSet {daemon.name} than the operator"
-                " had set: find the mutating webhook or admission policy that changes it"
+                f"in DaemonSet {daemon.name} the API server stored a different value of PROCESS_TO_SIGNAL from the one"
+                " that the operator had set: find the mutating webhook or admission policy that changes it"
             )
         log.info(
             "the MPS daemons now take their configuration from node labels",

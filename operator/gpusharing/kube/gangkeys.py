@@ -141,7 +141,7 @@ LADDER: tuple[GangKey, ...] = (
     GangKey(
         "JobSet",
         _labels(JOBSET),
-        "kubernetes-sigs/jobset api/jobset/v1alpha2: on every pod; a failed Job restarts the whole JobSet (#574)",
+        "kubernetes-sigs/jobset api/jobset/v1alpha2: set on every pod; a failed Job restarts the whole JobSet (#574)",
     ),
     GangKey(
         "LeaderWorkerSet",
@@ -156,7 +156,8 @@ LADDER: tuple[GangKey, ...] = (
     GangKey(
         "PodGroup",
         _scheduling_group,
-        "kubernetes v1.36 core/v1 PodSchedulingGroup (gate GenericWorkload): its pods are bound together or not at all",
+        "kubernetes v1.36 core/v1 PodSchedulingGroup (GenericWorkload feature gate): the pods of a group are bound"
+        " together or not at all",
     ),
     GangKey("PodGroup", _workload_ref, "kubernetes v1.35 core/v1 WorkloadReference, which v1.36 replaced"),
     GangKey(
@@ -173,18 +174,20 @@ LADDER: tuple[GangKey, ...] = (
     GangKey(
         "Workload",
         _kueue_group,
-        "kubernetes-sigs/kueue v0.18 pkg/controller/jobs/pod SetPodGroupName (gate WorkloadIdentifierAnnotations)",
+        "kubernetes-sigs/kueue v0.18 pkg/controller/jobs/pod SetPodGroupName (WorkloadIdentifierAnnotations feature"
+        " gate)",
     ),
     GangKey(
         "Workload",
         _labels(KUEUE_GROUP),
-        "kubernetes-sigs/kueue pkg/controller/jobs/pod/constants GroupNameLabel: admitted and evicted together",
+        "kubernetes-sigs/kueue pkg/controller/jobs/pod/constants GroupNameLabel: the pods of a group are admitted and"
+        " evicted together",
     ),
     GangKey(
         "Workload",
         _kueue_workload,
-        "kubernetes-sigs/kueue v0.14 pkg/controller/jobframework getPodSetsInfoFromStatus (gate"
-        " TopologyAwareScheduling, alpha in v0.9): on the pods of every job that it starts",
+        "kubernetes-sigs/kueue v0.14 pkg/controller/jobframework getPodSetsInfoFromStatus"
+        " (TopologyAwareScheduling feature gate, alpha in v0.9): set on the pods of every job that Kueue starts",
     ),
     GangKey(
         "Workload",

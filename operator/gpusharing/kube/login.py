@@ -92,7 +92,7 @@ class ServiceAccountLogin:
         port = self.environment.get("KUBERNETES_SERVICE_PORT", "443")
         if not host:
             raise Unauthorized(
-                "KUBERNETES_SERVICE_HOST is not set: this process does not run in a pod; set KUBECONFIG"
+                "KUBERNETES_SERVICE_HOST is not set, so this process is not running in a pod; set KUBECONFIG"
             )
         stamp = self._stamp("ca.crt")
         if self._access is not None and stamp == self._trusted:

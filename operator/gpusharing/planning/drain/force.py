@@ -118,7 +118,7 @@ def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
             within = int(pods.force_within.total_seconds())
             more = _slack(pods.force_within).total_seconds()
             message = (
-                f"Its grace period of {standing.pod.grace} s plus a margin of {more:g} s does not fit into"
+                f"Its grace period of {standing.pod.grace} s plus a margin of {more:g} s does not fit within"
                 f" drain.timeout ({within} s)"
             )
             yield Blocker(Reason.GRACE_TOO_LONG, (standing.pod.ref,), message=message)

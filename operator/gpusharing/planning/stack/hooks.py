@@ -125,7 +125,7 @@ def _explain_remains(
     maps = f"{settings.plugin_config_map} {settings.mig_config_map}"
     lines = [
         "CRDs, policies, GPUNodes, node labels and the GPUs' partitions stay as they are; so do the ConfigMaps"
-        f" {maps} in namespace {settings.gpu_operator_namespace} and ClusterPolicy's pointers to them."
+        f" {maps} in namespace {settings.gpu_operator_namespace} and ClusterPolicy's references to them."
     ]
     if naming:
         need = f"{counted(len(naming), 'node')} {'needs' if len(naming) == 1 else 'need'}"

@@ -109,7 +109,7 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
     ends_now = fence.deadline == NEVER and until != NEVER
     if fence.jobs and until <= fence.deadline and not ends_now:
         return None
-    message = "the node is cordoned and waits for its jobs to finish"
+    message = "the node is cordoned and is waiting for its jobs to finish"
     verdict = case.verdict(Phase.WAITING_FOR_JOBS, Reason.JOBS_RUNNING, message)
     return _set_clock(case, plan, verdict, replace(fence, jobs=True, deadline=until))
 

@@ -84,9 +84,9 @@ def _configs(text: str, *, any_version: bool = False) -> dict[str, Any]:
     document = parse_yaml(text)
     configs = document.get("mig-configs") if isinstance(document, dict) else None
     if not isinstance(configs, dict):
-        raise Unreadable("it has no map mig-configs")
+        raise Unreadable("it has no mig-configs map")
     if isinstance(document, dict) and document.get("version", "v1") != "v1" and not any_version:
-        raise Unreadable(f"its version is {document['version']}, and mig-parted reads only v1")
+        raise Unreadable(f"its version is {document['version']}, but mig-parted reads only v1")
     return {
         str(name).lower() if isinstance(name, bool) else str(name): entry for name, entry in configs.items()
     }
