@@ -112,6 +112,25 @@ def test_a_class_of_somebody_else_is_never_touched(foreign: DeviceClassView) -> 
     assert plan(["1g.10gb"], [OURS, foreign]) is None
 
 
+def test_a_copy_of_ours_under_another_name_is_that_of_a_person_although_it_has_our_label() -> None:
+    copy = replace(OURS, name="team-a-small", uid="uid-3")
+    assert plan([], [copy]) is None
+    assert plan(["1g.10gb"], [copy]) is None, "the scheduler uses only one class of an extended resource"
+    assert plan([], [OURS, copy]) == WriteClasses(remove=(OURS,))
+
+
+def test_a_name_that_somebody_else_has_taken_is_told_and_not_said_to_be_created_or_deleted() -> None:
+    for taken in (FOREIGN["by its name"], replace(OURS, ours=False, resource="example.com/small")):
+        said = find_unrequestable([(("1g.10gb", 7),)], make_stack(FULL, dra=DraView(classes=(taken,))))
+        assert "DeviceClass gpusharing-mig-1g.10gb belongs to somebody else" in said
+        assert "delete" not in said
+
+
+def test_a_class_of_ours_without_its_resource_does_no_harm_beside_one_that_has_it() -> None:
+    dra = DraView(classes=(DROPPED, FOREIGN["by its extended resource"]))
+    assert not find_unrequestable([(("1g.10gb", 7),)], make_stack(FULL, dra=dra))
+
+
 DROPPED = replace(OURS, resource="")
 
 

@@ -42,20 +42,21 @@ def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteC
     write, or if the classes were not read.
 
     A class of somebody else is never touched. If it has the name or the extended resource of one of ours, ours is not
-    created, because the scheduler uses only one of two classes with the same extended resource. A class of ours that
-    has lost its extended resource is not corrected: the API server drops that field where it does not serve it.
+    created, because the scheduler uses only one of two classes with the same extended resource. A copy of ours under a
+    name that does not begin with PREFIX is somebody else's, although it has our label. A class of ours that has
+    lost its extended resource is not corrected: the API server drops that field where it does not serve it.
     """
     if (present := snapshot.stack.dra.classes) is None:
         return None
     classes = {one.name: one for one in present}
-    taken = {name for one in present if not one.ours for name in (one.name, one.resource)}
+    ours = {one.name: one for one in present if _is_ours(one)}
+    taken = {name for one in present if one.name not in ours for name in (one.name, one.resource)}
     wanted = _classes_of(target.layouts for target in targets)
     reports = (one.observed for one in snapshot.gpunodes.values() if one.observed is not None)
     published = (node.devices for node in snapshot.nodes.values() if node.devices is not None)
     in_use = wanted | _classes_of(
         (*(one.hardware.layouts for one in reports), *(one.layouts for one in published))
     )
-    ours = {name: one for name, one in classes.items() if one.ours}
     writes = WriteClasses(
         create=tuple(
             one for name, one in wanted.items() if name not in classes and not taken & {name, one.resource}
@@ -68,6 +69,11 @@ def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteC
         remove=tuple(one for name, one in ours.items() if name not in in_use),
     )
     return None if writes == WriteClasses() else writes
+
+
+def _is_ours(current: DeviceClassView) -> bool:
+    """Whether the class has our label and a name of ours."""
+    return current.ours and current.name.startswith(PREFIX)
 
 
 def _classes_of(nodes: Iterable[Iterable[Layout | None]]) -> dict[str, WantedClass]:
@@ -88,14 +94,20 @@ def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> st
     classes = stack.dra.classes or ()
     names, resources = {one.name: one for one in classes}, {one.resource for one in classes}
     for one in map(wanted_class, find_profiles(layouts)):
+        if one.resource in resources:
+            continue
         current = names.get(one.name)
+        if current is not None and not _is_ours(current):
+            return (
+                f"no pod could request {one.resource}: DeviceClass {one.name} belongs to somebody else and does not have"
+                f" spec.extendedResourceName {one.resource}; set it there, or give that class another name"
+            )
         if current is not None and not current.resource:
             return (
                 f"DeviceClass {one.name} has no spec.extendedResourceName, so no pod could request {one.resource}: the"
                 " API server drops the field unless its DRAExtendedResource feature gate is on. Once it is, run:"
                 f" kubectl delete deviceclass {one.name}"
             )
-        if one.resource not in resources:
-            failed = stack.dra.class_error and f", which has failed: {stack.dra.class_error}"
-            return f"no DeviceClass lets pods request {one.resource} yet; the operator creates {one.name}{failed}"
+        failed = stack.dra.class_error and f", which has failed: {stack.dra.class_error}"
+        return f"no DeviceClass lets pods request {one.resource} yet; the operator creates {one.name}{failed}"
     return ""
