@@ -260,3 +260,18 @@ def test_a_plugin_that_mig_manager_pauses_is_replaced_by_nobody_else_and_heals_a
     assert world.nodes["gpu-1"].devices == machine.due
     fenced = any(isinstance(one, FenceNode) for one in world.done[done:])
     assert fenced is not pauses, "otherwise the drift has to be corrected with a drain"
+
+
+def test_a_device_that_no_run_can_turn_into_a_gpu_drains_nothing() -> None:
+    world = dra_world("gpu-1")
+    world.add_pod("gpu-1")
+    devices = world.nodes["gpu-1"].devices
+    assert devices is not None
+    world.nodes["gpu-1"] = replace(world.nodes["gpu-1"], devices=replace(devices, others=("vfio-0",)))
+    done = len(world.done)
+    for _ in range(5):
+        world.step()
+        world.now += timedelta(seconds=30)
+    assert not [one for one in world.done[done:] if isinstance(one, FenceNode | Evict)]
+    verdict = world.plan().verdicts["gpu-1"]
+    assert "vfio-0" in verdict.message

@@ -99,8 +99,8 @@ def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> st
         current = names.get(one.name)
         if current is not None and not _is_ours(current):
             return (
-                f"no pod could request {one.resource}: DeviceClass {one.name} belongs to somebody else and does not have"
-                f" spec.extendedResourceName {one.resource}; set it there, or give that class another name"
+                f"no pod could request {one.resource}: DeviceClass {one.name} belongs to somebody else and does not"
+                f" have spec.extendedResourceName {one.resource}; set it there, or give that class another name"
             )
         if current is not None and not current.resource:
             return (

@@ -60,9 +60,9 @@ def _unpublished(case: ActuatorCase, target: Target) -> str:
 
 
 def _is_published(node: NodeView) -> bool:
-    """Whether the driver has published all devices of the node. Otherwise it is not running, or about to publish, and a
-    drain would not help."""
-    return node.devices is not None and not node.devices.missing
+    """Whether the driver has published all devices of the node, and nothing but GPUs and MIG devices. Otherwise it is
+    not running, is about to publish, or serves a GPU in another way, so a drain would not help."""
+    return node.devices is not None and not node.devices.missing and not node.devices.others
 
 
 def _no_class(case: ActuatorCase, target: Target) -> str:
