@@ -316,7 +316,8 @@ OTHERS: dict[str, tuple[JSON, str]] = {
     ),
     "that asks for GPUs by a claim only": (
         asking(resourceClaims=CLAIM),
-        "this pod requests devices only through ResourceClaims; a DRA driver serves those, not a GPU pool",
+        "this pod requests devices only through ResourceClaims, which are not compared with the GPU pools; see the"
+        " scheduler's message and: kubectl get resourceclaims,resourceslices",
     ),
     "that asks for none": (
         asking({GPU: 0}),

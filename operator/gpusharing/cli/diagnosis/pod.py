@@ -245,7 +245,8 @@ def _asks_nothing(case: PodCase) -> str:
         return ""
     if resource_claim_names(case.raw):
         return (
-            "this pod requests devices only through ResourceClaims; a DRA driver serves those, not a GPU pool"
+            "this pod requests devices only through ResourceClaims, which are not compared with the GPU pools; see the"
+            " scheduler's message and: kubectl get resourceclaims,resourceslices"
         )
     return "this pod requests no GPU resource, so it is not waiting for a GPU pool"
 
