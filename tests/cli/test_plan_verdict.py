@@ -15,7 +15,7 @@ from tests.cli.asking import ME, Answered, ask, install, operated, writes, writt
 from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, nodes, open_scene, policy
 from tests.fakes.virtualtime import virtual_now, virtually
 
-from gpusharing.cli.changing.conclusion import Outcome
+from gpusharing.cli.changing.conclusion import FAIL_ON, Outcome
 from gpusharing.cli.live.files import read_policies
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, FAILED_ON, Trouble, worst
 from gpusharing.kube.client import GPUNODES
@@ -242,6 +242,16 @@ async def test_beside_nodes_that_change_those_are_named_of_which_nothing_is_know
     assert (told.status, verdict["nodes"]) == (CHANGES, 1)
     assert ": 1 node will change and 0 pods will be evicted." in verdict["message"]
     assert "pool-b: it is unknown what will happen on gpu-1: the labels of the node" in verdict["message"]
+
+
+@pytest.mark.parametrize("word", FAIL_ON)
+@virtually
+async def test_nodes_of_which_nothing_is_known_are_not_harmless_in_ci(tmp_path: Path, word: str) -> None:
+    async with open_scene(*nodes(2), start=False, cluster_policy=BARE) as scene:
+        await scene.running("nvidia-mig-manager", 2)
+        scene.person("gpu-1", {"metadata": {"labels": {"nvidia.com/gpu.product": None}}})
+        told, verdict = await both(scene, "--fail-on", word, "-f", written(tmp_path, policy(MIXED)))
+    assert (told.status, verdict["failedOn"]) == (FAILED_ON, [word])
 
 
 @virtually

@@ -111,17 +111,19 @@ def conclude(
     first = _tell_nothing(proposals) if outcome is Outcome.NOTHING else some(whys, MOST)
     parts = [first, _tell_changes(steps, lasts)]
     why = " ".join(f"{part}." for part in parts[:: -1 if outcome is Outcome.CHANGES else 1] if part)
-    failed_on = None if fail_on is None else _find_applying(fail_on, changing, steps)
+    failed_on = None if fail_on is None else _find_applying(fail_on, proposals, steps)
     return Conclusion(outcome, why, steps, lasts, estimate, failed_on)
 
 
 def _find_applying(
-    words: Iterable[str], changing: Iterable[Proposal], steps: Iterable[Step]
+    words: Iterable[str], proposals: Sequence[Proposal], steps: Sequence[Step]
 ) -> tuple[str, ...]:
     """Return those of these words of --fail-on that apply to plans with these steps: evictions if pods are evicted or
-    were not listed, shortfall if pods request more devices of a resource than will remain."""
-    short = any(lost.demand.waiting for one in changing for lost in one.vanishing)
-    applies = {"evictions": count_evicted(steps) != (0, True), "shortfall": short}
+    were not listed, shortfall if pods request more devices of a resource than will remain. If nodes change beside
+    others of which it is unknown what will happen, both apply."""
+    unknown = bool(steps) and any(one.unread for one in proposals)
+    short = any(lost.demand.waiting for one in proposals if one.steps for lost in one.vanishing)
+    applies = {"evictions": unknown or count_evicted(steps) != (0, True), "shortfall": unknown or short}
     return tuple(word for word in words if applies[word])
 
 
