@@ -161,12 +161,12 @@ def test_the_process_ends_after_a_driver_upgrade_and_the_server_knows_why(
     machine.upgrade_driver("590.10.01")
     assert agent.process.wait(SECONDS) == 1
     observed = agent.until(lambda observed: bool(observed.error))
-    assert observed.error.startswith("NVMLReplaced: the driver was replaced under the running agent")
+    assert observed.error.startswith("NVMLReplaced: the driver was replaced while the agent was running")
     assert (observed.request_id, len(observed.gpus)) == ("r1", 8)
     assert agent.process.stderr is not None
     last = json.loads(agent.process.stderr.read().splitlines()[-1])
     assert (last["event"], last["error"]) == (
-        "the agent exits, because only a new container can read the GPUs again",
+        "the agent is exiting, because only a new container can read the GPUs again",
         observed.error,
     )
 

@@ -235,7 +235,9 @@ def test_what_was_typed_is_not_asked_for(desk: Desk) -> None:
     status, said = answered(desk, {memory: "15Gi", STRANGERS: "n", BURSTS: "n"}, *typed)
     told = json.loads(said.partition("\n")[2])
     assert (status, told["mode"], told["layout"]) == (DONE, "MIG", {"1g.20gb": 4})
-    assert told["why"][0].startswith("latency or availability is promised, each workload is to be billed: ")
+    assert told["why"][0].startswith(
+        "latency or availability is promised, each workload must be billed separately: "
+    )
 
 
 def test_an_answer_that_means_nothing_ends_the_dialogue_in_one_sentence(desk: Desk) -> None:

@@ -81,7 +81,7 @@ def test_one_table_has_every_cluster_and_a_dead_one_is_a_row_with_its_reason(des
     desk.write_clusters(east=desk.url, west=west.url, dead=NOBODY)
     said = desk.type("status", "--contexts", "east,dead,west")
     assert said.status == FAILED
-    reason = said.err.removeprefix("error: 1 of 3 clusters gave no answer. dead: ").rstrip("\n")
+    reason = said.err.removeprefix("error: 1 of 3 clusters did not respond. dead: ").rstrip("\n")
     assert reason.startswith("the API server of context dead does not respond: ")
     assert (
         said.out
@@ -274,7 +274,9 @@ def test_a_login_program_that_does_not_end_is_killed_and_named(desk: Desk) -> No
     with_programs(desk, east=f"echo '{CREDENTIAL}'", waits=f"echo $$ >{pid}; exec sleep 1000")
     found = {reply.context: reply for reply in asked(desk, first=3.0)}
     assert found["east"].answer
-    assert found["waits"].error == "its login program did not end within 3 s. Log in to context waits first"
+    assert (
+        found["waits"].error == "its login program did not finish within 3 s. Log in to context waits first"
+    )
     wait_until(lambda: not pid_exists(int(pid.read_text())), SECONDS, "the end of the login program")
 
 
@@ -326,8 +328,8 @@ REFUSED = {
         "there is no context wets",
         "there are: east, west",
     ),
-    "no name": (("status", "--contexts", ","), "--contexts names no context", "--contexts east,west"),
-    "an empty name": (("doctor", "--contexts", ""), "--contexts names no context", "--contexts east,west"),
+    "no name": (("status", "--contexts", ","), "--contexts contains no context", "--contexts east,west"),
+    "an empty name": (("doctor", "--contexts", ""), "--contexts contains no context", "--contexts east,west"),
     "one and several": (
         ("status", "--context", "east", "--contexts", "west"),
         "only one of --context",
@@ -479,7 +481,9 @@ west: Service monitoring/prometheus:9090 of context west was queried because its
 def test_a_bill_without_one_of_its_clusters_is_an_error_and_shows_the_others(billed: Desk) -> None:
     said = billed.type("cost", "--all-contexts", "--window", "1d", "-o", "json")
     assert said.status == FAILED
-    assert "1 of 3 clusters gave no answer. dead: the API server of context dead does not respond" in said.err
+    assert (
+        "1 of 3 clusters did not respond. dead: the API server of context dead does not respond" in said.err
+    )
     dead, east, west = read_stream(said.out)
     assert "does not respond" in dead["error"]
     assert [one["context"] for one in (east, west)] == ["east", "west"]

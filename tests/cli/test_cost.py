@@ -191,7 +191,7 @@ def test_a_token_is_not_sent_in_the_clear_but_to_this_machine(desk: Desk) -> Non
 @pytest.mark.parametrize("url", ["http://me:secret@x", "http://me:secret@x:99999", "ftp://me:secret@x?a=b"])
 def test_a_password_in_an_address_is_refused_and_not_repeated(desk: Desk, url: str) -> None:
     told = wrong(desk, "--prometheus", url)
-    assert "do not put a password into the address" in told
+    assert "do not put a password in the address" in told
     assert "secret" not in told
 
 
@@ -245,7 +245,10 @@ def test_tls_where_there_is_none(desk: Desk, fake: FakePrometheus) -> None:
             failure(503, "timeout", "query timed out"),
             "query timed out; narrow the query with --selector, or use a --window shorter than a day",
         ),
-        (failure(400, "bad_data", "parse error\n at char 3."), "cannot answer: parse error at char 3\n"),
+        (
+            failure(400, "bad_data", "parse error\n at char 3."),
+            "cannot answer the query: parse error at char 3\n",
+        ),
     ],
 )
 def test_an_error_of_prometheus_is_told_in_its_words(
@@ -296,7 +299,7 @@ def test_nothing_that_was_scraped_steers_the_terminal(desk: Desk, fake: FakeProm
     assert "store?[2J" in told
     assert "\x1b" not in told
     instead(fake, failure(400, "bad_data", "no\x1b[2J"))
-    assert "cannot answer: no?[2J" in wrong(desk, "--prometheus", fake.url)
+    assert "cannot answer the query: no?[2J" in wrong(desk, "--prometheus", fake.url)
 
 
 def test_values_that_are_no_numbers_are_left_out(desk: Desk, fake: FakePrometheus) -> None:

@@ -147,9 +147,9 @@ async def test_kinds_that_the_user_may_not_read_are_named_in_one_note_and_the_ot
             refuse(scene.e.cluster, RESOURCES[kind])
         told = await planned(tmp_path, scene.e.cluster, MIXED)
     assert told.data["dependents"] == [f"{GPU} will no longer exist, but these objects refer to it: {called}"]
-    (note,) = (one for one in told.data["notes"] if "not read" in one)
+    (note,) = (one for one in told.data["notes"] if "not be read" in one)
     assert note.startswith(
-        "limitranges, resourcequotas may refer to what will no longer exist, but were not read:"
+        "limitranges, resourcequotas may refer to names that will no longer exist, but could not be read:"
     )
 
 
@@ -178,7 +178,7 @@ async def test_a_kind_that_is_not_installed_is_not_missed_where_the_server_refus
         told = await ask(
             scene.e.cluster, "plan", "-o", "json", "-f", edit, client=RefusingFirst(scene.e.cluster, ME)
         )
-    assert [one for one in told.data["notes"] if "not read" in one] == []
+    assert [one for one in told.data["notes"] if "not be read" in one] == []
 
 
 def refuse(cluster: FakeCluster, resource: Resource) -> None:
@@ -228,6 +228,6 @@ async def test_namespaces_that_lose_their_last_admitted_mode_are_named_if_the_gu
     assert [one for one in gone.data["dependents"] if LABEL_ISOLATION in one] == wanted
     assert [one for one in kept.data["dependents"] if LABEL_ISOLATION in one] == []
     notes = [one for one in unread.data["notes"] if LABEL_ISOLATION in one]
-    assert notes == ["namespaces with the label gpusharing.dev/isolation were not read: no"] * (
+    assert notes == ["namespaces with the gpusharing.dev/isolation label could not be read: no"] * (
         guard == "true"
     )

@@ -131,7 +131,7 @@ gpu-4        cordoned                     2 nvidia.com/gpu
 
 WAITING POD  REQUESTS          SINCE
 team-a/big   8 nvidia.com/gpu  AGE
-To see why a pod waits: kubectl gpusharing why team-a/big
+To see why a pod is waiting: kubectl gpusharing why team-a/big
 
 5 nvidia.com/gpu of the free devices are only for pods that tolerate the taint team=b:NoSchedule.
 """

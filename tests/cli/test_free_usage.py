@@ -70,7 +70,7 @@ team-a/llm-0   gpu-1  nvidia.com/gpu.shared  1          0        0    30.0Gi  80
 team-b/hidden  gpu-1  nvidia.com/gpu.shared  1          0        0         ?  80.0Gi    ?
 team-b/ranker  gpu-1  nvidia.com/gpu.shared  1          0        0     5.0Gi  80.0Gi    ?
 
-To see why a pod waits: kubectl gpusharing why team-b/waits
+To see why a pod is waiting: kubectl gpusharing why team-b/waits
 
 memory and SM use are from the agents, read a moment ago.
 """
@@ -117,10 +117,10 @@ def test_without_the_right_and_without_prometheus_a_sentence_says_what_is_missin
     assert (said.status, said.err) == (CHANGES, "")
     text = " ".join(said.out.split())
     assert (
-        "PARTIAL: memory and SM use are unknown: you may not ask the agents: not allowed to get pods/proxy"
+        "PARTIAL: memory and SM use are unknown: you are not allowed to query the agents: not allowed to get pods/proxy"
         in text
     )
-    assert "Prometheus was not read instead: no Service in context desk looks like a Prometheus" in text
+    assert "Prometheus could not be used instead: no Service in context desk looks like a Prometheus" in text
     assert "team-a/llm-0 gpu-1 nvidia.com/gpu.shared 1 0 ? ? ? ?" in text
 
 
@@ -153,14 +153,16 @@ def test_without_the_right_prometheus_answers(shared: Desk) -> None:
     data = json.loads(said.out)
     (row,) = (row for row in data["rows"] if row["pod"] == "team-a/llm-0")
     assert (row["memoryBytes"], row["smRatio"]) == (7 * GIB, 0.5)
-    assert "as last scraped, because you may not ask the agents" in data["notes"][0]
+    assert "as last scraped, because you are not allowed to query the agents" in data["notes"][0]
 
 
 def test_a_prometheus_that_scrapes_no_agent_is_named(shared: Desk) -> None:
     known(shared)
     said = use(shared, "--service", "monitoring/prometheus:9090")
     assert said.status == CHANGES
-    assert "has no series gpusharing_pod_slices, and you may not ask the agents" in " ".join(said.out.split())
+    assert "has no gpusharing_pod_slices series, and you are not allowed to query the agents" in " ".join(
+        said.out.split()
+    )
 
 
 def test_an_agent_that_does_not_answer_is_named(shared: Desk) -> None:
@@ -169,7 +171,7 @@ def test_an_agent_that_does_not_answer_is_named(shared: Desk) -> None:
     shared.server.lists[SERVICES] = []
     text = " ".join(use(shared).out.split())
     assert (
-        "the agent on gpu-1 did not answer: the API server cannot get pods/proxy/metrics: no route to host"
+        "the agent on gpu-1 did not respond: the API server cannot get pods/proxy/metrics: no route to host"
         in text
     )
 
@@ -187,7 +189,7 @@ def test_of_two_agents_the_one_that_answers_counts(shared: Desk) -> None:
     shared.server.lists[PODS] += [agent("agent-2", "gpu-2"), pod("team-c/far", "gpu-2", container(gpu=1))]
     shared.server.lists[SERVICES] = []
     text = " ".join(use(shared).out.split())
-    assert "PARTIAL: memory and SM use of some pods are unknown: the agent on gpu-2 did not answer" in text
+    assert "PARTIAL: memory and SM use of some pods are unknown: the agent on gpu-2 did not respond" in text
     assert "team-a/llm-0 gpu-1 nvidia.com/gpu.shared 1 0 0 30.0Gi 80.0Gi 62%" in text
 
 
@@ -200,7 +202,7 @@ def test_of_very_many_nodes_prometheus_is_asked_at_once(shared: Desk) -> None:
         ]
     known(shared, pod_slices="1", pod_memory_used_bytes=str(GIB))
     said = use(shared, "--service", "monitoring/prometheus:9090")
-    assert "because 102 agents are too many to be asked one by one" in " ".join(said.out.split())
+    assert "because 102 agents are too many to query one by one" in " ".join(said.out.split())
     assert [call for call in shared.server.asked if "/pods/" in call] == []
 
 
@@ -213,7 +215,7 @@ def test_of_very_many_nodes_prometheus_is_asked_at_once(shared: Desk) -> None:
         ),
         (
             ("--service", "a/b:1"),
-            "--service names the Prometheus for --usage: add --usage, or leave out --service",
+            "--service only works with --usage: add --usage, or leave out --service",
         ),
     ],
 )

@@ -139,7 +139,7 @@ UNSAYABLE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "instances that nos made and NVIDIA has no name for": (
         {"layout": (("3g.40gb", 1), ("1g.10gb", 4)), "label": ""},
-        "Replace NAME by an entry that has this layout",
+        "Replace NAME with the name of an entry that has this layout",
     ),
     "a configuration that nobody knows": ({"label": "gone"}, "not a known configuration"),
     "an entry that cannot be read": (

@@ -200,7 +200,7 @@ BROKEN: dict[str, tuple[Mapping[str, str | None], str]] = {
     "a label that names no entry": (
         {PLUGIN: "ts-8"},
         "its device plugin is configured to use entry ts-8, but ConfigMap time-slicing-config-fine has no"
-        " entry of that name",
+        " entry with that name",
     ),
     "labels of GFD that say something else": (
         {"nvidia.com/gpu.replicas": "3"},
@@ -272,7 +272,7 @@ async def test_without_the_configmap_that_clusterpolicy_names_its_entries_are_mi
     assert set(policies(told.out)) == {"pool-a", "pool-c"}
     assert (
         "d-1 is left out: its device plugin is configured to use entry l40s, but ConfigMap time-slicing-config-fine"
-        " does not exist in namespace gpu-operator; device plugins cannot start: the node loses"
+        " does not exist in namespace gpu-operator; device plugins cannot start: the node will lose"
     ) in capsys.readouterr().err
 
 

@@ -76,12 +76,12 @@ async def through(login: Renewable, questions: int = 1) -> set[float]:
         (
             timedelta(),
             "other.example",
-            "It was issued for another name: use a name that it contains, in --prometheus",
+            "It was issued for another name: set the host in --prometheus to a name that it contains",
         ),
         (
             timedelta(),
             "127.0.0.9",
-            "It was issued for another name: use a name that it contains, in --prometheus",
+            "It was issued for another name: set the host in --prometheus to a name that it contains",
         ),
     ],
     ids=["expired", "of next year", "of another name", "of another address"],
@@ -116,7 +116,7 @@ def test_of_an_api_server_the_kubeconfig_is_named(tmp_path: Path) -> None:
         )
         place = replace(place_of(fake.url, "", str(identity.pki.ca)), through="context test")
         told = wrong(replace(place, tls_server_name="other.example"))
-        assert "use a name that it contains, in tls-server-name for context test in the kubeconfig" in told
+        assert "set tls-server-name for context test in the kubeconfig to a name that it contains" in told
 
 
 def test_a_server_that_demands_a_client_certificate_says_so_unless_it_hung_up_first(tmp_path: Path) -> None:
@@ -126,9 +126,9 @@ def test_a_server_that_demands_a_client_certificate_says_so_unless_it_hung_up_fi
     context.load_verify_locations(identity.pki.ca)
     with fake_prometheus(context) as fake:
         told = wrong(place_of(fake.url, "", str(identity.pki.ca)))
-    alert, lost = f"{fake.url} requires a client", "It may require a client certificate: this plugin"
+    alert, lost = f"{fake.url} requires client", "It may require client authentication: this plugin"
     assert told.startswith(alert) or lost in told
-    assert "use a port that does not require it, for example with --service NAMESPACE/NAME:PORT" in told
+    assert "use a port that does not require one, for example with --service NAMESPACE/NAME:PORT" in told
 
 
 @pytest.mark.parametrize(
@@ -136,10 +136,10 @@ def test_a_server_that_demands_a_client_certificate_says_so_unless_it_hung_up_fi
     [
         (
             aiohttp.ClientOSError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert certificate"),
-            "https://p requires a client certificate: this plugin cannot present one",
+            "https://p requires client authentication: this plugin cannot present a client certificate",
         ),
-        (aiohttp.ClientOSError(104, "reset"), "reset. It may require a client certificate: "),
-        (aiohttp.ServerDisconnectedError(), "disconnected. It may require a client certificate: "),
+        (aiohttp.ClientOSError(104, "reset"), "reset. It may require client authentication: "),
+        (aiohttp.ServerDisconnectedError(), "disconnected. It may require client authentication: "),
         (aiohttp.ClientOSError(111, "refused"), "refused. To reach one inside a cluster: "),
     ],
 )

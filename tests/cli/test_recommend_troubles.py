@@ -109,7 +109,7 @@ def test_the_whole_program_tells_it_and_needs_no_cluster(desk: Desk, fake: FakeP
     fake.ranges["DCGM_FI_DEV_FB_USED"] = failure(503, "timeout", "query timed out")
     said = desk.type("recommend", "--prometheus", fake.url, "--window", f"{HOURS}h")
     assert (said.status, said.out) == (FAILED, "")
-    assert said.err == (f"error: {fake.url} cannot answer: query timed out; {LESS}\n")
+    assert said.err == (f"error: {fake.url} cannot answer the query: query timed out; {LESS}\n")
 
 
 # --- no Prometheus, or another program ---------------------------------------------------------------------------
@@ -167,12 +167,12 @@ def test_a_limit_of_prometheus_is_told_with_how_to_ask_for_less(
     prompt: Prompt, fake: FakePrometheus, said: str
 ) -> None:
     fake.ranges["DCGM_FI_DEV_FB_USED"] = failure(422, "execution", said)
-    assert prompt.refused(fake) == (f"error: {fake.url} cannot answer: {said}; {LESS}\n")
+    assert prompt.refused(fake) == (f"error: {fake.url} cannot answer the query: {said}; {LESS}\n")
 
 
 def test_an_error_that_is_no_limit_has_no_such_hint(prompt: Prompt, fake: FakePrometheus) -> None:
     fake.ranges["DCGM_FI_DEV_FB_USED"] = failure(422, "execution", "vector cannot contain metrics twice")
-    assert prompt.refused(fake).endswith("cannot answer: vector cannot contain metrics twice\n")
+    assert prompt.refused(fake).endswith("cannot answer the query: vector cannot contain metrics twice\n")
 
 
 def test_more_series_than_are_asked_for_at_once(prompt: Prompt, fake: FakePrometheus) -> None:

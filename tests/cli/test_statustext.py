@@ -96,7 +96,7 @@ def test_a_paused_pool_says_so_and_how_it_goes_on() -> None:
     paused = policy()
     paused["spec"]["rollout"]["paused"] = True
     assert (
-        "\npaused: no further node starts to change; to continue: kubectl gpusharing resume pool-b\n"
+        "\npaused: no further node will start to change; to continue: kubectl gpusharing resume pool-b\n"
         in shown([paused], [])
     )
     assert "paused" not in shown(*fleet())

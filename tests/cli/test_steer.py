@@ -62,7 +62,9 @@ async def test_an_approval_without_a_hash_needs_somebody_to_ask() -> None:
     async with operated(1) as scene:
         scene.apply(MIXED, rollout=MANUAL)
         await scene.reason("gpu-1", "ApprovalNeeded")
-        assert "there is no terminal to ask for confirmation" in await refused(scene, "approve", "pool-b")
+        assert "this may evict pods and must be confirmed, but there is no terminal" in await refused(
+            scene, "approve", "pool-b"
+        )
         assert (await ask(scene.e.cluster, "approve", "pool-b", "--yes")).status == DONE
         await scene.ready()
 
@@ -98,17 +100,17 @@ async def test_a_dry_run_of_each_verb_shows_the_patch_says_what_it_would_do_and_
         ]
         assert await dry_run(scene, "pause", "pool-b") == [
             'gsp/pool-b  {"spec":{"rollout":{"paused":true}}}',
-            "No further node starts to change; changes in flight are completed.",
+            "No further node will start to change; changes in flight are completed.",
         ]
         assert await dry_run(scene, "skip", "gpu-1") == [
             'node/gpu-1  {"metadata":{"labels":{"gpusharing.dev/skip":"true"}}}',
-            "No new change starts on this node; a change in flight continues, and the pool still counts the node.",
+            "No new change will start on this node; a change in flight continues, and the pool still counts the node.",
         ]
         await ask(scene.e.cluster, "approve", "pool-b", "--yes")
         op = (await scene.fenced("gpu-1")).op
         assert await dry_run(scene, "abort", "gpu-1") == [
             f'node/gpu-1  {{"metadata":{{"annotations":{{"gpusharing.dev/abort":"{op}"}}}}}}',
-            "The operator aborts the change and returns the node to service as it was.",
+            "The operator will abort the change and return the node to service as it was.",
         ]
         await ask(scene.e.cluster, "abort", "gpu-1")
         await scene.reason("gpu-1", "Deferred")
@@ -117,13 +119,13 @@ async def test_a_dry_run_of_each_verb_shows_the_patch_says_what_it_would_do_and_
             f'node/gpu-1  {{"metadata":{{"annotations":{{"gpusharing.dev/retry":"{virtual_now():%Y%m%dT%H%M%SZ}"}}}}}}'
         )
         assert effect == (
-            "The operator retries this node under its policy's rules; it drains the node first, which may evict pods."
+            "The operator will retry this node under its policy's rules and drain it first, which may evict pods."
         )
         await ask(scene.e.cluster, "pause", "pool-b")
         await scene.reason("gpu-1", "Paused")
         assert await dry_run(scene, "resume", "pool-b") == [
             'gsp/pool-b  {"spec":{"rollout":{"paused":false}}}',
-            "Nodes start to change again, and earlier failures no longer count.",
+            "Nodes will start to change again, and earlier failures no longer count.",
         ]
 
 
@@ -218,7 +220,7 @@ async def test_a_node_that_was_given_up_is_tried_again_at_once_by_a_retry() -> N
         await scene.reason("gpu-1", "Deferred")
         told = await ask(scene.e.cluster, "retry", "gpu-1", "--yes")
         assert told.status == DONE
-        assert "The operator retries this node" in told.out
+        assert "The operator will retry this node" in told.out
         await scene.ready(seconds=250)
 
 
@@ -256,7 +258,10 @@ async def test_a_retry_of_a_node_that_somebody_else_blocks_says_what_it_waits_fo
         await scene.reason("gpu-1", "AlreadyCordoned")
         told = await ask(scene.e.cluster, "retry", "gpu-1", "--yes")
         said = " ".join(told.out.split())
-        assert "it is Blocked (AlreadyCordoned) now, and the retry starts once that is over. Done." in said
+        assert (
+            "it is Blocked (AlreadyCordoned) now, and the retry will start once it is no longer Blocked. Done."
+            in said
+        )
 
 
 @virtually

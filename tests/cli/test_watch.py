@@ -84,16 +84,16 @@ def test_where_the_screen_has_no_room_for_all_it_says_how_much_more_there_is_and
 ) -> None:
     desk.server.lists[POLICIES_PATH] = [policy(f"pool-{number}") for number in range(10)]
     with terminal(desk, "status", "--watch", "--no-color") as (process, screen):
-        seen = read_until(screen, "name a POLICY")
+        seen = read_until(screen, "pass a POLICY")
         process.send_signal(signal.SIGINT)
         last = read_until(screen, END).rpartition(ORDINARY)[2]
         assert process.wait(SECONDS) == INTERRUPTED
-    *rows, said = next(rows for rows in pictures(seen) if "name a POLICY" in rows[-1])
+    *rows, said = next(rows for rows in pictures(seen) if "pass a POLICY" in rows[-1])
     everything = [line.rstrip() for line in last.splitlines()]
     whole = everything[everything.index(rows[0]) :]
     assert len(rows) == HEIGHT - 1
     assert rows == whole[: len(rows)]
-    (more,) = re.findall(r"^and (\d+) more lines; name a POLICY to see one pool$", said)
+    (more,) = re.findall(r"^and (\d+) more lines; pass a POLICY to see one pool$", said)
     assert any("pool-9" in line for line in whole), "at the end everything stays on the ordinary screen"
     rest = whole[len(rows) : len(rows) + int(more)]
     assert rest[-1] == whole[-1] != ""
@@ -103,13 +103,13 @@ def test_a_terminal_that_is_made_larger_is_used_from_the_next_picture_on(desk: D
     message = "pool-b-1: PDB team-b/ranker: waiting for 2 pods to leave, and for the pods of two more nodes"
     desk.server.lists[POLICIES_PATH] = [policy(f"pool-{number}", message=message) for number in range(10)]
     with terminal(desk, "status", "--watch", "--no-color") as (_, screen):
-        assert message not in read_until(screen, "name a POLICY")
+        assert message not in read_until(screen, "pass a POLICY")
         termios.tcsetwinsize(screen, (100, 2 * WIDTH))
         larger = read_until(
             screen, message
         )  # lines are as long as the terminal is wide now, or this waits in vain
         larger += read_until(screen, "pool-9")
-        assert "name a POLICY" not in larger.rpartition(TOP)[2]
+        assert "pass a POLICY" not in larger.rpartition(TOP)[2]
 
 
 def test_on_a_pipe_a_change_goes_on_below(desk: Desk) -> None:

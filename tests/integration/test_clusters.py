@@ -100,6 +100,6 @@ def test_doctor_finds_the_same_beside_dead_clusters_as_alone(pool: Pool, kubecon
     found = rows(said)
     assert len([row for row in found["admin"] if row.startswith(("ERROR", "WARNING"))]) == len(symptoms)
     assert found["hung"][0].startswith("no answer: the API server of context hung does not respond")
-    assert "error: 2 of 3 clusters gave no answer. hung: " in said
+    assert "error: 2 of 3 clusters did not respond. hung: " in said
     assert said.endswith("exit status 1\n")
     assert pool.name

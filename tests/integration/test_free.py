@@ -116,7 +116,7 @@ def test_a_user_of_a_namespace_gets_their_own_pods_and_why_the_rest_is_unknown(
     assert "what is allocatable and free is unknown, because you lack a permission in" in words(said)
     assert "only the pods of namespace default are counted (-n NAME chooses another namespace)" in words(said)
     assert 'cannot list resource "pods" in API group "" at the cluster scope' in words(said)
-    assert "memory and SM use are unknown: no pod of the agent" in words(said)
+    assert "memory and SM use are unknown: no agent pod" in words(said)
     asked = product.requests(since, "system:serviceaccount:default:tenant")
     assert {request.verb for request in asked} == {"list"}
 
@@ -126,7 +126,10 @@ def test_without_any_right_there_is_one_sentence(product: Product, stock: Pool) 
     said = plugin(nobody, "free")
     assert said.startswith("error: you lack a permission in context ")
     assert 'cannot list resource "nodes"' in said
-    assert "Nor may you list pods in namespace default; choose another one with -n NAME\n" in said
+    assert (
+        "You are not allowed to list pods in namespace default either; choose another namespace with -n NAME\n"
+        in said
+    )
     assert said.endswith("exit status 1\n")
     assert said.count("\n") == 2
 
@@ -156,7 +159,7 @@ def test_agents_are_asked_through_the_proxy_and_one_that_cannot_be_reached_is_na
         product.wait_logged()
     finally:
         product.remove(f"{PODS}/agent-of-stock")
-    assert "memory and SM use are unknown: the agent on stock-0 did not answer" in words(said)
-    assert "Prometheus was not read instead: no Service in context" in words(said)
+    assert "memory and SM use are unknown: the agent on stock-0 did not respond" in words(said)
+    assert "Prometheus could not be used instead: no Service in context" in words(said)
     assert said.endswith("exit status 2\n")
     assert "/pods/agent-of-stock:8080/proxy/metrics" in product.plane.audit_log.read_bytes()[since:].decode()

@@ -146,7 +146,9 @@ class Conversation:
         opened, a block of headers that is too long, or settings that allow no call. Raises HPACKError for headers
         that cannot be decoded."""
         if (self._headers is None) is isinstance(frame, ContinuationFrame):
-            raise _refused("another frame interrupts a header block, or a CONTINUATION frame belongs to none")
+            raise _refused(
+                "another frame interrupted a header block, or a CONTINUATION frame arrived outside a header block"
+            )
         match frame:
             case HeadersFrame():
                 self._take_headers(frame)
@@ -241,7 +243,7 @@ class Conversation:
             return
         window = frame.settings.get(SettingsFrame.INITIAL_WINDOW_SIZE, _FIRST_WINDOW)
         if window < len(_EMPTY_MESSAGE) or not frame.settings.get(SettingsFrame.MAX_CONCURRENT_STREAMS, 1):
-            raise _refused("the server's settings do not allow a single call")
+            raise _refused("the server's settings do not allow any calls")
         self._unsent.append(SettingsFrame(flags=("ACK",)).serialize())
 
     def _take_ping(self, frame: PingFrame) -> None:

@@ -207,5 +207,7 @@ def _message(stream: Stream) -> bytes:
     body = stream.body
     compressed, length = body[:1], int.from_bytes(body[1:_PREFIX])
     if compressed != b"\x00" or len(body) != _PREFIX + length:
-        raise ValueError(f"{len(body)} bytes are not one plain message of {length}")
+        raise ValueError(
+            f"the body has {len(body)} bytes, which is not one uncompressed message of {length} bytes"
+        )
     return bytes(body[_PREFIX:])

@@ -152,7 +152,9 @@ class AgentLoop:
         if self._own.error or self._write_error:
             return self._own.error or self._write_error
         if self._own.node is None:
-            return f"GPUNode {self._own.name} does not exist; the agent waits for the operator to create it"
+            return (
+                f"GPUNode {self._own.name} does not exist; the agent is waiting for the operator to create it"
+            )
         if self.observed is None:
             return "the GPUs have not been read yet"
         return self.observed.error

@@ -152,7 +152,7 @@ async def _serve(
         return 0
     except RestartNeeded as error:
         log.error(
-            "the agent exits, because only a new container can read the GPUs again",
+            "the agent is exiting, because only a new container can read the GPUs again",
             extra={"error": str(error)},
         )
     finally:

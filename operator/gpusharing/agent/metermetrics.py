@@ -42,7 +42,7 @@ class MeterCollector(Collector):
         yield idle
         stranded = _family(
             "stranded_slice_seconds",
-            "GPU-seconds of capacity that the slices of the layout do not cover.",
+            "GPU-seconds of capacity that no slice of the layout covers.",
             "policy",
         )
         changing = _family(
@@ -52,7 +52,7 @@ class MeterCollector(Collector):
         )
         gpus = _family(
             "gpu_seconds",
-            "All GPU-seconds that were metered: allocated, idle, stranded and in transition together.",
+            "All metered GPU-seconds: the sum of allocated, idle, stranded and in transition.",
             "policy",
         )
         for family, counts in (

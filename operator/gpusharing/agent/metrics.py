@@ -35,7 +35,7 @@ class AgentCollector(Collector):
         yield readings
         yield CounterMetricFamily(
             f"{PREFIX}_reading_seconds",
-            "Time that the successful readings of the GPUs took.",
+            "Time taken by successful readings of the GPUs.",
             value=stats.reading_seconds,
         )
         writes = CounterMetricFamily(

@@ -205,11 +205,11 @@ def _library_error(error: Any) -> LibraryError:
         return NotLoaded(_NOT_LOADED[error.value])
     if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
         return Replaced(
-            "the driver was replaced under the running agent, which restarts itself; if this persists, delete "
+            "the driver was replaced while the agent was running, so the agent is restarting; if this persists, delete "
             "this agent pod"
         )
     if error.value in _NO_ACCESS:
-        return AccessLost(f"NVML: {error}; {_NO_ACCESS[error.value]}; the agent restarts itself")
+        return AccessLost(f"NVML: {error}; {_NO_ACCESS[error.value]}; the agent is restarting")
     return LibraryError(f"NVML: {error}; see `dmesg | grep -i nvrm` on the node")
 
 

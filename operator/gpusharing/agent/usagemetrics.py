@@ -141,8 +141,8 @@ def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
     slices = _family("pod_slices", "Slices of a device that are allocated to a pod.", *POD, "resource")
     processes = _family(
         "pod_processes",
-        "Processes of a pod on a device; absent if some processes cannot be seen, or belong to a pod whose name is"
-        " unknown and that may be this one.",
+        "Processes of a pod on a device; absent if some processes cannot be seen, or if some belong to a pod whose"
+        " name is unknown, because it may be this one.",
         *POD,
     )
     memory = _family(
@@ -204,8 +204,8 @@ def _of_xids(heard: Mapping[tuple[int, int], float]) -> Metric:
     """Return the metric of XIDs. `heard` holds the counts by GPU index and XID."""
     xids = CounterMetricFamily(
         f"{PREFIX}_xid_errors",
-        "XIDs of a GPU received since the agent started; a new one is exported as 0 for 90 s, so that increase()"
-        " counts the first too. XIDs that are raised between two readings are missed.",
+        "XIDs received from a GPU since the agent started; a new one is exported as 0 for 90 s, so that"
+        " increase() also counts its first occurrence. XIDs that are raised between two readings are missed.",
         labels=["gpu", "xid"],
     )
     for (gpu, xid), count in heard.items():

@@ -27,7 +27,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     if typed.usage and by != "pod":
         raise Trouble(f"--usage shows what each pod uses: leave out --by {by}, or write --by pod")
     if typed.service and not typed.usage:
-        raise Trouble("--service names the Prometheus for --usage: add --usage, or leave out --service")
+        raise Trouble("--service only works with --usage: add --usage, or leave out --service")
     inventory = await read_inventory(session, getattr(typed, "namespace", ""), typed.nodes)
     usage = None
     if typed.usage:
@@ -53,7 +53,10 @@ async def read_inventory(session: Session, namespace: str, labels: str) -> Inven
     if inventory.no_nodes and labels:
         raise Trouble(f"-l {labels} selects nodes, but {inventory.no_nodes}")
     if inventory.no_nodes and inventory.blind:
-        other = f"Nor may you list pods in namespace {inventory.namespace}; choose another one with -n NAME"
+        other = (
+            f"You are not allowed to list pods in namespace {inventory.namespace} either; choose another namespace with"
+            " -n NAME"
+        )
         raise Trouble(f"{inventory.no_nodes}. {other}")
     if inventory.no_nodes or inventory.no_pods:
         await _read_gpunodes(session, inventory)

@@ -68,7 +68,10 @@ async def read_dependents(
     if any(ref.startswith("ResourceQuota ") for refs in mentions.values() for ref in refs):
         lines.append("A ResourceQuota has no effect on a resource that no node advertises")
     kinds = ", ".join(sorted(unread))
-    why = f"{kinds} may refer to what will no longer exist, but were not read: {min(unread.values(), default='')}"
+    why = (
+        f"{kinds} may refer to names that will no longer exist, but could not be read:"
+        f" {min(unread.values(), default='')}"
+    )
     return tuple(lines), (why,) if unread else ()
 
 
@@ -84,7 +87,9 @@ async def read_tenants(
         try:
             found = await list_of(client, NAMESPACES, label_selector=f"{LABEL_ISOLATION}={level}")
         except KubeError as error:
-            return (), (f"namespaces with the label {LABEL_ISOLATION} were not read: {error_text(error)}",)
+            return (), (
+                f"namespaces with the {LABEL_ISOLATION} label could not be read: {error_text(error)}",
+            )
         if found:
             whose = some(sorted(text(raw, "metadata", "name") for raw in found), 20)
             lines.append(

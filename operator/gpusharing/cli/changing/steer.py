@@ -86,7 +86,7 @@ async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> s
     why = f"no operator is installed in {session.where}"
     if not lasts:
         raise Trouble(f"{why}, so nothing would {typed.verb} {typed.name}. To install it: {INSTALL}")
-    return f"The patch was written, but {why}, so it has no effect yet. To install one, run: {INSTALL}"
+    return f"The patch was written, but {why}, so it has no effect yet. To install it, run: {INSTALL}"
 
 
 async def _send(
@@ -141,6 +141,6 @@ def is_wanted(answers: TextIO) -> bool:
     Trouble if it is not a terminal."""
     if not answers.isatty():
         raise Trouble(
-            "this may evict pods, and there is no terminal to ask for confirmation: pass --yes or --dry-run"
+            "this may evict pods and must be confirmed, but there is no terminal: pass --yes or --dry-run"
         )
     return agrees("This may evict pods. Continue?", answers)

@@ -87,7 +87,7 @@ def _approve(policy: JSON, request: SteeringRequest) -> Change:
         raise Trouble(f"{name} needs no approval: spec.rollout.approval is not Manual")
     current = text(plan, "hash")
     if not current:
-        raise Trouble(f"{name} has no plan, because no node has to change: there is nothing to approve")
+        raise Trouble(f"{name} has no plan, because no node needs to change: there is nothing to approve")
     if request.hash and request.hash != current:
         raise Trouble(
             f"the plan for {name} is now {current}, not {request.hash}. Review it again: kubectl gpusharing plan {name}"
@@ -114,7 +114,7 @@ def _pause(policy: JSON, request: SteeringRequest) -> Change:
     if request.when_paused:
         body["whenPaused"] = request.when_paused
     return Change(
-        {"spec": {"rollout": body}}, f"no further node starts to change; {IN_FLIGHT.get(when, when)}"
+        {"spec": {"rollout": body}}, f"no further node will start to change; {IN_FLIGHT.get(when, when)}"
     )
 
 
@@ -124,7 +124,7 @@ def _resume(policy: JSON, request: SteeringRequest) -> Change:
     not processed its generation yet."""
     name, generation = text(policy, "metadata", "name"), whole(policy, "metadata", "generation")
     if part(policy, "spec", "rollout", "paused") is True:
-        means = "nodes start to change again, and earlier failures no longer count"
+        means = "nodes will start to change again, and earlier failures no longer count"
         return Change({"spec": {"rollout": {"paused": False}}}, means, moves=True)
     _refuse_unseen(policy)
     if not request.gpunodes:
@@ -142,7 +142,9 @@ def _resume(policy: JSON, request: SteeringRequest) -> Change:
 def _retry(node: JSON, request: SteeringRequest) -> Change:
     """Return the patch that makes the operator try a failed or deferred node again. Raises Trouble if the operator
     would ignore it. If the status of the node may not be read, this is not checked."""
-    means = "the operator retries this node under its policy's rules; it drains the node first, which may evict pods"
+    means = (
+        "the operator will retry this node under its policy's rules and drain it first, which may evict pods"
+    )
     if request.gpunodes:
         means += _find_wait(node, request.gpunodes[0])
     value = request.now.strftime("%Y%m%dT%H%M%SZ")
@@ -163,7 +165,7 @@ def _find_wait(node: JSON, status: NodeStatus) -> str:
     if phase is None or status.reason in _RETRIED or (fence is not None and fence.rolls_back):
         return ""
     if phase is Phase.BLOCKED:
-        return f"; it is {state} now, and the retry starts once that is over"
+        return f"; it is {state} now, and the retry will start once it is no longer {status.phase}"
     if phase is Phase.FAILED:
         return ""
     if status.reason == Reason.SKIP_LABEL:
@@ -189,8 +191,8 @@ def _abort(node: JSON, request: SteeringRequest) -> Change:
         raise Trouble(f"no change is in flight on {name}: there is nothing to abort")
     if fence.stage == "yielded":
         raise Trouble(
-            f"someone else is working on {name}, so its change has already stopped: the node is returned to service"
-            " when they are done"
+            f"someone else is working on {name}, so its change has already stopped: the node will be returned to"
+            " service when they are done"
         )
     if fence.stage != "fenced":
         raise Trouble(
@@ -199,7 +201,7 @@ def _abort(node: JSON, request: SteeringRequest) -> Change:
         )
     return Change(
         _annotation(names.ANNOTATION_ABORT, fence.op),
-        "the operator aborts the change and returns the node to service as it was",
+        "the operator will abort the change and return the node to service as it was",
     )
 
 
@@ -213,9 +215,7 @@ def _skip(node: JSON, request: SteeringRequest) -> Change:
     body = {"metadata": {"labels": {names.LABEL_SKIP: None if request.undo else "true"}}}
     if request.undo:
         return Change(body, "changes may start on this node again", moves=True)
-    means = (
-        "no new change starts on this node; a change in flight continues, and the pool still counts the node"
-    )
+    means = "no new change will start on this node; a change in flight continues, and the pool still counts the node"
     return Change(body, means)
 
 
@@ -236,7 +236,7 @@ async def _read_gpunode(session: Session, node: str) -> tuple[NodeStatus, ...]:
         return ()
     except NotFound as error:
         raise Trouble(
-            f"there is nothing to retry on {node}: it has no GPUNode, so the operator changes no GPUs there"
+            f"there is nothing to retry on {node}: it has no GPUNode, so the operator does not manage its GPUs"
         ) from error
     except KubeError as error:
         raise Trouble(sentence(error, session.where)) from error

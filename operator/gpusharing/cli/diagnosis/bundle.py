@@ -156,7 +156,7 @@ READ_ME = """\
 A support bundle of gpu-sharing-operator, made by kubectl gpusharing support-bundle at {at}.
 
 Left out on purpose: Secrets are not read at all. Pods and workloads come without their environments, command lines,
-probes and volumes. Only annotations of this operator, NVIDIA, Helm and Deployments are included. Values under a key
+probes and volumes. Only annotations from this operator, NVIDIA, Helm and Deployments are included. Values under a key
 that suggests a secret are left out. In messages, logs and configuration files, anything that is named like a secret or
 looks like one is replaced by REMOVED. Nothing else is changed: policies, labels and logs are as people and programs
 wrote them. Review them before you share this bundle.

@@ -299,7 +299,7 @@ def _to_come(case: PodCase) -> str:
         return ""
     return (
         f"{some(nodes)} {'has' if len(nodes) == 1 else 'have'} everything that this pod requests, or will have it once"
-        " the changes are done; the column OBSTACLE shows what is in the way"
+        " the changes are done; the OBSTACLE column shows what is in the way"
     )
 
 

@@ -34,7 +34,7 @@ def find_subject(word: str, namespace: str) -> tuple[str, str | None]:
         first, _, last = rest.rpartition("/")
         return last, first or namespace
     if "/" in rest:
-        raise Trouble(f"{word} names neither a node nor a pod: write NODE, pod/NAME or NAMESPACE/NAME")
+        raise Trouble(f"{word} is neither a node nor a pod: write NODE, pod/NAME or NAMESPACE/NAME")
     return rest, kind
 
 

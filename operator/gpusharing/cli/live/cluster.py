@@ -193,9 +193,9 @@ async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) ->
     refused = {name: one.error for name, one in everything.items() if isinstance(one.error, Forbidden)}
     needed = [error_text(error) for name, error in refused.items() if name not in MARKERS]
     if needed:
-        roles = "the permissions named here" if missing else "ClusterRole gpusharing-planner"
+        roles = "the permissions named here" if missing else "the gpusharing-planner ClusterRole"
         raise Trouble(
-            f"you lack permissions in {where} that a plan needs. Ask for ClusterRole view in all namespaces and"
+            f"you lack permissions in {where} that a plan requires. Ask for the view ClusterRole in all namespaces and"
             f" for {roles}: {'; '.join(needed)}"
         )
     return [f"{name} were not read: {error_text(error)}" for name, error in refused.items()]

@@ -94,7 +94,8 @@ def describe(
     lines = describe_simulated(simulated_nodes(pools, unowned), paper)
     if not pools:
         lines += prose(
-            "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE shows what one would do.", paper
+            "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE shows what a policy would do.",
+            paper,
         )
     else:
         for pool in pools:
@@ -183,7 +184,7 @@ def facts(pool: PoolStatus, now: datetime) -> list[str]:
         texts.append(f"{head}: {nodes} will change and {pods} will be evicted")
     if pool.paused:
         texts.append(
-            f"paused: no further node starts to change; to continue: kubectl gpusharing resume {pool.name}"
+            f"paused: no further node will start to change; to continue: kubectl gpusharing resume {pool.name}"
         )
     if pool.next_window:
         head = "window" if pool.next_window.startswith("open") else "next window"
@@ -382,7 +383,7 @@ class Picture:
             drawn = describe(pools, unowned, self.session.now(), paper, timeline=self.timeline)
             self.lines = [*lines, *drawn]
             hint = (
-                "; name a POLICY to see one pool"
+                "; pass a POLICY to see one pool"
                 if len(pools) > 1
                 else "; make the terminal taller to see them"
             )

@@ -40,8 +40,8 @@ NO_LABEL = (
 )
 
 NOT_SHOWN = (
-    "its labels and the resources that it advertises do not show which GPUs it has and how they are divided; the"
-    " operator's agent reads that, so run import again once the operator is installed"
+    "its labels and the resources that it advertises do not show which GPUs it has or how they are divided. The"
+    " operator's agent can read this from the GPUs, so run import again once the operator is installed"
 )
 
 
@@ -161,7 +161,7 @@ def _read(
     if observed is None and missing:
         return find_unsettled(node) or find_unserved(node, snapshot.stack, plugin) or NOT_SHOWN
     if observed is None:
-        return "no agent has reported its GPUs: check the DaemonSet gpusharing-agent"
+        return "no agent has reported its GPUs: check the gpusharing-agent DaemonSet"
     if not observed.gpus:
         return f"the agent sees no GPU: {observed.error or 'check the driver on the node'}"
     return find_handmade(node, observed, snapshot.stack, plugin)
@@ -256,7 +256,7 @@ def find_steps(
     ConfigMap lacks."""
     if values := ",".join(_values(admin, merged)):
         upgrade = f"helm upgrade gpusharing CHART -n {snapshot.settings.namespace} --reset-then-reuse-values"
-        about = "Merge the entries that node labels refer to into the operator's ConfigMaps"
+        about = "Merge the entries used by node labels into the operator's ConfigMaps"
         yield AdoptionStep(f"{upgrade} --set {values}", about)
     if command := _point(snapshot, admin):
         if waiting := _wait(snapshot, admin):
@@ -284,11 +284,11 @@ def first_steps(
     values = _values(admin, merged)
     yield AdoptionStep(
         helm_install("gpusharing", settings.namespace, settings.gpu_operator_namespace, values),
-        "Install the operator. It changes no node until there is a policy",
+        "Install the operator. It will not change any node until there is a policy",
     )
     again = "kubectl gpusharing import > policies.yaml"
     yield AdoptionStep(
-        again, "Run import again before you apply anything: by then the agents have read the GPUs"
+        again, "Run import again before you apply anything: by then the agents will have read the GPUs"
     )
 
 

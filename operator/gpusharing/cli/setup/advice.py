@@ -99,7 +99,7 @@ def _whole(answers: AdviceAnswers) -> Advice | None:
     but = "no other workload can use a GPU that its own workload leaves idle"
     if need > have:
         gpus = -(-need // have)
-        but = f"it needs {gpus:.0f} GPUs and a framework that spreads one model over them; instances cannot be joined"
+        but = f"it needs {gpus:.0f} GPUs and a framework that spreads one model across them; instances cannot be joined"
     return Advice(Mode.FULL, 1, (f"{why} (docs/how-to/choose-a-mode.md)",), but)
 
 
@@ -112,7 +112,7 @@ def _isolated(answers: AdviceAnswers) -> Advice | None:
     reasons = {
         "latency or availability is promised": answers.promise,
         "the users of the GPUs do not trust each other": answers.strangers,
-        "each workload is to be billed": answers.bill,
+        "each workload must be billed separately": answers.bill,
         label: answers.isolation == "hardware" or (answers.isolation == "memory" and bool(answers.no_mps)),
     }
     needed = [reason for reason, holds in reasons.items() if holds]
@@ -171,8 +171,8 @@ def _doubt(answers: AdviceAnswers) -> str:
     if answers.gpu_operator:
         return (
             f"Whether a label can switch MPS on with GPU Operator {answers.gpu_operator} is unknown: v26.7.0 is the"
-            " newest release that was examined, and main has been correct since 2026-09-30. Read the installed"
-            f" DaemonSet (kubectl gpusharing advise -n NAMESPACE). If no label can, {otherwise}"
+            " newest release that was examined, and the main branch has been correct since 2026-09-30. Read the"
+            f" installed DaemonSet (kubectl gpusharing advise -n NAMESPACE). If no label can, {otherwise}"
         )
     return (
         "With an unmodified GPU Operator from v25.10.2 up to at least v26.7.0, no label can switch MPS on, and"
@@ -331,8 +331,8 @@ def _several(demand: Demand, _: Card) -> Advice | None:
         " cannot be joined (docs/design/hardware.md#time-slicing, docs/design/hardware.md#inside-mig)"
     )
     but = (
-        "no other workload can use what a pod leaves unused of the one GPU that it requests: give such pods a pool of"
-        " their own"
+        "a pod that requests only one GPU may leave part of it unused, and no other workload can use that part: give"
+        " such pods a pool of their own"
     )
     return Advice(Mode.FULL, 1, (why,), but)
 

@@ -79,7 +79,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     card = _card(typed.card or await _only_card(session) or _ask(WHICH, "--card"))
     if unknown := demand.unknown(card):
         raise Trouble(
-            f"{card.key} does not have {', '.join(unknown)}, which the pods request: name their card with --card"
+            f"{card.key} does not have {', '.join(unknown)}, which the pods request: pass their card with --card"
         )
     if (advice := advise_for(demand, card)) is None:
         level = await _isolation(session, typed.namespace)

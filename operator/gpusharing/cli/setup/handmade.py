@@ -118,14 +118,14 @@ def find_unserved(node: NodeView, stack: StackView, plugin: PluginEntries) -> st
     refused = next(
         (flaw.text for flaw in find_flaws(stack.plugin_configs.get(entry, "")) if flaw.refused), ""
     )
-    problem = plugin.absence or f"ConfigMap {plugin.config_map} has no entry of that name"
+    problem = plugin.absence or f"ConfigMap {plugin.config_map} has no entry with that name"
     if refused:
         problem = f"ConfigMap {plugin.config_map or 'of the operator'}, entry {entry}, {refused}"
     elif not plugin.config_map:
-        problem = "ClusterPolicy does not name a ConfigMap for it"
+        problem = "ClusterPolicy does not specify a ConfigMap for it"
     return (
         f"its device plugin is configured to use entry {entry}, but {problem}: the node"
-        f" loses its GPUs when the plugin restarts. Correct that, or run: kubectl label node {node.name}"
+        f" will lose its GPUs when the plugin restarts. Correct this, or run: kubectl label node {node.name}"
         f" {names.LABEL_PLUGIN_CONFIG}-"
     )
 
@@ -171,11 +171,11 @@ def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
     label = f"kubectl label node {node.name} {names.LABEL_MIG_CONFIG}="
     how = next(
         (f"Run: {label}{name}" for name in known),
-        f"Replace NAME by an entry that has this layout, and run: {label}NAME",
+        f"Replace NAME with the name of an entry that has this layout, and run: {label}NAME",
     )
     return (
         f"its GPUs have {describe_layouts(layouts)} and {names.LABEL_MIG_CONFIG} is not set, so nothing would"
-        f" recreate the instances after a reboot. Once it is set, mig-manager finds them in place. {how}"
+        f" recreate the instances after a reboot. Once it is set, mig-manager will find the instances in place. {how}"
     )
 
 
@@ -211,7 +211,9 @@ def _whole_despite_mig(use: PluginUse) -> str:
     the MIG instances; empty otherwise."""
     if not use.with_mig or use.config.mig_strategy != "none":
         return ""
-    return "MIG is on, but its device plugin advertises whole GPUs (migStrategy none), which no mode of a policy does"
+    return (
+        "MIG is on, but its device plugin advertises whole GPUs (migStrategy none), which no policy mode does"
+    )
 
 
 def _uneven(use: PluginUse) -> str:

@@ -139,8 +139,8 @@ def _document(policy: ProposedPolicy) -> str:
     inexpressible = sorted({path for member in policy.members for path in member.inexpressible})
     if inexpressible:
         lines.append(
-            f"A policy cannot express {', '.join(inexpressible)} of the device plugin's configuration. That part stays"
-            " in force until the operator first changes the node."
+            f"The device plugin's configuration has {', '.join(inexpressible)}, which a policy cannot express. That"
+            " part stays in force until the operator first changes the node."
         )
     return "".join(map(comment, lines)) + yaml.safe_dump(_plain(policy.manifest), sort_keys=False)
 

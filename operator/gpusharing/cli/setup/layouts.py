@@ -78,8 +78,8 @@ def _notes(answer: LegalLayouts, paper: Paper) -> list[Line]:
         lines += prose(text, paper, ink=Ink.FAINT)
     elif known == "family":
         text = (
-            "Instance placements are taken from cards of the same family; if the driver reports others, the driver's"
-            " apply."
+            "Instance placements are taken from cards of the same family; if the driver reports different"
+            " ones, those apply."
         )
         lines += prose(text, paper, ink=Ink.FAINT)
     if answer.hidden:
@@ -136,7 +136,7 @@ def describe_cards(cards: Iterable[Card], paper: Paper) -> list[Line]:
             most = f"{small.name} (max {small.max_count})"
             rows.append([Span(card.key), Span(product), Span(large.name), Span(most)])
     return [
-        *prose("Cards with MIG; kubectl gpusharing layouts CARD draws the layouts of one:", paper),
+        *prose("Cards with MIG (kubectl gpusharing layouts CARD draws the layouts of one card):", paper),
         *table(CARDS_TABLE, rows, paper),
     ]
 

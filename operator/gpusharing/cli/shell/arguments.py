@@ -12,9 +12,9 @@ PAGE, CSV = "html", "csv"
 EXITS = """\
 exit status: 0 success; plan: nothing to do. 1 an error, printed on standard error, or the answer is no:
 doctor found errors, no layout fits, you did not confirm.
-2 plan: something will change; import: nodes are left out; free, cost, recommend: a part is unknown.
+2 plan: something will change; import: nodes are left out; free, cost, recommend: part of the answer is unknown.
 3 plan: a policy cannot be carried out. 4 plan: it is unknown what would happen, for example because no agent has
-reported. 5 plan: a word of --fail-on applies.
+reported. 5 plan: something listed in --fail-on would happen.
 130 ended by Ctrl-C. 141 the reader closed the pipe."""
 
 
@@ -197,21 +197,23 @@ def _common(outputs: tuple[str, ...]) -> Parser:
     group = common.add_argument_group("cluster and output")
     group.add_argument("--kubeconfig", metavar="FILE", help="instead of KUBECONFIG or ~/.kube/config")
     group.add_argument(
-        "--context", metavar="NAME", help="a context of the kubeconfig; default: the current one"
+        "--context", metavar="NAME", help="a context in the kubeconfig; default: the current context"
     )
     group.add_argument(
-        "--contexts", metavar="A,B", help="several contexts; status, doctor and cost draw one table of them"
+        "--contexts",
+        metavar="A,B",
+        help="several contexts, shown in one table; works with status, doctor and cost",
     )
     group.add_argument(
         "--all-contexts",
         action="store_true",
-        help="all contexts of the kubeconfig, in one table: status, doctor, cost",
+        help="all contexts in the kubeconfig, shown in one table; works with status, doctor and cost",
     )
     group.add_argument(
         "-n",
         "--namespace",
         metavar="NAME",
-        help="namespace of the pod that you name; for free and advise, of the pods",
+        help="namespace of the given pod; for free and advise, the namespace whose pods to include",
     )
     group.add_argument("-o", "--output", choices=outputs, help="default: table")
     group.add_argument("--no-color", action="store_true", help="no colors; NO_COLOR does the same")
@@ -250,7 +252,7 @@ VERBS: tuple[Verb, ...] = (
             _value(
                 "--fail-on",
                 "WORDS",
-                "for CI: exit status 5 if the plan has one of evictions,shortfall; changes without it give 0",
+                "for CI: exit with status 5 if the plan has any of evictions,shortfall, and with 0 for other changes",
             ),
         ),
     ),
@@ -284,7 +286,9 @@ VERBS: tuple[Verb, ...] = (
                 "--usage", "show the memory and the SM time that each pod uses, as the agents report them"
             ),
             _value(
-                "--service", "NAMESPACE/NAME:PORT", "the Prometheus for --usage if you may not ask the agents"
+                "--service",
+                "NAMESPACE/NAME:PORT",
+                "the Prometheus to use for --usage if you are not allowed to query the agents",
             ),
         ),
         csv=True,
@@ -381,7 +385,7 @@ VERBS: tuple[Verb, ...] = (
                 ("--pool",),
                 {
                     "default": "pool",
-                    "help": "value of the label gpusharing.dev/pool that the policy selects",
+                    "help": "value of the gpusharing.dev/pool label that the policy selects",
                 },
             ),
         ),

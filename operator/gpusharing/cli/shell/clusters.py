@@ -100,7 +100,7 @@ def carry_out_everywhere(
         terminal.data({"context": reply.context, "clusterUID": reply.cluster or None, **answer})
     if silent := [f"{reply.context}: {reply.error}" for reply in replies if reply.answer is None]:
         raise Trouble(
-            f"{len(silent)} of {counted(len(replies), 'cluster')} gave no answer. {'; '.join(silent)}"
+            f"{len(silent)} of {counted(len(replies), 'cluster')} did not respond. {'; '.join(silent)}"
         )
     return worst([answer.status for answer in answered])
 
@@ -128,7 +128,7 @@ async def _reply(
     """Ask one cluster as soon as `places` has a free place, and return its answer. A time-out, a Trouble or any
     unexpected error becomes the error of the reply. The time until there is a place does not count. `first` is how
     many seconds the cluster has for its first answer."""
-    late = f"its login program did not end within {first:g} s. Log in to context {context} first"
+    late = f"its login program did not finish within {first:g} s. Log in to context {context} first"
     kubeconfig = getattr(typed, "kubeconfig", "")
     try:
         async with places, asyncio.timeout(first) as limit, connected(kubeconfig, context) as session:

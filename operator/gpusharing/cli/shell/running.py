@@ -60,7 +60,7 @@ def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool
         "pass only one of --context, --contexts and --all-contexts, such as --contexts east,west": (
             sum(name in flags for name in ("context", "contexts", "all_contexts")) > 1
         ),
-        "--contexts names no context: write their names with commas, such as --contexts east,west": (
+        "--contexts contains no context: separate the names with commas, such as --contexts east,west": (
             "contexts" in flags and not named
         ),
         f"{typed.verb} writes a file for one cluster: {one}": (several or everywhere) and verb.one_file,

@@ -51,7 +51,7 @@ def sentence(error: KubeError, where: str) -> str:
     if isinstance(error, NotFound):
         return f"not found in {where}: {error_text(error)}"
     if isinstance(error, Throttled):
-        return f"the API server of {where} is too busy to answer: {error_text(error)}. Try again in a moment"
+        return f"the API server of {where} is too busy to respond: {error_text(error)}. Try again in a moment"
     return (
         f"the API server of {where} does not respond: {error_text(error)}. Check the context and the network path to"
         " the server"

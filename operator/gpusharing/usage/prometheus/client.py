@@ -37,8 +37,8 @@ HTTP request was sent to HTTPS port` (nginx, in an HTML page)."""
 WANTS_CLIENT = "ALERT_CERTIFICATE_REQUIRED"
 """OpenSSL's name for the TLS 1.3 alert that a server sends if we showed no certificate (RFC 8446, 6.2)."""
 NO_FLAG = (
-    "this plugin cannot present one, so use a port that does not require it, for example with --service"
-    " NAMESPACE/NAME:PORT, or a proxy that presents one"
+    "this plugin cannot present a client certificate, so use a port that does not require one, for example with"
+    " --service NAMESPACE/NAME:PORT, or a proxy that presents one"
 )
 OTHER_NAME, OLD, EARLY, UNKNOWN_AUTHORITY = (62, 64), (10,), (9,), (2, 18, 19, 20, 21)
 """Codes of OpenSSL 3.0.19 for a certificate that was issued for another name, has expired, is not valid yet, or comes
@@ -130,7 +130,7 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _untrusted(error.certificate_error, where, through)
     if WANTS_CLIENT in str(error):
-        return Trouble(f"{where} requires a client certificate: {NO_FLAG}")
+        return Trouble(f"{where} requires client authentication: {NO_FLAG}")
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
         return Trouble(f"TLS with {where} failed: {error_text(error)}. Is it an http:// address?")
     if isinstance(error, aiohttp.InvalidURL):
@@ -140,7 +140,7 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
         isinstance(error, OSError) and error.errno in (errno.ECONNRESET, errno.EPIPE)
     )
     maybe = (
-        f"It may require a client certificate: {NO_FLAG}. " if ended and where.startswith("https:") else ""
+        f"It may require client authentication: {NO_FLAG}. " if ended and where.startswith("https:") else ""
     )
     return Trouble(f"no Prometheus responds at {where}: {error_text(error)}. {maybe}{PORT_FORWARD}")
 
@@ -150,8 +150,10 @@ def _untrusted(error: Exception, where: str, through: str) -> Trouble:
     `where` and `through` see `refused`."""
     code = error.verify_code if isinstance(error, ssl.SSLCertVerificationError) else 0
     if code in OTHER_NAME:
-        setting = f"tls-server-name for {through} in the kubeconfig" if through else "--prometheus"
-        remedy = f"It was issued for another name: use a name that it contains, in {setting}"
+        setting = (
+            f"tls-server-name for {through} in the kubeconfig" if through else "the host in --prometheus"
+        )
+        remedy = f"It was issued for another name: set {setting} to a name that it contains"
     elif code in OLD:
         remedy = "It has expired: have it renewed on the server, or correct the clock here"
     elif code in EARLY:
@@ -161,7 +163,7 @@ def _untrusted(error: Exception, where: str, through: str) -> Trouble:
     elif code in UNKNOWN_AUTHORITY:
         remedy = "Pass the certificate of the authority that signed it: --ca-file FILE"
     else:
-        remedy = "Replace the certificate of the server"
+        remedy = "Replace the server's certificate"
     return Trouble(f"the certificate of {where} is not trusted: {error_text(error)}. {remedy}")
 
 
@@ -337,7 +339,7 @@ class Prometheus:
             ) as response:
                 return answer_of(response.status, response.content_type, await _body(response, place))
         except TimeoutError as error:
-            raise Trouble(f"{place.where} did not answer within {SECONDS:g} s: {LESS}") from error
+            raise Trouble(f"{place.where} did not respond within {SECONDS:g} s: {LESS}") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise unreachable(error, place.where, place.through) from error
 
@@ -357,7 +359,7 @@ class Prometheus:
             raise no_prometheus(answer, where, through)
         error = data.get("error")
         too_much = data["errorType"] in ("timeout", "canceled") or TOO_MUCH.search(str(error))
-        raise Trouble(f"{where} cannot answer: {one_line(error)}{f'; {LESS}' if too_much else ''}")
+        raise Trouble(f"{where} cannot answer the query: {one_line(error)}{f'; {LESS}' if too_much else ''}")
 
 
 @asynccontextmanager
@@ -384,7 +386,7 @@ def place_of(
         usable = False
     if "@" in url:  # checked first, because the next message repeats what was typed
         raise Trouble(
-            "--prometheus: do not put a password into the address, where others can see it: use --token-file FILE"
+            "--prometheus: do not put a password in the address, where others can see it: use --token-file FILE"
         )
     if not usable or parts.query or parts.fragment:
         raise Trouble(f"--prometheus {url} is not a valid address; use one like http://127.0.0.1:9090")

@@ -111,8 +111,8 @@ def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
         card = fold.card
         model = f" of model {card.key}" if card else ""
         raise Trouble(
-            f"Prometheus has no data on GPUs{model} of {where}; nodes are identified by the label node, or else by"
-            " Hostname"
+            f"Prometheus has no data on GPUs{model} of {where}; nodes are identified by the node label, or"
+            " otherwise by Hostname"
         )
     models = Counter(bare_product(gpu.model) for gpu in gpus.values())
     if len(models) > 1:
@@ -143,7 +143,7 @@ def _without_node(gpus: Iterable[Gpu]) -> Iterator[str]:
     """Yield a remark if the node of some GPU is unknown."""
     if any(not gpu.node for gpu in gpus):
         yield (
-            "the node of some GPUs is unknown (they have no label node, Hostname or hostname): each counts as a"
+            "the node of some GPUs is unknown (they have no node, Hostname or hostname label): each counts as a"
             " separate node"
         )
 

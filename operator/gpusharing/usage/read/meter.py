@@ -376,8 +376,8 @@ async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:
         query.start,
         query.end,
         nothing=f"{prometheus.place.where} has no data from the meter in this window ({GPUS}){where}: does it scrape"
-        " the agents? In the chart: monitoring.podMonitor.enabled=true, with the labels that your Prometheus"
-        " selects PodMonitors by",
+        " the agents? In the chart: monitoring.podMonitor.enabled=true, with the labels by which your Prometheus"
+        " selects PodMonitors",
         lost="usage during that time is only partly known",
     )
 
@@ -407,8 +407,8 @@ def _refuse(node: str, differ: Mapping[str, Sequence[str]]) -> None:
     values = ", ".join(differ[label][:5])
     if not node:
         raise Trouble(
-            f"series of the meter do not name their node, and differ in the label {label} ({values}): two nodes cannot"
-            " be distinguished from one that is scraped twice. The chart's monitors set the label node, from"
+            f"some series of the meter have no node label and differ in the label {label} ({values}): two nodes cannot"
+            " be distinguished from one node that is scraped twice. The chart's monitors set the node label from"
             " __meta_kubernetes_pod_node_name; make your scrape configuration do the same"
         )
     twice = f"{node} would be billed twice: its series differ in the label {label} ({values})"

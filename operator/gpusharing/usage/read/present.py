@@ -61,9 +61,9 @@ async def read_usage(session: Session, agents: Iterable[JSON], nodes: set[str], 
     asked = [agent for agent in agents if text(agent, "spec", "nodeName") in nodes]
     samples: list[Sample] = []
     if not asked:
-        why = "no pod of the agent (gpusharing-agent) was seen on the nodes of these pods"
+        why = "no agent pod (gpusharing-agent) was found on the nodes of these pods"
     elif len(asked) > MOST_ASKED:
-        why = f"{len(asked)} agents are too many to be asked one by one"
+        why = f"{len(asked)} agents are too many to query one by one"
     else:
         samples, why = await _ask_agents(session, asked)
     live = _fold(samples, ("memory and SM use are from the agents, read a moment ago",))
@@ -76,15 +76,13 @@ async def read_usage(session: Session, agents: Iterable[JSON], nodes: set[str], 
             answer = await prometheus.instant(f'{{__name__=~"{"|".join(METRICS)}"}}', None)
     except Trouble as trouble:
         some_pods = " of some pods" if live.by_pod else ""
-        missing = (
-            f"memory and SM use{some_pods} are unknown: {why}. Prometheus was not read instead: {trouble}"
-        )
+        missing = f"memory and SM use{some_pods} are unknown: {why}. Prometheus could not be used instead: {trouble}"
         return replace(live, notes=(), unknown=(missing.rstrip("."),))
     found = [(series.labels.get("__name__", ""), series.labels, series.value) for series in answer]
     source = f"memory and SM use are from {place.where}, as last scraped, because {why}"
     usage = _fold(found, (source, *filter(None, (place.remark,))))
     if not usage.by_pod:
-        missing = f"memory and SM use are unknown: {place.where} has no series {SLICES}, and {why}"
+        missing = f"memory and SM use are unknown: {place.where} has no {SLICES} series, and {why}"
         return replace(usage, notes=(), unknown=(missing,))
     return usage
 
@@ -98,14 +96,14 @@ async def _ask_agents(session: Session, agents: Sequence[JSON]) -> tuple[list[Sa
     except BaseExceptionGroup as errors:
         error = first_of(errors)
         if isinstance(error, Forbidden):
-            return [], f"you may not ask the agents: {error_text(error)}"
+            return [], f"you are not allowed to query the agents: {error_text(error)}"
         raise error from None
     answers = [task.result() for task in tasks]
     samples = [sample for _, page, _ in answers for sample in page]
     silent = sorted((node, why) for node, _, why in answers if why)
     if not silent:
         return samples, ""
-    return samples, f"the agent on {some([node for node, _ in silent])} did not answer: {silent[0][1]}"
+    return samples, f"the agent on {some([node for node, _ in silent])} did not respond: {silent[0][1]}"
 
 
 async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Sample], str]:

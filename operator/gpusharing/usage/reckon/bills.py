@@ -165,7 +165,7 @@ def _in_order(counted: Mapping[Cell, int]) -> list[tuple[Cell, int]]:
     time or a price is negative."""
     for cell, micros in counted.items():
         if micros < 0 or (cell.price is not None and cell.price.amount < 0):
-            raise ValueError(f"{cell} has {micros} microseconds: neither time nor price may be below 0")
+            raise ValueError(f"{cell} has {micros} microseconds: neither time nor price may be negative")
     return sorted(((cell, micros) for cell, micros in counted.items() if micros), key=_pool_key)
 
 

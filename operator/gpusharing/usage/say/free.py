@@ -151,7 +151,7 @@ def _waiting_lines(report: FreeReport, paper: Paper) -> list[Line]:
     ]
     titles = ("WAITING POD", "REQUESTS", "SINCE", "SCHEDULER")
     lines = [BLANK] if report.by == "pod" else _listed(titles, pods, paper)
-    why = f"To see why a pod waits: kubectl gpusharing why {waiting[0].ref}"
+    why = f"To see why a pod is waiting: kubectl gpusharing why {waiting[0].ref}"
     return lines + prose(why, paper, hang="  ", ink=Ink.FAINT)
 
 
