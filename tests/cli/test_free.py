@@ -202,6 +202,75 @@ def test_csv_has_a_header_and_plain_numbers(fleet: Desk) -> None:
     assert table[1] == [GPU, "9", "18", "7", "5", "2", "8"]
 
 
+@pytest.mark.parametrize("by", ["resource", "node", "policy", "namespace", "pod"])
+@pytest.mark.parametrize("words", [(), ("-n", "team-a")])
+def test_csv_has_the_same_header_without_rows(fleet: Desk, by: str, words: tuple[str, ...]) -> None:
+    full = show(fleet, "--by", by, *words, "-o", "csv").out.splitlines()
+    fleet.server.lists = {NODES: [], PODS: []}
+    assert show(fleet, "--by", by, *words, "-o", "csv").out == f"{full[0]}\n"
+    assert ("others" in full[0]) == (bool(words) and by not in ("namespace", "pod"))
+    assert len(full) > 1
+
+
+@pytest.mark.parametrize("by", ["resource", "node", "policy", "namespace", "pod"])
+@pytest.mark.parametrize("output", ["table", "wide", "json", "yaml", "csv"])
+def test_odd_pods_and_nodes_do_no_harm_in_any_view(fleet: Desk, by: str, output: str) -> None:
+    odd = {"name": "main", "resources": {"limits": {GPU: "-3", MIG: "1.5e3", SHARED: None}}}
+    fleet.server.lists[PODS] += [
+        pod("team-a/odd", "gpu-1", odd),
+        pod("team-a/none", "gpu-1"),
+        {"metadata": {"namespace": "team-a", "name": "bare"}, "spec": None, "status": None},
+        {"metadata": {"namespace": "team-a", "name": "new"}, "spec": {"containers": [container(gpu=1)]}},
+    ]
+    fleet.server.lists[NODES] += [
+        {"metadata": {"name": "bare"}},
+        node("odd", allocatable={GPU: "x", MIG: "-1"}),
+    ]
+    narrow = {"COLUMNS": "40"}
+    said = fleet.type("free", "--by", by, "-n", "team-a", "-o", output, environment=narrow)
+    assert (said.status, said.err) == (DONE, "")
+    assert said.out
+
+
+def test_reservation_pods_of_kai_are_named(fleet: Desk) -> None:
+    reserve = pod("kai-resource-reservation/gpu-reservation-1", "gpu-1", container(gpu=1))
+    fraction = pod("team-a/half", "gpu-1", container())
+    owned = pod("team-a/owned", "gpu-1", container(gpu=1))
+    owned["metadata"]["ownerReferences"] = [{"kind": "Job", "name": "owned", "controller": True}]
+    for one in (reserve, fraction, owned):
+        one["metadata"]["labels"] = {"runai-gpu-group": "group-1"}
+    fleet.server.lists[PODS] += [reserve, fraction, owned]
+    note = (
+        "with kai-resource-reservation/gpu-reservation-1, KAI-Scheduler reserves GPUs for pods that request fractions,"
+        " which may be in other namespaces; the GPUs count as held by the reservation, and the fractions are not"
+        " counted here"
+    )
+    assert note in told(fleet)["notes"]
+    assert rows(fleet, "-n", "team-a")[GPU]["others"] == 4
+
+
+def test_a_selector_without_a_match_gets_a_sentence_and_counts_no_pod(fleet: Desk) -> None:
+    fleet.server.lists[NODES] = []
+    data = told(fleet, "-l", "gpusharing.dev/pool=none", "--by", "pod", "--usage")
+    assert (data["rows"], data["waiting"], data["unknown"]) == ([], [], [])
+    said = show(fleet, "-l", "gpusharing.dev/pool=none")
+    nothing = "No node with these labels advertises a GPU resource, and no pod requests one.\n"
+    assert (said.status, said.out) == (DONE, nothing)
+
+
+@pytest.mark.parametrize(
+    ("by", "sentence"),
+    [
+        ("pod", "No pod in namespace idle requests a GPU resource."),
+        ("node", "No node advertises a GPU resource."),
+    ],
+)
+def test_an_empty_answer_says_only_what_it_is_about(desk: Desk, by: str, sentence: str) -> None:
+    gpus = {} if by == "node" else {GPU: "8"}
+    desk.server.lists = {NODES: [node("gpu-1", allocatable=gpus)], PODS: []}
+    assert show(desk, "--by", by, "-n", "idle").out == f"{sentence}\n"
+
+
 def test_yaml_has_the_same_as_json(fleet: Desk) -> None:
     assert yaml.safe_load(show(fleet, "-o", "yaml").out) == told(fleet)
 

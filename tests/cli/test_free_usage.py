@@ -117,7 +117,7 @@ def test_without_the_right_and_without_prometheus_a_sentence_says_what_is_missin
     assert (said.status, said.err) == (CHANGES, "")
     text = " ".join(said.out.split())
     assert (
-        "PARTIAL: memory and SM use are unknown: you are not allowed to query the agents: not allowed to get pods/proxy"
+        "PARTIAL: memory and SM use are unknown: you may not ask the agent on gpu-1: not allowed to get pods/proxy"
         in text
     )
     assert "Prometheus could not be used instead: no Service in context desk looks like a Prometheus" in text
@@ -148,21 +148,20 @@ def known(desk: Desk, **values: str) -> None:
 
 def test_without_the_right_prometheus_answers(shared: Desk) -> None:
     known(shared, pod_slices="1", pod_memory_used_bytes=str(7 * GIB), pod_sm_ratio="0.5")
-    said = use(shared, "--service", "monitoring/prometheus:9090", "-o", "json")
+    said = use(shared, "--service", "monitoring/prometheus:9090", "-n", "team-a", "-o", "json")
     assert (said.status, said.err) == (DONE, "")
     data = json.loads(said.out)
     (row,) = (row for row in data["rows"] if row["pod"] == "team-a/llm-0")
     assert (row["memoryBytes"], row["smRatio"]) == (7 * GIB, 0.5)
-    assert "as last scraped, because you are not allowed to query the agents" in data["notes"][0]
+    assert "as last scraped, because you may not ask the agent on gpu-1" in data["notes"][0]
 
 
 def test_a_prometheus_that_scrapes_no_agent_is_named(shared: Desk) -> None:
     known(shared)
     said = use(shared, "--service", "monitoring/prometheus:9090")
     assert said.status == CHANGES
-    assert "has no gpusharing_pod_slices series, and you are not allowed to query the agents" in " ".join(
-        said.out.split()
-    )
+    lacks = "has no series gpusharing_pod_slices of pods on gpu-1, and you may not ask the agent on gpu-1"
+    assert lacks in " ".join(said.out.split())
 
 
 def test_an_agent_that_does_not_answer_is_named(shared: Desk) -> None:
@@ -181,7 +180,7 @@ def test_agents_that_report_no_pods_are_named(shared: Desk) -> None:
     shared.server.lists[SERVICES] = []
     said = use(shared)
     assert said.status == CHANGES
-    assert "PARTIAL: memory and SM use are unknown: the agents report no pods." in said.out
+    assert "PARTIAL: memory and SM use are unknown: the agent on gpu-1 reports no pods." in said.out
 
 
 def test_of_two_agents_the_one_that_answers_counts(shared: Desk) -> None:
@@ -193,6 +192,115 @@ def test_of_two_agents_the_one_that_answers_counts(shared: Desk) -> None:
     assert "team-a/llm-0 gpu-1 nvidia.com/gpu.shared 1 0 0 30.0Gi 80.0Gi 62%" in text
 
 
+def second(desk: Desk) -> None:
+    """A second node with one pod, whose agent does not answer."""
+    desk.server.lists[NODES].append(node("gpu-2"))
+    desk.server.lists[PODS] += [agent("agent-2", "gpu-2"), pod("team-c/far", "gpu-2", container(gpu=1))]
+
+
+def stored(desk: Desk, *samples: tuple[str, str, str, str]) -> None:
+    """What Prometheus has: metric, pod, node and value of each series."""
+    series: list[JSON] = []
+    for metric, ref, on, value in samples:
+        namespace, _, name = ref.partition("/")
+        labels = {"exported_namespace": namespace, "exported_pod": name, "node": on, "uuid": f"GPU-of-{on}"}
+        labels |= {"__name__": f"gpusharing_{metric}", "gpu": "0"}
+        series.append({"metric": labels, "value": [1_790_000_000, value]})
+    answer = {"status": "success", "data": {"resultType": "vector", "result": series}}
+    desk.server.objects = {PROMETHEUS: answer}
+
+
+def test_prometheus_adds_what_silent_agents_did_not_say_and_replaces_nothing(shared: Desk) -> None:
+    second(shared)
+    stored(
+        shared,
+        ("pod_memory_used_bytes", "team-a/llm-0", "gpu-1", "1"),
+        ("pod_memory_used_bytes", "team-c/far", "gpu-1", "2"),
+        ("pod_memory_used_bytes", "team-c/far", "gpu-2", str(9 * GIB)),
+        ("agent_simulated", "", "gpu-9", "1"),
+    )
+    said = use(shared, "--service", "monitoring/prometheus:9090", "-o", "json")
+    data = json.loads(said.out)
+    used = {row["pod"]: row["memoryBytes"] for row in data["rows"]}
+    assert (used["team-a/llm-0"], used["team-c/far"]) == (30 * GIB, 9 * GIB)
+    assert [row["gpu"] for row in data["rows"] if row["pod"] == "team-c/far"] == [0]
+    assert (said.status, data["unknown"], data["simulated"]) == (DONE, [], ["gpu-1"])
+    assert data["notes"][0] == "memory and SM use are from the agents, read a moment ago"
+    assert "SM use of the other pods are from Service monitoring/prometheus:9090" in data["notes"][1]
+
+
+def test_without_series_of_the_silent_agents_the_other_answers_stay(shared: Desk) -> None:
+    second(shared)
+    stored(shared, ("pod_memory_used_bytes", "team-a/llm-0", "gpu-1", "1"))
+    said = use(shared, "--service", "monitoring/prometheus:9090")
+    text = " ".join(said.out.split())
+    assert said.status == CHANGES
+    assert "team-a/llm-0 gpu-1 nvidia.com/gpu.shared 1 0 0 30.0Gi 80.0Gi 62%" in text
+    assert "PARTIAL: memory and SM use of some pods are unknown: Service monitoring/prometheus:9090" in text
+    assert "has no series gpusharing_pod_slices of pods on gpu-2, and the agent on gpu-2 did not" in text
+
+
+def test_a_node_without_an_agent_is_named_beside_one_that_answers(shared: Desk) -> None:
+    shared.server.lists[NODES].append(node("gpu-2"))
+    shared.server.lists[PODS].append(pod("team-c/far", "gpu-2", container(gpu=1)))
+    shared.server.lists[SERVICES] = []
+    said = use(shared)
+    assert said.status == CHANGES
+    assert "no pod of the agent (gpusharing-agent) was seen on gpu-2" in " ".join(said.out.split())
+
+
+def test_different_reasons_are_all_given(shared: Desk) -> None:
+    second(shared)
+    shared.server.refusals = {AGENT: (403, "pods is forbidden")}
+    shared.server.lists[SERVICES] = []
+    text = " ".join(use(shared).out.split())
+    assert "you may not ask the agent on gpu-1: not allowed" in text
+    assert "the agent on gpu-2 did not answer" in text
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "1e999", "-1", "many"])
+def test_a_sample_that_is_no_number_of_bytes_is_unknown(shared: Desk, value: str) -> None:
+    wrong = PAGE.replace(str(5 * GIB), value).replace(str(80 * GIB), value).replace("0.62", value)
+    shared.server.texts = {AGENT: wrong}
+    said = use(shared, "-o", "json")
+    assert (said.status, said.err) == (DONE, "")
+    rows = {row["pod"]: row for row in json.loads(said.out)["rows"]}
+    assert [rows["team-b/ranker"][name] for name in ("gpu", "memoryBytes")] == [0, None]
+    assert rows["team-a/llm-0"]["memoryBytes"] == 30 * GIB
+    assert (rows["team-a/llm-0"]["deviceMemoryBytes"], rows["team-a/llm-0"]["smRatio"]) == (None, None)
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-1"])
+def test_a_value_in_prometheus_that_is_no_number_is_unknown(shared: Desk, value: str) -> None:
+    known(shared, pod_slices="1", pod_memory_used_bytes=value, pod_sm_ratio=value)
+    said = use(shared, "--service", "monitoring/prometheus:9090", "-n", "team-a", "-o", "json")
+    (row,) = json.loads(said.out)["rows"]
+    assert (said.status, row["gpu"], row["memoryBytes"], row["smRatio"]) == (DONE, 0, None, None)
+
+
+def test_each_device_is_shown_once_with_the_resource_that_it_is_held_as(shared: Desk) -> None:
+    mig = "nvidia.com/mig-1g.10gb"
+    both = {"name": "main", "resources": {"limits": {SHARED: "1", mig: "1"}}}
+    shared.server.lists[PODS] = [agent("agent-1", "gpu-1"), pod("team-a/two", "gpu-1", both)]
+    of = 'namespace="team-a",pod="two",gpu="0"'
+    shared.server.texts = {
+        AGENT: f'gpusharing_pod_memory_used_bytes{{{of},uuid="MIG-1"}} 7\n'
+        f'gpusharing_pod_slices{{{of},uuid="MIG-1",resource="{mig}"}} 1.0\n'
+        f'gpusharing_pod_slices{{{of},uuid="GPU-2",resource="{SHARED}"}} 1.0\n'
+        f'gpusharing_pod_memory_used_bytes{{{of},uuid="GPU-3"}} 9\n'
+    }
+    rows = json.loads(use(shared, "-o", "json").out)["rows"]
+    found = sorted((row["resource"], row["memoryBytes"] or 0) for row in rows)
+    assert found == [(SHARED, 0), (SHARED, 9), (mig, 7)]
+
+
+def test_the_csv_has_the_same_header_with_and_without_rows(shared: Desk) -> None:
+    header, row, *_ = use(shared, "-o", "csv").out.splitlines()
+    shared.server.lists[PODS] = []
+    assert use(shared, "-o", "csv").out == f"{header}\n"
+    assert header.count(",") == row.count(",") == 9
+
+
 def test_of_very_many_nodes_prometheus_is_asked_at_once(shared: Desk) -> None:
     for number in range(2, 103):
         shared.server.lists[NODES].append(node(f"gpu-{number}"))
@@ -202,7 +310,7 @@ def test_of_very_many_nodes_prometheus_is_asked_at_once(shared: Desk) -> None:
         ]
     known(shared, pod_slices="1", pod_memory_used_bytes=str(GIB))
     said = use(shared, "--service", "monitoring/prometheus:9090")
-    assert "because 102 agents are too many to query one by one" in " ".join(said.out.split())
+    assert "are too many (102) to be asked one by one" in " ".join(said.out.split())
     assert [call for call in shared.server.asked if "/pods/" in call] == []
 
 

@@ -12,7 +12,7 @@ from gpusharing.kube.agentpods import AGENT
 from gpusharing.kube.client import GPUNODES, NODES, PODS
 from gpusharing.kube.errors import first_of
 from gpusharing.kube.raw import part
-from gpusharing.usage.read.present import UsageNow, read_usage
+from gpusharing.usage.read.present import read_usage
 from gpusharing.usage.reckon.holdings import ENDED, Inventory, read_gpunode, read_pod, read_stock
 from gpusharing.usage.say.free import FreeReport, as_data, as_rows, describe
 
@@ -31,8 +31,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     inventory = await read_inventory(session, getattr(typed, "namespace", ""), typed.nodes)
     usage = None
     if typed.usage:
-        nodes = {pod.node for pod in inventory.subjects if pod.node}
-        usage = await read_usage(session, inventory.agents, nodes, typed.service) if nodes else UsageNow()
+        bound = {(pod.namespace, pod.name): pod.node for pod in inventory.subjects if pod.node}
+        usage = await read_usage(session, inventory.agents, bound, typed.service)
     report = FreeReport(inventory, by, session.now(), usage)
     terminal.answer(lambda: as_data(report), lambda paper: describe(report, paper), lambda: as_rows(report))
     return CHANGES if report.unknown else DONE

@@ -3,13 +3,14 @@ Prometheus."""
 
 import asyncio
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import Trouble, error_text
 from gpusharing.kube.client import JSON
-from gpusharing.kube.errors import Forbidden, KubeError, first_of
+from gpusharing.kube.errors import Forbidden, KubeError
 from gpusharing.kube.raw import entries, section, text, whole
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.usage.prometheus.client import prometheus_at
@@ -25,7 +26,7 @@ SLICES, MEMORY, SM = "gpusharing_pod_slices", "gpusharing_pod_memory_used_bytes"
 SIZE, SIMULATED = "gpusharing_device_memory_bytes", "gpusharing_agent_simulated"
 METRICS = (SLICES, MEMORY, SM, SIZE, SIMULATED)
 """Metrics of the agent (docs/reference/metrics.md)."""
-_SAMPLE = re.compile(rf"^({'|'.join(METRICS)})(?:{{(.*)}})? (\S+)$", re.MULTILINE)
+_SAMPLE = re.compile(rf"^({'|'.join(METRICS)})(?:{{(.*)}})? (\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 Sample = tuple[str, Mapping[str, str], float]
@@ -34,8 +35,8 @@ USED = ("gpu", "profile", "memoryBytes", "deviceMemoryBytes", "smRatio")
 """The columns about what a pod uses of a GPU or MIG device: the index of the GPU, the MIG profile, which is empty for a
 whole GPU, the bytes of memory that the pod uses, the memory of the device, and the share of the GPU's SM time that the
 pod used, from 0 to 1. Each is None if it is unknown, as the last one always is on a MIG device."""
-_COLUMN_OF = {SLICES: "", MEMORY: "memoryBytes", SM: "smRatio"}
-"""The column for the value of each metric of a pod; empty if only its labels are used."""
+_COLUMN_OF = {MEMORY: "memoryBytes", SM: "smRatio"}
+"""The column for the value of a metric of a pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class UsageNow:
     """What pods use, where that was read, and what is unknown."""
 
     by_pod: Mapping[Pod, Mapping[str, Row]] = field(default_factory=dict)
-    """The columns of USED by namespace and name of the pod, then by UUID of the device."""
+    """The columns of USED by namespace and name of the pod, then by UUID of the device. If the resource is known as
+    which the pod holds the device, it is there too, as `resource`."""
     notes: tuple[str, ...] = ()
     """Sentences about where the numbers are from."""
     unknown: tuple[str, ...] = ()
@@ -52,101 +54,124 @@ class UsageNow:
     """Names of the nodes whose GPUs are SIMULATED; empty strings if Prometheus does not name the node."""
 
 
-async def read_usage(session: Session, agents: Iterable[JSON], nodes: set[str], service: str) -> UsageNow:
-    """Return what pods on `nodes` use now. `agents` are the raw pods of our agent on all nodes. Those on `nodes` are
-    asked if there are at most MOST_ASKED of them and the user may. If there are none, or one is not asked or does
-    not answer, or they report no pods, Prometheus is queried instead, for all pods that it knows: the Service named
-    `service`, or the one that `cost` would find. Its answer replaces those of the agents, unless the query fails.
-    Raises no Trouble: what could not be read is in `unknown`."""
-    asked = [agent for agent in agents if text(agent, "spec", "nodeName") in nodes]
-    samples: list[Sample] = []
-    if not asked:
-        why = "no agent pod (gpusharing-agent) was found on the nodes of these pods"
-    elif len(asked) > MOST_ASKED:
-        why = f"{len(asked)} agents are too many to query one by one"
-    else:
-        samples, why = await _ask_agents(session, asked)
-    live = _fold(samples, ("memory and SM use are from the agents, read a moment ago",))
-    if live.by_pod and not why:
-        return live
-    why = why or "the agents report no pods"
+Reason = tuple[str, str]
+"""Why agents did not say what pods use: the words before and after the names of their nodes."""
+
+
+async def read_usage(
+    session: Session, agents: Iterable[JSON], bound: Mapping[Pod, str], service: str
+) -> UsageNow:
+    """Return what pods use now. `bound` maps the pods that hold GPUs to their nodes, and `agents` are the raw pods of
+    our agent on all nodes. Those on the nodes in `bound` are asked if there are at most MOST_ASKED of them. For the
+    pods on nodes without an agent that reports pods, Prometheus is queried: the Service named `service`, or the one
+    that `cost` would find. Raises no Trouble: what could not be read is in `unknown`."""
+    nodes = set(bound.values())
+    samples, silent = await _ask_agents(session, agents, nodes)
+    live = _fold(samples)
+    notes = ("memory and SM use are from the agents, read a moment ago",) if nodes - set(silent) else ()
+    if not silent:
+        return replace(live, notes=notes)
+    why = _explain(silent)
+    missing = f"memory and SM use{' of some pods' if live.by_pod else ''} are unknown: {why}"
     try:
         place = await find_place(session, service)
         async with prometheus_at(place) as prometheus:
             answer = await prometheus.instant(f'{{__name__=~"{"|".join(METRICS)}"}}', None)
     except Trouble as trouble:
-        some_pods = " of some pods" if live.by_pod else ""
-        missing = f"memory and SM use{some_pods} are unknown: {why}. Prometheus could not be used instead: {trouble}"
-        return replace(live, notes=(), unknown=(missing.rstrip("."),))
-    found = [(series.labels.get("__name__", ""), series.labels, series.value) for series in answer]
-    source = f"memory and SM use are from {place.where}, as last scraped, because {why}"
-    usage = _fold(found, (source, *filter(None, (place.remark,))))
-    if not usage.by_pod:
-        missing = f"memory and SM use are unknown: {place.where} has no {SLICES} series, and {why}"
-        return replace(usage, notes=(), unknown=(missing,))
-    return usage
+        missing = f"{missing}. Prometheus was not read instead: {trouble}".rstrip(".")
+        return replace(live, notes=notes, unknown=(missing,))
+    found = ((series.labels.get("__name__", ""), series.labels, series.value) for series in answer)
+    stored = _fold(sample for sample in found if _is_about(sample[1], bound, silent))
+    if stored.by_pod:
+        rest = " of the other pods" if notes else ""
+        source = f"memory and SM use{rest} are from {place.where}, as last scraped, because {why}"
+        notes = (*notes, source, *filter(None, (place.remark,)))
+    by_pod = {**stored.by_pod, **live.by_pod}
+    left = {node for pod, node in bound.items() if node in silent and pod not in by_pod}
+    some_pods = " of some pods" if by_pod else ""
+    lacks = f"{place.where} has no series {SLICES} of pods on {some(sorted(left))}"
+    missing = f"memory and SM use{some_pods} are unknown: {lacks}, and {why}"
+    simulated = tuple(sorted({*live.simulated, *stored.simulated}))
+    return UsageNow(by_pod, notes, (missing,) if left else (), simulated)
 
 
-async def _ask_agents(session: Session, agents: Sequence[JSON]) -> tuple[list[Sample], str]:
-    """Return the samples of the agents that answered, and why some did not; that is empty if all did. After the first
-    Forbidden, all open requests are canceled, and no samples are returned."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_ask_agent(session, agent)) for agent in agents]
-    except BaseExceptionGroup as errors:
-        error = first_of(errors)
-        if isinstance(error, Forbidden):
-            return [], f"you are not allowed to query the agents: {error_text(error)}"
-        raise error from None
+def _is_about(labels: Mapping[str, str], bound: Mapping[Pod, str], silent: Mapping[str, Reason]) -> bool:
+    """Whether a series is about a pod in `bound` on one of the nodes in `silent` or, if it names no pod, about such a
+    node. A series that names no node may be about any."""
+    pod, node = pod_of(labels), labels.get("node", "")
+    if pod is None:
+        return not node or node in silent
+    return bound.get(pod) in silent and node in ("", bound[pod])
+
+
+def _explain(silent: Mapping[str, Reason]) -> str:
+    """Return the reasons as clauses, at most three of them, each with the names of some of its nodes."""
+    nodes: dict[Reason, list[str]] = {}
+    for node, reason in sorted(silent.items()):
+        nodes.setdefault(reason, []).append(node)
+    return some([f"{before} {some(names)}{after}" for (before, after), names in nodes.items()])
+
+
+async def _ask_agents(
+    session: Session, agents: Iterable[JSON], nodes: set[str]
+) -> tuple[list[Sample], dict[str, Reason]]:
+    """Return the samples of the agents on `nodes`, and why there are none about pods for some of these nodes. If there
+    are more than MOST_ASKED agents, none is asked."""
+    asked = [agent for agent in agents if text(agent, "spec", "nodeName") in nodes]
+    silent: dict[str, Reason] = dict.fromkeys(
+        nodes, ("no pod of the agent (gpusharing-agent) was seen on", "")
+    )
+    if len(asked) > MOST_ASKED:
+        return [], dict.fromkeys(
+            nodes, ("the agents on", f" are too many ({len(asked)}) to be asked one by one")
+        )
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_ask_agent(session, agent)) for agent in asked]
     answers = [task.result() for task in tasks]
+    silent |= {node: reason for node, _, reason in answers}
     samples = [sample for _, page, _ in answers for sample in page]
-    silent = sorted((node, why) for node, _, why in answers if why)
-    if not silent:
-        return samples, ""
-    return samples, f"the agent on {some([node for node, _ in silent])} did not respond: {silent[0][1]}"
+    seen = {labels["node"] for name, labels, _ in samples if name == SLICES}
+    return samples, {node: reason for node, reason in silent.items() if node not in seen}
 
 
-async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Sample], str]:
-    """Return the node of an agent, its samples, and why it did not answer, which is empty if it did. `agent` is its raw
-    pod. Raises Forbidden if the user may not ask it."""
+async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Sample], Reason]:
+    """Return the node of an agent, its samples, and the reason if they are about no pod. `agent` is its raw pod."""
     node, place = text(agent, "spec", "nodeName"), section(agent, "metadata")
     ports = [port for one in entries(agent, "spec", "containers") for port in entries(one, "ports")]
     port = next((whole(port, "containerPort") for port in ports if text(port, "name") == "metrics"), PORT)
     try:
         page = await session.client.scrape(text(place, "namespace"), text(place, "name"), port)
-    except Forbidden:
-        raise
+    except Forbidden as error:
+        return node, [], ("you may not ask the agent on", f": {error_text(error)}")
     except KubeError as error:
-        return node, [], error_text(error)
-    return node, list(parse_page(page, node)), ""
+        return node, [], ("the agent on", f" did not answer: {error_text(error)}")
+    return node, list(parse_page(page, node)), ("the agent on", " reports no pods")
 
 
 def parse_page(page: str, node: str) -> Iterator[Sample]:
-    """Yield the samples of METRICS in the metrics page of the agent on `node`, each with the label `node`. Raises
-    ValueError if a value is not a number."""
+    """Yield the samples of METRICS in the metrics page of the agent on `node`, each with the label `node`. A sample
+    whose value is not a number is left out."""
     for name, labels, value in _SAMPLE.findall(page):
         yield name, {**dict(_LABEL.findall(labels)), "node": node}, float(value)
 
 
-def _fold(samples: Iterable[Sample], notes: tuple[str, ...]) -> UsageNow:
-    """Return the use of each pod on each device, and which nodes are SIMULATED. Samples of other metrics are ignored.
-    Raises ValueError or OverflowError if a value in bytes is NaN or infinite."""
-    kept = list(samples)
+def _fold(samples: Iterable[Sample]) -> UsageNow:
+    """Return the use of each pod on each device, and which nodes are SIMULATED. Samples of other metrics are ignored,
+    and those whose value is negative, NaN or infinite."""
+    kept = [sample for sample in samples if 0 <= sample[2] < inf]
     sizes = {labels.get("uuid", ""): int(value) for name, labels, value in kept if name == SIZE}
     by_pod: dict[Pod, dict[str, Row]] = {}
     for name, labels, value in kept:
-        pod = pod_of(labels) if name in _COLUMN_OF else None
-        if pod is not None:
-            use = by_pod.setdefault(pod, {}).setdefault(labels.get("uuid", ""), _device(labels, sizes))
-            use |= _measured(name, value)
+        pod = pod_of(labels) if name in (SLICES, *_COLUMN_OF) else None
+        if pod is None:
+            continue
+        use = by_pod.setdefault(pod, {}).setdefault(labels.get("uuid", ""), _device(labels, sizes))
+        if column := _COLUMN_OF.get(name):
+            use[column] = value if name == SM else int(value)
+        elif resource := labels.get("resource"):
+            use["resource"] = resource
     simulated = {labels.get("node", "") for name, labels, value in kept if name == SIMULATED and value}
-    return UsageNow(by_pod, notes, simulated=tuple(sorted(simulated)))
-
-
-def _measured(name: str, value: float) -> Row:
-    """Return the column of USED for a sample of a pod; empty if its value is not shown."""
-    column = _COLUMN_OF[name]
-    return {column: value if name == SM else int(value)} if column else {}
+    return UsageNow(by_pod, simulated=tuple(sorted(simulated)))
 
 
 def _device(labels: Mapping[str, str], sizes: Mapping[str, float]) -> Row:

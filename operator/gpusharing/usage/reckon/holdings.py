@@ -10,10 +10,12 @@ from typing import Any
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
+from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.podrequests import pod_requests
 from gpusharing.kube.quantity import gpu_counts
 from gpusharing.kube.raw import entries, has_condition, part, section, text, texts
 from gpusharing.kube.taints import KEEPS_OUT, TRANSIENT_TAINTS, taint_text
+from gpusharing.planning.drain.holders import gpu_groups, is_reservation
 from gpusharing.planning.gpus.capacity import remaining
 
 NO_POLICY = "no policy"
@@ -75,6 +77,8 @@ class GPUPod:
     """When the pod was created, as the API server writes it."""
     message: str
     """The scheduler's message about a pod that waits; empty if there is none."""
+    reserves: bool
+    """Whether KAI-Scheduler reserves a GPU with this pod for other pods, which request fractions of it."""
 
     @property
     def ref(self) -> str:
@@ -186,7 +190,8 @@ def read_pod(raw: JSON) -> GPUPod | None:
     conditions = () if node else entries(raw, "status", "conditions")
     message = next((text(row, "message") for row in conditions if row.get("type") == "PodScheduled"), "")
     namespace, name, created = (text(metadata, key) for key in ("namespace", "name", "creationTimestamp"))
-    return GPUPod(namespace, name, node, requests, created, message)
+    of_kai = gpu_groups(texts(metadata.get("labels"))) and is_reservation(pod_view(raw, {}))
+    return GPUPod(namespace, name, node, requests, created, message, bool(of_kai))
 
 
 Share = tuple[int | None, int | None, int | None, int | None]
@@ -236,15 +241,20 @@ def _if(known: bool, number: int) -> int | None:
 
 
 def count_rows(inventory: Inventory, by: str) -> list[Row]:
-    """Return the rows of an answer, sorted by what they are about and by resource. `by` is a key of COLUMNS. The column
-    `others` is left out unless the answer is about one namespace."""
+    """Return the rows of an answer, with the columns of `columns_of`, sorted by what they are about and by resource."""
     rows: dict[tuple[str, str], Row] = {}
     if by in ("resource", "node", "policy"):
         _count_nodes(inventory, by, rows)
     if by in ("resource", "namespace", "pod"):
         _count_pods(inventory.subjects, by, rows)
-    columns = [name for name in COLUMNS[by] if inventory.namespace or name != "others"]
+    columns = columns_of(inventory, by)
     return [{name: row[name] for name in columns} for _, row in sorted(rows.items())]
+
+
+def columns_of(inventory: Inventory, by: str) -> tuple[str, ...]:
+    """Return the columns of an answer. `by` is a key of COLUMNS. The column `others` is left out unless the answer is
+    about one namespace."""
+    return tuple(name for name in COLUMNS[by] if inventory.namespace or name != "others")
 
 
 def _row(rows: dict[tuple[str, str], Row], by: str, resource: str, words: Mapping[str, str]) -> Row:

@@ -18,9 +18,17 @@ from gpusharing.cli.shell.drawing import (
     prose,
     table,
 )
-from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.read.present import USED, UsageNow
-from gpusharing.usage.reckon.holdings import COLUMNS, NUMBERS, GPUPod, Inventory, Row, count_rows, share_nodes
+from gpusharing.usage.reckon.holdings import (
+    NUMBERS,
+    GPUPod,
+    Inventory,
+    Row,
+    columns_of,
+    count_rows,
+    share_nodes,
+)
 from gpusharing.usage.say.cost import describe_doubts
 
 MOST = 20
@@ -100,18 +108,35 @@ class FreeReport:
             notes.append(
                 f"{counted(claims, 'pod')} {have} ResourceClaims, whose devices are not counted here"
             )
+        pods = self.inventory.pods
+        if kept := sorted(pod.ref for pod in pods if pod.reserves and self.inventory.counts(pod)):
+            notes.append(
+                f"with {some(kept)}, KAI-Scheduler reserves GPUs for pods that request fractions, which may be in other"
+                " namespaces; the GPUs count as held by the reservation, and the fractions are not counted here"
+            )
         return notes + ([] if self.usage is None else list(self.usage.notes))
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the rows, which are the same without any rows."""
+        return (*columns_of(self.inventory, self.by), *(() if self.usage is None else USED))
+
     def rows(self) -> list[Row]:
-        """Return the rows. With --usage, each row of a pod is repeated for every device that the usage has for this
-        pod, with what the pod uses there. It occurs once, with None in these columns, if there is no such device or
-        the pod has no node. The rows are then sorted by node, GPU, device and pod."""
+        """Return the rows. With --usage, the row of a pod and a resource is repeated for every device that the pod
+        holds as this resource, with what the pod uses there. A device whose resource is unknown is in the first row
+        of the pod. A row without a device occurs once, with None in these columns. The rows are then sorted by
+        node, GPU, device and pod."""
         rows, pairs = count_rows(self.inventory, self.by), []
         if self.usage is None:
             return rows
+        left = {"/".join(pod): dict(devices) for pod, devices in self.usage.by_pod.items()}
         for row in rows:
-            namespace, _, name = row["pod"].partition("/")
-            devices = self.usage.by_pod.get((namespace, name), {}) if row["node"] else {}
+            known = left.get(row["pod"], {}) if row["node"] else {}
+            devices = {
+                uuid: known.pop(uuid)
+                for uuid, use in list(known.items())
+                if use.get("resource", row["resource"]) == row["resource"]
+            }
             for uuid, use in (devices or {"": dict.fromkeys(USED)}).items():
                 pairs.append(((row["node"], use["gpu"] or 0, uuid, row["pod"]), row | use))
         return [row for _, row in sorted(pairs, key=lambda pair: pair[0])]
@@ -124,19 +149,29 @@ def describe(report: FreeReport, paper: Paper) -> list[Line]:
     lines, rows = describe_simulated(report.simulated, paper), report.rows()
     columns = [
         Column(TITLES.get(name, name.upper()), DROPS.get(name, 0), name in NUMBERS or name in USED)
-        for name in next(iter(rows), ())
+        for name in report.columns
     ]
     cells = [[_cell(name, value, row) for name, value in row.items()] for row in rows]
     if rows:
         lines += table(columns, cells, paper)
     else:
-        lines += prose("No node advertises a GPU resource, and no pod requests one.", paper)
+        lines += prose(_nothing(report), paper)
     if report.by != "node":
         closed = [(stock.name, stock.closed, _counts(unused)) for stock, unused in report.inventory.closed]
         lines += _listed(("CLOSED NODE", "STATE", "NOT COUNTED AS FREE"), closed, paper)
     lines += _waiting_lines(report, paper)
     notes, unknown = report.notes, report.unknown
     return [*lines, *([BLANK] if notes or unknown else []), *describe_doubts(notes, unknown, paper)]
+
+
+def _nothing(report: FreeReport) -> str:
+    """Return the sentence for an answer without rows: that no node has GPU resources, that no pod requests any, or
+    both, whichever the rows would be about."""
+    nodes = f"node{' with these labels' * report.inventory.chosen} advertises a GPU resource"
+    pods = f"pod{f' in namespace {report.inventory.namespace}' * bool(report.inventory.namespace)} requests"
+    if report.by in ("namespace", "pod"):
+        return f"No {pods} a GPU resource{' of these nodes' * report.inventory.chosen}."
+    return f"No {nodes}, and no {pods} one." if report.by == "resource" else f"No {nodes}."
 
 
 def _waiting_lines(report: FreeReport, paper: Paper) -> list[Line]:
@@ -207,8 +242,6 @@ def as_data(report: FreeReport) -> dict[str, Any]:
 
 
 def as_rows(report: FreeReport) -> Iterator[Sequence[object]]:
-    """Yield the header and then the rows of the CSV. The values are those of the data, and None if they are unknown.
-    Without rows, the header has the columns of COLUMNS."""
-    rows = report.rows()
-    yield tuple(next(iter(rows), COLUMNS[report.by]))
-    yield from (tuple(row.values()) for row in rows)
+    """Yield the header and then the rows of the CSV. The values are those of the data, and None if they are unknown."""
+    yield report.columns
+    yield from (tuple(row.values()) for row in report.rows())
