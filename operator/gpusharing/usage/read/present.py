@@ -166,12 +166,16 @@ def _fold(samples: Iterable[Sample]) -> UsageNow:
         if pod is None:
             continue
         use = by_pod.setdefault(pod, {}).setdefault(labels.get("uuid", ""), _device(labels, sizes))
-        if column := _COLUMN_OF.get(name):
-            use[column] = value if name == SM else int(value)
-        elif resource := labels.get("resource"):
-            use["resource"] = resource
+        use |= _measured(name, labels, value)
     simulated = {labels.get("node", "") for name, labels, value in kept if name == SIMULATED and value}
     return UsageNow(by_pod, simulated=tuple(sorted(simulated)))
+
+
+def _measured(name: str, labels: Mapping[str, str], value: float) -> Row:
+    """Return what one sample of a pod adds to its device: a column of USED, or the resource; empty if it names none."""
+    if name in _COLUMN_OF:
+        return {_COLUMN_OF[name]: value if name == SM else int(value)}
+    return {"resource": labels["resource"]} if labels.get("resource") else {}
 
 
 def _device(labels: Mapping[str, str], sizes: Mapping[str, float]) -> Row:
