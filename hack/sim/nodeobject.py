@@ -83,8 +83,8 @@ class NodeObject:
         and log the numbers. A resource that is no longer advertised stays, with 0. Makes no call if nothing
         changes.
 
-        `plugin` says whether the device plugin is registered. If it is not, `counts` must be empty: allocatable drops
-        to 0, and capacity keeps its value.
+        `plugin` says whether the device plugin is registered. If it is not, `counts` must have no entries:
+        allocatable drops to 0, and capacity keeps its value.
         """
         status = self.raw.get("status") or {}
         capacity, allocatable = status.get("capacity") or {}, status.get("allocatable") or {}

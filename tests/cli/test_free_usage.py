@@ -255,7 +255,7 @@ def test_different_reasons_are_all_given(shared: Desk) -> None:
     shared.server.lists[SERVICES] = []
     text = " ".join(use(shared).out.split())
     assert "you may not ask the agent on gpu-1: not allowed" in text
-    assert "the agent on gpu-2 did not answer" in text
+    assert "the agent on gpu-2 did not respond" in text
 
 
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "1e999", "-1", "many"])

@@ -33,7 +33,7 @@ async def test_a_mode_that_a_virtual_machine_may_not_switch_is_told_before_and_n
         await scene.phase("gpu-1", "Failed")
         await asyncio.sleep(300)
         failed = scene.transition("gpu-1")
-    assert "the MIG mode of gpu-1 may stay pending" in planned.out
+    assert "a MIG mode change on gpu-1 may stay pending" in planned.out
     assert SETTING in planned.out
     assert "disruption class Reset" in planned.out
     assert SETTING in failed["message"]

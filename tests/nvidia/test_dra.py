@@ -1,6 +1,7 @@
 """NVIDIA's real DRA driver on the SIMULATED library and a real API server: what it publishes of static partitions."""
 
 import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -92,9 +93,11 @@ class DraNode:
 
 
 @pytest.fixture
-def node(plane: ControlPlane, tmp_path: Path) -> DraNode:
-    """A node whose kubelet plugin does not run yet."""
-    return DraNode(plane, tmp_path)
+def node(plane: ControlPlane) -> Iterator[DraNode]:
+    """A node whose kubelet plugin does not run yet. Its folder has a short name, because the path of a Unix socket has
+    at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="gpusharing-") as folder:
+        yield DraNode(plane, Path(folder))
 
 
 def test_partitions_are_published_at_the_start_of_the_kubelet_plugin_only(node: DraNode) -> None:

@@ -97,7 +97,7 @@ def test_by_policy_each_pool_has_its_own_idle_time() -> None:
     "counted", [{held("a"): -1}, {held("a", price=Price(Fraction(-1), "USD", "policy")): HOUR}]
 )
 def test_neither_time_nor_price_is_below_0(counted: dict[Cell, int]) -> None:
-    with pytest.raises(ValueError, match="below 0"):
+    with pytest.raises(ValueError, match="neither time nor price may be negative"):
         make_bill(counted)
 
 

@@ -78,7 +78,7 @@ async def read_usage(
         async with prometheus_at(place) as prometheus:
             answer = await prometheus.instant(f'{{__name__=~"{"|".join(METRICS)}"}}', None)
     except Trouble as trouble:
-        missing = f"{missing}. Prometheus was not read instead: {trouble}".rstrip(".")
+        missing = f"{missing}. Prometheus could not be used instead: {trouble}".rstrip(".")
         return replace(live, notes=notes, unknown=(missing,))
     found = ((series.labels.get("__name__", ""), series.labels, series.value) for series in answer)
     stored = _fold(sample for sample in found if _is_about(sample[1], bound, silent))
@@ -144,7 +144,7 @@ async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Sample], 
     except Forbidden as error:
         return node, [], ("you may not ask the agent on", f": {error_text(error)}")
     except KubeError as error:
-        return node, [], ("the agent on", f" did not answer: {error_text(error)}")
+        return node, [], ("the agent on", f" did not respond: {error_text(error)}")
     return node, list(parse_page(page, node)), ("the agent on", " reports no pods")
 
 
