@@ -266,7 +266,7 @@ def wait_ready(api: Api, policy: str, seconds: float = 120.0) -> None:
     policy does not exist."""
 
     def ready() -> bool:
-        """Whether the condition Ready of the present generation is True."""
+        """Whether the Ready condition is True for the current generation."""
         raw = api.get(f"/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/{policy}")
         return any(
             row["type"] == "Ready"

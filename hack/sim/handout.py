@@ -99,8 +99,8 @@ def advertised_ids(gpus: Sequence[GPU], allocatable: Mapping[str, int]) -> dict[
     """Return the device ids that the plugin advertises for the numbers in `allocatable`, by resource name. Replicas of
     one device are as far apart in the list as possible.
 
-    A resource is left out if it has no devices, or if its number is 0 or not a multiple of theirs: its layout is then
-    being changed, and the kubelet reports healthy devices only.
+    A resource is left out if it has no devices, or if its number is 0 or not a multiple of the number of its devices:
+    its layout is then being changed, and the kubelet reports healthy devices only.
     """
     advertised: dict[str, list[str]] = {}
     for resource, wanted in allocatable.items():

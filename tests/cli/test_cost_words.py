@@ -67,7 +67,7 @@ def test_a_day_begins_at_midnight_in_utc() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--until", "yesterday"), "use a day or a time, for example 2026-11-01"),
+        (("--until", "yesterday"), "use a date or a timestamp, for example 2026-11-01"),
         (("--until", "2999-01-01"), "is in the future"),
         (("--currency", "dollar"), "use three capital letters, for example USD"),
         (("--by", "a b"), "use namespace, policy, or a namespace label, for example team"),

@@ -117,7 +117,7 @@ def test_each_phase_of_a_change_has_a_letter_and_no_letter_is_a_glyph_of_a_state
 
 def test_of_many_nodes_the_first_are_drawn() -> None:
     nodes = [{**DRAINS, "metadata": {"name": f"n-{number:02}"}} for number in range(25)]
-    assert "and 5 more nodes; -o wide draws all" in shown(*nodes)
+    assert "and 5 more nodes; -o wide shows them all" in shown(*nodes)
     assert "n-24" in shown(*nodes, paper=Paper(80, wide=True))
 
 

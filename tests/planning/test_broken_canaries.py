@@ -156,7 +156,7 @@ def test_the_others_name_a_canary_that_no_clock_ends_and_say_who_does_where_it(
     assert found.message == (
         f"waiting for the canary of 1 node (spec.rollout.canary) to be proven{why}"
         if nodes == 1
-        else f"the canary of 2 nodes (spec.rollout.canary) starts before this node{why}"
+        else f"the canary of 2 nodes (spec.rollout.canary) goes before this node{why}"
     )
 
 

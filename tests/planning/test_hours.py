@@ -150,7 +150,9 @@ def test_where_blackouts_leave_too_little_of_windows_that_are_long_enough_the_bl
     found = hours(at(12), **rollout)
     assert reason(found) is Reason.WINDOW_TOO_SHORT
     assert found.closed is not None
-    assert "needs 30m of its window (drain.timeout plus the duration of the slowest" in found.closed.message
+    assert (
+        "needs 30m left in its window (drain.timeout plus the duration of the slowest" in found.closed.message
+    )
     assert f"spec.rollout.blackouts {left}" in found.closed.message
     assert found.closed.message.endswith("shorten or remove a blackout")
     assert (found.closed.until, found.change) == (None, None)

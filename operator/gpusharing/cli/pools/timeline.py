@@ -101,8 +101,8 @@ def _last_change(node: NodeStatus, now: datetime) -> tuple[Stretch, ...]:
 
 
 def _moving(change: Sequence[Stretch]) -> tuple[datetime, datetime] | None:
-    """Return when the first phase began in which the node was being changed, and when the last such phase ended; that
-    is now if the node is still in it. Return None if `change` has no such phase."""
+    """Return the start of the first phase in which the node was being changed, and the end of the last such phase,
+    which is the current time if that phase has not ended. Return None if `change` has no such phase."""
     moving = [one for one in change if one.moves]
     return (moving[0].begin, moving[-1].end) if moving else None
 
@@ -155,7 +155,7 @@ def busiest(track: Track, begin: datetime, end: datetime) -> Stretch | None:
 
 
 MOST = 20
-"""How many nodes are drawn; -o wide draws all."""
+"""How many nodes are drawn; -o wide shows them all."""
 CELLS = 48
 """The number of cells in a line, if there is room."""
 FEWEST = 8
@@ -197,7 +197,7 @@ def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Lin
         row: list[str | Span] = ["  ", shorten(track.node, name).ljust(name), "  ", *drawn]
         lines.append(line(*row, "  ", Span(ends[track.node], Ink.FAINT)) if tail else line(*row))
     if (more := len(timeline.tracks) - len(tracks)) > 0:
-        lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide draws all", Ink.FAINT)))
+        lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide shows them all", Ink.FAINT)))
     return [*lines, *prose(_legend(tracks, paper), paper, indent="  ", ink=Ink.FAINT)]
 
 

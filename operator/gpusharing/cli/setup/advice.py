@@ -171,8 +171,8 @@ def _doubt(answers: AdviceAnswers) -> str:
     if answers.gpu_operator:
         return (
             f"Whether a label can switch MPS on with GPU Operator {answers.gpu_operator} is unknown: v26.7.0 is the"
-            " newest release that was examined, and the main branch has been correct since 2026-09-30. Read the"
-            f" installed DaemonSet (kubectl gpusharing advise -n NAMESPACE). If no label can, {otherwise}"
+            " newest release that was examined, and its main branch has handled this correctly since 2026-09-30. Read"
+            f" the installed DaemonSet (kubectl gpusharing advise -n NAMESPACE). If no label can, {otherwise}"
         )
     return (
         "With an unmodified GPU Operator from v25.10.2 up to at least v26.7.0, no label can switch MPS on, and"

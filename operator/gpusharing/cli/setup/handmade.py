@@ -163,9 +163,9 @@ def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) ->
 
 
 def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
-    """Return the objection to MIG instances on a node without the MIG label, which nos or a person created without
-    mig-manager. It says which label to set; if no well-known name fits, it says to set the name of an entry with
-    this layout. `gpus` must not be empty."""
+    """Return the objection to MIG instances on a node without the MIG label, which were created without mig-manager:
+    by the program `nos` or by hand. It says which label to set; if no well-known name fits, it says to set the name
+    of an entry with this layout. `gpus` must not be empty."""
     layouts = tuple(gpu.layout for gpu in gpus)
     known = (name for name in generated_layouts(gpus[0].profiles) if well_known(gpus, name) == layouts)
     label = f"kubectl label node {node.name} {names.LABEL_MIG_CONFIG}="

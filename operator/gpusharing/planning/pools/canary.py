@@ -232,7 +232,7 @@ def wait_for_canaries(pooled: Pooled) -> Finding:
     canary, policy, revision = pooled.spec.rollout.canary, pooled.policy, find_revision(pooled.policy)
     nodes = counted(canary.nodes if canary is not None else 0, "node")
     begun = _find_begun(pooled.members, policy, revision)
-    return _unproven(f"the canary of {nodes} (spec.rollout.canary) starts before this node", begun)
+    return _unproven(f"the canary of {nodes} (spec.rollout.canary) goes before this node", begun)
 
 
 def find_note(pooled: Pooled) -> str:

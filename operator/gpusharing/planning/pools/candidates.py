@@ -184,8 +184,8 @@ def find_cost(case: NodeCase, pods: int) -> int:
 
 
 def find_candidate(case: NodeCase, policy: PolicyView, ledger: Ledger, *, follows: bool = False) -> Candidate:
-    """Return the candidate with the blockers that its pods show, or with its last look for this same change if its
-    pods were not listed in this pass.
+    """Return the candidate with the blockers that its pods show. If its pods were not listed in this pass, the
+    candidate has the result of the last look at them for the same change instead.
 
     `case` may come from an earlier pass, so its time is set to the time of this pass. It must have a target.
     `follows`: other nodes of its gang have started without it.

@@ -203,7 +203,7 @@ def _blacked_out(needed: timedelta, longest: timedelta) -> str:
 def _needs(needed: timedelta) -> str:
     """Return the clause that says how much of its window a change needs."""
     slowest = f"the duration of the slowest of the last {RECENT} changes"
-    return f"a change needs {_text(needed)} of its window (drain.timeout plus {slowest})"
+    return f"a change needs {_text(needed)} left in its window (drain.timeout plus {slowest})"
 
 
 def _text(length: timedelta) -> str:

@@ -212,10 +212,11 @@ def _gathering(candidate: Candidate, size: int) -> Verdict:
 
 
 def _start(free: Sequence[Candidate], wave: Sequence[Candidate], ledger: Ledger, chosen: Selection) -> None:
-    """Start the `free` nodes of a wave, whose pods must have been listed in this pass, and put their verdicts into
-    `chosen`. Their fences record the id of the wave, which is left out if only one node starts and resumes no wave.
-    They also record up to MAX_MATES other nodes of the wave as left behind. The evictions are added to
-    `ledger.crowd` without a check, because within a wave the server decides which pod leaves first under a budget."""
+    """Start the `free` nodes of a wave and put their verdicts into `chosen`. The pods of each of these nodes must have
+    been listed in this pass. The fences record the id of the wave, unless only one node starts and it does not
+    resume an earlier wave. They also record up to MAX_MATES other nodes of the wave as left behind. The evictions
+    are added to `ledger.crowd` without a check, because within a wave the server decides which pod leaves first
+    under a budget."""
     first, going, names = free[0], _names(free), [candidate.case.node.name for candidate in wave]
     left = tuple(name for name in names if name not in going)[:MAX_MATES]
     begun = next(filter(None, (ledger.resumed_wave(candidate.case) for candidate in free)), "")

@@ -121,9 +121,9 @@ def correct(view: InstallationView, policy: ClusterPolicyView, patch: Fields, *,
 
 
 def find_agent_symptoms(view: InstallationView) -> Symptoms:
-    """Yield a symptom for everything that keeps the agents from running or from reading GPUs, for device plugins that
-    must not run on their nodes, and if no Node matches their node selector. If Nodes or pods could not be read,
-    only a missing DaemonSet is reported. If DaemonSets could not be read, nothing is reported."""
+    """Yield a symptom for everything that keeps the agents from running or from reading GPUs, for each device plugin
+    that must not run on the agents' nodes, and for an agents' node selector that matches no Node. If Nodes or pods
+    could not be read, only a missing DaemonSet is reported. If DaemonSets could not be read, nothing is reported."""
     agents = view.agents
     if agents is None and "daemonsets.apps" not in view.unread:
         message = f"there is no DaemonSet gpusharing-agent in namespace {view.place.agent_namespace}"

@@ -16,9 +16,9 @@ def holds_our_cordon(case: FencedCase) -> bool:
 
 
 def may_uncordon(case: FencedCase) -> bool:
-    """Whether the release may lift the cordon (docs/design/drain.md#rule-5). The cordon must be ours alone, no person
-    may have asked for it to stay, and nobody else may be working on the node. False also while the Node object is
-    being deleted. Others whose work only waits for its turn do not count; they cordon the node themselves when they
+    """Whether the release may lift the cordon (docs/design/drain.md#rule-5). The cordon must be ours alone, nobody may
+    have asked to keep it, and nobody else may be working on the node. False also while the Node object is being
+    deleted. Others that are merely waiting their turn do not count; they cordon the node themselves when they
     begin."""
     node = case.node
     return holds_our_cordon(case) and not node.hold_cordon and not node.foreign_works and not node.deleting

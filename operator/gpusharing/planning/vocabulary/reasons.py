@@ -574,7 +574,7 @@ class Reason(Worded):
         "Read status.failures. When the cause is fixed, set gpusharing.dev/retry on the Node to a new value.")
     BLOCKED = (("Blocked", "Stalled", _PERSON, "node"),
         "Every node that still has to change is blocked; kubectl get gpunodes shows what blocks each of them.",
-        "Remove what blocks the nodes; the message of each node says what to do.")
+        "Remove what blocks the nodes; each node's message says what to do.")
     NO_PROGRESS = (("NoProgress", "Stalled", _PERSON, "operator"),
         "In pass after pass, the planner lists the pods on nodes that could start a change, but it never starts a"
         " change on any of them.",

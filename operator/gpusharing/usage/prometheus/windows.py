@@ -46,7 +46,7 @@ def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, floa
         until = from_rfc3339(f"{typed.until}T00:00:00Z" if len(typed.until) == 10 else typed.until)
         if until is None:
             raise Trouble(
-                f"--until {typed.until}: use a day or a time, for example 2026-11-01 or 2026-11-01T06:00:00Z"
+                f"--until {typed.until}: use a date or a timestamp, for example 2026-11-01 or 2026-11-01T06:00:00Z"
             )
         end = until.timestamp()
         if now and end > now + 60:

@@ -306,9 +306,8 @@ def _lacking(
             most = sorted(off, key=lambda node: (-off[node], node))
             yield (
                 f"the allocated, idle, stranded and transition time of {_pool(policy)} on"
-                f" {some([node or 'a node' for node in most if off[node] > 0])} differs by"
-                f" {sum(off.values()) / 3600:,.1f} GPU-hours from the time for which the GPUs there were metered:"
-                f" {lacks}"
+                f" {some([node or 'a node' for node in most if off[node] > 0])} differs from the"
+                f" metered time of the GPUs there by {sum(off.values()) / 3600:,.1f} GPU-hours: {lacks}"
             )
 
 

@@ -132,8 +132,9 @@ def _find_missing(case: ActuatorCase, goal: Target, again: bool) -> str:
 
 def _write(case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool) -> Writing:
     """Return what a run to `goal` writes: the labels that change, the UIDs of the mig-manager pod and the MPS daemon
-    pod that must be deleted, and GFD's present start time. Unless the device plugin's entry changes, there is no
-    UID of an MPS daemon, and the start time is empty for a first run and the fence's for a repeated one."""
+    pod that must be deleted, and GFD's present start time. If the device plugin's entry does not change, the UID of
+    the MPS daemon's pod is empty; the start time is then empty for a first run, and taken from the fence for a
+    repeated one."""
     node = case.node
     present_key = node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     plugin_changes = find_entry(present_key, case.stack) != find_entry(goal.plugin_key, case.stack)
