@@ -116,7 +116,7 @@ def test_a_user_of_a_namespace_gets_their_own_pods_and_why_the_rest_is_unknown(
     assert "what is allocatable and free is unknown, because you lack a permission in" in words(said)
     assert "only the pods of namespace default are counted (-n NAME chooses another namespace)" in words(said)
     assert 'cannot list resource "pods" in API group "" at the cluster scope' in words(said)
-    assert "memory and SM use are unknown: no agent pod" in words(said)
+    assert "memory and SM use are unknown: no pod of the agent" in words(said)
     asked = product.requests(since, "system:serviceaccount:default:tenant")
     assert {request.verb for request in asked} == {"list"}
 
