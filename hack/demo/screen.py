@@ -83,9 +83,9 @@ class Screen:
 
 
 def last_column(header: str) -> int:
-    """Return the offset at which the last column of a table with this header line begins, or 4 if the line is not a
-    header. A header is all in upper case, and the gap of three spaces before its last column begins in the first
-    two thirds of the screen."""
+    """Return the offset at which the last column of a table with this header line begins. Return 4 if the line is not
+    all in upper case, has no gap of three spaces, or has its last such gap in the last third of the screen; earlier
+    gaps do not count."""
     gap = header.rstrip().rfind("   ")
     return gap + 3 if header.isupper() and 0 < gap < WIDTH * 2 // 3 else 4
 

@@ -41,7 +41,8 @@ class MpsDaemon(Configured):
         self._wake = asyncio.Event()
 
     def set_pod(self, uid: str) -> None:
-        """Set the UID of the daemon's pod that runs on the node now; empty if there is none or it is terminating."""
+        """Set the UID of the daemon's pod that runs on the node now; empty if there is none or it is terminating. This
+        call only wakes `run`, which stops and starts the daemon."""
         if uid != self._wanted:
             self._wanted = uid
             self._wake.set()

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER
 from tests.build import NOW
 from tests.planning.test_deviceclasses import plan
 
 from gpusharing.controller.sharedwrites import SharedWrites
 from gpusharing.kube.client import DEVICE_CLASSES, JSON
 from gpusharing.kube.deviceclasses import device_class, device_class_view
-from gpusharing.kube.errors import AlreadyExists, Conflict
+from gpusharing.kube.errors import AlreadyExists, Conflict, Invalid
 from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.planning.snapshot.actions import WriteClasses
 from gpusharing.planning.snapshot.draviews import DeviceClassView
@@ -88,6 +89,16 @@ async def test_what_changed_or_came_since_it_was_read_is_left_to_the_next_pass()
     with pytest.raises(Conflict):
         await writer(cluster).write_classes(WriteClasses(remove=(replace(before, uid="another"),)))
     assert set(present(cluster)) == {SMALL.name}
+
+
+async def test_a_class_that_is_refused_for_ever_keeps_no_other_from_being_written() -> None:
+    cluster = FakeCluster()
+    await carry_out(cluster, "4g.40gb")
+    refused = wanted_class("3g.40gb")
+    cluster.faults.fail("create", DEVICE_CLASSES, Invalid("a webhook"), name=refused.name, times=EVER)
+    with pytest.raises(Invalid, match="a webhook"):
+        await carry_out(cluster, "1g.10gb", "3g.40gb", "7g.80gb")
+    assert set(present(cluster)) == {SMALL.name, wanted_class("7g.80gb").name}
 
 
 async def test_a_class_that_is_gone_already_counts_as_removed() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import pytest
 import yaml
 from hack.cluster.api import Object
 from hack.cluster.controlplane import ControlPlane
+from hack.cluster.process import wait_until
 from hack.nvidia.dradriver import kubelet_plugin
 from hack.nvidia.sandbox import Sandbox
 from hack.nvmlsim.simulator import Simulator
@@ -85,11 +85,10 @@ class DraNode:
 
     def wait_published(self, *layouts: Layout | None) -> None:
         """Wait until these layouts are published."""
-        deadline = time.monotonic() + SECONDS
-        while (found := self.published()) != list(layouts):
-            log = self._plugin.log.read_text()[-2000:]
-            assert time.monotonic() < deadline, f"{found} is published: {log}"
-            time.sleep(0.1)
+        try:
+            wait_until(lambda: self.published() == list(layouts), SECONDS, "the layouts to be published")
+        except TimeoutError:
+            pytest.fail(f"{self.published()} is published: {self._plugin.log.read_text()[-2000:]}")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 import structlog
 
@@ -23,7 +24,7 @@ from gpusharing.kube.client import (
     KubeClient,
 )
 from gpusharing.kube.deviceclasses import class_spec, device_class
-from gpusharing.kube.errors import Conflict, Invalid, NotFound
+from gpusharing.kube.errors import Conflict, Invalid, KubeError, NotFound, ServerAway, Unauthorized
 from gpusharing.kube.plainstack import daemon_set_view, signal
 from gpusharing.kube.sources import MIG_KEY, Sources
 from gpusharing.kube.stackreader import render_repairs
@@ -44,6 +45,7 @@ from gpusharing.planning.snapshot.callfailures import (
     MPS_DAEMON_SET,
     policy_subject,
 )
+from gpusharing.planning.snapshot.draviews import DeviceClassView, WantedClass
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 log = structlog.get_logger()
@@ -172,21 +174,49 @@ class SharedWrites:
 
     async def write_classes(self, action: WriteClasses) -> None:
         """Create, correct and remove DeviceClasses of ours, in this order, log each write, and store the answers in the
-        cache. A class that is gone already counts as removed. Raises AlreadyExists if somebody else has just created
-        a class of that name, and Conflict if a class has changed since the decision; the next pass decides again."""
-        cache = self.sources.device_classes
-        for wanted in action.create:
-            cache.accept(await self.client.create(DEVICE_CLASSES, device_class(wanted)))
-            log.info("the DeviceClass was created", deviceclass=wanted.name, resource=wanted.resource)
-        for wanted, current in action.correct:
-            spec = {"config": None, **class_spec(wanted)}
-            body: JSON = {"metadata": {"resourceVersion": current.version}, "spec": spec}
-            cache.accept(await self.client.patch(DEVICE_CLASSES, wanted.name, body))
-            log.info("the DeviceClass was corrected", deviceclass=wanted.name)
-        for current in action.remove:
-            with suppress(NotFound):
-                await self.client.delete(DEVICE_CLASSES, current.name, uid=current.uid)
-            log.info("the DeviceClass was removed, because nothing uses it", deviceclass=current.name)
+        cache. A class that is gone already counts as removed.
+
+        A class that cannot be written does not keep the others from being written: the first error is raised at the
+        end, such as AlreadyExists if somebody else has just created a class of that name, or Conflict if a class to
+        correct has changed since the decision or one to remove was replaced. Unauthorized and ServerAway are raised
+        at once.
+        """
+        writes = [
+            *(partial(self._create_class, wanted) for wanted in action.create),
+            *(partial(self._correct_class, wanted, current) for wanted, current in action.correct),
+            *(partial(self._remove_class, current) for current in action.remove),
+        ]
+        failed: KubeError | None = None
+        for write in writes:
+            try:
+                await write()
+            except (Unauthorized, ServerAway):
+                raise
+            except KubeError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    async def _create_class(self, wanted: WantedClass) -> None:
+        """Create a DeviceClass, log that and store the answer in the cache. Raises AlreadyExists if it exists."""
+        raw = await self.client.create(DEVICE_CLASSES, device_class(wanted))
+        self.sources.device_classes.accept(raw)
+        log.info("the DeviceClass was created", deviceclass=wanted.name, resource=wanted.resource)
+
+    async def _correct_class(self, wanted: WantedClass, current: DeviceClassView) -> None:
+        """Give a DeviceClass the wanted spec, log that and store the answer in the cache. Raises Conflict if the class
+        has changed since `current` was read."""
+        spec = {"config": None, **class_spec(wanted)}
+        body: JSON = {"metadata": {"resourceVersion": current.version}, "spec": spec}
+        self.sources.device_classes.accept(await self.client.patch(DEVICE_CLASSES, wanted.name, body))
+        log.info("the DeviceClass was corrected", deviceclass=wanted.name)
+
+    async def _remove_class(self, current: DeviceClassView) -> None:
+        """Delete a DeviceClass unless it is gone already, and log that. Raises Conflict if another object has its
+        name now."""
+        with suppress(NotFound):
+            await self.client.delete(DEVICE_CLASSES, current.name, uid=current.uid)
+        log.info("the DeviceClass was removed, because nothing uses it", deviceclass=current.name)
 
     async def set_finalizer(self, action: SetFinalizer) -> None:
         """Add our finalizer to a policy, or remove it. Nothing is written if that is already done, or if the policy

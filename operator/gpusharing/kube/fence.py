@@ -113,9 +113,10 @@ def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
 
 
 def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
-    """Return the failures on record by UID of the Node, and an error message. Failures that cannot be read are left
-    out and named in the message, which is empty if all can be read or none is on record. If `text` cannot be read
-    as a whole, the mapping is empty and the message says why."""
+    """Return the failures on record by UID of the Node, and an error message. `text` is the value of
+    ANNOTATION_CLAIMS; an empty string is an error. Failures that cannot be read are left out and named in the
+    message, which is empty if all can be read or none is on record. If `text` cannot be read as a whole, or has an
+    unknown version, the mapping is empty and the message says why."""
     where = f"annotation {names.ANNOTATION_CLAIMS}: "
     try:
         records = _load(text).get("failedNodes", {})

@@ -429,7 +429,8 @@ async def _with_length(session: Session, proposal: Proposal, live: LivePlan, mos
 
 
 async def _read_past(session: Session, node: str) -> list[timedelta]:
-    """Return how long each change in the history of a GPUNode took; empty if it cannot be read."""
+    """Return how long each change in the history of a GPUNode took that ended with its node proven (`durations`).
+    Empty if the GPUNode cannot be read."""
     try:
         return durations([read_node(await session.client.get(GPUNODES, node))])
     except KubeError:

@@ -102,7 +102,8 @@ class PodAnswer:
 
 def pod_answer(search: RoomSearch, namespace_labels: Mapping[str, str]) -> PodAnswer:
     """Return the answer about the pod of `search`, which must have examined all Nodes. `namespace_labels` are the
-    labels of the pod's namespace, empty if they could not be read."""
+    labels of the pod's namespace, empty if they could not be read. They are used only for what the answer says
+    about the isolation of tenants, not to find room."""
     raw, live = search.pod, search.live
     pod, asks = pod_view(raw, {}), dict(sorted(pod_requests(raw).items()))
     fraction, devices = find_fraction(raw)

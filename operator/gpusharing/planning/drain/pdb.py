@@ -23,9 +23,9 @@ def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
 def binding_budgets(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
     """Return the budgets that the server will check for an eviction of the pod, sorted by name.
 
-    Empty if no budget selects the pod, if the server checks none in the pod's phase, or if the only budget lets the
-    pod go because it is unready. A single budget decides alone. Two or more make every eviction of the pod fail, even
-    if the pod is unready (500, kubernetes#75957).
+    Empty if no budget selects the pod, if the pod is finished, pending or being deleted, so that the server checks
+    none, or if the only budget lets the pod go because it is unready. A single budget decides alone. Two or more make
+    every eviction of the pod fail, even if the pod is unready (500, kubernetes#75957).
     """
     if _exempt(pod):
         return ()

@@ -36,9 +36,9 @@ class Places:
         return Places({node.name for node in able if is_open(node)}, len(able))
 
     def spare(self, candidates: Iterable[NodeCase]) -> int | None:
-        """Return how many of the candidates may be cordoned so that one open node is left. None if there is no limit,
-        because none of their changes would cordon an open node, or because no other node may ever open again and
-        waiting would not help."""
+        """Return how many open nodes may be cordoned so that one is left: their number less one, whichever candidates
+        there are. None if there is no limit: either no candidate is open and would be cordoned by its change, or no
+        second node is open or may ever open, so that waiting would not help."""
         if self.all <= 1 or not any(case.node.name in self.open and _cordons(case) for case in candidates):
             return None
         return len(self.open) - 1

@@ -95,8 +95,8 @@ class Cases:
 def compare(case: NodeCase, terms: Terms | None) -> NodeCase:
     """Return the case with the result of comparing its node with `terms`. Without terms, nothing is compared.
 
-    If the change has become a reboot since the pods were listed for a smaller change, that LIST is dropped, because
-    neither pods without a GPU nor their gangs were examined then.
+    With or without terms, if the change has become a reboot since the pods were listed for a smaller change, that LIST
+    is dropped, because neither pods without a GPU nor their gangs were examined then.
     """
     if terms is not None:
         found = assess(

@@ -18,8 +18,8 @@ def find_slice_mismatch(
     published nothing, or not everything yet, counts as a difference.
 
     The GPUs are compared without regard to their order, because the driver names them by UUID. A GPU with MIG on and
-    without instances has no device. The UUIDs are compared only if `observed` has a `devices_key`; if a layout is made
-    anew, its devices get other UUIDs.
+    without instances has no device. The UUIDs are compared only if `observed` has a `devices_key`, because devices
+    that are made anew with the same layout may have other UUIDs.
     """
     if (devices := node.devices) is None:
         return f"NVIDIA's DRA driver publishes no ResourceSlice for {node.name}"
