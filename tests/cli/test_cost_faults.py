@@ -86,8 +86,8 @@ PARTS, REST, WHOLE = (
                 REST: vector(),
                 WHOLE: vector((GPU, "86400"), ({**GPU, "node": "gpu-2"}, "0")),
             },
-            "the allocated, idle, stranded and transition time of pool-x on gpu-1, gpu-2 differs by 48.0 GPU-hours from"
-            " the time for which the GPUs there were metered: Prometheus lacks some of the meter's series",
+            "the allocated, idle, stranded and transition time of pool-x on gpu-1, gpu-2 differs from the"
+            " metered time of the GPUs there by 48.0 GPU-hours: Prometheus lacks some of the meter's series",
         ),
         (
             {PARTS: vector((HELD, "NaN")), REST: vector((IDLE, "NaN")), WHOLE: vector((GPU, "NaN"))},

@@ -18,6 +18,8 @@ from hack.nvmlsim.simulator import Simulator
 
 from gpusharing.planning.gpus.geometry import Layout
 
+pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
+
 SLICES = "/apis/resource.k8s.io/v1/resourceslices"
 SECONDS = 60.0
 SEVEN: Layout = (("1g.10gb", 7),)
