@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,39 @@ def test_every_namespaced_object_names_its_namespace(helm: Helm, values: Path) -
         assert ("namespace" in one["metadata"]) == (one["kind"] not in CLUSTER_SCOPED), one["metadata"][
             "name"
         ]
+
+
+@pytest.mark.parametrize(
+    ("release", "agent", "nvidia"),
+    [
+        ("gpusharing", "gpusharing", "gpu-operator"),
+        ("gpu-operator", "gpusharing-agent", "gpu-operator"),
+        ("gpusharing", "gpu-operator", "gpu-operator"),
+        ("gpu-operator", "gpu-operator", "gpu-operator"),
+        ("default", "gpusharing-agent", "gpu-operator"),
+        ("gpusharing", "default", "gpu-operator"),
+        ("gpusharing", "gpusharing-agent", "default"),
+        ("default", "default", "default"),
+        ("kube-system", "kube-system", "kube-system"),
+    ],
+)
+def test_no_object_is_rendered_twice_whichever_namespaces_are_the_same(
+    helm: Helm, values: Path, release: str, agent: str, nvidia: str
+) -> None:
+    # Helm 4 lets the second object of a name overwrite the first; Helm 3 fails. The later -n wins.
+    names = ("--set", f"agent.namespace={agent},agent.createNamespace=false,gpuOperator.namespace={nvidia}")
+    objects = helm.template("-f", str(values), "-n", release, *names, "--set", "gpuOperator.repairMps=true")
+    counts = Counter(
+        (
+            one["apiVersion"].split("/")[0],
+            one["kind"],
+            one["metadata"].get("namespace"),
+            one["metadata"]["name"],
+        )
+        for one in objects
+    )
+    assert {name for name, count in counts.items() if count > 1} == set()
+    assert {space for _, kind, space, _ in counts if kind in ("Deployment", "DaemonSet")} == {release, agent}
 
 
 def test_the_admission_policy_words_the_rule_on_devices_as_the_operator_does(helm: Helm) -> None:
