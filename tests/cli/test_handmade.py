@@ -11,7 +11,7 @@ from tests.recipes import MIG, PLUGIN
 
 from gpusharing.cli.setup.adoption import AdminConfigMaps, find_steps, named_maps
 from gpusharing.cli.setup.handmade import BEYOND_POLICIES, Handmade, find_handmade, find_inexpressible
-from gpusharing.cli.setup.likeness import find_label, propose
+from gpusharing.cli.setup.likeness import MAX_NAMES, propose
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
@@ -207,6 +207,21 @@ def labelled(**labels: dict[str, str]) -> dict[str, NodeView]:
     }
 
 
+def listed(*hosts: str, operator: str = "In") -> dict[str, Any]:
+    """A selector by host names."""
+    row = {"key": "kubernetes.io/hostname", "operator": operator, "values": list(hosts)}
+    return {"matchExpressions": [row]}
+
+
+def handmade(name: str, **more: Any) -> Handmade:
+    return Handmade(name, ("NVIDIA-H100-80GB-HBM3",), 8, more.get("spec", {"mode": "Full"}), "1x full")
+
+
+def selectors(members: list[str], nodes: dict[str, NodeView]) -> list[Any]:
+    """The selectors of the policies for these nodes, all in the same state."""
+    return [one.selector for one in propose(map(handmade, members), nodes)[0]]
+
+
 POOL, WORKERS = "cloud.google.com/gke-nodepool", "ibm-cloud.kubernetes.io/worker-pool"
 LABELS: dict[str, tuple[dict[str, NodeView], tuple[str, str] | None]] = {
     "a pool's name": (labelled(a={POOL: "x"}, b={POOL: "x"}, c={POOL: "y"}), (POOL, "x")),
@@ -226,7 +241,8 @@ LABELS: dict[str, tuple[dict[str, NodeView], tuple[str, str] | None]] = {
 @pytest.mark.parametrize("name", LABELS)
 def test_nodes_are_told_apart_by(name: str) -> None:
     nodes, label = LABELS[name]
-    assert find_label(["a", "b"], nodes) == label
+    nodes = {key: replace(one, resources={}) if key == "cpu" else one for key, one in nodes.items()}
+    assert selectors(["a", "b"], nodes) == ([{"matchLabels": dict([label])}] if label else [listed("a", "b")])
 
 
 POOLS = (
@@ -261,11 +277,8 @@ CHANCE = (
 def test_only_a_label_that_names_a_pool_is_a_selector(key: str) -> None:
     """What joins tomorrow with any other label may be meant for something else, and would be repartitioned."""
     nodes = labelled(a={key: "x"}, b={key: "x"}, c={})
-    assert find_label(["a", "b"], nodes) == ((key, "x") if key in POOLS else None)
-
-
-def handmade(name: str, **more: Any) -> Handmade:
-    return Handmade(name, ("NVIDIA-H100-80GB-HBM3",), 8, more.get("spec", {"mode": "Full"}), "1x full")
+    by_label = [{"matchLabels": {key: "x"}}]
+    assert selectors(["a", "b"], nodes) == (by_label if key in POOLS else [listed("a", "b")])
 
 
 def test_unlike_nodes_get_policies_of_their_own_and_names_that_nobody_has() -> None:
@@ -275,10 +288,64 @@ def test_unlike_nodes_get_policies_of_their_own_and_names_that_nobody_has() -> N
         [handmade("c"), handmade("b", spec=slices), handmade("a")], nodes, ["h100-80gb-full"]
     )
     assert [(one.name, one.nodes) for one in found] == [
-        ("h100-80gb-full-2", ("a", "c")),
+        ("big-gpus", ("a",)),
+        ("h100-80gb-full-2", ("c",)),
         ("h100-80gb-time-slicing", ("b",)),
     ]
     assert unnamed == ()
+
+
+def test_pools_in_the_same_state_stay_apart() -> None:
+    nodes = labelled(a={POOL: "x"}, b={POOL: "y"}, c={POOL: "z"}, d={POOL: "x"})
+    found, unnamed = propose(map(handmade, "abcd"), nodes)
+    assert [(one.nodes, one.selector) for one in found] == [
+        (("a", "d"), {"matchLabels": {POOL: "x"}}),
+        (("b",), {"matchLabels": {POOL: "y"}}),
+        (("c",), {"matchLabels": {POOL: "z"}}),
+    ]
+    assert unnamed == ()
+
+
+def test_the_odd_nodes_of_a_pool_are_excluded_by_name_and_listed_by_name() -> None:
+    """A node that joins the pool gets what most of them have."""
+    slices = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
+    nodes = labelled(a={POOL: "x"}, b={POOL: "x"}, c={POOL: "x"}, broken={POOL: "x"})
+    found, _ = propose([handmade("a"), handmade("b"), handmade("c", spec=slices)], nodes)
+    assert [one.selector for one in found] == [listed("a", "b"), listed("c")], "two are not more than two"
+    more = nodes | labelled(d={POOL: "x"})
+    found, _ = propose([*map(handmade, "abd"), handmade("c", spec=slices)], more)
+    assert {one.name: one.selector for one in found} == {
+        "pool-x": {"matchLabels": {POOL: "x"}, **listed("broken", "c", operator="NotIn")},
+        "pool-x-2": listed("c"),
+    }
+
+
+def test_of_a_thousand_labelled_nodes_none_is_left_out_for_want_of_a_label() -> None:
+    names = [f"n-{number:04}" for number in range(1000)]
+    nodes = labelled(**{name: {POOL: "x"} for name in names})
+    slices = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
+    half = [handmade(name, spec=slices) if index % 2 else handmade(name) for index, name in enumerate(names)]
+    found, unnamed = propose(half, nodes)
+    assert unnamed == ()
+    assert sorted(name for one in found for name in one.nodes) == names
+    assert max(len(one.nodes) for one in found) == MAX_NAMES
+    nameless = {name: replace(node, labels={**node.labels, POOL: ""}) for name, node in nodes.items()}
+    assert len(propose(half, nameless)[0]) == len(found), "a value that is empty is one all the same"
+    unlabelled = labelled(**{name: {} for name in names})
+    assert propose(half, unlabelled) == ((), tuple(names)), "they are to be labelled"
+
+
+@pytest.mark.parametrize("spoiled", ["c", "broken"])
+def test_a_node_without_a_host_name_of_its_own_is_neither_listed_nor_excluded(spoiled: str) -> None:
+    nodes = labelled(a={POOL: "x"}, b={POOL: "x"}, c={POOL: "x"}, broken={POOL: "x"})
+    nodes[spoiled] = replace(nodes[spoiled], labels={POOL: "x"})
+    found, unnamed = propose(map(handmade, "abc"), nodes)
+    if spoiled == "broken":
+        assert ([one.selector for one in found], unnamed) == ([listed("a", "b", "c")], ())
+    else:
+        assert [one.selector for one in found] == [
+            {"matchLabels": {POOL: "x"}, **listed("broken", operator="NotIn")}
+        ]
 
 
 def test_a_policy_is_named_after_its_pool() -> None:

@@ -10,18 +10,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from gpusharing.api.names import DisruptionClass
+from gpusharing.api.names import PREFIX, DisruptionClass
 from gpusharing.api.validation import validate_policy
 from gpusharing.cli.live.onlooker import applied
 from gpusharing.cli.setup.handmade import Handmade, find_handmade, find_unserved, find_unsettled, presume
 from gpusharing.cli.setup.likeness import ProposedPolicy, propose
+from gpusharing.cli.shell.manifests import policy_manifest
 from gpusharing.kube.convert import policy_view
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.commands import helm_install, kubectl_patch, plain_upgrade
-from gpusharing.planning.stack.nodesymptoms import PluginEntries
+from gpusharing.planning.stack.installationviews import InstallationView, Place, Severity
+from gpusharing.planning.stack.nodesymptoms import PluginEntries, find_node_symptoms
+from gpusharing.planning.stack.otherplugins import OTHERS, explain_plugin
 from gpusharing.planning.stack.pointers import (
     UPSTREAM_MIG_CONFIG,
     find_other_namespace,
@@ -43,6 +46,9 @@ NOT_SHOWN = (
     "its labels and the resources that it advertises do not show which GPUs it has or how they are divided. The"
     " operator's agent can read this from the GPUs, so run import again once the operator is installed"
 )
+
+EVERYWHERE = {"matchExpressions": [{"key": f"{PREFIX}nowhere", "operator": "DoesNotExist"}]}
+"""A selector that matches every node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,7 @@ def find_import(
     pointed = with_pointers(snapshot, admin)
     if missing:
         pointed = with_presumed(pointed)
+    rejected = find_rejected(pointed)
     owners = Owners(find_contenders(snapshot.policies))
     ours = {name for name, node in pointed.nodes.items() if owners.owner(node)}
     left_out: dict[str, str] = {}
@@ -125,7 +132,7 @@ def find_import(
     for name, node in sorted(pointed.nodes.items()):
         if name in ours or not _has_gpu(node, pointed):
             continue
-        handmade = _read(node, pointed, admin, missing=missing)
+        handmade = rejected.get(name) or _read(node, pointed, admin, missing=missing)
         if isinstance(handmade, str):
             left_out[name] = handmade
         else:
@@ -139,6 +146,26 @@ def find_import(
     left_out |= dict.fromkeys(unnamed, NO_LABEL)
     steps = tuple((first_steps if missing else find_steps)(snapshot, admin, merged))
     return Import(proposed, dict(sorted(left_out.items())), len(ours), steps, missing)
+
+
+def find_rejected(snapshot: ClusterSnapshot) -> dict[str, str]:
+    """Return the nodes on which no policy could take effect, each with the reason: another device plugin serves the
+    GPUs, or `doctor` would report an error about the node if a policy selected it."""
+    settings = snapshot.settings
+    place = Place(namespace=settings.namespace, gpu_operator_namespace=settings.gpu_operator_namespace)
+    policy = policy_view(policy_manifest("everywhere", {"nodeSelector": EVERYWHERE, "mode": "Full"}))
+    view = InstallationView(place, plain=snapshot.stack.cluster_policy, policies=(policy,))
+    rejected: dict[str, str] = {}
+    for name, node in snapshot.nodes.items():
+        symptoms = find_node_symptoms(replace(view, nodes=(node,)), {})
+        errors = [one for one in symptoms if one.severity is Severity.ERROR]
+        if node.other_plugin:
+            own = ", ".join(f"{prefix}*" for prefix in OTHERS[node.other_plugin].resources)
+            beyond = f". No policy can express {own}, so these shares are not taken over" if own else ""
+            rejected[name] = explain_plugin(node.other_plugin, [name]) + beyond
+        elif errors:
+            rejected[name] = f"{errors[0].message}. Run: {errors[0].command}"
+    return rejected
 
 
 def _has_gpu(node: NodeView, snapshot: ClusterSnapshot) -> bool:

@@ -1,11 +1,12 @@
 """`import`: propose policies for a cluster that was configured by hand, which change nothing when they are applied.
 
 The policies go to standard output, for `kubectl apply -f -`. The steps to take first, and the nodes that are left out,
-go to standard error and into comments on standard output.
+are comments there.
 
 Exit status: 0 if the policies cover every GPU node, 2 if some nodes are left out, 1 if all are.
 """
 
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,13 +19,15 @@ from gpusharing.cli.shell.drawing import printable, simulated_sentence
 from gpusharing.cli.shell.manifests import comment
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
-from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Trouble, sentence
-from gpusharing.kube.client import CONFIG_MAPS
+from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Denied, Trouble, sentence
+from gpusharing.kube.client import CONFIG_MAPS, NODES, PODS
 from gpusharing.kube.errors import KubeError, NotFound
 from gpusharing.kube.installation import find_namespaces
-from gpusharing.kube.raw import section, texts
+from gpusharing.kube.raw import section, text, texts
 from gpusharing.kube.sources import MIG_KEY
+from gpusharing.planning.drain.holders import LABELS
 from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.stack.otherplugins import has_system_plugin
 from gpusharing.planning.vocabulary.lengths import counted, some
 
 PROVEN = (
@@ -39,9 +42,10 @@ MOST = 8
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print the policies on standard output, as YAML or with -o json as JSON, and the remarks about them on standard
-    error and in comments of the YAML (see VerbModule). Returns DONE if no GPU node is left out, CHANGES if some
-    are, and FAILED if some are and no policy is proposed. Raises Trouble if the cluster cannot be read."""
+    """Print the policies on standard output, as YAML or with -o json as JSON (see VerbModule). The remarks about them
+    are comments of the YAML, and standard error only says in one line that there are some; JSON has no comments, so
+    there they go to standard error. Returns DONE if no GPU node is left out, CHANGES if some are, and FAILED if some
+    are and no policy is proposed. Raises Trouble if the cluster cannot be read."""
     async with gathered(session, beforehand=True) as cluster:
         live = await cluster.decide(())
         admin = await read_admin_maps(session, live.snapshot)
@@ -50,18 +54,54 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     # Without an operator the notes would say that the chart's settings are assumed; PRESUMED says more.
     unsure = [PRESUMED] if answer.presumed else live.notes
     remarks = [*filter(None, [simulated_sentence(live.simulated())]), *unsure, *find_remarks(answer)]
-    for remark in remarks:
-        print(printable(" ".join(remark.splitlines())), file=sys.stderr)
+    remarks += await find_others(session)
     if terminal.output == "json":
+        remarks += [] if answer.proposed or answer.left_out else [summary(answer)]
         manifests = [policy.manifest for policy in answer.proposed]
         terminal.data(
             {"apiVersion": "v1", "kind": "List", "items": manifests}
         )  # the form that kubectl apply takes
     else:
         terminal.stream.write(as_yaml(answer, remarks))
+        remarks = [summary(answer)]
+    for remark in remarks:
+        print(printable(" ".join(remark.splitlines())), file=sys.stderr)
     if answer.left_out:
         return CHANGES if answer.proposed else FAILED
     return DONE
+
+
+async def find_others(session: Session) -> list[str]:
+    """Return remarks about what else divides GPUs in the cluster and cannot be taken over: KAI-Scheduler, as far as
+    the user may list pods, and the settings of Bottlerocket. Raises Trouble if the API server does not answer."""
+    kai: set[str] = set()
+    remarks: list[str] = []
+    try:
+        for label in sorted(LABELS):
+            async for page in session.each_page(PODS, labels=label):
+                kai |= {text(raw, "spec", "nodeName") for raw in page} - {""}
+    except Denied:
+        remarks.append("You may not list pods, so it is unknown whether KAI-Scheduler divides GPUs here.")
+    if kai:
+        remarks.append(
+            f"KAI-Scheduler gives pods fractions of GPUs on {some(sorted(kai), MOST)}. Policies cannot express these"
+            " fractions, so they are not taken over: KAI goes on dividing the GPUs of these nodes, which must stay in"
+            " mode Full."
+        )
+    own = [
+        text(raw, "metadata", "name")
+        async for page in session.each_page(NODES)
+        for raw in page
+        if has_system_plugin(text(raw, "status", "nodeInfo", "osImage"))
+    ]
+    if own:
+        remarks.append(
+            f"{some(sorted(own), MOST)} {'runs' if len(own) == 1 else 'run'} Bottlerocket, whose settings"
+            " (settings.kubelet-device-plugins.nvidia) can share GPUs and divide them with MIG at each boot. The"
+            " Kubernetes API does not show these settings, so they are not taken over. Disable Bottlerocket's device"
+            " plugin before you apply a policy for such a node; kubectl gpusharing doctor shows the command."
+        )
+    return remarks
 
 
 async def read_admin_maps(session: Session, snapshot: ClusterSnapshot) -> AdminConfigMaps:
@@ -97,22 +137,52 @@ async def _data(session: Session, snapshot: ClusterSnapshot, name: str) -> Mappi
 # --- in words ------------------------------------------------------------------------------------------------------
 
 
+def summary(answer: Import) -> str:
+    """Return a line that counts the policies, the steps that come first and the nodes that are left out, and refers to
+    the comments for the rest; or the reason why there is nothing to propose, if no node is left out either."""
+    if not answer.proposed and not answer.left_out:
+        return (
+            "There is nothing to propose: every GPU node already has a policy."
+            if answer.owned
+            else "There is no GPU node."
+        )
+    nodes = sum(len(policy.nodes) for policy in answer.proposed)
+    counts = [f"{counted(len(answer.proposed), 'policy', 'policies')} for {counted(nodes, 'node')}"]
+    if answer.steps:
+        counts.append(f"{counted(len(answer.steps), 'step')} to take first")
+    if answer.left_out:
+        counts.append(f"{counted(len(answer.left_out), 'node')} left out")
+    return f"{', '.join(counts)}. The comments in the output say what to do, and why."
+
+
 def find_remarks(answer: Import) -> Iterator[str]:
     """Yield what the user must know in addition to the policies, one line each: the steps to take first, each followed
-    by its command, which nodes are left out and why, and, if there is nothing to propose and nothing left out, why."""
+    by its command; which nodes are left out and why; and what the policies do not express. A reason that differs
+    between nodes only in the name of the node is given once, with NODE in its place."""
     for number, step in enumerate(answer.steps, 1):
         yield f"{number}. {step.about}:"
         yield f"   {step.command}"
-    by_reason: dict[str, list[str]] = {}
+    by_reason: dict[str, dict[str, str]] = {}
     for node, why in answer.left_out.items():
-        by_reason.setdefault(why, []).append(node)
+        by_reason.setdefault(re.sub(rf"(?<![\w.-]){re.escape(node)}(?![\w.-])", "NODE", why), {})[node] = why
     for why, nodes in by_reason.items():
-        yield f"{some(nodes, MOST)} {'is' if len(nodes) == 1 else 'are'} left out: {why}"
-    if not answer.proposed and not answer.left_out:
+        reason = why if len(nodes) > 1 else next(iter(nodes.values()))
+        yield f"{some(list(nodes), MOST)} {'is' if len(nodes) == 1 else 'are'} left out: {reason}"
+    by_name = [policy.name for policy in answer.proposed if "matchExpressions" in policy.selector]
+    if by_name:
         yield (
-            "There is nothing to propose: every GPU node already has a policy"
-            if answer.owned
-            else "There is no GPU node"
+            f"{some(by_name, MOST)} {'names' if len(by_name) == 1 else 'name'} nodes one by one, because no pool label"
+            " is on exactly these nodes. A node that joins the pool later may not be selected, or selected by the wrong"
+            " policy: give nodes that belong together a label of their own, for example gpusharing.dev/pool."
+        )
+    beyond: dict[tuple[str, ...], list[str]] = {}
+    for policy in answer.proposed:
+        if paths := sorted({path for member in policy.members for path in member.inexpressible}):
+            beyond.setdefault(tuple(paths), []).append(policy.name)
+    for fields, names in beyond.items():
+        yield (
+            f"The device plugin's configuration on the nodes of {some(names, MOST)} has {', '.join(fields)}, which a"
+            " policy cannot express. That part stays in force until the operator first changes the node."
         )
 
 
@@ -125,24 +195,13 @@ def as_yaml(answer: Import, remarks: Sequence[str]) -> str:
 
 
 def _document(policy: ProposedPolicy) -> str:
-    """Return one policy as YAML, preceded by comments that say which nodes it is for and what it does not express."""
+    """Return one policy as YAML, preceded by a comment that says which nodes it is for."""
     import yaml  # importing it takes as long as a short command
 
     first = policy.members[0]
     cards = f"{first.gpus}x {' and '.join(first.products)}"
-    lines = [f"{counted(len(policy.nodes), 'node')} ({some(policy.nodes, MOST)}) with {cards}: {first.text}"]
-    if policy.by_name:
-        lines.append(
-            "No pool label distinguishes these nodes from others, so the policy lists them by name. If it"
-            " selected them by a label, new nodes with that label would join automatically."
-        )
-    inexpressible = sorted({path for member in policy.members for path in member.inexpressible})
-    if inexpressible:
-        lines.append(
-            f"The device plugin's configuration has {', '.join(inexpressible)}, which a policy cannot express. That"
-            " part stays in force until the operator first changes the node."
-        )
-    return "".join(map(comment, lines)) + yaml.safe_dump(_plain(policy.manifest), sort_keys=False)
+    about = f"{counted(len(policy.nodes), 'node')} ({some(policy.nodes, MOST)}) with {cards}: {first.text}"
+    return comment(about) + yaml.safe_dump(_plain(policy.manifest), sort_keys=False)
 
 
 def _plain(value: Any) -> Any:

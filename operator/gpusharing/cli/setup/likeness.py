@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,16 @@ from gpusharing.cli.shell.manifests import policy_manifest
 from gpusharing.kube.client import JSON
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.wanted.assess import has_gpu
 
 LABEL_POOL = f"{PREFIX}pool"
 """The label that our documentation recommends. The operator neither reads nor writes it."""
-MAX_NAMES = 64
-"""How many values one row of a selector may have."""
+MAX_NAMES, MAX_ROWS = 64, 16
+"""How many values one row of a selector may have, and how many rows a selector."""
+Label = tuple[str, str]
+"""Key and value of a label."""
+Selector = Mapping[str, Any]
+"""The `spec.nodeSelector` of a policy."""
 _POOL = re.compile(r"[\w.-]*(pool|node-?group|instance-?group)([-_.]?(name|id))?", re.IGNORECASE)
 """Matches names of labels, without their domains, by which people, clouds and autoscalers distinguish pools: a node
 that joins with such a label belongs to the pool. With any other label, such as a zone, it is mere chance that no
@@ -38,10 +44,8 @@ class ProposedPolicy:
     """Name of the policy."""
     members: tuple[Handmade, ...]
     """The nodes, sorted by name."""
-    selector: Mapping[str, Any]
+    selector: Selector
     """The `spec.nodeSelector` of the policy."""
-    by_name: bool = False
-    """Whether the selector lists the nodes, because no label that names a pool distinguishes them from others."""
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -57,58 +61,91 @@ class ProposedPolicy:
 def propose(
     handmade: Iterable[Handmade], nodes: Mapping[str, NodeView], taken: Collection[str] = ()
 ) -> tuple[tuple[ProposedPolicy, ...], tuple[str, ...]]:
-    """Return a policy for each group of nodes that have the same cards and settings, and the names of the nodes in
-    groups for which there is no selector; both are sorted by name. `nodes` has all Nodes of the cluster. `taken`
-    has the names of existing policies; no new policy gets one of them."""
-    groups: dict[tuple[object, ...], list[Handmade]] = {}
+    """Return policies for the nodes in `handmade`, one for each pool of nodes that have the same cards and settings,
+    and the names of the nodes for which there is no selector; both are sorted by name. A pool is named by a label.
+    If a pool has more than MAX_NAMES nodes that only their names can select, it gets several policies. `nodes` has
+    all Nodes of the cluster. `taken` has the names of existing policies; no new policy gets one of them."""
+    alike: dict[tuple[object, ...], dict[str, Handmade]] = {}
     for member in sorted(handmade, key=lambda member: member.node):
         key = (member.products, member.gpus, json.dumps(member.spec, sort_keys=True))
-        groups.setdefault(key, []).append(member)
+        alike.setdefault(key, {})[member.node] = member
+    pools = find_pools(nodes)
     proposed: list[ProposedPolicy] = []
     unnamed: list[str] = []
     used = set(taken)
-    for members in groups.values():
-        chosen = find_label([member.node for member in members], nodes)
-        selector = {"matchLabels": dict([chosen])} if chosen else _by_name(members, nodes)
-        if selector is None:
-            unnamed += [member.node for member in members]
-            continue
-        name = _free(_name(chosen, members[0]), used)
-        used.add(name)
-        proposed.append(ProposedPolicy(name, tuple(members), selector, by_name=chosen is None))
+    for members in alike.values():
+        for label, part in _by_pool(members.keys(), pools):
+            selectors = _selectors(label, sorted(part), pools, nodes)
+            unnamed += [] if selectors else part
+            for names, selector in selectors:
+                name = _free(_name(label, members[names[0]]), used)
+                used.add(name)
+                proposed.append(ProposedPolicy(name, tuple(members[node] for node in names), selector))
     return tuple(sorted(proposed, key=lambda policy: policy.name)), tuple(sorted(unnamed))
 
 
-def find_label(members: Sequence[str], nodes: Mapping[str, NodeView]) -> tuple[str, str] | None:
-    """Return the key and value of a label that names a pool and that all these nodes but no others have; None if there
-    is none. Labels that a mode change rewrites, and labels that describe a machine or its location (_CHANCE), are
-    never returned. The label gpusharing.dev/pool is preferred, then labels that are not ids. `members` must not be
-    empty."""
-    common = set(nodes[members[0]].labels.items())
-    for name in members[1:]:
-        common &= set(nodes[name].labels.items())
-    for name in nodes.keys() - set(members):
-        common -= set(nodes[name].labels.items())
-    usable = [
-        (key, value)
-        for key, value in common
-        if _POOL.fullmatch(key.rpartition("/")[2]) and not is_rewritten(key) and not _CHANCE.search(key)
+def find_pools(nodes: Mapping[str, NodeView]) -> dict[Label, frozenset[str]]:
+    """Return, for each label that names a pool, the names of all nodes that have it. Labels that a mode change
+    rewrites, and labels that describe a machine or its location (_CHANCE), are left out. The label
+    gpusharing.dev/pool comes first, and labels that are ids come last."""
+    pools: dict[Label, set[str]] = {}
+    for name, node in nodes.items():
+        for key, value in node.labels.items():
+            if _POOL.fullmatch(key.rpartition("/")[2]) and not is_rewritten(key) and not _CHANCE.search(key):
+                pools.setdefault((key, value), set()).add(name)
+    order = sorted(pools, key=lambda label: (label[0] != LABEL_POOL, label[0].endswith("id"), label))
+    return {label: frozenset(pools[label]) for label in order}
+
+
+def _by_pool(
+    members: Collection[str], pools: Mapping[Label, frozenset[str]]
+) -> Iterator[tuple[Label | None, frozenset[str]]]:
+    """Divide nodes that are alike by their pools. Yield the label of each pool with those of `members` that it has:
+    first the pools without any other node, then those that have others too, and last None with the nodes that are
+    in no pool. Each node is yielded once."""
+    rest = frozenset(members)
+    for whole in (True, False):
+        for label, bearers in pools.items():
+            if bearers & rest and (bearers <= rest or not whole):
+                yield label, bearers & rest
+                rest -= bearers
+    if rest:
+        yield None, rest
+
+
+def _selectors(
+    label: Label | None,
+    members: Sequence[str],
+    pools: Mapping[Label, frozenset[str]],
+    nodes: Mapping[str, NodeView],
+) -> list[tuple[Sequence[str], Selector]]:
+    """Return selectors that together match `members` and no other node, each with the nodes that it matches. There is
+    one selector if no other node has the label of the pool, or if only nodes with GPUs have it too, fewer than
+    members: it then excludes these by their host names. Otherwise the selectors list at most MAX_NAMES host names
+    each. Empty if a host name is missing or belongs to several nodes, or if more than MAX_NAMES members are in no
+    pool."""
+    others = sorted(pools[label] - set(members)) if label else []
+    pool = {"matchLabels": dict([label])} if label else {}
+    if label and not others:
+        return [(members, pool)]
+    hosts = {name: node.labels.get(LABEL_HOSTNAME, "") for name, node in nodes.items()}
+    unique = {host for host, count in Counter(hosts.values()).items() if host and count == 1}
+
+    def rows(operator: str, names: Sequence[str]) -> list[dict[str, object]]:
+        """Return rows of a selector with the host names of these nodes, at most MAX_NAMES in each."""
+        values = [hosts[name] for name in names]
+        parts = [values[at : at + MAX_NAMES] for at in range(0, len(values), MAX_NAMES)]
+        return [{"key": LABEL_HOSTNAME, "operator": operator, "values": part} for part in parts]
+
+    excludable = all(has_gpu(nodes[name]) and hosts[name] in unique for name in others)
+    if label and excludable and len(others) < min(len(members), MAX_NAMES * MAX_ROWS):
+        return [(members, {**pool, "matchExpressions": rows("NotIn", others)})]
+    if not unique.issuperset(hosts[name] for name in members) or (not label and len(members) > MAX_NAMES):
+        return []
+    return [
+        (members[at * MAX_NAMES : (at + 1) * MAX_NAMES], {"matchExpressions": [row]})
+        for at, row in enumerate(rows("In", members))
     ]
-    return min(
-        usable, key=lambda label: (label[0] != LABEL_POOL, label[0].endswith("id"), label), default=None
-    )
-
-
-def _by_name(members: Sequence[Handmade], nodes: Mapping[str, NodeView]) -> Mapping[str, Any] | None:
-    """Return a selector that lists the host names of the nodes. Return None if a host name is missing or also belongs
-    to a node outside the group, or if there are more than MAX_NAMES."""
-    own = {member.node for member in members}
-    hosts = {nodes[name].labels.get(LABEL_HOSTNAME, "") for name in own}
-    others = {view.labels.get(LABEL_HOSTNAME, "") for name, view in nodes.items() if name not in own}
-    if "" in hosts or hosts & others or len(hosts) > MAX_NAMES:
-        return None
-    hosts_in_order = sorted(hosts)
-    return {"matchExpressions": [{"key": LABEL_HOSTNAME, "operator": "In", "values": hosts_in_order}]}
 
 
 def _name(label: tuple[str, str] | None, member: Handmade) -> str:

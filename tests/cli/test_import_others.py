@@ -1,0 +1,112 @@
+"""`import` where something else divides GPUs, or where `doctor` would report an error about a node that a policy
+selects (cli/setup/importing.py, cli/setup/adoption.py)."""
+
+from typing import Any
+
+import pytest
+from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER
+from tests.cli.asking import ME, ask
+from tests.cli.test_import import HALF, by_hand, policies, untouched
+from tests.embedded.scene import Scene
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.cli.shell.troubles import CHANGES, DONE
+from gpusharing.kube.client import NODES, PODS
+from gpusharing.kube.errors import Forbidden
+
+HAMI = {"hami.io/node-nvidia-register": '[{"id":"GPU-1","count":10}]', "hami.io/node-handshake": "Reported"}
+VIRTUAL = {"nvidia.com/gpu.workload.config": "vm-passthrough"}
+REJECTED: dict[str, tuple[dict[str, Any], str]] = {
+    "of HAMi": (
+        {"annotations": HAMI},
+        "HAMi's device plugin serves the GPUs on c-2 (annotation hami.io/node-nvidia-register) and does not follow"
+        " nvidia.com/device-plugin.config",
+    ),
+    "of GKE": ({"labels": {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}}, "GKE's own device plugin serves"),
+    "for virtual machines": ({"labels": VIRTUAL}, "the GPUs on c-2 are not available to containers"),
+    "without the device plugin": (
+        {"labels": {"nvidia.com/gpu.deploy.device-plugin": "false"}},
+        "nvidia.com/gpu.deploy.device-plugin of c-2 is false, so components of the GPU Operator that every change"
+        " needs do not run there, and policies have no effect there. Remove the label, or exclude the node with the"
+        " policy's nodeSelector. Run: kubectl label node c-2 nvidia.com/gpu.deploy.device-plugin-",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["installed", "before the installation"])
+@pytest.mark.parametrize("name", REJECTED)
+@virtually
+async def test_what_doctor_rejects_is_left_out_with_its_reason_where_a_node_is(
+    name: str, early: bool
+) -> None:
+    metadata, words = REJECTED[name]
+    async with untouched(HALF) if early else by_hand(HALF) as place:
+        cluster = place.e.cluster if isinstance(place, Scene) else place
+        cluster.patch(NODES, "c-2", {"metadata": metadata})
+        told = await ask(cluster, "import")
+    (one,) = policies(told.out).values()
+    assert told.status == CHANGES
+    assert one["spec"]["nodeSelector"]["matchExpressions"][0]["values"] == ["c-1"]
+    assert f"# c-2 is left out: {words}" in told.out
+
+
+@virtually
+async def test_what_several_nodes_have_in_common_is_said_once_and_hamis_shares_are_named() -> None:
+    async with untouched(HALF) as cluster:
+        for node in ("c-1", "c-2"):
+            cluster.patch(NODES, node, {"metadata": {"annotations": HAMI}})
+        told = await ask(cluster, "import")
+    assert policies(told.out) == {}
+    (line,) = [line for line in told.out.splitlines() if "left out" in line]
+    assert line.startswith("# c-1, c-2 are left out: HAMi's device plugin serves the GPUs on NODE (")
+    assert "kubectl annotate node NODE hami.io/node-nvidia-register-" in line
+    assert line.endswith(
+        "No policy can express nvidia.com/gpumem*, nvidia.com/gpucores*, so these shares are not taken over"
+    )
+
+
+def reserve(cluster: FakeCluster, node: str) -> None:
+    """KAI-Scheduler keeps a GPU of the node for a group of pods."""
+    metadata = {"name": f"gpu-reservation-{node}", "namespace": "kai-resource-reservation", "uid": node}
+    limits = {"nvidia.com/gpu": "1"}
+    cluster.add(
+        PODS,
+        {
+            "metadata": {**metadata, "labels": {"runai-gpu-group": "group-1"}},
+            "spec": {
+                "nodeName": node,
+                "containers": [{"name": "keep", "resources": {"limits": limits, "requests": limits}}],
+            },
+            "status": {"phase": "Running"},
+        },
+    )
+
+
+KAI = "KAI-Scheduler gives pods fractions of GPUs on c-1. Policies cannot express these fractions, so they are not"
+BOTTLEROCKET = "c-2 runs Bottlerocket, whose settings (settings.kubelet-device-plugins.nvidia) can share GPUs"
+
+
+@virtually
+async def test_fractions_of_kai_and_settings_of_bottlerocket_are_named_beside_the_policy() -> None:
+    image = {"status": {"nodeInfo": {"osImage": "Bottlerocket OS 1.63.0 (aws-k8s-1.33-nvidia)"}}}
+    async with by_hand(HALF) as scene:
+        before = await ask(scene.e.cluster, "import")
+        reserve(scene.e.cluster, "c-1")
+        scene.e.cluster.patch(NODES, "c-2", image, "", "status")
+        told = await ask(scene.e.cluster, "import")
+    assert "KAI" not in before.out
+    assert "Bottlerocket" not in before.out
+    assert (told.status, policies(told.out)) == (DONE, policies(before.out))
+    assert f"# {KAI}" in told.out
+    assert f"# {BOTTLEROCKET}" in told.out
+
+
+@virtually
+async def test_without_the_right_to_list_pods_fractions_are_said_to_be_unknown() -> None:
+    async with untouched(HALF) as cluster:
+        refusal = Forbidden('User "me" cannot list resource "pods"')
+        cluster.faults.fail("list", PODS, refusal, times=EVER, identity=ME, namespace="")
+        told = await ask(cluster, "import")
+    assert told.status == DONE
+    assert "# You may not list pods, so it is unknown whether KAI-Scheduler divides GPUs here." in told.out
