@@ -181,8 +181,8 @@ class Fleet:
 
 
 def commands(said: str, begins: str) -> list[list[str]]:
-    """The commands in what was printed that begin so, comments apart."""
-    lines = (line for line in said.splitlines() if begins in line and not line.startswith("#"))
+    """The commands in the comments of what was printed that begin so."""
+    lines = (line for line in said.splitlines() if begins in line and line.startswith("#"))
     return [shlex.split(line[line.index(begins) :]) for line in lines]
 
 
