@@ -15,7 +15,7 @@ from tests.planning.traces import DAY, KINDS, SIMULATED, Trace, make_pool
 
 from gpusharing.planning.gpus.capacity import memory_of, plain_profiles, usable_memory
 from gpusharing.usage.reckon.needs import GIB, RARE, Doubt, Goal, Need, find_need
-from gpusharing.usage.reckon.recommendation import ModelPool, Placed, Recommendation, recommend
+from gpusharing.usage.reckon.recommendation import Bound, ModelPool, Placed, Recommendation, recommend
 
 PAST, FUTURE = 14 * DAY, 14 * DAY
 POOLS = 20
@@ -177,7 +177,7 @@ def by_both(one: Played) -> Recommendation:
     return recommend(one.told.pool, needs, goal=Goal.COST)
 
 
-def test_who_has_least_room_has_at_most_a_tenth_less_than_by_the_best_layout_in_hindsight(
+def test_who_has_least_room_has_a_tenth_less_than_by_the_best_layout_in_hindsight_in_one_pool_of_ten_at_most(
     roomy: list[Played],
 ) -> None:
     """What --goal performance is to be good at: how often the future need of the tightest workload fits into what it
@@ -192,13 +192,16 @@ def test_who_has_least_room_has_at_most_a_tenth_less_than_by_the_best_layout_in_
         f" {sum(one.told.gpus for one in roomy)} GPUs of {sum(one.told.pool.gpus for one in roomy)}"
     )
     assert over == []
-    assert worst >= 0.9
+    assert sum(told < 0.9 * hindsight for told, hindsight in rooms) <= POOLS / 10
+    assert worst >= 0.7
+    assert mean >= 0.95
+    assert min(told for told, _ in rooms) > 1, "the need to come fits everywhere"
 
 
 def room(one: Played, layout: Recommendation) -> float:
-    """Of a layout for who has least, by the needs to come: of those whom hindsight gives an instance."""
+    """Of a layout for who has least, by the needs to come: of those for whom an instance would suffice."""
     needs = {trace.name: need_of(trace, PAST, Goal.PERFORMANCE) for trace in one.traces}
-    shared = {place.need.workload.name for place in one.hindsight.placed if place.profile}
+    shared = {place.need.workload.name for place in one.hindsight.placed if place.bound is not Bound.WHOLE}
     found = []
     for name, place in by_name(layout).items():
         need, (memory, compute) = needs[name], granted(place)

@@ -74,7 +74,24 @@ def test_for_performance_workloads_get_the_room_that_the_pool_has() -> None:
     small = [need("a", 5.0, 0.05, pods=2)]
     cost, performance = (recommend(pool((1, 1)), small, goal=goal) for goal in Goal)
     assert (profiles(cost), cost.gpus) == ({"a": "1g.10gb"}, 1)
-    assert (profiles(performance), performance.gpus) == ({"a": "4g.40gb"}, 2)
+    assert (profiles(performance), performance.gpus) == ({"a": "1 GPU"}, 2)
+    assert (performance.mode, performance.placed[0].bound) == (Mode.FULL, Bound.LAYOUT)
+    three = recommend(pool((1, 1)), [need("a", 5.0, 0.05, pods=3)], goal=Goal.PERFORMANCE)
+    assert (profiles(three), three.gpus) == ({"a": "3g.40gb"}, 2), (
+        "a whole GPU for each would be one too many"
+    )
+
+
+def test_for_performance_whole_gpus_and_instances_stand_side_by_side_where_nodes_have_several() -> None:
+    needs = [need("few", 38.0, 0.1, pods=2), need("many", 5.0, 0.05, pods=14)]
+    found = recommend(pool((4,)), needs, goal=Goal.PERFORMANCE)
+    assert profiles(found) == {"few": "1 GPU", "many": "1g.10gb"}
+    assert found.template == ((("1g.10gb", 7),), (("1g.10gb", 7),), None, None)
+
+
+def test_where_a_divided_gpu_on_each_node_takes_more_than_whole_ones_they_stay_whole() -> None:
+    found = recommend(pool((2, 2)), [need("big", 70.0, pods=2), need("small", 0.5)], goal=Goal.COST)
+    assert (profiles(found), found.gpus, found.mode) == ({"big": "1 GPU", "small": "1 GPU"}, 3, Mode.FULL)
 
 
 def test_a_full_instance_needs_no_larger_one_for_what_single_precision_adds() -> None:
@@ -106,8 +123,14 @@ def test_who_needs_more_than_an_instance_gets_whole_gpus_beside_the_divided_ones
 
 
 def test_whole_gpus_and_instances_do_not_mix_where_a_node_has_one() -> None:
-    found = recommend(pool((1, 1, 1)), [need("big", 70.0), need("small", 5.0)], goal=Goal.COST)
-    assert profiles(found) == {"small": "1g.10gb"}
+    needs = [need("big", 70.0), need("small", 5.0, pods=2)]
+    whole = recommend(pool((1, 1, 1)), needs, goal=Goal.COST)
+    assert (profiles(whole), whole.unplaced) == ({"big": "1 GPU", "small": "1 GPU"}, ())
+    assert {one.need.workload.name: one.bound for one in whole.placed} == {
+        "big": Bound.WHOLE, "small": Bound.LAYOUT
+    }  # fmt: skip
+    found = recommend(pool((1, 1)), needs, goal=Goal.COST)
+    assert profiles(found) == {"small": "1g.10gb"}, "the GPUs are too few to stay whole"
     assert [(one.need.workload.name, one.why, one.gpus) for one in found.unplaced] == [
         ("big", Misplaced.APART, 1)
     ]
@@ -144,7 +167,7 @@ def test_a_pod_with_several_gpus_keeps_them_and_one_with_several_shares_is_left_
 
 def test_pods_of_all_gpus_of_a_node_need_a_pool_of_their_own_beside_instances() -> None:
     training = find_need(history("training", holds=Holding("nvidia.com/gpu", 4)), H100, Goal.COST)
-    found = recommend(pool((4, 4)), [training, need("small", 5.0)], goal=Goal.COST)
+    found = recommend(pool((4, 4)), [training, need("small", 5.0, pods=5)], goal=Goal.COST)
     assert profiles(found) == {"small": "1g.10gb"}
     assert [one.why for one in found.unplaced] == [Misplaced.APART]
     alone = recommend(pool((4, 4)), [training], goal=Goal.COST)
@@ -305,21 +328,29 @@ def test_no_template_of_any_layouts_takes_fewer_gpus(needs: list[Need], per_node
 
 
 def by_force(needs: list[Need], per_node: int, nodes: int) -> tuple[int, int]:
-    """Nodes beyond those of the pool, and GPUs: the least over all templates and all profiles for each class."""
+    """Nodes beyond those of the pool, and GPUs: the least over all templates, and all profiles or a whole GPU for each
+    class."""
     classes: Counter[int] = Counter()
     for one in needs:
         classes[smallest_for(one)] += one.history.pods
     best = (10**9, 0)
-    for given_to in product(*(range(one, len(PLAIN)) for one in classes)):
+    for given_to in product(*(range(one, len(PLAIN) + 1) for one in classes)):
         wanted: Counter[str] = Counter()
+        whole = 0
         for index, pods in zip(given_to, classes.values(), strict=True):
-            wanted[PLAIN[index].name] += pods
-        for size in range(1, per_node + 1):
+            if index == len(PLAIN):
+                whole += pods
+            else:
+                wanted[PLAIN[index].name] += pods
+        if not wanted:
+            best = min(best, (max(-(-whole // per_node) - nodes, 0), whole))
+        for size in range(1, per_node + (not whole)):
             for chosen in combinations_with_replacement(FULL, size):
                 there = {name: sum(layout.get(name, 0) for layout in chosen) for name in wanted}
-                if all(there.values()):
+                if wanted and all(there.values()):
                     taken = max(-(-pods // there[name]) for name, pods in wanted.items())
-                    best = min(best, (max(taken - nodes, 0), taken * size))
+                    taken = max(taken, -(-whole // (per_node - size)) if whole else 0)
+                    best = min(best, (max(taken - nodes, 0), taken * size + whole))
     return best
 
 

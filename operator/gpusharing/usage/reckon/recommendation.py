@@ -10,13 +10,15 @@ decides:
 
 - *cost*: the fewest GPUs; then the fewest nodes, then the fewest pods with more than they need.
 
-- *performance*: the most room for the workload that has least; then the most compute for all; then the fewest GPUs.
+- *performance*: the most room for the workload that has least, up to a whole GPU for each pod; then the most compute
+for all; then the fewest GPUs.
 
 The same input always gives the same answer, whatever the order of the workloads.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from functools import lru_cache
 from math import ceil
@@ -258,19 +260,22 @@ _packer = lru_cache(maxsize=4)(Packer)
 
 
 def _sizes(card: Card) -> tuple[Size, ...]:
-    """Return the size of each plain profile of the card. A compute slice counts as an equal part of the compute,
-    although on real cards it is a little more or less: 16 of an H100 SXM's 132 multiprocessors, not 1/7."""
+    """Return the size of each plain profile of the card and, last, of the whole card. A compute slice counts as an
+    equal part of the compute, although on real cards it is a little more or less: 16 of an H100 SXM's 132
+    multiprocessors, not 1/7."""
     whole = max((profile.slices for profile in card.profiles), default=1)
-    return tuple(
+    sizes = (
         Size(usable_memory(card, profile) * GIB, profile.slices / whole) for profile in plain_profiles(card)
     )
+    return (*sizes, Size(memory_of(card) * GIB, 1.0))
 
 
 def _seats(
     pool: ModelPool, needs: Sequence[Need], sizes: Sequence[Size], fleet: Fleet
 ) -> tuple[list[Seat], tuple[Unplaced, ...]]:
     """Return the smallest seat of each workload that the layout can serve, and the workloads that it cannot serve,
-    both sorted by workload."""
+    both sorted by workload. If some workloads need whole GPUs that divided nodes do not have, and the pool has
+    enough GPUs for each pod to get whole ones, all workloads get whole GPUs."""
     seats: list[Seat] = []
     unplaced: list[Unplaced] = []
     for need in sorted(needs, key=lambda each: each.workload):
@@ -281,12 +286,14 @@ def _seats(
             unplaced.append(Unplaced(need, Misplaced.SEVERAL, seat.gpus))
         else:
             seats.append(seat)
-    if any(not seat.gpus for seat in seats):
-        # A pod that needs all GPUs of a node leaves none to divide, and all nodes have the same template.
-        unplaced += [
-            Unplaced(seat.need, Misplaced.APART, seat.gpus) for seat in seats if seat.gpus >= fleet.per_node
-        ]
-        seats = [seat for seat in seats if seat.gpus < fleet.per_node]
+    # A pod that needs all GPUs of a node leaves none to divide, and all nodes have the same template.
+    apart = [seat for seat in seats if seat.gpus >= fleet.per_node]
+    if apart and len(apart) < len(seats):
+        undivided = [replace(seat, gpus=seat.gpus or 1) for seat in seats]
+        if sum(seat.gpus * seat.pods for seat in undivided) <= pool.gpus:
+            return undivided, tuple(unplaced)
+        unplaced += [Unplaced(seat.need, Misplaced.APART, seat.gpus) for seat in apart]
+        seats = [seat for seat in seats if seat not in apart]
     return seats, tuple(sorted(unplaced, key=lambda each: each.need.workload))
 
 
@@ -301,7 +308,7 @@ def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
     if need.memory is None:
         return Misplaced.UNKNOWN
     wanted = Size(need.memory, need.compute or 0.0)
-    for index, size in enumerate(sizes):
+    for index, size in enumerate(sizes[:-1]):
         if size.holds(wanted):
             return Seat(need, index, 0)
     whole = memory_of(card) * GIB
@@ -316,8 +323,10 @@ def _granted(
     """Return the profile that the pods of a workload get, the number of whole GPUs of each pod, and why they get this
     much. The profile is empty if the pods get whole GPUs; otherwise the number is 0."""
     if seat.gpus:
-        return "", seat.gpus, Bound.WHOLE
+        return "", seat.gpus, Bound.WHOLE if seat.index < 0 else Bound.LAYOUT
     index = chosen.index(seat)
+    if index == len(packer.profiles):
+        return "", 1, Bound.LAYOUT
     name = packer.profiles[index].name
     if index != seat.index:
         return name, 0, Bound.LAYOUT

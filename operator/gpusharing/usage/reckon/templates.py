@@ -73,8 +73,8 @@ class TemplateChoice:
     """A candidate for the template, with the numbers of nodes and GPUs that it needs."""
 
     assignment: tuple[tuple[int, int], ...]
-    """For each class of workloads, the index of the smallest profile that holds it and the index of the profile that
-    it gets."""
+    """For each class of workloads, the index of the smallest profile that holds it and the index of the size that it
+    gets; the size after the last profile is a whole GPU."""
     wanted: Counts
     """Number of instances of each profile in the whole pool."""
     nodes: int = 0
@@ -92,15 +92,15 @@ class TemplateChoice:
         return self.nodes * self.divided + self.whole
 
     def index(self, seat: Seat) -> int:
-        """Return the index of the profile that a workload gets. Raises KeyError if its pods get whole GPUs."""
+        """Return the index of the size that a workload gets, which is that of a whole GPU for one that needs it."""
         return dict(self.assignment)[seat.index]
 
 
 def choose(
     packer: Packer, sizes: Sequence[Size], seats: Sequence[Seat], fleet: Fleet, goal: Goal
 ) -> TemplateChoice:
-    """Return the best template for the goal. `sizes` has the size of each of the packer's profiles. Raises ValueError
-    if a node has no room for instances beside the whole GPUs of one pod."""
+    """Return the best template for the goal. `sizes` has the size of each of the packer's profiles and, last, that of
+    a whole GPU. Raises ValueError if a node has no room for instances beside the whole GPUs of one pod."""
     key = _dearness(seats) if goal is Goal.COST else _tightness(seats, sizes)
     best = _best(packer, _ways(sizes, seats), seats, fleet, key)
     if best is None:
@@ -110,9 +110,9 @@ def choose(
 
 
 def _ways(sizes: Sequence[Size], seats: Sequence[Seat]) -> Iterator[tuple[tuple[int, int], ...]]:
-    """Yield every possible assignment of profiles to classes of workloads; a class has all workloads with the same
-    smallest profile. Each class gets that profile or a larger one. An assignment is a tuple of pairs: the smallest
-    profile and the assigned one. Yields one empty assignment if no workload needs a profile."""
+    """Yield every possible assignment of sizes to classes of workloads; a class has all workloads with the same
+    smallest profile. Each class gets that profile or a larger size. An assignment is a tuple of pairs: the indexes of
+    the smallest profile and of the assigned size. Yields one empty assignment if no workload needs a profile."""
     classes = sorted({seat.index for seat in seats if not seat.gpus})
     choices = [
         [larger for larger in range(len(sizes)) if sizes[larger].holds(sizes[smallest])]
@@ -130,7 +130,8 @@ def _best(
     key: Callable[[TemplateChoice], _Key],
 ) -> TemplateChoice | None:
     """Return the choice that needs the fewest additional nodes and, among those, has the lowest `key`. Return None if
-    no assignment in `ways` is possible."""
+    no assignment in `ways` is possible. If a node has one GPU, or nodes differ, no choice has both whole GPUs and
+    instances."""
     pods: Counter[int] = Counter()
     for seat in seats:
         if not seat.gpus:
@@ -139,11 +140,7 @@ def _best(
     if fleet.per_node == 1:  # the nodes differ, or have one GPU each: only the sum counts
         whole = [1] * sum(whole)
 
-    @cache
-    def undivided(nodes: int) -> int | None:
-        """Return how many GPUs of each node must stay whole if there are `nodes` nodes, or None if these
-        are too few."""
-        return _first_fit(whole, nodes, fleet.per_node)
+    first_fit = cache(_first_fit)
 
     def order(choice: TemplateChoice) -> tuple[int, _Key]:
         """Return the sort key of a choice: the number of additional nodes, then `key`. The best choice has
@@ -152,11 +149,14 @@ def _best(
 
     best: TemplateChoice | None = None
     for assignment in ways:
-        wanted = [0] * len(packer.profiles)
+        wanted = [0] * (len(packer.profiles) + 1)
         for smallest, index in assignment:
             wanted[index] += pods[smallest]
-        way = TemplateChoice(assignment, tuple(wanted), whole=sum(whole))
-        candidate = _cheapest(packer, way, whole, fleet, undivided)
+        undivided = (*whole, *[1] * wanted.pop())
+        if fleet.per_node == 1 and undivided and any(wanted):
+            continue
+        way = TemplateChoice(assignment, tuple(wanted), whole=sum(undivided))
+        candidate = _cheapest(packer, way, undivided, fleet, first_fit)
         if candidate is not None and (best is None or order(candidate) < order(best)):
             best = candidate
     return best
@@ -204,9 +204,9 @@ def _room(need: Need, size: Size) -> float:
 def _cheapest(
     packer: Packer,
     way: TemplateChoice,
-    whole: Sequence[int],
+    whole: tuple[int, ...],
     fleet: Fleet,
-    undivided_on: Callable[[int], int | None],
+    first_fit: Callable[[tuple[int, ...], int, int], int | None],
 ) -> TemplateChoice | None:
     """Return a copy of `way` in which `nodes` and `divided`, the GPUs of each node to divide, are filled in so that
     the existing nodes suffice with as few GPUs as possible and, of these, as few nodes as possible. If the existing
@@ -219,7 +219,7 @@ def _cheapest(
     for nodes in _steps((*way.wanted, len(whole), sum(whole), fleet.nodes)):
         if best is not None and nodes > fleet.nodes:
             break
-        undivided = undivided_on(nodes)
+        undivided = first_fit(whole, nodes, fleet.per_node)
         if undivided is None:
             continue
         wanted, room = _per_node(way.wanted, nodes), fleet.per_node - undivided
@@ -252,7 +252,7 @@ def _steps(wanted: Sequence[int]) -> list[int]:
     return sorted(numbers)
 
 
-def _first_fit(whole: Sequence[int], nodes: int, per_node: int) -> int | None:
+def _first_fit(whole: tuple[int, ...], nodes: int, per_node: int) -> int | None:
     """Return how many GPUs of each node must stay whole so that pods with `whole` GPUs each fit on `nodes` nodes,
     first fit; 0 if there are no such pods. Return None if that is more than `per_node`. `whole` must be sorted in
     descending order."""
