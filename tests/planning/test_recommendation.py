@@ -124,16 +124,20 @@ def test_who_needs_more_than_an_instance_gets_whole_gpus_beside_the_divided_ones
 
 def test_whole_gpus_and_instances_do_not_mix_where_a_node_has_one() -> None:
     needs = [need("big", 70.0), need("small", 5.0, pods=2)]
-    whole = recommend(pool((1, 1, 1)), needs, goal=Goal.COST)
-    assert (profiles(whole), whole.unplaced) == ({"big": "1 GPU", "small": "1 GPU"}, ())
-    assert {one.need.workload.name: one.bound for one in whole.placed} == {
-        "big": Bound.WHOLE, "small": Bound.LAYOUT
-    }  # fmt: skip
-    found = recommend(pool((1, 1)), needs, goal=Goal.COST)
-    assert profiles(found) == {"small": "1g.10gb"}, "the GPUs are too few to stay whole"
+    found = recommend(pool((1, 1, 1)), needs, goal=Goal.COST)
+    assert profiles(found) == {"small": "1g.10gb"}, "and one GPU elsewhere, which are fewer than three"
     assert [(one.need.workload.name, one.why, one.gpus) for one in found.unplaced] == [
         ("big", Misplaced.APART, 1)
     ]
+
+
+def test_on_nodes_of_one_gpu_all_stay_whole_if_that_takes_no_more_or_is_to_be_as_roomy_as_can_be() -> None:
+    one, two = ([need("big", 70.0), need("small", 5.0, pods=pods)] for pods in (1, 2))
+    for needs, goal in ((one, Goal.COST), (two, Goal.PERFORMANCE)):
+        found = recommend(pool((1, 1, 1)), needs, goal=goal)
+        assert (profiles(found), found.unplaced) == ({"big": "1 GPU", "small": "1 GPU"}, ())
+        assert [place.bound for place in found.placed] == [Bound.WHOLE, Bound.LAYOUT]
+    assert recommend(pool((1, 1)), two, goal=Goal.PERFORMANCE).unplaced, "the pool is too small for that"
 
 
 def test_a_pool_of_whole_gpus_alone_is_not_divided() -> None:

@@ -239,6 +239,16 @@ def recommend(
     fleet = Fleet(pool.nodes[0], len(pool.nodes)) if alike else Fleet(1, pool.gpus)
     seats, unplaced = _seats(pool, needs, sizes, fleet)
     chosen = choose(packer, sizes, seats, fleet, goal)
+    if apart := [each for each in unplaced if each.why is Misplaced.APART]:
+        # Dividing the GPUs leaves these workloads out. Without dividing any, all workloads have a place.
+        undivided = [replace(seat, gpus=seat.gpus or 1) for seat in seats]
+        undivided += [Seat(each.need, -1, each.gpus) for each in apart]
+        beside = chosen.gpus + sum(each.gpus * each.need.history.pods for each in apart)
+        most = pool.gpus if goal is Goal.PERFORMANCE else min(pool.gpus, beside)
+        if sum(seat.gpus * seat.pods for seat in undivided) <= most:
+            seats = sorted(undivided, key=lambda seat: seat.need.workload)
+            unplaced = tuple(each for each in unplaced if each not in apart)
+            chosen = choose(packer, sizes, seats, fleet, goal)
     template = _template(packer, chosen, fleet)
     placed = tuple(Placed(seat.need, *_granted(packer, sizes, seat, chosen)) for seat in seats)
     return Recommendation(
@@ -274,8 +284,7 @@ def _seats(
     pool: ModelPool, needs: Sequence[Need], sizes: Sequence[Size], fleet: Fleet
 ) -> tuple[list[Seat], tuple[Unplaced, ...]]:
     """Return the smallest seat of each workload that the layout can serve, and the workloads that it cannot serve,
-    both sorted by workload. If some workloads need whole GPUs that divided nodes do not have, and the pool has
-    enough GPUs for each pod to get whole ones, all workloads get whole GPUs."""
+    both sorted by workload."""
     seats: list[Seat] = []
     unplaced: list[Unplaced] = []
     for need in sorted(needs, key=lambda each: each.workload):
@@ -286,14 +295,12 @@ def _seats(
             unplaced.append(Unplaced(need, Misplaced.SEVERAL, seat.gpus))
         else:
             seats.append(seat)
-    # A pod that needs all GPUs of a node leaves none to divide, and all nodes have the same template.
-    apart = [seat for seat in seats if seat.gpus >= fleet.per_node]
-    if apart and len(apart) < len(seats):
-        undivided = [replace(seat, gpus=seat.gpus or 1) for seat in seats]
-        if sum(seat.gpus * seat.pods for seat in undivided) <= pool.gpus:
-            return undivided, tuple(unplaced)
-        unplaced += [Unplaced(seat.need, Misplaced.APART, seat.gpus) for seat in apart]
-        seats = [seat for seat in seats if seat not in apart]
+    if any(not seat.gpus for seat in seats):
+        # A pod that needs all GPUs of a node leaves none to divide, and all nodes have the same template.
+        unplaced += [
+            Unplaced(seat.need, Misplaced.APART, seat.gpus) for seat in seats if seat.gpus >= fleet.per_node
+        ]
+        seats = [seat for seat in seats if seat.gpus < fleet.per_node]
     return seats, tuple(sorted(unplaced, key=lambda each: each.need.workload))
 
 
