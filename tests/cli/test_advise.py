@@ -1,5 +1,5 @@
-"""Which mode is advised for what, and that the policy which comes with it is one (cli/setup/advise.py,
-cli/setup/advice.py)."""
+"""Which mode is advised for what, and that the policy which comes with it is one (usage/advise.py,
+usage/reckon/advice.py)."""
 
 import itertools
 import json
@@ -14,13 +14,13 @@ from tests.cli.screen import END, answer, read_until, terminal
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.cli.setup.advice import RULES, Advice, AdviceAnswers, advise
-from gpusharing.cli.setup.advise import QUESTIONS, size_of
 from gpusharing.cli.setup.layouts import pick
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
-from gpusharing.planning.gpus.capacity import usable_memory
+from gpusharing.planning.gpus.capacity import HEADROOM, memory_of, usable_memory
 from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import Legal, find_fit, normalize
+from gpusharing.usage.advise import HOW_MUCH, QUESTIONS, size_of
+from gpusharing.usage.reckon.advice import RULES, Advice, AdviceAnswers, advise
 
 
 def told(
@@ -34,7 +34,7 @@ def told(
     return advise(
         AdviceAnswers(
             pick(card),
-            memory,
+            ((1, memory * HEADROOM),),
             no_mps=no_mps,
             mps_remedy="",
             gpu_operator="",
@@ -45,7 +45,13 @@ def told(
 
 
 def test_the_order_of_the_rules_is_part_of_the_product() -> None:
-    assert [rule.__name__ for rule in RULES] == ["_whole", "_isolated", "_together", "_in_turns"]
+    assert [rule.__name__ for rule in RULES] == [
+        "_whole",
+        "_isolated",
+        "_denser",
+        "_together",
+        "_in_turns",
+    ]
 
 
 CASES: dict[str, tuple[Advice, str, int, str]] = {
@@ -90,7 +96,7 @@ ANSWERS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("card", [card for card in CARDS if card.memory_gb], ids=lambda card: card.key)
 def test_whatever_is_answered_the_policy_is_valid_and_fits_the_card_and_the_workload(card: Card) -> None:
     for answers, memory in itertools.product(ANSWERS, (0.1, 1, 4, 9, 15, 28, 60, 200)):
-        found = advise(AdviceAnswers(card, memory, no_mps=None, mps_remedy="", **answers))
+        found = advise(AdviceAnswers(card, ((1, memory * HEADROOM),), no_mps=None, mps_remedy="", **answers))
         spec = validate_policy(found.policy("p", "x"))
         assert isinstance(spec, GPUSharingPolicySpec), (answers, memory, spec)
         assert found.why, "each has a reason"
@@ -116,6 +122,95 @@ def test_every_page_that_a_reason_cites_is_there_with_its_anchor() -> None:
         name, _, anchor = page.partition("#")
         text = (ROOT / name).read_text()
         assert not anchor or f'id="{anchor}"' in text, page
+
+
+# --- several sizes -------------------------------------------------------------------------------------------------
+
+MIXED = ((4, 24.0), (12, 6.0))
+"""Four workloads of 20 GiB and twelve of 5 GiB, with headroom."""
+L40S = pick("l40s")
+SEVERAL: dict[str, tuple[dict[str, Any], str, int, dict[str, int]]] = {
+    "where equal shares would have to be as large as the largest need": ({}, "MIG", 4, {"3g.40gb": 1, "1g.10gb": 4}),
+    "as cheaply on nodes of 8 GPUs, whose layouts differ": ({"per_node": 8, "bill": True}, "MIG", 4, {}),
+    "of one size that shares fit": ({"needs": ((16, 6.0),)}, "MPS", 2, {}),
+    "of one size, isolated": ({"needs": ((16, 6.0),), "strangers": True}, "MIG", 3, {"1g.10gb": 7}),
+    "that need whole GPUs, all of them": ({"needs": ((3, 50.0), (2, 90.0))}, "Full", 7, {}),
+    "on a card without MIG, of sizes that no two fit": (
+        {"card": L40S, "needs": ((2, 36.0), (6, 6.0))}, "Full", 8, {}),
+    "on a card without MIG": ({"card": L40S, "needs": ((2, 12.0), (6, 6.0))}, "MPS", 3, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_workloads(name: str) -> None:
+    more, mode, gpus, layout = SEVERAL[name]
+    found = advise(AdviceAnswers(**{"card": pick("h100-80gb"), "needs": MIXED, **more}))
+    assert (str(found.mode), found.gpus, dict(found.layout)) == (mode, gpus, layout)
+    assert isinstance(validate_policy(found.policy("p", "x")), GPUSharingPolicySpec)
+
+
+@pytest.mark.parametrize("per_node", [1, 8])
+@pytest.mark.parametrize("card", [card for card in CARDS if card.memory_gb], ids=lambda card: card.key)
+def test_whatever_the_sizes_are_the_gpus_hold_the_workloads(card: Card, per_node: int) -> None:
+    whole = memory_of(card)
+    for parts in itertools.combinations((0.05, 0.12, 0.24, 0.4, 0.6, 0.95, 1.7), 3):
+        needs = tuple((count, part * whole) for count, part in zip((9, 4, 2), parts, strict=True))
+        for answers in ({"bill": True}, {}, {"bursts": True}):
+            found = advise(AdviceAnswers(card, needs, per_node=per_node, **answers))
+            assert isinstance(validate_policy(found.policy("p", "x")), GPUSharingPolicySpec)
+            assert found.gpus <= sum(
+                count * -int(-part // 1) for (count, _), part in zip(needs, parts, strict=True)
+            )
+            assert found.gpus * whole >= sum(count * gib for count, gib in needs) * 0.99
+            for portion in found.portions:
+                assert isinstance(find_fit(portion.layout or (), card.profiles), Legal)
+
+
+def test_who_needs_whole_gpus_beside_instances_is_named_or_gets_them_on_the_same_nodes(desk: Desk) -> None:
+    typed = ("advise", "--card", "h100-80gb", "--need", "2x60Gi", "--need", "6x8Gi", "-o", "json")
+    alone, beside = (json.loads(desk.type(*typed, *more).out) for more in ((), ("--gpus-per-node", "4")))
+    assert "2 workloads need whole GPUs" in alone["but"]
+    assert "whole GPUs" not in beside["but"]
+    assert beside["policy"]["spec"]["mig"]["layouts"] == [
+        {"devices": [0], "profiles": {"1g.10gb": 7}},
+        {"devices": [1, 2, 3], "profiles": {}},
+    ]
+    assert (alone["gpus"], beside["gpus"], alone["saving"]["gpus"]) == (3, 3, 5)
+
+
+def test_what_is_saved_is_shown_in_gpus_and_in_money_a_month(desk: Desk) -> None:
+    typed = ("advise", "--card", "h100-80gb", "--need", "4x20Gi", "--need", "12x5Gi")
+    said = " ".join(desk.type(*typed, "--price", "3.20").out.split())
+    takes = "16 workloads take 4 GPUs; with whole GPUs each, they would take 16. That saves 12 GPUs"
+    assert f"{takes}, about USD 28,032.00 a month (3.20 an hour for each)." in said
+    assert f"{takes}. To see that in money, pass --price." in " ".join(desk.type(*typed).out.split())
+    told = json.loads(desk.type(*typed, "--price", "3.2 EUR", "-o", "json").out)
+    assert told["saving"] == {"gpus": 12, "perMonth": "28032.00", "currency": "EUR"}
+    one = json.loads(desk.type("advise", "--card", "h100-80gb", "--memory", "5Gi", "-o", "json").out)
+    assert one["saving"] is None, "nobody knows how many there are"
+
+
+REFUSED = {
+    "--need 0x4Gi": "'0x4Gi' is not a memory size",
+    "--need 10000x4Gi": "'10000x4Gi' is not a memory size",
+    "--need 4x": "'4x' is not a memory size",
+    "--memory 4Gi --price cheap": "--price cheap: pass what a GPU costs an hour, for example 3.20 or 3.20EUR",
+    "--memory 4Gi --gpus-per-node 17": "--gpus-per-node 17: pass a number from 1 to 16, for example 8",
+    "--memory 4Gi --gpus-per-node x": "--gpus-per-node x: pass a number from 1 to 16",
+    "--memory 4Gi --write x": "--write works only where needs are measured: add --from-prometheus",
+    "--memory 4Gi --goal cost": "--goal works only where needs are measured",
+    "--memory 4Gi -o csv": "-o csv works only with --from-prometheus; use table, json or yaml",
+    "--from-prometheus --memory 4Gi": "--memory cannot be used where needs are measured",
+    "--prometheus http://127.0.0.1:1 --need 2x4Gi": "--need cannot be used where needs are measured",
+    "--prometheus http://127.0.0.1:1 -n team-a": "-n cannot be used with advise, which always covers all namespaces",
+}
+
+
+@pytest.mark.parametrize("typed", REFUSED)
+def test_flags_that_do_not_fit_are_refused_in_a_sentence(desk: Desk, typed: str) -> None:
+    said = desk.type("advise", "--card", "h100-80gb", *typed.split())
+    assert (said.status, said.out, said.err.count("\n")) == (FAILED, "", 1)
+    assert REFUSED[typed] in said.err
 
 
 SIZES = {"15Gi": 15, "15": 15, "15 GiB": 15, "512Mi": 0.5, "1.5Gi": 1.5}
@@ -144,7 +239,7 @@ def test_the_advice_reads_like_this(desk: Desk) -> None:
     said = desk.type("advise", "--card", "h100-80gb", "--memory", "15Gi", "--promise")
     drawn = "  [1g.20gb ][1g.20gb ][1g.20gb ][1g.20gb ]\n"
     assert said.out.startswith(
-        f"MIG, 4x1g.20gb on each GPU\n{drawn}Because latency or availability is promised: "
+        f"MIG, 4x1g.20gb on every GPU\n{drawn}Because latency or availability is promised: "
     )
 
 
@@ -204,7 +299,7 @@ def answered(desk: Desk, answers: dict[str, str], *typed: str) -> tuple[int, str
 
 FIRST = {
     "Which card (kubectl gpusharing layouts lists them)?": "h100-80gb",
-    "How much memory does one workload need at its peak (for example 15Gi)?": "4Gi",
+    HOW_MUCH: "4Gi",
 }
 PROMISE, STRANGERS, BILL, BURSTS = (f"{question} [y/N]" for question in QUESTIONS.values())
 
@@ -214,7 +309,7 @@ def test_the_questions_are_asked_at_a_terminal_and_the_answers_decide(desk: Desk
     status, said = answered(desk, answers)
     echo, _, advice = said.partition("\n")
     assert (status, echo) == (DONE, "n")
-    assert advice.startswith("MIG, 7x1g.10gb on each GPU\n")
+    assert advice.startswith("MIG, 7x1g.10gb on every GPU\n")
     reason = (
         "Because the users of the GPUs do not trust each other: memory, bandwidth and faults must be isolated"
     )
@@ -223,10 +318,52 @@ def test_the_questions_are_asked_at_a_terminal_and_the_answers_decide(desk: Desk
     assert isinstance(validate_policy(policy), GPUSharingPolicySpec)
 
 
-def test_only_a_yes_is_a_yes_and_other_answers_lead_elsewhere(desk: Desk) -> None:
-    answers = {**FIRST, PROMISE: "", STRANGERS: "maybe", BILL: "N", BURSTS: "Y"}
+def test_other_answers_lead_elsewhere(desk: Desk) -> None:
+    answers = {**FIRST, PROMISE: "", STRANGERS: "No", BILL: "N", BURSTS: "Y"}
     status, said = answered(desk, answers)
     assert (status, said.splitlines()[1]) == (DONE, "TimeSlicing, 4 shares of each GPU")
+
+
+def test_after_a_wrong_answer_the_question_is_asked_again(desk: Desk) -> None:
+    """With what is wrong about it, and the rest of the answers is kept."""
+    wrong = {
+        "Which card (kubectl gpusharing layouts lists them)?": (
+            "h1000",
+            "h100-80gb",
+            "no card matches h1000",
+        ),
+        HOW_MUCH: ("a lot", "4x20Gi, 12x5Gi", "'a lot' is not a memory size; use one such as 15Gi"),
+        PROMISE: ("maybe", "n", "'maybe' is neither yes nor no; answer y or n"),
+    }
+    with terminal(desk, "advise", "--no-color") as (process, screen):
+        for question, (bad, good, told) in wrong.items():
+            read_until(screen, question)
+            answer(screen, bad)
+            assert told in read_until(screen, question)
+            answer(screen, good)
+        for question in (STRANGERS, BILL, BURSTS):
+            read_until(screen, question)
+            answer(screen, "n")
+        rest = read_until(screen, END).replace("\r\n", "\n")
+        assert process.wait(SECONDS) == DONE
+    assert "MIG, 1x3g.40gb+4x1g.10gb on every GPU" in rest
+    assert "16 workloads take 4 GPUs; with whole GPUs each, they would take 16." in " ".join(rest.split())
+
+
+@pytest.mark.parametrize("question", [*FIRST, PROMISE])
+def test_the_end_of_the_input_ends_the_dialogue_in_one_sentence(desk: Desk, question: str) -> None:
+    with terminal(desk, "advise", "--no-color") as (process, screen):
+        for asked, said in FIRST.items():
+            read_until(screen, asked)
+            if asked == question:
+                break
+            answer(screen, said)
+        else:
+            read_until(screen, question)
+        answer(screen, "\x04")  # Ctrl-D
+        rest = read_until(screen, END)
+        assert process.wait(SECONDS) == FAILED
+    assert "error: advise needs --" in rest
 
 
 def test_what_was_typed_is_not_asked_for(desk: Desk) -> None:
@@ -238,13 +375,6 @@ def test_what_was_typed_is_not_asked_for(desk: Desk) -> None:
     assert told["why"][0].startswith(
         "latency or availability is promised, each workload must be billed separately: "
     )
-
-
-def test_an_answer_that_means_nothing_ends_the_dialogue_in_one_sentence(desk: Desk) -> None:
-    answers = {**FIRST, PROMISE: "n", STRANGERS: "n", BILL: "n", BURSTS: "n"}
-    _, memory = FIRST
-    status, said = answered(desk, {**answers, memory: "a lot"})
-    assert (status, said) == (FAILED, "n\nerror: 'a lot' is not a memory size; use one such as 15Gi\n")
 
 
 def test_a_card_whose_memory_is_not_its_own_is_refused(desk: Desk) -> None:

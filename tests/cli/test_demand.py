@@ -1,4 +1,4 @@
-"""Which mode and layout the pods of a namespace ask for (cli/setup/advice.py, and cli/setup/advise.py with -n)."""
+"""Which mode and layout the pods of a namespace ask for (usage/reckon/advice.py, and usage/advise.py with -n)."""
 
 import json
 import re
@@ -17,12 +17,12 @@ from tests.fakes.virtualtime import virtually
 from gpusharing.api.names import LABEL_ISOLATION
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.cli.setup.advice import Advice, Demand, advise_for, describe_demand, read_demand
 from gpusharing.cli.setup.layouts import pick
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.kube.client import NAMESPACES
 from gpusharing.planning.gpus.cards import CARDS
 from gpusharing.planning.gpus.geometry import Legal, find_fit, normalize, resource_name
+from gpusharing.usage.reckon.advice import Advice, Demand, advise_for, describe_demand, read_demand
 
 JSON = dict[str, Any]
 H100 = pick("h100-80gb")
@@ -212,11 +212,31 @@ def test_where_pods_do_not_tell_their_memory_the_flag_does(desk: Desk) -> None:
     desk.server.lists = {PODS: some(2, {"gpu": 1}, qos="Guaranteed")}
     without = desk.type("advise", "-n", "team-a", "--card", "h100-80gb")
     assert (without.status, without.out) == (FAILED, "")
-    assert "--memory, because the pods do not declare how much memory they need" in without.err
+    assert "--memory or --need, because not all pods declare how much memory they need" in without.err
     said = desk.type("advise", "-n", "team-a", "--card", "h100-80gb", "--memory", "15Gi", "-o", "json")
     told = json.loads(said.out)
     assert (told["mode"], told["layout"]) == ("MIG", {"1g.20gb": 4})
     assert "is promised" in told["why"][0]
+
+
+def declaring(size: str, count: int) -> list[JSON]:
+    """Pods whose owner declares how much GPU memory each needs."""
+    pods = some(count, {"gpu": 1})
+    for number, raw in enumerate(pods):
+        raw["metadata"] |= {"name": f"p-{size}-{number}", "annotations": {"gpusharing.dev/gpu-memory": size}}
+    return pods
+
+
+def test_what_pods_declare_is_taken_with_the_headroom_that_it_has(desk: Desk) -> None:
+    desk.server.lists = {PODS: [*declaring("24Gi", 4), *declaring("9Gi", 12)]}
+    told = json.loads(desk.type("advise", "-n", "team-a", "--card", "h100-80gb", "-o", "json").out)
+    assert (told["mode"], told["layout"], told["gpus"]) == ("MIG", {"3g.40gb": 1, "1g.10gb": 4}, 4)
+    assert told["saving"]["gpus"] == 12
+    desk.server.lists[PODS] += some(1, {"gpu": 1})
+    said = desk.type("advise", "-n", "team-a", "--card", "h100-80gb")
+    assert "because not all pods declare how much memory they need" in said.err
+    desk.server.lists[PODS] = declaring("much", 1)
+    assert "'much' is not a memory size" in desk.type("advise", "-n", "team-a", "--card", "h100-80gb").err
 
 
 WRONG = {

@@ -4,12 +4,15 @@ With `--prometheus`, no cluster is contacted. Otherwise a Service is queried thr
 right `get services/proxy`: the Service that `--service` names, or else the only one that looks like a Prometheus.
 """
 
+import re
 from argparse import Namespace
+from fractions import Fraction
 
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.usage.prometheus.client import Endpoint, place_of
 from gpusharing.usage.prometheus.services import find_place
+from gpusharing.usage.reckon.bills import Price
 
 
 def place_named(typed: Namespace) -> Endpoint:
@@ -29,3 +32,12 @@ async def place_found(session: Session, typed: Namespace) -> Endpoint:
             "--token-file and --ca-file only work with --prometheus URL; a Service is reached with your kubeconfig"
         )
     return await find_place(session, typed.service)
+
+
+def price_of(text: str) -> Price | None:
+    """Parse the value of `--price`, such as `3.20` or `3.20 EUR`, and return the price of a GPU for an hour, in USD if
+    no currency is named. None for an empty string. Raises Trouble if it cannot be parsed."""
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?([A-Z]{3})?", text)
+    if text and match is None:
+        raise Trouble(f"--price {text}: pass what a GPU costs an hour, for example 3.20 or 3.20EUR")
+    return Price(Fraction(match[1]), match[2] or "USD", "--price") if match else None

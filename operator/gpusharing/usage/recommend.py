@@ -1,5 +1,5 @@
-"""`recommend [-l NODES | --policy NAME] [--window 14d]`: recommend a layout for a pool, based on what its workloads
-used.
+"""`advise --from-prometheus [-l NODES | --policy NAME] [--window 14d]`, or `recommend`: recommend a layout for a pool,
+based on what its workloads used.
 
 It needs only Prometheus with dcgm-exporter, not the operator. Where the operator is installed, it also shows the plan
 of the policy. Nothing is applied: `--write FILE` writes a policy that waits for an approval.
@@ -16,12 +16,14 @@ from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble, error_text
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.usage.flags import place_found, place_named
+from gpusharing.usage.flags import place_found, place_named, price_of
 from gpusharing.usage.prometheus.client import Endpoint, Prometheus, prometheus_at
 from gpusharing.usage.prometheus.matchers import selector_of
 from gpusharing.usage.prometheus.windows import DAY, span_of
 from gpusharing.usage.read.histories import ObservedPool, find_pool
+from gpusharing.usage.read.meter import read_price
 from gpusharing.usage.read.poolnodes import NodeScope, find_in_cluster, find_in_prometheus, narrow, rows_of
+from gpusharing.usage.read.queries import MeterQuery
 from gpusharing.usage.read.usage import UsageQuery, read_usage
 from gpusharing.usage.reckon.needs import MIN_POINTS, MIN_SPAN, Confidence, Doubt, Goal, Need, find_need
 from gpusharing.usage.reckon.recommendation import ModelPool, recommend
@@ -58,6 +60,7 @@ def _check(typed: Namespace) -> None:
     exists is such a case; an `--until` in the future is not."""
     span_of(typed, 0.0, MOST)
     selector_of(typed.selector)
+    price_of(typed.price)
     if typed.policy and typed.nodes:
         raise Trouble("pass either --policy or -l, not both")
     if typed.nodes:
@@ -123,7 +126,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
             " DCGM_EXPORTER_KUBERNETES=true)"
         )
     scope, unseen = narrow(scope, len(observed.nodes), "" if card is None else card.key)
-    goal = Goal(typed.goal)
+    goal = Goal(typed.goal or "cost")
     missing, remarks = (
         list(usage.missing),
         [*filter(None, (prometheus.place.remark,)), *scope.remarks, *unseen, *observed.remarks],
@@ -141,6 +144,11 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
     policy = (
         policy_of(scope, recommendation) if recommendation is not None and recommendation.placed else None
     )
+    price = price_of(typed.price)
+    if price is None and policy is not None:
+        price = await read_price(
+            prometheus, MeterQuery(max(start, end - DAY), end, selector=selector), observed.names
+        )
     return RecommendReport(
         prometheus.place.where,
         start,
@@ -152,6 +160,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
         policy,
         tuple(missing),
         tuple(remarks),
+        price=price,
     )
 
 

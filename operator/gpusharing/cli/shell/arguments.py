@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Never
 
 PROG = "kubectl gpusharing"
@@ -12,7 +12,7 @@ PAGE, CSV = "html", "csv"
 EXITS = """\
 exit status: 0 success; plan: nothing to do. 1 an error, printed on standard error, or the answer is no:
 doctor found errors, no layout fits, you did not confirm.
-2 plan: something will change; import: nodes are left out; free, cost, recommend: part of the answer is unknown.
+2 plan: something will change; import: nodes are left out; free, cost, advise: part of the answer is unknown.
 3 plan: a policy cannot be carried out. 4 plan: it is unknown what would happen, for example because no agent has
 reported. 5 plan: something listed in --fail-on would happen.
 130 ended by Ctrl-C. 141 the reader closed the pipe."""
@@ -125,13 +125,16 @@ class Verb:
     """The flags and arguments that only this verb has."""
     offline: bool = False
     """Whether the verb contacts no cluster and is carried out by `run_offline`."""
-    asks_with: str = ""
-    """The flag with which an offline verb does contact a cluster and is carried out by `run`."""
+    asks_with: tuple[str, ...] = ()
+    """The flags with each of which an offline verb does contact a cluster and is carried out by `run`."""
+    measures: bool = False
+    """Whether the verb stands for another one with --from-prometheus."""
     csv: bool = False
     """Whether the verb can write CSV."""
     asks_prometheus: bool = False
     """Whether the verb queries a Prometheus about all namespaces. Such a verb has the flags of PROMETHEUS, refuses -n
-    and can write CSV, too. With --prometheus it needs no cluster and is carried out by `run_offline`."""
+    (with the flag --from-prometheus, only if that was given) and can write CSV, too. With --prometheus it needs no
+    cluster and is carried out by `run_offline`."""
     page: bool = False
     """Whether the verb can write a page of HTML."""
     one_file: bool = False
@@ -187,6 +190,8 @@ def parser() -> Parser:
             group = sub.add_argument_group("where Prometheus is")
             for names, options in PROMETHEUS:
                 group.add_argument(*names, **options)
+        if verb.measures:
+            sub.set_defaults(from_prometheus=True)
     return top
 
 
@@ -220,6 +225,73 @@ def _common(outputs: tuple[str, ...]) -> Parser:
     return common
 
 
+ADVISE = Verb(
+    "advise",
+    "usage.advise",
+    "Suggest a mode and a layout, with reasons and savings: from your answers, from the pods in a namespace (-n), or"
+    " from what workloads used (--from-prometheus).",
+    (
+        _value("--card", "CARD", f"{CARD}; with measured needs, only GPUs of this model"),
+        (
+            ("--need",),
+            {
+                "metavar": "NxSIZE",
+                "action": "append",
+                "default": [],
+                "help": "N workloads that need this memory at their peak, for example 4x20Gi. Can be repeated",
+            },
+        ),
+        _value("--memory", "SIZE", "what each workload needs at its peak, for example 15Gi"),
+        _switch("--promise", "users were promised a certain latency or availability"),
+        _switch("--strangers", "people who do not trust each other share the GPUs"),
+        _switch("--bill", "each workload is billed for its share of a GPU"),
+        _switch("--bursts", "the workloads use the GPU only now and then"),
+        _value(
+            "--gpus-per-node",
+            "N",
+            "how many GPUs each node has; default: 1, a layout for nodes of any size",
+            "1",
+        ),
+        _value("--gpu-operator", "VERSION", "version of NVIDIA's GPU Operator, for example v26.3.3"),
+        _value("--name", "NAME", "name of the policy; default: pool"),
+        _value(
+            "--pool", "POOL", "value of the gpusharing.dev/pool label that the policy selects; default: pool"
+        ),
+        _value(
+            "--price",
+            "PRICE",
+            "what a GPU costs an hour, for example 3.20 or 3.20EUR; default: as in Prometheus",
+        ),
+        _switch(
+            "--from-prometheus",
+            "measure the needs of a pool's workloads, as recommend does; for all that follows",
+        ),
+        _value(
+            "--nodes",
+            "LABELS",
+            "only nodes with these labels, for example gpusharing.dev/pool=a; default: all nodes in Prometheus",
+            short="-l",
+        ),
+        _value("--policy", "POLICY", "the nodes of this policy"),
+        _choice(
+            "--goal",
+            ("cost", "performance"),
+            "",
+            "cost: the fewest GPUs that suffice; performance: as much headroom as the pool allows; default: cost",
+        ),
+        _switch("--verbose", "show what each answer is based on: hourly peaks, samples, reason", "-v"),
+        _value(
+            "--write",
+            "FILE",
+            "write the policy to FILE; it requires approval and is never applied automatically",
+        ),
+        *_window("14d", "30d"),
+    ),
+    offline=True,
+    asks_with=("namespace", "from_prometheus"),
+    asks_prometheus=True,
+)
+"""The verb that answers which layout to use. `recommend` is its alias for measured needs."""
 VERBS: tuple[Verb, ...] = (
     Verb(
         "status",
@@ -364,34 +436,7 @@ VERBS: tuple[Verb, ...] = (
         "Propose policies for a cluster that was configured by hand; applying them changes nothing.",
         one_file=True,
     ),
-    Verb(
-        "advise",
-        "cli.setup.advise",
-        "Suggest a mode and a layout, with reasons and costs, from your answers or from the pods in a namespace (-n).",
-        (
-            _value("--card", "CARD", CARD),
-            _value("--memory", "SIZE", "what one workload needs at its peak, for example 15Gi"),
-            _switch("--promise", "users were promised a certain latency or availability"),
-            _switch("--strangers", "people who do not trust each other share the GPUs"),
-            _switch("--bill", "each workload is billed for its share of a GPU"),
-            _switch("--bursts", "the workloads use the GPU only now and then"),
-            _value(
-                "--gpu-operator",
-                "VERSION",
-                "version of NVIDIA's GPU Operator, for example v26.3.3",
-            ),
-            (("--name",), {"default": "pool", "help": "name of the policy"}),
-            (
-                ("--pool",),
-                {
-                    "default": "pool",
-                    "help": "value of the gpusharing.dev/pool label that the policy selects",
-                },
-            ),
-        ),
-        offline=True,
-        asks_with="namespace",
-    ),
+    ADVISE,
     Verb(
         "cost",
         "usage.cost",
@@ -411,33 +456,10 @@ VERBS: tuple[Verb, ...] = (
         asks_prometheus=True,
         beside=300.0,
     ),
-    Verb(
-        "recommend",
-        "usage.recommend",
-        "Recommend a layout for a pool from the measured use of its workloads; reads only Prometheus.",
-        (
-            _value(
-                "--nodes",
-                "LABELS",
-                "only nodes with these labels, for example gpusharing.dev/pool=a; default: all nodes in Prometheus",
-                short="-l",
-            ),
-            _value("--policy", "POLICY", "the nodes of this policy"),
-            _value("--card", "CARD", f"only GPUs of this model, {CARD}"),
-            _choice(
-                "--goal",
-                ("cost", "performance"),
-                "cost",
-                "cost: the fewest GPUs that suffice; performance: as much headroom as the pool allows; default: cost",
-            ),
-            _switch("--verbose", "show what each answer is based on: hourly peaks, samples, reason", "-v"),
-            _value(
-                "--write",
-                "FILE",
-                "write the policy to FILE; it requires approval and is never applied automatically",
-            ),
-            *_window("14d", "30d"),
-        ),
-        asks_prometheus=True,
+    replace(
+        ADVISE,
+        name="recommend",
+        help="Recommend a layout for a pool from the measured use of its workloads: advise --from-prometheus.",
+        measures=True,
     ),
 )

@@ -34,7 +34,7 @@ def carry_out(verb: Any, typed: Namespace) -> int:
     if why := _find_contradiction(typed, named, several=len(named) > 1 or beside):
         raise Trouble(why)
     terminal = Terminal.of(flags.get("output", "table"), color=not flags.get("no_color", False))
-    if flags.get("prometheus") or (row.offline and not flags.get(row.asks_with)):
+    if flags.get("prometheus") or (row.offline and not any(map(flags.get, row.asks_with))):
         module: VerbModule = verb
         return module.run_offline(typed, terminal)
     if beside:
@@ -72,7 +72,9 @@ def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool
         f"--prometheus contacts no cluster: leave out {flag}, or leave out --prometheus to query each cluster's own"
         " Prometheus": (several and flags.get("prometheus")),
         f"-n cannot be used with {typed.verb}, which always covers all namespaces": (
-            verb.asks_prometheus and flags.get("namespace")
+            verb.asks_prometheus
+            and flags.get("namespace")
+            and (flags.get("prometheus") or flags.get("from_prometheus", True))
         ),
         f"-o {output} cannot be used with {typed.verb}; it supports {', '.join(verb.outputs)}": (
             output not in verb.outputs

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal, TextIO
@@ -17,7 +17,7 @@ from gpusharing.cli.shell.drawing import Ink, Line, Paper, Span, line, plain, sh
 
 def ask_line(question: str, answers: TextIO) -> str:
     """Print a question on standard error, so that it is not mixed with data, and return the line that was typed,
-    without surrounding whitespace; empty at the end of the input. Ctrl-C raises KeyboardInterrupt.
+    without surrounding whitespace. Raises EOFError at the end of the input. Ctrl-C raises KeyboardInterrupt.
 
     asyncio would only take note of the first Ctrl-C and keep waiting for the line to end, so Python's own handler is
     installed while the question is open.
@@ -25,15 +25,19 @@ def ask_line(question: str, answers: TextIO) -> str:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         print(f"{question} ", end="", file=sys.stderr, flush=True)
-        return answers.readline().strip()
+        if not (answer := answers.readline()):
+            raise EOFError
+        return answer.strip()
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def agrees(question: str, answers: TextIO) -> bool:
     """Ask a question as `ask_line` does, and return whether the answer was y or yes, case-insensitively; any other
-    answer counts as no."""
-    return ask_line(f"{question} [y/N]", answers).lower() in ("y", "yes")
+    answer, and the end of the input, counts as no."""
+    with suppress(EOFError):
+        return ask_line(f"{question} [y/N]", answers).lower() in ("y", "yes")
+    return False
 
 
 Output = Literal["table", "wide", "json", "yaml", "html", "csv"]

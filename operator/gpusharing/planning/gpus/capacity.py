@@ -1,5 +1,5 @@
-"""The memory that a card and each of its MIG instances have for workloads, the smallest profile with enough memory,
-whether a node has enough devices, and how many are free.
+"""The memory that a card and each of its MIG instances have for workloads, whether a node has enough devices, and how
+many are free.
 
 The number in a profile's name is nominal: an instance has less memory, and how much less cannot be computed. `_SEEN`
 contains what ``nvidia-smi mig -lgip`` and ``nvidia-smi`` printed on that hardware, in published captures (the same as
@@ -60,13 +60,6 @@ def plain_profiles(card: Card) -> tuple[Profile, ...]:
         profile for profile in card.profiles if not {"+", "-"} & set(profile.name) and profile.slices < whole
     ]
     return tuple(sorted(plain, key=lambda profile: (profile.memory_gb, -profile.max_count)))
-
-
-def smallest_profile(card: Card, gib: float) -> Profile | None:
-    """Return the first of `plain_profiles`, and so the one with the least memory, of which one instance has at least
-    `gib` GiB for a workload. None if no plain profile is large enough. Profiles with an attribute such as +me are
-    never returned."""
-    return next((profile for profile in plain_profiles(card) if usable_memory(card, profile) >= gib), None)
 
 
 def client_memory(card: Card, clients: int) -> float:

@@ -50,6 +50,8 @@ class ObservedPool:
     """What a reader should know about the series."""
     simulated: tuple[str, ...] = ()
     """The nodes whose GPUs are SIMULATED."""
+    names: tuple[str, ...] = ()
+    """The sorted names of the nodes; the UUID of a GPU whose node is unknown."""
 
 
 def find_pool(usage: Usage, where: str) -> ObservedPool:
@@ -100,6 +102,7 @@ def find_pool(usage: Usage, where: str) -> ObservedPool:
             *_replaced(fold, latest),
         ),
         tuple(sorted(usage.simulated & {gpu.node for gpu in gpus.values()})),
+        tuple(sorted(nodes)),
     )
 
 

@@ -8,7 +8,8 @@ is large. `increase` extrapolates a series to both ends of the day, bridges gaps
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from itertools import chain
 from shlex import quote
 
@@ -211,6 +212,22 @@ async def _read_day(prometheus: Prometheus, query: MeterQuery, start: float, end
         nodes_of(answers["simulated"]),
         faults,
     )
+
+
+async def read_price(prometheus: Prometheus, query: MeterQuery, nodes: Iterable[str]) -> Price | None:
+    """Return the mean price of a GPU on these nodes in the window of `query`. None if the price of a node is unknown or
+    ambiguous, or if the nodes have prices in several currencies. Raises Trouble if a query fails."""
+    queries = queries_of(query, round(query.end - query.start))
+    names = ("opencost", "policies", "products", "cards", "rivals", "gpus")
+    answers = await side_by_side(*(prometheus.instant_all(queries[name], query.end) for name in names))
+    *prices, rivals, owners = answers
+    known = read_prices(*prices, rivals=rivals, currency=query.currency)
+    policies = dict(map(_node, owners))
+    found = [known.find(node, policies.get(node, "")) for node in nodes]
+    exact = [price for price in found if isinstance(price, Price)]
+    if not exact or len(exact) < len(found) or len({price.currency for price in exact}) > 1:
+        return None
+    return replace(exact[0], amount=sum((price.amount for price in exact), Fraction()) / len(exact))
 
 
 def _credible(answer: Iterable[Series], faults: list[str]) -> Iterator[Series]:

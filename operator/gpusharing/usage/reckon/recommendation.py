@@ -66,12 +66,10 @@ class Occupied:
 class Bound(StrEnum):
     """Why a workload gets a profile of this size and no smaller one."""
 
-    MEMORY = "memory-bound"
-    """A smaller profile does not have enough memory."""
-    COMPUTE = "compute-bound"
+    MEMORY = "a smaller instance has too little memory"
+    COMPUTE = "a smaller instance has too little compute"
     """A smaller profile has enough memory but not enough compute."""
-    SMALLEST = "fits smallest"
-    """The card has no smaller profile."""
+    SMALLEST = "the smallest instance is enough"
     LAYOUT = "larger than needed"
     """The layout of the pool has no smaller instance for it, or deliberately gives it more room."""
     WHOLE = "needs whole GPUs"
@@ -191,6 +189,17 @@ class Recommendation:
     def pods(self) -> int:
         """The number of pods that have a place."""
         return sum(workload.need.history.pods for workload in self.placed)
+
+    @property
+    def saved(self) -> int:
+        """How many fewer GPUs are needed than are in use now; below 0 if more are needed. Workloads without a place are
+        taken to need the whole GPUs that are known, or else what they hold now."""
+        beside = sum(
+            one.need.history.pods
+            * (one.gpus or ceil(one.need.history.holds.devices * (one.need.history.holds.share or 1)))
+            for one in self.unplaced
+        )
+        return self.pool.used - self.gpus - beside
 
     @property
     def mode(self) -> Mode:

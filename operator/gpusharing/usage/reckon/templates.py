@@ -259,12 +259,15 @@ def _first_fit(whole: tuple[int, ...], nodes: int, per_node: int) -> int | None:
     if not whole:
         return 0
     for room in range(max(whole[0], -(-sum(whole) // nodes)), per_node + 1):
-        free = [room] * nodes
+        free, place, last = [room] * nodes, 0, 0
         for gpus in whole:
-            place = next((index for index, left in enumerate(free) if left >= gpus), None)
-            if place is None:
+            place = place if gpus == last else 0  # equal pods fill the nodes in order
+            while place < nodes and free[place] < gpus:
+                place += 1
+            if place == nodes:
                 break
             free[place] -= gpus
+            last = gpus
         else:
             return room
     return None

@@ -31,16 +31,12 @@ from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.prometheus.windows import duration, moment
 from gpusharing.usage.read.histories import ObservedPool
 from gpusharing.usage.read.poolnodes import NodeScope
+from gpusharing.usage.reckon.bills import Price
 from gpusharing.usage.reckon.histogram import Sample
-from gpusharing.usage.reckon.needs import GIB, LEVELS, Confidence, Doubt, History, Need, Workload
-from gpusharing.usage.reckon.recommendation import (
-    Misplaced,
-    Placed,
-    Recommendation,
-    Unplaced,
-)
+from gpusharing.usage.reckon.needs import GIB, LEVELS, Confidence, Doubt, Goal, History, Need, Workload
+from gpusharing.usage.reckon.recommendation import Misplaced, Placed, Portion, Recommendation, Unplaced
 from gpusharing.usage.reckon.sharing import Shared, find_shared
-from gpusharing.usage.say.cost import describe_doubts
+from gpusharing.usage.say.cost import amount, describe_doubts, money
 
 UNKNOWN = "?"
 SPARKS, ASCII = "▁▂▃▄▅▆▇█", "_.-=+*%#"
@@ -79,6 +75,8 @@ class RecommendReport:
     """The plan of the policy, or a clause that says why it is unknown, or None if no plan was requested."""
     context: str = ""
     """The context of the cluster that `effect` was planned for; empty without a cluster."""
+    price: Price | None = None
+    """The price of a GPU for an hour, or None if it is unknown."""
 
     @property
     def span(self) -> str:
@@ -144,8 +142,13 @@ def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: s
     if answer.recommendation is not None:
         lines.append(BLANK)
         if answer.recommendation.placed:
-            lines += _layouts(answer.recommendation, paper)
+            for text in layouts_of(answer.recommendation.portions):
+                lines += prose(f"Layout: {text}", paper, hang="  ", ink=Ink.TITLE)
         lines += prose(answer.packing, paper, hang="  ")
+        if answer.recommendation.placed:
+            lines += prose(
+                saving_of(answer.recommendation.saved, answer.price), paper, hang="  ", ink=Ink.GOOD
+            )
         if (shared := find_shared(answer.recommendation)) is not None:
             lines += prose(f"{shared_of(shared)}.", paper, hang="  ", ink=Ink.WAITING)
         lines += describe_effect(answer.effect, paper)
@@ -167,6 +170,7 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
                 Span(f"{workload.kind}/{workload.name}"),
                 Span(str(history.pods)),
                 Span(now_of(history), Ink.FAINT),
+                Span(_size(need.highest) if need and need.samples else UNKNOWN),
                 Span(_size(need.peak) if need and need.samples else UNKNOWN),
                 Span(UNKNOWN if need is None or need.compute is None else f"{need.compute:.0%}"),
                 Span(advice_of(placed.get(workload)), Ink.TITLE),
@@ -174,23 +178,23 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
                 Span(why_of(need, placed.get(workload)), Ink.FAINT),
             ]
         )
-    level = (
-        "P95"
-        if answer.recommendation is None
-        else f"P{LEVELS[answer.recommendation.goal].activity * 100:.0f}"
-    )
+    goal = Goal.COST if answer.recommendation is None else answer.recommendation.goal
     columns = (
         Column("NAMESPACE"),
         Column("WORKLOAD"),
         Column("PODS"),
         Column("NOW", drop=2),
-        Column("PEAK MEM"),
-        Column(f"{level} ACTIVE", drop=3),
+        Column("HIGHEST MEM"),
+        Column("99% MEM", drop=2),
+        Column(f"{LEVELS[goal].activity:.0%} BUSY", drop=3),
         Column("ADVICE"),
-        Column("CONF", drop=1),
+        Column("CERTAINTY", drop=1),
         Column("WHY", drop=4),
     )
-    return table(columns, rows, paper)
+    legend = (
+        f"99% MEM and {LEVELS[goal].activity:.0%} BUSY are values that so many of the hours did not exceed."
+    )
+    return [*table(columns, rows, paper), *prose(legend, paper, ink=Ink.FAINT)]
 
 
 def placed_of(recommendation: Recommendation | None) -> dict[Workload, Placed | Unplaced]:
@@ -233,7 +237,7 @@ def why_of(need: Need | None, placed: Placed | Unplaced | None) -> str:
     if need is None or placed is None:
         return "unknown card"
     if Doubt.PREALLOCATED in need.doubts and need.history.declared is None:
-        return f"{Doubt.PREALLOCATED}: {need.reason}"
+        return need.reason
     if isinstance(placed, Unplaced):
         if placed.why is not Misplaced.UNKNOWN:
             return str(placed.why)
@@ -277,7 +281,7 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
     hours = f"{need.samples} hourly peaks over {length(need.span)} ({need.coverage:.0%} of the hours)"
     yield from prose(hours, paper, indent="  ", hang="  ")
     if need.samples:
-        text = f"p99 {_size(need.peak)}, highest {_size(need.highest)}"
+        text = f"highest {_size(need.highest)}, at most {_size(need.peak)} in 99% of the hours"
         needs = "" if need.memory is None else f": needs {_size(need.memory)} including headroom"
         yield from prose(text + needs, paper, indent="  ", hang="  ")
     doubts = "".join(f"; {doubt}" for doubt in need.doubts)
@@ -312,15 +316,37 @@ def describe_effect(effect: Planned | str | None, paper: Paper) -> list[Line]:
     return [BLANK, *title, *describe_plan(effect, paper), BLANK]
 
 
-def _layouts(recommendation: Recommendation, paper: Paper) -> list[Line]:
-    """Draw one line for each layout, with the GPUs of a node that get it."""
-    lines: list[Line] = []
-    for portion in recommendation.portions:
+def layouts_of(portions: Sequence[Portion]) -> Iterator[str]:
+    """Yield a phrase for each layout, with the GPUs of a node that get it, such as `7x1g.10gb on every GPU`."""
+    for portion in portions:
         layout = "whole" if portion.layout is None else layout_text(portion.layout)
         indexes = f"GPU {','.join(map(str, portion.indexes))} of each node"
-        where = "every GPU" if len(recommendation.portions) == 1 else indexes
-        lines += prose(f"Layout: {layout} on {where}", paper, hang="  ", ink=Ink.TITLE)
-    return lines
+        yield f"{layout} on {'every GPU' if len(portions) == 1 else indexes}"
+
+
+MONTH = Fraction(365 * 24, 12)
+"""The mean number of hours in a month."""
+
+
+def saving_of(saved: int, price: Price | None) -> str:
+    """Return a sentence that says how many GPUs are saved and, if a price is known, how much money a month. `saved` is
+    below 0 if more GPUs are needed."""
+    if not saved:
+        return "That saves no GPU."
+    gpus = f"That saves {counted(saved, 'GPU')}" if saved > 0 else f"That takes {counted(-saved, 'GPU')} more"
+    if price is None:
+        return f"{gpus}. To see that in money, pass --price."
+    cents = abs(round(saved * price.amount * MONTH * 100))
+    return f"{gpus}, about {money(cents, price.currency)} a month ({amount(price.amount)} an hour for each)."
+
+
+def saving_data(saved: int | None, price: Price | None) -> dict[str, Any] | None:
+    """Return the saving as plain data, or None if it is unknown how many GPUs are saved. The amount is a string, as in
+    a bill, or None without a price."""
+    if saved is None:
+        return None
+    month = None if price is None else f"{float(saved * price.amount * MONTH):.2f}"
+    return {"gpus": saved, "perMonth": month, "currency": price and price.currency}
 
 
 def packing_of(recommendation: Recommendation) -> str:
@@ -332,7 +358,7 @@ def packing_of(recommendation: Recommendation) -> str:
     pool = recommendation.pool
     need = "needs" if recommendation.pods == 1 else "need"
     clauses = [
-        f"Packing for {recommendation.goal}: {counted(recommendation.pods, 'pod')} {need}"
+        f"{counted(recommendation.pods, 'pod')} {need}"
         f" {counted(recommendation.gpus, 'GPU')} on {counted(recommendation.nodes, 'node')}; the pool has"
         f" {counted(pool.gpus, 'GPU')} on {counted(len(pool.nodes), 'node')}, {pool.used} of them in use"
     ]
@@ -449,7 +475,7 @@ def as_file(answer: RecommendReport) -> str:
 COLUMNS = (
     "from", "until", "pool", "namespace", "kind", "workload", "pods", "now", "peak_bytes", "need_bytes", "active",
     "advice", "confidence", "why", "samples", "partial",
-    "simulated",
+    "simulated", "highest_bytes",
 )  # fmt: skip
 """The header of the CSV."""
 
@@ -478,7 +504,7 @@ def as_data(answer: RecommendReport) -> dict[str, Any]:
         ],
         "recommendation": None
         if answer.recommendation is None
-        else _recommendation_data(answer.recommendation),
+        else _recommendation_data(answer.recommendation, answer.price),
         "policy": answer.policy,
         "plan": as_plan_data(answer.effect, answer.context) if isinstance(answer.effect, Planned) else None,
         "notPlanned": answer.effect if isinstance(answer.effect, str) else None,
@@ -522,8 +548,8 @@ def _shared(shared: Shared) -> dict[str, Any]:
     }
 
 
-def _recommendation_data(recommendation: Recommendation) -> dict[str, Any]:
-    """Return the layout, what it takes, and how sharing would need fewer GPUs, as plain data."""
+def _recommendation_data(recommendation: Recommendation, price: Price | None) -> dict[str, Any]:
+    """Return the layout, what it takes and saves, and how sharing would need fewer GPUs, as plain data."""
     shared = find_shared(recommendation)
     return {
         "goal": str(recommendation.goal),
@@ -545,6 +571,7 @@ def _recommendation_data(recommendation: Recommendation) -> dict[str, Any]:
             "memoryUnits": recommendation.stranded.units,
         },
         "shared": None if shared is None else _shared(shared),
+        "saving": saving_data(recommendation.saved, price),
         "worstCoLocationBytes": None if recommendation.worst is None else round(recommendation.worst.bytes),
     }
 
@@ -558,7 +585,7 @@ def as_rows(answer: RecommendReport) -> list[tuple[object, ...]]:
         (
             data["from"], data["until"], data["pool"], row["namespace"], row["kind"], row["name"], row["pods"],
             row["now"], row["peakBytes"], row["needBytes"], row["active"], row["advice"], row["confidence"],
-            row["why"], row["samples"], partial, simulated,
+            row["why"], row["samples"], partial, simulated, row["highestBytes"],
         )
         for row in data["workloads"]
     ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Advice on the mode and the layout: rules in a fixed order, the first of which that applies decides. Pure.
 
-`docs/design/hardware.md` says which mode isolates what. Whether something fits on a card is decided as for a policy.
+`docs/design/hardware.md` says which mode isolates what. The layouts are those of a recommendation (recommendation.py).
 """
 
 from collections import Counter
@@ -8,23 +8,28 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
-from gpusharing.api.names import LABEL_ISOLATION, RESOURCE_GPU, RESOURCE_GPU_SHARED, RESOURCE_MIG_PREFIX, Mode
+from gpusharing.api.names import (
+    ANNOTATION_GPU_MEMORY,
+    LABEL_ISOLATION,
+    RESOURCE_GPU,
+    RESOURCE_GPU_SHARED,
+    RESOURCE_MIG_PREFIX,
+    Mode,
+)
 from gpusharing.cli.shell.manifests import policy_manifest
 from gpusharing.kube.client import JSON
 from gpusharing.kube.podrequests import container_requests, largest_requests, pod_requests
-from gpusharing.kube.raw import entries, section, text, whole
-from gpusharing.planning.gpus.capacity import (
-    HEADROOM,
-    TURNS,
-    client_memory,
-    memory_of,
-    smallest_profile,
-    usable_memory,
-)
+from gpusharing.kube.raw import entries, section, text, texts, whole
+from gpusharing.planning.gpus.capacity import HEADROOM, TURNS, client_memory, memory_of, usable_memory
 from gpusharing.planning.gpus.cards import Card, Profile
 from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalize, resource_name
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.usage.reckon.needs import GIB, Goal, History, Holding, Workload, find_need
+from gpusharing.usage.reckon.recommendation import Bound, ModelPool, Portion, recommend
+
+GROUP = "needs"
+"""The kind of the workloads that stand for the needs which a person states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +38,8 @@ class AdviceAnswers:
 
     card: Card
     """The card model for which advice is wanted."""
-    memory: float
-    """The memory, in GiB, that one workload needs at its peak."""
+    needs: tuple[tuple[int, float], ...]
+    """How many workloads need how much memory each, in GiB and with headroom; not empty."""
     promise: bool = False
     """Whether users were promised a certain latency or availability."""
     strangers: bool = False
@@ -51,6 +56,29 @@ class AdviceAnswers:
     """What a person can do so that a label can switch MPS on, in sentences; empty if one can, or if it is unknown."""
     gpu_operator: str = ""
     """The version of the GPU Operator that the person named; empty if it was not named."""
+    per_node: int = 1
+    """How many GPUs each node has; with 1, all GPUs get the same layout."""
+
+    @property
+    def pods(self) -> int:
+        """The number of workloads."""
+        return sum(count for count, _ in self.needs)
+
+    @property
+    def largest(self) -> float:
+        """The memory, in GiB with headroom, of the workload that needs most."""
+        return max(gib for _, gib in self.needs)
+
+    @property
+    def most(self) -> int:
+        """How many workloads fit into the memory of one GPU, whichever they are."""
+        return int(memory_of(self.card) // self.largest)
+
+    @property
+    def whole(self) -> int:
+        """How many GPUs the workloads take if each has whole ones."""
+        have = memory_of(self.card)
+        return sum(count * ceil(gib / have) for count, gib in self.needs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +88,35 @@ class Advice:
     mode: Mode
     """The mode to choose."""
     shares: int
-    """How many workloads share one GPU."""
+    """How many workloads share one GPU; with several layouts, those on the first GPU."""
     why: tuple[str, ...]
     """The reasons for this choice, each with the page that explains it."""
     but: str
     """The disadvantage of this choice."""
+    gpus: int = 0
+    """How many GPUs the workloads take; 0 if their number is unknown."""
+    portions: tuple[Portion, ...] = ()
+    """The layouts in mode MIG, each with its GPUs; empty in the other modes."""
     profile: Profile | None = None
-    """The profile of each instance in mode MIG; None in the other modes."""
-    layout: Layout = ()
-    """The layout of each GPU in mode MIG; empty in the other modes."""
+    """The profile of each instance in mode MIG if all have the same, or None."""
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of each GPU in mode MIG; empty in the other modes, and if the GPUs of a node differ."""
+        return (self.portions[0].layout or ()) if len(self.portions) == 1 else ()
 
     def policy(self, name: str, pool: str) -> dict[str, object]:
         """Return the manifest of the policy to apply. It is called `name` and selects the nodes whose pool label is
         `pool`."""
+        rows = [
+            {
+                "devices": "all" if len(self.portions) == 1 else list(portion.indexes),
+                "profiles": dict(portion.layout or ()),
+            }
+            for portion in self.portions
+        ]
         blocks: dict[Mode, dict[str, object]] = {
-            Mode.MIG: {"mig": {"layouts": [{"devices": "all", "profiles": dict(self.layout)}]}},
+            Mode.MIG: {"mig": {"layouts": rows}},
             Mode.MPS: {"mps": {"replicas": self.shares}},
             Mode.TIME_SLICING: {"timeSlicing": {"replicas": self.shares}},
         }
@@ -89,25 +131,25 @@ def advise(answers: AdviceAnswers) -> Advice:
 
 
 def _whole(answers: AdviceAnswers) -> Advice | None:
-    """Return the advice to give each workload a whole GPU, if the memory that it needs, including headroom, exceeds
+    """Return the advice to give each workload a whole GPU, if the memory that each needs, including headroom, exceeds
     half of the card's memory; otherwise return None. If it exceeds all of the card's memory, the advice says how
-    many GPUs the workload needs. The card must have memory of its own."""
-    need, have = answers.memory * HEADROOM, memory_of(answers.card)
-    if need <= have / 2:
+    many GPUs the largest workload needs. The card must have memory of its own."""
+    least, have = min(gib for _, gib in answers.needs), memory_of(answers.card)
+    if least <= have / 2:
         return None
-    why = f"{need:.1f} GiB (the peak plus a fifth) leave no room for a second workload on {have:.1f} GiB"
+    why = f"{least:.1f} GiB (the peak plus a fifth) leave no room for a second workload on {have:.1f} GiB"
     but = "no other workload can use a GPU that its own workload leaves idle"
-    if need > have:
-        gpus = -(-need // have)
+    if answers.largest > have:
+        gpus = -(-answers.largest // have)
         but = f"it needs {gpus:.0f} GPUs and a framework that spreads one model across them; instances cannot be joined"
-    return Advice(Mode.FULL, 1, (f"{why} (docs/how-to/choose-a-mode.md)",), but)
+    return Advice(Mode.FULL, 1, (f"{why} (docs/how-to/choose-a-mode.md)",), but, answers.whole)
 
 
 def _isolated(answers: AdviceAnswers) -> Advice | None:
-    """Advise MIG with the smallest profile that is large enough if isolation is required: because latency or
+    """Advise MIG, with the layout that takes the fewest GPUs, if isolation is required: because latency or
     availability is promised, because the users do not trust each other, because each workload is billed, or because
     of the namespace's label. Return None otherwise. The label requires it if its value is `hardware`, or if it is
-    `memory` and it is known that MPS cannot be switched on. If the card has no such profile, advise whole GPUs."""
+    `memory` and it is known that MPS cannot be switched on. If no profile is large enough, advise whole GPUs."""
     label = f"the namespace has the label {LABEL_ISOLATION}={answers.isolation}"
     reasons = {
         "latency or availability is promised": answers.promise,
@@ -119,18 +161,66 @@ def _isolated(answers: AdviceAnswers) -> Advice | None:
     if not needed:
         return None
     why = f"{', '.join(needed)}: memory, bandwidth and faults must be isolated (docs/how-to/choose-a-mode.md)"
-    profile = smallest_profile(answers.card, answers.memory * HEADROOM)
-    if profile is None:
-        what = "has no MIG" if not answers.card.profiles else "has no instance that is large enough"
-        but = f"{answers.card.key} {what}, so only whole GPUs isolate workloads"
-        return Advice(Mode.FULL, 1, (why,), but)
-    size = (
-        f"{profile.name} is the smallest with {answers.memory * HEADROOM:.1f} GiB (it has about"
-        f" {usable_memory(answers.card, profile):.1f}; docs/reference/gpus.md)"
+    return _divided(answers, why)
+
+
+def _denser(answers: AdviceAnswers) -> Advice | None:
+    """Advise MIG if that takes fewer GPUs than sharing each GPU in equal parts, which is so if the workloads differ in
+    size, and also if not even two of the largest workloads fit on a GPU. Return None otherwise."""
+    sharing = _together(answers) or _in_turns(answers)
+    divided = _divided(
+        answers,
+        "the workloads differ in size, and equal shares would have to be as large as the largest needs"
+        " (docs/how-to/choose-a-mode.md)",
     )
-    count = profile.max_count
+    return divided if sharing.shares < 2 or divided.gpus < sharing.gpus else None
+
+
+def _divided(answers: AdviceAnswers, why: str) -> Advice:
+    """Return the advice to use the layouts that take the fewest GPUs for all workloads, or whole GPUs if no workload
+    fits into a MIG instance. The reasons are `why` and the size of each instance; the disadvantage names the
+    workloads that have no place on such nodes."""
+    card, have = answers.card, memory_of(answers.card)
+    needs = [
+        find_need(
+            History(Workload("", GROUP, f"{number:03}"), count, Holding(), (), declared=ceil(gib * GIB)),
+            card,
+            Goal.COST,
+        )
+        for number, (count, gib) in enumerate(answers.needs)
+    ]
+    pool = ModelPool(
+        GROUP, card, (answers.per_node,) * answers.pods, answers.pods
+    )  # a node for each is enough
+    found = recommend(pool, needs, goal=Goal.COST)
+    sizes = {profile.name: profile for profile in card.profiles}
+    used = sorted({place.profile for place in found.placed if place.profile})
+    if not used:
+        but = f"{card.key} has no MIG, so nothing smaller than a whole GPU isolates workloads or has their sizes"
+        if card.profiles:
+            but = "MIG would take no fewer GPUs; no other workload can use a GPU that its own leaves idle"
+        return Advice(Mode.FULL, 1, (why,), but, answers.whole)
+    texts = [
+        f"{place.profile} is the smallest with {(place.need.memory or 0) / GIB:.1f} GiB (it has about"
+        f" {usable_memory(card, sizes[place.profile]):.1f}; docs/reference/gpus.md)"
+        if place.bound is not Bound.LAYOUT
+        else f"{place.profile} also serves those of {(place.need.memory or 0) / GIB:.1f} GiB, because that takes fewer"
+        " GPUs (docs/reference/gpus.md)"
+        for place in found.placed
+        if place.profile
+    ]
     but = "changing the layout requires draining each node; no other workload can use an idle instance"
-    return Advice(Mode.MIG, count, (why, size), but, profile, normalize({profile.name: count}))
+    if found.unplaced:
+        left = sum(one.need.history.pods for one in found.unplaced)
+        but += (
+            f". {counted(left, 'workload')} {'needs' if left == 1 else 'need'} whole GPUs (of {have:.1f} GiB each),"
+            " which nodes of this layout do not have: use a pool of its own for that or, if nodes have several GPUs, pass"
+            " --gpus-per-node"
+        )
+    gpus = found.gpus + sum(one.gpus * one.need.history.pods for one in found.unplaced)
+    first = sum(dict(found.template[0] or ()).values())
+    profile = sizes[used[0]] if len(found.portions) == len(used) == 1 else None
+    return Advice(Mode.MIG, first, (why, *texts), but, gpus, found.portions, profile)
 
 
 def _together(answers: AdviceAnswers) -> Advice | None:
@@ -141,8 +231,7 @@ def _together(answers: AdviceAnswers) -> Advice | None:
     that must be isolated."""
     if (answers.bursts and answers.isolation != "memory") or answers.no_mps:
         return None
-    most = int(memory_of(answers.card) // (answers.memory * HEADROOM))
-    clients = min(most, answers.card.mps_max_clients)
+    clients = max(1, min(answers.most, answers.card.mps_max_clients))
     why = (
         "the workloads trust each other and compute at the same time, which MPS allows; with time-slicing they would"
         " take turns (docs/design/hardware.md#mps)"
@@ -157,13 +246,13 @@ def _together(answers: AdviceAnswers) -> Advice | None:
     but = "a fatal fault in one client affects all clients of the GPU (docs/design/hardware.md#mps-faults)"
     if answers.no_mps is None:
         but += f". {_doubt(answers)}"
-    return Advice(Mode.MPS, clients, (why, size), but)
+    return Advice(Mode.MPS, clients, (why, size), but, ceil(answers.pods / clients))
 
 
 def _doubt(answers: AdviceAnswers) -> str:
     """Return sentences, without the last period, for when it is unknown whether a label can switch MPS on in the
     cluster: with which releases one can, as far as is known, and what to do if none can."""
-    instead = "MIG or Full" if answers.isolation else f"TimeSlicing with {_turns(answers)} shares"
+    instead = "MIG or Full" if answers.isolation else f"TimeSlicing with {min(TURNS, answers.most)} shares"
     otherwise = (
         "the GPU sharing operator rejects mode MPS (docs/design/nvidia.md#b5 has a remedy); without that remedy, use"
         f" {instead}"
@@ -180,15 +269,9 @@ def _doubt(answers: AdviceAnswers) -> str:
     )
 
 
-def _turns(answers: AdviceAnswers) -> int:
-    """Return how many workloads can take turns on one GPU: the number that fit into its memory at their peak, with
-    headroom, but at most TURNS."""
-    return min(TURNS, int(memory_of(answers.card) // (answers.memory * HEADROOM)))
-
-
-def _in_turns(answers: AdviceAnswers) -> Advice | None:
-    """Advise time-slicing, for all workloads that no earlier rule covers. Never returns None."""
-    shares = _turns(answers)
+def _in_turns(answers: AdviceAnswers) -> Advice:
+    """Advise time-slicing, for all workloads that no earlier rule covers."""
+    shares = max(1, min(TURNS, answers.most))
     why = (
         "the workloads use the GPU only now and then, so each can have the whole GPU in turn"
         " (docs/design/hardware.md#time-slicing)"
@@ -199,7 +282,7 @@ def _in_turns(answers: AdviceAnswers) -> Advice | None:
             f" {answers.no_mps} (MPSNotSwitchable, docs/design/nvidia.md#b5); with time-slicing they take turns"
         )
     size = (
-        f"{shares} fit even when all are at their peak: {shares * answers.memory:.1f} of"
+        f"{shares} fit even when all are at their peak: {shares * answers.largest / HEADROOM:.1f} of"
         f" {memory_of(answers.card):.1f} GiB (docs/reference/gpus.md)"
     )
     but = (
@@ -208,12 +291,18 @@ def _in_turns(answers: AdviceAnswers) -> Advice | None:
     )
     if not answers.bursts and answers.mps_remedy:
         but += f". {answers.mps_remedy}"
-    return Advice(Mode.TIME_SLICING, shares, (why, size), but)
+    return Advice(Mode.TIME_SLICING, shares, (why, size), but, ceil(answers.pods / shares))
 
 
-RULES: tuple[Callable[[AdviceAnswers], Advice | None], ...] = (_whole, _isolated, _together, _in_turns)
+RULES: tuple[Callable[[AdviceAnswers], Advice | None], ...] = (
+    _whole,
+    _isolated,
+    _denser,
+    _together,
+    _in_turns,
+)
 """The rules, in order; the first that gives advice decides. They are for workloads that need a whole GPU, workloads
-that must be isolated, workloads that compute at the same time, and all others."""
+that must be isolated, workloads of different sizes, workloads that compute at the same time, and all others."""
 
 
 NOTEBOOKS = {"notebook-name": "", "component": "singleuser-server"}
@@ -241,6 +330,9 @@ class Demand:
     """How many pods have a priority above 0."""
     notebooks: int = 0
     """How many pods look like notebooks."""
+    sizes: Counter[str] = field(default_factory=Counter)
+    """How many pods declare which GPU memory in the annotation gpusharing.dev/gpu-memory, as it is written; empty text
+    for those that declare none."""
 
     @property
     def promised(self) -> bool:
@@ -271,6 +363,7 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
     """Add up the GPU requests of the pods. Pods that have finished or request no GPU are left out."""
     devices: Counter[str] = Counter()
     several: list[str] = []
+    sizes: Counter[str] = Counter()
     count = spread = guaranteed = ranked = notebooks = 0
     for raw in pods:
         asks, largest = pod_requests(raw), largest_requests(raw)
@@ -284,7 +377,9 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
         guaranteed += text(raw, "status", "qosClass") == "Guaranteed"
         ranked += whole(raw, "spec", "priority") > 0
         notebooks += _is_notebook(raw)
-    return Demand(namespace, count, devices, tuple(sorted(several)), spread, guaranteed, ranked, notebooks)
+        sizes[texts(section(raw, "metadata", "annotations")).get(ANNOTATION_GPU_MEMORY, "")] += 1
+    names = tuple(sorted(several))
+    return Demand(namespace, count, devices, names, spread, guaranteed, ranked, notebooks, sizes)
 
 
 def _is_notebook(raw: JSON) -> bool:
@@ -354,7 +449,7 @@ def _as_named(demand: Demand, card: Card) -> Advice | None:
         size = f"{size} but {', '.join(left)}: no layout has room for these as well"
     but = "changing the layout requires draining each node; no other workload can use an idle instance"
     reasons = (why, f"{size} (docs/reference/gpus.md)")
-    return Advice(Mode.MIG, sum(counts.values()), reasons, but, layout=layout)
+    return Advice(Mode.MIG, sum(counts.values()), reasons, but, gpus, (Portion(layout, (0,), gpus),))
 
 
 def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, list[str]]:

@@ -1,0 +1,337 @@
+"""`advise --card CARD --need 4x20Gi --need 12x5Gi ...`: advise a mode and a layout, with the reason, the disadvantage,
+what they save, and the policy to apply.
+
+No cluster is contacted, except with -n: then the pods of that namespace, the cards in the cluster, and what NVIDIA's
+ClusterPolicy turns off are read. Flags that are missing are asked for at a terminal, and count as "no" on a pipe. With
+--from-prometheus, which `recommend` stands for, the needs are measured instead (usage/recommend.py).
+"""
+
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import yaml
+
+from gpusharing.api.names import LABEL_ISOLATION, Mode
+from gpusharing.api.policy import MAX_GPUS
+from gpusharing.cli.setup.layouts import draw, pick
+from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, line, prose
+from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.terminal import Terminal, ask_line
+from gpusharing.cli.shell.troubles import DONE, Trouble
+from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, GPUNODES, PODS
+from gpusharing.kube.convert import cluster_policy_view
+from gpusharing.kube.plainstack import daemon_set_view
+from gpusharing.kube.raw import entries, text
+from gpusharing.planning.drain.isolation import describe_guard, find_admitted
+from gpusharing.planning.gpus.capacity import HEADROOM
+from gpusharing.planning.gpus.cards import Card
+from gpusharing.planning.snapshot.stackviews import find_active
+from gpusharing.planning.stack.requirements import find_off
+from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.wanted.toolversions import (
+    RELEASED_DAEMON,
+    find_deaf_release,
+    find_deafness,
+    find_remedy,
+    is_release,
+)
+from gpusharing.usage import recommend
+from gpusharing.usage.flags import price_of
+from gpusharing.usage.reckon.advice import (
+    Advice,
+    AdviceAnswers,
+    Demand,
+    advise,
+    advise_for,
+    describe_demand,
+    read_demand,
+)
+from gpusharing.usage.say.recommend import layouts_of, saving_data, saving_of
+
+T = TypeVar("T")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(Gi|GiB|G|GB|Mi|MiB)?")
+_GIB = {"Gi": 1.0, "GiB": 1.0, "": 1.0, "G": 0.931, "GB": 0.931, "Mi": 1 / 1024, "MiB": 1 / 1024}
+HOW_MUCH = "How much memory does one workload need at its peak (for example 15Gi, or 4x20Gi, 12x5Gi)?"
+WHICH = "Which card (kubectl gpusharing layouts lists them)?"
+QUESTIONS = {
+    "promise": "Were users promised a certain latency or availability?",
+    "strangers": "Do people who do not trust each other share the GPUs?",
+    "bill": "Is each workload billed for its share of a GPU?",
+    "bursts": "Do the workloads use the GPU only now and then, as notebooks do?",
+}
+STATED = ("need", "memory", *QUESTIONS, "gpus_per_node", "gpu_operator", "name", "pool")
+MEASURED = ("nodes", "policy", "goal", "verbose", "write", "until", "service", "selector")
+"""Flags for needs that a person states, and flags for needs that Prometheus measured."""
+
+
+def run_offline(typed: Namespace, terminal: Terminal) -> int:
+    """Give advice based on the user's answers or on the Prometheus in `--prometheus`, without a cluster, and return
+    the exit status (see VerbModule). Raises Trouble if the card is not known or shares the CPU's memory, if a flag
+    cannot be parsed or belongs to another source, if the card or the memory is missing and there is no terminal to
+    ask at, or as `recommend.run_offline` does."""
+    if _is_measured(typed, terminal):
+        return recommend.run_offline(typed, terminal)
+    card = _card(typed.card) if typed.card else _ask(WHICH, "--card", _card)
+    answers = _find_answers(typed, card, None)
+    return _show(advise(answers), card, answers, None, typed, terminal)
+
+
+async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """Give advice based on the pods of a namespace, and on the user's answers to questions that the pods leave open,
+    or on a Prometheus in the cluster (see VerbModule). Returns the exit status. Raises Trouble if the pods cannot be
+    read or none requests a GPU, if they request MIG instances that the card does not have, if the isolation label of
+    the namespace has a value that admits no mode, and wherever `run_offline` does, or `recommend.run`."""
+    if _is_measured(typed, terminal):
+        return await recommend.run(session, typed, terminal)
+    demand = read_demand(typed.namespace, await session.all(PODS, typed.namespace))
+    if not demand.pods:
+        raise Trouble(
+            f"no pod in namespace {typed.namespace} of {session.where} requests a GPU, or all that do have finished"
+        )
+    word = typed.card or await _only_card(session)
+    card = _card(word) if word else _ask(WHICH, "--card", _card)
+    if unknown := demand.unknown(card):
+        raise Trouble(
+            f"{card.key} does not have {', '.join(unknown)}, which the pods request: pass their card with --card"
+        )
+    answers = None
+    if (advice := advise_for(demand, card)) is None:
+        level = await _isolation(session, typed.namespace)
+        answers = _find_answers(typed, card, demand, level)
+        # The installed DaemonSet outweighs the flag.
+        if advise(replace(answers, no_mps=None)).mode is Mode.MPS:
+            why, remedy = await _deafness(session)
+            answers = answers if why is None else replace(answers, no_mps=why, mps_remedy=remedy)
+        advice = advise(answers)
+    if obstacle := await _obstacle(session, advice.mode):
+        advice = replace(advice, but=f"{advice.but}; {obstacle}")
+    return _show(advice, card, answers, demand, typed, terminal)
+
+
+def _is_measured(typed: Namespace, terminal: Terminal) -> bool:
+    """Whether the needs are read from Prometheus. Raises Trouble if a flag was given that only the other source has,
+    or the format csv without measured needs."""
+    measured = bool(typed.from_prometheus or typed.prometheus)
+    for name in STATED if measured else MEASURED:
+        if getattr(typed, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise Trouble(
+                f"{flag} cannot be used where needs are measured (recommend, or advise --from-prometheus): leave it out"
+                if measured
+                else f"{flag} works only where needs are measured: add --from-prometheus"
+            )
+    if terminal.output == "csv" and not measured:
+        raise Trouble("-o csv works only with --from-prometheus; use table, json or yaml")
+    return measured
+
+
+async def _isolation(session: Session, namespace: str) -> str:
+    """Return the level of isolation that the label of the namespace demands; empty if it has none or cannot be read.
+    Raises Trouble if the value is not a level, because no mode would be admitted."""
+    labels = await session.namespace_labels(namespace)
+    if find_admitted(labels) == ():
+        raise Trouble(describe_guard(namespace, labels))
+    return labels.get(LABEL_ISOLATION, "")
+
+
+async def _obstacle(session: Session, mode: Mode) -> str:
+    """Return a clause about NVIDIA's programs that the mode needs and ClusterPolicy turns off. Empty if there are
+    none, if there is no ClusterPolicy, or if ClusterPolicies cannot be read for any reason."""
+    try:
+        policy, _ = find_active(map(cluster_policy_view, await session.all(CLUSTER_POLICIES)))
+    except Trouble:
+        return ""
+    off = [] if policy is None else [row for row in find_off(policy) if mode in row.modes]
+    missing = [f"ClusterPolicy {row.switch} is false, so {row.consequence}" for row in off]
+    return f"{', and '.join(missing)} (kubectl gpusharing doctor has the command)" if missing else ""
+
+
+async def _deafness(session: Session) -> tuple[str | None, str]:
+    """Return why no label can switch MPS on, found by the check that the operator makes before a change, and the
+    remedy. Both are empty if a label can, as far as the DaemonSet shows. If there is no MPS daemon of the GPU
+    Operator, or if DaemonSets cannot be listed for any reason, the reason is None and the remedy empty."""
+    try:
+        views = [daemon_set_view(raw).mps_daemon for raw in await session.all(DAEMON_SETS)]
+    except Trouble:
+        return None, ""
+    daemon = next((daemon for daemon in views if daemon is not None), None)
+    if daemon is None:
+        return None, ""
+    why = find_deafness(daemon)
+    return why, find_remedy(daemon).text if why else ""
+
+
+async def _only_card(session: Session) -> str:
+    """Return the product of the GPUs in the cluster, as the agents report it. Empty if they report no product or
+    several, or if GPUNodes cannot be read for any reason."""
+    try:
+        nodes = await session.all(GPUNODES)
+    except Trouble:
+        return ""
+    products = {text(gpu, "product") for raw in nodes for gpu in entries(raw, "status", "observed", "gpus")}
+    return products.pop() if len(products) == 1 else ""
+
+
+def _card(word: str) -> Card:
+    """Return the card that `word` names (see `pick`). Raises Trouble if none or several match, or if the card uses the
+    memory of the CPU."""
+    card = pick(word)
+    if not card.memory_gb:
+        raise Trouble(
+            f"{card.key} shares its memory with the CPU, so this plugin does not know what fits on it"
+        )
+    return card
+
+
+def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation: str = "") -> AdviceAnswers:
+    """Collect the answers to all questions from the flags. If no flag answers a question, the answer comes from
+    `demand` where that is possible (`promised` and `bursts`), or else from the terminal; without a terminal it is
+    no. Whether MPS can be switched on follows from --gpu-operator. `isolation` is the level that the label of the
+    namespace demands. Raises Trouble if a flag cannot be parsed, or if the memory is unknown and there is no
+    terminal to ask at."""
+    no_mps = find_deaf_release(typed.gpu_operator)
+    if typed.gpu_operator and not is_release(typed.gpu_operator):
+        raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
+    per_node = typed.gpus_per_node or "1"
+    if per_node not in map(str, range(1, MAX_GPUS + 1)):
+        raise Trouble(f"--gpus-per-node {per_node}: pass a number from 1 to {MAX_GPUS}, for example 8")
+    known = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
+    needs = _find_needs(typed, demand)
+    answers = {
+        name: getattr(typed, name)
+        or (known[name] if name in known else sys.stdin.isatty() and _ask(question, f"--{name}", yes_of))
+        for name, question in QUESTIONS.items()
+    }
+    return AdviceAnswers(
+        card,
+        needs,
+        isolation=isolation,
+        no_mps=no_mps,
+        mps_remedy=find_remedy(RELEASED_DAEMON).text if no_mps else "",
+        gpu_operator=typed.gpu_operator,
+        per_node=int(per_node),
+        **answers,
+    )
+
+
+def _find_needs(typed: Namespace, demand: Demand | None) -> tuple[tuple[int, float], ...]:
+    """Return how many workloads need how much memory each, in GiB and with headroom: from `--need` or `--memory`, from
+    the annotations of the pods in `demand` if all have one, which include headroom, or from the answer to a question.
+    A size without a number is that of each pod in `demand`, or of one workload. Raises Trouble if a size cannot be
+    parsed or all are missing."""
+    count = 1 if demand is None else demand.pods
+    sizes = [*typed.need, *filter(None, [typed.memory])]
+    if sizes:
+        return tuple(need_of(text, count) for text in sizes)
+    if demand is not None and demand.sizes and "" not in demand.sizes:
+        return tuple((pods, size_of(text)) for text, pods in sorted(demand.sizes.items()))
+    reason = "" if demand is None else ", because not all pods declare how much memory they need"
+    return _ask(
+        HOW_MUCH,
+        f"--memory or --need{reason}",
+        lambda answer: tuple(need_of(text, count) for text in answer.split(",")),
+    )
+
+
+def _show(
+    advice: Advice,
+    card: Card,
+    answers: AdviceAnswers | None,
+    demand: Demand | None,
+    typed: Namespace,
+    terminal: Terminal,
+) -> int:
+    """Print the advice, what it saves and the policy in the output format, and return DONE. In YAML only the policy is
+    printed. Nothing is said about savings if `answers` is None or has a single workload."""
+    policy = advice.policy(typed.name or "pool", typed.pool or "pool")
+    price = price_of(typed.price)
+    saved = answers.whole - advice.gpus if answers is not None and answers.pods > 1 else None
+    if terminal.output == "yaml":
+        terminal.data(policy)
+    elif terminal.structured:
+        terminal.data({**as_data(advice, policy), "saving": saving_data(saved, price)})
+    else:
+        paper = terminal.paper
+        lines = [] if demand is None else prose(f"{describe_demand(demand)}.", paper, hang="  ")
+        lines += describe(advice, card, paper)
+        if answers is not None and saved is not None:
+            takes = f"{answers.pods} workloads take {counted(advice.gpus, 'GPU')}"
+            text = (
+                f"{takes}; with whole GPUs each, they would take {answers.whole}. {saving_of(saved, price)}"
+            )
+            lines += prose(text, paper, hang="  ", ink=Ink.GOOD)
+        rows = yaml.safe_dump(policy, sort_keys=False).splitlines()
+        terminal.show([*lines, BLANK, *map(line, rows)])
+    return DONE
+
+
+def need_of(text: str, count: int) -> tuple[int, float]:
+    """Parse a number of workloads and the memory that each needs at its peak, such as `4x20Gi`, and return the number
+    and the GiB with headroom. The number is `count` if the text is a size alone. Raises Trouble if it is neither."""
+    number, _, size = text.partition("x")
+    if re.fullmatch(r"\s*[1-9]\d{0,3}\s*", number) and size:
+        return int(number), size_of(size) * HEADROOM
+    return count, size_of(text) * HEADROOM
+
+
+def size_of(text: str) -> float:
+    """Parse a size such as `15Gi` and return it in GiB. The unit may be Gi or GiB, G or GB (decimal), or Mi or MiB;
+    without one, the number is in GiB. Raises Trouble if the size cannot be parsed or is not positive."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise Trouble(
+            f"{text!r} is not a memory size; use one such as 15Gi, or 4x15Gi for 4 workloads (at most 9999)"
+        )
+    return float(match[1]) * _GIB[match[2] or ""]
+
+
+def yes_of(text: str) -> bool:
+    """Parse the answer to a question. An empty one means no. Raises Trouble if the answer is neither yes nor no."""
+    if text.lower() not in ("", "y", "yes", "n", "no"):
+        raise Trouble(f"{text!r} is neither yes nor no; answer y or n")
+    return text.lower() in ("y", "yes")
+
+
+def _ask(question: str, flag: str, read: Callable[[str], T]) -> T:
+    """Ask a question at the terminal and return the answer as `read` converts it. If `read` raises Trouble, print it
+    and ask again. Raises a Trouble that names `flag` if there is no terminal or its input ends."""
+    while sys.stdin.isatty():
+        try:
+            return read(
+                ask_line(f"{question} [y/N]" if question in QUESTIONS.values() else question, sys.stdin)
+            )
+        except Trouble as trouble:
+            print(trouble, file=sys.stderr)
+        except EOFError:
+            break
+    raise Trouble(f"advise needs {flag}")
+
+
+def describe(advice: Advice, card: Card, paper: Paper) -> list[Line]:
+    """Draw the advice with its reasons and its disadvantage."""
+    what = "; ".join(layouts_of(advice.portions)) or f"{counted(advice.shares, 'share')} of each GPU"
+    title = str(advice.mode) if advice.mode is Mode.FULL else f"{advice.mode}, {what}"
+    lines = prose(title, paper, hang="  ", ink=Ink.TITLE)
+    if advice.layout and (drawn := draw(advice.layout, card.profiles, paper)):
+        lines.append(line("  ", *drawn))
+    for reason in advice.why:
+        lines += prose(f"Because {reason}.", paper, hang="  ")
+    return [*lines, *prose(f"But {advice.but}.", paper, hang="  ", ink=Ink.WAITING)]
+
+
+def as_data(advice: Advice, policy: dict[str, object]) -> dict[str, Any]:
+    """Return the advice and the policy as plain data, for JSON."""
+    return {
+        "mode": str(advice.mode),
+        "shares": advice.shares,
+        "profile": "" if advice.profile is None else advice.profile.name,
+        "layout": dict(advice.layout),
+        "gpus": advice.gpus or None,
+        "why": list(advice.why),
+        "but": advice.but,
+        "policy": policy,
+    }
