@@ -8,7 +8,7 @@ import pytest
 import yaml
 from tests.planning.histories import BY_KEY
 
-from gpusharing.planning.gpus.capacity import memory_of, plain_profiles, smallest_profile, usable_memory
+from gpusharing.planning.gpus.capacity import memory_of, plain_profiles, usable_memory
 from gpusharing.planning.gpus.cards import CARDS, Card
 
 MODELS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("mig-facts.yaml").read_text())["models"]
@@ -49,14 +49,16 @@ def test_what_nobody_captured_is_taken_for_less_than_any_capture_shows(card: Car
 
 def test_an_h200_has_no_room_for_17_gib_in_the_profile_whose_name_says_18() -> None:
     h200 = BY_KEY["h200-141gb"]
-    found = [smallest_profile(h200, gib) for gib in (16.0, 17.0, 33.0, 70.0)]
-    assert [one.name if one else None for one in found] == ["1g.18gb", "1g.35gb", "3g.71gb", None]
+    room = {one.name: usable_memory(h200, one) for one in plain_profiles(h200)}
+    found = [
+        next((name for name, gib in room.items() if gib >= least), None) for least in (16.0, 17.0, 33.0, 70.0)
+    ]
+    assert found == ["1g.18gb", "1g.35gb", "3g.71gb", None]
 
 
 def test_a_card_that_shares_its_memory_with_the_cpu_has_none_that_anybody_could_tell() -> None:
     thor = BY_KEY["thor-igpu"]
     assert {usable_memory(thor, profile) for profile in thor.profiles} == {0.0}
-    assert smallest_profile(thor, 0.5) is None
 
 
 @pytest.mark.parametrize("card", DIVIDED, ids=key)

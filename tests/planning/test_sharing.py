@@ -33,8 +33,7 @@ def test_who_uses_too_little_for_the_smallest_instance_is_on_fewer_gpus_with_mps
     text = shared_of(found)
     assert text.startswith(
         "Sharing whole GPUs would need fewer GPUs: with MPS and 20 clients on each, 20 pods would run on 1 GPU instead"
-        " of 3 with this layout (each client gets 4.0Gi, and the most that any client needs is 2.0Gi; each client"
-        " gets 5% of the compute, and the busiest uses 2%)."
+        " of 3 with this layout (the largest client would use 2.0Gi of 4.0Gi and 2% of the compute)."
     )
     assert "nothing isolates them: a fatal fault in one pod affects all clients" in text
     assert "kubectl gpusharing advise" in text
@@ -55,8 +54,9 @@ def test_pods_of_very_different_sizes_take_turns_where_no_layout_holds_them_as_d
     assert found.needed == 75 * GIB
     assert found.busy == pytest.approx(0.6, rel=0.06)
     text = shared_of(found)
-    assert "with time-slicing and 4 replicas of each" in text
-    assert "the 4 pods that need the most memory need 75.0Gi together, and the GPU has 79." in text
+    assert "with time-slicing and 4 replicas on each" in text
+    assert "(the 4 pods that need most would use 75.0Gi of 79." in text
+    assert "Gi and 60% of the compute)" in text
     assert "a pod that uses too much memory makes the others fail" in text
 
 
@@ -64,7 +64,7 @@ def test_where_activity_is_not_known_only_memory_counts_and_that_is_told() -> No
     found = shared(need("tiny", 2.0, None, pods=20))
     assert found is not None
     assert (found.gpus, found.busy) == (1, None)
-    assert "; how busy all of them are is unknown)" in shared_of(found)
+    assert "; the compute is unknown)" in shared_of(found)
 
 
 @pytest.mark.parametrize(

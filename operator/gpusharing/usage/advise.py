@@ -6,6 +6,7 @@ ClusterPolicy turns off are read. Flags that are missing are asked for at a term
 --from-prometheus, which `recommend` stands for, the needs are measured instead (usage/recommend.py).
 """
 
+import asyncio
 import re
 import sys
 from argparse import Namespace
@@ -16,7 +17,6 @@ from typing import Any, TypeVar
 import yaml
 
 from gpusharing.api.names import LABEL_ISOLATION, Mode
-from gpusharing.api.policy import MAX_GPUS
 from gpusharing.cli.setup.layouts import draw, pick
 from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, line, prose
 from gpusharing.cli.shell.session import Session
@@ -72,9 +72,9 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
     """Give advice based on the user's answers or on the Prometheus in `--prometheus`, without a cluster, and return
     the exit status (see VerbModule). Raises Trouble if the card is not known or shares the CPU's memory, if a flag
     cannot be parsed or belongs to another source, if the card or the memory is missing and there is no terminal to
-    ask at, or as `recommend.run_offline` does."""
+    ask at, or as `recommend.run` does."""
     if _is_measured(typed, terminal):
-        return recommend.run_offline(typed, terminal)
+        return asyncio.run(recommend.run(None, typed, terminal))
     card = _card(typed.card) if typed.card else _ask(WHICH, "--card", _card)
     answers = _find_answers(typed, card, None)
     return _show(advise(answers), card, answers, None, typed, terminal)
@@ -116,16 +116,12 @@ def _is_measured(typed: Namespace, terminal: Terminal) -> bool:
     """Whether the needs are read from Prometheus. Raises Trouble if a flag was given that only the other source has,
     or the format csv without measured needs."""
     measured = bool(typed.from_prometheus or typed.prometheus)
+    scope = "stated, not measured" if measured else "measured: add --from-prometheus"
     for name in STATED if measured else MEASURED:
         if getattr(typed, name):
-            flag = f"--{name.replace('_', '-')}"
-            raise Trouble(
-                f"{flag} cannot be used where needs are measured (recommend, or advise --from-prometheus): leave it out"
-                if measured
-                else f"{flag} works only where needs are measured: add --from-prometheus"
-            )
+            raise Trouble(f"--{name.replace('_', '-')} works only where needs are {scope}")
     if terminal.output == "csv" and not measured:
-        raise Trouble("-o csv works only with --from-prometheus; use table, json or yaml")
+        raise Trouble(f"-o csv works only where needs are {scope}")
     return measured
 
 
@@ -196,9 +192,6 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
     no_mps = find_deaf_release(typed.gpu_operator)
     if typed.gpu_operator and not is_release(typed.gpu_operator):
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
-    per_node = typed.gpus_per_node or "1"
-    if per_node not in map(str, range(1, MAX_GPUS + 1)):
-        raise Trouble(f"--gpus-per-node {per_node}: pass a number from 1 to {MAX_GPUS}, for example 8")
     known = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
     needs = _find_needs(typed, demand)
     answers = {
@@ -213,7 +206,7 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
         no_mps=no_mps,
         mps_remedy=find_remedy(RELEASED_DAEMON).text if no_mps else "",
         gpu_operator=typed.gpu_operator,
-        per_node=int(per_node),
+        per_node=int(typed.gpus_per_node or 1),
         **answers,
     )
 
@@ -259,11 +252,10 @@ def _show(
         lines = [] if demand is None else prose(f"{describe_demand(demand)}.", paper, hang="  ")
         lines += describe(advice, card, paper)
         if answers is not None and saved is not None:
-            takes = f"{answers.pods} workloads take {counted(advice.gpus, 'GPU')}"
-            text = (
-                f"{takes}; with whole GPUs each, they would take {answers.whole}. {saving_of(saved, price)}"
+            text = f"{answers.pods} workloads take {counted(advice.gpus, 'GPU')}; with whole GPUs each, they would take"
+            lines += prose(
+                f"{text} {answers.whole}. {saving_of(saved, price)}", paper, hang="  ", ink=Ink.GOOD
             )
-            lines += prose(text, paper, hang="  ", ink=Ink.GOOD)
         rows = yaml.safe_dump(policy, sort_keys=False).splitlines()
         terminal.show([*lines, BLANK, *map(line, rows)])
     return DONE
@@ -284,7 +276,7 @@ def size_of(text: str) -> float:
     match = _SIZE.fullmatch(text.strip())
     if match is None or float(match[1]) <= 0:
         raise Trouble(
-            f"{text!r} is not a memory size; use one such as 15Gi, or 4x15Gi for 4 workloads (at most 9999)"
+            f"{text!r} is not a memory size; use one such as 15Gi, or 4x15Gi for up to 9999 workloads"
         )
     return float(match[1]) * _GIB[match[2] or ""]
 
@@ -299,11 +291,10 @@ def yes_of(text: str) -> bool:
 def _ask(question: str, flag: str, read: Callable[[str], T]) -> T:
     """Ask a question at the terminal and return the answer as `read` converts it. If `read` raises Trouble, print it
     and ask again. Raises a Trouble that names `flag` if there is no terminal or its input ends."""
+    choice = " [y/N]" if question in QUESTIONS.values() else ""
     while sys.stdin.isatty():
         try:
-            return read(
-                ask_line(f"{question} [y/N]" if question in QUESTIONS.values() else question, sys.stdin)
-            )
+            return read(ask_line(f"{question}{choice}", sys.stdin))
         except Trouble as trouble:
             print(trouble, file=sys.stderr)
         except EOFError:

@@ -5,7 +5,6 @@ It needs only Prometheus with dcgm-exporter, not the operator. Where the operato
 of the policy. Nothing is applied: `--write FILE` writes a policy that waits for an approval.
 """
 
-import asyncio
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble, error_text
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.usage.flags import place_found, place_named, price_of
-from gpusharing.usage.prometheus.client import Endpoint, Prometheus, prometheus_at
+from gpusharing.usage.prometheus.client import Prometheus, prometheus_at
 from gpusharing.usage.prometheus.matchers import selector_of
 from gpusharing.usage.prometheus.windows import DAY, span_of
 from gpusharing.usage.read.histories import ObservedPool, find_pool
@@ -40,46 +39,15 @@ MOST = round(30 * DAY)
 """The longest window, in seconds. Samples older than a few days have almost no weight."""
 
 
-def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb against the Prometheus at the address in `--prometheus`, without contacting a cluster. Return the
-    exit status (see VerbModule). Raises Trouble as `_check`, `place_named` and `_answer` do."""
+async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:
+    """Query the Prometheus in the cluster or, without a `session`, the one in `--prometheus`. Find the recommendation
+    and the plan of its policy (no plan for CSV), write the policy to the new file of `--write`, and print the answer.
+    Return DONE, or CHANGES if the answer is incomplete. Raises Trouble for flags that cannot be used, before the
+    cluster is contacted; as `find_answer` does; if no Prometheus is found; and if the file exists or cannot be
+    written. Then nothing is printed. If `--write` is given and there is no policy to write, raises Trouble after
+    printing the answer."""
     _check(typed)
-    return asyncio.run(_answer(place_named(typed), typed, terminal, None))
-
-
-async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb against a Prometheus in the cluster, and plan the policy there. Return the exit status (see
-    VerbModule). Flags are checked before the cluster is contacted. Raises Trouble for flags that cannot be used, if
-    no Prometheus is found, or as `_answer` does."""
-    _check(typed)
-    return await _answer(await place_found(session, typed), typed, terminal, session)
-
-
-def _check(typed: Namespace) -> None:
-    """Raise Trouble for flags that cannot be used, as far as this shows without a query. A `--write` file that already
-    exists is such a case; an `--until` in the future is not."""
-    span_of(typed, 0.0, MOST)
-    selector_of(typed.selector)
-    price_of(typed.price)
-    if typed.policy and typed.nodes:
-        raise Trouble("pass either --policy or -l, not both")
-    if typed.nodes:
-        rows_of(typed.nodes)
-    if typed.card:
-        pick(typed.card)
-    try:
-        exists = bool(typed.write) and Path(typed.write).exists()
-    except (OSError, ValueError) as error:
-        raise Trouble(f"--write {typed.write[:200]}: {error_text(error)}") from error
-    if exists:
-        raise Trouble(f"--write {typed.write}: the file already exists; choose another name")
-
-
-async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal, session: Session | None) -> int:
-    """Find the recommendation and the plan of its policy (no plan for CSV), write the policy to the new file of
-    `--write`, and print the answer. Return DONE, or CHANGES if the answer is incomplete. Raises Trouble as
-    `find_answer` does, and if that file exists or cannot be written; then nothing is printed. If `--write` is given
-    and there is no policy to write, raises Trouble after printing the answer."""
+    place = place_named(typed) if session is None else await place_found(session, typed)
     async with prometheus_at(place) as prometheus:
         answer = await find_answer(prometheus, typed, session)
     if answer.policy is not None and terminal.output != "csv":
@@ -104,6 +72,26 @@ async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal, session
         )
         raise Trouble(f"--write {typed.write}: there is no layout to write, because {why}")
     return CHANGES if answer.missing else DONE
+
+
+def _check(typed: Namespace) -> None:
+    """Raise Trouble for flags that cannot be used, as far as this shows without a query. A `--write` file that already
+    exists is such a case; an `--until` in the future is not."""
+    span_of(typed, 0.0, MOST)
+    selector_of(typed.selector)
+    price_of(typed.price)
+    if typed.policy and typed.nodes:
+        raise Trouble("pass either --policy or -l, not both")
+    if typed.nodes:
+        rows_of(typed.nodes)
+    if typed.card:
+        pick(typed.card)
+    try:
+        exists = bool(typed.write) and Path(typed.write).exists()
+    except (OSError, ValueError) as error:
+        raise Trouble(f"--write {typed.write[:200]}: {error_text(error)}") from error
+    if exists:
+        raise Trouble(f"--write {typed.write}: the file already exists; choose another name")
 
 
 async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session | None) -> RecommendReport:

@@ -6,11 +6,11 @@ are comments there.
 Exit status: 0 if the policies cover every GPU node, 2 if some nodes are left out, 1 if all are.
 """
 
+import json
 import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from gpusharing.cli.live.cluster import gathered
 from gpusharing.cli.setup.adoption import AdminConfigMaps, Import, find_import, named_maps
@@ -141,18 +141,12 @@ def summary(answer: Import) -> str:
     """Return a line that counts the policies, the steps that come first and the nodes that are left out, and refers to
     the comments for the rest; or the reason why there is nothing to propose, if no node is left out either."""
     if not answer.proposed and not answer.left_out:
-        return (
-            "There is nothing to propose: every GPU node already has a policy."
-            if answer.owned
-            else "There is no GPU node."
-        )
-    nodes = sum(len(policy.nodes) for policy in answer.proposed)
-    counts = [f"{counted(len(answer.proposed), 'policy', 'policies')} for {counted(nodes, 'node')}"]
-    if answer.steps:
-        counts.append(f"{counted(len(answer.steps), 'step')} to take first")
-    if answer.left_out:
-        counts.append(f"{counted(len(answer.left_out), 'node')} left out")
-    return f"{', '.join(counts)}. The comments in the output say what to do, and why."
+        every = "There is nothing to propose: every GPU node already has a policy."
+        return every if answer.owned else "There is no GPU node."
+    nodes = counted(sum(len(policy.nodes) for policy in answer.proposed), "node")
+    policies = counted(len(answer.proposed), "policy", "policies")
+    before = f"{counted(len(answer.steps), 'step')} to take first, {counted(len(answer.left_out), 'node')} left out"
+    return f"{policies} for {nodes}, {before}. The comments in the output say what to do, and why."
 
 
 def find_remarks(answer: Import) -> Iterator[str]:
@@ -201,14 +195,7 @@ def _document(policy: ProposedPolicy) -> str:
     first = policy.members[0]
     cards = f"{first.gpus}x {' and '.join(first.products)}"
     about = f"{counted(len(policy.nodes), 'node')} ({some(policy.nodes, MOST)}) with {cards}: {first.text}"
-    return comment(about) + yaml.safe_dump(_plain(policy.manifest), sort_keys=False)
-
-
-def _plain(value: Any) -> Any:
-    """Convert all mappings and sequences in the value to new dicts and lists, so that equal parts are written out each
-    time instead of as YAML aliases."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+    manifest = json.loads(
+        json.dumps(policy.manifest)
+    )  # equal parts are no longer the same object, hence no aliases
+    return comment(about) + yaml.safe_dump(manifest, sort_keys=False)

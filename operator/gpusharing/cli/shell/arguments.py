@@ -61,6 +61,12 @@ def _value(name: str, metavar: str, text: str, default: str = "", short: str = "
     return (*filter(None, (short,)), name), {"default": default, "metavar": metavar, "help": text}
 
 
+def _repeated(name: str, metavar: str, text: str, short: str = "") -> Flag:
+    """Return a flag that takes a value and may be given several times; its values are a list, which may be empty."""
+    options = {"metavar": metavar, "action": "append", "default": [], "help": f"{text}. Can be repeated"}
+    return (*filter(None, (short,)), name), options
+
+
 def _choice(name: str, choices: tuple[str, ...], default: str, text: str) -> Flag:
     """Return a flag that takes one of `choices`. Its value is `default` if it is not given."""
     return (name,), {"choices": choices, "default": default, "help": text}
@@ -97,6 +103,7 @@ def _window(default: str, most: str) -> tuple[Flag, ...]:
 
 BY = ("resource", "node", "policy", "namespace", "pod")
 """What the rows of `free` may be about."""
+PER_NODE = tuple(map(str, range(1, 17)))
 CARD = "for example h100-80gb, or the name that NVML reports"
 PROMETHEUS: tuple[Flag, ...] = (
     _value("--prometheus", "URL", "the address of Prometheus; contacts no cluster"),
@@ -232,26 +239,13 @@ ADVISE = Verb(
     " from what workloads used (--from-prometheus).",
     (
         _value("--card", "CARD", f"{CARD}; with measured needs, only GPUs of this model"),
-        (
-            ("--need",),
-            {
-                "metavar": "NxSIZE",
-                "action": "append",
-                "default": [],
-                "help": "N workloads that need this memory at their peak, for example 4x20Gi. Can be repeated",
-            },
-        ),
+        _repeated("--need", "NxSIZE", "N workloads that need this memory at their peak, for example 4x20Gi"),
         _value("--memory", "SIZE", "what each workload needs at its peak, for example 15Gi"),
         _switch("--promise", "users were promised a certain latency or availability"),
         _switch("--strangers", "people who do not trust each other share the GPUs"),
         _switch("--bill", "each workload is billed for its share of a GPU"),
         _switch("--bursts", "the workloads use the GPU only now and then"),
-        _value(
-            "--gpus-per-node",
-            "N",
-            "how many GPUs each node has; default: 1, a layout for nodes of any size",
-            "1",
-        ),
+        _choice("--gpus-per-node", PER_NODE, "", "default: 1, for a layout that suits nodes of any size"),
         _value("--gpu-operator", "VERSION", "version of NVIDIA's GPU Operator, for example v26.3.3"),
         _value("--name", "NAME", "name of the policy; default: pool"),
         _value(
@@ -311,15 +305,12 @@ VERBS: tuple[Verb, ...] = (
         "Show what an edit would do, or what the operator is about to do; changes nothing.",
         (
             _word("policy", "POLICY", "only this one"),
-            (
-                ("-f", "--filename"),
-                {
-                    "metavar": "FILE",
-                    "action": "append",
-                    "default": [],
-                    "help": "a file or directory of policies in YAML or JSON; - reads standard input, such as the"
-                    " output of kubectl kustomize. Can be repeated",
-                },
+            _repeated(
+                "--filename",
+                "FILE",
+                "a file or directory of policies in YAML or JSON; - reads standard input, such as the"
+                " output of kubectl kustomize",
+                "-f",
             ),
             _value(
                 "--fail-on",

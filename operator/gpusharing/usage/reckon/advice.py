@@ -26,10 +26,7 @@ from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalize
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.usage.reckon.needs import GIB, Goal, History, Holding, Workload, find_need
-from gpusharing.usage.reckon.recommendation import Bound, ModelPool, Portion, recommend
-
-GROUP = "needs"
-"""The kind of the workloads that stand for the needs which a person states."""
+from gpusharing.usage.reckon.recommendation import ModelPool, Portion, recommend, rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +105,8 @@ class Advice:
     def policy(self, name: str, pool: str) -> dict[str, object]:
         """Return the manifest of the policy to apply. It is called `name` and selects the nodes whose pool label is
         `pool`."""
-        rows = [
-            {
-                "devices": "all" if len(self.portions) == 1 else list(portion.indexes),
-                "profiles": dict(portion.layout or ()),
-            }
-            for portion in self.portions
-        ]
         blocks: dict[Mode, dict[str, object]] = {
-            Mode.MIG: {"mig": {"layouts": rows}},
+            Mode.MIG: {"mig": {"layouts": rows_of(self.portions)}},
             Mode.MPS: {"mps": {"replicas": self.shares}},
             Mode.TIME_SLICING: {"timeSlicing": {"replicas": self.shares}},
         }
@@ -180,46 +170,36 @@ def _divided(answers: AdviceAnswers, why: str) -> Advice:
     """Return the advice to use the layouts that take the fewest GPUs for all workloads, or whole GPUs if no workload
     fits into a MIG instance. The reasons are `why` and the size of each instance; the disadvantage names the
     workloads that have no place on such nodes."""
-    card, have = answers.card, memory_of(answers.card)
-    needs = [
-        find_need(
-            History(Workload("", GROUP, f"{number:03}"), count, Holding(), (), declared=ceil(gib * GIB)),
-            card,
-            Goal.COST,
-        )
+    card = answers.card
+    histories = [
+        History(Workload("", "needs", f"{number:03}"), count, Holding(), (), declared=ceil(gib * GIB))
         for number, (count, gib) in enumerate(answers.needs)
     ]
-    pool = ModelPool(
-        GROUP, card, (answers.per_node,) * answers.pods, answers.pods
-    )  # a node for each is enough
+    # A node for each workload is enough.
+    pool = ModelPool("needs", card, (answers.per_node,) * answers.pods, answers.pods)
+    needs = [find_need(history, card, Goal.COST) for history in histories]
     found = recommend(pool, needs, goal=Goal.COST)
     sizes = {profile.name: profile for profile in card.profiles}
-    used = sorted({place.profile for place in found.placed if place.profile})
+    used = {place.profile for place in found.placed if place.profile}
     if not used:
-        but = f"{card.key} has no MIG, so nothing smaller than a whole GPU isolates workloads or has their sizes"
-        if card.profiles:
-            but = "MIG would take no fewer GPUs; no other workload can use a GPU that its own leaves idle"
+        why_not = "MIG would take no fewer GPUs" if card.profiles else f"{card.key} has no MIG"
+        but = f"{why_not}; no other workload can use a GPU that its own leaves idle"
         return Advice(Mode.FULL, 1, (why,), but, answers.whole)
     texts = [
-        f"{place.profile} is the smallest with {(place.need.memory or 0) / GIB:.1f} GiB (it has about"
-        f" {usable_memory(card, sizes[place.profile]):.1f}; docs/reference/gpus.md)"
-        if place.bound is not Bound.LAYOUT
-        else f"{place.profile} also serves those of {(place.need.memory or 0) / GIB:.1f} GiB, because that takes fewer"
-        " GPUs (docs/reference/gpus.md)"
+        f"{place.profile} has about {usable_memory(card, sizes[place.profile]):.1f} GiB for a workload that needs"
+        f" {(place.need.memory or 0) / GIB:.1f} (docs/reference/gpus.md)"
         for place in found.placed
         if place.profile
     ]
     but = "changing the layout requires draining each node; no other workload can use an idle instance"
-    if found.unplaced:
-        left = sum(one.need.history.pods for one in found.unplaced)
+    if left := sum(one.need.history.pods for one in found.unplaced):
         but += (
-            f". {counted(left, 'workload')} {'needs' if left == 1 else 'need'} whole GPUs (of {have:.1f} GiB each),"
-            " which nodes of this layout do not have: use a pool of its own for that or, if nodes have several GPUs, pass"
-            " --gpus-per-node"
+            f". {counted(left, 'workload')} {'needs' if left == 1 else 'need'} whole GPUs, which nodes of this layout"
+            " do not have: use another pool for that or, if nodes have several GPUs, pass --gpus-per-node"
         )
     gpus = found.gpus + sum(one.gpus * one.need.history.pods for one in found.unplaced)
     first = sum(dict(found.template[0] or ()).values())
-    profile = sizes[used[0]] if len(found.portions) == len(used) == 1 else None
+    profile = sizes[used.pop()] if len(found.portions) == len(used) == 1 else None
     return Advice(Mode.MIG, first, (why, *texts), but, gpus, found.portions, profile)
 
 

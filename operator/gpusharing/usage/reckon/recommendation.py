@@ -221,15 +221,16 @@ class Recommendation:
         whole, `mig`."""
         if self.mode is Mode.FULL:
             return {"mode": "Full"}
-        everywhere = len(set(self.template)) == 1
-        layouts = [
-            {
-                "devices": "all" if everywhere else list(portion.indexes),
-                "profiles": dict(portion.layout or ()),
-            }
-            for portion in self.portions
-        ]
-        return {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": layouts}}
+        return {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": rows_of(self.portions)}}
+
+
+def rows_of(portions: Sequence[Portion]) -> list[dict[str, Any]]:
+    """Return `spec.mig.layouts` of a policy with these layouts; a single one is for all devices."""
+    everywhere = len(portions) == 1
+    return [
+        {"devices": "all" if everywhere else list(portion.indexes), "profiles": dict(portion.layout or ())}
+        for portion in portions
+    ]
 
 
 def recommend(

@@ -382,35 +382,23 @@ def packing_of(recommendation: Recommendation) -> str:
 
 
 def shared_of(shared: Shared) -> str:
-    """Return sentences which say that sharing whole GPUs would take fewer GPUs than the layout, with the arithmetic
-    and the disadvantages."""
-    pods, gpus = counted(shared.pods, "pod"), counted(shared.gpus, "GPU")
-    need, there = _size(shared.needed), _size(shared.there)
+    """Return sentences which say that sharing whole GPUs would take fewer GPUs than the layout, with the memory and the
+    compute that are needed together on one GPU or by one client, and with the disadvantages."""
+    way, whose = (
+        f"time-slicing and {shared.replicas} replicas",
+        f"the {shared.replicas} pods that need most",
+    )
+    but = "a pod that uses too much memory makes the others fail"
     if shared.mode is Mode.MPS:
-        way = f"with MPS and {shared.replicas} clients on each"
-        fits = f"each client gets {there}, and the most that any client needs is {need}"
-        busy = (
-            ""
-            if shared.busy is None
-            else f"; each client gets {1 / shared.replicas:.0%} of the compute, and the busiest uses {shared.busy:.0%}"
-        )
+        way, whose = f"MPS and {shared.replicas} clients", "the largest client"
         but = "a fatal fault in one pod affects all clients of its GPU"
-    else:
-        way = f"with time-slicing and {shared.replicas} replicas of each"
-        largest = counted(shared.replicas, "pod")
-        fits = f"the {largest} that need the most memory need {need} together, and the GPU has {there}"
-        busy = (
-            ""
-            if shared.busy is None
-            else f"; the {shared.replicas} busiest pods use {shared.busy:.0%} of the compute"
-        )
-        but = "a pod that uses too much memory makes the others fail"
-    unknown = "; how busy all of them are is unknown" if shared.busy is None else ""
+    busy = "; the compute is unknown" if shared.busy is None else f" and {shared.busy:.0%} of the compute"
     return (
-        f"Sharing whole GPUs would need fewer GPUs: {way}, {pods} would run on {gpus} instead of {shared.instead} with"
-        f" this layout ({fits}{busy}{unknown}). But nothing isolates them: {but}, and they cannot be billed for what"
-        " they use. If no isolation was promised and all of them trust each other, they can share GPUs. To find out:"
-        " kubectl gpusharing advise"
+        f"Sharing whole GPUs would need fewer GPUs: with {way} on each, {counted(shared.pods, 'pod')} would run on"
+        f" {counted(shared.gpus, 'GPU')} instead of {shared.instead} with this layout ({whose} would use"
+        f" {_size(shared.needed)} of {_size(shared.there)}{busy}). But nothing isolates them: {but}, and they"
+        " cannot be billed for what they use. If no isolation was promised and all of them trust each other, they can"
+        " share GPUs. To find out: kubectl gpusharing advise"
     )
 
 
