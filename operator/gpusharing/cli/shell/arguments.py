@@ -12,7 +12,7 @@ PAGE, CSV = "html", "csv"
 EXITS = """\
 exit status: 0 success; plan: nothing to do. 1 an error, printed on standard error, or the answer is no:
 doctor found errors, no layout fits, you did not confirm.
-2 plan: something will change; import: nodes are left out; free, cost, advise: part of the answer is unknown.
+2 plan: something will change; import: nodes are left out; free, cost, advise, recommend: a part is unknown.
 3 plan: a policy cannot be carried out. 4 plan: it is unknown what would happen, for example because no agent has
 reported. 5 plan: something listed in --fail-on would happen.
 130 ended by Ctrl-C. 141 the reader closed the pipe."""

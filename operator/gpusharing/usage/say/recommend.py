@@ -179,21 +179,20 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
             ]
         )
     goal = Goal.COST if answer.recommendation is None else answer.recommendation.goal
+    busy = f"{LEVELS[goal].activity:.0%} BUSY"
     columns = (
         Column("NAMESPACE"),
         Column("WORKLOAD"),
         Column("PODS"),
         Column("NOW", drop=2),
-        Column("HIGHEST MEM"),
+        Column("PEAK MEM"),
         Column("99% MEM", drop=2),
-        Column(f"{LEVELS[goal].activity:.0%} BUSY", drop=3),
+        Column(busy, drop=3),
         Column("ADVICE"),
         Column("CERTAINTY", drop=1),
         Column("WHY", drop=4),
     )
-    legend = (
-        f"99% MEM and {LEVELS[goal].activity:.0%} BUSY are values that so many of the hours did not exceed."
-    )
+    legend = f"99% MEM, {busy}: so many of the hours stay at or below this value; recent hours count more."
     return [*table(columns, rows, paper), *prose(legend, paper, ink=Ink.FAINT)]
 
 
@@ -281,7 +280,7 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
     hours = f"{need.samples} hourly peaks over {length(need.span)} ({need.coverage:.0%} of the hours)"
     yield from prose(hours, paper, indent="  ", hang="  ")
     if need.samples:
-        text = f"highest {_size(need.highest)}, at most {_size(need.peak)} in 99% of the hours"
+        text = f"peak {_size(need.highest)}, at most {_size(need.peak)} in 99% of the hours"
         needs = "" if need.memory is None else f": needs {_size(need.memory)} including headroom"
         yield from prose(text + needs, paper, indent="  ", hang="  ")
     doubts = "".join(f"; {doubt}" for doubt in need.doubts)
@@ -368,9 +367,7 @@ def packing_of(recommendation: Recommendation) -> str:
         clauses.append(f"instances left free: {layout_text(recommendation.idle).replace('+', ', ')}")
     lost = ((recommendation.stranded.slices, "compute slice"), (recommendation.stranded.units, "memory unit"))
     if any(count for count, _ in lost):
-        clauses.append(
-            f"no instance covers {' and '.join(counted(count, what) for count, what in lost if count)}"
-        )
+        clauses.append(f"unused: {' and '.join(counted(count, what) for count, what in lost if count)}")
     if (worst := recommendation.worst) is not None:
         parts = " + ".join(f"{count} x {each / GIB:.1f}" for _, count, each in worst.parts)
         only = "" if worst.fits else "only "
