@@ -38,8 +38,8 @@ def sources() -> dict[str, ast.Module]:
 
 
 PURE = {
-    "collections", "contextlib", "cronsim", "dataclasses", "datetime", "enum", "fractions", "functools", "hashlib",
-    "heapq", "itertools", "json", "pydantic", "pydantic_core", "re", "types", "typing", "yaml",
+    "collections", "contextlib", "cronsim", "dataclasses", "datetime", "difflib", "enum", "fractions", "functools",
+    "hashlib", "heapq", "itertools", "json", "pydantic", "pydantic_core", "re", "types", "typing", "yaml",
 }  # fmt: skip
 """What `planning` and `api` may import from outside: packages that reckon with values, and read no file, clock or
 environment. Time zones, for example, come with the policy (docs/adr/0074-zones-as-values.md)."""

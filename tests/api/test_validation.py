@@ -1,4 +1,4 @@
-"""What the planner takes from validation: durations, allowances, labels."""
+"""What the planner takes from validation: durations, allowances, labels, unknown fields (api/nearest.py)."""
 
 from datetime import timedelta
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gpusharing.api.names import REWRITTEN_LABELS
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import (
-    UNKNOWN,
+    NEWER,
     Problem,
     allowance,
     is_rewritten,
@@ -94,22 +94,45 @@ def test_a_label_that_stays_may_be_selected(label: str) -> None:
     assert not is_rewritten(label)
 
 
+LAYOUT = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"3g.40gb": 2}}]}}
+
+
 @pytest.mark.parametrize(
-    ("newer", "field"),
+    ("newer", "field", "remedy"),
     [
-        ({"approval": "Manual"}, "spec.approval"),
-        ({"rollout": {"waves": [{"schedule": "0 22 * * *"}]}}, "spec.rollout.waves"),
-        (
-            {"mode": "MIG", "mig": {"layouts": [{"profiles": {"3g.40gb": 2}, "wave": 1}]}},
-            "spec.mig.layouts[0].wave",
-        ),
+        ({"billing": {}}, "spec.billing", "remove it."),
+        ({"rollout": {"tempo": [{"schedule": "0 22 * * *"}]}}, "spec.rollout.tempo", "remove it."),
+        ({"approval": "Manual"}, "spec.approval", "did you mean spec.rollout.approval?"),
+        ({**LAYOUT, "replicas": 4}, "spec.replicas", "did you mean spec.timeSlicing.replicas?"),
+        ({**LAYOUT, "mig": {"layouts": [{"profile": {"3g.40gb": 2}}]}}, "spec.mig.layouts[0].profile",
+         "did you mean profiles?"),
+        ({"rollout": {"window": []}}, "spec.rollout.window", "did you mean windows?"),
+        ({"drain": {"rules": [{"behaviour": "Skip"}]}}, "spec.drain.rules[0].behaviour", "did you mean behavior?"),
     ],
-)
-def test_a_field_of_a_newer_version_is_refused_by_its_path(newer: dict[str, object], field: str) -> None:
+)  # fmt: skip
+def test_an_unknown_field_is_refused_once_with_its_path_and_the_nearest_field(
+    newer: dict[str, object], field: str, remedy: str
+) -> None:
     spec = {"nodeSelector": {"matchLabels": {"pool": "b"}}, "mode": "Full", **newer}
     verdict = validate_policy({"spec": spec})
     assert not isinstance(verdict, GPUSharingPolicySpec)
-    assert [(problem.field, problem.message) for problem in verdict] == [(field, UNKNOWN)]
+    assert [(problem.field, problem.message) for problem in verdict] == [
+        (field, f"there is no such field; {remedy} {NEWER}")
+    ]
+
+
+def test_a_required_field_that_is_misspelt_is_not_also_missing() -> None:
+    verdict = validate_policy({"spec": {"nodeselector": {"matchLabels": {"pool": "b"}}, "Mode": "Full"}})
+    assert not isinstance(verdict, GPUSharingPolicySpec)
+    assert [problem.field for problem in verdict] == ["spec.nodeselector", "spec.Mode"]
+
+
+def test_a_required_field_that_is_wrong_is_reported_beside_the_misspelt_one() -> None:
+    verdict = validate_policy(
+        {"spec": {"nodeSelector": {"matchLabels": {"pool": "b"}}, "mode": "Fll", "Mode": "Full"}}
+    )
+    assert not isinstance(verdict, GPUSharingPolicySpec)
+    assert [problem.field for problem in verdict] == ["spec.mode", "spec.Mode"]
 
 
 def test_a_newer_status_is_nobodys_problem() -> None:
@@ -120,7 +143,7 @@ def test_a_newer_status_is_nobodys_problem() -> None:
 def test_python_names_are_not_wire_names() -> None:
     verdict = validate_policy({"spec": {"node_selector": {"match_labels": {"pool": "b"}}, "mode": "Full"}})
     assert not isinstance(verdict, GPUSharingPolicySpec)
-    assert [problem.field for problem in verdict] == ["spec.nodeSelector", "spec.node_selector"]
+    assert [problem.field for problem in verdict] == ["spec.node_selector"]
 
 
 VALUES: dict[str, tuple[dict[str, object], str]] = {

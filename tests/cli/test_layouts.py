@@ -8,6 +8,7 @@ from gpusharing.cli.shell.drawing import Paper, plain
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import Legal, find_fit, maximal_layouts, normalize
+from gpusharing.planning.gpus.geometry import describe as layout_text
 
 H100 = pick("h100-80gb")
 PAPER = Paper(100)
@@ -18,7 +19,7 @@ def test_the_layouts_with_two_profiles_are_drawn() -> None:
     assert (
         plain(describe(answer, PAPER))
         == """\
-NVIDIA H100 80GB HBM3: 80 GB, 7 compute slices
+NVIDIA H100 80GB HBM3, NVIDIA H100 PCIe, NVIDIA H800, NVIDIA H800 PCIe: 80 GB, 7 compute slices
 3 layouts with 1x3g.40gb+1x1g.20gb to which nothing can be added
 
 1x3g.40gb+1x2g.20gb+1x1g.20gb  [     3g.40gb      ][2g.20gb ][1g.20gb ]  6/7 slices
@@ -75,6 +76,11 @@ def test_data_can_go_into_a_policy_as_it_is() -> None:
         ("NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", "h100-80gb"),
         ("A30", "a30"),
         ("h200", "h200-141gb"),
+        ("h20", "hopper-96gb"),
+        ("H100 PCIe", "h100-80gb"),
+        ("b300", "b300-269gb"),
+        ("H100-80", "h100-80gb"),
+        ("4090", "rtx-4090"),
         ("L40S", "l40s"),
     ],
 )
@@ -82,11 +88,46 @@ def test_a_card_is_found_by_the_names_that_people_have_for_it(word: str, key: st
     assert pick(word).key == key
 
 
-def test_a_word_that_means_several_cards_is_answered_with_their_names() -> None:
-    with pytest.raises(Trouble, match="several cards match a100; pass one of: a100-40gb, a100-80gb"):
-        pick("a100")
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.key)
+def test_every_name_of_a_card_means_that_card(card: Card) -> None:
+    for name in (card.key, *card.products):
+        assert pick(name) is card
+        assert pick(name.lower().replace(" ", "-")) is card
+
+
+@pytest.mark.parametrize(
+    ("word", "keys"),
+    [
+        ("a100", "a100-40gb, a100-80gb"),
+        ("h100", "h100-80gb, h100-nvl-94gb, hopper-96gb"),
+        ("gh200", "hopper-96gb, gh200-144gb"),
+        ("h2", "hopper-96gb, gh200-144gb, h200-141gb"),
+    ],
+)
+def test_a_word_that_means_several_cards_is_answered_with_their_names(word: str, keys: str) -> None:
+    with pytest.raises(Trouble, match=f"several cards match {word}; pass one of: {keys}$"):
+        pick(word)
+
+
+def test_a_card_that_there_is_not_is_never_taken_for_another(desk: Desk) -> None:
     with pytest.raises(Trouble, match="no card is named h300"):
         pick("h300")
+    with pytest.raises(Trouble, match=r"no card matches h20-96gb; did you mean: .*hopper-96gb"):
+        pick("h20-96gb")
+    assert "NVIDIA H20: 96 GB" in desk.type("layouts", "h20").out
+    assert "3g.48gb" in desk.type("advise", "--card", "h20", "--memory", "35Gi", "--promise").out
+
+
+@pytest.mark.parametrize("card", [card for card in CARDS if card.profiles], ids=lambda card: card.key)
+def test_fits_takes_every_layout_as_it_is_printed(card: Card) -> None:
+    for layout in maximal_layouts(card.profiles):
+        assert wanted_of(layout_text(layout)) == layout
+
+
+def test_the_nearest_layout_of_a_mistyped_profile_has_the_profile_that_was_meant(desk: Desk) -> None:
+    told = desk.type("layouts", "h100-80gb", "--fits", "1x3g.40+1x1g.20gb")
+    assert told.status == FAILED
+    assert "nearest legal layout: 1x3g.40gb+1x1g.20gb" in " ".join(told.out.split())
 
 
 @pytest.mark.parametrize("text", ["ax1g.10gb", "x1g.10gb"])

@@ -154,7 +154,7 @@ H200_OFFERS = (
             "h100-80gb",
             "1x4g.40gb 2x2g.20gb",
             f"1x4g.40gb+2x2g.20gb does not fit: it needs 8 compute slices, but the card has 7; {H100_OFFERS}; "
-            "nearest legal layout: 1x4g.40gb+1x2g.20gb",
+            "nearest legal layout: 1x4g.40gb+1x2g.20gb+1x1g.20gb",
         ),
         (
             "h200-141gb",
@@ -184,7 +184,10 @@ def test_a_mistake_is_refused_with_what_the_card_offers(model: str, wanted: str,
         ("h100-80gb", "1x7g.79gb", "1x7g.80gb"),
         ("h100-80gb", "2x1c.3g.40gb", "2x3g.40gb"),
         ("h100-80gb", "1x1g.5gb+me", "1x1g.10gb+me"),
-        ("h100-80gb", "1xhalf", "1x7g.80gb"),
+        ("h100-80gb", "2x4g.40gb", "1x4g.40gb+1x3g.40gb"),
+        ("h100-80gb", "4x2g.20gb", "3x2g.20gb+1x1g.20gb"),
+        ("h100-80gb", "2x3g.40 1xhalf", "2x3g.40gb"),
+        ("h100-80gb", "1xmig-3g.40gb 1x1g.20GB", "1x3g.40gb+1x1g.20gb"),
         ("h200-141gb", "1x1g.30gb", "1x1g.35gb"),
         ("a30", "2x3g.20gb", "1x4g.24gb"),
         ("a100-40gb", "3x2g.20gb 1x1g.5gb", "3x2g.10gb+1x1g.5gb"),
@@ -214,10 +217,19 @@ def test_nearest_is_always_legal_and_keeps_what_is_legal(
     names = [p.name for p in card.profiles]
     wanted = normalize({**{names[i % len(names)]: n for i, n in picks.items()}, **foreign})
     found = nearest_layout(wanted, card.profiles)
-    assert found is not None
+    if found is None:
+        assert [name for name, _ in wanted] == ["nonsense"]
+        return
     assert isinstance(find_fit(found, card.profiles), Legal)
     assert (found == wanted) == isinstance(find_fit(wanted, card.profiles), Legal)
     assert found or not wanted
+
+
+def test_nothing_is_near_a_name_that_is_like_no_profile() -> None:
+    verdict = find_fit(layout("1xhalf"), BY_KEY["h100-80gb"].profiles)
+    assert isinstance(verdict, UnknownProfile)
+    assert verdict.alternative is None
+    assert verdict.message == f"this card has no profile half; {H100_OFFERS}"
 
 
 # --- names ---

@@ -9,21 +9,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from gpusharing.api import rules
 from gpusharing.api.names import REWRITTEN_LABELS, REWRITTEN_PREFIXES, Mode
+from gpusharing.api.nearest import nearest
 from gpusharing.api.policy import DrainRule, GPUSharingPolicySpec, LabelSelector, Mig, Rollout, Selector
 
 MAX_DURATION = timedelta(hours=rules.MAX_DURATION_HOURS)
 MAX_VALUE = 60
 """The most characters of a value that a message shows."""
-UNKNOWN = (
-    "this version of the operator does not support the field: the CRDs are from a newer version, so upgrade the"
-    " operator too (helm upgrade), or remove the field from the policy"
-)
+NEWER = "If the API server keeps it, the CRDs are newer than the operator: upgrade the operator too (helm upgrade)"
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 _UNIONS = frozenset({"devices", "maxUnavailable"})
 """Names of fields with more than one type. pydantic appends the type that it tried to the path of their errors."""
@@ -86,6 +84,7 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
     Types are taken literally, as in JSON ("4" is not a number). A field that we do not know is refused: the API server
     keeps one only if the CRDs are newer than the operator, and it may be a field that forbids drains. Rules beyond
     types and bounds are checked only if all types and bounds are right; until then each field has at most one problem.
+    A required field that is missing has none if an unknown field beside it is taken for a misspelling of it.
     """
     spec = raw.get("spec")
     if not isinstance(spec, Mapping):
@@ -95,9 +94,17 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
             json.dumps(spec), strict=True, extra="forbid", by_alias=True, by_name=False
         )
     except ValidationError as error:
+        errors = error.errors(include_url=False)
+        meant = {
+            item["loc"]: _find_meant(item["loc"]) for item in errors if item["type"] == "extra_forbidden"
+        }
+        typos = {(*location[:-1], name) for location, name in meant.items()}
         problems = [
-            _problem(item["loc"], UNKNOWN if item["type"] == "extra_forbidden" else item["msg"])
-            for item in error.errors(include_url=False)
+            _unknown(item["loc"], meant[item["loc"]])
+            if item["loc"] in meant
+            else _problem(item["loc"], item["msg"])
+            for item in errors
+            if item["type"] != "missing" or item["loc"] not in typos
         ]
         return _with_values({problem.field: problem for problem in problems}.values(), raw)
     return _with_values((*_name_problems(raw), *find_problems(parsed)), raw) or parsed
@@ -304,10 +311,40 @@ def _device_problems(mig: Mig) -> Iterator[Problem]:
             named.add(device)
 
 
+def _find_meant(location: tuple[int | str, ...]) -> str:
+    """Return the name of the known field beside which the unknown field at this location stands and which is most like
+    it. If none is, return the path of a field with the same name elsewhere in a policy, such as
+    `spec.rollout.approval`; empty if there is none either."""
+    *parents, name = (str(part) for part in location if isinstance(part, str))
+    known = [path.rpartition(".") for path in _paths(GPUSharingPolicySpec, "spec")]
+    beside = [field for above, _, field in known if above == ".".join(["spec", *parents])]
+    elsewhere = [f"{above}.{field}" for above, _, field in known if field == name]
+    return next(iter((*nearest(name, beside), *elsewhere)), "")
+
+
+def _paths(kind: Any, at: str) -> Iterator[str]:
+    """Yield the path of every field in a type of the API, without list indexes. `at` is the path of the type itself.
+    Unions and lists are searched too. Types without fields have no paths."""
+    if not isinstance(kind, type) or not issubclass(kind, BaseModel):
+        for part in get_args(kind):
+            yield from _paths(part, at)
+        return
+    for name, field in kind.model_fields.items():
+        yield (path := f"{at}.{field.alias or name}")
+        yield from _paths(field.annotation, path)
+
+
+def _unknown(location: Iterable[int | str], meant: str) -> Problem:
+    """Return the problem of a field that a policy does not have. `meant` is the field that was probably meant; empty
+    if none is like it."""
+    remedy = f"did you mean {meant}?" if meant else "remove it."
+    return Problem(_problem(location, "").field, f"there is no such field; {remedy} {NEWER}")
+
+
 def _problem(location: Iterable[int | str], message: str) -> Problem:
     """Convert an error of pydantic. `location` is the path that pydantic reports; the Problem has it in the API
-    server's notation. A valid example is added to `message` if there is one, except for an unknown field. For a
-    field with more than one type, the message says instead that the value has none of the allowed forms."""
+    server's notation. A valid example is added to `message` if there is one. For a field with more than one type,
+    the message says instead that the value has none of the allowed forms."""
     path, hint, field = "spec", "", ""
     for part in location:
         if field in _UNIONS and isinstance(part, str):
@@ -318,4 +355,4 @@ def _problem(location: Iterable[int | str], message: str) -> Problem:
             continue
         path, field = f"{path}.{part}", part
         hint = _HINTS.get(part, hint)
-    return Problem(path, f"{message}: {hint}" if hint and message != UNKNOWN else message)
+    return Problem(path, f"{message}: {hint}" if hint else message)

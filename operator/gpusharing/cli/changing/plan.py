@@ -104,7 +104,10 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
     lines = prose(verdict.text, paper, hang="  ", ink=INKS[verdict.outcome])
     lines += [*describe_simulated(planned.simulated, paper), BLANK]
     for proposal in planned.proposals:
-        lines += [*_describe(proposal, paper, estimate=planned.estimate), BLANK]
+        explained = (
+            not proposal.accepted and f"{proposal.policy}: {proposal.about.rstrip('.')}" in verdict.why
+        )
+        lines += [*_describe(proposal, paper, estimate=planned.estimate, explained=explained), BLANK]
     for sentence in planned.dependents:
         lines += prose(f"! {sentence}.", paper, hang="  ", ink=Ink.WAITING)
     for note in planned.notes:
@@ -112,17 +115,15 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
     return [*lines, *prose("This is only a plan. Nothing was changed.", paper, ink=Ink.FAINT)]
 
 
-def _describe(proposal: Proposal, paper: Paper, *, estimate: bool) -> list[Line]:
-    """Draw what would happen to one pool: whether its policy is accepted, the share of each MPS client, the table of
-    nodes that would change (at most MOST unless the paper is wide), the pods that would be evicted, the resources
-    whose numbers change, what blocks the changes, and which nodes stay as they are and why."""
+def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bool) -> list[Line]:
+    """Draw what would happen to one pool: whether its policy is accepted and why, the share of each MPS client, the
+    table of nodes that would change (at most MOST unless the paper is wide), the pods that would be evicted, the
+    resources whose numbers change, what blocks the changes, and which nodes stay as they are and why. The acceptance is
+    left out if `explained` is true, because the verdict above has it."""
     lines = fold(_title(proposal, estimate=estimate), paper)
-    lines += prose(
-        f"{'Accepted' if proposal.accepted else 'Refused'}: {proposal.about}",
-        paper,
-        hang="  ",
-        ink=Ink.PLAIN if proposal.accepted else Ink.BAD,
-    )
+    if not explained:
+        text, ink = ("Accepted", Ink.PLAIN) if proposal.accepted else ("Refused", Ink.BAD)
+        lines += prose(f"{text}: {proposal.about}", paper, hang="  ", ink=ink)
     if proposal.accepted and proposal.steps:
         lines += prose(_summary(proposal), paper, hang="  ")
     for product, gib in proposal.client_memory.items():
@@ -145,8 +146,8 @@ def _describe(proposal: Proposal, paper: Paper, *, estimate: bool) -> list[Line]
 def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
     """Draw which nodes stay as they are and why: those that already have the wanted layout, in one sentence, then
     those that are left out or blocked. A blocked node whose blocking pods have been named already is not drawn, and
-    of several that are blocked with the same message only one is. On paper that is not wide, at most 5 of the nodes
-    that are left out or blocked are drawn."""
+    of several that are blocked with the same message only one is. A message that says why the whole policy is refused
+    is left out. On paper that is not wide, at most 5 of the nodes that are left out or blocked are drawn."""
     lines: list[Line] = []
     if proposal.adopted:
         named = some(proposal.adopted, len(proposal.adopted) if paper.wide else MOST)
@@ -159,7 +160,8 @@ def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
     # Blocking pods have been named already, so only blocked nodes without such pods are listed.
     others = {verdict.message: verdict for verdict in blocked if not verdict.blockers}
     for verdict in (*proposal.left_out, *others.values())[: None if paper.wide else 5]:
-        text = f"! {verdict.node} stays as it is ({verdict.reason}): {verdict.message}"
+        why = "" if verdict.message == proposal.about else f": {verdict.message}"
+        text = f"! {verdict.node} stays as it is ({verdict.reason}){why}"
         lines += prose(text, paper, hang="  ", ink=Ink.WAITING)
     return lines
 

@@ -4,15 +4,17 @@ The card comes from our table (`planning/gpus/cards.py`). Whether instances fit 
 (`planning/gpus/geometry.py`).
 """
 
+import re
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpusharing.api.nearest import nearest
 from gpusharing.cli.shell.drawing import BLANK, Column, Ink, Line, Paper, Span, line, prose, table
 from gpusharing.cli.shell.terminal import Terminal
-from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, nearest
+from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.planning.gpus.cards import CARDS, Card, Profile, find_card
 from gpusharing.planning.gpus.geometry import Layout, Legal, Refusal, find_fit, maximal_layouts, normalize
 from gpusharing.planning.gpus.geometry import describe as layout_text
@@ -45,7 +47,7 @@ def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
     card = answer.card
     slices = f"{_slices(card)} compute slices" if card.profiles else ""
     size = ", ".join(filter(None, (f"{card.memory_gb} GB" if card.memory_gb or not slices else "", slices)))
-    lines = prose(f"{card.products[0] if card.products else card.key}: {size}", paper, ink=Ink.TITLE)
+    lines = prose(f"{', '.join(card.products) or card.key}: {size}", paper, ink=Ink.TITLE)
     if answer.refusal is not None:
         return [*lines, *prose(f"{answer.refusal.message}.", paper, ink=Ink.BAD)]
     if not card.profiles:
@@ -182,16 +184,21 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 def pick(word: str) -> Card:
-    """Return the card that `word` names: by NVML's name, GPU Feature Discovery's label, our key, or a part of one of
-    these. A whole name comes before a part of one. If several cards match, those whose key begins with the word are
-    preferred. Raises Trouble unless exactly one matches."""
-    exact = find_card(word) or next((card for card in CARDS if card.key == word.lower()), None)
-    if exact is not None:
-        return exact
+    """Return the card that `word` names: by NVML's name, with or without NVIDIA before it, by GPU Feature Discovery's
+    label, by our key, or by a part of one of these. A whole name comes before a whole word of one, and that before
+    any other part. Raises Trouble unless exactly one card matches."""
     plain = _plain(word)
-    matches = [card for card in CARDS if any(plain in _plain(name) for name in (card.key, *card.products))]
-    first = [card for card in matches if _plain(card.key).startswith(plain)]
-    matches = first or matches
+    forms: tuple[Callable[[str], bool], ...] = (
+        lambda name: plain in (name, name.removeprefix("nvidia-").removeprefix("tesla-")),
+        lambda name: f"-{plain}-" in f"-{name}-",
+        lambda name: plain in name,
+    )
+    found = (
+        [card for card in CARDS if any(form(_plain(name)) for name in (card.key, *card.products))]
+        for form in forms
+    )
+    exact = find_card(word)
+    matches = [exact] if exact is not None else next(filter(None, found), [])
     if len(matches) == 1:
         return matches[0]
     keys = [card.key for card in matches] or nearest(word.lower(), [card.key for card in CARDS])
@@ -205,16 +212,17 @@ def pick(word: str) -> Card:
 
 
 def _plain(name: str) -> str:
-    """Return only the letters and digits of the name, in lower case."""
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+    """Return the name in lower case, with dashes in place of all characters but letters and digits."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def wanted_of(text: str) -> Layout:
-    """Parse the value of `--fits`, such as `3g.40gb,1g.10gb` or `2x3g.40gb`, and return the layout; empty for an empty
-    string. A profile that is named several times is added up. Whether there are such profiles is not checked.
-    Raises Trouble if what is before an x is not a number."""
+    """Parse the value of `--fits`, such as `3g.40gb,2x1g.10gb`, and return the layout; empty for an empty string. A
+    plus before a number separates profiles too, as in the layouts that this plugin prints. A profile that is named
+    several times is added up. Whether there are such profiles is not checked. Raises Trouble if what is before an x
+    is not a number."""
     counts: Counter[str] = Counter()
-    for part in filter(None, (one.strip() for one in text.split(","))):
+    for part in filter(None, (one.strip() for one in re.split(r",|\+(?=\d)", text))):
         count, times, profile = part.partition("x")
         if not times or "." in count:  # no x, or only that of a suffix such as +gfx
             count, profile = "1", part

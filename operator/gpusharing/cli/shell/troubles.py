@@ -1,10 +1,10 @@
 """Errors that end a command without a result. Each is a sentence for the person who typed the command, with an exit
 status."""
 
-from collections.abc import Collection, Iterable
-from difflib import get_close_matches
+from collections.abc import Collection
 
 from gpusharing.api.names import GROUP
+from gpusharing.api.nearest import nearest as nearest
 from gpusharing.kube.errors import (
     Forbidden,
     Invalid,
@@ -20,8 +20,6 @@ program that was ended by SIGINT or SIGPIPE."""
 INSTALL = "helm install gpusharing deploy/helm/gpu-sharing-operator --namespace gpusharing --create-namespace"
 VIEWER = "ClusterRole gpusharing-viewer"
 """The role that the chart creates for users who only read. It grants reading our own kinds and nothing else."""
-MOST_MEANT = 3
-"""How many similar names are suggested for a name that does not exist."""
 
 
 class Trouble(Exception):
@@ -64,12 +62,3 @@ def error_text(error: Exception) -> str:
     if isinstance(error, Forbidden):
         error = KubeError(error.message)
     return " ".join((str(error) or type(error).__name__).split()).rstrip(". ")
-
-
-def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """Return at most MOST_MEANT of `names` that are similar to `name`: first those with similar letters, the most
-    similar first, then those that contain it or are a part of it; empty if there are none."""
-    known = sorted(set(names))
-    part = [other for other in known if name in other or other in name][:MOST_MEANT] if name else []
-    close = get_close_matches(name, known, n=MOST_MEANT, cutoff=0.6)
-    return list(dict.fromkeys([*close, *part]))[:MOST_MEANT]

@@ -22,6 +22,7 @@ from functools import lru_cache
 from typing import TypeAlias
 
 from gpusharing.api.names import RESOURCE_MIG_PREFIX
+from gpusharing.api.nearest import nearest
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.vocabulary.values import value
 
@@ -66,18 +67,19 @@ class Refusal:
 
     @property
     def alternative(self) -> Layout | None:
-        """The legal layout that is nearest to the requested one, or None if the card does not support MIG."""
+        """The legal layout that is nearest to the requested one. None if the card does not support MIG, or if no
+        requested name is like that of a profile that it offers."""
         return nearest_layout(self.layout, self.profiles)
 
     @property
     def message(self) -> str:
         """Why the layout does not fit, as one sentence without its period. It also names what the card offers and the
-        nearest legal layout, or says that the card has no MIG profiles."""
-        alternative = self.alternative
-        if alternative is None:
+        nearest legal layout if there is one, or says that the card has no MIG profiles."""
+        if not self.profiles:
             return f"{self.why}; the card has no MIG profiles"
         offers = ", ".join(f"{profile.name} (max {profile.max_count})" for profile in self.profiles)
-        return f"{self.why}; the card offers {offers}; nearest legal layout: {describe(alternative)}"
+        near = "" if (layout := self.alternative) is None else f"; nearest legal layout: {describe(layout)}"
+        return f"{self.why}; the card offers {offers}{near}"
 
 
 @value
@@ -131,29 +133,25 @@ def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Fit:
 
 
 def nearest_layout(layout: Layout, profiles: Sequence[Profile]) -> Layout | None:
-    """Return the legal layout nearest to ``layout``, or None for a card without profiles. A legal layout is returned
-    unchanged.
+    """Return the legal layout nearest to ``layout``. A legal layout is returned unchanged. None for a card without
+    profiles, and if no name in ``layout`` is like that of a profile.
 
     A profile that the card does not offer is replaced by the one with the same number of compute slices (else the
     closest number), then the nearest memory, then the same attribute, then the smaller one: 1g.20gb becomes 1g.18gb on
-    an H200. A name that is neither offered nor readable is dropped. Then as few instances as possible are dropped.
-    Among equal choices, the layout that keeps more compute slices wins, then the one that keeps more memory. If no
-    name is left, the result is one instance of the largest profile.
+    an H200. A name that cannot be read is replaced by the offered name with the most similar letters, or dropped if
+    there is none. Then as few instances as possible are dropped; one may be replaced by an instance with the same
+    memory and fewer compute slices. Among equal choices, the layout that keeps more compute slices wins, then the one
+    that keeps more memory.
     """
-    if not profiles:
-        return None
-    if isinstance(find_fit(layout, profiles), Legal):
-        return layout
+    if not profiles or isinstance(find_fit(layout, profiles), Legal):
+        return layout if profiles else None
     offer = _Offer.of(profiles)
     wanted: Counter[str] = Counter()
     for name, count in layout:
         match = offer.closest(name)
         if match:
             wanted[match] += count
-    largest = max(profiles, key=lambda profile: (profile.slices, profile.memory_gb))
-    if not wanted:
-        wanted[largest.name] = 1
-    return max(offer.legal_layouts(wanted), key=lambda candidate: (offer.rank(candidate), candidate))
+    return max(offer.substitutes(wanted), key=lambda one: (offer.rank(one), one)) if wanted else None
 
 
 def legal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
@@ -315,6 +313,25 @@ class _Offer:
 
         return extend(sorted(most, key=_large_first), ())
 
+    def substitutes(self, wanted: Mapping[str, int]) -> Iterator[Layout]:
+        """Yield every legal layout that lacks some of the ``wanted`` instances, or has instances with the same memory
+        and attribute and fewer compute slices in their place, including the empty layout. The card must offer all
+        profiles that are keys of ``wanted``; otherwise KeyError is raised."""
+        of, room = self.by_name, Counter[object]()
+        kinds = {name: (one.memory_gb or name, _attribute(name)) for name, one in of.items()}
+        most: Counter[str] = Counter()
+        for name, count in wanted.items():
+            room[kinds[name]] += count
+            for other, one in of.items():
+                if kinds[other] == kinds[name] and one.slices <= of[name].slices:
+                    most[other] += count
+        for layout in self.legal_layouts(most):
+            taken = Counter[object]()
+            for name, count in layout:
+                taken[kinds[name]] += count
+            if taken <= room:
+                yield layout
+
     def rank(self, layout: Layout) -> tuple[int, int, int]:
         """Return a key that is larger for the better of two candidates: the numbers of instances, of compute slices
         and of GB in the layout, compared in this order."""
@@ -327,13 +344,13 @@ class _Offer:
 
     def closest(self, name: str) -> str | None:
         """Return the name of the offered profile that is nearest to ``name`` (see `nearest_layout`), which is ``name``
-        itself if it is offered. None if ``name`` is neither offered nor readable. The card must offer at least one
-        profile."""
+        itself if it is offered. None if ``name`` is neither offered nor readable, and not similar to an offered name.
+        The card must offer at least one profile."""
         if name in self.by_name:
             return name
         match = _NAME.fullmatch(name)
         if not match:
-            return None
+            return next(iter(nearest(name.lower(), self.by_name)), None)
         slices, gb, attribute = int(match["slices"]), int(match["gb"]), match["attribute"]
 
         def distance(profile: Profile) -> tuple[int, int, bool, int, str]:

@@ -1,0 +1,22 @@
+"""Finds the known names that a mistyped one is most like. Pure."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+MOST_MEANT = 3
+"""How many similar names are suggested for a name that does not exist."""
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Return at most MOST_MEANT of `names` that are similar to `name`: first those with similar letters, the most
+    similar first, then those that contain it or are a part of it; empty if there are none."""
+    known = sorted(set(names))
+    part = [other for other in known if name in other or other in name][:MOST_MEANT] if name else []
+    close = get_close_matches(name, known, n=MOST_MEANT, cutoff=0.6)
+    return list(dict.fromkeys([*close, *part]))[:MOST_MEANT]
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return a clause that begins with a semicolon and names the one of `names` that is most like `name`; empty if
+    none is."""
+    return "".join(f"; did you mean {known}?" for known in nearest(name, names)[:1])
