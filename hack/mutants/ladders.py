@@ -80,7 +80,7 @@ LADDERS = (
     Ladder("wanted.actuators.dra", "SIGNS", "find", "", ("dra",)),
     Ladder("snapshot.agents", "HINDRANCES", "find", None, ("agents",)),
     Ladder("wanted.verify", "CHECKS", "find", "", ("verify", "doubts", "assess")),
-    Ladder("wanted.migfile", "ROW_FAULTS", "find", "", ("migfile",)),
+    Ladder("wanted.migfile", "ROW_FAULTS", "find", None, ("migfile",)),
     Ladder("drain.holders", "FILTERS", "applies", False, ("holders", "protection", "rules", "kai")),
     Ladder("pools.holds", "HOLDS", "find", "", ("holds", "hours")),
     Ladder("pools.keepers", "KEEPERS", "holds", False, ("keepers",)),

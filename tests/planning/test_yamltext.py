@@ -5,7 +5,7 @@ import sys
 import pytest
 from tests.kube.damage import ODD_YAML
 
-from gpusharing.planning.wanted.yamltext import MAX_DEPTH, Unreadable, parse_yaml
+from gpusharing.planning.wanted.yamltext import MAX_DEPTH, Unreadable, find_line, parse_yaml
 
 
 def test_what_is_yaml_is_read() -> None:
@@ -15,6 +15,7 @@ def test_what_is_yaml_is_read() -> None:
 
 @pytest.mark.parametrize("text", ODD_YAML, ids=lambda text: text[:24].encode("unicode_escape").decode())
 def test_whatever_the_text_is_no_other_error_is_raised(text: str) -> None:
+    assert 1 <= find_line(text, "a.b[0]") <= max(1, len(text.splitlines()))
     try:
         parse_yaml(text)
     except Unreadable as error:
@@ -57,3 +58,55 @@ def test_brackets_without_end_do_not_hold_the_process_up(text: str) -> None:
     assert calls < 10_000, (
         "of functions, and returns; PyYAML alone comes to more than ten times that, and takes 0.9 s"
     )
+
+
+LINES = """\
+# a comment
+data:
+  config.yaml: {a: 1}
+  config: b
+
+rows:
+- name: x
+- name: y
+  1g.10gb: 7
+twice: 1
+twice: 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("data", 2),
+        ("data.config.yaml", 3),
+        ("data.config.yaml.a", 3),
+        ("data.config", 4),
+        ("data.missing", 2),
+        ("rows[1]", 8),
+        ("rows[1].1g.10gb", 9),
+        ("rows[2].name", 6),
+        ("rows.name", 6),
+        ("nowhere", 1),
+        ("", 1),
+    ],
+)
+def test_a_value_is_found_by_its_path_and_a_missing_one_by_what_should_hold_it(path: str, line: int) -> None:
+    assert find_line(LINES, path) == line
+
+
+def test_a_text_that_is_not_yaml_has_its_line_too() -> None:
+    assert find_line("a: 1\nb: [\nc: 2\n", "a") == 3
+    assert find_line("a: 1\nb: {", "a") == 2
+    assert find_line("", "a") == 1
+
+
+@pytest.mark.parametrize("text", ["a: .inf", "a: -.INF", "a: .NaN", "a: !!set {b}", "a: !!binary aGk="])
+def test_what_json_cannot_hold_is_refused(text: str) -> None:
+    with pytest.raises(Unreadable, match="it contains "):
+        parse_yaml(text)
+
+
+def test_a_number_that_is_too_large_is_a_text_as_in_go() -> None:
+    assert parse_yaml("a: 1e999") == {"a": "1e999"}
+    assert parse_yaml("a: 2026-11-27") == {"a": "2026-11-27"}

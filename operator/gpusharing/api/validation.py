@@ -100,9 +100,7 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
         }
         typos = {(*location[:-1], name) for location, name in meant.items()}
         problems = [
-            _unknown(item["loc"], meant[item["loc"]])
-            if item["loc"] in meant
-            else _problem(item["loc"], item["msg"])
+            _problem(item["loc"], item["msg"], meant.get(item["loc"]))
             for item in errors
             if item["type"] != "missing" or item["loc"] not in typos
         ]
@@ -312,14 +310,14 @@ def _device_problems(mig: Mig) -> Iterator[Problem]:
 
 
 def _find_meant(location: tuple[int | str, ...]) -> str:
-    """Return the name of the known field beside which the unknown field at this location stands and which is most like
-    it. If none is, return the path of a field with the same name elsewhere in a policy, such as
-    `spec.rollout.approval`; empty if there is none either."""
-    *parents, name = (str(part) for part in location if isinstance(part, str))
-    known = [path.rpartition(".") for path in _paths(GPUSharingPolicySpec, "spec")]
-    beside = [field for above, _, field in known if above == ".".join(["spec", *parents])]
-    elsewhere = [f"{above}.{field}" for above, _, field in known if field == name]
-    return next(iter((*nearest(name, beside), *elsewhere)), "")
+    """Return the known field that is most like the unknown field at this location and stands beside it. If there is
+    none, return the path of a field with the same name elsewhere in a policy, such as `spec.rollout.approval`; empty if
+    there is none either."""
+    *parents, name = [part for part in location if isinstance(part, str)]
+    at, paths = ".".join(["spec", *parents]), list(_paths(GPUSharingPolicySpec, "spec"))
+    beside = [path.rpartition(".")[2] for path in paths if path.rpartition(".")[0] == at]
+    elsewhere = [path for path in paths if path.endswith(f".{name}")]
+    return next(iter(nearest(name, beside) or elsewhere), "")
 
 
 def _paths(kind: Any, at: str) -> Iterator[str]:
@@ -334,17 +332,11 @@ def _paths(kind: Any, at: str) -> Iterator[str]:
         yield from _paths(field.annotation, path)
 
 
-def _unknown(location: Iterable[int | str], meant: str) -> Problem:
-    """Return the problem of a field that a policy does not have. `meant` is the field that was probably meant; empty
-    if none is like it."""
-    remedy = f"did you mean {meant}?" if meant else "remove it."
-    return Problem(_problem(location, "").field, f"there is no such field; {remedy} {NEWER}")
-
-
-def _problem(location: Iterable[int | str], message: str) -> Problem:
+def _problem(location: Iterable[int | str], message: str, meant: str | None) -> Problem:
     """Convert an error of pydantic. `location` is the path that pydantic reports; the Problem has it in the API
     server's notation. A valid example is added to `message` if there is one. For a field with more than one type,
-    the message says instead that the value has none of the allowed forms."""
+    the message says instead that the value has none of the allowed forms. `meant` is None for a known field; for an
+    unknown one it is the field that was probably meant, or empty, and the message says so."""
     path, hint, field = "spec", "", ""
     for part in location:
         if field in _UNIONS and isinstance(part, str):
@@ -355,4 +347,7 @@ def _problem(location: Iterable[int | str], message: str) -> Problem:
             continue
         path, field = f"{path}.{part}", part
         hint = _HINTS.get(part, hint)
+    if meant is not None:
+        remedy = f"did you mean {meant}?" if meant else "remove it."
+        return Problem(path, f"there is no such field; {remedy} {NEWER}")
     return Problem(path, f"{message}: {hint}" if hint else message)

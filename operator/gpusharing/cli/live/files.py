@@ -1,46 +1,121 @@
-"""Read policies from files that `kubectl apply -f` would accept. Whatever a file contains, the caller gets policies or
-a Trouble, never another exception."""
+"""Read Kubernetes objects from files that `kubectl apply -f` would accept. Whatever a file contains, the caller gets
+documents or a Trouble, never another exception."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from gpusharing.api.names import API_VERSION
 from gpusharing.cli.shell.manifests import KIND
 from gpusharing.cli.shell.troubles import Trouble, error_text
 from gpusharing.kube.client import JSON
-from gpusharing.kube.raw import entries, text
+from gpusharing.kube.raw import part, text
+from gpusharing.planning.wanted.yamltext import Unreadable, find_line, parse_yaml
 
 SUFFIXES = (".yaml", ".yml", ".json")
+_OTHER = re.compile(r"^kind: *(?!(?:GPUSharingPolicy|ClusterPolicy|ConfigMap|\w*List)\b)(\w+)", re.MULTILINE)
+"""Matches the kind of an object that no verb reads. It is not parsed, because CRDs, for example, are nested deeply."""
+_NAME = re.compile(r"^metadata:(?:\n .*)*?\n  name: *(\S+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One object in a file, or what is there in its place."""
+
+    file: str
+    """Name of the file; `-` is standard input."""
+    before: int
+    """Number of lines in the file before `text`."""
+    text: str
+    """The whole YAML or JSON document that contains the object, without comments at its beginning."""
+    raw: Any = None
+    """The object, of any type. An object of another kind than verbs read has only kind and name. An Unreadable if the
+    document cannot be parsed."""
+    at: str = ""
+    """Path of the object in the document, such as `items[0].` in a List; empty if it is the whole document."""
+
+    @property
+    def name(self) -> str:
+        """The kind and the name of the object, such as `Service/web`."""
+        what = "/".join(filter(None, (text(self.raw, "kind"), text(self.raw, "metadata", "name"))))
+        return what or "an object without a kind"
+
+    @property
+    def fault(self) -> str:
+        """Why the object is not a policy that this plugin knows: it has another API version, or no name. Empty if it
+        is one."""
+        version = text(self.raw, "apiVersion")
+        if version != API_VERSION:
+            return f"apiVersion is {version or 'missing'}; this plugin knows {API_VERSION}"
+        return "" if text(self.raw, "metadata", "name") else f"a {KIND} has no metadata.name"
+
+    def line(self, path: str) -> int:
+        """Return the number of the line in the file, from 1, on which the field at `path` begins; see `find_line`."""
+        return self.before + find_line(self.text, f"{self.at}{path}")
 
 
 def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ...]]:
-    """Return the policies in these files, and a sentence for each other object, which is ignored. A directory stands
-    for the files in it that end in .yaml, .yml or .json, and `-` for standard input. Raises Trouble if a file cannot
-    be read, if a policy has no name or an unknown API version, if two policies have the same name, or if no file
-    contains a policy; without files, both results are empty."""
+    """Return the policies in these files, and a sentence for each other object, which is ignored (`read_documents`).
+    Raises Trouble if a file cannot be read, if a policy has no name or an unknown API version, if two policies have the
+    same name, or if no file contains a policy; without files, both results are empty."""
     policies: dict[str, JSON] = {}
     others: list[str] = []
-    for name in (file for one in names for file in _files(one)):
-        for document in _documents(name):
-            kind = text(document, "kind")
-            if kind != KIND:
-                what = "/".join(filter(None, (kind, text(document, "metadata", "name"))))
-                others.append(f"{name}: {what or 'an object without a kind'} is ignored")
-                continue
-            _check(document, name)
-            named = text(document, "metadata", "name")
-            if named in policies:
-                raise Trouble(f"{name}: there are two policies named {named}")
-            policies[named] = document
+    for document in read_documents(names, "plan -f -"):
+        name, raw = document.file, document.raw
+        if isinstance(raw, Unreadable):
+            raise Trouble(f"{name} cannot be read: {raw}")
+        if not isinstance(raw, dict):
+            raise Trouble(f"{name}: a document is not an object but of type {type(raw).__name__}")
+        if text(raw, "kind") != KIND:
+            others.append(f"{name}: {document.name} is ignored")
+            continue
+        if document.fault:
+            raise Trouble(f"{name}: {document.fault}")
+        if (named := text(raw, "metadata", "name")) in policies:
+            raise Trouble(f"{name}: there are two policies named {named}")
+        policies[named] = raw
     if names and not policies:
         raise Trouble(f"there is no {KIND} in {', '.join(names)}")
     return tuple(policies.values()), tuple(others)
 
 
-def _files(name: str) -> list[str]:
+def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
+    """Yield every object in these files, in order. A directory stands for the files in it that end in .yaml, .yml or
+    .json, and `-` for standard input. An object whose kind ends in `List` is replaced by its items, and empty documents
+    are left out. Raises Trouble if a file or directory cannot be read, or if a directory has a kustomization; the
+    message then says to pipe what that builds into `command`."""
+    for name in (file for one in names for file in _files(one, command)):
+        try:
+            content = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise Trouble(f"{name} cannot be read: {error_text(error)}") from error
+        before = 0
+        for piece in re.split(r"^---(?=\s|\Z)", content, flags=re.MULTILINE):
+            document = re.sub(r"\A(?:[ \t]*(?:#.*)?\r?\n)+", "", piece)
+            yield from _objects(Document(name, before + piece.count("\n") - document.count("\n"), document))
+            before += piece.count("\n")
+
+
+def _objects(document: Document) -> Iterator[Document]:
+    """Yield the objects in a document that has no `raw` yet, each with it; nothing if the document is empty."""
+    if other := _OTHER.search(document.text):
+        name = _NAME.search(document.text)
+        yield replace(document, raw={"kind": other[1], "metadata": {"name": name[1] if name else ""}})
+        return
+    try:
+        raw = parse_yaml(document.text)
+    except Unreadable as error:
+        raw = error
+    if isinstance(items := part(raw, "items"), list) and text(raw, "kind").endswith("List"):
+        yield from (replace(document, raw=item, at=f"items[{index}].") for index, item in enumerate(items))
+    elif raw is not None:
+        yield replace(document, raw=raw)
+
+
+def _files(name: str, command: str) -> list[str]:
     """Return the manifests directly in the directory `name`, sorted, or `name` itself if it is not a directory. Raises
     Trouble if the directory cannot be read, or if it has a kustomization, because then the files in it are not what
     is applied."""
@@ -51,35 +126,5 @@ def _files(name: str) -> list[str]:
     except OSError as error:
         raise Trouble(f"{name} cannot be read: {error_text(error)}") from error
     if any(path.stem == "kustomization" for path in found):
-        raise Trouble(f"{name} is for kustomize: kubectl kustomize {name} | kubectl gpusharing plan -f -")
+        raise Trouble(f"{name} is for kustomize: kubectl kustomize {name} | kubectl gpusharing {command}")
     return list(map(str, found))
-
-
-def _check(document: JSON, name: str) -> None:
-    """Raise Trouble if the policy has no name, or has an API version that this plugin does not know. `name` is the
-    name of the file."""
-    written = text(document, "apiVersion")
-    if written != API_VERSION:
-        raise Trouble(f"{name}: apiVersion is {written or 'missing'}; this plugin knows {API_VERSION}")
-    if not text(document, "metadata", "name"):
-        raise Trouble(f"{name}: a {KIND} has no metadata.name")
-
-
-def _documents(name: str) -> Iterator[JSON]:
-    """Yield each object in the file `name`, or in standard input if that is `-`. An object whose kind ends in `List`
-    is replaced by those of its items that are objects, and empty documents are skipped. Raises Trouble if the file
-    cannot be read, is not YAML, or contains a document that is not an object."""
-    try:
-        content = sys.stdin.read() if name == "-" else Path(name).read_text()
-        documents = list(yaml.load_all(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise Trouble(f"{name} cannot be read: {error_text(error)}") from error
-    for document in documents:
-        if document is None:
-            continue
-        if not isinstance(document, dict):
-            raise Trouble(f"{name}: a document is not an object but of type {type(document).__name__}")
-        if text(document, "kind").endswith("List"):
-            yield from entries(document, "items")
-        else:
-            yield document

@@ -11,7 +11,7 @@ PAGE, CSV = "html", "csv"
 """Formats that only some verbs have: html only `status`, csv only `free`, `cost` and `recommend`."""
 EXITS = """\
 exit status: 0 success; plan: nothing to do. 1 an error, printed on standard error, or the answer is no:
-doctor found errors, no layout fits, you did not confirm.
+doctor found errors, lint refuses a file, no layout fits, you did not confirm.
 2 plan: something will change; import: nodes are left out; free, cost, advise, recommend: a part is unknown.
 3 plan: a policy cannot be carried out. 4 plan: it is unknown what would happen, for example because no agent has
 reported. 5 plan: something listed in --fail-on would happen.
@@ -405,6 +405,18 @@ VERBS: tuple[Verb, ...] = (
                 "only layouts that contain these profiles, for example 3g.40gb,2x1g.10gb",
             ),
             _switch("--all", "also show profiles with attributes: +me, +gfx, -me"),
+        ),
+        offline=True,
+    ),
+    Verb(
+        "lint",
+        "cli.setup.lint",
+        "Check policies, ClusterPolicies, and files of mig-parted and the device plugin; contacts no cluster.",
+        (
+            (
+                ("file",),
+                {"metavar": "FILE", "nargs": "+", "help": "a file, a directory, or - for standard input"},
+            ),
         ),
         offline=True,
     ),

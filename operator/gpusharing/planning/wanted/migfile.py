@@ -7,12 +7,13 @@ meaning.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import yaml
 
+from gpusharing.api.nearest import did_you_mean
 from gpusharing.api.policy import MigLayout
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalize
@@ -20,7 +21,7 @@ from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import CardView
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.pluginconfig import is_named_after
+from gpusharing.planning.wanted.pluginconfig import Flaw, is_named_after
 from gpusharing.planning.wanted.yamltext import Unreadable, dump_yaml, is_whole, parse_yaml
 
 ALL_DISABLED = "all-disabled"
@@ -28,6 +29,7 @@ ALL_DISABLED = "all-disabled"
 Entry = list[dict[str, Any]]
 """The value of one named configuration: a list of rows, as parsed from YAML."""
 _FIELDS = frozenset({"device-filter", "devices", "mig-enabled", "mig-devices"})
+_TOP = ("version", "mig-configs")
 _ATTRIBUTE = r"[A-Za-z](?:[A-Za-z0-9.]*[A-Za-z0-9])?"
 _PROFILE = re.compile(
     r"(?!.{100})"  # no card has such a long name, and searching it for repeated attributes would take minutes
@@ -74,6 +76,29 @@ def parse(text: str) -> Mapping[str, Entry]:
         return {}
 
 
+def find_flaws(text: str) -> tuple[Flaw, ...]:
+    """Return what makes mig-parted refuse a file, or the operator leave out an entry of it: what is wrong with the
+    file itself, then the first fault of each row. Empty for a good file and for an empty string. If the file cannot
+    be read, the only flaw says so."""
+    if not text:
+        return ()
+    try:
+        entries, document = _configs(text), parse_yaml(text)
+    except Unreadable as error:
+        return (Flaw("", str(error)),)
+    known = document if isinstance(document, dict) else {}
+    flaws = [] if "version" in known else [Flaw("", "it has no version; add version: v1")]
+    for name in known:
+        if name not in _TOP:
+            flaws.append(Flaw(str(name), f"mig-parted knows no such field{did_you_mean(str(name), _TOP)}"))
+    if not entries:
+        flaws.append(Flaw("mig-configs", "it has no entries"))
+    for name, entry in entries.items():
+        at = f"mig-configs.{name}"
+        flaws += [Flaw(f"{at}{flaw.path}", flaw.why) for flaw in _find_in_entry(entry)]
+    return tuple(flaws)
+
+
 def _configs(text: str, *, any_version: bool = False) -> dict[str, Any]:
     """Return the map mig-configs of a file, with all names as strings. A bare `off` as a name becomes `false`, as for
     mig-parted, which converts YAML to JSON.
@@ -101,7 +126,7 @@ def _is_entry(entry: object) -> bool:
 def sound_entries(text: str) -> Mapping[str, Entry]:
     """Return the entries of a file by name, without those that would make mig-parted refuse the whole file. Empty if
     the file cannot be read. The result is cached and must not be changed."""
-    return {name: entry for name, entry in parse(text).items() if not _find_problem(entry)}
+    return {name: entry for name, entry in parse(text).items() if not any(_find_in_entry(entry))}
 
 
 @lru_cache(maxsize=64)
@@ -140,87 +165,95 @@ def parse_admin(text: str) -> AdminFile:
         entries = _configs(text)
     except Unreadable as error:
         return AdminFile({}, str(error))
-    bad = {name: why for name, entry in sorted(entries.items()) if (why := _find_problem(entry))}
-    problem = some([f"entry {name}: {why}" for name, why in bad.items()])
+    bad = {name: flaw for name, entry in sorted(entries.items()) for flaw in [*_find_in_entry(entry)][:1]}
+    problem = some([f"entry {name}: {flaw.why}" for name, flaw in bad.items()])
     return AdminFile({name: entry for name, entry in entries.items() if name not in bad}, problem)
 
 
-def _find_problem(entry: object) -> str:
-    """Return the first reason why mig-parted would refuse the entry on any hardware (docs/design/nvidia.md#a10), or an
-    empty string if mig-parted would accept it."""
+def _find_in_entry(entry: object) -> Iterator[Flaw]:
+    """Yield why mig-parted would refuse the entry on any hardware (docs/design/nvidia.md#a10): that it is no list of
+    rows, or the first fault of each row. The paths begin at the entry, such as `[0].devices`."""
     if not isinstance(entry, list) or not _is_entry(entry):
-        return "it is not a list of maps"
-    if not entry:
-        return "it is an empty list"
-    return next((why for row in entry for fault in ROW_FAULTS if (why := fault.find(row))), "")
+        yield Flaw("", "it is not a list of maps")
+    elif not entry:
+        yield Flaw("", "it is an empty list")
+    else:
+        for index, row in enumerate(entry):
+            flaw = next((flaw for fault in ROW_FAULTS if (flaw := fault.find(row))), None)
+            if flaw is not None:
+                yield Flaw(f"[{index}].{flaw.path}", flaw.why)
 
 
 @value
 class RowFault:
     """A mistake in a row of an entry that makes mig-parted refuse the whole file."""
 
-    find: Callable[[Mapping[str, Any]], str]
-    """Returns what is wrong, as a clause for people, or an empty string if the row does not have this mistake."""
+    find: Callable[[Mapping[str, Any]], Flaw | None]
+    """Returns what is wrong, with a path that begins at the row, or None if the row does not have this mistake."""
 
 
-def _unknown_field(row: Mapping[str, Any]) -> str:
-    """Return a clause about the alphabetically first unknown field of the row, or an empty string if there is none.
-    This is checked first, because a misspelled field also leaves the right one missing, and this clause shows the
-    typo."""
-    unknown = sorted(map(str, row.keys() - _FIELDS))
-    return f"unknown field {unknown[0]}" if unknown else ""
+def _unknown_field(row: Mapping[str, Any]) -> Flaw | None:
+    """Return a flaw about the alphabetically first unknown field of the row, or None if there is none. This is checked
+    first, because a misspelled field also leaves the right one missing, and this flaw shows the typo."""
+    name = next(iter(sorted(map(str, row.keys() - _FIELDS))), None)
+    return None if name is None else Flaw(name, f"unknown field {name}{did_you_mean(name, _FIELDS)}")
 
 
-def _bad_devices(row: Mapping[str, Any]) -> str:
-    """Return a clause if `devices` is neither `all` nor a list of whole numbers, else an empty string. An empty list
-    and negative numbers pass. A boolean does not, although it is an int in Python."""
+def _bad_devices(row: Mapping[str, Any]) -> Flaw | None:
+    """Return a flaw if `devices` is neither `all` nor a list of whole numbers, else None. An empty list and negative
+    numbers pass. A boolean does not, although it is an int in Python."""
     devices = row.get("devices")
     if devices == "all" or (isinstance(devices, list) and all(map(is_whole, devices))):
-        return ""
-    return "devices is neither all nor a list of GPU indexes"
+        return None
+    return Flaw("devices", "devices is neither all nor a list of GPU indexes")
 
 
-def _bad_switch(row: Mapping[str, Any]) -> str:
-    """Return a clause if mig-enabled is not a boolean, else an empty string. The next two checks rely on this one."""
-    return "" if type(row.get("mig-enabled")) is bool else "mig-enabled is neither true nor false"
+def _bad_switch(row: Mapping[str, Any]) -> Flaw | None:
+    """Return a flaw if mig-enabled is not a boolean, else None. The next two checks rely on this one."""
+    if type(row.get("mig-enabled")) is bool:
+        return None
+    return Flaw("mig-enabled", "mig-enabled is neither true nor false")
 
 
-def _no_instances(row: Mapping[str, Any]) -> str:
-    """Return a clause if MIG is on and mig-devices is not a map, else an empty string. An empty map is valid; it means
-    MIG without instances."""
+def _no_instances(row: Mapping[str, Any]) -> Flaw | None:
+    """Return a flaw if MIG is on and mig-devices is not a map, else None. An empty map is valid; it means MIG without
+    instances."""
     wrong = row.get("mig-enabled") and not isinstance(row.get("mig-devices"), dict)
-    return "mig-enabled needs mig-devices" if wrong else ""
+    return Flaw("mig-devices", "mig-enabled needs mig-devices") if wrong else None
 
 
-def _instances_without_mig(row: Mapping[str, Any]) -> str:
-    """Return a clause if the row has mig-devices but does not switch MIG on, else an empty string. It is impossible to
-    tell which of the two was meant."""
+def _instances_without_mig(row: Mapping[str, Any]) -> Flaw | None:
+    """Return a flaw if the row has mig-devices but does not switch MIG on, else None. It is impossible to tell which
+    of the two was meant."""
     wrong = row.get("mig-devices") and not row.get("mig-enabled")
-    return "mig-devices needs mig-enabled" if wrong else ""
+    return Flaw("mig-devices", "mig-devices needs mig-enabled") if wrong else None
 
 
-def _bad_instances(row: Mapping[str, Any]) -> str:
-    """Return a clause if mig-devices is not a map, if an item of it is not a profile name with a count of at least 0
-    (the first is named), or if it has items but all counts are 0. Empty otherwise, also if mig-devices is missing,
+def _bad_instances(row: Mapping[str, Any]) -> Flaw | None:
+    """Return a flaw if mig-devices is not a map, if an item of it is not a profile name with a count of at least 0
+    (the first is named), or if it has items but all counts are 0. None otherwise, also if mig-devices is missing,
     null or an empty map. It is not checked whether any card has the profile."""
     counts = row.get("mig-devices")
     if counts is None:
-        return ""
+        return None
     if not isinstance(counts, dict):
-        return "mig-devices is not a map of profiles and counts"
+        return Flaw("mig-devices", "mig-devices is not a map of profiles and counts")
     for name, count in counts.items():
         if not _PROFILE.fullmatch(str(name)) or not is_whole(count) or count < 0:
-            return f"{name}: {count} in mig-devices is not a profile with a count"
-    return "all counts in mig-devices are 0" if counts and not any(counts.values()) else ""
+            why = f"{name}: {count} in mig-devices is not a profile with a count"
+            return Flaw(f"mig-devices.{name}", why)
+    none = counts and not any(counts.values())
+    return Flaw("mig-devices", "all counts in mig-devices are 0") if none else None
 
 
-def _bad_filter(row: Mapping[str, Any]) -> str:
-    """Return a clause about the first device-filter that is not a PCI device id as a string, or an empty string if
-    there is none. YAML reads an id without quotes as a number."""
+def _bad_filter(row: Mapping[str, Any]) -> Flaw | None:
+    """Return a flaw about the first device-filter that is not a PCI device id as a string, or None if there is none.
+    YAML reads an id without quotes as a number."""
     for item in _filters(row):
         if not isinstance(item, str) or not _FILTER.fullmatch(item):
-            return f"device-filter {item} is not a PCI device id in quotes, for example '0x233010DE'"
-    return ""
+            why = f"device-filter {item} is not a PCI device id in quotes, for example '0x233010DE'"
+            return Flaw("device-filter", why)
+    return None
 
 
 ROW_FAULTS: tuple[RowFault, ...] = (

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import yaml
 
+from gpusharing.api.nearest import did_you_mean
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.values import value
@@ -31,14 +32,14 @@ _DURATION = re.compile(r"infinite|[-+]?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µ
 
 @value
 class Flaw:
-    """A field of a configuration that the device plugin refuses or ignores."""
+    """A field of a configuration that one of NVIDIA's programs refuses or ignores."""
 
     path: str
     """The field, such as `sharing.timeSlicing.resources[0].replicas`. Empty if the whole document is meant."""
     why: str
-    """What the plugin does and what it expects, as a clause for people."""
+    """What the program does or expects, as a clause for people."""
     refused: bool = True
-    """Whether the plugin does not start with this configuration. If False, it only ignores the field."""
+    """Whether the program does not start with this configuration. If False, it only ignores the field."""
 
     @property
     def text(self) -> str:
@@ -165,10 +166,10 @@ def _find_in_map(fields: Mapping[Any, Any], wanted: Mapping[str, Any], path: str
 
 
 def _belongs(key: str) -> str:
-    """Return a clause that begins with a comma and names the first block of the configuration in which the field `key`
-    exists, spelled exactly like this. Empty if no block has it."""
-    places = [place for place, fields in _PLACES.items() if not {key, f"{key}!"}.isdisjoint(fields)]
-    return f", which belongs to {places[0]}" if places else ""
+    """Return a clause that names the first block of the configuration in which the field `key` exists, spelled exactly
+    like this, or else the field of any block that is most like it. Empty if there is none."""
+    places = {name.rstrip("!"): place for place, fields in reversed(_PLACES.items()) for name in fields}
+    return f", which belongs to {places[key]}" if key in places else did_you_mean(key, places)
 
 
 MigStrategy = Literal["none", "single", "mixed"]

@@ -7,6 +7,7 @@ TypeError), and aliases can turn a small text into a huge or endless document.
 """
 
 import re
+from math import inf
 from typing import Any
 
 import yaml
@@ -19,7 +20,10 @@ MAX_VALUES = 100_000
 TOO_LARGE = f"it contains more than {MAX_VALUES} values"
 _MERGE = "tag:yaml.org,2002:merge"
 _BOOL = re.compile("(?:y|Y|yes|Yes|YES|true|True|TRUE|on|On|ON|n|N|no|No|NO|false|False|FALSE|off|Off|OFF)$")
-_NUMBER = re.compile(r"[-+]?(?:0[xXbBoO][0-9a-fA-F_]+|[0-9.][0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9_]+)?)$")
+_NUMBER = re.compile(
+    r"[-+]?(?:0[xXbBoO][0-9a-fA-F_]+|[0-9.][0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9_]+)?|\.(?:inf|Inf|INF))$"
+    r"|\.(?:nan|NaN|NAN)$"
+)
 
 
 class Unreadable(ValueError):
@@ -81,7 +85,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float | str:
         """Return the scalar as the number that Go's strconv reads and JSON writes, so that 2.0 becomes 2. Return the
-        string itself if it is not a number."""
+        string itself if it is not a number, or too large for one. Raises Unreadable for .inf and .nan, which JSON
+        cannot hold."""
+        if node.value.lower().endswith((".inf", ".nan")):
+            raise Unreadable(f"it contains {node.value}, which is not a number in JSON")
         plain = re.sub(r"^([-+]?)0(?=[0-7]+$)", r"\g<1>0o", node.value.replace("_", ""))
         try:
             whole = int(plain, 0)
@@ -92,6 +99,8 @@ class _Loader(yaml.SafeLoader):
         try:
             number = float(plain)
         except ValueError:
+            return str(node.value)
+        if abs(number) == inf:
             return str(node.value)
         return int(number) if number.is_integer() and abs(number) < 1e21 else number
 
@@ -112,13 +121,17 @@ def dump_yaml(document: object) -> str:
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False)
 
 
+_BROKEN = (RecursionError, ValueError, OverflowError, TypeError, AttributeError, LookupError)
+"""What PyYAML raises for some texts beside YAMLError."""
+
+
 def parse_yaml(text: str) -> object:
     """Return the first YAML document in `text`, or None if there is none or it is null. Whatever follows the first
     document is not checked.
 
     Raises:
         Unreadable: the first document is not valid YAML, or has more than MAX_DEPTH levels or MAX_VALUES values, or a
-            key that JSON does not allow. No other exception is raised for any text.
+            key or a value that JSON does not allow. No other exception is raised for any text.
     """
     try:
         document: object = next(yaml.load_all(text, _Loader), None)
@@ -128,10 +141,38 @@ def parse_yaml(text: str) -> object:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f" (line {mark.line + 1}: {problem})" if mark is not None else ""
         raise Unreadable(f"it is not YAML{where}") from error
-    except (RecursionError, ValueError, OverflowError, TypeError, AttributeError, LookupError) as error:
+    except _BROKEN as error:
         raise Unreadable(f"it is not valid YAML ({type(error).__name__})") from error
     _check_size(document)
     return document
+
+
+def find_line(text: str, path: str) -> int:
+    """Return the number of the line, from 1, on which the value at `path`, such as `data.config.yaml` or
+    `rows[0].name`, begins in the first YAML document of `text`. Keys may contain dots. If there is no such value,
+    return the line of the innermost one on the way to it. If the text is not YAML, return the line with the mistake, or
+    1 if that is unknown. No exception is raised for any text."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_node() if loader.check_node() else None
+    except (yaml.YAMLError, *_BROKEN) as error:
+        mistake = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
+        return max(1, min(mistake, len(text.splitlines())))
+    line = 1
+    while isinstance(node, yaml.CollectionNode):
+        pairs, names = (
+            [(item, item) for item in node.value],
+            [f"[{index}]" for index in range(len(node.value))],
+        )
+        if isinstance(node, yaml.MappingNode):
+            pairs, names = node.value, [str(key.value) for key, _ in node.value]
+        fitting = [name for name in names if f"{path}.".startswith((f"{name}.", f"{name}["))]
+        if not fitting:
+            break
+        name = max(fitting, key=len)
+        key, node = pairs[names.index(name)]
+        line, path = key.start_mark.line + 1, path[len(name) :].removeprefix(".")
+    return line
 
 
 def is_whole(value: object) -> bool:
@@ -141,8 +182,9 @@ def is_whole(value: object) -> bool:
 
 
 def _check_size(document: object) -> None:
-    """Raise Unreadable if the document has more than MAX_DEPTH levels or MAX_VALUES values, or a key that JSON does
-    not allow. The walk is not recursive, so neither deep nesting nor a loop of aliases can crash the process."""
+    """Raise Unreadable if the document has more than MAX_DEPTH levels or MAX_VALUES values, or a key or a value that
+    JSON does not allow. The walk is not recursive, so neither deep nesting nor a loop of aliases can crash the
+    process."""
     left, count = [(document, 1)], 0
     while left:
         value, depth = left.pop()
@@ -155,5 +197,7 @@ def _check_size(document: object) -> None:
             if odd := [key for key in value if not isinstance(key, str | int | float)]:
                 raise Unreadable(f"it has {odd[0]!r} as a key")
             value = list(value.values())
-        if isinstance(value, list | tuple | set):
+        if isinstance(value, list):
             left.extend((item, depth + 1) for item in value)
+        elif not isinstance(value, str | int | float | None):
+            raise Unreadable(f"it contains a {type(value).__name__}, which JSON does not have")

@@ -1,0 +1,210 @@
+"""`lint FILE...`: would mig-parted, the device plugin and this operator accept these files? No cluster is contacted.
+
+Each object is judged by the functions with which the operator, `plan` and `doctor` judge it. A ConfigMap is read by the
+program to which a ClusterPolicy among the files gives it, or else by the one whose files its entries look like.
+"""
+
+import re
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from gpusharing.api.nearest import did_you_mean
+from gpusharing.api.validation import validate_policy
+from gpusharing.cli.live.files import Document, read_documents
+from gpusharing.cli.shell.drawing import Ink, Line, Paper, Span, fold, line, printable
+from gpusharing.cli.shell.manifests import KIND
+from gpusharing.cli.shell.terminal import Terminal
+from gpusharing.cli.shell.troubles import DONE, FAILED
+from gpusharing.kube.client import JSON
+from gpusharing.kube.convert import cluster_policy_view, policy_view
+from gpusharing.kube.raw import section, text
+from gpusharing.kube.sources import MIG_KEY
+from gpusharing.planning.gpus.cards import CARDS, Card, find_card
+from gpusharing.planning.gpus.geometry import Legal, find_fit, normalize
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.stack.installation import find_symptoms
+from gpusharing.planning.stack.installationviews import InstallationView, Place, Topic
+from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
+from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.wanted import migfile, pluginconfig
+from gpusharing.planning.wanted.yamltext import Unreadable, find_line, parse_yaml
+
+ERROR, WARNING, IGNORED = "error", "warning", "ignored"
+INKS = {ERROR: Ink.BAD, WARNING: Ink.WAITING, IGNORED: Ink.FAINT}
+Fault = tuple[str, str, str]
+"""The path of a field, what is wrong with it, and ERROR if the object is refused for it, WARNING if it is not, or
+IGNORED if the object is not judged. In the path of a field of a text in a ConfigMap, a | follows the path of the
+text."""
+MIG_PARTED, PLUGIN = "mig-parted", "the device plugin"
+_OURS = re.compile("gpusharing|nvidia|mig-|sharing:|migStrategy")
+"""Matches documents that are refused if they cannot be read; others are ignored then."""
+
+_BLOCK = re.compile(r"\|[-+0-9]*\s*(#.*)?$")
+"""Matches a line after which a text follows line by line."""
+
+
+def run_offline(typed: Namespace, terminal: Terminal) -> int:
+    """Print what is wrong with the files, and return FAILED if an object in them is refused, otherwise DONE (see
+    VerbModule). Raises Trouble if a file cannot be read."""
+    documents = tuple(read_documents(typed.file, "lint -"))
+    findings = list(judge(documents))
+    count = Counter(finding["severity"] for finding in findings)
+    judged = len(documents) - count[IGNORED]
+    totals = f"{counted(count[ERROR], 'error')} and {counted(count[WARNING], 'warning')}"
+    last = line(f"{counted(judged, 'object')} checked: {totals}.")
+    data = {"accepted": not count[ERROR], "checked": judged, "findings": findings}
+    terminal.answer(lambda: data, lambda paper: [*_describe(findings, paper), last])
+    return FAILED if count[ERROR] else DONE
+
+
+def _describe(findings: Iterable[Mapping[str, Any]], paper: Paper) -> Iterator[Line]:
+    """Yield each finding as `FILE:LINE: severity: message`, on one line unless the paper has a width."""
+    for one in findings:
+        severity = Span(one["severity"], INKS[one["severity"]])
+        drawn = line(f"{one['file']}:{one['line']}: ", severity, printable(f": {one['message']}"))
+        yield from [drawn] if paper.width is None else fold(drawn, paper)
+
+
+def judge(documents: Sequence[Document]) -> Iterator[dict[str, Any]]:
+    """Yield each thing that is wrong with these documents, and each document that is not judged, as plain data. A
+    ClusterPolicy is judged as the only one in a cluster that has all the policies, and names the readers of ConfigMaps.
+    """
+    policies = tuple(policy_view(one.raw) for one in documents if text(one.raw, "kind") == KIND)
+    readers: dict[str, str] = {}
+    for view in (cluster_policy_view(one.raw) for one in documents if _is_cluster_policy(one.raw)):
+        readers |= {view.mig_config_name: MIG_PARTED, view.plugin_config_name: PLUGIN}
+    for document in documents:
+        for path, message, severity in _find_faults(document, policies, readers):
+            number = document.before + 1 if severity == IGNORED else _find_line(document, path)
+            yield {"file": document.file, "line": number, "severity": severity, "message": message}
+
+
+def _find_line(document: Document, path: str) -> int:
+    """Return the number of the line in the file that the path of a Fault leads to. A text in a ConfigMap is searched
+    only if it is a literal block, which has the same lines as the file."""
+    outer, inside, inner = path.partition("|")
+    number = document.line(outer)
+    if not inside or not _BLOCK.search(document.text.splitlines()[number - document.before - 1]):
+        return number
+    return number + find_line(document.raw["data"][outer.removeprefix("data.")], inner)
+
+
+def _find_faults(
+    document: Document, policies: tuple[PolicyView, ...], readers: Mapping[str, str]
+) -> Iterable[Fault]:
+    """Return what is wrong with a document, or a single fault which says that it is not judged. `policies` are those of
+    the cluster, and `readers` the programs that read ConfigMaps, by the name of the ConfigMap."""
+    raw, kind = document.raw, text(document.raw, "kind")
+    if isinstance(raw, Unreadable):
+        return [("", str(raw), ERROR if _OURS.search(document.text) else IGNORED)]
+    if kind == KIND:
+        return _judge_policy(document)
+    if _is_cluster_policy(raw):
+        return _judge_cluster_policy(raw, policies)
+    texts: dict[str, object] = {} if kind else {"": document.text}
+    if kind == "ConfigMap":
+        texts = {f"data.{key}|": value for key, value in section(raw, "data").items()}
+    reader = readers.get(text(raw, "metadata", "name"), "")
+    programs = {
+        at: (reader if reader == PLUGIN or MIG_KEY in at else "") or _find_reader(value)
+        for at, value in texts.items()
+    }
+    if not any(programs.values()):
+        return [("", document.name, IGNORED)]
+    return [
+        (f"{at}{path}", f"{at.replace('|', ': ')}{message}", severity)
+        for at, program in programs.items()
+        for path, message, severity in _judge_text(program, texts[at])
+    ]
+
+
+def _is_cluster_policy(raw: object) -> bool:
+    """Whether this is a ClusterPolicy of NVIDIA's; Kyverno has a kind of the same name."""
+    return text(raw, "kind") == "ClusterPolicy" and text(raw, "apiVersion").startswith("nvidia.com/")
+
+
+def _judge_policy(document: Document) -> Iterator[Fault]:
+    """Yield what the API server and the operator would refuse in a policy, and layouts that no card can hold."""
+    if document.fault:
+        yield "", document.fault, ERROR
+    checked = validate_policy(document.raw)
+    if isinstance(checked, tuple):
+        yield from ((problem.field, str(problem), ERROR) for problem in checked)
+        return
+    cards = [card for card in map(find_card, checked.products) if card is not None]
+    if len(cards) < len(checked.products):
+        return  # what an unknown card can hold is unknown
+    for index, layout in enumerate((checked.mig and checked.mig.layouts) or ()):
+        yield from _find_unfit(f"spec.mig.layouts[{index}].profiles", layout.profiles, cards or CARDS, ERROR)
+
+
+def _judge_cluster_policy(raw: JSON, policies: tuple[PolicyView, ...]) -> Iterator[Fault]:
+    """Yield what `doctor` would report about a ClusterPolicy in a cluster with these policies. A pointer that nobody
+    has set is taken for ours, because it is set later, by the operator or by a person."""
+    view, place = cluster_policy_view(raw), Place()
+    free = view.mig_config_name in ("", UPSTREAM_MIG_CONFIG)
+    view = replace(
+        view,
+        plugin_config_name=view.plugin_config_name or place.plugin_config_map,
+        mig_config_name=place.mig_config_map if free else view.mig_config_name,
+    )
+    cluster = InstallationView(cluster_policies=(view,), policies=policies)
+    for symptom in find_symptoms(cluster):
+        if symptom.topic is Topic.CLUSTER_POLICY:
+            field = re.search(r"\b\w+(\.\w+)+(?= is )", symptom.message)
+            yield f"spec.{field[0]}" if field else "", symptom.message, symptom.severity.lower()
+
+
+def _find_reader(content: object) -> str:
+    """Return which program reads a text like this: MIG_PARTED if it has the field mig-configs, PLUGIN if it has fields
+    of the device plugin. Empty for any other text, and for a value that is not a text or an object."""
+    try:
+        fields = parse_yaml(content) if isinstance(content, str) else content
+    except Unreadable:
+        fields = dict.fromkeys(re.findall(r'^"?([\w-]+)"?:', str(content), re.MULTILINE))
+    names = {str(name).lower() for name in fields} if isinstance(fields, dict) else set()
+    if names & {"mig-configs", "mig-config"}:
+        return MIG_PARTED
+    return (
+        PLUGIN
+        if "sharing" in names or ("version" in names and names & {"flags", "resources", "imex"})
+        else ""
+    )
+
+
+def _judge_text(reader: str, content: object) -> Iterator[Fault]:
+    """Yield what this program or the operator would refuse or ignore in a text, and MIG layouts that no card can hold.
+    Nothing if `reader` is empty."""
+    if reader and not isinstance(content, str):
+        yield "", "a ConfigMap holds strings only; write | behind the colon", ERROR
+    elif isinstance(content, str) and reader:
+        flaws = migfile.find_flaws(content) if reader == MIG_PARTED else pluginconfig.find_flaws(content)
+        yield from ((flaw.path, flaw.text, ERROR if flaw.refused else WARNING) for flaw in flaws)
+        for name, entry in migfile.sound_entries(content).items() if reader == MIG_PARTED else ():
+            for index, row in enumerate(entry):
+                at = f"mig-configs.{name}[{index}].mig-devices"
+                yield from _find_unfit(at, row.get("mig-devices") or {}, CARDS, WARNING)
+
+
+def _find_unfit(
+    path: str, profiles: Mapping[str, int], cards: Sequence[Card], severity: str
+) -> Iterator[Fault]:
+    """Yield a fault of this severity if none of the cards can hold the instances at `path`. If no card has one of the
+    profiles, the severity is WARNING, because a card that our table lacks may have it."""
+    names = {profile.name for card in cards for profile in card.profiles}
+    if strange := next((name for name in profiles if name not in names), ""):
+        message = f"no card that is known here offers {strange}{did_you_mean(strange, names)}"
+        yield f"{path}.{strange}", f"{path}: {message}", WARNING
+        return
+    fits = {card.key: find_fit(normalize(profiles), card.profiles) for card in cards if card.profiles}
+    refusals = {key: fit for key, fit in fits.items() if not isinstance(fit, Legal)}
+    if fits and len(refusals) == len(fits):
+        key = min(refusals, key=lambda key: len(getattr(refusals[key], "names", ())))
+        yield (
+            path,
+            f"{path}: no card that is known here can hold this. {key}: {refusals[key].message}",
+            severity,
+        )

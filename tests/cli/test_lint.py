@@ -1,0 +1,380 @@
+"""`lint`: what NVIDIA's programs and the operator would refuse in files (cli/setup/lint.py, cli/live/files.py).
+
+tests/nvidia/test_foreign_files.py compares its verdicts with those of NVIDIA's own parsers.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hack.generate import ROOT
+from tests.api.policies import BAD, GOOD, OPERATOR_ONLY, Row
+from tests.cli.desk import SECONDS, Desk, wrong
+from tests.cli.reported import CASES
+from tests.foreign.corpus import READERS, ForeignFile, load
+
+from gpusharing.cli.live.files import read_documents
+from gpusharing.cli.setup.lint import judge
+from gpusharing.cli.shell.arguments import VERBS
+from gpusharing.cli.shell.troubles import DONE, FAILED
+from gpusharing.planning.gpus.cards import CARDS
+from gpusharing.planning.gpus.geometry import maximal_layouts
+
+FLEET = """\
+apiVersion: gpusharing.dev/v1alpha1
+kind: GPUSharingPolicy
+metadata:
+  name: pool-a
+spec:
+  nodeSelector:
+    matchLabels:
+      gpusharing.dev/pool: a
+  mode: MIG
+  mig:
+    layouts:
+    - devices: all
+      profile:
+        3g.40gb: 2
+---
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: custom-mig
+data:
+  config.yaml: |
+    version: v1
+    mig-configs:
+      halves:
+      - devices: all
+        mig-enabled: true
+        mig-device:
+          3g.40gb: 2
+---
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: shares
+data:
+  any: |-
+    version: v1
+    sharing:
+      timeSlicing:
+        renamebydefault: true
+        resources:
+        - name: nvidia.com/gpu
+          replicas: "4"
+---
+apiVersion: nvidia.com/v1
+kind: ClusterPolicy
+metadata:
+  name: cluster-policy
+spec:
+  gfd:
+    enabled: false
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+"""
+TOLD = """\
+fleet.yaml:13: error: spec.mig.layouts[0].profile: there is no such field; did you mean profiles? If the API server keeps it, the CRDs are newer than the operator: upgrade the operator too (helm upgrade)
+fleet.yaml:27: error: data.config.yaml: mig-configs.halves[0].mig-device: unknown field mig-device; did you mean mig-devices?
+fleet.yaml:39: warning: data.any: sharing.timeSlicing.renamebydefault: the device plugin ignores this field; did you mean renameByDefault?
+fleet.yaml:42: error: data.any: sharing.timeSlicing.resources[0].replicas: the device plugin rejects "4": it expects a number of at least 2, without quotes
+fleet.yaml:50: error: cluster-policy: ClusterPolicy gfd.enabled is false, so no change could be proven, and every policy is rejected
+fleet.yaml:52: ignored: Service/web
+4 objects checked: 4 errors and 1 warning.
+"""  # noqa: E501 - lines are never broken where a program reads them
+
+
+def lint(folder: Path, content: str) -> list[tuple[int, str, str]]:
+    """What is said about one file: line, severity, message."""
+    path = folder / "file.yaml"
+    path.write_text(content, encoding="utf-8")
+    return [
+        (one["line"], one["severity"], one["message"])
+        for one in judge(tuple(read_documents([str(path)], "")))
+    ]
+
+
+def test_each_kind_of_file_is_told_with_the_line_and_what_to_do(desk: Desk) -> None:
+    (desk.folder / "fleet.yaml").write_text(FLEET)
+    said = desk.type("lint", "fleet.yaml")
+    assert (said.status, said.err) == (FAILED, "")
+    assert said.out == TOLD
+
+
+def test_as_data_there_is_one_finding_for_each_line(desk: Desk) -> None:
+    (desk.folder / "fleet.yaml").write_text(FLEET)
+    said = desk.type("lint", "fleet.yaml", "-o", "json")
+    told = json.loads(said.out)
+    assert (said.status, told["accepted"], told["checked"]) == (FAILED, False, 4)
+    assert [
+        "{file}:{line}: {severity}: {message}".format(**one) for one in told["findings"]
+    ] == TOLD.splitlines()[:-1]
+
+
+def test_without_a_cluster_and_its_libraries_files_are_judged_all_the_same(desk: Desk) -> None:
+    """As the hook of pre-commit does, which installs no extras."""
+    desk.kubeconfig.unlink()
+    (desk.folder / "fleet.yaml").write_text(FLEET)
+    absent = "import sys; sys.modules |= {'kubernetes': None, 'rich': None}"
+    program = f"{absent}; from gpusharing.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "lint", "fleet.yaml"],
+        env=desk.environment(),
+        cwd=desk.folder,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (FAILED, TOLD, "")
+
+
+# --- exit status -------------------------------------------------------------------------------------------------
+
+
+def test_examples_are_accepted_and_directories_are_read(desk: Desk) -> None:
+    said = desk.type("lint", str(ROOT / "examples"))
+    assert (said.status, said.out.splitlines()[-1]) == (DONE, "6 objects checked: 0 errors and 0 warnings.")
+
+
+def test_a_warning_refuses_nothing(desk: Desk) -> None:
+    (desk.folder / "a.yaml").write_text("version: v1\nflags: {migStrategie: mixed}\n")
+    said = desk.type("lint", "a.yaml")
+    assert said.status == DONE
+    assert said.out.startswith(
+        "a.yaml:2: warning: flags.migStrategie: the device plugin ignores this field; did you mean migStrategy?\n"
+    )
+
+
+def test_of_several_files_one_error_is_enough(desk: Desk) -> None:
+    (desk.folder / "a.yaml").write_text("version: v1\nsharing: {}\n")
+    (desk.folder / "b.yaml").write_text("version: v1\nmig-configs: {}\n")
+    said = desk.type("lint", "a.yaml", "b.yaml")
+    assert (said.status, said.out) == (
+        FAILED,
+        "b.yaml:2: error: mig-configs: it has no entries\n2 objects checked: 1 error and 0 warnings.\n",
+    )
+
+
+def test_files_that_are_not_there_or_no_text_are_one_sentence(desk: Desk) -> None:
+    assert "nowhere.yaml cannot be read: " in wrong(desk, "lint", "nowhere.yaml")
+    (desk.folder / "image.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "image.yaml cannot be read: " in wrong(desk, "lint", "image.yaml")
+    (desk.folder / "base").mkdir()
+    (desk.folder / "base" / "kustomization.yaml").write_text("resources: []")
+    assert "kubectl kustomize base | kubectl gpusharing lint -" in wrong(desk, "lint", "base")
+
+
+def test_a_terminal_of_40_columns_gets_broken_lines(desk: Desk) -> None:
+    assert "the following arguments are required: FILE" in desk.type("lint").err
+
+
+# --- what is found ------------------------------------------------------------------------------------------------
+
+HEAD = "apiVersion: gpusharing.dev/v1alpha1\nkind: GPUSharingPolicy\nmetadata:\n  name: p\nspec:\n"
+MIG = HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: MIG\n  mig:\n    layouts:\n    - profiles:\n"
+MAP = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: m\ndata:\n"
+CLUSTER = "apiVersion: nvidia.com/v1\nkind: ClusterPolicy\nmetadata:\n  name: cluster-policy\nspec:\n"
+PARTED = "version: v1\nmig-configs:\n  x:\n  - devices: all\n    mig-enabled: true\n"
+FOUND = {
+    "a field in the wrong place": (
+        HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n  approval: Manual\n",
+        8, "error", 'spec.approval "Manual": there is no such field; did you mean spec.rollout.approval?'),
+    "a label that a mode change rewrites": (
+        HEAD + "  mode: Full\n  nodeSelector:\n    matchLabels:\n      nvidia.com/gpu.product: x\n",
+        8, "error", "spec.nodeSelector.matchLabels: nvidia.com/gpu.product: a mode change rewrites this label"),
+    "a layout that no card can hold": (
+        MIG + "        1g.20gb: 7\n",
+        10, "error", "spec.mig.layouts[0].profiles: no card that is known here can hold this. a100-80gb: 7x1g.20gb"),
+    "a profile that no card has": (
+        MIG + "        1g.10gb: 1\n        3g.41gb: 1\n",
+        12, "warning", "spec.mig.layouts[0].profiles: no card that is known here offers 3g.41gb; did you mean 3g."),
+    "a policy without a name": (
+        HEAD.replace("  name: p", "  labels: {}") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
+        1, "error", "a GPUSharingPolicy has no metadata.name"),
+    "a policy of another version": (
+        HEAD.replace("v1alpha1", "v9") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
+        1, "error", "apiVersion is gpusharing.dev/v9; this plugin knows gpusharing.dev/v1alpha1"),
+    "a policy that is no YAML": (HEAD + "  mode: [\n", 6, "error", "it is not YAML (line 7: "),
+    "a policy in a List": (
+        "kind: List\napiVersion: v1\nitems:\n- kind: Service\n- apiVersion: gpusharing.dev/v1alpha1\n"
+        "  kind: GPUSharingPolicy\n  metadata: {name: p}\n  spec:\n    nodeSelector: {matchLabels: {a: b}}\n"
+        "    mode: Half\n", 10, "error", 'spec.mode "Half": '),
+    "a mig-parted file without its version": (
+        "mig-configs:\n  x: [{devices: all, mig-enabled: false}]\n", 1, "error", "it has no version"),
+    "a mig-parted file with a field of its own": (
+        "version: v1\nmig-configs:\n  x: [{devices: all, mig-enabled: false}]\nmig-config: {}\n",
+        4, "error", "mig-config: mig-parted knows no such field; did you mean mig-configs?"),
+    "a mig-parted file whose field is misspelt": (
+        "version: v1\nmig-config:\n  x: [{devices: all, mig-enabled: false}]\n", 1, "error", "it has no mig-configs"),
+    "a mig-parted file with instances that no card can hold": (
+        PARTED + "    mig-devices:\n      3g.40gb: 3\n",
+        6, "warning", "mig-configs.x[0].mig-devices: no card that is known here can hold this. a100-80gb: 3x3g.40gb"),
+    "a profile of a mig-parted file without a count": (
+        PARTED + "    mig-devices:\n      3g.40gb: two\n",
+        7, "error", "mig-configs.x[0].mig-devices.3g.40gb: 3g.40gb: two in mig-devices is not a profile with a count"),
+    "a ConfigMap whose text is a map": (
+        MAP + "  config:\n    version: v1\n    sharing: {}\n",
+        6, "error", "data.config: a ConfigMap holds strings only; write | behind the colon"),
+    "a text in one line of a ConfigMap": (
+        MAP + '  a: "version: v1\\nsharing: {mps: {resources: []}}"\n',
+        6, "error", "data.a: sharing.mps.resources: the device plugin needs this field"),
+    "a text of a ConfigMap that is no YAML": (
+        MAP + "  a: | # of the plugin\n    version: v1\n    sharing: {\n",
+        8, "error", "data.a: the device plugin cannot read it: it is not YAML (line 3"),
+    "a ClusterPolicy that points elsewhere": (
+        CLUSTER + "  devicePlugin:\n    config:\n      name: mine\n",
+        8, "error", "cluster-policy: devicePlugin.config.name is mine, so policies have no effect on any node"),
+    "a strategy for all": (
+        CLUSTER + "  mig:\n    strategy: single\n",
+        7, "warning", "cluster-policy: mig.strategy is single and overrides spec.mig.strategy of every policy"),
+    "a mig-manager that is off": (
+        CLUSTER + "  migManager:\n    enabled: false\n",
+        7, "warning", "cluster-policy: ClusterPolicy migManager.enabled is false"),
+    "a policy that needs the mig-manager that is off": (
+        CLUSTER + "  migManager:\n    enabled: false\n---\n" + MIG + "        1g.10gb: 7\n",
+        7, "error", "cluster-policy: ClusterPolicy migManager.enabled is false"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "line", "severity", "message"), FOUND.values(), ids=FOUND.keys())
+def test_it_finds(content: str, line: int, severity: str, message: str, tmp_path: Path) -> None:
+    (found,) = [one for one in lint(tmp_path, content) if one[1] != "ignored"]
+    assert found[:2] == (line, severity)
+    assert found[2].startswith(message)
+
+
+ACCEPTED = {
+    "a ClusterPolicy whose pointers nobody has set": CLUSTER + "  mig: {}\n",
+    "a ClusterPolicy with the GPU Operator's default": (
+        CLUSTER + "  migManager: {config: {name: default-mig-parted-config}}\n"
+    ),
+    "a layout for a card that the table lacks": (MIG + "        9g.999gb: 1\n  products: [NVIDIA-X1]\n"),
+    "a profile of a compute instance": (
+        "version: v1\nmig-configs:\n  x: [{devices: [0], mig-enabled: true, mig-devices: {}}]\n"
+    ),
+    "nothing": "# later\n---\n",
+}
+
+
+@pytest.mark.parametrize("content", ACCEPTED.values(), ids=ACCEPTED.keys())
+def test_it_accepts(content: str, tmp_path: Path) -> None:
+    assert lint(tmp_path, content) == []
+
+
+UNRELATED = {
+    "a manifest": "kind: Deployment\nmetadata:\n  labels:\n    name: a\n  name: web\n",
+    "a template of Helm": "kind: Deployment\nspec: {{ .Values.spec }}\n",
+    "a pipeline with tags": "job:\n  script: !reference [setup, script]\n",
+    "values of a chart": "resources: {}\nmig: {strategy: single}\nflags: []\n",
+    "a compose file": "version: '3'\nservices: {}\n",
+    "a policy of Kyverno": "apiVersion: kyverno.io/v1\nkind: ClusterPolicy\nmetadata: {name: p}\nspec: {}\n",
+    "a ConfigMap of another program": MAP + "  settings: 'a: b'\n",
+    "a CRD that is nested deeply": "kind: CustomResourceDefinition\nspec: "
+    + "{a: " * 30
+    + "1"
+    + "}" * 30
+    + "\n",
+    "a list": "- 1\n",
+}
+
+
+@pytest.mark.parametrize("content", UNRELATED.values(), ids=UNRELATED.keys())
+def test_other_files_are_named_and_refuse_nothing(content: str, tmp_path: Path) -> None:
+    """A hook is given every YAML file of a repository."""
+    assert {severity for _, severity, _ in lint(tmp_path, content)} == {"ignored"}
+
+
+def test_an_object_that_is_not_parsed_is_named_all_the_same(tmp_path: Path) -> None:
+    assert lint(tmp_path, "\n" + UNRELATED["a manifest"]) == [(2, "ignored", "Deployment/web")]
+
+
+# --- one rulebook -------------------------------------------------------------------------------------------------
+
+
+def mapped(corpus: str, content: str) -> str:
+    """A ConfigMap with this text, and a ClusterPolicy that gives it to the program of the corpus."""
+    block = {"mig-parted": "migManager", "device-plugin": "devicePlugin"}[corpus]
+    return yaml.safe_dump_all(
+        [
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"config.yaml": content}},
+            {"apiVersion": "nvidia.com/v1", "kind": "ClusterPolicy", "metadata": {"name": "cluster-policy"},
+             "spec": {block: {"config": {"name": "m"}}}},
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("corpus", "file"),
+    [
+        pytest.param(corpus, file, id=f"{corpus}: {file.name}")
+        for corpus in READERS
+        for file in load(corpus).values()
+    ],
+)
+def test_what_nvidias_parsers_refuse_is_refused_and_what_is_refused_besides_has_its_reason(
+    corpus: str, file: ForeignFile, tmp_path: Path
+) -> None:
+    found = lint(tmp_path, mapped(corpus, file.text))
+    refused = any(kind == "error" for _, kind, message in found if message.startswith("data."))
+    assert refused == bool(file.error) or (refused and file.ours)
+    bare = lint(tmp_path, file.text)
+    judged = any(read_documents([str(tmp_path / "file.yaml")], "")) and "ignored" not in {
+        one[1] for one in bare
+    }
+    if judged:
+        assert any(kind == "error" for _, kind, _ in bare) == refused
+
+
+@pytest.mark.parametrize("row", GOOD + BAD + OPERATOR_ONLY, ids=lambda row: row.sentence)
+def test_a_policy_is_judged_as_by_the_api_server(row: Row, tmp_path: Path) -> None:
+    found = lint(tmp_path, yaml.safe_dump(row.manifest))
+    wrong = [message for _, severity, message in found if severity == "error"]
+    if row.refused:
+        assert any(message.startswith(row.refused) for message in wrong)
+    else:
+        assert [one for one in wrong if "can hold this" not in one] == []
+
+
+@pytest.mark.parametrize("card", [card for card in CARDS if card.profiles], ids=lambda card: card.key)
+def test_every_layout_of_every_card_is_accepted(card: Any, tmp_path: Path) -> None:
+    content = "---\n".join(
+        MIG + "".join(f"        {name}: {count}\n" for name, count in layout)
+        for layout in maximal_layouts(card.profiles)
+    )
+    assert lint(tmp_path, content) == []
+
+
+def test_the_reported_clusters_are_judged_as_doctor_judges_them(tmp_path: Path) -> None:
+    """That of an entry with 16384 replicas: the plugin takes them, and ignores two fields in the wrong place."""
+    found = lint(tmp_path, (CASES / "replicas-16384.yaml").read_text())
+    assert [message for _, kind, message in found if kind == "warning"] == [
+        f"data.any: flags.{field}: the device plugin ignores this field, which belongs to sharing.timeSlicing"
+        for field in ("renameByDefault", "failRequestsGreaterThanOne")
+    ]
+
+
+# --- pre-commit ---------------------------------------------------------------------------------------------------
+
+
+def test_the_hook_of_pre_commit_runs_this_verb_on_yaml_and_leaves_templates_out() -> None:
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    program, verb = hook["entry"].split()
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert program in scripts
+    assert verb in {one.name for one in VERBS}
+    assert (hook["language"], hook["types_or"]) == ("python", ["yaml", "json"])
+    left_out = re.compile(hook["exclude"])
+    assert left_out.search("deploy/chart/templates/config.yaml")
+    assert left_out.search("deploy/base/kustomization.yaml")
+    assert not left_out.search("fleet/pools.yaml")
