@@ -15,7 +15,7 @@ import pytest
 import yaml
 from hack.generate import ROOT
 from tests.api.policies import BAD, GOOD, OPERATOR_ONLY, Row
-from tests.cli.desk import SECONDS, Desk, wrong
+from tests.cli.desk import PROGRAM, SECONDS, Desk, wrong
 from tests.cli.reported import CASES
 from tests.foreign.corpus import READERS, ForeignFile, load
 
@@ -175,8 +175,23 @@ def test_files_that_are_not_there_or_no_text_are_one_sentence(desk: Desk) -> Non
     assert "kubectl kustomize base | kubectl gpusharing lint -" in wrong(desk, "lint", "base")
 
 
-def test_a_terminal_of_40_columns_gets_broken_lines(desk: Desk) -> None:
-    assert "the following arguments are required: FILE" in desk.type("lint").err
+def test_without_a_file_the_usage_is_one_sentence(desk: Desk) -> None:
+    said = desk.type("lint")
+    assert said.status == FAILED
+    assert said.err.startswith("error: the following arguments are required: FILE\n")
+
+
+def test_standard_input_is_judged_under_its_name(desk: Desk) -> None:
+    done = subprocess.run(
+        [*PROGRAM, "lint", "-"],
+        input=FLEET,
+        env=desk.environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (FAILED, TOLD.replace("fleet.yaml", "-"))
 
 
 # --- what is found ------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tests.cli.asking import Answered, alone, ask, operated
 from tests.cli.fakeprometheus import HOURS, USED, USED_RANGES, fake_prometheus, hourly
+from tests.cli.reported import CASES
 from tests.embedded.scene import FULL, MIXED, at_once, node
 from tests.fakes.virtualtime import virtually
 
@@ -56,6 +57,7 @@ ALONE: Typed = {
     "layouts": ("layouts",),
     "layouts of a card": ("layouts", "h100-80gb"),
     "layouts of a card without MIG": ("layouts", "l40s"),
+    "lint": ("lint", str(CASES)),
 }
 METERED: Typed = {
     "cost": ("cost", "--window", "1d"),

@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from hack.nvidia import build
+from tests.cli.reported import CASES
 from tests.foreign.corpus import READERS, ask, load
 
+from gpusharing.cli.live.files import read_documents
+from gpusharing.cli.setup.lint import judge
 from gpusharing.planning.wanted import migfile, pluginconfig
 
 pytestmark = pytest.mark.nvidia
@@ -33,6 +37,39 @@ def test_mig_parted_takes_what_the_operator_makes_of_any_admins_file(
     for (name, entries), (read, error) in zip(merged.items(), answers, strict=True):
         assert error == "", name
         assert read.keys() == {migfile.ALL_DISABLED, *entries}, name
+
+
+@pytest.mark.parametrize("corpus", READERS)
+def test_lint_refuses_what_nvidias_parser_refuses_and_besides_only_what_the_corpus_explains(
+    corpus: str, nvidia_programs: None, tmp_path: Path
+) -> None:
+    files = {one.text: one.ours for one in load(corpus).values()}
+    if corpus == "device-plugin":  # clusters that people reported
+        files |= {entry: "" for path in CASES.glob("*.yaml") for entry in _entries(path)}
+    answers = ask(build.program(READERS[corpus]), list(files), tmp_path)
+    for (text, ours), (_, error) in zip(files.items(), answers, strict=True):
+        refused = _refuses(corpus, text, tmp_path / "file.yaml")
+        assert refused == bool(error) or (refused and ours), (text, error)
+
+
+def _entries(path: Path) -> list[str]:
+    """The texts of all ConfigMaps in a file."""
+    objects = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    return [text for one in objects if one["kind"] == "ConfigMap" for text in one["data"].values()]
+
+
+def _refuses(corpus: str, text: str, path: Path) -> bool:
+    """Whether lint refuses a text in a ConfigMap that a ClusterPolicy gives to the program of this corpus."""
+    block = {"mig-parted": "migManager", "device-plugin": "devicePlugin"}[corpus]
+    named = {
+        "kind": "ClusterPolicy",
+        "apiVersion": "nvidia.com/v1",
+        "spec": {block: {"config": {"name": "m"}}},
+    }
+    config_map = {"kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"config.yaml": text}}
+    path.write_text(yaml.safe_dump_all([named, config_map]), encoding="utf-8")
+    found = judge(tuple(read_documents([str(path)], "")))
+    return any(one["severity"] == "error" and one["message"].startswith("data.") for one in found)
 
 
 WHOLE = "mig-configs: {x: [{devices: all, mig-enabled: false}]}"

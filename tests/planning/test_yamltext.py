@@ -103,7 +103,7 @@ def test_a_text_that_is_not_yaml_has_its_line_too() -> None:
 
 @pytest.mark.parametrize("text", ["a: .inf", "a: -.INF", "a: .NaN", "a: !!set {b}", "a: !!binary aGk="])
 def test_what_json_cannot_hold_is_refused(text: str) -> None:
-    with pytest.raises(Unreadable, match="it contains "):
+    with pytest.raises(Unreadable, match=r"it contains |could not determine a constructor for the tag"):
         parse_yaml(text)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from gpusharing.api.nearest import did_you_mean
 from gpusharing.api.validation import validate_policy
 from gpusharing.cli.live.files import Document, read_documents
-from gpusharing.cli.shell.drawing import Ink, Line, Paper, Span, fold, line, printable
+from gpusharing.cli.shell.drawing import Ink, Line, Paper, Span, fold, line, printable, prose
 from gpusharing.cli.shell.manifests import KIND
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED
@@ -54,9 +54,9 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
     count = Counter(finding["severity"] for finding in findings)
     judged = len(documents) - count[IGNORED]
     totals = f"{counted(count[ERROR], 'error')} and {counted(count[WARNING], 'warning')}"
-    last = line(f"{counted(judged, 'object')} checked: {totals}.")
+    last = f"{counted(judged, 'object')} checked: {totals}."
     data = {"accepted": not count[ERROR], "checked": judged, "findings": findings}
-    terminal.answer(lambda: data, lambda paper: [*_describe(findings, paper), last])
+    terminal.answer(lambda: data, lambda paper: [*_describe(findings, paper), *prose(last, paper)])
     return FAILED if count[ERROR] else DONE
 
 

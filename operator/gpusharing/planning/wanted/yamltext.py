@@ -7,7 +7,7 @@ TypeError), and aliases can turn a small text into a huge or endless document.
 """
 
 import re
-from math import inf
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -39,6 +39,11 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name
         first: [row for row in rows if row[0] in (_MERGE, "tag:yaml.org,2002:null")]
         for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    yaml_constructors = {  # noqa: RUF012 - the same; no dates, sets or bytes, which JSON does not have
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "str", "seq", "map")
     }
     _merged = 0  # number of keys that merge keys have merged in so far
     bool_values = {**yaml.SafeLoader.bool_values, "y": True, "n": False}  # noqa: RUF012 - the same
@@ -100,7 +105,7 @@ class _Loader(yaml.SafeLoader):
             number = float(plain)
         except ValueError:
             return str(node.value)
-        if abs(number) == inf:
+        if abs(number) == float("inf"):
             return str(node.value)
         return int(number) if number.is_integer() and abs(number) < 1e21 else number
 
@@ -131,7 +136,7 @@ def parse_yaml(text: str) -> object:
 
     Raises:
         Unreadable: the first document is not valid YAML, or has more than MAX_DEPTH levels or MAX_VALUES values, or a
-            key or a value that JSON does not allow. No other exception is raised for any text.
+            key or a tag that JSON does not allow. No other exception is raised for any text.
     """
     try:
         document: object = next(yaml.load_all(text, _Loader), None)
@@ -159,20 +164,22 @@ def find_line(text: str, path: str) -> int:
         mistake = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         return max(1, min(mistake, len(text.splitlines())))
     line = 1
-    while isinstance(node, yaml.CollectionNode):
-        pairs, names = (
-            [(item, item) for item in node.value],
-            [f"[{index}]" for index in range(len(node.value))],
-        )
-        if isinstance(node, yaml.MappingNode):
-            pairs, names = node.value, [str(key.value) for key, _ in node.value]
-        fitting = [name for name in names if f"{path}.".startswith((f"{name}.", f"{name}["))]
-        if not fitting:
+    while path:
+        inner = [one for one in _children(node) if f"{path}.".startswith((f"{one[0]}.", f"{one[0]}["))]
+        if not inner:
             break
-        name = max(fitting, key=len)
-        key, node = pairs[names.index(name)]
+        name, key, node = max(inner, key=lambda one: (len(one[0]), one[1].start_mark.line))
         line, path = key.start_mark.line + 1, path[len(name) :].removeprefix(".")
     return line
+
+
+def _children(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+    """Yield the name of each value in a map or a list as paths have it, the node of its key, which in a list is the
+    value's own, and the node of the value."""
+    if isinstance(node, yaml.MappingNode):
+        yield from ((str(key.value), key, item) for key, item in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        yield from ((f"[{index}]", item, item) for index, item in enumerate(node.value))
 
 
 def is_whole(value: object) -> bool:
@@ -182,9 +189,8 @@ def is_whole(value: object) -> bool:
 
 
 def _check_size(document: object) -> None:
-    """Raise Unreadable if the document has more than MAX_DEPTH levels or MAX_VALUES values, or a key or a value that
-    JSON does not allow. The walk is not recursive, so neither deep nesting nor a loop of aliases can crash the
-    process."""
+    """Raise Unreadable if the document has more than MAX_DEPTH levels or MAX_VALUES values, or a key that JSON does
+    not allow. The walk is not recursive, so neither deep nesting nor a loop of aliases can crash the process."""
     left, count = [(document, 1)], 0
     while left:
         value, depth = left.pop()
@@ -199,5 +205,3 @@ def _check_size(document: object) -> None:
             value = list(value.values())
         if isinstance(value, list):
             left.extend((item, depth + 1) for item in value)
-        elif not isinstance(value, str | int | float | None):
-            raise Unreadable(f"it contains a {type(value).__name__}, which JSON does not have")
