@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gpusharing.api.nearest import did_you_mean
 from gpusharing.api.validation import validate_policy
 from gpusharing.cli.live.files import Document, read_documents
 from gpusharing.cli.shell.drawing import Ink, Line, Paper, Span, fold, line, printable, prose
@@ -23,7 +22,7 @@ from gpusharing.kube.convert import cluster_policy_view, policy_view
 from gpusharing.kube.raw import section, text
 from gpusharing.kube.sources import MIG_KEY
 from gpusharing.planning.gpus.cards import CARDS, Card, find_card
-from gpusharing.planning.gpus.geometry import Legal, find_fit, normalize
+from gpusharing.planning.gpus.geometry import Legal, find_fit, nearest_layout, normalize
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView, Place, Topic
@@ -41,7 +40,6 @@ text."""
 MIG_PARTED, PLUGIN = "mig-parted", "the device plugin"
 _OURS = re.compile("gpusharing|nvidia|mig-|sharing:|migStrategy")
 """Matches documents that are refused if they cannot be read; others are ignored then."""
-
 _BLOCK = re.compile(r"\|[-+0-9]*\s*(#.*)?$")
 """Matches a line after which a text follows line by line."""
 
@@ -117,6 +115,7 @@ def _find_faults(
     return [
         (f"{at}{path}", f"{at.replace('|', ': ')}{message}", severity)
         for at, program in programs.items()
+        if program
         for path, message, severity in _judge_text(program, texts[at])
     ]
 
@@ -151,8 +150,7 @@ def _judge_cluster_policy(raw: JSON, policies: tuple[PolicyView, ...]) -> Iterat
         plugin_config_name=view.plugin_config_name or place.plugin_config_map,
         mig_config_name=place.mig_config_map if free else view.mig_config_name,
     )
-    cluster = InstallationView(cluster_policies=(view,), policies=policies)
-    for symptom in find_symptoms(cluster):
+    for symptom in find_symptoms(InstallationView(cluster_policies=(view,), policies=policies)):
         if symptom.topic is Topic.CLUSTER_POLICY:
             field = re.search(r"\b\w+(\.\w+)+(?= is )", symptom.message)
             yield f"spec.{field[0]}" if field else "", symptom.message, symptom.severity.lower()
@@ -160,33 +158,29 @@ def _judge_cluster_policy(raw: JSON, policies: tuple[PolicyView, ...]) -> Iterat
 
 def _find_reader(content: object) -> str:
     """Return which program reads a text like this: MIG_PARTED if it has the field mig-configs, PLUGIN if it has fields
-    of the device plugin. Empty for any other text, and for a value that is not a text or an object."""
+    of the device plugin. Empty for any other text, and for a value that is neither a text nor an object."""
     try:
         fields = parse_yaml(content) if isinstance(content, str) else content
     except Unreadable:
         fields = dict.fromkeys(re.findall(r'^"?([\w-]+)"?:', str(content), re.MULTILINE))
     names = {str(name).lower() for name in fields} if isinstance(fields, dict) else set()
-    if names & {"mig-configs", "mig-config"}:
-        return MIG_PARTED
-    return (
-        PLUGIN
-        if "sharing" in names or ("version" in names and names & {"flags", "resources", "imex"})
-        else ""
-    )
+    if "sharing" in names or ("version" in names and names & {"flags", "resources", "imex"}):
+        return PLUGIN
+    return MIG_PARTED if names & {"mig-configs", "mig-config"} else ""
 
 
 def _judge_text(reader: str, content: object) -> Iterator[Fault]:
-    """Yield what this program or the operator would refuse or ignore in a text, and MIG layouts that no card can hold.
-    Nothing if `reader` is empty."""
-    if reader and not isinstance(content, str):
+    """Yield what this program or the operator would refuse or ignore in a text, and MIG layouts that no card can
+    hold. A value that is not a text is refused."""
+    if not isinstance(content, str):
         yield "", "a ConfigMap holds strings only; write | behind the colon", ERROR
-    elif isinstance(content, str) and reader:
-        flaws = migfile.find_flaws(content) if reader == MIG_PARTED else pluginconfig.find_flaws(content)
-        yield from ((flaw.path, flaw.text, ERROR if flaw.refused else WARNING) for flaw in flaws)
-        for name, entry in migfile.sound_entries(content).items() if reader == MIG_PARTED else ():
-            for index, row in enumerate(entry):
-                at = f"mig-configs.{name}[{index}].mig-devices"
-                yield from _find_unfit(at, row.get("mig-devices") or {}, CARDS, WARNING)
+        return
+    flaws = migfile.find_flaws(content) if reader == MIG_PARTED else pluginconfig.find_flaws(content)
+    yield from ((flaw.path, flaw.text, ERROR if flaw.refused else WARNING) for flaw in flaws)
+    for name, entry in migfile.sound_entries(content).items() if reader == MIG_PARTED else ():
+        for index, row in enumerate(entry):
+            at = f"mig-configs.{name}[{index}].mig-devices"
+            yield from _find_unfit(at, row.get("mig-devices") or {}, CARDS, WARNING)
 
 
 def _find_unfit(
@@ -194,17 +188,16 @@ def _find_unfit(
 ) -> Iterator[Fault]:
     """Yield a fault of this severity if none of the cards can hold the instances at `path`. If no card has one of the
     profiles, the severity is WARNING, because a card that our table lacks may have it."""
-    names = {profile.name for card in cards for profile in card.profiles}
-    if strange := next((name for name in profiles if name not in names), ""):
-        message = f"no card that is known here offers {strange}{did_you_mean(strange, names)}"
-        yield f"{path}.{strange}", f"{path}: {message}", WARNING
+    layout, offered = normalize(profiles), [profile for card in cards for profile in card.profiles]
+    if strange := next((name for name, _ in layout if name not in {one.name for one in offered}), ""):
+        near = "".join(
+            f"; did you mean {name}?" for name, _ in nearest_layout(((strange, 1),), offered) or ()
+        )
+        yield f"{path}.{strange}", f"{path}: no card in the operator's table has {strange}{near}", WARNING
         return
-    fits = {card.key: find_fit(normalize(profiles), card.profiles) for card in cards if card.profiles}
+    fits = {card.key: find_fit(layout, card.profiles) for card in cards if card.profiles}
     refusals = {key: fit for key, fit in fits.items() if not isinstance(fit, Legal)}
     if fits and len(refusals) == len(fits):
         key = min(refusals, key=lambda key: len(getattr(refusals[key], "names", ())))
-        yield (
-            path,
-            f"{path}: no card that is known here can hold this. {key}: {refusals[key].message}",
-            severity,
-        )
+        why = f"no card in the operator's table can hold this layout; {key}: {refusals[key].message}"
+        yield path, f"{path}: {why}", severity
