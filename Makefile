@@ -123,7 +123,7 @@ ifeq ($(DRIVER),kind)
 	@$(PY) -m hack.kindtrial
 else
 	$(call BUILD,realnode.needs)
-	$(call BUILD,cluster.toolchain controlplane helm kubelet)
+	$(call BUILD,cluster.toolchain controlplane helm kubelet containerd)
 	$(call BUILD,nvidia.build)
 	@exec $(PY) -m pytest --verb=$@ $(or $(ARGS),tests/e2e)
 endif

@@ -1,8 +1,8 @@
 """The programs that a control plane needs, built once from pinned Go modules into the user's cache.
 
 `python -m hack.cluster.toolchain [controlplane] [kwok] [helm]` builds what is missing and prints the paths. Rarely
-needed tools are built only if they are named: `kubelet` (rung 4), `kind`, `helm3`, `actionlint` (workflows),
-`charttools` (helm-unittest and chart-testing) and `krewtools` (krew).
+needed tools are built only if they are named: `kubelet` and `containerd` (rung 4), `kind`, `helm3`, `actionlint`
+(workflows), `charttools` (helm-unittest and chart-testing) and `krewtools` (krew).
 """
 
 import hashlib
@@ -23,6 +23,7 @@ HELM3_VERSION = "v3.22.0"
 KIND_VERSION = "v0.32.0"
 """The version of kind whose default node image has our minor version of Kubernetes; hack/kind.yaml names that image."""
 ACTIONLINT_VERSION = "v1.7.12"
+CONTAINERD_VERSION = "v2.2.9"
 SOURCES = Path(__file__).resolve().parent.parent
 CONTROLPLANE_SOURCE = SOURCES / "controlplane"
 CONTROLPLANE_CALLS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
@@ -123,9 +124,20 @@ def _kubernetes_recipe(name: str, minutes: int, calls: tuple[str, ...]) -> ToolR
     )
 
 
-def install_recipe(name: str, version: str, module: str) -> ToolRecipe:
-    """Return the recipe for one program that `go install module@version` builds."""
-    return ToolRecipe(name, version, (), ("go", "install", "-trimpath", f"{module}@{version}"), (name,))
+def install_recipe(name: str, version: str, *packages: str) -> ToolRecipe:
+    """Return the recipe for the programs that `go install package@version` builds, one of each package. They must be
+    packages of one module."""
+    programs = tuple(package.rpartition("/")[2] for package in packages)
+    wanted = (f"{package}@{version}" for package in packages)
+    return ToolRecipe(name, version, (), ("go", "install", "-trimpath", *wanted), programs)
+
+
+def containerd_recipe() -> ToolRecipe:
+    """Return the recipe for containerd, its client `ctr` and its shim. Debian 12 packages containerd 1.6, which ignores
+    the CDI devices that a kubelet passes on for ResourceClaims."""
+    names = ("containerd", "ctr", "containerd-shim-runc-v2")
+    packages = (f"github.com/containerd/containerd/v2/cmd/{name}" for name in names)
+    return install_recipe("containerd", CONTAINERD_VERSION, *packages)
 
 
 def helm3_recipe() -> ToolRecipe:
@@ -156,6 +168,7 @@ RECIPES: Mapping[str, Callable[[], ToolRecipe]] = {
     "helm": lambda: install_recipe("helm", HELM_VERSION, "helm.sh/helm/v4/cmd/helm"),
     "helm3": helm3_recipe,
     "kubelet": kubelet_recipe,
+    "containerd": containerd_recipe,
     "kind": lambda: install_recipe("kind", KIND_VERSION, "sigs.k8s.io/kind"),
     "actionlint": lambda: install_recipe(
         "actionlint", ACTIONLINT_VERSION, "github.com/rhysd/actionlint/cmd/actionlint"

@@ -56,11 +56,17 @@ GPU_OPERATOR = Installation(
 CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
 
 
+WITHOUT_PLUGIN: Object = {
+    "devicePlugin": {"enabled": False, "config": None},
+    "migManager": {"version": "v0.15.1"},
+}
+"""The change of ClusterPolicy's spec that switches the device plugin off, as docs/how-to/dra.md has it."""
+
+
 def _prepare_dra(plane: ControlPlane) -> None:
     """Install the GPU Operator with its device plugin switched off and a mig-manager that restarts DRA drivers."""
     install.install_gpu_operator(plane.api)
-    spec: Object = {"devicePlugin": {"enabled": False, "config": None}, "migManager": {"version": "v0.15.1"}}
-    plane.api.merge_patch(CLUSTER_POLICY, {"spec": spec})
+    plane.api.merge_patch(CLUSTER_POLICY, {"spec": WITHOUT_PLUGIN})
 
 
 DRA = replace(GPU_OPERATOR, prepare=_prepare_dra, install=lambda plane: operands.install(plane.api, dra=True))

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from hack.nvidia import build
-from hack.nvmlsim.simulator import Simulator
+from hack.nvmlsim.simulator import Simulator, cap_minors
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-GPU_INSTANCE_IDS, COMPUTE_INSTANCE_IDS = range(15), range(8)
-FIRST_CAP_MINOR = 3  # 1 is mig/config, 2 is mig/monitor (MIG user guide, Device Nodes and Capabilities)
 WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
 """The command that runs a program as root without SYS_ADMIN, as in a container that is neither privileged nor has the
 capability. To NVML such a program is not an administrator."""
@@ -246,17 +244,8 @@ class ProcessView:
 
 
 def mig_minors(gpus: int) -> str:
-    """Return the content of `/proc/driver/nvidia-caps/mig-minors`: a minor number for each possible GPU instance and
-    compute instance."""
-    lines, minor = ["config 1", "monitor 2"], FIRST_CAP_MINOR
-    for gpu in range(gpus):
-        for gpu_instance in GPU_INSTANCE_IDS:
-            lines.append(f"gpu{gpu}/gi{gpu_instance}/access {minor}")
-            minor += 1
-            for compute_instance in COMPUTE_INSTANCE_IDS:
-                lines.append(f"gpu{gpu}/gi{gpu_instance}/ci{compute_instance}/access {minor}")
-                minor += 1
-    return "\n".join(lines) + "\n"
+    """Return the content of `/proc/driver/nvidia-caps/mig-minors`, which has the numbers of `cap_minors`."""
+    return "".join(f"{name.replace('mig/', '')} {minor}\n" for name, minor in cap_minors(gpus).items())
 
 
 def _link(link: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import fcntl
+import itertools
 import mmap
 import os
 import threading
@@ -509,6 +510,8 @@ def _reset_gpu(gpu: layout.SimGpu) -> None:
 
 
 MONITOR, CONFIG = "mig/monitor", "mig/config"
+GPU_INSTANCE_IDS, COMPUTE_INSTANCE_IDS = range(15), range(8)
+FIRST_CAP_MINOR = 3  # 1 is mig/config, 2 is mig/monitor (MIG user guide, Device Nodes and Capabilities)
 
 
 def of_device(gpu: int, gpu_instance: int, compute_instance: int) -> tuple[str, str]:
@@ -516,6 +519,16 @@ def of_device(gpu: int, gpu_instance: int, compute_instance: int) -> tuple[str, 
     instance, relative to the capability folder. `gpu` is the GPU's minor number."""
     instance = f"gpu{gpu}/mig/gi{gpu_instance}"
     return f"{instance}/access", f"{instance}/ci{compute_instance}/access"
+
+
+def cap_minors(gpus: int) -> dict[str, int]:
+    """Return the minor number of each capability that a machine with this many GPUs can have, by the capability's file
+    as `of_device` names it: a number for each possible GPU instance and compute instance."""
+    names = []
+    for gpu, instance in itertools.product(range(gpus), GPU_INSTANCE_IDS):
+        names.append(of_device(gpu, instance, 0)[0])
+        names += [of_device(gpu, instance, compute)[1] for compute in COMPUTE_INSTANCE_IDS]
+    return {CONFIG: 1, MONITOR: 2, **{name: number for number, name in enumerate(names, FIRST_CAP_MINOR)}}
 
 
 def give(simulator: Simulator, folder: Path, *names: str) -> None:

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hack.cluster.api import Object
-from hack.nvmlsim.simulator import CONFIG, MONITOR, MachineDevice, of_device
+from hack.nvmlsim.simulator import CONFIG, MONITOR, MachineDevice, cap_minors, of_device
 
 VISIBLE, CAPABILITIES = "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"
 SPECIAL_DEVICES = {"NVIDIA_MIG_CONFIG_DEVICES": CONFIG, "NVIDIA_MIG_MONITOR_DEVICES": MONITOR}
+CAPS = "/dev/nvidia-caps/nvidia-cap"
+"""The path of a device file for a MIG capability, without its minor number."""
 DEFAULT_CAPABILITIES = "compute,utility"
 WITHOUT_DRIVER = ("", "void")
 MPS_PIPES = "CUDA_MPS_PIPE_DIRECTORY"
@@ -62,6 +64,23 @@ def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:
     minors = tuple(sorted({device.gpu for device in chosen}))
     computes_on = tuple(chosen) if named != "all" else ()
     return Grant(library, minors, (*special, *access), computes_on, mps=MPS_PIPES in environ)
+
+
+def find_injected(spec: Object, devices: Sequence[MachineDevice]) -> tuple[MachineDevice, ...]:
+    """Return those of the machine's `devices` whose device files containerd has added to the container, as the CDI
+    devices of a ResourceClaim say: a GPU without MIG devices by its own file, and a MIG device by the files of both of
+    its instances."""
+    files = {entry["path"] for entry in spec["linux"].get("devices") or ()}
+    minors = cap_minors(len({device.gpu for device in devices}))
+    divided = {device.gpu for device in devices if device.instance}
+
+    def has(device: MachineDevice) -> bool:
+        """Whether the container has the files of this device."""
+        if device.instance is None:
+            return device.gpu not in divided and f"/dev/nvidia{device.gpu}" in files
+        return files.issuperset(f"{CAPS}{minors[name]}" for name in of_device(device.gpu, *device.instance))
+
+    return tuple(filter(has, devices))
 
 
 def is_privileged(spec: Object) -> bool:

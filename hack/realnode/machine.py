@@ -144,6 +144,11 @@ class Machine:
         the machine is not started."""
         return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--", *command]
 
+    def path(self, inside: str) -> Path:
+        """Return the path at which this computer sees the absolute path `inside` of the machine. Raises RuntimeError if
+        the machine is not started."""
+        return Path(f"/proc/{self.pid}/root", inside.lstrip("/"))
+
     def namespace(self, kind: str) -> int:
         """Return the inode number of the machine's namespace of this kind, such as `pid`. Raises RuntimeError if the
         machine is not started."""

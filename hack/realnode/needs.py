@@ -9,13 +9,11 @@ from pathlib import Path
 
 from hack.apt import install
 from hack.cache import UnavailableError
-from hack.cluster.toolchain import kubelet_recipe
+from hack.cluster.toolchain import containerd_recipe, kubelet_recipe
 from hack.compiler import INSTALL, find_compiler, find_go
 from hack.required import left_out
 
 PROGRAMS = {
-    "containerd": "containerd",
-    "ctr": "containerd",
     "runc": "runc",
     "iptables": "iptables",
     "ip": "iproute2",
@@ -47,7 +45,7 @@ def why_not() -> str | None:
         return "a real kubelet needs root: its node gets namespaces and cgroups of its own (use sudo)"
     if missing := missing_packages():
         return f"a real kubelet needs {', '.join(missing)}: apt-get install --yes {' '.join(missing)}"
-    if not kubelet_recipe().built():
+    if not (kubelet_recipe().built() and containerd_recipe().built()):
         try:
             find_go("a real kubelet")
         except UnavailableError as error:

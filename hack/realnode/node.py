@@ -26,7 +26,7 @@ from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.nodes import wait_nodes_ready
 from hack.cluster.process import Component, ComponentError, pid_exists, tail, wait_until
 from hack.nvidia.sandbox import mig_minors, write_devices
-from hack.nvmlsim.simulator import Simulator
+from hack.nvmlsim.simulator import Simulator, cap_minors
 from hack.realnode import cgroups, images, runtime
 from hack.realnode.images import OneLayerImage
 from hack.realnode.machine import Machine
@@ -51,6 +51,8 @@ class NodeFiles:
         """The authority that signs the certificates of the kubelet's clients."""
         self.kubeconfig = folder / "kubeconfig"
         """The kubeconfig with which the kubelet logs in."""
+        self.registries = folder / "registries"
+        """The folder in which containerd looks for a folder with the settings of a registry."""
         self.images = folder / "images"
         """The folder for archives while containerd imports them."""
 
@@ -58,29 +60,33 @@ class NodeFiles:
 def containerd_settings(
     files: NodeFiles, cni_plugins: Path, pause_image: str, runtimes: Mapping[str, Path]
 ) -> str:
-    """Return the configuration file of containerd 1.6. `runtimes` are the programs that are called instead of runc, by
+    """Return the configuration file of containerd 2.x. `runtimes` are the programs that are called instead of runc, by
     the name of their handler."""
     quoted = json.dumps  # TOML's basic strings are JSON's
-    cri = '[plugins."io.containerd.grpc.v1.cri"'
+    cri = '[plugins."io.containerd.cri.v1.'
+    runtime = f'{cri}runtime"'
     handlers = [
-        f"{cri}.containerd.runtimes.{name}]\n"
+        f"{runtime}.containerd.runtimes.{name}]\n"
         'runtime_type = "io.containerd.runc.v2"\n'
-        f"{cri}.containerd.runtimes.{name}.options]\n"
+        f"{runtime}.containerd.runtimes.{name}.options]\n"
         f"BinaryName = {quoted(str(program))}\n"
         for name, program in {"runc": "", **runtimes}.items()
     ]
     return "\n".join(
         (
-            "version = 2",
+            "version = 3",
             f"root = {quoted(str(files.folder / 'containerd'))}",
             'state = "/run/containerd"',
             f"[grpc]\naddress = {quoted(CONTAINERD_SOCKET)}",
-            f"{cri}]",
-            f"sandbox_image = {quoted(pause_image)}",
+            f'{cri}images".pinned_images]\nsandbox = {quoted(pause_image)}',
+            f'{cri}images".registry]\nconfig_path = {quoted(str(files.registries))}',
+            f"{runtime}]",
             # In a user namespace, the kernel refuses an OOM score below our own.
             "restrict_oom_score_adj = true",
             "disable_apparmor = true",
-            f"{cri}.cni]\nbin_dir = {quoted(str(cni_plugins))}\nconf_dir = {quoted(str(files.cni))}",
+            # DRA drivers write CDI specifications to one of the default folders, /var/run/cdi.
+            "enable_cdi = true",
+            f"{runtime}.cni]\nbin_dirs = [{quoted(str(cni_plugins))}]\nconf_dir = {quoted(str(files.cni))}",
             *handlers,
         )
     )
@@ -146,9 +152,7 @@ class NodeGpus:
         self.simulator.path.chmod(0o666)  # every user of the library writes to it
         gpus = self.simulator.show()["gpus"]
         write_devices(folder / "shown" / "pci", gpus)
-        minors = folder / "shown" / "driver" / "nvidia-caps" / "mig-minors"
-        minors.parent.mkdir(parents=True)
-        minors.write_text(mig_minors(len(gpus)))
+        _write_driver_entries(folder / "shown" / "driver", len(gpus))
         self.runtime = runtime.write_runtime(folder)
 
     def enter(self, machine: Machine) -> None:
@@ -156,6 +160,18 @@ class NodeGpus:
         self.simulator.set_machine(
             pid_namespace=machine.namespace("pid"), capabilities=runtime.CAPABILITIES, devices=runtime.DEV
         )
+
+
+def _write_driver_entries(folder: Path, gpus: int) -> None:
+    """Write what /proc/driver of a machine with this many GPUs has about MIG: the minor numbers, and the file of each
+    capability. SIMULATED: a real driver has the files of existing instances only. Rights are checked elsewhere, at
+    runtime.CAPABILITIES."""
+    (folder / "nvidia-caps").mkdir(parents=True)
+    (folder / "nvidia-caps" / "mig-minors").write_text(mig_minors(gpus))
+    for name, minor in cap_minors(gpus).items():
+        file = folder / "nvidia" / "capabilities" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"DeviceFileMinor: {minor}\nDeviceFileMode: 292\nDeviceFileModify: 1\n")
 
 
 CONTAINERD_SECONDS = 120.0
@@ -277,13 +293,17 @@ class KubeletNode:
     def ctr(self, *arguments: str) -> str:
         """Run `ctr`, containerd's own client, in containerd's namespace for the kubelet, and return its output. Raises
         CalledProcessError if it fails."""
-        return self.machine.run("ctr", "--address", CONTAINERD_SOCKET, "--namespace", "k8s.io", *arguments)
+        ctr = str(toolchain.ensure("containerd") / "ctr")
+        return self.machine.run(ctr, "--address", CONTAINERD_SOCKET, "--namespace", "k8s.io", *arguments)
 
     def start_containerd(self) -> None:
         """Start containerd and return when it answers. Raises ComponentError if it ends or does not answer within
         CONTAINERD_SECONDS."""
-        command = ["containerd", "--config", str(self.files.containerd_config)]
-        self._programs["containerd"] = component = self.machine.spawn("containerd", command)
+        programs = toolchain.ensure("containerd")
+        command = [str(programs / "containerd"), "--config", str(self.files.containerd_config)]
+        # It looks for its shim on PATH first, where the machine may have another version.
+        path = {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+        self._programs["containerd"] = component = self.machine.spawn("containerd", command, path)
         self._await(self._containerd_answers, CONTAINERD_SECONDS, component)
 
     def start_kubelet(self) -> None:

@@ -28,15 +28,22 @@ IN_CONTAINERS = "/mps"
 NVIDIA_IMAGE = "localhost/nvidia-programs:1"
 DRIVER = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
 """The variables of NVIDIA's image that ask the container runtime for the driver and all GPUs."""
+PROC_DEVICES = "/usr/share/nvidia/proc-devices"
+"""The file in the image from which the DRA driver learns the major number of MIG's device files (SIMULATED)."""
 TOOLS = ("mount", "umount", "tail")
 """Programs of this machine that mps-control-daemon runs."""
 
 
 def nvidia_image() -> OneLayerImage:
-    """Return an image with the device plugin, GFD, config-manager, the MPS daemon, mig-parted and mig-manager in
-    /usr/bin, and the programs that these run. Raises UnavailableError if a program cannot be built here."""
+    """Return an image with the device plugin, GFD, config-manager, the MPS daemon, mig-parted, mig-manager and the DRA
+    driver's kubelet plugin in /usr/bin, and the programs that these run. Raises UnavailableError if a program cannot be
+    built here."""
     tools = {name: _tool(name) for name in TOOLS}
-    built = {name: build.program(name) for release in build.RELEASES for name in release.programs}
+    built = {
+        name: build.program(name)
+        for release in (*build.RELEASES, build.DRA_DRIVER)
+        for name in release.programs
+    }
     driver = {
         "nvidia-cuda-mps-control": c_program("nvidia-cuda-mps-control"),
         "nvidia-smi": c_program("nvidia-smi", LOADING),
@@ -47,6 +54,7 @@ def nvidia_image() -> OneLayerImage:
     for library in sorted({used for path in programs.values() for used in _libraries(path)}):
         files[_place(library)] = ImageFile(library.resolve().read_bytes())
     files["lib"] = ImageFile(link="usr/lib")
+    files[PROC_DEVICES.lstrip("/")] = ImageFile(b"Character devices:\n237 nvidia-caps\n\nBlock devices:\n")
     environment = {"PATH": "/usr/bin", **DRIVER}
     return OneLayerImage(
         NVIDIA_IMAGE, files, ["/usr/bin/enter"], environment, folders=("run", "proc", "sys", "etc")

@@ -20,9 +20,9 @@ HOST_ROOT = "/run/host-root"
 CONFIGS, CONFIG = "/available-configs", "/config/config.yaml"
 
 
-def manifests() -> list[Object]:
-    """Return the manifests of a ServiceAccount, its ClusterRoleBinding, and the DaemonSets of the device plugin, GFD,
-    the MPS daemon and mig-manager."""
+def manifests(*, plugin: bool = True) -> list[Object]:
+    """Return the manifests of a ServiceAccount, its ClusterRoleBinding, and the DaemonSets of mig-manager, GFD and, with
+    `plugin`, the device plugin and the MPS daemon."""
     account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": GPU_OPERATOR_NAMESPACE}
     return [
         {
@@ -41,9 +41,8 @@ def manifests() -> list[Object]:
             },
             "subjects": [account],
         },
-        _plugin(),
+        *((_plugin(), _mps()) if plugin else ()),
         _gfd(),
-        _mps(),
         _mig_manager(),
     ]
 

@@ -23,7 +23,7 @@ from hack.realnode.node import KubeletNode
 
 ADDRESS = ("127.0.0.1", 5000)
 HOST = "localhost:5000"
-"""The registry's name. containerd uses plain HTTP for localhost."""
+"""The registry's name in references to images."""
 SECONDS = 60.0
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -45,6 +45,9 @@ class Registry:
         """Start the server, on a node that is running, and return when it answers. Raises ComponentError if it ends,
         and TimeoutError if it does not answer within SECONDS."""
         self._folder.mkdir(exist_ok=True)
+        settings = self._node.files.registries / HOST / "hosts.toml"
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(f'server = "http://{HOST}"\n')  # without it containerd insists on TLS
         command = [sys.executable, "-m", "hack.realnode.registry", str(self._folder)]
         self._server = self._node.machine.spawn("registry", command, {"PYTHONPATH": PYTHONPATH})
         log = self._node.folder / "registry.log"

@@ -19,7 +19,7 @@ from pathlib import Path
 from hack.cluster.api import Object
 from hack.nvmlsim.build import LIBRARY, library_directory
 from hack.nvmlsim.simulator import Simulator, machine_devices
-from hack.realnode.grants import Grant, GrantRefused, find_grant
+from hack.realnode.grants import Grant, GrantRefused, find_grant, find_injected
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPABILITIES = "/run/nvmlsim/capabilities"
@@ -31,7 +31,8 @@ NULL_DEVICE = (1, 3)
 """The major and minor of a character device that every container may open."""
 MEMORY_MIB = 512
 POD_ANNOTATION = "io.kubernetes.cri.sandbox-name"
-HOOKS = (("createRuntime", "began"), ("createContainer", "mount"))
+BEGAN, MOUNT = ("createRuntime", "began"), ("createContainer", "mount")
+"""The hooks: the stage at which runc calls each, and its verb."""
 COMPUTES_ON = "computes-on.json"
 """The file in the bundle with the GPU and MIG instance of each device that the container names, and whether the
 container uses them through MPS."""
@@ -88,9 +89,15 @@ def edit(spec: Object, grant: Grant, folder: Path, bundle: Path) -> None:
         {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o666, "uid": 0, "gid": 0}
         for path in nodes
     )
-    hooks = spec.setdefault("hooks", {})
-    for stage, verb in HOOKS:
-        hooks.setdefault(stage, []).append({"path": str(folder / "hook"), "args": ["hook", verb]})
+    add_hooks(spec, folder, BEGAN, MOUNT)
+
+
+def add_hooks(spec: Object, folder: Path, *hooks: tuple[str, str]) -> None:
+    """Add hooks to the OCI configuration `spec` in place: each calls our program in `folder` with a verb, at a stage of
+    the container's creation."""
+    for stage, verb in hooks:
+        stages = spec.setdefault("hooks", {})
+        stages.setdefault(stage, []).append({"path": str(folder / "hook"), "args": ["hook", verb]})
 
 
 def _loader_folder(spec: Object, bundle: Path) -> str:
@@ -103,29 +110,35 @@ def _loader_folder(spec: Object, bundle: Path) -> str:
 
 def _prepare(folder: Path, arguments: Sequence[str]) -> int:
     """Give a container its grant: change the OCI configuration in the bundle that runc's `arguments` name, and write
-    the capability files and COMPUTES_ON into the bundle. A container without a grant is left unchanged. Returns the
-    exit status: 0, or 1 if the toolkit would refuse the container, after writing the reason to runc's log. Raises
-    SystemExit as `_option` does."""
+    the capability files and COMPUTES_ON into the bundle. A container that has devices by CDI gets only COMPUTES_ON and
+    the hook that reads it, and any other container without a grant is left unchanged. Returns the exit status: 0, or 1
+    if the toolkit would refuse the container, after writing the reason to runc's log. Raises SystemExit as `_option`
+    does."""
     bundle = Path(_option(arguments, "--bundle"))
     spec = json.loads((bundle / "config.json").read_text())
+    devices = machine_devices(Simulator(state_file(folder)).show())
     try:
-        grant = find_grant(spec, machine_devices(Simulator(state_file(folder)).show()))
+        grant = find_grant(spec, devices)
     except GrantRefused as error:
         # containerd shows what runc logged there.
         line = {"level": "error", "msg": f"nvidia-container-runtime (SIMULATED): {error}"}
         Path(_option(arguments, "--log")).write_text(json.dumps(line) + "\n")
         return 1
-    if grant is None:
+    uses = grant.computes_on if grant else find_injected(spec, devices)
+    if grant:
+        (bundle / "nvmlsim").mkdir(exist_ok=True)
+        for name in grant.capabilities:
+            file = bundle / "nvmlsim" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("SIMULATED\n")
+            file.chmod(0o400)
+        edit(spec, grant, folder, bundle)
+    elif uses:
+        add_hooks(spec, folder, BEGAN)
+    else:
         return 0
-    (bundle / "nvmlsim").mkdir(exist_ok=True)
-    for name in grant.capabilities:
-        file = bundle / "nvmlsim" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("SIMULATED\n")
-        file.chmod(0o400)
-    edit(spec, grant, folder, bundle)
-    on = [(device.gpu, device.instance) for device in grant.computes_on]
-    (bundle / COMPUTES_ON).write_text(json.dumps({"on": on, "mps": grant.mps}))
+    on = [(device.gpu, device.instance) for device in uses]
+    (bundle / COMPUTES_ON).write_text(json.dumps({"on": on, "mps": bool(grant and grant.mps)}))
     (bundle / "config.json").write_text(json.dumps(spec))
     return 0
 

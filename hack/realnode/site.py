@@ -50,7 +50,8 @@ class HostServices:
         self._node.machine.run("mkdir", "-p", str(socket.parent))
         command = ["dbus-daemon", f"--config-file={config}", "--nofork", "--nopidfile"]
         self._bus = self._node.machine.spawn("dbus-daemon", command)
-        wait_until(self._inside(socket).exists, BUS_SECONDS, "the D-Bus of the node", self._bus.check)
+        there = self._node.machine.path(str(socket))
+        wait_until(there.exists, BUS_SECONDS, "the D-Bus of the node", self._bus.check)
         self._feeder.start()
 
     def stop(self) -> None:
@@ -62,14 +63,10 @@ class HostServices:
             self._feeder.join()
         self._api.close()
 
-    def _inside(self, path: Path) -> Path:
-        """Return the path at which this computer sees a path inside the machine."""
-        return Path(f"/proc/{self._node.machine.pid}/root") / path.relative_to("/")
-
     def _feed(self) -> None:
         """Play NFD (SIMULATED): copy the labels that GFD has written to a file to the Node, every LOOK_SECONDS until
         `stop`. Errors are logged to nfd.log."""
-        feeder = LabelFeeder(self._api, self._node.name, self._inside(Path(LABELS)))
+        feeder = LabelFeeder(self._api, self._node.name, self._node.machine.path(LABELS))
         while not self._ended.wait(LOOK_SECONDS):
             try:
                 feeder.look()
@@ -124,10 +121,11 @@ class Site:
         """Run helm in the namespace of our release, and return its result whatever the exit status."""
         return launch.helm(self.plane.environment(), *arguments, "--namespace", launch.NAMESPACE)
 
-    def install_operands(self) -> None:
-        """Create or change the DaemonSets of NVIDIA's operands and their ServiceAccount, as the GPU Operator does.
-        Each ConfigMap that their pods mount must have at least one entry. Raises as `apply_documents` does."""
-        install.apply_documents(self.api, operands.manifests())
+    def install_operands(self, *, plugin: bool = True) -> None:
+        """Create or change the DaemonSets of NVIDIA's operands and their ServiceAccount, as the GPU Operator does; with
+        `plugin` off, as it does if devicePlugin.enabled of ClusterPolicy is off. Each ConfigMap that their pods mount
+        must have at least one entry. Raises as `apply_documents` does."""
+        install.apply_documents(self.api, operands.manifests(plugin=plugin))
 
     def start_software(self, name: str) -> None:
         """Start the host services of the node `name` and keep them in `software`. Raises the same errors as

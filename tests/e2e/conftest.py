@@ -22,9 +22,9 @@ def real_nodes_possible() -> None:
     """Build what real nodes run, after a look at whether they can run here."""
     require("rung4", needs.why_not())
     toolchain.control_plane_programs()
-    for name in ("helm", "kubelet"):
+    for name in ("helm", "kubelet", "containerd"):
         toolchain.program(name)
-    for release in build.RELEASES:
+    for release in (*build.RELEASES, build.DRA_DRIVER):
         build.ensure(release)
 
 

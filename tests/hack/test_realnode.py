@@ -24,10 +24,11 @@ def test_the_kubelet_is_of_the_version_of_the_control_plane() -> None:
 
 def test_containerd_takes_the_wrapper_for_the_runtime_class_and_runc_for_the_rest() -> None:
     text = containerd_settings(FILES, Path("/cni"), "localhost/pause:1", {"nvidia": Path("/node/bin/nvidia")})
-    told = tomllib.loads(text)["plugins"]["io.containerd.grpc.v1.cri"]
-    runtimes = {name: one["options"]["BinaryName"] for name, one in told["containerd"]["runtimes"].items()}
+    told = tomllib.loads(text)["plugins"]
+    cri = told["io.containerd.cri.v1.runtime"]
+    runtimes = {name: one["options"]["BinaryName"] for name, one in cri["containerd"]["runtimes"].items()}
     assert runtimes == {"runc": "", "nvidia": "/node/bin/nvidia"}
-    assert told["sandbox_image"] == "localhost/pause:1"
+    assert told["io.containerd.cri.v1.images"]["pinned_images"]["sandbox"] == "localhost/pause:1"
 
 
 def test_the_kubelet_asks_the_api_server_who_may_call_it() -> None:
@@ -55,7 +56,7 @@ def test_equal_images_give_equal_archives_with_all_their_files(tmp_path: Path) -
 
 def test_the_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert needs.missing_packages()[:3] == ["containerd", "runc", "iptables"]
+    assert needs.missing_packages()[:3] == ["runc", "iptables", "iproute2"]
 
 
 def test_a_machine_without_the_programs_of_a_real_node_is_told_what_to_do(

@@ -3,7 +3,7 @@
 import pytest
 from hack.cluster.api import Object
 from hack.nvmlsim.simulator import MachineDevice, machine_devices
-from hack.realnode.grants import Grant, GrantRefused, find_grant
+from hack.realnode.grants import Grant, GrantRefused, find_grant, find_injected
 
 SHOWN: Object = {
     "gpus": [
@@ -63,3 +63,30 @@ def test_rights_over_mig_are_refused_to_a_container_that_is_not_privileged() -> 
 def test_a_device_that_is_gone_is_refused_by_name() -> None:
     with pytest.raises(GrantRefused, match="unknown device MIG-gone: this machine has GPU-a, GPU-b, MIG-c"):
         find_grant(container(visible_devices="MIG-gone"), DEVICES)
+
+
+def injected(*files: str) -> Object:
+    return {"linux": {"devices": [{"path": path} for path in files]}}
+
+
+INJECTED = [
+    pytest.param(injected("/dev/null", "/dev/nvidiactl"), (), id="files of no device"),
+    pytest.param(injected("/dev/nvidia0"), (DEVICES[0],), id="a whole GPU by its own file"),
+    pytest.param(
+        injected("/dev/nvidia1", "/dev/nvidia-caps/nvidia-cap156", "/dev/nvidia-caps/nvidia-cap157"),
+        (DEVICES[2],),
+        id="a MIG device by the files of both of its instances, and not its GPU",
+    ),
+    pytest.param(
+        injected("/dev/nvidia1", "/dev/nvidia-caps/nvidia-cap156"),
+        (),
+        id="one of two files is no MIG device, and no whole GPU",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "expected"), INJECTED)
+def test_a_container_uses_the_devices_whose_files_a_cdi_specification_adds(
+    spec: Object, expected: tuple[MachineDevice, ...]
+) -> None:
+    assert find_injected(spec, DEVICES) == expected

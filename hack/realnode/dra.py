@@ -1,0 +1,101 @@
+"""NVIDIA's DRA driver on real nodes, from its own chart, after the how-to (docs/how-to/dra.md).
+
+SIMULATED: the driver's files on the node, which are those of the simulated machine, and /proc/devices. The chart's
+image is that of `nvidiaimage.py`. Neither the check of the driver before the plugin starts, nor its part for compute
+domains, nor the hooks of its CDI specifications run, which would update the linker's cache in the container.
+"""
+
+import os
+import shutil
+import stat
+from collections.abc import Sequence
+
+import yaml
+
+from hack import launch
+from hack.cluster import install
+from hack.cluster.api import Object
+from hack.cluster.controlplane import ControlPlane
+from hack.nvidia import build
+from hack.nvmlsim.build import LIBRARY, library_directory
+from hack.realnode.images import LOADING, c_program
+from hack.realnode.node import RUNTIME_CLASS, KubeletNode
+from hack.realnode.nvidiaimage import NVIDIA_IMAGE, PROC_DEVICES
+from hack.realnode.runtime import NULL_DEVICE
+
+RELEASE = "dra-driver-nvidia-gpu"
+REPOSITORY = f"localhost/{RELEASE}"
+DRIVER_ROOT = "/run/nvidia/driver"
+"""The folder on the node in which the GPU Operator's driver container shows the driver's files."""
+VALUES = {
+    "gpuResourcesEnabledOverride": "true",
+    "nvidiaDriverRoot": DRIVER_ROOT,
+    "image.repository": REPOSITORY,
+    "resources.computeDomains.enabled": "false",
+    "nvidiaCDIHookPath": "/usr/bin/true",
+    "resourceApiVersion": "resource.k8s.io/v1",
+}
+
+
+def install_dra(nodes: Sequence[KubeletNode]) -> list[Object]:
+    """Install NVIDIA's chart with the how-to's values, and return its objects. Raises LaunchError if helm fails,
+    CalledProcessError if containerd does, and as `apply_documents` does."""
+    for node in nodes:
+        node.ctr("images", "tag", "--force", NVIDIA_IMAGE, f"{REPOSITORY}:{build.DRA_DRIVER.version}")
+        write_driver(node)
+    manifests = [_on_this_machine(one) for one in chart_manifests(nodes[0].plane)]
+    install.apply_documents(nodes[0].plane.api, manifests)
+    return manifests
+
+
+def write_driver(node: KubeletNode) -> None:
+    """Write the SIMULATED driver to DRIVER_ROOT of a node that runs: libnvidia-ml, nvidia-smi, and the device files of
+    its GPUs, which are those of /dev/null. They are lost when the node reboots."""
+    assert node.gpus is not None, "the node has GPUs"
+    shown, root = node.gpus.simulator.show(), node.machine.path(DRIVER_ROOT)
+    for folder in ("usr/lib64", "usr/bin", "dev"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    library = root / "usr/lib64" / LIBRARY
+    versioned = library.with_name(f"libnvidia-ml.so.{shown['driver']}")
+    shutil.copy(library_directory() / LIBRARY, versioned)
+    library.symlink_to(versioned.name)
+    shutil.copy(c_program("nvidia-smi", LOADING), root / "usr/bin")
+    for name in ("nvidiactl", *(f"nvidia{gpu['index']}" for gpu in shown["gpus"])):
+        os.mknod(root / "dev" / name, stat.S_IFCHR | 0o666, os.makedev(*NULL_DEVICE))
+
+
+def chart_manifests(plane: ControlPlane) -> list[Object]:
+    """Return the objects of NVIDIA's chart with VALUES, which are not created. Raises LaunchError if helm fails, and
+    UnavailableError if the chart, which is in the driver's Go module, cannot be fetched."""
+    chart = build.module_folder(build.DRA_DRIVER, build.DRA_DRIVER.module) / "deployments" / "helm" / RELEASE
+    values = ",".join(f"{key}={value}" for key, value in VALUES.items())
+    command = (
+        "template",
+        RELEASE,
+        str(chart),
+        "--namespace",
+        install.GPU_OPERATOR_NAMESPACE,
+        "--set",
+        values,
+    )
+    done = launch.helm({**os.environ, "KUBECONFIG": str(plane.kubeconfig)}, *command)
+    if done.returncode:
+        raise launch.LaunchError(f"helm could not render the DRA driver's chart: {done.stderr.strip()}")
+    return [one for one in yaml.safe_load_all(done.stdout) if one]
+
+
+def _on_this_machine(manifest: Object) -> Object:
+    """Change the DaemonSet of the chart in place so that it runs here, and return the manifest; others are returned as
+    they are. The plugin gets the simulated machine from the RuntimeClass, which a real one finds in the kernel, and is
+    started without bash, which our image lacks."""
+    if manifest["kind"] != "DaemonSet":
+        return manifest
+    pod = manifest["spec"]["template"]["spec"]
+    pod["runtimeClassName"] = RUNTIME_CLASS
+    del pod["initContainers"]
+    (container,) = pod["containers"]
+    container["command"], container["args"] = ["/usr/bin/gpu-kubelet-plugin"], ["-v", "6"]
+    (visible,) = (row for row in container["env"] if row["name"] == "NVIDIA_VISIBLE_DEVICES")
+    visible["value"] = "all"
+    container["env"].append({"name": "ALT_PROC_DEVICES_PATH", "value": PROC_DEVICES})
+    return manifest
