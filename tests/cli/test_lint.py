@@ -312,8 +312,9 @@ def test_other_files_are_named_and_refuse_nothing(content: str, tmp_path: Path) 
     assert {severity for _, severity, _ in lint(tmp_path, content)} == {"ignored"}
 
 
-def test_an_object_that_is_not_parsed_is_named_all_the_same(tmp_path: Path) -> None:
+def test_an_object_of_another_kind_is_named_even_if_it_is_no_yaml(tmp_path: Path) -> None:
     assert lint(tmp_path, "\n" + UNRELATED["a manifest"]) == [(2, "ignored", "Deployment/web")]
+    assert lint(tmp_path, UNRELATED["a template of Helm"]) == [(1, "ignored", "Deployment")]
 
 
 # --- one rulebook -------------------------------------------------------------------------------------------------

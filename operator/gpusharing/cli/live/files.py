@@ -17,8 +17,7 @@ from gpusharing.planning.wanted.yamltext import Unreadable, find_line, parse_yam
 
 SUFFIXES = (".yaml", ".yml", ".json")
 _OTHER = re.compile(r"^kind: *(?!(?:GPUSharingPolicy|ClusterPolicy|ConfigMap|\w*List)\b)(\w+)", re.MULTILINE)
-"""Matches the kind of an object that no verb reads. It is not parsed, because CRDs, for example, are nested deeply."""
-_NAME = re.compile(r"^metadata:(?:\n .*)*?\n  name: *(\S+)", re.MULTILINE)
+"""Matches the kind of an object that no verb reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +31,8 @@ class Document:
     text: str
     """The whole YAML or JSON document that contains the object, without comments at its beginning."""
     raw: Any = None
-    """The object, of any type. An object of another kind than verbs read has only kind and name. An Unreadable if the
-    document cannot be parsed."""
+    """The object, of any type. If the document cannot be parsed, an Unreadable; if it is also of a kind that no verb
+    reads, such as a CRD that is nested too deeply, an object with the kind alone."""
     at: str = ""
     """Path of the object in the document, such as `items[0].` in a List; empty if it is the whole document."""
 
@@ -101,14 +100,11 @@ def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
 
 def _objects(document: Document) -> Iterator[Document]:
     """Yield the objects in a document that has no `raw` yet, each with it; nothing if the document is empty."""
-    if other := _OTHER.search(document.text):
-        name = _NAME.search(document.text)
-        yield replace(document, raw={"kind": other[1], "metadata": {"name": name[1] if name else ""}})
-        return
     try:
         raw = parse_yaml(document.text)
     except Unreadable as error:
-        raw = error
+        other = _OTHER.search(document.text)
+        raw = error if other is None else {"kind": other[1]}
     if isinstance(items := part(raw, "items"), list) and text(raw, "kind").endswith("List"):
         yield from (replace(document, raw=item, at=f"items[{index}].") for index, item in enumerate(items))
     elif raw is not None:
