@@ -18,11 +18,12 @@ from tests.api.policies import BAD, GOOD, OPERATOR_ONLY, Row
 from tests.cli.desk import PROGRAM, SECONDS, Desk, wrong
 from tests.cli.reported import CASES
 from tests.foreign.corpus import READERS, ForeignFile, load
+from tests.kube.damage import ODD_YAML
 
 from gpusharing.cli.live.files import read_documents
 from gpusharing.cli.setup.lint import judge
 from gpusharing.cli.shell.arguments import VERBS
-from gpusharing.cli.shell.troubles import DONE, FAILED
+from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.planning.gpus.cards import CARDS
 from gpusharing.planning.gpus.geometry import maximal_layouts
 
@@ -315,6 +316,25 @@ def test_other_files_are_named_and_refuse_nothing(content: str, tmp_path: Path) 
 def test_an_object_of_another_kind_is_named_even_if_it_is_no_yaml(tmp_path: Path) -> None:
     assert lint(tmp_path, "\n" + UNRELATED["a manifest"]) == [(2, "ignored", "Deployment/web")]
     assert lint(tmp_path, UNRELATED["a template of Helm"]) == [(1, "ignored", "Deployment")]
+
+
+@pytest.mark.parametrize("text", ODD_YAML, ids=lambda text: text[:24].encode("unicode_escape").decode())
+def test_whatever_a_file_contains_there_are_lines_and_no_traceback(text: str, tmp_path: Path) -> None:
+    indented = "".join(f"    {row}\n" for row in text.splitlines())
+    for content in (
+        text,
+        *(mapped(corpus, text) for corpus in READERS),
+        f"{HEAD}  mode: Full\n  nodeSelector:\n{indented}",
+        f"{CLUSTER}  devicePlugin:\n{indented}",
+    ):
+        path = tmp_path / "file.yaml"
+        path.write_text(content, encoding="utf-8", errors="surrogatepass")
+        try:
+            found = list(judge(tuple(read_documents([str(path)], ""))))
+        except Trouble as trouble:
+            assert "cannot be read" in str(trouble)  # noqa: PT017 - what else it may be is the question
+        else:
+            assert all(one["line"] >= 1 and one["message"] for one in found)
 
 
 # --- one rulebook -------------------------------------------------------------------------------------------------

@@ -310,9 +310,9 @@ def _device_problems(mig: Mig) -> Iterator[Problem]:
 
 
 def _find_meant(location: tuple[int | str, ...]) -> str:
-    """Return the known field that is most like the unknown field at this location and stands beside it. If there is
-    none, return the path of a field with the same name elsewhere in a policy, such as `spec.rollout.approval`; empty if
-    there is none either."""
+    """Return the name of the known field that stands beside the unknown field at this location and is most like it. If
+    there is none, return the path of a field with the same name elsewhere in a policy, such as `spec.rollout.approval`;
+    empty if there is none either."""
     *parents, name = [part for part in location if isinstance(part, str)]
     at, paths = ".".join(["spec", *parents]), list(_paths(GPUSharingPolicySpec, "spec"))
     beside = [path.rpartition(".")[2] for path in paths if path.rpartition(".")[0] == at]

@@ -126,7 +126,8 @@ def _is_cluster_policy(raw: object) -> bool:
 
 
 def _judge_policy(document: Document) -> Iterator[Fault]:
-    """Yield what the API server and the operator would refuse in a policy, and layouts that no card can hold."""
+    """Yield what the API server and the operator would refuse in a policy, and layouts that none of its products can
+    hold. Layouts are not checked if our table lacks one of the products, or if anything else is wrong."""
     if document.fault:
         yield "", document.fault, ERROR
     checked = validate_policy(document.raw)
@@ -135,7 +136,7 @@ def _judge_policy(document: Document) -> Iterator[Fault]:
         return
     cards = [card for card in map(find_card, checked.products) if card is not None]
     if len(cards) < len(checked.products):
-        return  # what an unknown card can hold is unknown
+        return
     for index, layout in enumerate((checked.mig and checked.mig.layouts) or ()):
         yield from _find_unfit(f"spec.mig.layouts[{index}].profiles", layout.profiles, cards or CARDS, ERROR)
 
@@ -158,7 +159,8 @@ def _judge_cluster_policy(raw: JSON, policies: tuple[PolicyView, ...]) -> Iterat
 
 def _find_reader(content: object) -> str:
     """Return which program reads a text like this: MIG_PARTED if it has the field mig-configs, PLUGIN if it has fields
-    of the device plugin. Empty for any other text, and for a value that is neither a text nor an object."""
+    of the device plugin. Empty for any other text, and for a value that is neither a text nor an object. In a text that
+    is not YAML, words with a colon at the beginning of a line count as fields."""
     try:
         fields = parse_yaml(content) if isinstance(content, str) else content
     except Unreadable:
