@@ -65,6 +65,9 @@ class CustomResource:
     """The columns of `kubectl get`, in their order."""
     rules: Sequence[ApiRule] = ()
     """Validation rules about the whole object."""
+    selectable: Sequence[str] = ()
+    """The paths of the fields by which `kubectl get --field-selector` may select. Kubernetes 1.30 ignores them, because
+    its feature gate CustomResourceFieldSelectors is off by default."""
 
 
 AGE = PrinterColumn("Age", ".metadata.creationTimestamp", "Time since creation.", "date")
@@ -105,6 +108,7 @@ POLICY = CustomResource(
         PrinterColumn("Message", ".status.summary.message", "The most urgent sentence.", wide=True),
     ),
     rules=(NAME_LENGTH,),
+    selectable=(".spec.mode",),
 )
 GPUNODE = CustomResource(
     kind="GPUNode",
@@ -136,6 +140,7 @@ GPUNODE = CustomResource(
             "Message", ".status.transition.message", "What happens, why, and what to do.", wide=True
         ),
     ),
+    selectable=(".status.transition.policy", ".status.transition.phase"),
 )
 RESOURCES = (POLICY, GPUNODE)
 
@@ -166,6 +171,7 @@ def custom_resource_definition(resource: CustomResource) -> Schema:
                     "storage": True,
                     "subresources": {"status": {}},
                     "additionalPrinterColumns": [column.manifest() for column in resource.columns],
+                    "selectableFields": [{"jsonPath": path} for path in resource.selectable],
                     "schema": {"openAPIV3Schema": _root(resource)},
                 }
             ],

@@ -45,6 +45,13 @@ def test_a_committed_crd_is_what_the_types_generate(path: str) -> None:
 
 
 @pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.kind)
+def test_every_field_to_select_by_is_a_string_of_the_schema(resource: CustomResource) -> None:
+    types = {f".{path}": child.get("type") for path, child in fields(schema_of(resource), "")}
+    assert resource.selectable
+    assert {types.get(f".{path}") for path in resource.selectable} == {"string"}
+
+
+@pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.kind)
 def test_every_field_is_described(resource: CustomResource) -> None:
     found = [
         (path, child.get("description", ""))

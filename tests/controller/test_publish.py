@@ -81,10 +81,11 @@ class Publishing:
         resources: Mapping[str, int] | None = None,
         objection: Finding | None = None,
         fence: Fence | None = None,
+        cordoned: bool = False,
     ) -> float | None:
         """One pass; returns the seconds at which more is due."""
         await self.read()
-        node = make_node(verdict.node, resources=resources, fence=fence)
+        node = make_node(verdict.node, resources=resources, fence=fence, unschedulable=cordoned)
         reports = [make_gpunode(verdict.node)] if gpunodes else []
         snapshot = make_snapshot([node], [policy], gpunodes=reports)
         pool = Pool(policy, names=[verdict.node]).with_hours(NOW)
@@ -370,3 +371,21 @@ async def test_the_start_of_a_drain_is_told_once_although_its_pods_are_lost_from
     await stage.publish(replace(PENDING, node="gpu-07"), 9)
     await stage.publish(listed, 10, fence=make_fence(op="op-2"))
     assert [event["reason"] for event in stage.cluster.objects(EVENTS)] == ["DrainStarted"] * 2
+
+
+async def test_cordon_and_release_are_told_on_the_node_as_a_kubelet_tells_its_own_events() -> None:
+    stage = Publishing()
+    await stage.publish(SYNCED)
+    for second in (1, 2):
+        await stage.publish(SYNCED, second, fence=make_fence(), cordoned=True)
+    await stage.publish(SYNCED, 3)
+    events = stage.cluster.objects(EVENTS)
+    assert [event["reason"] for event in events] == ["NodeCordoned", "NodeReleased"]
+    node = {"apiVersion": "v1", "kind": "Node", "name": "gpu-07", "uid": "gpu-07"}
+    assert [event["regarding"] for event in events] == [node, node]
+
+
+async def test_a_cordon_from_before_the_operator_started_is_not_told_again() -> None:
+    stage = Publishing()
+    await stage.publish(SYNCED, fence=make_fence(), cordoned=True)
+    assert stage.cluster.objects(EVENTS) == []

@@ -16,7 +16,14 @@ from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.gpus.health import NO_TROUBLE
-from gpusharing.planning.report.events import MAX_NOTE, Event, node_events, refusal_event, shared_event
+from gpusharing.planning.report.events import (
+    MAX_NOTE,
+    Event,
+    cordon_event,
+    node_events,
+    refusal_event,
+    shared_event,
+)
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import Actuate, SetPointers
 from gpusharing.planning.transition.verdict import Verdict
@@ -316,6 +323,47 @@ def test_a_whole_change_is_told_by_three_events_a_node() -> None:
     counts = Counter((event.reason, event.note.split(":")[0]) for event in told)
     reasons = ("DrainStarted", "Reconfiguring", "LayoutVerified")
     assert counts == {(reason, node): 1 for reason in reasons for node in world.nodes}
+
+
+OPEN, FENCED = make_node(), make_node(unschedulable=True, fence=make_fence())
+HUMAN = make_node(unschedulable=True)
+CHANGE = "the change from 1x full to 2x3g.40gb under policy pool-b"
+CORDONS = {
+    "the operator cordons": (
+        OPEN,
+        FENCED,
+        ("NodeCordoned", f"the operator has cordoned the node for {CHANGE}"),
+    ),
+    "the change ends": (
+        FENCED,
+        OPEN,
+        ("NodeReleased", f"the operator has released the node after {CHANGE}; it accepts pods again"),
+    ),
+    "the change ends and the cordon stays": (
+        FENCED,
+        HUMAN,
+        ("NodeReleased", f"the operator has released the node after {CHANGE}; it stays cordoned by others"),
+    ),
+    "a person cordons": (OPEN, HUMAN, None),
+    "a person uncordons": (HUMAN, OPEN, None),
+    "the change goes on": (FENCED, make_node(unschedulable=True, fence=make_fence("actuating")), None),
+    "a change that needs no cordon": (
+        OPEN,
+        make_node(fence=make_fence(disruption=DisruptionClass.PLUGIN_RESTART)),
+        None,
+    ),
+    "a change on a node that a person had cordoned": (
+        HUMAN,
+        make_node(unschedulable=True, fence=make_fence(prior_unschedulable=True)),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CORDONS)
+def test_a_node_is_told_of_the_operators_own_cordon_alone_when(case: str) -> None:
+    before, after, wanted = CORDONS[case]
+    assert cordon_event(before, after) == (wanted and Event("Normal", *wanted))
 
 
 def test_a_point_of_no_return_that_is_refused_again_and_again_is_told_once() -> None:

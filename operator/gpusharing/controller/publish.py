@@ -35,7 +35,7 @@ from gpusharing.kube.errors import (
     Unauthorized,
 )
 from gpusharing.kube.sources import Sources
-from gpusharing.planning.report.events import Event, node_events, refusal_event, shared_event
+from gpusharing.planning.report.events import Event, cordon_event, node_events, refusal_event, shared_event
 from gpusharing.planning.report.status import find_grounds, tell_status
 from gpusharing.planning.report.transition import health_conditions, transition
 from gpusharing.planning.rollout import RolloutPlan
@@ -190,24 +190,28 @@ class Publisher:
 
     def _is_news(self, verdict: Verdict, snapshot: ClusterSnapshot) -> bool:
         """Whether the transition of a node may have to be written: its verdict, its Node or its GPUNode differs from
-        the last pass, or an earlier change was not written yet. Remembers the present Node and GPUNode for the next
-        pass."""
+        the last pass, or an earlier change was not written yet."""
         name = verdict.node
-        objects = (snapshot.nodes[name], snapshot.gpunodes.get(name))
-        before, self._objects[name] = self._objects.get(name), objects
-        same = before is not None and before[0] is objects[0] and before[1] is objects[1]
+        node, gpunode = self._objects.get(name, (None, None))
+        same = node is snapshot.nodes[name] and gpunode is snapshot.gpunodes.get(name)
         return not same or self._verdicts.get(name) != verdict or f"node/{name}" in self._unwritten
 
     def _notice(self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
         """Record that the transition of a node may have to be written. If its verdict changed, report that to
-        `on_verdict`, and log and queue its Events. If the new verdict is Draining with pods left, also remember the
-        node's change, so that each drain is reported once."""
-        before = self._verdicts.get(verdict.node)
+        `on_verdict`, and log and queue its Events. If the operator has cordoned or released the Node since the last
+        pass, queue an Event about the Node. Remembers the Node and its GPUNode for the next pass and, if the new
+        verdict is Draining with pods left, the node's change, so that each drain is reported once."""
+        before, node = self._verdicts.get(verdict.node), snapshot.nodes[verdict.node]
+        known, _ = self._objects.get(verdict.node, (None, None))
+        self._objects[verdict.node] = node, snapshot.gpunodes.get(verdict.node)
+        if known is not None and (cordon := cordon_event(known, node)) is not None:
+            # `kubectl describe node` looks for Events whose uid is the name of the Node, as in the kubelet's Events.
+            self._pending_events.append(self._event(cordon, {**_node_of(node.name), "uid": node.name}, now))
         self._unwritten.add(f"node/{verdict.node}")
         if before != verdict:
             self._verdicts[verdict.node] = verdict
             self.on_verdict(before, verdict)
-            change = fence.op if (fence := snapshot.nodes[verdict.node].fence) is not None else ""
+            change = node.fence.op if node.fence is not None else ""
             events = node_events(before, verdict, drained=self._drains.get(verdict.node) == change)
             self._queue_events(events, verdict, plan, now)
             if verdict.phase is Phase.DRAINING and verdict.pods:
@@ -327,8 +331,8 @@ class Publisher:
         if pool is None:
             return
         for event in events:
-            node = {"apiVersion": "v1", "kind": "Node", "name": verdict.node}
-            self._pending_events.append({**self._event(event, _policy_of(pool.policy), now), "related": node})
+            body = self._event(event, _policy_of(pool.policy), now)
+            self._pending_events.append({**body, "related": _node_of(verdict.node)})
             log.info(
                 event.reason,
                 node=verdict.node,
@@ -397,6 +401,11 @@ def _policy_of(policy: PolicyView) -> JSON:
     """Return the object reference that Events use for a policy."""
     kind = {"apiVersion": names.API_VERSION, "kind": "GPUSharingPolicy"}
     return {**kind, "name": policy.name, "uid": policy.uid}
+
+
+def _node_of(name: str) -> JSON:
+    """Return the object reference that Events use for a Node, without a uid."""
+    return {"apiVersion": "v1", "kind": "Node", "name": name}
 
 
 def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from gpusharing.api.names import ConditionType, DisruptionClass, Phase
 from gpusharing.planning.gpus.health import is_healthy
+from gpusharing.planning.report.transition import whose_cordon
 from gpusharing.planning.snapshot.actions import Actuate, RepairMps, SetPointers, UpdateFence
+from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack import mpsrepair, pointers
 from gpusharing.planning.transition.callverdicts import calls_fail
 from gpusharing.planning.transition.verdict import Verdict
@@ -25,8 +27,8 @@ MAX_NOTE = 1000
 
 @value
 class Event:
-    """A Kubernetes Event to be posted about a node (on its policy and on its Node), about a policy, or about
-    ClusterPolicy."""
+    """A Kubernetes Event to be posted about a policy, about a node (on its policy, with the Node as related object),
+    about a Node, or about ClusterPolicy."""
 
     type: Literal["Normal", "Warning"]
     """`Warning` if somebody should look at it."""
@@ -67,6 +69,21 @@ def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False
     return tuple(
         Event(event.type, event.reason, cut(event.note, MAX_NOTE)) for event in events if event is not None
     )
+
+
+def cordon_event(before: NodeView, after: NodeView) -> Event | None:
+    """Return the Event for a Node whose cordon by the operator has appeared or ended between `before` and `after`. None
+    otherwise: the cordon of a person or of another controller is not reported."""
+    begins, ends = (whose_cordon(node) == "ours" for node in (after, before))
+    if begins is ends or (fence := after.fence or before.fence) is None:
+        return None
+    change = cut(
+        f"the change from {fence.from_layout} to {fence.to_layout} under policy {fence.policy}", MAX_NOTE // 2
+    )
+    if begins:
+        return Event("Normal", "NodeCordoned", f"the operator has cordoned the node for {change}")
+    end = "it stays cordoned by others" if after.unschedulable else "it accepts pods again"
+    return Event("Normal", "NodeReleased", f"the operator has released the node after {change}; {end}")
 
 
 def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event | None:
