@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from gpusharing.cli.pools.fleet import read_pools
+from gpusharing.cli.pools.fleet import read_node, read_pools
 from gpusharing.cli.pools.status import describe
 from gpusharing.cli.setup.layouts import describe as describe_layouts
 from gpusharing.cli.setup.layouts import find_answer, pick, wanted_of
@@ -59,7 +59,7 @@ def status(record: Path) -> list[Line]:
     """Return the lines that the present `kubectl gpusharing status` prints for the policies and GPUNodes of the
     record, as of the time when it was taken (hack/demo/record.py)."""
     taken = json.loads(record.read_text())
-    pools, unowned = read_pools(taken["policies"], taken["gpunodes"])
+    pools, unowned = read_pools(taken["policies"], map(read_node, taken["gpunodes"]))
     return describe(pools, unowned, datetime.fromisoformat(taken["taken"]), PAPER)
 
 

@@ -1,11 +1,13 @@
 """GPUSharingPolicies and GPUNodes as the operator publishes them, shortened to what the command reads."""
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
 from tests.build import NOW
 
 from gpusharing.api.times import to_rfc3339
+from gpusharing.cli.pools.fleet import NodeStatus, PoolStatus, read_node, read_pools
 
 JSON = dict[str, Any]
 
@@ -71,6 +73,13 @@ def gpunode(name: str, phase: str = "Synced", reason: str = "Synced", **told: An
 def history(*steps: tuple[str, float]) -> list[JSON]:
     """Entries of a history: phase, and how many minutes before NOW it was entered."""
     return [{"phase": phase, "reason": phase, "at": ago(minutes)} for phase, minutes in steps]
+
+
+def pools_of(
+    policies: Iterable[JSON], nodes: Iterable[JSON], events: Iterable[JSON] | None = None
+) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
+    """The pools, and the nodes without a policy."""
+    return read_pools(policies, map(read_node, nodes), events)
 
 
 def fleet() -> tuple[list[JSON], list[JSON]]:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tests.build import NOW
 from tests.cli.desk import Desk
-from tests.cli.objects import fleet, gpunode, history, policy
+from tests.cli.objects import fleet, gpunode, history, policy, pools_of
 from tests.cli.window import Window, window
 
-from gpusharing.cli.pools.fleet import State, read_pools
+from gpusharing.cli.pools.fleet import State
 from gpusharing.cli.pools.page import (
     CSS,
     MARKS,
@@ -79,7 +79,7 @@ def divided(raw: JSON, *instances: tuple[str, int, int]) -> JSON:
 
 
 def view(policies: list[JSON], nodes: list[JSON]) -> View:
-    pools, unowned = read_pools(policies, nodes)
+    pools, unowned = pools_of(policies, nodes)
     return View("desk", NOW, pools, unowned, read_cards(nodes))
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from tests.build import NOW
-from tests.cli.objects import ago, fleet, gpunode, history, policy
+from tests.cli.objects import ago, fleet, gpunode, history, policy, pools_of
 
 from gpusharing.cli.pools.estimate import find_estimate
-from gpusharing.cli.pools.fleet import State, read_pools, state_of
+from gpusharing.cli.pools.fleet import State, state_of
 from gpusharing.cli.pools.status import as_data, describe
 from gpusharing.cli.shell.drawing import Glyph, Ink, Paper, bar, length, plain
 from gpusharing.kube.client import JSON
@@ -18,7 +18,7 @@ WIDE = Paper()
 
 
 def shown(policies: list[Any], nodes: list[Any], paper: Paper = WIDE) -> str:
-    return plain(describe(*read_pools(policies, nodes), NOW, paper))
+    return plain(describe(*pools_of(policies, nodes), NOW, paper))
 
 
 def test_a_pool_in_a_change_shows_what_runs_what_waits_the_culprit_since_when_and_until_when() -> None:
@@ -148,7 +148,7 @@ def test_the_time_that_is_left_follows_the_changes_of_before() -> None:
         gpunode("n-1", "Draining", "PDB"),
         gpunode("n-2", "Pending", "BudgetFull"),
     ]
-    (pool,), _ = read_pools([policy()], nodes)
+    (pool,), _ = pools_of([policy()], nodes)
     found = find_estimate(pool, NOW)
     assert found is not None
     assert (found.left, found.each, found.changes) == (timedelta(minutes=16), timedelta(minutes=10), 1)
@@ -163,7 +163,7 @@ def test_what_a_change_in_flight_has_had_is_not_left() -> None:
         gpunode("n-1", "Draining", "PDB", since=ago(5), history=begun),
         gpunode("n-2", "Pending", "BudgetFull"),
     ]
-    (pool,), _ = read_pools([policy()], nodes)
+    (pool,), _ = pools_of([policy()], nodes)
     found = find_estimate(pool, NOW)
     assert found is not None
     assert (found.left, found.nodes) == (timedelta(minutes=14), 2)
@@ -181,14 +181,14 @@ UNFORESEEN: dict[str, JSON] = {
 @pytest.mark.parametrize("node", UNFORESEEN.values(), ids=UNFORESEEN)
 def test_where_nobody_can_foresee_the_end_none_is_told(node: JSON) -> None:
     took = history(("Cordoned", 30), ("Synced", 20))
-    (pool,), _ = read_pools([policy()], [gpunode("n-0", history=took), node])
+    (pool,), _ = pools_of([policy()], [gpunode("n-0", history=took), node])
     assert find_estimate(pool, NOW) is None
 
 
 def test_a_change_that_was_given_up_says_nothing_about_how_long_one_takes() -> None:
     took = history(("Cordoned", 30), ("Aborting", 20), ("Pending", 15), ("Cordoned", 10), ("Synced", 7))
     nodes = [gpunode("n-0", history=took), gpunode("n-1", "Pending", "BudgetFull")]
-    (pool,), _ = read_pools([policy()], nodes)
+    (pool,), _ = pools_of([policy()], nodes)
     found = find_estimate(pool, NOW)
     assert found is not None
     assert found.each == timedelta(minutes=3)
@@ -197,9 +197,9 @@ def test_a_change_that_was_given_up_says_nothing_about_how_long_one_takes() -> N
 def test_data_says_when_the_next_window_is_and_whether_a_pool_is_paused() -> None:
     paused = policy(nextWindow="2026-11-20T22:00:00Z")
     paused["spec"]["rollout"]["paused"] = True
-    (told,) = as_data(*read_pools([paused], []), "desk", NOW)["pools"]
+    (told,) = as_data(*pools_of([paused], []), "desk", NOW)["pools"]
     assert (told["nextWindow"], told["paused"]) == ("2026-11-20T22:00:00Z", True)
-    assert [pool["paused"] for pool in as_data(*read_pools(*fleet()), "desk", NOW)["pools"]] == [False, False]
+    assert [pool["paused"] for pool in as_data(*pools_of(*fleet()), "desk", NOW)["pools"]] == [False, False]
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -211,7 +211,7 @@ def test_nodes_whose_agents_read_a_simulator_are_told_before_all_else(wide: bool
     first, *rest = shown(policies, [*nodes, strange], Paper(wide=wide)).splitlines()
     assert first.startswith("SIMULATED: gpu-99, pool-b-0, pool-c-0 have no real GPUs")
     assert any(row.startswith("pool-b  MIG 2x3g.40gb") for row in rest)
-    assert as_data(*read_pools(policies, [*nodes, strange]), "desk", NOW)["simulated"] == [
+    assert as_data(*pools_of(policies, [*nodes, strange]), "desk", NOW)["simulated"] == [
         "gpu-99",
         "pool-b-0",
         "pool-c-0",
@@ -226,11 +226,11 @@ def test_without_policies_simulated_nodes_are_told_too() -> None:
 
 def test_real_gpus_are_not_called_simulated() -> None:
     assert "SIMULATED" not in shown(*fleet())
-    assert as_data(*read_pools(*fleet()), "desk", NOW)["simulated"] == []
+    assert as_data(*pools_of(*fleet()), "desk", NOW)["simulated"] == []
 
 
 def test_data_has_the_pools_with_their_members() -> None:
-    told = as_data(*read_pools(*fleet()), "desk", NOW)
+    told = as_data(*pools_of(*fleet()), "desk", NOW)
     assert told["context"] == "desk"
     assert [pool["name"] for pool in told["pools"]] == ["pool-b", "pool-c"]
     assert told["pools"][0]["members"][1]["culprit"] == "team-b/ranker-7c4 +1"

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from tests.build import NOW
 from tests.cli.desk import Desk
-from tests.cli.objects import gpunode, history, policy
+from tests.cli.objects import gpunode, history, policy, pools_of
 
 from gpusharing.api.names import WAY
-from gpusharing.cli.pools.fleet import PoolStatus, State, read_pools
+from gpusharing.cli.pools.fleet import PoolStatus, State
 from gpusharing.cli.pools.timeline import LETTERS, Timeline, describe_timeline, find_timeline
 from gpusharing.cli.shell.drawing import Paper, plain
 
@@ -32,7 +32,7 @@ WAITS = gpunode("n-2", "Pending", "BudgetFull", history=history(("Synced", 90000
 
 
 def pool(*nodes: JSON) -> PoolStatus:
-    (found,), _ = read_pools([policy()], nodes)
+    (found,), _ = pools_of([policy()], nodes)
     return found
 
 

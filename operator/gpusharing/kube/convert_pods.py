@@ -123,7 +123,7 @@ def pdb_view(raw: JSON) -> PdbView:
     """Convert a raw PodDisruptionBudget. Without a selector it matches no pod; with an empty selector it matches all
     pods of its namespace (policy/v1). Numbers that its status lacks count as 0."""
     selector = part(raw, "spec", "selector")
-    expressions = _rows(entries(selector, "matchExpressions"))
+    expressions = rows_of(entries(selector, "matchExpressions"))
     labels = texts(part(selector, "matchLabels"))
     status = section(raw, "status")
     return PdbView(
@@ -182,13 +182,13 @@ def node_terms(raw: JSON) -> tuple[tuple[Row, ...], ...]:
     required = part(raw, "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
     terms = entries(required, "nodeSelectorTerms")
     rows = (
-        (*_rows(entries(term, "matchExpressions")), *_rows(entries(term, "matchFields"), prefix=FIELD))
+        (*rows_of(entries(term, "matchExpressions")), *rows_of(entries(term, "matchFields"), prefix=FIELD))
         for term in terms
     )
     return tuple(filter(None, rows)) or (() if required is None else ((NO_NODE,),))
 
 
-def _rows(written: Iterable[JSON], *, prefix: str = "") -> tuple[Row, ...]:
+def rows_of(written: Iterable[JSON], *, prefix: str = "") -> tuple[Row, ...]:
     """Convert raw matchExpressions, or matchFields with `prefix` put before each key, to rows of key, operator and
     values. A part that is missing or has the wrong type becomes empty."""
     return tuple(

@@ -2,12 +2,14 @@
 remedy. Pure."""
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
+from gpusharing.api.names import Phase
 from gpusharing.api.times import from_rfc3339, to_rfc3339
 from gpusharing.cli.live.cluster import LivePlan
 from gpusharing.cli.pools.fleet import NodeStatus, state_of
+from gpusharing.cli.pools.status import node_data
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -18,6 +20,7 @@ from gpusharing.cli.shell.drawing import (
     age,
     describe_simulated,
     fold,
+    length,
     line,
     prose,
     shows,
@@ -25,6 +28,7 @@ from gpusharing.cli.shell.drawing import (
 )
 from gpusharing.planning.report.proofs import Proof, tell_proofs
 from gpusharing.planning.report.transition import OTHERS, PERSON, whose_cordon
+from gpusharing.planning.snapshot.looks import LONGEST, LOOKS
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.blockers import explain_blockers
 from gpusharing.planning.vocabulary.reasons import BY_WORD
@@ -66,20 +70,10 @@ class NodeAnswer:
         return {
             "node": node.name,
             "policy": node.policy,
-            "phase": node.phase,
-            "reason": node.reason,
-            "message": node.message,
+            **node_data(node),
             "remedy": self.remedy,
-            "observed": node.observed,
-            "wanted": node.wanted,
-            "disruption": node.disruption,
-            "cordon": node.cordon,
             "attempt": node.attempt,
             "step": node.step,
-            "since": _written(node.since),
-            "deadline": node.deadline,
-            "unhealthy": node.unhealthy,
-            "blockers": list(node.blockers),
             "proofs": [
                 {
                     "source": str(proof.source),
@@ -124,9 +118,20 @@ def node_answer(name: str, published: NodeStatus | None, live: LivePlan | None, 
         ),
         proofs=proofs,
         unproven=unproven,
-        notes=() if live is None else live.notes,
+        notes=(*(() if live is None else live.notes), *_next_look(node, live)),
         remedy=remedy_of(node.reason),
     )
+
+
+def _next_look(node: NodeStatus, live: LivePlan | None) -> tuple[str, ...]:
+    """Return a sentence about when the operator lists the pods of a Blocked node again at the latest (ADR 18); empty if
+    the node is not blocked by pods. Without `live`, few nodes are assumed to be blocked."""
+    if node.phase != Phase.BLOCKED or not node.blockers:
+        return ()
+    verdicts = [] if live is None else [one for one in live.plan.verdicts.values() if one.blockers]
+    rounds = timedelta(seconds=0.0 if live is None else live.snapshot.settings.poll * len(verdicts) / LOOKS)
+    when = f"within {length(max(LONGEST, rounds))}, or at once after: kubectl gpusharing retry {node.name}"
+    return (f"the operator looks at the pods of this node again {when}",)
 
 
 def _published_or_planned(published: NodeStatus, verdict: Verdict | None) -> NodeStatus:

@@ -1,13 +1,21 @@
 """Explain why a pod waits for a GPU: which nodes have everything that it requests, now or after their changes, and
 what those changes wait for. Pure."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from gpusharing.api.names import RESOURCE_GPU, Phase
-from gpusharing.cli.diagnosis.rooms import NOTE, NodeRoom, RoomSearch, find_fraction, find_overlooked
+from gpusharing.cli.diagnosis.rooms import (
+    NOTE,
+    NodeRoom,
+    RoomSearch,
+    find_fraction,
+    find_overlooked,
+    published_room,
+)
 from gpusharing.cli.diagnosis.tenant import explain_guard
-from gpusharing.cli.live.cluster import LivePlan
+from gpusharing.cli.pools.fleet import read_node, read_pools
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -22,16 +30,19 @@ from gpusharing.cli.shell.drawing import (
     shows,
     table,
 )
+from gpusharing.cli.shell.troubles import nearest
 from gpusharing.kube.client import JSON
+from gpusharing.kube.convert import policy_view
 from gpusharing.kube.convert_pods import pod_view, resource_claim_names
 from gpusharing.kube.podrequests import pod_requests
 from gpusharing.kube.raw import entries, text
 from gpusharing.planning.gpus.capacity import fits
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.stack.otherplugins import name_resources
-from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.lengths import some
 
+_PROFILE = re.compile(r"mig-(\d+)g\.(\d+)gb")
+"""The compute slices and the memory in the name of a MIG resource."""
 COLUMNS = (
     Column("POOL"),
     Column("NODE", drop=2),
@@ -98,20 +109,66 @@ class PodAnswer:
     """The names of all nodes of the cluster whose GPUs are SIMULATED."""
     fraction: str = ""
     """A description of the fraction of a GPU that the pod requests from KAI-Scheduler; empty if it requests none."""
+    workload: str = ""
+    """How many pods of the workload that the user named have no node; empty if the user named the pod."""
 
 
 def pod_answer(search: RoomSearch, namespace_labels: Mapping[str, str]) -> PodAnswer:
     """Return the answer about the pod of `search`, which must have examined all Nodes. `namespace_labels` are the
     labels of the pod's namespace, empty if they could not be read. They are used only for what the answer says
     about the isolation of tenants, not to find room."""
-    raw, live = search.pod, search.live
+    live, statuses = search.live, dict[str, str]()
+    for policy in live.snapshot.policies:
+        summary = policy_status(policy, live.plan, live.snapshot, {}, live.now)["summary"]
+        statuses[policy.name] = f"{summary['status']}: {summary['message']}"
+    phases = {name: str(verdict.phase) for name, verdict in live.plan.verdicts.items()}
+    answer = _answer(search.pod, search.rooms, statuses, phases)
+    plugins = {name: one.other_plugin for name, one in live.snapshot.nodes.items()}
+    return replace(
+        answer,
+        guard=explain_guard(search, namespace_labels),
+        notes=(*live.notes, *answer.notes, *name_resources(answer.asks, plugins)),
+        simulated=live.simulated(),
+    )
+
+
+def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSON] | None) -> PodAnswer:
+    """Return the answer about a pod from what the policies and the GPUNodes show, or from the pod alone if `gpunodes`
+    is None. A note says what more rights would add."""
+    nodes = [read_node(one) for one in gpunodes or ()]
+    views = {view.name: view for view in map(policy_view, policies)}
+    rooms = {node.name: published_room(one, views) for node, one in zip(nodes, gpunodes or (), strict=True)}
+    statuses = {one.name: f"{one.status}: {one.message}" for one in read_pools(policies, nodes)[0]}
+    answer = _answer(
+        raw, rooms, statuses, None if gpunodes is None else {node.name: node.phase for node in nodes}
+    )
+    source, role = (
+        ("pod", "viewer") if gpunodes is None else ("pod and the proven nodes' GPUNodes", "planner")
+    )
+    more = (
+        "what is free on proven nodes" if gpunodes is None else "which nodes exclude it and what will change"
+    )
+    note = f"this answer is from the {source} alone; ClusterRole gpusharing-{role} would add {more}"
+    simulated = tuple(sorted(node.name for node in nodes if node.simulated))
+    return replace(answer, notes=(*answer.notes, note), simulated=simulated)
+
+
+def _answer(
+    raw: JSON,
+    found: Mapping[str, NodeRoom],
+    statuses: Mapping[str, str],
+    phases: Mapping[str, str] | None,
+) -> PodAnswer:
+    """Return the answer about a pod without what only a plan shows. `found` has the room on each node by name,
+    `statuses` the status of each policy with its message, and `phases` the phase of each managed node, or is None if
+    nothing is known about nodes."""
     pod, asks = pod_view(raw, {}), dict(sorted(pod_requests(raw).items()))
     fraction, devices = find_fraction(raw)
     asks = asks or ({RESOURCE_GPU: devices} if devices else {})
-    rooms = [search.rooms[name] for name in sorted(search.rooms)]
-    services = tuple(_services(asks, rooms, live))
+    rooms = [found[name] for name in sorted(found)]
+    services = tuple(_services(asks, rooms, statuses))
     node = text(raw, "spec", "nodeName")
-    case = PodCase(raw, node, asks, services, rooms, live.plan.verdicts.get(node))
+    case = PodCase(raw, node, asks, services, rooms, None if phases is None else phases.get(node, ""))
     lasting = any(fits(asks, room.after) for room in rooms)
     later = {name for room in rooms for name in room.after}
     unchecked = ", ".join(find_overlooked(raw)) if asks and not node else ""
@@ -126,27 +183,19 @@ def pod_answer(search: RoomSearch, namespace_labels: Mapping[str, str]) -> PodAn
         scheduler=next((text(row, "message") for row in placed if row.get("status") == "False"), ""),
         services=services,
         others=() if lasting else tuple(sorted(later - asks.keys())),
-        guard=explain_guard(search, namespace_labels),
+        guard="",
         conclusion=next(sentence for conclude in CONCLUSIONS if (sentence := conclude(case))),
-        notes=(
-            *live.notes,
-            *((NOTE,) if fraction else ()),
-            *name_resources(asks, {name: one.other_plugin for name, one in live.snapshot.nodes.items()}),
-            *((note,) if unchecked else ()),
-        ),
-        simulated=live.simulated(),
+        notes=(*((NOTE,) if fraction else ()), *((note,) if unchecked else ())),
         fraction=fraction,
     )
 
 
-def _services(asks: Mapping[str, int], rooms: Sequence[NodeRoom], live: LivePlan) -> Iterator[Service]:
+def _services(
+    asks: Mapping[str, int], rooms: Sequence[NodeRoom], statuses: Mapping[str, str]
+) -> Iterator[Service]:
     """Yield, for each pool and each requested resource, what the pool's best node has. Pools that do not have the
     resource, now or later, are left out. All nodes without a policy count as one pool."""
-    for policy in (*live.snapshot.policies, None):
-        pool, status = "", ""
-        if policy is not None:
-            summary = policy_status(policy, live.plan, live.snapshot, {}, live.now)["summary"]
-            pool, status = policy.name, f"{summary['status']}: {summary['message']}"
+    for pool, status in {**statuses, "": ""}.items():
         yield from _services_of(pool, status, asks, [room for room in rooms if room.pool == pool])
 
 
@@ -223,8 +272,9 @@ class PodCase:
     """What the best node of each pool has for the pod."""
     rooms: Sequence[NodeRoom]
     """What each node has for the pod."""
-    verdict: Verdict | None
-    """The verdict on the pod's node; None if the pod has no node, or the operator does not manage it."""
+    phase: str | None
+    """The phase of the pod's node; empty if the pod has no node, or the operator does not manage it. None if nothing is
+    known about nodes."""
 
 
 def _ended(case: PodCase) -> str:
@@ -255,16 +305,23 @@ def _asks_nothing(case: PodCase) -> str:
 def _on_changing(case: PodCase) -> str:
     """Explain a pod on a managed node in any phase but Synced: name the phase, and the command that explains it. Empty
     for any other pod."""
-    if case.verdict is None or case.verdict.phase is Phase.SYNCED:
+    if case.phase in (None, "", Phase.SYNCED):
         return ""
-    what = f"this pod is on node {case.node}, which is {case.verdict.phase}"
+    what = f"this pod is on node {case.node}, which is {case.phase}"
     return f"{what}; to see why: kubectl gpusharing why {case.node}"
 
 
 def _on_quiet(case: PodCase) -> str:
     """Explain a pod that has a node already, so that no pool is holding it up. Empty for a pod without a node. Checked
     after `_on_changing`, so the node has no change ahead or is not managed."""
-    return f"this pod is on node {case.node}, which the operator is not changing now" if case.node else ""
+    if not case.node or case.phase is None:
+        return case.node and f"this pod is on node {case.node}"
+    return f"this pod is on node {case.node}, which the operator is not changing now"
+
+
+def _unknown(case: PodCase) -> str:
+    """Explain that it is unknown which nodes have what the pod requests. Empty if something is known about nodes."""
+    return "" if case.phase is not None else "which nodes have what this pod requests is unknown to you"
 
 
 def _unadvertised(case: PodCase) -> str:
@@ -274,9 +331,34 @@ def _unadvertised(case: PodCase) -> str:
     if not absent:
         return ""
     return (
-        f"no node advertises {' or '.join(absent)}, and none will under the existing policies. Request a resource that"
-        " is advertised, or change a policy (kubectl gpusharing plan -f FILE shows what that would do)"
+        f"no node advertises {' or '.join(absent)}, and none will under the existing policies."
+        f"{''.join(_suggest(case, name) for name in absent)} Request a resource that is advertised, or change a policy"
+        " (kubectl gpusharing plan -f FILE shows what that would do)"
     )
+
+
+def _suggest(case: PodCase, absent: str) -> str:
+    """Return a question, preceded by a space, whether the nearest resource that the pod may use was meant instead of
+    `absent`, and how many of it are free on nodes where that is known. Empty if there is none."""
+    meant = find_nearest(absent, {name for room in case.rooms for name in (*room.now, *room.after)})
+    free = sum((room.free or {}).get(meant, 0) for room in case.rooms)
+    return (
+        meant and f" Did you mean {meant}? {free or 'None'} {'is' if free == 1 else 'are'} known to be free."
+    )
+
+
+def find_nearest(absent: str, names: Collection[str]) -> str:
+    """Return the resource in `names` that comes nearest to `absent`: for a MIG profile, the smallest that is at least
+    as large; for any other name, the most similar. Empty if there is none."""
+    sizes = {
+        name: (int(size[1]), int(size[2])) for name in (absent, *names) if (size := _PROFILE.search(name))
+    }
+    if absent in sizes:
+        slices, memory = sizes.pop(absent)
+        larger = [(size, name) for name, size in sizes.items() if size[0] >= slices and size[1] >= memory]
+        return min(larger)[1] if larger else ""
+    bare = {name.partition("/")[2]: name for name in names}
+    return next((bare[name] for name in nearest(absent.partition("/")[2], bare)), "")
 
 
 def _available(case: PodCase) -> str:
@@ -342,6 +424,7 @@ CONCLUSIONS: tuple[Callable[[PodCase], str], ...] = (
     _asks_nothing,
     _on_changing,
     _on_quiet,
+    _unknown,
     _unadvertised,
     _available,
     _to_come,
@@ -362,7 +445,11 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
     asks = answer.fraction or requests or "no GPU"
     ink = Ink.GOOD if answer.node else Ink.WAITING
     title = line(Span(answer.pod, Ink.TITLE), "  ", Span(answer.phase, ink), f"  requests {asks}")
-    lines = [*describe_simulated(answer.simulated, paper), *fold(title, paper)]
+    lines = [
+        *describe_simulated(answer.simulated, paper),
+        *prose(answer.workload, paper),
+        *fold(title, paper),
+    ]
     for whose, message in (("Status", answer.status), ("Scheduler", answer.scheduler)):
         lines += prose(f"{whose}: {message}", paper, hang="  ") if message else []
     if answer.services:

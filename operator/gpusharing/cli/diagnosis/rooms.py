@@ -14,15 +14,17 @@ from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.selectors import FIELD, Row, holds, parse_int
 from gpusharing.cli.live.cluster import LivePlan
+from gpusharing.cli.pools.fleet import read_node
 from gpusharing.kube.client import JSON
+from gpusharing.kube.convert import gpunode_view
 from gpusharing.kube.convert_pods import NO_NODE, node_terms
 from gpusharing.kube.podrequests import largest_requests
 from gpusharing.kube.raw import entries, part, section, text, texts
 from gpusharing.kube.taints import KEEPS_OUT, TRANSIENT_TAINTS, taint_text
 from gpusharing.planning.gpus.capacity import fits, remaining
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
+from gpusharing.planning.snapshot.views import NodeView, ObservedView, PolicyView
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.planning.wanted.target import is_plugin_resource, plugin_config
+from gpusharing.planning.wanted.target import is_plugin_resource, plugin_config, predict_resources
 from gpusharing.planning.wanted.verify import served
 
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
@@ -217,6 +219,7 @@ class RoomSearch:
         DRA driver serves the node's GPUs. Its `after` is empty if the device plugin will exclude the pod once the
         changes are done, or a rule will with every set of labels that the node may have then."""
         plan, report = self.live.plan, self.live.snapshot.gpunodes.get(node.name)
+        observed = report.observed if report is not None and node.devices is None else None
         verdict = plan.verdicts.get(node.name)
         pool = "" if verdict is None else verdict.policy
         spec = self._specs.get(pool)
@@ -238,7 +241,7 @@ class RoomSearch:
             node=node.name,
             pool=pool,
             now=now,
-            free={} if shut or not now else _find_free(node, report, now),
+            free={} if shut or not now else _find_free(observed, now),
             after={} if later else planned,
             closed=f"cordoned{', not proven yet' if gated else ''} or not Ready" if shut else "",
             later=later,
@@ -248,15 +251,26 @@ class RoomSearch:
         )
 
 
-def _find_free(
-    node: NodeView, report: GPUNodeView | None, now: Mapping[str, int]
-) -> Mapping[str, int] | None:
-    """Return the part of the devices `now` that no pod holds, by resource name. None if the agent has not reported, or
-    if NVIDIA's DRA driver publishes the devices, because agents do not count what claims hold."""
-    observed = report.observed if report is not None and node.devices is None else None
+def _find_free(observed: ObservedView | None, now: Mapping[str, int]) -> Mapping[str, int] | None:
+    """Return the part of the devices `now` that no pod holds, by resource name. None if the agent does not report what
+    pods hold; `observed` must also be None if NVIDIA's DRA driver publishes the devices, because agents do not count
+    what claims hold."""
     if observed is None or observed.allocated is None:
         return None
     return remaining(now, observed.allocated)
+
+
+def published_room(raw: JSON, policies: Mapping[str, PolicyView]) -> NodeRoom:
+    """Return what a node has for any pod as far as its GPUNode shows it. A node that is Synced advertises what its
+    policy makes of the GPUs that its agent reports. What any other node advertises, now or later, is unknown and left
+    empty. Rules that may exclude a pod, and what ResourceClaims hold, are unknown too, and ignored."""
+    status, observed = read_node(raw), gpunode_view(raw).observed
+    policy, now = policies.get(status.policy), dict[str, int]()
+    if policy is not None and policy.spec and observed is not None and status.phase == Phase.SYNCED:
+        layouts = observed.hardware.layouts
+        now = predict_resources(layouts, plugin_config(policy.spec, layouts))
+    free, closed = ({}, "cordoned") if status.cordon else (_find_free(observed, now), "")
+    return NodeRoom(status.name, status.policy, now, free, now, closed, "", "", now, frozenset(now))
 
 
 def find_refusal(policy: str, spec: GPUSharingPolicySpec) -> str:

@@ -15,7 +15,7 @@ from gpusharing.cli.live.installed import read_installed
 from gpusharing.cli.live.onlooker import Onlooker
 from gpusharing.cli.shell.drawing import length
 from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.troubles import INSTALL, Trouble, error_text, sentence
+from gpusharing.cli.shell.troubles import INSTALL, Denied, Trouble, error_text, trouble
 from gpusharing.kube.client import GPUNODES, JSON
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.crew import Crew
@@ -139,7 +139,7 @@ async def gathered(
     """Yield the cluster as it would be with the proposed policies applied, and keep it up to date while the context is
     open. If something inessential may not be read, a note says so. Raises Trouble if the cluster cannot be read, or
     if the operator is not installed and `beforehand` is false. A KubeError that is raised in the context becomes a
-    Trouble too."""
+    Trouble too. The Trouble is a Denied if the user lacks a permission."""
     try:
         installed = await read_installed(session.client)
         missing = beforehand and installed.missing
@@ -163,15 +163,15 @@ async def gathered(
                 await gatherer.close()
     except BaseExceptionGroup as errors:
         first = first_of(errors)
-        raise (Trouble(sentence(first, session.where)) if isinstance(first, KubeError) else first) from None
+        raise (trouble(first, session.where) if isinstance(first, KubeError) else first) from None
     except KubeError as error:
-        raise Trouble(sentence(error, session.where)) from error
+        raise trouble(error, session.where) from error
 
 
 async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) -> list[str]:
     """Wait until every source is listed or has failed. Return a sentence for each optional kind (MARKERS) that the
-    user may not read. Raises Trouble after PATIENCE seconds, if the user lacks a permission that a plan needs, or
-    if the API server does not serve GPUNodes and `missing` is false.
+    user may not read. Raises Denied if the user lacks a permission that a plan needs, and Trouble after PATIENCE
+    seconds, or if the API server does not serve GPUNodes and `missing` is false.
 
     `missing` is true if the operator need not be installed. `bare` is true if a missing permission to read GPUNodes is
     ignored.
@@ -194,7 +194,7 @@ async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) ->
     needed = [error_text(error) for name, error in refused.items() if name not in MARKERS]
     if needed:
         roles = "the permissions named here" if missing else "the gpusharing-planner ClusterRole"
-        raise Trouble(
+        raise Denied(
             f"you lack permissions in {where} that a plan requires. Ask for the view ClusterRole in all namespaces and"
             f" for {roles}: {'; '.join(needed)}"
         )

@@ -8,11 +8,8 @@ from statistics import median
 from gpusharing.api.gpunode import HistoryEntry
 from gpusharing.api.names import Phase
 from gpusharing.api.times import from_rfc3339
-from gpusharing.cli.pools.fleet import NodeStatus, PoolStatus, State, known_phase
+from gpusharing.cli.pools.fleet import OTHERS, PERSON, NodeStatus, PoolStatus, State, known_phase
 
-PERSON, OTHERS = "person", "others"
-"""The deadlines that the operator publishes for a wait that ends when a person acts, and for one that ends when other
-nodes or programs are done (planning/report/transition.py)."""
 _BY_THE_CLOCK = frozenset({"WindowClosed", "CanarySoak"})
 
 

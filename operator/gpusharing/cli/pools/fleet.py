@@ -31,6 +31,11 @@ class State(Enum):
     FAILED = Glyph("x", "x", Ink.BAD, "failed")
 
 
+URGENCY = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS, State.DONE)
+"""The states, the most urgent first."""
+PERSON, OTHERS = "person", "others"
+"""The deadlines that the operator publishes for a wait that ends when a person acts, and for one that ends when other
+nodes or programs are done (planning/report/transition.py)."""
 _STATES = {Phase.SYNCED: State.DONE, Phase.BLOCKED: State.BLOCKED, Phase.SKIPPED: State.BLOCKED}
 _PHASES: Mapping[str, Phase] = {str(phase): phase for phase in Phase}
 
@@ -96,41 +101,51 @@ class PoolStatus(Summary):
     """Whether `rollout.paused` is true."""
     max_unavailable: str = ""
     """`rollout.maxUnavailable` as written."""
+    events: tuple[JSON, ...] | None = None
+    """The Events about the policy, the oldest first, as the API server has them; None if they were not read."""
+
+    @property
+    def state(self) -> State:
+        """The most urgent state of its nodes. BLOCKED takes the place of a less urgent one if a node waits for a
+        person, or if all nodes are done but the policy is refused or otherwise not Synced. WAITS if only the operator
+        or a deletion has to go on."""
+        states = {node.state for node in self.members}
+        if any(node.deadline == PERSON for node in self.members):
+            states.add(State.BLOCKED)
+        if states <= {State.DONE} and (self.status != "Synced" or self.unseen):
+            goes_on = self.unseen or known_phase(self.status) or self.status in ("", "Deleting")
+            states.add(State.WAITS if goes_on else State.BLOCKED)
+        return min(states, key=URGENCY.index, default=State.DONE)
 
     @property
     def changing(self) -> tuple[NodeStatus, ...]:
-        """The nodes that are not done: first those that failed, then those that are blocked or skipped, under way, and
-        waiting."""
-        order = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS)
-        return tuple(
-            sorted((m for m in self.members if m.state in order), key=lambda m: order.index(m.state))
-        )
+        """The nodes that are not done, or wait for a person: first those that failed, then those that are blocked or
+        skipped, under way, waiting, and done."""
+        shown = (node for node in self.members if node.state is not State.DONE or node.deadline == PERSON)
+        return tuple(sorted(shown, key=lambda node: URGENCY.index(node.state)))
 
 
 def read_pools(
-    policies: Iterable[JSON], gpunodes: Iterable[JSON]
+    policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Iterable[JSON] | None = None
 ) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
-    """Return the pools in the order of the policies, and the GPU nodes that belong to none of these policies, sorted
-    by name."""
-    return group_pools(policies, map(read_node, gpunodes))
-
-
-def group_pools(
-    policies: Iterable[JSON], nodes: Iterable[NodeStatus]
-) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
-    """Return the same as `read_pools`, for nodes whose GPUNodes have been converted already."""
+    """Return the pools, the most urgent state first and otherwise in the order of the policies, and those of `nodes`
+    that belong to none of these policies, sorted by name. `events` are the Events about policies, or None if they were
+    not read."""
     by_policy: dict[str, list[NodeStatus]] = {}
     for node in nodes:
         by_policy.setdefault(node.policy, []).append(node)
-    pools = tuple(_pool(raw, by_policy) for raw in policies)
+    ordered = None if events is None else sorted(events, key=lambda event: text(event, "eventTime"))
+    pools = sorted(
+        (_pool(raw, by_policy, ordered) for raw in policies), key=lambda one: URGENCY.index(one.state)
+    )
     names = {pool.name for pool in pools}
     unowned = [node for policy, members in by_policy.items() if policy not in names for node in members]
-    return pools, tuple(sorted(unowned, key=lambda node: node.name))
+    return tuple(pools), tuple(sorted(unowned, key=lambda node: node.name))
 
 
-def _pool(raw: JSON, nodes: Mapping[str, list[NodeStatus]]) -> PoolStatus:
-    """Return the pool of the policy `raw`. `nodes` has the nodes of each policy, by the policy's name. If the summary
-    has no mode, the mode in the spec is used."""
+def _pool(raw: JSON, nodes: Mapping[str, list[NodeStatus]], events: Iterable[JSON] | None) -> PoolStatus:
+    """Return the pool of the policy `raw`. `nodes` has the nodes of each policy, by the policy's name, and `events` the
+    Events of all policies, or None. If the summary has no mode, the mode in the spec is used."""
     name, status = text(raw, "metadata", "name"), section(raw, "status")
     generation = whole(raw, "metadata", "generation")
     limit = part(raw, "spec", "rollout", "maxUnavailable")
@@ -144,6 +159,9 @@ def _pool(raw: JSON, nodes: Mapping[str, list[NodeStatus]]) -> PoolStatus:
         plan=section(status, "plan"),
         paused=part(raw, "spec", "rollout", "paused") is True,
         max_unavailable="" if limit is None else str(limit),
+        events=None
+        if events is None
+        else tuple(one for one in events if text(one, "regarding", "name") == name),
     )
 
 

@@ -8,7 +8,18 @@ from html import escape
 
 from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.pools.fleet import NodeStatus, PoolStatus, State, simulated_nodes
-from gpusharing.cli.pools.status import NOT_SEEN, facts, numbers
+from gpusharing.cli.pools.status import (
+    COLUMNS,
+    NOT_SEEN,
+    WIDE,
+    cells_of,
+    count_states,
+    facts,
+    health,
+    numbers,
+    tell_event,
+    totals,
+)
 from gpusharing.cli.pools.timeline import LETTERS, Timeline, Track, find_timeline, glyph_of, moment
 from gpusharing.cli.shell.drawing import age, length, simulated_sentence
 from gpusharing.kube.client import JSON
@@ -241,10 +252,8 @@ def bar(members: Sequence[NodeStatus]) -> Markup:
     per_line = PER_LINE if len(order) <= 4 * PER_LINE else 4 * PER_LINE
     cells = [_cell(number, node, per_line) for number, node in enumerate(order)]
     wide, high = min(len(order), per_line) * CELL, -(-len(order) // per_line) * CELL
-    states = Counter(node.state for node in members)
-    counts = ", ".join(f"{states[state]} {state.value.word}" for state in State if states[state])
     size = {"viewBox": f"0 0 {wide} {high}", "width": str(wide), "height": str(high)}
-    label = f"{counted(len(order), 'node')}: {counts}"
+    label = f"{counted(len(order), 'node')}: {count_states(members)}"
     return tag("svg", *cells, class_="bar", role="img", aria_label=label, **size)
 
 
@@ -338,7 +347,8 @@ def _centred(text: str, x: float) -> Markup:
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """The page's Content-Security-Policy: the browser fetches and runs nothing, even if foreign markup got
 into the page."""
-NODES = ("Node", "Phase", "Reason", "Pods", "Culprit", "Since", "Deadline", "Observed", "Wanted", "Message")
+NODES = (*(one.title.capitalize() for one in (*COLUMNS, *WIDE) if one.title != "PROGRESS"), "Message")
+"""The headings of the table of nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,8 +368,9 @@ class View:
 
 
 def page(view: View) -> str:
-    """Return the whole HTML page: a warning that names nodes with SIMULATED GPUs, each pool with its nodes, last
-    rollout and cards (or a sentence that there is no policy), and the GPU nodes without a policy."""
+    """Return the whole HTML page: a warning that names nodes with SIMULATED GPUs, the health and the totals of all
+    pools, each pool with its nodes, last rollout and cards (or a sentence that there is no policy), and the GPU nodes
+    without a policy."""
     title = f"GPU pools of {view.where}"
     head = tag(
         "head",
@@ -371,30 +382,34 @@ def page(view: View) -> str:
     )
     made = ("As of ", _time(view.now, to_rfc3339(view.now)), ", by kubectl gpusharing status.")
     pools = [_pool(pool, number, view) for number, pool in enumerate(view.pools)]
+    summary = [tag("p", f"{health(view.pools)}. {totals(view.pools)}.")]
     if not pools:
-        pools = [tag("p", "There is no GPUSharingPolicy.")]
+        summary = [tag("p", "There is no GPUSharingPolicy.")]
     simulated = simulated_sentence(simulated_nodes(view.pools, view.unowned))
     alarm = [tag("p", f"{simulated}.", class_="alarm")] if simulated else []
     if view.unowned:
         names = ", ".join(node.name for node in view.unowned)
         text = f"{counted(len(view.unowned), 'node')} with GPUs and no policy: {names}"
         pools.append(tag("section", tag("p", text)))
-    body = tag("body", tag("h1", title), *alarm, tag("p", *made, class_="faint"), tag("main", *pools))
+    body = tag(
+        "body", tag("h1", title), *alarm, tag("p", *made, class_="faint"), tag("main", *summary, *pools)
+    )
     return document(tag("html", head, body, lang="en"))
 
 
 def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
     """Return the section of one pool: heading, bar, a warning if the operator has not processed its policy yet,
-    message, facts, nodes, last rollout and cards. The message is left out if the pool is Synced. Among the nodes,
-    those that need a person's attention come first and those that are done last. `number` makes the section's id
-    unique on the page."""
+    message, facts, Events if they were read, nodes, last rollout and cards. The message is left out if the pool is
+    Synced. Among the nodes, those that need a person's attention come first and those that are done last. `number`
+    makes the section's id unique on the page."""
     name = f"pool-{number}"
     parts = [*_title(pool, name), *_bar(pool)]
     if pool.unseen:
         parts.append(tag("p", NOT_SEEN.format(pool.unseen), class_="alarm"))
     if pool.message and pool.status != "Synced":
         parts.append(tag("p", pool.message))
-    parts += [tag("p", text, class_="faint") for text in facts(pool, view.now)]
+    events = [tell_event(event, view.now) for event in pool.events or ()]
+    parts += [tag("p", text, class_="faint") for text in (*facts(pool, view.now), *events)]
     if pool.members:
         first = {node.name: rank for rank, node in enumerate(pool.changing)}
         members = sorted(pool.members, key=lambda node: (node.state is State.DONE, first.get(node.name, 0)))
@@ -430,21 +445,14 @@ def _legend(texts: Iterable[str]) -> Markup:
 
 
 def _row(node: NodeStatus, now: datetime) -> list[Markup]:
-    """Return the cells of a node in the table of nodes; see NODES. The last cell has the node's message, blockers and
-    health without duplicates."""
-    since = "" if node.entered is None else _time(node.entered, age(node.entered, now))
-    texts = [text for text in (node.message, *node.blockers, node.unhealthy) if text]
-    cells: list[Child] = [
-        f"{MARKS[node.state]} {node.phase or '-'}",
-        node.reason,
-        "" if node.pods is None else str(node.pods),
-        node.culprit,
-        since,
-        node.deadline,
-        node.observed,
-        node.wanted,
-    ]
-    last = tag("td", *(tag("p", text) for text in dict.fromkeys(texts)), class_="long" if texts else None)
+    """Return the cells of a node in the table of nodes; see NODES. The last cell has the node's message and blockers
+    without duplicates."""
+    texts = dict.fromkeys(text for text in (node.message, *node.blockers) if text)
+    cells: list[Child] = [*cells_of(node, now)]
+    cells[0] = f"{MARKS[node.state]} {cells[0]}"
+    if node.entered is not None:
+        cells[4] = _time(node.entered, age(node.entered, now))
+    last = tag("td", *(tag("p", text) for text in texts), class_="long" if texts else None)
     return [tag("th", node.name, scope="row"), *(tag("td", one) for one in cells), last]
 
 

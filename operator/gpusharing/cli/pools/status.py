@@ -5,6 +5,7 @@ Only what the operator published is shown, so the rights of ClusterRole gpushari
 
 import asyncio
 import gc
+import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,13 +14,13 @@ from datetime import datetime
 from typing import Any
 
 from gpusharing.api.names import WAY, Phase
-from gpusharing.api.times import to_rfc3339
+from gpusharing.api.times import from_rfc3339, to_rfc3339
 from gpusharing.cli.pools.estimate import find_estimate
 from gpusharing.cli.pools.fleet import (
+    URGENCY,
     NodeStatus,
     PoolStatus,
     State,
-    group_pools,
     known_phase,
     read_node,
     read_pools,
@@ -43,17 +44,23 @@ from gpusharing.cli.shell.drawing import (
     prose,
     table,
 )
+from gpusharing.cli.shell.manifests import KIND
 from gpusharing.cli.shell.session import Session, no_such
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, Trouble, error_text, sentence
-from gpusharing.kube.client import GPUNODES, JSON, POLICIES
+from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, Filters, Resource
 from gpusharing.kube.errors import KubeError, first_of
 from gpusharing.kube.paging import PAGE
+from gpusharing.kube.raw import text
 from gpusharing.kube.reflector import CacheSettings, Reflector
 from gpusharing.planning.vocabulary.lengths import counted, some
 
 MOST = 20
 """How many nodes of a pool are listed; -o wide lists all."""
+MOST_EVENTS = 10
+"""How many Events of a pool are listed, the newest ones; -o wide lists all."""
+ABOUT_POLICIES: Filters = {"namespace": "default", "field_selector": f"regarding.kind={KIND}"}
+"""Where Events about policies are."""
 COLUMNS = (
     Column("NODE"),
     Column("PROGRESS", drop=5),
@@ -88,10 +95,10 @@ def describe(
     *,
     timeline: bool = False,
 ) -> list[Line]:
-    """Draw all pools, or a hint if there are none, and below them the number of GPU nodes that no policy selects, with
-    the names of at most 5. Nodes with SIMULATED GPUs are named above the pools. With `timeline`, draw the last
-    rollout of each pool too."""
-    lines = describe_simulated(simulated_nodes(pools, unowned), paper)
+    """Draw what `describe_health` does, all pools, or a hint if there are none, and below them the number of GPU
+    nodes that no policy selects, with the names of at most 5. With `timeline`, draw the last rollout of each pool
+    too."""
+    lines = [*describe_health(pools, unowned, paper), *([BLANK] if pools else [])]
     if not pools:
         lines += prose(
             "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE shows what a policy would do.",
@@ -111,10 +118,61 @@ def describe(
     return lines
 
 
+def describe_health(pools: Sequence[PoolStatus], unowned: Sequence[NodeStatus], paper: Paper) -> list[Line]:
+    """Draw which nodes have SIMULATED GPUs and, if there are pools, their health and their totals."""
+    lines = describe_simulated(simulated_nodes(pools, unowned), paper)
+    if pools:
+        lines += prose(f"{health(pools)}.", paper, ink=pools[0].state.value.ink)
+        lines += prose(totals(pools), paper, ink=Ink.FAINT)
+    return lines
+
+
+def health(pools: Sequence[PoolStatus]) -> str:
+    """Return a sentence without a period that says how many pools need attention, are in progress and are Synced, and
+    names at most three of each; empty without pools. A pool needs attention if its state is FAILED or BLOCKED."""
+    clauses = []
+    for states, one, several in (
+        (URGENCY[:2], "pool needs attention", "pools need attention"),
+        (URGENCY[2:4], "pool is in progress", "pools are in progress"),
+        (URGENCY[4:], "pool is Synced", "pools are Synced"),
+    ):
+        if names := [pool.name for pool in pools if pool.state in states]:
+            clauses.append(f"{counted(len(names), one, several)}: {some(names)}")
+    return "; ".join(clauses)
+
+
+def totals(pools: Sequence[PoolStatus]) -> str:
+    """Return how many nodes the pools have in which states, how many GPUs, and how many of their devices are used. The
+    devices are left out if a pool's number cannot be read."""
+    members = [node for pool in pools for node in pool.members]
+    texts = [
+        f"{counted(len(members), 'node')} ({count_states(members)})",
+        counted(sum(pool.gpus for pool in pools), "GPU"),
+    ]
+    used = [match for pool in pools if (match := re.fullmatch(r"(\d+)(\+\?)?/(\d+)", pool.used))]
+    if len(used) == len(pools):
+        unknown = "+?" if any(match[2] for match in used) else ""
+        texts.append(f"{sum(int(m[1]) for m in used)}{unknown}/{sum(int(m[3]) for m in used)} devices used")
+    return ", ".join(texts)
+
+
+def count_states(members: Iterable[NodeStatus]) -> str:
+    """Return how many nodes are in each state, such as `3 done, 1 blocked`. States without nodes are left out."""
+    states = Counter(node.state for node in members)
+    return ", ".join(f"{states[state]} {state.value.word}" for state in State if states[state])
+
+
+def tell_event(event: JSON, now: datetime) -> str:
+    """Return the age, reason and note of an Event about a policy."""
+    when = age(from_rfc3339(text(event, "eventTime")), now)
+    return f"{when or '?'} ago {text(event, 'reason')}: {text(event, 'note')}"
+
+
 def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     """Draw one pool: its title, a cell for each node, a warning if the operator has not processed its policy yet, its
-    message unless it is Synced, what is about to happen, and a table of nodes. The table has all nodes on wide
-    paper, otherwise at most MOST of those that are not done; a line below it says how many are left out."""
+    message unless it is Synced, what is about to happen, a table of nodes, and its Events if they were read. Wide
+    paper has all nodes and Events. Otherwise there are at most MOST_EVENTS Events and at most MOST of the `changing`
+    nodes; a line below the table says how many are left out."""
     lines = [*_title(pool, paper), *_bar(pool, paper)]
     if pool.unseen:
         lines += prose(NOT_SEEN.format(pool.unseen), paper, ink=Ink.BAD)
@@ -127,6 +185,9 @@ def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
         lines += table(columns, [_row(node, now, paper) for node in shown], paper, "  ")
     if (more := len(pool.changing) - len(shown)) > 0:
         lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
+    for event in (pool.events or ())[0 if paper.wide else -MOST_EVENTS :]:
+        ink = Ink.WAITING if text(event, "type") == "Warning" else Ink.FAINT
+        lines += prose(tell_event(event, now), paper, indent="  ", hang="  ", ink=ink)
     return lines
 
 
@@ -144,12 +205,12 @@ def _title(pool: PoolStatus, paper: Paper) -> list[Line]:
 
 def numbers(pool: PoolStatus) -> str:
     """Return a comma-separated list of how many nodes and GPUs a pool has, how many devices are used, and how many
-    pods wait. The last two are left out if they are empty or 0. An unknown number of nodes is written as 0/0."""
+    pods are pending. The last two are left out if they are empty or 0. An unknown number of nodes is written as 0/0."""
     texts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
     if pool.used:
         texts.append(f"{pool.used} devices used")
     if pool.pending_pods:
-        texts.append(f"{counted(pool.pending_pods, 'pod')} waiting")
+        texts.append(f"{counted(pool.pending_pods, 'pod')} pending")
     return ", ".join(texts)
 
 
@@ -200,23 +261,18 @@ def facts(pool: PoolStatus, now: datetime) -> list[str]:
     return texts
 
 
+def cells_of(node: NodeStatus, now: datetime) -> list[str]:
+    """Return the texts about a node below the headings of COLUMNS and WIDE, but without NODE and PROGRESS."""
+    texts = [node.phase or "-", node.reason, "" if node.pods is None else str(node.pods), node.culprit]
+    texts += [age(node.entered, now), node.deadline, node.step, node.wanted, node.observed, node.cordon]
+    return [*texts, node.unhealthy]
+
+
 def _row(node: NodeStatus, now: datetime, paper: Paper) -> list[Span]:
     """Return the cells of a node in the table of nodes: one for each of COLUMNS and, on wide paper, also of WIDE."""
-    ink = node.state.value.ink
-    cells = [
-        Span(node.name),
-        Span(_progress(node, paper), ink),
-        Span(node.phase or "-", ink),
-        Span(node.reason),
-        Span("" if node.pods is None else str(node.pods)),
-        Span(node.culprit),
-        Span(age(node.entered, now), Ink.FAINT),
-        Span(node.deadline),
-    ]
-    if not paper.wide:
-        return cells
-    more = (node.step, node.wanted, node.observed, node.cordon, node.unhealthy)
-    return [*cells, *(Span(text) for text in more)]
+    ink, (phase, *texts) = node.state.value.ink, cells_of(node, now)
+    cells = [Span(node.name), Span(_progress(node, paper), ink), Span(phase, ink), *map(Span, texts)]
+    return cells if paper.wide else cells[: len(COLUMNS)]
 
 
 def _progress(node: NodeStatus, paper: Paper) -> str:
@@ -238,19 +294,21 @@ def as_data(
     pools: Sequence[PoolStatus], unowned: Sequence[NodeStatus], where: str, now: datetime
 ) -> dict[str, Any]:
     """Return all pools as plain data, for JSON and YAML. `where`, the name of the context, is added, and so are the
-    names of the nodes in `unowned`, which have GPUs and no policy, and of all nodes with SIMULATED GPUs. `now` is
-    the time from which the seconds that a change may still take are estimated."""
+    health of the pools, the names of the nodes in `unowned`, which have GPUs and no policy, and of all nodes with
+    SIMULATED GPUs. `now` is the time from which the seconds that a change may still take are estimated."""
     return {
         "context": where,
-        "pools": [_pool_data(pool, now) for pool in pools],
+        "health": health(pools),
+        "pools": [pool_data(pool, now) for pool in pools],
         "nodesWithoutPolicy": [node.name for node in unowned],
         "simulated": simulated_nodes(pools, unowned),
     }
 
 
-def _pool_data(pool: PoolStatus, now: datetime) -> dict[str, Any]:
-    """Return one pool as plain data, including all of its nodes."""
-    estimate = find_estimate(pool, now)
+def pool_data(pool: PoolStatus, now: datetime) -> dict[str, Any]:
+    """Return one pool as plain data, including all of its nodes and, if they were read, all of its Events."""
+    estimate, keys = find_estimate(pool, now), ("eventTime", "type", "reason", "note")
+    events = None if pool.events is None else [{key: text(one, key) for key in keys} for one in pool.events]
     return {
         "name": pool.name,
         "status": pool.status,
@@ -268,6 +326,7 @@ def _pool_data(pool: PoolStatus, now: datetime) -> dict[str, Any]:
         "secondsLeft": None if estimate is None else round(estimate.left.total_seconds()),
         "plan": dict(pool.plan) or None,
         "members": [node_data(node) for node in pool.members],
+        "events": events,
     }
 
 
@@ -301,12 +360,14 @@ ENOUGH = 2
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Show the pools once, or with --watch again and again until Ctrl-C, and return DONE (see VerbModule). Raises
     Trouble if the cluster cannot be read, or if the named policy does not exist."""
-    policies, nodes = await session.lists(POLICIES, GPUNODES)
+    known = await session.lists(POLICIES, GPUNODES)
+    if typed.events:
+        known.append(await session.all(EVENTS, "default", ABOUT_POLICIES["field_selector"]))
     picture = Picture(session, typed.policy, terminal, typed.timeline)
     if typed.watch:
-        await _watch(session, picture, (policies, nodes))
+        await _watch(session, picture, known)
     else:
-        picture.draw(policies, nodes)
+        picture.draw(*known)
     return DONE
 
 
@@ -319,7 +380,7 @@ async def ask(session: Session, typed: Namespace) -> Answer:
     the memory. Raises Trouble if the cluster cannot be read, or if the named policy does not exist."""
     policies = await session.all(POLICIES)
     nodes = [read_node(raw) async for page in session.each_page(GPUNODES) for raw in page]
-    pools, unowned = group_pools(policies, nodes)
+    pools, unowned = read_pools(policies, nodes)
     if typed.policy:
         pools, unowned = (find_pool(pools, typed.policy, session.where),), ()
     lonely = (
@@ -341,7 +402,7 @@ def _cluster_row(pool: PoolStatus) -> list[Span]:
 BESIDE = FleetVerb(
     (
         Column("POOL"), Column("MODE", 4), Column("LAYOUT", 5), Column("STATUS"), Column("NODES", 1),
-        Column("GPUS", 6, right=True), Column("USED", 3), Column("WAITING", 2, right=True), Column("MESSAGE"),
+        Column("GPUS", 6, right=True), Column("USED", 3), Column("PENDING", 2, right=True), Column("MESSAGE"),
     ),
     "there is no GPUSharingPolicy",
     ask,
@@ -359,12 +420,20 @@ class Picture:
     last: object = None
     lines: Sequence[Line] = ()
 
-    def draw(self, policies: Iterable[JSON], nodes: Sequence[JSON], stale: str = "") -> None:
-        """Draw the pools, or only the one named in `policy`. Sets `last` to what is drawn and, for a table, `lines`
-        too. Unless the terminal is redrawing, nothing is drawn if the pools have not changed since the last call.
-        `stale` says why the data may be out of date, and is shown above a table only; empty if the data is current.
-        Raises Trouble if no policy has that name."""
-        pools, unowned = read_pools(policies, nodes)
+    def draw(
+        self,
+        policies: Iterable[JSON],
+        nodes: Sequence[JSON],
+        events: Iterable[JSON] | None = None,
+        *,
+        stale: str = "",
+    ) -> None:
+        """Draw the pools, or only the one named in `policy`, with their Events if they were read. Sets `last` to what
+        is drawn and, for a table, `lines` too. Unless the terminal is redrawing, nothing is drawn if the pools have not
+        changed since the last call. If they do not fit on the screen while it is redrawing, one row is drawn for each
+        pool. `stale` says why the data may be out of date, and is shown above a table only; empty if the data is
+        current. Raises Trouble if no policy has that name."""
+        pools, unowned = read_pools(policies, map(read_node, nodes), events)
         if self.policy:
             pools, unowned = (find_pool(pools, self.policy, self.session.where),), ()
         if not self.terminal.redraws and self.last == (pools, unowned):
@@ -387,7 +456,11 @@ class Picture:
                 if len(pools) > 1
                 else "; make the terminal taller to see them"
             )
-            self.terminal.show(self.lines, hint)
+            short = [
+                *describe_health(pools, unowned, paper),
+                *table(BESIDE.columns, [*map(_cluster_row, pools)], paper),
+            ]
+            self.terminal.show(self.lines, hint, [*lines, *short] if len(pools) > 1 else ())
 
 
 def find_pool(pools: Sequence[PoolStatus], name: str, where: str) -> PoolStatus:
@@ -436,33 +509,36 @@ class Notices:
                 self.terminal.warn(f"following {self.session.where} again")
 
 
-async def _watch(session: Session, picture: Picture, first: tuple[Sequence[JSON], Sequence[JSON]]) -> None:
-    """Draw the pools at every TICK until Ctrl-C; on a pipe only when they have changed. `first` has the policies and
-    the GPUNodes that were read before the watch. At the end, the last picture is printed again if the output goes
-    to a terminal. Turns garbage collection on. Raises Trouble if the named policy no longer exists."""
+async def _watch(session: Session, picture: Picture, first: Sequence[Sequence[JSON]]) -> None:
+    """Draw the pools at every TICK until Ctrl-C; on a pipe only when they have changed. `first` has the policies, the
+    GPUNodes and, if they are to be shown, the Events that were read before the watch. At the end, the last picture
+    is printed again if the output goes to a terminal. Turns garbage collection on. Raises Trouble if the named
+    policy no longer exists."""
     gc.enable()  # a watch may run for days
-    policies, nodes = (
-        Reflector(session.client, resource, lambda raw: raw, settings=CacheSettings(page_size=PAGE))
-        for resource in (POLICIES, GPUNODES)
-    )
+    kinds: tuple[tuple[Resource, Filters], ...] = ((POLICIES, {}), (GPUNODES, {}), (EVENTS, ABOUT_POLICIES))
+    settings = CacheSettings(page_size=PAGE)
+    followed = [
+        Reflector(session.client, kind, lambda raw: raw, settings=settings, **where)
+        for (kind, where), _ in zip(kinds, first, strict=False)
+    ]
     notices = Notices(session, picture.terminal)
 
     async def draw() -> None:
-        """Draw the newest data at every TICK, which is `first` until both kinds have been listed, and report the
+        """Draw the newest data at every TICK, which is `first` until all kinds have been listed, and report the
         present error, or its absence, to `notices`. Never returns."""
         known = first
         while True:
-            if policies.synced.is_set() and nodes.synced.is_set():
-                known = _in_order(policies), _in_order(nodes)
-            error = policies.error or nodes.error
+            if all(one.synced.is_set() for one in followed):
+                known = [*map(_in_order, followed)]
+            error = next((one.error for one in followed if one.error), None)
             notices.look(error)
-            picture.draw(*known, "" if error is None else error_text(error))
+            picture.draw(*known, stale="" if error is None else error_text(error))
             await asyncio.sleep(TICK)
 
     try:
         with picture.terminal.redrawing():
             async with asyncio.TaskGroup() as group:
-                for task in (policies.run(), nodes.run(), draw()):
+                for task in (*(one.run() for one in followed), draw()):
                     group.create_task(task)
     except BaseExceptionGroup as group:
         raise first_of(group) from None

@@ -295,6 +295,7 @@ VERBS: tuple[Verb, ...] = (
             _word("policy", "POLICY", "only this one"),
             _switch("--watch", "keep running and redraw on every change; Ctrl-C ends it", "-w"),
             _switch("--timeline", "also show the last rollout: which node was in which phase when"),
+            _switch("--events", "also show the Events of the last hour about each policy"),
         ),
         page=True,
         beside=60.0,

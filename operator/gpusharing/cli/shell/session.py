@@ -14,10 +14,10 @@ from pathlib import Path
 
 import yaml
 
-from gpusharing.cli.shell.troubles import INSTALL, Denied, Trouble, error_text, nearest, sentence
+from gpusharing.cli.shell.troubles import INSTALL, Denied, Trouble, error_text, nearest, trouble
 from gpusharing.kube.client import JSON, NAMESPACES, Filters, KubeClient, Resource
 from gpusharing.kube.clock import wall_time
-from gpusharing.kube.errors import Forbidden, KubeError, NotFound, first_of
+from gpusharing.kube.errors import KubeError, NotFound, first_of
 from gpusharing.kube.http import HttpClient, Limits
 from gpusharing.kube.login import Login, OfficialLogin, ServiceAccountLogin
 from gpusharing.kube.paging import pages_of
@@ -119,10 +119,8 @@ class Session:
                 f"{self.where} has no {resource.full_name} in version {resource.version}: the operator is not installed"
                 f" there, or this plugin does not know its version. To install: {INSTALL}"
             ) from error
-        except Forbidden as error:
-            raise Denied(sentence(error, self.where)) from error
         except KubeError as error:
-            raise Trouble(sentence(error, self.where)) from error
+            raise trouble(error, self.where) from error
 
     async def all(self, resource: Resource, namespace: str | None = None, fields: str = "") -> list[JSON]:
         """Return every object of a kind, sorted by namespace and name. Raises Trouble as `each_page` does."""
@@ -142,7 +140,7 @@ class Session:
         return [task.result() for task in tasks]
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
-        """Return one object. Raises Trouble for every error. If no object has this name, the others are listed, so
+        """Return one object. Raises Trouble as `each_page` does. If no object has this name, the others are listed, so
         that the message can suggest similar names; if the user may not list them, the message says so."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
@@ -154,7 +152,7 @@ class Session:
                 raise Trouble(f"{none}; you are not allowed to list the existing ones") from error
             raise Trouble(no_such(resource, name, names, self.where)) from error
         except KubeError as error:
-            raise Trouble(sentence(error, self.where)) from error
+            raise trouble(error, self.where) from error
 
     async def namespace_labels(self, namespace: str) -> Mapping[str, str]:
         """Return the labels of a namespace; empty if it cannot be read. Raises no KubeError."""

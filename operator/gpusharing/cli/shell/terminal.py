@@ -137,12 +137,16 @@ class Terminal:
         """Print a warning on standard error, away from the output that programs read."""
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
-    def show(self, lines: Sequence[Line], hint: str = "") -> None:
-        """Write the lines. While `redrawing`, they replace the lines shown before, and only as many are shown as fit
-        on the screen; `hint` says how to see the others."""
+    def show(self, lines: Sequence[Line], hint: str = "", short: Sequence[Line] = ()) -> None:
+        """Write the lines. While `redrawing`, they replace the lines shown before. If they do not fit on the screen
+        then, `short` is shown in their place unless it is empty, and only as many lines as fit; `hint` says how to
+        see the others."""
         if self._live is not None:
             self._live.console.size = size = self._size()
-            self._live.update(_rich(_fitting(lines, size, hint, self._live.console)), refresh=True)
+            fitting = _fitting(lines, size, hint, self._live.console)
+            if short and fitting is not lines:
+                fitting = _fitting(short, size, hint, self._live.console)
+            self._live.update(_rich(fitting), refresh=True)
         elif self.color:
             from rich.console import Console
 

@@ -56,6 +56,11 @@ def sentence(error: KubeError, where: str) -> str:
     )
 
 
+def trouble(error: KubeError, where: str) -> Trouble:
+    """Return the `sentence` about an error as a Trouble, which is a Denied if the user lacks a permission."""
+    return (Denied if isinstance(error, Forbidden) else Trouble)(sentence(error, where))
+
+
 def error_text(error: Exception) -> str:
     """Return the message of an error on one line and without a period at its end, or the name of its type if it has no
     message. The hint of a Forbidden error is left out, because it addresses the operator."""
