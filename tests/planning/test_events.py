@@ -327,7 +327,7 @@ def test_a_whole_change_is_told_by_three_events_a_node() -> None:
 
 OPEN, FENCED = make_node(), make_node(unschedulable=True, fence=make_fence())
 HUMAN = make_node(unschedulable=True)
-CHANGE = "the change from 1x full to 2x3g.40gb under policy pool-b"
+CHANGE = "the change to 2x3g.40gb under policy pool-b"
 CORDONS = {
     "the operator cordons": (
         OPEN,

@@ -206,7 +206,8 @@ class Publisher:
         self._objects[verdict.node] = node, snapshot.gpunodes.get(verdict.node)
         if known is not None and (cordon := cordon_event(known, node)) is not None:
             # `kubectl describe node` looks for Events whose uid is the name of the Node, as in the kubelet's Events.
-            self._pending_events.append(self._event(cordon, {**_node_of(node.name), "uid": node.name}, now))
+            regarding = {"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.name}
+            self._pending_events.append(self._event(cordon, regarding, now))
         self._unwritten.add(f"node/{verdict.node}")
         if before != verdict:
             self._verdicts[verdict.node] = verdict
@@ -331,8 +332,8 @@ class Publisher:
         if pool is None:
             return
         for event in events:
-            body = self._event(event, _policy_of(pool.policy), now)
-            self._pending_events.append({**body, "related": _node_of(verdict.node)})
+            node = {"apiVersion": "v1", "kind": "Node", "name": verdict.node}
+            self._pending_events.append({**self._event(event, _policy_of(pool.policy), now), "related": node})
             log.info(
                 event.reason,
                 node=verdict.node,
@@ -401,11 +402,6 @@ def _policy_of(policy: PolicyView) -> JSON:
     """Return the object reference that Events use for a policy."""
     kind = {"apiVersion": names.API_VERSION, "kind": "GPUSharingPolicy"}
     return {**kind, "name": policy.name, "uid": policy.uid}
-
-
-def _node_of(name: str) -> JSON:
-    """Return the object reference that Events use for a Node, without a uid."""
-    return {"apiVersion": "v1", "kind": "Node", "name": name}
 
 
 def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

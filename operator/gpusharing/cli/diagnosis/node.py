@@ -6,9 +6,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from gpusharing.api.names import Phase
-from gpusharing.api.times import from_rfc3339, to_rfc3339
+from gpusharing.api.records import from_wire
+from gpusharing.api.times import from_rfc3339
 from gpusharing.cli.live.cluster import LivePlan
-from gpusharing.cli.pools.fleet import NodeStatus, state_of
+from gpusharing.cli.pools.fleet import NodeStatus, read_node, state_of
 from gpusharing.cli.pools.status import node_data
 from gpusharing.cli.shell.drawing import (
     BLANK,
@@ -26,11 +27,10 @@ from gpusharing.cli.shell.drawing import (
     shows,
     table,
 )
+from gpusharing.kube.client import JSON
 from gpusharing.planning.report.proofs import Proof, tell_proofs
-from gpusharing.planning.report.transition import OTHERS, PERSON, whose_cordon
+from gpusharing.planning.report.transition import OTHERS, PERSON, transition, whose_cordon
 from gpusharing.planning.snapshot.looks import LONGEST, LOOKS
-from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.blockers import explain_blockers
 from gpusharing.planning.vocabulary.reasons import BY_WORD
 from gpusharing.planning.wanted.assess import Assessed, Refused, Unobserved
 from gpusharing.planning.wanted.verify import Source
@@ -69,11 +69,8 @@ class NodeAnswer:
         node = self.node
         return {
             "node": node.name,
-            "policy": node.policy,
             **node_data(node),
             "remedy": self.remedy,
-            "attempt": node.attempt,
-            "step": node.step,
             "proofs": [
                 {
                     "source": str(proof.source),
@@ -86,77 +83,44 @@ class NodeAnswer:
                 for proof in self.proofs
             ],
             "unproven": self.unproven,
-            "history": [
-                {"at": _written(step.at), "phase": step.phase, "reason": step.reason} for step in node.history
-            ],
             "simulated": [node.name] if node.simulated else [],
             "notes": list(self.notes),
         }
 
 
-def _written(moment: str | None) -> str | None:
-    """Convert a timestamp to the format of our output, or return None if it cannot be parsed."""
-    read = from_rfc3339(moment)
-    return None if read is None else to_rfc3339(read)
+def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing: str) -> NodeAnswer:
+    """Combine what is known about a node: its GPUNode, or None, and the present plan, or None. `missing` says why there
+    is no plan, and so no proofs. If the operator has published nothing, the status is the planned one, or that of a
+    node which no policy selects if there is no verdict either."""
+    node = NodeStatus(name=name) if gpunode is None else read_node(gpunode)
+    if live is None:
+        return NodeAnswer(node, unproven=missing, notes=_next_look(node, 0.0), remedy=remedy_of(node.reason))
+    here, verdict = live.snapshot.nodes.get(name), live.plan.verdicts.get(name)
+    if here is not None:
+        node = replace(node, cordon=whose_cordon(here))
+    if here is not None and verdict is not None:
+        planned = from_wire(NodeStatus, transition(verdict, here, {}, live.now))
+        # The published blockers include the server's answers to evictions, which the plan made here lacks.
+        node = replace(node, policy=node.policy or planned.policy, blockers=node.blockers or planned.blockers)
+        if not node.phase:
+            node = replace(planned, name=name, simulated=node.simulated, since=None, history=())
+    elif not node.phase:
+        node = replace(node, message="no policy selects this node, so the operator does not change its GPUs")
+    proofs, unproven = _proofs(name, live)
+    blocked = sum(bool(one.blockers) for one in live.plan.verdicts.values())
+    notes = (*live.notes, *_next_look(node, live.snapshot.settings.poll * blocked))
+    return NodeAnswer(node, proofs, unproven, notes, remedy_of(node.reason))
 
 
-def node_answer(name: str, published: NodeStatus | None, live: LivePlan | None, trouble: str) -> NodeAnswer:
-    """Combine what is known about a node. `published` is the status from its GPUNode, or None. `live` is the present
-    plan, or None; `trouble` then says why there is none, and is the reason why no proofs are shown. A node without
-    a phase and without a verdict is described as one that no policy selects."""
-    verdict = None if live is None else live.plan.verdicts.get(name)
-    proofs: tuple[Proof, ...] = ()
-    unproven = trouble
-    if live is not None:
-        proofs, unproven = _proofs(name, live)
-    node = _published_or_planned(published or NodeStatus(name=name), verdict)
-    return NodeAnswer(
-        node=replace(
-            node,
-            cordon=_cordon(name, published, live),
-            simulated=node.simulated or bool(live is not None and live.simulated([name])),
-        ),
-        proofs=proofs,
-        unproven=unproven,
-        notes=(*(() if live is None else live.notes), *_next_look(node, live)),
-        remedy=remedy_of(node.reason),
-    )
-
-
-def _next_look(node: NodeStatus, live: LivePlan | None) -> tuple[str, ...]:
-    """Return a sentence about when the operator lists the pods of a Blocked node again at the latest (ADR 18); empty if
-    the node is not blocked by pods. Without `live`, few nodes are assumed to be blocked."""
+def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
+    """Return a sentence about when the operator lists the pods of a Blocked node again (ADR 18); empty if the node is
+    not blocked by pods. `seconds` is how long it takes if the blocked nodes are listed one per poll."""
     if node.phase != Phase.BLOCKED or not node.blockers:
         return ()
-    verdicts = [] if live is None else [one for one in live.plan.verdicts.values() if one.blockers]
-    rounds = timedelta(seconds=0.0 if live is None else live.snapshot.settings.poll * len(verdicts) / LOOKS)
-    when = f"within {length(max(LONGEST, rounds))}, or at once after: kubectl gpusharing retry {node.name}"
-    return (f"the operator looks at the pods of this node again {when}",)
-
-
-def _published_or_planned(published: NodeStatus, verdict: Verdict | None) -> NodeStatus:
-    """Return the published status of the node, completed from the verdict of the present plan. With a verdict, an
-    empty policy and empty blockers are taken from it. If the phase is empty, the verdict also gives the phase,
-    reason, message, layouts, disruption class, attempt and step. Without a verdict, the status is returned
-    unchanged or, if its phase is empty, with the message that no policy selects the node."""
-    if verdict is None:
-        none = "no policy selects this node, so the operator does not change its GPUs"
-        return published if published.phase else replace(published, message=none)
-    # The published blockers include the server's answers to the operator's evictions; the plan made here lacks them.
-    blockers = published.blockers or tuple(explain_blockers(verdict.blockers))
-    node = replace(published, policy=published.policy or verdict.policy, blockers=blockers)
-    if node.phase:
-        return node
-    return replace(
-        node,
-        phase=str(verdict.phase),
-        reason=str(verdict.reason),
-        message=verdict.message,
-        observed=verdict.observed,
-        wanted=verdict.wanted,
-        disruption=str(verdict.disruption),
-        attempt=verdict.attempt,
-        step=verdict.step,
+    within = length(max(LONGEST, timedelta(seconds=seconds / LOOKS)))
+    return (
+        f"the operator looks at the pods of this node again within {within}, or at once after: kubectl gpusharing retry"
+        f" {node.name}",
     )
 
 
@@ -164,15 +128,6 @@ def remedy_of(word: str) -> str:
     """Return the remedy for the reason with this name. Empty if there is nothing to do, or if this version does not
     know the reason."""
     return BY_WORD[word].remedy if word in BY_WORD else ""
-
-
-def _cordon(name: str, published: NodeStatus | None, live: LivePlan | None) -> str:
-    """Return who holds the node's cordon (a key of _CORDONED): as the snapshot shows or, if the node is not in one, as
-    the operator published. Empty if the node is not cordoned."""
-    node = None if live is None else live.snapshot.nodes.get(name)
-    if node is not None:
-        return whose_cordon(node)
-    return "" if published is None else published.cordon
 
 
 def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:

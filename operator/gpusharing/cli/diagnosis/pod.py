@@ -2,8 +2,9 @@
 what those changes wait for. Pure."""
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import ge
 
 from gpusharing.api.names import RESOURCE_GPU, Phase
 from gpusharing.cli.diagnosis.rooms import (
@@ -12,10 +13,10 @@ from gpusharing.cli.diagnosis.rooms import (
     RoomSearch,
     find_fraction,
     find_overlooked,
-    published_room,
+    read_room,
 )
 from gpusharing.cli.diagnosis.tenant import explain_guard
-from gpusharing.cli.pools.fleet import read_node, read_pools
+from gpusharing.cli.pools.fleet import read_node, read_pools, simulated_nodes
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -38,11 +39,22 @@ from gpusharing.kube.podrequests import pod_requests
 from gpusharing.kube.raw import entries, text
 from gpusharing.planning.gpus.capacity import fits
 from gpusharing.planning.report.status import policy_status
+from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.stack.otherplugins import name_resources
 from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.wanted.target import Targets, find_wish
+
+NOTHING = StackView(
+    None, gpu_cluster=False, plugin_configs={}, mig_file="", written={}, serves_our_mig_file=True
+)
+"""NVIDIA's software as it is assumed to be without a plan: mig-manager reads the operator's file."""
 
 _PROFILE = re.compile(r"mig-(\d+)g\.(\d+)gb")
 """The compute slices and the memory in the name of a MIG resource."""
+MORE = (
+    "this is from the policies and the GPUNodes alone, as far as you may read them (ClusterRole gpusharing-viewer);"
+    " gpusharing-planner would add the proofs, and the labels, taints and changes of nodes"
+)
 COLUMNS = (
     Column("POOL"),
     Column("NODE", drop=2),
@@ -109,8 +121,6 @@ class PodAnswer:
     """The names of all nodes of the cluster whose GPUs are SIMULATED."""
     fraction: str = ""
     """A description of the fraction of a GPU that the pod requests from KAI-Scheduler; empty if it requests none."""
-    workload: str = ""
-    """How many pods of the workload that the user named have no node; empty if the user named the pod."""
 
 
 def pod_answer(search: RoomSearch, namespace_labels: Mapping[str, str]) -> PodAnswer:
@@ -124,51 +134,35 @@ def pod_answer(search: RoomSearch, namespace_labels: Mapping[str, str]) -> PodAn
     phases = {name: str(verdict.phase) for name, verdict in live.plan.verdicts.items()}
     answer = _answer(search.pod, search.rooms, statuses, phases)
     plugins = {name: one.other_plugin for name, one in live.snapshot.nodes.items()}
+    notes = (*live.notes, *answer.notes, *name_resources(answer.asks, plugins))
     return replace(
-        answer,
-        guard=explain_guard(search, namespace_labels),
-        notes=(*live.notes, *answer.notes, *name_resources(answer.asks, plugins)),
-        simulated=live.simulated(),
+        answer, guard=explain_guard(search, namespace_labels), notes=notes, simulated=live.simulated()
     )
 
 
-def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSON] | None) -> PodAnswer:
-    """Return the answer about a pod from what the policies and the GPUNodes show, or from the pod alone if `gpunodes`
-    is None. A note says what more rights would add."""
-    nodes = [read_node(one) for one in gpunodes or ()]
-    views = {view.name: view for view in map(policy_view, policies)}
-    rooms = {node.name: published_room(one, views) for node, one in zip(nodes, gpunodes or (), strict=True)}
+def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSON]) -> PodAnswer:
+    """Return the answer about a pod from what the policies and the GPUNodes show, which are empty if they could not be
+    read. A note says what more rights would add."""
+    nodes, views = [*map(read_node, gpunodes)], map(policy_view, policies)
+    targets = {one.name: Targets(one, find_wish(one.name, one.spec), NOTHING) for one in views if one.spec}
+    rooms = {node.name: read_room(one, targets) for node, one in zip(nodes, gpunodes, strict=True)}
     statuses = {one.name: f"{one.status}: {one.message}" for one in read_pools(policies, nodes)[0]}
-    answer = _answer(
-        raw, rooms, statuses, None if gpunodes is None else {node.name: node.phase for node in nodes}
-    )
-    source, role = (
-        ("pod", "viewer") if gpunodes is None else ("pod and the proven nodes' GPUNodes", "planner")
-    )
-    more = (
-        "what is free on proven nodes" if gpunodes is None else "which nodes exclude it and what will change"
-    )
-    note = f"this answer is from the {source} alone; ClusterRole gpusharing-{role} would add {more}"
-    simulated = tuple(sorted(node.name for node in nodes if node.simulated))
-    return replace(answer, notes=(*answer.notes, note), simulated=simulated)
+    answer = _answer(raw, rooms, statuses, {node.name: node.phase for node in nodes})
+    return replace(answer, notes=(*answer.notes, MORE), simulated=tuple(simulated_nodes((), nodes)))
 
 
 def _answer(
-    raw: JSON,
-    found: Mapping[str, NodeRoom],
-    statuses: Mapping[str, str],
-    phases: Mapping[str, str] | None,
+    raw: JSON, found: Mapping[str, NodeRoom], statuses: Mapping[str, str], phases: Mapping[str, str]
 ) -> PodAnswer:
-    """Return the answer about a pod without what only a plan shows. `found` has the room on each node by name,
-    `statuses` the status of each policy with its message, and `phases` the phase of each managed node, or is None if
-    nothing is known about nodes."""
+    """Return an answer about a pod from the room on each node, which is empty if nothing is known about nodes, the
+    status and message of each policy, and the phase of each managed node."""
     pod, asks = pod_view(raw, {}), dict(sorted(pod_requests(raw).items()))
     fraction, devices = find_fraction(raw)
     asks = asks or ({RESOURCE_GPU: devices} if devices else {})
     rooms = [found[name] for name in sorted(found)]
     services = tuple(_services(asks, rooms, statuses))
     node = text(raw, "spec", "nodeName")
-    case = PodCase(raw, node, asks, services, rooms, None if phases is None else phases.get(node, ""))
+    case = PodCase(raw, node, asks, services, rooms, phases.get(node, ""))
     lasting = any(fits(asks, room.after) for room in rooms)
     later = {name for room in rooms for name in room.after}
     unchecked = ", ".join(find_overlooked(raw)) if asks and not node else ""
@@ -193,30 +187,24 @@ def _answer(
 def _services(
     asks: Mapping[str, int], rooms: Sequence[NodeRoom], statuses: Mapping[str, str]
 ) -> Iterator[Service]:
-    """Yield, for each pool and each requested resource, what the pool's best node has. Pools that do not have the
-    resource, now or later, are left out. All nodes without a policy count as one pool."""
+    """Yield, for each pool and each requested resource, what the best node of the pool has. The best node is chosen
+    once for the whole request. If no node of the pool is usable for the pod, now or later, the node's name is empty
+    and the counts are 0. Pools that do not have the resource, now or later, are left out. All nodes without a policy
+    count as one pool. `statuses` has the status of each policy as shown to people."""
     for pool, status in {**statuses, "": ""}.items():
-        yield from _services_of(pool, status, asks, [room for room in rooms if room.pool == pool])
-
-
-def _services_of(
-    pool: str, status: str, asks: Mapping[str, int], members: Sequence[NodeRoom]
-) -> Iterator[Service]:
-    """Yield, for each requested resource that a member has or will have, what the best node of the pool provides. The
-    best node is chosen once for the whole request. If no member is usable for the pod, now or later, the node's
-    name is empty and the counts are 0. `status` is the policy's status as shown to people."""
-    reached = (room for room in members if room.now or room.after)
-    none = NodeRoom("", pool, {}, {}, {}, "", "", "", {}, frozenset())
-    best = max(reached, key=lambda room: room.rank(asks), default=none)
-    for resource, wanted in asks.items():
-        if not any(resource in room.names for room in members):
-            continue
-        exclusions = tuple(_exclusions([room for room in members if room.planned.get(resource)]))
-        free = None if best.free is None else best.free.get(resource, 0)
-        now, after = best.now.get(resource, 0), best.after.get(resource, 0)
-        but = _but(best, now=now, free=free, after=after, wanted=wanted, status=status)
-        but = _all_of(exclusions) if exclusions and best is none else but
-        yield Service(pool, best.node, resource, now, free, after, but, exclusions)
+        members = [room for room in rooms if room.pool == pool]
+        reached = (room for room in members if room.now or room.after)
+        none = NodeRoom("", pool, {}, {}, {}, "", "", "", {}, frozenset())
+        best = max(reached, key=lambda room: room.rank(asks), default=none)
+        for resource, wanted in asks.items():
+            if not any(resource in room.names for room in members):
+                continue
+            exclusions = tuple(_exclusions([room for room in members if room.planned.get(resource)]))
+            free = None if best.free is None else best.free.get(resource, 0)
+            now, after = best.now.get(resource, 0), best.after.get(resource, 0)
+            but = _but(best, now=now, free=free, after=after, wanted=wanted, status=status)
+            but = _all_of(exclusions) if exclusions and best is none else but
+            yield Service(pool, best.node, resource, now, free, after, but, exclusions)
 
 
 def _exclusions(rooms: Sequence[NodeRoom]) -> Iterator[str]:
@@ -272,9 +260,8 @@ class PodCase:
     """What the best node of each pool has for the pod."""
     rooms: Sequence[NodeRoom]
     """What each node has for the pod."""
-    phase: str | None
-    """The phase of the pod's node; empty if the pod has no node, or the operator does not manage it. None if nothing is
-    known about nodes."""
+    phase: str
+    """The phase of the pod's node; empty if the pod has no node, or the operator is not known to manage it."""
 
 
 def _ended(case: PodCase) -> str:
@@ -305,23 +292,18 @@ def _asks_nothing(case: PodCase) -> str:
 def _on_changing(case: PodCase) -> str:
     """Explain a pod on a managed node in any phase but Synced: name the phase, and the command that explains it. Empty
     for any other pod."""
-    if case.phase in (None, "", Phase.SYNCED):
+    if case.phase in ("", Phase.SYNCED):
         return ""
     what = f"this pod is on node {case.node}, which is {case.phase}"
     return f"{what}; to see why: kubectl gpusharing why {case.node}"
 
 
 def _on_quiet(case: PodCase) -> str:
-    """Explain a pod that has a node already, so that no pool is holding it up. Empty for a pod without a node. Checked
-    after `_on_changing`, so the node has no change ahead or is not managed."""
-    if not case.node or case.phase is None:
-        return case.node and f"this pod is on node {case.node}"
-    return f"this pod is on node {case.node}, which the operator is not changing now"
-
-
-def _unknown(case: PodCase) -> str:
-    """Explain that it is unknown which nodes have what the pod requests. Empty if something is known about nodes."""
-    return "" if case.phase is not None else "which nodes have what this pod requests is unknown to you"
+    """Explain a pod that has a node already, so that no pool is holding it up, or say that nothing is known about
+    nodes. Empty for any other pod. Checked after `_on_changing`, so the operator is not changing a known node."""
+    if case.node:
+        return f"this pod is on node {case.node}{', which the operator is not changing now' if case.rooms else ''}"
+    return "" if case.rooms else "it is unknown which nodes have what this pod requests"
 
 
 def _unadvertised(case: PodCase) -> str:
@@ -338,27 +320,18 @@ def _unadvertised(case: PodCase) -> str:
 
 
 def _suggest(case: PodCase, absent: str) -> str:
-    """Return a question, preceded by a space, whether the nearest resource that the pod may use was meant instead of
-    `absent`, and how many of it are free on nodes where that is known. Empty if there is none."""
-    meant = find_nearest(absent, {name for room in case.rooms for name in (*room.now, *room.after)})
-    free = sum((room.free or {}).get(meant, 0) for room in case.rooms)
-    return (
-        meant and f" Did you mean {meant}? {free or 'None'} {'is' if free == 1 else 'are'} known to be free."
-    )
-
-
-def find_nearest(absent: str, names: Collection[str]) -> str:
-    """Return the resource in `names` that comes nearest to `absent`: for a MIG profile, the smallest that is at least
-    as large; for any other name, the most similar. Empty if there is none."""
-    sizes = {
-        name: (int(size[1]), int(size[2])) for name in (absent, *names) if (size := _PROFILE.search(name))
-    }
-    if absent in sizes:
-        slices, memory = sizes.pop(absent)
-        larger = [(size, name) for name, size in sizes.items() if size[0] >= slices and size[1] >= memory]
-        return min(larger)[1] if larger else ""
-    bare = {name.partition("/")[2]: name for name in names}
-    return next((bare[name] for name in nearest(absent.partition("/")[2], bare)), "")
+    """Return a question, preceded by a space, whether another resource that the pod may use was meant instead of
+    `absent`, and how many of it are known to be free. For a MIG profile it is the smallest that is at least as large,
+    for any other name the most similar. Empty if there is none."""
+    bare = {name.partition("/")[2]: name for room in case.rooms for name in (*room.now, *room.after)}
+    word = absent.partition("/")[2]
+    sizes = {one: tuple(map(int, size.groups())) for one in (word, *bare) if (size := _PROFILE.match(one))}
+    larger = [one for one, size in sizes.items() if all(map(ge, size, sizes.get(word, ()))) and one != word]
+    similar = sorted(larger, key=lambda one: sizes[one]) if word in sizes else nearest(word, bare)
+    if not similar:
+        return ""
+    free = sum((room.free or {}).get(bare[similar[0]], 0) for room in case.rooms)
+    return f" Did you mean {bare[similar[0]]}? {free} {'is' if free == 1 else 'are'} known to be free."
 
 
 def _available(case: PodCase) -> str:
@@ -424,7 +397,6 @@ CONCLUSIONS: tuple[Callable[[PodCase], str], ...] = (
     _asks_nothing,
     _on_changing,
     _on_quiet,
-    _unknown,
     _unadvertised,
     _available,
     _to_come,
@@ -445,11 +417,7 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
     asks = answer.fraction or requests or "no GPU"
     ink = Ink.GOOD if answer.node else Ink.WAITING
     title = line(Span(answer.pod, Ink.TITLE), "  ", Span(answer.phase, ink), f"  requests {asks}")
-    lines = [
-        *describe_simulated(answer.simulated, paper),
-        *prose(answer.workload, paper),
-        *fold(title, paper),
-    ]
+    lines = [*describe_simulated(answer.simulated, paper), *fold(title, paper)]
     for whose, message in (("Status", answer.status), ("Scheduler", answer.scheduler)):
         lines += prose(f"{whose}: {message}", paper, hang="  ") if message else []
     if answer.services:

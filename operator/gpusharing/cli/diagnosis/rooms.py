@@ -22,9 +22,9 @@ from gpusharing.kube.podrequests import largest_requests
 from gpusharing.kube.raw import entries, part, section, text, texts
 from gpusharing.kube.taints import KEEPS_OUT, TRANSIENT_TAINTS, taint_text
 from gpusharing.planning.gpus.capacity import fits, remaining
-from gpusharing.planning.snapshot.views import NodeView, ObservedView, PolicyView
+from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.planning.wanted.target import is_plugin_resource, plugin_config, predict_resources
+from gpusharing.planning.wanted.target import Target, Targets, is_plugin_resource, plugin_config
 from gpusharing.planning.wanted.verify import served
 
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
@@ -260,17 +260,17 @@ def _find_free(observed: ObservedView | None, now: Mapping[str, int]) -> Mapping
     return remaining(now, observed.allocated)
 
 
-def published_room(raw: JSON, policies: Mapping[str, PolicyView]) -> NodeRoom:
-    """Return what a node has for any pod as far as its GPUNode shows it. A node that is Synced advertises what its
-    policy makes of the GPUs that its agent reports. What any other node advertises, now or later, is unknown and left
-    empty. Rules that may exclude a pod, and what ResourceClaims hold, are unknown too, and ignored."""
-    status, observed = read_node(raw), gpunode_view(raw).observed
-    policy, now = policies.get(status.policy), dict[str, int]()
-    if policy is not None and policy.spec and observed is not None and status.phase == Phase.SYNCED:
-        layouts = observed.hardware.layouts
-        now = predict_resources(layouts, plugin_config(policy.spec, layouts))
-    free, closed = ({}, "cordoned") if status.cordon else (_find_free(observed, now), "")
-    return NodeRoom(status.name, status.policy, now, free, now, closed, "", "", now, frozenset(now))
+def read_room(raw: JSON, targets: Mapping[str, Targets]) -> NodeRoom:
+    """Return what a node has for any pod, as its GPUNode shows it: `after` is what its policy makes of its GPUs, by
+    `targets`, and empty if unknown. `now` and `free` are empty unless the node is Synced. Rules that exclude pods, and
+    what ResourceClaims hold, are unknown and ignored."""
+    node, observed = read_node(raw), gpunode_view(raw).observed
+    policy = targets.get(node.policy)
+    target = policy.find(node.name, observed.hardware) if policy and observed and observed.gpus else None
+    after = target.resources if isinstance(target, Target) else {}
+    now = after if node.phase == Phase.SYNCED else {}
+    closed, free = node.cordon and "cordoned", {} if node.cordon else _find_free(observed, now)
+    return NodeRoom(node.name, node.policy, now, free, after, closed, "", "", after, frozenset(after))
 
 
 def find_refusal(policy: str, spec: GPUSharingPolicySpec) -> str:

@@ -8,22 +8,21 @@ lacks them, the answer says what more rights would add.
 from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from gpusharing.api.selectors import matches
 from gpusharing.cli.diagnosis.node import NodeAnswer, describe_node, node_answer
-from gpusharing.cli.diagnosis.pod import PodAnswer, describe_pod, pod_answer, published_answer
+from gpusharing.cli.diagnosis.pod import MORE, PodAnswer, describe_pod, pod_answer, published_answer
 from gpusharing.cli.diagnosis.rooms import RoomSearch
 from gpusharing.cli.live.cluster import gathered
 from gpusharing.cli.pools.fleet import read_node, read_pools
 from gpusharing.cli.pools.status import describe_pool, find_pool, pool_data
-from gpusharing.cli.shell.drawing import BLANK
-from gpusharing.cli.shell.session import Session, no_such
+from gpusharing.cli.shell.drawing import BLANK, prose
+from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
-from gpusharing.cli.shell.troubles import DONE, Denied, Trouble, trouble
-from gpusharing.kube.client import DAEMON_SETS, DEPLOYMENTS, GPUNODES, JSON, NODES, PODS, POLICIES, Resource
+from gpusharing.cli.shell.troubles import DONE, Denied, Trouble
+from gpusharing.kube.client import DEPLOYMENTS, GPUNODES, JSON, NODES, PODS, POLICIES, Resource
 from gpusharing.kube.convert_pods import rows_of
-from gpusharing.kube.errors import KubeError, NotFound
 from gpusharing.kube.raw import entries, part, section, text, texts
 from gpusharing.planning.vocabulary.lengths import counted
 
@@ -32,13 +31,10 @@ KINDS: Mapping[Resource, str] = {
     PODS: "pod pods po",
     POLICIES: "gpusharingpolicy gpusharingpolicies gsp",
     DEPLOYMENTS: "deployment deployments deploy",
-    DAEMON_SETS: "daemonset daemonsets ds",
     Resource("apps", "v1", "statefulsets", namespaced=True): "statefulset statefulsets sts",
-    Resource("apps", "v1", "replicasets", namespaced=True): "replicaset replicasets rs",
     Resource("batch", "v1", "jobs", namespaced=True): "job jobs",
 }
 """The kinds that a user may name, and how kubectl spells each. A group may follow, as in `deployment.apps`."""
-MORE = "ClusterRole gpusharing-planner, and view in all namespaces, would add what each source of proof says"
 
 
 def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
@@ -79,15 +75,18 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     else:
         raw = await session.get(kind, name, namespace)
         pod, workload = (raw, "") if kind is PODS else await _pod_of(session, kind, raw)
-        explained = replace(await _pod(session, pod), workload=workload)
-        terminal.answer(lambda: asdict(explained), lambda paper: describe_pod(explained, paper))
+        explained = await _pod(session, pod)
+        terminal.answer(
+            lambda: {"workload": workload, **asdict(explained)},
+            lambda paper: [*prose(workload, paper), *describe_pod(explained, paper)],
+        )
     return DONE
 
 
 async def _pod_of(session: Session, kind: Resource, workload: JSON) -> tuple[JSON, str]:
     """Return the pod to explain of those that the selector of a workload matches: preferably one without a node, or
-    else one that is neither running nor done. Also return a sentence about how many have no node. Raises Trouble if
-    there are no pods, with the messages of the workload's conditions, or if pods cannot be read."""
+    else one that is neither running nor done. Also return how many pods there are. Raises Trouble if there are none,
+    with the messages of the workload's conditions, or if pods cannot be read."""
     selector, named = (
         section(workload, "spec", "selector"),
         f"{kind.plural}/{text(workload, 'metadata', 'name')}",
@@ -100,10 +99,8 @@ async def _pod_of(session: Session, kind: Resource, workload: JSON) -> tuple[JSO
         raise Trouble(". ".join(filter(None, (f"{named} has no pods", *why))))
     waiting = [pod for pod in pods if not text(pod, "spec", "nodeName")]
     stuck = [pod for pod in pods if text(pod, "status", "phase") not in ("Running", "Succeeded")]
-    have = "has" if len(waiting) == 1 else "have"
-    return [*waiting, *stuck, *pods][
-        0
-    ], f"{named}: {len(waiting)} of {counted(len(pods), 'pod')} {have} no node"
+    sentence = f"{named}: {counted(len(pods), 'pod')}, {len(waiting)} of them without a node"
+    return [*waiting, *stuck, *pods][0], sentence
 
 
 async def _pod(session: Session, pod: JSON) -> PodAnswer:
@@ -118,33 +115,20 @@ async def _pod(session: Session, pod: JSON) -> PodAnswer:
     except Denied:
         with suppress(Denied):
             return published_answer(pod, *await session.lists(POLICIES, GPUNODES))
-        return published_answer(pod, [], None)
+        return published_answer(pod, (), ())
 
 
 async def _node(session: Session, name: str) -> NodeAnswer:
     """Return what the operator published about a node, and what each source of proof says now or, if the sources
-    cannot be read, why not. Raises Trouble if the node has no GPUNode and either does not exist or cannot be looked
-    up, because Nodes cannot be read, or if the GPUNode cannot be read."""
-    published, live, missing = None, None, ""
-    try:
-        published = read_node(await session.client.get(GPUNODES, name))
-    except NotFound:
-        pass
-    except KubeError as error:
-        raise trouble(error, session.where) from error
+    cannot be read, why not. Raises Trouble if the node does not exist, or if neither its GPUNode nor a plan can be
+    read."""
+    live, missing = None, ""
     try:
         async with gathered(session) as cluster:
             live = await cluster.decide((), [name])
-    except Denied as error:
-        missing = MORE if published is not None else str(error)
+    except Denied:
+        missing = MORE
     except Trouble as error:
         missing = str(error)
-    if published is None and live is None:
-        # Nodes could not be read, so it is unknown whether this one exists; it has no GPUNode.
-        names = []
-        with suppress(Trouble):  # before the installation there are no GPUNodes to list
-            names = [raw["metadata"]["name"] for raw in await session.all(GPUNODES)]
-        raise Trouble(no_such(GPUNODES, name, names, session.where) if names else missing)
-    if published is None and live is not None and name not in live.snapshot.nodes:
-        raise Trouble(no_such(NODES, name, sorted(live.snapshot.nodes), session.where))
-    return node_answer(name, published, live, missing)
+    bare = live is not None and name in live.snapshot.nodes and name not in live.snapshot.gpunodes
+    return node_answer(name, None if bare else await session.get(GPUNODES, name), live, missing)

@@ -64,8 +64,6 @@ class NodeStatus(Transition):
 
     name: str = ""
     """Name of the node."""
-    gpus: int = 0
-    """How many GPUs its agent reports."""
     pods: int | None = None
     """How many pods hold a GPU, or None if that is unknown."""
     unhealthy: str = ""
@@ -99,16 +97,13 @@ class PoolStatus(Summary):
     """The `status.plan` of the policy; empty if there is none."""
     paused: bool = False
     """Whether `rollout.paused` is true."""
-    max_unavailable: str = ""
-    """`rollout.maxUnavailable` as written."""
     events: tuple[JSON, ...] | None = None
     """The Events about the policy, the oldest first, as the API server has them; None if they were not read."""
 
     @property
     def state(self) -> State:
-        """The most urgent state of its nodes. BLOCKED takes the place of a less urgent one if a node waits for a
-        person, or if all nodes are done but the policy is refused or otherwise not Synced. WAITS if only the operator
-        or a deletion has to go on."""
+        """The most urgent state of its nodes, but at least BLOCKED if a node waits for a person. If all nodes are done
+        but the policy is not Synced, WAITS if the operator will go on by itself, else BLOCKED."""
         states = {node.state for node in self.members}
         if any(node.deadline == PERSON for node in self.members):
             states.add(State.BLOCKED)
@@ -135,9 +130,8 @@ def read_pools(
     for node in nodes:
         by_policy.setdefault(node.policy, []).append(node)
     ordered = None if events is None else sorted(events, key=lambda event: text(event, "eventTime"))
-    pools = sorted(
-        (_pool(raw, by_policy, ordered) for raw in policies), key=lambda one: URGENCY.index(one.state)
-    )
+    pools = [_pool(raw, by_policy, ordered) for raw in policies]
+    pools.sort(key=lambda pool: URGENCY.index(pool.state))
     names = {pool.name for pool in pools}
     unowned = [node for policy, members in by_policy.items() if policy not in names for node in members]
     return tuple(pools), tuple(sorted(unowned, key=lambda node: node.name))
@@ -148,7 +142,7 @@ def _pool(raw: JSON, nodes: Mapping[str, list[NodeStatus]], events: Iterable[JSO
     Events of all policies, or None. If the summary has no mode, the mode in the spec is used."""
     name, status = text(raw, "metadata", "name"), section(raw, "status")
     generation = whole(raw, "metadata", "generation")
-    limit = part(raw, "spec", "rollout", "maxUnavailable")
+    about = (event for event in events or () if text(event, "regarding", "name") == name)
     summary = from_wire(PoolStatus, section(status, "summary"))
     return replace(
         summary,
@@ -158,10 +152,7 @@ def _pool(raw: JSON, nodes: Mapping[str, list[NodeStatus]], events: Iterable[JSO
         members=tuple(sorted(nodes.get(name, ()), key=lambda node: node.name)),
         plan=section(status, "plan"),
         paused=part(raw, "spec", "rollout", "paused") is True,
-        max_unavailable="" if limit is None else str(limit),
-        events=None
-        if events is None
-        else tuple(one for one in events if text(one, "regarding", "name") == name),
+        events=None if events is None else tuple(about),
     )
 
 
@@ -172,7 +163,6 @@ def read_node(raw: JSON) -> NodeStatus:
     healthy = next((row for row in entries(raw, "status", "conditions") if row.get("type") == "Healthy"), {})
     beside = {
         "name": text(raw, "metadata", "name"),
-        "gpus": len(entries(observed, "gpus")),
         "pods": observed.get("pods"),
         "unhealthy": text(healthy, "message") if healthy.get("status") == "False" else "",
         "simulated": observed.get("simulated"),

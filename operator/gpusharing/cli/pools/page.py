@@ -7,19 +7,8 @@ from datetime import datetime
 from html import escape
 
 from gpusharing.api.times import to_rfc3339
+from gpusharing.cli.pools import status
 from gpusharing.cli.pools.fleet import NodeStatus, PoolStatus, State, simulated_nodes
-from gpusharing.cli.pools.status import (
-    COLUMNS,
-    NOT_SEEN,
-    WIDE,
-    cells_of,
-    count_states,
-    facts,
-    health,
-    numbers,
-    tell_event,
-    totals,
-)
 from gpusharing.cli.pools.timeline import LETTERS, Timeline, Track, find_timeline, glyph_of, moment
 from gpusharing.cli.shell.drawing import age, length, simulated_sentence
 from gpusharing.kube.client import JSON
@@ -253,7 +242,7 @@ def bar(members: Sequence[NodeStatus]) -> Markup:
     cells = [_cell(number, node, per_line) for number, node in enumerate(order)]
     wide, high = min(len(order), per_line) * CELL, -(-len(order) // per_line) * CELL
     size = {"viewBox": f"0 0 {wide} {high}", "width": str(wide), "height": str(high)}
-    label = f"{counted(len(order), 'node')}: {count_states(members)}"
+    label = status.count_states("node", members)
     return tag("svg", *cells, class_="bar", role="img", aria_label=label, **size)
 
 
@@ -347,7 +336,10 @@ def _centred(text: str, x: float) -> Markup:
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """The page's Content-Security-Policy: the browser fetches and runs nothing, even if foreign markup got
 into the page."""
-NODES = (*(one.title.capitalize() for one in (*COLUMNS, *WIDE) if one.title != "PROGRESS"), "Message")
+NODES = (
+    *(one.title.capitalize() for one in (*status.COLUMNS, *status.WIDE) if one.title != "PROGRESS"),
+    "Message",
+)
 """The headings of the table of nodes."""
 
 
@@ -382,18 +374,14 @@ def page(view: View) -> str:
     )
     made = ("As of ", _time(view.now, to_rfc3339(view.now)), ", by kubectl gpusharing status.")
     pools = [_pool(pool, number, view) for number, pool in enumerate(view.pools)]
-    summary = [tag("p", f"{health(view.pools)}. {totals(view.pools)}.")]
-    if not pools:
-        summary = [tag("p", "There is no GPUSharingPolicy.")]
+    summary = [tag("p", f"{text}.") for text in status.tell_health(view.pools)]
+    summary = summary if pools else [tag("p", "There is no GPUSharingPolicy.")]
     simulated = simulated_sentence(simulated_nodes(view.pools, view.unowned))
     alarm = [tag("p", f"{simulated}.", class_="alarm")] if simulated else []
     if view.unowned:
-        names = ", ".join(node.name for node in view.unowned)
-        text = f"{counted(len(view.unowned), 'node')} with GPUs and no policy: {names}"
-        pools.append(tag("section", tag("p", text)))
-    body = tag(
-        "body", tag("h1", title), *alarm, tag("p", *made, class_="faint"), tag("main", *summary, *pools)
-    )
+        pools.append(tag("section", tag("p", status.tell_unowned(view.unowned))))
+    main = tag("main", *summary, *pools)
+    body = tag("body", tag("h1", title), *alarm, tag("p", *made, class_="faint"), main)
     return document(tag("html", head, body, lang="en"))
 
 
@@ -405,11 +393,11 @@ def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
     name = f"pool-{number}"
     parts = [*_title(pool, name), *_bar(pool)]
     if pool.unseen:
-        parts.append(tag("p", NOT_SEEN.format(pool.unseen), class_="alarm"))
+        parts.append(tag("p", status.NOT_SEEN.format(pool.unseen), class_="alarm"))
     if pool.message and pool.status != "Synced":
         parts.append(tag("p", pool.message))
-    events = [tell_event(event, view.now) for event in pool.events or ()]
-    parts += [tag("p", text, class_="faint") for text in (*facts(pool, view.now), *events)]
+    events = [status.tell_event(event, view.now) for event in pool.events or ()]
+    parts += [tag("p", text, class_="faint") for text in (*status.facts(pool, view.now), *events)]
     if pool.members:
         first = {node.name: rank for rank, node in enumerate(pool.changing)}
         members = sorted(pool.members, key=lambda node: (node.state is State.DONE, first.get(node.name, 0)))
@@ -423,7 +411,7 @@ def _title(pool: PoolStatus, name: str) -> list[Markup]:
     `name` is the id of the heading."""
     what = " ".join(filter(None, (pool.mode, pool.layout)))
     badge = tag("span", pool.status or "new", class_="badge")
-    line = (tag("h2", pool.name, id=name), tag("span", what), badge, tag("span", numbers(pool)))
+    line = (tag("h2", pool.name, id=name), tag("span", what), badge, tag("span", status.numbers(pool)))
     product = [tag("p", pool.product, class_="faint")] if pool.product else []
     return [tag("div", *line, class_="title"), *product]
 
@@ -448,7 +436,7 @@ def _row(node: NodeStatus, now: datetime) -> list[Markup]:
     """Return the cells of a node in the table of nodes; see NODES. The last cell has the node's message and blockers
     without duplicates."""
     texts = dict.fromkeys(text for text in (node.message, *node.blockers) if text)
-    cells: list[Child] = [*cells_of(node, now)]
+    cells: list[Child] = [*status.cells_of(node, now)]
     cells[0] = f"{MARKS[node.state]} {cells[0]}"
     if node.entered is not None:
         cells[4] = _time(node.entered, age(node.entered, now))

@@ -5,19 +5,18 @@ Only what the operator published is shown, so the rights of ClusterRole gpushari
 
 import asyncio
 import gc
-import re
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from gpusharing.api.names import WAY, Phase
-from gpusharing.api.times import from_rfc3339, to_rfc3339
+from gpusharing.api.records import to_wire
+from gpusharing.api.times import from_rfc3339
 from gpusharing.cli.pools.estimate import find_estimate
 from gpusharing.cli.pools.fleet import (
-    URGENCY,
     NodeStatus,
     PoolStatus,
     State,
@@ -39,6 +38,7 @@ from gpusharing.cli.shell.drawing import (
     age,
     bar,
     describe_simulated,
+    fold,
     length,
     line,
     prose,
@@ -109,57 +109,41 @@ def describe(
             drawn = describe_timeline(pool, now, paper) if timeline else []
             lines += [*describe_pool(pool, now, paper), *drawn, BLANK]
         lines.pop()
-    if unowned:
-        names = ", ".join(node.name for node in unowned[:5]) + (" ..." if len(unowned) > 5 else "")
-        lines += [
-            BLANK,
-            *prose(f"{counted(len(unowned), 'node')} with GPUs and no policy: {names}", paper, ink=Ink.FAINT),
-        ]
-    return lines
+    return [*lines, *([BLANK] if unowned else []), *prose(tell_unowned(unowned), paper, ink=Ink.FAINT)]
 
 
 def describe_health(pools: Sequence[PoolStatus], unowned: Sequence[NodeStatus], paper: Paper) -> list[Line]:
-    """Draw which nodes have SIMULATED GPUs and, if there are pools, their health and their totals."""
+    """Draw which nodes have SIMULATED GPUs and, if there are pools, what `tell_health` says."""
     lines = describe_simulated(simulated_nodes(pools, unowned), paper)
     if pools:
-        lines += prose(f"{health(pools)}.", paper, ink=pools[0].state.value.ink)
-        lines += prose(totals(pools), paper, ink=Ink.FAINT)
+        health, totals = tell_health(pools)
+        lines += prose(f"{health}.", paper, ink=pools[0].state.value.ink) + prose(
+            totals, paper, ink=Ink.FAINT
+        )
     return lines
 
 
-def health(pools: Sequence[PoolStatus]) -> str:
-    """Return a sentence without a period that says how many pools need attention, are in progress and are Synced, and
-    names at most three of each; empty without pools. A pool needs attention if its state is FAILED or BLOCKED."""
-    clauses = []
-    for states, one, several in (
-        (URGENCY[:2], "pool needs attention", "pools need attention"),
-        (URGENCY[2:4], "pool is in progress", "pools are in progress"),
-        (URGENCY[4:], "pool is Synced", "pools are Synced"),
-    ):
-        if names := [pool.name for pool in pools if pool.state in states]:
-            clauses.append(f"{counted(len(names), one, several)}: {some(names)}")
-    return "; ".join(clauses)
-
-
-def totals(pools: Sequence[PoolStatus]) -> str:
-    """Return how many nodes the pools have in which states, how many GPUs, and how many of their devices are used. The
-    devices are left out if a pool's number cannot be read."""
+def tell_health(pools: Sequence[PoolStatus]) -> tuple[str, str]:
+    """Return a sentence without its period that counts the pools in the states FAILED and BLOCKED and names at most
+    three of them, and the numbers of all pools, their nodes and their GPUs."""
+    names = [pool.name for pool in pools if pool.state in (State.FAILED, State.BLOCKED)]
+    health = f"{counted(len(names), 'pool needs', 'pools need')} attention{': ' * bool(names)}{some(names)}"
     members = [node for pool in pools for node in pool.members]
-    texts = [
-        f"{counted(len(members), 'node')} ({count_states(members)})",
-        counted(sum(pool.gpus for pool in pools), "GPU"),
-    ]
-    used = [match for pool in pools if (match := re.fullmatch(r"(\d+)(\+\?)?/(\d+)", pool.used))]
-    if len(used) == len(pools):
-        unknown = "+?" if any(match[2] for match in used) else ""
-        texts.append(f"{sum(int(m[1]) for m in used)}{unknown}/{sum(int(m[3]) for m in used)} devices used")
-    return ", ".join(texts)
+    gpus = counted(sum(pool.gpus for pool in pools), "GPU")
+    return health, f"{count_states('pool', pools)}; {count_states('node', members)}; {gpus}"
 
 
-def count_states(members: Iterable[NodeStatus]) -> str:
-    """Return how many nodes are in each state, such as `3 done, 1 blocked`. States without nodes are left out."""
-    states = Counter(node.state for node in members)
-    return ", ".join(f"{states[state]} {state.value.word}" for state in State if states[state])
+def tell_unowned(unowned: Sequence[NodeStatus]) -> str:
+    """Return how many GPU nodes have no policy, and at most five of their names; empty if there are none."""
+    names = some([node.name for node in unowned], 5)
+    return f"{counted(len(unowned), 'node')} with GPUs and no policy: {names}" if unowned else ""
+
+
+def count_states(noun: str, things: Sequence[NodeStatus | PoolStatus]) -> str:
+    """Return how many nodes or pools there are, and how many in each state, such as `4 nodes: 3 done, 1 blocked`."""
+    states = Counter(one.state for one in things)
+    counts = ", ".join(f"{states[state]} {state.value.word}" for state in State if states[state])
+    return ": ".join(filter(None, (counted(len(things), noun), counts)))
 
 
 def tell_event(event: JSON, now: datetime) -> str:
@@ -192,15 +176,11 @@ def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
 
 
 def _title(pool: PoolStatus, paper: Paper) -> list[Line]:
-    """Draw the name, mode, layout and status of a pool, and its numbers: on one line if there is room, otherwise on
-    two."""
+    """Draw the name, mode, layout and status of a pool, and its numbers, on as many lines as that takes."""
     ink = Ink.GOOD if pool.status == "Synced" else Ink.BUSY if pool.status else Ink.FAINT
     what = " ".join(filter(None, (pool.mode, pool.layout)))
-    head = line(Span(pool.name, Ink.TITLE), f"  {what}  ", Span(pool.status or "new", ink))
-    tail = numbers(pool)
-    if sum(len(span.text) for span in head) + len(tail) + 2 > paper.room:
-        return [head, line(tail)]
-    return [line(*head, "  ", tail)]
+    title, status = Span(pool.name, Ink.TITLE), Span(pool.status or "new", ink)
+    return fold(line(title, f"  {what}  ", status, f"  {numbers(pool)}"), paper)
 
 
 def numbers(pool: PoolStatus) -> str:
@@ -215,23 +195,13 @@ def numbers(pool: PoolStatus) -> str:
 
 
 def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
-    """Draw a cell for each node, with a legend beside the cells, or below them if there is no room. Empty if the pool
-    has no nodes."""
-    if not pool.members:
-        return []
+    """Draw a cell for each node, and a legend after the cells. Empty if the pool has no nodes."""
     states = Counter(node.state for node in pool.members)
-    legend: list[Span | str] = []
-    for state in State:
-        if count := states[state]:
-            glyph = state.value
-            legend += ["  ", Span(f"{glyph.on(paper)} {count} {glyph.word}", glyph.ink)]
     order = sorted(pool.members, key=lambda node: list(State).index(node.state))
-    # The legend gets a line of its own if the bar leaves no room for it.
-    cells = bar([node.state.value for node in order], paper, min(60, paper.room))
-    words = sum(len(one if isinstance(one, str) else one.text) for one in legend)
-    if sum(len(span.text) for span in cells) + words > paper.room:
-        return [cells, line(*legend[1:])]
-    return [line(*cells, *legend)]
+    cells = list(bar([node.state.value for node in order], paper, min(60, paper.room)))
+    for glyph in (state.value for state in State if states[state]):
+        cells.append(Span(f"  {glyph.on(paper)} {states[State(glyph)]} {glyph.word}", glyph.ink))
+    return fold(tuple(cells), paper) if cells else []
 
 
 def facts(pool: PoolStatus, now: datetime) -> list[str]:
@@ -298,7 +268,7 @@ def as_data(
     SIMULATED GPUs. `now` is the time from which the seconds that a change may still take are estimated."""
     return {
         "context": where,
-        "health": health(pools),
+        "health": tell_health(pools)[0],
         "pools": [pool_data(pool, now) for pool in pools],
         "nodesWithoutPolicy": [node.name for node in unowned],
         "simulated": simulated_nodes(pools, unowned),
@@ -308,47 +278,22 @@ def as_data(
 def pool_data(pool: PoolStatus, now: datetime) -> dict[str, Any]:
     """Return one pool as plain data, including all of its nodes and, if they were read, all of its Events."""
     estimate, keys = find_estimate(pool, now), ("eventTime", "type", "reason", "note")
-    events = None if pool.events is None else [{key: text(one, key) for key in keys} for one in pool.events]
+    data, members = to_wire(replace(pool, members=())), [node_data(node) for node in pool.members]
+    for member in members:
+        del member["history"]
     return {
-        "name": pool.name,
-        "status": pool.status,
-        "message": pool.message,
-        "mode": pool.mode,
-        "layout": pool.layout,
-        "nodes": pool.nodes,
-        "gpus": pool.gpus,
-        "used": pool.used,
-        "pendingPods": pool.pending_pods,
-        "product": pool.product,
-        "nextWindow": pool.next_window,
-        "paused": pool.paused,
-        "unseenGeneration": pool.unseen or None,
+        **data,
+        "unseenGeneration": data.pop("unseen") or None,
         "secondsLeft": None if estimate is None else round(estimate.left.total_seconds()),
-        "plan": dict(pool.plan) or None,
-        "members": [node_data(node) for node in pool.members],
-        "events": events,
+        "plan": data["plan"] or None,
+        "members": members,
+        "events": pool.events and [{key: text(event, key) for key in keys} for event in pool.events],
     }
 
 
-def node_data(node: NodeStatus) -> Mapping[str, Any]:
+def node_data(node: NodeStatus) -> dict[str, Any]:
     """Return one node as plain data, for JSON and YAML."""
-    return {
-        "name": node.name,
-        "state": node.state.value.word,
-        "phase": node.phase,
-        "reason": node.reason,
-        "message": node.message,
-        "since": None if node.entered is None else to_rfc3339(node.entered),
-        "deadline": node.deadline,
-        "disruption": node.disruption,
-        "wanted": node.wanted,
-        "observed": node.observed,
-        "pods": node.pods,
-        "culprit": node.culprit,
-        "blockers": list(node.blockers),
-        "cordon": node.cordon,
-        "unhealthy": node.unhealthy,
-    }
+    return {**to_wire(node), "state": node.state.value.word}
 
 
 TICK = 1.0
@@ -367,7 +312,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     if typed.watch:
         await _watch(session, picture, known)
     else:
-        picture.draw(*known)
+        picture.draw(known)
     return DONE
 
 
@@ -383,11 +328,10 @@ async def ask(session: Session, typed: Namespace) -> Answer:
     pools, unowned = read_pools(policies, nodes)
     if typed.policy:
         pools, unowned = (find_pool(pools, typed.policy, session.where),), ()
-    lonely = (
-        f"{counted(len(unowned), 'node')} with GPUs and no policy: {some([node.name for node in unowned])}"
-    )
     data, simulated = as_data(pools, unowned, session.name, session.now()), simulated_nodes(pools, unowned)
-    return Answer(DONE, [*map(_cluster_row, pools)], data, simulated, (lonely,) if unowned else ())
+    return Answer(
+        DONE, [*map(_cluster_row, pools)], data, simulated, (tell_unowned(unowned),) if unowned else ()
+    )
 
 
 def _cluster_row(pool: PoolStatus) -> list[Span]:
@@ -420,20 +364,14 @@ class Picture:
     last: object = None
     lines: Sequence[Line] = ()
 
-    def draw(
-        self,
-        policies: Iterable[JSON],
-        nodes: Sequence[JSON],
-        events: Iterable[JSON] | None = None,
-        *,
-        stale: str = "",
-    ) -> None:
-        """Draw the pools, or only the one named in `policy`, with their Events if they were read. Sets `last` to what
-        is drawn and, for a table, `lines` too. Unless the terminal is redrawing, nothing is drawn if the pools have not
-        changed since the last call. If they do not fit on the screen while it is redrawing, one row is drawn for each
-        pool. `stale` says why the data may be out of date, and is shown above a table only; empty if the data is
-        current. Raises Trouble if no policy has that name."""
-        pools, unowned = read_pools(policies, map(read_node, nodes), events)
+    def draw(self, known: Sequence[Sequence[JSON]], stale: str = "") -> None:
+        """Draw the pools, or only the one named in `policy`. `known` has the policies, the GPUNodes and, if they are
+        to be drawn, the Events about policies. Sets `last` to what is drawn and, for a table, `lines` too. Unless the
+        terminal is redrawing, nothing is drawn if the pools have not changed since the last call. If they do not fit
+        on the screen while it is redrawing, one row is drawn for each pool. `stale` says why the data may be out of
+        date, and is shown above a table only; empty if it is current. Raises Trouble if no policy has that name."""
+        policies, nodes, *events = known
+        pools, unowned = read_pools(policies, map(read_node, nodes), *events)
         if self.policy:
             pools, unowned = (find_pool(pools, self.policy, self.session.where),), ()
         if not self.terminal.redraws and self.last == (pools, unowned):
@@ -456,11 +394,9 @@ class Picture:
                 if len(pools) > 1
                 else "; make the terminal taller to see them"
             )
-            short = [
-                *describe_health(pools, unowned, paper),
-                *table(BESIDE.columns, [*map(_cluster_row, pools)], paper),
-            ]
-            self.terminal.show(self.lines, hint, [*lines, *short] if len(pools) > 1 else ())
+            rows = table(BESIDE.columns, [*map(_cluster_row, pools)], paper)
+            short = [*lines, *describe_health(pools, unowned, paper), *rows] if len(pools) > 1 else ()
+            self.terminal.show(self.lines, hint, short)
 
 
 def find_pool(pools: Sequence[PoolStatus], name: str, where: str) -> PoolStatus:
@@ -469,11 +405,6 @@ def find_pool(pools: Sequence[PoolStatus], name: str, where: str) -> PoolStatus:
     if name not in named:
         raise Trouble(no_such(POLICIES, name, list(named), where))
     return named[name]
-
-
-def _in_order(reflector: Reflector[JSON]) -> list[JSON]:
-    """Return the objects that the reflector holds, sorted by name."""
-    return [raw for _, raw in sorted(reflector.items.items())]
 
 
 @dataclass(slots=True)
@@ -529,10 +460,10 @@ async def _watch(session: Session, picture: Picture, first: Sequence[Sequence[JS
         known = first
         while True:
             if all(one.synced.is_set() for one in followed):
-                known = [*map(_in_order, followed)]
+                known = [[raw for _, raw in sorted(one.items.items())] for one in followed]
             error = next((one.error for one in followed if one.error), None)
             notices.look(error)
-            picture.draw(*known, stale="" if error is None else error_text(error))
+            picture.draw(known, "" if error is None else error_text(error))
             await asyncio.sleep(TICK)
 
     try:

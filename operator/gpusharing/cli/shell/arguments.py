@@ -328,8 +328,8 @@ VERBS: tuple[Verb, ...] = (
             (
                 ("subject",),
                 {
-                    "metavar": "NODE|POD",
-                    "help": "a node such as gpu-07, or a pod as pod/NAME or NAMESPACE/NAME",
+                    "metavar": "NODE|KIND/NAME",
+                    "help": "gpu-07, no/gpu-07, pod/NAME, NAMESPACE/NAME, deploy/NAME, sts/NAME, job/NAME or gsp/NAME",
                 },
             ),
         ),

@@ -18,7 +18,7 @@ SECONDS = 3.0
 """Seconds within which the cluster must answer, because a person who presses Tab waits no longer."""
 Names = Callable[[str], Iterable[str]]
 """A function that returns the names of all objects of a kind; the argument is the plural of the kind."""
-KINDS = {"POLICY": "gpusharingpolicies", "NODE": "gpunodes", "NODE|POD": "gpunodes"}
+KINDS = {"POLICY": "gpusharingpolicies", "NODE": "gpunodes", "NODE|KIND/NAME": "gpunodes"}
 """The plural of the kind that an argument refers to, by the argument's name in the help."""
 
 

@@ -77,9 +77,7 @@ def cordon_event(before: NodeView, after: NodeView) -> Event | None:
     begins, ends = (whose_cordon(node) == "ours" for node in (after, before))
     if begins is ends or (fence := after.fence or before.fence) is None:
         return None
-    change = cut(
-        f"the change from {fence.from_layout} to {fence.to_layout} under policy {fence.policy}", MAX_NOTE // 2
-    )
+    change = cut(f"the change to {fence.to_layout} under policy {fence.policy}", MAX_NOTE // 2)
     if begins:
         return Event("Normal", "NodeCordoned", f"the operator has cordoned the node for {change}")
     end = "it stays cordoned by others" if after.unschedulable else "it accepts pods again"
