@@ -68,7 +68,7 @@ def test_without_a_cluster_there_is_one_sentence_for(desk: Desk, wrong: Wrong, v
         ("status pool-d", "there is no gpusharingpolicies/pool-d in context test; did you mean: pool-b"),
         ("plan pool-d", "there is no gpusharingpolicies/pool-d in context test; did you mean: pool-b"),
         ("pause pool-d", "there is no gpusharingpolicies/pool-d in context test; did you mean: pool-b"),
-        ("why gpu-11", "there is no nodes/gpu-11 in context test; did you mean: gpu-1"),
+        ("why gpu-11", "there is no gpunodes/gpu-11 in context test; did you mean: gpu-1"),
         ("retry gpu-11 --yes", "there is no nodes/gpu-11 in context test; did you mean: gpu-1"),
     ],
 )

@@ -3,15 +3,12 @@
 from typing import Any
 
 import pytest
-from hack.sim.fakefaults import EVER
-from tests.cli.asking import ME, Answered, ask, operated
+from tests.cli.asking import Answered, ask, operated
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.diagnosis.rooms import find_obstacle, find_overlooked
-from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.kube.client import NODES, PODS
-from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.taints import TRANSIENT_TAINTS
 
 JSON = dict[str, Any]
@@ -275,13 +272,3 @@ async def test_gpus_that_are_simulated_are_said_to_be_where_a_pod_waits() -> Non
     told, data = await asked(1, [])
     assert told.out.startswith("SIMULATED: gpu-1 has no real GPUs")
     assert data["simulated"] == ["gpu-1"]
-
-
-@virtually
-async def test_without_the_right_to_nodes_there_is_one_sentence() -> None:
-    async with operated(1) as scene:
-        refusal = Forbidden('User "me" cannot list resource "nodes"')
-        scene.e.cluster.faults.fail("list", NODES, refusal, times=EVER, identity=ME)
-        scene.e.cluster.add(PODS, pending("llm"))
-        with pytest.raises(Trouble, match='cannot list resource "nodes"'):
-            await ask(scene.e.cluster, "why", "pod/llm")

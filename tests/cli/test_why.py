@@ -9,16 +9,20 @@ import pytest
 from hack.sim.fakefaults import EVER
 from hack.sim.workloads import SimWorkload
 from tests.cli.asking import ME, ask, operated
+from tests.cli.objects import gpunode
 from tests.embedded.scene import FULL, MIXED, gpu_pod, node, pdb
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.diagnosis.node import remedy_of
-from gpusharing.cli.diagnosis.pod import CONCLUSIONS
-from gpusharing.cli.diagnosis.why import find_subject
+from gpusharing.cli.diagnosis.node import _next_look, remedy_of
+from gpusharing.cli.diagnosis.pod import CONCLUSIONS, MORE
+from gpusharing.cli.diagnosis.why import KINDS, find_subject
 from gpusharing.cli.live.installed import OPERATOR
+from gpusharing.cli.pools.fleet import read_node
 from gpusharing.cli.shell.troubles import DONE, Trouble
-from gpusharing.kube.client import DEPLOYMENTS, NODES, PODS
+from gpusharing.kube.client import DEPLOYMENTS, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden
+
+STATEFUL_SETS, JOBS = (kind for kind in KINDS if kind.plural in ("statefulsets", "jobs"))
 
 
 def masked(text: str) -> str:
@@ -115,7 +119,9 @@ async def test_a_source_that_disagrees_says_what_it_should_say() -> None:
 
 
 @virtually
-async def test_without_the_right_to_nodes_the_published_state_is_told_and_which_right_is_missing() -> None:
+async def test_without_the_right_to_nodes_the_published_state_is_told_and_what_more_rights_would_add() -> (
+    None
+):
     async with operated(1) as scene:
         scene.apply(FULL)
         await scene.ready()
@@ -124,7 +130,7 @@ async def test_without_the_right_to_nodes_the_published_state_is_told_and_which_
         told = await ask(scene.e.cluster, "why", "gpu-1")
     assert told.out.startswith("SIMULATED: gpu-1 has no real GPUs")
     assert "\ngpu-1  pool-b  Synced: Synced" in told.out
-    assert 'cannot list resource "nodes"' in " ".join(told.out.split())
+    assert f"No proof to show: {MORE}" in " ".join(told.out.split())
 
 
 @pytest.mark.parametrize("typed", ["why gpu-1", "why pod/old", "plan", "doctor"])
@@ -266,22 +272,81 @@ def pending(name: str, resource: str = "nvidia.com/gpu") -> dict[str, Any]:
 
 
 SUBJECTS = {
-    "gpu-07": ("gpu-07", None),
-    "node/gpu-07": ("gpu-07", None),
-    "pod/llm-0": ("llm-0", "mine"),
-    "team-a/llm-0": ("llm-0", "team-a"),
-    "pod/team-a/llm-0": ("llm-0", "team-a"),
+    "gpu-07": (NODES, "gpu-07"),
+    "no/gpu-07": (NODES, "gpu-07"),
+    "node/gpu-07": (NODES, "gpu-07"),
+    "gpunode.gpusharing.dev/gpu-07": (NODES, "gpu-07"),
+    "po/llm-0": (PODS, "llm-0", "mine"),
+    "pod/llm-0": (PODS, "llm-0", "mine"),
+    "team-a/llm-0": (PODS, "llm-0", "team-a"),
+    "pod/team-a/llm-0": (PODS, "llm-0", "team-a"),
+    "deploy/llm": (DEPLOYMENTS, "llm", "mine"),
+    "deployment.apps/llm": (DEPLOYMENTS, "llm", "mine"),
+    "Deployment/team-a/llm": (DEPLOYMENTS, "llm", "team-a"),
+    "job/train": (JOBS, "train", "mine"),
+    "job.batch/train": (JOBS, "train", "mine"),
+    "sts/llm": (STATEFUL_SETS, "llm", "mine"),
+    "gsp/pool-b": (POLICIES, "pool-b"),
+    "gpusharingpolicies/pool-b": (POLICIES, "pool-b"),
 }
 
 
 @pytest.mark.parametrize("word", SUBJECTS)
-def test_a_subject_is_a_node_or_a_pod(word: str) -> None:
-    assert find_subject(word, "mine") == SUBJECTS[word]
+def test_a_subject_is_spelled_as_kubectl_spells_kinds(word: str) -> None:
+    kind, name, *namespace = SUBJECTS[word]
+    assert find_subject(word, "mine")[: 2 + len(namespace)] == (kind, name, *namespace)
 
 
-def test_a_subject_that_is_neither_is_refused() -> None:
-    with pytest.raises(Trouble, match="neither a node nor a pod"):
-        find_subject("a/b/c", "mine")
+@pytest.mark.parametrize("word", ["a/b/c", "pod/", "no/team-a/gpu-07", "gsp/a/b", "pod/a/b/c"])
+def test_a_subject_that_is_none_is_refused_with_what_may_be_written(word: str) -> None:
+    with pytest.raises(
+        Trouble, match="names nothing that can be explained: write NODE, KIND/NAME or NAMESPACE/NAME"
+    ):
+        find_subject(word, "mine")
+
+
+@virtually
+async def test_a_policy_is_explained_by_its_most_urgent_node() -> None:
+    async with operated(2) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        done = await ask(scene.e.cluster, "why", "gsp/pool-b", "-o", "json")
+        scene.cordon("gpu-2")
+        scene.apply(MIXED)
+        await scene.reason("gpu-2", "AlreadyCordoned")
+        await scene.e.until(
+            lambda: scene.e.gpunode("gpu-1")["status"]["transition"]["phase"] == "Synced", "gpu-1", 3600
+        )
+        told = await ask(scene.e.cluster, "why", "gsp/pool-b")
+        data = await ask(scene.e.cluster, "why", "gsp/pool-b", "-o", "json")
+    assert (done.data["status"], done.data["worst"]) == ("Synced", None)
+    assert told.out.startswith("pool-b  MIG 2x3g.40gb  Blocked")
+    assert "\ngpu-2  pool-b  Blocked: AlreadyCordoned" in told.out
+    assert (data.data["name"], data.data["worst"]["node"]) == ("pool-b", "gpu-2")
+
+
+@virtually
+async def test_a_node_that_pods_block_says_when_they_are_looked_at_next() -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
+        scene.apply(MIXED, drain={"strandedPods": "Allow"})
+        await scene.reason("gpu-1", "Unmanaged")
+        told = await ask(scene.e.cluster, "why", "gpu-1", "-o", "json")
+        scene.e.cluster.delete(PODS, "alone", "default")
+        await scene.ready()
+        done = await ask(scene.e.cluster, "why", "gpu-1", "-o", "json")
+    assert told.data["notes"] == [
+        "the operator looks at the pods of this node again within 1m, or at once after: kubectl gpusharing retry gpu-1"
+    ]
+    assert done.data["notes"] == []
+
+
+def test_where_more_nodes_are_blocked_than_a_minute_has_looks_for_it_takes_longer() -> None:
+    node = read_node(gpunode("gpu-1", "Blocked", "Unmanaged", blockers=["Unmanaged: Pod team-a/notebook"]))
+    assert "again within 1m," in _next_look(node, 60 * 5.0)[0]
+    assert "again within 10m," in _next_look(node, 600 * 5.0)[0]
 
 
 def test_a_reason_that_an_operator_of_another_version_gave_has_no_remedy() -> None:

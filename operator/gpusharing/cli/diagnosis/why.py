@@ -42,8 +42,8 @@ def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
     `KIND/NAMESPACE/NAME` is accepted for kinds in namespaces. Return the kind, where a GPUNode counts as its node, the
     name, and the namespace, which is `namespace` by default and ignored for other kinds. Raises Trouble for any other
     word with a slash."""
-    kind, _, rest = word.partition("/")
-    if not rest:
+    kind, slash, rest = word.partition("/")
+    if not slash:
         return NODES, word, namespace
     spelling = kind.partition(".")[0].lower()
     resource = next((one for one, spellings in KINDS.items() if spelling in spellings.split()), None)

@@ -1,0 +1,244 @@
+"""`why` for a pod by somebody with few rights, and for the pods of a workload (cli/diagnosis/why.py,
+cli/diagnosis/pod.py, cli/diagnosis/rooms.py). The nodes are SIMULATED and have two H100 each."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hack.sim.fakefaults import EVER
+from tests.cli.asking import ME, ask, operated
+from tests.cli.test_whypod import GPU, LARGE, SLICED, asking
+from tests.embedded.scene import FULL, MIXED, Scene, gpu_pod
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.cli.diagnosis.pod import MORE
+from gpusharing.cli.diagnosis.why import KINDS
+from gpusharing.cli.shell.troubles import Trouble
+from gpusharing.kube.client import DEPLOYMENTS, GPUNODES, NODES, PODS, POLICIES, Resource
+from gpusharing.kube.errors import Forbidden
+
+JSON = dict[str, Any]
+JOBS = next(kind for kind in KINDS if kind.plural == "jobs")
+NAMED: JSON = {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-3g.40gb"}}
+
+
+def forbid(scene: Scene, *kinds: Resource) -> None:
+    """The person may not list or get these kinds."""
+    for kind in kinds:
+        refusal = Forbidden(f'User "me" cannot list resource "{kind.plural}"')
+        for verb in ("list", "get"):
+            scene.e.cluster.faults.fail(verb, kind, refusal, times=EVER, identity=ME)
+
+
+async def answer(scene: Scene, *raws: JSON, subject: str = "pod/llm") -> JSON:
+    """The answer for programs, once these pods are there."""
+    for raw in raws:
+        scene.e.cluster.add(PODS, raw)
+    data: JSON = (await ask(scene.e.cluster, "why", subject, "-o", "json")).data
+    return data
+
+
+# --- a pod, with few rights --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [MIXED, NAMED], ids=["layouts", "a well-known name"])
+@virtually
+async def test_without_the_right_to_nodes_gpunodes_say_what_is_free_on_proven_nodes(spec: JSON) -> None:
+    async with operated(2) as scene:
+        scene.apply(spec)
+        await scene.ready()
+        forbid(scene, NODES)
+        data = await answer(scene, asking({LARGE: 1}))
+    (service,) = data["services"]
+    assert (service["pool"], service["now"], service["free"], service["after"]) == ("pool-b", 4, 4, 4)
+    assert data["conclusion"].startswith("gpu-1, gpu-2 have enough free for this pod")
+    assert data["scheduler"] == "0/2 nodes are available"
+    assert (data["simulated"], data["notes"]) == (["gpu-1", "gpu-2"], [MORE])
+
+
+@virtually
+async def test_what_pods_hold_by_the_agents_reports_is_not_free() -> None:
+    async with operated(1) as scene:
+        scene.apply(SLICED)
+        await scene.ready()
+        scene.e.cluster.add(PODS, gpu_pod("other", "gpu-1"))
+        held = {"nvidia.com/gpu": 1}
+        await scene.e.until(
+            lambda: scene.e.gpunode("gpu-1")["status"]["observed"].get("allocated") == held, "a report", 120
+        )
+        forbid(scene, NODES)
+        data = await answer(scene, asking({GPU: 8}))
+    (service,) = data["services"]
+    assert (service["now"], service["free"], service["but"]) == (8, 7, "other pods use 1 of 8")
+
+
+@virtually
+async def test_a_node_that_is_not_proven_counts_once_its_change_is_done() -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.cordon("gpu-1")
+        scene.apply(MIXED)
+        await scene.reason("gpu-1", "AlreadyCordoned")
+        forbid(scene, NODES)
+        data = await answer(scene, asking({LARGE: 1}))
+    (service,) = data["services"]
+    assert (service["now"], service["after"]) == (0, 4)
+    assert service["but"].startswith(
+        "only once the changes are done; Blocked: gpu-1 was cordoned by someone else"
+    )
+
+
+@virtually
+async def test_a_pod_on_a_node_in_a_change_points_at_the_node() -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.cordon("gpu-1")
+        scene.apply(MIXED)
+        await scene.reason("gpu-1", "AlreadyCordoned")
+        forbid(scene, NODES)
+        data = await answer(scene, gpu_pod("llm", "gpu-1"))
+    assert data["conclusion"] == (
+        "this pod is on node gpu-1, which is Blocked; to see why: kubectl gpusharing why gpu-1"
+    )
+
+
+BLIND = {
+    "a pod that waits": (
+        asking({GPU: 1}),
+        "it is unknown which nodes have what this pod requests",
+    ),
+    "a pod with a node": (gpu_pod("llm", "gpu-1"), "this pod is on node gpu-1"),
+    "a pod that requests no GPU": (
+        asking({}),
+        "this pod requests no GPU resource, so it is not waiting for a GPU pool",
+    ),
+}
+
+
+@pytest.mark.parametrize("pod", BLIND)
+@virtually
+async def test_a_user_of_a_namespace_alone_gets_what_the_pod_says_of(pod: str) -> None:
+    raw, conclusion = BLIND[pod]
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        forbid(scene, NODES, POLICIES, GPUNODES)
+        data = await answer(scene, raw)
+        text = await ask(scene.e.cluster, "why", "pod/llm")
+    assert (data["conclusion"], data["services"], data["notes"]) == (conclusion, [], [MORE])
+    assert f"Note: {MORE}" in " ".join(text.out.split())
+
+
+@virtually
+async def test_who_may_not_read_the_pod_is_told_which_right_is_missing() -> None:
+    async with operated(1) as scene:
+        forbid(scene, PODS)
+        with pytest.raises(Trouble, match='cannot list resource "pods"'):
+            await ask(scene.e.cluster, "why", "pod/llm")
+
+
+MEANT = {
+    "a slip": ("nvidia.com/mig-3g.40g", " Did you mean nvidia.com/mig-3g.40gb? 4 are known to be free. "),
+    "a smaller profile": (
+        "nvidia.com/mig-2g.20gb",
+        " Did you mean nvidia.com/mig-3g.40gb? 4 are known to be free. ",
+    ),
+    "a larger profile": ("nvidia.com/mig-7g.80gb", "policies. Request"),
+    "whole GPUs": ("nvidia.com/gpu", "policies. Request"),
+}
+
+
+@pytest.mark.parametrize("rights", ["all rights", "few rights"])
+@pytest.mark.parametrize("resource", MEANT)
+@virtually
+async def test_the_nearest_resource_that_fits_is_named_with_what_is_free_for(
+    resource: str, rights: str
+) -> None:
+    absent, suggestion = MEANT[resource]
+    async with operated(1) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        forbid(scene, *([NODES] if rights == "few rights" else []))
+        data = await answer(scene, asking({absent: 1}))
+    assert data["conclusion"].startswith(f"no node advertises {absent}, and none will")
+    assert suggestion in data["conclusion"]
+
+
+# --- workloads ---------------------------------------------------------------------------------------------------
+
+
+def workload(name: str, **status: Any) -> JSON:
+    """A Deployment or a Job whose pods have the label app."""
+    selector = {
+        "matchLabels": {"app": name},
+        "matchExpressions": [{"key": "canary", "operator": "DoesNotExist"}],
+    }
+    return {
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"selector": selector},
+        "status": status,
+    }
+
+
+def of_workload(raws: Iterable[JSON], app: str = "llm", **labels: str) -> list[JSON]:
+    """The pods with names and labels, numbered."""
+    pods = []
+    for number, raw in enumerate(raws):
+        metadata = {"name": f"{app}-{number}", "namespace": "default", "labels": {"app": app, **labels}}
+        pods.append({**raw, "metadata": metadata})
+    return pods
+
+
+@pytest.mark.parametrize(("kind", "subject"), [(DEPLOYMENTS, "deploy/llm"), (JOBS, "job/llm")])
+@virtually
+async def test_a_workload_answers_for_its_pods_by_one_that_waits(kind: Resource, subject: str) -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.cluster.add(kind, workload("llm"))
+        other = of_workload([asking({GPU: 1})], app="other")
+        canary = [{**asking({GPU: 1}), "metadata": {"name": "a-canary", "namespace": "default",
+                                                    "labels": {"app": "llm", "canary": "1"}}}]  # fmt: skip
+        pods = of_workload([gpu_pod("", "gpu-1"), asking({GPU: 9}), asking({GPU: 9})])
+        data = await answer(scene, *pods, *other, *canary, subject=subject)
+        text = await ask(scene.e.cluster, "why", subject)
+    said = f"{kind.plural}/llm: 3 pods, 2 of them without a node"
+    assert (data["workload"], data["pod"]) == (said, "default/llm-1")
+    assert data["conclusion"].startswith("no node has more than 2 of the 9 nvidia.com/gpu")
+    assert text.out.startswith(f"{said}\nSIMULATED")
+
+
+@virtually
+async def test_a_workload_whose_pods_all_have_nodes_answers_by_one_that_does_not_run() -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.cluster.add(DEPLOYMENTS, workload("llm"))
+        failed = {**gpu_pod("", "gpu-1"), "status": {"phase": "Failed"}}
+        data = await answer(scene, *of_workload([gpu_pod("", "gpu-1"), failed]), subject="deploy/llm")
+    assert (data["pod"], data["workload"]) == (
+        "default/llm-1",
+        "deployments/llm: 2 pods, 0 of them without a node",
+    )
+    assert data["conclusion"].startswith("this pod has failed")
+
+
+@virtually
+async def test_a_workload_without_pods_says_what_its_controller_says() -> None:
+    quota = 'pods "llm-1" is forbidden: exceeded quota: gpus.'
+    async with operated(1) as scene:
+        condition = {"type": "ReplicaFailure", "status": "True", "message": quota}
+        scene.e.cluster.add(DEPLOYMENTS, workload("llm", conditions=[condition]))
+        with pytest.raises(Trouble, match="deployments/llm has no pods") as raised:
+            await ask(scene.e.cluster, "why", "deploy/llm")
+    assert str(raised.value) == f"deployments/llm has no pods. {quota.removesuffix('.')}"
+
+
+@virtually
+async def test_a_workload_that_does_not_exist_is_answered_with_the_nearest_name() -> None:
+    async with operated(1) as scene:
+        scene.e.cluster.add(DEPLOYMENTS, workload("llm"))
+        with pytest.raises(Trouble, match="there is no deployments/lm in context test; did you mean: llm"):
+            await ask(scene.e.cluster, "why", "deploy/lm")
