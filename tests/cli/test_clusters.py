@@ -346,6 +346,7 @@ REFUSED = {
         "--timeline draws one",
         "use --context NAME",
     ),
+    "Events": (("status", "--all-contexts", "--events"), "--events shows one context", "use --context NAME"),
     "a page": (("status", "--all-contexts", "-o", "html"), "-o html writes one page", "use --context NAME"),
     "CSV": (("cost", "--all-contexts", "-o", "csv"), "-o csv writes one table", "use --context NAME"),
     "a Prometheus": (

@@ -101,6 +101,8 @@ def test_the_page_has_the_pools_their_nodes_the_rollout_and_the_cards() -> None:
         "team-b/ranker-7c4 +1",
         "4m",
         "10:11:00Z",
+        "1 pool needs attention: pool-b.",
+        "2 pools: 1 done, 1 blocked; 4 nodes: 2 done, 1 under way, 1 blocked; 32 GPUs.",
     ):
         assert told in read.text
     labels = [told["aria-label"] for told in read.all("svg")]

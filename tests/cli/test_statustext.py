@@ -5,12 +5,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from hack.customresources import GPUNODE, POLICY
 from tests.build import NOW
 from tests.cli.objects import ago, fleet, gpunode, history, policy, pools_of
 
 from gpusharing.cli.pools.estimate import find_estimate
 from gpusharing.cli.pools.fleet import State, state_of
-from gpusharing.cli.pools.status import as_data, describe
+from gpusharing.cli.pools.page import NODES
+from gpusharing.cli.pools.status import BESIDE, COLUMNS, as_data, describe
+from gpusharing.cli.pools.status import WIDE as WIDE_COLUMNS
 from gpusharing.cli.shell.drawing import Glyph, Ink, Paper, bar, length, plain
 from gpusharing.kube.client import JSON
 
@@ -25,6 +28,9 @@ def test_a_pool_in_a_change_shows_what_runs_what_waits_the_culprit_since_when_an
     assert (
         shown(*fleet())
         == """\
+1 pool needs attention: pool-b.
+2 pools: 1 done, 1 blocked; 4 nodes: 2 done, 1 under way, 1 blocked; 32 GPUs
+
 pool-b  MIG 2x3g.40gb  Draining  1/3 nodes, 24 GPUs, 27/32 devices used
 █▒!  █ 1 done  ▒ 1 under way  ! 1 blocked
 pool-b-1: PDB team-b/ranker: waiting for 2 pods to leave
@@ -108,6 +114,118 @@ def test_a_plan_that_waits_for_an_approval_is_told_with_its_hash() -> None:
     assert "\nplan 4a38df3, disruption class Reset: 1 node will change and 2 pods will be evicted\n" in shown(
         [waits], []
     )
+
+
+PERSON = gpunode("n-0", "Pending", "ApprovalNeeded", deadline="person")
+UNHEALTHY = gpunode("n-0", "Synced", "GPUUnhealthy", deadline="person")
+HEALTH: dict[str, tuple[JSON, list[JSON], State]] = {
+    "a node failed": (policy(), [gpunode("n-0", "Failed"), gpunode("n-1", "Blocked")], State.FAILED),
+    "a node is blocked": (policy(), [gpunode("n-0", "Blocked"), gpunode("n-1", "Draining")], State.BLOCKED),
+    "a node waits for a person": (policy(status="ApprovalNeeded"), [PERSON], State.BLOCKED),
+    "a GPU of a proven node is unhealthy": (policy(status="Synced"), [UNHEALTHY], State.BLOCKED),
+    "the policy is refused": (policy(status="LayoutDoesNotFit"), [], State.BLOCKED),
+    "a proven node is not Ready": (policy(status="NodeNotReady"), [gpunode("n-0")], State.BLOCKED),
+    "a node changes": (policy(), [gpunode("n-0"), gpunode("n-1", "Draining")], State.MOVES),
+    "a node has yet to change": (policy(status="Pending"), [gpunode("n-0", "Pending")], State.WAITS),
+    "another policy has to finish first": (policy(status="Pending"), [gpunode("n-0")], State.WAITS),
+    "the policy is being deleted": (policy(status="Deleting"), [gpunode("n-0")], State.WAITS),
+    "the operator has not seen the policy": (policy(status=""), [], State.WAITS),
+    "the operator has not seen an edit": (
+        policy(generation=2, status="Synced"),
+        [gpunode("n-0")],
+        State.WAITS,
+    ),
+    "all is done": (policy(status="Synced"), [gpunode("n-0")], State.DONE),
+}
+
+
+@pytest.mark.parametrize("case", HEALTH)
+def test_a_pool_is_as_well_as_its_worst_node_and_its_policy_where(case: str) -> None:
+    raw, nodes, state = HEALTH[case]
+    (pool,), _ = pools_of([raw], nodes)
+    assert pool.state is state
+    attention = state in (State.FAILED, State.BLOCKED)
+    health = "1 pool needs attention: pool-b" if attention else "0 pools need attention"
+    assert as_data([pool], [], "desk", NOW)["health"] == health
+    assert shown([raw], nodes).startswith(f"{health}.\n1 pool: 1 {state.value.word}")
+
+
+def test_a_proven_node_that_waits_for_a_person_is_in_the_table() -> None:
+    text = shown([policy(status="Synced")], [UNHEALTHY, gpunode("n-1")])
+    assert "n-0   ████████  Synced  GPUUnhealthy" in text
+    assert "n-1" not in text
+
+
+def test_the_worst_pool_comes_first_and_others_by_name() -> None:
+    states = {"a": "Synced", "b": "Draining", "c": "Failed", "d": "Synced", "e": "Failed"}
+    policies = [policy(name, status=phase) for name, phase in states.items()]
+    nodes = [gpunode(f"{name}-0", phase, policy=name) for name, phase in states.items()]
+    pools, _ = pools_of(policies, nodes)
+    assert [pool.name for pool in pools] == ["c", "e", "b", "a", "d"]
+    text = shown(policies, nodes)
+    assert text.startswith("2 pools need attention: c, e.\n5 pools: 2 done, 1 under way, 2 failed; 5 nodes: ")
+
+
+def event(minutes: float, reason: str, note: str, about: str = "pool-b", type_: str = "Normal") -> JSON:
+    """An Event about a policy, from so many minutes ago."""
+    return {
+        "metadata": {"name": f"{about}.{minutes}"},
+        "eventTime": ago(minutes).replace("Z", ".000000Z"),
+        "type": type_,
+        "reason": reason,
+        "note": note,
+        "regarding": {"kind": "GPUSharingPolicy", "name": about},
+    }
+
+
+EVENTS = [
+    event(1, "PodEvictionBlocked", "pool-b-1: PDB team-b/ranker", type_="Warning"),
+    event(5, "DrainStarted", "pool-b-1: 2 GPU pods will be evicted"),
+    event(30, "LayoutVerified", "pool-c-0: 1x full proven", about="pool-c"),
+]
+
+
+def test_events_are_below_the_pool_that_they_are_about_the_newest_last() -> None:
+    pools, unowned = pools_of(*fleet(), EVENTS)
+    lines = plain(describe(pools, unowned, NOW, WIDE)).splitlines()
+    first = lines.index("  5m ago DrainStarted: pool-b-1: 2 GPU pods will be evicted")
+    assert lines[first + 1] == "  1m ago PodEvictionBlocked: pool-b-1: PDB team-b/ranker"
+    assert lines[first + 3].startswith("pool-c  Full 1x full")
+    assert lines[-1] == "  30m ago LayoutVerified: pool-c-0: 1x full proven"
+    told = as_data(pools, unowned, "desk", NOW)["pools"][0]["events"]
+    assert [one["reason"] for one in told] == ["DrainStarted", "PodEvictionBlocked"]
+    assert told[1] == {
+        "eventTime": "2026-11-20T09:59:00.000000Z",
+        "type": "Warning",
+        "reason": "PodEvictionBlocked",
+        "note": "pool-b-1: PDB team-b/ranker",
+    }
+
+
+def test_the_ten_newest_events_are_shown_and_wide_shows_all() -> None:
+    events = [event(minute, "Again", f"number {minute}") for minute in range(12)]
+    pools, _ = pools_of([policy()], [], events)
+    text = plain(describe(pools, [], NOW, WIDE))
+    assert (text.count("Again"), "number 9\n" in text, "number 10" in text) == (10, True, False)
+    assert plain(describe(pools, [], NOW, Paper(wide=True))).count("Again") == 12
+
+
+def test_events_that_were_not_read_are_no_empty_list() -> None:
+    (unread,), _ = pools_of([policy()], [])
+    (none,), _ = pools_of([policy()], [], [])
+    told = as_data([unread, none], [], "desk", NOW)["pools"]
+    assert [pool["events"] for pool in told] == [None, ()]
+
+
+def test_table_page_and_columns_of_kubectl_use_the_same_words() -> None:
+    """PROGRESS is a drawing, and HEALTH is the condition Healthy."""
+    columns = {
+        resource.kind: {column.name.upper() for column in resource.columns} for resource in (POLICY, GPUNODE)
+    }
+    table = {column.title for column in (*COLUMNS, *WIDE_COLUMNS)} - {"NODE", "PROGRESS", "HEALTH"}
+    assert table - columns["GPUNode"] == set()
+    assert {title.upper() for title in NODES} - {"NODE", "HEALTH"} == table | {"MESSAGE"}
+    assert {column.title for column in BESIDE.columns} - {"POOL"} <= columns["GPUSharingPolicy"]
 
 
 def test_nodes_with_gpus_and_no_policy_are_named() -> None:

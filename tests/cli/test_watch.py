@@ -14,14 +14,15 @@ import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
 from tests.cli.asking import ME, ask
+from tests.cli.desk import GPUNODES as GPUNODES_PATH
 from tests.cli.desk import POLICIES as POLICIES_PATH
 from tests.cli.desk import PROGRAM, SECONDS, Desk
 from tests.cli.objects import fleet, gpunode, policy
 from tests.cli.screen import END, HEIGHT, WIDTH, read_until, terminal
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.shell.troubles import INTERRUPTED
-from gpusharing.kube.client import GPUNODES, POLICIES
+from gpusharing.cli.shell.troubles import INTERRUPTED, Denied
+from gpusharing.kube.client import EVENTS, GPUNODES, POLICIES
 from gpusharing.kube.errors import Forbidden, Unavailable
 
 ALTERNATE, ORDINARY, TOP = "\x1b[?1049h", "\x1b[?1049l", "\x1b[H"
@@ -79,36 +80,52 @@ def pictures(seen: str) -> list[list[str]]:
     return [[re.sub(r"\x1b\[[0-9;?]*[a-z]", "", row).rstrip() for row in one.split("\n")] for one in drawn]
 
 
-def test_where_the_screen_has_no_room_for_all_it_says_how_much_more_there_is_and_how_to_see_it(
+def test_where_the_screen_has_no_room_for_all_it_draws_a_row_for_each_pool_the_worst_first(
     desk: Desk,
 ) -> None:
-    desk.server.lists[POLICIES_PATH] = [policy(f"pool-{number}") for number in range(10)]
+    """Of a hundred pools three are in trouble, and these are the last by name."""
+    states = {f"pool-{number:02}": "Failed" if number > 96 else "Synced" for number in range(100)}
+    desk.server.lists[POLICIES_PATH] = [policy(name, status=word) for name, word in states.items()]
+    desk.server.lists[GPUNODES_PATH] = [
+        gpunode(f"{name}-0", word, policy=name) for name, word in states.items()
+    ]
     with terminal(desk, "status", "--watch", "--no-color") as (process, screen):
         seen = read_until(screen, "pass a POLICY")
         process.send_signal(signal.SIGINT)
         last = read_until(screen, END).rpartition(ORDINARY)[2]
         assert process.wait(SECONDS) == INTERRUPTED
     *rows, said = next(rows for rows in pictures(seen) if "pass a POLICY" in rows[-1])
-    everything = [line.rstrip() for line in last.splitlines()]
-    whole = everything[everything.index(rows[0]) :]
     assert len(rows) == HEIGHT - 1
-    assert rows == whole[: len(rows)]
-    (more,) = re.findall(r"^and (\d+) more lines; pass a POLICY to see one pool$", said)
-    assert any("pool-9" in line for line in whole), "at the end everything stays on the ordinary screen"
-    rest = whole[len(rows) : len(rows) + int(more)]
-    assert rest[-1] == whole[-1] != ""
+    health, totals, header, *pools = rows
+    assert health == "3 pools need attention: pool-97, pool-98, pool-99."
+    assert totals.startswith("100 pools: 97 done, 3 failed; 100 nodes: 97 done, 3 failed")
+    assert header.startswith("POOL")
+    assert [row.split()[0] for row in pools[:4]] == ["pool-97", "pool-98", "pool-99", "pool-00"]
+    assert all("Failed" in row for row in pools[:3])
+    assert re.fullmatch(rf"and {100 - len(pools)} more lines; pass a POLICY to see one pool", said)
+    assert last.count("x  x 1 failed") == 3, "at the end everything stays on the ordinary screen"
+    assert "pool-96  MIG 2x3g.40gb  Synced" in last
+
+
+def test_one_pool_with_more_nodes_than_rows_says_how_much_more_there_is(desk: Desk) -> None:
+    desk.server.lists[POLICIES_PATH] = [policy()]
+    desk.server.lists[GPUNODES_PATH] = [gpunode(f"n-{number:02}", "Draining") for number in range(30)]
+    with terminal(desk, "status", "--watch", "--no-color") as (_, screen):
+        seen = read_until(screen, "make the terminal taller")
+    assert re.search(r"and \d+ more lines; make the terminal taller to see them", seen)
+    assert "n-00" in seen
 
 
 def test_a_terminal_that_is_made_larger_is_used_from_the_next_picture_on(desk: Desk) -> None:
     message = "pool-b-1: PDB team-b/ranker: waiting for 2 pods to leave, and for the pods of two more nodes"
-    desk.server.lists[POLICIES_PATH] = [policy(f"pool-{number}", message=message) for number in range(10)]
+    desk.server.lists[POLICIES_PATH] = [policy(f"pool-{number}", message=message) for number in range(30)]
     with terminal(desk, "status", "--watch", "--no-color") as (_, screen):
         assert message not in read_until(screen, "pass a POLICY")
         termios.tcsetwinsize(screen, (100, 2 * WIDTH))
         larger = read_until(
             screen, message
         )  # lines are as long as the terminal is wide now, or this waits in vain
-        larger += read_until(screen, "pool-9")
+        larger += read_until(screen, "pool-29")
         assert "pass a POLICY" not in larger.rpartition(TOP)[2]
 
 
@@ -198,6 +215,34 @@ async def test_ages_go_on_while_nothing_happens() -> None:
         assert "59s" not in await screen.until("pool-b-1  ")
         await screen.until("59s")
         await screen.until("2m")
+
+
+@virtually
+async def test_events_that_come_are_drawn_below_their_pool() -> None:
+    cluster = with_fleet()
+    about = {"kind": "GPUSharingPolicy", "name": "pool-b"}
+    news = {
+        "metadata": {"name": "pool-b.1", "namespace": "default"},
+        "eventTime": "2026-11-20T09:00:00.000000Z",
+        "reason": "DrainStarted",
+        "note": "pool-b-1: 2 GPU pods will be evicted",
+        "regarding": about,
+    }
+    async with watching(cluster, "--events") as screen:
+        assert "DrainStarted" not in await screen.until("pool-c")
+        cluster.add(EVENTS, {**news, "regarding": {"kind": "Node", "name": "pool-b"}, "note": "of a node"})
+        cluster.add(EVENTS, {**news, "metadata": {"name": "pool-b.2", "namespace": "default"}})
+        text = await screen.until("ago DrainStarted: pool-b-1: 2 GPU pods will be evicted")
+    assert "of a node" not in text
+
+
+@virtually
+async def test_a_right_to_events_that_is_missing_is_named() -> None:
+    cluster = with_fleet()
+    refusal = Forbidden('User "me" cannot list resource "events"')
+    cluster.faults.fail("list", EVENTS, refusal, times=EVER, identity=ME)
+    with pytest.raises(Denied, match='cannot list resource "events"'):
+        await ask(cluster, "status", "--events")
 
 
 @virtually
