@@ -343,10 +343,14 @@ REFUSED = {
     "a watch": (("status", "--contexts", "west", "-w"), "--watch follows one context", "use --context west"),
     "a timeline": (
         ("status", "--all-contexts", "--timeline"),
-        "--timeline draws one",
+        "--timeline and --events draw one context",
         "use --context NAME",
     ),
-    "Events": (("status", "--all-contexts", "--events"), "--events shows one context", "use --context NAME"),
+    "Events": (
+        ("status", "--all-contexts", "--events"),
+        "--timeline and --events draw one context",
+        "use --context NAME",
+    ),
     "a page": (("status", "--all-contexts", "-o", "html"), "-o html writes one page", "use --context NAME"),
     "CSV": (("cost", "--all-contexts", "-o", "csv"), "-o csv writes one table", "use --context NAME"),
     "a Prometheus": (

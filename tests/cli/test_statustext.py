@@ -202,12 +202,12 @@ def test_events_are_below_the_pool_that_they_are_about_the_newest_last() -> None
     }
 
 
-def test_the_ten_newest_events_are_shown_and_wide_shows_all() -> None:
-    events = [event(minute, "Again", f"number {minute}") for minute in range(12)]
+def test_the_twenty_newest_events_are_shown_and_wide_shows_all() -> None:
+    events = [event(minute, "Again", f"number {minute}") for minute in range(22)]
     pools, _ = pools_of([policy()], [], events)
     text = plain(describe(pools, [], NOW, WIDE))
-    assert (text.count("Again"), "number 9\n" in text, "number 10" in text) == (10, True, False)
-    assert plain(describe(pools, [], NOW, Paper(wide=True))).count("Again") == 12
+    assert (text.count("Again"), "number 19\n" in text, "number 20" in text) == (20, True, False)
+    assert plain(describe(pools, [], NOW, Paper(wide=True))).count("Again") == 22
 
 
 def test_events_that_were_not_read_are_no_empty_list() -> None:

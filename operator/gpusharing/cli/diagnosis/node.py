@@ -117,11 +117,11 @@ def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
     not blocked by pods. `seconds` is how long it takes if the blocked nodes are listed one per poll."""
     if node.phase != Phase.BLOCKED or not node.blockers:
         return ()
-    within = length(max(LONGEST, timedelta(seconds=seconds / LOOKS)))
-    return (
-        f"the operator looks at the pods of this node again within {within}, or at once after: kubectl gpusharing retry"
-        f" {node.name}",
+    within, retry = (
+        length(max(LONGEST, timedelta(seconds=seconds / LOOKS))),
+        f"kubectl gpusharing retry {node.name}",
     )
+    return (f"the operator looks at the pods of this node again within {within}, or at once after: {retry}",)
 
 
 def remedy_of(word: str) -> str:
@@ -133,17 +133,13 @@ def remedy_of(word: str) -> str:
 def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
     """Return what each source of proof says about the node, and an empty string. If it is unknown what the sources
     should say, or if no policy governs the node, return no proofs and the reason."""
-    for pool in live.plan.pools.values():
-        for member in pool.members:
-            if member.node.name != name:
-                continue
-            assessment = member.assessment
-            if isinstance(assessment, Assessed):
-                return tell_proofs(member.node, assessment.observed, assessment.goal, live.snapshot.stack), ""
-            if isinstance(assessment, Refused):
-                return (), assessment.objection.message
-            if isinstance(assessment, Unobserved):
-                return (), assessment.pending.message
+    members = (one for pool in live.plan.pools.values() for one in pool.members if one.node.name == name)
+    member = next(members, None)
+    match member and member.assessment:
+        case Assessed() as one:
+            return tell_proofs(live.snapshot.nodes[name], one.observed, one.goal, live.snapshot.stack), ""
+        case Refused(objection=finding) | Unobserved(pending=finding):
+            return (), finding.message
     return (), "no policy governs this node"
 
 

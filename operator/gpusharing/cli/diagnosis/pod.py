@@ -44,17 +44,16 @@ from gpusharing.planning.stack.otherplugins import name_resources
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.wanted.target import Targets, find_wish
 
-NOTHING = StackView(
+BARE = StackView(
     None, gpu_cluster=False, plugin_configs={}, mig_file="", written={}, serves_our_mig_file=True
 )
 """NVIDIA's software as it is assumed to be without a plan: mig-manager reads the operator's file."""
-
 _PROFILE = re.compile(r"mig-(\d+)g\.(\d+)gb")
 """The compute slices and the memory in the name of a MIG resource."""
 MORE = (
-    "this is from the policies and the GPUNodes alone, as far as you may read them (ClusterRole gpusharing-viewer);"
-    " gpusharing-planner would add the proofs, and the labels, taints and changes of nodes"
+    "ClusterRole gpusharing-viewer would add what GPUNodes say, and gpusharing-planner a plan with its proofs"
 )
+"""What more rights would add to an answer without a plan."""
 COLUMNS = (
     Column("POOL"),
     Column("NODE", drop=2),
@@ -135,16 +134,15 @@ def pod_answer(search: RoomSearch, namespace_labels: Mapping[str, str]) -> PodAn
     answer = _answer(search.pod, search.rooms, statuses, phases)
     plugins = {name: one.other_plugin for name, one in live.snapshot.nodes.items()}
     notes = (*live.notes, *answer.notes, *name_resources(answer.asks, plugins))
-    return replace(
-        answer, guard=explain_guard(search, namespace_labels), notes=notes, simulated=live.simulated()
-    )
+    guard = explain_guard(search, namespace_labels)
+    return replace(answer, guard=guard, notes=notes, simulated=live.simulated())
 
 
 def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSON]) -> PodAnswer:
     """Return the answer about a pod from what the policies and the GPUNodes show, which are empty if they could not be
     read. A note says what more rights would add."""
     nodes, views = [*map(read_node, gpunodes)], map(policy_view, policies)
-    targets = {one.name: Targets(one, find_wish(one.name, one.spec), NOTHING) for one in views if one.spec}
+    targets = {one.name: Targets(one, find_wish(one.name, one.spec), BARE) for one in views if one.spec}
     rooms = {node.name: read_room(one, targets) for node, one in zip(nodes, gpunodes, strict=True)}
     statuses = {one.name: f"{one.status}: {one.message}" for one in read_pools(policies, nodes)[0]}
     answer = _answer(raw, rooms, statuses, {node.name: node.phase for node in nodes})
@@ -154,8 +152,8 @@ def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSO
 def _answer(
     raw: JSON, found: Mapping[str, NodeRoom], statuses: Mapping[str, str], phases: Mapping[str, str]
 ) -> PodAnswer:
-    """Return an answer about a pod from the room on each node, which is empty if nothing is known about nodes, the
-    status and message of each policy, and the phase of each managed node."""
+    """Return an answer about a pod. `found` has the room on each node, and is empty if nothing is known about nodes.
+    `statuses` has the status and message of each policy, and `phases` the phase of each managed node."""
     pod, asks = pod_view(raw, {}), dict(sorted(pod_requests(raw).items()))
     fraction, devices = find_fraction(raw)
     asks = asks or ({RESOURCE_GPU: devices} if devices else {})
@@ -187,24 +185,30 @@ def _answer(
 def _services(
     asks: Mapping[str, int], rooms: Sequence[NodeRoom], statuses: Mapping[str, str]
 ) -> Iterator[Service]:
-    """Yield, for each pool and each requested resource, what the best node of the pool has. The best node is chosen
-    once for the whole request. If no node of the pool is usable for the pod, now or later, the node's name is empty
-    and the counts are 0. Pools that do not have the resource, now or later, are left out. All nodes without a policy
-    count as one pool. `statuses` has the status of each policy as shown to people."""
+    """Yield, for each pool and each requested resource, what the pool's best node has. All nodes without a policy count
+    as one pool. `statuses` has the status of each policy as shown to people."""
     for pool, status in {**statuses, "": ""}.items():
-        members = [room for room in rooms if room.pool == pool]
-        reached = (room for room in members if room.now or room.after)
-        none = NodeRoom("", pool, {}, {}, {}, "", "", "", {}, frozenset())
-        best = max(reached, key=lambda room: room.rank(asks), default=none)
-        for resource, wanted in asks.items():
-            if not any(resource in room.names for room in members):
-                continue
-            exclusions = tuple(_exclusions([room for room in members if room.planned.get(resource)]))
-            free = None if best.free is None else best.free.get(resource, 0)
-            now, after = best.now.get(resource, 0), best.after.get(resource, 0)
-            but = _but(best, now=now, free=free, after=after, wanted=wanted, status=status)
-            but = _all_of(exclusions) if exclusions and best is none else but
-            yield Service(pool, best.node, resource, now, free, after, but, exclusions)
+        yield from _services_of(pool, status, asks, [room for room in rooms if room.pool == pool])
+
+
+def _services_of(
+    pool: str, status: str, asks: Mapping[str, int], members: Sequence[NodeRoom]
+) -> Iterator[Service]:
+    """Yield, for each requested resource that a member has or will have, what the best node of the pool provides. The
+    best node is chosen once for the whole request. If no member is usable for the pod, now or later, the node's
+    name is empty and the counts are 0."""
+    reached = (room for room in members if room.now or room.after)
+    none = NodeRoom("", pool, {}, {}, {}, "", "", "", {}, frozenset())
+    best = max(reached, key=lambda room: room.rank(asks), default=none)
+    for resource, wanted in asks.items():
+        if not any(resource in room.names for room in members):
+            continue
+        exclusions = tuple(_exclusions([room for room in members if room.planned.get(resource)]))
+        free = None if best.free is None else best.free.get(resource, 0)
+        now, after = best.now.get(resource, 0), best.after.get(resource, 0)
+        but = _but(best, now=now, free=free, after=after, wanted=wanted, status=status)
+        but = _all_of(exclusions) if exclusions and best is none else but
+        yield Service(pool, best.node, resource, now, free, after, but, exclusions)
 
 
 def _exclusions(rooms: Sequence[NodeRoom]) -> Iterator[str]:

@@ -252,9 +252,8 @@ class RoomSearch:
 
 
 def _find_free(observed: ObservedView | None, now: Mapping[str, int]) -> Mapping[str, int] | None:
-    """Return the part of the devices `now` that no pod holds, by resource name. None if the agent does not report what
-    pods hold; `observed` must also be None if NVIDIA's DRA driver publishes the devices, because agents do not count
-    what claims hold."""
+    """Return the part of the devices `now` that no pod holds, by resource name. None if no agent reports that. What
+    ResourceClaims hold is not subtracted, because agents do not count it."""
     if observed is None or observed.allocated is None:
         return None
     return remaining(now, observed.allocated)

@@ -38,10 +38,9 @@ KINDS: Mapping[Resource, str] = {
 
 
 def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
-    """Parse the argument: `gpu-07` names a node, `KIND/NAME` an object of one of KINDS, and `NAMESPACE/NAME` a pod.
-    `KIND/NAMESPACE/NAME` is accepted for kinds in namespaces. Return the kind, where a GPUNode counts as its node, the
-    name, and the namespace, which is `namespace` by default and ignored for other kinds. Raises Trouble for any other
-    word with a slash."""
+    """Return the kind, name and namespace of the object that the argument names: `gpu-07` a node, `KIND/NAME` one of
+    KINDS, `NAMESPACE/NAME` a pod, and `KIND/NAMESPACE/NAME` one of those that are in namespaces. A GPUNode counts as
+    its node. The namespace is `namespace` if none is named. Raises Trouble for any other word with a slash."""
     kind, slash, rest = word.partition("/")
     if not slash:
         return NODES, word, namespace
@@ -64,10 +63,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         worst = await _node(session, pool.changing[0].name) if pool.changing else None
         terminal.answer(
             lambda: pool_data(pool, now) | {"worst": worst and worst.as_data()},
-            lambda paper: [
-                *describe_pool(pool, now, paper),
-                *((BLANK, *describe_node(worst, now, paper)) if worst else ()),
-            ],
+            lambda paper: (
+                describe_pool(pool, now, paper)
+                + ([BLANK, *describe_node(worst, now, paper)] if worst else [])
+            ),
         )
     elif kind is NODES:
         answer = await _node(session, name)

@@ -123,9 +123,8 @@ class PoolStatus(Summary):
 def read_pools(
     policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Iterable[JSON] | None = None
 ) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
-    """Return the pools, the most urgent state first and otherwise in the order of the policies, and those of `nodes`
-    that belong to none of these policies, sorted by name. `events` are the Events about policies, or None if they were
-    not read."""
+    """Return the pools, the most urgent first and otherwise in the order of the policies, and those of `nodes` that
+    belong to none of them, sorted by name. `events` are the Events about policies, or None if they were not read."""
     by_policy: dict[str, list[NodeStatus]] = {}
     for node in nodes:
         by_policy.setdefault(node.policy, []).append(node)

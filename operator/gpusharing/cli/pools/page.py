@@ -360,9 +360,8 @@ class View:
 
 
 def page(view: View) -> str:
-    """Return the whole HTML page: a warning that names nodes with SIMULATED GPUs, the health and the totals of all
-    pools, each pool with its nodes, last rollout and cards (or a sentence that there is no policy), and the GPU nodes
-    without a policy."""
+    """Return the whole HTML page: a warning that names nodes with SIMULATED GPUs, the health and totals of the pools or
+    that there are none, each pool with its last rollout and its cards, and the GPU nodes without a policy."""
     title = f"GPU pools of {view.where}"
     head = tag(
         "head",
@@ -374,13 +373,12 @@ def page(view: View) -> str:
     )
     made = ("As of ", _time(view.now, to_rfc3339(view.now)), ", by kubectl gpusharing status.")
     pools = [_pool(pool, number, view) for number, pool in enumerate(view.pools)]
-    summary = [tag("p", f"{text}.") for text in status.tell_health(view.pools)]
-    summary = summary if pools else [tag("p", "There is no GPUSharingPolicy.")]
+    health = status.tell_health(view.pools) if pools else ("There is no GPUSharingPolicy",)
     simulated = simulated_sentence(simulated_nodes(view.pools, view.unowned))
     alarm = [tag("p", f"{simulated}.", class_="alarm")] if simulated else []
     if view.unowned:
         pools.append(tag("section", tag("p", status.tell_unowned(view.unowned))))
-    main = tag("main", *summary, *pools)
+    main = tag("main", *(tag("p", f"{text}.") for text in health), *pools)
     body = tag("body", tag("h1", title), *alarm, tag("p", *made, class_="faint"), main)
     return document(tag("html", head, body, lang="en"))
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 from gpusharing.api.names import WAY, Phase
@@ -56,9 +57,7 @@ from gpusharing.kube.reflector import CacheSettings, Reflector
 from gpusharing.planning.vocabulary.lengths import counted, some
 
 MOST = 20
-"""How many nodes of a pool are listed; -o wide lists all."""
-MOST_EVENTS = 10
-"""How many Events of a pool are listed, the newest ones; -o wide lists all."""
+"""How many nodes of a pool, and how many of its newest Events, are listed; -o wide lists all."""
 ABOUT_POLICIES: Filters = {"namespace": "default", "field_selector": f"regarding.kind={KIND}"}
 """Where Events about policies are."""
 COLUMNS = (
@@ -155,8 +154,8 @@ def tell_event(event: JSON, now: datetime) -> str:
 def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     """Draw one pool: its title, a cell for each node, a warning if the operator has not processed its policy yet, its
     message unless it is Synced, what is about to happen, a table of nodes, and its Events if they were read. Wide
-    paper has all nodes and Events. Otherwise there are at most MOST_EVENTS Events and at most MOST of the `changing`
-    nodes; a line below the table says how many are left out."""
+    paper has all nodes and Events, other paper at most MOST of the `changing` nodes and of the newest Events. A line
+    below the table says how many nodes are left out."""
     lines = [*_title(pool, paper), *_bar(pool, paper)]
     if pool.unseen:
         lines += prose(NOT_SEEN.format(pool.unseen), paper, ink=Ink.BAD)
@@ -169,7 +168,7 @@ def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
         lines += table(columns, [_row(node, now, paper) for node in shown], paper, "  ")
     if (more := len(pool.changing) - len(shown)) > 0:
         lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
-    for event in (pool.events or ())[0 if paper.wide else -MOST_EVENTS :]:
+    for event in (pool.events or ())[0 if paper.wide else -MOST :]:
         ink = Ink.WAITING if text(event, "type") == "Warning" else Ink.FAINT
         lines += prose(tell_event(event, now), paper, indent="  ", hang="  ", ink=ink)
     return lines
@@ -366,10 +365,9 @@ class Picture:
 
     def draw(self, known: Sequence[Sequence[JSON]], stale: str = "") -> None:
         """Draw the pools, or only the one named in `policy`. `known` has the policies, the GPUNodes and, if they are
-        to be drawn, the Events about policies. Sets `last` to what is drawn and, for a table, `lines` too. Unless the
-        terminal is redrawing, nothing is drawn if the pools have not changed since the last call. If they do not fit
-        on the screen while it is redrawing, one row is drawn for each pool. `stale` says why the data may be out of
-        date, and is shown above a table only; empty if it is current. Raises Trouble if no policy has that name."""
+        shown, the Events. Sets `last` to what is drawn and, for a table, `lines` too. While the terminal is redrawing,
+        pools that do not fit become one row each; else nothing is drawn unless something changed since the last call.
+        `stale` says above a table why the data may be out of date. Raises Trouble if no policy has that name."""
         policies, nodes, *events = known
         pools, unowned = read_pools(policies, map(read_node, nodes), *events)
         if self.policy:
@@ -405,6 +403,12 @@ def find_pool(pools: Sequence[PoolStatus], name: str, where: str) -> PoolStatus:
     if name not in named:
         raise Trouble(no_such(POLICIES, name, list(named), where))
     return named[name]
+
+
+def _in_order(followed: Sequence[Reflector[JSON]]) -> list[list[JSON]]:
+    """Return the objects of each reflector, sorted by name; empty until all reflectors have been listed."""
+    listed = all(one.synced.is_set() for one in followed)
+    return [[raw for _, raw in sorted(one.items.items())] for one in followed] if listed else []
 
 
 @dataclass(slots=True)
@@ -459,9 +463,8 @@ async def _watch(session: Session, picture: Picture, first: Sequence[Sequence[JS
         present error, or its absence, to `notices`. Never returns."""
         known = first
         while True:
-            if all(one.synced.is_set() for one in followed):
-                known = [[raw for _, raw in sorted(one.items.items())] for one in followed]
-            error = next((one.error for one in followed if one.error), None)
+            known = _in_order(followed) or known
+            error = next(filter(None, map(attrgetter("error"), followed)), None)
             notices.look(error)
             picture.draw(known, "" if error is None else error_text(error))
             await asyncio.sleep(TICK)

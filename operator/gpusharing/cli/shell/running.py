@@ -68,8 +68,8 @@ def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool
             everywhere and not verb.beside
         ),
         f"--watch follows one context: {one}": several and watch,
-        f"--timeline draws one context: {one}": several and flags.get("timeline"),
-        f"--events shows one context: {one}": several and flags.get("events"),
+        f"--timeline and --events draw one context: {one}": several
+        and any(map(flags.get, ("timeline", "events"))),
         f"--prometheus contacts no cluster: leave out {flag}, or leave out --prometheus to query each cluster's own"
         " Prometheus": (several and flags.get("prometheus")),
         f"-n cannot be used with {typed.verb}, which always covers all namespaces": (

@@ -138,9 +138,8 @@ class Terminal:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def show(self, lines: Sequence[Line], hint: str = "", short: Sequence[Line] = ()) -> None:
-        """Write the lines. While `redrawing`, they replace the lines shown before. If they do not fit on the screen
-        then, `short` is shown in their place unless it is empty, and only as many lines as fit; `hint` says how to
-        see the others."""
+        """Write the lines. While `redrawing`, they replace the lines shown before; if they do not fit on the screen,
+        `short` is shown instead unless it is empty, and only as much as fits. `hint` says how to see the rest."""
         if self._live is not None:
             self._live.console.size = size = self._size()
             fitting = _fitting(lines, size, hint, self._live.console)
