@@ -24,6 +24,7 @@ OUR_LABELS = {
     names.LABEL_MIG_CONFIG,
     names.LABEL_MIG_STATE,
     names.LABEL_PLUGIN_CONFIG,
+    names.LABEL_SKIP,
     *names.NEIGHBOUR_LABELS,
 }
 OUR_ANNOTATIONS = {
@@ -32,6 +33,8 @@ OUR_ANNOTATIONS = {
     names.ANNOTATION_DEFERRED,
     names.ANNOTATION_VERIFIED,
     names.ANNOTATION_UPGRADE_CORDONED,
+    names.ANNOTATION_RETRY,
+    names.ANNOTATION_ABORT,
 }
 MARKS = {names.LABEL_MODE, names.LABEL_POLICY}
 """Labels of an unconditional write: nobody else owns them."""
@@ -108,9 +111,25 @@ def wrong_in_write(before: JSON, body: JSON) -> Iterator[str]:
         marks = labels.keys() <= MARKS and annotations.keys() <= {names.ANNOTATION_VERIFIED}
         if spec or not marks:
             yield f"unconditional {body}"
+    yield from _wrong_request(metadata, spec)
     yield from _wrong_state(before, labels)
     yield from _wrong_taints(before, body)
     yield from _wrong_step(before, body)
+
+
+def requested_in(body: JSON) -> Mapping[str, str | None]:
+    """What of a person's requests on the GPUNode a write brings to the Node, by key."""
+    metadata = body.get("metadata", {})
+    written = {**metadata.get("labels", {}), **metadata.get("annotations", {})}
+    return {key: written[key] for key in names.REQUESTS if key in written}
+
+
+def _wrong_request(metadata: JSON, spec: JSON) -> Iterator[str]:
+    """A request of a person is moved by itself: no step of a change is decided before it is known."""
+    requested = requested_in({"metadata": metadata})
+    written = {*metadata.get("labels", {}), *metadata.get("annotations", {})}
+    if requested and (spec or written - requested.keys()):
+        yield f"moved a request together with {sorted(written - requested.keys())} {spec}"
 
 
 def _wrong_state(before: JSON, labels: Mapping[str, str | None]) -> Iterator[str]:

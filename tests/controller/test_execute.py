@@ -16,12 +16,14 @@ from gpusharing.controller.execute import Outcome
 from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, POLICIES
 from gpusharing.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubeError
 from gpusharing.planning.snapshot.actions import (
+    ClearRequests,
     EnsureGPUNode,
     Evict,
     Release,
     RestartOperand,
     SetClaims,
     SetFinalizer,
+    TakeRequests,
     WriteConfig,
 )
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -333,6 +335,48 @@ async def test_a_gpunode_is_not_made_over_and_over_for_a_node_whose_deletion_was
     assert stage.told[-1] == ("EnsureGPUNode", "NotFound")
     assert outcome.again is not None, "it waits, instead of being made in every pass"
     assert [write.call.verb for write in stage.cluster.writes] == ["create", "create"]
+
+
+ASKED = {"gpusharing.dev/retry": "again", "gpusharing.dev/skip": "true"}
+
+
+def requested() -> tuple[Executing, ClearRequests, TakeRequests]:
+    """A person has annotated the GPUNode, and the operator has decided to move that."""
+    stage = Executing()
+    asked = {"metadata": {"name": "gpu-07", "annotations": {**ASKED, "team": "a"}}}
+    stage.sources.gpunodes.accept(stage.cluster.add(GPUNODES, asked))
+    take = TakeRequests(stage.view(), {names.LABEL_SKIP: "true"}, {names.ANNOTATION_RETRY: "again"})
+    return stage, ClearRequests("gpu-07", ASKED), take
+
+
+async def test_a_request_is_moved_from_the_gpunode_to_its_node() -> None:
+    stage, clear, take = requested()
+    assert (await stage.run(take, clear)).done == 2
+    node = stage.view()
+    assert (node.retry, node.labels[names.LABEL_SKIP]) == ("again", "true")
+    assert stage.cluster.get(GPUNODES, "gpu-07")["metadata"]["annotations"] == {"team": "a"}
+    assert stage.sources.gpunodes.items["gpu-07"].requests == {}
+
+
+async def test_a_request_that_came_in_the_meantime_is_not_removed_unread() -> None:
+    """The watch has not shown it yet: the server answers 409. Then the cache has it, and nothing is sent."""
+    stage, clear, take = requested()
+    later = {"metadata": {"annotations": {names.ANNOTATION_RETRY: "once-more"}}}
+    raw = stage.cluster.patch(GPUNODES, "gpu-07", later)
+    await stage.run(take, clear)
+    assert stage.told[-1] == ("ClearRequests", "Conflict")
+    stage.sources.gpunodes.accept(raw)
+    stage.seconds = 60
+    assert (await stage.run(clear)).done == 0
+    annotations = stage.cluster.get(GPUNODES, "gpu-07")["metadata"]["annotations"]
+    assert annotations[names.ANNOTATION_RETRY] == "once-more"
+
+
+async def test_a_request_whose_node_could_not_be_written_stays_on_the_gpunode() -> None:
+    stage, clear, take = requested()
+    stage.cluster.faults.fail("patch", NODES, Forbidden("no"))
+    assert (await stage.run(take, clear)).done == 0
+    assert stage.cluster.get(GPUNODES, "gpu-07")["metadata"]["annotations"] == {**ASKED, "team": "a"}
 
 
 async def test_a_mig_manager_pod_is_deleted_by_its_uid_only() -> None:

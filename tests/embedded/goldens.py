@@ -161,6 +161,20 @@ async def failed_and_retried(scene: Scene) -> None:
     await scene.ready(seconds=HOUR)
 
 
+async def requested(scene: Scene) -> None:
+    """Somebody who may not change Nodes gives a drain up, leaves the node out, takes it in again and has it tried, all
+    by annotations of the GPUNode."""
+    scene.apply(MIXED)
+    fence = await scene.fenced("gpu-1")
+    scene.request("gpu-1", abort=fence.op, skip="true")
+    await scene.reason("gpu-1", "SkipLabel")
+    await scene.e.until(lambda: not scene.requests("gpu-1"), "the requests moved to the Node", HOUR)
+    scene.request("gpu-1", skip="false", retry="again")
+    await scene.ready(seconds=HOUR)
+    await scene.e.until(lambda: not scene.requests("gpu-1"), "the requests moved to the Node", HOUR)
+    scene.annotate("gpu-1", abort=None)  # the name of a change is another one in each run
+
+
 async def rolled_back(scene: Scene) -> None:
     """mig-manager fails at the second layout, and the node goes back to the first."""
     scene.apply(OTHER_MIXED)
@@ -358,6 +372,7 @@ GOLDEN: Mapping[str, Golden] = {
     "mig-manager fails and leaves the operands paused": Golden(wedged_paused),
     "mig-manager says success and the operands are paused": Golden(success_paused),
     "mig-manager fails and a person asks for a retry": Golden(failed_and_retried),
+    "requests on the GPUNode": Golden(requested),
     "mig-manager fails and the node goes back to what it was": Golden(rolled_back),
     "a drain that is given up at its time-out": Golden(
         drain_timed_out,

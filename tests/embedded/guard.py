@@ -25,6 +25,7 @@ from tests.nodewrites import (
     is_cordoned,
     is_gated,
     labels_of,
+    requested_in,
     wrong_in_change,
     wrong_in_write,
 )
@@ -214,6 +215,10 @@ class PromiseGuard:
 
     def _node_write(self, name: str, body: JSON) -> None:
         self.wrong += [f"{name}: {what}" for what in wrong_in_write(self._node(name), body)]
+        if moved := requested_in(body):
+            asked = self.cluster.store.get(GPUNODES, ("", name))["metadata"].get("annotations", {})
+            nobody = {key for key, value in moved.items() if asked.get(key) != (value or "false")}
+            self._expect(not nobody, f"{name}: nobody has requested {moved}, but {asked}")
 
     def _forced(self, body: JSON) -> None:
         """What a deletion by force must be beside what every eviction must: asked for, late, and with its grace."""

@@ -283,6 +283,16 @@ class Scene:
         body = {names.PREFIX + key.replace("_", "-"): value for key, value in annotations.items()}
         self.person(node_name, {"metadata": {"annotations": body}})
 
+    def request(self, node_name: str, **annotations: str | None) -> None:
+        """kubectl annotate gpunode, by somebody who may not change Nodes."""
+        body = {names.PREFIX + key: value for key, value in annotations.items()}
+        self.e.cluster.patch(GPUNODES, node_name, {"metadata": {"annotations": body}})
+
+    def requests(self, node_name: str) -> JSON:
+        """What the annotations of a GPUNode still ask for."""
+        metadata: JSON = self.e.cluster.get(GPUNODES, node_name)["metadata"]
+        return metadata.get("annotations") or {}
+
 
 @asynccontextmanager
 async def open_scene(

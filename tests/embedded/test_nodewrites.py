@@ -10,6 +10,7 @@ from gpusharing.kube.client import JSON
 
 MIG, STATE, PLUGIN = "nvidia.com/mig.config", "nvidia.com/mig.config.state", "nvidia.com/device-plugin.config"
 MODE, FENCE, HOLD = "gpusharing.dev/mode", "gpusharing.dev/fence", "gpusharing.dev/hold-cordon"
+SKIP = "gpusharing.dev/skip"
 FENCED: JSON = {
     "stage": "fenced",
     "targetMigConfig": "",
@@ -85,6 +86,7 @@ RIGHT = {
     "release ": (WAITING, opening(RELEASING, [THEIRS])),
     "marks ": (JOINED, opening(patch(labels={MODE: "full"}), None)),
     "marks": (node(), unconditional(patch(labels={MODE: "full"}))),
+    "marks  ": (HELD, patch(labels={SKIP: "true"})),
 }
 
 
@@ -103,6 +105,9 @@ def test_a_run_that_is_repeated_writes_its_labels_as_the_first_did() -> None:
 
 
 WRONG: dict[str, tuple[JSON, JSON, str]] = {
+    "a request moved without resourceVersion": (node(), unconditional(patch(labels={SKIP: None})), "unconditional"),
+    "a request moved with a step": (HELD, patch(ACTUATING, {**PASSING["metadata"]["labels"], SKIP: None}),
+                                    "moved a request together with"),
     "a fence without resourceVersion": (node(), unconditional(FENCING), "unconditional"),
     "a PNR without resourceVersion": (HELD, unconditional(PASSING), "unconditional"),
     "a release without resourceVersion": (HELD, unconditional(RELEASING), "unconditional"),

@@ -243,6 +243,15 @@ def test_a_gpunode_without_an_observation_has_none() -> None:
     assert convert.gpunode_view(raw).observed is None
 
 
+def test_a_gpunode_is_read_with_what_its_annotations_ask_for_and_with_no_other_annotation() -> None:
+    raw = gpunode(None)
+    asked = {"gpusharing.dev/retry": "again", "gpusharing.dev/abort": "op-1", "gpusharing.dev/skip": "true"}
+    raw["metadata"]["annotations"] = {**asked, "gpusharing.dev/fence": "{}", "team": "a"}
+    assert convert.gpunode_view(raw).requests == asked
+    raw["metadata"]["annotations"] = {"gpusharing.dev/retry": 1}
+    assert convert.gpunode_view(raw).requests == {}
+
+
 def test_a_policy_is_read_with_its_marks() -> None:
     view = convert.policy_view(
         {

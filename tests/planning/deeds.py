@@ -11,6 +11,7 @@ from tests.planning.callfaults import CALLS
 from tests.planning.leaders import second_leader
 from tests.planning.machines import NodeMachine, Temper, patched, unmaintained
 from tests.planning.podkinds import KINDS
+from tests.planning.recovery import request
 from tests.planning.rules import NEEDS_IDLE
 from tests.planning.shareddeeds import (
     T4,
@@ -121,6 +122,24 @@ def delete_node(world: World, name: str) -> bool:
     return change(world, name, deleting=True)
 
 
+def request_retry(world: World, name: str) -> bool:
+    """Another value each time."""
+    world.serial += 1
+    return request(world, name, retry=f"try-{world.serial}")
+
+
+def request_abort(world: World, name: str) -> bool:
+    """The GPUNode names the change in flight."""
+    fence = world.nodes[name].fence
+    return fence is not None and request(world, name, abort=fence.op)
+
+
+def request_skip(world: World, name: str) -> bool:
+    """The Node is to be skipped, or no more."""
+    skipped = world.nodes[name].labels.get(names.LABEL_SKIP) == "true"
+    return request(world, name, skip="false" if skipped else "true")
+
+
 PEOPLE: Mapping[str, Deed] = {
     "a person cordons": cordon,
     "a person uncordons": uncordon,
@@ -134,6 +153,9 @@ PEOPLE: Mapping[str, Deed] = {
     "a person deletes the Node": delete_node,
     "a person asks to give the change up": ask_to_abort,
     "a person wants the node skipped, or no more": skip,
+    "an editor asks on the GPUNode for a retry": request_retry,
+    "an editor asks on the GPUNode to give the change up": request_abort,
+    "an editor asks on the GPUNode that the node is skipped, or no more": request_skip,
     "a person protects the pods": protect,
 }
 

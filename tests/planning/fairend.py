@@ -12,7 +12,7 @@ from tests.build import H100
 from tests.planning import habits
 from tests.planning.broken import hold
 from tests.planning.machines import unmaintained
-from tests.planning.recovery import lenient, mend_machines, mend_software, settle_deleted
+from tests.planning.recovery import lenient, mend_machines, mend_software, request, settle_deleted
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -63,9 +63,9 @@ Remedy = Callable[[World, Verdict, RolloutPlan], None]
 
 
 def _retry(world: World, told: Verdict, plan: RolloutPlan) -> None:
-    """kubectl annotate node NODE gpusharing.dev/retry=VALUE."""
+    """kubectl annotate gpunode NODE gpusharing.dev/retry=VALUE, as somebody who may edit policies but no Node."""
     world.serial += 1
-    world.nodes[told.node] = replace(world.nodes[told.node], retry=f"told-{world.serial}")
+    request(world, told.node, retry=f"told-{world.serial}")
 
 
 def _uncordon(world: World, told: Verdict, plan: RolloutPlan) -> None:
@@ -77,9 +77,8 @@ def _uncordon(world: World, told: Verdict, plan: RolloutPlan) -> None:
 
 
 def _unskip(world: World, told: Verdict, plan: RolloutPlan) -> None:
-    node = world.nodes[told.node]
-    labels = {key: value for key, value in node.labels.items() if key != names.LABEL_SKIP}
-    world.nodes[told.node] = replace(node, labels=labels)
+    """kubectl annotate gpunode NODE gpusharing.dev/skip=false."""
+    request(world, told.node, skip="false")
 
 
 def _take_pods_away(world: World, told: Verdict, plan: RolloutPlan) -> None:

@@ -52,6 +52,16 @@ def lenient(policy: PolicyView, **rollout: object) -> PolicyView:
     return replace(policy, spec=policy.spec.model_copy(update={"rollout": block}))
 
 
+def request(world: World, name: str, **annotations: str) -> bool:
+    """`kubectl annotate gpunode`, by somebody without a right on Nodes. False: there is none, or it is so already."""
+    gpunode = world.gpunodes.get(name)
+    if gpunode is None:
+        return False
+    more = {names.PREFIX + key: value for key, value in annotations.items()}
+    world.gpunodes[name] = replace(gpunode, requests={**gpunode.requests, **more})
+    return world.gpunodes[name] != gpunode
+
+
 def clear_up(world: World) -> None:
     """All that a person does so that things go on: after it nothing but the operator is needed."""
     world.budgets = ()
@@ -69,6 +79,7 @@ def clear_up(world: World) -> None:
             whole = policy.spec and policy.spec.model_copy(update={"products": ()})
             world.set_policy(lenient(replace(policy, spec=whole), max_unavailable=1, paused=False))
     world.serial += 1
+    world.gpunodes = {name: replace(gpunode, requests={}) for name, gpunode in world.gpunodes.items()}
     for name, known in world.nodes.items():
         node = unmaintained(known)
         ours = node.fence is not None and name not in world.human_cordons

@@ -15,6 +15,7 @@ from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import (
     Action,
     Actuate,
+    ClearRequests,
     EnsureGPUNode,
     Evict,
     FenceNode,
@@ -22,6 +23,7 @@ from gpusharing.planning.snapshot.actions import (
     Release,
     RestartOperand,
     SetFinalizer,
+    TakeRequests,
     UpdateFence,
 )
 from gpusharing.planning.snapshot.records import Claim, Fence
@@ -60,6 +62,12 @@ def check(world: "World", action: Action) -> None:
                 return
             ours = {names.LABEL_MODE, names.LABEL_POLICY}
             hold(set(action.labels) <= ours, f"adoption writes more than our labels: {action.labels}")
+        case TakeRequests():
+            _fresh(world, action.node)
+            hold(bool(action.labels or action.annotations), "takes nothing from a GPUNode")
+            hold(action.node.fence_error == "", "(i) writes to a node whose fence cannot be read")
+        case ClearRequests():
+            _moved(world, action)
         case Evict():
             _eviction(world, action)
         case RestartOperand():
@@ -75,6 +83,17 @@ def check(world: "World", action: Action) -> None:
             hold(len(action.request_id) <= 128, "request id longer than the CRD allows")
         case _:
             pass
+
+
+def _moved(world: "World", action: ClearRequests) -> None:
+    """Nothing that an editor has asked for is lost on its way to the Node."""
+    node, asked = world.nodes[action.node], dict(world.gpunodes[action.node].requests)
+    hold(asked == action.requests, "removes a request that came later")
+    skip = asked.pop(names.LABEL_SKIP, None)
+    skipped = node.labels.get(names.LABEL_SKIP) == "true"
+    hold(skip is None or (skip == "true") == skipped, "a request to skip the node is lost")
+    present = {names.ANNOTATION_RETRY: node.retry, names.ANNOTATION_ABORT: node.abort}
+    hold(all(present[key] == value for key, value in asked.items()), "a retry or an abort is lost")
 
 
 def _reset(world: "World", action: LabelNode) -> None:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from tests.planning.budgets import answer_to
 from tests.planning.machines import patched
 
+from gpusharing.api import names
 from gpusharing.planning.drain.evictions import is_accepted, is_seen, remember
 from gpusharing.planning.snapshot.actions import (
     Action,
     Actuate,
+    ClearRequests,
     EnsureGPUNode,
     Evict,
     FenceNode,
@@ -20,6 +22,7 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     SetClaims,
     SetFinalizer,
+    TakeRequests,
     UpdateFence,
     WriteClasses,
     WriteConfig,
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
 GRACE = timedelta(seconds=10)
 """How long an evicted pod takes to end."""
-NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
+NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode | TakeRequests
 
 
 def carry_out(world: "World", action: Action) -> None:
@@ -57,7 +60,9 @@ def carry_out(world: "World", action: Action) -> None:
             _restart(world, action)
         case WriteClasses():
             _write_classes(world, action)
-        case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
+        case ClearRequests():
+            world.gpunodes[action.node] = replace(world.gpunodes[action.node], requests={})
+        case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode() | TakeRequests():
             _patch_node(world, action)
 
 
@@ -102,6 +107,7 @@ def _ensure_gpunode(world: "World", action: EnsureGPUNode) -> None:
         action.request_id,
         action.quiet,
         observed,
+        old.requests if old else {},
     )
 
 
@@ -147,6 +153,10 @@ def _patch_node(world: "World", action: NodePatch) -> None:
         marks = (node.neighbour_marks | action.annotations.keys()) - taken
         changed = replace(changed, neighbour_marks=marks) if marks != node.neighbour_marks else changed
     match action:
+        case TakeRequests():
+            retry = action.annotations.get(names.ANNOTATION_RETRY, node.retry)
+            abort = action.annotations.get(names.ANNOTATION_ABORT, node.abort)
+            changed = replace(changed, retry=retry, abort=abort)
         case FenceNode() | UpdateFence():
             cordoned = node.unschedulable or action.cordon
             changed = replace(changed, fence=action.fence, unschedulable=cordoned)

@@ -6,17 +6,20 @@ from typing import TYPE_CHECKING
 from tests.planning.budgets import answer_to
 from tests.planning.pooling import left_cordoned
 
+from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import (
     Action,
     Actuate,
+    ClearRequests,
     Evict,
     FenceNode,
     ForceDelete,
     LabelNode,
     Release,
     RestartOperand,
+    TakeRequests,
     UpdateFence,
 )
 
@@ -104,6 +107,9 @@ EXPECTED = (
     "MPS daemon restarted",
     "cure",
     "retry",
+    *(f"taken from the GPUNode: {key}" for key in names.REQUESTS),
+    *(f"taken from the GPUNode, {stage}" for stage in ("rest", "fenced", "actuating")),
+    "cleared on the GPUNode",
     "adopted",
     "let go",
     "forgotten",
@@ -206,6 +212,12 @@ def of_action(world: "World", action: Action) -> Iterator[str]:
                 yield (
                     "cordon put back" if action.cordon else "cure" if again and fence.attempt > 1 else "retry"
                 )
+        case TakeRequests():
+            yield from (f"taken from the GPUNode: {key}" for key in (*action.labels, *action.annotations))
+            stage = action.node.fence.stage if action.node.fence is not None else "rest"
+            yield f"taken from the GPUNode, {stage}"
+        case ClearRequests():
+            yield "cleared on the GPUNode"
         case LabelNode():
             yield "adopted" if action.verified else "forgotten" if action.forget else "let go"
         case _:

@@ -39,6 +39,8 @@ GANGS = (
 CERTAIN = (
     "a GPU becomes unhealthy",
     "the policy asks for approvals from now on",
+    "the policy is paused, and aborts",
+    "the pods on the node cannot be listed, or can be again",
     "MPS follows no label any more, or does again",
 )
 STAGES = ("rest", "fenced", "actuating")

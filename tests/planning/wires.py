@@ -21,6 +21,7 @@ from gpusharing.planning.snapshot.actions import (
     Release,
     SetClaims,
     SetFinalizer,
+    TakeRequests,
     UpdateFence,
     WriteConfig,
 )
@@ -66,7 +67,7 @@ def subject_of(action: Action) -> str:
             return CONFIG_MAPS
         case SetFinalizer():
             return policy_subject(action.policy)
-        case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
+        case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode() | TakeRequests():
             return action.node.name
         case _:
             return str(getattr(action, "node", "ClusterPolicy"))
@@ -139,5 +140,5 @@ class _Sender:
 
 
 def _called(action: Action) -> str:
-    of_node = isinstance(action, FenceNode | Actuate | UpdateFence | Release | LabelNode)
+    of_node = isinstance(action, FenceNode | Actuate | UpdateFence | Release | LabelNode | TakeRequests)
     return "Node" if of_node else type(action).__name__

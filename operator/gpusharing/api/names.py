@@ -45,11 +45,16 @@ ANNOTATION_GPU_MEMORY = f"{PREFIX}gpu-memory"
 """On a Pod: the GPU memory that it needs, such as 15Gi, for cases where the memory that it allocates does not show its
 need. Used only for advice."""
 ANNOTATION_RETRY = f"{PREFIX}retry"
-"""On a Node: a new value starts another attempt at once, after a failure, an abort, or drift that came back."""
+"""On a Node or its GPUNode: a new value starts another attempt at once, after a failure, an abort, or drift that came
+back."""
 ANNOTATION_ABORT = f"{PREFIX}abort"
-"""On a Node, with the `op` of its fence: give this change up, unless it is past the point of no return."""
+"""On a Node or its GPUNode, with the `op` of the fence: give up this change, if it is before the point of no return."""
 LABEL_SKIP = f"{PREFIX}skip"
-"""`true` on a Node: no change begins there. The node still counts in its pool."""
+"""`true` on a Node: no change begins there. The node still counts in its pool. As an annotation of the GPUNode, `true`
+sets the label of the Node, and any other value removes it."""
+REQUESTS = (ANNOTATION_RETRY, ANNOTATION_ABORT, LABEL_SKIP)
+"""The annotations of a GPUNode by which a person without rights on Nodes asks for something. The operator moves them to
+the Node (docs/adr/0082-requests-on-the-gpunode.md)."""
 ANNOTATION_APPROVE = f"{PREFIX}approve"
 """On a policy with rollout.approval Manual: the hash of the plan that may be carried out."""
 ANNOTATION_RESUME = f"{PREFIX}resume"

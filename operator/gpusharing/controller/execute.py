@@ -40,6 +40,7 @@ from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import (
     Action,
     Actuate,
+    ClearRequests,
     EnsureGPUNode,
     Evict,
     FenceNode,
@@ -51,6 +52,7 @@ from gpusharing.planning.snapshot.actions import (
     SetClaims,
     SetFinalizer,
     SetPointers,
+    TakeRequests,
     UpdateFence,
     WriteClasses,
     WriteConfig,
@@ -321,7 +323,9 @@ class Executor:
         match action:
             case EnsureGPUNode():
                 await self._nodes.ensure_gpunode(action)
-            case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
+            case ClearRequests():
+                return await self._nodes.clear_requests(action)
+            case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode() | TakeRequests():
                 return await self._nodes.patch(action)
             case Evict() | ForceDelete():
                 return await self._evictor.send(action)

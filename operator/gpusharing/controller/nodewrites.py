@@ -13,7 +13,7 @@ from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
 from gpusharing.kube.fence import NodePatch, patch_for
 from gpusharing.kube.sources import Sources
 from gpusharing.planning.drain.evictions import ODD_AFTER
-from gpusharing.planning.snapshot.actions import EnsureGPUNode, RestartOperand
+from gpusharing.planning.snapshot.actions import ClearRequests, EnsureGPUNode, RestartOperand
 
 log = structlog.get_logger()
 
@@ -97,6 +97,18 @@ class NodeWrites:
         metadata = {"name": name, "ownerReferences": [owner]}
         manifest = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": metadata, "spec": spec}
         return await self.client.create(GPUNODES, manifest)
+
+    async def clear_requests(self, action: ClearRequests) -> bool:
+        """Remove the requests from the GPUNode on condition that it still has its newest known resourceVersion, store
+        the answer in the cache, and return True. If the cache shows other requests than the action names, nothing is
+        written and False is returned."""
+        name, gpunodes = action.node, self.sources.gpunodes
+        if name not in gpunodes.items or gpunodes.items[name].requests != action.requests:
+            return False
+        version, removed = gpunodes.resource_version(name), dict.fromkeys(action.requests)
+        body: JSON = {"metadata": {"resourceVersion": version, "annotations": removed}}
+        gpunodes.accept(await self.client.patch(GPUNODES, name, body))
+        return True
 
     async def restart(self, action: RestartOperand) -> bool:
         """Delete a pod of one of NVIDIA's programs, such as mig-manager, so that a new one starts. Return True if the

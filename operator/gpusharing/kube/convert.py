@@ -107,7 +107,7 @@ def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
     `known` is the agent's report as converted earlier, to be used in place of the report in `raw`. If it is None, the
     report in `raw` is converted; if `raw` has none, neither has the view.
     """
-    request = section(raw, "spec", "request")
+    request, annotations = section(raw, "spec", "request"), texts(part(raw, "metadata", "annotations"))
     observed = part(raw, "status", "observed")
     if known is None and observed is not None:
         known = observed_view(observed)
@@ -117,6 +117,7 @@ def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
         request_id=text(request, "id"),
         quiet=request.get("quiet") is True,
         observed=known,
+        requests={key: annotations[key] for key in names.REQUESTS if key in annotations},
     )
 
 

@@ -23,7 +23,14 @@ from pydantic.alias_generators import to_camel
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
 from gpusharing.kube.startgate import opened
-from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
+from gpusharing.planning.snapshot.actions import (
+    Actuate,
+    FenceNode,
+    LabelNode,
+    Release,
+    TakeRequests,
+    UpdateFence,
+)
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
 
 RECORD_VERSION = 1
@@ -37,7 +44,7 @@ none: no node would ever start."""
 _READ = (RECORD_VERSION,)
 _READ_FENCES = (RECORD_VERSION, JOBS_VERSION)
 
-NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
+NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode | TakeRequests
 """The actions that are carried out by one PATCH of a Node."""
 
 Record = TypeVar("Record", Fence, Deferred, Verified, Claim, FailedNode)
@@ -184,6 +191,9 @@ def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str
                 # If a driver upgrade became required in the meantime, it saw our cordon, and would otherwise leave the
                 # node cordoned at its end.
                 annotations[names.ANNOTATION_UPGRADE_CORDONED] = None
+        case TakeRequests():
+            labels = action.labels
+            annotations |= action.annotations
         case LabelNode():
             labels = action.labels
             if action.forget:

@@ -232,6 +232,29 @@ class LabelNode:
     nothing of ours stays on the node."""
 
 
+@value
+class TakeRequests:
+    """Write to a Node what a person has requested on its GPUNode, in one conditional Node PATCH
+    (docs/adr/0082-requests-on-the-gpunode.md)."""
+
+    node: NodeView
+    """The Node as it was when this was decided."""
+    labels: Mapping[str, str | None]
+    """The skip label to set, or None to remove it. Empty if it does not change."""
+    annotations: Mapping[str, str]
+    """The annotations to set."""
+
+
+@value
+class ClearRequests:
+    """Remove the requests of a person from a GPUNode, once its Node has them, in one conditional PATCH."""
+
+    node: str
+    """Name of the node, and of its GPUNode."""
+    requests: Mapping[str, str]
+    """The annotations to remove, with the values that the Node has now."""
+
+
 Action = (
     WriteConfig
     | EnsureGPUNode
@@ -248,5 +271,7 @@ Action = (
     | RestartOperand
     | Release
     | LabelNode
+    | TakeRequests
+    | ClearRequests
 )
 """Any action that the executor can carry out."""

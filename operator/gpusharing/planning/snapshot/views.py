@@ -247,6 +247,8 @@ class GPUNodeView:
     """Whether that request asks the agent to keep NVML closed."""
     observed: ObservedView | None
     """What the agent reported last, or None if it has not reported yet."""
+    requests: Mapping[str, str] = field(default_factory=dict)
+    """What a person has requested in annotations (names.REQUESTS), by key. Empty once the Node has it."""
 
 
 @value

@@ -129,8 +129,8 @@ def _other_node(case: FencedCase, reason: Reason) -> Verdict | None:
     if case.fence.node_uid == case.node.uid:
         return None
     message = (
-        "the fence belongs to an earlier Node with this name; check the node, then run:"
-        f" kubectl annotate node {case.node.name} {names.ANNOTATION_FENCE}-"
+        "the fence belongs to an earlier Node with this name; check the node, then run (with the right to"
+        f" patch Nodes): kubectl annotate node {case.node.name} {names.ANNOTATION_FENCE}-"
     )
     return case.verdict(Phase.FAILED, reason, message)
 

@@ -115,7 +115,7 @@ def retry_command(node: str, answered: str) -> str:
     """Return the command that asks for another try on this node. The command sets a value that differs from
     `answered`, the value that was acted on last."""
     value = "once-more" if answered == "again" else "again"
-    return f"kubectl annotate node {node} --overwrite {names.ANNOTATION_RETRY}={value}"
+    return f"kubectl annotate gpunode {node} --overwrite {names.ANNOTATION_RETRY}={value}"
 
 
 def goes_back(case: FencedCase) -> bool:

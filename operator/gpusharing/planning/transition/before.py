@@ -85,8 +85,8 @@ def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
         if outlasts(case):
             text = (
                 f"{message}; drain.timeout has expired and drain.onTimeout is Hold, so the node stays cordoned until"
-                f" this is resolved. To abort the change, run: kubectl annotate node {case.node.name}"
-                f" {names.ANNOTATION_ABORT}={case.fence.op}"
+                f" this is resolved. To abort the change, run: kubectl annotate gpunode {case.node.name}"
+                f" --overwrite {names.ANNOTATION_ABORT}={case.fence.op}"
             )
             return case.verdict(Phase.CORDONED, reason, text)
         return case.verdict(Phase.CORDONED, reason, message, wake=_next_limit(case))

@@ -60,7 +60,7 @@ def _skipped(case: NodeCase, assessed: Assessed) -> str:
         return ""
     return (
         f"label {names.LABEL_SKIP}=true excludes {name} from changes. To include it again, run:"
-        f" kubectl label node {name} {names.LABEL_SKIP}-"
+        f" kubectl annotate gpunode {name} --overwrite {names.LABEL_SKIP}=false"
     )
 
 
@@ -86,7 +86,10 @@ def _cordoned(case: NodeCase, assessed: Assessed) -> str:
     name = case.node.name
     if not case.node.unschedulable:
         return ""
-    return f"{name} was cordoned by someone else, so no change starts on it. To continue, run: kubectl uncordon {name}"
+    return (
+        f"{name} was cordoned by someone else, so no change starts on it. To continue, run (with the right to patch"
+        f" Nodes): kubectl uncordon {name}"
+    )
 
 
 def _at_work(case: NodeCase, assessed: Assessed) -> str | Finding:

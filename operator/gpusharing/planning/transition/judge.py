@@ -72,8 +72,8 @@ def _fenced(case: FencedCase) -> Verdict:
     begun_by = policy if policy is not None and policy.name == case.fence.policy else None
     if begun_by is not None and begun_by.deleting and begun_by.force_release:
         message = (
-            f"released by {names.ANNOTATION_FORCE_RELEASE}; the cordon stays. Check the node, then run:"
-            f" kubectl uncordon {case.node.name}"
+            f"released by {names.ANNOTATION_FORCE_RELEASE}; the cordon stays. Check the node, then run (with the right"
+            f" to patch Nodes): kubectl uncordon {case.node.name}"
         )
         labels, annotations = unmarked(case.fence, case.node)
         labels |= routing_before(case.fence, case.node)

@@ -14,13 +14,15 @@ request names that event and so was written after it; the answer is then a `Fres
 (docs/design/transition.md#causality). The times only show how old a request is, never which event preceded it.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
+from gpusharing.api import names
 from gpusharing.planning.gpus.health import REACHABLE
-from gpusharing.planning.snapshot.actions import EnsureGPUNode
-from gpusharing.planning.snapshot.views import ObservedView
+from gpusharing.planning.snapshot.actions import Action, ClearRequests, EnsureGPUNode, TakeRequests
+from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.transition.attempts import PROOF
 from gpusharing.planning.transition.quiet import find_quiet
 from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict
@@ -41,8 +43,13 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
     """Return the verdict with a write to the node's GPUNode, if one is needed. The write creates the GPUNode or, on a
     node that we do not change, has NVML closed or opened. The verdict also wakes when NVML no longer has to stay
     closed. No write is added to a verdict that has such a write already, for a Node that is being deleted, or for a
-    node without a GPU and without a GPUNode."""
+    node without a GPU and without a GPUNode.
+
+    If a person has left requests on the GPUNode, the actions are replaced by those that move them to the Node, and the
+    node is no candidate in this pass: the next pass decides with the requests."""
     gpunode, node = case.gpunode, case.node
+    if gpunode is not None and gpunode.requests and not node.deleting:
+        return replace(verdict, candidate=False).then(*_move(node, gpunode.requests))
     quiet = None if verdict.candidate else find_quiet(case)  # the gates of a candidate have checked this
     free = node.fence is None or node.fence.stage == "yielded"
     if quiet is not None and quiet.until is not None:
@@ -62,6 +69,19 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
     else:
         return verdict
     return replace(verdict, actions=(*verdict.actions, request))
+
+
+def _move(node: NodeView, requests: Mapping[str, str]) -> tuple[Action, ...]:
+    """Return the actions that write the requests of a GPUNode to its Node, unless the Node has them, and then remove
+    them from the GPUNode. A crash in between therefore loses nothing, and repeats nothing."""
+    present = {names.ANNOTATION_RETRY: node.retry, names.ANNOTATION_ABORT: node.abort}
+    annotations = {key: requests[key] for key in present if requests.get(key, present[key]) != present[key]}
+    labels: dict[str, str | None] = {}
+    if (skip := requests.get(names.LABEL_SKIP)) is not None:
+        wanted = skip if skip == "true" else None
+        labels = {} if node.labels.get(names.LABEL_SKIP) == wanted else {names.LABEL_SKIP: wanted}
+    clear = ClearRequests(node.name, requests)
+    return (TakeRequests(node, labels, annotations), clear) if labels or annotations else (clear,)
 
 
 # --- silence -----------------------------------------------------------------------------------------------

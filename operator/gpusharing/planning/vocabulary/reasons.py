@@ -22,18 +22,19 @@ class Reason(Worded):
     FENCE_UNREADABLE = (("FenceUnreadable", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
         "The operator cannot read the annotation gpusharing.dev/fence on the Node, so it leaves the node exactly as it "
         "is.",
-        "Check the node's GPUs. Then remove the annotation gpusharing.dev/fence and uncordon the node.")
+        "Check the node's GPUs. Then remove the annotation gpusharing.dev/fence and uncordon the node, which "
+        "needs the right to patch Nodes.")
     ORPHAN_FENCE = (("OrphanFence", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
         "The node was past the point of no return when its policy was deleted or its Node object was recreated. It "
         "stays cordoned because its layout is unproven.",
         "Create a policy that selects the node; the operator then finishes the change. Or check the node's GPUs, "
-        "remove the annotation gpusharing.dev/fence and uncordon the node.")
+        "remove the annotation gpusharing.dev/fence and uncordon the node, which needs the right to patch Nodes.")
     ACTUATOR_FAILED = (("ActuatorFailed", "Node", _PERSON, "mig-manager", Mark.TURNS_BACK),
         "mig-manager reported that it could not apply the configuration, so the node stays cordoned.",
-        "Read the log of the mig-manager pod on the node, then set gpusharing.dev/retry on the Node to a new value.")
+        "Read the log of the mig-manager pod on the node, then set gpusharing.dev/retry on the GPUNode to a new value.")
     ACTUATOR_STUCK = (("ActuatorStuck", "Node", _PERSON, "mig-manager", Mark.TURNS_BACK),
         "mig-manager or the device plugin did not finish in time, and restarting the pod did not help.",
-        "Read the log of the mig-manager pod on the node, then set gpusharing.dev/retry on the Node to a new value.")
+        "Read the log of the mig-manager pod on the node, then set gpusharing.dev/retry on the GPUNode to a new value.")
     INTERNAL_ERROR = (("InternalError", "Node", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.DENIED),
         "The API server rejected a request from the operator as malformed, and repeating the request would not help.",
         "Report this message. It points to a bug in this operator or in an admission webhook.")
@@ -129,7 +130,7 @@ class Reason(Worded):
     SKIP_LABEL = (("SkipLabel", "Node", _PERSON, "node"),
         "The Node has the label gpusharing.dev/skip=true, so the operator does not change it. The node still counts as "
         "part of its pool.",
-        "Remove the label once you are ready for the operator to change the node.")
+        "Run the command in the message once you are ready for the operator to change the node.")
     LABEL_OWNED_ELSEWHERE = (("LabelOwnedElsewhere", "Node", _PERSON, "node", Mark.TURNS_BACK),
         "Another controller manages the label that the change would write, nvidia.com/mig.config or "
         "nvidia.com/device-plugin.config, and would restore its own value. The operator does not start a change.",
@@ -138,7 +139,7 @@ class Reason(Worded):
         "Five or more attempts were abandoned before anything changed. The operator will try again after a delay. "
         "Other nodes are not affected.",
         "Remove what blocked the node (see the message). To start the next attempt at once, set gpusharing.dev/retry "
-        "on the Node to a new value.")
+        "on the GPUNode to a new value.")
     INVALID_WINDOW = (("InvalidWindow", "Node", _PERSON, "policy"),
         "A schedule or time zone in rollout.windows or rollout.blackouts is invalid, so the operator does not start a "
         "change.",
@@ -161,7 +162,7 @@ class Reason(Worded):
         "The node drifted again after the operator had corrected it in this generation of the policy. Something else "
         "keeps changing it.",
         "Stop the program that writes the node's label nvidia.com/mig.config or nvidia.com/device-plugin.config; the "
-        "message names its field manager if that is known. Then set gpusharing.dev/retry on the Node to a new value.")
+        "message names its field manager if it is known. Then set gpusharing.dev/retry on the GPUNode to a new value.")
     CORDON_KEPT = (("CordonKept", "Node", _PERSON, "node", Mark.EVENT),
         "The operator has finished with the node but leaves it cordoned, because a person or another controller also "
         "needs the cordon, gpusharing.dev/hold-cordon is set, or gpusharing.dev/force-release released the node as it "
@@ -182,7 +183,7 @@ class Reason(Worded):
     UNCORDONED_EXTERNALLY = (("UncordonedExternally", "Node", _LATER, "node"),
         "Someone uncordoned the node before the point of no return, so the change was abandoned and the node restored.",
         "No action is needed if that was intended. The next attempt starts after a delay, or at once if "
-        "gpusharing.dev/retry on the Node is set to a new value.")
+        "gpusharing.dev/retry on the GPUNode is set to a new value.")
     CORDON_RESTORED = (("CordonRestored", "Node", _SOON, "operator", Mark.EVENT, Mark.PAST_RETURN),
         "Someone uncordoned the node after the point of no return. The operator cordoned it again, because the layout "
         "is unproven.",
@@ -208,7 +209,7 @@ class Reason(Worded):
     DEFERRED = (("Deferred", "Node", _LATER, "node", Mark.PENDING, Mark.RETRIED),
         "An earlier attempt was abandoned before anything changed. The operator will try again after a delay.",
         "Remove what blocked the node (see the message). To start the next attempt at once, set gpusharing.dev/retry "
-        "on the Node to a new value.")
+        "on the GPUNode to a new value.")
     BUDGET_FULL = (("BudgetFull", "Node", _LATER, "policy"),
         "No further node may become unavailable: rollout.maxUnavailable or the operator-wide cap is reached, or the "
         "operator's own pod needs one of the last schedulable nodes.",
@@ -218,10 +219,9 @@ class Reason(Worded):
         "so that other pods cannot occupy part of the space that the gang needs. It waits for at most "
         "rollout.timeouts.verification.")
     ABORT_REQUESTED = (("AbortRequested", "Node", _LATER, "node"),
-        "Someone asked the operator to abandon this change before the point of no return (gpusharing.dev/abort on the "
-        "Node).",
-        "No action is needed: the operator will try again after a delay. To prevent that, set the label "
-        "gpusharing.dev/skip=true on the Node.")
+        "Someone asked the operator to abandon this change before the point of no return (gpusharing.dev/abort).",
+        "No action is needed: the operator will try again after a delay. To prevent that, set the "
+        "annotation gpusharing.dev/skip=true on the GPUNode.")
     CANARY_SOAK = (("CanarySoak", "Node", _LATER, "policy", Mark.PENDING),
         "The first nodes of the change (rollout.canary) are not all proven yet, or have not yet served for the soak "
         "time.",
@@ -415,7 +415,8 @@ class Reason(Worded):
     DRAIN_HELD = (("DrainHeld", "Drain", _PERSON, "pods", Mark.STALLS, Mark.EVENT),
         "drain.timeout has expired and drain.onTimeout is Hold, so the node stays cordoned and keeps using its slot"
         " while the drain continues.",
-        "Remove what blocks the pods (see status.transition.blockers), or uncordon the node to abandon the change.")
+        "Remove what blocks the pods (see status.transition.blockers), or run kubectl gpusharing abort NODE "
+        "to abandon the change.")
     FORCE_DELETE_FAILED = (("ForceDeleteFailed", "Drain", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.FORCIBLE),
         "drain.onTimeout is ForceDelete, but the API server did not delete the pod. The message quotes its response. "
         "The operator keeps trying as long as the pod's grace period would still end before the drain does.",
@@ -571,7 +572,7 @@ class Reason(Worded):
     # --- Stalled: no progress without a person
     NODES_FAILED = (("NodesFailed", "Stalled", _PERSON, "node"),
         "Nodes failed after the point of no return. They stay cordoned and keep using their slots.",
-        "Read status.failures. When the cause is fixed, set gpusharing.dev/retry on the Node to a new value.")
+        "Read status.failures. When the cause is fixed, set gpusharing.dev/retry on the GPUNode to a new value.")
     BLOCKED = (("Blocked", "Stalled", _PERSON, "node"),
         "Every node that still has to change is blocked; kubectl get gpunodes shows what blocks each of them.",
         "Remove what blocks the nodes; each node's message says what to do.")

@@ -293,7 +293,7 @@ def find_owners(node: NodeView) -> dict[str, str]:
         return dict(node.label_owners)
     advice = (
         "has overwritten the operator's value; stop it from doing so, then set"
-        f" {names.ANNOTATION_RETRY} to a new value"
+        f" {names.ANNOTATION_RETRY} on the GPUNode to a new value"
     )
     replaced = {label: who for label, who in node.label_rewriters.items() if not who.startswith(HANDS)}
     return {**{label: f"{who} {advice}" for label, who in replaced.items()}, **node.label_owners}

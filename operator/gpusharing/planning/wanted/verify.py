@@ -171,8 +171,8 @@ def find_missing(node: NodeView, observed: ObservedView) -> str:
         return ""
     return (
         f"NVML lists {listed} of the {counted(proven, 'GPU')} from the last proof; see `dmesg | grep -i nvrm`"
-        f" on {node.name}, or, if the node should have only {listed}, run: kubectl annotate node {node.name}"
-        f" {names.ANNOTATION_VERIFIED}-"
+        f" on {node.name}, or, if the node should have only {listed}, run (with the right to patch Nodes):"
+        f" kubectl annotate node {node.name} {names.ANNOTATION_VERIFIED}-"
     )
 
 
