@@ -19,11 +19,11 @@ from gpusharing.planning.snapshot.actions import (
     ClearRequests,
     EnsureGPUNode,
     Evict,
+    LabelNode,
     Release,
     RestartOperand,
     SetClaims,
     SetFinalizer,
-    TakeRequests,
     WriteConfig,
 )
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -340,12 +340,13 @@ async def test_a_gpunode_is_not_made_over_and_over_for_a_node_whose_deletion_was
 ASKED = {"gpusharing.dev/retry": "again", "gpusharing.dev/skip": "true"}
 
 
-def requested() -> tuple[Executing, ClearRequests, TakeRequests]:
+def requested() -> tuple[Executing, ClearRequests, LabelNode]:
     """A person has annotated the GPUNode, and the operator has decided to move that."""
     stage = Executing()
     asked = {"metadata": {"name": "gpu-07", "annotations": {**ASKED, "team": "a"}}}
     stage.sources.gpunodes.accept(stage.cluster.add(GPUNODES, asked))
-    take = TakeRequests(stage.view(), {names.LABEL_SKIP: "true"}, {names.ANNOTATION_RETRY: "again"})
+    asks = {names.ANNOTATION_RETRY: "again"}
+    take = LabelNode(stage.view(), {names.LABEL_SKIP: "true"}, requests=asks)
     return stage, ClearRequests("gpu-07", ASKED), take
 
 

@@ -23,7 +23,6 @@ from gpusharing.planning.snapshot.actions import (
     Release,
     RestartOperand,
     SetFinalizer,
-    TakeRequests,
     UpdateFence,
 )
 from gpusharing.planning.snapshot.records import Claim, Fence
@@ -61,11 +60,12 @@ def check(world: "World", action: Action) -> None:
                 _reset(world, action)
                 return
             ours = {names.LABEL_MODE, names.LABEL_POLICY}
+            if action.requests is not None:
+                _fresh(world, action.node)
+                hold(bool(action.labels or action.requests), "takes nothing from a GPUNode")
+                hold(action.node.fence_error == "", "(i) writes to a node whose fence cannot be read")
+                ours = {names.LABEL_SKIP}
             hold(set(action.labels) <= ours, f"adoption writes more than our labels: {action.labels}")
-        case TakeRequests():
-            _fresh(world, action.node)
-            hold(bool(action.labels or action.annotations), "takes nothing from a GPUNode")
-            hold(action.node.fence_error == "", "(i) writes to a node whose fence cannot be read")
         case ClearRequests():
             _moved(world, action)
         case Evict():

@@ -22,7 +22,6 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     SetClaims,
     SetFinalizer,
-    TakeRequests,
     UpdateFence,
     WriteClasses,
     WriteConfig,
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 GRACE = timedelta(seconds=10)
 """How long an evicted pod takes to end."""
-NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode | TakeRequests
+NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 
 
 def carry_out(world: "World", action: Action) -> None:
@@ -62,7 +61,7 @@ def carry_out(world: "World", action: Action) -> None:
             _write_classes(world, action)
         case ClearRequests():
             world.gpunodes[action.node] = replace(world.gpunodes[action.node], requests={})
-        case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode() | TakeRequests():
+        case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
             _patch_node(world, action)
 
 
@@ -153,10 +152,6 @@ def _patch_node(world: "World", action: NodePatch) -> None:
         marks = (node.neighbour_marks | action.annotations.keys()) - taken
         changed = replace(changed, neighbour_marks=marks) if marks != node.neighbour_marks else changed
     match action:
-        case TakeRequests():
-            retry = action.annotations.get(names.ANNOTATION_RETRY, node.retry)
-            abort = action.annotations.get(names.ANNOTATION_ABORT, node.abort)
-            changed = replace(changed, retry=retry, abort=abort)
         case FenceNode() | UpdateFence():
             cordoned = node.unschedulable or action.cordon
             changed = replace(changed, fence=action.fence, unschedulable=cordoned)
@@ -167,6 +162,9 @@ def _patch_node(world: "World", action: NodePatch) -> None:
             changed = replace(changed, fence=action.fence, deferred=action.deferred, unschedulable=cordoned)
     if isinstance(action, Release | LabelNode) and action.verified is not None:
         changed = replace(changed, verified=action.verified, gate=None)
+    if isinstance(action, LabelNode) and action.requests is not None:
+        retry = action.requests.get(names.ANNOTATION_RETRY, node.retry)
+        changed = replace(changed, retry=retry, abort=action.requests.get(names.ANNOTATION_ABORT, node.abort))
     if isinstance(action, LabelNode) and action.forget:
         changed = replace(changed, verified=None, deferred=None)
     world.nodes[node.name] = changed

@@ -19,7 +19,6 @@ from gpusharing.planning.snapshot.actions import (
     LabelNode,
     Release,
     RestartOperand,
-    TakeRequests,
     UpdateFence,
 )
 
@@ -212,8 +211,10 @@ def of_action(world: "World", action: Action) -> Iterator[str]:
                 yield (
                     "cordon put back" if action.cordon else "cure" if again and fence.attempt > 1 else "retry"
                 )
-        case TakeRequests():
-            yield from (f"taken from the GPUNode: {key}" for key in (*action.labels, *action.annotations))
+        case LabelNode(requests=dict()):
+            yield from (
+                f"taken from the GPUNode: {key}" for key in (*action.labels, *(action.requests or ()))
+            )
             stage = action.node.fence.stage if action.node.fence is not None else "rest"
             yield f"taken from the GPUNode, {stage}"
         case ClearRequests():

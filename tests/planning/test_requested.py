@@ -10,7 +10,7 @@ from tests.build import make_fence
 from tests.planning.cases import MIXED, make_case
 
 from gpusharing.api import names
-from gpusharing.planning.snapshot.actions import Actuate, ClearRequests, Release, TakeRequests
+from gpusharing.planning.snapshot.actions import Actuate, ClearRequests, LabelNode, Release
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -57,7 +57,7 @@ def test_a_request_is_written_to_the_node_and_then_removed(
 ) -> None:
     assert case.gpunode is not None
     assert judged(case).actions == (
-        TakeRequests(case.node, labels, annotations),
+        LabelNode(case.node, labels, requests=annotations),
         ClearRequests("gpu-07", case.gpunode.requests),
     )
 

@@ -21,7 +21,6 @@ from gpusharing.planning.snapshot.actions import (
     Release,
     SetClaims,
     SetFinalizer,
-    TakeRequests,
     UpdateFence,
     WriteConfig,
 )
@@ -67,7 +66,7 @@ def subject_of(action: Action) -> str:
             return CONFIG_MAPS
         case SetFinalizer():
             return policy_subject(action.policy)
-        case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode() | TakeRequests():
+        case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
             return action.node.name
         case _:
             return str(getattr(action, "node", "ClusterPolicy"))
@@ -140,5 +139,5 @@ class _Sender:
 
 
 def _called(action: Action) -> str:
-    of_node = isinstance(action, FenceNode | Actuate | UpdateFence | Release | LabelNode | TakeRequests)
+    of_node = isinstance(action, FenceNode | Actuate | UpdateFence | Release | LabelNode)
     return "Node" if of_node else type(action).__name__

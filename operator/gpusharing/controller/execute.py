@@ -52,7 +52,6 @@ from gpusharing.planning.snapshot.actions import (
     SetClaims,
     SetFinalizer,
     SetPointers,
-    TakeRequests,
     UpdateFence,
     WriteClasses,
     WriteConfig,
@@ -325,7 +324,7 @@ class Executor:
                 await self._nodes.ensure_gpunode(action)
             case ClearRequests():
                 return await self._nodes.clear_requests(action)
-            case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode() | TakeRequests():
+            case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
                 return await self._nodes.patch(action)
             case Evict() | ForceDelete():
                 return await self._evictor.send(action)

@@ -23,14 +23,7 @@ from pydantic.alias_generators import to_camel
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
 from gpusharing.kube.startgate import opened
-from gpusharing.planning.snapshot.actions import (
-    Actuate,
-    FenceNode,
-    LabelNode,
-    Release,
-    TakeRequests,
-    UpdateFence,
-)
+from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
 
 RECORD_VERSION = 1
@@ -44,7 +37,7 @@ none: no node would ever start."""
 _READ = (RECORD_VERSION,)
 _READ_FENCES = (RECORD_VERSION, JOBS_VERSION)
 
-NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode | TakeRequests
+NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 """The actions that are carried out by one PATCH of a Node."""
 
 Record = TypeVar("Record", Fence, Deferred, Verified, Claim, FailedNode)
@@ -149,9 +142,9 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
     server answers Conflict, or Invalid if the patch has no resourceVersion.
 
     A patch whose decision depends on what was read from the Node is conditional on `resource_version`. `LabelNode` is
-    not, because it touches only fields that we alone own, with two exceptions. When it removes the start-up taint, it
+    not, because it touches only fields that we alone own, with three exceptions. When it removes the start-up taint, it
     writes the whole list of taints; only a proof removes that taint (docs/design/transition.md#gate). When it forgets
-    a node, that node must be unchanged since it was read.
+    a node or writes a person's requests, that node must be unchanged since it was read.
     """
     labels, annotations, spec = _changes(action)
     opens = False
@@ -161,7 +154,7 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
         if action.node.gate is not None and not keeps_fence:
             opens, spec["taints"] = True, opened(action.node.gate)
     metadata: JSON = {"uid": action.node.uid, "labels": dict(labels), "annotations": annotations}
-    if opens or not isinstance(action, LabelNode) or action.forget:
+    if opens or not isinstance(action, LabelNode) or action.forget or action.requests is not None:
         metadata["resourceVersion"] = resource_version
     patch = {"metadata": {key: value for key, value in metadata.items() if value}}
     return {**patch, "spec": spec} if spec else patch
@@ -191,11 +184,9 @@ def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str
                 # If a driver upgrade became required in the meantime, it saw our cordon, and would otherwise leave the
                 # node cordoned at its end.
                 annotations[names.ANNOTATION_UPGRADE_CORDONED] = None
-        case TakeRequests():
-            labels = action.labels
-            annotations |= action.annotations
         case LabelNode():
             labels = action.labels
+            annotations |= action.requests or {}
             if action.forget:
                 annotations |= dict.fromkeys((names.ANNOTATION_VERIFIED, names.ANNOTATION_DEFERRED))
         case _:

@@ -20,9 +20,10 @@ class PolicyCache:
     stay for good, because no watch continues from that list.
     """
 
-    def __init__(self, client: KubeClient, restores: Callable[[], int] = int) -> None:
-        """`restores` returns how often a write has proven that the store was restored from a backup (LeaderLease)."""
-        self._client = client
+    def __init__(self, client: KubeClient, restores: Callable[[], int] = int, paused: str = "false") -> None:
+        """`restores` returns how often a write has proven that the store was restored from a backup (LeaderLease).
+        `paused`: see PlanSettings."""
+        self._client, self._paused = client, paused
         self._restores, self._restores_seen, self._doubted = restores, restores(), False
         """`restores` as of the last list that was accepted, and whether one has been refused since."""
         self._raw: dict[str, JSON] = {}
@@ -123,7 +124,7 @@ class PolicyCache:
         before = {view.name: view for view in self.views}
         views = []
         for name in sorted(self._raw):
-            view = policy_view(self._raw[name])
+            view = policy_view(self._raw[name]).paused_by(self._paused)
             views.append(before[name] if before.get(name) == view else view)
         same = len(views) == len(self.views) and all(
             new is old for new, old in zip(views, self.views, strict=True)

@@ -159,7 +159,7 @@ class Sources:
         """Transition and conditions of each GPUNode by name, as JSON, which takes a fifth of the memory."""
         self._reports: dict[str, int] = {}
         """A hash of the agent's report in each GPUNode, by name, because most versions repeat the report."""
-        self.policies = PolicyCache(client, restores)
+        self.policies = PolicyCache(client, restores, plan.paused)
         self._node = partial(node_view, maintenance_keys=settings.maintenance_keys)
         self.nodes = self._follow(NODES, self._node)
         self.gpunodes = self._follow(GPUNODES, self._gpunode, self._gpunode_changed)

@@ -9,21 +9,23 @@ Terms: docs/design/glossary.md#fence.
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TextIO
 
-from gpusharing.cli.changing.steering import STEERING, Change, SteeringRequest, annotations_of
-from gpusharing.cli.live.installed import is_missing
+from gpusharing.cli.changing.steering import STEERING, Change, SteeringRequest, SteeringVerb, annotations_of
+from gpusharing.cli.live.installed import read_pause
 from gpusharing.cli.shell.drawing import Ink, Span, line, prose
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal, agrees
 from gpusharing.cli.shell.troubles import DONE, FAILED, INSTALL, Trouble, sentence
-from gpusharing.kube.client import JSON, NODES, Resource
-from gpusharing.kube.errors import Conflict, KubeError
+from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, Resource
+from gpusharing.kube.errors import Conflict, Forbidden, KubeError
 from gpusharing.kube.fence import read_fence
 from gpusharing.kube.raw import section, text, whole
 
 DID = "Done."
+ASKED = "Done: requested on the GPUNode, because you may not patch Nodes; the operator writes it to the Node."
 TRIES = 5
 """How often the patch is tried if somebody else writes the object between our read and our patch."""
 
@@ -33,68 +35,109 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     With --dry-run, nothing is asked or sent. With -o json or yaml, only the patch and whether it was sent are
     printed, at the end. Returns DONE, or FAILED if the user does not confirm. Raises Trouble if the object cannot
     be read, or if the patch would have no effect, cannot be sent, or needs a confirmation for which there is no
-    terminal."""
+    terminal. With --all, every policy is patched on which the patch has an effect, even if another cannot be patched.
+    """
     verb, flags = STEERING[typed.verb], vars(typed)
-    shown = await session.get(verb.resource, typed.name)
+    if (every := flags.get("all", False)) == bool(typed.name):
+        raise Trouble(f"give one name or --all, for example: kubectl gpusharing {typed.verb} --all")
+    objects = await session.all(POLICIES) if every else [await session.get(verb.resource, typed.name)]
     absent = await _find_absence(session, typed, lasts=verb.lasts)
     request = SteeringRequest(
         session.now(),
         hash=flags.get("hash", ""),
         when_paused=flags.get("when_paused", ""),
         undo=flags.get("undo", False),
-        gpunodes=() if verb.read is None else await verb.read(session, typed.name),
+        gpunodes=() if every or verb.read is None else await verb.read(session, typed.name),
     )
-    change = verb.find(shown, request)
-
-    def end(message: str, *, done: bool = False) -> int:
-        """Print `message`, or with -o json or yaml the patch and `done`, and return DONE."""
-        if terminal.structured:
-            kind = verb.resource.plural
-            terminal.data({"kind": kind, "name": typed.name, "patch": change.body, "done": done})
-        elif message == DID:
-            terminal.show([line(Span(message, Ink.GOOD))])
-        else:
-            terminal.show(prose(message, terminal.paper, ink=Ink.WAITING if done else Ink.FAINT))
-        return DONE
-
+    changes = _find_changes(verb, objects, request, every=every)
     if not terminal.structured:
+        _show(verb.resource, changes, terminal)
+    moves = any(change.moves for _, change in changes)
+    if typed.dry_run or (moves and not typed.yes and not is_wanted(sys.stdin)):
+        _end(verb.resource, changes, terminal, "Nothing was changed.", done=False)
+        return DONE if typed.dry_run else FAILED
+    written, failures = verb.resource, list[str]()
+    for shown, change in changes:
+        try:
+            written = await _send(session, verb.resource, shown, change, lambda raw: verb.find(raw, request))
+        except Trouble as trouble:
+            failures.append(str(trouble))
+    if failures:
+        changed = f". {len(changes) - len(failures)} of {len(changes)} policies were changed" if every else ""
+        raise Trouble("; ".join(failures) + changed)
+    _end(written, changes, terminal, absent or (DID if written == verb.resource else ASKED), done=True)
+    return DONE
+
+
+def _find_changes(
+    verb: SteeringVerb, objects: Iterable[JSON], request: SteeringRequest, *, every: bool
+) -> list[tuple[JSON, Change]]:
+    """Return each object with its patch. An object for which the patch would have no effect is left out if there are
+    several (`every`), and otherwise raises Trouble. Raises Trouble if no object is left."""
+    changes = []
+    for raw in objects:
+        with suppress(*[Trouble] * every):
+            changes.append((raw, verb.find(raw, request)))
+    if not changes:
+        raise Trouble("there is no policy for which this would change anything")
+    return changes
+
+
+def _end(
+    kind: Resource, changes: Sequence[tuple[JSON, Change]], terminal: Terminal, message: str, *, done: bool
+) -> None:
+    """Print `message`, or with -o json or yaml a document for each patch with the kind that it patches and `done`."""
+    for raw, change in changes if terminal.structured else ():
+        name, patch = (
+            text(raw, "metadata", "name"),
+            _request(change.body) if kind == GPUNODES else change.body,
+        )
+        terminal.data({"kind": kind.plural, "name": name, "patch": patch, "done": done})
+    ink = Ink.GOOD if message == DID else Ink.WAITING if done else Ink.FAINT
+    if not terminal.structured:
+        terminal.show(prose(message, terminal.paper, ink=ink))
+
+
+def _show(resource: Resource, changes: Sequence[tuple[JSON, Change]], terminal: Terminal) -> None:
+    """Print a line with the patch of each object, and then the consequences, each only once."""
+    for raw, change in changes:
         patch = json.dumps(change.body, separators=(",", ":"))
-        head = line(Span(_reference(verb.resource, typed.name), Ink.TITLE), f"  {patch}")
-        terminal.show([head, *prose(f"{change.means[:1].upper()}{change.means[1:]}.", terminal.paper)])
-    if typed.dry_run:
-        return end("Nothing was changed.")
-    if change.moves and not typed.yes and not is_wanted(sys.stdin):
-        end("Nothing was changed.")
-        return FAILED
-    await _send(session, verb.resource, shown, change, lambda raw: verb.find(raw, request))
-    return end(absent or DID, done=True)
+        reference = _reference(resource, text(raw, "metadata", "name"))
+        terminal.show([line(Span(reference, Ink.TITLE), f"  {patch}")])
+    for means in dict.fromkeys(change.means for _, change in changes):
+        terminal.show(prose(f"{means[:1].upper()}{means[1:]}.", terminal.paper))
 
 
 async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> str:
-    """Return a closing sentence that says that no operator is installed; empty if one is, or if that is unknown.
-    `lasts` says whether an operator that is installed later would act on the patch.
+    """Return a closing sentence that says that no operator is installed, or that the chart's value paused keeps the one
+    that is from acting on the patch; empty if neither is known to be so. `lasts` says whether an operator that is
+    installed later would act on the patch.
 
     Raises Trouble if no operator is installed and `lasts` is false, because the patch would have no effect, and for
     errors of the API server.
     """
     try:
-        missing = await is_missing(session.client)
+        paused = await read_pause(session.client)
     except KubeError as error:
         raise Trouble(sentence(error, session.where)) from error
-    if not missing:
-        return ""
+    if paused is not None:
+        waits = paused != "false" and typed.verb in ("approve", "resume", "retry")
+        return f"Done, but no node starts while the chart's value paused is {paused}." if waits else ""
     why = f"no operator is installed in {session.where}"
     if not lasts:
-        raise Trouble(f"{why}, so nothing would {typed.verb} {typed.name}. To install it: {INSTALL}")
+        raise Trouble(
+            f"{why}, so nothing would {typed.verb} {typed.name or 'policies'}. To install: {INSTALL}"
+        )
     return f"The patch was written, but {why}, so it has no effect yet. To install it, run: {INSTALL}"
 
 
 async def _send(
     session: Session, resource: Resource, shown: JSON, change: Change, find: Callable[[JSON], Change]
-) -> None:
-    """Patch the object that was shown to the user as `shown`. Raises Trouble if it has changed since then in a way
-    that matters to the user's decision: the user may have thought for a long time. `find` computes the patch for
-    the present object, to compare it with `change`; a Trouble that `find` raises passes through.
+) -> Resource:
+    """Patch the object that was shown to the user as `shown`, and return the kind that was patched: GPUNODES if the
+    user may not patch Nodes, so that the same was requested there. Raises Trouble if the object has changed since
+    then in a way that matters to the user's decision: the user may have thought for a long time. `find` computes
+    the patch for the present object, to compare it with `change`; a Trouble that `find` raises passes through.
 
     If somebody else writes the object between our read and our patch, such as a kubelet with its heartbeat, the server
     refuses the patch. The object is then read and compared again. Trouble is raised after TRIES attempts, and at once
@@ -112,15 +155,28 @@ async def _send(
         version = {"resourceVersion": text(now, "metadata", "resourceVersion")}
         body = {**change.body, "metadata": {**section(change.body, "metadata"), **version}}
         try:
-            await session.client.patch(resource, name, body)
+            try:
+                await session.client.patch(resource, name, body)
+            except Forbidden:
+                if resource != NODES:
+                    raise
+                await session.client.patch(GPUNODES, name, _request(change.body))
+                return GPUNODES
         except Conflict:
             continue
         except KubeError as error:
             raise Trouble(sentence(error, session.where)) from error
-        return
+        return resource
     raise Trouble(
         f"{what} was modified by somebody else {TRIES} times in a row, so nothing was written; try again"
     )
+
+
+def _request(body: JSON) -> JSON:
+    """Return the patch of a GPUNode that requests what `body` would do to its Node. Labels become annotations, and one
+    to remove becomes `false`."""
+    labels, annotations = (section(body, "metadata", key) for key in ("labels", "annotations"))
+    return {"metadata": {"annotations": {k: v or "false" for k, v in {**labels, **annotations}.items()}}}
 
 
 def _decided_on(raw: JSON) -> tuple[str, int, str]:

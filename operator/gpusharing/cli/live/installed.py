@@ -81,13 +81,14 @@ async def read_installed(client: KubeClient) -> InstalledOperator:
     return InstalledOperator(settings, claims, failed_nodes, version, (*notes, *more))
 
 
-async def is_missing(client: KubeClient) -> bool:
-    """Whether no namespace has a Deployment of the operator. False if Deployments cannot be listed (Forbidden or
-    NotFound). Raises any other KubeError."""
+async def read_pause(client: KubeClient) -> str | None:
+    """Return the operator's setting PlanSettings.paused, or None if no namespace has a Deployment of the operator. If
+    Deployments cannot be listed (Forbidden or NotFound), return the default. Raises any other KubeError."""
     try:
-        return not await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
+        deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound):
-        return False
+        return DEFAULTS.plan.paused
+    return settings_of(deployments[0])[0].plan.paused if deployments else None
 
 
 def settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:

@@ -77,11 +77,12 @@ def _switch(name: str, text: str, short: str = "") -> Flag:
     return (*filter(None, (short,)), name), {"action": "store_true", "help": text}
 
 
-def _steering(what: str) -> tuple[Flag, ...]:
+def _steering(what: str, every: str = "") -> tuple[Flag, ...]:
     """Return the arguments of every verb that patches an object. `what` is the kind of the object, as the help and the
-    completion name it."""
+    completion name it. `every` is the help of --all, with which no name is given; empty if the verb has no --all."""
     return (
-        (("name",), {"metavar": what}),
+        (("name",), {"metavar": what} | ({"nargs": "?", "default": "", "help": "or --all"} if every else {})),
+        *([_switch("--all", every)] if every else []),
         _switch("--dry-run", "show the patch without sending it"),
         _switch("--yes", "do not ask for confirmation, even if pods may be evicted", "-y"),
     )
@@ -371,7 +372,7 @@ VERBS: tuple[Verb, ...] = (
         "cli.changing.steer",
         "Pause a policy, so that no further node starts to change.",
         (
-            *_steering("POLICY"),
+            *_steering("POLICY", "stop the fleet: pause every policy"),
             _choice(
                 "--when-paused",
                 ("Finish", "Hold", "Abort"),
@@ -384,7 +385,7 @@ VERBS: tuple[Verb, ...] = (
         "resume",
         "cli.changing.steer",
         "End a pause, or continue a rollout after failures.",
-        _steering("POLICY"),
+        _steering("POLICY", "end the pause of every policy; rollouts that failures halted stay halted"),
     ),
     Verb("retry", "cli.changing.steer", "Try a failed or deferred node again.", _steering("NODE")),
     Verb("abort", "cli.changing.steer", "Abort the change that is in progress on a node.", _steering("NODE")),

@@ -217,9 +217,9 @@ class Release:
 
 @value
 class LabelNode:
-    """Write only our own labels and records, when a node is adopted, loses its owner or is forgotten with its policy.
-    The PATCH is conditional only if it also removes the start-up taint from a proven node, or if it removes the
-    records."""
+    """Write only our own labels and records, when a node is adopted, loses its owner or is forgotten with its policy,
+    or what a person has requested on the GPUNode. The PATCH is conditional only if it also removes the start-up
+    taint from a proven node, or if it removes the records or writes requests."""
 
     node: NodeView
     """The Node as it was when this was decided."""
@@ -230,19 +230,9 @@ class LabelNode:
     forget: bool = False
     """Whether to remove the records too (of what was proven, and of the last change that was given up), so that
     nothing of ours stays on the node."""
-
-
-@value
-class TakeRequests:
-    """Write to a Node what a person has requested on its GPUNode, in one conditional Node PATCH
+    requests: Mapping[str, str] | None = None
+    """The annotations to set because a person has requested them on the GPUNode, or None if this is for another reason
     (docs/adr/0082-requests-on-the-gpunode.md)."""
-
-    node: NodeView
-    """The Node as it was when this was decided."""
-    labels: Mapping[str, str | None]
-    """The skip label to set, or None to remove it. Empty if it does not change."""
-    annotations: Mapping[str, str]
-    """The annotations to set."""
 
 
 @value
@@ -271,7 +261,6 @@ Action = (
     | RestartOperand
     | Release
     | LabelNode
-    | TakeRequests
     | ClearRequests
 )
 """Any action that the executor can carry out."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import field, replace
 from datetime import UTC, datetime, tzinfo
 from functools import cached_property, lru_cache
+from typing import Literal
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
@@ -290,6 +291,14 @@ class PolicyView:
         """The UID and generation of this spec, as records refer to it."""
         return SpecVersion(self.uid, self.generation)
 
+    def paused_by(self, word: str) -> "PolicyView":
+        """Return the policy as PlanSettings.paused changes it. It is unchanged for `false`, or if it has no spec."""
+        if self.spec is None or word == "false":
+            return self
+        update = {"paused": True} | ({} if word == "true" else {"when_paused": word})
+        rollout = self.spec.rollout.model_copy(update=update)
+        return replace(self, spec=self.spec.model_copy(update={"rollout": rollout}))
+
     @property
     def going(self) -> bool:
         """Whether the policy is being deleted, whether or not it resets its nodes first."""
@@ -320,6 +329,9 @@ class PlanSettings:
     neighbour_labels: Labels = ()
     """Comma-separated, as key=value: further labels that a Node has while it changes, so that other controllers leave
     it alone; the common ones are built in."""
+    paused: Literal["false", "true", "Finish", "Hold", "Abort"] = "false"
+    """Pause every policy, as the chart's value paused says: `true` leaves nodes in flight to each policy's whenPaused,
+    and a value of whenPaused is used for all policies instead of their own."""
     force_delete: Switch = False
     """Allow pods to be deleted at the end of a drain whose policy says ForceDelete; the chart's value forceDelete
     grants the right and opens the admission policy."""

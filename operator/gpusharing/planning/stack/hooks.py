@@ -56,23 +56,17 @@ def find_farewell(
 
 def _refuse_fences(fenced: list[NodeView]) -> str:
     """Return the message that refuses to uninstall because these nodes have our fence. It describes at most SHOWN of
-    the changes and counts the others. It has the commands that pause the policies of all readable fences."""
+    the changes and counts the others, and says how to pause all policies."""
     lines = [f"  {_describe_fence(node)}" for node in fenced[:SHOWN]]
     if len(fenced) > SHOWN:
         lines.append(f"  and {len(fenced) - SHOWN} more")
-    policies = sorted({node.fence.policy for node in fenced if node.fence})
     are = f"{counted(len(fenced), 'node')} {'is' if len(fenced) == 1 else 'are'}"
-    pause = [
-        f'  kubectl patch gsp {name} --type merge -p \'{{"spec":{{"rollout":{{"paused":true}}}}}}\''
-        for name in policies
-    ]
     return "\n".join(
         [
             f"NOT UNINSTALLED: {are} in the middle of a change that nothing would finish without the operator:",
             *lines,
-            "Pause the policies, wait until these nodes are Synced or returned to service (kubectl get gpun), and try"
-            " again:",
-            *pause,
+            "Pause all policies (kubectl gpusharing pause --all, or set spec.rollout.paused of each), wait until these"
+            " nodes are Synced or returned to service (kubectl get gpun), and try again.",
             "Repair Failed nodes first: their status says how (kubectl describe gpun NODE).",
             "To uninstall anyway: helm uninstall --no-hooks. The nodes stay fenced until the operator is"
             " installed again; it then continues where it stopped.",

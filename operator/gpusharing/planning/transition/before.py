@@ -25,7 +25,7 @@ from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.transition.actuation import run
 from gpusharing.planning.transition.attempts import next_deferral, owed_for, proof_time, remembered
 from gpusharing.planning.transition.cordon import may_uncordon
-from gpusharing.planning.transition.gates import AIM, find_gate
+from gpusharing.planning.transition.gates import AIM, find_gate, tell_pause
 from gpusharing.planning.transition.idle import JOBS_PACE, escalate, holds, next_poll, outlasts
 from gpusharing.planning.transition.marks import routing_before, unmarked
 from gpusharing.planning.transition.requests import last_busy
@@ -61,7 +61,7 @@ def _next_step(case: FencedCase) -> Verdict:
         return _held_up(case, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
     if _holds(assessment.spec):
         goes_on = "" if outlasts(case) else ", but drain.timeout keeps running"
-        message = f"spec.rollout.paused suspends the change: no more pods are evicted{goes_on}"
+        message = f"{tell_pause(case)}, so the change is suspended: no more pods are evicted{goes_on}"
         return _held_up(case, Reason.PAUSED, message)
     if not case.fence.disruption.cordons:
         return run(case, assessment)
@@ -198,9 +198,7 @@ def _paused(case: FencedCase) -> str:
     """Return the message that the policy is paused and aborts changes in flight, or an empty string if it does not."""
     policy = case.assessment.policy.spec if case.assessment is not None else None
     aborts = policy is not None and policy.rollout.paused and policy.rollout.when_paused == "Abort"
-    return (
-        "spec.rollout.paused is true and whenPaused is Abort, so the node is being restored" if aborts else ""
-    )
+    return f"{tell_pause(case)} and whenPaused is Abort, so the node is being restored" if aborts else ""
 
 
 def _unapproved(case: FencedCase) -> str:

@@ -299,9 +299,15 @@ def _deferred(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 def _paused(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that the policy is paused, or an empty string if it is not."""
-    return (
-        "spec.rollout.paused is true, so no more nodes start a change" if assessed.spec.rollout.paused else ""
-    )
+    paused = assessed.spec.rollout.paused
+    return f"{tell_pause(case)}, so no more nodes start a change" if paused else ""
+
+
+def tell_pause(case: NodeCase) -> str:
+    """Return a clause that says by which setting the policy of the node, which must be paused, is paused. The chart's
+    value comes first, because without it every policy would still be paused."""
+    word = case.settings.paused
+    return f"the chart's value paused is {word}" if word != "false" else "spec.rollout.paused is true"
 
 
 def _not_written(case: NodeCase, assessed: Assessed) -> str:

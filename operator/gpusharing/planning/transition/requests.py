@@ -21,7 +21,7 @@ from hashlib import sha256
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.health import REACHABLE
-from gpusharing.planning.snapshot.actions import Action, ClearRequests, EnsureGPUNode, TakeRequests
+from gpusharing.planning.snapshot.actions import Action, ClearRequests, EnsureGPUNode, LabelNode
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.transition.attempts import PROOF
 from gpusharing.planning.transition.quiet import find_quiet
@@ -81,7 +81,7 @@ def _move(node: NodeView, requests: Mapping[str, str]) -> tuple[Action, ...]:
         wanted = skip if skip == "true" else None
         labels = {} if node.labels.get(names.LABEL_SKIP) == wanted else {names.LABEL_SKIP: wanted}
     clear = ClearRequests(node.name, requests)
-    return (TakeRequests(node, labels, annotations), clear) if labels or annotations else (clear,)
+    return (LabelNode(node, labels, requests=annotations), clear) if labels or annotations else (clear,)
 
 
 # --- silence -----------------------------------------------------------------------------------------------

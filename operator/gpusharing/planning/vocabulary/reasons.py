@@ -112,9 +112,9 @@ class Reason(Worded):
         "rollout.maxUnavailable is 0 or invalid, so the operator does not start a change.",
         "Set rollout.maxUnavailable to a number or a percentage above 0.")
     PAUSED = (("Paused", "Node", _PERSON, "policy", Mark.PENDING),
-        "rollout.paused is true, so no further change will start. rollout.whenPaused decides what happens to nodes in "
-        "flight.",
-        "Set rollout.paused to false.")
+        "rollout.paused or the chart's value paused is set, so no further change will start. rollout.whenPaused "
+        "decides what happens to nodes in flight.",
+        "Set rollout.paused to false, or the chart's value paused if the message names it.")
     HALTED = (("Halted", "Node", _PERSON, "policy"),
         "The number of nodes that failed after the point of no return in this generation of the policy has reached "
         "rollout.maxFailures. No further change will start.",
