@@ -1,0 +1,208 @@
+"""`pause --all` and `resume --all` stop the fleet and let it go on (cli/changing/steer.py), and the chart's value
+paused does so without the plugin (planning/snapshot/views.py, PolicyView.paused_by)."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hack.sim.fakecluster import FakeCluster
+from tests.cli.asking import ME, Answered, ask, install, operated, writes
+from tests.embedded.scene import FULL, MIXED, Scene, at_once, node, open_scene
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.api import names
+from gpusharing.cli.shell.troubles import DONE, Trouble
+from gpusharing.kube.client import DEPLOYMENTS, JSON, POLICIES
+from gpusharing.kube.errors import Forbidden
+
+
+def fleet(**paused: JSON) -> FakeCluster:
+    """A policy for each pool with these fields of spec.rollout; their operator is installed, and does nothing."""
+    cluster = FakeCluster()
+    install(cluster)
+    for name, rollout in paused.items():
+        cluster.add(POLICIES, {"metadata": {"name": name}, "spec": {"mode": "Full", "rollout": rollout}})
+    return cluster
+
+
+def rollouts(cluster: FakeCluster) -> dict[str, JSON]:
+    """`spec.rollout` of each policy."""
+    return {raw["metadata"]["name"]: raw["spec"]["rollout"] for raw in cluster.objects(POLICIES)}
+
+
+PAUSED, HELD = {"paused": True}, {"paused": True, "whenPaused": "Hold"}
+
+
+@virtually
+async def test_all_policies_are_paused_and_those_that_are_already_stay_untouched() -> None:
+    cluster = fleet(a={}, b=PAUSED, c={"paused": False, "whenPaused": "Hold"})
+    told = await ask(cluster, "pause", "--all")
+    assert told == Answered(
+        DONE,
+        'gsp/a  {"spec":{"rollout":{"paused":true}}}\n'
+        'gsp/c  {"spec":{"rollout":{"paused":true}}}\n'
+        "No further node will start to change; changes in flight are completed.\n"
+        "No further node will start to change; nodes whose change has not passed the point of no return stay cordoned\n"
+        "and wait, and no pod is evicted.\n"
+        "Done.\n",
+    )
+    assert rollouts(cluster) == {"a": PAUSED, "b": PAUSED, "c": HELD}
+
+
+@virtually
+async def test_what_becomes_of_nodes_in_flight_may_be_said_for_all_policies() -> None:
+    cluster = fleet(a={}, b=PAUSED, c=HELD)
+    await ask(cluster, "pause", "--all", "--when-paused", "Hold")
+    assert rollouts(cluster) == {"a": HELD, "b": HELD, "c": HELD}
+    assert len(writes(cluster)) == 2
+
+
+@virtually
+async def test_all_pauses_end_after_one_confirmation_and_nothing_else_is_changed() -> None:
+    cluster = fleet(a=PAUSED, b={}, c=HELD)
+    with pytest.raises(Trouble, match="must be confirmed"):
+        await ask(cluster, "resume", "--all")
+    assert writes(cluster) == []
+    told = await ask(cluster, "resume", "--all", "--yes")
+    assert told.status == DONE
+    over = {"paused": False}
+    assert rollouts(cluster) == {"a": over, "b": {}, "c": {**over, "whenPaused": "Hold"}}
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+@virtually
+async def test_where_every_policy_is_as_wanted_that_is_said(verb: str) -> None:
+    cluster = fleet(a=PAUSED if verb == "pause" else {})
+    with pytest.raises(Trouble, match="there is no policy for which this would change anything"):
+        await ask(cluster, verb, "--all", "--yes")
+    assert writes(cluster) == []
+
+
+@virtually
+async def test_a_policy_that_cannot_be_patched_does_not_keep_the_others_from_being_paused() -> None:
+    cluster = fleet(a={}, b={}, c={})
+    refusal = Forbidden('User "me" cannot patch resource "gpusharingpolicies"')
+    cluster.faults.fail("patch", POLICIES, refusal, identity=ME, name="b")
+    with pytest.raises(Trouble, match=r"cannot patch resource.*2 of 3 policies were changed$"):
+        await ask(cluster, "pause", "--all")
+    assert rollouts(cluster) == {"a": PAUSED, "b": {}, "c": PAUSED}
+
+
+@virtually
+async def test_with_json_there_is_one_document_for_each_policy() -> None:
+    told = await ask(fleet(a={}, b={}), "pause", "--all", "--dry-run", "-o", "json")
+    assert told.out.count('"done": false') == 2
+    assert told.out.count('"name": "') == 2
+
+
+@pytest.mark.parametrize("words", [("pause",), ("resume",), ("pause", "a", "--all")])
+@virtually
+async def test_a_name_or_all_is_given_and_not_both(words: tuple[str, ...]) -> None:
+    cluster = fleet(a={})
+    with pytest.raises(
+        Trouble, match=f"give one name or --all, for example: kubectl gpusharing {words[0]} --all"
+    ):
+        await ask(cluster, *words)
+    assert writes(cluster) == []
+
+
+# --- the whole fleet, with an operator ---------------------------------------------------------------------------
+
+
+async def drained(scene: Scene, **rollout: object) -> None:
+    """Two pools of one node each are at rest, and are to be changed."""
+    for name in ("b", "c"):
+        scene.apply(FULL, name=f"pool-{name}", pool=name)
+    await scene.ready("pool-b", "pool-c")
+    for name in ("b", "c"):
+        scene.apply(MIXED, name=f"pool-{name}", pool=name, rollout=at_once(1, **rollout))
+
+
+@virtually
+async def test_a_fleet_that_is_paused_starts_no_node_in_any_pool_until_it_is_resumed() -> None:
+    async with open_scene(node("gpu-1"), node("gpu-2", pool="c")) as scene:
+        install(scene.e.cluster)
+        for name in ("b", "c"):
+            scene.apply(FULL, name=f"pool-{name}", pool=name)
+        await scene.ready("pool-b", "pool-c")
+        await ask(scene.e.cluster, "pause", "--all")
+        for name in ("b", "c"):
+            scene.e.cluster.patch(POLICIES, f"pool-{name}", {"spec": MIXED})
+        await scene.reason("gpu-1", "Paused")
+        await scene.reason("gpu-2", "Paused")
+        await ask(scene.e.cluster, "resume", "--all", "--yes")
+        await scene.ready("pool-b", "pool-c")
+
+
+@virtually
+async def test_with_the_charts_value_no_pool_starts_a_node_whatever_its_policy_says() -> None:
+    async with open_scene(node("gpu-1"), node("gpu-2", pool="c"), paused="true") as scene:
+        await drained(scene, paused=False)
+        for name in ("gpu-1", "gpu-2"):
+            told = await scene.reason(name, "Paused")
+            assert told["message"] == "the chart's value paused is true, so no more nodes start a change"
+        await asyncio.sleep(300)
+        assert not scene.cordoned("gpu-1")
+        assert not scene.cordoned("gpu-2")
+
+
+async def restarted(scene: Scene, paused: Any) -> None:
+    """helm upgrade --set paused=...: another operator with the setting takes over."""
+    await scene.e.kill_operator()
+    scene.e.settings = replace(scene.e.settings, plan=replace(scene.e.settings.plan, paused=paused))
+    scene.e.start_operator()
+
+
+@virtually
+async def test_with_hold_nodes_in_flight_of_every_pool_stay_cordoned_until_the_value_is_false_again() -> None:
+    async with open_scene(node("gpu-1")) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1")
+        await restarted(scene, "Hold")
+        told = await scene.reason("gpu-1", "Paused")
+        assert told["message"].startswith(
+            "the chart's value paused is Hold, so the change is suspended: no more pods"
+        )
+        assert scene.cordoned("gpu-1")
+        await restarted(scene, "false")
+        await scene.ready()
+
+
+@virtually
+async def test_with_abort_nodes_in_flight_of_every_pool_are_given_back_as_they_were() -> None:
+    async with open_scene(node("gpu-1")) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1")
+        await restarted(scene, "Abort")
+        await scene.released("gpu-1")
+        assert not scene.cordoned("gpu-1")
+        await scene.reason("gpu-1", "Paused")
+        assert scene.labels("gpu-1")[names.LABEL_MODE] == "full"
+
+
+@virtually
+async def test_a_resume_says_that_the_charts_value_keeps_the_fleet_stopped() -> None:
+    cluster = fleet(a=PAUSED)
+    cluster.delete(DEPLOYMENTS, "gpusharing-operator", "gpusharing")
+    install(cluster, GPUSHARING_PAUSED="Hold")
+    told = await ask(cluster, "resume", "a", "--yes")
+    assert told.out.endswith("\nDone, but no node starts while the chart's value paused is Hold.\n")
+
+
+@virtually
+async def test_a_plan_shows_that_the_charts_value_keeps_the_fleet_stopped() -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        cluster = scene.e.cluster
+        cluster.delete(DEPLOYMENTS, "gpusharing-operator", "gpusharing")
+        install(cluster, GPUSHARING_PAUSED="true")
+        scene.apply(MIXED)
+        told = await ask(cluster, "plan", "pool-b")
+        assert "Pending: Paused" in told.out
+        assert "1 of them only after a person has acted" in told.out
