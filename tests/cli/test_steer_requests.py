@@ -65,9 +65,9 @@ async def test_json_names_the_gpunode_and_the_patch_that_it_got() -> None:
 REFUSALS = {
     "they may not patch GPUNodes either": (
         Forbidden('User "me" cannot patch resource "gpunodes"'),
-        "you lack a permission in context test",
+        'cannot patch resource "gpunodes"',
     ),
-    "the node has no GPUNode": (NotFound('gpunodes "gpu-1" not found'), "not found in context test"),
+    "the node has no GPUNode": (NotFound('gpunodes "gpu-1" not found'), 'cannot patch resource "nodes"'),
 }
 
 

@@ -325,7 +325,7 @@ def test_the_command_that_ends_a_wait_has_a_value_that_nothing_has_answered_yet(
     assert gate is not None
     begin, _, value = gate.message.rpartition("=")
     assert begin.endswith(
-        f"To start it now, run: kubectl annotate node gpu-07 --overwrite {names.ANNOTATION_RETRY}"
+        f"To start it now, run: kubectl annotate gpunode gpu-07 --overwrite {names.ANNOTATION_RETRY}"
     )
     again = make_case(MIXED, node={"deferred": replace(DEFERRED, retry=answered), "retry": value})
     assert find_gate(again, assessed_of(again)) is None

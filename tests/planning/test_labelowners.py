@@ -131,8 +131,8 @@ def test_after_an_edit_no_change_begins_that_would_write_what_somebody_has_repla
     gate = gate_of(rewritten(SEVENTHS))
     assert gate is not None
     assert gate.reason is Reason.LABEL_OWNED_ELSEWHERE
-    told = "has overwritten the operator's value; stop it from doing so, then set gpusharing.dev/retry to a new value"
-    assert gate.message.endswith(f"but {KYVERNO} {told}")
+    told = "has overwritten the operator's value; stop it from doing so, then set gpusharing.dev/retry"
+    assert gate.message.endswith(f"but {KYVERNO} {told} on the GPUNode to a new value")
 
 
 def test_a_person_who_asks_for_another_try_answers_for_that() -> None:

@@ -266,7 +266,7 @@ def test_where_no_way_back_is_left_the_message_has_the_command_for_another_try(
     verdict = after_pnr(left(going_back(state="success")))
     assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.ROLLING_BACK)
     assert (
-        f"To try 2x3g.40gb again, run: kubectl annotate node gpu-07 --overwrite {names.ANNOTATION_RETRY}=again"
+        f"To try 2x3g.40gb again, run: kubectl annotate gpunode gpu-07 --overwrite {names.ANNOTATION_RETRY}=again"
         in (verdict.message)
     )
 

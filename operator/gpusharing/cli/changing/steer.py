@@ -20,7 +20,7 @@ from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal, agrees
 from gpusharing.cli.shell.troubles import DONE, FAILED, INSTALL, Trouble, sentence
 from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, Resource
-from gpusharing.kube.errors import Conflict, Forbidden, KubeError
+from gpusharing.kube.errors import Conflict, Forbidden, KubeError, NotFound
 from gpusharing.kube.fence import read_fence
 from gpusharing.kube.raw import section, text, whole
 
@@ -63,8 +63,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         except Trouble as trouble:
             failures.append(str(trouble))
     if failures:
-        changed = f". {len(changes) - len(failures)} of {len(changes)} policies were changed" if every else ""
-        raise Trouble("; ".join(failures) + changed)
+        changed = f". {len(changes) - len(failures)} of {len(changes)} policies were changed"
+        raise Trouble("; ".join(failures) + changed * every)
     _end(written, changes, terminal, absent or (DID if written == verb.resource else ASKED), done=True)
     return DONE
 
@@ -158,10 +158,11 @@ async def _send(
             try:
                 await session.client.patch(resource, name, body)
             except Forbidden:
-                if resource != NODES:
-                    raise
-                await session.client.patch(GPUNODES, name, _request(change.body))
-                return GPUNODES
+                with suppress(NotFound):
+                    if resource == NODES:
+                        await session.client.patch(GPUNODES, name, _request(change.body))
+                        return GPUNODES
+                raise
         except Conflict:
             continue
         except KubeError as error:
