@@ -54,6 +54,11 @@ def test_values_reach_the_shell_and_the_planner_with_their_types() -> None:
         ("MAX_IN_FLIGHT", "501", "is more than 500, the number of nodes"),
         ("RELIST", "0", "must be above 0; for example GPUSHARING_RELIST=600.0"),
         ("PROBE_PORT", "70000", "is not a port; for example GPUSHARING_PROBE_PORT=8081"),
+        (
+            "PAUSED",
+            "hold",
+            "is not one of false, true, Finish, Hold, Abort; for example GPUSHARING_PAUSED=false",
+        ),
         ("LOG_FORMAT", "xml", "is not one of json, console; for example GPUSHARING_LOG_FORMAT=json"),
         (
             "LOG_LEVEL",

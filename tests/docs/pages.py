@@ -13,6 +13,7 @@ ON_CLUSTER = (
     "docs/how-to/fix-a-blocked-node.md",
     "docs/how-to/decide-who-leaves-how.md",
     "docs/how-to/roll-out-at-night.md",
+    "docs/how-to/stop-everything.md",
     "docs/how-to/many-clusters.md",
     "docs/how-to/upgrade.md",
     "docs/how-to/uninstall.md",

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from tests.build import (
     NOW,
     make_fence,
@@ -20,9 +21,37 @@ from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.revision import find_revision
 
 POLICY = make_policy()
+PAUSED = {
+    "false": ({"paused": True, "whenPaused": "Hold"}, (True, "Hold")),
+    "true": ({"whenPaused": "Abort"}, (True, "Abort")),
+    "Finish": ({"paused": True, "whenPaused": "Hold"}, (True, "Finish")),
+    "Hold": ({}, (True, "Hold")),
+    "Abort": ({"whenPaused": "Hold"}, (True, "Abort")),
+}
+"""By the chart's value: what a policy says, and what then holds."""
 ELSEWHERE = {"gpusharing.dev/pool": "nobody's"}
+
+
+@pytest.mark.parametrize(
+    ("word", "rollout", "held"), [(word, *row) for word, row in PAUSED.items()], ids=PAUSED
+)
+def test_the_charts_value_pauses_a_policy_whatever_it_says_itself_and_changes_nothing_else(
+    word: str, rollout: dict[str, object], held: tuple[bool, str]
+) -> None:
+    policy = make_policy(rollout={"maxUnavailable": 3, **rollout})
+    found = policy.paused_by(word)
+    assert found.spec is not None
+    assert (found.spec.rollout.paused, found.spec.rollout.when_paused) == held
+    assert find_revision(found) == find_revision(policy)
+    assert found.generation == policy.generation
+
+
+def test_a_policy_that_cannot_be_read_has_nothing_to_pause() -> None:
+    policy = replace(POLICY, spec=None)
+    assert policy.paused_by("Hold") == policy
 
 
 def test_a_gpu_that_is_lost_is_told_of_the_node() -> None:

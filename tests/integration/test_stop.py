@@ -1,0 +1,155 @@
+"""The fleet is stopped and goes on, and somebody who may edit policies, and nothing else, does what messages say.
+
+On a real API server with the chart's roles and admission policies: kubectl and plugin under the account of an editor.
+"""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from hack.cluster import toolchain
+from hack.cluster.process import wait_until
+from tests.integration.product import FULL, GPUNODES, H100, MIXED, NODES, SECONDS, SLICED, Product
+from tests.integration.test_output import account, plugin
+from tests.integration.workloads import PDBS, Workload, guard
+
+PATIENT = {"abort_backoff": "3600"}
+"""What was given up waits until it is told otherwise."""
+COMMAND = re.compile(r"run:? (kubectl annotate .*)$")
+"""The command at the end of a message."""
+
+
+@pytest.fixture(scope="module")
+def editor(product: Product) -> Path:
+    """The kubeconfig of somebody with the role gpusharing-editor and no other."""
+    return account(product, "stopper", "gpusharing-editor")
+
+
+def can(editor: Path, *words: str) -> bool:
+    """Run kubectl as the editor; whether it succeeded."""
+    program = toolchain.control_plane_programs().kubectl
+    done = subprocess.run(
+        [program, "--kubeconfig", editor, *words], capture_output=True, text=True, check=False
+    )
+    return done.returncode == 0
+
+
+def obey(editor: Path, message: str) -> str:
+    """Run the command at the end of a message as the editor, and return it."""
+    command = COMMAND.search(message)
+    assert command is not None, message
+    program, *words = shlex.split(command[1])
+    assert program == "kubectl"
+    # The roles of a new account, and the policies of a new chart, count a moment later.
+    wait_until(lambda: can(editor, *words), SECONDS, f"{command[1]} to be allowed")
+    return command[1]
+
+
+def moved(product: Product, node: str) -> None:
+    """Until the operator has taken the request from the GPUNode."""
+    path = f"{GPUNODES}/{node}"
+    wait_until(
+        lambda: (
+            not any(
+                "gpusharing.dev/" in key for key in product.api.get(path)["metadata"].get("annotations", {})
+            )
+        ),
+        SECONDS,
+        "the request to be moved to the Node",
+    )
+
+
+def test_an_editor_can_do_what_each_message_says(product: Product, editor: Path) -> None:
+    """Skipped, held in a drain, given up, failed, approved and halted: the message of each has a command."""
+    with product.operator("steered", **PATIENT), product.pool(H100, H100, name="pool-s") as pool:
+        first, second = pool.nodes
+        pool.apply(FULL)
+        pool.wait_synced()
+        product.api.merge_patch(
+            f"{NODES}/{second}", {"metadata": {"labels": {"gpusharing.dev/skip": "true"}}}
+        )
+        work = Workload(pool, first, 2)
+        work.wait_running(2)
+        guard(pool, "pool-s", 1, minAvailable=1)
+        pool.apply(
+            {**MIXED, "rollout": {"approval": "Manual"}, "drain": {"timeout": "1s", "onTimeout": "Hold"}}
+        )
+        assert "approve=" in obey(editor, pool.wait_phase("Pending", "ApprovalNeeded", first))
+        pool.wait_phase("Draining", "DrainHeld", first)
+        said = plugin(editor, "abort", first)  # the remedy of DrainHeld
+        assert "requested on the GPUNode, because you may not patch Nodes" in said, said
+        assert "retry=" in obey(editor, pool.wait_phase("Pending", "Deferred", first))
+        moved(product, first)
+        pool.wait_phase("Draining", "DrainHeld", first)
+        pool.inject("failed", first)
+        work.scale(0)
+        assert "retry=" in obey(editor, pool.wait_phase("Failed", "ActuatorFailed", first))
+        pool.wait_phase("Synced", name=first)
+        assert "skip=false" in obey(editor, pool.wait_phase("Skipped", "SkipLabel", second))
+        assert "resume=" in obey(editor, pool.wait_phase("Pending", "Halted", second))
+        pool.wait_synced()
+        assert "gpusharing.dev/skip" not in pool.labels(second)
+
+
+def test_what_an_editor_may_not_do_says_so(product: Product, editor: Path) -> None:
+    """A cordon of somebody else is theirs: the message names the right that lifting it needs, which an editor lacks."""
+    with product.operator("cordons"), product.pool(H100, name="pool-s") as pool:
+        node = pool.nodes[0]
+        pool.cordon(node)
+        pool.apply(SLICED)
+        message = pool.wait_phase("Blocked", "AlreadyCordoned", node)
+        assert message.endswith(f"To continue, run (with the right to patch Nodes): kubectl uncordon {node}")
+        assert not can(editor, "uncordon", node)
+
+
+def test_pause_all_stops_every_pool_and_resume_all_lets_it_go_on(product: Product, editor: Path) -> None:
+    pools = (product.pool(H100, name="pool-s"), product.pool(H100, name="pool-t"))
+    with product.operator("fleet"), pools[0] as one, pools[1] as other:
+        for pool in (one, other):
+            pool.apply(FULL)
+            pool.wait_synced()
+        said = plugin(editor, "pause", "--all", "--when-paused", "Hold")
+        assert said.startswith(
+            'gsp/pool-s  {"spec":{"rollout":{"paused":true,"whenPaused":"Hold"}}}\ngsp/pool-t  '
+        ), said
+        assert said.endswith("Done.\nexit status 0\n"), said
+        for pool in (one, other):
+            product.api.merge_patch(pool.path, {"spec": MIXED})
+            pool.wait_phase("Pending", "Paused")
+        assert plugin(editor, "pause", "--all", "--when-paused", "Hold").endswith("exit status 1\n")
+        assert plugin(editor, "resume", "--all", "--yes").endswith("Done.\nexit status 0\n")
+        for pool in (one, other):
+            pool.wait_synced()
+
+
+def evictions(product: Product) -> int:
+    """How often the operators have asked for an eviction."""
+    return sum(one.resource == "pods/eviction" for one in product.requests())
+
+
+def test_the_charts_value_stops_the_fleet_in_mid_change_and_uncordons_nothing(product: Product) -> None:
+    """As `helm upgrade --set paused=Hold` and `=false` do: another pod of the operator with another setting."""
+    with product.pool(H100, name="pool-s") as pool:
+        with product.operator("running"):
+            pool.apply(FULL)
+            pool.wait_synced()
+            work = Workload(pool, pool.nodes[0], 2)
+            work.wait_running(2)
+            guard(pool, "pool-s", 1, minAvailable=1)
+            pool.apply(MIXED)
+            pool.wait_phase("Draining", "PDB")
+        with product.operator("paused", paused="Hold"):
+            message = pool.wait_phase("Cordoned", "Paused")
+            assert message.startswith("the chart's value paused is Hold, so the change is suspended")
+            before = evictions(product)
+            product.api.merge_patch(f"{PDBS}/pool-s-guard", {"spec": {"minAvailable": 0}})
+            pool.apply({**MIXED, "priority": 1})  # something new to look at, which the operator answers
+            pool.wait(lambda: bool(pool.condition("Ready")), "the operator to look at the policy again")
+            assert evictions(product) == before, "nobody is evicted while the fleet is stopped"
+            assert pool.node()["spec"]["unschedulable"]
+            assert pool.fence()["stage"] == "fenced"
+        with product.operator("resumed"):
+            pool.wait_synced()
+        assert "unschedulable" not in pool.node()["spec"]
