@@ -103,7 +103,6 @@ NEVER_ONE = {
     "{size} nodes": "a wave is of several nodes",
     "{size} slots": "a wave is of several nodes",
     "{clients} clients": "where not even two fit, whole GPUs are advised",
-    "{_turns(answers)} shares": "where not even two fit, whole GPUs are advised",
     "{card.key} shares": "no number: shares is the verb",
     "{pool.card.key} shares": "no number: shares is the verb",
     "{'have' if len(mixed) > 1 else 'has'} GPUs": "no number",

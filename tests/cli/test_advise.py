@@ -169,7 +169,7 @@ def test_whatever_the_sizes_are_the_gpus_hold_the_workloads(card: Card, per_node
 def test_who_needs_whole_gpus_beside_instances_is_named_or_gets_them_on_the_same_nodes(desk: Desk) -> None:
     typed = ("advise", "--card", "h100-80gb", "--need", "2x60Gi", "--need", "6x8Gi", "-o", "json")
     alone, beside = (json.loads(desk.type(*typed, *more).out) for more in ((), ("--gpus-per-node", "4")))
-    assert "2 workloads need whole GPUs" in alone["but"]
+    assert "There is no place for 2 workloads that must have whole GPUs" in alone["but"]
     assert "whole GPUs" not in beside["but"]
     assert beside["policy"]["spec"]["mig"]["layouts"] == [
         {"devices": [0], "profiles": {"1g.10gb": 7}},
@@ -201,7 +201,7 @@ REFUSED = {
     "--memory 4Gi -o csv": "-o csv works only where needs are measured: add --from-prometheus",
     "--from-prometheus --memory 4Gi": "--memory works only where needs are stated, not measured",
     "--prometheus http://127.0.0.1:1 --need 2x4Gi": "--need works only where needs are stated",
-    "--prometheus http://127.0.0.1:1 -n team-a": "-n cannot be used with advise, which always covers all namespaces",
+    "--prometheus http://127.0.0.1:1 -n team-a": "--namespace works only where needs are stated, not measured",
 }
 
 

@@ -55,7 +55,7 @@ def test_pods_of_very_different_sizes_take_turns_where_no_layout_holds_them_as_d
     assert found.busy == pytest.approx(0.6, rel=0.06)
     text = shared_of(found)
     assert "with time-slicing and 4 replicas on each" in text
-    assert "(the 4 pods that need most would use 75.0Gi of 79." in text
+    assert "(the largest 4 pods would use 75.0Gi of 79." in text
     assert "Gi and 60% of the compute)" in text
     assert "a pod that uses too much memory makes the others fail" in text
 

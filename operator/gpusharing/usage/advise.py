@@ -63,7 +63,7 @@ QUESTIONS = {
     "bill": "Is each workload billed for its share of a GPU?",
     "bursts": "Do the workloads use the GPU only now and then, as notebooks do?",
 }
-STATED = ("need", "memory", *QUESTIONS, "gpus_per_node", "gpu_operator", "name", "pool")
+STATED = ("need", "memory", *QUESTIONS, "gpus_per_node", "gpu_operator", "name", "pool", "namespace")
 MEASURED = ("nodes", "policy", "goal", "verbose", "write", "until", "service", "selector")
 """Flags for needs that a person states, and flags for needs that Prometheus measured."""
 
@@ -118,7 +118,7 @@ def _is_measured(typed: Namespace, terminal: Terminal) -> bool:
     measured = bool(typed.from_prometheus or typed.prometheus)
     scope = "stated, not measured" if measured else "measured: add --from-prometheus"
     for name in STATED if measured else MEASURED:
-        if getattr(typed, name):
+        if getattr(typed, name, None):
             raise Trouble(f"--{name.replace('_', '-')} works only where needs are {scope}")
     if terminal.output == "csv" and not measured:
         raise Trouble(f"-o csv works only where needs are {scope}")

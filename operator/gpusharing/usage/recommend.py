@@ -101,10 +101,8 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
     the data cannot be read, if no pod used a GPU, or if no workload has a history that is long enough."""
     start, end = span_of(typed, await prometheus.now(), MOST)
     selector = selector_of(typed.selector)
-    if session is None:
-        scope = await find_in_prometheus(prometheus, typed, selector, end)
-    else:
-        scope = await find_in_cluster(session, typed)
+    inside = None if session is None else await find_in_cluster(session, typed)
+    scope = inside or await find_in_prometheus(prometheus, typed, selector, end)
     card = pick(typed.card) if typed.card else None
     usage = await read_usage(prometheus, UsageQuery(start, end, selector, scope.nodes, card))
     observed = find_pool(usage, scope.where)
@@ -115,10 +113,8 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
         )
     scope, unseen = narrow(scope, len(observed.nodes), "" if card is None else card.key)
     goal = Goal(typed.goal or "cost")
-    missing, remarks = (
-        list(usage.missing),
-        [*filter(None, (prometheus.place.remark,)), *scope.remarks, *unseen, *observed.remarks],
-    )
+    missing = list(usage.missing)
+    remarks = [*filter(None, (prometheus.place.remark,)), *scope.remarks, *unseen, *observed.remarks]
     needs: tuple[Need, ...] = ()
     recommendation = None
     if observed.card is None or not observed.card.memory_gb:
@@ -132,11 +128,8 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
     policy = (
         policy_of(scope, recommendation) if recommendation is not None and recommendation.placed else None
     )
-    price = price_of(typed.price)
-    if price is None and policy is not None:
-        price = await read_price(
-            prometheus, MeterQuery(max(start, end - DAY), end, selector=selector), observed.names
-        )
+    lately = MeterQuery(max(start, end - DAY), end, selector=selector)
+    price = price_of(typed.price) or await read_price(prometheus, lately, observed.names)
     return RecommendReport(
         prometheus.place.where,
         start,

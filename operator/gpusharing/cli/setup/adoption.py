@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cache
 
 from gpusharing.api.names import PREFIX, DisruptionClass
 from gpusharing.api.validation import validate_policy
@@ -20,7 +21,7 @@ from gpusharing.kube.convert import policy_view
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.stack.commands import helm_install, kubectl_patch, plain_upgrade
 from gpusharing.planning.stack.installationviews import InstallationView, Place, Severity
 from gpusharing.planning.stack.nodesymptoms import PluginEntries, find_node_symptoms
@@ -46,9 +47,6 @@ NOT_SHOWN = (
     "its labels and the resources that it advertises do not show which GPUs it has or how they are divided. The"
     " operator's agent can read this from the GPUs, so run import again once the operator is installed"
 )
-
-EVERYWHERE = {"matchExpressions": [{"key": f"{PREFIX}nowhere", "operator": "DoesNotExist"}]}
-"""A selector that matches every node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +122,6 @@ def find_import(
     pointed = with_pointers(snapshot, admin)
     if missing:
         pointed = with_presumed(pointed)
-    rejected = find_rejected(pointed)
     owners = Owners(find_contenders(snapshot.policies))
     ours = {name for name, node in pointed.nodes.items() if owners.owner(node)}
     left_out: dict[str, str] = {}
@@ -132,7 +129,7 @@ def find_import(
     for name, node in sorted(pointed.nodes.items()):
         if name in ours or not _has_gpu(node, pointed):
             continue
-        handmade = rejected.get(name) or _read(node, pointed, admin, missing=missing)
+        handmade = _read(node, pointed, admin, missing=missing)
         if isinstance(handmade, str):
             left_out[name] = handmade
         else:
@@ -146,26 +143,6 @@ def find_import(
     left_out |= dict.fromkeys(unnamed, NO_LABEL)
     steps = tuple((first_steps if missing else find_steps)(snapshot, admin, merged))
     return Import(proposed, dict(sorted(left_out.items())), len(ours), steps, missing)
-
-
-def find_rejected(snapshot: ClusterSnapshot) -> dict[str, str]:
-    """Return the nodes on which no policy could take effect, each with the reason: another device plugin serves the
-    GPUs, or `doctor` would report an error about the node if a policy selected it."""
-    settings = snapshot.settings
-    place = Place(namespace=settings.namespace, gpu_operator_namespace=settings.gpu_operator_namespace)
-    policy = policy_view(policy_manifest("everywhere", {"nodeSelector": EVERYWHERE, "mode": "Full"}))
-    view = InstallationView(place, plain=snapshot.stack.cluster_policy, policies=(policy,))
-    rejected: dict[str, str] = {}
-    for name, node in snapshot.nodes.items():
-        symptoms = find_node_symptoms(replace(view, nodes=(node,)), {})
-        errors = [one for one in symptoms if one.severity is Severity.ERROR]
-        if node.other_plugin:
-            own = ", ".join(f"{prefix}*" for prefix in OTHERS[node.other_plugin].resources)
-            beyond = f". No policy can express {own}, so these shares are not taken over" if own else ""
-            rejected[name] = explain_plugin(node.other_plugin, [name]) + beyond
-        elif errors:
-            rejected[name] = f"{errors[0].message}. Run: {errors[0].command}"
-    return rejected
 
 
 def _has_gpu(node: NodeView, snapshot: ClusterSnapshot) -> bool:
@@ -183,6 +160,8 @@ def _read(
     observed = gpunode.observed if gpunode is not None else None
     if node.fence is not None:
         return "the operator is changing it"
+    if why := _rejection(node, snapshot):
+        return why
     namespace = snapshot.settings.gpu_operator_namespace
     plugin = PluginEntries(admin.maps.plugin, namespace, admin.plugin_configs, admin.elsewhere)
     if observed is None and missing:
@@ -192,6 +171,27 @@ def _read(
     if not observed.gpus:
         return f"the agent sees no GPU: {observed.error or 'check the driver on the node'}"
     return find_handmade(node, observed, snapshot.stack, plugin)
+
+
+@cache
+def _everywhere() -> PolicyView:
+    """Return a policy that selects every node."""
+    selector = {"matchExpressions": [{"key": f"{PREFIX}nowhere", "operator": "DoesNotExist"}]}
+    return policy_view(policy_manifest("everywhere", {"nodeSelector": selector, "mode": "Full"}))
+
+
+def _rejection(node: NodeView, snapshot: ClusterSnapshot) -> str:
+    """Return why no policy could take effect on the node: another device plugin serves its GPUs, or `doctor` would
+    report an error about it if a policy selected it. Empty if neither is so."""
+    if node.other_plugin:
+        own = ", ".join(f"{prefix}*" for prefix in OTHERS[node.other_plugin].resources)
+        beyond = f". No policy can express {own}, so these shares are not taken over" if own else ""
+        return explain_plugin(node.other_plugin, [node.name]) + beyond
+    place = Place(gpu_operator_namespace=snapshot.settings.gpu_operator_namespace)
+    stack = snapshot.stack.cluster_policy
+    view = InstallationView(place, plain=stack, nodes=(node,), policies=(_everywhere(),))
+    errors = (one for one in find_node_symptoms(view, {}) if one.severity is Severity.ERROR)
+    return next((f"{one.message}. Run: {one.command}" for one in errors), "")
 
 
 # --- the cluster as it will be -----------------------------------------------------------------------------------

@@ -165,9 +165,9 @@ def find_remarks(answer: Import) -> Iterator[str]:
     by_name = [policy.name for policy in answer.proposed if "matchExpressions" in policy.selector]
     if by_name:
         yield (
-            f"{some(by_name, MOST)} {'names' if len(by_name) == 1 else 'name'} nodes one by one, because no pool label"
-            " is on exactly these nodes. A node that joins the pool later may not be selected, or selected by the wrong"
-            " policy: give nodes that belong together a label of their own, for example gpusharing.dev/pool."
+            f"In {some(by_name, MOST)}, nodes are named one by one, because no pool label is on exactly these nodes. A"
+            " node that joins the pool later may not be selected, or selected by the wrong policy: give nodes that"
+            " belong together a label of their own, for example gpusharing.dev/pool."
         )
     beyond: dict[tuple[str, ...], list[str]] = {}
     for policy in answer.proposed:

@@ -124,28 +124,29 @@ def _selectors(
     members: it then excludes these by their host names. Otherwise the selectors list at most MAX_NAMES host names
     each. Empty if a host name is missing or belongs to several nodes, or if more than MAX_NAMES members are in no
     pool."""
-    others = sorted(pools[label] - set(members)) if label else []
-    pool = {"matchLabels": dict([label])} if label else {}
-    if label and not others:
-        return [(members, pool)]
     hosts = {name: node.labels.get(LABEL_HOSTNAME, "") for name, node in nodes.items()}
-    unique = {host for host, count in Counter(hosts.values()).items() if host and count == 1}
-
-    def rows(operator: str, names: Sequence[str]) -> list[dict[str, object]]:
-        """Return rows of a selector with the host names of these nodes, at most MAX_NAMES in each."""
-        values = [hosts[name] for name in names]
-        parts = [values[at : at + MAX_NAMES] for at in range(0, len(values), MAX_NAMES)]
-        return [{"key": LABEL_HOSTNAME, "operator": operator, "values": part} for part in parts]
-
-    excludable = all(has_gpu(nodes[name]) and hosts[name] in unique for name in others)
-    if label and excludable and len(others) < min(len(members), MAX_NAMES * MAX_ROWS):
-        return [(members, {**pool, "matchExpressions": rows("NotIn", others)})]
-    if not unique.issuperset(hosts[name] for name in members) or (not label and len(members) > MAX_NAMES):
+    count = Counter(hosts.values())
+    named = {name for name, host in hosts.items() if host and count[host] == 1}
+    if label is not None:
+        pool, others = {"matchLabels": dict([label])}, sorted(pools[label] - set(members))
+        if not others:
+            return [(members, pool)]
+        excludable = named.issuperset(others) and all(has_gpu(nodes[name]) for name in others)
+        if excludable and len(others) < min(len(members), MAX_NAMES * MAX_ROWS):
+            return [(members, {**pool, "matchExpressions": _rows("NotIn", others, hosts)})]
+    if not named.issuperset(members) or (label is None and len(members) > MAX_NAMES):
         return []
     return [
         (members[at * MAX_NAMES : (at + 1) * MAX_NAMES], {"matchExpressions": [row]})
-        for at, row in enumerate(rows("In", members))
+        for at, row in enumerate(_rows("In", members, hosts))
     ]
+
+
+def _rows(operator: str, names: Sequence[str], hosts: Mapping[str, str]) -> list[dict[str, object]]:
+    """Return rows of a selector with the host names of these nodes, at most MAX_NAMES in each."""
+    values = [hosts[name] for name in names]
+    parts = [values[at : at + MAX_NAMES] for at in range(0, len(values), MAX_NAMES)]
+    return [{"key": LABEL_HOSTNAME, "operator": operator, "values": part} for part in parts]
 
 
 def _name(label: tuple[str, str] | None, member: Handmade) -> str:

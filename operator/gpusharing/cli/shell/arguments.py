@@ -141,8 +141,8 @@ class Verb:
     """Whether the verb can write CSV."""
     asks_prometheus: bool = False
     """Whether the verb queries a Prometheus about all namespaces. Such a verb has the flags of PROMETHEUS, refuses -n
-    (with the flag --from-prometheus, only if that was given) and can write CSV, too. With --prometheus it needs no
-    cluster and is carried out by `run_offline`."""
+    unless it is in `asks_with`, and can write CSV, too. With --prometheus it needs no cluster and is carried out by
+    `run_offline`."""
     page: bool = False
     """Whether the verb can write a page of HTML."""
     one_file: bool = False
@@ -465,6 +465,8 @@ VERBS: tuple[Verb, ...] = (
         ADVISE,
         name="recommend",
         help="Recommend a layout for a pool from the measured use of its workloads: advise --from-prometheus.",
+        offline=False,
+        asks_with=(),
         measures=True,
     ),
 )

@@ -73,9 +73,7 @@ def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool
         f"--prometheus contacts no cluster: leave out {flag}, or leave out --prometheus to query each cluster's own"
         " Prometheus": (several and flags.get("prometheus")),
         f"-n cannot be used with {typed.verb}, which always covers all namespaces": (
-            verb.asks_prometheus
-            and flags.get("namespace")
-            and (flags.get("prometheus") or flags.get("from_prometheus", True))
+            verb.asks_prometheus and not verb.asks_with and flags.get("namespace")
         ),
         f"-o {output} cannot be used with {typed.verb}; it supports {', '.join(verb.outputs)}": (
             output not in verb.outputs

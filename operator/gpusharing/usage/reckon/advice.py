@@ -194,8 +194,8 @@ def _divided(answers: AdviceAnswers, why: str) -> Advice:
     but = "changing the layout requires draining each node; no other workload can use an idle instance"
     if left := sum(one.need.history.pods for one in found.unplaced):
         but += (
-            f". {counted(left, 'workload')} {'needs' if left == 1 else 'need'} whole GPUs, which nodes of this layout"
-            " do not have: use another pool for that or, if nodes have several GPUs, pass --gpus-per-node"
+            f". There is no place for {counted(left, 'workload')} that must have whole GPUs: use another pool for that"
+            " or, if nodes have several GPUs, pass --gpus-per-node"
         )
     gpus = found.gpus + sum(one.gpus * one.need.history.pods for one in found.unplaced)
     first = sum(dict(found.template[0] or ()).values())
@@ -232,7 +232,11 @@ def _together(answers: AdviceAnswers) -> Advice | None:
 def _doubt(answers: AdviceAnswers) -> str:
     """Return sentences, without the last period, for when it is unknown whether a label can switch MPS on in the
     cluster: with which releases one can, as far as is known, and what to do if none can."""
-    instead = "MIG or Full" if answers.isolation else f"TimeSlicing with {min(TURNS, answers.most)} shares"
+    instead = (
+        "MIG or Full"
+        if answers.isolation
+        else f"TimeSlicing with {counted(min(TURNS, answers.most), 'share')}"
+    )
     otherwise = (
         "the GPU sharing operator rejects mode MPS (docs/design/nvidia.md#b5 has a remedy); without that remedy, use"
         f" {instead}"

@@ -249,16 +249,12 @@ def recommend(
     fleet = Fleet(pool.nodes[0], len(pool.nodes)) if alike else Fleet(1, pool.gpus)
     seats, unplaced = _seats(pool, needs, sizes, fleet)
     chosen = choose(packer, sizes, seats, fleet, goal)
-    if apart := [each for each in unplaced if each.why is Misplaced.APART]:
-        # Dividing the GPUs leaves these workloads out. Without dividing any, all workloads have a place.
-        undivided = [replace(seat, gpus=seat.gpus or 1) for seat in seats]
-        undivided += [Seat(each.need, -1, each.gpus) for each in apart]
-        beside = chosen.gpus + sum(each.gpus * each.need.history.pods for each in apart)
-        most = pool.gpus if goal is Goal.PERFORMANCE else min(pool.gpus, beside)
-        if sum(seat.gpus * seat.pods for seat in undivided) <= most:
-            seats = sorted(undivided, key=lambda seat: seat.need.workload)
-            unplaced = tuple(each for each in unplaced if each not in apart)
-            chosen = choose(packer, sizes, seats, fleet, goal)
+    undivided = _undivided(seats, unplaced)
+    beside = sum(each.gpus * each.need.history.pods for each in unplaced if each.why is Misplaced.APART)
+    most = pool.gpus if goal is Goal.PERFORMANCE else min(pool.gpus, chosen.gpus + beside)
+    if beside and sum(seat.gpus * seat.pods for seat in undivided) <= most:
+        seats, unplaced = undivided, tuple(each for each in unplaced if each.why is not Misplaced.APART)
+        chosen = choose(packer, sizes, seats, fleet, goal)
     template = _template(packer, chosen, fleet)
     placed = tuple(Placed(seat.need, *_granted(packer, sizes, seat, chosen)) for seat in seats)
     return Recommendation(
@@ -312,6 +308,14 @@ def _seats(
         ]
         seats = [seat for seat in seats if seat.gpus < fleet.per_node]
     return seats, tuple(sorted(unplaced, key=lambda each: each.need.workload))
+
+
+def _undivided(seats: Sequence[Seat], unplaced: Sequence[Unplaced]) -> list[Seat]:
+    """Return the seats of these workloads if no GPU is divided: whole GPUs for each pod. Workloads that are APART from
+    the others only because these share GPUs then have seats, too; other `unplaced` workloads have none."""
+    whole = [replace(seat, gpus=seat.gpus or 1) for seat in seats]
+    whole += [Seat(each.need, -1, each.gpus) for each in unplaced if each.why is Misplaced.APART]
+    return sorted(whole, key=lambda seat: seat.need.workload)
 
 
 def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:

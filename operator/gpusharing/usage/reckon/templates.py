@@ -130,8 +130,7 @@ def _best(
     key: Callable[[TemplateChoice], _Key],
 ) -> TemplateChoice | None:
     """Return the choice that needs the fewest additional nodes and, among those, has the lowest `key`. Return None if
-    no assignment in `ways` is possible. If a node has one GPU, or nodes differ, no choice has both whole GPUs and
-    instances."""
+    no assignment in `ways` is possible."""
     pods: Counter[int] = Counter()
     for seat in seats:
         if not seat.gpus:
@@ -153,8 +152,6 @@ def _best(
         for smallest, index in assignment:
             wanted[index] += pods[smallest]
         undivided = (*whole, *[1] * wanted.pop())
-        if fleet.per_node == 1 and undivided and any(wanted):
-            continue
         way = TemplateChoice(assignment, tuple(wanted), whole=sum(undivided))
         candidate = _cheapest(packer, way, undivided, fleet, first_fit)
         if candidate is not None and (best is None or order(candidate) < order(best)):

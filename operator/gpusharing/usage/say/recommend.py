@@ -170,8 +170,7 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
                 Span(f"{workload.kind}/{workload.name}"),
                 Span(str(history.pods)),
                 Span(now_of(history), Ink.FAINT),
-                Span(_size(need.highest) if need and need.samples else UNKNOWN),
-                Span(_size(need.peak) if need and need.samples else UNKNOWN),
+                *(Span(text) for text in _peaks(need)),
                 Span(UNKNOWN if need is None or need.compute is None else f"{need.compute:.0%}"),
                 Span(advice_of(placed.get(workload)), Ink.TITLE),
                 Span(str(sure), _INKS.get(sure, Ink.PLAIN)),
@@ -194,6 +193,11 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
     )
     legend = f"99% MEM, {busy}: so many of the hours stay at or below this value; recent hours count more."
     return [*table(columns, rows, paper), *prose(legend, paper, ink=Ink.FAINT)]
+
+
+def _peaks(need: Need | None) -> tuple[str, str]:
+    """Return the highest memory of an hour, and what 99 % of the hours did not exceed; UNKNOWN without samples."""
+    return (_size(need.highest), _size(need.peak)) if need and need.samples else (UNKNOWN, UNKNOWN)
 
 
 def placed_of(recommendation: Recommendation | None) -> dict[Workload, Placed | Unplaced]:
@@ -383,7 +387,7 @@ def shared_of(shared: Shared) -> str:
     compute that are needed together on one GPU or by one client, and with the disadvantages."""
     way, whose = (
         f"time-slicing and {shared.replicas} replicas",
-        f"the {shared.replicas} pods that need most",
+        f"the largest {counted(shared.replicas, 'pod')}",
     )
     but = "a pod that uses too much memory makes the others fail"
     if shared.mode is Mode.MPS:
