@@ -51,6 +51,17 @@ WAITING: Typed = {
 """While a plan waits for an approval, a person has cordoned a node, and another pool is paused."""
 ALONE: Typed = {
     "advise MIG": ("advise", "--card", "h100-80gb", "--memory", "4Gi", "--promise", "--strangers", "--bill"),
+    "advise sizes": (
+        "advise",
+        "--card",
+        "h100-80gb",
+        "--need",
+        "2x60Gi",
+        "--need",
+        "9x8Gi",
+        "--price",
+        "3.20",
+    ),
     "advise MPS": ("advise", "--card", "l40s", "--memory", "4Gi"),
     "advise TimeSlicing": ("advise", "--card", "l40s", "--memory", "4Gi", "--bursts"),
     "advise Full": ("advise", "--card", "h100-80gb", "--memory", "200Gi"),

@@ -231,6 +231,63 @@ def test_an_instance_whose_compute_is_full_is_said_to_hold_its_pods_back(fake: F
         assert (one["advice"], one["doubts"]) == (advice, [doubt] if held_back else [])
 
 
+PRICES: dict[str, tuple[dict[str, Answer], tuple[str, ...], str | None, str | None]] = {
+    "nobody knows": ({}, (), None, None),
+    "a flag has": ({}, ("--price", "2.00EUR"), "1460.00", "EUR"),
+    "OpenCost has": ({"node_gpu_hourly_cost": vector(({"node": "gpu-1"}, "3.0"))}, (), "2190.00", "USD"),
+    "a policy has": (
+        {
+            "increase(gpusharing_gpu_seconds_total": vector(({"node": "gpu-1", "policy": "pool-b"}, "86400")),
+            "gpusharing_policy_gpu_hourly_price": vector(({"policy": "pool-b", "currency": "CHF"}, "1.0")),
+        },
+        (),
+        "730.00",
+        "CHF",
+    ),
+    "another node has": ({"node_gpu_hourly_cost": vector(({"node": "gpu-7"}, "3.0"))}, (), None, None),
+}
+
+
+@pytest.mark.parametrize("name", PRICES)
+def test_what_is_saved_has_the_price_that(fake: FakePrometheus, name: str) -> None:
+    """Two GPUs are in use, and their pods fit on one."""
+    answers, typed, month, currency = PRICES[name]
+    for query, value in (("quantile_over_time(0.95, DCGM", "0.1"), ("DCGM_FI_DEV_FB_USED", "6144")):
+        hours = [[NOW - 3600 * hour, value] for hour in reversed(range(HOURS))]
+        held = [{**LABELS, "UUID": f"GPU-{one}", "pod": f"llm-6b8f9c7d5-x2k4{one}"} for one in "bc"]
+        fake.ranges[query] = success("matrix", [{"metric": labels, "values": hours} for labels in held])
+    fake.answers |= {"> min by": vector(), **answers}  # no subject has two prices at one time
+    found = told(fake, *typed, "-o", "json").data
+    assert (found["gpusInUse"], found["recommendation"]["gpus"]) == (2, 1)
+    assert found["recommendation"]["saving"] == {"gpus": 1, "perMonth": month, "currency": currency}
+    text = " ".join(told(fake, *typed).out.split())
+    money = "That saves 1 GPU. To see that in money, pass --price."
+    if month:
+        money = f"That saves 1 GPU, about {currency} {float(month):,.2f} a month ("
+    assert money in text
+
+
+def test_recommend_is_advise_from_prometheus(fake: FakePrometheus) -> None:
+    words = ("--prometheus", fake.url, "--window", f"{HOURS}h", "-v")
+    said = {
+        verb: alone(*verb.split(), *words).out for verb in ("recommend", "advise", "advise --from-prometheus")
+    }
+    assert len(set(said.values())) == 1
+    assert "Layout: 7x1g.10gb on every GPU" in said["advise"]
+
+
+def test_the_peak_is_shown_beside_what_99_of_100_hours_stay_at(fake: FakePrometheus) -> None:
+    """A day-old peak has half the weight, and the oldest hour of 30 is one of the highest percent no more."""
+    hours = [[NOW - 3600 * hour, "60000" if hour == HOURS - 1 else "6144"] for hour in reversed(range(HOURS))]
+    fake.ranges["DCGM_FI_DEV_FB_USED"] = success("matrix", [{"metric": LABELS, "values": hours}])
+    out = told(fake).out
+    header, row = (next(line for line in out.splitlines() if word in line) for word in ("PEAK MEM", "llm"))
+    assert row[header.index("PEAK MEM") :].startswith("58.6Gi")
+    assert "99% MEM" in header
+    (cells,) = csv.DictReader(io.StringIO(told(fake, "-o", "csv").out))
+    assert float(cells["highest_bytes"]) == pytest.approx(60000 * 2**20)
+
+
 @pytest.fixture
 def written(fake: FakePrometheus, tmp_path: Path) -> str:
     """The file for the pool b."""
