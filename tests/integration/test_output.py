@@ -260,6 +260,92 @@ def test_the_plugin_says_why_a_pod_waits(product: Product, scenario: Pool, perso
     same_as_golden("plugin-why-pod", plugin(person, "why", f"default/{name}"))
 
 
+def lodger(product: Product, name: str, *roles: str) -> Path:
+    """The kubeconfig of somebody with `view` in the namespace default alone, and with these ClusterRoles everywhere."""
+    kubeconfig = account(product, name, *roles)
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": f"{name}-view"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": "default"}],
+    }
+    product.api.create("/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings", binding)
+    return kubeconfig
+
+
+@pytest.fixture(scope="module")
+def lodgers(product: Product) -> Mapping[str, Path]:
+    """With the rights of a namespace, and with those to what the operator publishes too."""
+    return {
+        "namespace": lodger(product, "lodger"),
+        "viewer": lodger(product, "lodger-who-looks", "gpusharing-viewer"),
+    }
+
+
+@pytest.mark.parametrize("who", ["namespace", "viewer"])
+def test_the_plugin_says_why_a_pod_waits_to_somebody_of_its_namespace(
+    product: Product, scenario: Pool, lodgers: Mapping[str, Path], who: str
+) -> None:
+    """What the pod says or, with the role for published objects, what these say; and what more rights would add."""
+    waiting = product.api.list(PODS, fieldSelector="status.phase=Pending")
+    names = (pod["metadata"]["name"] for pod in waiting)
+    name = next(name for name in names if name.startswith("pool-b-on-"))
+    same_as_golden(f"plugin-why-pod-{who}", plugin(lodgers[who], "why", f"pod/{name}"))
+    refused = plugin(lodgers[who], "why", "no/pool-b-1")
+    assert ("you lack a permission" in refused) is (who == "namespace")
+    assert ("No proof to show: ClusterRole gpusharing-viewer would add" in refused) is (who == "viewer")
+
+
+def test_the_plugin_explains_a_policy_by_its_worst_node(scenario: Pool, person: Path) -> None:
+    said = plugin(person, "why", f"gsp/{scenario.name}")
+    assert f"\n{scenario.nodes[2]}  {scenario.name}  Blocked: AlreadyCordoned" in said
+    assert said.startswith(f"{scenario.name}  MIG 2x3g.40gb  Draining")
+
+
+def test_kubectl_selects_policies_by_mode_and_nodes_by_policy_and_phase(
+    product: Product, scenario: Pool
+) -> None:
+    """By selectableFields; the API server refuses a selector of any other field."""
+
+    def names(kind: str, selector: str) -> set[str]:
+        shown = product.plane.kubectl("get", kind, "--field-selector", selector, "-o", "name")
+        return {line.partition("/")[2] for line in shown.split()}
+
+    modes = ("MIG", "Full", "TimeSlicing", "MPS")
+    assert [names("gsp", f"spec.mode={mode}") for mode in modes] == [
+        {"pool-b"},
+        {"pool-c"},
+        {"pool-d"},
+        set(),
+    ]
+    mine = "status.transition.policy=pool-b"
+    assert names("gpun", mine) == set(scenario.nodes)
+    assert names("gpun", f"{mine},status.transition.phase=Blocked") == {scenario.nodes[2]}
+
+
+def test_kubectl_describe_shows_cordon_and_release_on_the_node(product: Product, scenario: Pool) -> None:
+    done, drains, _ = scenario.nodes
+    change = "the change to 2x3g.40gb under policy pool-b"
+    cordoned, released = (
+        f"the operator has cordoned the node for {change}",
+        f"released the node after {change}",
+    )
+    scenario.wait(lambda: "NodeReleased" in product.plane.kubectl("describe", "node", done), "the last Event")
+    told = product.plane.kubectl("describe", "node", done).partition("Events:")[2]
+    assert re.search(rf"Normal +NodeCordoned .*gpusharing.dev/operator +{cordoned}", told)
+    assert re.search(rf"Normal +NodeReleased .*{released}; it accepts pods again", told)
+    told = product.plane.kubectl("describe", "node", drains).partition("Events:")[2]
+    assert ("NodeCordoned" in told, "NodeReleased" in told) == (True, False)
+
+
+def test_the_plugin_shows_the_events_of_a_policy_inline(scenario: Pool, person: Path) -> None:
+    said = plugin(person, "status", scenario.name, "--events")
+    assert re.search(r"\n  \d+\w+ ago LayoutVerified: pool-b-0: 2x3g.40gb proven\n", said)
+    assert "ago PodEvictionBlocked: pool-b-1: PDB default/pool-b-guard" in said
+    assert said.endswith("exit status 0\n")
+
+
 def test_the_plugin_draws_the_rollout_in_time(scenario: Pool, person: Path) -> None:
     """How long each phase lasted is masked, and who began first: two nodes begin at once."""
     said = plugin(person, "status", scenario.name, "--timeline")
@@ -439,6 +525,39 @@ def test_the_plugin_steers_a_node_with_the_rights_that_the_page_names(
         work.scale(0)
         pool.wait_synced()
     assert scenario.name == "pool-b"
+
+
+@pytest.mark.parametrize(("kind", "typed"), [("Deployment", "deploy"), ("Job", "job")])
+def test_a_workload_that_names_a_resource_wrongly_learns_the_right_one(
+    product: Product, scenario: Pool, lodgers: Mapping[str, Path], kind: str, typed: str
+) -> None:
+    """By the API server's own controllers: the scheduler's word is there before it is asked."""
+    resources = {"limits": {"nvidia.com/mig-3g.40g": "1"}}
+    container = {"name": "main", "image": "registry.example/main", "resources": resources}
+    labels = {"matchLabels": {"app": "slip"}}
+    template = {"metadata": {"labels": labels["matchLabels"]}, "spec": {"containers": [container]}}
+    group = "apps" if kind == "Deployment" else "batch"
+    spec = {"template": template, **({"selector": labels} if kind == "Deployment" else {})}
+    template["spec"]["restartPolicy"] = "Always" if kind == "Deployment" else "Never"
+    manifest = {"apiVersion": f"{group}/v1", "kind": kind, "metadata": {"name": "slip"}, "spec": spec}
+    path = f"/apis/{group}/v1/namespaces/default/{typed if typed == 'job' else 'deployment'}s"
+    product.api.create(path, manifest)
+    try:
+        scenario.wait(
+            lambda: any(
+                "Insufficient nvidia.com/mig-3g.40g" in row.get("message", "")
+                for pod in product.api.list(PODS, labelSelector="app=slip")
+                for row in pod["status"].get("conditions", [])
+            ),
+            "the scheduler's word",
+        )
+        said = " ".join(plugin(lodgers["viewer"], "why", f"{typed}/slip").split())
+    finally:
+        product.remove(f"{path}/slip")
+    assert said.startswith(f"{path.rpartition('/')[2]}/slip: 1 pod, 1 of them without a node SIMULATED: ")
+    assert "No node advertises nvidia.com/mig-3g.40g, and none will under the existing policies." in said
+    assert "Did you mean nvidia.com/mig-3g.40gb? 4 are known to be free." in said
+    assert said.endswith("exit status 0")
 
 
 def test_the_plugin_advises_by_the_pods_of_a_namespace(product: Product, person: Path) -> None:
