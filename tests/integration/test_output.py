@@ -535,10 +535,13 @@ def test_a_workload_that_names_a_resource_wrongly_learns_the_right_one(
     resources = {"limits": {"nvidia.com/mig-3g.40g": "1"}}
     container = {"name": "main", "image": "registry.example/main", "resources": resources}
     labels = {"matchLabels": {"app": "slip"}}
-    template = {"metadata": {"labels": labels["matchLabels"]}, "spec": {"containers": [container]}}
+    restarts = {"restartPolicy": "Always" if kind == "Deployment" else "Never"}
+    template = {
+        "metadata": {"labels": labels["matchLabels"]},
+        "spec": {"containers": [container], **restarts},
+    }
     group = "apps" if kind == "Deployment" else "batch"
     spec = {"template": template, **({"selector": labels} if kind == "Deployment" else {})}
-    template["spec"]["restartPolicy"] = "Always" if kind == "Deployment" else "Never"
     manifest = {"apiVersion": f"{group}/v1", "kind": kind, "metadata": {"name": "slip"}, "spec": spec}
     path = f"/apis/{group}/v1/namespaces/default/{typed if typed == 'job' else 'deployment'}s"
     product.api.create(path, manifest)

@@ -90,8 +90,8 @@ class NodeAnswer:
 
 def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing: str) -> NodeAnswer:
     """Combine what is known about a node: its GPUNode, or None, and the present plan, or None. `missing` says why there
-    is no plan, and so no proofs. If the operator has published nothing, the status is the planned one, or that of a
-    node which no policy selects if there is no verdict either."""
+    is no plan, and is then the reason why no proofs are shown. If the GPUNode has no phase, the status is the planned
+    one or, if the plan has no verdict on the node, says that no policy selects it."""
     node = NodeStatus(name=name) if gpunode is None else read_node(gpunode)
     if live is None:
         return NodeAnswer(node, unproven=missing, notes=_next_look(node, 0.0), remedy=remedy_of(node.reason))
@@ -107,21 +107,19 @@ def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing:
     elif not node.phase:
         node = replace(node, message="no policy selects this node, so the operator does not change its GPUs")
     proofs, unproven = _proofs(name, live)
-    blocked = sum(bool(one.blockers) for one in live.plan.verdicts.values())
+    blocked = sum(one.phase is Phase.BLOCKED and bool(one.blockers) for one in live.plan.verdicts.values())
     notes = (*live.notes, *_next_look(node, live.snapshot.settings.poll * blocked))
     return NodeAnswer(node, proofs, unproven, notes, remedy_of(node.reason))
 
 
 def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
-    """Return a sentence about when the operator lists the pods of a Blocked node again (ADR 18); empty if the node is
-    not blocked by pods. `seconds` is how long it takes if the blocked nodes are listed one per poll."""
+    """Return a sentence about when the operator lists the pods of a Blocked node again at the latest (ADR 18); empty if
+    the node is not blocked by pods. `seconds` is how long one list per poll takes for all blocked nodes."""
     if node.phase != Phase.BLOCKED or not node.blockers:
         return ()
-    within, retry = (
-        length(max(LONGEST, timedelta(seconds=seconds / LOOKS))),
-        f"kubectl gpusharing retry {node.name}",
-    )
-    return (f"the operator looks at the pods of this node again within {within}, or at once after: {retry}",)
+    within = length(max(LONGEST, timedelta(seconds=seconds / LOOKS)))
+    retry = f"or at once after: kubectl gpusharing retry {node.name}"
+    return (f"the operator looks at the pods of this node again within {within}, {retry}",)
 
 
 def remedy_of(word: str) -> str:

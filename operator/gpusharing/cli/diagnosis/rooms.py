@@ -260,9 +260,9 @@ def _find_free(observed: ObservedView | None, now: Mapping[str, int]) -> Mapping
 
 
 def read_room(raw: JSON, targets: Mapping[str, Targets]) -> NodeRoom:
-    """Return what a node has for any pod, as its GPUNode shows it: `after` is what its policy makes of its GPUs, by
-    `targets`, and empty if unknown. `now` and `free` are empty unless the node is Synced. Rules that exclude pods, and
-    what ResourceClaims hold, are unknown and ignored."""
+    """Return what a node has for any pod, as its GPUNode shows it. `targets` has the targets of each policy; `after` is
+    what that of the node makes of its GPUs, or empty if there is none. `now` and `free` are empty unless the node is
+    Synced. Rules that exclude pods, and what ResourceClaims hold, are unknown and ignored."""
     node, observed = read_node(raw), gpunode_view(raw).observed
     policy = targets.get(node.policy)
     target = policy.find(node.name, observed.hardware) if policy and observed and observed.gpus else None

@@ -54,7 +54,7 @@ def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Explain what the user named, and return DONE (see VerbModule). For a policy, show its pool and explain the most
-    urgent of its nodes that are not done. Raises Trouble if the object does not exist or cannot be read."""
+    urgent of its `changing` nodes. Raises Trouble if the object does not exist or cannot be read."""
     kind, name, namespace = find_subject(typed.subject, getattr(typed, "namespace", session.namespace))
     now = session.now()
     if kind is POLICIES:
@@ -84,12 +84,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 async def _pod_of(session: Session, kind: Resource, workload: JSON) -> tuple[JSON, str]:
     """Return the pod to explain of those that the selector of a workload matches: preferably one without a node, or
-    else one that is neither running nor done. Also return how many pods there are. Raises Trouble if there are none,
-    with the messages of the workload's conditions, or if pods cannot be read."""
-    selector, named = (
-        section(workload, "spec", "selector"),
-        f"{kind.plural}/{text(workload, 'metadata', 'name')}",
-    )
+    else one that is neither running nor done. Also return a sentence with the numbers of pods and of those without a
+    node. Raises Trouble if there are none, with the workload's conditions, or if they cannot be read."""
+    named = f"{kind.plural}/{text(workload, 'metadata', 'name')}"
+    selector = section(workload, "spec", "selector")
     labels, rows = texts(selector.get("matchLabels")), rows_of(entries(selector, "matchExpressions"))
     pods = await session.all(PODS, text(workload, "metadata", "namespace"))
     pods = [pod for pod in pods if matches(texts(part(pod, "metadata", "labels")), labels, rows)]

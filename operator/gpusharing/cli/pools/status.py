@@ -116,9 +116,8 @@ def describe_health(pools: Sequence[PoolStatus], unowned: Sequence[NodeStatus], 
     lines = describe_simulated(simulated_nodes(pools, unowned), paper)
     if pools:
         health, totals = tell_health(pools)
-        lines += prose(f"{health}.", paper, ink=pools[0].state.value.ink) + prose(
-            totals, paper, ink=Ink.FAINT
-        )
+        lines += prose(f"{health}.", paper, ink=pools[0].state.value.ink)
+        lines += prose(totals, paper, ink=Ink.FAINT)
     return lines
 
 
@@ -138,11 +137,11 @@ def tell_unowned(unowned: Sequence[NodeStatus]) -> str:
     return f"{counted(len(unowned), 'node')} with GPUs and no policy: {names}" if unowned else ""
 
 
-def count_states(noun: str, things: Sequence[NodeStatus | PoolStatus]) -> str:
+def count_states(noun: str, members: Sequence[NodeStatus | PoolStatus]) -> str:
     """Return how many nodes or pools there are, and how many in each state, such as `4 nodes: 3 done, 1 blocked`."""
-    states = Counter(one.state for one in things)
+    states = Counter(one.state for one in members)
     counts = ", ".join(f"{states[state]} {state.value.word}" for state in State if states[state])
-    return ": ".join(filter(None, (counted(len(things), noun), counts)))
+    return ": ".join(filter(None, (counted(len(members), noun), counts)))
 
 
 def tell_event(event: JSON, now: datetime) -> str:
