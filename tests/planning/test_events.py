@@ -81,9 +81,14 @@ TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
         [],
     ),
     "the point of no return was written by a pass that got no answer": (
-        IDLE,
-        CHANGING,
+        replace(IDLE, deadline=NOW),
+        replace(CHANGING, deadline=NOW + timedelta(minutes=25)),
         [("Normal", "Reconfiguring", "gpu-08: 7x1g.10gb -> 2x3g.40gb (class Reset)")],
+    ),
+    "a node is proven idle once more, and a pod of the actuator is restarted": (
+        replace(IDLE, deadline=NOW),
+        replace(CHANGING, deadline=NOW, observed="2x3g.40gb"),
+        [],
     ),
     "a proof begins": (CHANGING, VERIFYING, []),
     "a proof falls back": (VERIFYING, CHANGING, []),
@@ -239,7 +244,7 @@ def test_every_note_fits_into_an_event(text: str, pods: list[str]) -> None:
     events = [
         *node_events(PENDING, blocked),
         *node_events(CHANGING, replace(FAILED, message=text)),
-        *node_events(LISTED, replace(CHANGING, observed=text, wanted=text)),
+        *node_events(LISTED, replace(CHANGING, observed=text, wanted=text, deadline=NOW)),
     ]
     assert len(events) == 3
     assert MAX_NOTE <= 1024, "the API server's limit"

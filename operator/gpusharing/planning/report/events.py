@@ -127,9 +127,10 @@ def _begun(before: Verdict, after: Verdict) -> Event | None:
         # The text shows the layout from before the labels changed.
         begun, known = after.phase.part in ("changing", "after"), before
     else:
-        # The pass that wrote the point of no return got no response to its PATCH.
+        # The pass that wrote the point of no return got no response to its PATCH. Each run sets the deadline anew, so a
+        # node with the same deadline was only proven idle again, before a pod is restarted.
         begun, known = before.phase.part not in ("changing", "after") and not after.actions, after
-        begun = begun and after.phase is Phase.RECONFIGURING
+        begun = begun and after.phase is Phase.RECONFIGURING and after.deadline != before.deadline
     text = f"{known.node}: {known.observed} -> {known.wanted} (class {known.disruption})"
     return Event("Normal", "Reconfiguring", text) if begun else None
 
