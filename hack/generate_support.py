@@ -58,7 +58,7 @@ OTHER_MINORS = (
 TITLES = {
     "device-plugin": "device plugin, GPU Feature Discovery, config-manager, MPS control daemon",
     "mig-parted": "mig-parted and mig-manager",
-    "dra-driver": "kubelet plugin of the DRA driver, with a stub of go-nvfm",
+    "dra-driver": "chart and kubelet plugin of the DRA driver, with a stub of go-nvfm",
 }
 """The programs in each of NVIDIA's releases, by the folder of ours that pins the release."""
 
@@ -126,7 +126,7 @@ def _versions(versions: Iterable[str]) -> str:
 
 def _kubernetes() -> list[tuple[str, str, str, str]]:
     """Return (programs, version, rungs, where the version is pinned) for each program of Kubernetes, of its test tools
-    and of Helm."""
+    and of Helm, and for containerd."""
     mods = {name: (toolchain.SOURCES / name / "go.mod").read_text() for name in ("controlplane", "kubelet")}
     etcd = re.search(r"go\.etcd\.io/etcd/server/v3 (v\S+)", mods["controlplane"])
     assert etcd is not None
@@ -137,6 +137,7 @@ def _kubernetes() -> list[tuple[str, str, str, str]]:
             toolchain.kubernetes_version(mods["controlplane"]), "2, 3, 4", here.format("controlplane"),
         ),
         ("kubelet", toolchain.kubernetes_version(mods["kubelet"]), "4", here.format("kubelet")),
+        ("containerd, with CDI", toolchain.CONTAINERD_VERSION, "4", tools),
         ("etcd", etcd[1], "2, 3, 4", here.format("controlplane")),
         ("kwok, as SIMULATED kubelets", toolchain.KWOK_VERSION, "2, 3", tools),
         ("Helm", f"{toolchain.HELM_VERSION}, {toolchain.HELM3_VERSION}", "2", tools),
@@ -149,7 +150,7 @@ def _nvidia() -> list[tuple[str, str, str, str]]:
     newest, *older = build.MIG_PARTED_PINS
     releases = [(build.DEVICE_PLUGIN, "3, 4"), (build.mig_parted(newest), "3, 4")]
     releases += [(build.mig_parted(version), "3, by `make test-nvidia-old`") for version in older]
-    releases.append((build.DRA_DRIVER, "3"))
+    releases.append((build.DRA_DRIVER, "3, 4"))
     return [
         (TITLES[release.folder], release.version, rungs, f"`hack/nvidia/{release.folder}/{release.pins}`")
         for release, rungs in releases

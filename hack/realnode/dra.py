@@ -27,6 +27,8 @@ RELEASE = "dra-driver-nvidia-gpu"
 REPOSITORY = f"localhost/{RELEASE}"
 DRIVER_ROOT = "/run/nvidia/driver"
 """The folder on the node in which the GPU Operator's driver container shows the driver's files."""
+CDI = "/run/cdi"
+"""The folder on the node in which the plugin writes a CDI specification for each claim that it has prepared."""
 VALUES = {
     "gpuResourcesEnabledOverride": "true",
     "nvidiaDriverRoot": DRIVER_ROOT,

@@ -123,9 +123,13 @@ class Walk:
 
     def computing(self, node: str) -> list[str]:
         """Pods whose process NVML shows on a GPU of the node."""
+        return sorted(one["name"].removeprefix("SIMULATED-") for one in self.shown(node)["processes"])
+
+    def shown(self, node: str) -> Object:
+        """The simulated machine of the node, as `Simulator.show` returns it."""
         gpus = self.site.nodes[node].gpus
         assert gpus is not None
-        return sorted(one["name"].removeprefix("SIMULATED-") for one in gpus.simulator.show()["processes"])
+        return gpus.simulator.show()
 
     def describe(self) -> str:
         """Where everything stands."""

@@ -20,8 +20,9 @@ def test_each_version_that_the_tests_run_is_on_the_page() -> None:
         *build.MIG_PARTED_PINS,
         toolchain.KWOK_VERSION,
         toolchain.HELM_VERSION,
+        build.DRA_DRIVER.version,
     }
-    pinned |= {toolchain.RECIPES[name]().version for name in ("controlplane", "kubelet")}
+    pinned |= {toolchain.RECIPES[name]().version for name in ("controlplane", "kubelet", "containerd")}
     assert {version for version in pinned if version not in run} == set()
 
 
