@@ -16,8 +16,8 @@ from tests.fakes.web import WebServer
 
 from gpusharing.usage.prometheus.matchers import MATCHER
 
-NOW = 1_790_000_000
-"""Its time, seconds."""
+NOW = 1_789_948_800
+"""Its time, seconds: a midnight, so that a bill of a day asks for one day."""
 SECONDS = 60.0
 """Patience with a thread, on a machine that does other things too."""
 Answer = tuple[int, str, bytes]
@@ -93,8 +93,9 @@ DAY: Mapping[str, Answer] = {
         ({"policy": "pool-x", "currency": "USD"}, "2")
     ),
     "gpusharing_device_slices": vector(({"node": "gpu-1", "resource": "nvidia.com/gpu"}, "1")),
+    "group by (node) (count_over_time(gpusharing_gpu_seconds_total": vector(({"node": "gpu-1"}, "1")),
 }
-"""A GPU for a day, by what is in the query: half of it team-a's."""
+"""A GPU for a day, by what is in the query: half of it team-a's. Its agent may have been away for a moment."""
 
 HOURS = 30
 """How long somebody has used a GPU."""
@@ -152,6 +153,9 @@ class FakePrometheus:
         status, kind, body = found
         try:
             result = json.loads(body)["data"]["result"]
+            for one in result:
+                if "value" in one:  # an answer for the end of a day
+                    one["values"] = [[end, one.pop("value")[1]]]
             inside = [
                 {
                     **one,
@@ -170,8 +174,11 @@ class FakePrometheus:
         if (other := self.instead(path)) is not None:
             return other
         if path.endswith("/api/v1/query_range"):
-            points = [[NOW - 86400 + second, "1"] for second in range(0, 86401, 60)]
-            always = matching(success("matrix", [{"metric": GPU, "values": points}]), query)
+            if query.startswith("count(gpusharing_gpu_seconds_total"):
+                points = [[NOW - 86400 + second, "1"] for second in range(0, 86401, 60)]
+                always = matching(success("matrix", [{"metric": GPU, "values": points}]), query)
+            else:
+                always = self.answer(path.removesuffix("_range"), query)
             return next((found for text, found in self.ranges.items() if text in query), always)
         if not path.endswith("/api/v1/query"):
             return 404, "text/plain", b"404 page not found\n"

@@ -119,6 +119,13 @@ def rough() -> Iterator[Node]:
     yield whole("gpu-2", "two", labels={"zone": "b"})
     yield whole("gpu-1", "teams", labels={"zone": "a"})
     yield whole("gpu-2", "teams", labels={"zone": "b"})
+    # It is used on the first day, and not on the second.
+    days = [
+        Stretch((0, 24), {("team-a", WHOLE): Fraction(1)}),
+        Stretch((24, SHORT), idle={WHOLE: Fraction(1)}),
+    ]
+    for cluster in ("midnight", "after-midnight"):
+        yield whole("gpu-1", cluster, stretches=days)
     # The agent's pod was replaced: another series, which begins with 0.
     half = SHORT // 2
     held = {("team-a", WHOLE): Fraction(1)}
@@ -146,6 +153,10 @@ def other_prices() -> Iterator[Gauge]:
     yield Gauge(name, {"cluster": "handed", "instance": "2", **dollars}, "4", hours=(20, SHORT))
     yield Gauge(name, {"cluster": "rivals", "instance": "1", **dollars}, "2")
     yield Gauge(name, {"cluster": "rivals", "instance": "2", **dollars}, "4", hours=(3, 6))
+    # The price changed at midnight; the second operator was scraped a moment later.
+    for cluster, old, new in (("midnight", 23, 24.0), ("after-midnight", 24, 24.02)):
+        yield Gauge(name, {"cluster": cluster, **dollars}, "2", hours=(0, old))
+        yield Gauge(name, {"cluster": cluster, **dollars}, "4", hours=(new, SHORT))
     labelled = {"cluster": "late", "namespace": "team-a", "label_team": "red"}
     yield Gauge("kube_namespace_labels", labelled, "1", hours=(30, SHORT))
     for zone, price in (("a", "2"), ("b", "4")):

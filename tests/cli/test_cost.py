@@ -38,7 +38,7 @@ def test_a_gpu_that_was_held_for_half_a_day(desk: Desk, fake: FakePrometheus) ->
     assert (
         said.out
         == """\
-1d until 2026-09-21T14:13:20Z, by namespace
+1d until 2026-09-21T00:00:00Z, by namespace
 NAMESPACE  RESOURCE        GPU-HOURS  PART   COST       BASIS
 team-a     nvidia.com/gpu  12.0       50.0%  USD 24.00  measured
 (idle)     nvidia.com/gpu  12.0       50.0%  USD 24.00
@@ -95,7 +95,7 @@ def test_a_prometheus_that_is_named_needs_no_cluster(desk: Desk, fake: FakeProme
 
 def test_its_own_clock_says_when_now_is(desk: Desk, fake: FakePrometheus) -> None:
     told = json.loads(ask(desk, fake, "-o", "json").out)
-    assert (told["from"], told["until"]) == ("2026-09-20T14:13:20Z", "2026-09-21T14:13:20Z")
+    assert (told["from"], told["until"]) == ("2026-09-20T00:00:00Z", "2026-09-21T00:00:00Z")
 
 
 def test_a_namespace_that_the_agents_label_was_renamed_for(desk: Desk, fake: FakePrometheus) -> None:
@@ -276,7 +276,7 @@ def test_series_of_the_meter_that_are_not_kept_are_missed(desk: Desk, fake: Fake
 
 def test_without_the_label_of_the_node_nobody_can_tell_two_from_one(desk: Desk, fake: FakePrometheus) -> None:
     pods = [({"policy": "pool-x", "kubernetes_pod_name": name}, "9") for name in ("agent-a", "agent-b")]
-    fake.answers = {"max_over_time(gpusharing_gpu_seconds_total[86400s]) and": vector(*pods), **fake.answers}
+    fake.answers = {" and on (node, policy)": vector(*pods), **fake.answers}
     told = wrong(desk, "--prometheus", fake.url, "--window", "1d")
     assert "differ in the label kubernetes_pod_name (agent-a, agent-b)" in told
     assert "from __meta_kubernetes_pod_node_name" in told

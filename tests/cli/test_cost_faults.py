@@ -175,4 +175,4 @@ def test_a_short_window_asks_for_no_day_of_anything(desk: Desk, fake: FakePromet
     fake.answer = heard  # type: ignore[method-assign]  # it is the stand-in's own
     assert desk.type("cost", "--prometheus", fake.url, "--window", "6h").err == ""
     spans = {span for query in asked for span in re.findall(r"\[(\w+)", query)}
-    assert spans == {"21600s", "600s"}
+    assert spans == {"21600s", "21600001ms", "20400s", "600s"}

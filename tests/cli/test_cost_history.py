@@ -265,6 +265,19 @@ def test_a_price_counts_by_how_long_it_was_told_whoever_told_it(desk: Desk, prom
     assert 2.9 < float(found["pools"][0]["prices"][0]["gpuHour"]) < 4.1
 
 
+@pytest.mark.parametrize("cluster", ["midnight", "after-midnight"])
+@pytest.mark.parametrize("window", [("2d", "2026-10-03"), ("42h", "2026-10-02T20:00:00Z")])
+def test_a_price_that_changes_at_midnight_counts_for_the_day_that_begins_to_the_cent(
+    desk: Desk, prometheus: str, cluster: str, window: tuple[str, str]
+) -> None:
+    """The price of the next day leaked into the day before, and that of the day before into the next one."""
+    asked = ("--window", window[0], "--until", window[1], "-o", "json")
+    found = data(ask(desk, prometheus, *asked, cluster=cluster))
+    costs = ("48.00", "96.00") if window[0] == "2d" else ("44.00", "80.00")
+    assert tuple(row["cost"] for row in found["rows"]) == costs
+    assert [price["gpuHour"] for price in found["pools"][0]["prices"]] == ["2.00", "4.00"]
+
+
 def test_what_opencost_does_not_know_yet_is_no_price_of_0(desk: Desk, prometheus: str) -> None:
     found = data(ask(desk, prometheus, "-o", "json", cluster="late"))
     assert found["totals"][0]["cost"] == "144.00"

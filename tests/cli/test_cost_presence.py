@@ -19,7 +19,6 @@ from tests.cli.pastfleet import WHOLE
 from tests.cli.pastprometheus import prometheus_with
 
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
-from gpusharing.usage.prometheus.client import Series
 from gpusharing.usage.read.absences import Absences, Stretch, describe_absences
 
 BEGIN, UNTIL, HOURS, EVERY = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-01T08:00:00Z", 8, 60
@@ -222,11 +221,6 @@ def test_where_prometheus_looks_further_back_a_restart_is_one_all_the_same(
 # --- how long a node was not seen, as numbers --------------------------------------------------------------------
 
 
-def series(values: Mapping[str, float]) -> list[Series]:
-    """By node."""
-    return [Series({"node": node}, ((0.0, value),)) for node, value in values.items()]
-
-
 Day = tuple[Mapping[str, float], Mapping[str, float], Mapping[str, float], Sequence[Stretch]]
 """When each node was seen first and last, how often, and when none was."""
 
@@ -235,7 +229,7 @@ def absences(*days: Day) -> dict[str, float]:
     """Of a window from 0 to two days."""
     found = Absences(0.0, 172_800.0)
     for firsts, lasts, counts, holes in days:
-        found.add(series(firsts), series(lasts), series(counts), holes)
+        found.add(firsts, lasts, counts, holes)
     return dict(found.seconds)
 
 

@@ -14,7 +14,6 @@ from tests.cli.pastfleet import WHOLE
 from tests.cli.pastprometheus import prometheus_with
 
 from gpusharing.cli.shell.troubles import CHANGES, DONE
-from gpusharing.usage.prometheus.client import Series
 from gpusharing.usage.read.absences import Absences, silence_of
 
 BEGIN, UNTIL, HOURS = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-01T12:00:00Z", 12.0
@@ -146,13 +145,12 @@ def seen(*told: tuple[float, float]) -> Absences:
     """A node in a window of a day, first and last seen before it, in it and after it."""
     found = Absences(0.0, 86_400.0)
     for first, last in told:
-        rows = [[Series({"node": "n"}, ((0.0, value),))] for value in (first, last)]
         if last < 0:
-            found.add([], rows[1], [], [])
+            found.add({}, {"n": last}, {}, [])
         elif first > 86_400:
-            found.add(rows[0], [], [], [])
+            found.add({"n": first}, {}, {}, [])
         else:
-            found.add(rows[0], rows[1], [], [])
+            found.add({"n": first}, {"n": last}, {}, [])
     return found
 
 
@@ -183,5 +181,5 @@ def test_how_long_an_agent_did_not_answer(absences: Absences, down: tuple[float,
 
 def test_a_time_in_which_all_were_down_is_no_agents_own() -> None:
     found = seen((0.0, 36_000.0))
-    found.add([], [], [], [(36_000.0, 86_460.0)])
+    found.add({}, {}, {}, [(36_000.0, 86_460.0)])
     assert silence_of("n", found, (36_060.0, 86_400.0)) == 0

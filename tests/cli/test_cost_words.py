@@ -5,6 +5,7 @@ cli/shell/drawing.py, usage/prometheus/windows.py)."""
 from argparse import Namespace
 from collections.abc import Mapping
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.usage.cost import query_of
 from gpusharing.usage.prometheus.client import Series, place_of
 from gpusharing.usage.prometheus.matchers import of_others, selector_of, simulated_query
-from gpusharing.usage.prometheus.windows import days, seconds_of
+from gpusharing.usage.prometheus.windows import Days, days, seconds_of
 from gpusharing.usage.read.pricing import Prices, read_prices
 from gpusharing.usage.read.queries import MeterQuery, label_of, queries_of
 from gpusharing.usage.reckon.bills import HOUR, Price
@@ -51,6 +52,9 @@ def test_selectors(typed: str, told: str) -> None:
 def test_a_selector_that_is_none(typed: str) -> None:
     with pytest.raises(Trouble, match="use matchers such as"):
         selector_of(typed)
+
+
+DAY = Days((86400.0,), 86400)
 
 
 def typed(*words: str) -> Namespace:
@@ -90,17 +94,15 @@ def test_labels_are_called_as_kube_state_metrics_calls_them() -> None:
 def test_what_selects_agents_selects_no_prices() -> None:
     assert of_others('cluster="a,b", job="x",replica=~"1|2"') == 'cluster="a,b",replica=~"1|2"'
     assert of_others('node="gpu-1"') == ""
-    queries = list(queries_of(MeterQuery(0, 86400, "team", 'job="x"'), 86400).values())
-    assert [query for query in queries if "job=" not in query] == [
-        *queries[8:12], *queries[-3:]
-    ]  # fmt: skip
+    queries = list(queries_of(MeterQuery(0, 86400, "team", 'job="x"'), DAY).values())
+    assert [query for query in queries if "job=" not in query] == [queries[5], *queries[7:]]
 
 
 def test_what_selects_a_policy_selects_all_that_has_no_policy() -> None:
-    queries = queries_of(MeterQuery(0, 86400, "team", 'cluster="east",policy="a"'), 86400).values()
+    queries = queries_of(MeterQuery(0, 86400, "team", 'cluster="east",policy="a"'), DAY).values()
     assert all('cluster="east"' in query for query in queries)
     parted = [query.count("policy=") for query in queries]
-    assert parted == [1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 0, 2, 0, 3, 0, 0, 0]
+    assert parted == [1, 1, 1, 1, 1, 0, 2, 0, 1, 0, 2, 0, 0]
 
 
 @pytest.mark.parametrize("label", ["namespace", "exported_namespace", "resource", "uuid", "currency"])
@@ -124,11 +126,16 @@ def test_no_choice_of_tenants_or_pools_hides_that_a_node_is_simulated() -> None:
     assert simulated_sentence([""]).startswith("SIMULATED: a node without a name has no real GPUs")
 
 
-def test_a_window_is_asked_for_a_day_at_a_time() -> None:
-    assert days(0, 86460) == [(0, 86460)], "a minute may have no point of a subquery"
-    assert days(0, 90000) == [(0, 3600), (3600, 90000)]
-    assert days(0, 172800) == [(0, 86400), (86400, 172800)]
-    assert days(0, 600) == [(0, 600)]
+def test_a_window_is_cut_at_midnight_and_days_are_asked_for_together() -> None:
+    assert days(0, 86460) == [Days((86460,), 86460)], "a minute may have no point of a subquery"
+    assert days(-60, 86400) == [Days((86400,), 86460)]
+    assert days(3600, 90000) == [Days((86400,), 82800), Days((90000,), 3600)]
+    assert days(0, 172800) == [Days((86400, 172800), 86400)]
+    assert days(0, 600) == [Days((600,), 600)]
+    month = days(0, 30 * 86400)
+    assert [len(group.ends) for group in month] == [4] * 7 + [2]
+    assert month[0].start == 0
+    assert all(after.start == before.ends[-1] for before, after in pairwise(month))
 
 
 # --- prices ------------------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def test_a_history_that_begins_in_the_window_is_a_part(prompt: Prompt, fake: Fak
     fake.ranges["count("] = there((4, HOURS))
     said = prompt.ask(fake)
     assert (said.status, said.err) == (CHANGES, "")
-    assert "PARTIAL: the history begins at 2026-09-20T12:13:20Z and covers 1d2h of 1d6h." in " ".join(
+    assert "PARTIAL: the history begins at 2026-09-19T22:00:00Z and covers 1d2h of 1d6h." in " ".join(
         said.out.split()
     )
 
@@ -271,7 +271,7 @@ def test_its_own_clock_says_when_now_is_and_what_is_still_to_come(
     prompt: Prompt, fake: FakePrometheus
 ) -> None:
     data = json.loads(prompt.ask(fake, "-o", "json").out)
-    assert (data["from"], data["until"]) == ("2026-09-20T08:13:20Z", "2026-09-21T14:13:20Z")
+    assert (data["from"], data["until"]) == ("2026-09-19T18:00:00Z", "2026-09-21T00:00:00Z")
     told = prompt.refused(fake, "--until", "2026-09-22")
     assert told == "error: --until 2026-09-22 is in the future\n"
 

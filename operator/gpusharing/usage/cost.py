@@ -4,6 +4,7 @@ alone."""
 import asyncio
 import re
 from argparse import Namespace
+from collections.abc import Callable
 
 from gpusharing.cli.shell.clusters import Answer, FleetVerb
 from gpusharing.cli.shell.drawing import Column, Span
@@ -47,7 +48,7 @@ async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
     Trouble if a flag cannot be used, or as `find_answer` does."""
     query_of(typed, 0.0)
     async with prometheus_at(place) as prometheus:
-        answer = await find_answer(prometheus, typed)
+        answer = await find_answer(prometheus, typed, terminal.progress)
     terminal.answer(lambda: as_data(answer), lambda paper: describe(answer, paper), lambda: as_rows(answer))
     return CHANGES if answer.missing else DONE
 
@@ -69,12 +70,18 @@ BESIDE = FleetVerb(
 )
 
 
-async def find_answer(prometheus: Prometheus, typed: Namespace) -> CostReport:
+async def find_answer(
+    prometheus: Prometheus, typed: Namespace, progress: Callable[[str], None] = lambda text: None
+) -> CostReport:
     """Read the meter's series from `prometheus` and return the bill with its remarks. The window ends now, by the
-    clock of that Prometheus, unless `--until` names another time. Raises Trouble if a flag cannot be used, or as
+    clock of that Prometheus, unless `--until` names another time. `progress` is called with each new sentence about
+    how much has been read, and with an empty one at the end. Raises Trouble if a flag cannot be used, or as
     `read_metered` does."""
     query = query_of(typed, await prometheus.now())
-    metered = await read_metered(prometheus, query)
+    try:
+        metered = await read_metered(prometheus, query, progress)
+    finally:
+        progress("")
     bill = make_bill(metered.cells, by_policy=query.by == POLICY)
     remarks = [*filter(None, (prometheus.place.remark,)), *metered.remarks]
     if sum(1 for total in bill.totals if total.currency) > 1:
@@ -96,7 +103,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace) -> CostReport:
 def query_of(typed: Namespace, now: float) -> MeterQuery:
     """Return the query for these flags; its window ends at `now` unless `--until` names another time. Raises Trouble
     for flags that cannot be used. If `now` is 0, an `--until` in the future is accepted."""
-    start, end = span_of(typed, now)
+    start, end = map(float, map(int, span_of(typed, now)))
     if not re.fullmatch(r"[A-Z]{3}", typed.currency):
         raise Trouble(f"--currency {typed.currency}: use three capital letters, for example USD")
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,250}[A-Za-z0-9])?", typed.by):

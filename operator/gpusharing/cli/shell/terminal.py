@@ -137,6 +137,12 @@ class Terminal:
         """Print a warning on standard error, away from the output that programs read."""
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
+    def progress(self, text: str) -> None:
+        """Show a sentence about a long wait on standard error, in place of the one before; an empty text removes it.
+        Does nothing unless standard error is a terminal."""
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{shorten(text, self._size().columns - 1)}", end="", file=sys.stderr, flush=True)
+
     def show(self, lines: Sequence[Line], hint: str = "", short: Sequence[Line] = ()) -> None:
         """Write the lines. While `redrawing`, they replace the lines shown before; if they do not fit on the screen,
         `short` is shown instead unless it is empty, and only as much as fits. `hint` says how to see the rest."""

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from gpusharing.cli.shell.drawing import printable
@@ -25,6 +25,7 @@ from gpusharing.kube.aio import aiohttp
 from gpusharing.kube.errors import Unauthorized, first_of
 from gpusharing.kube.proxies import find_proxy
 
+T = TypeVar("T")
 MOST_CHARACTERS = 300
 """How many characters of a message from another program are shown."""
 PORT_FORWARD = (
@@ -261,20 +262,23 @@ class Prometheus:
         """Return the series that `query` yields at the time `at`, in seconds since 1970, or at the server's present
         time if `at` is None. Series whose value is not finite are left out. Raises Trouble if the query fails or
         its result cannot be read."""
-        return [series for series in await self.instant_all(query, at) if math.isfinite(series.value)]
-
-    async def instant_all(self, query: str, at: float | None) -> list[Series]:
-        """Return the series of `instant` and also those whose value is infinite or not a number. Series without a
-        value are left out. Raises Trouble as `instant` does."""
         parameters = {"query": query} | ({} if at is None else {"time": f"{at:.3f}"})
-        return [series for series in await self._result("query", parameters, "vector") if series.points]
+        answer = await self._result("query", parameters, "vector")
+        return [series for series in answer if series.points and math.isfinite(series.value)]
 
     async def between(
-        self, query: str, start: float, end: float, step: float, *, whole: tuple[float, float] | None = None
+        self,
+        query: str,
+        start: float,
+        end: float,
+        step: float,
+        *,
+        whole: tuple[float, float] | None = None,
+        finite: bool = True,
     ) -> list[Series]:
-        """Return the series that `query` yields from `start` to `end`, with a value every `step` seconds. Values that
-        are not finite are left out, which may leave a series without points. Raises Trouble if the query fails or
-        its result cannot be read.
+        """Return the series that `query` yields from `start` to `end`, with a value every `step` seconds. With
+        `finite`, values that are infinite or not a number are left out, which may leave a series without points. Raises
+        Trouble if the query fails or its result cannot be read.
 
         A proxy in front of Prometheus may move the start and the end to multiples of the step (Mimir's
         pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend). So values at least half a step
@@ -290,7 +294,9 @@ class Prometheus:
             Series(
                 series.labels,
                 tuple(
-                    (at, value) for at, value in series.points if begin < at < last and math.isfinite(value)
+                    (at, value)
+                    for at, value in series.points
+                    if begin < at < last and (math.isfinite(value) or not finite)
                 ),
             )
             for series in answer
@@ -456,7 +462,7 @@ def _series(raw: Any) -> Series:
     return Series(labels, tuple(numbers))
 
 
-async def side_by_side(*queries: Coroutine[Any, Any, list[Series]]) -> list[list[Series]]:
+async def side_by_side(*queries: Coroutine[Any, Any, T]) -> list[T]:
     """Run queries concurrently and return their answers in the same order. If one raises Trouble or any other error,
     cancel the others and raise it."""
     try:

@@ -49,6 +49,13 @@ def braced(*matchers: str) -> str:
     return f"{{{joined}}}" if joined else ""
 
 
+def matcher_of(nodes: Iterable[str]) -> str:
+    """Return the matcher for the series of these nodes, and perhaps of others whose names are similar. Empty, which
+    means all nodes, if the names are too long for a URL, or if one of them cannot be the name of a node."""
+    names = "|".join(sorted(nodes))
+    return f'node=~"{names}"' if re.fullmatch(r"[a-z0-9.|-]{0,1500}", names) else ""
+
+
 def state_label(key: str) -> str:
     """Return the label in which kube-state-metrics exports the label `key` of a Node or a Namespace.
 

@@ -1,16 +1,19 @@
-"""The time windows of queries to Prometheus: parsing the flags, splitting a window into stretches of a day, and
-finding gaps in its data."""
+"""The time windows of queries to Prometheus: parsing the flags, dividing a window into days, and finding gaps in its
+data."""
 
 import re
 from argparse import Namespace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import groupby, pairwise
+from math import ceil
 
 from gpusharing.api.times import from_rfc3339, to_rfc3339
 from gpusharing.cli.shell.drawing import length
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.usage.prometheus.client import Prometheus
+from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 LEAST, MOST = 600, 366 * 86400
@@ -19,6 +22,9 @@ bill."""
 DAY = 86400.0
 SHORT = 600.0
 """The shortest stretch, in seconds: a shorter one may lie between two points of a subquery."""
+AT_ONCE = 4
+"""How many days one query covers, at most: Prometheus loads at most 50 million samples for a query
+(--query.max-samples), and a subquery with a point each minute has 29 million in 4 days of 5,000 nodes."""
 LOOKBACK = 300.0
 """Seconds for which Prometheus keeps returning a value (--query.lookback-delta): shorter gaps are invisible."""
 MOST_POINTS = 3000
@@ -54,14 +60,47 @@ def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, floa
     return end - seconds_of(typed.window, most), end
 
 
-def days(start: float, end: float) -> list[tuple[float, float]]:
-    """Divide a window into stretches, oldest first. All but the first are exactly a day long; the first is shorter
-    than a day plus SHORT. Return an empty list if the window is empty."""
-    stretches: list[tuple[float, float]] = []
-    while end - start >= DAY + SHORT:
-        stretches.append((end - DAY, end))
-        end -= DAY
-    return [*([(start, end)] if end > start else []), *reversed(stretches)]
+@dataclass(frozen=True, slots=True)
+class Days:
+    """Stretches of equal length, each of which begins at the end of the one before it."""
+
+    ends: tuple[float, ...]
+    """The end of each stretch, in seconds since 1970, oldest first; at most AT_ONCE."""
+    seconds: int
+    """The length of each stretch."""
+
+    @property
+    def start(self) -> float:
+        """The beginning of the first stretch, in seconds since 1970."""
+        return self.ends[0] - self.seconds
+
+    async def read(self, prometheus: Prometheus, query: str) -> list[list[Series]]:
+        """Return the series that `query` yields at the end of each stretch, in the order of `ends`. Values that are
+        infinite or not a number are included. Raises Trouble as `Prometheus.between` does."""
+        # A single point needs no step, and a proxy would move it to a multiple of one.
+        step = self.seconds if len(self.ends) > 1 else 1
+        answers: list[list[Series]] = [[] for _ in self.ends]
+        for series in await prometheus.between(query, self.ends[0], self.ends[-1], step, finite=False):
+            for at, value in series.points:
+                answers[round((at - self.ends[0]) / step)].append(Series(series.labels, ((at, value),)))
+        return answers
+
+    async def read_all(self, prometheus: Prometheus, queries: Iterable[str]) -> list[list[list[Series]]]:
+        """Run these queries concurrently and return what `read` returns for each of them, in the same order. Raises
+        Trouble."""
+        return await side_by_side(*(self.read(prometheus, query) for query in queries))
+
+
+def days(start: float, end: float) -> list[Days]:
+    """Divide a window at each midnight of UTC, oldest first. Whole days are grouped, up to AT_ONCE in a group. The rest
+    before the first midnight and the rest after the last one are groups of their own, but a rest that is shorter
+    than SHORT is part of the day beside it."""
+    midnights = (day * DAY for day in range(ceil((start + SHORT) / DAY), int((end - SHORT) // DAY) + 1))
+    groups = []
+    for seconds, pairs in groupby(pairwise((start, *midnights, end)), lambda pair: round(pair[1] - pair[0])):
+        ends = [until for _, until in pairs]
+        groups += [Days(tuple(ends[at : at + AT_ONCE]), seconds) for at in range(0, len(ends), AT_ONCE)]
+    return groups
 
 
 async def find_gaps(

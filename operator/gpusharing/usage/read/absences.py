@@ -13,47 +13,73 @@ GPUs.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from itertools import pairwise
 
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.prometheus.client import CLOCKS, Prometheus, Series, side_by_side
-from gpusharing.usage.prometheus.matchers import OF_TARGETS, braced, labels_of, of_others
-from gpusharing.usage.prometheus.windows import DAY, days, duration, moment
-from gpusharing.usage.read.queries import GPUS, POLICY, MeterQuery
+from gpusharing.usage.prometheus.matchers import OF_TARGETS, braced, labels_of, matcher_of
+from gpusharing.usage.prometheus.windows import DAY, duration, moment
+from gpusharing.usage.read.queries import POINT, POLICY, MeterQuery, down_agents, seen_at
 
-POINT = 60.0
-"""Seconds between the times at which each node is checked."""
 SHORT = 300.0
 """The longest absence in a day, in seconds, that is not reported: an update or a crash restarts an agent."""
 Stretch = tuple[float, float]
 """The start and end of a time without samples, in seconds since 1970."""
 
 
-async def find_absences(prometheus: Prometheus, query: MeterQuery) -> "Absences":
-    """Query when each node was seen in the window and in the time just before and after it, which is as long as the
-    window but at most a day. Return these sightings, with the seconds of the window for which each node was absent
-    between two of them. Raises Trouble."""
+@dataclass(frozen=True, slots=True)
+class Sightings:
+    """What Prometheus saw of the nodes and their agents in a stretch of time."""
+
+    start: float
+    """Start of the stretch, in seconds since 1970."""
+    end: float
+    """End of the stretch, in seconds since 1970."""
+    nodes: Set[str]
+    """The nodes with GPU time in the stretch."""
+    suspects: Set[str]
+    """The nodes that were perhaps not seen all the time. The answers are about at least these nodes."""
+    answers: Mapping[str, Sequence[Series]]
+    """The answers to `presence_queries`, by their names."""
+    holes: Sequence[Stretch]
+    """The times in which no node was seen."""
+
+
+async def find_silent(prometheus: Prometheus, query: MeterQuery) -> frozenset[str]:
+    """Return the nodes whose agent did not answer or was not Ready at one of about LOOKS times in the window. Raises
+    Trouble."""
+    step = max(POINT, (query.end - query.start) / LOOKS)
+    answer = await prometheus.between(down_agents(query), query.start, query.end, step)
+    return frozenset(series.labels.get("node", "") for series in answer)
+
+
+async def find_absences(
+    prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings], nodes: Set[str]
+) -> "Absences":
+    """Return the sightings of all nodes in the window, with the seconds for which each was absent between two of them.
+    `nodes` are the nodes that may have been absent: for them, the time just before and after the window is queried
+    too, which is as long as the window but at most a day. Raises Trouble."""
     absences = Absences(query.start, query.end)
     # Look no farther back and ahead than the window is long: users may choose a short one because a day is too much.
     beside = min(DAY, query.end - query.start)
-    chosen = braced(of_others(query.selector, frozenset({POLICY})))
-
-    def timestamps(function: str, seconds: float) -> str:
-        """Return the query that applies `function` (min, max or count) to the times at which each node was seen in the
-        last `seconds`."""
-        return (
-            f"{function}_over_time(timestamp(max by (node) ({GPUS}{chosen}))[{round(seconds)}s:{POINT:g}s])"
+    before, after = await side_by_side(
+        *(
+            prometheus.instant(seen_at(query, function, round(beside), matcher_of(nodes)), at)
+            for function, at in (("max", query.start), ("min", query.end + beside))
         )
-
-    absences.add([], await prometheus.instant(timestamps("max", beside), query.start), [], [])
-    for start, end in days(query.start, query.end):
-        functions = ("min", "max", "count")
-        firsts, lasts, counts, anybody = await side_by_side(
-            *(prometheus.instant(timestamps(function, end - start), end) for function in functions),
-            prometheus.between(f"count({GPUS}{chosen})", start, end, POINT),
+    )
+    absences.add({}, by_node(before), {}, [])
+    for each in sightings:
+        steady = each.nodes - each.suspects
+        firsts, lasts, counts = (by_node(each.answers[name]) for name in ("seen first", "seen last", "seen"))
+        absences.add(
+            {**dict.fromkeys(steady, each.start), **firsts},
+            {**dict.fromkeys(steady, each.end), **lasts},
+            counts,
+            each.holes,
         )
-        absences.add(firsts, lasts, counts, _holes(start, end, anybody))
-    absences.add(await prometheus.instant(timestamps("min", beside), query.end + beside), [], [], [])
+    absences.add(by_node(after), {}, {}, [])
     return absences
 
 
@@ -87,18 +113,17 @@ class Absences:
 
     def add(
         self,
-        firsts: Iterable[Series],
-        lasts: Iterable[Series],
-        counts: Iterable[Series],
+        firsts: Mapping[str, float],
+        lasts: Mapping[str, float],
+        counts: Mapping[str, float],
         holes: Sequence[Stretch],
     ) -> None:
-        """Add the answers for the next stretch of time and update all attributes. `firsts` and `lasts` have the times
-        at which each node was first and last seen in it, and `counts` has the number of sightings. `holes` are the
-        times in which no node was seen. A node's absence from its previous sighting to its last one in this stretch
-        is only added to `seconds` if it exceeds SHORT."""
+        """Add what is known about the next stretch of time and update all attributes. `firsts` and `lasts` have the
+        times at which each node was first and last seen in it, and `counts` has the number of sightings of nodes
+        that were perhaps absent in between. `holes` are the times in which no node was seen. A node's absence from
+        its previous sighting to its last one in this stretch is only added to `seconds` if it exceeds SHORT."""
         self._holes += holes
-        last_seen, numbers = by_node(lasts), by_node(counts)
-        for node, first in by_node(firsts).items():
+        for node, first in firsts.items():
             before = self.last.get(node, first)
             if node in self.last and node not in self.first:
                 self._old.add(node)
@@ -106,11 +131,11 @@ class Absences:
             if first > self._end:
                 self.returned.add(node)
             missed = self.missed(before, first)
-            if node in numbers and node in last_seen:  # a store may have answered only some of the queries
-                missed += self.missed(first, last_seen[node], round(numbers[node]) - 2)
+            if node in counts and node in lasts:  # a store may have answered only some of the queries
+                missed += self.missed(first, lasts[node], round(counts[node]) - 2)
             if missed > SHORT:
                 self.seconds[node] += round(missed)
-        self.last |= last_seen
+        self.last |= lasts
 
     def began(self, node: str) -> bool:
         """Whether the node was first seen in the window or later. False if it was seen before the window or never."""
@@ -147,7 +172,7 @@ def by_node(answer: Iterable[Series]) -> dict[str, float]:
     }
 
 
-def _holes(start: float, end: float, anybody: Iterable[Series]) -> list[Stretch]:
+def holes_in(start: float, end: float, anybody: Iterable[Series]) -> list[Stretch]:
     """Return the stretches of more than 1.5 POINT seconds in which no node was seen, each from the sighting before it
     to the sighting after it. They begin no earlier than POINT seconds before `start` and end no later than POINT
     seconds after `end`. `anybody` has a value for each time at which any node was seen."""
@@ -155,9 +180,8 @@ def _holes(start: float, end: float, anybody: Iterable[Series]) -> list[Stretch]
     return [(a, b) for a, b in pairwise((start - POINT, *times, end + POINT)) if b - a > 1.5 * POINT]
 
 
-AGENTS = 'job="gpusharing-agent"'
-"""A matcher for the job of the chart's PodMonitor (templates/podmonitor.yaml, jobLabel). It is not used if the
-selector has a matcher for `job`."""
+LOOKS = 100
+"""At how many times in a window nodes are looked for that Prometheus never saw."""
 LATELY = 600
 """How many seconds before the end of the window a node must have been without a Ready agent to be reported. An update
 of the agent takes less."""
@@ -165,15 +189,18 @@ LOOK = "kubectl get pods -A -o wide -l app.kubernetes.io/name=gpusharing-agent"
 
 
 async def find_losses(
-    prometheus: Prometheus, query: MeterQuery, metered: Set[str]
+    prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings], silent_nodes: frozenset[str]
 ) -> tuple[list[str], list[str]]:
     """Look for nodes whose samples are missing for a part of the window. Return two lists of sentences: why the bill
-    is incomplete, and remarks about what may be missing. If the query is about one policy, absent, silent, new and
-    departed nodes are only considered if they are in `metered`. Raises Trouble."""
-    absences = await find_absences(prometheus, query)
-    down = await _find_down(prometheus, query)
+    is incomplete, and remarks about what may be missing. `silent_nodes` is the answer of `find_silent`. If the query
+    is about one policy, absent, silent, new and departed nodes are only considered if they were metered. Raises
+    Trouble."""
+    nodes = silent_nodes.union(*(each.suspects for each in sightings))
+    absences = await find_absences(prometheus, query, sightings, nodes)
+    down = _down(sightings)
     bare = await _find_bare(prometheus, query)
     # Nodes of other policies do not concern the bill of one policy.
+    metered = frozenset[str]().union(*(each.nodes for each in sightings))
     ours = metered if POLICY in labels_of(query.selector) else {*absences.first, *absences.last, *down}
     silent = {
         node: seconds
@@ -231,22 +258,13 @@ def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> floa
     return round(seconds)
 
 
-async def _find_down(prometheus: Prometheus, query: MeterQuery) -> dict[str, tuple[float, float]]:
-    """Return, by node, the first and the last time in the window at which its agent did not answer or was not Ready.
-    Raises Trouble."""
-    job = "" if "job" in labels_of(query.selector) else AGENTS
-    chosen = of_others(query.selector, frozenset({POLICY}))
-    metrics = f"up{braced(chosen, job)}", f"gpusharing_agent_ready{braced(chosen)}"
-    silent = f"timestamp({' or '.join(f'max by (node) ({metric}) == 0' for metric in metrics)})"
+def _down(sightings: Iterable[Sightings]) -> dict[str, tuple[float, float]]:
+    """Return, by node, the first and the last time in the window at which its agent did not answer or was not Ready."""
     down: dict[str, tuple[float, float]] = {}
-    for start, end in days(query.start, query.end):
-        span = f"[{round(end - start)}s:{POINT:g}s]"
-        firsts, lasts = await side_by_side(
-            *(prometheus.instant(f"{function}_over_time({silent}{span})", end) for function in ("min", "max"))
-        )
-        last_seen = by_node(lasts)
-        for node, first in by_node(firsts).items():
-            down[node] = down.get(node, (first, 0.0))[0], last_seen.get(node, first)
+    for each in sightings:
+        lasts = by_node(each.answers["down last"])
+        for node, first in by_node(each.answers["down first"]).items():
+            down[node] = down.get(node, (first, 0.0))[0], lasts.get(node, first)
     return down
 
 

@@ -1,33 +1,37 @@
 """Read the meter (docs/adr/0043-the-meter.md) from Prometheus for a window: who used how much GPU time at which price,
 and what is missing.
 
-The window is queried a day at a time, so that a price applies only to the days on which it was exported, and no answer
-is large. `increase` extrapolates a series to both ends of the day, bridges gaps, and handles counters that restarted.
+Each query covers a few days and has a value for each of them, so that a price applies only to the days on which it was
+exported, and no answer is large. `increase` extrapolates a series to both ends of the day, bridges gaps, and handles
+counters that restarted.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, repeat
 from shlex import quote
 
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
-from gpusharing.usage.prometheus.matchers import TARGET, braced, nodes_of
-from gpusharing.usage.prometheus.windows import days, find_gaps
-from gpusharing.usage.read.absences import find_losses
+from gpusharing.usage.prometheus.matchers import TARGET, braced, matcher_of, nodes_of, of_others
+from gpusharing.usage.prometheus.windows import Days, days, find_gaps
+from gpusharing.usage.read.absences import Sightings, Stretch, find_losses, find_silent, holes_in
 from gpusharing.usage.read.pricing import CHOOSE, MOST, NO_NUMBER, REMEDY, Prices, read_prices
 from gpusharing.usage.read.queries import (
     EXPORTED,
     GPUS,
     NAMESPACE,
     OF_PARTS,
+    POINT,
     POLICY,
     MeterQuery,
+    device_queries,
     label_of,
+    presence_queries,
     queries_of,
 )
 from gpusharing.usage.reckon.bills import MICROS, Basis, Cell, Part, Price
@@ -100,8 +104,10 @@ MISSED = 3600.0
 """The smallest loss of a node that is reported, in GPU-seconds. The loss of one scrape interval at the end of each day
 is below it."""
 COUNTED = (*Part, "gpus", "firsts", "lasts")
-"""The names of those queries of `queries_of` that read the meter: one for each Part of the GPU time, one for all of it
-(`gpus`), and the lowest and the highest value of each node's counter (`firsts`, `lasts`)."""
+"""The names of the answers that come from the meter: one for each Part of the GPU time, one for all of it (`gpus`), and
+the lowest and the highest value of the counters of suspects (`firsts`, `lasts`)."""
+AHEAD = 3
+"""How many groups of days are queried at the same time, so that a Prometheus with several cores uses them."""
 NodePool = tuple[str, str]
 """The name of a node, and the name of the policy that owned it."""
 
@@ -122,7 +128,7 @@ class MeteredPools:
 
 @dataclass(slots=True)
 class _Day:
-    """The answers for one stretch of at most a day."""
+    """The answers for one stretch of about a day."""
 
     counted: Mapping[str, list[Series]]
     """The answers that come from the meter, by their names in COUNTED."""
@@ -134,24 +140,29 @@ class _Day:
     """The value of the bill's label for each namespace on that day."""
     simulated: frozenset[str]
     """Nodes whose GPUs are SIMULATED."""
+    sightings: Sightings
+    """Which nodes were metered, and which of them were perhaps absent for a while."""
     faults: Sequence[str] = ()
     """A sentence for each impossible number that was left out."""
 
 
-async def read_metered(prometheus: Prometheus, query: MeterQuery) -> MeteredPools:
+async def read_metered(
+    prometheus: Prometheus, query: MeterQuery, progress: Callable[[str], None]
+) -> MeteredPools:
     """Read the meter's series for the window of `query` and return the time by cell, with everything known to be
-    missing. Raises Trouble if a query fails, if Prometheus has no data of the meter in the window, or if a node was
-    metered twice. In a bill by a label, also raises Trouble if GPUs were held but no namespace had the label on any
-    day."""
+    missing. `progress` is called with a sentence each time that some days were read. Raises Trouble if a query
+    fails, if Prometheus has no data of the meter in the window, or if a node was metered twice. In a bill by a
+    label, also raises Trouble if GPUs were held but no namespace had the label on any day."""
     metered = MeteredPools()
     metered.missing += await _gaps(prometheus, query)
+    silent = await find_silent(prometheus, query)
     unpriced: dict[tuple[str, str], float] = {}
     parts: dict[NodePool, float] = {}
     gpus: dict[NodePool, float] = {}
     rivals: set[str] = set()
     unseen, unlabelled, labelled = _Unseen(), 0, False
-    for start, end in days(query.start, query.end):
-        day = await _read_day(prometheus, query, start, end)
+    sightings: list[Sightings] = []
+    async for day in _read_all(prometheus, query, silent, progress):
         _add(metered, day, query.by, unpriced)
         faults = dict.fromkeys((*day.faults, *day.prices.faults))
         metered.missing += [fault for fault in faults if fault not in metered.missing]
@@ -160,7 +171,8 @@ async def read_metered(prometheus: Prometheus, query: MeterQuery) -> MeteredPool
         rivals |= day.teams.rivals & {
             namespace_of(series) for series in day.counted["held"] if series.value > 0
         }
-        metered.simulated |= day.simulated & {node for node, _ in map(_node, day.counted["gpus"])}
+        metered.simulated |= day.simulated & day.sightings.nodes
+        sightings.append(day.sightings)
         unseen.add(day.counted["gpus"], day.counted["firsts"], day.counted["lasts"])
         unlabelled += bool(label_of(query.by) and day.counted["held"] and not day.teams.last)
         labelled |= bool(day.teams.last)
@@ -174,7 +186,7 @@ async def read_metered(prometheus: Prometheus, query: MeterQuery) -> MeteredPool
     metered.missing += describe_rivals(rivals, query.by)
     metered.missing += _unpriced(unpriced)
     metered.missing += [*_lacking(parts, gpus, query.end - query.start), *unseen.describe()]
-    missing, remarks = await find_losses(prometheus, query, unseen.nodes)
+    missing, remarks = await find_losses(prometheus, query, sightings, silent)
     metered.missing += missing
     metered.remarks += remarks
     metered.missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
@@ -191,36 +203,114 @@ def _sum(counts: dict[NodePool, float], answer: Iterable[Series]) -> None:
         counts[_node(series)] = counts.get(_node(series), 0.0) + series.value
 
 
-async def _read_day(prometheus: Prometheus, query: MeterQuery, start: float, end: float) -> _Day:
-    """Query the meter for one stretch of time and return the answers; impossible values are left out and reported in
-    `faults`. Raises Trouble if a query fails or a node was metered twice."""
-    queries = queries_of(query, round(end - start))
-    results = await side_by_side(*(prometheus.instant_all(promql, end) for promql in queries.values()))
-    answers = dict(zip(queries, results, strict=True))
-    _refuse_doubles(answers["twice"])
-    faults: list[str] = []
-    prices = (answers[name] for name in ("opencost", "policies", "products", "cards"))
-    return _Day(
-        {name: list(_credible(answers[name], faults)) for name in COUNTED},
-        {
-            (series.labels.get("node", ""), series.labels.get("resource", "")): series.value
-            for series in answers["shared"]
-            if math.isfinite(series.value)
-        },
-        read_prices(*prices, rivals=answers["rivals"], currency=query.currency),
-        read_teams(answers.get("labels", ()), answers.get("rival labels", ()), label_of(query.by)),
-        nodes_of(answers["simulated"]),
-        faults,
-    )
+async def _read_all(
+    prometheus: Prometheus, query: MeterQuery, silent: frozenset[str], progress: Callable[[str], None]
+) -> AsyncIterator[_Day]:
+    """Yield the answers for each stretch of the window, oldest first, and report the `progress` as `read_metered` does.
+    Raises Trouble as `_read_days` does."""
+    groups = days(query.start, query.end)
+    for at in range(0, len(groups), AHEAD):
+        share = (groups[at].start - query.start) / (query.end - query.start)
+        progress(f"Reading from {prometheus.place.where}: {share:.0%}")
+        batch = groups[at : at + AHEAD]
+        for read in await side_by_side(*(_read_days(prometheus, query, group, silent) for group in batch)):
+            for day in read:
+                yield day
+
+
+async def _read_days(
+    prometheus: Prometheus, query: MeterQuery, group: Days, silent: frozenset[str]
+) -> list[_Day]:
+    """Query the meter and return the answers for each stretch of `group`; impossible values are left out and reported
+    in `faults`. `silent` is the answer of `find_silent`. Raises Trouble if a query fails or a node was metered
+    twice."""
+    queries = queries_of(query, group)
+    answers = dict(zip(queries, await group.read_all(prometheus, queries.values()), strict=True))
+    suspects = [nodes_of(answer) for answer in answers["suspects"]]
+    doubtful = silent.union(*suspects)
+    presence = presence_queries(query, group.seconds, matcher_of(doubtful))
+    looked = await group.read_all(prometheus, presence.values() if doubtful else ())
+    answers |= dict(zip(presence, looked or repeat([[]] * len(group.ends)), strict=False))
+    shared, cards = await _read_devices(prometheus, query, group, answers["held"], doubtful)
+    metered = [nodes_of(answer) for answer in answers["gpus"]]
+    holes: Sequence[Stretch] = ()
+    if any(nodes <= others for nodes, others in zip(metered, suspects, strict=True)):
+        holes = await _find_holes(prometheus, query, group)
+    found = []
+    for index, end in enumerate(group.ends):
+        day = {name: answer[index] for name, answer in answers.items()}
+        _refuse_doubles(day["twice"])
+        faults: list[str] = []
+        opencost, policies, products = (day[name] for name in ("opencost", "policies", "products"))
+        found.append(
+            _Day(
+                {name: list(_credible(day[name], faults)) for name in COUNTED},
+                shared,
+                read_prices(
+                    opencost, policies, products, cards, rivals=day["rivals"], currency=query.currency
+                ),
+                read_teams(day.get("labels", ()), day.get("rival labels", ()), label_of(query.by)),
+                nodes_of(day["simulated"]),
+                Sightings(
+                    end - group.seconds, end, metered[index], suspects[index], day, holes if not index else ()
+                ),
+                faults,
+            )
+        )
+    return found
+
+
+async def _find_holes(prometheus: Prometheus, query: MeterQuery, group: Days) -> list[Stretch]:
+    """Return the times of `group` in which Prometheus saw no node at all, of whatever policy. Raises Trouble."""
+    chosen = braced(of_others(query.selector, frozenset({POLICY})))
+    begin, end = group.start, group.ends[-1]
+    return holes_in(begin, end, await prometheus.between(f"count({GPUS}{chosen})", begin, end, POINT))
+
+
+async def _read_devices(
+    prometheus: Prometheus,
+    query: MeterQuery,
+    group: Days,
+    held: Iterable[Iterable[Series]],
+    suspects: frozenset[str],
+) -> tuple[dict[tuple[str, str], float], list[Series]]:
+    """Return the highest number of slices that a device had, by node and resource, and the products of each node's
+    GPUs. Both are read at the beginning and at the end of `group` and, for `suspects` and for nodes where that does not
+    explain what was `held`, for all of the time. Raises Trouble if a query fails."""
+    now = device_queries(query)
+    looks = [prometheus.instant(promql, at) for at in (group.start, group.ends[-1]) for promql in now]
+    slices, cards, *later = await side_by_side(*looks)
+    slices += later[0]
+    cards += later[1]
+    known = {_device(series) for series in slices}
+    others = {
+        node for node, resource in map(_device, chain.from_iterable(held)) if (node, resource) not in known
+    }
+    others |= suspects
+    if others:
+        closer = device_queries(query, matcher_of(others), round(group.ends[-1] - group.start))
+        more = await side_by_side(*(prometheus.instant(promql, group.ends[-1]) for promql in closer))
+        slices += more[0]
+        cards += more[1]
+    shared: dict[tuple[str, str], float] = {}
+    for series in slices:
+        shared[_device(series)] = max(series.value, shared.get(_device(series), 0.0))
+    return shared, cards
+
+
+def _device(series: Series) -> tuple[str, str]:
+    """Return the node and the resource that a series is about; each is empty if the series has no such label."""
+    return series.labels.get("node", ""), series.labels.get("resource", "")
 
 
 async def read_price(prometheus: Prometheus, query: MeterQuery, nodes: Iterable[str]) -> Price | None:
     """Return the mean price of a GPU on these nodes in the window of `query`. None if the price of a node is unknown or
     ambiguous, or if the nodes have prices in several currencies. Raises Trouble if a query fails."""
-    queries = queries_of(query, round(query.end - query.start))
+    window = Days((query.end,), round(query.end - query.start))
+    queries = queries_of(query, window) | {"cards": device_queries(query, seconds=window.seconds)[1]}
     names = ("opencost", "policies", "products", "cards", "rivals", "gpus")
-    answers = await side_by_side(*(prometheus.instant_all(queries[name], query.end) for name in names))
-    *prices, rivals, owners = answers
+    answers = await window.read_all(prometheus, [queries[name] for name in names])
+    *prices, rivals, owners = (answer for (answer,) in answers)
     known = read_prices(*prices, rivals=rivals, currency=query.currency)
     policies = dict(map(_node, owners))
     found = [known.find(node, policies.get(node, "")) for node in nodes]
@@ -352,11 +442,6 @@ class _Unseen:
                 0, round(series.value - self._ended.get(_node(series), series.value))
             )
         self._ended |= {_node(series): series.value for series in lasts}
-
-    @property
-    def nodes(self) -> set[str]:
-        """The names of the nodes whose counters were in any answer so far, even if they did not grow."""
-        return {node for node, _ in self._seen}
 
     def describe(self) -> list[str]:
         """Return a list with one sentence about the lost time. Only nodes that lost more than MISSED seconds and more

@@ -17,11 +17,14 @@ from gpusharing.usage.prometheus.matchers import (
     simulated_query,
     state_label,
 )
-from gpusharing.usage.prometheus.windows import LOOKBACK, SHORT
+from gpusharing.usage.prometheus.windows import LOOKBACK, SHORT, Days
 from gpusharing.usage.read.pricing import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC
 
-POINTS = "5m"
-"""Time between the points of a subquery."""
+POINTS, POINT = "5m", 60.0
+"""Time between the points of a subquery, and seconds between the points at which the presence of a node is checked."""
+AGENTS = 'job="gpusharing-agent"'
+"""A matcher for the job of the chart's PodMonitor (templates/podmonitor.yaml, jobLabel). It is not used if the
+selector has a matcher for `job`."""
 NAMESPACE, POLICY, EXPORTED = "namespace", "policy", "exported_namespace"
 GPUS = "gpusharing_gpu_seconds_total"
 OF_PARTS = frozenset((NAMESPACE, EXPORTED, "resource", "gpu", "uuid", "profile", "product", "currency"))
@@ -70,18 +73,14 @@ def refuse_parts(selector: str) -> None:
             )
 
 
-def queries_of(query: MeterQuery, seconds: int) -> dict[str, str]:
-    """Return the queries of a bill for one stretch of `seconds`, by the name of their answer. They must be evaluated
-    at the end of the stretch. The queries for labels of namespaces are only there if the bill is made by such a
-    label."""
-    span = f"[{seconds}s]"
-    chosen = braced(query.selector)
-    of_devices = braced(of_others(query.selector, frozenset({POLICY})))
-    counters = f"{GPUS}{chosen}"
+def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
+    """Return the queries of a bill, by the name of their answer. They must be evaluated at the end of each stretch of
+    `days`. The queries for labels of namespaces are only there if the bill is made by such a label."""
+    chosen, seconds = braced(query.selector), days.seconds
 
     def increase_of(name: str, *labels: str) -> str:
         """Return the query for the growth of the counter `name`, by node and these labels."""
-        return f"sum by (node, {', '.join(labels)}) (increase({name}{chosen}{span}))"
+        return f"sum by (node, {', '.join(labels)}) (increase({name}{chosen}[{seconds}s]))"
 
     queries = {
         "held": increase_of("gpusharing_slice_seconds_total", POLICY, NAMESPACE, EXPORTED, "resource"),
@@ -89,13 +88,9 @@ def queries_of(query: MeterQuery, seconds: int) -> dict[str, str]:
         "stranded": increase_of("gpusharing_stranded_slice_seconds_total", POLICY),
         "transition": increase_of("gpusharing_transition_slice_seconds_total", POLICY),
         "gpus": increase_of(GPUS, POLICY),
-        "firsts": f"min by (node, {POLICY}) (min_over_time({counters}{span}))",
-        "lasts": f"max by (node, {POLICY}) (max_over_time({counters}{span}))",
-        "shared": f"max by (node, resource) (max_over_time(gpusharing_device_slices{of_devices}{span}))",
-        **_prices(query, seconds),
-        "cards": f"max by (node, product) (max_over_time(gpusharing_agent_gpu_info{of_devices}{span}))",
-        "twice": _twice(counters, seconds),
         "simulated": simulated_query(query.selector, seconds),
+        "suspects": _suspects(f"{GPUS}{chosen}", days),
+        **_prices(query, seconds),
     }
     if label := label_of(query.by):
         matchers = ",".join(filter(None, (_others(query), f'{label}!=""')))
@@ -104,6 +99,62 @@ def queries_of(query: MeterQuery, seconds: int) -> dict[str, str]:
         queries["labels"] = f"max by ({NAMESPACE}, {EXPORTED}, {label}) (max_over_time({last}))"
         queries["rival labels"] = _rival_labels(f"kube_namespace_labels{{{matchers}}}", label, seconds)
     return queries
+
+
+def _suspects(counters: str, days: Days) -> str:
+    """Return the query for the nodes whose presence has to be checked for each minute of a stretch: nodes with a
+    counter that was not visible at each multiple of POINTS in it, or with two counters at its end. `counters` selects
+    the counters of all nodes."""
+    first, last = (days.start - 1) // 300, days.ends[0] // 300
+    # Prometheus 3 leaves out a point at the very beginning of a range, and older ones do not.
+    seen = f"count_over_time({counters}[{days.seconds}001ms:{POINTS}]) < {last - first:g}"
+    return f"group by (node) ({seen} or count by (node, {POLICY}) ({counters}) > 1)"
+
+
+def presence_queries(query: MeterQuery, seconds: int, nodes: str) -> dict[str, str]:
+    """Return the queries about when nodes were seen and their agents answered in the last `seconds`, about gaps in
+    their counters, and about counters that exist twice, by the name of their answer. `nodes` is the matcher for these
+    nodes."""
+    counters, span = f"{GPUS}{braced(query.selector, nodes)}", f"[{seconds}s]"
+    down = f"timestamp({down_agents(query, nodes)})[{seconds}s:{POINT:g}s]"
+    return {
+        "firsts": f"min by (node, {POLICY}) (min_over_time({counters}{span}))",
+        "lasts": f"max by (node, {POLICY}) (max_over_time({counters}{span}))",
+        "twice": _twice(counters, seconds),
+        "seen first": seen_at(query, "min", seconds, nodes),
+        "seen last": seen_at(query, "max", seconds, nodes),
+        "seen": seen_at(query, "count", seconds, nodes),
+        "down first": f"min_over_time({down})",
+        "down last": f"max_over_time({down})",
+    }
+
+
+def seen_at(query: MeterQuery, function: str, seconds: int, nodes: str) -> str:
+    """Return the query that applies `function` (min, max or count) to the times at which each node was seen in the last
+    `seconds`. Nodes of all policies count. `nodes` is the matcher for the nodes that it is about."""
+    counters = f"{GPUS}{braced(of_others(query.selector, frozenset({POLICY})), nodes)}"
+    return f"{function}_over_time(timestamp(max by (node) ({counters}))[{seconds}s:{POINT:g}s])"
+
+
+def down_agents(query: MeterQuery, nodes: str = "") -> str:
+    """Return the query for the nodes whose agent does not answer or is not Ready. `nodes` is the matcher for the nodes
+    that it is about; empty for all."""
+    job = "" if "job" in labels_of(query.selector) else AGENTS
+    chosen = of_others(query.selector, frozenset({POLICY}))
+    metrics = f"up{braced(chosen, job, nodes)}", f"gpusharing_agent_ready{braced(chosen, nodes)}"
+    return " or ".join(f"max by (node) ({metric}) == 0" for metric in metrics)
+
+
+def device_queries(query: MeterQuery, nodes: str = "", seconds: int = 0) -> tuple[str, str]:
+    """Return the queries for the highest number of slices that a device has, by node and resource, and for the products
+    of each node's GPUs. They are about one moment or, unless `seconds` is 0, about so many seconds before it.
+    `nodes` is the matcher for the nodes that they are about; empty for all."""
+    of_devices = braced(of_others(query.selector, frozenset({POLICY})), nodes)
+    shared, cards = (
+        f"max_over_time({metric}{of_devices}[{seconds}s])" if seconds else f"{metric}{of_devices}"
+        for metric in ("gpusharing_device_slices", "gpusharing_agent_gpu_info")
+    )
+    return f"max by (node, resource) ({shared})", f"max by (node, product) ({cards})"
 
 
 def _rival_labels(metric: str, label: str, seconds: int) -> str:
@@ -118,7 +169,9 @@ def _rival_labels(metric: str, label: str, seconds: int) -> str:
 def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
     """Return the queries for the mean price of each source, by the name of the answer, and under `rivals` the query
     for subjects that had two prices at one time."""
-    points = f"[{seconds}s:{POINTS}]"
+    # A price that changes at midnight is not scraped at once, and counts for the day that begins.
+    margin = min(round(SHORT), seconds // 4)
+    points = f"[{seconds - 2 * margin}s:{POINTS}] offset {margin}s"
     of_policies, others = braced(of_others(query.selector)), braced(_others(query))
     prices = {
         name: (f"{metric}{of_policies if metric == POLICY_METRIC else others}{known}", labels)
