@@ -49,12 +49,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Gauge:
-    """A series that is always the same, told once an hour."""
+    """A series that is always the same, told once an hour unless `every` says otherwise."""
 
     name: str
     labels: Mapping[str, str]
     value: str
     hours: tuple[float, float] = (0, 1e9)
+    every: int = 3600
+    """Seconds between two scrapes."""
 
 
 Account = tuple[tuple[str, str], ...]
@@ -104,7 +106,7 @@ def _samples(history: History) -> Iterator[tuple[str, str, int]]:
         yield from _counters(node, start, history)
     for gauge in (*history.gauges, *(told for node in history.nodes for told in _gauges(node))):
         first, last = max(0.0, gauge.hours[0]), min(history.hours, gauge.hours[1])
-        for at in range(start + int(first * 3600), start + int(last * 3600) + 1, 3600):
+        for at in range(start + int(first * 3600), start + int(last * 3600) + 1, gauge.every):
             yield gauge.name, f"{gauge.name}{_text(gauge.labels)} {gauge.value}", at
 
 

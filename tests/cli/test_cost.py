@@ -4,12 +4,14 @@ usage/prometheus/services.py, cli/shell/drawing.py)."""
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 from tests.cli import desk as desks
 from tests.cli.desk import JSON, Desk, Said
 from tests.cli.fakeprometheus import DAY, GPU, HELD, Answer, FakePrometheus, failure, fake_prometheus, vector
+from tests.cli.screen import END, read_until, terminal
 from tests.fakes.tls import Identity
 
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
@@ -91,6 +93,30 @@ def test_a_prometheus_that_is_named_needs_no_cluster(desk: Desk, fake: FakeProme
     desk.kubeconfig.unlink()
     assert ask(desk, fake).status == DONE
     assert desk.server.asked == []
+
+
+def test_a_person_sees_how_much_has_been_read_until_the_bill_is_there(
+    desk: Desk, fake: FakePrometheus
+) -> None:
+    with terminal(desk, "cost", "--prometheus", fake.url, "--window", "30d") as (_, screen):
+        seen = read_until(screen, END)
+    shown, _, bill = seen.rpartition("\r\x1b[K")
+    progress = re.findall(rf"\r\x1b\[KReading from {fake.url}: (\d+)%", shown)
+    assert progress == ["0", "40", "80"]
+    assert "GPU-hours cost" in bill
+    assert "Reading" not in bill
+
+
+def test_a_window_of_a_month_is_read_with_few_queries(desk: Desk, fake: FakePrometheus) -> None:
+    """Each day had about 20 queries of its own."""
+    assert desk.type("cost", "--prometheus", fake.url, "--window", "30d").status == CHANGES
+    days = 30
+    assert len(fake.paths) < 10 * days
+    del fake.answers["group by (node) (count_over_time(gpusharing_gpu_seconds_total"]
+    fake.paths.clear()
+    assert desk.type("cost", "--prometheus", fake.url, "--window", "30d").status == CHANGES
+    used = 4 * 37
+    assert len(fake.paths) - used < 5 * days, "where no agent was away"
 
 
 def test_its_own_clock_says_when_now_is(desk: Desk, fake: FakePrometheus) -> None:

@@ -43,11 +43,6 @@ def test_a_store_that_answers_only_some_of_the_questions_about_a_node_makes_the_
             "the value {} s of a meter counter on gpu-1 is ignored",
         ),
         (
-            "min by (node, policy) (min_over_time(gpusharing_gpu_seconds_total",
-            GPU,
-            "the value {} s of a meter counter on gpu-1 is ignored",
-        ),
-        (
             "(avg by (policy, currency) (gpusharing_policy_gpu_hourly_price",
             {"policy": "pool-x", "currency": "USD"},
             "of policy pool-x is {}",

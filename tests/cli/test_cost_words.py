@@ -74,8 +74,8 @@ def test_a_day_begins_at_midnight_in_utc() -> None:
         (("--until", "yesterday"), "use a date or a timestamp, for example 2026-11-01"),
         (("--until", "2999-01-01"), "is in the future"),
         (("--currency", "dollar"), "use three capital letters, for example USD"),
-        (("--by", "a b"), "use namespace, policy, or a namespace label, for example team"),
-        (("--by", ""), "use namespace, policy, or a namespace label"),
+        (("--by", "a b"), "use namespace, policy, pod, or a namespace label, for example team"),
+        (("--by", ""), "use namespace, policy, pod, or a namespace label"),
     ],
 )
 def test_what_cannot_be_meant_is_answered_with_what_can(words: tuple[str, ...], told: str) -> None:
@@ -102,7 +102,7 @@ def test_what_selects_a_policy_selects_all_that_has_no_policy() -> None:
     queries = queries_of(MeterQuery(0, 86400, "team", 'cluster="east",policy="a"'), DAY).values()
     assert all('cluster="east"' in query for query in queries)
     parted = [query.count("policy=") for query in queries]
-    assert parted == [1, 1, 1, 1, 1, 0, 2, 0, 1, 0, 2, 0, 0]
+    assert parted == [1, 1, 1, 1, 1, 0, 2, 0, 0, 1, 0, 2, 0, 0]
 
 
 @pytest.mark.parametrize("label", ["namespace", "exported_namespace", "resource", "uuid", "currency"])

@@ -97,6 +97,7 @@ async def find_answer(
         tuple(metered.missing),
         tuple(remarks),
         tuple(sorted(metered.simulated)),
+        metered.used,
     )
 
 
@@ -107,7 +108,7 @@ def query_of(typed: Namespace, now: float) -> MeterQuery:
     if not re.fullmatch(r"[A-Z]{3}", typed.currency):
         raise Trouble(f"--currency {typed.currency}: use three capital letters, for example USD")
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,250}[A-Za-z0-9])?", typed.by):
-        raise Trouble(f"--by {typed.by}: use namespace, policy, or a namespace label, for example team")
+        raise Trouble(f"--by {typed.by}: use namespace, policy, pod, or a namespace label, for example team")
     selector = selector_of(typed.selector)
     refuse_parts(selector)
     return MeterQuery(start, end, typed.by, selector, typed.currency)

@@ -445,10 +445,13 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "cost",
         "usage.cost",
-        "Show what the GPUs cost per namespace, policy or label, and how much was unused; reads only Prometheus.",
+        "Show what the GPUs cost per namespace, policy, pod or label, and how much was used; reads only Prometheus.",
         (
             _value(
-                "--by", "namespace|policy|LABEL", "LABEL is a namespace label, for example team", "namespace"
+                "--by",
+                "namespace|policy|pod|LABEL",
+                "LABEL is a namespace label, for example team",
+                "namespace",
             ),
             *_window("30d", "366d"),
             _value(

@@ -267,18 +267,10 @@ class Prometheus:
         return [series for series in answer if series.points and math.isfinite(series.value)]
 
     async def between(
-        self,
-        query: str,
-        start: float,
-        end: float,
-        step: float,
-        *,
-        whole: tuple[float, float] | None = None,
-        finite: bool = True,
+        self, query: str, start: float, end: float, step: float, *, whole: tuple[float, float] | None = None
     ) -> list[Series]:
-        """Return the series that `query` yields from `start` to `end`, with a value every `step` seconds. With
-        `finite`, values that are infinite or not a number are left out, which may leave a series without points. Raises
-        Trouble if the query fails or its result cannot be read.
+        """Return the series of `between_all` without values that are not finite, which may leave a series without
+        points. Raises Trouble as `between_all` does.
 
         A proxy in front of Prometheus may move the start and the end to multiples of the step (Mimir's
         pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend). So values at least half a step
@@ -286,21 +278,23 @@ class Prometheus:
         start and end of that time and is used in place of `start` and `end` for this check: the proxy moves all of
         these queries in the same way, so a value that one of them loses is in the answer to the query before it.
         """
-        parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
-        answer = await self._result("query_range", parameters, "matrix")
         begin, last = whole or (start, end)
         begin, last = begin - step / 2, last + step / 2
         return [
             Series(
                 series.labels,
                 tuple(
-                    (at, value)
-                    for at, value in series.points
-                    if begin < at < last and (math.isfinite(value) or not finite)
+                    (at, value) for at, value in series.points if begin < at < last and math.isfinite(value)
                 ),
             )
-            for series in answer
+            for series in await self.between_all(query, start, end, step)
         ]
+
+    async def between_all(self, query: str, start: float, end: float, step: float) -> list[Series]:
+        """Return the series that `query` yields from `start` to `end`, with a value every `step` seconds. Raises
+        Trouble if the query fails or its result cannot be read."""
+        parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
+        return await self._result("query_range", parameters, "matrix")
 
     async def _result(self, path: str, parameters: Mapping[str, str], kind: str) -> list[Series]:
         """Send a query to the API path `path` and return the series of its result. Warnings in the response are added

@@ -76,13 +76,16 @@ class Days:
 
     async def read(self, prometheus: Prometheus, query: str) -> list[list[Series]]:
         """Return the series that `query` yields at the end of each stretch, in the order of `ends`. Values that are
-        infinite or not a number are included. Raises Trouble as `Prometheus.between` does."""
+        infinite or not a number are included; points that are not at an end are ignored. Raises Trouble
+        as `Prometheus.between_all` does."""
         # A single point needs no step, and a proxy would move it to a multiple of one.
         step = self.seconds if len(self.ends) > 1 else 1
         answers: list[list[Series]] = [[] for _ in self.ends]
-        for series in await prometheus.between(query, self.ends[0], self.ends[-1], step, finite=False):
+        for series in await prometheus.between_all(query, self.ends[0], self.ends[-1], step):
             for at, value in series.points:
-                answers[round((at - self.ends[0]) / step)].append(Series(series.labels, ((at, value),)))
+                for end, answer in zip(self.ends, answers, strict=True):
+                    if abs(at - end) < 1:
+                        answer.append(Series(series.labels, ((at, value),)))
         return answers
 
     async def read_all(self, prometheus: Prometheus, queries: Iterable[str]) -> list[list[list[Series]]]:

@@ -20,12 +20,17 @@ from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.prometheus.client import CLOCKS, Prometheus, Series, side_by_side
 from gpusharing.usage.prometheus.matchers import OF_TARGETS, braced, labels_of, matcher_of
 from gpusharing.usage.prometheus.windows import DAY, duration, moment
-from gpusharing.usage.read.queries import POINT, POLICY, MeterQuery, down_agents, seen_at
+from gpusharing.usage.read.queries import POINT, POLICY, MeterQuery, seen_at
 
 SHORT = 300.0
 """The longest absence in a day, in seconds, that is not reported: an update or a crash restarts an agent."""
 Stretch = tuple[float, float]
 """The start and end of a time without samples, in seconds since 1970."""
+
+
+PRESENCE = ("seen first", "seen last", "seen", "down first", "down last")
+"""The names of those answers to `close_queries` that say when nodes were seen and how often, and when their agents did
+not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,40 +44,31 @@ class Sightings:
     nodes: Set[str]
     """The nodes with GPU time in the stretch."""
     suspects: Set[str]
-    """The nodes that were perhaps not seen all the time. The answers are about at least these nodes."""
-    answers: Mapping[str, Sequence[Series]]
-    """The answers to `presence_queries`, by their names."""
+    """The nodes that were perhaps not seen all the time. `presence` is about at least these nodes."""
+    presence: Mapping[str, Mapping[str, float]]
+    """The values of PRESENCE, by their names and then by node."""
     holes: Sequence[Stretch]
     """The times in which no node was seen."""
 
 
-async def find_silent(prometheus: Prometheus, query: MeterQuery) -> frozenset[str]:
-    """Return the nodes whose agent did not answer or was not Ready at one of about LOOKS times in the window. Raises
-    Trouble."""
-    step = max(POINT, (query.end - query.start) / LOOKS)
-    answer = await prometheus.between(down_agents(query), query.start, query.end, step)
-    return frozenset(series.labels.get("node", "") for series in answer)
-
-
 async def find_absences(
-    prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings], nodes: Set[str]
+    prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings]
 ) -> "Absences":
-    """Return the sightings of all nodes in the window, with the seconds for which each was absent between two of them.
-    `nodes` are the nodes that may have been absent: for them, the time just before and after the window is queried
-    too, which is as long as the window but at most a day. Raises Trouble."""
+    """Return when each node was seen in the window, with the seconds for which it was absent between two sightings. The
+    time just before and after the window, which is as long as the window but at most a day, is queried too. Raises
+    Trouble."""
     absences = Absences(query.start, query.end)
     # Look no farther back and ahead than the window is long: users may choose a short one because a day is too much.
     beside = min(DAY, query.end - query.start)
+    nodes = matcher_of(frozenset[str]().union(*(each.suspects for each in sightings)))
     before, after = await side_by_side(
-        *(
-            prometheus.instant(seen_at(query, function, round(beside), matcher_of(nodes)), at)
-            for function, at in (("max", query.start), ("min", query.end + beside))
-        )
+        prometheus.instant(seen_at(query, "max", round(beside), nodes), query.start),
+        prometheus.instant(seen_at(query, "min", round(beside), nodes), query.end + beside),
     )
     absences.add({}, by_node(before), {}, [])
     for each in sightings:
         steady = each.nodes - each.suspects
-        firsts, lasts, counts = (by_node(each.answers[name]) for name in ("seen first", "seen last", "seen"))
+        firsts, lasts, counts = (each.presence[name] for name in PRESENCE[:3])
         absences.add(
             {**dict.fromkeys(steady, each.start), **firsts},
             {**dict.fromkeys(steady, each.end), **lasts},
@@ -90,7 +86,8 @@ def describe_absences(seconds: dict[str, float]) -> list[str]:
         return []
     return [
         f"Prometheus has no samples from {_nodes(seconds, duration)} for part of the window, but has some from"
-        " before and after: if the agent restarted in between, some or all of that time is not billed to anyone"
+        " before and after: if the agent restarted in between, or midnight in UTC was in between, some or all of that"
+        " time is not billed to anyone"
     ]
 
 
@@ -180,8 +177,6 @@ def holes_in(start: float, end: float, anybody: Iterable[Series]) -> list[Stretc
     return [(a, b) for a, b in pairwise((start - POINT, *times, end + POINT)) if b - a > 1.5 * POINT]
 
 
-LOOKS = 100
-"""At how many times in a window nodes are looked for that Prometheus never saw."""
 LATELY = 600
 """How many seconds before the end of the window a node must have been without a Ready agent to be reported. An update
 of the agent takes less."""
@@ -189,14 +184,12 @@ LOOK = "kubectl get pods -A -o wide -l app.kubernetes.io/name=gpusharing-agent"
 
 
 async def find_losses(
-    prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings], silent_nodes: frozenset[str]
+    prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings]
 ) -> tuple[list[str], list[str]]:
     """Look for nodes whose samples are missing for a part of the window. Return two lists of sentences: why the bill
-    is incomplete, and remarks about what may be missing. `silent_nodes` is the answer of `find_silent`. If the query
-    is about one policy, absent, silent, new and departed nodes are only considered if they were metered. Raises
-    Trouble."""
-    nodes = silent_nodes.union(*(each.suspects for each in sightings))
-    absences = await find_absences(prometheus, query, sightings, nodes)
+    is incomplete, and remarks about what may be missing. If the query is about one policy, absent, silent, new and
+    departed nodes are only considered if they were metered. Raises Trouble."""
+    absences = await find_absences(prometheus, query, sightings)
     down = _down(sightings)
     bare = await _find_bare(prometheus, query)
     # Nodes of other policies do not concern the bill of one policy.
@@ -262,9 +255,8 @@ def _down(sightings: Iterable[Sightings]) -> dict[str, tuple[float, float]]:
     """Return, by node, the first and the last time in the window at which its agent did not answer or was not Ready."""
     down: dict[str, tuple[float, float]] = {}
     for each in sightings:
-        lasts = by_node(each.answers["down last"])
-        for node, first in by_node(each.answers["down first"]).items():
-            down[node] = down.get(node, (first, 0.0))[0], lasts.get(node, first)
+        for node, first in each.presence["down first"].items():
+            down[node] = down.get(node, (first, 0.0))[0], each.presence["down last"].get(node, first)
     return down
 
 

@@ -25,7 +25,7 @@ POINTS, POINT = "5m", 60.0
 AGENTS = 'job="gpusharing-agent"'
 """A matcher for the job of the chart's PodMonitor (templates/podmonitor.yaml, jobLabel). It is not used if the
 selector has a matcher for `job`."""
-NAMESPACE, POLICY, EXPORTED = "namespace", "policy", "exported_namespace"
+NAMESPACE, POLICY, POD, EXPORTED = "namespace", "policy", "pod", "exported_namespace"
 GPUS = "gpusharing_gpu_seconds_total"
 OF_PARTS = frozenset((NAMESPACE, EXPORTED, "resource", "gpu", "uuid", "profile", "product", "currency"))
 """Labels that only some series of a bill have. If a selector used them, the parts would not add up. (Time that no pod
@@ -48,7 +48,7 @@ class MeterQuery:
     end: float
     """End of the window, in seconds since 1970."""
     by: str = NAMESPACE
-    """What the bill is grouped by: NAMESPACE, POLICY, or the key of a namespace label."""
+    """What the bill is grouped by: NAMESPACE, POLICY, POD, or the key of a namespace label."""
     selector: str = ""
     """PromQL matchers, without braces. Matchers for labels in OF_TARGETS apply to the agents' series, a matcher for
     POLICY to the series that have this label, and all others to every series."""
@@ -58,8 +58,8 @@ class MeterQuery:
 
 def label_of(by: str) -> str:
     """Return the name under which kube-state-metrics exports the namespace label `by`, or an empty string if the bill
-    is by namespace or policy."""
-    return "" if by in (NAMESPACE, POLICY) else state_label(by)
+    is by namespace, policy or pod."""
+    return "" if by in (NAMESPACE, POLICY, POD) else state_label(by)
 
 
 def refuse_parts(selector: str) -> None:
@@ -89,9 +89,13 @@ def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
         "transition": increase_of("gpusharing_transition_slice_seconds_total", POLICY),
         "gpus": increase_of(GPUS, POLICY),
         "simulated": simulated_query(query.selector, seconds),
-        "suspects": _suspects(f"{GPUS}{chosen}", days),
+        "suspects": _suspects(query, days),
+        "fractions": _fractions(query, seconds),
         **_prices(query, seconds),
     }
+    if query.by == POD:
+        slices = f"{SLICES}{_of_devices(query)}[{seconds}s:{POINTS}]"
+        queries["slices"] = f"sum by ({_ON_NODES}, resource) (sum_over_time({slices}))"
     if label := label_of(query.by):
         matchers = ",".join(filter(None, (_others(query), f'{label}!=""')))
         # When each label was last seen: a namespace may have been deleted, or have a new owner.
@@ -101,42 +105,43 @@ def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
     return queries
 
 
-def _suspects(counters: str, days: Days) -> str:
+def _suspects(query: MeterQuery, days: Days) -> str:
     """Return the query for the nodes whose presence has to be checked for each minute of a stretch: nodes with a
-    counter that was not visible at each multiple of POINTS in it, or with two counters at its end. `counters` selects
-    the counters of all nodes."""
+    counter that was not visible at each multiple of POINTS in it, with two counters at its end, or whose agent did
+    not answer or was not Ready then."""
+    counters = f"{GPUS}{braced(query.selector)}"
     first, last = (days.start - 1) // 300, days.ends[0] // 300
     # Prometheus 3 leaves out a point at the very beginning of a range, and older ones do not.
     seen = f"count_over_time({counters}[{days.seconds}001ms:{POINTS}]) < {last - first:g}"
-    return f"group by (node) ({seen} or count by (node, {POLICY}) ({counters}) > 1)"
+    twice = f"count by (node, {POLICY}) ({counters}) > 1"
+    return f"group by (node) ({seen} or {twice} or {_down(query)})"
 
 
-def presence_queries(query: MeterQuery, seconds: int, nodes: str) -> dict[str, str]:
-    """Return the queries about when nodes were seen and their agents answered in the last `seconds`, about gaps in
-    their counters, and about counters that exist twice, by the name of their answer. `nodes` is the matcher for these
-    nodes."""
-    counters, span = f"{GPUS}{braced(query.selector, nodes)}", f"[{seconds}s]"
-    down = f"timestamp({down_agents(query, nodes)})[{seconds}s:{POINT:g}s]"
+def close_queries(query: MeterQuery, seconds: int, nodes: str) -> dict[str, str]:
+    """Return the queries about the last `seconds` of some nodes, by the name of their answer: when they were seen and
+    their agents did not answer, counters that exist twice, and what `device_queries` asks. `nodes` is the matcher
+    for these nodes."""
+    counters = f"{GPUS}{braced(query.selector, nodes)}"
+    down = f"timestamp({_down(query, nodes)})[{seconds}s:{POINT:g}s]"
     return {
-        "firsts": f"min by (node, {POLICY}) (min_over_time({counters}{span}))",
-        "lasts": f"max by (node, {POLICY}) (max_over_time({counters}{span}))",
         "twice": _twice(counters, seconds),
         "seen first": seen_at(query, "min", seconds, nodes),
         "seen last": seen_at(query, "max", seconds, nodes),
         "seen": seen_at(query, "count", seconds, nodes),
         "down first": f"min_over_time({down})",
         "down last": f"max_over_time({down})",
+        **device_queries(query, nodes, f"[{seconds}s]"),
     }
 
 
 def seen_at(query: MeterQuery, function: str, seconds: int, nodes: str) -> str:
     """Return the query that applies `function` (min, max or count) to the times at which each node was seen in the last
     `seconds`. Nodes of all policies count. `nodes` is the matcher for the nodes that it is about."""
-    counters = f"{GPUS}{braced(of_others(query.selector, frozenset({POLICY})), nodes)}"
+    counters = f"{GPUS}{_of_devices(query, nodes)}"
     return f"{function}_over_time(timestamp(max by (node) ({counters}))[{seconds}s:{POINT:g}s])"
 
 
-def down_agents(query: MeterQuery, nodes: str = "") -> str:
+def _down(query: MeterQuery, nodes: str = "") -> str:
     """Return the query for the nodes whose agent does not answer or is not Ready. `nodes` is the matcher for the nodes
     that it is about; empty for all."""
     job = "" if "job" in labels_of(query.selector) else AGENTS
@@ -145,16 +150,58 @@ def down_agents(query: MeterQuery, nodes: str = "") -> str:
     return " or ".join(f"max by (node) ({metric}) == 0" for metric in metrics)
 
 
-def device_queries(query: MeterQuery, nodes: str = "", seconds: int = 0) -> tuple[str, str]:
+def device_queries(query: MeterQuery, nodes: str = "", span: str = "") -> dict[str, str]:
     """Return the queries for the highest number of slices that a device has, by node and resource, and for the products
-    of each node's GPUs. They are about one moment or, unless `seconds` is 0, about so many seconds before it.
-    `nodes` is the matcher for the nodes that they are about; empty for all."""
-    of_devices = braced(of_others(query.selector, frozenset({POLICY})), nodes)
-    shared, cards = (
-        f"max_over_time({metric}{of_devices}[{seconds}s])" if seconds else f"{metric}{of_devices}"
-        for metric in ("gpusharing_device_slices", "gpusharing_agent_gpu_info")
-    )
-    return f"max by (node, resource) ({shared})", f"max by (node, product) ({cards})"
+    of each node's GPUs, by the name of their answer. They are about one moment, or about the time before it that
+    `span` has, such as `[86400s]`. `nodes` is the matcher for the nodes that they are about; empty for all."""
+    chosen = f"{_of_devices(query, nodes)}{span}"
+    over = "max_over_time" if span else ""
+    return {
+        "shared": f"max by (node, resource) ({over}(gpusharing_device_slices{chosen}))",
+        "cards": f"max by (node, product) ({over}(gpusharing_agent_gpu_info{chosen}))",
+    }
+
+
+def _fractions(query: MeterQuery, seconds: int) -> str:
+    """Return the query for the GPU-seconds that HAMi allocated to each pod in the last `seconds`, by the part of each
+    GPU's memory. HAMi's scheduler has reported both metrics since v2.9.0 (Project-HAMi/HAMi v2.10.0,
+    cmd/scheduler/metrics.go)."""
+    others = braced(_others(query))
+    sizes = f"max by (device_uuid) (hami_gpu_memory_limit_bytes{others})"
+    parts = f"hami_vgpu_memory_allocated_bytes{others} / on (device_uuid) group_left () {sizes}"
+    return f"300 * sum by ({_ON_NODES}) (sum_over_time(({parts})[{seconds}s:{POINTS}] offset 1ms))"
+
+
+def users_query(query: MeterQuery, seconds: int, nodes: str) -> str:
+    """Return the query for the pods that used the memory of GPUs in the last `seconds` without holding a slice of them.
+    Its values are proportional to the time, and to the part of the memory in use that was the pod's. `nodes` is the
+    matcher for the nodes that it is about."""
+    chosen = _of_devices(query, nodes)
+    memory = f"({OWN}{chosen} unless on ({_HOLDERS}) {SLICES}{chosen})"
+    parts = f"{memory} / on (node, uuid) group_left () (sum by (node, uuid) ({memory}) > 0)"
+    return f"sum by ({_ON_NODES}) (sum_over_time(({parts})[{seconds}s:{POINTS}]))"
+
+
+def use_queries(query: MeterQuery, nodes: str) -> dict[str, str]:
+    """Return the queries for what tenants use of the memory and the SM time that they hold at one moment, and for what
+    they hold of both, by the name of their answer. They are by resource and by what tells tenants apart: the node in
+    a bill by policy, the pod in a bill by pod, else the namespace. Pods whose use is unknown do not count. `nodes` is
+    the matcher for the nodes that they are about."""
+    chosen = _of_devices(query, nodes)
+    slices, memory, sm = (f"{metric}{chosen}" for metric in (SLICES, OWN, SM))
+    # Where an agent is replaced, the series of both are visible for a moment.
+    counts = f"max by (node, uuid, resource) (gpusharing_device_slices{chosen})"
+    sizes = f"max by (node, uuid) (gpusharing_device_memory_bytes{chosen})"
+    held = f"{slices} / on (node, uuid, resource) group_left () {counts}"
+    used = f"{slices} * 0 + on ({_HOLDERS}) group_left () max by ({_HOLDERS})"
+    parts = {
+        "memory": f"{used} ({memory})",
+        "memory held": f"({held} and on ({_HOLDERS}) {memory}) * on (node, uuid) group_left () {sizes}",
+        "sm": f"{used} ({sm})",
+        "sm held": f"{held} and on ({_HOLDERS}) {sm}",
+    }
+    tenant = {POLICY: "node", POD: _PODS}.get(query.by, f"{NAMESPACE}, {EXPORTED}")
+    return {name: f"sum by ({tenant}, resource) ({promql})" for name, promql in parts.items()}
 
 
 def _rival_labels(metric: str, label: str, seconds: int) -> str:
@@ -211,6 +258,11 @@ def _twice(counters: str, seconds: int) -> str:
     )
 
 
+def _of_devices(query: MeterQuery, nodes: str = "") -> str:
+    """Return the selector for those series of our agents that have no policy. `nodes` is a further matcher."""
+    return braced(of_others(query.selector, frozenset({POLICY})), nodes)
+
+
 def _others(query: MeterQuery) -> str:
     """Return the matchers of the query's selector that name neither a scrape target nor a policy."""
     return of_others(query.selector, OF_TARGETS | {POLICY})
@@ -232,6 +284,7 @@ _PODS = "namespace, pod, exported_namespace, exported_pod, cluster"
 _DEVICES = "UUID, uuid, GPU_I_ID, GPU_I_PROFILE, modelName, Hostname, hostname, node, pod_name, pod_namespace"
 _MEASURED = f"{_PODS}, {_DEVICES}"
 _HELD = f"{_PODS}, node, gpu, uuid, profile, resource"
+_ON_NODES, _HOLDERS = f"{_PODS}, node, exported_node", f"{_PODS}, node, uuid"
 _OF_DEVICES = OF_TARGETS | {
     "UUID", "uuid", "GPU_I_ID", "GPU_I_PROFILE", "modelName", "Hostname", "hostname", "gpu", "device", "pci_bus_id",
 }  # fmt: skip

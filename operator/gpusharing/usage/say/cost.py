@@ -1,8 +1,9 @@
 """Format a bill as text, data and CSV. Pure."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from gpusharing.cli.shell.drawing import (
@@ -18,14 +19,16 @@ from gpusharing.cli.shell.drawing import (
 )
 from gpusharing.usage.prometheus.windows import duration, moment
 from gpusharing.usage.read.queries import NAMESPACE, POLICY, MeterQuery
+from gpusharing.usage.read.tenants import Used
 from gpusharing.usage.reckon.bills import HOUR, Bill, Part, PoolBill, Price, Row, Total
 
 UNKNOWN = "unknown"
 COLUMNS = (
     "from", "until", "by", "name", "policy", "part", "resource", "basis", "gpu_hours", "cost", "currency", "partial",
-    "simulated",
+    "simulated", "memory_used", "sm_used",
 )  # fmt: skip
 """The header of the CSV."""
+USES = ("memory", "sm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,14 @@ class CostReport:
     """What else a reader should know."""
     simulated: tuple[str, ...] = ()
     """Nodes whose GPUs are SIMULATED."""
+    used: Used = field(default_factory=dict)
+    """How much of what they held tenants used."""
+
+    def used_by(self, row: Row, what: str) -> float | None:
+        """Return which part of the `memory` or `sm` time in a row was used, or None if that is unknown or if no tenant
+        held it."""
+        used = self.used.get((whose(row, self.query), row.resource), {}) if row.part is Part.HELD else {}
+        return round(used[what], 4) if what in used else None
 
 
 def describe(answer: CostReport, paper: Paper) -> list[Line]:
@@ -79,6 +90,8 @@ def columns_of(name: str) -> tuple[Column, ...]:
         Column("PART", drop=2, right=True),
         Column("COST", right=True),
         Column("BASIS", drop=1),
+        Column("MEM USED", drop=4, right=True),
+        Column("SM USED", drop=5, right=True),
     )
 
 
@@ -95,6 +108,10 @@ def cells_of(answer: CostReport) -> list[list[Span]]:
             Span(f"{100 * row.micros / whole:.1f}%", Ink.FAINT),
             Span(money(row.cents, row.currency), Ink.PLAIN if row.currency else Ink.WAITING),
             Span(row.basis, Ink.FAINT),
+            *(
+                Span("" if part is None else f"{part:.0%}")
+                for part in map(partial(answer.used_by, row), USES)
+            ),
         ]
         for row in rows
     ]
@@ -150,7 +167,7 @@ def name_of(row: Row, query: MeterQuery) -> str:
     return row.tenant or ("(no namespace)" if query.by == NAMESPACE else f"(no {query.by})")
 
 
-def _whose(row: Row, query: MeterQuery) -> str:
+def whose(row: Row, query: MeterQuery) -> str:
     """Return the policy or tenant of a row, for programs; empty if there is none or it is unknown."""
     return row.policy if query.by == POLICY else row.tenant
 
@@ -189,10 +206,12 @@ def as_data(answer: CostReport) -> dict[str, Any]:
         "simulated": list(answer.simulated),
         "rows": [
             {
-                "name": _whose(row, query),
+                "name": whose(row, query),
                 "part": str(row.part),
                 "resource": row.resource,
                 "basis": str(row.basis),
+                "memoryUsed": answer.used_by(row, "memory"),
+                "smUsed": answer.used_by(row, "sm"),
                 **_sum(row.micros, row.cents, row.currency),
             }
             for row in bill.rows
@@ -232,12 +251,12 @@ def _plain(cents: int | None) -> str | None:
 def as_rows(answer: CostReport) -> list[tuple[object, ...]]:
     """Return the lines of the CSV: the header, and one line for each row of the bill. An unknown amount is None, which
     becomes an empty cell."""
-    query, partial, simulated = answer.query, answer.missing, answer.simulated
+    query, missing, simulated = answer.query, answer.missing, answer.simulated
     rows = [
         (
-            moment(query.start), moment(query.end), query.by, _whose(row, query), row.policy, row.part, row.resource,
+            moment(query.start), moment(query.end), query.by, whose(row, query), row.policy, row.part, row.resource,
             row.basis, f"{row.micros / HOUR:.6f}", _plain(row.cents), row.currency,
-            "yes" if partial else "no", "yes" if simulated else "no",
+            "yes" if missing else "no", "yes" if simulated else "no", *map(partial(answer.used_by, row), USES),
         )
         for row in answer.bill.rows
     ]  # fmt: skip

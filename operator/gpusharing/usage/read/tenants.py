@@ -1,0 +1,184 @@
+"""Who is billed: the namespace that held GPU time, the team that its label names, or its pods. And how much of it they
+used.
+
+KAI-Scheduler and HAMi divide whole GPUs among pods by themselves. KAI holds each of these GPUs with a pod of its own.
+HAMi's device ids are not those of GPUs, so the meter counts its GPUs as stranded.
+"""
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from math import inf
+
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
+from gpusharing.usage.prometheus.matchers import labels_of, matcher_of
+from gpusharing.usage.read.pricing import CHOOSE
+from gpusharing.usage.read.queries import NAMESPACE, POD, POLICY, MeterQuery, use_queries
+from gpusharing.usage.read.series import Pod, exported_label, pod_of
+from gpusharing.usage.reckon.bills import Basis, Part
+
+RESERVATIONS = frozenset(("kai-resource-reservation", "runai-reservation"))
+"""The default namespaces of KAI-Scheduler's reservation pods (kai-scheduler/KAI-Scheduler v0.17.0,
+pkg/common/constants/constants.go; until v0.6 the second one, docs/migrationguides/v0.6.0)."""
+FEWEST, MOST_LOOKS, NODES_AT_ONCE = 13, 37, 4_000
+"""At how many moments of a window the use is read: at FEWEST to MOST_LOOKS, so that about NODES_AT_ONCE nodes are read
+in all. Both are prime, so that the moments lie at many times of day."""
+OTHERS = "_others"
+"""The namespace or policy under which the meter counts time that exceeds its bounds (gpusharing/agent/meter.py)."""
+Weights = Mapping[Pod, float]
+"""How much of something each pod had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Teams:
+    """The value of a namespace label for each namespace on one day. A bill by that label has a row for each value."""
+
+    last: Mapping[str, str] = field(default_factory=dict)
+    """The value that was last seen for each namespace. Since then the namespace may have been deleted or changed."""
+    rivals: Set[str] = frozenset()
+    """Namespaces that had several values at the same time, so that their owner is ambiguous."""
+
+    def find(self, namespace: str) -> str:
+        """Return the label's value for a namespace; empty if it is unknown or ambiguous."""
+        return "" if namespace in self.rivals else self.last.get(namespace, "")
+
+
+def read_teams(last: Iterable[Series], rivals: Iterable[Series], label: str) -> Teams:
+    """Return the values of the label `label` from two answers: `last` has the time at which each value was last seen,
+    and `rivals` the namespaces that had several values at one time. The value seen last wins."""
+    ordered = sorted(last, key=lambda series: (series.value, series.labels.get(label, "")))
+    return Teams(
+        {exported_label(series, NAMESPACE): series.labels.get(label, "") for series in ordered},
+        frozenset(exported_label(series, NAMESPACE) for series in rivals),
+    )
+
+
+def no_label(label: str) -> str:
+    """Return the message for a label that no namespace has in Prometheus, with a remedy."""
+    return (
+        f"no namespace in Prometheus has the label {label}. kube-state-metrics exports only the"
+        f" labels that a flag lists: --metric-labels-allowlist=namespaces=[{label}]. Otherwise use --by namespace"
+    )
+
+
+def describe_rivals(namespaces: Set[str], label: str) -> list[str]:
+    """Return a list with one sentence about `namespaces`, which used GPUs while they had several values of the label;
+    empty if there are none."""
+    if not namespaces:
+        return []
+    several = len(namespaces) > 1
+    return [
+        f"{'namespaces' if several else 'namespace'} {some(sorted(namespaces))} {'have' if several else 'has'} several"
+        f" values of {label} at once, for example because several clusters have {'them' if several else 'it'}, so"
+        f" {'their' if several else 'its'} usage is listed under (no {label}): {CHOOSE}"
+    ]
+
+
+def weigh(answer: Iterable[Series], *labels: str) -> dict[tuple[str, ...], dict[Pod, float]]:
+    """Return the values of an answer by the values of these labels, and then by the pod that a series names. Values
+    that are not positive, infinite or not a number, and series that name no pod, are left out."""
+    weights: dict[tuple[str, ...], dict[Pod, float]] = {}
+    for series in answer:
+        pod = pod_of(series.labels)
+        if pod is not None and 0 < series.value < inf:
+            key = tuple(exported_label(series, label) for label in labels)
+            among = weights.setdefault(key, {})
+            among[pod] = among.get(pod, 0.0) + series.value
+    return weights
+
+
+@dataclass(frozen=True, slots=True)
+class PodShares:
+    """Which pods had how much of the nodes' GPU time in one stretch of time."""
+
+    slices: Mapping[tuple[str, ...], Weights]
+    """How many slices each pod held and for how long, by node and resource. Empty unless the bill is by pod."""
+    users: Mapping[tuple[str, ...], Weights]
+    """How much of the memory of GPUs each pod without a slice used and for how long, by node."""
+    fractions: Mapping[tuple[str, ...], Weights]
+    """The GPU-seconds that HAMi allocated to each pod, by node."""
+    stranded: Mapping[str, float]
+    """The stranded GPU-seconds of each node."""
+
+    def divide(self, part: Part, series: Series) -> list[tuple[Pod | None, float, Basis]]:
+        """Return who had the time of a series of the meter: pods, their seconds, and the basis if it is not that of the
+        device. The name of a pod is empty if it is unknown. The pod is None for time that nobody had."""
+        node, namespace = series.labels.get("node", ""), exported_label(series, NAMESPACE)
+        if part is Part.STRANDED:
+            fractions = self.fractions.get((node,), {})
+            whole = max(self.stranded.get(node, 0.0), sum(fractions.values())) or 1.0
+            parts = [(pod, series.value * each / whole) for pod, each in fractions.items()]
+            rest = series.value - sum(seconds for _, seconds in parts)
+            return [(None, rest, Basis.NONE), *((*each, Basis.RESERVED) for each in parts)]
+        if part is not Part.HELD:
+            return [(None, series.value, Basis.NONE)]
+        weights, basis = self.users.get((node,), {}), Basis.ESTIMATE
+        if namespace not in RESERVATIONS:
+            among = self.slices.get((node, series.labels.get("resource", "")), {})
+            weights, basis = {pod: each for pod, each in among.items() if pod[0] == namespace}, Basis.NONE
+        if not weights:
+            return [((namespace, ""), series.value, Basis.NONE)]
+        whole = sum(weights.values())
+        return [(pod, series.value * each / whole, basis) for pod, each in weights.items()]
+
+
+def shares_of(answers: Mapping[str, Iterable[Series]]) -> PodShares:
+    """Return the shares of pods from the answers for one stretch of time. Which answers there are is up to the meter;
+    all others must be empty."""
+    stranded: dict[str, float] = {}
+    for series in answers[Part.STRANDED]:
+        node = series.labels.get("node", "")
+        stranded[node] = stranded.get(node, 0.0) + series.value
+    return PodShares(
+        weigh(answers["slices"], "node", "resource"),
+        weigh(answers["users"], "node"),
+        weigh(answers["fractions"], "node"),
+        stranded,
+    )
+
+
+def tenant_of(pod: Pod, by: str, teams: Teams) -> str:
+    """Return who is billed for the time of a pod, whose name is empty if it is unknown: its namespace, the value of the
+    namespace's label, which is empty if it is unknown or ambiguous, or the pod itself. Empty in a bill by policy. The
+    namespace OTHERS is billed under its own name in a bill by a label, too."""
+    namespace, name = pod
+    if by == POD:
+        return f"{namespace}/{name or '(unknown)'}"
+    if by == POLICY:
+        return ""
+    return namespace if by == NAMESPACE or namespace == OTHERS else teams.find(namespace)
+
+
+Used = Mapping[tuple[str, str], Mapping[str, float]]
+"""How much of the memory and SM time that a tenant held it used, by tenant and resource. In a bill by policy, the
+policies are the tenants. The keys are `memory` and `sm`; what is unknown is missing. The value exceeds 1 if pods used
+more than their part of shared GPUs."""
+
+
+async def read_used(
+    prometheus: Prometheus, query: MeterQuery, nodes: Mapping[str, str], teams: Teams
+) -> Used:
+    """Return how much of the memory and SM time that it held each tenant used, on average over some moments of the
+    window: the more, the fewer nodes there are. `nodes` has the policy of each metered node. Raises Trouble if a query
+    fails."""
+    looks = min(MOST_LOOKS, max(FEWEST, NODES_AT_ONCE // max(1, len(nodes))))
+    step = (query.end - query.start) / looks
+    # The series of pods do not name the policy.
+    queries = use_queries(query, matcher_of(nodes) if POLICY in labels_of(query.selector) else "")
+    sums: dict[tuple[str, str, str], float] = {}
+    for look in range(looks):
+        at = query.start + step * (look + 0.5)
+        answers = await side_by_side(*(prometheus.instant(promql, at) for promql in queries.values()))
+        for what, series in (
+            (what, series) for what, one in zip(queries, answers, strict=True) for series in one
+        ):
+            pod = pod_of(series.labels) or (exported_label(series, NAMESPACE), "")
+            tenant = tenant_of(pod, query.by, teams) or nodes.get(series.labels.get("node", ""), "")
+            key = tenant, series.labels.get("resource", ""), what
+            sums[key] = sums.get(key, 0.0) + series.value
+    used: dict[tuple[str, str], dict[str, float]] = {}
+    for (tenant, resource, what), amount in sums.items():
+        held = sums.get((tenant, resource, f"{what} held"), 0.0)
+        if held > 0:
+            used.setdefault((tenant, resource), {})[what] = amount / held
+    return used
