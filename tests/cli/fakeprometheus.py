@@ -178,10 +178,14 @@ class FakePrometheus:
                 points = [[NOW - 86400 + second, "1"] for second in range(0, 86401, 60)]
                 always = matching(success("matrix", [{"metric": GPU, "values": points}]), query)
             else:
-                always = self.answer(path.removesuffix("_range"), query)
+                always = self.at_a_moment(query)
             return next((found for text, found in self.ranges.items() if text in query), always)
         if not path.endswith("/api/v1/query"):
             return 404, "text/plain", b"404 page not found\n"
+        return self.at_a_moment(query)
+
+    def at_a_moment(self, query: str) -> Answer:
+        """To a query of one time."""
         if query == "vector(time())":
             return vector(({}, str(NOW)))
         return next(

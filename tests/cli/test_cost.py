@@ -115,8 +115,7 @@ def test_a_window_of_a_month_is_read_with_few_queries(desk: Desk, fake: FakeProm
     del fake.answers["group by (node) (count_over_time(gpusharing_gpu_seconds_total"]
     fake.paths.clear()
     assert desk.type("cost", "--prometheus", fake.url, "--window", "30d").status == CHANGES
-    used = 4 * 37
-    assert len(fake.paths) - used < 5 * days, "where no agent was away"
+    assert len(fake.paths) < 6 * days, "where no agent was away"
 
 
 def test_its_own_clock_says_when_now_is(desk: Desk, fake: FakePrometheus) -> None:

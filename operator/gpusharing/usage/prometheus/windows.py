@@ -3,7 +3,7 @@ data."""
 
 import re
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby, pairwise
@@ -13,7 +13,7 @@ from gpusharing.api.times import from_rfc3339, to_rfc3339
 from gpusharing.cli.shell.drawing import length
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
+from gpusharing.usage.prometheus.client import Prometheus, Series, T, side_by_side
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 LEAST, MOST = 600, 366 * 86400
@@ -102,8 +102,13 @@ def days(start: float, end: float) -> list[Days]:
     groups = []
     for seconds, pairs in groupby(pairwise((start, *midnights, end)), lambda pair: round(pair[1] - pair[0])):
         ends = [until for _, until in pairs]
-        groups += [Days(tuple(ends[at : at + AT_ONCE]), seconds) for at in range(0, len(ends), AT_ONCE)]
+        groups += [Days(tuple(batch), seconds) for batch in batched(ends, AT_ONCE)]
     return groups
+
+
+def batched(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Divide the items, in their order, into batches of this size; the last one may be smaller."""
+    return [items[at : at + size] for at in range(0, len(items), size)]
 
 
 async def find_gaps(

@@ -20,7 +20,7 @@ from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
 from gpusharing.usage.prometheus.matchers import TARGET, braced, matcher_of, nodes_of, of_others
-from gpusharing.usage.prometheus.windows import Days, days, find_gaps
+from gpusharing.usage.prometheus.windows import Days, batched, days, find_gaps
 from gpusharing.usage.read.absences import PRESENCE, Sightings, Stretch, by_node, find_losses, holes_in
 from gpusharing.usage.read.pricing import CHOOSE, MOST, NO_NUMBER, REMEDY, Prices, read_prices
 from gpusharing.usage.read.queries import (
@@ -155,11 +155,9 @@ async def _read_all(
 ) -> AsyncIterator[tuple[Answers, Sightings]]:
     """Yield what `_read_days` returns for each stretch of the window, oldest first, and report the `progress` as
     `read_metered` does. Raises Trouble as `_read_days` does."""
-    groups = days(query.start, query.end)
-    for at in range(0, len(groups), AHEAD):
-        share = (groups[at].start - query.start) / (query.end - query.start)
+    for batch in batched(days(query.start, query.end), AHEAD):
+        share = (batch[0].start - query.start) / (query.end - query.start)
         progress(f"Reading from {prometheus.place.where}: {share:.0%}")
-        batch = groups[at : at + AHEAD]
         for answers in await side_by_side(*(_read_days(prometheus, query, group) for group in batch)):
             for day in answers:
                 yield day

@@ -182,26 +182,28 @@ def users_query(query: MeterQuery, seconds: int, nodes: str) -> str:
     return f"sum by ({_ON_NODES}) (sum_over_time(({parts})[{seconds}s:{POINTS}]))"
 
 
-def use_queries(query: MeterQuery, nodes: str) -> dict[str, str]:
-    """Return the queries for what tenants use of the memory and the SM time that they hold at one moment, and for what
-    they hold of both, by the name of their answer. They are by resource and by what tells tenants apart: the node in
-    a bill by policy, the pod in a bill by pod, else the namespace. Pods whose use is unknown do not count. `nodes` is
-    the matcher for the nodes that they are about."""
-    chosen = _of_devices(query, nodes)
-    slices, memory, sm = (f"{metric}{chosen}" for metric in (SLICES, OWN, SM))
+def use_query(query: MeterQuery, nodes: str) -> str:
+    """Return the query for what tenants use and hold of the memory and the SM time of devices at one moment, each as a
+    number of whole devices. The label `what` is `memory`, `memory held`, `sm` or `sm held`; pods whose use is unknown
+    do not count. The results are by resource and by node in a bill by policy, by pod in a bill by pod, else by
+    namespace. `nodes` is the matcher for the nodes that it is about; empty for all."""
+    slices, memory, sm = (f"{metric}{_of_devices(query, nodes)}" for metric in (SLICES, OWN, SM))
     # Where an agent is replaced, the series of both are visible for a moment.
-    counts = f"max by (node, uuid, resource) (gpusharing_device_slices{chosen})"
-    sizes = f"max by (node, uuid) (gpusharing_device_memory_bytes{chosen})"
-    held = f"{slices} / on (node, uuid, resource) group_left () {counts}"
+    counts = f"max by (node, uuid, resource) (gpusharing_device_slices{_of_devices(query, nodes)})"
+    sizes = f"max by (node, uuid) (gpusharing_device_memory_bytes{_of_devices(query, nodes)})"
     used = f"{slices} * 0 + on ({_HOLDERS}) group_left () max by ({_HOLDERS})"
+    held = f"{slices} / on (node, uuid, resource) group_left () {counts} and on ({_HOLDERS})"
     parts = {
-        "memory": f"{used} ({memory})",
-        "memory held": f"({held} and on ({_HOLDERS}) {memory}) * on (node, uuid) group_left () {sizes}",
+        "memory held": f"{held} {memory}",
+        "sm held": f"{held} {sm}",
+        "memory": f"({used} ({memory})) / on (node, uuid) group_left () {sizes}",
         "sm": f"{used} ({sm})",
-        "sm held": f"{held} and on ({_HOLDERS}) {sm}",
     }
     tenant = {POLICY: "node", POD: _PODS}.get(query.by, f"{NAMESPACE}, {EXPORTED}")
-    return {name: f"sum by ({tenant}, resource) ({promql})" for name, promql in parts.items()}
+    return " or ".join(
+        f'label_replace(sum by ({tenant}, resource) ({promql}), "what", "{what}", "", "")'
+        for what, promql in parts.items()
+    )
 
 
 def _rival_labels(metric: str, label: str, seconds: int) -> str:

@@ -7,13 +7,15 @@ HAMi's device ids are not those of GPUs, so the meter counts its GPUs as strande
 
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
+from itertools import chain
 from math import inf
 
 from gpusharing.planning.vocabulary.lengths import some
-from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
+from gpusharing.usage.prometheus.client import PARALLEL, Prometheus, Series, side_by_side
 from gpusharing.usage.prometheus.matchers import labels_of, matcher_of
+from gpusharing.usage.prometheus.windows import batched
 from gpusharing.usage.read.pricing import CHOOSE
-from gpusharing.usage.read.queries import NAMESPACE, POD, POLICY, MeterQuery, use_queries
+from gpusharing.usage.read.queries import NAMESPACE, POD, POLICY, MeterQuery, use_query
 from gpusharing.usage.read.series import Pod, exported_label, pod_of
 from gpusharing.usage.reckon.bills import Basis, Part
 
@@ -149,10 +151,10 @@ def tenant_of(pod: Pod, by: str, teams: Teams) -> str:
     return namespace if by == NAMESPACE or namespace == OTHERS else teams.find(namespace)
 
 
-Used = Mapping[tuple[str, str], Mapping[str, float]]
-"""How much of the memory and SM time that a tenant held it used, by tenant and resource. In a bill by policy, the
-policies are the tenants. The keys are `memory` and `sm`; what is unknown is missing. The value exceeds 1 if pods used
-more than their part of shared GPUs."""
+Used = Mapping[tuple[str, str, str], float]
+"""Which part of the devices that a tenant held it used, by tenant, resource, and `memory` or `sm`. In a bill by policy,
+the policies are the tenants. What is unknown is missing. The value exceeds 1 if pods used more than their part of
+shared GPUs."""
 
 
 async def read_used(
@@ -164,21 +166,17 @@ async def read_used(
     looks = min(MOST_LOOKS, max(FEWEST, NODES_AT_ONCE // max(1, len(nodes))))
     step = (query.end - query.start) / looks
     # The series of pods do not name the policy.
-    queries = use_queries(query, matcher_of(nodes) if POLICY in labels_of(query.selector) else "")
+    promql = use_query(query, matcher_of(nodes) if POLICY in labels_of(query.selector) else "")
     sums: dict[tuple[str, str, str], float] = {}
-    for look in range(looks):
-        at = query.start + step * (look + 0.5)
-        answers = await side_by_side(*(prometheus.instant(promql, at) for promql in queries.values()))
-        for what, series in (
-            (what, series) for what, one in zip(queries, answers, strict=True) for series in one
-        ):
+    for batch in batched([query.start + step * (look + 0.5) for look in range(looks)], PARALLEL):
+        answers = await side_by_side(*(prometheus.instant(promql, at) for at in batch))
+        for series in chain.from_iterable(answers):
             pod = pod_of(series.labels) or (exported_label(series, NAMESPACE), "")
             tenant = tenant_of(pod, query.by, teams) or nodes.get(series.labels.get("node", ""), "")
-            key = tenant, series.labels.get("resource", ""), what
+            key = tenant, series.labels.get("resource", ""), series.labels.get("what", "")
             sums[key] = sums.get(key, 0.0) + series.value
-    used: dict[tuple[str, str], dict[str, float]] = {}
-    for (tenant, resource, what), amount in sums.items():
-        held = sums.get((tenant, resource, f"{what} held"), 0.0)
-        if held > 0:
-            used.setdefault((tenant, resource), {})[what] = amount / held
-    return used
+    return {
+        (tenant, resource, what): amount / held
+        for (tenant, resource, what), amount in sums.items()
+        if (held := sums.get((tenant, resource, f"{what} held"), 0.0)) > 0
+    }

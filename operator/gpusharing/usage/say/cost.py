@@ -53,8 +53,8 @@ class CostReport:
     def used_by(self, row: Row, what: str) -> float | None:
         """Return which part of the `memory` or `sm` time in a row was used, or None if that is unknown or if no tenant
         held it."""
-        used = self.used.get((whose(row, self.query), row.resource), {}) if row.part is Part.HELD else {}
-        return round(used[what], 4) if what in used else None
+        key = whose(row, self.query), row.resource, what
+        return round(self.used[key], 4) if row.part is Part.HELD and key in self.used else None
 
 
 def describe(answer: CostReport, paper: Paper) -> list[Line]:
