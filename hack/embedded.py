@@ -22,11 +22,13 @@ from gpusharing.kube.client import (
     JSON,
     NODES,
     POLICIES,
+    REPLICA_SETS,
     KubeClient,
 )
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.reflector import CacheSettings, Reflector
+from gpusharing.planning.snapshot.draviews import TAINT_TEST
 from gpusharing.planning.snapshot.views import PlanSettings
 from hack.sim.agentpages import Pages
 from hack.sim.daemons import MPS_DAEMON, played_daemon_sets
@@ -273,6 +275,9 @@ def _cluster(
         cluster.add(NODES, node)
     for device_class in device_classes() if sim.dra else ():
         cluster.add(DEVICE_CLASSES, device_class)
+    if sim.dra:  # the chart brings it
+        test = {"name": TAINT_TEST, "namespace": PlanSettings().namespace}
+        cluster.add(REPLICA_SETS, {"metadata": test, "spec": {"replicas": 0}})
     for name, namespace in played_daemon_sets(sim):
         if name == MPS_DAEMON and cluster_policy is not None:
             policy = cluster.get(CLUSTER_POLICIES, cluster_policy["metadata"]["name"])

@@ -256,8 +256,8 @@ def wrong_in_change(before: JSON, after: JSON) -> Iterator[str]:
         return
     if names.LABEL_MODE in labels_of(after):
         yield "fenced with a routing label"
-    if was is None and not is_cordoned(after):
-        yield "fenced and not cordoned in one write"
+    if was is None and is_cordoned(after) == bool((fence_of(after) or {}).get("tainted")):
+        yield "fenced and not cordoned in one write, or cordoned beside a DeviceTaintRule"
 
 
 def labels_of(node: JSON) -> Mapping[str, str]:

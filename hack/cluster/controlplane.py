@@ -50,6 +50,8 @@ class Options:
     """Names of nodes with a real kubelet; a kubeconfig is written for each (`kubelet_kubeconfig`)."""
     apiserver_flags: tuple[str, ...] = ()
     """Further flags for kube-apiserver; if a flag is set twice, the last one wins."""
+    feature_gates: str = ""
+    """Feature gates of all programs of Kubernetes, such as `DRADeviceTaintRules=true`; empty for the defaults."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Further environment variables for all programs."""
     detached: bool = False
@@ -232,6 +234,13 @@ class ControlPlane:
         self._components[name] = process.start(name, self._commands[name], self.log(name), environment)
         self._record()
 
+    def restart_component(self, name: str, *flags: str) -> None:
+        """End one program, and start it with these flags after its own, of which the last one wins if a flag is set
+        twice. Returns before the program is ready. Raises KeyError if this control plane has no such program."""
+        self.kill_component(name)
+        self._commands[name] = [*self._commands[name], *flags]
+        self.start_component(name)
+
     def wait_ready(self) -> None:
         """Wait until the API server answers /readyz, and then until the `default` service account exists. Raises
         ComponentError if a program ends, or if either takes longer than READY_SECONDS."""
@@ -275,15 +284,16 @@ class ControlPlane:
         """Return the command line of each program of the control plane, by its name."""
         layout, options = self.layout, self.options
         access = commands.kubelet_access(layout) if options.kubelets else []
+        gates = [f"--feature-gates={options.feature_gates}"] if options.feature_gates else []
         lines = {
             "etcd": commands.etcd(programs, layout),
             "kube-apiserver": commands.apiserver(
-                programs, layout, audit=options.audit, extra=(*access, *options.apiserver_flags)
+                programs, layout, audit=options.audit, extra=(*access, *gates, *options.apiserver_flags)
             ),
-            "kube-controller-manager": commands.controller_manager(programs, layout),
+            "kube-controller-manager": [*commands.controller_manager(programs, layout), *gates],
         }
         if options.scheduler:
-            lines["kube-scheduler"] = commands.scheduler(programs, layout)
+            lines["kube-scheduler"] = [*commands.scheduler(programs, layout), *gates]
         if kwok is not None:
             lines["kwok"] = commands.kwok(kwok, layout.kubeconfig("kwok"))
         return lines

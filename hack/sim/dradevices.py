@@ -1,14 +1,15 @@
 """The devices that DRA drivers publish and claims hold, as the SIMULATED scheduler of workloads.py sees them.
 
 It grants what the real scheduler would (Kubernetes v1.36.3, pkg/scheduler/framework/plugins/dynamicresources): a free
-device of the node's pool that every selector of the DeviceClass matches. Selectors are compared by `&&` and `==` only.
-"""
+device of the node's pool that every selector of the DeviceClass matches, and that no DeviceTaintRule taints. Selectors
+are compared by `&&` and `==` only, and no claim has a toleration but that of the operator's test."""
 
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 
 from gpusharing.kube.client import JSON, RESOURCE_CLAIMS
+from gpusharing.planning.snapshot.draviews import TAINT_TEST
 
 SPECIAL_CLAIM = "resource.kubernetes.io/extended-resource-claim"
 """The annotation of a claim that the scheduler makes for the extended resources of a pod."""
@@ -33,11 +34,14 @@ def matches(expression: str, driver: str, device: JSON) -> bool:
 
 
 class DraDevices:
-    """ResourceSlices, DeviceClasses and ResourceClaims, kept up to date by watches."""
+    """ResourceSlices, DeviceClasses, ResourceClaims and DeviceTaintRules, kept up to date by watches."""
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
-        """Begin without any object. `on_change` is called after each change."""
+    def __init__(self, on_change: Callable[[], None], *, taints: bool = False) -> None:
+        """Begin without any object. `on_change` is called after each change. `taints`: DeviceTaintRules are obeyed, and
+        not ignored as without the feature gate."""
         self._on_change = on_change
+        self._obeys = taints
+        self._rules: dict[str, JSON] = {}
         self._slices: dict[str, JSON] = {}
         self._classes: dict[str, JSON] = {}
         self._claims: dict[str, JSON] = {}
@@ -53,6 +57,22 @@ class DraDevices:
     def take_claim(self, raw: JSON, gone: bool) -> None:
         """Store or forget a ResourceClaim."""
         self._take(self._claims, raw, gone)
+
+    def take_rule(self, raw: JSON, gone: bool) -> None:
+        """Store or forget a DeviceTaintRule."""
+        self._take(self._rules, raw, gone)
+
+    def is_tainted(self, driver: str, pool: str) -> bool:
+        """Whether a rule with effect NoSchedule keeps new claims off the devices of a pool. Always False without the
+        feature gate."""
+        specs = [
+            raw["spec"] for raw in self._rules.values() if raw["spec"]["taint"]["effect"] == "NoSchedule"
+        ]
+        return self._obeys and any(one["deviceSelector"] == {"driver": driver, "pool": pool} for one in specs)
+
+    def grant_test(self) -> str:
+        """Return the request of the operator's test that is granted: the tolerant one only if the device is tainted."""
+        return f"device/{'tolerant' if self.is_tainted('test.gpusharing.dev', TAINT_TEST) else 'plain'}"
 
     def class_for(self, resource: str) -> str:
         """Return the name of the DeviceClass that serves an extended resource: of several the newest, and of these the
@@ -99,7 +119,7 @@ class DraDevices:
         return [
             (spec["driver"], spec["pool"]["name"], device["name"])
             for spec in (raw["spec"] for raw in self._slices.values())
-            if spec.get("nodeName") == node
+            if spec.get("nodeName") == node and not self.is_tainted(spec["driver"], spec["pool"]["name"])
             for device in spec.get("devices", ())
             if all(matches(expression, spec["driver"], device) for expression in selectors)
         ]

@@ -155,12 +155,15 @@ class Store:
     def patch(self, resource: Resource, key: Key, body: JSON, subresource: str | None) -> JSON:
         """Merge a patch into an object, or only its `status` into the object's status, and return the stored object. A
         patch that changes nothing makes no new version. A patch that removes the last finalizer of a deleted object
-        removes the object, unless it is a pod. Raises NotFound, Conflict, TypeError for a value that JSON cannot
-        hold, or Invalid, also for a subresource other than `status`."""
+        removes the object, unless it is a pod. A patch of the `scale` of a ReplicaSet sets its replicas. Raises
+        NotFound, Conflict, TypeError for a value that JSON cannot hold, or Invalid, also for any other subresource."""
         old = self.get(resource, key)
         self._check_preconditions(resource, old, body.get("metadata") or {})
         if subresource == "status":
             new = {**old, "status": merged(old.get("status"), received(body.get("status") or {}))}
+        elif subresource == "scale" and resource == kinds.REPLICA_SETS:
+            replicas = (body.get("spec") or {}).get("replicas", old["spec"].get("replicas"))
+            new = {**old, "spec": {**old["spec"], "replicas": replicas}}
         elif subresource is None:
             new = self._patched(resource, old, received(body))
         else:

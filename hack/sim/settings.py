@@ -96,6 +96,8 @@ class SimSettings:
     dra: bool = False
     """Whether NVIDIA's DRA driver serves the GPUs, whose kubelet plugin runs on every node with GPUs. ClusterPolicy
     should turn the device plugin off then."""
+    device_taints: bool = False
+    """Whether the scheduler has the feature gate DRADeviceTaintRules; without it, it ignores DeviceTaintRules."""
     play_daemon_sets: bool = False
     """Whether to create the pods of mig-manager, the MPS daemon and the agent ourselves, as on FakeCluster, which has
     no controllers."""

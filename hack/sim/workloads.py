@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 
 from gpusharing.kube.client import (
     DEVICE_CLASSES,
+    DEVICE_TAINT_RULES,
     JSON,
     NODES,
     PODS,
+    REPLICA_SETS,
     RESOURCE_CLAIMS,
     RESOURCE_SLICES,
     KubeClient,
@@ -23,6 +25,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
 from gpusharing.kube.quantity import count
+from gpusharing.planning.snapshot.draviews import TAINT_TEST
 from gpusharing.planning.snapshot.podviews import PodView
 from hack.sim.dradevices import DraDevices, claim_for, claim_status
 from hack.sim.feed import follow
@@ -105,7 +108,10 @@ class Workloads:
         """The resourceVersion of a pod and its parsed form, by uid."""
         self._nodes: dict[str, JSON] = {}
         self._wake = asyncio.Event()
-        self._devices = DraDevices(self._wake.set) if settings.dra else None
+        self._tests, self._tested, self._test_namespace = 0, 0, ""
+        """How many pods the operator's test of the scheduler wants, how many it had, and in which namespace."""
+        taints = settings.device_taints
+        self._devices = DraDevices(self._wake.set, taints=taints) if settings.dra else None
         """What DRA drivers publish, or None if the device plugin serves the GPUs."""
 
     def apply(self, workload: SimWorkload) -> None:
@@ -123,12 +129,15 @@ class Workloads:
             tasks.create_task(follow(self._client, NODES, self._take_node, log=self._log))
             if (dra := self._devices) is not None:
                 kinds = {RESOURCE_SLICES: dra.take_slice, DEVICE_CLASSES: dra.take_class}
+                kinds[DEVICE_TAINT_RULES] = dra.take_rule
+                tasks.create_task(follow(self._client, REPLICA_SETS, self._take_test, log=self._log))
                 for kind, take in {**kinds, RESOURCE_CLAIMS: dra.take_claim}.items():
                     tasks.create_task(follow(self._client, kind, take, log=self._log))
             while True:
                 await self._wake.wait()
                 await self._clock.sleep(0.2)
                 self._wake.clear()
+                await self._play_test()
                 await self._replace()
                 for pod in await self._schedule():
                     tasks.create_task(start_pod(self._client, self._clock, pod))
@@ -161,6 +170,37 @@ class Workloads:
             self._nodes[name] = node
         if self._pending():
             self._wake.set()
+
+    def _take_test(self, raw: JSON, gone: bool) -> None:
+        """Store how many pods the ReplicaSet of the operator's test of the scheduler wants, and wake the loop."""
+        self._tests = 0 if gone else raw["spec"].get("replicas", 0)
+        self._test_namespace = str(raw["metadata"]["namespace"])
+        self._wake.set()
+
+    async def _play_test(self) -> None:
+        """Play the ReplicaSet of the operator's test: create its pod with a claim to which the device is allocated, or
+        delete both. NotFound and AlreadyExists are ignored."""
+        where = self._test_namespace
+        pods = [one for one in self._pods.values() if one["metadata"]["name"].startswith(TAINT_TEST)]
+        with suppress(NotFound, AlreadyExists):
+            if self._tests and not pods and self._devices is not None:
+                self._tested += 1
+                name = f"{TAINT_TEST}-{self._tested}"
+                body = {"metadata": {"name": name, "labels": {"app": TAINT_TEST}}, "spec": {}}
+                self._store(await self._client.create(PODS, body, namespace=where))
+                device = {"driver": "test.gpusharing.dev", "pool": TAINT_TEST, "device": "device"}
+                results = [{"request": self._devices.grant_test(), **device}]
+                status = {"allocation": {"devices": {"results": results}}}
+                claim = {"metadata": {"name": name}, "status": status}
+                await self._client.create(RESOURCE_CLAIMS, claim, namespace=where)
+                told = {"status": {"resourceClaimStatuses": [{"name": "device", "resourceClaimName": name}]}}
+                await self._client.patch(PODS, name, told, subresource="status", namespace=where)
+            for pod in pods if not self._tests else ():
+                name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+                self._pods.pop(uid, None)
+                await self._client.delete(PODS, name, uid=uid, grace=0, namespace=where)
+                raw = await self._client.get(RESOURCE_CLAIMS, name, namespace=where)
+                await self._client.delete(RESOURCE_CLAIMS, name, uid=raw["metadata"]["uid"], namespace=where)
 
     async def _replace(self) -> None:
         """Create the pods that each workload lacks, and store them. A terminating pod counts as missing, as it does

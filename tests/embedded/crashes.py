@@ -25,6 +25,7 @@ from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
     DEVICE_CLASSES,
+    DEVICE_TAINT_RULES,
     GPUNODES,
     JSON,
     LEASES,
@@ -34,6 +35,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.errors import NotFound
+from gpusharing.planning.snapshot.draviews import TAINT_TEST
 
 TELLING = {("gpunodes", "status"), ("gpusharingpolicies", "status"), ("events", None)}
 """Writes that only tell people; nothing is decided from them."""
@@ -130,11 +132,12 @@ def opened(golden: Golden) -> AbstractAsyncContextManager[Scene]:
         *nodes(golden.nodes, gpus=golden.gpus, plugin=not golden.dra),
         workloads=golden.workloads,
         budgets=golden.budgets,
-        sim={"dra": golden.dra, **(DEAF if golden.repairs else {})},
+        sim={"dra": golden.dra, "device_taints": golden.tainted, **(DEAF if golden.repairs else {})},
         cluster_policy=golden.cluster_policy or (DRA_POLICY if golden.dra else CLUSTER_POLICY),
         configure_gpu_operator=golden.cluster_policy is not None,
         force_delete=golden.forces,
         repair_mps=golden.repairs,
+        device_taints=golden.tainted,
     )
 
 
@@ -176,10 +179,12 @@ async def settled(scene: Scene) -> None:
 
 
 def kinds(scene: Scene) -> Counter[str]:
-    """Accepted writes by kind; of those to the Lease only the claims."""
+    """Accepted writes by kind; of those to the Lease only the claims. The test of the scheduler is left out, because
+    every leader makes it."""
     found: Counter[str] = Counter()
     for write in [*scene.writes(), *_claimings(scene)]:
-        if write.error is None:
+        name = write.call.name or ((write.call.body or {}).get("metadata") or {}).get("name")
+        if write.error is None and name != TAINT_TEST:
             plural, sub = write.call.resource.plural, write.call.subresource
             telling = "tell " if (plural, sub) in TELLING else ""
             found[f"{telling}{write.call.verb} {plural}" + (f"/{sub}" if sub else "")] += 1
@@ -221,6 +226,7 @@ def end_state(scene: Scene) -> JSON:
             raw["spec"]["nodeName"]: [device["name"] for device in raw["spec"]["devices"]]
             for raw in cluster.objects(RESOURCE_SLICES)
         },
+        "taintrules": sorted(raw["metadata"]["name"] for raw in cluster.objects(DEVICE_TAINT_RULES)),
         "deviceclasses": {raw["metadata"]["name"]: raw["spec"] for raw in cluster.objects(DEVICE_CLASSES)},
         "claims": _claims(scene),
         "pods": dict(Counter(_pod(pod) for app in ("free", "kept") for pod in scene.pods(app))),

@@ -12,7 +12,16 @@ from tests.fakes.virtualtime import virtual_now
 
 from gpusharing.api import names
 from gpusharing.api.times import to_rfc3339
-from gpusharing.kube.client import CLUSTER_POLICIES, GPUNODES, JSON, NODES, PDBS, PODS, POLICIES
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    DEVICE_TAINT_RULES,
+    GPUNODES,
+    JSON,
+    NODES,
+    PDBS,
+    PODS,
+    POLICIES,
+)
 
 SOFTWARE_UP = 10.0
 """Seconds until NVIDIA's pods run and can be disturbed."""
@@ -37,12 +46,28 @@ class Golden:
     """The operator may repair the MPS DaemonSet, which does not follow labels as it is released."""
     dra: bool = False
     """NVIDIA's DRA driver serves the GPUs."""
+    tainted: bool = False
+    """Nodes are fenced by DeviceTaintRules, which the scheduler obeys."""
 
 
 async def create(scene: Scene) -> None:
     """A policy on nodes without pods."""
     scene.apply(MIXED)
     await scene.ready(seconds=HOUR)
+
+
+async def behind_a_rule(scene: Scene) -> None:
+    """The scheduler was tested; the pods leave within their budget, and the rule goes at the end."""
+    await scene.running("free", 1)
+    await scene.running("kept", 2)
+    await asyncio.sleep(120)
+    scene.apply(MIXED, drain={"strandedPods": "Allow"})
+    await scene.fenced("gpu-1")
+    await asyncio.sleep(120)
+    scene.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
+    await scene.ready(seconds=HOUR)
+    gone = lambda: not scene.e.cluster.objects(DEVICE_TAINT_RULES)  # noqa: E731 - a condition
+    await scene.e.until(gone, "the rule to be removed", HOUR)
 
 
 async def create_with_pods(scene: Scene) -> None:
@@ -362,6 +387,14 @@ GOLDEN: Mapping[str, Golden] = {
         budgets=(pdb("keep", "kept", minAvailable=1),),
     ),
     "a policy on an idle node whose GPUs the DRA driver serves": Golden(create, dra=True),
+    "a drain behind a DeviceTaintRule": Golden(
+        behind_a_rule,
+        gpus=4,
+        workloads=(SimWorkload("free", 1), SimWorkload("kept", 2)),
+        budgets=(pdb("keep", "kept", minAvailable=1),),
+        dra=True,
+        tainted=True,
+    ),
     "another layout in the middle": Golden(retarget),
     "a node deleted in the middle": Golden(node_deleted, nodes=2),
     "the policy deleted in the middle": Golden(policy_deleted),

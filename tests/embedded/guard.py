@@ -36,6 +36,7 @@ from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
     DEVICE_CLASSES,
+    DEVICE_TAINT_RULES,
     GPUNODES,
     JSON,
     NODES,
@@ -46,6 +47,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.errors import NotFound
+from gpusharing.planning.snapshot.draviews import RULE_PREFIX, TAINT_TEST
 
 RESTARTED = (
     "nvidia-mig-manager",
@@ -124,6 +126,10 @@ class PromiseGuard:
             self._pointers(call.name, call.body or {})
         elif kind == ("patch", "daemonsets", "") and self.repairs:
             self._repair(call.name, call.body or {})
+        elif kind[1] == "devicetaintrules" and self.software.settings.dra:
+            self._taint_rule(call.verb, call.name, call.body or {})
+        elif kind == ("patch", "replicasets", "scale") and self.software.settings.dra:
+            self._expect(call.name == TAINT_TEST, f"scaled {call.name}")
         elif kind[1] == "deviceclasses" and self.software.settings.dra:
             self._device_class(call.verb, call.name, call.body or {})
         else:
@@ -196,6 +202,23 @@ class PromiseGuard:
             resource = spec.get("extendedResourceName", OUR_RESOURCE)
             self._expect(resource.startswith(OUR_RESOURCE), f"DeviceClass {name} serves {resource}")
 
+    def _taint_rule(self, verb: str, name: str, body: JSON) -> None:
+        """Only rules of its own, which close the devices of one node to new pods and end none."""
+        self._expect(verb in ("create", "delete"), f"may not {verb} DeviceTaintRules")
+        name = name or body["metadata"]["name"]
+        self._expect(name.startswith((RULE_PREFIX, TAINT_TEST)), f"wrote DeviceTaintRule {name}")
+        if verb == "create":
+            self._expect(body["spec"]["taint"]["effect"] == "NoSchedule", f"{name}: {body['spec']}")
+
+    def _is_closed(self, node: JSON) -> bool:
+        """Whether the node is cordoned, or its fence is a DeviceTaintRule that is in place."""
+        name = node["metadata"]["name"]
+        pools = [
+            raw["spec"]["deviceSelector"].get("pool") for raw in self.cluster.store.all(DEVICE_TAINT_RULES)
+        ]
+        tainted = (fence_of(node) or {}).get("tainted")
+        return name in pools if tainted else is_cordoned(node)
+
     def _published(self, node: str) -> dict[str, int] | None:
         """What the DRA driver's devices of a node stand for; None where the device plugin serves."""
         if not self.software.settings.dra:
@@ -253,7 +276,7 @@ class PromiseGuard:
         name, node = pod["metadata"]["name"], self._node(pod["spec"]["nodeName"])
         fence = fence_of(node)
         self._expect(fence, f"evicted {name} from a node without our fence")
-        self._expect(is_cordoned(node), f"evicted {name} from a schedulable node")
+        self._expect(self._is_closed(node), f"evicted {name} from a schedulable node")
         if fence is not None and fence["stage"] == "fenced":
             self._expect(
                 not foreign_marks(node), f"evicted {name} while {foreign_marks(node)} work on the node"
@@ -276,7 +299,7 @@ class PromiseGuard:
             return
         self._expect(fence, f"restarted {name} on a node without our fence")
         if fence is not None and fence["disruption"] != "PluginRestart":
-            self._expect(is_cordoned(node), f"restarted {name} on a schedulable node")
+            self._expect(self._is_closed(node), f"restarted {name} on a schedulable node")
             self._idle(node["metadata"]["name"], fence, f"{name} restarted")
             self._quiet(node["metadata"]["name"], f"{name} restarted")
 

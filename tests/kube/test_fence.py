@@ -120,7 +120,7 @@ def test_any_text_is_read_or_explained_by_every_reader(text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"v": 3}, "version 3"),
+        ({"v": 4}, "version 4"),
         ({"v": True}, "version True"),
         ({"stage": "draining"}, "stage cannot be 'draining'"),
         ({"disruption": "Gentle"}, "disruption cannot be 'Gentle'"),

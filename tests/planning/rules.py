@@ -140,7 +140,9 @@ def _fence(world: "World", action: FenceNode) -> None:
     hold(world.claims.get(node.name) == claim, "a fence without its claim")
     hold(not node.unschedulable and not node.foreign and node.ready, "a fence on somebody else's node")
     hold(not node.deleting, "a fence on a node that is going")
-    hold(action.cordon == (fence.disruption in NEEDS_IDLE), "cordon and class disagree")
+    drains = fence.disruption in NEEDS_IDLE
+    hold(action.cordon == (drains and not fence.tainted), "cordon and class disagree")
+    hold(not fence.tainted or (drains and world.stack.dra.taints.works), "a rule that was not shown to work")
     hold(policy.finalizer, "a node in flight without a finalizer on its policy")
 
 
@@ -177,7 +179,7 @@ def _proven_idle(world: "World", node: NodeView, *, reboot: bool, what: str) -> 
     left = [world.kinds[uid] for uid, pod in pods.items() if podkinds.must_leave(pod, reboot=reboot)]
     hold(not left, f"(b) {what} with {left} on {node.name}")
     hold(not world.machines[node.name].stray, f"(b) {what} while a process computes")
-    hold(node.unschedulable, f"(b) {what} on a schedulable node")
+    hold(is_closed(node), f"(b) {what} on a schedulable node")
     hold(not node.deleting, f"(b) {what} on a node that is going")
     gpunode = world.gpunodes.get(node.name)
     quiet = gpunode is not None and gpunode.observed is not None and gpunode.observed.quiet
@@ -256,10 +258,17 @@ def is_ours(world: "World", node: NodeView) -> bool:
     return (
         fence is not None
         and fence.disruption in NEEDS_IDLE
+        and not fence.tainted
         and not fence.prior_unschedulable
         and node.unschedulable
         and node.name not in world.human_cordons
     )
+
+
+def is_closed(node: NodeView) -> bool:
+    """It is cordoned, or its fence is a DeviceTaintRule that is in place."""
+    tainted = node.fence is not None and node.fence.tainted
+    return node.rule_since is not None if tainted else node.unschedulable
 
 
 def _eviction(world: "World", action: Evict) -> None:
@@ -268,7 +277,7 @@ def _eviction(world: "World", action: Evict) -> None:
     hold(pod is not None, "evicts a pod that is gone")
     assert pod is not None, "just held"
     fence = node.fence
-    hold(fence is not None and node.unschedulable, "evicts from a node that is not ours")
+    hold(fence is not None and is_closed(node), "evicts from a node that is not ours")
     assert fence is not None, "just held"
     hold(
         fence.stage == "actuating" or not node.foreign_works,

@@ -25,6 +25,7 @@ from gpusharing.planning.snapshot.actions import (
     UpdateFence,
     WriteClasses,
     WriteConfig,
+    WriteRules,
 )
 from gpusharing.planning.snapshot.draviews import DeviceClassView
 from gpusharing.planning.snapshot.views import GPUNodeView
@@ -61,6 +62,11 @@ def carry_out(world: "World", action: Action) -> None:
             _write_classes(world, action)
         case ClearRequests():
             world.gpunodes[action.node] = replace(world.gpunodes[action.node], requests={})
+        case WriteRules():
+            for name in (*action.create, *(rule.node for rule in action.remove)):
+                since = world.now if name in action.create else None
+                if name in world.nodes:
+                    world.nodes[name] = replace(world.nodes[name], rule_since=since)
         case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
             _patch_node(world, action)
 

@@ -53,6 +53,7 @@ def test_the_order_of_the_situations_is_part_of_the_product() -> None:
         ("_other_node", Reason.ORPHAN_FENCE),
         ("_no_policy", Reason.ORPHAN_FENCE),
         ("_uncordoned", Reason.CORDON_RESTORED),
+        ("_untainted", Reason.DEVICE_TAINT_FAILED),
     ]
     assert ladder(AIMLESS) == [
         ("_works_on", Reason.ACTUATION_IN_PROGRESS),

@@ -19,6 +19,7 @@ NAMED = {
         ("operator", rights.OPERATOR + rights.CONFIGURE, ("gpuOperator.configure",)),
         ("operator", rights.OPERATOR + rights.REPAIR_MPS, ("gpuOperator.repairMps",)),
         ("operator", rights.OPERATOR + rights.FORCE_DELETE, ("forceDelete",)),
+        ("operator", rights.OPERATOR + rights.DEVICE_TAINTS, ("dra.deviceTaints",)),
         ("agent", rights.AGENT, ()),
     ],
 )

@@ -23,6 +23,7 @@ from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.drain.sightings import heard, looked
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import Action
+from gpusharing.planning.snapshot.draviews import RULE_PREFIX, TaintRuleView
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.records import Claim, FailedNode
@@ -65,6 +66,9 @@ class World:
     )
     settings: PlanSettings = field(default_factory=lambda: PlanSettings(config_propagation=10.0))
     agents_down: set[str] = field(default_factory=set)
+    obeys: bool = True
+    """Whether the scheduler keeps pods off devices that a DeviceTaintRule selects; without the feature gate it does
+    not."""
     refusing: bool = False
     """A PodDisruptionBudget that nobody sees refuses every eviction."""
     budgets: tuple[Budget, ...] = ()
@@ -154,7 +158,8 @@ class World:
         alive = [pod for pod in self.pods[node].values() if pod.phase not in ("Succeeded", "Failed")]
         held = Counter(name for pod in alive for name in pod.resources)
         free = [name for name, count in sorted(served(view).items()) if held[name] < count]
-        kept_off = view.unschedulable or view.gate is not None
+        tainted = view.rule_since is not None and self.obeys
+        kept_off = view.unschedulable or view.gate is not None or tainted
         if (kept_off and not pinned) or not view.ready or not free:
             return False
         self.serial += 1
@@ -260,6 +265,11 @@ class World:
             },
             claims=dict(self.claims),
             failed_nodes=dict(self.failed_nodes),
+            taint_rules=tuple(
+                TaintRuleView(RULE_PREFIX + name, f"uid-rule-{name}", node.rule_since)
+                for name, node in sorted(self.nodes.items())
+                if node.rule_since is not None
+            ),
             work={
                 name: self._work(name) for name in sorted(self.memory.passed.wants_pods & self.nodes.keys())
             },
@@ -287,8 +297,7 @@ class World:
             found = gangs.find(self, pods, reboot=reboots)
             work = NodeWork(pods, self._budgets(), self.now, evictions=memories, gangs=found)
         known = self.memory.work
-        cordoned = view.fence.since if view.fence is not None else None
-        scope = Scope(self.settings.gpu_operator_namespace, all_pods=reboots, cordoned_at=cordoned)
+        scope = Scope(self.settings.gpu_operator_namespace, all_pods=reboots, cordoned_at=view.closed_since)
         gpunode = self.gpunodes.get(node)
         known[node] = heard(looked(known.get(node), work, gpunode, scope), gpunode, self.now)
         return known[node]

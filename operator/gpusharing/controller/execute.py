@@ -55,6 +55,7 @@ from gpusharing.planning.snapshot.actions import (
     UpdateFence,
     WriteClasses,
     WriteConfig,
+    WriteRules,
 )
 from gpusharing.planning.snapshot.callfailures import CLAIMS, failed_again
 from gpusharing.planning.snapshot.records import Claim, FailedNode
@@ -182,8 +183,8 @@ class Executor:
         """Make the shared writes in order, and return what is blocked by those that were not made. A SetFinalizer
         blocks the name of its policy, whose nodes may then not be fenced. SetClaims, and a WriteConfig that is
         still under way, block `*`, which stands for the nodes of all policies. Each of these also blocks its own
-        subject; that of SetClaims, CLAIMS, blocks points of no return. SetPointers, RepairMps and
-        WriteClasses block nothing.
+        subject; that of SetClaims, CLAIMS, blocks points of no return. SetPointers, RepairMps, WriteClasses and
+        WriteRules block nothing.
         Without a WriteConfig among `actions`, `calls.write_error` is emptied.
 
         A ConfigMap that the server refused blocks only its own nodes (`transition/gates.py`, PROPAGATION). One that is
@@ -194,7 +195,7 @@ class Executor:
             self.calls.write_error = ""
         for action in actions:
             if await self._write_one(action, snapshot, outcome) or isinstance(
-                action, SetPointers | RepairMps | WriteClasses
+                action, SetPointers | RepairMps | WriteClasses | WriteRules
             ):
                 continue
             if not isinstance(action, WriteConfig) or subject_of(action) in self.crew.busy:
@@ -342,6 +343,8 @@ class Executor:
                 await self._shared.repair_mps(action, snapshot)
             case WriteClasses():
                 await self._shared.write_classes(action)
+            case WriteRules():
+                await self._shared.write_rules(action)
             case _:
                 assert_never(action)
         return True

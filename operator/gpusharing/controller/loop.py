@@ -70,6 +70,7 @@ class Loop(LoopParts):
             group.create_task(self.sources.run())
             group.create_task(self.list_policies())
             group.create_task(self.count_pending())
+            group.create_task(self.test_taints())
             try:
                 while True:
                     with self.progress.of_a_pass():

@@ -1,4 +1,7 @@
-"""Writes about one node: to the Node itself, to its GPUNode, and the restart of one of NVIDIA's programs there."""
+"""Writes about one node: to the Node itself, to its GPUNode, and the restart of one of NVIDIA's programs there.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
+"""
 
 from collections import Counter
 from collections.abc import Container
@@ -8,12 +11,14 @@ import structlog
 
 from gpusharing.api import names
 from gpusharing.controller.sharedwrites import TRIES
-from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, KubeClient
+from gpusharing.kube.client import DEVICE_TAINT_RULES, GPUNODES, JSON, NODES, PODS, KubeClient
 from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
 from gpusharing.kube.fence import NodePatch, patch_for
 from gpusharing.kube.sources import Sources
+from gpusharing.kube.taintrules import taint_rule_view
 from gpusharing.planning.drain.evictions import ODD_AFTER
-from gpusharing.planning.snapshot.actions import ClearRequests, EnsureGPUNode, RestartOperand
+from gpusharing.planning.snapshot.actions import Actuate, ClearRequests, EnsureGPUNode, RestartOperand
+from gpusharing.planning.snapshot.draviews import RULE_PREFIX
 
 log = structlog.get_logger()
 
@@ -42,10 +47,18 @@ class NodeWrites:
         the Node is read, and patched again only if it is still as it was when the action was decided; otherwise
         that is logged, nothing is written, and False is returned. All answers are stored in the cache.
 
+        A node that a DeviceTaintRule fences passes the point of no return only if the server still has that rule, which
+        is read immediately before; otherwise nothing is written, and False is returned.
+
         The executor has compared the node with the one in the snapshot immediately before. Raises Conflict after TRIES
         attempts.
         """
         name, version = action.node.name, self.sources.nodes.resource_version(action.node.name)
+        if isinstance(action, Actuate) and action.fence.tainted and not await self._is_closed(action):
+            log.info(
+                "the DeviceTaintRule of the node has changed; the next pass will evaluate it again", node=name
+            )
+            return False
         for _ in range(TRIES):
             try:
                 self.sources.nodes.accept(await self.client.patch(NODES, name, patch_for(action, version)))
@@ -65,6 +78,17 @@ class NodeWrites:
         raise Conflict(
             f"could not write to node {name}: someone else changed it during each of {TRIES} attempts"
         )
+
+    async def _is_closed(self, action: Actuate) -> bool:
+        """Whether the DeviceTaintRule of the node is on the server as it was when the action was decided."""
+        name = RULE_PREFIX + action.node.name
+        try:
+            raw = await self.client.get(DEVICE_TAINT_RULES, name)
+        except NotFound:
+            self.sources.taint_rules.drop(name)
+            return False
+        self.sources.taint_rules.accept(raw)
+        return taint_rule_view(raw).since == action.node.rule_since
 
     async def ensure_gpunode(self, action: EnsureGPUNode) -> None:
         """Write the request to the agent into the node's GPUNode, and create the GPUNode if it does not exist. The

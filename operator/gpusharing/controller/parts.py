@@ -1,4 +1,4 @@
-"""The parts of a loop, which read and write but decide nothing, and two periodic tasks alongside its passes."""
+"""The parts of a loop, which read and write but decide nothing, and three periodic tasks alongside its passes."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from gpusharing.controller.idleness import Leader
 from gpusharing.controller.observer import Observer
 from gpusharing.controller.publish import Publisher
 from gpusharing.controller.settings import Settings
+from gpusharing.controller.tainttest import PERIOD, TaintTest
 from gpusharing.kube.client import KubeClient
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import KubeError
@@ -105,3 +106,18 @@ class LoopParts:
                         error=str(error),
                     )
             await asyncio.sleep(self.settings.pending_period)
+
+    async def test_taints(self) -> None:
+        """Test whether the scheduler obeys DeviceTaintRules, at once and then every PERIOD seconds
+        (`TaintTest.repeat`), as long as this process leads, all sources can be read and NVIDIA's DRA driver has been
+        seen. If the result has changed, wake the loop. Runs until canceled; returns at once if the setting
+        `device_taints` is off."""
+        if not self.settings.plan.device_taints:
+            return
+        test = TaintTest(self.calls, self.settings.plan.namespace)
+        while True:
+            ready = self.leader.is_leader and self.sources.of_dra and not self.sources.missing()
+            if ready and (proof := await test.repeat()) != self.executor.calls.taint_proof:
+                self.executor.calls.taint_proof = proof
+                self.wake.set()
+            await asyncio.sleep(PERIOD if ready else self.settings.pending_period)

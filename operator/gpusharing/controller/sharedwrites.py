@@ -1,10 +1,10 @@
 """Writes that are made once for all nodes: configuration, finalizers, claims, pointers, the repair of the MPS
-DaemonSet, and DeviceClasses. Fences wait for the first three.
+DaemonSet, DeviceClasses and DeviceTaintRules. Fences wait for the first three.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,6 +19,7 @@ from gpusharing.kube.client import (
     CONFIG_MAPS,
     DAEMON_SETS,
     DEVICE_CLASSES,
+    DEVICE_TAINT_RULES,
     JSON,
     POLICIES,
     KubeClient,
@@ -28,6 +29,7 @@ from gpusharing.kube.errors import Conflict, Invalid, KubeError, NotFound, Serve
 from gpusharing.kube.plainstack import daemon_set_view, signal
 from gpusharing.kube.sources import MIG_KEY, Sources
 from gpusharing.kube.stackreader import render_repairs
+from gpusharing.kube.taintrules import rule_for
 from gpusharing.planning.snapshot import callfailures
 from gpusharing.planning.snapshot.actions import (
     Action,
@@ -37,15 +39,17 @@ from gpusharing.planning.snapshot.actions import (
     SetPointers,
     WriteClasses,
     WriteConfig,
+    WriteRules,
 )
 from gpusharing.planning.snapshot.callfailures import (
     CLAIMS,
     CLUSTER_POLICY,
     DEVICE_CLASS,
     MPS_DAEMON_SET,
+    TAINT_RULE,
     policy_subject,
 )
-from gpusharing.planning.snapshot.draviews import DeviceClassView, WantedClass
+from gpusharing.planning.snapshot.draviews import DeviceClassView, TaintRuleView, WantedClass
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 log = structlog.get_logger()
@@ -56,8 +60,8 @@ TRIES = 3
 
 def subject_of(action: Action) -> str:
     """Return the name under which failures of a shared write are recorded: the subject of the policy for a finalizer,
-    and CLAIMS, CLUSTER_POLICY, MPS_DAEMON_SET or DEVICE_CLASS for the writes of these. Every other action has
-    CONFIG_MAPS."""
+    and CLAIMS, CLUSTER_POLICY, MPS_DAEMON_SET, DEVICE_CLASS or TAINT_RULE for the writes of these. Every other action
+    has CONFIG_MAPS."""
     match action:
         case SetFinalizer():
             return policy_subject(action.policy)
@@ -69,6 +73,8 @@ def subject_of(action: Action) -> str:
             return MPS_DAEMON_SET
         case WriteClasses():
             return DEVICE_CLASS
+        case WriteRules():
+            return TAINT_RULE
         case _:
             return callfailures.CONFIG_MAPS
 
@@ -174,18 +180,45 @@ class SharedWrites:
 
     async def write_classes(self, action: WriteClasses) -> None:
         """Create, correct and remove DeviceClasses of ours, in this order, log each write, and store the answers in the
-        cache. A class that is gone already counts as removed.
-
-        A class that cannot be written does not keep the others from being written: the first error is raised at the
-        end, such as AlreadyExists if somebody else has just created a class of that name, or Conflict if a class to
-        correct has changed since the decision or one to remove was replaced. Unauthorized and ServerAway are raised
-        at once.
+        cache. A class that is gone already counts as removed. Errors are raised as by `_make_each`, such as
+        AlreadyExists if somebody else has just created a class of that name, or Conflict if a class to correct has
+        changed since the decision or one to remove was replaced.
         """
-        writes = [
-            *(partial(self._create_class, wanted) for wanted in action.create),
-            *(partial(self._correct_class, wanted, current) for wanted, current in action.correct),
-            *(partial(self._remove_class, current) for current in action.remove),
-        ]
+        await self._make_each(
+            (
+                *(partial(self._create_class, wanted) for wanted in action.create),
+                *(partial(self._correct_class, wanted, current) for wanted, current in action.correct),
+                *(partial(self._remove_class, current) for current in action.remove),
+            )
+        )
+
+    async def write_rules(self, action: WriteRules) -> None:
+        """Create and remove DeviceTaintRules of ours, in this order, log each write, and store the answers in the
+        cache. A rule that is gone already counts as removed. Errors are raised as by `_make_each`, such as
+        AlreadyExists if somebody else has a rule of that name."""
+        await self._make_each(
+            (
+                *(partial(self._create_rule, node) for node in action.create),
+                *(partial(self._remove_rule, current) for current in action.remove),
+            )
+        )
+
+    async def _create_rule(self, node: str) -> None:
+        """Create the DeviceTaintRule of a node, log that and store the answer in the cache."""
+        self.sources.taint_rules.accept(await self.client.create(DEVICE_TAINT_RULES, rule_for(node)))
+        log.info("a DeviceTaintRule now keeps GPU pods off the node", node=node)
+
+    async def _remove_rule(self, current: TaintRuleView) -> None:
+        """Delete a DeviceTaintRule unless it is gone already, and log that. Raises Conflict if another object has its
+        name now."""
+        with suppress(NotFound):
+            await self.client.delete(DEVICE_TAINT_RULES, current.name, uid=current.uid)
+        self.sources.taint_rules.drop(current.name)
+        log.info("the DeviceTaintRule was removed", node=current.node)
+
+    async def _make_each(self, writes: Iterable[Callable[[], Awaitable[None]]]) -> None:
+        """Make all of these writes in order. One that fails does not keep the others from being made: the first error
+        is raised at the end. Unauthorized and ServerAway are raised at once."""
         failed: KubeError | None = None
         for write in writes:
             try:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from gpusharing.planning.snapshot.callfailures import CallFailure
+from gpusharing.planning.snapshot.draviews import UNTESTED, TaintProof
 from gpusharing.planning.snapshot.podviews import EvictionMemory
 
 
@@ -20,3 +21,5 @@ class CallMemory:
     evicted. A node is removed when its LIST begins."""
     write_error: str = ""
     """Why the last write of our ConfigMaps was refused; empty if it was not."""
+    taint_proof: TaintProof = UNTESTED
+    """What the last test of the scheduler showed about DeviceTaintRules."""

@@ -64,8 +64,17 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
         system=text(raw, "spec", "priorityClassName").startswith("system-"),
         local_files=any(map(_is_local, entries(raw, "spec", "volumes"))),
         gang=gang_of(raw),
+        evades_rules=_evades_rules(raw),
         grace=_grace(raw),
     )
+
+
+def _evades_rules(raw: JSON) -> bool:
+    """Whether the pod names a scheduler other than default-scheduler, or a ResourceClaim that is not its own (the
+    scheduler checks taints only when it allocates a claim, Kubernetes v1.36.3)."""
+    scheduler = text(raw, "spec", "schedulerName")
+    shared = any(text(entry, "resourceClaimName") for entry in entries(raw, "spec", "resourceClaims"))
+    return scheduler not in ("", "default-scheduler") or shared
 
 
 def _grace(raw: JSON) -> int:

@@ -30,12 +30,15 @@ RECORD_VERSION = 1
 JOBS_VERSION = 2
 """The version of a fence that waits for jobs. An operator that only knows version 1 would mistake the wait for a drain
 and evict the jobs. It cannot read version 2, and so leaves the node as it is until a newer operator comes back."""
+TAINT_VERSION = 3
+"""The version of a fence whose DeviceTaintRule takes the place of a cordon, whether or not it waits for jobs. An older
+operator would mistake it for a cordon that somebody lifted, and would leave the rule behind."""
 MOST_CLAIMS = 500
 """The most claims on the Lease. All annotations of an object together may have 256 KiB (apimachinery v0.36.3
 pkg/api/validation/objectmeta.go, TotalAnnotationSizeLimitB). With one claim too many the Lease would accept
 none: no node would ever start."""
 _READ = (RECORD_VERSION,)
-_READ_FENCES = (RECORD_VERSION, JOBS_VERSION)
+_READ_FENCES = (RECORD_VERSION, JOBS_VERSION, TAINT_VERSION)
 
 NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 """The actions that are carried out by one PATCH of a Node."""
@@ -45,14 +48,16 @@ Record = TypeVar("Record", Fence, Deferred, Verified, Claim, FailedNode)
 
 def record_text(record: Fence | Deferred | Verified) -> str:
     """Return the value of the annotation that holds this record. A fence keeps its unknown keys."""
-    written = _dump(_encode(record), version=JOBS_VERSION if _waits(record) else RECORD_VERSION)
+    written = _dump(_encode(record), version=_version(record))
     # The unknown keys are appended as JSON text, because they may be nested as deeply as JSON can be read.
     return f"{written[:-1]},{record.unknown[1:]}" if isinstance(record, Fence) and record.unknown else written
 
 
-def _waits(record: Fence | Deferred | Verified) -> bool:
-    """Whether the record is a fence that waits for jobs."""
-    return isinstance(record, Fence) and record.jobs
+def _version(record: Fence | Deferred | Verified) -> int:
+    """Return the lowest version that keeps an operator which cannot follow the record from reading it."""
+    if not isinstance(record, Fence):
+        return RECORD_VERSION
+    return TAINT_VERSION if record.tainted else JOBS_VERSION if record.jobs else RECORD_VERSION
 
 
 def read_fence(annotations: Mapping[str, str]) -> tuple[Fence | None, str]:

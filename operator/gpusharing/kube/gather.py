@@ -94,8 +94,7 @@ class Gatherer:
         policies_error = await self._refresh_policies(now)
         await self.pods.look(wanted, memory.proving, now, began)
         sources, operands = self.sources, self._operands(now)
-        mig_managers = operands[Program.MIG_MANAGER]
-        failures = await self._logs.read(sources.nodes.items, mig_managers, now, self.crew)
+        failures = await self._logs.read(sources.nodes.items, operands[Program.MIG_MANAGER], now, self.crew)
         stack = self.stack.read(now)
         find_work = find_actuator(stack).find_work
         working = (name for name, node in sources.nodes.items.items() if find_work(node))
@@ -112,6 +111,7 @@ class Gatherer:
             mig_failures=failures,
             claims=claims,
             failed_nodes=failed_nodes,
+            taint_rules=tuple(sorted(sources.rules.values(), key=lambda rule: rule.name)),
             work=dict(self.pods.work),
             pending=self.pending.pods,
             pending_devices=self.pending.devices,

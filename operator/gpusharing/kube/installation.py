@@ -163,6 +163,7 @@ class _Reader:
         operators = rights.OPERATOR + (rights.CONFIGURE if self.place.configure_gpu_operator else ())
         operators += rights.REPAIR_MPS if self.place.repair_mps else ()
         operators += rights.FORCE_DELETE if self.place.force_delete else ()
+        operators += rights.DEVICE_TAINTS if self.place.device_taints else ()
         questions = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in rights.AGENT]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._right(subject, right)) for subject, right in questions]

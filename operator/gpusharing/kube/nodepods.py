@@ -162,7 +162,9 @@ class NodePods:
         reboot."""
         view = self.sources.nodes.items.get(node)
         if view is not None and view.fence is not None:
-            reboots, since = view.fence.disruption is DisruptionClass.REBOOT, view.fence.since
+            joined = self.sources.seen_node(node) if view.fence.tainted else view
+            reboots = view.fence.disruption is DisruptionClass.REBOOT
+            since = joined.closed_since if joined is not None else None
         else:
             reboots = any(policy.with_reboot for policy in self.sources.cluster_policies.items.values())
             since = None

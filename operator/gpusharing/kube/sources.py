@@ -16,6 +16,7 @@ from gpusharing.kube.client import (
     CONFIG_MAPS,
     DAEMON_SETS,
     DEVICE_CLASSES,
+    DEVICE_TAINT_RULES,
     EVENTS,
     GPU_CLUSTERS,
     GPUNODES,
@@ -38,8 +39,9 @@ from gpusharing.kube.plainstack import daemon_set_view, lone_restarts
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, has_condition, part, section, text
 from gpusharing.kube.reflector import CacheSettings, Reflector
+from gpusharing.kube.taintrules import OURS, taint_rule_view, tell_unread_rules, with_rule, with_rules
 from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
-from gpusharing.planning.snapshot.draviews import DeviceClassView
+from gpusharing.planning.snapshot.draviews import DeviceClassView, TaintRuleView
 from gpusharing.planning.snapshot.stackviews import Operand, Program
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
 
@@ -230,6 +232,17 @@ class Sources:
         return self._follow(DEVICE_CLASSES, device_class_view)
 
     @cached_property
+    def taint_rules(self) -> Reflector[TaintRuleView]:
+        """The reflector of the DeviceTaintRules with our label, created and begun like `resource_slices`."""
+        return self._follow(DEVICE_TAINT_RULES, taint_rule_view, label_selector=OURS)
+
+    @property
+    def rules(self) -> Mapping[str, TaintRuleView]:
+        """The DeviceTaintRules with our label, by name. Empty while they are not served or may not be read, because the
+        scheduler may not follow them then."""
+        return {} if tell_unread_rules(self.taint_rules.error) else self.taint_rules.items
+
+    @cached_property
     def devices(self) -> DeviceIndex:
         """The index that joins the devices of the ResourceSlices to their Nodes."""
         return DeviceIndex(lambda: self.resource_slices.items)
@@ -254,21 +267,24 @@ class Sources:
             group.create_task(self.resource_slices.run())
             group.create_task(self.kubelet_plugins.run())
             group.create_task(self.device_classes.run())
+            group.create_task(self.taint_rules.run())
 
     def node_view(self, raw: JSON) -> NodeView:
-        """Convert a raw Node, and add the NodeMaintenance that names it and what the DRA driver publishes for it, if
-        any."""
-        return self.devices.join(self._maintained.join(self._node(raw)))
+        """Convert a raw Node, and add the NodeMaintenance that names it, what the DRA driver publishes for it and its
+        DeviceTaintRule, if any."""
+        return with_rule(self.devices.join(self._maintained.join(self._node(raw))), self.rules)
 
     def seen_node(self, name: str) -> NodeView | None:
         """Return the latest known view of a Node, with what `node_view` adds; None if the Node is not known."""
         view = self.nodes.items.get(name)
-        return self.devices.join(self._maintained.join(view)) if view is not None else None
+        if view is None:
+            return None
+        return with_rule(self.devices.join(self._maintained.join(view)), self.rules)
 
     def node_views(self) -> dict[str, NodeView]:
         """Return the views of all Nodes by name, each with what `node_view` adds. A view whose inputs did not change
         stays the same object."""
-        return self.devices.join_all(self._maintained.join_all(self.nodes.items))
+        return with_rules(self.devices.join_all(self._maintained.join_all(self.nodes.items)), self.rules)
 
     @property
     def agent_troubles(self) -> AgentTroubles:
@@ -329,13 +345,14 @@ class Sources:
 
     @property
     def of_dra(self) -> Mapping[str, Reflector[Any]]:
-        """The reflectors of the three kinds that NVIDIA's DRA stack needs, by name; nothing may be decided on that
-        stack without them. Empty until the stack has been seen."""
+        """The reflectors of the four kinds that NVIDIA's DRA stack needs, by name; nothing may be decided on that stack
+        without those that are served. Empty until the stack has been seen."""
         if not self._dra_seen.is_set():
             return {}
         return {
             "resourceslices": self.resource_slices,
             "deviceclasses": self.device_classes,
+            "devicetaintrules": self.taint_rules,
             "DRA driver pods": self.kubelet_plugins,
         }
 

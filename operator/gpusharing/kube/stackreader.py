@@ -14,8 +14,14 @@ from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.dra import tell_unread
 from gpusharing.kube.plainstack import DaemonSetView, find_dra, plain_stack, with_mps_daemon
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
-from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, DEVICE_CLASS, MPS_DAEMON_SET
-from gpusharing.planning.snapshot.draviews import DraView
+from gpusharing.kube.taintrules import tell_unread_rules
+from gpusharing.planning.snapshot.callfailures import (
+    CLUSTER_POLICY,
+    DEVICE_CLASS,
+    MPS_DAEMON_SET,
+    TAINT_RULE,
+)
+from gpusharing.planning.snapshot.draviews import DraView, TaintProof
 from gpusharing.planning.snapshot.stackviews import (
     ClusterPolicyView,
     MpsRepairs,
@@ -188,10 +194,13 @@ class StackReader:
     def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
         """Return NVIDIA's DRA driver among these DaemonSets, with the nodes whose GPUs are served twice and the
         DeviceClasses sorted by name, which are None until they have been listed. If ResourceSlices or DeviceClasses
-        are not served or we may not list them, `unread` says why; see `tell_unread`."""
+        are not served or we may not list them, `unread` says why; see `tell_unread`. With the setting `device_taints`,
+        `taints` is the last test of the scheduler, unless DeviceTaintRules cannot be read or written."""
         sources = self.sources
         published = {name for name, one in sources.devices.by_node().items() if one.layouts}
         slices, classes = sources.resource_slices, sources.device_classes
+        rule_error = self._lasting_error(TAINT_RULE) or tell_unread_rules(sources.taint_rules.error)
+        taints = TaintProof(error=rule_error) if rule_error else self.calls.taint_proof
         return replace(
             find_dra(sets),
             unread=tell_unread(slices.error, "resourceslices") or tell_unread(classes.error, "deviceclasses"),
@@ -200,6 +209,8 @@ class StackReader:
             if classes.synced.is_set()
             else None,
             class_error=self._lasting_error(DEVICE_CLASS),
+            taints=taints if sources.settings.plan.device_taints else TaintProof(),
+            rule_error=rule_error,
         )
 
     def _generated_mig_files(self) -> dict[str, str]:

@@ -236,14 +236,17 @@ class RoomSearch:
         futures: tuple[Mapping[str, str] | None, ...] = (None,) if becomes is None else becomes.labels
         later = min(find_obstacle(self.pod, raw, labels) for labels in futures) or refusal
         gated = node.gate is not None
-        shut = gated or node.unschedulable or not node.ready
+        tainted = node.fence is not None and node.fence.tainted
+        shut = gated or node.unschedulable or not node.ready or tainted
         return NodeRoom(
             node=node.name,
             pool=pool,
             now=now,
             free={} if shut or not now else _find_free(observed, now),
             after={} if later else planned,
-            closed=f"cordoned{', not proven yet' if gated else ''} or not Ready" if shut else "",
+            closed=f"{'fenced' if tainted else 'cordoned'}{', not proven yet' if gated else ''} or not Ready"
+            if shut
+            else "",
             later=later,
             refusal=refusal,
             planned=planned,

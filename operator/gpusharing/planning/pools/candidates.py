@@ -27,6 +27,7 @@ from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.attempts import failed_in, owed_for, was_rolled_back
 from gpusharing.planning.transition.marks import marks_for
 from gpusharing.planning.transition.startgate import is_newcomer
+from gpusharing.planning.transition.taintfence import may_taint
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.blockers import Blocker, ends_at, explain_blockers, main_reason
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -292,13 +293,15 @@ def op_of(case: NodeCase, policy: PolicyView) -> str:
 def _fence(candidate: Candidate) -> FenceNode:
     """Return the action that fences the candidate. The fence records the planned change, and as its deadline now plus
     the time to settle plus `drain.timeout`. The action adds the labels and annotations that keep other controllers
-    away, as far as the node lacks them. If the change cordons the node, the routing label is removed."""
+    away, as far as the node lacks them. If the change drains the node, the routing label is removed, and the node is
+    cordoned unless a DeviceTaintRule may fence it (`may_taint`)."""
     case, assessed, policy = candidate.case, candidate.assessed, candidate.policy
     node, timeout = case.node, parse_duration(assessed.spec.drain.timeout)
-    cordon = assessed.disruption.cordons
+    drains = assessed.disruption.cordons
+    tainted = drains and may_taint(case)
     labels, annotations = marks_for(node, case.settings.neighbour_labels)
     added = (*labels, *annotations)
-    if cordon and names.LABEL_MODE in node.labels:
+    if drains and names.LABEL_MODE in node.labels:
         labels[names.LABEL_MODE] = None
     fence = Fence(
         op=op_of(case, policy),
@@ -325,5 +328,6 @@ def _fence(candidate: Candidate) -> FenceNode:
         failed_version=failed_in(node, policy),
         revision=find_revision(policy),
         approved=owed_for(assessed.target) if assessed.spec.rollout.approval == "Manual" else "",
+        tainted=tainted,
     )
-    return FenceNode(node, fence, cordon, labels, annotations)
+    return FenceNode(node, fence, fence.cordons, labels, annotations)

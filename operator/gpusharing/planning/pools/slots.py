@@ -29,6 +29,7 @@ from gpusharing.planning.stack.mpsrepair import plan_repair
 from gpusharing.planning.stack.pointers import plan_pointers
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.taintrules import plan_rules
 
 CLOCKS = timedelta(seconds=1.5)
 """How far the clocks of two processes may differ, because each was set from a Date header with whole seconds
@@ -51,10 +52,10 @@ def share(
     classes: WriteClasses | None,
 ) -> tuple[Action, ...]:
     """Return the writes that concern all nodes, in the order in which they are made: configuration, finalizers, claims
-    and failures, NVIDIA's objects, and DeviceClasses. NVIDIA's objects are the pointers of ClusterPolicy or, if no
-    pointer has to change and the data is up to date, the MPS DaemonSet. While the data is stale, DeviceClasses are
-    not written either. Writes that would change nothing are left out. `unfenced` has the claims that nodes without
-    a fence get or keep, and `classes` the write of DeviceClasses."""
+    and failures, NVIDIA's objects, DeviceClasses and DeviceTaintRules. NVIDIA's objects are the pointers of
+    ClusterPolicy or, if no pointer has to change and the data is up to date, the MPS DaemonSet. While the data is
+    stale, DeviceClasses and DeviceTaintRules are not written either. Writes that would change nothing are left out.
+    `unfenced` has the claims that nodes without a fence get or keep, and `classes` the write of DeviceClasses."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {
@@ -72,6 +73,9 @@ def share(
         actions.append(repair)  # stale views may show no MPS client where there is one
     if not snapshot.old_views and classes is not None:  # or a profile that is in use
         actions.append(classes)
+    busy = {name for name, verdict in verdicts.items() if verdict.actions}
+    if not snapshot.old_views and (rules := plan_rules(snapshot, busy)) is not None:
+        actions.append(rules)
     return tuple(actions)
 
 

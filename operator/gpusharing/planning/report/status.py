@@ -190,12 +190,18 @@ def _first(ladder: Sequence[Circumstance], pool: Members, plan: RolloutPlan) -> 
 def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note: str) -> Answer:
     """Return the condition Accepted, from the first of ACCEPTANCES that applies. If none does, the policy is accepted,
     with the reason of the first doubt about the drain or the cards, or else Valid. The message then names the
-    layouts, these doubts, the nodes whose MIG mode may stay pending, and `note` (about the canary) if it is not
-    empty."""
+    layouts, these doubts, the nodes whose MIG mode may stay pending, why DeviceTaintRules are not used, and `note`
+    (about the canary) if it is not empty."""
     if (answer := _first(ACCEPTANCES, pool, plan)) is not None:
         return answer
     doubts = [found for found in (_force(pool, snapshot), _doubt(pool, snapshot)) if found is not None]
-    parts = [_legal(pool), *(found.message for found in doubts), _guest(pool, snapshot), note]
+    parts = [
+        _legal(pool),
+        *(found.message for found in doubts),
+        _guest(pool, snapshot),
+        _taints(snapshot),
+        note,
+    ]
     return True, doubts[0].reason if doubts else Reason.VALID, "; ".join(filter(None, parts))
 
 
@@ -274,6 +280,15 @@ def _guest(pool: Members, snapshot: ClusterSnapshot) -> str:
     reports = {name: snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes}
     notes = {name: why for name, seen in reports.items() if (why := tell_guest_reset(seen, snapshot.stack))}
     return f"a MIG mode change on {some(sorted(notes))} may stay pending{notes[min(notes)]}" if notes else ""
+
+
+def _taints(snapshot: ClusterSnapshot) -> str:
+    """Return a clause that says why nodes are cordoned although the chart's value dra.deviceTaints is on. Empty if the
+    value is off, if nothing is wrong, or if NVIDIA's DRA driver does not serve the GPUs."""
+    error = snapshot.stack.dra.taints.error if snapshot.stack.by_dra else ""
+    return (
+        f"dra.deviceTaints is on, but nodes are cordoned while they change, because {error}" if error else ""
+    )
 
 
 def _legal(pool: Members) -> str:

@@ -128,6 +128,6 @@ def whose_cordon(node: NodeView) -> str:
     another controller works on the node, else `human`. Empty if the node is not cordoned."""
     if not node.unschedulable:
         return ""
-    if node.fence is not None and node.fence.disruption.cordons and not node.fence.prior_unschedulable:
+    if node.fence is not None and node.fence.cordons and not node.fence.prior_unschedulable:
         return "ours"
     return "foreign" if node.foreign_works else "human"

@@ -7,7 +7,7 @@ docs/design/glossary.md#class.
 from collections.abc import Mapping
 from dataclasses import field
 
-from gpusharing.planning.snapshot.draviews import DeviceClassView, WantedClass
+from gpusharing.planning.snapshot.draviews import DeviceClassView, TaintRuleView, WantedClass
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView, MpsRepairs
 from gpusharing.planning.snapshot.views import NodeView
@@ -100,16 +100,28 @@ class WriteClasses:
 
 
 @value
+class WriteRules:
+    """Create and remove DeviceTaintRules of ours, one call each. No fence waits for this, but a fence that names such a
+    rule holds only once the rule is in place."""
+
+    create: tuple[str, ...] = ()
+    """The nodes whose rule is missing, by name."""
+    remove: tuple[TaintRuleView, ...] = ()
+    """The rules that no fence needs, or that somebody has changed, by name."""
+
+
+@value
 class FenceNode:
-    """Fence a node in one conditional Node PATCH. If the change needs an idle node, the PATCH also cordons the node
-    and removes the routing label."""
+    """Fence a node in one conditional Node PATCH. If the change needs an idle node, the PATCH also removes the routing
+    label, and cordons the node unless its fence is a DeviceTaintRule."""
 
     node: NodeView
     """The Node as it was when this was decided."""
     fence: Fence
     """The fence to write."""
     cordon: bool
-    """Whether to cordon the node. False for class PluginRestart, in which the node stays schedulable."""
+    """Whether to cordon the node. False if the node stays schedulable: for class PluginRestart, and behind a
+    DeviceTaintRule."""
     labels: Mapping[str, str | None]
     """Labels to set so that other controllers leave the node alone in the meantime, and the routing label with the
     value None, which removes it."""
@@ -140,7 +152,8 @@ class UpdateFence:
     fence: Fence
     """The fence to write."""
     cordon: bool = False
-    """Whether to restore the cordon too, because a person lifted it after the point of no return."""
+    """Whether to set the cordon too, because a person lifted it after the point of no return, or because it takes the
+    place of a DeviceTaintRule."""
     labels: Mapping[str, str | None] = field(default_factory=dict)
     """Labels to remove that were set for other controllers; each has the value None."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
@@ -253,6 +266,7 @@ Action = (
     | SetPointers
     | RepairMps
     | WriteClasses
+    | WriteRules
     | FenceNode
     | Actuate
     | UpdateFence

@@ -32,6 +32,8 @@ MPS_DAEMON_SET = "MPS DaemonSet"
 """Subject of a failed repair of the MPS DaemonSet. No fence waits for it."""
 DEVICE_CLASS = "DeviceClasses"
 """Subject of a failed write of DeviceClasses. No fence waits for it."""
+TAINT_RULE = "DeviceTaintRules"
+"""Subject of a failed write of DeviceTaintRules. A node whose rule cannot be written is cordoned."""
 POLICIES = "list of policies"
 """Subject of a failed LIST of the policies. The plan may then be based on outdated policies, so no node starts before
 the LIST succeeds."""

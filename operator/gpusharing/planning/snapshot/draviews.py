@@ -1,11 +1,14 @@
 """NVIDIA's DRA stack: the driver that serves GPUs to ResourceClaims, and the devices that it publishes.
 
 The names of programs, attributes and settings are as in dra-driver-nvidia-gpu v0.5.0.
+
+Terms: docs/design/glossary.md#fence.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import field
+from datetime import datetime
 from hashlib import sha256
 
 from gpusharing.api.names import RESOURCE_GPU
@@ -96,6 +99,44 @@ class WantedClass:
     """The CEL expression that selects the MIG devices of the profile."""
 
 
+RULE_PREFIX = "gpusharing-node-"
+"""How the names of our DeviceTaintRules for nodes begin. The name of the node follows."""
+TAINT_TEST = "gpusharing-taint-test"
+"""The name of all objects with which the scheduler is tested for DeviceTaintRules."""
+
+
+@value
+class TaintRuleView:
+    """A DeviceTaintRule with our label."""
+
+    name: str
+    """Name of the rule."""
+    uid: str
+    """UID of the rule."""
+    since: datetime | None
+    """When it was created. None if it is being deleted, or if it does not keep new pods off exactly the devices of the
+    node in its name."""
+
+    @property
+    def node(self) -> str:
+        """Name of the node that the rule is for. Empty if its name is not that of a rule for a node."""
+        return self.name.removeprefix(RULE_PREFIX) if self.name.startswith(RULE_PREFIX) else ""
+
+
+@value
+class TaintProof:
+    """Whether nodes may be fenced by DeviceTaintRules (docs/adr/0079-a-device-taint-rule-for-a-cordon.md)."""
+
+    works: bool = False
+    """Whether the scheduler was shown to obey DeviceTaintRules, and no write of one fails."""
+    error: str = ""
+    """Why nodes are cordoned although the setting `device_taints` is on. Empty if the setting is off, if rules work, or
+    if the scheduler has not been tested yet."""
+
+
+UNTESTED = TaintProof()
+
+
 @value
 class DraView:
     """NVIDIA's DRA stack as far as it was seen. The ResourceSlices are read only if there is a GPUCluster or a DRA
@@ -121,6 +162,10 @@ class DraView:
     """All DeviceClasses by name, or None if they were not read."""
     class_error: str = ""
     """Why the last write of our DeviceClasses failed. Empty if it did not fail."""
+    taints: TaintProof = UNTESTED
+    """Whether nodes may be fenced by DeviceTaintRules."""
+    rule_error: str = ""
+    """Why our DeviceTaintRules cannot be read or written. Empty if they can, or if none was tried."""
 
 
 NO_DRA = DraView()

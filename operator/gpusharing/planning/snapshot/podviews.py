@@ -110,6 +110,9 @@ class PodView:
     """Whether it mounts an emptyDir on the node's disk. An emptyDir in memory, as for /dev/shm, does not count."""
     gang: Gang | None = None
     """The gang that it belongs to, or None if it works alone."""
+    evades_rules: bool = False
+    """Whether its successor may get a device of the node in spite of a DeviceTaintRule: it names a scheduler other than
+    the one that was tested, or a ResourceClaim that stays allocated while another pod uses it."""
     grace: int = 30
     """spec.terminationGracePeriodSeconds: how long it may take to end, in seconds."""
 

@@ -180,9 +180,16 @@ class Fence:
     approved: str = ""
     """The target that a person approved for the change, in the same form as `owed`. Empty if no approval was needed,
     or if it was not recorded."""
+    tainted: bool = False
+    """Whether a DeviceTaintRule keeps GPU pods off the node in place of a cordon."""
     unknown: str = ""
     """JSON object with the keys that a newer operator wrote and this one does not know. These keys are written back
     unchanged. Empty if there are none."""
+
+    @property
+    def cordons(self) -> bool:
+        """Whether the change keeps the node cordoned: it needs an idle node, and no DeviceTaintRule keeps pods off."""
+        return self.disruption.cordons and not self.tainted
 
 
 @value

@@ -23,10 +23,18 @@ from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.health import HEALTHY, Vitals, diagnose
 from gpusharing.planning.snapshot.agents import AgentTroubles
 from gpusharing.planning.snapshot.callfailures import CallFailure
-from gpusharing.planning.snapshot.draviews import NodeDevices
+from gpusharing.planning.snapshot.draviews import NodeDevices, TaintRuleView
 from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, SpecVersion, Verified
+from gpusharing.planning.snapshot.records import (
+    CLOCK_ERROR,
+    Claim,
+    Deferred,
+    FailedNode,
+    Fence,
+    SpecVersion,
+    Verified,
+)
 from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.values import value
@@ -95,6 +103,8 @@ class NodeView:
     """By label: the field manager that has replaced the value that we wrote last."""
     devices: NodeDevices | None = None
     """What NVIDIA's DRA driver publishes for the node, or None if it has published nothing or nobody reads it."""
+    rule_since: datetime | None = None
+    """Since when a DeviceTaintRule of ours keeps new pods off the node's devices, or None if none does."""
     held_off: Mapping[str, str] = field(init=False, compare=False)
     """The labels that switch NVIDIA's operands on and off and whose value is not `true`, for example `false` or
     paused, with their values."""
@@ -107,6 +117,14 @@ class NodeView:
             if value != "true" and label.startswith(LABEL_DEPLOY_PREFIX)
         }
         object.__setattr__(self, "held_off", switches or _NOTHING)
+
+    @property
+    def closed_since(self) -> datetime | None:
+        """When the present fence began to keep GPU pods off the node, by cordon or DeviceTaintRule. None without a
+        fence, and while the rule is not in place. Pods that were created before may be on the node."""
+        if self.fence is None or not self.fence.tainted:
+            return self.fence.since if self.fence is not None else None
+        return max(self.fence.since, self.rule_since + CLOCK_ERROR) if self.rule_since is not None else None
 
     @property
     def foreign_works(self) -> bool:
@@ -335,6 +353,9 @@ class PlanSettings:
     force_delete: Switch = False
     """Allow pods to be deleted at the end of a drain whose policy says ForceDelete; the chart's value forceDelete
     grants the right and opens the admission policy."""
+    device_taints: Switch = False
+    """Fence nodes by DeviceTaintRules in place of cordons where NVIDIA's DRA driver serves the GPUs and the scheduler
+    is shown to obey such rules; the chart's value dra.deviceTaints grants the rights."""
     guard: Switch = False
     """Whether the chart's value guard.enabled keeps GPU pods of namespaces with the isolation label on nodes that
     isolate. Then a pod that must leave is expected to come back with that requirement."""
@@ -408,6 +429,8 @@ class ClusterSnapshot:
     call_failures: Mapping[str, CallFailure] = field(default_factory=dict)
     """The latest failed call about each node or other subject, by the name of that node or subject. Kept in memory
     only."""
+    taint_rules: tuple[TaintRuleView, ...] = ()
+    """Our DeviceTaintRules, by name. Empty if they cannot be read."""
     policies_error: str = ""
     """Why `policies` may be outdated; no node then starts. Empty if they are up to date."""
     view_ages: Mapping[str, float] = field(default_factory=dict)

@@ -5,6 +5,7 @@ tests/chart/rbac.yaml lists them again with the reasons; a test compares both.
 
 from typing import Literal
 
+from gpusharing.planning.snapshot.draviews import TAINT_TEST
 from gpusharing.planning.stack.mpsrepair import DAEMON_SET
 from gpusharing.planning.vocabulary.values import value
 
@@ -59,6 +60,7 @@ OPERATOR: tuple[Right, ...] = (
     *_rights("get", "resource.k8s.io", "resourceclaims"),
     *_rights("list watch", "resource.k8s.io", "resourceslices"),
     *_rights("list watch create patch delete", "resource.k8s.io", "deviceclasses"),
+    *_rights("get list watch delete", "resource.k8s.io", "devicetaintrules"),
     *_rights("list watch", _NVIDIA, "clusterpolicies"),
     *_rights("list watch", _NVIDIA, "gpuclusters"),
     *_rights("list watch", "nodemaintenance.medik8s.io", "nodemaintenances"),
@@ -85,6 +87,12 @@ REPAIR_MPS: tuple[Right, ...] = _rights("patch", "apps", "daemonsets", scope="gp
 
 FORCE_DELETE: tuple[Right, ...] = _rights("delete", "", "pods")
 """Additional rights of the operator's service account if chart value forceDelete is on."""
+
+DEVICE_TAINTS: tuple[Right, ...] = (
+    *_rights("create", "resource.k8s.io", "devicetaintrules"),
+    *_rights("patch", "apps", "replicasets", "scale", scope="own", name=TAINT_TEST),
+)
+"""Additional rights of the operator's service account if chart value dra.deviceTaints is on."""
 
 AGENT: tuple[Right, ...] = (
     *_rights("list watch", _OURS, "gpunodes"),

@@ -37,6 +37,7 @@ from gpusharing.planning.transition.requests import (
     prepares_next_step,
     verify_request,
 )
+from gpusharing.planning.transition.taintfence import restore_rule
 from gpusharing.planning.transition.verdict import FencedCase, Verdict
 from gpusharing.planning.transition.wayback import find_way_back, present_way_back, turn_back
 from gpusharing.planning.transition.yielding import fence_after_proof, tell_wait
@@ -150,7 +151,7 @@ def _uncordoned(case: FencedCase, reason: Reason) -> Verdict | None:
     """Return the verdict that puts the cordon back if somebody lifted it. None if the node is cordoned, or if the
     change needs no cordon. The same PATCH sets the fence's `since` to now, so that pods and readings from before
     the new cordon prove nothing."""
-    if not case.fence.disruption.cordons or case.node.unschedulable:
+    if not case.fence.cordons or case.node.unschedulable:
         return None
     message = "someone uncordoned the node before a good layout was proven; the operator cordons it again"
     verdict = case.verdict(Phase.RECONFIGURING, reason, message)
@@ -158,10 +159,17 @@ def _uncordoned(case: FencedCase, reason: Reason) -> Verdict | None:
     return verdict.then(UpdateFence(case.node, replace(case.fence, since=case.now), cordon=True))
 
 
+def _untainted(case: FencedCase, reason: Reason) -> Verdict | None:
+    """Return the verdict of `restore_rule` for a node whose DeviceTaintRule does not keep all GPU pods off, else
+    None."""
+    return restore_rule(case, Phase.RECONFIGURING)
+
+
 HELD = (
     Situation(_other_node, Reason.ORPHAN_FENCE),
     Situation(_no_policy, Reason.ORPHAN_FENCE),
     Situation(_uncordoned, Reason.CORDON_RESTORED),
+    Situation(_untainted, Reason.DEVICE_TAINT_FAILED),  # or the rule is only missing
 )
 """The first match wins; a test pins the order. Nothing else matters for a node that is not ours, or on which pods may
 still be scheduled."""
@@ -372,7 +380,8 @@ def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
     back = turn_back(case, mismatch, known=known)
     if isinstance(back, Verdict):
         return back
-    kept = "The node stays cordoned. Once" if case.fence.disruption.cordons else "Once"
+    closed = "fenced" if case.fence.tainted else "cordoned"
+    kept = f"The node stays {closed}. Once" if case.fence.disruption.cordons else "Once"
     retry = retry_command(case.node.name, case.fence.retry)
     message = f"{mismatch.message}{back and '; '}{back}. {kept} the cause is fixed, run: {retry}"
     verdict = case.verdict(Phase.FAILED, mismatch.reason, message)

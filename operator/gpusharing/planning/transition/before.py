@@ -29,6 +29,7 @@ from gpusharing.planning.transition.gates import AIM, find_gate, tell_pause
 from gpusharing.planning.transition.idle import JOBS_PACE, escalate, holds, next_poll, outlasts
 from gpusharing.planning.transition.marks import routing_before, unmarked
 from gpusharing.planning.transition.requests import last_busy
+from gpusharing.planning.transition.taintfence import cordon_instead, restore_rule
 from gpusharing.planning.transition.verdict import FencedCase, Verdict
 from gpusharing.planning.transition.yielding import give_way, keeps_cordon
 from gpusharing.planning.vocabulary.blockers import MAX_PODS, explain_blockers
@@ -48,10 +49,13 @@ def before_pnr(case: FencedCase) -> Verdict:
 
 
 def _next_step(case: FencedCase) -> Verdict:
-    """Return the verdict for the next step: give the change up, end the wait for jobs, wait until nothing holds the
-    change up or the cordon has settled, begin the wait for jobs, or go on making the node idle."""
+    """Return the verdict for the next step: give the change up, see to the DeviceTaintRule that fences the node, end
+    the wait for jobs, wait until nothing holds the change up or the cordon has settled, begin the wait for jobs, or go
+    on making the node idle."""
     if (ending := find_ending(case)) is not None:
         return ending
+    if (open_to_pods := restore_rule(case, Phase.CORDONED)) is not None:
+        return open_to_pods
     if (ended := _end_jobs(case)) is not None:
         return ended
     assessment = case.assessment
@@ -67,9 +71,10 @@ def _next_step(case: FencedCase) -> Verdict:
         return run(case, assessment)
     if (escalated := escalate(case)) is not None:
         return escalated
-    settled = case.fence.since + timedelta(seconds=case.settings.settle)
+    settled = (case.node.closed_since or case.fence.since) + timedelta(seconds=case.settings.settle)
     if case.now < settled:
-        message = "cordoned; pods that were scheduled just before may still appear"
+        how = "closed to GPU pods by a DeviceTaintRule" if case.fence.tainted else "cordoned"
+        message = f"{how}; pods that were scheduled just before may still appear"
         return case.verdict(Phase.CORDONED, Reason.SETTLING, message, wake=settled)
     return _begin_jobs(case) or run(case, assessment)
 
@@ -177,7 +182,8 @@ def _node_going(case: FencedCase) -> str:
     """Return the message that the Node is being deleted, or an empty string if it is not."""
     if not case.node.deleting:
         return ""
-    return f"{case.node.name} is being deleted; the change is abandoned, and the cordon stays until the Node is gone"
+    cordon = ", and the cordon stays until the Node is gone" if case.fence.cordons else ""
+    return f"{case.node.name} is being deleted; the change is abandoned{cordon}"
 
 
 def _policy_going(case: FencedCase) -> str:
@@ -270,7 +276,7 @@ def _now_cordons(case: FencedCase) -> str:
 def _uncordoned(case: FencedCase) -> str:
     """Return the message that somebody lifted our cordon, or an empty string if nobody did or the change needs no
     cordon."""
-    lifted = case.fence.disruption.cordons and not case.node.unschedulable
+    lifted = case.fence.cordons and not case.node.unschedulable
     return "someone uncordoned the node during the drain; the change is abandoned" if lifted else ""
 
 
@@ -396,9 +402,12 @@ def _time_out(case: FencedCase) -> str | Finding:
 def _abort(case: FencedCase, why: Finding, *, defer: bool) -> Verdict:
     """Return the verdict that abandons the change: it releases the node and restores it as it was before the fence.
     The cordon is lifted only if `may_uncordon` allows that. If somebody else works on the node and the cordon is ours
-    alone, the node is yielded instead (`give_way`): the fence and the cordon stay, and `defer` has no effect. With
+    alone, the node is yielded instead (`give_way`): the fence and the cordon stay, and `defer` has no effect. A node
+    behind a DeviceTaintRule is cordoned first in that case. With
     `defer`, the next attempt waits for a back-off; otherwise only a failure that the change already had is recorded.
     """
+    if case.fence.tainted and case.node.foreign_works:
+        return cordon_instead(case, Phase.ABORTING, f"{case.node.foreign} is working on the node")
     if keeps_cordon(case):
         return give_way(case, why.message)
     labels, annotations = unmarked(case.fence, case.node)

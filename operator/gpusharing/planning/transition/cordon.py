@@ -11,7 +11,7 @@ def holds_our_cordon(case: FencedCase) -> bool:
     """Whether the node is cordoned and, as far as we can tell, only by us: our change cordons, the node was not
     cordoned before, and the fence was written for this same Node object."""
     node, fence = case.node, case.fence
-    ours = fence.disruption.cordons and not fence.prior_unschedulable
+    ours = fence.cordons and not fence.prior_unschedulable
     return ours and node.unschedulable and fence.node_uid == node.uid
 
 

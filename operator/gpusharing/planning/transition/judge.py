@@ -17,6 +17,7 @@ from gpusharing.planning.transition.marks import routing_before, unmarked
 from gpusharing.planning.transition.quiet import find_quiet
 from gpusharing.planning.transition.requests import with_gpunode
 from gpusharing.planning.transition.startgate import find_closed, find_unseen
+from gpusharing.planning.transition.taintfence import cordon_instead
 from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict
 from gpusharing.planning.transition.yielding import yielded
 from gpusharing.planning.vocabulary.findings import Finding
@@ -71,6 +72,8 @@ def _fenced(case: FencedCase) -> Verdict:
     policy, heir = case.policy, case.owner
     begun_by = policy if policy is not None and policy.name == case.fence.policy else None
     if begun_by is not None and begun_by.deleting and begun_by.force_release:
+        if case.fence.tainted:
+            return cordon_instead(case, Phase.ABORTING, "the change is released by force")
         message = (
             f"released by {names.ANNOTATION_FORCE_RELEASE}; the cordon stays. Check the node, then run (with the right"
             f" to patch Nodes): kubectl uncordon {case.node.name}"

@@ -177,9 +177,8 @@ class NodeCase(ActuatorCase):
     def scope(self) -> Scope:
         """Which pods must be gone before the change, and which must not be touched. Before a reboot, all pods must be
         gone and not only the pods with a GPU. On a node that is not Ready, the pods count as silent."""
-        fence, reboots = self.node.fence, self.disruption is DisruptionClass.REBOOT
-        since = fence.since if fence else None
-        scope = scope_of(self.settings, all_pods=reboots, cordoned_at=since, node=self.node.name)
+        node, reboots = self.node, self.disruption is DisruptionClass.REBOOT
+        scope = scope_of(self.settings, all_pods=reboots, cordoned_at=node.closed_since, node=node.name)
         return replace(scope, silent=not self.node.ready, evicts_claims=self.stack.by_dra)
 
     @property

@@ -189,6 +189,9 @@ class Reason(Worded):
         "is unproven.",
         "Wait until the layout is proven; the operator then uncordons the node. If someone uncordons it earlier, the "
         "operator cordons it again.")
+    DEVICE_TAINT_FAILED = (("DeviceTaintFailed", "Node", _SOON, "operator", Mark.EVENT),
+        "The node was fenced by a DeviceTaintRule that does not keep every GPU pod off it. The operator cordons it.",
+        "Remove the cause in the message, or set the chart value dra.deviceTaints to false.")
     DRAIN_TIMEOUT = (("DrainTimeout", "Node", _LATER, "pods"),
         "The drain took longer than drain.timeout, so the node was restored. Pods that were already evicted are not "
         "moved back.",

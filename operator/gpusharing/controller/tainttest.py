@@ -1,0 +1,139 @@
+"""A test whether the scheduler obeys DeviceTaintRules, which it silently ignores without the feature gate
+DRADeviceTaintRules (Kubernetes v1.36, docs/adr/0079-a-device-taint-rule-for-a-cordon.md).
+
+The chart brings a ReplicaSet without a pod, and a ResourceSlice with one device of a driver that does not exist. A rule
+taints the device, and a pod claims it: first without a toleration and, if that fails, with one. Which of the two
+requests the scheduler grants is the answer. No container can start, because no kubelet knows the driver."""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import structlog
+
+from gpusharing.kube.client import (
+    DEVICE_TAINT_RULES,
+    JSON,
+    PODS,
+    REPLICA_SETS,
+    RESOURCE_CLAIMS,
+    KubeClient,
+)
+from gpusharing.kube.clock import loop_time
+from gpusharing.kube.errors import AlreadyExists, KubeError, NotFound
+from gpusharing.kube.paging import list_of
+from gpusharing.kube.raw import entries, text
+from gpusharing.kube.taintrules import taint_rule
+from gpusharing.planning.snapshot.draviews import TAINT_TEST, TaintProof
+
+log = structlog.get_logger()
+
+DRIVER = "test.gpusharing.dev"
+"""The driver of the device. Its pool has the name of the other objects, and so has the label `app` of the pods."""
+PERIOD = 600.0
+"""Seconds between two looks at the version of the API server. A test that failed is repeated as often."""
+VALID = 6 * 3600.0
+"""Seconds for which a proof counts."""
+IGNORED = "kube-scheduler ignores DeviceTaintRules; enable its feature gate DRADeviceTaintRules"
+"""What is wrong if the request without a toleration is granted."""
+TRIES = 3
+"""How often the scheduler must ignore the rule, because it may not have seen a new rule yet."""
+PATIENCE, POLL = 30.0, 0.5
+"""Seconds to wait for the controllers and the scheduler, and between two looks at the pod."""
+
+
+@dataclass(slots=True)
+class TaintTest:
+    """Tests the scheduler, and remembers the proof in memory."""
+
+    client: KubeClient
+    namespace: str
+    """The operator's own namespace, in which the ReplicaSet is."""
+    _proof: TaintProof = field(default_factory=TaintProof)
+    _version: str = ""
+    """Version of the API server at the last test."""
+    _tested_at: float = 0.0
+    """When the last test ended, by the clock of the event loop."""
+
+    async def repeat(self) -> TaintProof:
+        """Return whether the scheduler obeys DeviceTaintRules. The scheduler is tested unless the last test succeeded
+        within VALID seconds under the present version of the API server. A KubeError becomes the error of the result.
+        The result is logged if it differs from the last one."""
+        try:
+            version = await self.client.version()
+            fresh = version == self._version and loop_time() - self._tested_at < VALID
+            if not (self._proof.works and fresh):
+                proof = await self._test()
+                self._version, self._tested_at = version, loop_time()
+            else:
+                proof = self._proof
+        except KubeError as error:
+            proof = TaintProof(error=f"the scheduler could not be tested: {error}")
+        if proof != self._proof:
+            log.info("the scheduler was tested for DeviceTaintRules", works=proof.works, why=proof.error)
+        self._proof = proof
+        return proof
+
+    async def _test(self) -> TaintProof:
+        """Create the rule, start pods until one has shown what the scheduler does, then remove both. Raises
+        KubeErrors."""
+        with suppress(AlreadyExists):  # of a test that was interrupted
+            await self.client.create(
+                DEVICE_TAINT_RULES, taint_rule(TAINT_TEST, {"driver": DRIVER, "pool": TAINT_TEST})
+            )
+        try:
+            for _ in range(TRIES):
+                await self._scale(0)
+                await self._scale(1)
+                if (proof := await self._read()).works:
+                    break
+            return proof
+        finally:
+            with suppress(NotFound):
+                raw = await self.client.get(DEVICE_TAINT_RULES, TAINT_TEST)
+                await self.client.delete(DEVICE_TAINT_RULES, TAINT_TEST, uid=raw["metadata"]["uid"])
+            await self._scale(0)
+
+    async def _scale(self, replicas: int) -> None:
+        """Set the number of pods of the test, and wait up to PATIENCE seconds until there are so many."""
+        body = {"spec": {"replicas": replicas}}
+        await self.client.patch(REPLICA_SETS, TAINT_TEST, body, namespace=self.namespace, subresource="scale")
+        for _ in range(round(PATIENCE / POLL)):
+            if len(await self._pods()) == replicas:
+                return
+            await asyncio.sleep(POLL)
+
+    async def _pods(self) -> list[JSON]:
+        """Return the pods of the test, as the API server sent them."""
+        return await list_of(self.client, PODS, namespace=self.namespace, label_selector=f"app={TAINT_TEST}")
+
+    async def _read(self) -> TaintProof:
+        """Wait up to PATIENCE seconds until the scheduler grants the only pod of the test one of its two requests, and
+        return what that shows. If it grants none, the result has an error with the scheduler's words."""
+        words = "there is no pod"
+        for _ in range(round(PATIENCE / POLL)):
+            pods = await self._pods()
+            if len(pods) == 1:
+                if request := await self._granted(pods[0]):
+                    works = request.endswith("/tolerant")
+                    return TaintProof(works, "" if works else IGNORED)
+                rows = entries(pods[0], "status", "conditions")
+                words = next(
+                    (text(one, "message") for one in rows if one.get("type") == "PodScheduled"), words
+                )
+            await asyncio.sleep(POLL)
+        return TaintProof(
+            error=f"no device was allocated to the pods of ReplicaSet {self.namespace}/{TAINT_TEST}: {words}"
+        )
+
+    async def _granted(self, pod: JSON) -> str:
+        """Return the request for which the pod's ResourceClaim holds the device, such as `device/tolerant`. Empty if it
+        holds none yet."""
+        names = (
+            text(status, "resourceClaimName") for status in entries(pod, "status", "resourceClaimStatuses")
+        )
+        if not (name := next(names, "")):
+            return ""
+        claim = await self.client.get(RESOURCE_CLAIMS, name, namespace=self.namespace)
+        results = entries(claim, "status", "allocation", "devices", "results")
+        return next((text(result, "request") for result in results), "")

@@ -1,0 +1,178 @@
+"""DeviceTaintRules in place of cordons, with the real scheduler, with its feature gate and without. mig-manager and
+NVIDIA's DRA driver are SIMULATED."""
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from hack.cluster import install
+from hack.cluster.api import ApiError, Object
+from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.kubeconfig import service_account_token
+from hack.cluster.nodes import create_nodes, node_manifest
+from tests.chart.rbac import golden
+from tests.integration.product import CLUSTER_POLICY, FACTOR, HELD, MIXED, Pool, Product
+from tests.integration.test_dra import RESOURCES, published
+from tests.integration.workloads import PDBS, Workload, guard, pod_spec
+
+from hack import launch
+
+RULES = "/apis/resource.k8s.io/v1beta2/devicetaintrules"
+GATE = "DRADeviceTaintRules=true"
+TEST = "gpusharing-taint-test"
+TEMPLATES = f"{RESOURCES}/namespaces/default/resourceclaimtemplates"
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    """The DRA stack as in test_dra.py, on a control plane with the feature gate, and the chart's value; no operator."""
+    directory = tmp_path_factory.mktemp("taintrules")
+    flags = ("--runtime-config=resource.k8s.io/v1beta2=true",)
+    options = Options(audit=True, apiserver_flags=flags, feature_gates=GATE)
+    with ControlPlane(options=options) as plane:
+        install.install_gpu_operator(plane.api)
+        spec: Object = {"devicePlugin": {"enabled": False}, "migManager": {"version": "v0.15.1"}}
+        plane.api.merge_patch(CLUSTER_POLICY, {"spec": spec})
+        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0,dra.deviceTaints=true")
+        with launch.node_software(plane.kubeconfig, directory, FACTOR, "--agent-interval", "1", "--dra"):
+            product = Product(plane, directory)
+            yield product
+            thief = ("create", "devicetaintrules")
+            assert [one for one in product.refused() if one[:2] != thief] == []
+
+
+@pytest.fixture
+def pool(product: Product) -> Iterator[Pool]:
+    """One node with four H100, which no device plugin serves."""
+    with product.pool(empty=True) as pool:
+        manifest = node_manifest(f"{pool.name}-0", gpus=4, pool=pool.name, plugin=False)
+        pool.nodes += create_nodes(pool.api, [manifest])
+        pool.wait(lambda: published(pool) == {"gpu": 4}, "the whole GPUs", lambda: published(pool))
+        yield pool
+
+
+def rules(pool: Pool) -> list[str]:
+    """The names of all DeviceTaintRules."""
+    return [one["metadata"]["name"] for one in pool.api.list(RULES)]
+
+
+def is_cordoned(pool: Pool) -> bool:
+    """Whether the node is unschedulable."""
+    return pool.node().get("spec", {}).get("unschedulable") is True
+
+
+def claimants(pool: Pool, replicas: int, app: str) -> Workload:
+    """A ReplicaSet on the node whose pods each claim a whole GPU by a ResourceClaimTemplate."""
+    request: Object = {"name": "gpu", "exactly": {"deviceClassName": "gpu.nvidia.com"}}
+    template = {"metadata": {"name": app}, "spec": {"spec": {"devices": {"requests": [request]}}}}
+    pool.create(TEMPLATES, template)
+    spec = pod_spec(pool.nodes[0], "")
+    spec["containers"][0]["resources"] = {"claims": [{"name": "gpu"}]}
+    spec["resourceClaims"] = [{"name": "gpu", "resourceClaimTemplateName": app}]
+    return Workload(pool, pool.nodes[0], replicas, app=app, resource="", more={"spec": spec})
+
+
+def wait_tested(product: Product, pool: Pool, since: int) -> None:
+    """Until the operator has tested the scheduler and nothing of the test is left."""
+
+    def ended() -> bool:
+        writes = product.writes("devicetaintrules", TEST, since)
+        pods = pool.api.list(f"/api/v1/namespaces/{launch.NAMESPACE}/pods", labelSelector=f"app={TEST}")
+        return any(one.verb == "delete" for one in writes) and not pods and TEST not in rules(pool)
+
+    pool.wait(ended, "the test of the scheduler to end", lambda: rules(pool))
+
+
+def test_with_the_gate_gpu_pods_wait_a_cpu_pod_starts_and_holders_leave_within_their_budget(
+    pool: Pool, product: Product
+) -> None:
+    mark, rule = product.mark(), f"gpusharing-node-{pool.nodes[0]}"
+    kept, old = claimants(pool, 2, f"{pool.name}-kept"), Workload(pool, pool.nodes[0], 1)
+    kept.wait_running(2)
+    old.wait_running(1)
+    guard(pool, kept.app, 1, minAvailable=1)
+    with product.operator(f"on-{uuid.uuid4().hex[:4]}", **HELD, device_taints="true"):
+        wait_tested(product, pool, mark)
+        pool.apply({**MIXED, "drain": {"strandedPods": "Allow"}})
+        left = lambda: len(kept.running()) == 1 and not old.running()  # noqa: E731 - a condition
+        pool.wait(left, "one pod of each to leave", lambda: (kept.pods(), old.pods()))
+        assert rules(pool) == [rule]
+        assert not is_cordoned(pool)
+        assert pool.fence()["tainted"] is True
+        cpu = Workload(pool, pool.nodes[0], 1, app=f"{pool.name}-cpu", resource="")
+        cpu.wait_running(1)
+        pending = [pod for pod in (*old.pods(), *kept.pods()) if not pod["spec"].get("nodeName")]
+        assert len(pending) == 2, "by extended resource and by claim"
+        pool.api.delete(f"{RULES}/{rule}")
+        pool.wait(lambda: rules(pool) == [rule], "the rule to be written again", lambda: rules(pool))
+        pool.api.merge_patch(f"{PDBS}/{kept.app}-guard", {"spec": {"minAvailable": 0}})
+        pool.wait_synced()
+        pool.wait(lambda: rules(pool) == [], "the rule to be removed", lambda: rules(pool))
+        assert published(pool) == {"3g.40gb": 8}
+        assert not is_cordoned(pool)
+        assert len(cpu.running()) == 1
+    used = {
+        one.verb for one in product.requests(mark) if one.resource == "devicetaintrules" and one.status < 400
+    }
+    assert used == {
+        grant.verb for grant in golden("dra.deviceTaints") if grant.resource == "devicetaintrules"
+    }
+
+
+def test_a_claim_that_pods_share_would_let_the_next_pod_in_so_the_node_is_cordoned(
+    pool: Pool, product: Product
+) -> None:
+    mark = product.mark()
+    request: Object = {"name": "gpu", "exactly": {"deviceClassName": "gpu.nvidia.com"}}
+    shared = {"metadata": {"name": f"{pool.name}-shared"}, "spec": {"devices": {"requests": [request]}}}
+    pool.create(f"{RESOURCES}/namespaces/default/resourceclaims", shared)
+    spec = pod_spec(pool.nodes[0], "")
+    spec["containers"][0]["resources"] = {"claims": [{"name": "gpu"}]}
+    spec["resourceClaims"] = [{"name": "gpu", "resourceClaimName": f"{pool.name}-shared"}]
+    sharing = Workload(pool, pool.nodes[0], 1, resource="", more={"spec": spec})
+    sharing.wait_running(1)
+    with product.operator(f"shared-{uuid.uuid4().hex[:4]}", **HELD, device_taints="true"):
+        wait_tested(product, pool, mark)
+        pool.apply({**MIXED, "drain": {"strandedPods": "Allow"}})
+        pool.wait(lambda: is_cordoned(pool), "the cordon", pool.transition)
+        pool.wait_synced()
+    assert not [one for one in product.writes("devicetaintrules", since=mark) if one.name != TEST]
+
+
+def test_without_the_gate_a_rule_is_shown_to_be_without_effect_and_the_node_is_cordoned(
+    pool: Pool, product: Product
+) -> None:
+    mark, plane = product.mark(), product.plane
+    plane.restart_component("kube-scheduler", "--feature-gates=DRADeviceTaintRules=false")
+    with product.operator(f"off-{uuid.uuid4().hex[:4]}", **HELD, device_taints="true"):
+        wait_tested(product, pool, mark)
+        pool.apply(MIXED)
+        pool.wait(lambda: is_cordoned(pool), "the cordon", pool.transition)
+        pool.wait_synced()
+        told = lambda: "kube-scheduler ignores DeviceTaintRules" in pool.condition("Accepted")["message"]  # noqa: E731
+        pool.wait(told, "the policy to say why", lambda: pool.condition("Accepted"))
+    assert not [one for one in product.writes("devicetaintrules", since=mark) if one.name != TEST]
+
+
+@pytest.mark.parametrize(
+    ("name", "selector", "effect"),
+    [
+        ("gpusharing-node-a", {"driver": "gpu.nvidia.com", "pool": "a"}, "NoExecute"),
+        ("gpusharing-node-a", {"driver": "gpu.nvidia.com"}, "NoSchedule"),
+        ("gpusharing-node-a", {"driver": "gpu.nvidia.com", "pool": "b"}, "NoSchedule"),
+        ("gpusharing-node-a", {}, "NoSchedule"),
+        ("other", {"driver": "gpu.nvidia.com", "pool": "other"}, "NoSchedule"),
+    ],
+)
+def test_a_token_of_the_operator_may_close_the_devices_of_one_node_and_nothing_else(
+    product: Product, name: str, selector: Object, effect: str
+) -> None:
+    token = service_account_token(product.api, launch.NAMESPACE, "gpusharing-operator")
+    taint = {"key": "gpusharing.dev/changing", "value": "true", "effect": effect}
+    manifest: Object = {
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "gpusharing-operator"}},
+        "spec": {"deviceSelector": selector, "taint": taint},
+    }
+    with product.api.as_token(token) as thief, pytest.raises(ApiError, match="DeviceTaintRule") as refused:
+        thief.create(RULES, manifest)
+    assert refused.value.status == 403
