@@ -22,9 +22,9 @@ from hack import launch
 Used = tuple[str, str, str, str]
 """Subject, group, resource with subresource, verb."""
 SELF = {"selfsubjectreviews", "selfsubjectaccessreviews"}
-ELSEWHERE = "deviceclasses"
-"""What the operator uses only with NVIDIA's DRA driver, most of it on the control plane of test_dra.py alone, which
-compares it with the rights."""
+ELSEWHERE = {"deviceclasses", "devicetaintrules"}
+"""What the operator uses only with NVIDIA's DRA driver, most of it on the control planes of test_dra.py and
+test_taintrules.py alone, which compare it with the rights."""
 
 
 def granted(subject: str) -> set[Used]:
@@ -97,7 +97,9 @@ def test_the_operator_uses_every_right_that_it_was_granted(
 ) -> None:
     only_all_of_the_folder(request)
     calls = used("operator", product.requests(user=OPERATOR))
-    seen, wanted = ({one for one in rights if one[2] != ELSEWHERE} for rights in (calls, granted("operator")))
+    seen, wanted = (
+        {one for one in rights if one[2] not in ELSEWHERE} for rights in (calls, granted("operator"))
+    )
     unused = wanted - seen
     assert not unused, f"granted, and never used: {sorted(unused)}"
     assert seen == wanted

@@ -1,5 +1,6 @@
 """DeviceTaintRules of ours: what is written, when one counts, and which Node it is joined to."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,8 +8,9 @@ from tests.build import make_node
 
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.convert_pods import pod_view
+from gpusharing.kube.dra import tell_unread
 from gpusharing.kube.errors import Forbidden, NotFound, Unavailable
-from gpusharing.kube.taintrules import rule_for, taint_rule_view, tell_unread_rules, with_rules
+from gpusharing.kube.taintrules import UNSERVED, rule_for, taint_rule_view, with_rules
 
 WHEN = "2026-11-20T10:00:00Z"
 
@@ -55,9 +57,10 @@ def test_a_rule_that_is_being_deleted_or_has_no_time_or_is_of_the_test_does_not_
 
 
 def test_only_a_kind_that_is_not_served_or_may_not_be_read_counts_as_unread() -> None:
-    assert "--runtime-config=resource.k8s.io/v1beta2=true" in tell_unread_rules(NotFound("404"))
-    assert "not allowed to list devicetaintrules" in tell_unread_rules(Forbidden("403"))
-    assert tell_unread_rules(Unavailable("away")) == tell_unread_rules(None) == ""
+    told = partial(tell_unread, kind="devicetaintrules", unserved=UNSERVED)
+    assert "--runtime-config=resource.k8s.io/v1beta2=true" in told(NotFound("404"))
+    assert "not allowed to list devicetaintrules" in told(Forbidden("403"))
+    assert told(Unavailable("away")) == told(None) == ""
 
 
 @pytest.mark.parametrize(

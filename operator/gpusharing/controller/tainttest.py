@@ -20,7 +20,7 @@ from gpusharing.kube.client import (
     KubeClient,
 )
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.errors import AlreadyExists, KubeError, NotFound
+from gpusharing.kube.errors import AlreadyExists, KubeError, NotFound, Unavailable
 from gpusharing.kube.paging import list_of
 from gpusharing.kube.raw import entries, text
 from gpusharing.kube.taintrules import taint_rule
@@ -59,14 +59,13 @@ class TaintTest:
         """Return whether the scheduler obeys DeviceTaintRules. The scheduler is tested unless the last test succeeded
         within VALID seconds under the present version of the API server. A KubeError becomes the error of the result.
         The result is logged if it differs from the last one."""
+        proof = self._proof
         try:
             version = await self.client.version()
             fresh = version == self._version and loop_time() - self._tested_at < VALID
-            if not (self._proof.works and fresh):
+            if not (proof.works and fresh):
                 proof = await self._test()
                 self._version, self._tested_at = version, loop_time()
-            else:
-                proof = self._proof
         except KubeError as error:
             proof = TaintProof(error=f"the scheduler could not be tested: {error}")
         if proof != self._proof:
@@ -77,13 +76,13 @@ class TaintTest:
     async def _test(self) -> TaintProof:
         """Create the rule, start pods until one has shown what the scheduler does, then remove both. Raises
         KubeErrors."""
+        rule = taint_rule(TAINT_TEST, {"driver": DRIVER, "pool": TAINT_TEST})
         with suppress(AlreadyExists):  # of a test that was interrupted
-            await self.client.create(
-                DEVICE_TAINT_RULES, taint_rule(TAINT_TEST, {"driver": DRIVER, "pool": TAINT_TEST})
-            )
+            await self.client.create(DEVICE_TAINT_RULES, rule)
         try:
             for _ in range(TRIES):
                 await self._scale(0)
+                await self._wait_gone()
                 await self._scale(1)
                 if (proof := await self._read()).works:
                     break
@@ -95,45 +94,37 @@ class TaintTest:
             await self._scale(0)
 
     async def _scale(self, replicas: int) -> None:
-        """Set the number of pods of the test, and wait up to PATIENCE seconds until there are so many."""
+        """Set the number of pods of the test."""
         body = {"spec": {"replicas": replicas}}
         await self.client.patch(REPLICA_SETS, TAINT_TEST, body, namespace=self.namespace, subresource="scale")
+
+    async def _pod(self) -> JSON | None:
+        """Return the pod of the test, as the API server sent it, or None if there is none."""
+        where = {"namespace": self.namespace, "label_selector": f"app={TAINT_TEST}"}
+        return next(iter(await list_of(self.client, PODS, **where)), None)
+
+    async def _wait_gone(self) -> None:
+        """Wait until there is no pod of an earlier test, which may not have seen the rule. Raises Unavailable after
+        PATIENCE seconds."""
         for _ in range(round(PATIENCE / POLL)):
-            if len(await self._pods()) == replicas:
+            if await self._pod() is None:
                 return
             await asyncio.sleep(POLL)
-
-    async def _pods(self) -> list[JSON]:
-        """Return the pods of the test, as the API server sent them."""
-        return await list_of(self.client, PODS, namespace=self.namespace, label_selector=f"app={TAINT_TEST}")
+        raise Unavailable(f"the pod of ReplicaSet {self.namespace}/{TAINT_TEST} does not go")
 
     async def _read(self) -> TaintProof:
-        """Wait up to PATIENCE seconds until the scheduler grants the only pod of the test one of its two requests, and
+        """Wait up to PATIENCE seconds until the scheduler grants the pod of the test one of its two requests, and
         return what that shows. If it grants none, the result has an error with the scheduler's words."""
         words = "there is no pod"
         for _ in range(round(PATIENCE / POLL)):
-            pods = await self._pods()
-            if len(pods) == 1:
-                if request := await self._granted(pods[0]):
-                    works = request.endswith("/tolerant")
+            pod = await self._pod()
+            for status in entries(pod, "status", "resourceClaimStatuses"):
+                name = text(status, "resourceClaimName")
+                claim = await self.client.get(RESOURCE_CLAIMS, name, namespace=self.namespace)
+                for result in entries(claim, "status", "allocation", "devices", "results"):
+                    works = text(result, "request").endswith("/tolerant")
                     return TaintProof(works, "" if works else IGNORED)
-                rows = entries(pods[0], "status", "conditions")
-                words = next(
-                    (text(one, "message") for one in rows if one.get("type") == "PodScheduled"), words
-                )
+            rows = entries(pod, "status", "conditions")
+            words = next(filter(None, (text(row, "message") for row in rows)), words)
             await asyncio.sleep(POLL)
-        return TaintProof(
-            error=f"no device was allocated to the pods of ReplicaSet {self.namespace}/{TAINT_TEST}: {words}"
-        )
-
-    async def _granted(self, pod: JSON) -> str:
-        """Return the request for which the pod's ResourceClaim holds the device, such as `device/tolerant`. Empty if it
-        holds none yet."""
-        names = (
-            text(status, "resourceClaimName") for status in entries(pod, "status", "resourceClaimStatuses")
-        )
-        if not (name := next(names, "")):
-            return ""
-        claim = await self.client.get(RESOURCE_CLAIMS, name, namespace=self.namespace)
-        results = entries(claim, "status", "allocation", "devices", "results")
-        return next((text(result, "request") for result in results), "")
+        return TaintProof(error=f"ReplicaSet {self.namespace}/{TAINT_TEST} got no device: {words}")

@@ -110,13 +110,16 @@ def _device(raw: JSON) -> Device:
     return Device(name, uuid, read("parentUUID") if kind == "mig" and profile and uuid else "", profile)
 
 
-def tell_unread(error: KubeError | None, kind: str) -> str:
+UNSERVED = "the API server does not serve resource.k8s.io/v1, which requires Kubernetes 1.34 or newer"
+
+
+def tell_unread(error: KubeError | None, kind: str, unserved: str = UNSERVED) -> str:
     """Return why objects of `kind`, of the group resource.k8s.io, cannot be read, if the API server does not serve
-    them or we lack the right to list them. Empty for None, and for any other error, because that may go away by
-    itself."""
+    them (`unserved`) or we lack the right to list them. Empty for None, and for any other error, because that may go
+    away by itself."""
     match error:
         case NotFound():
-            return "the API server does not serve resource.k8s.io/v1, which requires Kubernetes 1.34 or newer"
+            return unserved
         case Forbidden():
             return f"this operator is not allowed to list {kind} (chart value rbac.create)"
     return ""

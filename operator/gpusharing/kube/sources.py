@@ -39,7 +39,7 @@ from gpusharing.kube.plainstack import daemon_set_view, lone_restarts
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, has_condition, part, section, text
 from gpusharing.kube.reflector import CacheSettings, Reflector
-from gpusharing.kube.taintrules import OURS, taint_rule_view, tell_unread_rules, with_rule, with_rules
+from gpusharing.kube.taintrules import OURS, taint_rule_view, with_rule, with_rules
 from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
 from gpusharing.planning.snapshot.draviews import DeviceClassView, TaintRuleView
 from gpusharing.planning.snapshot.stackviews import Operand, Program
@@ -240,7 +240,7 @@ class Sources:
     def rules(self) -> Mapping[str, TaintRuleView]:
         """The DeviceTaintRules with our label, by name. Empty while they are not served or may not be read, because the
         scheduler may not follow them then."""
-        return {} if tell_unread_rules(self.taint_rules.error) else self.taint_rules.items
+        return {} if isinstance(self.taint_rules.error, NotFound | Forbidden) else self.taint_rules.items
 
     @cached_property
     def devices(self) -> DeviceIndex:
@@ -272,13 +272,15 @@ class Sources:
     def node_view(self, raw: JSON) -> NodeView:
         """Convert a raw Node, and add the NodeMaintenance that names it, what the DRA driver publishes for it and its
         DeviceTaintRule, if any."""
-        return with_rule(self.devices.join(self._maintained.join(self._node(raw))), self.rules)
+        return self._join(self._node(raw))
 
     def seen_node(self, name: str) -> NodeView | None:
         """Return the latest known view of a Node, with what `node_view` adds; None if the Node is not known."""
         view = self.nodes.items.get(name)
-        if view is None:
-            return None
+        return self._join(view) if view is not None else None
+
+    def _join(self, view: NodeView) -> NodeView:
+        """Return the view of a Node with what `node_view` adds."""
         return with_rule(self.devices.join(self._maintained.join(view)), self.rules)
 
     def node_views(self) -> dict[str, NodeView]:

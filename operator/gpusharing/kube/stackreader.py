@@ -14,7 +14,7 @@ from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.dra import tell_unread
 from gpusharing.kube.plainstack import DaemonSetView, find_dra, plain_stack, with_mps_daemon
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
-from gpusharing.kube.taintrules import tell_unread_rules
+from gpusharing.kube.taintrules import UNSERVED
 from gpusharing.planning.snapshot.callfailures import (
     CLUSTER_POLICY,
     DEVICE_CLASS,
@@ -199,7 +199,9 @@ class StackReader:
         sources = self.sources
         published = {name for name, one in sources.devices.by_node().items() if one.layouts}
         slices, classes = sources.resource_slices, sources.device_classes
-        rule_error = self._lasting_error(TAINT_RULE) or tell_unread_rules(sources.taint_rules.error)
+        rule_error = self._lasting_error(TAINT_RULE) or tell_unread(
+            sources.taint_rules.error, "devicetaintrules", UNSERVED
+        )
         taints = TaintProof(error=rule_error) if rule_error else self.calls.taint_proof
         return replace(
             find_dra(sets),

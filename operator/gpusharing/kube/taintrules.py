@@ -10,7 +10,6 @@ from dataclasses import replace
 from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY, PREFIX
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import DEVICE_TAINT_RULES, JSON
-from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.raw import section, text
 from gpusharing.planning.snapshot.draviews import DRA_DRIVER, RULE_PREFIX, TaintRuleView
 from gpusharing.planning.snapshot.views import NodeView
@@ -62,15 +61,8 @@ def with_rules(nodes: dict[str, NodeView], rules: Mapping[str, TaintRuleView]) -
     return {**nodes, **{name: with_rule(nodes[name], rules) for name in names}} if rules else nodes
 
 
-def tell_unread_rules(error: KubeError | None) -> str:
-    """Return why DeviceTaintRules cannot be read, if the API server does not serve them or we lack the right to list
-    them. Empty for None, and for any other error, because that may go away by itself."""
-    match error:
-        case NotFound():
-            return (
-                f"the API server does not serve DeviceTaintRules in {DEVICE_TAINT_RULES.api_version}"
-                f" (--runtime-config={DEVICE_TAINT_RULES.api_version}=true)"
-            )
-        case Forbidden():
-            return "this operator is not allowed to list devicetaintrules (chart value rbac.create)"
-    return ""
+UNSERVED = (
+    f"the API server does not serve DeviceTaintRules in {DEVICE_TAINT_RULES.api_version}"
+    f" (--runtime-config={DEVICE_TAINT_RULES.api_version}=true)"
+)
+"""Why DeviceTaintRules cannot be read if the API server answers NotFound."""
