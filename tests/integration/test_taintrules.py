@@ -149,7 +149,10 @@ def test_without_the_gate_a_rule_is_shown_to_be_without_effect_and_the_node_is_c
         pool.apply(MIXED)
         pool.wait(lambda: is_cordoned(pool), "the cordon", pool.transition)
         pool.wait_synced()
-        told = lambda: "kube-scheduler ignores DeviceTaintRules" in pool.condition("Accepted")["message"]  # noqa: E731
+
+        def told() -> bool:
+            return "kube-scheduler ignores DeviceTaintRules" in pool.condition("Accepted")["message"]
+
         pool.wait(told, "the policy to say why", lambda: pool.condition("Accepted"))
     assert not [one for one in product.writes("devicetaintrules", since=mark) if one.name != TEST]
 

@@ -7,7 +7,8 @@ from datetime import timedelta
 from random import Random
 
 import pytest
-from tests.build import make_snapshot
+from tests.build import NOW, make_snapshot, make_stack
+from tests.planning.test_dra import Played
 from tests.planning.test_dra_world import FULL, MIG, SMALL, disturb, dra_world, phases
 from tests.planning.world import World
 
@@ -23,6 +24,7 @@ from gpusharing.planning.snapshot.actions import (
 )
 from gpusharing.planning.snapshot.draviews import RULE_PREFIX, TaintProof, TaintRuleView
 from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.transition.taintfence import may_taint
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.taintrules import plan_rules
 
@@ -250,6 +252,15 @@ def test_a_rule_that_is_no_longer_enough_is_replaced_by_a_cordon_at_once(
     (swap,) = verdict.actions
     assert isinstance(swap, UpdateFence)
     assert (swap.cordon, swap.fence.tainted, swap.fence.prior_unschedulable) == (True, False, False)
+
+
+def test_a_rule_may_not_fence_a_node_where_the_device_plugin_serves_the_gpus() -> None:
+    played = Played()
+    works = replace(played.stack.dra, taints=TaintProof(works=True))
+    case = played.case(MIG, NOW)
+    on_dra = replace(played.stack, dra=works)
+    assert may_taint(replace(case, stack=on_dra))
+    assert not may_taint(replace(case, stack=make_stack(MIG, dra=works)))
 
 
 def test_a_person_s_cordon_stays_when_the_change_behind_a_rule_ends() -> None:
