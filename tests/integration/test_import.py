@@ -56,13 +56,14 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture(scope="module")
 def beforehand(bare: Product) -> dict[str, str]:
-    """What `import`, `doctor` and `plan` say of a fresh node before anything of ours is there, to who may look at Nodes
-    and at NVIDIA's kinds."""
+    """What `import`, `doctor` and `plan` say of two pools in the same state before anything of ours is there, to a user
+    who may look at Nodes and at NVIDIA's kinds."""
     policy = {"metadata": {"name": "cluster-policy"}, "spec": DOCUMENTED.cluster_policy}
     bare.api.create(CLUSTER_POLICIES, {"apiVersion": "nvidia.com/v1", "kind": "ClusterPolicy", **policy})
     for name, data in DOCUMENTED.config_maps.items():
         bare.api.create(CONFIG_MAPS, {"metadata": {"name": name}, "data": dict(data)})
-    create_nodes(bare.api, [node_manifest("early", product=H100, gpus=GPUS, pool="early")])
+    early = ("early", "late")
+    create_nodes(bare.api, [node_manifest(pool, product=H100, gpus=GPUS, pool=pool) for pool in early])
     kinds = {"": ["nodes"], "nvidia.com": ["clusterpolicies", "gpuclusters"]}
     rules = [
         {"apiGroups": [group], "resources": names, "verbs": ["list", "watch"]}
@@ -74,7 +75,7 @@ def beforehand(bare: Product) -> dict[str, str]:
     said = {verb: output.plugin(newcomer, verb) for verb in ("import", "doctor")}
     said["plan"] = output.plugin(newcomer, "plan", "-f", "-", stdin=output.manifest("early", "early", SLICED))
     maps = (f"{CONFIG_MAPS}/{name}" for name in DOCUMENTED.config_maps)
-    bare.remove(f"{NODES}/early", CLUSTER_POLICY, *maps)
+    bare.remove(*(f"{NODES}/{pool}" for pool in early), CLUSTER_POLICY, *maps)
     return said
 
 

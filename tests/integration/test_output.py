@@ -579,3 +579,30 @@ def test_the_plugin_advises_by_the_pods_of_a_namespace(product: Product, person:
     finally:
         product.remove(*(f"{pods}/pod-{number}" for number in range(3)))
     same_as_golden("plugin-advise-namespace", said)
+
+
+def test_the_plugin_advises_by_the_memory_that_pods_declare(product: Product, person: Path) -> None:
+    product.api.create(
+        "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "declared"}}
+    )
+    pods = "/api/v1/namespaces/declared/pods"
+    sizes = ("24Gi", "24Gi", "9Gi", "9Gi", "9Gi")
+    for number, size in enumerate(sizes):
+        container = {
+            "name": "main",
+            "image": "registry.example/main",
+            "resources": {"limits": {"nvidia.com/gpu": "1"}},
+        }
+        metadata = {"name": f"pod-{number}", "annotations": {"gpusharing.dev/gpu-memory": size}}
+        spec = {"containers": [container], "nodeSelector": {"nobody": "has-it"}}
+        product.api.create(pods, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    try:
+        words = ("advise", "-n", "declared", "--card", "h100-80gb", "--bill", "--price", "3.20", "-o", "json")
+        said = plugin(person, *words, errors=False)
+    finally:
+        product.remove(*(f"{pods}/pod-{number}" for number in range(len(sizes))))
+    told = json.loads(said.removesuffix("exit status 0\n"))
+    assert (told["mode"], told["layout"], told["gpus"]) == ("MIG", {"3g.40gb": 1, "1g.10gb": 4}, 2)
+    assert told["saving"] == {"gpus": 3, "perMonth": "7008.00", "currency": "USD"}
+    validated = product.api.create(f"{POLICIES}?dryRun=All", told["policy"])
+    assert validated["spec"]["mig"]["layouts"][0]["profiles"] == told["layout"]
