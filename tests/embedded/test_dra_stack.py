@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hack.cluster.nodes import LABEL_POOL
 from hack.sim.dra import DRA_SET, LABEL_DRA
-from hack.sim.fakefaults import EVER
+from hack.sim.fakefaults import EVER, SILENCE
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
 from hack.sim.workloads import SimWorkload
@@ -263,3 +263,23 @@ async def test_a_node_whose_kubelet_plugin_does_not_publish_fails_and_stays_fenc
         scene.annotate("gpu-1", retry="again")
         await scene.ready(seconds=HOUR)
         assert published(scene, "gpu-1") == {"3g.40gb": 4}
+
+
+@virtually
+async def test_while_the_watch_does_not_show_that_the_plugin_restarts_the_agent_is_asked_once_a_minute() -> (
+    None
+):
+    async with dra(bare("gpu-1")) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1", "actuating")
+        silent = scene.e.cluster.faults.fail("watch", PODS, SILENCE, times=EVER, identity="operator")
+        scene.e.cluster.close_watches()
+        await scene.e.until(lambda: bool(scene.deleted()), "the restart of the kubelet plugin", 900)
+        mark = scene.mark()
+        await asyncio.sleep(100)
+        requests = [write for write in scene.writes(mark, "gpunodes") if write.call.subresource is None]
+        assert len(requests) <= 2
+        silent.lift()
+        scene.e.cluster.close_watches()
+        await scene.ready(seconds=HOUR)
+        assert len(scene.deleted()) == 1

@@ -76,7 +76,9 @@ def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
     """Return the verdict that deletes this pod of an actuator, so that its replacement begins a new run. If the pod is
     already terminating, the verdict only waits; if the change has no cordon, the change starts over. Otherwise the
     node must first be proven idle again (`way_to_idle`). For that proof, the agent's reading may be older than the
-    last event. `what` names the actuator in the message."""
+    last event. The verdict that deletes the pod has the node's pods listed again at the next poll: until the watch shows
+    the deletion, this keeps the proof good, and the agent is not asked anew. `what` names the actuator in the
+    message."""
     verdict = case.verdict(
         Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"restarting {what} on the node"
     )
@@ -86,7 +88,8 @@ def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
         return start_anew(case)
     if (way := way_to_idle(case, any_event=True)) is not None:
         return way
-    return verdict.then(RestartOperand(case.node.name, operand.namespace, operand.name, operand.uid))
+    restart = RestartOperand(case.node.name, operand.namespace, operand.name, operand.uid)
+    return replace(verdict, wake=next_poll(case), wants_pods=True).then(restart)
 
 
 # --- what a run needs --------------------------------------------------------------------------------------
