@@ -14,7 +14,7 @@ from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import Write
 from hack.sim.fakestore import StoredChange
 from hack.sim.nodesoftware import NodeSoftware
-from tests.embedded.oracle import difference
+from tests.embedded.oracle import difference, published_resources
 from tests.embedded.podrules import keeps_for, must_leave, wrong_in_eviction
 from tests.fakes.virtualtime import virtual_now
 from tests.nodewrites import (
@@ -223,12 +223,8 @@ class PromiseGuard:
         """What the DRA driver's devices of a node stand for; None where the device plugin serves."""
         if not self.software.settings.dra:
             return None
-        counts: Counter[str] = Counter()
-        for raw in self.cluster.store.all(RESOURCE_SLICES):
-            for device in raw["spec"]["devices"] if raw["spec"]["nodeName"] == node else ():
-                profile = device["attributes"].get("profile", {}).get("string", "")
-                counts[f"{OUR_RESOURCE}{profile.replace('+', '.')}" if profile else "nvidia.com/gpu"] += 1
-        return dict(counts)
+        slices = self.cluster.store.all(RESOURCE_SLICES)
+        return published_resources(raw for raw in slices if raw["spec"]["nodeName"] == node)
 
     def _finalizer(self, body: JSON) -> None:
         """The spec belongs to people and to what they keep it in."""

@@ -1,7 +1,7 @@
 """What a policy makes of two whole GPUs, written down by hand: the tests' own opinion, not the planner's."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hack.sim.node import SimNode
@@ -59,6 +59,16 @@ def wanted_resources(spec: JSON, products: Sequence[str], site: Named | None = N
     if spec["mig"].get("strategy") == "single":
         counts = Counter({"nvidia.com/gpu": counts.total()})
     return {f"{name}{suffix}": count * shares.get("replicas", 1) for name, count in counts.items() if count}
+
+
+def published_resources(slices: Iterable[JSON]) -> dict[str, int]:
+    """The resources that stand for the devices in these ResourceSlices of NVIDIA's DRA driver, with their numbers."""
+    counts: Counter[str] = Counter()
+    for raw in slices:
+        for device in raw["spec"].get("devices") or ():
+            profile = device["attributes"].get("profile", {}).get("string", "")
+            counts[f"nvidia.com/mig-{profile.replace('+', '.')}" if profile else "nvidia.com/gpu"] += 1
+    return dict(counts)
 
 
 def difference(

@@ -5,10 +5,10 @@ that nothing disturbed (tests/faults/oracle.py); here is what one run wrote.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tests.embedded.oracle import wanted_resources
+from tests.embedded.oracle import published_resources, wanted_resources
 from tests.embedded.podrules import must_leave
 from tests.faults.writelog import Leaders, LoggedCall, Objects, Step, WriteLog
 from tests.nodewrites import (
@@ -43,9 +43,15 @@ WRITTEN = {
     "pods/eviction",
     "pods",
     "clusterpolicies",
+    "daemonsets",
+    "deviceclasses",
 }
-RESTARTED = ("nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon")
+MPS_SET = "nvidia-device-plugin-mps-control-daemon"
+"""The only DaemonSet that we may write."""
+RESTARTED = ("nvidia-mig-manager", MPS_SET, "dra-driver-nvidia-gpu-kubelet-plugin")
 """Pods that we may delete: the actuators' own."""
+OUR_CLASS = "gpusharing-mig-"
+"""How the names of our DeviceClasses begin."""
 FLOOR = 3
 """Node writes of a transition in one step (docs/design/faults.md#floor)."""
 
@@ -116,8 +122,9 @@ def _busy_at_pnr(world: Objects, step: Step, _: RunFacts) -> Iterator[str]:
     was = fence_of(step.before) if step.before is not None else None
     if not begins_run(was, fence) or fence["disruption"] == "PluginRestart":
         return
-    reboot = fence["disruption"] == "Reboot"
-    left = [pod["metadata"]["name"] for pod in world.pods_on(step.name) if must_leave(pod, {}, reboot=reboot)]
+    reboot, claims = fence["disruption"] == "Reboot", world.objects["resourceclaims"]
+    pods = world.pods_on(step.name)
+    left = [pod["metadata"]["name"] for pod in pods if must_leave(pod, claims, reboot=reboot)]
     if left:
         yield f"{step.name}: past the PNR with {', '.join(sorted(left))}"
 
@@ -210,7 +217,8 @@ def not_as_promised(policy: JSON, world: Objects, began: int | None = None) -> d
             continue
         if began is not None and world.came[found] > began and not is_known(world, found):
             continue
-        difference = offers_other(policy["spec"], node, world.machines[found])
+        published = published_resources(world.slices_of(found))
+        difference = offers_other(policy["spec"], node, world.machines[found], published)
         if what := "is fenced" if fence_of(node) is not None else difference:
             wrong[found] = f"{name}: Ready while {found} {what}"
     return wrong
@@ -230,17 +238,17 @@ def is_known(world: Objects, name: str) -> bool:
     return node["metadata"]["uid"] in owners and "transition" in (shown.get("status") or {})
 
 
-def offers_other(spec: JSON, node: JSON, machine: tuple[str, str, int]) -> str:
-    """How what a Node offers differs from what the spec makes of it; empty when it does not."""
+def offers_other(spec: JSON, node: JSON, machine: tuple[str, str, int], published: Mapping[str, int]) -> str:
+    """How what a Node offers differs from what the spec makes of it; empty when it does not. `published`: what a DRA
+    driver offers there besides a device plugin, which leaves none of the two alone with the GPUs."""
     if not machine[1] or not machine[2]:
         return ""  # nobody knows what it has
     wanted = wanted_resources(spec, [machine[1]] * machine[2])
-    offered = {
-        key: int(value)
-        for key, value in node["status"].get("allocatable", {}).items()
-        if key.startswith("nvidia.com/") and value != "0"
-    }
-    return "" if offered == wanted else f"offers {offered}, wanted {wanted}"
+    offered = Counter(published)
+    for key, value in node["status"].get("allocatable", {}).items():
+        if key.startswith("nvidia.com/") and value != "0":
+            offered[key] += int(value)
+    return "" if offered == wanted else f"offers {dict(offered)}, wanted {wanted}"
 
 
 Check = Callable[[Objects, Step, RunFacts], Iterator[str]]
@@ -289,8 +297,15 @@ def _foreign_write(call: LoggedCall) -> Iterator[str]:
         written = call.body.get("metadata", {}).keys() - {"resourceVersion", "uid", "finalizers"}
         if written:
             yield f"{call.what}: wrote {sorted(written)} of a policy"
-    if call.kind == "pods" and not call.name.split("/")[-1].startswith(RESTARTED):
+    name = call.name.split("/")[-1]
+    if call.kind == "pods" and not name.startswith(RESTARTED):
         yield f"{call.what}: no pod of an actuator"
+    if call.kind == "daemonsets" and name != MPS_SET:
+        yield f"{call.what}: no DaemonSet that we may write"
+    if call.kind == "deviceclasses" and not name.startswith(OUR_CLASS):
+        yield f"{call.what}: no DeviceClass of ours"
+    if call.kind in ("daemonsets", "deviceclasses") and call.method != "POST" and not call.conditional:
+        yield f"{call.what}: unconditional"
 
 
 def _wrong_eviction(world: Objects, call: LoggedCall, evicted: Counter[str]) -> Iterator[str]:

@@ -14,7 +14,15 @@ from hack.sim.fakestore import merged
 
 from gpusharing.kube.client import JSON
 
-WATCHED = ("nodes", "pods", "gpusharingpolicies", "gpunodes", "leases")
+WATCHED = (
+    "nodes",
+    "pods",
+    "resourceclaims",
+    "resourceslices",
+    "gpusharingpolicies",
+    "gpunodes",
+    "leases",
+)
 """Kinds whose every state is in the log."""
 
 
@@ -109,6 +117,11 @@ class Objects:
     def pods_on(self, node: str) -> Iterator[JSON]:
         """Pods bound to a node."""
         return (pod for pod in self.objects["pods"].values() if pod["spec"].get("nodeName") == node)
+
+    def slices_of(self, node: str) -> Iterator[JSON]:
+        """ResourceSlices that a DRA driver has published for a node."""
+        slices = self.objects["resourceslices"].values()
+        return (one for one in slices if one["spec"].get("nodeName") == node)
 
 
 class Leaders:

@@ -9,12 +9,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from hack.cluster.api import ApiError, Object
 from hack.faultproxy import FaultProxy, ProxiedWrite
 from tests.integration.nursery import Nursery
-from tests.integration.product import CLUSTER_POLICY, FACTOR, GPUNODES, LEASE, NODES, WAITS, Pool, Product
+from tests.integration.product import (
+    CLUSTER_POLICY,
+    DEVICE_CLASSES,
+    FACTOR,
+    GPUNODES,
+    LEASE,
+    NODES,
+    WAITS,
+    Pool,
+    Product,
+)
+from tests.integration.stages import Stage
 
 from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY
@@ -69,9 +79,8 @@ class Scenario:
     """People want something else while all nodes change: which of them have ended by then is chance."""
     joins: int = 0
     """Nodes that come while others change: whether those have ended by then is chance."""
-    stage: Literal["usual", "plain", "repairing"] = "usual"
-    """Plain: NVIDIA's device-plugin chart and mig-manager instead of the GPU Operator. Repairing: the operator may
-    repair the MPS DaemonSet."""
+    stage: Stage = "usual"
+    """NVIDIA's software in the cluster."""
     publish_period: float = 5.0
     """Short: phases are shown though they pass within a second, which makes more points to die at."""
 
@@ -207,7 +216,12 @@ class Theatre:
         Without an entry in it NVIDIA's device plugin and GFD do not run, and a run is not about that.
         """
         maps = our_maps(self.product)
-        self.product.remove(LEASE, *(f"{maps}/{name}" for name in CONFIG_MAPS))
+        classes = (one["metadata"]["name"] for one in self.product.our_classes())
+        self.product.remove(
+            LEASE,
+            *(f"{maps}/{name}" for name in CONFIG_MAPS),
+            *(f"{DEVICE_CLASSES}/{name}" for name in classes),
+        )
         metadata = {"name": CONFIG_MAPS[0], "labels": {LABEL_MANAGED_BY: MANAGED_BY}}
         self.product.api.create(maps, {"metadata": metadata, "data": {NEUTRAL_KEY: NEUTRAL}})
 
@@ -226,7 +240,8 @@ def kind_of(path: str) -> str:
 
 
 def wait_for_pods(pool: Pool) -> None:
-    """Until agent and mig-manager run on every node: whether they do is not what a run is about."""
+    """Until agent and mig-manager run on every node, and a DRA driver has published its devices: whether they do is not
+    what a run is about."""
 
     def ready() -> bool:
         for name in pool.nodes:
@@ -236,7 +251,7 @@ def wait_for_pods(pool: Pool) -> None:
                 return False
             if "nvidia.com/gfd.timestamp" not in pool.labels(name):
                 return False
-        return True
+        return pool.product.plugin or all(pool.devices(name) for name in pool.nodes)
 
     pool.wait(ready, "the pods of NVIDIA's software and ours", dict)
 
@@ -258,6 +273,8 @@ def end_state(pool: Pool, *, midway: bool = False) -> Object:
         "configmaps": {
             name: (_maybe(pool, f"{our_maps(pool.product)}/{name}") or {}).get("data") for name in CONFIG_MAPS
         },
+        "devices": {} if pool.product.plugin else {name: _devices(pool, name) for name in pool.nodes},
+        "deviceclasses": {one["metadata"]["name"]: one["spec"] for one in pool.product.our_classes()},
         "repairs": _repairs(_maybe(pool, f"{our_maps(pool.product)}/{CONFIG_MAPS[0]}")),
         "clusterpolicy": _cluster_policy(_maybe(pool, CLUSTER_POLICY)),
         "pods": sorted(
@@ -304,6 +321,11 @@ def _repairs(raw: Object | None) -> int:
     """How often the MPS DaemonSet was repaired, as our ConfigMap says; what else is there differs from run to run."""
     marks = (raw or {}).get("metadata", {}).get("annotations", {})
     return int(json.loads(marks.get("gpusharing.dev/mps-repairs", "{}")).get("count", 0))
+
+
+def _devices(pool: Pool, name: str) -> list[str]:
+    """Names of the devices that NVIDIA's DRA driver publishes for a node."""
+    return [str(device["name"]) for device in pool.devices(name)]
 
 
 def _cluster_policy(raw: Object | None) -> Object | None:

@@ -12,7 +12,7 @@ from tests.embedded.goldens import says_success_while_paused
 from tests.integration.crash import Scenario
 from tests.integration.mpsset import RIGHT, overwrite, signalled
 from tests.integration.product import FULL, GPUNODES, H100, MIXED, MPS, NODES, SINGLE, SLICED, Pool
-from tests.integration.workloads import PDBS, Workload, guard
+from tests.integration.workloads import PDBS, Workload, claiming, guard
 
 from gpusharing.api import names
 
@@ -224,8 +224,18 @@ def there_and_back(pool: Pool) -> None:
     pool.apply(FULL)
 
 
+def holders(pool: Pool) -> None:
+    """Two pods on the first node, each with a GPU of NVIDIA's DRA driver: one asks for an extended resource, as for a
+    device plugin, and one by a claim."""
+    Workload(pool, pool.nodes[0], 1).wait_running(1)
+    Workload(pool, pool.nodes[0], 1, app=f"{pool.name}-claim", resource="", more=claiming(pool)).wait_running(
+        1
+    )
+
+
 MORE = (
     Scenario("plain-chart", there_and_back, ready, (H100,), stage="plain"),
+    Scenario("dra", create, ready, (H100,), prepare=holders, stage="dra"),
     Scenario("repair", use_mps, repaired, (H100,), prepare=break_mps_set, stage="repairing"),
     Scenario("two-steps", two_steps, ready, (H100,)),
     Scenario("wedge-pending", create, ready, (H100,), prepare=broken("wedge-pending")),

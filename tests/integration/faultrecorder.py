@@ -11,12 +11,15 @@ from hack.cluster.controlplane import ControlPlane
 from hack.cluster.process import wait_until
 from hack.faultproxy.proxy import split
 from tests.faults.writelog import State
+from tests.integration.product import RESOURCE_SLICES, RESOURCES
 
 from gpusharing.kube.client import JSON
 
 PATHS = {
     "nodes": "/api/v1/nodes",
     "pods": "/api/v1/pods",
+    "resourceclaims": f"{RESOURCES}/resourceclaims",
+    "resourceslices": RESOURCE_SLICES,
     "gpusharingpolicies": "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies",
     "gpunodes": "/apis/gpusharing.dev/v1alpha1/gpunodes",
     "leases": "/apis/coordination.k8s.io/v1/namespaces/gpusharing/leases",

@@ -1,4 +1,4 @@
-"""The 14 scenarios of the fault matrix, three nodes each (docs/design/faults.md#matrix).
+"""The 16 scenarios of the fault matrix, three nodes each (docs/design/faults.md#matrix).
 
 As in crashscenarios.py an `act` waits only for what stays until the operator goes on or people act.
 """
@@ -10,7 +10,8 @@ from hack.cluster.api import Object
 from hack.cluster.nodes import create_nodes, node_manifest
 from tests.integration import crashscenarios as crash
 from tests.integration.crash import Scenario
-from tests.integration.product import GPUNODES, H100, LEASE, MIXED, NODES, POLICIES, SINGLE, SLICED, Pool
+from tests.integration.mpsset import RIGHT, overwrite, signalled
+from tests.integration.product import GPUNODES, H100, LEASE, MIXED, MPS, NODES, POLICIES, SINGLE, SLICED, Pool
 from tests.integration.workloads import PDBS, Workload
 
 from gpusharing.api import names
@@ -176,6 +177,15 @@ def old_marks(pool: Pool) -> None:
     pool.api.create(LEASE.rpartition("/")[0], {"metadata": metadata, "spec": spec})
 
 
+def overwrite_repair(pool: Pool) -> None:
+    """The GPU Operator overwrites the first repair before anybody wants MPS, and the second one lasts."""
+    for again in (True, False):
+        pool.wait(lambda: signalled(pool.product) == RIGHT, "the repair", dict)
+        if again:
+            overwrite(pool.product)
+    pool.apply({**MPS, **ALL_AT_ONCE})
+
+
 def _scenario(
     name: str,
     act: Callable[[Pool], None],
@@ -204,5 +214,7 @@ MATRIX = (
 LATER = (
     _scenario("gang", share_in_waves, prepare=gang_on_two),
     _scenario("plain-chart", create, stage="plain"),
+    _scenario("dra", create, prepare=crash.holders, stage="dra"),
+    _scenario("repair", overwrite_repair, crash.repaired, prepare=crash.break_mps_set, stage="repairing"),
 )
 """Those that came later: a sample draws them apart."""

@@ -16,7 +16,7 @@ from hack.cluster.nodes import create_nodes, node_manifest
 from hack.cluster.process import wait_until
 from hack.sim.node import ANNOTATION_PRODUCTS
 
-from gpusharing.api.names import PAUSED_FOR_MIG
+from gpusharing.api import names
 from gpusharing.planning.gpus.cards import bare_product
 from hack import launch
 
@@ -33,6 +33,8 @@ HELD = {"wedge_pending": "3600"}
 OPERATOR = f"system:serviceaccount:{launch.NAMESPACE}:gpusharing-operator"
 AGENT = f"system:serviceaccount:{launch.AGENT_NAMESPACE}:gpusharing-agent"
 H100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA L40S"
+RESOURCES = "/apis/resource.k8s.io/v1"
+RESOURCE_SLICES, DEVICE_CLASSES = f"{RESOURCES}/resourceslices", f"{RESOURCES}/deviceclasses"
 SECONDS = 120.0
 """Patience of every wait here: far above what a step takes, for a machine that does other things too."""
 POLL = 0.1
@@ -86,6 +88,8 @@ class Product:
     """Where NVIDIA's components and our ConfigMaps are."""
     labels: Mapping[str, str | None] = field(default_factory=dict)
     """Of a new node, besides those that the GPU Operator gives it; None takes one of these away."""
+    plugin: bool = True
+    """Whether a device plugin serves the GPUs; otherwise NVIDIA's DRA driver does."""
     outages: list[tuple[datetime, datetime]] = field(default_factory=list)
     """When the API server was away, or so new that it did not know its own roles yet."""
 
@@ -146,6 +150,11 @@ class Product:
             return False
         return True
 
+    def our_classes(self) -> list[Object]:
+        """The DeviceClasses of the operator."""
+        ours = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
+        return list(self.api.list(DEVICE_CLASSES, labelSelector=ours))
+
     def remove(self, *paths: str) -> None:
         """Delete what is there."""
         for path in paths:
@@ -195,7 +204,9 @@ class Pool:
         """One more simulated node of the pool: `gpus` cards of one model, or with `more` one card of each."""
         cards = (card, *more)
         count = len(cards) if more else gpus
-        manifest = node_manifest(name, product=card, gpus=count, pool=self.name, labels=labels)
+        manifest = node_manifest(
+            name, product=card, gpus=count, pool=self.name, labels=labels, plugin=self.product.plugin
+        )
         with_ours = {**manifest["metadata"]["labels"], **self.product.labels}
         manifest["metadata"]["labels"] = {key: value for key, value in with_ours.items() if value is not None}
         manifest["metadata"].setdefault("annotations", {}).update(annotations or {})
@@ -296,7 +307,7 @@ class Pool:
     def wait_held(self, name: str = "") -> None:
         """Until it has stopped there: what is done now is done in the middle of the change."""
         self.wait(
-            lambda: PAUSED_FOR_MIG in self.labels(name).values(),
+            lambda: names.PAUSED_FOR_MIG in self.labels(name).values(),
             "mig-manager to pause the operands",
             self.node,
         )
@@ -314,6 +325,13 @@ class Pool:
             for key, value in allocatable.items()
             if key.startswith("nvidia.com/") and value != "0"
         }
+
+    def devices(self, name: str = "") -> list[Object]:
+        """The devices that NVIDIA's DRA driver publishes for a node, by name."""
+        where = {"fieldSelector": f"spec.nodeName={name or self.nodes[0]}"}
+        slices = self.api.list(RESOURCE_SLICES, **where)
+        devices = (device for one in slices for device in one["spec"]["devices"])
+        return sorted(devices, key=lambda device: str(device["name"]))
 
     def transition(self, name: str = "") -> Object:
         """`status.transition` of a GPUNode; empty while there is none."""

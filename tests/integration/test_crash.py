@@ -13,15 +13,13 @@ from pathlib import Path
 import pytest
 from hack.cluster.nodes import create_nodes
 from hack.faultproxy import FaultProxy
-from hack.nvidia.installations import PLAIN_NAMESPACE
 from tests.fakes.tls import Identity
 from tests.integration.crash import Scenario, Theatre
 from tests.integration.crashcomplaints import Kills, complaints
 from tests.integration.crashscenarios import ELSEWHERE, MORE, SCENARIOS, plain_node
-from tests.integration.mpsset import ASKED, repairing_product
 from tests.integration.nursery import Nursery
-from tests.integration.plainproduct import plain_product
 from tests.integration.product import NODES, Product
+from tests.integration.stages import OTHERS
 
 FULL = os.environ.get("CRASH") == "full"
 PLAYED = (*SCENARIOS, *MORE) if FULL else SCENARIOS
@@ -50,19 +48,26 @@ def usual_kills(product: Product, tmp_path_factory: pytest.TempPathFactory) -> I
         yield Kills(theatre)
 
 
+def own_kills(name: str, directory: Path) -> Iterator[Kills]:
+    """On a control plane with that installation of NVIDIA's software."""
+    stage = OTHERS[name]
+    with stage.open(directory) as product, theatre_on(product, directory, stage.settings) as theatre:
+        yield Kills(theatre)
+
+
 @pytest.fixture(scope="module")
 def plain_kills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kills]:
-    directory = tmp_path_factory.mktemp("plain")
-    settings = {"gpu_operator_namespace": PLAIN_NAMESPACE}
-    with plain_product(directory) as product, theatre_on(product, directory, settings) as theatre:
-        yield Kills(theatre)
+    yield from own_kills("plain", tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def dra_kills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kills]:
+    yield from own_kills("dra", tmp_path_factory.mktemp("dra"))
 
 
 @pytest.fixture(scope="module")
 def repairing_kills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kills]:
-    directory = tmp_path_factory.mktemp("repair")
-    with repairing_product(directory) as product, theatre_on(product, directory, ASKED) as theatre:
-        yield Kills(theatre)
+    yield from own_kills("repairing", tmp_path_factory.mktemp("repair"))
 
 
 @pytest.fixture

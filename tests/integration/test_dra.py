@@ -5,58 +5,52 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from hack.cluster import install
 from hack.cluster.api import Object
-from hack.cluster.controlplane import ControlPlane, Options
-from hack.cluster.nodes import create_nodes, node_manifest
 from hack.sim.dra import KUBELET_PLUGIN, LABEL_DRA
 from tests.chart.rbac import golden
-from tests.integration.product import CLUSTER_POLICY, FACTOR, FULL, HELD, MIXED, SLICED, Pool, Product
+from tests.integration.draproduct import dra_product
+from tests.integration.product import (
+    DEVICE_CLASSES,
+    FULL,
+    HELD,
+    MIXED,
+    RESOURCES,
+    SLICED,
+    Pool,
+    Product,
+)
 from tests.integration.workloads import PODS, Workload
 
-from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY
-from hack import launch
-
-RESOURCES = "/apis/resource.k8s.io/v1"
 CLAIMS = f"{RESOURCES}/namespaces/default/resourceclaims"
 HALF = "nvidia.com/mig-3g.40gb"
 
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    """The GPU Operator without its device plugin, NVIDIA's DRA driver, our chart and an operator."""
-    directory = tmp_path_factory.mktemp("dra")
-    with ControlPlane(options=Options(audit=True)) as plane:
-        install.install_gpu_operator(plane.api)
-        spec: Object = {"devicePlugin": {"enabled": False}, "migManager": {"version": "v0.15.1"}}
-        plane.api.merge_patch(CLUSTER_POLICY, {"spec": spec})
-        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
-        with launch.node_software(plane.kubeconfig, directory, FACTOR, "--agent-interval", "1", "--dra"):
-            product = Product(plane, directory)
-            with product.operator("dra", **HELD):
-                yield product
-            assert product.refused() == []
+    with (
+        dra_product(tmp_path_factory.mktemp("dra")) as product,
+        product.operator("dra", **HELD),
+    ):
+        yield product
 
 
 @pytest.fixture
 def pool(product: Product) -> Iterator[Pool]:
     """One node with two H100, which no device plugin serves."""
-    with product.pool(empty=True) as pool:
-        manifest = node_manifest(f"{pool.name}-0", gpus=2, pool=pool.name, plugin=False)
-        pool.nodes += create_nodes(pool.api, [manifest])
+    with product.pool() as pool:
         yield pool
 
 
 def published(pool: Pool) -> Counter[str]:
     """What the driver publishes for the node: profiles, and `gpu` for whole GPUs."""
-    slices = pool.api.list(f"{RESOURCES}/resourceslices", fieldSelector=f"spec.nodeName={pool.nodes[0]}")
-    devices = [device for one in slices for device in one["spec"]["devices"]]
-    return Counter(device["attributes"].get("profile", {"string": "gpu"})["string"] for device in devices)
+    return Counter(
+        device["attributes"].get("profile", {"string": "gpu"})["string"] for device in pool.devices()
+    )
 
 
 def classes(pool: Pool) -> dict[str, str]:
     """Extended resource by name of each DeviceClass that is ours."""
-    ours = pool.api.list(f"{RESOURCES}/deviceclasses", labelSelector=f"{LABEL_MANAGED_BY}={MANAGED_BY}")
+    ours = pool.product.our_classes()
     return {one["metadata"]["name"]: one["spec"]["extendedResourceName"] for one in ours}
 
 
@@ -118,7 +112,7 @@ def test_a_class_of_ours_that_somebody_changed_is_corrected_and_every_granted_ri
     pool.apply(MIXED)
     pool.wait_synced()
     wrong: Object = {"spec": {"extendedResourceName": "example.com/other"}}
-    pool.api.merge_patch(f"{RESOURCES}/deviceclasses/gpusharing-mig-3g.40gb", wrong)
+    pool.api.merge_patch(f"{DEVICE_CLASSES}/gpusharing-mig-3g.40gb", wrong)
     right = {"gpusharing-mig-3g.40gb": HALF}
     pool.wait(lambda: classes(pool) == right, "the class to be corrected", lambda: classes(pool))
     pool.apply(FULL)

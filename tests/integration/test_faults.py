@@ -1,4 +1,4 @@
-"""The fault matrix: F1 to F12 in 14 scenarios, at one object and at everything (docs/design/faults.md#matrix).
+"""The fault matrix: F1 to F12 in 16 scenarios, at one object and at everything (docs/design/faults.md#matrix).
 
 `make test-faults` plays a sample of SAMPLE runs (or RUNS=), another one for each commit (or SEED=). `make test-faults
 FULL=1` first records each scenario twice (FAULTS=points) to find its points (tests/faults/points.py), and then plays
@@ -15,14 +15,13 @@ from collections.abc import Iterator
 
 import pytest
 from hack.generate import ROOT
-from hack.nvidia.installations import PLAIN_NAMESPACE
 from tests.faults.cases import REACHED, SAMPLE, CaseResults, FaultCase, Result, sample, summary
 from tests.faults.points import all_cases, find_points, in_both
 from tests.integration.crash import Scenario
 from tests.integration.faultruns import FaultTheatre, fault_theatre
 from tests.integration.faultscenarios import LATER, MATRIX
-from tests.integration.plainproduct import plain_product
 from tests.integration.product import Product
+from tests.integration.stages import OTHERS
 
 ONLY_POINTS = os.environ.get("FAULTS") == "points"
 """Find out what a full run has to play, and play nothing."""
@@ -61,11 +60,11 @@ def usual_theatre(product: Product, tmp_path_factory: pytest.TempPathFactory) ->
         yield found
 
 
-@pytest.fixture(scope="module")
-def plain_theatre(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultTheatre]:
-    directory = tmp_path_factory.mktemp("plain")
-    environment = {"GPUSHARING_GPU_OPERATOR_NAMESPACE": PLAIN_NAMESPACE}
-    with plain_product(directory) as product, fault_theatre(product, directory, environment) as found:
+@pytest.fixture
+def own_theatre(scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultTheatre]:
+    """A control plane for one scenario: it ends with it, so that nothing of it takes time from the others."""
+    directory, stage = tmp_path_factory.mktemp(scenario.stage), OTHERS[scenario.stage]
+    with stage.open(directory) as product, fault_theatre(product, directory, stage.environment) as found:
         yield found
 
 
@@ -104,7 +103,8 @@ def test_whatever_fails_the_end_is_the_same_and_no_invariant_breaks(
 ) -> None:
     results = part(scenario)
     if not (results.expected and ONLY_POINTS):  # what is known needs no control plane
-        theatre: FaultTheatre = request.getfixturevalue(f"{scenario.stage}_theatre")
+        fixture = "usual_theatre" if scenario.stage == "usual" else "own_theatre"
+        theatre: FaultTheatre = request.getfixturevalue(fixture)
     if not results.expected:
         results.expect(cases_of(scenario, theatre))
     if ONLY_POINTS:

@@ -1,10 +1,11 @@
 """Pods that hold GPUs, with the real ReplicaSet controller, scheduler and disruption controller; kwok runs them."""
 
 from hack.cluster.api import Object
-from tests.integration.product import Pool
+from tests.integration.product import RESOURCES, Pool
 
 PODS = "/api/v1/namespaces/default/pods"
 REPLICA_SETS = "/apis/apps/v1/namespaces/default/replicasets"
+CLAIM_TEMPLATES = f"{RESOURCES}/namespaces/default/resourceclaimtemplates"
 PDBS = "/apis/policy/v1/namespaces/default/poddisruptionbudgets"
 
 
@@ -17,6 +18,18 @@ def pod_spec(node: str, resource: str = "nvidia.com/gpu") -> Object:
         "terminationGracePeriodSeconds": 1,
         "containers": [container],
     }
+
+
+def claiming(pool: Pool) -> Object:
+    """What a pod says besides to get a whole GPU by a ResourceClaim of its own: further fields of a Workload's pods."""
+    request = {"name": "gpu", "exactly": {"deviceClassName": "gpu.nvidia.com"}}
+    manifest = {
+        "metadata": {"name": f"{pool.name}-gpu"},
+        "spec": {"spec": {"devices": {"requests": [request]}}},
+    }
+    made = pool.create(CLAIM_TEMPLATES, manifest)
+    claim = {"name": "gpu", "resourceClaimTemplateName": made["metadata"]["name"]}
+    return {"spec": {"resourceClaims": [claim]}}
 
 
 class Workload:
