@@ -69,7 +69,7 @@ def test_every_fault_of_the_specification_is_played() -> None:
 def test_the_sample_of_ci_stays_what_it_was() -> None:
     cases = sample([one.name for one in MATRIX], "1", later=[one.name for one in LATER])
     told = "\n".join(f"{case.scenario} {case.kind} {case.scope} {case.place}" for case in cases)
-    assert hashlib.sha256(told.encode()).hexdigest()[:12] == "af3a050515d6"
+    assert hashlib.sha256(told.encode()).hexdigest()[:12] == "8402788b5c0f"
     assert not any(case.number for case in cases)
 
 

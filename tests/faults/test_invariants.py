@@ -196,6 +196,38 @@ def busy(story: Story) -> None:
     story.pass_pnr("gpu-1")
 
 
+def claiming_pod(name: str, where: str) -> JSON:
+    """A pod that holds a GPU by a ResourceClaim only."""
+    claims = [{"name": "gpu", "resourceClaimName": f"{name}-gpu"}]
+    spec = {"nodeName": where, "containers": [{"resources": {}}], "resourceClaims": claims}
+    return {**pod(name, where), "spec": spec}
+
+
+def claim(driver: str) -> JSON:
+    """A ResourceClaim with a device of this driver."""
+    device = {"request": "gpu", "driver": driver, "pool": "gpu-1", "device": "gpu-0"}
+    return {
+        "metadata": {"name": "job-gpu", "namespace": "default", "uid": "uid-claim"},
+        "status": {"allocation": {"devices": {"results": [device]}}},
+    }
+
+
+def devices(name: str, *profiles: str) -> JSON:
+    """The ResourceSlice of a node with a MIG device of each profile."""
+    rows = [{"name": f"mig-{n}", "attributes": {"profile": {"string": p}}} for n, p in enumerate(profiles)]
+    return {
+        "metadata": {"name": f"slice-{name}", "uid": f"uid-slice-{name}"},
+        "spec": {"nodeName": name, "devices": rows},
+    }
+
+
+def claimed(story: Story) -> None:
+    story.somebody("resourceclaims", "default/job-gpu", claim("gpu.nvidia.com"))
+    story.somebody("pods", "default/job", claiming_pod("job", "gpu-1"))
+    story.take("gpu-1")
+    story.pass_pnr("gpu-1")
+
+
 def cordon_of_a_person(story: Story) -> None:
     story.somebody("nodes", "gpu-1", node("gpu-1", spec={"unschedulable": True}))
     story.node_write("gpu-1", node("gpu-1"), metadata={"labels": {}}, spec={"unschedulable": None})
@@ -249,8 +281,11 @@ def spec_of_a_policy(story: Story) -> None:
     story.operator("gpusharingpolicies", "pool-b", policy(), {"spec": {"mode": "Full"}})
 
 
-def foreign(story: Story, method: str, kind: str) -> None:
-    story.calls.append(LoggedCall("a", method, kind, "default/x", 200, {}, story.version))
+def foreign(story: Story, method: str, kind: str, name: str = "default/x", body: JSON | None = None) -> None:
+    story.calls.append(LoggedCall("a", method, kind, name, 200, body or {}, story.version))
+
+
+CONDITIONAL: JSON = {"metadata": {"resourceVersion": "1"}}
 
 
 def eviction_by_name(story: Story) -> None:
@@ -281,6 +316,16 @@ def ready_on_another_offer(story: Story) -> None:
     story.operator("gpusharingpolicies/status", "pool-b", policy(**ready()), {"status": ready()})
 
 
+def ready_on_devices_too(story: Story) -> None:
+    """The device plugin serves what is wanted, and a DRA driver serves the GPUs as well."""
+    for name in ("gpu-1", "gpu-2"):
+        story.take(name)
+        story.pass_pnr(name)
+        story.release(name)
+    story.somebody("resourceslices", "slice-gpu-2", devices("gpu-2", "3g.40gb"))
+    story.operator("gpusharingpolicies/status", "pool-b", policy(**ready()), {"status": ready()})
+
+
 def future_generation(story: Story) -> None:
     status = ready(4)
     story.operator("gpusharingpolicies/status", "pool-b", policy(**status), {"status": status})
@@ -291,6 +336,7 @@ def future_generation(story: Story) -> None:
     [
         ("S1", "['gpu-1', 'gpu-2'] are fenced, the limit of pool-b is 1", two_at_once),
         ("S2", "past the PNR with job", busy),
+        ("S2", "past the PNR with job", claimed),
         ("S3", "uncordoned without a fence of ours", cordon_of_a_person),
         ("S3", "it was so before us", cordon_from_before),
         ("S3", "another node of that name", another_node_of_that_name),
@@ -303,6 +349,21 @@ def future_generation(story: Story) -> None:
         ("S6", "wrote ['spec']", spec_of_a_policy),
         ("S6", "we do not write secrets", lambda story: foreign(story, "POST", "secrets")),
         ("S6", "no pod of an actuator", lambda story: foreign(story, "DELETE", "pods")),
+        (
+            "S6",
+            "halves by a: no DeviceClass of ours",
+            lambda story: foreign(story, "PATCH", "deviceclasses", "halves", CONDITIONAL),
+        ),
+        (
+            "S6",
+            "gpusharing-mig-3g.40gb by a: unconditional",
+            lambda story: foreign(story, "PATCH", "deviceclasses", "gpusharing-mig-3g.40gb"),
+        ),
+        (
+            "S6",
+            "no DaemonSet that we may write",
+            lambda story: foreign(story, "PATCH", "daemonsets", "gpu-operator/nvidia-dcgm", CONDITIONAL),
+        ),
         ("S7", "without the pod's UID", eviction_by_name),
         ("S7", "evicted before", evicted_twice),
         ("S7", "gpu-1 is not fenced and cordoned", evicted_from_a_node_that_takes_pods),
@@ -311,6 +372,11 @@ def future_generation(story: Story) -> None:
             "S9",
             "Ready while gpu-2 offers {'nvidia.com/gpu': 2}, wanted {'nvidia.com/gpu': 4}",
             ready_on_another_offer,
+        ),
+        (
+            "S9",
+            "Ready while gpu-2 offers {'nvidia.com/mig-3g.40gb': 1, 'nvidia.com/gpu': 4}",
+            ready_on_devices_too,
         ),
         ("S9", "observed generation 4 of 3", future_generation),
     ],
@@ -367,6 +433,35 @@ def test_a_refused_write_breaks_nothing() -> None:
     story.calls.append(LoggedCall("a", "PATCH", "nodes", "gpu-1", 409, body, story.version))
     assert story.wrong() == []
     assert cost_of(story.log()).acting == {}
+
+
+def test_a_pod_with_a_claim_of_another_driver_holds_no_gpu() -> None:
+    story = Story()
+    story.somebody("resourceclaims", "default/job-gpu", claim("nic.example.com"))
+    story.somebody("pods", "default/job", claiming_pod("job", "gpu-1"))
+    story.take("gpu-1")
+    story.pass_pnr("gpu-1")
+    assert story.wrong() == []
+
+
+def test_devices_of_a_dra_driver_are_what_a_node_offers() -> None:
+    story = Story()
+    spec: JSON = {
+        "nodeSelector": {"matchLabels": {"gpusharing.dev/pool": "b"}},
+        "mode": "MIG",
+        "mig": {"strategy": "mixed", "layouts": [{"devices": "all", "profiles": {"3g.40gb": 1}}]},
+    }
+    for name in ("gpu-1", "gpu-2"):
+        story.somebody("nodes", name, node(name, offers={}))
+        story.somebody("resourceslices", f"slice-{name}", devices(name, "3g.40gb", "3g.40gb"))
+    story.somebody("gpusharingpolicies", "pool-b", {**policy(), "spec": spec})
+    after = {**policy(**ready()), "spec": spec}
+    story.operator("gpusharingpolicies/status", "pool-b", after, {"status": ready()})
+    assert story.wrong() == []
+    story.somebody("gpusharingpolicies", "pool-b", {**policy(), "spec": spec})
+    story.somebody("resourceslices", "slice-gpu-1", None)
+    story.operator("gpusharingpolicies/status", "pool-b", after, {"status": ready()})
+    assert ["Ready while gpu-1 offers {}" in text for text in story.wrong()] == [True]
 
 
 def test_a_person_may_lift_any_cordon() -> None:
