@@ -67,6 +67,13 @@ def classes(scene: Scene) -> dict[str, str]:
     return {raw["metadata"]["name"]: raw["spec"]["extendedResourceName"] for raw in ours}
 
 
+def stalled(scene: Scene, mark: int) -> list[str]:
+    """The messages with which a policy was Stalled since then: GitOps tools give up at the first one."""
+    bodies = (write.call.body or {} for write in scene.writes(mark, "gpusharingpolicies"))
+    rows = (row for body in bodies for row in body.get("status", {}).get("conditions") or ())
+    return [row["message"] for row in rows if (row["type"], row["status"]) == ("Stalled", "True")]
+
+
 def plugin(scene: Scene, name: str) -> str:
     """UID of the kubelet plugin's pod on a node."""
     pods = scene.e.cluster.objects(PODS, label_selector=f"{LABEL_DRA}=kubelet-plugin")
@@ -80,6 +87,7 @@ async def test_a_pool_goes_to_mig_to_another_layout_and_back() -> None:
         scene.apply(FULL)
         await scene.ready()
         assert classes(scene) == {}
+        mark = scene.mark()
         for spec, wanted in ((MIXED, {"3g.40gb": 4}), (OTHER_MIXED, {"1g.10gb": 14}), (FULL, {"gpu": 2})):
             before = {name: plugin(scene, name) for name in ("gpu-1", "gpu-2")}
             scene.apply(spec)
@@ -91,6 +99,7 @@ async def test_a_pool_goes_to_mig_to_another_layout_and_back() -> None:
             resources = {f"gpusharing-mig-{one}": f"nvidia.com/mig-{one}" for one in wanted if one != "gpu"}
             assert classes(scene) == resources
         assert {one.rsplit("-", 1)[0] for one in scene.deleted()} == {DRA_SET}
+        assert stalled(scene, mark) == [], "a class that the operator creates is nothing to act on"
 
 
 @virtually

@@ -9,6 +9,8 @@ from tests.configs import target_for
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.actions import WriteClasses
 from gpusharing.planning.snapshot.draviews import DeviceClassView, DraView
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.deviceclasses import (
     find_profiles,
     find_unrequestable,
@@ -122,6 +124,7 @@ def test_a_copy_of_ours_under_another_name_is_that_of_a_person_although_it_has_o
 def test_a_name_that_somebody_else_has_taken_is_told_and_not_said_to_be_created_or_deleted() -> None:
     for taken in (FOREIGN["by its name"], replace(OURS, ours=False, resource="example.com/small")):
         said = find_unrequestable([(("1g.10gb", 7),)], make_stack(FULL, dra=DraView(classes=(taken,))))
+        assert isinstance(said, str)
         assert "DeviceClass gpusharing-mig-1g.10gb belongs to somebody else" in said
         assert "delete" not in said
 
@@ -137,6 +140,7 @@ DROPPED = replace(OURS, resource="")
 def test_a_class_whose_extended_resource_the_api_server_drops_is_named_and_not_written_again() -> None:
     assert plan(["1g.10gb"], [DROPPED]) is None
     said = find_unrequestable([(("1g.10gb", 7),)], make_stack(FULL, dra=DraView(classes=(DROPPED,))))
+    assert isinstance(said, str)
     assert "DRAExtendedResource feature gate" in said
     assert said.endswith("kubectl delete deviceclass gpusharing-mig-1g.10gb")
 
@@ -156,10 +160,16 @@ def test_a_profile_that_pods_cannot_request_is_named(
     layout: Layout | None, classes: tuple[DeviceClassView, ...] | None, says: str
 ) -> None:
     said = find_unrequestable([layout], make_stack(FULL, dra=DraView(classes=classes)))
-    assert said == "" if not says else says in said
+    if not says:
+        assert said == ""
+    else:
+        assert isinstance(said, Finding)
+        assert said.reason is Reason.CONFIG_PROPAGATING, "nobody is told to act: the operator creates it now"
+        assert says in said.message
 
 
 def test_a_class_that_cannot_be_written_says_why() -> None:
     stack = make_stack(FULL, dra=DraView(classes=(), class_error="WriteClasses failed: forbidden"))
     said = find_unrequestable([(("1g.10gb", 7),)], stack)
+    assert isinstance(said, str)
     assert said.endswith("creates gpusharing-mig-1g.10gb, which has failed: WriteClasses failed: forbidden")

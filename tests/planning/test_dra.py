@@ -359,10 +359,9 @@ def test_the_order_of_signs_and_checks_is_pinned() -> None:
             (CLASS,),
             "dra-driver-nvidia-gpu-component=kubelet-plugin in namespace",
         ),
-        (kubelet_plugin(), (), "no DeviceClass lets pods request nvidia.com/mig-3g.40gb yet"),
         (kubelet_plugin(), (replace(CLASS, resource=""),), "DRAExtendedResource feature gate"),
     ],
-    ids=["no kubelet plugin", "not Ready", "no DeviceClass", "a DeviceClass without its resource"],
+    ids=["no kubelet plugin", "not Ready", "a DeviceClass without its resource"],
 )
 def test_no_change_begins_while_something_is_missing(
     plugin: Operand | None, classes: tuple[DeviceClassView, ...], says: str
@@ -373,6 +372,15 @@ def test_no_change_begins_while_something_is_missing(
     assert not verdict.candidate
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.ACTUATOR_MISSING)
     assert says in verdict.message
+
+
+def test_a_change_waits_for_the_deviceclass_that_the_operator_creates_and_no_person_is_told_to_act() -> None:
+    played = Played()
+    played.plugin, played.stack = kubelet_plugin(), dra_stack(MIG, FULL, classes=())
+    verdict = played.judge(MIG, at(600))
+    assert not verdict.candidate
+    assert (verdict.phase, verdict.reason) == (Phase.PENDING, Reason.CONFIG_PROPAGATING)
+    assert "no DeviceClass lets pods request nvidia.com/mig-3g.40gb yet" in verdict.message
 
 
 @pytest.mark.parametrize("devices", [None, NodeDevices((None,), missing=1)], ids=["nothing", "not all"])

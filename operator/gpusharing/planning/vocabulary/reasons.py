@@ -239,7 +239,8 @@ class Reason(Worded):
         "The node no longer has the layout that was last proven on it. The operator corrects this once, as a normal "
         "change.")
     CONFIG_PROPAGATING = (("ConfigPropagating", "Node", _SOON, "kubelet", Mark.PENDING),
-        "The ConfigMap was written a moment ago and may not have reached the node yet.")
+        "The ConfigMap was written a moment ago and may not have reached the node yet, or the DeviceClass that the "
+        "message names is about to be created.")
     ACTUATION_IN_PROGRESS = (("ActuationInProgress", "Node", _SOON, "mig-manager"),
         "The labels are written, and mig-manager or the device plugin is applying them.")
     OBSERVATION_PENDING = (("ObservationPending", "Node", _SOON, "agent", Mark.PENDING),

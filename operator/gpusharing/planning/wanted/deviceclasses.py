@@ -13,6 +13,8 @@ from gpusharing.planning.snapshot.actions import WriteClasses
 from gpusharing.planning.snapshot.draviews import DRA_DRIVER, DeviceClassView, WantedClass
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.target import Target
 
 PREFIX = "gpusharing-mig-"
@@ -87,10 +89,11 @@ def _is_right(current: DeviceClassView, wanted: WantedClass) -> bool:
     return current.plain and (current.resource, current.selectors) == (wanted.resource, (wanted.selector,))
 
 
-def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> str:
+def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> str | Finding:
     """Return why pods could not request a MIG profile of these layouts as an extended resource; the first such profile
     by name is reported. Empty if pods could request all of them, or if there is no profile. If the DeviceClasses
-    were not read, every profile counts as not requestable."""
+    were not read, every profile counts as not requestable. A Finding with a reason of its own is returned if the
+    operator is about to create the class and has not failed several times, because no person has to act then."""
     classes = stack.dra.classes or ()
     names, resources = {one.name: one for one in classes}, {one.resource for one in classes}
     for one in map(wanted_class, find_profiles(layouts)):
@@ -108,6 +111,8 @@ def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> st
                 " API server drops the field unless its DRAExtendedResource feature gate is on. Once it is, run:"
                 f" kubectl delete deviceclass {one.name}"
             )
-        failed = stack.dra.class_error and f", which has failed: {stack.dra.class_error}"
-        return f"no DeviceClass lets pods request {one.resource} yet; the operator creates {one.name}{failed}"
+        message = f"no DeviceClass lets pods request {one.resource} yet; the operator creates {one.name}"
+        if stack.dra.class_error:
+            return f"{message}, which has failed: {stack.dra.class_error}"
+        return Finding(Reason.CONFIG_PROPAGATING, message)
     return ""

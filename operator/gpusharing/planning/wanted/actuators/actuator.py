@@ -59,18 +59,19 @@ class ActuatorCase:
 class Obstacle:
     """What keeps an actuator from changing a node to a target."""
 
-    find: Callable[[ActuatorCase, Target], str]
-    """Returns the message, or an empty string if this obstacle is not in the way."""
+    find: Callable[[ActuatorCase, Target], str | Finding]
+    """Returns the message, or an empty string if this obstacle is not in the way. A Finding is returned instead if the
+    cause has a reason of its own."""
     reason: Reason
-    """The reason why the change does not begin."""
+    """The reason why the change does not begin, unless the Finding has one of its own."""
 
 
 def find_obstacle(obstacles: Sequence[Obstacle], case: ActuatorCase, target: Target) -> Finding | None:
     """Return a Finding about the first of these obstacles that prevents a change to the target, or None if there is
     none."""
     for obstacle in obstacles:
-        if message := obstacle.find(case, target):
-            return Finding(obstacle.reason, message)
+        if found := obstacle.find(case, target):
+            return Finding.of(found, obstacle.reason)
     return None
 
 

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, Program
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.actuator import (
     ActuatorCase,
@@ -65,8 +66,9 @@ def _is_published(node: NodeView) -> bool:
     return node.devices is not None and not node.devices.missing and not node.devices.others
 
 
-def _no_class(case: ActuatorCase, target: Target) -> str:
-    """Return why pods could not request the MIG devices of the target, or an empty string if they could."""
+def _no_class(case: ActuatorCase, target: Target) -> str | Finding:
+    """Return why pods could not request the MIG devices of the target, or an empty string if they could. A Finding is
+    returned if the operator is about to create the class that is missing."""
     return find_unrequestable(target.layouts, case.stack)
 
 
