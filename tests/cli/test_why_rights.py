@@ -19,6 +19,7 @@ from gpusharing.kube.errors import Forbidden
 
 JSON = dict[str, Any]
 JOBS = next(kind for kind in KINDS if kind.plural == "jobs")
+NOTE = f"rules and taints that may exclude this pod from nodes were not considered. {MORE}"
 NAMED: JSON = {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-3g.40gb"}}
 
 
@@ -53,7 +54,7 @@ async def test_without_the_right_to_nodes_gpunodes_say_what_is_free_on_proven_no
     assert (service["pool"], service["now"], service["free"], service["after"]) == ("pool-b", 4, 4, 4)
     assert data["conclusion"].startswith("gpu-1, gpu-2 have enough free for this pod")
     assert data["scheduler"] == "0/2 nodes are available"
-    assert (data["simulated"], data["notes"]) == (["gpu-1", "gpu-2"], [MORE])
+    assert (data["simulated"], data["notes"]) == (["gpu-1", "gpu-2"], [NOTE])
 
 
 @virtually
@@ -127,8 +128,8 @@ async def test_a_user_of_a_namespace_alone_gets_what_the_pod_says_of(pod: str) -
         forbid(scene, NODES, POLICIES, GPUNODES)
         data = await answer(scene, raw)
         text = await ask(scene.e.cluster, "why", "pod/llm")
-    assert (data["conclusion"], data["services"], data["notes"]) == (conclusion, [], [MORE])
-    assert f"Note: {MORE}" in " ".join(text.out.split())
+    assert (data["conclusion"], data["services"], data["notes"]) == (conclusion, [], [NOTE])
+    assert f"Note: {NOTE}" in " ".join(text.out.split())
 
 
 @virtually

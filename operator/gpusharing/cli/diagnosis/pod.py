@@ -146,7 +146,8 @@ def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSO
     rooms = {node.name: read_room(one, targets) for node, one in zip(nodes, gpunodes, strict=True)}
     statuses = {one.name: f"{one.status}: {one.message}" for one in read_pools(policies, nodes)[0]}
     answer = _answer(raw, rooms, statuses, {node.name: node.phase for node in nodes})
-    return replace(answer, notes=(*answer.notes, MORE), simulated=tuple(simulated_nodes((), nodes)))
+    note = f"rules and taints that may exclude this pod from nodes were not considered. {MORE}"
+    return replace(answer, notes=(*answer.notes, note), simulated=tuple(simulated_nodes((), nodes)))
 
 
 def _answer(
