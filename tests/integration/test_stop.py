@@ -88,7 +88,7 @@ def test_an_editor_can_do_what_each_message_says(product: Product, editor: Path)
         assert "retry=" in obey(editor, pool.wait_phase("Failed", "ActuatorFailed", first))
         pool.wait_phase("Synced", name=first)
         assert "skip=false" in obey(editor, pool.wait_phase("Skipped", "SkipLabel", second))
-        assert "resume=" in obey(editor, pool.wait_phase("Pending", "Halted", second))
+        assert "resume=" in obey(editor, pool.wait_phase("Blocked", "Halted", second))
         pool.wait_synced()
         assert "gpusharing.dev/skip" not in pool.labels(second)
 
@@ -101,7 +101,8 @@ def test_what_an_editor_may_not_do_says_so(product: Product, editor: Path) -> No
         pool.apply(SLICED)
         message = pool.wait_phase("Blocked", "AlreadyCordoned", node)
         assert message.endswith(f"To continue, run (with the right to patch Nodes): kubectl uncordon {node}")
-        assert not can(editor, "uncordon", node)
+        can(editor, "uncordon", node)  # kubectl says "unable to uncordon", and still exits with 0
+        assert pool.node()["spec"]["unschedulable"]
 
 
 def test_pause_all_stops_every_pool_and_resume_all_lets_it_go_on(product: Product, editor: Path) -> None:
