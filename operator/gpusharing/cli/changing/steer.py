@@ -9,7 +9,7 @@ Terms: docs/design/glossary.md#fence.
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
@@ -26,6 +26,8 @@ from gpusharing.kube.raw import section, text, whole
 
 DID = "Done."
 ASKED = "Done: requested on the GPUNode, because you may not patch Nodes; the operator writes it to the Node."
+Changes = list[tuple[JSON, Change]]
+"""Objects, each with the patch that it gets."""
 TRIES = 5
 """How often the patch is tried if somebody else writes the object between our read and our patch."""
 
@@ -41,7 +43,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     if (every := flags.get("all", False)) == bool(typed.name):
         raise Trouble(f"give one name or --all, for example: kubectl gpusharing {typed.verb} --all")
     objects = await session.all(POLICIES) if every else [await session.get(verb.resource, typed.name)]
-    absent = await _find_absence(session, typed, lasts=verb.lasts)
+    absent = await _find_absence(session, typed, lasts=verb.lasts or every)
     request = SteeringRequest(
         session.now(),
         hash=flags.get("hash", ""),
@@ -49,7 +51,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         undo=flags.get("undo", False),
         gpunodes=() if every or verb.read is None else await verb.read(session, typed.name),
     )
-    changes = _find_changes(verb, objects, request, every=every)
+    changes = _changes(verb, objects, request, every=every)
     if not terminal.structured:
         _show(verb.resource, changes, terminal)
     moves = any(change.moves for _, change in changes)
@@ -69,12 +71,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     return DONE
 
 
-def _find_changes(
-    verb: SteeringVerb, objects: Iterable[JSON], request: SteeringRequest, *, every: bool
-) -> list[tuple[JSON, Change]]:
-    """Return each object with its patch. An object for which the patch would have no effect is left out if there are
-    several (`every`), and otherwise raises Trouble. Raises Trouble if no object is left."""
-    changes = []
+def _changes(verb: SteeringVerb, objects: list[JSON], request: SteeringRequest, *, every: bool) -> Changes:
+    """Return each object with its patch. With `every`, objects for which the patch would have no effect are left out,
+    and Trouble is raised if none is left; otherwise Trouble is raised for such an object."""
+    changes: Changes = []
     for raw in objects:
         with suppress(*[Trouble] * every):
             changes.append((raw, verb.find(raw, request)))
@@ -83,22 +83,18 @@ def _find_changes(
     return changes
 
 
-def _end(
-    kind: Resource, changes: Sequence[tuple[JSON, Change]], terminal: Terminal, message: str, *, done: bool
-) -> None:
+def _end(kind: Resource, changes: Changes, terminal: Terminal, message: str, *, done: bool) -> None:
     """Print `message`, or with -o json or yaml a document for each patch with the kind that it patches and `done`."""
     for raw, change in changes if terminal.structured else ():
-        name, patch = (
-            text(raw, "metadata", "name"),
-            _request(change.body) if kind == GPUNODES else change.body,
-        )
+        name = text(raw, "metadata", "name")
+        patch = _request(change.body) if kind == GPUNODES else change.body
         terminal.data({"kind": kind.plural, "name": name, "patch": patch, "done": done})
     ink = Ink.GOOD if message == DID else Ink.WAITING if done else Ink.FAINT
     if not terminal.structured:
         terminal.show(prose(message, terminal.paper, ink=ink))
 
 
-def _show(resource: Resource, changes: Sequence[tuple[JSON, Change]], terminal: Terminal) -> None:
+def _show(resource: Resource, changes: Changes, terminal: Terminal) -> None:
     """Print a line with the patch of each object, and then the consequences, each only once."""
     for raw, change in changes:
         patch = json.dumps(change.body, separators=(",", ":"))
@@ -109,9 +105,8 @@ def _show(resource: Resource, changes: Sequence[tuple[JSON, Change]], terminal: 
 
 
 async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> str:
-    """Return a closing sentence that says that no operator is installed, or that the chart's value paused keeps the one
-    that is from acting on the patch; empty if neither is known to be so. `lasts` says whether an operator that is
-    installed later would act on the patch.
+    """Return a closing sentence that says that no operator is installed, or that the chart's value paused stops it;
+    empty if neither is known. `lasts` says whether an operator that is installed later would act on the patch.
 
     Raises Trouble if no operator is installed and `lasts` is false, because the patch would have no effect, and for
     errors of the API server.
@@ -125,9 +120,7 @@ async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> s
         return f"Done, but no node starts while the chart's value paused is {paused}." if waits else ""
     why = f"no operator is installed in {session.where}"
     if not lasts:
-        raise Trouble(
-            f"{why}, so nothing would {typed.verb} {typed.name or 'policies'}. To install: {INSTALL}"
-        )
+        raise Trouble(f"{why}, so nothing would {typed.verb} {typed.name}. To install it: {INSTALL}")
     return f"The patch was written, but {why}, so it has no effect yet. To install it, run: {INSTALL}"
 
 
@@ -135,9 +128,8 @@ async def _send(
     session: Session, resource: Resource, shown: JSON, change: Change, find: Callable[[JSON], Change]
 ) -> Resource:
     """Patch the object that was shown to the user as `shown`, and return the kind that was patched: GPUNODES if the
-    user may not patch Nodes, so that the same was requested there. Raises Trouble if the object has changed since
-    then in a way that matters to the user's decision: the user may have thought for a long time. `find` computes
-    the patch for the present object, to compare it with `change`; a Trouble that `find` raises passes through.
+    user may not patch Nodes. Raises Trouble, also that of `find`, if the object has changed in a way that matters to
+    the user's decision. `find` computes the patch for the present object, to compare it with `change`.
 
     If somebody else writes the object between our read and our patch, such as a kubelet with its heartbeat, the server
     refuses the patch. The object is then read and compared again. Trouble is raised after TRIES attempts, and at once

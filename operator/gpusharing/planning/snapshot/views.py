@@ -310,7 +310,7 @@ class PolicyView:
         return SpecVersion(self.uid, self.generation)
 
     def paused_by(self, word: str) -> "PolicyView":
-        """Return the policy as PlanSettings.paused changes it. It is unchanged for `false`, or if it has no spec."""
+        """Return the policy paused as `word` says, a value of PlanSettings.paused. Unchanged for `false`, or without spec."""
         if self.spec is None or word == "false":
             return self
         update = {"paused": True} | ({} if word == "true" else {"when_paused": word})
@@ -348,8 +348,7 @@ class PlanSettings:
     """Comma-separated, as key=value: further labels that a Node has while it changes, so that other controllers leave
     it alone; the common ones are built in."""
     paused: Literal["false", "true", "Finish", "Hold", "Abort"] = "false"
-    """Pause every policy, as the chart's value paused says: `true` leaves nodes in flight to each policy's whenPaused,
-    and a value of whenPaused is used for all policies instead of their own."""
+    """Pause every policy (the chart's value paused). A value of whenPaused also replaces that of every policy."""
     force_delete: Switch = False
     """Allow pods to be deleted at the end of a drain whose policy says ForceDelete; the chart's value forceDelete
     grants the right and opens the admission policy."""

@@ -304,8 +304,7 @@ def _paused(case: NodeCase, assessed: Assessed) -> str:
 
 
 def tell_pause(case: NodeCase) -> str:
-    """Return a clause that says by which setting the policy of the node, which must be paused, is paused. The chart's
-    value comes first, because without it every policy would still be paused."""
+    """Return a clause that names what pauses the policy of the node: the chart's value if it is set, else the policy."""
     word = case.settings.paused
     return f"the chart's value paused is {word}" if word != "false" else "spec.rollout.paused is true"
 
