@@ -271,13 +271,13 @@ GRACE = timedelta(seconds=SETTINGS.restart_grace)
 @pytest.mark.parametrize(
     ("plugin", "now", "works"),
     [
-        (kubelet_plugin(), at(900), True),
+        (replace(kubelet_plugin(), deleting=True), at(900), True),
         (None, at(900), True),
         (kubelet_plugin(1, ready=False), at(900), True),
         (kubelet_plugin(1, since=at(100)), at(100), False),
         (kubelet_plugin(1, since=None), NOW, False),
     ],
-    ids=["the old pod", "no pod", "not Ready", "Ready", "Ready since nobody knows when"],
+    ids=["the old pod is terminating", "no pod", "not Ready", "Ready", "Ready since nobody knows when"],
 )
 def test_slices_prove_nothing_before_the_new_pod_is_ready(
     plugin: Operand | None, now: datetime, works: bool
@@ -287,6 +287,13 @@ def test_slices_prove_nothing_before_the_new_pod_is_ready(
     assert (trouble is not None) is works
     if trouble is not None:
         assert (trouble.mismatch.reason, trouble.final) == (Reason.ACTUATION_IN_PROGRESS, False)
+
+
+def test_a_plugin_that_was_not_restarted_is_waited_for_by_nobody() -> None:
+    case = after_pnr(now=at(900))
+    trouble = DRA.find_trouble(case, case.fence)
+    assert trouble is not None
+    assert trouble.final, "only a run of the operator restarts it"
 
 
 def test_it_looks_again_when_the_slices_should_be_right() -> None:
@@ -340,7 +347,7 @@ def test_slices_are_outdated_if_they_differ_from_the_reading_that_proves(
 
 
 def test_the_order_of_signs_and_checks_is_pinned() -> None:
-    assert [sign.find.__name__ for sign in SIGNS] == ["_restarts", "_outdated"]
+    assert [sign.find.__name__ for sign in SIGNS] == ["_not_replaced", "_restarts", "_outdated"]
     sources = list(dict.fromkeys(check.source for check in DRA.checks))
     assert sources == [Source.AGENT, Source.NVML, Source.MIG_MANAGER, Source.OPERANDS, Source.SLICES]
     assert DRA.checks[-1].reason is Reason.ALLOCATABLE_MISMATCH

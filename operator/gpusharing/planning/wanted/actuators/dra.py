@@ -138,6 +138,15 @@ def _publishes_by(case: ActuatorCase, fence: Fence) -> datetime | None:
     return (pod.ready_since or fence.stage_since) + timedelta(seconds=case.settings.restart_grace)
 
 
+def _not_replaced(case: ActuatorCase, fence: Fence) -> str:
+    """Return the message that the kubelet plugin's pod from before the change is still there and is not terminating.
+    Only the operator replaces it, and only for a node that has a target. Empty if it is terminating or gone."""
+    pod = case.operands.get(Program.KUBELET_PLUGIN)
+    if pod is None or pod.uid != fence.daemon_uid or pod.deleting:
+        return ""
+    return f"{WHAT} has not been restarted since the change, so the ResourceSlices of {case.node.name} are outdated"
+
+
 def _restarts(case: ActuatorCase, fence: Fence) -> str:
     """Return the message that the kubelet plugin has not restarted since the change, so that its old pod published the
     ResourceSlices. Empty once a new pod is Ready."""
@@ -162,6 +171,7 @@ def _outdated(case: ActuatorCase, fence: Fence) -> str:
 
 
 SIGNS = (
+    Sign(_not_replaced, Reason.ACTUATION_IN_PROGRESS, final=True, cure=f"restarting {WHAT}"),
     Sign(_restarts, Reason.ACTUATION_IN_PROGRESS, final=False, cure=""),
     Sign(_outdated, Reason.ALLOCATABLE_MISMATCH, final=True, cure=f"restarting {WHAT}"),
 )
