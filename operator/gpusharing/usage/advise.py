@@ -214,8 +214,8 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
 def _find_needs(typed: Namespace, demand: Demand | None) -> tuple[tuple[int, float], ...]:
     """Return how many workloads need how much memory each, in GiB and with headroom: from `--need` or `--memory`, from
     the annotations of the pods in `demand` if all have one, which include headroom, or from the answer to a question.
-    A size without a number is that of each device that `demand` requests, or of one workload. Raises Trouble if a size cannot be
-    parsed or all are missing."""
+    A size without a number is that of each device that `demand` requests, or of one workload. Raises Trouble if a size
+    cannot be parsed or all are missing."""
     count = 1 if demand is None else demand.devices.total()
     sizes = [*typed.need, *filter(None, [typed.memory])]
     if sizes:

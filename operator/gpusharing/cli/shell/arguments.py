@@ -105,6 +105,7 @@ def _window(default: str, most: str) -> tuple[Flag, ...]:
 BY = ("resource", "node", "policy", "namespace", "pod")
 """What the rows of `free` may be about."""
 PER_NODE = tuple(map(str, range(1, 17)))
+"""How many GPUs a node may have; the largest index that a policy may name is 15."""
 CARD = "for example h100-80gb, or the name that NVML reports"
 PROMETHEUS: tuple[Flag, ...] = (
     _value("--prometheus", "URL", "the address of Prometheus; contacts no cluster"),

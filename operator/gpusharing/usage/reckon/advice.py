@@ -26,7 +26,7 @@ from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalize
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.usage.reckon.needs import GIB, Goal, History, Holding, Workload, find_need
-from gpusharing.usage.reckon.recommendation import ModelPool, Portion, recommend, rows_of
+from gpusharing.usage.reckon.recommendation import ModelPool, Portion, layout_rows, recommend
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Advice:
         """Return the manifest of the policy to apply. It is called `name` and selects the nodes whose pool label is
         `pool`."""
         blocks: dict[Mode, dict[str, object]] = {
-            Mode.MIG: {"mig": {"layouts": rows_of(self.portions)}},
+            Mode.MIG: {"mig": {"layouts": layout_rows(self.portions)}},
             Mode.MPS: {"mps": {"replicas": self.shares}},
             Mode.TIME_SLICING: {"timeSlicing": {"replicas": self.shares}},
         }
@@ -167,9 +167,9 @@ def _denser(answers: AdviceAnswers) -> Advice | None:
 
 
 def _divided(answers: AdviceAnswers, why: str) -> Advice:
-    """Return the advice to use the layouts that take the fewest GPUs for all workloads, or whole GPUs if no workload
-    fits into a MIG instance. The reasons are `why` and the size of each instance; the disadvantage names the
-    workloads that have no place on such nodes."""
+    """Return the advice to use the layouts that take the fewest GPUs for all workloads, or mode Full if these are whole
+    GPUs alone. The reasons are `why` and the size of each instance. The disadvantage counts the workloads that have no
+    place on nodes with these layouts; the GPUs that they need are included in the advice's number."""
     card = answers.card
     histories = [
         History(Workload("", "needs", f"{number:03}"), count, Holding(), (), declared=ceil(gib * GIB))

@@ -221,10 +221,10 @@ class Recommendation:
         whole, `mig`."""
         if self.mode is Mode.FULL:
             return {"mode": "Full"}
-        return {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": rows_of(self.portions)}}
+        return {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": layout_rows(self.portions)}}
 
 
-def rows_of(portions: Sequence[Portion]) -> list[dict[str, Any]]:
+def layout_rows(portions: Sequence[Portion]) -> list[dict[str, Any]]:
     """Return `spec.mig.layouts` of a policy with these layouts; a single one is for all devices."""
     everywhere = len(portions) == 1
     return [
