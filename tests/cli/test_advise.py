@@ -155,7 +155,7 @@ def test_whatever_the_sizes_are_the_gpus_hold_the_workloads(card: Card, per_node
     whole = memory_of(card)
     for parts in itertools.combinations((0.05, 0.12, 0.24, 0.4, 0.6, 0.95, 1.7), 3):
         needs = tuple((count, part * whole) for count, part in zip((9, 4, 2), parts, strict=True))
-        for answers in ({"bill": True}, {}, {"bursts": True}):
+        for answers in ANSWERS[-3:]:  # a bill, bursts, nothing
             found = advise(AdviceAnswers(card, needs, per_node=per_node, **answers))
             assert isinstance(validate_policy(found.policy("p", "x")), GPUSharingPolicySpec)
             assert found.gpus <= sum(
