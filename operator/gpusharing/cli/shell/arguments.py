@@ -67,9 +67,10 @@ def _repeated(name: str, metavar: str, text: str, short: str = "") -> Flag:
     return (*filter(None, (short,)), name), options
 
 
-def _choice(name: str, choices: tuple[str, ...], default: str, text: str) -> Flag:
-    """Return a flag that takes one of `choices`. Its value is `default` if it is not given."""
-    return (name,), {"choices": choices, "default": default, "help": text}
+def _choice(name: str, choices: tuple[str, ...], default: str, text: str, metavar: str | None = None) -> Flag:
+    """Return a flag that takes one of `choices`. Its value is `default` if it is not given. The help lists the choices
+    unless `metavar` stands for them."""
+    return (name,), {"choices": choices, "default": default, "help": text, "metavar": metavar}
 
 
 def _switch(name: str, text: str, short: str = "") -> Flag:
@@ -234,54 +235,56 @@ def _common(outputs: tuple[str, ...]) -> Parser:
     return common
 
 
+MEASURED: tuple[Flag, ...] = (
+    _value("--card", "CARD", f"{CARD}; where needs are measured, only GPUs of this model"),
+    _value(
+        "--price", "PRICE", "what a GPU costs an hour, for example 3.20 or 3.20EUR; default: as in Prometheus"
+    ),
+    _value(
+        "--nodes",
+        "LABELS",
+        "only nodes with these labels, for example gpusharing.dev/pool=a; default: all nodes in Prometheus",
+        short="-l",
+    ),
+    _value("--policy", "POLICY", "the nodes of this policy"),
+    _choice(
+        "--goal",
+        ("cost", "performance"),
+        "",
+        "cost: the fewest GPUs that suffice; performance: as much headroom as the pool allows; default: cost",
+    ),
+    _switch("--verbose", "show what each answer is based on: hourly peaks, samples, reason", "-v"),
+    _value(
+        "--write", "FILE", "write the policy to FILE; it requires approval and is never applied automatically"
+    ),
+    *_window("14d", "30d"),
+)
+"""The flags of `recommend`. `advise` has them too, but refuses most of them without --from-prometheus."""
 ADVISE = Verb(
     "advise",
     "usage.advise",
     "Suggest a mode and a layout, with reasons and savings: from your answers, from the pods in a namespace (-n), or"
     " from what workloads used (--from-prometheus).",
     (
-        _value("--card", "CARD", f"{CARD}; with measured needs, only GPUs of this model"),
         _repeated("--need", "NxSIZE", "N workloads that need this memory at their peak, for example 4x20Gi"),
         _value("--memory", "SIZE", "what each workload needs at its peak, for example 15Gi"),
         _switch("--promise", "users were promised a certain latency or availability"),
         _switch("--strangers", "people who do not trust each other share the GPUs"),
         _switch("--bill", "each workload is billed for its share of a GPU"),
         _switch("--bursts", "the workloads use the GPU only now and then"),
-        _choice("--gpus-per-node", PER_NODE, "", "default: 1, for a layout that suits nodes of any size"),
+        _choice(
+            "--gpus-per-node", PER_NODE, "", "default: 1, for a layout that suits nodes of any size", "N"
+        ),
         _value("--gpu-operator", "VERSION", "version of NVIDIA's GPU Operator, for example v26.3.3"),
         _value("--name", "NAME", "name of the policy; default: pool"),
         _value(
             "--pool", "POOL", "value of the gpusharing.dev/pool label that the policy selects; default: pool"
         ),
-        _value(
-            "--price",
-            "PRICE",
-            "what a GPU costs an hour, for example 3.20 or 3.20EUR; default: as in Prometheus",
-        ),
         _switch(
             "--from-prometheus",
-            "measure the needs of a pool's workloads, as recommend does; for all that follows",
+            "measure the needs of a pool's workloads; for the flags below, like recommend",
         ),
-        _value(
-            "--nodes",
-            "LABELS",
-            "only nodes with these labels, for example gpusharing.dev/pool=a; default: all nodes in Prometheus",
-            short="-l",
-        ),
-        _value("--policy", "POLICY", "the nodes of this policy"),
-        _choice(
-            "--goal",
-            ("cost", "performance"),
-            "",
-            "cost: the fewest GPUs that suffice; performance: as much headroom as the pool allows; default: cost",
-        ),
-        _switch("--verbose", "show what each answer is based on: hourly peaks, samples, reason", "-v"),
-        _value(
-            "--write",
-            "FILE",
-            "write the policy to FILE; it requires approval and is never applied automatically",
-        ),
-        *_window("14d", "30d"),
+        *MEASURED,
     ),
     offline=True,
     asks_with=("namespace", "from_prometheus"),
@@ -469,6 +472,7 @@ VERBS: tuple[Verb, ...] = (
         ADVISE,
         name="recommend",
         help="Recommend a layout for a pool from the measured use of its workloads: advise --from-prometheus.",
+        flags=MEASURED,
         offline=False,
         asks_with=(),
         measures=True,
