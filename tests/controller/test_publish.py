@@ -35,7 +35,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 
 PERIOD = 1.0
 POLICY = make_policy(generation=7)
-WAITING, MOVING = replace(DRAINING, node="gpu-07"), replace(CHANGING, node="gpu-07")
+WAITING, MOVING = replace(DRAINING, node="gpu-07"), replace(CHANGING, node="gpu-07", deadline=NOW)
 
 
 @dataclass

@@ -18,6 +18,7 @@ from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import (
     DAEMON_SETS,
     DEVICE_CLASSES,
+    DEVICE_TAINT_RULES,
     GPU_CLUSTERS,
     JSON,
     NODES,
@@ -30,8 +31,10 @@ from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.plainstack import daemon_set_view, find_dra
 from gpusharing.kube.sources import Sources, SourceSettings, by_node
 from gpusharing.kube.stackreader import StackReader
+from gpusharing.kube.taintrules import UNSERVED
 from gpusharing.planning.snapshot.draviews import DraDriverView, DraView, NodeDevices, key_of
 from gpusharing.planning.snapshot.stackviews import Program
+from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.wanted.verify import served
 
 PUBLISHED = Path(__file__).parents[1] / "foreign" / "dra-slices.yaml"
@@ -260,6 +263,27 @@ async def test_what_cannot_be_read_of_the_dra_stack_stops_nothing_and_is_told(
         dra = reader.read(NOW).dra
         assert says in dra.unread
         assert (dra.classes is None) is (kind is DEVICE_CLASSES)
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@virtually
+async def test_rules_that_are_not_served_are_told_where_they_were_asked_for() -> None:
+    cluster = FakeCluster()
+    cluster.add(DAEMON_SETS, driver())
+    cluster.uninstalled.add(DEVICE_TAINT_RULES)
+    sources = Sources(
+        cluster.client("operator"), SourceSettings(plan=PlanSettings(device_taints=True)), lambda: None
+    )
+    reader = StackReader(sources, CallMemory(), silent=True)
+    task = asyncio.create_task(sources.run())
+    try:
+        await asyncio.sleep(5)
+        taints = reader.read(NOW).dra.taints
+        assert taints is not None
+        assert taints.error == UNSERVED
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

@@ -74,6 +74,14 @@ def test_a_fence_that_waits_for_jobs_is_unreadable_to_an_operator_that_would_tak
     assert records.parse_fence(json.dumps({**draining, "v": 2})) == (FENCE, "")
 
 
+def test_a_fence_by_a_rule_is_unreadable_to_an_operator_that_would_take_it_for_a_lifted_cordon() -> None:
+    for jobs in (True, False):
+        fence = replace(FENCE, tainted=True, jobs=jobs)
+        written = json.loads(records.record_text(fence))
+        assert written["v"] == 3, "older operators read versions 1 and 2 only"
+        assert records.parse_fence(json.dumps(written)) == (fence, "")
+
+
 def test_version_2_is_known_of_fences_only_so_that_another_record_of_it_is_a_newer_operators() -> None:
     assert "version 2" in records.parse_deferred('{"v":2}')[1]
     assert "version 2" in records.parse_verified('{"v":2}')[1]
@@ -306,3 +314,10 @@ def test_a_node_that_is_forgotten_keeps_no_record_and_only_as_it_was_seen() -> N
     metadata = records.patch_for(LabelNode(VIEW, labels, forget=True), "41")["metadata"]
     gone = dict.fromkeys((names.ANNOTATION_VERIFIED, names.ANNOTATION_DEFERRED))
     assert (metadata["labels"], metadata["annotations"], metadata["resourceVersion"]) == (labels, gone, "41")
+
+
+def test_a_persons_requests_are_written_only_to_the_node_that_was_read() -> None:
+    requests: dict[str, str | None] = {names.ANNOTATION_RETRY: "now"}
+    metadata = records.patch_for(LabelNode(VIEW, {}, requests=requests), "41")["metadata"]
+    assert (metadata["annotations"], metadata["resourceVersion"]) == (requests, "41")
+    assert "resourceVersion" not in records.patch_for(LabelNode(VIEW, {"a": "b"}), "41")["metadata"]

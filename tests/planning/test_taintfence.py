@@ -118,7 +118,7 @@ def test_a_rule_that_somebody_deletes_is_written_again_and_nothing_is_evicted_or
     world.nodes["gpu-1"] = replace(world.nodes["gpu-1"], rule_since=None)
     plan = world.plan()
     assert [one.create for one in plan.shared if isinstance(one, WriteRules)] == [("gpu-1",)]
-    assert plan.verdicts["gpu-1"].actions == ()
+    assert (plan.verdicts["gpu-1"].actions, plan.verdicts["gpu-1"].reason) == ((), Reason.SETTLING)
     world.refusing = False
     assert phases(world.settle()) == {Phase.SYNCED}
     assert count_of(world, UpdateFence) == 0

@@ -52,7 +52,7 @@ def taint_rule_view(raw: JSON) -> TaintRuleView:
 def with_rule(view: NodeView, rules: Mapping[str, TaintRuleView]) -> NodeView:
     """Return `view` with the time since which its rule keeps pods off. `rules` are ours, by name."""
     rule = rules.get(RULE_PREFIX + view.name)
-    return view if rule is None or rule.since is None else replace(view, rule_since=rule.since)
+    return view if rule is None else replace(view, rule_since=rule.since)
 
 
 def with_rules(nodes: dict[str, NodeView], rules: Mapping[str, TaintRuleView]) -> dict[str, NodeView]:
