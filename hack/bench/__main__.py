@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hack.bench import agent, edits, large, plain, planner, results, small, start, terminal
+from hack.bench import agent, bill, edits, large, plain, planner, results, small, start, terminal
 from hack.bench.machine import facts, pace_ms, stolen_s
 from hack.bench.results import AIMS, Lost, Measured
 from hack.bench.testbed import FACTOR, LOOP_FACTOR, ROLL_FACTOR, Testbed, open_testbed
@@ -63,6 +63,7 @@ PLANNED = (
     "plan_5000_nodes_windows_incremental_ms",
     "layout_fit_ms",
 )
+BILLED = ("cost_30_days_1000_nodes_s", "cost_30_days_1000_nodes_mib")
 TYPED = ("cli_help_ms", "cli_status_1000_nodes_ms", "cli_free_1000_nodes_ms")
 PARTS = (
     BenchPart(
@@ -118,6 +119,8 @@ def measure(wanted: frozenset[str], sizes: Sizes, lost: list[Lost]) -> Iterator[
         yield from planner.planning(sizes.planned_nodes)
     if wanted & set(TYPED):
         yield from terminal.terminal(sizes.fleet_nodes)
+    if wanted & set(BILLED):
+        yield from bill.bill(sizes.fleet_nodes)
     chosen = [part for part in PARTS if wanted & set(part.metrics)]
     for kind in dict.fromkeys(part.kind for part in chosen):
         waiting = [part for part in chosen if part.kind == kind]

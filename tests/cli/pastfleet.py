@@ -119,13 +119,6 @@ def rough() -> Iterator[Node]:
     yield whole("gpu-2", "two", labels={"zone": "b"})
     yield whole("gpu-1", "teams", labels={"zone": "a"})
     yield whole("gpu-2", "teams", labels={"zone": "b"})
-    # It is used on the first day, and not on the second.
-    days = [
-        Stretch((0, 24), {("team-a", WHOLE): Fraction(1)}),
-        Stretch((24, SHORT), idle={WHOLE: Fraction(1)}),
-    ]
-    for cluster in ("midnight", "after-midnight"):
-        yield whole("gpu-1", cluster, stretches=days)
     # The agent's pod was replaced: another series, which begins with 0.
     half = SHORT // 2
     held = {("team-a", WHOLE): Fraction(1)}
@@ -134,6 +127,16 @@ def rough() -> Iterator[Node]:
     yield whole(
         "gpu-1", "replaced", stretches=[Stretch((half, SHORT), held)], unseen=((0, half),), labels=successor
     )
+
+
+def midnights() -> Iterator[Node]:
+    """A GPU that is used on the first day, and not on the second."""
+    used, idle = (
+        Stretch((0, 24), {("team-a", WHOLE): Fraction(1)}),
+        Stretch((24, SHORT), idle={WHOLE: Fraction(1)}),
+    )
+    for cluster in ("midnight", "after-midnight"):
+        yield whole("gpu-1", cluster, stretches=[used, idle])
 
 
 def other_prices() -> Iterator[Gauge]:
@@ -176,5 +179,5 @@ def past() -> list[History]:
     nodes = [replace(one, labels={"cluster": "east"}) for one in fleet()]
     return [
         History(BEGIN, HOURS, nodes, list(priced("east"))),
-        History(BEGIN, SHORT, list(rough()), list(other_prices())),
+        History(BEGIN, SHORT, [*rough(), *midnights()], list(other_prices())),
     ]

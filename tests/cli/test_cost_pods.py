@@ -17,7 +17,7 @@ from tests.cli.pastprometheus import prometheus_with
 from gpusharing.cli.shell.troubles import CHANGES, DONE
 from gpusharing.usage.prometheus.client import Series
 from gpusharing.usage.read.series import Pod
-from gpusharing.usage.read.tenants import PodShares
+from gpusharing.usage.read.tenants import NOBODY, PodShares
 from gpusharing.usage.reckon.bills import Part
 
 BEGIN, UNTIL, HOURS = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-02", 24
@@ -64,6 +64,28 @@ def pod(
         yield gauge(cluster, "gpusharing_pod_slices", 1, hours, resource=resource, **labels)
 
 
+def hami() -> Iterator[Gauge]:
+    """What HAMi's scheduler tells, which is scraped without honorLabels."""
+    scheduler = {
+        "cluster": "hami",
+        "node": "control-plane-1",
+        "namespace": "kube-system",
+        "pod": "hami-scheduler",
+    }
+    for uuid in ("u1", "u2"):
+        labels = {**scheduler, "exported_node": "gpu-1", "device_uuid": uuid}
+        yield Gauge("hami_gpu_memory_limit_bytes", labels, str(80 * GIB), every=EVERY)
+    for namespace, uuid, size, hours in (("team-a", "u1", 40, (0, HOURS)), ("team-b", "u2", 20, (6, 18))):
+        job = {
+            "exported_node": "gpu-1",
+            "exported_namespace": namespace,
+            "exported_pod": "job",
+            "device_uuid": uuid,
+        }
+        labels = {**scheduler, **job, "container_index": "0"}
+        yield Gauge("hami_vgpu_memory_allocated_bytes", labels, str(size * GIB), hours, EVERY)
+
+
 def past() -> History:
     """Told apart by the label `cluster`."""
     kai, quarter = "kai-resource-reservation", Fraction(1, 4)
@@ -93,39 +115,7 @@ def past() -> History:
             *pod("kai", "u2", ("team-a", "whole"), 70, WHOLE),
             *device("kai-unused", "u1", WHOLE),
             *device("hami", "u1", WHOLE),
-            *(
-                Gauge(
-                    "hami_gpu_memory_limit_bytes",
-                    {"cluster": "hami", "device_uuid": uuid},
-                    str(80 * GIB),
-                    every=EVERY,
-                )
-                for uuid in ("u1", "u2")
-            ),
-            *(
-                Gauge(
-                    "hami_vgpu_memory_allocated_bytes",
-                    # Its scheduler is scraped without honorLabels.
-                    {
-                        "cluster": "hami",
-                        "node": "control-plane-1",
-                        "namespace": "kube-system",
-                        "pod": "hami-scheduler",
-                        "exported_node": "gpu-1",
-                        "exported_namespace": namespace,
-                        "exported_pod": "job",
-                        "container_index": "0",
-                        "device_uuid": uuid,
-                    },
-                    str(size * GIB),
-                    hours,
-                    EVERY,
-                )
-                for namespace, uuid, size, hours in (
-                    ("team-a", "u1", 40, (0, HOURS)),
-                    ("team-b", "u2", 20, (6, 18)),
-                )
-            ),
+            *hami(),
         ],
         every=EVERY,
     )
@@ -257,10 +247,15 @@ def test_what_hami_allocates_is_billed_once_though_the_policy_of_its_node_change
     pods: dict[Pod, float] = {("team-a", "x"): 60.0, ("team-b", "y"): 60.0}
     shares = PodShares({}, {}, {("n",): pods}, {"n": 100.0})
     stranded = [Series({"node": "n", "policy": policy}, ((0.0, 50.0),)) for policy in "ab"]
-    parts = [part for series in stranded for part in shares.divide(Part.STRANDED, series)]
-    held = {holder: sum(seconds for pod, seconds, _ in parts if pod == holder) for holder in pods}
-    assert held == {("team-a", "x"): pytest.approx(50), ("team-b", "y"): pytest.approx(50)}
-    assert sum(seconds for pod, seconds, _ in parts if pod is None) == pytest.approx(0)
+    parts = [share for series in stranded for share in shares.divide(Part.STRANDED, series)]
+    held = {
+        holder: sum(share.seconds for share in parts if share.pod == holder) for holder in (*pods, NOBODY)
+    }
+    assert held == {
+        ("team-a", "x"): pytest.approx(50),
+        ("team-b", "y"): pytest.approx(50),
+        NOBODY: pytest.approx(0),
+    }
 
 
 def test_weights_that_are_no_numbers_are_left_out(desk: Desk, fake: FakePrometheus) -> None:

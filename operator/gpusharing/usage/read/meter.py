@@ -17,7 +17,7 @@ from shlex import quote
 
 from gpusharing.api.names import RESOURCE_GPU
 from gpusharing.cli.shell.troubles import Trouble
-from gpusharing.planning.vocabulary.lengths import counted, some
+from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
 from gpusharing.usage.prometheus.matchers import TARGET, braced, matcher_of, nodes_of, of_others
 from gpusharing.usage.prometheus.windows import Days, batched, days, find_gaps
@@ -43,7 +43,7 @@ from gpusharing.usage.read.tenants import (
     Teams,
     Used,
     describe_rivals,
-    no_label,
+    describe_unlabelled,
     read_teams,
     read_used,
     shares_of,
@@ -62,6 +62,8 @@ CHOSEN = frozenset(("container", "endpoint"))
 """Labels of a target that stay the same when an agent restarts, so that they can select series."""
 COUNTED = (*Part, "gpus")
 """The names of the answers that come from the meter: one for each Part of the GPU time, and one for all of it."""
+PRICED = ("opencost", "policies", "products", "cards")
+"""The names of the answers that prices come from."""
 AHEAD = 3
 """How many groups of days are queried at the same time, so that a Prometheus with several cores uses them."""
 Answers = defaultdict[str, list[Series]]
@@ -96,36 +98,29 @@ async def read_metered(
     metered = MeteredPools()
     metered.missing += await _gaps(prometheus, query)
     unpriced: dict[tuple[str, str], float] = {}
-    parts: dict[NodePool, float] = {}
-    gpus: dict[NodePool, float] = {}
-    rivals: set[str] = set()
+    parts, gpus, rivals = dict[NodePool, float](), dict[NodePool, float](), set[str]()
     labelled, unlabelled, teams = False, 0, Teams()
     sightings: list[Sightings] = []
+    all_faults: dict[str, None] = {}
     async for day, seen in _read_all(prometheus, query, progress):
         faults: list[str] = []
-        counts = {name: list(_credible(day[name], faults)) for name in (*Part, "gpus")}
+        counts = {name: list(_credible(day[name], faults)) for name in COUNTED}
+        opencost, policies, products, cards = (day[name] for name in PRICED)
         prices = read_prices(
-            *(day[name] for name in ("opencost", "policies", "products", "cards")),
-            rivals=day["rivals"],
-            currency=query.currency,
+            opencost, policies, products, cards, rivals=day["rivals"], currency=query.currency
         )
         teams = read_teams(day["labels"], day["rival labels"], label_of(query.by))
         holders = _add(metered, day | counts, prices, unpriced, partial(tenant_of, by=query.by, teams=teams))
         rivals |= teams.rivals & holders
-        metered.missing += [fault for fault in (*faults, *prices.faults) if fault not in metered.missing]
+        all_faults |= dict.fromkeys((*faults, *prices.faults))
         _sum(parts, chain.from_iterable(counts[part] for part in Part))
         _sum(gpus, counts["gpus"])
         metered.simulated |= nodes_of(day["simulated"]) & seen.nodes
         sightings.append(seen)
         unlabelled += bool(label_of(query.by) and holders and not teams.last)
         labelled |= bool(teams.last)
-    if unlabelled and not labelled:
-        raise Trouble(no_label(query.by))
-    if unlabelled:
-        metered.missing.append(
-            f"on {counted(unlabelled, 'day')}, no namespace in Prometheus had the label {query.by}: usage on"
-            f" {'those days' if unlabelled > 1 else 'that day'} is listed under (no {query.by})"
-        )
+    metered.missing += all_faults
+    metered.missing += describe_unlabelled(unlabelled, query.by, never=not labelled)
     metered.missing += describe_rivals(rivals, query.by)
     metered.missing += _unpriced(unpriced)
     metered.missing += _lacking(parts, gpus, query.end - query.start)
@@ -258,21 +253,28 @@ def _add(
     shares, slices, namespaces = shares_of(day), _most_slices(day["shared"]), set[str]()
     for part in Part:
         for series in day[part]:
-            node, policy = _node(series)
-            resource = series.labels.get("resource", "")
-            price = prices.find(node, policy)
-            if not isinstance(price, Price):
-                unpriced[policy, price] = unpriced.get((policy, price), 0.0) + series.value
-            worth = price if isinstance(price, Price) else None
-            for pod, seconds, basis in shares.divide(part, series):
-                if pod is None:
-                    cell = Cell(policy, "", part, resource, Basis.NONE, worth)
-                else:
-                    namespaces.add(pod[0])
-                    how = basis or _basis(resource, slices.get((node, resource)))
-                    cell = Cell(policy, tenant_of(pod), Part.HELD, resource or RESOURCE_GPU, how, worth)
-                metered.cells[cell] += max(0, round(seconds * MICROS))
-    return namespaces
+            (node, policy), resource = _node(series), series.labels.get("resource", "")
+            price = _find_price(prices, series, unpriced)
+            for share in shares.divide(part, series):
+                basis = share.basis
+                if basis is None:
+                    basis = _basis(resource, slices.get((node, resource)))
+                divided = resource if share.part is part else RESOURCE_GPU
+                cell = Cell(policy, tenant_of(share.pod), share.part, divided, basis, price)
+                metered.cells[cell] += max(0, round(share.seconds * MICROS))
+                namespaces.add(share.pod[0])
+    return namespaces - {""}
+
+
+def _find_price(prices: Prices, series: Series, unpriced: dict[tuple[str, str], float]) -> Price | None:
+    """Return the price of the GPUs that a series of the meter is about. If there is none, return None and add the
+    seconds of the series to `unpriced`, by policy and by the reason."""
+    node, policy = _node(series)
+    price = prices.find(node, policy)
+    if isinstance(price, Price):
+        return price
+    unpriced[policy, price] = unpriced.get((policy, price), 0.0) + series.value
+    return None
 
 
 def _basis(resource: str, most: float | None) -> Basis:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from math import inf
 
-from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.cli.shell.troubles import Trouble
+from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.prometheus.client import PARALLEL, Prometheus, Series, side_by_side
 from gpusharing.usage.prometheus.matchers import labels_of, matcher_of
 from gpusharing.usage.prometheus.windows import batched
@@ -27,6 +28,8 @@ FEWEST, MOST_LOOKS, NODES_AT_ONCE = 13, 37, 4_000
 in all. Both are prime, so that the moments lie at many times of day."""
 OTHERS = "_others"
 """The namespace or policy under which the meter counts time that exceeds its bounds (gpusharing/agent/meter.py)."""
+NOBODY: Pod = ("", "")
+"""Stands for the pod where no pod had the time."""
 Weights = Mapping[Pod, float]
 """How much of something each pod had."""
 
@@ -55,12 +58,19 @@ def read_teams(last: Iterable[Series], rivals: Iterable[Series], label: str) -> 
     )
 
 
-def no_label(label: str) -> str:
-    """Return the message for a label that no namespace has in Prometheus, with a remedy."""
-    return (
-        f"no namespace in Prometheus has the label {label}. kube-state-metrics exports only the"
-        f" labels that a flag lists: --metric-labels-allowlist=namespaces=[{label}]. Otherwise use --by namespace"
-    )
+def describe_unlabelled(days: int, label: str, *, never: bool) -> list[str]:
+    """Return a list with one sentence about the number of days on which no namespace had the label although GPUs were
+    held; empty if there are none. With `never`, no namespace had it
+    on any day; then raises Trouble if there are such days."""
+    if days and never:
+        raise Trouble(
+            f"no namespace in Prometheus has the label {label}. kube-state-metrics exports only the"
+            f" labels that a flag lists: --metric-labels-allowlist=namespaces=[{label}]. Otherwise use --by namespace"
+        )
+    return [
+        f"on {counted(days, 'day')}, no namespace in Prometheus had the label {label}: usage on"
+        f" {'those days' if days > 1 else 'that day'} is listed under (no {label})"
+    ] * bool(days)
 
 
 def describe_rivals(namespaces: Set[str], label: str) -> list[str]:
@@ -90,6 +100,20 @@ def weigh(answer: Iterable[Series], *labels: str) -> dict[tuple[str, ...], dict[
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """A part of the time of a series of the meter."""
+
+    part: Part
+    """How the time was used."""
+    pod: Pod
+    """The pod that had it. Its name is empty if it is unknown, and its namespace too if no pod had the time."""
+    seconds: float
+    """GPU-seconds."""
+    basis: Basis | None = None
+    """How the time of the pod was determined, or None if that depends on the device."""
+
+
+@dataclass(frozen=True, slots=True)
 class PodShares:
     """Which pods had how much of the nodes' GPU time in one stretch of time."""
 
@@ -102,26 +126,34 @@ class PodShares:
     stranded: Mapping[str, float]
     """The stranded GPU-seconds of each node."""
 
-    def divide(self, part: Part, series: Series) -> list[tuple[Pod | None, float, Basis]]:
-        """Return who had the time of a series of the meter: pods, their seconds, and the basis if it is not that of the
-        device. The name of a pod is empty if it is unknown. The pod is None for time that nobody had."""
-        node, namespace = series.labels.get("node", ""), exported_label(series, NAMESPACE)
+    def divide(self, part: Part, series: Series) -> list[Share]:
+        """Return who had the time of a series of the meter that counts `part`. The shares add up to its value."""
+        node, namespace, seconds = (
+            series.labels.get("node", ""),
+            exported_label(series, NAMESPACE),
+            series.value,
+        )
         if part is Part.STRANDED:
             fractions = self.fractions.get((node,), {})
             whole = max(self.stranded.get(node, 0.0), sum(fractions.values())) or 1.0
-            parts = [(pod, series.value * each / whole) for pod, each in fractions.items()]
-            rest = series.value - sum(seconds for _, seconds in parts)
-            return [(None, rest, Basis.NONE), *((*each, Basis.RESERVED) for each in parts)]
+            shares = [
+                Share(Part.HELD, pod, seconds * each / whole, Basis.RESERVED)
+                for pod, each in fractions.items()
+            ]
+            return [
+                *shares,
+                Share(part, NOBODY, seconds - sum(share.seconds for share in shares), Basis.NONE),
+            ]
         if part is not Part.HELD:
-            return [(None, series.value, Basis.NONE)]
-        weights, basis = self.users.get((node,), {}), Basis.ESTIMATE
-        if namespace not in RESERVATIONS:
+            return [Share(part, NOBODY, seconds, Basis.NONE)]
+        if namespace in RESERVATIONS:
+            weights, basis = self.users.get((node,), {}), Basis.ESTIMATE
+        else:
             among = self.slices.get((node, series.labels.get("resource", "")), {})
-            weights, basis = {pod: each for pod, each in among.items() if pod[0] == namespace}, Basis.NONE
-        if not weights:
-            return [((namespace, ""), series.value, Basis.NONE)]
+            weights, basis = {pod: each for pod, each in among.items() if pod[0] == namespace}, None
         whole = sum(weights.values())
-        return [(pod, series.value * each / whole, basis) for pod, each in weights.items()]
+        shares = [Share(part, pod, seconds * each / whole, basis) for pod, each in weights.items()]
+        return shares or [Share(part, (namespace, ""), seconds)]
 
 
 def shares_of(answers: Mapping[str, Iterable[Series]]) -> PodShares:
@@ -141,13 +173,13 @@ def shares_of(answers: Mapping[str, Iterable[Series]]) -> PodShares:
 
 def tenant_of(pod: Pod, by: str, teams: Teams) -> str:
     """Return who is billed for the time of a pod, whose name is empty if it is unknown: its namespace, the value of the
-    namespace's label, which is empty if it is unknown or ambiguous, or the pod itself. Empty in a bill by policy. The
-    namespace OTHERS is billed under its own name in a bill by a label, too."""
+    namespace's label, which is empty if it is unknown or ambiguous, or the pod itself. Empty in a bill by policy, and
+    for NOBODY. The namespace OTHERS is billed under its own name in a bill by a label, too."""
     namespace, name = pod
+    if by == POLICY or pod == NOBODY:
+        return ""
     if by == POD:
         return f"{namespace}/{name or '(unknown)'}"
-    if by == POLICY:
-        return ""
     return namespace if by == NAMESPACE or namespace == OTHERS else teams.find(namespace)
 
 

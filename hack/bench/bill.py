@@ -1,0 +1,138 @@
+"""How long `kubectl gpusharing cost` takes for 30 days, and its memory, with a real Prometheus on this machine. The
+samples are SIMULATED, and are written into its storage beforehand."""
+
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hack.bench.results import Measured
+from hack.cluster.process import free_ports, wait_until
+from hack.promtool import ensure
+
+DAYS, GPUS, POOLS, TENANTS = 30, 2, 4, 20
+BEGIN, END = 1_790_812_800, "2026-10-31"
+"""The beginning of the window, 2026-10-01 in UTC, in seconds since 1970, and its end."""
+HOUR, DAY = 3600, 86_400
+LOOKBACK = "65m"
+"""How long Prometheus shows a sample: longer than the time between two of them."""
+SECONDS = 120.0
+PROGRAM = """
+import sys
+from gpusharing.cli.main import run
+status = run(sys.argv[1:])
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")), file=sys.stderr)
+sys.exit(status)
+"""
+"""Runs the plugin and then prints its peak memory. The ru_maxrss of a child may be that of its parent."""
+
+
+def bill(count: int) -> Iterator[Measured]:
+    """Yield the wall-clock time and the peak memory of a bill for DAYS days of `count` nodes. The nodes have GPUS GPUs
+    that two tenants hold, and each has about 20 series with a sample every hour. Raises CalledProcessError or
+    TimeoutError if a program fails or does not start."""
+    with tempfile.TemporaryDirectory() as folder, _prometheus(Path(folder), count) as url:
+        begun = time.monotonic()
+        memory = _run("cost", "--prometheus", url, "--window", f"{DAYS}d", "--until", END)
+        seconds = time.monotonic() - begun
+    how = f"{count} nodes, 2 pods each, a sample an hour in a real Prometheus on the same cores"
+    yield Measured("cost_30_days_1000_nodes_s", seconds, how)
+    yield Measured("cost_30_days_1000_nodes_mib", memory, "VmHWM of the same process")
+
+
+def _run(*arguments: str) -> float:
+    """Run the plugin with these arguments and return its peak memory in MiB. Raises CalledProcessError if it fails."""
+    program = [sys.executable, "-c", PROGRAM, *arguments]
+    done = subprocess.run(program, check=True, capture_output=True, text=True, timeout=SECONDS)
+    return int(done.stderr.split()[1]) / 1024
+
+
+@contextmanager
+def _prometheus(folder: Path, count: int) -> Iterator[str]:
+    """Start a Prometheus in `folder` that has the samples of `count` nodes, and yield its URL. It ends with the
+    context."""
+    text, data = folder / "day.txt", folder / "data"
+    for day in range(DAYS):
+        with text.open("w") as file:
+            file.writelines(_metrics(count, [BEGIN + day * DAY + hour * HOUR for hour in range(24)]))
+            file.write("# EOF\n")
+        blocks: list[str | Path] = [
+            "tsdb",
+            "create-blocks-from",
+            "openmetrics",
+            "--max-block-duration=24h",
+            text,
+            data,
+        ]
+        subprocess.run([ensure("promtool"), *blocks], check=True, capture_output=True)
+    (folder / "prometheus.yaml").write_text("scrape_configs: []\n")
+    (port,) = free_ports(1)
+    arguments = (
+        f"--config.file={folder / 'prometheus.yaml'}",
+        f"--storage.tsdb.path={data}",
+        "--storage.tsdb.retention.time=100y",
+        f"--query.lookback-delta={LOOKBACK}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    )
+    url = f"http://127.0.0.1:{port}"
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen([ensure("prometheus"), *arguments], stdout=quiet, stderr=quiet) as process:
+        try:
+            wait_until(lambda: _is_ready(url), SECONDS, "Prometheus to be ready")
+            yield url
+        finally:
+            process.terminate()
+
+
+def _is_ready(url: str) -> bool:
+    """Whether the Prometheus at `url` answers that it is ready."""
+    try:
+        with urllib.request.urlopen(f"{url}/-/ready"):
+            return True
+    except OSError:
+        return False
+
+
+def _metrics(count: int, times: list[int]) -> Iterator[str]:
+    """Yield the samples of `count` nodes at `times`, in OpenMetrics, and the price of each pool."""
+    parts: dict[str, list[tuple[str, float]]] = {}
+    gauges: dict[str, list[tuple[str, float]]] = {}
+    for number in range(count):
+        node = f'node="gpu-{number:04}",job="gpusharing-agent"'
+        policy = f'{node},policy="pool-{number % POOLS}"'
+        resource = 'resource="nvidia.com/gpu"'
+        parts.setdefault("gpusharing_gpu_seconds", []).append((policy, float(GPUS)))
+        parts.setdefault("gpusharing_stranded_slice_seconds", []).append((policy, 0.0))
+        parts.setdefault("gpusharing_transition_slice_seconds", []).append((policy, 0.0))
+        parts.setdefault("gpusharing_idle_slice_seconds", []).append((f"{policy},{resource}", 0.5))
+        gauges.setdefault("up", []).append((node, 1))
+        gauges.setdefault("gpusharing_agent_ready", []).append((node, 1))
+        for index in range(GPUS):
+            tenant = f'namespace="team-{(number + index) % TENANTS}"'
+            parts.setdefault("gpusharing_slice_seconds", []).append((f"{policy},{tenant},{resource}", 0.75))
+            device = f'{node},gpu="{index}",uuid="GPU-{number}-{index}"'
+            pod = f'{device},{tenant},pod="train-{number}-{index}"'
+            for name, labels, value in (
+                ("gpusharing_agent_gpu_info", f'{device},product="NVIDIA H100 80GB HBM3"', 1),
+                ("gpusharing_device_slices", f"{device},{resource}", 1),
+                ("gpusharing_device_memory_bytes", device, 80 * 2**30),
+                ("gpusharing_pod_slices", f"{pod},{resource}", 1),
+                ("gpusharing_pod_memory_used_bytes", pod, 30 * 2**30),
+                ("gpusharing_pod_sm_ratio", pod, 0.4),
+            ):
+                gauges.setdefault(name, []).append((labels, value))
+    gauges["gpusharing_policy_gpu_hourly_price"] = [
+        (f'policy="pool-{number}",currency="USD"', 2.5) for number in range(POOLS)
+    ]
+    for name, series in parts.items():
+        yield f"# TYPE {name} counter\n"
+        for labels, rate in series:
+            yield "".join(f"{name}_total{{{labels}}} {rate * (at - BEGIN)} {at}\n" for at in times)
+    for name, series in gauges.items():
+        yield f"# TYPE {name} gauge\n"
+        for labels, value in series:
+            yield "".join(f"{name}{{{labels}}} {value} {at}\n" for at in times)
