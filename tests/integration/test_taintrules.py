@@ -11,8 +11,8 @@ from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.kubeconfig import service_account_token
 from hack.cluster.nodes import create_nodes, node_manifest
 from tests.chart.rbac import golden
-from tests.integration.product import CLUSTER_POLICY, FACTOR, HELD, MIXED, Pool, Product
-from tests.integration.test_dra import RESOURCES, published
+from tests.integration.product import CLUSTER_POLICY, FACTOR, HELD, MIXED, RESOURCES, Pool, Product
+from tests.integration.test_dra import published
 from tests.integration.workloads import PDBS, Workload, guard, pod_spec
 
 from hack import launch

@@ -317,7 +317,7 @@ def test_a_node_that_is_forgotten_keeps_no_record_and_only_as_it_was_seen() -> N
 
 
 def test_a_persons_requests_are_written_only_to_the_node_that_was_read() -> None:
-    requests: dict[str, str | None] = {names.ANNOTATION_RETRY: "now"}
+    requests = {names.ANNOTATION_RETRY: "now"}
     metadata = records.patch_for(LabelNode(VIEW, {}, requests=requests), "41")["metadata"]
     assert (metadata["annotations"], metadata["resourceVersion"]) == (requests, "41")
     assert "resourceVersion" not in records.patch_for(LabelNode(VIEW, {"a": "b"}), "41")["metadata"]

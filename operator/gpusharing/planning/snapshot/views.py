@@ -310,7 +310,8 @@ class PolicyView:
         return SpecVersion(self.uid, self.generation)
 
     def paused_by(self, word: str) -> "PolicyView":
-        """Return the policy paused as `word` says, a value of PlanSettings.paused. Unchanged for `false`, or without spec."""
+        """Return the policy paused as `word` says, a value of PlanSettings.paused. Unchanged for `false` or without a
+        spec."""
         if self.spec is None or word == "false":
             return self
         update = {"paused": True} | ({} if word == "true" else {"when_paused": word})

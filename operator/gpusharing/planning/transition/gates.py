@@ -304,7 +304,7 @@ def _paused(case: NodeCase, assessed: Assessed) -> str:
 
 
 def tell_pause(case: NodeCase) -> str:
-    """Return a clause that names what pauses the policy of the node: the chart's value if it is set, else the policy."""
+    """Return a clause that names what pauses the policy of the node: the chart's value if set, else the policy."""
     word = case.settings.paused
     return f"the chart's value paused is {word}" if word != "false" else "spec.rollout.paused is true"
 
