@@ -115,10 +115,12 @@ def test_only_the_newest_generation_of_a_pool_counts_and_what_it_still_lacks_is_
 def test_a_device_that_is_neither_a_gpu_nor_a_part_of_one_is_named() -> None:
     no_uuid = mig_device(0, "1g.10gb", 1)
     del no_uuid["attributes"]["uuid"]
+    no_profile = mig_device(0, "1g.10gb", 1)
+    del no_profile["attributes"]["profile"]
     odd: list[JSON] = [
         {"name": "vfio-0", "attributes": {"type": {"string": "vfio"}, "uuid": {"string": "GPU-0"}}},
         {"name": "no-gpu", "attributes": {"type": {"string": "mig"}, "profile": {"string": "1g.10gb"}}},
-        {"name": "no-profile", "attributes": {"type": {"string": "mig"}, "parentUUID": {"string": "GPU-0"}}},
+        {**no_profile, "name": "no-profile"},
         {**no_uuid, "name": "no-uuid"},
         {"name": "bare"},
         {"name": "odd", "attributes": {"type": {"int": 1}, "uuid": None}},
