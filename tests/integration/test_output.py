@@ -564,10 +564,9 @@ def test_a_workload_that_names_a_resource_wrongly_learns_the_right_one(
 
 
 def test_the_plugin_advises_by_the_pods_of_a_namespace(product: Product, person: Path) -> None:
-    """They name instances, and wait for ever."""
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "advised"}}
-    product.api.create("/api/v1/namespaces", namespace)
-    pods = "/api/v1/namespaces/advised/pods"
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "advised"}}
+    product.api.create("/api/v1/namespaces", space)
+    pods = "/api/v1/namespaces/advised/pods"  # which name instances, and wait for ever
     for number, profile in enumerate(("3g.40gb", "1g.10gb", "1g.10gb")):
         resources = {"limits": {f"nvidia.com/mig-{profile}": "1"}}
         container = {"name": "main", "image": "registry.example/main", "resources": resources}
@@ -582,27 +581,22 @@ def test_the_plugin_advises_by_the_pods_of_a_namespace(product: Product, person:
 
 
 def test_the_plugin_advises_by_the_memory_that_pods_declare(product: Product, person: Path) -> None:
-    product.api.create(
-        "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "declared"}}
-    )
-    pods = "/api/v1/namespaces/declared/pods"
-    sizes = ("24Gi", "24Gi", "9Gi", "9Gi", "9Gi")
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "declared"}}
+    product.api.create("/api/v1/namespaces", space)
+    pods, sizes = "/api/v1/namespaces/declared/pods", ("24Gi", "24Gi", "9Gi", "9Gi", "9Gi")
+    main = {"name": "main", "image": "r.example/main", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
+    spec = {"containers": [main], "nodeSelector": {"nobody": "has-it"}}
     for number, size in enumerate(sizes):
-        container = {
-            "name": "main",
-            "image": "registry.example/main",
-            "resources": {"limits": {"nvidia.com/gpu": "1"}},
-        }
         metadata = {"name": f"pod-{number}", "annotations": {"gpusharing.dev/gpu-memory": size}}
-        spec = {"containers": [container], "nodeSelector": {"nobody": "has-it"}}
         product.api.create(pods, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     try:
-        words = ("advise", "-n", "declared", "--card", "h100-80gb", "--bill", "--price", "3.20", "-o", "json")
-        said = plugin(person, *words, errors=False)
+        said = plugin(
+            person, *"advise -n declared --bill --card h100-80gb --price 3.20 -o json".split(), errors=False
+        )
     finally:
         product.remove(*(f"{pods}/pod-{number}" for number in range(len(sizes))))
     told = json.loads(said.removesuffix("exit status 0\n"))
     assert (told["mode"], told["layout"], told["gpus"]) == ("MIG", {"3g.40gb": 1, "1g.10gb": 4}, 2)
     assert told["saving"] == {"gpus": 3, "perMonth": "7008.00", "currency": "USD"}
-    validated = product.api.create(f"{POLICIES}?dryRun=All", told["policy"])
-    assert validated["spec"]["mig"]["layouts"][0]["profiles"] == told["layout"]
+    stored = product.api.create(f"{POLICIES}?dryRun=All", told["policy"])
+    assert stored["spec"]["mig"]["layouts"][0]["profiles"] == told["layout"]
