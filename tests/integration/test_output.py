@@ -590,12 +590,10 @@ def test_the_plugin_advises_by_the_memory_that_pods_declare(product: Product, pe
         metadata = {"name": f"pod-{number}", "annotations": {"gpusharing.dev/gpu-memory": size}}
         product.api.create(pods, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     try:
-        said = plugin(
-            person, *"advise -n declared --bill --card h100-80gb --price 3.20 -o json".split(), errors=False
-        )
+        words = "advise -n declared --bill --card h100-80gb --price 3.20 -o json"
+        told = json.loads(plugin(person, *words.split(), errors=False).removesuffix("exit status 0\n"))
     finally:
         product.remove(*(f"{pods}/pod-{number}" for number in range(len(sizes))))
-    told = json.loads(said.removesuffix("exit status 0\n"))
     assert (told["mode"], told["layout"], told["gpus"]) == ("MIG", {"3g.40gb": 1, "1g.10gb": 4}, 2)
     assert told["saving"] == {"gpus": 3, "perMonth": "7008.00", "currency": "USD"}
     stored = product.api.create(f"{POLICIES}?dryRun=All", told["policy"])
