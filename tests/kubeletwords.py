@@ -1,4 +1,4 @@
-"""What a kubelet 1.36 and containerd 1.6 say of a container that does not start.
+"""What a kubelet 1.36 and containerd 2.2 say of a container that does not start.
 
 tests/e2e/test_bad_input.py holds it to them; tests of the lower rungs, whose kubelet is SIMULATED, say the same.
 """
@@ -13,7 +13,7 @@ def not_in_registry(image: str) -> str:
     """The registry answers, and does not have it."""
     return (
         f'rpc error: code = NotFound desc = failed to pull and unpack image "{image}": '
-        f'failed to resolve reference "{image}": {image}: not found'
+        f"failed to resolve image: {image}: not found"
     )
 
 
