@@ -11,6 +11,19 @@ from tests.cli.fakeprometheus import GPU, HELD, NOW, Answer, FakePrometheus, vec
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
 
 
+def heard_by(fake: FakePrometheus) -> list[str]:
+    """The queries that it hears from now on."""
+    asked: list[str] = []
+    answer = fake.answer
+
+    def heard(path: str, query: str) -> Answer:
+        asked.append(query)
+        return answer(path, query)
+
+    fake.answer = heard  # type: ignore[method-assign]  # it is the stand-in's own
+    return asked
+
+
 def ask(desk: Desk, fake: FakePrometheus, *more: str) -> Said:
     """`cost` of a day."""
     return desk.type("cost", "--prometheus", fake.url, "--window", "1d", *more)
@@ -159,15 +172,32 @@ def test_ends_of_what_came_in_a_short_window_are_no_missing_series(
     assert ("adds up to" in said.out) == told
 
 
+@pytest.mark.parametrize(("nodes", "stretches"), [(3, 1), (300, 4)], ids=["a few", "too many to name"])
+def test_nodes_that_were_away_are_looked_at_by_name_or_a_day_at_a_time(
+    desk: Desk, fake: FakePrometheus, nodes: int, stretches: int
+) -> None:
+    away = [({"node": f"gpu-{number}"}, "1") for number in range(nodes)]
+    fake.answers["group by (node) (count_over_time(gpusharing_gpu_seconds_total"] = vector(*away)
+    asked = heard_by(fake)
+    desk.type("cost", "--prometheus", fake.url, "--window", "4d")
+    looks = [query for query in asked if query.startswith("count_over_time(timestamp(")]
+    assert len(looks) == stretches
+    assert all(('node=~"gpu-0|gpu-1|gpu-2"' in query) == (nodes == 3) for query in looks)
+
+
+@pytest.mark.parametrize("name", ['x"} or vector(1) #', "A b", "a\\nb"])
+def test_a_name_that_is_no_nodes_is_not_put_into_a_query(desk: Desk, fake: FakePrometheus, name: str) -> None:
+    fake.answers["group by (node) (count_over_time(gpusharing_gpu_seconds_total"] = vector(
+        ({"node": name}, "1")
+    )
+    asked = heard_by(fake)
+    assert ask(desk, fake).status == DONE
+    assert asked
+    assert not any(name in query for query in asked)
+
+
 def test_a_short_window_asks_for_no_day_of_anything(desk: Desk, fake: FakePrometheus) -> None:
-    asked: list[str] = []
-    answer = fake.answer
-
-    def heard(path: str, query: str) -> Answer:
-        asked.append(query)
-        return answer(path, query)
-
-    fake.answer = heard  # type: ignore[method-assign]  # it is the stand-in's own
+    asked = heard_by(fake)
     assert desk.type("cost", "--prometheus", fake.url, "--window", "6h").err == ""
     spans = {span for query in asked for span in re.findall(r"\[(\w+)", query)}
     assert spans == {"21600s", "21600001ms", "20400s", "600s"}

@@ -3,7 +3,7 @@ data."""
 
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby, pairwise
@@ -23,8 +23,7 @@ DAY = 86400.0
 SHORT = 600.0
 """The shortest stretch, in seconds: a shorter one may lie between two points of a subquery."""
 AT_ONCE = 4
-"""How many days one query covers, at most: Prometheus loads at most 50 million samples for a query
-(--query.max-samples), and a subquery with a point each minute has 29 million in 4 days of 5,000 nodes."""
+"""How many days one query covers, at most, so that answers stay small and several queries can run at a time."""
 LOOKBACK = 300.0
 """Seconds for which Prometheus keeps returning a value (--query.lookback-delta): shorter gaps are invisible."""
 MOST_POINTS = 3000
@@ -76,8 +75,8 @@ class Days:
 
     async def read(self, prometheus: Prometheus, query: str) -> list[list[Series]]:
         """Return the series that `query` yields at the end of each stretch, in the order of `ends`. Values that are
-        infinite or not a number are included; points that are not at an end are ignored. Raises Trouble
-        as `Prometheus.between_all` does."""
+        infinite or not a number are included; points that are not at an end are ignored. Raises Trouble as
+        `Prometheus.between_all` does."""
         # A single point needs no step, and a proxy would move it to a multiple of one.
         step = self.seconds if len(self.ends) > 1 else 1
         answers: list[list[Series]] = [[] for _ in self.ends]
@@ -88,10 +87,21 @@ class Days:
                         answer.append(Series(series.labels, ((at, value),)))
         return answers
 
-    async def read_all(self, prometheus: Prometheus, queries: Iterable[str]) -> list[list[list[Series]]]:
-        """Run these queries concurrently and return what `read` returns for each of them, in the same order. Raises
+    async def read_all(
+        self, prometheus: Prometheus, queries: Mapping[str, str]
+    ) -> dict[str, list[list[Series]]]:
+        """Run these queries concurrently and return what `read` returns for each of them, by the same names. Raises
         Trouble."""
-        return await side_by_side(*(self.read(prometheus, query) for query in queries))
+        answers = await side_by_side(*(self.read(prometheus, query) for query in queries.values()))
+        return dict(zip(queries, answers, strict=True))
+
+    async def read_apart(
+        self, prometheus: Prometheus, queries: Mapping[str, str]
+    ) -> dict[str, list[list[Series]]]:
+        """Return the same as `read_all`, with a query for each stretch: Prometheus refuses a query for which it would
+        load too many samples at a time."""
+        stretches = [await Days((end,), self.seconds).read_all(prometheus, queries) for end in self.ends]
+        return {name: [stretch[name][0] for stretch in stretches] for name in queries}
 
 
 def days(start: float, end: float) -> list[Days]:

@@ -163,39 +163,37 @@ async def _read_days(
 ) -> list[tuple[Answers, Sightings]]:
     """Return the answers for each stretch of `group`, and which nodes were seen in it. Raises Trouble if a query fails
     or a node was metered twice."""
-    queries, devices = queries_of(query, group), device_queries(query)
-    answers = dict(zip(queries, await group.read_all(prometheus, queries.values()), strict=True))
+    answers = await group.read_all(prometheus, queries_of(query, group))
+    devices = device_queries(query)
     atlast = await side_by_side(*(prometheus.instant(promql, group.ends[-1]) for promql in devices.values()))
     suspects = [nodes_of(answer) for answer in answers["suspects"]]
     # Where no node changed, its devices are those at the end.
     changed = nodes_of(series for series in chain.from_iterable(answers["transition"]) if series.value > 0)
-    others = changed.union(*suspects)
-    close = close_queries(query, group.seconds, matcher_of(others)) if others else {}
+    if others := changed.union(*suspects):
+        close = close_queries(query, group.seconds, matcher_of(others))
+        answers |= await (group.read_all if matcher_of(others) else group.read_apart)(prometheus, close)
     held = chain.from_iterable(answers["held"])
     if reserved := nodes_of(series for series in held if exported_label(series, NAMESPACE) in RESERVATIONS):
-        close["users"] = users_query(query, group.seconds, matcher_of(reserved))
-    answers |= dict(zip(close, await group.read_all(prometheus, close.values()), strict=True))
-    metered = [nodes_of(answer) for answer in answers["gpus"]]
-    holes: Sequence[Stretch] = ()
-    if any(nodes <= absent for nodes, absent in zip(metered, suspects, strict=True)):
-        holes = await _find_holes(prometheus, query, group)
+        users = users_query(query, group.seconds, matcher_of(reserved))
+        answers |= await group.read_apart(prometheus, {"users": users})
     found = []
     for index, end in enumerate(group.ends):
         day = defaultdict(list, {name: answer[index] for name, answer in answers.items()})
         for name, now in zip(devices, atlast, strict=True):
             day[name] = [*now, *day[name]]
         _refuse_doubles(day["twice"])
+        nodes, begin = nodes_of(day["gpus"]), end - group.seconds
+        # A node that is no suspect was seen all the time, so it was never the case that none was.
+        holes = await _find_holes(prometheus, query, begin, end) if nodes <= suspects[index] else []
         presence = {name: by_node(day[name]) for name in PRESENCE}
-        seen = Sightings(end - group.seconds, end, metered[index], suspects[index], presence, holes)
-        found.append((day, seen))
-        holes = ()
+        found.append((day, Sightings(begin, end, nodes, suspects[index], presence, holes)))
     return found
 
 
-async def _find_holes(prometheus: Prometheus, query: MeterQuery, group: Days) -> list[Stretch]:
-    """Return the times of `group` in which Prometheus saw no node at all, of whatever policy. Raises Trouble."""
+async def _find_holes(prometheus: Prometheus, query: MeterQuery, begin: float, end: float) -> list[Stretch]:
+    """Return the times between `begin` and `end` in which Prometheus saw no node at all, of whatever policy. Raises
+    Trouble."""
     chosen = braced(of_others(query.selector, frozenset({POLICY})))
-    begin, end = group.start, group.ends[-1]
     return holes_in(begin, end, await prometheus.between(f"count({GPUS}{chosen})", begin, end, POINT))
 
 

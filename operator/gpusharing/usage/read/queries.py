@@ -168,7 +168,9 @@ def _fractions(query: MeterQuery, seconds: int) -> str:
     cmd/scheduler/metrics.go)."""
     others = braced(_others(query))
     sizes = f"max by (device_uuid) (hami_gpu_memory_limit_bytes{others})"
-    parts = f"hami_vgpu_memory_allocated_bytes{others} / on (device_uuid) group_left () {sizes}"
+    # The schedulers of two replicas report the same.
+    memory = f"max by ({_ON_NODES}, container_index, device_uuid) (hami_vgpu_memory_allocated_bytes{others})"
+    parts = f"{memory} / on (device_uuid) group_left () {sizes}"
     return f"300 * sum by ({_ON_NODES}) (sum_over_time(({parts})[{seconds}s:{POINTS}] offset 1ms))"
 
 

@@ -38,7 +38,7 @@ class Basis(StrEnum):
     RESERVED = "reserved"
     """The tenant held replicas of a shared device. They count as reserved, whichever pod computed."""
     ESTIMATE = "estimate"
-    """Whether the device was shared is unknown."""
+    """Whether the device was shared is unknown, or KAI-Scheduler divides it among pods."""
     NONE = ""
     """No tenant held the device."""
 
