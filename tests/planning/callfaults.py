@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from tests.planning.wires import FOR_EVER, How
 from tests.planning.world import World
 
-from gpusharing.planning.snapshot.callfailures import CLAIMS, CONFIG_MAPS, policy_subject
+from gpusharing.planning.snapshot.callfailures import CLAIMS, CONFIG_MAPS, DEVICE_CLASS, policy_subject
 from gpusharing.planning.snapshot.views import PolicyView
 
 Deed = Callable[[World, str], bool]
@@ -34,7 +34,12 @@ def shared_failing(how: How, times: int) -> Deed:
 
     def deed(world: World, name: str) -> bool:
         policy = driving(world, name)
-        subjects = [CLAIMS, CONFIG_MAPS, *([policy_subject(policy.name)] if policy is not None else [])]
+        subjects = [
+            CLAIMS,
+            CONFIG_MAPS,
+            DEVICE_CLASS,
+            *([policy_subject(policy.name)] if policy is not None else []),
+        ]
         world.wires.faults |= dict.fromkeys(subjects, (how, times))
         return True
 

@@ -14,9 +14,10 @@ from tests.planning.deeds import DEEDS, where
 from tests.planning.deletions import force_release
 from tests.planning.fairend import end_fairly
 from tests.planning.habits import DRAINS, ROLLOUTS, combined, person_approves, person_resumes, with_habits
+from tests.planning.installations import GPU_OPERATOR, INSTALLATIONS, Installation, stack_of
 from tests.planning.machines import Temper
 from tests.planning.podkinds import KINDS
-from tests.planning.recovery import MODES, clear_up, lenient, wanted
+from tests.planning.recovery import MODES, chosen, clear_up, lenient, wanted
 from tests.planning.restpool import NODES, WAITS, at_rest, in_flight, stage_of
 from tests.planning.rules import is_settled
 from tests.planning.world import World
@@ -68,6 +69,7 @@ class Cluster(RuleBasedStateMachine):
         drain=drains,
         rollout=rollouts,
         cap=st.sampled_from([100, 100, 1, 2]),
+        installation=st.sampled_from(INSTALLATIONS),
     )
     def a_pool_at_rest_is_edited(
         self,
@@ -80,8 +82,11 @@ class Cluster(RuleBasedStateMachine):
         drain: Sequence[str] = (),
         rollout: Sequence[str] = (),
         cap: int = 100,
+        installation: Installation = GPU_OPERATOR,
     ) -> None:
-        world = self.world = at_rest(modes[0], budget).copy()
+        modes = [chosen(stack_of(installation), mode) for mode in modes]
+        world = self.world = at_rest(modes[0], budget, installation).copy()
+        self._happens(f"installed: {installation}")
         world.settings = replace(WAITS, max_in_flight=cap)
         self._reboots(with_reboot)
         for name, kind, app in pods:
@@ -210,7 +215,8 @@ class Cluster(RuleBasedStateMachine):
             world.machines[fails].temper = "fails"
         known = self._policy("pool-b")
         if known is None or not known.going:
-            self._set_policy(wanted("pool-b", mode, budget, unmanaged=unmanaged), drain, rollout)
+            wish = wanted("pool-b", chosen(world.stack, mode), budget, unmanaged=unmanaged)
+            self._set_policy(wish, drain, rollout)
         world.budgets = guards
         for _ in range(40):
             self._work(1)
@@ -246,7 +252,7 @@ class Cluster(RuleBasedStateMachine):
 
     def _reboots(self, with_reboot: bool) -> None:
         stack = self.world.stack
-        assert stack.cluster_policy is not None, "the world has one"
+        assert stack.cluster_policy is not None, "each installation of the world has one, or its like"
         if stack.cluster_policy.with_reboot != with_reboot:
             self._happens("WITH_REBOOT is edited")
             changed = replace(stack.cluster_policy, with_reboot=with_reboot)
@@ -293,6 +299,7 @@ class Cluster(RuleBasedStateMachine):
     ) -> None:
         known = self._policy(name)
         if known is None or not known.going:
+            mode = chosen(self.world.stack, mode)
             policy = with_habits(wanted(name, mode, 1, priority, stranded, unmanaged), drain, rollout)
             self.world.set_policy(lenient(policy, max_unavailable=budget))
             self._happens("a policy is edited" if known else "a policy is created")

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from tests.build import H100
 from tests.planning.callfaults import CALLS
+from tests.planning.dradeeds import DRA_DEEDS
+from tests.planning.installations import machine_of
 from tests.planning.leaders import second_leader
-from tests.planning.machines import NodeMachine, Temper, patched, unmaintained
+from tests.planning.machines import Temper, patched, unmaintained
 from tests.planning.podkinds import KINDS
 from tests.planning.recovery import request
 from tests.planning.rules import NEEDS_IDLE
@@ -289,7 +292,8 @@ def stray(world: World, name: str) -> bool:
 
 def replaced(world: World, name: str) -> bool:
     """The machine is replaced by another one of the same name, with another card."""
-    other = NodeMachine(name) if T4 in world.machines[name].products else NodeMachine(name, (T4,))
+    card = H100 if T4 in world.machines[name].products else T4
+    other = machine_of(world.stack, name, (card,))
     world.remove_node(name)
     world.add_node(name, other)
     return True
@@ -370,7 +374,7 @@ SHARED: Mapping[str, Deed] = {
     "the operator may delete pods, or no more": right_to_delete,
     "budgets let nobody go": guarded,
 }
-DEEDS: Mapping[str, Deed] = {**PEOPLE, **TOOLS, **HARDWARE, **PODS, **CALLS, **SHARED}
+DEEDS: Mapping[str, Deed] = {**PEOPLE, **TOOLS, **HARDWARE, **PODS, **CALLS, **SHARED, **DRA_DEEDS}
 
 
 def where(world: World, name: str) -> str:

@@ -12,7 +12,14 @@ from tests.build import H100
 from tests.planning import habits
 from tests.planning.broken import hold
 from tests.planning.machines import unmaintained
-from tests.planning.recovery import lenient, mend_machines, mend_software, request, settle_deleted
+from tests.planning.recovery import (
+    carried_out,
+    lenient,
+    mend_machines,
+    mend_software,
+    request,
+    settle_deleted,
+)
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -69,8 +76,11 @@ def _retry(world: World, told: Verdict, plan: RolloutPlan) -> None:
 
 
 def _uncordon(world: World, told: Verdict, plan: RolloutPlan) -> None:
-    """kubectl uncordon; what is nobody's cordon was forgotten by the operator."""
+    """kubectl uncordon, unless the message before this one asked for it; what is nobody's cordon was forgotten by the
+    operator."""
     node = world.nodes[told.node]
+    if not node.unschedulable:
+        return
     hold(node.fence is not None or node.name in world.human_cordons, f"an orphan cordon on {node.name}")
     world.human_cordons.discard(told.node)
     world.nodes[told.node] = replace(node, unschedulable=False)
@@ -156,6 +166,13 @@ def _choose_another_operator(world: World, told: Verdict, plan: RolloutPlan) -> 
     mend_software(world)
 
 
+def _choose_another_mode(world: World, told: Verdict, plan: RolloutPlan) -> None:
+    """The policy is edited to a mode that NVIDIA's installation can carry out."""
+    policy = _of(world, told)
+    if policy is not None and not policy.going:
+        world.set_policy(carried_out(world, policy))
+
+
 def _drop_rule(world: World, told: Verdict, plan: RolloutPlan) -> None:
     """The label is taken out of the NodeFeatureRule."""
     world.nodes[told.node] = replace(world.nodes[told.node], label_owners={})
@@ -202,7 +219,9 @@ REMEDIES: Mapping[Reason, Remedy] = {
     **dict.fromkeys((Reason.GPU_UNHEALTHY, Reason.CANARY_NOT_SERVING, Reason.EVICTION_ERROR), _wait),
     **dict.fromkeys((Reason.LIST_FAILED, Reason.NAMESPACE_UNREADABLE, Reason.AGENT_NOT_READY), _wait),
     **dict.fromkeys((Reason.GPU_MISSING, Reason.NO_GPU, Reason.FORCE_DELETE_FAILED), _wait),
+    Reason.COMPUTE_MODE: _wait,  # an MPS daemon that is about to end sets it back
     Reason.PRODUCT_SKIPPED: _TAKE_IN,
+    Reason.UNSUPPORTED_STACK: _choose_another_mode,
     Reason.NEEDS_ATTENTION: _attend,
     Reason.MPS_NOT_SWITCHABLE: _choose_another_operator,
     Reason.LABEL_OWNED_ELSEWHERE: _drop_rule,
@@ -284,8 +303,9 @@ def _is_fine(verdict: Verdict) -> bool:
     return verdict.phase in (Phase.SYNCED, Phase.SKIPPED) or not verdict.policy
 
 
-DAY = timedelta(days=1)
-"""After so long without news nothing more is waited for."""
+LONGEST = timedelta(days=14)
+"""After so long without news nothing more is waited for: jobs that never end take five tries before somebody looks, one
+in each night where the policy has windows, and that for one node after the other."""
 
 
 def end_fairly(world: World) -> RolloutPlan:
@@ -293,7 +313,7 @@ def end_fairly(world: World) -> RolloutPlan:
     cure(world)
     people, wait = People(), timedelta(minutes=5)
     plan = world.settle(4000, people=people.obey)
-    while (open_ones := [one for one in plan.verdicts.values() if not _is_fine(one)]) and wait < DAY:
+    while (open_ones := [one for one in plan.verdicts.values() if not _is_fine(one)]) and wait < LONGEST:
         wait *= 2
         world.now += wait
         plan = world.settle(4000, people=people.obey)

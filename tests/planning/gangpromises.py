@@ -35,9 +35,11 @@ def ended(world: "World", action: Evict | ForceDelete) -> None:
     row = "(t) deletes" if isinstance(action, ForceDelete) else row
     for where, mate in _mates(world, pod):
         for drain in (_drain_of(world, node), _drain_of(world, world.nodes[where])):
-            kept = drain is not None and podkinds.is_kept(mate, podkinds.Terms(drain, reboot, world.now))
+            if drain is None:
+                continue
+            terms = podkinds.Terms(drain, reboot, world.now, by_dra=world.stack.by_dra)
             hold(
-                not kept,
+                not podkinds.is_kept(mate, terms),
                 f"{row} {world.kinds[pod.uid]} while {world.kinds[mate.uid]} of its gang must stay on {where}",
             )
 

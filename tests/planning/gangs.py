@@ -33,7 +33,14 @@ def find(world: "World", pods: Iterable[PodView], *, reboot: bool) -> tuple[Gang
     """What the operator reads of the gangs of a node's pods: of those that must leave, GPU or not if it may reboot."""
     leaving = (pod for pod in pods if must_leave(pod, reboot=reboot))
     gangs = {pod.gang.ref: pod.gang for pod in leaving if pod.gang is not None}
-    return tuple(GangView(gang, members(world, gang)) for _, gang in sorted(gangs.items()))
+    return tuple(
+        GangView(gang, tuple(map(_as_read, members(world, gang)))) for _, gang in sorted(gangs.items())
+    )
+
+
+def _as_read(member: GangMember) -> GangMember:
+    """A member as the operator reads it, which asks nobody for the claims of pods elsewhere (kube/gangs.py)."""
+    return GangMember(member.node, replace(member.pod, dra="none"))
 
 
 def end_broken(world: "World", node: str) -> None:

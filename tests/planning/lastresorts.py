@@ -54,7 +54,8 @@ def deleted(world: "World", action: ForceDelete) -> None:
     hold(world.now + grace <= fence.deadline + LATE, "(t) deletes a pod that would outlive the drain")
     hold(action.grace is None or action.grace > pod.grace, "(t) cuts a grace period")
     hold(bool(pod.grace) or action.grace == 1, "(t) leaves no time to end at all")
-    terms = podkinds.Terms(drain, fence.disruption is DisruptionClass.REBOOT, world.now, fence.since)
+    reboot = fence.disruption is DisruptionClass.REBOOT
+    terms = podkinds.Terms(drain, reboot, world.now, fence.since, world.stack.by_dra)
     _may_go(world, action, world.readable(pod), terms)
 
 

@@ -94,6 +94,17 @@ class NodeMachine:
         self.serial += 1
         self.running, self.seen = "", None
 
+    def delete_pod(self, uid: str) -> None:
+        """One of `operands` is deleted, and its controller makes the next one."""
+        if uid == self.operand.uid:
+            self.restart()
+        else:
+            self.restart_serving()
+
+    def restart_serving(self) -> None:
+        """Delete the other pod of `operands`."""
+        self.stop_mps()
+
     def mig_manager(self, node: NodeView, stack: StackView) -> Labels:
         """One step: begin a run when the label asks for one, or end the run."""
         if not any(gpu.mig_capable for gpu in self.gpus()):
@@ -106,11 +117,11 @@ class NodeMachine:
         self.seen = config
         wanted = self.wanted(config, stack)
         if wanted is None:
-            return {names.LABEL_MIG_STATE: "failed", **_operands("true")}
+            return {names.LABEL_MIG_STATE: "failed", **_operands(stack, "true")}
         if wanted == tuple(self.layouts):
-            return {names.LABEL_MIG_STATE: "success", **_operands("true")}
+            return {names.LABEL_MIG_STATE: "success", **_operands(stack, "true")}
         self.running = config
-        return {names.LABEL_MIG_STATE: "pending", **_operands(names.PAUSED_FOR_MIG)}
+        return {names.LABEL_MIG_STATE: "pending", **_operands(stack, names.PAUSED_FOR_MIG)}
 
     def _end_run(self, stack: StackView) -> Labels:
         wanted = self.wanted(self.running, stack)
@@ -118,7 +129,7 @@ class NodeMachine:
             return {}
         self.running = ""
         if self.temper == "fails" or wanted is None:
-            return {names.LABEL_MIG_STATE: "failed", **_operands("true")}
+            return {names.LABEL_MIG_STATE: "failed", **_operands(stack, "true")}
         if stack.cluster_policy is not None and stack.cluster_policy.with_reboot and self.switches(wanted):
             self.layouts = [None if layout is None else () for layout in wanted]
             self.seen, self.away = (
@@ -129,7 +140,7 @@ class NodeMachine:
         self.layouts = list(wanted)
         if self.temper == "forgets":
             return {names.LABEL_MIG_STATE: "success"}
-        return {names.LABEL_MIG_STATE: "success", **_operands("true")}
+        return {names.LABEL_MIG_STATE: "success", **_operands(stack, "true")}
 
     def switches(self, wanted: Sequence[Layout | None]) -> bool:
         """Whether a GPU would change its MIG mode, which takes a reset or, where ClusterPolicy says so, a reboot."""
@@ -151,8 +162,7 @@ class NodeMachine:
 
     def mps(self, node: NodeView, stack: StackView) -> None:
         """One step: its pod comes and goes with GFD's label, and keeps the configuration it started with (b.5)."""
-        paused = names.PAUSED_FOR_MIG in node.labels.get(f"{names.LABEL_DEPLOY_PREFIX}device-plugin", "")
-        wanted = node.labels.get(names.LABEL_MPS_CAPABLE) == "true" and not paused
+        wanted = node.labels.get(names.LABEL_MPS_CAPABLE) == "true" and not _is_paused(node)
         if self.mps_pod and not wanted:
             self.stop_mps()
         elif wanted and not self.mps_pod:
@@ -177,7 +187,7 @@ class NodeMachine:
 
     def plugin(self, node: NodeView, stack: StackView, now: datetime) -> NodeView:
         """One step: serve what configuration and GPUs say; nothing while paused or without its key (b.4)."""
-        if names.PAUSED_FOR_MIG in node.labels.get(f"{names.LABEL_DEPLOY_PREFIX}device-plugin", ""):
+        if _is_paused(node):
             self.loaded = None
             return node if not node.resources else replace(node, resources={})
         default = stack.cluster_policy.plugin_default if stack.cluster_policy is not None else ""
@@ -233,8 +243,17 @@ class NodeMachine:
         )
 
 
-def _operands(value: str) -> dict[str, str]:
+def _operands(stack: StackView, value: str) -> dict[str, str]:
+    """mig-manager pauses the labels that a node has: beside NVIDIA's chart that is one (docs/design/nvidia.md#a1)."""
+    if stack.cluster_policy is not None and stack.cluster_policy.plain is not None:
+        return {names.LABEL_DEPLOY_CLIENT: value}
     return {names.LABEL_DEPLOY_PREFIX + operand: value for operand in names.DEPLOY_PAUSABLE}
+
+
+def _is_paused(node: NodeView) -> bool:
+    """By the label of the GPU Operator's device plugin, or by that which NVIDIA's chart requires."""
+    keys = (f"{names.LABEL_DEPLOY_PREFIX}device-plugin", names.LABEL_DEPLOY_CLIENT)
+    return any(names.PAUSED_FOR_MIG in node.labels.get(key, "") for key in keys)
 
 
 def unmaintained(node: NodeView) -> NodeView:

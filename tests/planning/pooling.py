@@ -49,9 +49,12 @@ def _is_meant(world: "World", node: NodeView, owner: PolicyView | None) -> bool:
 
 
 def is_newcomer(world: "World", node: NodeView) -> bool:
-    """Nobody counts on it: it waits behind the start-up taint, was never proven, and nobody knows of a pod there."""
+    """Nobody counts on it: it waits behind the start-up taint, was never proven, and nobody knows of a pod there. With
+    the DRA driver nobody knows, because the agent does not see who holds a claim."""
     if node.fence is not None:
         return node.fence.newcomer
+    if world.stack.by_dra:
+        return False
     known = world.gpunodes.get(node.name)
     pods = known.observed.pods if known is not None and known.observed is not None else 0
     return node.gate is not None and node.verified is None and pods == 0

@@ -1,4 +1,4 @@
-"""What a rollout promises, asked of every plan of a World and of every call: the invariants (i) to (u) of rollout.py.
+"""What a rollout promises, asked of every plan of a World and of every call: the invariants (i) to (v) of rollout.py.
 
 The tests' own opinion, from what people did (`Ledger`) and what the API server shows; nothing is asked of pools/.
 """

@@ -5,11 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 from tests.build import H100, make_policy
+from tests.planning.installations import can_carry_out
 from tests.planning.machines import unmaintained
 from tests.planning.world import World
 
 from gpusharing.api import names
+from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.health import HEALTHY
+from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import PolicyView
 
 MODES: Sequence[tuple[str, dict[str, Any]]] = (
@@ -24,6 +27,9 @@ MODES: Sequence[tuple[str, dict[str, Any]]] = (
     ("MIG", {"timeSlicing": {"replicas": 2}}),
     ("MIG", {"mig": {"config": "all-balanced"}, "timeSlicing": {"replicas": 3}}),
 )
+INSTEAD = {2: 3, 4: 5, 7: 0, 8: 5, 9: 3}
+"""Modes that people choose where NVIDIA's DRA driver serves the GPUs, instead of those that it lacks. Of 1 and 6 they
+do not know that; these are refused."""
 BOTH_POOLS = {"matchExpressions": [{"key": "gpusharing.dev/pool", "operator": "In", "values": ["b", "c"]}]}
 
 
@@ -62,6 +68,20 @@ def request(world: World, name: str, **annotations: str) -> bool:
     return world.gpunodes[name] != gpunode
 
 
+def chosen(stack: StackView, mode: int) -> int:
+    """The number of the mode that people choose in this installation instead of another one: mostly one that it has."""
+    return INSTEAD.get(mode, mode) if stack.by_dra else mode
+
+
+def carried_out(world: World, policy: PolicyView) -> PolicyView:
+    """The policy, or one for whole GPUs where NVIDIA's installation cannot carry its mode out, as a person edits it who
+    reads why it was refused."""
+    if policy.spec is None or can_carry_out(world.stack, policy.spec):
+        return policy
+    full = {"mode": Mode.FULL, "mig": None, "mps": None, "time_slicing": None}
+    return replace(policy, spec=policy.spec.model_copy(update=full))
+
+
 def clear_up(world: World) -> None:
     """All that a person does so that things go on: after it nothing but the operator is needed."""
     world.budgets = ()
@@ -77,7 +97,8 @@ def clear_up(world: World) -> None:
     for policy in world.policies:
         if not policy.deleting:
             whole = policy.spec and policy.spec.model_copy(update={"products": ()})
-            world.set_policy(lenient(replace(policy, spec=whole), max_unavailable=1, paused=False))
+            whole_policy = carried_out(world, replace(policy, spec=whole))
+            world.set_policy(lenient(whole_policy, max_unavailable=1, paused=False))
     world.serial += 1
     world.gpunodes = {name: replace(gpunode, requests={}) for name, gpunode in world.gpunodes.items()}
     for name, known in world.nodes.items():

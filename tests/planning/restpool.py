@@ -2,7 +2,8 @@
 
 from functools import lru_cache
 
-from tests.planning.recovery import wanted
+from tests.planning.installations import Installation, stack_of
+from tests.planning.recovery import carried_out, wanted
 from tests.planning.world import World
 
 from gpusharing.planning.snapshot.views import PlanSettings
@@ -22,12 +23,13 @@ WAITS = PlanSettings(
 
 
 @lru_cache
-def at_rest(mode: int, budget: object) -> World:
-    """A pool that was proven; the same one serves many examples, each with a copy."""
-    world = World(settings=WAITS)
+def at_rest(mode: int, budget: object, installation: Installation) -> World:
+    """A pool that was proven in this mode, or with whole GPUs where the installation cannot carry the mode out. One
+    pool serves many examples, each with a copy."""
+    world = World(settings=WAITS, stack=stack_of(installation))
     for name in NODES:
         world.add_node(name)
-    world.set_policy(wanted("pool-b", mode, budget))
+    world.set_policy(carried_out(world, wanted("pool-b", mode, budget)))
     world.settle()
     return world
 

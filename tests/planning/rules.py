@@ -6,6 +6,7 @@ from hack.sim.plugin import parse_config
 from tests.planning import podkinds
 from tests.planning.broken import Broken as Broken
 from tests.planning.broken import hold as hold
+from tests.planning.dramachines import DraMachine
 from tests.planning.pooling import is_away, is_newcomer, left_cordoned, pool
 
 from gpusharing.api import names
@@ -24,6 +25,7 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     SetFinalizer,
     UpdateFence,
+    WriteClasses,
 )
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
@@ -79,6 +81,8 @@ def check(world: "World", action: Action) -> None:
             policy = next(policy for policy in world.policies if policy.name == action.policy)
             hold(policy.finalizer != action.present, "writes a finalizer that is as wanted")
             hold(not (policy.deleting and action.present), "adds a finalizer under deletion")
+        case WriteClasses():
+            _classes(world, action)
         case EnsureGPUNode():
             hold(len(action.request_id) <= 128, "request id longer than the CRD allows")
         case _:
@@ -110,8 +114,9 @@ def _reset(world: "World", action: LabelNode) -> None:
     default = cluster_policy.plugin_default if cluster_policy is not None else ""
     shares = parse_config(world.stack.plugin_configs.get(default, "")).sharing != "none"
     kept = names.LABEL_PLUGIN_CONFIG in action.node.labels
+    needed = shares and not world.stack.by_dra
     hold(
-        kept is shares, f"a reset leaves the label of the device plugin, or takes one that is needed: {kept}"
+        kept is needed, f"a reset leaves the label of the device plugin, or takes one that is needed: {kept}"
     )
     hold(set(action.labels.values()) <= {None}, "a reset writes labels")
     machine = world.machines[name]
@@ -201,7 +206,10 @@ def _restart(world: "World", action: RestartOperand) -> None:
         "restarts a pod on a node that is not ours",
     )
     assert node.fence is not None, "just held"
-    reboot = action.uid == world.machines[node.name].operand.uid and _reboots(world, node.fence, node.name)
+    machine = world.machines[node.name]
+    early = isinstance(machine, DraMachine) and machine.running and action.uid != machine.operand.uid
+    hold(not early, "(v) restarts the kubelet plugin while mig-manager works, so that it publishes too early")
+    reboot = action.uid == machine.operand.uid and _reboots(world, node.fence, node.name)
     _proven_idle(world, node, reboot=reboot, what="a restart")
 
 
@@ -245,11 +253,31 @@ def _release(world: "World", action: Release) -> None:
         kept = node.hold_cordon or forced or node.deleting
         hold(kept, "(d) leaves our own cordon behind as somebody else's")
         world.human_cordons.add(node.name)  # from now on it is for people to lift
+    machine = world.machines[node.name]
+    if isinstance(machine, DraMachine) and action.verified is not None:
+        _published(world, node, machine)
     if action.fence is not None:
         hold(node.foreign_works and action.verified is not None, "a fence stays, and nobody else works there")
     if action.uncordon and fence.stage == "actuating":
         policy = action.labels.get(names.LABEL_POLICY)
         hold(action.verified is not None and bool(policy), "uncordoned after the PNR without a proof")
+
+
+def _published(world: "World", node: NodeView, machine: DraMachine) -> None:
+    """(t) A node that the DRA driver serves is given back with its present devices, which pods may ask for."""
+    hold(node.devices == machine.due, f"(v) {node.name} is proven with the ResourceSlices of other devices")
+    classes = {names.RESOURCE_GPU, *(one.resource for one in world.stack.dra.classes or ())}
+    hold(machine.due.resources.keys() <= classes, f"(v) no DeviceClass serves the devices of {node.name}")
+
+
+def _classes(world: "World", action: WriteClasses) -> None:
+    """Only classes of ours are changed or removed, and none by which pods on a node may have asked for devices."""
+    touched = (*action.remove, *(wrong for _, wrong in action.correct))
+    foreign = [one.name for one in touched if not one.ours]
+    hold(not foreign, f"(v) writes DeviceClasses of somebody else: {foreign}")
+    published = {name for node in world.nodes.values() if node.devices for name in node.devices.resources}
+    needed = published & {one.resource for one in action.remove}
+    hold(not needed, f"(v) removes the DeviceClasses of {sorted(needed)}, which nodes have")
 
 
 def is_ours(world: "World", node: NodeView) -> bool:

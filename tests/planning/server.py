@@ -72,11 +72,7 @@ def carry_out(world: "World", action: Action) -> None:
 
 
 def _restart(world: "World", action: RestartOperand) -> None:
-    machine = world.machines[action.node]
-    if machine.operand.uid == action.uid:
-        machine.restart()
-    else:
-        machine.stop_mps()
+    world.machines[action.node].delete_pod(action.uid)
 
 
 def _write_classes(world: "World", action: WriteClasses) -> None:

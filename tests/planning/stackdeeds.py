@@ -16,7 +16,7 @@ SHARING = render(PluginConfig("none", Sharing((("nvidia.com/gpu", 4),), strategy
 def reboots(world: "World", name: str) -> bool:
     """WITH_REBOOT of ClusterPolicy changes."""
     before = world.stack.cluster_policy
-    assert before is not None, "the world has one"
+    assert before is not None, "each installation of the world has one, or its like"
     world.stack = replace(world.stack, cluster_policy=replace(before, with_reboot=not before.with_reboot))
     return True
 
@@ -24,7 +24,7 @@ def reboots(world: "World", name: str) -> bool:
 def default_changes(world: "World", name: str) -> bool:
     """devicePlugin.config.default names an entry that shares GPUs, as all nodes without the label then do; or none."""
     before = world.stack.cluster_policy
-    assert before is not None, "the world has one"
+    assert before is not None, "each installation of the world has one, or its like"
     entries = {**world.stack.plugin_configs, USUAL: SHARING}
     changed = replace(before, plugin_default="" if before.plugin_default else USUAL)
     world.stack = replace(world.stack, cluster_policy=changed, plugin_configs=entries)
@@ -34,7 +34,7 @@ def default_changes(world: "World", name: str) -> bool:
 def deafens(world: "World", name: str) -> bool:
     """The GPU Operator is upgraded to one whose MPS daemon follows no label, or back."""
     before = world.stack.cluster_policy
-    assert before is not None, "the world has one"
+    assert before is not None, "each installation of the world has one, or its like"
     daemon = MpsDaemonView("v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True)
     changed = replace(before, mps_daemon=None if before.mps_daemon else daemon)
     world.stack = replace(world.stack, cluster_policy=changed)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tests.planning.budgets import answer_to
+from tests.planning.installations import INSTALLATIONS
 from tests.planning.pooling import left_cordoned
 
 from gpusharing.api import names
@@ -20,7 +21,9 @@ from gpusharing.planning.snapshot.actions import (
     Release,
     RestartOperand,
     UpdateFence,
+    WriteClasses,
 )
+from gpusharing.planning.snapshot.stackviews import Program
 
 if TYPE_CHECKING:
     from tests.planning.world import World
@@ -102,8 +105,11 @@ EXPECTED = (
     "given back: ForeignMaintenance",
     "cordon put back",
     "our cordon stays while somebody else works",
-    "mig-manager restarted",
-    "MPS daemon restarted",
+    *(f"{program} restarted" for program in Program),
+    *(f"DeviceClasses: {what}" for what in ("create", "correct", "remove")),
+    *(f"installed: {one}" for one in INSTALLATIONS),
+    "told Blocked: UnsupportedStack",
+    "told a person: UnsupportedStack",
     "cure",
     "retry",
     *(f"taken from the GPUNode: {key}" for key in names.REQUESTS),
@@ -198,8 +204,12 @@ def of_action(world: "World", action: Action) -> Iterator[str]:
             yield "a pod is deleted by force"
             yield f"deletion of {world.kinds[action.uid]}"
         case RestartOperand():
-            mig_manager = world.machines[action.node].operand.uid == action.uid
-            yield "mig-manager restarted" if mig_manager else "MPS daemon restarted"
+            pods = world.machines[action.node].operands
+            yield from (f"{program} restarted" for program, pod in pods.items() if pod.uid == action.uid)
+        case WriteClasses():
+            yield from (
+                f"DeviceClasses: {what}" for what in ("create", "correct", "remove") if getattr(action, what)
+            )
         case UpdateFence():
             fence, before = action.fence, action.node.fence
             if fence.rolls_back and before is not None and not before.rolls_back:

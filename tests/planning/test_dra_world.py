@@ -1,18 +1,22 @@
 """Changes in a World where NVIDIA's DRA driver serves the GPUs: every action is held to the invariants, also when the
 operator is killed before it."""
 
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from random import Random
+from typing import Any
 
 import pytest
-from tests.build import make_cluster_policy, make_policy
-from tests.planning.machines import Labels, NodeMachine
-from tests.planning.test_drastack import DRIVER
+from tests.build import make_policy
+from tests.planning import rules
+from tests.planning.broken import Broken
+from tests.planning.cases import pass_time, run_until
+from tests.planning.dramachines import DraMachine
+from tests.planning.installations import DRA, stack_of
+from tests.planning.test_invariants_can_fail import ReachedError, Watched
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import (
     Actuate,
@@ -22,85 +26,27 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     WriteClasses,
 )
-from gpusharing.planning.snapshot.draviews import DraView, NodeDevices, key_of
-from gpusharing.planning.snapshot.stackviews import PLUGIN_SWITCH, Operand, Program, StackView
-from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.snapshot.draviews import NodeDevices
+from gpusharing.planning.snapshot.stackviews import Program
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.verify import served
 
 MIG, FULL = (
     make_policy(drain={"strandedPods": "Allow"}),
     make_policy(mode="Full", drain={"strandedPods": "Allow"}),
 )
+SLICED = make_policy(mode="TimeSlicing")
 SMALL = make_policy(
     mig={"layouts": [{"devices": "all", "profiles": {"1g.10gb": 7}}]}, drain={"strandedPods": "Allow"}
 )
 
 
-@dataclass
-class DraMachine(NodeMachine):
-    """A node whose devices the kubelet plugin publishes when it starts, and only then."""
-
-    plugins: int = 0
-    """Counts pods of the kubelet plugin."""
-    published: int = -1
-    """The pod that published last."""
-    divided: int = 0
-    """How often the GPUs were divided: each time their devices get other UUIDs."""
-    pauses: bool = False
-    """The kubelet plugin requires gpu.deploy.client, so that mig-manager takes its pod away during a run."""
-
-    @property
-    def operands(self) -> dict[Program, Operand]:
-        """mig-manager's pod and that of the kubelet plugin, which may be away."""
-        if self.pauses and self.running:
-            return {Program.MIG_MANAGER: self.operand}
-        plugin = Operand("gpu-operator", f"dra-{self.name}", f"uid-dra-{self.name}-{self.plugins}", True)
-        return {Program.MIG_MANAGER: self.operand, Program.KUBELET_PLUGIN: plugin}
-
-    @property
-    def devices_key(self) -> str:
-        """Of the devices as they are now."""
-        return key_of([f"{self.name}-{self.divided}"])
-
-    def mig_manager(self, node: NodeView, stack: StackView) -> Labels:
-        """One step; the end of a run makes other devices."""
-        running, labels = self.running, super().mig_manager(node, stack)
-        ended = bool(running and not self.running)
-        self.divided += ended
-        self.plugins += ended and self.pauses
-        return labels
-
-    def reboot(self) -> None:
-        """MIG instances are gone, and both programs start again in their pods."""
-        self.layouts = [None if layout is None else () for layout in self.layouts]
-        self.seen, self.published = None, -1
-
-    def stop_mps(self) -> None:
-        """The other pod that may be restarted is that of the kubelet plugin."""
-        self.plugins += 1
-
-    def plugin(self, node: NodeView, stack: StackView, now: datetime) -> NodeView:
-        """One step: a new pod publishes what there is."""
-        if self.published == self.plugins or (self.pauses and self.running):
-            return node
-        self.published = self.plugins
-        return replace(node, resources={}, devices=self.due)
-
-    @property
-    def due(self) -> NodeDevices:
-        """What a plugin that starts now publishes."""
-        shown: list[Layout | None] = [layout for layout in self.layouts if layout is None or layout]
-        layouts = tuple(sorted(shown, key=lambda layout: (layout is None, layout or ())))
-        return NodeDevices(layouts, key=self.devices_key)
-
-
 def dra_world(*names: str) -> World:
     """Nodes at rest with whole GPUs."""
-    world = World()
-    policy = make_cluster_policy("", switches={PLUGIN_SWITCH: False}, mig_manager_version="v0.15.1")
-    world.stack = replace(world.stack, cluster_policy=policy, dra=DraView(DRIVER, classes=()))
+    world = World(stack=stack_of(DRA))
     for name in names:
-        world.add_node(name, DraMachine(name))
+        world.add_node(name)
     world.set_policy(FULL)
     world.settle()
     return world
@@ -192,6 +138,22 @@ def test_an_operator_that_is_killed_before_any_write_is_followed_by_one_that_end
     assert crashes > 10
 
 
+def test_a_policy_edited_to_a_mode_that_dra_lacks_says_so_on_a_node_whose_plugin_was_not_restarted_yet() -> (
+    None
+):
+    world = dra_world("gpu-1")
+    world.set_policy(MIG)
+    pass_time(world, 60, until=lambda world: any(isinstance(one, Actuate) for one in world.done))
+    world.set_policy(SLICED)
+    verdict = run_until(world, Phase.FAILED, node="gpu-1")
+    assert verdict.reason is Reason.UNSUPPORTED_STACK
+    assert "use mode Full or MIG" in verdict.message
+    assert "gpusharing.dev/retry" not in verdict.message, "another try would not help"
+    world.set_policy(MIG)
+    assert phases(world.settle()) == {Phase.SYNCED}
+    assert world.nodes["gpu-1"].devices == machine_of(world, "gpu-1").due
+
+
 def disturb(world: World, random: Random) -> None:
     """Something happens on a node, or to the operator, in the middle of whatever goes on."""
     name = random.choice(sorted(world.nodes))
@@ -275,3 +237,53 @@ def test_a_device_that_no_run_can_turn_into_a_gpu_drains_nothing() -> None:
     assert not [one for one in world.done[done:] if isinstance(one, FenceNode | Evict)]
     verdict = world.plan().verdicts["gpu-1"]
     assert "vfio-0" in verdict.message
+
+
+# --- the invariants see what they are there for ----------------------------------------------------------------
+
+
+def reached(kind: type, policy: PolicyView = MIG) -> tuple[World, Any]:
+    """The world in which the first call of this kind is sent on the way to MIG, or from there to another layout, and
+    that call. It is right."""
+    world = Watched(**vars(dra_world("gpu-1")))
+    if policy is not MIG:
+        world.set_policy(MIG)
+        world.settle()
+    world.kind = kind
+    world.set_policy(policy)
+    with pytest.raises(ReachedError) as found:
+        world.settle()
+    rules.check(world, found.value.action)
+    return world, found.value.action
+
+
+def test_an_invariant_sees_a_node_that_is_released_with_old_slices() -> None:
+    world, release = reached(Release)
+    machine_of(world, "gpu-1").divided += 1
+    with pytest.raises(Broken, match=r"\(v\).* ResourceSlices of other devices"):
+        rules.check(world, release)
+
+
+def test_an_invariant_sees_a_node_whose_devices_no_pod_can_request() -> None:
+    world, release = reached(Release)
+    world.stack = replace(world.stack, dra=replace(world.stack.dra, classes=()))
+    with pytest.raises(Broken, match=r"\(v\) no DeviceClass"):
+        rules.check(world, release)
+
+
+def test_an_invariant_sees_a_plugin_that_is_restarted_too_early() -> None:
+    world, restart = reached(RestartOperand)
+    machine_of(world, "gpu-1").running = "all-disabled"
+    with pytest.raises(Broken, match=r"\(v\) restarts the kubelet plugin"):
+        rules.check(world, restart)
+
+
+def test_an_invariant_sees_a_class_that_nodes_need_or_that_is_not_ours() -> None:
+    world, write = reached(WriteClasses, FULL)
+    (gone,) = write.remove
+    theirs = replace(write, remove=(replace(gone, ours=False),))
+    with pytest.raises(Broken, match=r"\(v\) writes DeviceClasses of somebody else"):
+        rules.check(world, theirs)
+    world.nodes["gpu-1"] = replace(world.nodes["gpu-1"], devices=NodeDevices(((("3g.40gb", 2),),)))
+    with pytest.raises(Broken, match=r"\(v\) removes the DeviceClasses of \['nvidia.com/mig-3g.40gb'\]"):
+        rules.check(world, write)

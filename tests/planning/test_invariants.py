@@ -11,6 +11,7 @@ nobody. `test_invariants_can_fail.py` shows that each invariant sees what it is 
 
 import os
 from collections.abc import Callable, Collection
+from itertools import cycle, product
 from random import Random
 
 import pytest
@@ -19,8 +20,10 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from tests.planning.budgets import Budget
 from tests.planning.chaos import APPS, BUDGETS, REPLACED, SHARED, Cluster
-from tests.planning.deeds import DEEDS
+from tests.planning.deeds import DEEDS, PODS
+from tests.planning.dradeeds import DRA_DEEDS
 from tests.planning.habits import DRAINS, ROLLOUTS
+from tests.planning.installations import DRA, GPU_OPERATOR, PLAIN, Installation
 from tests.planning.podkinds import KINDS, NOBODY_MOVES
 from tests.planning.recovery import MODES
 from tests.planning.restpool import NODES
@@ -64,7 +67,7 @@ FOLLOWED = {
 """What often comes after a deed; of the others the same again, which takes back what goes and comes."""
 
 
-def play(what: str, stage: str, random: Random) -> None:
+def play(what: str, stage: str, random: Random, installation: Installation = GPU_OPERATOR) -> None:
     """A pool at rest is edited twice; in the middle of the second change the deed is done, often with another one."""
     cluster = Cluster()
     cluster.a_pool_at_rest_is_edited(
@@ -77,6 +80,7 @@ def play(what: str, stage: str, random: Random) -> None:
         guards=(),
         with_reboot=random.random() < 0.3,
         cap=random.choice([100, 100, 2]),
+        installation=installation,
     )
     if stage == "rest":
         cluster.everybody_works_on(45)
@@ -259,13 +263,18 @@ def test_every_deed_in_every_moment_of_a_change_keeps_the_invariants(
     record_property: Callable[[str, object], None],
 ) -> None:
     Cluster.happened.clear()
-    for what in sorted(DEEDS):
-        for stage in STAGES:
-            try:
-                play(what, stage, Random(f"{what}, {stage}"))
-            except Exception as error:
-                error.add_note(f"in the example of {what!r}, {stage}")
-                raise
+    usual = sorted(DEEDS.keys() - DRA_DEEDS.keys())
+    examples = [(what, stage, GPU_OPERATOR) for what in usual for stage in STAGES]
+    examples += [(what, stage, DRA) for what in sorted(DRA_DEEDS) for stage in STAGES]
+    elsewhere = zip((what for what in usual if what not in PODS), cycle(product(STAGES, (PLAIN, DRA))))
+    examples += [(what, stage, installation) for what, (stage, installation) in elsewhere]
+    for what, stage, installation in examples:
+        where = "" if installation == GPU_OPERATOR else f", {installation}"
+        try:
+            play(what, stage, Random(f"{what}, {stage}{where}"), installation)
+        except Exception as error:
+            error.add_note(f"in the example of {what!r}, {stage}{where}")
+            raise
     for number, known in enumerate([*sorted(DRAINS), *sorted(ROLLOUTS)] * 2):
         try:
             play_habit(known, Random(f"{known}, {number}"), disturbed=number >= len(DRAINS) + len(ROLLOUTS))

@@ -22,11 +22,13 @@ from gpusharing.planning.snapshot.actions import (
     SetClaims,
     SetFinalizer,
     UpdateFence,
+    WriteClasses,
     WriteConfig,
 )
 from gpusharing.planning.snapshot.callfailures import (
     CLAIMS,
     CONFIG_MAPS,
+    DEVICE_CLASS,
     CallFailure,
     failed_again,
     policy_subject,
@@ -66,6 +68,8 @@ def subject_of(action: Action) -> str:
             return CONFIG_MAPS
         case SetFinalizer():
             return policy_subject(action.policy)
+        case WriteClasses():
+            return DEVICE_CLASS
         case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
             return action.node.name
         case _:
@@ -91,7 +95,7 @@ def send(
     for action in plan.shared:
         if sender.dead:
             return False
-        if not sender.send(action):
+        if not sender.send(action) and not isinstance(action, WriteClasses):
             waiting.add(action.policy if isinstance(action, SetFinalizer) else "*")
     for verdict in plan.verdicts.values():
         if verdict.node in failures and failures[verdict.node].holds(now):

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from tests.build import NOW, POOL_LABELS, make_cluster_policy, make_node
+from tests.build import NOW, POOL_LABELS, make_node
 from tests.planning import gangs, habits, leaders, podkinds, promises, rules, server, tally
 from tests.planning.budgets import Budget
+from tests.planning.installations import labels_of, machine_of, stack_of
 from tests.planning.machines import NodeMachine, patched
 from tests.planning.processmemory import Memory
 from tests.planning.wires import Wires, send
@@ -59,11 +60,7 @@ class World:
     """By node and pod UID."""
     claims: dict[str, Claim] = field(default_factory=dict)
     failed_nodes: dict[str, FailedNode] = field(default_factory=dict)
-    stack: StackView = field(
-        default_factory=lambda: StackView(
-            make_cluster_policy(), False, {}, "", {}, serves_our_mig_file=True, plugin_map_exists=False
-        )
-    )
+    stack: StackView = field(default_factory=stack_of)
     settings: PlanSettings = field(default_factory=lambda: PlanSettings(config_propagation=10.0))
     agents_down: set[str] = field(default_factory=set)
     obeys: bool = True
@@ -75,6 +72,8 @@ class World:
     """The PodDisruptionBudgets that everybody sees."""
     kinds: dict[str, str] = field(default_factory=dict)
     """By pod UID, what `podkinds.py` calls it."""
+    by_claim: dict[str, str] = field(default_factory=dict)
+    """By pod UID, the resource that stands for the device of its claim."""
     happened: Counter[str] = field(default_factory=Counter)
     """How often each thing happened (tally.py)."""
     memory: Memory = field(default_factory=Memory)
@@ -104,8 +103,8 @@ class World:
     ) -> None:
         """A fresh node of pool b with its GPUs and NVIDIA's software. `gated`: behind the start-up taint."""
         self.serial += 1
-        machine = machine or NodeMachine(name)
-        present = {names.LABEL_GPU_PRESENT: "true", **POOL_LABELS, **labels}
+        machine = machine or machine_of(self.stack, name)
+        present = {names.LABEL_GPU_PRESENT: "true", **POOL_LABELS, **labels_of(self.stack), **labels}
         node = make_node(name, uid=f"uid-{name}-{self.serial}", labels=present, resources={}, gated=gated)
         self.machines[name], self.pods[name] = machine, {}
         self.nodes[name] = machine.plugin(node, self.stack, self.now)
@@ -156,7 +155,7 @@ class World:
         """A pod that asks for one device of whatever the node offers; the scheduler keeps off cordoned nodes."""
         view, pinned = self.nodes[node], pinned or kind in podkinds.PINNED
         alive = [pod for pod in self.pods[node].values() if pod.phase not in ("Succeeded", "Failed")]
-        held = Counter(name for pod in alive for name in pod.resources)
+        held = Counter(name for pod in alive for name in (self.by_claim.get(pod.uid), *pod.resources) if name)
         free = [name for name, count in sorted(served(view).items()) if held[name] < count]
         tainted = view.rule_since is not None and self.obeys
         kept_off = view.unschedulable or view.gate is not None or tainted
@@ -164,6 +163,11 @@ class World:
             return False
         self.serial += 1
         pod = podkinds.make(kind, f"pod-{self.serial}", app, free[0], self.now)
+        if (
+            self.stack.by_dra and pod.resources and self.serial % 2
+        ):  # every other one asks by a claim of its own
+            self.by_claim[pod.uid] = free[0]
+            pod = replace(pod, resources={}, dra="gpu")
         self.pods[node][pod.uid] = pod
         self.kinds[pod.uid] = kind
         return True
@@ -228,6 +232,7 @@ class World:
             pods={name: dict(pods) for name, pods in self.pods.items()},
             claims=dict(self.claims),
             failed_nodes=dict(self.failed_nodes),
+            by_claim=dict(self.by_claim),
             evicted=set(self.evicted),
             refused=set(self.refused),
             human_cordons=set(self.human_cordons),

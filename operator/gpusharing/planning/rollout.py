@@ -25,6 +25,8 @@ These invariants hold after every action, even if the operator is interrupted at
   (s) a policy that resets its nodes forgets none of them before all have whole GPUs
   (t) no pod is deleted by force too early, without the right to do so, or on a node that would not become empty anyway
   (u) a node is rolled back only to the layout last proven on it, and is not changed again by itself
+  (v) a node that NVIDIA's DRA driver serves is released only once its present devices are published and can be
+      requested, and no DeviceClass is removed that a node needs or that is not ours
 
 The decision is made in this order: which policy owns each node (own); what the policy offers it (agree, follow); what
 its target is, whether the node matches it, and how far its change has come (judge_case); which nodes begin now
