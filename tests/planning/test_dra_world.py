@@ -11,6 +11,7 @@ from tests.build import make_policy
 from tests.planning import rules
 from tests.planning.broken import Broken
 from tests.planning.cases import pass_time, run_until
+from tests.planning.dradeeds import DRA_DEEDS
 from tests.planning.dramachines import DraMachine
 from tests.planning.installations import DRA, stack_of
 from tests.planning.test_invariants_can_fail import ReachedError, Watched
@@ -157,31 +158,21 @@ def test_a_policy_edited_to_a_mode_that_dra_lacks_says_so_on_a_node_whose_plugin
 def disturb(world: World, random: Random) -> None:
     """Something happens on a node, or to the operator, in the middle of whatever goes on."""
     name = random.choice(sorted(world.nodes))
-    machine = machine_of(world, name)
-    match random.randrange(8):
+    match random.randrange(5):
         case 0:
             world.step(limit=random.randrange(3))
         case 1:
-            world.restart()
-        case 2:
             world.set_policy(random.choice([FULL, MIG, SMALL]))
+        case 2:
+            machine_of(world, name).temper = random.choice(["works", "hangs", "forgets", "fails"])
         case 3:
-            machine.plugins += 1  # somebody deletes the kubelet plugin's pod, perhaps too early
-        case 4:
-            machine.temper = random.choice(["works", "hangs", "forgets", "fails"])
-        case 5 if world.nodes[name].fence is None:  # in a change it might come after the last reading
-            machine.divided += 1
-        case 6:
-            world.nodes[name] = replace(world.nodes[name], devices=None)  # the kubelet wipes the slices
-            machine.plugins += 1
+            world.add_pod(name)
         case _:
-            if world.add_pod(name):
-                uid, pod = list(world.pods[name].items())[-1]
-                world.pods[name][uid] = replace(pod, dra="gpu")
+            DRA_DEEDS[random.choice(sorted(DRA_DEEDS))](world, name)
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_no_disturbance_breaks_an_invariant_or_lets_a_node_with_stale_slices_go(seed: int) -> None:
+def test_no_disturbance_of_changes_in_quick_succession_breaks_an_invariant(seed: int) -> None:
     random, world = Random(seed), dra_world("gpu-1", "gpu-2")
     world.set_policy(MIG)
     for _ in range(60):
@@ -189,12 +180,7 @@ def test_no_disturbance_breaks_an_invariant_or_lets_a_node_with_stale_slices_go(
             world.act(name)
         if random.random() < 0.3:
             disturb(world, random)
-        done = len(world.done)
         world.step()
-        for action in world.done[done:]:
-            if isinstance(action, Release) and action.verified is not None:
-                machine = machine_of(world, action.node.name)
-                assert world.nodes[action.node.name].devices == machine.due
         world.now += timedelta(seconds=random.choice([1, 2, 10, 60]))
     for one in world.machines.values():
         one.temper = "works"
