@@ -1,13 +1,16 @@
 """A pool of real nodes and a Deployment that holds its GPUs, for the tests that lead it from mode to mode."""
 
+import contextlib
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
-from hack.cluster.api import Object
+from hack.cluster.api import ApiError, Object
 from hack.cluster.audit import AuditedRequest, read_requests, wait_logged
 from hack.cluster.process import wait_until
 from hack.nvidia.loop import OPERATOR
+from hack.nvmlsim.simulator import SimulatorError
 from hack.realnode.images import PAUSE_IMAGE
 from hack.realnode.site import POOL, Site
 
@@ -16,6 +19,7 @@ from hack import launch
 POLICY = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/real"
 PODS = "/api/v1/namespaces/default/pods"
 DEPLOYMENTS = "/apis/apps/v1/namespaces/default/deployments"
+OPERANDS = "/apis/apps/v1/namespaces/gpu-operator/daemonsets"
 SECONDS = 420.0
 """Patience with one change of two nodes; 45 to 103 s were seen on two busy cores."""
 POLL = 0.3
@@ -131,6 +135,16 @@ class Walk:
         assert gpus is not None
         return gpus.simulator.show()
 
+    def is_reset(self, node: str) -> bool:
+        """Reset all GPUs of the node; not if a pod computes there, or a program reads them right now."""
+        gpus = self.site.nodes[node].gpus
+        assert gpus is not None
+        try:
+            gpus.simulator.reset()
+        except SimulatorError:
+            return False
+        return True
+
     def describe(self) -> str:
         """Where everything stands."""
         kinds = ("gsp", "gpun", "nodes", "pods")
@@ -166,6 +180,19 @@ class Walk:
         bound = {pod["spec"]["nodeName"] for pod in self._staying() if "nodeName" in pod["spec"]}
         self.moved |= {(away, there) for away in cordoned for there in bound}
         return True
+
+
+def clear(walk: Walk) -> None:
+    """The policy and the pods on its GPUs end, the GPU Operator's pods go, and the GPUs are whole again as by
+    `nvidia-smi -r`."""
+    for path in (POLICY, f"{DEPLOYMENTS}/holder"):
+        with contextlib.suppress(ApiError):  # where the file that asks for it runs alone
+            walk.site.api.delete(path, {"propagationPolicy": "Foreground"})
+    walk.wait(lambda: not walk.site.api.list(POLICY.rpartition("/")[0]), "the policy to be gone")
+    walk.site.api.delete(OPERANDS, {"propagationPolicy": "Foreground"})
+    walk.wait(lambda: not walk.site.api.list(OPERANDS), "the GPU Operator's DaemonSets to be gone")
+    for name in walk.site.nodes:
+        walk.wait(partial(walk.is_reset, name), f"pods and agent to leave the GPUs of {name}")
 
 
 def policy_of(stop: PoolMode, at_once: int = 1) -> Object:

@@ -5,16 +5,14 @@ SIMULATED as in the other files: GPUs, driver, Node Feature Discovery, and the p
 claims, the kubelet's calls of the plugin and the CDI devices in the containers are real.
 """
 
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 from hack.cluster import install
-from hack.cluster.api import ApiError, Object
+from hack.cluster.api import Object
 from hack.nvidia.installations import CLUSTER_POLICY, WITHOUT_PLUGIN
-from hack.nvidia.operands import MPS, PLUGIN
 from hack.nvmlsim.simulator import machine_devices
 from hack.realnode.dra import CDI, install_dra
 from hack.realnode.images import PAUSE_IMAGE
@@ -30,6 +28,7 @@ from tests.e2e.pool import (
     POLICY,
     SLICE,
     Walk,
+    clear,
     deployment,
     holding,
     policy_of,
@@ -41,7 +40,6 @@ pytestmark = pytest.mark.e2e
 NODE, OTHER = NODES
 POLICIES = POLICY.rpartition("/")[0]
 DRIVER_NAMESPACE = "gpu-operator"
-OPERANDS = f"/apis/apps/v1/namespaces/{DRIVER_NAMESPACE}/daemonsets"
 RESOURCES = "/apis/resource.k8s.io/v1"
 SLICES = f"{RESOURCES}/resourceslices"
 EVENTS = "/apis/events.k8s.io/v1/events"
@@ -52,29 +50,17 @@ WHOLE_CLASS, PARTITION_CLASS = "gpu.nvidia.com", "gpusharing-mig-3g.40gb"
 CLAIMANT = "claimant"
 
 
-def take_device_plugin_away(walk: Walk) -> None:
-    """The policy and the pods on its GPUs end, the GPU Operator removes its device plugin as ClusterPolicy says, and
-    mig-manager makes the GPUs whole."""
-    api = walk.site.api
-    for path in (POLICY, f"{DEPLOYMENTS}/holder", f"{OPERANDS}/{PLUGIN}", f"{OPERANDS}/{MPS}"):
-        with contextlib.suppress(ApiError):  # where this file runs alone
-            api.delete(path, {"propagationPolicy": "Foreground"})
-    api.merge_patch(CLUSTER_POLICY, {"spec": WITHOUT_PLUGIN})
-    walk.wait(lambda: not api.list(POLICIES), "the policy to be gone")
-    walk.wait(lambda: not any(map(walk.computing, NODES)), "the pods to leave the GPUs")
-    whole = {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-disabled"}}}
-    for node in NODES:
-        api.merge_patch(f"/api/v1/nodes/{node}", whole)
-
-
 @pytest.fixture(scope="module")
 def dra(site: Site, notes: str) -> Iterator[Walk]:
     """The nodes with NVIDIA's DRA driver, whole GPUs and no policy; in the end without the driver and what it wrote."""
     walk = Walk(site)
-    take_device_plugin_away(walk)
+    clear(walk)
+    for node in NODES:
+        whole: Object = {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-disabled"}}}
+        site.api.merge_patch(f"/api/v1/nodes/{node}", whole)
+    site.api.merge_patch(CLUSTER_POLICY, {"spec": WITHOUT_PLUGIN})
     site.helm_install("--set", FASTER)
     site.install_operands(plugin=False)
-    walk.wait(lambda: not any(map(is_divided, map(walk.shown, NODES))), "mig-manager to make the GPUs whole")
     manifests = install_dra(list(site.nodes.values()))
     walk.wait(lambda: [published(walk, node) for node in NODES] == [WHOLE] * 2, "whole GPUs to be published")
     yield walk
@@ -85,11 +71,6 @@ def dra(site: Site, notes: str) -> Iterator[Walk]:
         site.api.delete(install.object_path(site.api, manifest), {"propagationPolicy": "Foreground"})
     walk.wait(lambda: plugins(walk) == {}, "the driver to be gone")
     site.api.delete(SLICES)  # the kubelets would do it half a minute later
-
-
-def is_divided(shown: Object) -> bool:
-    """Whether a GPU of the simulated machine has MIG on."""
-    return any(gpu["mig"]["current"] for gpu in shown["gpus"])
 
 
 def published(walk: Walk, node: str) -> Counter[str]:

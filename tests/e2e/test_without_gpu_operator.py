@@ -4,17 +4,14 @@ The last file of the run: it takes the GPU Operator away. SIMULATED as in the ot
 runtime, Node Feature Discovery.
 """
 
-import contextlib
 from dataclasses import replace
 
 import pytest
-from hack.cluster.api import ApiError
-from hack.nvidia.installations import PLAIN_NAMESPACE, PLATFORM
+from hack.nvidia.installations import CLUSTER_POLICY, PLAIN_NAMESPACE, PLATFORM
 from hack.realnode.plain import install_plain, label_node
 from hack.realnode.site import Site
 from tests.e2e.conftest import NODES
 from tests.e2e.pool import (
-    DEPLOYMENTS,
     FASTER,
     FULL,
     GPU,
@@ -25,6 +22,7 @@ from tests.e2e.pool import (
     SLICE,
     PoolMode,
     Walk,
+    clear,
     holding,
     policy_of,
 )
@@ -33,29 +31,14 @@ from gpusharing.api import names
 
 pytestmark = pytest.mark.e2e
 NODE = NODES[0]
-OPERANDS = "/apis/apps/v1/namespaces/gpu-operator/daemonsets"
 HALVED = replace(MIG, spec={"mode": "MIG", "mig": {**HALVES, "strategy": "mixed"}}, offered={SLICE: 4})
-
-
-def take_gpu_operator_away(site: Site) -> None:
-    """The policy and the pods on its GPUs end, NVIDIA's pods go, and the GPUs are whole again as by `nvidia-smi -r`."""
-    for path in (POLICY, f"{DEPLOYMENTS}/holder", "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"):
-        with contextlib.suppress(ApiError):  # where this file runs alone
-            site.api.delete(path, {"propagationPolicy": "Foreground"})
-    walk = Walk(site)
-    walk.wait(lambda: not site.api.list(POLICY.rpartition("/")[0]), "the policy to be gone")
-    site.api.delete(OPERANDS, {"propagationPolicy": "Foreground"})
-    walk.wait(lambda: not site.api.list(OPERANDS), "the GPU Operator's DaemonSets to be gone")
-    walk.wait(lambda: not any(map(walk.computing, NODES)), "the pods to leave the GPUs")
-    for node in site.nodes.values():
-        assert node.gpus is not None
-        node.gpus.simulator.reset()
 
 
 @pytest.fixture(scope="module")
 def plain(site: Site, notes: str) -> Walk:
     """One node in the pool, and NVIDIA's programs as the how-to installs them."""
-    take_gpu_operator_away(site)
+    clear(Walk(site))
+    site.api.delete(CLUSTER_POLICY)
     site.api.ensure("/api/v1/namespaces", {"metadata": {"name": PLAIN_NAMESPACE}})
     site.helm_install("--set", FASTER, "-f", str(PLATFORM))
     install_plain(list(site.nodes.values()))
