@@ -2,6 +2,7 @@
 SIMULATED past (usage/read/tenants.py)."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -16,8 +17,7 @@ from tests.cli.pastprometheus import prometheus_with
 
 from gpusharing.cli.shell.troubles import CHANGES, DONE
 from gpusharing.usage.prometheus.client import Series
-from gpusharing.usage.read.series import Pod
-from gpusharing.usage.read.tenants import NOBODY, PodShares
+from gpusharing.usage.read.tenants import divide
 from gpusharing.usage.reckon.bills import Part
 
 BEGIN, UNTIL, HOURS = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-02", 24
@@ -244,18 +244,16 @@ def test_a_bill_is_whole_although_the_query_for_what_was_used_is_refused(
 
 
 def test_what_hami_allocates_is_billed_once_though_the_policy_of_its_node_changed() -> None:
-    pods: dict[Pod, float] = {("team-a", "x"): 60.0, ("team-b", "y"): 60.0}
-    shares = PodShares({}, {}, {("n",): pods}, {"n": 100.0})
-    stranded = [Series({"node": "n", "policy": policy}, ((0.0, 50.0),)) for policy in "ab"]
-    parts = [share for series in stranded for share in shares.divide(Part.STRANDED, series)]
+    node = {"node": "n"}
+    pods = [Series({**node, "namespace": name, "pod": "x"}, ((0.0, 60.0),)) for name in ("team-a", "team-b")]
+    stranded = [Series({**node, "policy": policy}, ((0.0, 50.0),)) for policy in "ab"]
+    parts = divide(defaultdict(list, {Part.STRANDED: stranded, "fractions": pods}))
     held = {
-        holder: sum(share.seconds for share in parts if share.pod == holder) for holder in (*pods, NOBODY)
+        name: sum(one.value for one in parts[Part.HELD] if one.labels["namespace"] == name)
+        for name in ("team-a", "team-b")
     }
-    assert held == {
-        ("team-a", "x"): pytest.approx(50),
-        ("team-b", "y"): pytest.approx(50),
-        NOBODY: pytest.approx(0),
-    }
+    assert held == {"team-a": pytest.approx(50), "team-b": pytest.approx(50)}
+    assert [one.value for one in parts[Part.STRANDED]] == [pytest.approx(0)] * 2
 
 
 def test_weights_that_are_no_numbers_are_left_out(desk: Desk, fake: FakePrometheus) -> None:

@@ -296,7 +296,7 @@ def test_an_hour_adds_up_in_a_real_prometheus_and_in_the_bill(played: Played) ->
     bill = cost(played.seen.address, end - played.began, end)
     price, *absences = bill["missing"]
     assert price.startswith("no price is known for "), "all is there but a price"
-    assert all(one in text and "no samples of" in text for text in absences), "its agent was away"
+    assert all(one in text and "no samples from" in text for text in absences), "its agent was away"
     hours = sum(row["gpuHours"] for row in bill["rows"])
     (total,) = bill["totals"]
     assert hours == pytest.approx(total["gpuHours"], abs=1e-5)

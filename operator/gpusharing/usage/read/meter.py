@@ -15,7 +15,6 @@ from functools import partial
 from itertools import chain
 from shlex import quote
 
-from gpusharing.api.names import RESOURCE_GPU
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
@@ -44,9 +43,9 @@ from gpusharing.usage.read.tenants import (
     Used,
     describe_rivals,
     describe_unlabelled,
+    divide,
     read_teams,
     read_used,
-    shares_of,
     tenant_of,
 )
 from gpusharing.usage.reckon.bills import MICROS, Basis, Cell, Part, Price
@@ -62,7 +61,7 @@ CHOSEN = frozenset(("container", "endpoint"))
 """Labels of a target that stay the same when an agent restarts, so that they can select series."""
 COUNTED = (*Part, "gpus")
 """The names of the answers that come from the meter: one for each Part of the GPU time, and one for all of it."""
-PRICED = ("opencost", "policies", "products", "cards")
+PRICED = ("opencost", "policies", "products", "cards", "rivals")
 """The names of the answers that prices come from."""
 AHEAD = 3
 """How many groups of days are queried at the same time, so that a Prometheus with several cores uses them."""
@@ -104,17 +103,15 @@ async def read_metered(
     all_faults: dict[str, None] = {}
     async for day, seen in _read_all(prometheus, query, progress):
         faults: list[str] = []
-        counts = {name: list(_credible(day[name], faults)) for name in COUNTED}
-        opencost, policies, products, cards = (day[name] for name in PRICED)
-        prices = read_prices(
-            opencost, policies, products, cards, rivals=day["rivals"], currency=query.currency
-        )
+        day.update({name: list(_credible(day[name], faults)) for name in COUNTED})
+        prices = read_prices(*(day[name] for name in PRICED), currency=query.currency)
         teams = read_teams(day["labels"], day["rival labels"], label_of(query.by))
-        holders = _add(metered, day | counts, prices, unpriced, partial(tenant_of, by=query.by, teams=teams))
+        _sum(parts, chain.from_iterable(day[part] for part in Part))
+        _sum(gpus, day["gpus"])
+        day.update(divide(day))
+        holders = _add(metered, day, prices, unpriced, partial(tenant_of, by=query.by, teams=teams))
         rivals |= teams.rivals & holders
         all_faults |= dict.fromkeys((*faults, *prices.faults))
-        _sum(parts, chain.from_iterable(counts[part] for part in Part))
-        _sum(gpus, counts["gpus"])
         metered.simulated |= nodes_of(day["simulated"]) & seen.nodes
         sightings.append(seen)
         unlabelled += bool(label_of(query.by) and holders and not teams.last)
@@ -248,20 +245,20 @@ def _add(
     """Add the time of a day to the cells of `metered`; a negative time counts as 0. Seconds without a price, even
     negative ones, are also added to `unpriced`, by policy and by the reason why there is no price. Return the
     namespaces that held GPUs."""
-    shares, slices, namespaces = shares_of(day), _most_slices(day["shared"]), set[str]()
+    slices = _most_slices(day["shared"])
     for part in Part:
         for series in day[part]:
             (node, policy), resource = _node(series), series.labels.get("resource", "")
             price = _find_price(prices, series, unpriced)
-            for share in shares.divide(part, series):
-                basis = share.basis
-                if basis is None:
-                    basis = _basis(resource, slices.get((node, resource)))
-                divided = resource if share.part is part else RESOURCE_GPU
-                cell = Cell(policy, tenant_of(share.pod), share.part, divided, basis, price)
-                metered.cells[cell] += max(0, round(share.seconds * MICROS))
-                namespaces.add(share.pod[0])
-    return namespaces - {""}
+            tenant, basis = "", Basis.NONE
+            if part is Part.HELD:
+                tenant = tenant_of((exported_label(series, NAMESPACE), series.labels.get("pod", "")))
+                how = series.labels.get("basis")
+                basis = Basis(how) if how else _basis(resource, slices.get((node, resource)))
+            metered.cells[Cell(policy, tenant, part, resource, basis, price)] += max(
+                0, round(series.value * MICROS)
+            )
+    return {exported_label(series, NAMESPACE) for series in day[Part.HELD] if series.value > 0}
 
 
 def _find_price(prices: Prices, series: Series, unpriced: dict[tuple[str, str], float]) -> Price | None:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from itertools import chain
 from math import inf
 
+from gpusharing.api.names import RESOURCE_GPU
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.prometheus.client import PARALLEL, Prometheus, Series, side_by_side
 from gpusharing.usage.prometheus.matchers import labels_of, matcher_of
 from gpusharing.usage.prometheus.windows import batched
 from gpusharing.usage.read.pricing import CHOOSE
-from gpusharing.usage.read.queries import NAMESPACE, POD, POLICY, MeterQuery, use_query
+from gpusharing.usage.read.queries import EXPORTED, NAMESPACE, POD, POLICY, MeterQuery, use_query
 from gpusharing.usage.read.series import Pod, exported_label, pod_of
 from gpusharing.usage.reckon.bills import Basis, Part
 
@@ -28,10 +29,6 @@ FEWEST, MOST_LOOKS, NODES_AT_ONCE = 13, 37, 4_000
 in all. Both are prime, so that the moments lie at many times of day."""
 OTHERS = "_others"
 """The namespace or policy under which the meter counts time that exceeds its bounds (gpusharing/agent/meter.py)."""
-NOBODY: Pod = ("", "")
-"""Stands for the pod where no pod had the time."""
-Weights = Mapping[Pod, float]
-"""How much of something each pod had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,97 +83,72 @@ def describe_rivals(namespaces: Set[str], label: str) -> list[str]:
     ]
 
 
+def divide(answers: Mapping[str, Iterable[Series]]) -> dict[str, list[Series]]:
+    """Return the held and the stranded time of one stretch, divided among pods as far as the answers tell: by the
+    slices that pods held (`slices`), for KAI-Scheduler's GPUs by the memory that they used (`users`), and for HAMi's
+    by what it allocated to them (`fractions`). HAMi's time is held then, and not stranded. A series of a pod has the
+    labels `pod` and, unless it depends on the device, `basis`. The sum of all series stays the same."""
+    slices, users = weigh(answers["slices"], "resource"), weigh(answers["users"])
+    fractions, whole = weigh(answers["fractions"]), dict[str, float]()
+    for series in answers[Part.STRANDED]:
+        node = series.labels.get("node", "")
+        whole[node] = whole.get(node, 0.0) + series.value
+    held: list[Series] = []
+    stranded: list[Series] = []
+    for series in answers[Part.HELD]:
+        node, namespace = series.labels.get("node", ""), exported_label(series, NAMESPACE)
+        reserved = namespace in RESERVATIONS
+        among = (
+            users.get((node,), {}) if reserved else slices.get((node, series.labels.get("resource", "")), {})
+        )
+        weights = {pod: each for pod, each in among.items() if reserved or pod[0] == namespace}
+        basis = {"basis": Basis.ESTIMATE} if reserved else {}
+        parts = _split(series, weights, sum(weights.values()), basis)
+        held += parts or [series]
+    for series in answers[Part.STRANDED]:
+        weights = fractions.get((series.labels.get("node", ""),), {})
+        most = max(sum(weights.values()), whole[series.labels.get("node", "")])
+        parts = _split(series, weights, most, {"basis": Basis.RESERVED, "resource": RESOURCE_GPU})
+        held += parts
+        rest = series.value - sum(part.value for part in parts)
+        stranded.append(Series(series.labels, ((series.points[-1][0], rest),)))
+    return {Part.HELD: held, Part.STRANDED: stranded}
+
+
 def weigh(answer: Iterable[Series], *labels: str) -> dict[tuple[str, ...], dict[Pod, float]]:
-    """Return the values of an answer by the values of these labels, and then by the pod that a series names. Values
-    that are not positive, infinite or not a number, and series that name no pod, are left out."""
+    """Return the values of an answer by the node and the values of these labels, and then by the pod that a series
+    names. Values that are not positive, infinite or not a number, and series that name no pod, are left out."""
     weights: dict[tuple[str, ...], dict[Pod, float]] = {}
     for series in answer:
         pod = pod_of(series.labels)
         if pod is not None and 0 < series.value < inf:
-            key = tuple(exported_label(series, label) for label in labels)
+            key = tuple(exported_label(series, label) for label in ("node", *labels))
             among = weights.setdefault(key, {})
             among[pod] = among.get(pod, 0.0) + series.value
     return weights
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A part of the time of a series of the meter."""
-
-    part: Part
-    """How the time was used."""
-    pod: Pod
-    """The pod that had it. Its name is empty if it is unknown, and its namespace too if no pod had the time."""
-    seconds: float
-    """GPU-seconds."""
-    basis: Basis | None = None
-    """How the time of the pod was determined, or None if that depends on the device."""
-
-
-@dataclass(frozen=True, slots=True)
-class PodShares:
-    """Which pods had how much of the nodes' GPU time in one stretch of time."""
-
-    slices: Mapping[tuple[str, ...], Weights]
-    """How many slices each pod held and for how long, by node and resource. Empty unless the bill is by pod."""
-    users: Mapping[tuple[str, ...], Weights]
-    """How much of the memory of GPUs each pod without a slice used and for how long, by node."""
-    fractions: Mapping[tuple[str, ...], Weights]
-    """The GPU-seconds that HAMi allocated to each pod, by node."""
-    stranded: Mapping[str, float]
-    """The stranded GPU-seconds of each node."""
-
-    def divide(self, part: Part, series: Series) -> list[Share]:
-        """Return who had the time of a series of the meter that counts `part`. The shares add up to its value."""
-        node, namespace, seconds = (
-            series.labels.get("node", ""),
-            exported_label(series, NAMESPACE),
-            series.value,
+def _split(
+    series: Series, weights: Mapping[Pod, float], whole: float, more: Mapping[str, str]
+) -> list[Series]:
+    """Return a series for each pod in `weights`, with the labels in `more`, whose value is the part of `whole` that the
+    pod's weight is."""
+    (at, value) = series.points[-1]
+    return [
+        Series(
+            {**series.labels, **more, NAMESPACE: pod[0], EXPORTED: "", "pod": pod[1]},
+            ((at, value * each / whole),),
         )
-        if part is Part.STRANDED:
-            fractions = self.fractions.get((node,), {})
-            whole = max(self.stranded.get(node, 0.0), sum(fractions.values())) or 1.0
-            shares = [
-                Share(Part.HELD, pod, seconds * each / whole, Basis.RESERVED)
-                for pod, each in fractions.items()
-            ]
-            return [
-                *shares,
-                Share(part, NOBODY, seconds - sum(share.seconds for share in shares), Basis.NONE),
-            ]
-        if part is not Part.HELD:
-            return [Share(part, NOBODY, seconds, Basis.NONE)]
-        if namespace in RESERVATIONS:
-            weights, basis = self.users.get((node,), {}), Basis.ESTIMATE
-        else:
-            among = self.slices.get((node, series.labels.get("resource", "")), {})
-            weights, basis = {pod: each for pod, each in among.items() if pod[0] == namespace}, None
-        whole = sum(weights.values())
-        shares = [Share(part, pod, seconds * each / whole, basis) for pod, each in weights.items()]
-        return shares or [Share(part, (namespace, ""), seconds)]
-
-
-def shares_of(answers: Mapping[str, Iterable[Series]]) -> PodShares:
-    """Return the shares of pods from the answers for one stretch of time. Which answers there are is up to the meter;
-    all others must be empty."""
-    stranded: dict[str, float] = {}
-    for series in answers[Part.STRANDED]:
-        node = series.labels.get("node", "")
-        stranded[node] = stranded.get(node, 0.0) + series.value
-    return PodShares(
-        weigh(answers["slices"], "node", "resource"),
-        weigh(answers["users"], "node"),
-        weigh(answers["fractions"], "node"),
-        stranded,
-    )
+        for pod, each in weights.items()
+    ]
 
 
 def tenant_of(pod: Pod, by: str, teams: Teams) -> str:
     """Return who is billed for the time of a pod, whose name is empty if it is unknown: its namespace, the value of the
-    namespace's label, which is empty if it is unknown or ambiguous, or the pod itself. Empty in a bill by policy, and
-    for NOBODY. The namespace OTHERS is billed under its own name in a bill by a label, too."""
+    namespace's label, which is empty if it is unknown or ambiguous, or the pod itself. Empty in a bill by policy. The
+    namespace OTHERS is billed under its own name in a bill by a label, too."""
     namespace, name = pod
-    if by == POLICY or pod == NOBODY:
+    if by == POLICY:
         return ""
     if by == POD:
         return f"{namespace}/{name or '(unknown)'}"
