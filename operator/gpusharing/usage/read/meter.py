@@ -162,7 +162,7 @@ async def _read_days(
     or a node was metered twice."""
     answers = await group.read_all(prometheus, queries_of(query, group))
     devices = device_queries(query)
-    atlast = await side_by_side(*(prometheus.instant(promql, group.ends[-1]) for promql in devices.values()))
+    at_end = await side_by_side(*(prometheus.instant(promql, group.ends[-1]) for promql in devices.values()))
     suspects = [nodes_of(answer) for answer in answers["suspects"]]
     # Where no node changed, its devices are those at the end.
     changed = nodes_of(series for series in chain.from_iterable(answers["transition"]) if series.value > 0)
@@ -176,7 +176,7 @@ async def _read_days(
     found = []
     for index, end in enumerate(group.ends):
         day = defaultdict(list, {name: answer[index] for name, answer in answers.items()})
-        for name, now in zip(devices, atlast, strict=True):
+        for name, now in zip(devices, at_end, strict=True):
             day[name] = [*now, *day[name]]
         _refuse_doubles(day["twice"])
         nodes, begin = nodes_of(day["gpus"]), end - group.seconds

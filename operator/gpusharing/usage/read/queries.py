@@ -20,8 +20,10 @@ from gpusharing.usage.prometheus.matchers import (
 from gpusharing.usage.prometheus.windows import LOOKBACK, SHORT, Days
 from gpusharing.usage.read.pricing import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC
 
-POINTS, POINT = "5m", 60.0
-"""Time between the points of a subquery, and seconds between the points at which the presence of a node is checked."""
+POINTS, STEP = "5m", 300
+"""Time between the points of a subquery, as text and in seconds."""
+POINT = 60.0
+"""Seconds between the points at which the presence of a suspect is checked."""
 AGENTS = 'job="gpusharing-agent"'
 """A matcher for the job of the chart's PodMonitor (templates/podmonitor.yaml, jobLabel). It is not used if the
 selector has a matcher for `job`."""
@@ -110,7 +112,7 @@ def _suspects(query: MeterQuery, days: Days) -> str:
     counter that was not visible at each multiple of POINTS in it, with two counters at its end, or whose agent did
     not answer or was not Ready then."""
     counters = f"{GPUS}{braced(query.selector)}"
-    first, last = (days.start - 1) // 300, days.ends[0] // 300
+    first, last = (days.start - 1) // STEP, days.ends[0] // STEP
     # Prometheus 3 leaves out a point at the very beginning of a range, and older ones do not.
     seen = f"count_over_time({counters}[{days.seconds}001ms:{POINTS}]) < {last - first:g}"
     twice = f"count by (node, {POLICY}) ({counters}) > 1"
@@ -171,7 +173,7 @@ def _fractions(query: MeterQuery, seconds: int) -> str:
     # The schedulers of two replicas report the same.
     memory = f"max by ({_ON_NODES}, container_index, device_uuid) (hami_vgpu_memory_allocated_bytes{others})"
     parts = f"{memory} / on (device_uuid) group_left () {sizes}"
-    return f"300 * sum by ({_ON_NODES}) (sum_over_time(({parts})[{seconds}s:{POINTS}] offset 1ms))"
+    return f"{STEP} * sum by ({_ON_NODES}) (sum_over_time(({parts})[{seconds}s:{POINTS}] offset 1ms))"
 
 
 def users_query(query: MeterQuery, seconds: int, nodes: str) -> str:

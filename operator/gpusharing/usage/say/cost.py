@@ -29,6 +29,7 @@ COLUMNS = (
 )  # fmt: skip
 """The header of the CSV."""
 USES = ("memory", "sm")
+"""What tenants use of the devices that they hold, as in `Used`."""
 
 
 @dataclass(frozen=True, slots=True)
