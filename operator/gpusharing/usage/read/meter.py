@@ -211,8 +211,8 @@ async def read_price(prometheus: Prometheus, query: MeterQuery, nodes: Iterable[
     window = Days((query.end,), round(query.end - query.start))
     queries = queries_of(query, window) | device_queries(query, span=f"[{window.seconds}s]")
     names = ("opencost", "policies", "products", "cards", "rivals", "gpus")
-    answers = await window.read_all(prometheus, [queries[name] for name in names])
-    *prices, rivals, owners = (answer for (answer,) in answers)
+    answers = await window.read_all(prometheus, {name: queries[name] for name in names})
+    *prices, rivals, owners = (answers[name][0] for name in names)
     known = read_prices(*prices, rivals=rivals, currency=query.currency)
     policies = dict(map(_node, owners))
     found = [known.find(node, policies.get(node, "")) for node in nodes]
