@@ -256,7 +256,8 @@ def test_what_is_saved_has_the_price_that(fake: FakePrometheus, name: str) -> No
         hours = [[NOW - 3600 * hour, value] for hour in reversed(range(HOURS))]
         held = [{**LABELS, "UUID": f"GPU-{one}", "pod": f"llm-6b8f9c7d5-x2k4{one}"} for one in "bc"]
         fake.ranges[query] = success("matrix", [{"metric": labels, "values": hours} for labels in held])
-    fake.answers |= {"> min by": vector(), **answers}  # no subject has two prices at one time
+    # No subject has two prices at one time. The first text that is in a query counts.
+    fake.ranges = {"> min by": vector(), **answers, **fake.ranges}
     found = told(fake, *typed, "-o", "json").data
     assert (found["gpusInUse"], found["recommendation"]["gpus"]) == (2, 1)
     assert found["recommendation"]["saving"] == {"gpus": 1, "perMonth": month, "currency": currency}

@@ -62,6 +62,8 @@ class CrashRun:
     sent: int
     """Writes that its first operator sent, refused ones included, the Lease apart."""
     evicted: list[str] = field(default_factory=list)
+    given_up: int = 0
+    """Changes that were given up before the point of no return, and tried again later."""
 
     @property
     def acting(self) -> int:
@@ -155,7 +157,14 @@ async def _play(golden: Golden, prepare: Prepare) -> CrashRun:
             doctor.cancel()
             with suppress(asyncio.CancelledError):
                 await doctor
-        return CrashRun(end_state(scene), kinds(scene), scene.e.operators, client.writes, scene.evicted())
+        return CrashRun(
+            end_state(scene),
+            kinds(scene),
+            scene.e.operators,
+            client.writes,
+            scene.evicted(),
+            scene.events()["ChangeGivenUp"],
+        )
 
 
 async def _replace_the_dead(scene: Scene, prepare: Prepare) -> None:

@@ -121,8 +121,12 @@ def undisturbed() -> CrashRun:
     return play(PODFUL)
 
 
-@pytest.mark.parametrize(("when", "fault"), FAULTS.values(), ids=FAULTS.keys())
-def test_a_drain_ends_the_same_with_trouble_at_every_third_write(when: When, fault: Happening) -> None:
+@pytest.mark.parametrize("happens", FAULTS)
+def test_a_drain_ends_the_same_with_trouble_at_every_third_write(happens: str) -> None:
+    when, fault = FAULTS[happens]
     base, run = undisturbed(), play(PODFUL, every_third(when, fault))
     assert not list(differences(base.end, run.end))
-    assert len(set(run.evicted)) == len(run.evicted) == len(base.evicted)
+    # Each drain evicts each pod once. Where two answers of the agent in a row are withheld, the drain is not proven in
+    # time; then it is given up, the node is restored, and there is another one.
+    assert len(set(run.evicted)) == len(run.evicted) == len(base.evicted) * (1 + run.given_up)
+    assert (base.given_up, run.given_up <= (happens == "three events are lost")) == (0, True)

@@ -212,8 +212,8 @@ async def read_price(prometheus: Prometheus, query: MeterQuery, nodes: Iterable[
     queries = queries_of(query, window) | device_queries(query, span=f"[{window.seconds}s]")
     names = ("opencost", "policies", "products", "cards", "rivals", "gpus")
     answers = await window.read_all(prometheus, {name: queries[name] for name in names})
-    *prices, rivals, owners = (answers[name][0] for name in names)
-    known = read_prices(*prices, rivals=rivals, currency=query.currency)
+    opencost, charged, products, cards, rivals, owners = (answers[name][0] for name in names)
+    known = read_prices(opencost, charged, products, cards, rivals=rivals, currency=query.currency)
     policies = dict(map(_node, owners))
     found = [known.find(node, policies.get(node, "")) for node in nodes]
     exact = [price for price in found if isinstance(price, Price)]
