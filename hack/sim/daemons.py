@@ -38,7 +38,8 @@ GPU_NODES = {"nvidia.com/gpu.present": "true"}
 
 
 class DaemonSetPlayer:
-    """Keeps one pod of a DaemonSet on every node that its selector matches."""
+    """Keeps one pod of a DaemonSet on every node that its selector matches, unless a ClusterPolicy turns the DaemonSet
+    off."""
 
     def __init__(
         self,
@@ -76,8 +77,9 @@ class DaemonSetPlayer:
             self._spawn(self._delete(node, pod))
 
     def renew(self, node: str) -> None:
-        """Delete the running pod of this node, because the DaemonSet has a new template; the event of its deletion
-        leads to a new pod. Does nothing without a running pod, or while an earlier creation or deletion runs."""
+        """Start to delete the running pod of this node, because the DaemonSet has a new template. No new pod is created
+        here: the caller calls `look` at the event of the deletion. Does nothing without a running pod, or while an
+        earlier creation or deletion is in progress."""
         pod = self._pods.running(node)
         if pod is not None and node not in self._busy:
             self._busy.add(node)

@@ -58,7 +58,8 @@ def device_classes() -> list[JSON]:
 
 
 def driver_pod_spec(node_selector: dict[str, str], tolerations: Iterable[JSON]) -> JSON:
-    """Return the spec of the pods of the driver's DaemonSet, with the containers by which it is recognized."""
+    """Return the spec of the pods of the driver's DaemonSet: two containers, `compute-domains` and `gpus`, whose names
+    and commands are those by which the driver is recognized."""
     programs = {"compute-domains": "compute-domain-kubelet-plugin", "gpus": "gpu-kubelet-plugin"}
     return {
         "nodeSelector": node_selector,
@@ -77,9 +78,9 @@ def driver_pod_spec(node_selector: dict[str, str], tolerations: Iterable[JSON]) 
 
 
 def published_devices(gpus: Iterable[GPU]) -> list[JSON]:
-    """Return the devices of a ResourceSlice for these GPUs: a GPU with MIG off, or every MIG instance. A GPU with MIG
-    on and without instances has none. Raises LibraryError if NVML cannot reach a GPU, because the program exits
-    then."""
+    """Return the devices of a ResourceSlice for these GPUs: the GPU itself unless its MIG mode is Enabled, and
+    otherwise each of its MIG instances. So a GPU with MIG on and without instances has none. Raises LibraryError if
+    NVML cannot reach one of the GPUs, because the real program exits then."""
     devices = []
     for gpu in gpus:
         if gpu.access != "Ok":
@@ -98,13 +99,15 @@ def published_devices(gpus: Iterable[GPU]) -> list[JSON]:
 
 
 def _device(name: str, gpu: GPU, own: dict[str, str]) -> JSON:
-    """Return a device of `gpu` with these attributes and its product."""
+    """Return the device `name` of `gpu`. Its attributes are `own` and the GPU's product, all of them strings, sorted by
+    name."""
     attributes = {**own, "productName": gpu.product}
     return {"name": name, "attributes": {key: {"string": value} for key, value in sorted(attributes.items())}}
 
 
 class KubeletPlugin:
-    """Plays gpu-kubelet-plugin on one node, whose pod may be replaced. `run` sleeps until the pod changes."""
+    """Plays gpu-kubelet-plugin on one node, whose pod may be replaced. `run` does nothing until `set_pod` names a new
+    pod."""
 
     operand = "gpu-kubelet-plugin"
 
@@ -116,7 +119,8 @@ class KubeletPlugin:
         self._wake = asyncio.Event()
 
     def set_pod(self, uid: str) -> None:
-        """Set the UID of the plugin's pod that runs on the node now; empty if there is none or it is terminating."""
+        """Set the UID of the plugin's pod that runs on the node now; empty if there is none or it is terminating. Wakes
+        `run` if the UID differs from the one set before."""
         if uid != self._wanted:
             self._wanted = uid
             self._wake.set()
@@ -127,8 +131,9 @@ class KubeletPlugin:
         self._started = ""
 
     async def run(self) -> None:
-        """Publish what there is whenever a new pod runs, until canceled. A start that fails is repeated after a
-        CrashLoopBackOff. The slice is deleted when there was no pod for WIPED_AFTER."""
+        """Publish the GPUs' devices once for each new pod that runs, until canceled; later changes of the GPUs are not
+        published. If NVML cannot be read, the start is repeated after a CrashLoopBackOff, which grows with each
+        failure. When there was no pod for WIPED_AFTER, the slice is deleted. KubeErrors are raised as by `_write`."""
         crashes, clock, times = 0, self._cluster.clock, self._cluster.settings.times
         while True:
             self._wake.clear()
@@ -146,8 +151,9 @@ class KubeletPlugin:
                 crashes += 1
 
     async def _start(self, uid: str) -> bool:
-        """Read the GPUs and publish their devices. Returns False, which is logged, if NVML cannot be read. Does nothing
-        if the pod is no longer the one of this UID by then."""
+        """Read the GPUs and publish their devices, and return True. If the pod is no longer the one of this UID after
+        the reading, nothing is published, but True is returned, too. Returns False, which is logged, if NVML cannot be
+        read or cannot reach a GPU. KubeErrors are raised as by `_write`."""
         await self._cluster.clock.sleep(self._cluster.settings.times.parted)
         try:
             reading = await Readings(self._gpus)(self._gpus.read_as_operand, self.operand)
@@ -162,8 +168,8 @@ class KubeletPlugin:
         return True
 
     async def _write(self, devices: list[JSON] | None) -> None:
-        """Create the slice or replace its devices, or delete it if `devices` is None. Retries while the API server is
-        unavailable or throttles; other KubeErrors are raised."""
+        """Create the slice or replace its devices, or delete it if `devices` is None. Unavailable and Throttled are
+        logged and retried without end; other KubeErrors are raised."""
         while True:
             try:
                 await (self._delete() if devices is None else self._publish(devices))
@@ -194,7 +200,8 @@ class KubeletPlugin:
             await client.patch(RESOURCE_SLICES, self._slice, {"spec": {"devices": devices}})
 
     async def _delete(self) -> None:
-        """Delete the node's slice, if there is one. Other KubeErrors than NotFound are raised."""
+        """Delete the node's slice. Does nothing but log a line if there is none. Other KubeErrors than NotFound are
+        raised."""
         self._cluster.log(f"{self._node.name}: kubelet: wipes the ResourceSlice of {DRA_DRIVER}")
         try:
             raw = await self._cluster.client.get(RESOURCE_SLICES, self._slice)

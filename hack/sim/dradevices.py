@@ -17,8 +17,9 @@ _TERM = re.compile(r"device\.(?:driver|attributes\['([^']+)'\]\.(\w+)) == (?:'([
 
 
 def matches(expression: str, driver: str, device: JSON) -> bool:
-    """Whether a device of this driver satisfies a CEL expression. Raises ValueError unless the expression compares the
-    driver and attributes with constants, joined by `&&`."""
+    """Whether a device of this driver satisfies a CEL expression. An attribute of another driver, or one that the
+    device lacks, equals no constant. Raises ValueError at a term that does not compare the driver or an attribute with
+    a constant; terms are joined by `&&`, and those after the first false one are not examined."""
     for words in expression.split("&&"):
         term = _TERM.fullmatch(words.strip())
         if term is None:
@@ -47,31 +48,33 @@ class DraDevices:
         self._claims: dict[str, JSON] = {}
 
     def take_slice(self, raw: JSON, gone: bool) -> None:
-        """Store or forget a ResourceSlice."""
+        """Store a version of a ResourceSlice, or forget it if it is `gone`, and call `on_change`."""
         self._take(self._slices, raw, gone)
 
     def take_class(self, raw: JSON, gone: bool) -> None:
-        """Store or forget a DeviceClass."""
+        """Store a version of a DeviceClass, or forget it if it is `gone`, and call `on_change`."""
         self._take(self._classes, raw, gone)
 
     def take_claim(self, raw: JSON, gone: bool) -> None:
-        """Store or forget a ResourceClaim."""
+        """Store a version of a ResourceClaim, or forget it if it is `gone`, and call `on_change`."""
         self._take(self._claims, raw, gone)
 
     def take_rule(self, raw: JSON, gone: bool) -> None:
-        """Store or forget a DeviceTaintRule."""
+        """Store a version of a DeviceTaintRule, or forget it if it is `gone`, and call `on_change`."""
         self._take(self._rules, raw, gone)
 
     def is_tainted(self, driver: str, pool: str) -> bool:
-        """Whether a rule with effect NoSchedule keeps new claims off the devices of a pool. Always False without the
-        feature gate."""
+        """Whether a rule with effect NoSchedule keeps new claims off the devices of a pool. Only a rule counts whose
+        selector names exactly this driver and this pool and nothing else. Always False unless the object was created
+        with `taints`."""
         specs = [
             raw["spec"] for raw in self._rules.values() if raw["spec"]["taint"]["effect"] == "NoSchedule"
         ]
         return self._obeys and any(one["deviceSelector"] == {"driver": driver, "pool": pool} for one in specs)
 
     def grant_test(self) -> str:
-        """Return the request of the operator's test that is granted: the tolerant one only if the device is tainted."""
+        """Return the name of the request that is granted to the claim of the operator's taint test: `device/tolerant`
+        if the device of the test is tainted, otherwise `device/plain`."""
         return f"device/{'tolerant' if self.is_tainted('test.gpusharing.dev', TAINT_TEST) else 'plain'}"
 
     def class_for(self, resource: str) -> str:
@@ -85,8 +88,10 @@ class DraDevices:
         )
 
     def allocate(self, node: str, wanted: Mapping[str, int]) -> list[JSON] | None:
-        """Return free devices of a node for these numbers of devices by DeviceClass, as the results of an allocation.
-        None if there are too few, or if a class does not exist."""
+        """Return free devices of a node for these numbers of devices by DeviceClass, as the results of an allocation in
+        which each request has the name of its class. Devices of tainted pools are not free. Returns None if there are
+        too few, or if a class does not exist. Nothing is reserved: the caller creates the claim. Raises ValueError as
+        `matches` does."""
         taken = self._taken()
         results: list[JSON] = []
         for name, number in sorted(wanted.items()):
@@ -101,7 +106,8 @@ class DraDevices:
         return results
 
     def _take(self, known: dict[str, JSON], raw: JSON, gone: bool) -> None:
-        """Store a version of an object in `known` by its UID, or forget the object if it is `gone`."""
+        """Store a version of an object in `known` by its UID, or forget the object if it is `gone`. Then call
+        `on_change`, even if nothing changed."""
         uid = raw["metadata"]["uid"]
         if gone:
             known.pop(uid, None)
@@ -111,7 +117,8 @@ class DraDevices:
 
     def _devices(self, class_name: str, node: str) -> list[tuple[str, str, str]]:
         """Return driver, pool and name of each device of a node that a DeviceClass selects, in the order in which they
-        are published. Empty if there is no such class."""
+        are published; devices of tainted pools are left out, and those that claims hold are not. Empty if there is no
+        such class. Raises ValueError as `matches` does."""
         found = [raw for raw in self._classes.values() if raw["metadata"]["name"] == class_name]
         if not found:
             return []
@@ -125,7 +132,7 @@ class DraDevices:
         ]
 
     def _taken(self) -> Counter[tuple[str, str, str]]:
-        """Return driver, pool and name of each device that a claim holds."""
+        """Return driver, pool and name of each device that is allocated to any claim, whatever its namespace."""
         return Counter(
             (one["driver"], one["pool"], one["device"])
             for raw in self._claims.values()
@@ -136,8 +143,9 @@ class DraDevices:
 
 
 def claim_for(pod: JSON, results: list[JSON]) -> JSON:
-    """Return the ResourceClaim of a pod to which these devices are allocated. A pod that has a claim template gets its
-    claim from the claim controller, any other one from the scheduler, for its extended resources."""
+    """Return the manifest of a pod's ResourceClaim, PODNAME-devices, to which these devices are allocated. The pod owns
+    it. If the pod's spec has no `resourceClaims`, the claim has the annotation SPECIAL_CLAIM, because the scheduler
+    makes such a claim for the pod's extended resources."""
     metadata = pod["metadata"]
     owner = {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
     special = {} if pod["spec"].get("resourceClaims") else {"annotations": {SPECIAL_CLAIM: "true"}}
@@ -155,7 +163,8 @@ def claim_for(pod: JSON, results: list[JSON]) -> JSON:
 
 
 def claim_status(pod: JSON, claim: JSON) -> JSON:
-    """Return the part of a pod's status that names its ResourceClaim."""
+    """Return the part of a pod's status that names its ResourceClaim: `resourceClaimStatuses`, in which every entry of
+    the spec's `resourceClaims` has this claim, or `extendedResourceClaimStatus` if the spec has no such entry."""
     name = claim["metadata"]["name"]
     if entries := pod["spec"].get("resourceClaims"):
         return {

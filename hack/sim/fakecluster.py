@@ -108,20 +108,23 @@ class FakeCluster:
     def patch(
         self, resource: Resource, name: str, body: JSON, namespace: str = "", subresource: str | None = None
     ) -> JSON:
-        """Merge a patch into an object, as a person or another controller would, and return a copy of the result.
-        Raises NotFound, Conflict if the patch names another resourceVersion, and Invalid for a new uid, name or
-        namespace and for a subresource other than `status`."""
+        """Merge a patch into an object, as a person or another controller would, and return a copy of the result. A
+        patch that changes nothing makes no new version; one that removes the last finalizer of a deleted object removes
+        it, unless it is a pod. Raises NotFound, Conflict if the patch names another resourceVersion, and Invalid for a
+        new uid, name or namespace and for a subresource other than `status` (and `scale` of a ReplicaSet)."""
         key = self._key(resource, namespace, name)
         return copied(self.store.patch(resource, key, body, subresource))
 
     def delete(self, resource: Resource, name: str, namespace: str = "") -> None:
-        """Delete an object as kubectl does. A pod that runs on a node vanishes after its grace period, and another
-        object with finalizers once they are removed. Raises NotFound."""
+        """Delete an object as kubectl does, together with the objects that it owns. A pod that runs on a node vanishes
+        after its grace period, and another object with finalizers once they are removed; until then both are only
+        marked as deleted. Raises NotFound."""
         self.delete_key(resource, self._key(resource, namespace, name), None)
 
     def delete_key(self, resource: Resource, key: Key, uid: str | None, *, at_once: bool = False) -> None:
-        """Delete an object. Raises NotFound, or Conflict if `uid` is not None and not the object's. With `at_once` a
-        pod without finalizers vanishes without waiting for its kubelet; for other kinds it makes no difference."""
+        """Delete an object as `delete` does. Raises NotFound, or Conflict if `uid` is not None and not the object's.
+        With `at_once` a pod without finalizers vanishes without waiting for its kubelet; for other kinds it makes no
+        difference."""
         if resource == kinds.PODS:
             pod = self.store.get(resource, key)
             self.store.check_uid(pod, uid)
@@ -189,7 +192,8 @@ class FakeCluster:
 
     @staticmethod
     def _key(resource: Resource, namespace: str, name: str) -> Key:
-        """Return the store's key of an object. A namespaced object without a namespace is in `default`."""
+        """Return the store's key of an object, (namespace, name). A namespaced object without a namespace is in
+        `default`; the namespace of a cluster-scoped object is empty."""
         return (namespace or "default", name) if resource.namespaced else ("", name)
 
 
@@ -300,7 +304,8 @@ class FakeClient(KubeClient):
         await self.cluster.faults.read(call)
 
     def _is_uninstalled(self, group: Resource, plural: str) -> bool:
-        """Whether a kind with this plural, in the API group and version of `group`, is uninstalled."""
+        """Whether a kind with this plural, in the API group and version of `group`, is among the cluster's
+        `uninstalled` kinds. A kind that the cluster never had counts as installed."""
         name = (group.group, group.version, plural)
         return any((kind.group, kind.version, kind.plural) == name for kind in self.cluster.uninstalled)
 

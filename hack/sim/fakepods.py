@@ -31,9 +31,9 @@ class Pods:
         store.on_commit.append(self._follow)
 
     def evict(self, namespace: str, name: str, uid: str | None) -> None:
-        """Evict a pod through the Eviction subresource, which deletes it as `delete` does. Raises NotFound, or
-        Conflict if the pod's uid is not `uid`. Unless budgets do not apply (`_ignores_budgets`), EvictionBlocked is
-        raised if the pod's budget allows no disruption, and EvictionFailed if several budgets match."""
+        """Evict a pod through the Eviction subresource, which deletes it as `delete` does. Raises NotFound, or Conflict
+        if `uid` is not None and not the pod's. Unless budgets do not apply (`_ignores_budgets`), EvictionBlocked and
+        EvictionFailed are raised as `_ask_budgets` does."""
         pod = self.store.get(kinds.PODS, (namespace, name))
         self.store.check_uid(pod, uid)
         if not _ignores_budgets(pod):
@@ -69,9 +69,9 @@ class Pods:
         return gone
 
     def _ask_budgets(self, pod: JSON) -> None:
-        """Raise EvictionBlocked or EvictionFailed, as kube-apiserver does, if the pod's budgets forbid its eviction
-        (docs/design/drain.md). A pod that is not Ready passes if its budget says AlwaysAllow or has enough healthy
-        pods."""
+        """Raise EvictionFailed if several budgets match the pod, and EvictionBlocked if its only budget allows no
+        disruption. A pod that is not Ready passes even so if that budget says AlwaysAllow or has enough healthy pods
+        (docs/design/drain.md). The budget's numbers are not changed by the call."""
         budgets = [budget for budget in self._budgets(pod["metadata"]["namespace"]) if _covers(budget, pod)]
         if len(budgets) > 1:
             raise EvictionFailed(

@@ -202,8 +202,9 @@ class Store:
         self.commit(resource, key, old, {**old, "metadata": metadata})
 
     def remove(self, resource: Resource, key: Key) -> JSON:
-        """Remove an object, even one with finalizers, and then delete the objects that it owns as `delete` does, so
-        that pods among them get no grace period. Returns the final state of the object. Raises NotFound."""
+        """Remove an object, even one with finalizers, and then delete the objects that it owns as `delete` does:
+        without a grace period for pods, while those with finalizers are only marked as deleted. Returns the final state
+        of the object. Raises NotFound."""
         old = self.get(resource, key)
         gone = self.commit(resource, key, old, None)
         uid = old["metadata"]["uid"]
@@ -250,7 +251,7 @@ class Store:
         self.wake()
 
     def backup(self) -> Backup:
-        """Return the objects and the version as they are now."""
+        """Return the objects and the version as they are now. Later writes do not change what is returned."""
         return Backup({kind: dict(objects) for kind, objects in self._objects.items()}, self.version)
 
     def restore(self, backup: Backup, bump: int) -> None:
@@ -263,13 +264,13 @@ class Store:
         self._history.clear()
 
     def wake(self) -> None:
-        """Set the events of all watches, so that each checks for changes, and those of everyone else who waits for a
-        change. The latter are left out as long as no kind has ever been watched."""
+        """Set the events of all watches, so that each checks for changes, and those of callers that wait for a change
+        of any kind. The latter are not set as long as no kind has ever been watched."""
         for resource in self.watching:
             self._wake(resource)
 
     def _wake(self, resource: Resource) -> None:
-        """Wake everyone who waits for a change of this kind or of any kind, by setting their events."""
+        """Set the events of everyone who waits for a change of this kind or of any kind."""
         for event in (*self.waiting, *self.watching[resource]):
             event.set()
 

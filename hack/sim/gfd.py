@@ -48,11 +48,11 @@ def owns(label: str) -> bool:
 
 
 def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 0) -> dict[str, str]:
-    """Return all labels that GFD gives a node; empty if the node has no GPUs. `started` is when this GFD process
-    began, in seconds since 1970. `turn` numbers the runs of its loop, and selects the model whose labels are shown.
+    """Return all labels that GFD gives a node; empty if the node has no GPUs. `started` is when this GFD process began,
+    in seconds since 1970. `turn` numbers the runs of its loop, and selects the model whose labels are shown.
 
-    Raises PluginError where GFD would exit with an error, and StopIteration if a GPU's model or an instance's profile
-    is missing in the reading.
+    Raises PluginError if no GPU answers, or if MPS is configured and MIG is on at any GPU. Raises StopIteration if a
+    GPU's model or an instance's profile is missing from the reading.
     """
     gpus = reading.gpus
     if not gpus:
@@ -100,7 +100,8 @@ def changes(present: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, 
 
 
 def _constant(model: Model) -> dict[str, str]:
-    """Return the labels that do not depend on the configuration: family, compute capability and mode."""
+    """Return the labels that do not depend on the configuration: family, major and minor compute capability, and mode,
+    which is always `compute`. The family is `undefined` if the capability is unknown."""
     major, _, minor = model.compute_capability.partition(".")
     number = int(major or 0)
     family = _LATER_FAMILIES.get((number, int(minor or 0))) or _FAMILIES.get(number, "undefined")
@@ -122,8 +123,9 @@ def _sharing(config: SimPluginConfig, resource: str) -> tuple[int, str, str]:
 
 
 def _whole(gpus: tuple[GPU, ...], model: Model, config: SimPluginConfig) -> dict[str, str]:
-    """Return the labels for the whole GPUs of this model. Its GPUs in MIG mode are counted too. The number of replicas
-    is 0 if all GPUs of the model are in MIG mode."""
+    """Return the labels for the whole GPUs of this model: product, count, replicas, sharing strategy and memory. GPUs
+    of the model in MIG mode are counted too. If all of them are in MIG mode, there are 0 replicas, and the strategy is
+    `none`."""
     replicas, strategy, suffix = _sharing(config, RESOURCE_GPU)
     same = [gpu for gpu in gpus if gpu.product == model.product]
     if all(gpu.mig_mode == "Enabled" for gpu in same):

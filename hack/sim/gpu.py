@@ -191,8 +191,8 @@ class SimulatedGPUs:
                 return Reading(self._driver_version, self._models(container), gpus, use)
 
     def look(self) -> tuple[GPU, ...]:
-        """Return the GPUs as an agent with all rights would report them, to compare the agent's report with. Does not
-        use NVML: it never blocks and does not count as a client."""
+        """Return the GPUs as an agent with all rights would report them. Does not use NVML: it never blocks, raises no
+        error that was set by `fail`, and counts neither as a client nor as a reading."""
         with self._lock:
             return tuple(map(_observed, self._gpus))
 
@@ -213,7 +213,8 @@ class SimulatedGPUs:
         return self._hang.begun
 
     def hang(self) -> None:
-        """Make every reading block from now on, as when a GPU hangs in the kernel."""
+        """Make every reading block from now on, until `unhang` is called, as when a GPU hangs in the kernel. `look`
+        does not block."""
         self._hang.begin()
 
     def unhang(self) -> None:
@@ -245,7 +246,7 @@ class SimulatedGPUs:
 
     def set_mig_mode(self, index: int, on: bool) -> Literal["Applied", "Pending"]:
         """Switch the MIG mode of a GPU (nvmlDeviceSetMigMode), and return whether the mode is applied or pending.
-        Setting the mode that the GPU already has counts as Applied.
+        Setting the mode that the GPU already has counts as Applied, and withdraws a pending one.
 
         Hopper and newer cards apply a changed mode at once, or raise InUse if an NVML client of the node is open or a
         process computes on the GPU. Ampere stores the mode as pending, and applies it by a reset if nothing is in use
@@ -266,8 +267,8 @@ class SimulatedGPUs:
 
     def reset(self, *indexes: int) -> None:
         """Reset these GPUs, or all if no index is given (`nvidia-smi -r`): pending modes take effect, instances are
-        destroyed, and the recovery action is cleared. Raises InUse or, in a virtual machine, NotSupported; then no
-        GPU is reset."""
+        destroyed, and a recovery action becomes `"None"` unless it is None. Raises InUse if an NVML client is open or a
+        process computes on one of them, or NotSupported in a virtual machine; then no GPU is reset."""
         with self._lock:
             gpus = [self._gpus[index] for index in indexes] or self._gpus
             for gpu in gpus:
@@ -276,8 +277,9 @@ class SimulatedGPUs:
                 _reset(gpu)
 
     def reboot(self) -> None:
-        """Reboot the node: processes and instances are gone, compute modes are Default, and lost GPUs answer again.
-        Cards that store the MIG mode get the pending one, and MIG is off on all others."""
+        """Reboot the node: processes and instances are gone, compute modes are Default, lost GPUs answer again, and
+        recovery actions become `"None"` unless they are None. Cards that store the MIG mode get the pending one, and
+        MIG is off on all others. `uses` is not changed."""
         with self._lock:
             for gpu in self._gpus:
                 gpu.processes.clear()
@@ -322,7 +324,7 @@ class SimulatedGPUs:
                 raise InUse(f"GPU {index} has {counted(len(gpu.instances), 'instance')} in use")
 
     def set_compute_mode(self, index: int, mode: ComputeMode) -> None:
-        """Set the CUDA compute mode. MPS uses ExclusiveProcess."""
+        """Set the CUDA compute mode of a GPU; MPS uses ExclusiveProcess. Raises IndexError if there is no such GPU."""
         self._gpus[index].compute_mode = mode
 
     def add_process(self, index: int, name: str, pid: int, device: str = "") -> None:
@@ -346,8 +348,9 @@ class SimulatedGPUs:
             )
 
     def ask_recovery(self, index: int, action: RecoveryAction | None) -> None:
-        """Set the recovery action that the driver asks for; None means that it reports none. A reset or a reboot
-        clears the action."""
+        """Set the recovery action that NVML reports for a GPU: `"None"` if the driver asks for none, or None if NVML
+        does not report the value. A reset or a reboot changes any action back to `"None"`, but leaves None as it is.
+        Raises IndexError if there is no such GPU."""
         self._gpus[index].recovery_action = action
 
     def lose(self, index: int, access: Access = "Lost", error: str = "") -> None:
@@ -411,7 +414,8 @@ class SimulatedGPUs:
 
 
 def _reset(gpu: _GPU) -> None:
-    """Apply the pending MIG mode, and clear instances and the recovery action."""
+    """Apply the pending MIG mode and remove all instances. The recovery action becomes `"None"`, but stays None if it
+    was None."""
     gpu.mig = gpu.mig_pending
     gpu.instances.clear()
     gpu.recovery_action = None if gpu.recovery_action is None else "None"
@@ -516,7 +520,8 @@ def use_of(gpus: Sequence[GPU], cards: Sequence[Card], uses: Mapping[int, Proces
 
 
 def _processes(gpu: GPU, uses: Mapping[int, ProcessUse]) -> Iterator[ProcessUse]:
-    """Yield the use of each visible process of a GPU. A process that is missing in `uses` uses no memory."""
+    """Yield what each visible process of a GPU uses. The device is the one on which the process runs, whatever `uses`
+    says. A process that is missing from `uses` uses no memory."""
     for process in gpu.processes:
         if process != UNKNOWN_PROCESS:
             use = uses.get(process.pid, ProcessUse(process.pid, "", 0))
@@ -524,8 +529,8 @@ def _processes(gpu: GPU, uses: Mapping[int, ProcessUse]) -> Iterator[ProcessUse]
 
 
 def _devices(gpu: GPU, card: Card, processes: Sequence[ProcessUse]) -> Iterator[DeviceUse]:
-    """Yield the use of a whole GPU, or of each of its MIG instances. Each says whether all of the GPU's processes are
-    visible. Yields nothing if NVML cannot reach the GPU."""
+    """Yield the used and total memory of a whole GPU or, if MIG is on, of each of its instances. Each says whether all
+    of the GPU's processes are visible. Yields nothing if NVML cannot reach the GPU."""
     if gpu.access != "Ok":
         return
     all_seen = UNKNOWN_PROCESS not in gpu.processes

@@ -68,16 +68,17 @@ class Kai:
         return take
 
     def _members(self, group: str) -> tuple[list[JSON], list[JSON]]:
-        """Return the reservation pods of a group, and the group's other pods, which share its GPU, unless they have
-        finished."""
+        """Return two lists: the reservation pods of a group, and the group's other pods that are Pending or Running,
+        which share its GPU. Terminating pods are in both."""
         pods = [pod for pod in self._pods.values() if group_of(pod) == group]
         reserving = [pod for pod in pods if pod["metadata"]["namespace"] == NAMESPACE]
         sharing = [pod for pod in pods if pod["metadata"]["namespace"] != NAMESPACE]
         return reserving, [pod for pod in sharing if phase_of(pod) in ("Pending", "Running")]
 
     async def _sync(self) -> None:
-        """Delete the reservation pods of groups that no pod uses any more, and the running pods of groups whose
-        reservation pod is gone."""
+        """Delete the reservation pods, without a grace period, of groups that no Pending or Running pod uses any more,
+        and the running pods of groups whose reservation pod is gone. Raises KubeErrors other than NotFound and
+        Conflict."""
         for group in sorted({group_of(pod) for pod in self._pods.values()} - {""}):
             reserving, sharing = self._members(group)
             if reserving and not sharing:

@@ -32,8 +32,8 @@ def daemon_set(
     node_selector: Mapping[str, str],
     tolerated: Sequence[JSON] = (GPU_TAINT,),
 ) -> JSON:
-    """Return the manifest of a DaemonSet whose pods do nothing; kwok reports them as running. `tolerated` are the
-    tolerations of the pods."""
+    """Return the manifest of a DaemonSet whose pods do nothing; kwok reports them as running. `labels` are those of the
+    DaemonSet and of its pods, and its selector too. `tolerated` are the tolerations of the pods."""
     return {
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
@@ -54,7 +54,8 @@ def daemon_set(
 
 
 def mps_daemon_set(settings: SimSettings, cluster_policy: JSON) -> JSON:
-    """Return the GPU Operator's DaemonSet of MPS daemons, which this ClusterPolicy owns."""
+    """Return the manifest of the GPU Operator's DaemonSet of MPS daemons, which this ClusterPolicy owns. The pod's
+    containers are those of `mps_pod_spec`."""
     namespace = settings.gpu_operator_namespace
     body = daemon_set(MPS_DAEMON, namespace, {LABEL_MPS_DAEMON: MPS_DAEMON}, MPS_SELECTOR)
     owner = {key: cluster_policy["metadata"][key] for key in ("name", "uid")}

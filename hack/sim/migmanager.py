@@ -142,8 +142,9 @@ class MigManager:
             self._register.set(value)
 
     async def run(self) -> None:
-        """Reconfigure the GPUs for each new value of the label, until canceled. Errors of configuration, apply or NVML
-        end a run in the state `failed`; other errors pass through."""
+        """Reconfigure the GPUs for each new value of the label, until canceled. A ConfigError, ApplyError or
+        LibraryError ends a run in the state `failed`; other errors, such as InUse and KubeErrors of the port, pass
+        through."""
         while True:
             name = await self._register.get()
             await self._clock.sleep(self._times.watch)

@@ -61,8 +61,8 @@ class Entry:
 @lru_cache(maxsize=64)
 def parse(text: str) -> Mapping[str, tuple[Entry, ...]]:
     """Return the items of every configuration in the YAML file, by name; empty for an empty file, or for one without
-    mig-configs. Raises ConfigError: one mistake makes the whole file invalid, as in mig-parted's
-    api/spec/v1/spec.go."""
+    mig-configs. Raises ConfigError: one mistake makes the whole file invalid, as in mig-parted's api/spec/v1/spec.go.
+    Results are cached by `text`; errors are not."""
     try:
         document = to_json(text)
     except GoError as error:
@@ -115,7 +115,8 @@ def covers_all(items: Iterable[Entry], gpus: Sequence[GPU]) -> bool:
 
 
 def present(gpu: GPU) -> Target:
-    """Return the layout that the GPU has now, or None if MIG is off."""
+    """Return the layout that the GPU has now, or None if its MIG mode is not Enabled. The layout is empty if MIG is on
+    without instances."""
     if gpu.mig_mode != "Enabled":
         return None
     return normalize(Counter(instance.profile for instance in gpu.instances))
