@@ -1,5 +1,5 @@
-"""Build the simulated `libnvidia-ml.so.1` with the machine's C compiler into the user's cache, once for
-each content."""
+"""Builds the simulated `libnvidia-ml.so.1` with the machine's C compiler, and keeps it in the user's cache, one build
+for each version of compiler, flags and sources."""
 
 import hashlib
 import importlib.util
@@ -34,7 +34,8 @@ _STUB_HEAD = (
 
 
 def library_directory(*, sanitized: bool = False) -> Path:
-    """Return the folder with the library, for LD_LIBRARY_PATH. The library is built first if it is missing.
+    """Return the folder with the library, for LD_LIBRARY_PATH. The library is built first, into the user's cache, if
+    the cache has none of the present sources, flags and compiler.
 
     `sanitized` builds it with AddressSanitizer and UndefinedBehaviorSanitizer; see `sanitizer_runtimes`.
 

@@ -51,7 +51,8 @@ def machine(state: layout.SimState) -> dict[str, Any]:
 
 
 def _gpu(index: int, gpu: layout.SimGpu) -> dict[str, Any]:
-    """Return a GPU as plain data, with its instances sorted by start; `mig` is None if the card has no MIG."""
+    """Return a GPU as plain data: index, name, UUID, compute mode, bus id, PCI device id, MIG modes, instances sorted
+    by start, and whether it is lost. `mig` is None if the card has no MIG."""
     mig = {"current": bool(gpu.mig_current), "pending": bool(gpu.mig_pending)} if gpu.mig_capable else None
     instances = sorted((i for i in gpu.instances if i.used), key=lambda instance: int(instance.start))
     return {
@@ -66,7 +67,8 @@ def _gpu(index: int, gpu: layout.SimGpu) -> dict[str, Any]:
 
 
 def _instance(gpu: layout.SimGpu, instance: layout.SimGpuInstance) -> dict[str, Any]:
-    """Return a GPU instance as plain data, with its compute instances."""
+    """Return a GPU instance as plain data: id, name of its profile without `MIG `, start, size, and its compute
+    instances."""
     profile = gpu.profiles[instance.profile]
     return {
         "id": instance.id,
@@ -170,9 +172,9 @@ class Simulator:
         """Create a machine with one GPU for each entry of `models`, or overwrite an existing one in place. Missing
         folders of `path` are created. `seed` determines the UUIDs; without it they follow from the path.
 
-        Raises SimulatorError for no GPU, more GPUs than the file holds, or a `driver` that is too long, in which case
-        an existing machine is lost, and UnknownModelError for a model that cannot be simulated or that several cards
-        match.
+        Raises SimulatorError for no GPU or more GPUs than the file holds, and UnknownModelError for a model that cannot
+        be simulated or that several cards match. A `driver` that is too long raises SimulatorError too; an existing
+        machine is lost then.
         """
         if not 0 < len(models) <= layout.MAX_GPUS:
             raise SimulatorError(f"a simulated machine has 1 to {layout.MAX_GPUS} GPUs, not {len(models)}")
@@ -208,8 +210,8 @@ class Simulator:
         self.set_machine(driver_version=version, nvml_version=f"13.{version}")
 
     def take_devices_away(self) -> None:
-        """Take the devices from running programs, as `systemctl daemon-reload` does in containers: their nvmlInit
-        returns UNKNOWN forever. Programs that start later have the devices."""
+        """Take the devices from running programs, as `systemctl daemon-reload` does in containers: nvmlInit of these
+        programs returns UNKNOWN forever. Programs that start later have the devices."""
         with self._edit() as state:
             state.access_epoch += 1
 
@@ -336,12 +338,12 @@ class Simulator:
         return [by_name[name] for name in wanted]
 
     def reset(self, gpus: Sequence[int] | None = None) -> None:
-        """Reset GPUs, or all if `gpus` is None, as `nvidia-smi -r` does: instances are gone, and pending modes take
-        effect. An empty sequence resets none. Cards that switch MIG without a reset (Hopper and later) lose their
-        MIG mode.
+        """Reset GPUs, or all if `gpus` is None, as `nvidia-smi -r` does: instances are gone, pending modes take effect,
+        and the compute mode is the default. An empty sequence resets none. Cards that switch MIG without a reset
+        (Hopper and later) lose their MIG mode.
 
-        Raises SimulatorError if there is no such GPU, if a process or an unnamed client uses one, if any NVML client
-        is open and the machine's field `clients_block` is set, or if a VM cannot reset a GPU. Then no GPU is reset.
+        Raises SimulatorError if there is no such GPU, if a process or an unnamed client uses one, if any NVML client is
+        open and the machine's field `clients_block` is set, or if a VM cannot reset a GPU. Then no GPU is reset.
         """
         with self._edit() as state:
             indexes = range(state.gpu_count) if gpus is None else gpus
@@ -372,8 +374,8 @@ class Simulator:
             return machine(state)
 
     def library_calls(self) -> tuple[int, float]:
-        """Return the number of NVML calls that programs have made, and the milliseconds of CPU time that the library
-        itself used for them."""
+        """Return the number of NVML calls that programs have made since the machine was created, and the milliseconds
+        of CPU time that the library itself used for them."""
         with self._edit() as state:
             return int(state.calls), state.call_ns / 1e6
 
@@ -555,7 +557,7 @@ class MachineDevice:
 
 def machine_devices(shown: dict[str, Any]) -> list[MachineDevice]:
     """Return the devices of a simulated machine, given what `Simulator.show` returns: each GPU, with or without MIG,
-    followed by the MIG devices on it."""
+    followed by one MIG device for each compute instance on it."""
     devices: list[MachineDevice] = []
     for gpu in shown["gpus"]:
         devices.append(MachineDevice(gpu["index"], gpu["uuid"]))

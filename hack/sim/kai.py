@@ -54,8 +54,8 @@ class Kai:
                         tasks.create_task(start_pod(self._client, self._clock, bound))
 
     def _take(self, known: dict[str, JSON], key: str) -> Callable[[JSON, bool], None]:
-        """Return a handler for `follow` that stores each object in `known` under the metadata field `key`, removes it
-        once it is gone, and wakes the scheduler."""
+        """Return a handler for `follow`. It stores each object in `known` under the value of its metadata field `key`,
+        removes it once it is gone, and wakes the scheduler."""
 
         def take(raw: JSON, gone: bool) -> None:
             """Store or remove an object, and wake the scheduler."""
@@ -69,7 +69,7 @@ class Kai:
 
     def _members(self, group: str) -> tuple[list[JSON], list[JSON]]:
         """Return two lists: the reservation pods of a group, and the group's other pods that are Pending or Running,
-        which share its GPU. Terminating pods are in both."""
+        which share its GPU. Both include terminating pods."""
         pods = [pod for pod in self._pods.values() if group_of(pod) == group]
         reserving = [pod for pod in pods if pod["metadata"]["namespace"] == NAMESPACE]
         sharing = [pod for pod in pods if pod["metadata"]["namespace"] != NAMESPACE]

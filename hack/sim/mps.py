@@ -21,8 +21,8 @@ SERVER = "nvidia-cuda-mps-server"
 
 
 class MpsDaemon(Configured):
-    """Plays nvidia-device-plugin-mps-control-daemon on one node, whose pod may be replaced. `run` sleeps until the pod
-    changes."""
+    """Plays nvidia-device-plugin-mps-control-daemon on one node, whose pod may be replaced. `run` starts and stops the
+    daemon after `set_pod`."""
 
     operand = "mps-control-daemon"
 
@@ -62,8 +62,9 @@ class MpsDaemon(Configured):
         self._started = ""
 
     async def run(self) -> None:
-        """Start and stop the daemon as its pod comes and goes, until canceled. A start that fails is repeated after a
-        CrashLoopBackOff, or as soon as the pod changes."""
+        """Start and stop the daemon as its pod comes and goes, until canceled; one that was killed is not started again
+        in the same pod. A start that crash-loops is repeated after a CrashLoopBackOff, which grows with each failure,
+        or as soon as the pod changes."""
         crashes = 0
         while True:
             self._wake.clear()
@@ -129,8 +130,8 @@ class MpsDaemon(Configured):
         return [gpu.index for gpu in self.gpus.look() if gpu.mig_mode != "Enabled"]
 
     def _serve(self, clients: int | None) -> None:
-        """Set the number of clients per GPU, or None if the daemon has stopped. If the number changed, log it and call
-        `on_change`."""
+        """Set `clients`, the number of clients per GPU that the daemon serves, or None if it has stopped. If the number
+        changed, log it and call `on_change`."""
         if clients != self.clients:
             self.clients = clients
             shown = "stopped" if clients is None else f"serves {clients} clients per GPU"

@@ -38,9 +38,10 @@ Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 def simulated_gpus(raw: JSON) -> SimulatedGPUs | None:
-    """Return simulated GPUs for a Node, or None if one of its cards is not in the card table. ANNOTATION_PRODUCTS
-    names the card of each GPU. Without it, all GPUs are of the product that the product label names, and their
-    number is ANNOTATION_GPUS, else GFD's count label, else 1. Raises ValueError if the number is not an integer."""
+    """Return simulated GPUs for a Node, or None if one of its cards is not in the card table or no label names its
+    product. ANNOTATION_PRODUCTS names the card of each GPU. Without it, all GPUs are of the product that the product
+    label names, and their number is ANNOTATION_GPUS, else GFD's count label, else 1. Raises ValueError if the number is
+    not an integer."""
     metadata = raw["metadata"]
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     if several := annotations.get(ANNOTATION_PRODUCTS):
@@ -156,7 +157,8 @@ class SimNode:
 
     def start(self) -> None:
         """Begin the simulation of a new Node: the GPU Operator labels it, and the tasks of its operands, of the MPS
-        daemon and of the DRA driver start."""
+        daemon and, on the DRA stack, of the kubelet plugin start. mig-manager starts later, when `set_mig_manager_pod`
+        names its pod."""
         self._spawn(self._first_labels())
         self._start_operands()
         self._start_pods()
@@ -167,7 +169,8 @@ class SimNode:
             self._kill(key)
 
     def take(self, raw: JSON) -> None:
-        """Store a new version of the Node, and wake the programs that its changes affect."""
+        """Store a version of the Node, and wake the programs that a change of its labels affects. Ignored unless it is
+        newer than the known version."""
         self.object.take(raw)
 
     def set_mig_manager_pod(self, pod: JSON | None) -> None:
@@ -237,7 +240,7 @@ class SimNode:
         self._note_mig_config()
 
     def _wake_operands(self) -> None:
-        """Make the device plugin and GFD check for changes."""
+        """Make the device plugin and GFD check labels, ConfigMaps and ClusterPolicy again."""
         for operand in self.operands:
             operand.wake()
 
@@ -307,7 +310,8 @@ class SimNode:
             )
 
     async def _first_labels(self) -> None:
-        """Write the number of GPUs to the annotation of a Node that lacks it, and then the GPU Operator's labels."""
+        """Write the number of GPUs to the Node's annotation ANNOTATION_GPUS if the Node lacks it, and then the GPU
+        Operator's labels."""
         if ANNOTATION_GPUS not in self.object.annotations:
             await self.object.patch(annotations={ANNOTATION_GPUS: str(self.gpus.count)})
         await self._operator_labels()
@@ -324,7 +328,8 @@ class SimNode:
         await self._gfd.label()
 
     async def _roll_operands(self) -> None:
-        """Replace the pods of the device plugin and GFD with new ones."""
+        """Delete the pods of the device plugin and GFD at once, and start their tasks anew. Until the new pods serve,
+        allocatable is 0; GFD's labels stay unless ClusterPolicy turns GFD off."""
         for operand in self.operands:
             self._kill(operand.name)
             await operand.restart()

@@ -290,7 +290,8 @@ class NodeSoftware:
     # --- inside ------------------------------------------------------------------------------------------
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a task that ends with `run`."""
+        """Start a task and return it. The task is canceled when `run` is, and an error that it raises ends `run`. Call
+        it only while `run` runs."""
         assert self._tasks is not None, "call it while run() runs"
         return self._tasks.create_task(work)
 
@@ -343,8 +344,8 @@ class NodeSoftware:
         )
 
     def _pod_resources(self, node: SimNode) -> PodResources:
-        """Return the kubelet's pod resources for a node's agent: with the devices of each pod if metrics are served,
-        otherwise with counts only."""
+        """Return the kubelet's pod resources for a node's agent: if metrics are served, the node's only Handout, which
+        knows the devices of each pod and outlives the agent; otherwise a record that has counts only."""
         if self.pages is None:
             return PodBookResources(self._book, node.name)
         return self._handouts.setdefault(node.name, Handout(self._book, node.object, node.gpus))
@@ -389,7 +390,7 @@ def _default_mode(node: SimNode) -> None:
 
 
 def _change_reading(change: Change, node: SimNode) -> None:
-    """Change what NVML reports to the agent from now on."""
+    """Make NVML report to the agent what `change` makes of each reading from now on, in place of an earlier change."""
     node.agent_library.change = change
 
 

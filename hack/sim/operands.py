@@ -75,7 +75,8 @@ class Configured:
         return await Readings(self.gpus)(self.gpus.read_as_operand, self.operand)
 
     def _files(self) -> dict[str, str]:
-        """Return the data of the ConfigMap that ClusterPolicy names, by key, as the pod sees it now."""
+        """Return the data of the ConfigMap that ClusterPolicy names, by key, as the pod sees it now; empty if it names
+        none or there is no such ConfigMap."""
         policy, clock = self.cluster.policy, self.cluster.clock
         content = self.cluster.config_maps.content(
             policy.plugin_config, node=self.node.name, pod_started=self._pod_started, now=clock.now()
@@ -248,8 +249,9 @@ class PlayedOperand:
         self._wake.set()
 
     async def run(self) -> None:
-        """Take the steps that `decide` returns, until canceled. After a crash the step is repeated with
-        CrashLoopBackOff. When there is nothing to do, wait for `wake`."""
+        """Take the steps that `decide` returns, until canceled. After a crash the step is repeated with a
+        CrashLoopBackOff. When there is nothing to do, wait for `wake`. Errors of the port other than PluginError and
+        LibraryError pass through."""
         crashes = 0
         while True:
             self._wake.clear()

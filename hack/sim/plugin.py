@@ -61,9 +61,9 @@ class SimPluginConfig:
 
 @lru_cache(maxsize=256)
 def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
-    """Parse a configuration file. Unknown keys are ignored, as by the plugin. If it has both kinds of sharing, both
-    must be valid, and mps counts. `strategy` is ClusterPolicy's mig.strategy, which takes precedence over the file
-    (b.2). Raises PluginError where the plugin would exit with an error."""
+    """Return the parsed configuration file. Unknown keys are ignored, as by the plugin. If it has both kinds of
+    sharing, both must be valid, and mps counts. `strategy` is ClusterPolicy's mig.strategy, which takes precedence over
+    the file (b.2). Raises PluginError where the plugin would exit with an error. Results are cached."""
     try:
         document = to_json(text)
     except GoError as error:
@@ -128,8 +128,9 @@ def _block(value: JSONValue, kind: Literal["mps", "time-slicing"]) -> SimPluginC
 
 
 def _row(value: JSONValue) -> tuple[str, int]:
-    """Return the full name and the number of replicas of one shared resource. A `rename` is checked and otherwise
-    ignored. Raises PluginError if the entry is invalid or has fewer than 2 replicas."""
+    """Return the full name, with NVIDIA's prefix, and the number of replicas of one shared resource. `devices` and
+    `rename` are checked and otherwise ignored. Raises PluginError if the entry is invalid or has fewer than 2 replicas.
+    """
     if not isinstance(value, dict | None):
         raise PluginError(f"cannot unmarshal {value!r} into a map")
     row = value or {}
@@ -165,7 +166,8 @@ def _device_list(value: JSONValue) -> None:
 
 
 def _is_device(value: JSONValue) -> bool:
-    """Whether the value can select a device: an index, a UUID, or null."""
+    """Whether the value can select a device: an integer that is not negative, null, or a string such as `0`, `0:1` or a
+    UUID of a GPU or MIG device."""
     if type(value) is int:
         return 0 <= value < 2**64
     return value is None or (isinstance(value, str) and bool(_DEVICE.fullmatch(value)))
@@ -245,7 +247,8 @@ def advertised(
     gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVersion = "0.20.0"
 ) -> dict[str, int]:
     """Return the number of devices that the plugin registers, replicas included, by resource name. A resource without
-    devices is left out. Raises PluginError where the plugin exits instead (b.6)."""
+    devices is left out. Raises PluginError where the plugin exits instead (b.6): for MPS with MIG or strategy mixed,
+    and for GPUs that strategy single cannot serve."""
     if config.sharing == "mps":
         _refuse_mig(gpus, config)
     counts = Counter(_devices(gpus, config.mig_strategy, version))

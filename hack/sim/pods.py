@@ -116,8 +116,9 @@ class DaemonPods:
         return bool(self._by_node.get(node))
 
     def running(self, node: str) -> JSON | None:
-        """Return the pod whose processes run on the node, or None. Its phase must be Running. A terminating pod has
-        received its SIGTERM and does not count."""
+        """Return the pod whose processes run on the node, or None if there is none. Its phase must be Running. A
+        terminating pod has received its SIGTERM and does not count. If several pods run, the one that was recorded
+        first is returned."""
         for pod in self._by_node.get(node, {}).values():
             if "deletionTimestamp" not in pod["metadata"] and pod.get("status", {}).get("phase") == "Running":
                 return pod

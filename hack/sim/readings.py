@@ -125,8 +125,8 @@ class ChangedReading:
         self.change: Change = ODDITIES["as-it-is"]
 
     def read(self) -> Reading:
-        """Return the changed reading, as Library.read does. Raises the errors of Library.read, and NotLoaded for the
-        oddity `no-nvml`."""
+        """Return the reading of the GPUs as `change` leaves it. Raises the errors of Library.read and of `change`:
+        NotLoaded for the oddity `no-nvml`, and ValueError for `second-model` without GPUs."""
         return self.change(self._gpus.read())
 
 
@@ -147,8 +147,8 @@ def _new_card(reading: Reading) -> Reading:
 
 
 def _other_profiles(reading: Reading) -> Reading:
-    """Return the reading as if profiles of three slices fitted only once and only at their first start, unlike in our
-    table."""
+    """Return the reading as if each profile of three slices fitted only once per GPU, and only at its first start,
+    unlike in our table."""
 
     def changed(model: Model) -> Model:
         """Return the model with its profiles of three slices changed."""

@@ -42,8 +42,8 @@ class NodeLogin:
         return self._token
 
     async def renew(self) -> None:
-        """Drop the cached token, so that the next call requests a new one: the Node may have been replaced by another
-        of the same name."""
+        """Drop the cached token, so that the next call of `token` requests a new one: the Node may have been replaced
+        by another of the same name."""
         self._token = ""
 
 

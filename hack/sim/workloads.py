@@ -58,7 +58,8 @@ class SimWorkload:
     """The name of the scheduler that binds its pods; empty if Workloads binds them."""
 
     def body(self, suffix: str) -> JSON:
-        """Return the manifest of one pod, whose name ends in `suffix`."""
+        """Return the manifest of one pod, NAME-`suffix`, that has no node yet. Its owner is a ReplicaSet of the
+        workload's name, which need not exist."""
         owner = {
             "apiVersion": "apps/v1",
             "kind": "ReplicaSet",
@@ -172,14 +173,16 @@ class Workloads:
             self._wake.set()
 
     def _take_test(self, raw: JSON, gone: bool) -> None:
-        """Store how many pods the ReplicaSet of the operator's test of the scheduler wants, and wake the loop."""
+        """Store the namespace of a ReplicaSet and how many pods it wants, 0 if it is `gone`, and wake the loop. Every
+        ReplicaSet counts as that of the operator's test of device taints, so there must be no other."""
         self._tests = 0 if gone else raw["spec"].get("replicas", 0)
         self._test_namespace = str(raw["metadata"]["namespace"])
         self._wake.set()
 
     async def _play_test(self) -> None:
-        """Play the ReplicaSet of the operator's test: create its pod with a claim to which the device is allocated, or
-        delete both. NotFound and AlreadyExists are ignored."""
+        """Play the ReplicaSet of the operator's test of device taints. If it wants pods and there is none, create one
+        pod, with a claim to which the test's device is allocated; if it wants none, delete its pods with their claims.
+        NotFound and AlreadyExists end the call. Does nothing if the device plugin serves the GPUs."""
         where = self._test_namespace
         pods = [one for one in self._pods.values() if one["metadata"]["name"].startswith(TAINT_TEST)]
         with suppress(NotFound, AlreadyExists):
@@ -203,8 +206,8 @@ class Workloads:
                 await self._client.delete(RESOURCE_CLAIMS, name, uid=raw["metadata"]["uid"], namespace=where)
 
     async def _replace(self) -> None:
-        """Create the pods that each workload lacks, and store them. A terminating pod counts as missing, as it does
-        for a ReplicaSet. AlreadyExists is ignored; the pod is then still missing."""
+        """Create the pods that each workload lacks, and store them. A terminating pod counts as missing, as it does for
+        a ReplicaSet. Surplus pods are not deleted. AlreadyExists is ignored; the pod is then still missing."""
         for (namespace, name), workload in self._wanted.items():
             alive = [pod for pod in self._pods.values() if _belongs(pod, namespace, name) and _alive(pod)]
             for _ in range(workload.replicas - len(alive)):
@@ -216,9 +219,9 @@ class Workloads:
                 self._store(pod)
 
     async def _schedule(self) -> list[JSON]:
-        """Bind every pending pod that fits on a node, store the answers, and return the bound pods. On the DRA stack a
-        pod gets its ResourceClaim before that. NotFound, Conflict and AlreadyExists skip a pod that is gone or was
-        changed meanwhile."""
+        """Bind every pending pod to the first node by name on which it fits, store the answers, and return the bound
+        pods. On the DRA stack a pod gets its ResourceClaim before that. NotFound, Conflict and AlreadyExists skip a pod
+        that is gone or was changed meanwhile; other KubeErrors are raised."""
         bound = []
         used = self._device_counts()
         for pod in self._pending():
