@@ -234,15 +234,16 @@ def layout_hash() -> int:
 
 
 def c_header() -> str:
-    """Return the C header with the same structures, constants and sizes."""
+    """Return the C header for the library: the magic number, the layout's hash, and the same structures, constants and
+    sizes as in this module."""
     head = ["/* Generated from hack/nvmlsim/layout.py. */", "#pragma once", "#include <stdint.h>", ""]
     head += [f"#define SIM_MAGIC 0x{MAGIC:X}ULL", f"#define SIM_LAYOUT_HASH 0x{layout_hash():016X}ULL"]
     return "\n".join([*head, *declarations()])
 
 
 def declarations() -> list[str]:
-    """Return lines of C with the bounds, the enums, and the structures with assertions on their sizes. The hash is
-    computed from these lines."""
+    """Return lines of C with the bounds, the enums, and the structures with assertions on their sizes. `layout_hash`
+    hashes these lines."""
     types: dict[Any, str] = {**_SCALARS, **{kind: f"struct {name}" for name, kind in STRUCTURES}}
     lines = [f"#define SIM_{name} {globals()[name]}" for name in CONSTANTS]
     lines += ["enum { SIM_MEDIA_PLAIN, SIM_MEDIA_EXTENSIONS, SIM_MEDIA_ALL, SIM_MEDIA_NONE };"]

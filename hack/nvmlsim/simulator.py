@@ -84,7 +84,8 @@ def _instance(gpu: layout.SimGpu, instance: layout.SimGpuInstance) -> dict[str, 
 
 
 def _process(process: layout.SimProcess) -> dict[str, Any]:
-    """Return a process as plain data; its memory is None if the driver does not report it."""
+    """Return a process as plain data: GPU, pid, name and the fields of ANY_PROCESS. Its memory is None if the driver
+    does not report it."""
     return {
         **_plain(process, "gpu", "pid", "name", *ANY_PROCESS),
         "memory_mib": None if process.memory_mib == layout.MEMORY_UNKNOWN else process.memory_mib,
@@ -225,24 +226,25 @@ class Simulator:
 
     def set_gpu(self, gpu: int | None, **fields: int | str) -> None:
         """Set fields such as `lost=1`, `busy=1`, `compute_mode=3` or `remap_pending=1` of one GPU, or of all GPUs if
-        `gpu` is None. Raises SimulatorError for an unknown GPU, and the errors of `set_field`; fields before the
-        bad one stay set."""
+        `gpu` is None. Raises SimulatorError for an unknown GPU or field and for a string that is too long, and
+        ValueError for a number that is not an integer. Fields before the bad one stay set."""
         with self._edit() as state:
             for index in self._indexes(state, gpu):
                 for name, value in fields.items():
                     set_field(state.gpus[index], name, value)
 
     def set_machine(self, **fields: int | str) -> None:
-        """Set fields of the machine: `driver_version="470.57.02"`, `driver_loaded=0`, `clients_block=0`. Raises the
-        errors of `set_field`; fields before the bad one stay set."""
+        """Set fields of the machine: `driver_version="470.57.02"`, `driver_loaded=0`, `clients_block=0`. Raises
+        SimulatorError for an unknown field and for a string that is too long, and ValueError for a number that is not
+        an integer. Fields before the bad one stay set."""
         with self._edit() as state:
             for name, value in fields.items():
                 set_field(state, name, value)
 
     def set_profile(self, gpu: int | None, profile: str, **fields: int | str) -> None:
         """Make one GPU, or all if `gpu` is None, report values for a profile that differ from the card table:
-        `set_profile(0, "1g.10gb", id=99)`. Raises SimulatorError for an unknown GPU or a GPU without the profile,
-        and the errors of `set_field`; what was set before the error stays set."""
+        `set_profile(0, "1g.10gb", id=99)`. Raises SimulatorError for an unknown GPU or field and for a GPU without the
+        profile, and ValueError for a number that is not an integer. What was set before the error stays set."""
         with self._edit() as state:
             for index in self._indexes(state, gpu):
                 slot = _find_profile(state.gpus[index], profile)
@@ -369,7 +371,8 @@ class Simulator:
                 _reset_gpu(gpu)
 
     def show(self) -> dict[str, Any]:
-        """Return the machine as plain data, as `machine` does."""
+        """Return the machine as plain data: driver, GPUs with their instances, processes, faults, and the pids of
+        clients, as `machine` does."""
         with self._edit() as state:
             return machine(state)
 

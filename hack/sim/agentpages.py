@@ -1,13 +1,14 @@
-"""The metrics of all agents of SIMULATED nodes on one port: /NODE/metrics, as long as the agent of that node runs.
+"""The metrics of all agents of SIMULATED nodes on one port, and the clock `Lapse`, by which agents that are watched for
+hours run.
 
-GET /lapse returns the time of the agents that run by the SIMULATED clock `Lapse`, in seconds since 1970. Whoever
-scrapes calls /NODE/seen after each scrape, because the clock waits for that. After a call to /NODE/lost the metrics of
-a node are refused with 503, so its scrapes are lost, until /NODE/found is called.
+GET /NODE/metrics returns the metrics of a node's agent as long as that agent runs. GET /lapse returns the time of the
+agents that run by the SIMULATED clock `Lapse`, in seconds since 1970. Whoever scrapes calls /NODE/seen after each
+scrape, because the clock waits for that. After a call to /NODE/lost the metrics of a node are refused with 503, so its
+scrapes are lost, until /NODE/found is called.
 
-The clock advances in steps, for agents that are watched for hours. A step comes when every running agent has made a
-turn since the last step and its page has been reported as seen. So a simulated hour has as many turns and scrapes as a
-real one: it takes less time where the machine keeps up and more where it does not, and no count depends on the speed
-of the machine.
+The clock advances in steps. A step comes when every running agent has made a turn since the last step and its page has
+been reported as seen. So a simulated hour has as many turns and scrapes as a real one: it takes less time where the
+machine keeps up and more where it does not, and no count depends on the speed of the machine.
 """
 
 import threading
@@ -44,7 +45,7 @@ class Lapse:
     threads."""
 
     def __init__(self) -> None:
-        """Create a clock that stands still until the first agent joins."""
+        """Create a clock that begins BEFORE seconds in the past, and stands still until the first agent joins."""
         self._lock = threading.Lock()
         self._at = float(int(datetime.now(UTC).timestamp() - BEFORE))
         self._missing: dict[str, frozenset[str]] = {}
@@ -111,7 +112,7 @@ class Pages(Protocol):
 
 
 class AgentPages:
-    """An HTTP server with a metrics page for each of a thousand agents that run in one process."""
+    """An HTTP server with a metrics page for each agent; all agents run in one process, a thousand in large tests."""
 
     def __init__(self, port: int) -> None:
         """Start to listen on `port` of the loopback address; port 0 takes a free port. Raises OSError if the port is

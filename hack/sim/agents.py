@@ -1,4 +1,5 @@
-"""Clients for the shipped agent loop when a thousand of them run in one process: all share one watch of GPUNodes."""
+"""Clients for the shipped agent loop when many agents run in one process, a thousand in large tests: all share one
+watch of GPUNodes."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable

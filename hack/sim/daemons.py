@@ -117,8 +117,8 @@ class DaemonSetPlayer:
             self._busy.discard(node)
 
     def _body(self, name: str, node: str) -> JSON:
-        """Return the manifest of a pod that is already bound to the node. Its owner is the DaemonSet, with a uid that
-        is made up from the DaemonSet's name."""
+        """Return the manifest of a pod that is already bound to the node, has the label of the DaemonSet's pods, and
+        tolerates TOLERATED. Its owner is the DaemonSet, with a uid that is made up from the DaemonSet's name."""
         owner = {
             "apiVersion": "apps/v1",
             "kind": "DaemonSet",
@@ -155,25 +155,25 @@ class DaemonSetPlayer:
 
 
 def mig_manager_pods(cluster: SimCluster) -> DaemonPods:
-    """Return an empty record for the pods of nvidia-mig-manager-daemonset."""
+    """Return an empty record for the pods of nvidia-mig-manager-daemonset, in the GPU Operator's namespace."""
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MIG_MANAGER, MIG_MANAGER)
 
 
 def agent_pods(cluster: SimCluster) -> DaemonPods:
-    """Return an empty record for the pods of our agent's DaemonSet."""
+    """Return an empty record for the pods of our agent's DaemonSet, in the agent's namespace."""
     return DaemonPods(cluster.settings.agent_namespace, LABEL_AGENT, AGENT)
 
 
 def mps_pods(cluster: SimCluster) -> DaemonPods:
-    """Return an empty record for the pods of the MPS control daemon. In the device-plugin chart these have the
-    plugin's labels."""
+    """Return an empty record for the pods of the MPS control daemon, in the GPU Operator's namespace. On the plain
+    stack their label is that of the device plugin's pods, as in the device-plugin chart."""
     if cluster.settings.plain_config:
         return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_AGENT, PLAIN_PLUGIN)
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MPS_DAEMON, MPS_DAEMON)
 
 
 def dra_pods(cluster: SimCluster) -> DaemonPods:
-    """Return an empty record for the pods of the DRA driver's kubelet plugin."""
+    """Return an empty record for the pods of the DRA driver's kubelet plugin, in the GPU Operator's namespace."""
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_DRA, KUBELET_PLUGIN)
 
 

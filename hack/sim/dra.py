@@ -106,8 +106,8 @@ def _device(name: str, gpu: GPU, own: dict[str, str]) -> JSON:
 
 
 class KubeletPlugin:
-    """Plays gpu-kubelet-plugin on one node, whose pod may be replaced. `run` does nothing until `set_pod` names a new
-    pod."""
+    """Plays gpu-kubelet-plugin on one node, whose pod may be replaced. `run` acts when `set_pod` names another pod, and
+    after a reboot."""
 
     operand = "gpu-kubelet-plugin"
 
@@ -131,9 +131,10 @@ class KubeletPlugin:
         self._started = ""
 
     async def run(self) -> None:
-        """Publish the GPUs' devices once for each new pod that runs, until canceled; later changes of the GPUs are not
-        published. If NVML cannot be read, the start is repeated after a CrashLoopBackOff, which grows with each
-        failure. When there was no pod for WIPED_AFTER, the slice is deleted. KubeErrors are raised as by `_write`."""
+        """Publish the GPUs' devices once for each new pod that runs, and once after a reboot, until canceled; later
+        changes of the GPUs are not published. If NVML cannot be read, the start is repeated after a CrashLoopBackOff,
+        which grows with each failure. When there was no pod for WIPED_AFTER, the slice is deleted. KubeErrors other
+        than Unavailable and Throttled are raised."""
         crashes, clock, times = 0, self._cluster.clock, self._cluster.settings.times
         while True:
             self._wake.clear()
@@ -153,7 +154,7 @@ class KubeletPlugin:
     async def _start(self, uid: str) -> bool:
         """Read the GPUs and publish their devices, and return True. If the pod is no longer the one of this UID after
         the reading, nothing is published, but True is returned, too. Returns False, which is logged, if NVML cannot be
-        read or cannot reach a GPU. KubeErrors are raised as by `_write`."""
+        read or cannot reach a GPU. KubeErrors other than Unavailable and Throttled are raised."""
         await self._cluster.clock.sleep(self._cluster.settings.times.parted)
         try:
             reading = await Readings(self._gpus)(self._gpus.read_as_operand, self.operand)

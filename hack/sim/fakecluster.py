@@ -89,7 +89,7 @@ class FakeCluster:
         return copied(self.store.create(resource, obj, None, with_status=True))
 
     def get(self, resource: Resource, name: str, namespace: str = "") -> JSON:
-        """Return a copy of an object. Raises NotFound."""
+        """Return a copy of an object; without `namespace`, a namespaced object is in `default`. Raises NotFound."""
         return copied(self.store.get(resource, self._key(resource, namespace, name)))
 
     def objects(

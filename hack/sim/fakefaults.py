@@ -159,8 +159,8 @@ class Faults:
         return fault
 
     def crash(self, identity: str, *, before: int | None = None, after: int | None = None) -> None:
-        """Raise Crash before write number `before`, or after write number `after` if that write succeeds, of an
-        identity. Writes are counted from 1 over the life of the cluster. Replaces `on_write`."""
+        """Arrange that write number `before` of an identity raises Crash before it is applied, or write number `after`
+        once it has succeeded. Writes are counted from 1 over the life of the cluster. Replaces `on_write`."""
 
         def hook(write: Write, when: Literal["before", "after"]) -> None:
             """Raise Crash if this is the write and the moment to crash at."""

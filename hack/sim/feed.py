@@ -98,8 +98,8 @@ async def _watch(
 
 
 def _deliver(item: JSON, handler: Handler, known: dict[tuple[str, str], JSON]) -> None:
-    """Call the handler with a new version of an object and store it in `known`. If another object had the same name,
-    that one is delivered as gone first. A version that is already known is ignored."""
+    """Call the handler with a new version of an object and store it in `known`. If an object with another UID had the
+    same name, that one is delivered as gone first. A version that is already known is ignored."""
     before = known.get(_key(item))
     if before is not None and before["metadata"].get("uid") != item["metadata"].get("uid"):
         handler(before, True)

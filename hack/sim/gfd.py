@@ -43,7 +43,8 @@ _LATER_FAMILIES = {(7, 5): "turing", (8, 9): "ada-lovelace"}
 
 
 def owns(label: str) -> bool:
-    """Whether GFD writes this label while it runs, and removes it when it is turned off or crash-loops (b.4)."""
+    """Whether GFD writes a label of this name while it runs, and removes it when it is turned off or crash-loops (b.4).
+    False for the labels of the GPU Operator, mig-manager and ours."""
     return _OWNED.fullmatch(label) is not None
 
 
@@ -115,7 +116,7 @@ def _constant(model: Model) -> dict[str, str]:
 
 def _sharing(config: SimPluginConfig, resource: str) -> tuple[int, str, str]:
     """Return (number of replicas, sharing strategy, product suffix) of a resource, or (1, "none", "") if it is not
-    shared."""
+    shared. The suffix of a shared one is `-SHARED`, or empty if the configuration renames the resource."""
     replicas = (config.replicas or {}).get(resource)
     if replicas is None:
         return 1, "none", ""

@@ -133,7 +133,7 @@ class _GPU:
 
     @property
     def mig_capable(self) -> bool:
-        """Whether the card has MIG."""
+        """Whether the card has MIG, by the profiles in the card table."""
         return bool(self.card.profiles)
 
     @property
@@ -218,7 +218,7 @@ class SimulatedGPUs:
         self._hang.begin()
 
     def unhang(self) -> None:
-        """End the hang, so that every blocked reading returns."""
+        """End the hang, so that every blocked reading goes on: it returns, or raises the error set by `fail`."""
         self._hang.end()
 
     def contain(self, *, mig: bool = True, host_pid: bool = True) -> None:
@@ -230,7 +230,7 @@ class SimulatedGPUs:
             self._container = Container(mig, host_pid, devices)
 
     def fail(self, error: LibraryError | None) -> None:
-        """Make every reading raise this error from now on; None ends that."""
+        """Make every reading raise this error from now on; None ends that. `look` does not raise it."""
         self._failure = error
 
     # --- the driver's side: what mig-manager, workloads and MPS do -------------------------------------
@@ -478,7 +478,7 @@ def _observed(gpu: _GPU) -> GPU:
 
 
 def _model(gpu: _GPU) -> Model:
-    """Return the model of a GPU as an agent with all rights reports it."""
+    """Return the model of a GPU as an agent with all rights reports it, except that `virtualization` is Unknown."""
     card = gpu.card
     needs_reset: Literal["Live", "Reset"] = "Reset" if mig_mode_needs_reset(card) else "Live"
     return Model(

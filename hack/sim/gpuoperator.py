@@ -56,9 +56,10 @@ class ClusterPolicy:
 
 
 def default_policy(settings: SimSettings) -> ClusterPolicy:
-    """Return the settings that apply before any ClusterPolicy is seen. On the plain stack, which has no ClusterPolicy,
-    they name the ConfigMaps of the simulation settings and are marked as `plain`. So they do on the DRA stack with a
-    mig-manager of its own (`plain_mig`), where only that mig-manager runs."""
+    """Return the settings that apply before any ClusterPolicy is seen; with the GPU Operator these are the defaults,
+    `ClusterPolicy()`. On the plain stack, and on the DRA stack with a mig-manager of its own (`plain_mig`), they are
+    marked as `plain` and name the ConfigMaps of the simulation settings. On that DRA stack, all operands that can be
+    turned off are off, except mig-manager."""
     config, mig_config = settings.plain_config, settings.plain_mig
     if not config and not (settings.dra and mig_config):
         return ClusterPolicy()

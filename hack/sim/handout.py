@@ -88,7 +88,7 @@ class Handout:
         self._gpus.add_process(index, "python3", pid, device)
 
     def _end(self, uid: str) -> None:
-        """Free the devices of an ended pod, and end its process if it has one."""
+        """Free the devices of a pod that has ended. If it has a process, end that too, and remove its use from `uses`."""
         del self._assigned[uid]
         if (pid := self._pids.pop(uid, None)) is not None:
             self._gpus.remove_process(pid)

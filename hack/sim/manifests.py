@@ -1,4 +1,5 @@
-"""The DaemonSets whose pods the simulators watch, for a control plane with real controllers and kwok."""
+"""The DaemonSets whose pods the simulators watch, and the DRA driver's DeviceClasses, for a control plane with real
+controllers and kwok."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

@@ -275,7 +275,7 @@ class MigManager:
         )
 
     async def _state(self, state: str) -> None:
-        """Log the state and write it to the Node."""
+        """Log the state and write it to the Node's label nvidia.com/mig.config.state."""
         self._port.log(f"mig-manager: {state}")
         await self._port.patch_labels({LABEL_MIG_STATE: state})
 

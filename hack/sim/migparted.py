@@ -52,7 +52,8 @@ class Entry:
     target: Target
 
     def matches(self, gpu: GPU) -> bool:
-        """Whether this item selects the GPU."""
+        """Whether this item selects the GPU, by its index and by the PCI device id of its product. The MIG mode does
+        not matter."""
         if self.devices is not None and gpu.index not in self.devices:
             return False
         return not self.filters or pci_device_id(gpu.product) in self.filters
@@ -144,7 +145,7 @@ def _generated(products: tuple[str, ...]) -> str:
 
 def pci_device_id(product: str) -> str:
     """Return the PCI device id of a product, or the first id of its card if the table does not say which id belongs to
-    which product. Returns an empty string if the table has no id for it."""
+    which product. Returns an empty string if the table does not know the product or has no id for its card."""
     card = find_card(product)
     if card is None or not card.pci_device_ids:
         return ""
@@ -153,7 +154,8 @@ def pci_device_id(product: str) -> str:
 
 
 def _render(layout: Target) -> dict[str, Any]:
-    """Return an item of the file that gives this layout to all devices of a node."""
+    """Return an item of the file for all devices of a node: `mig-enabled: false` if the layout is None, and otherwise
+    MIG on with the layout's profiles and counts."""
     if layout is None:
         return {"devices": "all", "mig-enabled": False}
     return {"devices": "all", "mig-enabled": True, "mig-devices": dict(layout)}

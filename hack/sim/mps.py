@@ -62,9 +62,9 @@ class MpsDaemon(Configured):
         self._started = ""
 
     async def run(self) -> None:
-        """Start and stop the daemon as its pod comes and goes, until canceled; one that was killed is not started again
-        in the same pod. A start that crash-loops is repeated after a CrashLoopBackOff, which grows with each failure,
-        or as soon as the pod changes."""
+        """Start and stop the daemon as its pod comes and goes, until canceled. A daemon that was killed starts again
+        only in a new pod or after a reboot. A start that crash-loops is repeated after a CrashLoopBackOff, which grows
+        with each failure, or as soon as the pod changes."""
         crashes = 0
         while True:
             self._wake.clear()

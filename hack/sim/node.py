@@ -185,11 +185,13 @@ class SimNode:
             self._start_mig_manager()
 
     def set_mps_pod(self, pod: JSON | None) -> None:
-        """Set the pod of the MPS control daemon that runs on this node now, or None."""
+        """Set the pod of the MPS control daemon that runs on this node now, or None. If its UID differs, the daemon
+        stops or starts in the background."""
         self.mps.set_pod(_uid(pod) or "")
 
     def set_kubelet_plugin_pod(self, pod: JSON | None) -> None:
-        """Set the pod of the DRA driver's kubelet plugin that runs on this node now, or None."""
+        """Set the pod of the DRA driver's kubelet plugin that runs on this node now, or None. A pod with another UID
+        publishes the devices in the background; only the DRA stack plays the plugin."""
         self.kubelet_plugin.set_pod(_uid(pod) or "")
 
     def policy_changed(self, *, plugin: bool, mig: bool) -> None:
@@ -322,8 +324,8 @@ class SimNode:
         await self.object.patch(operator_labels(self.object.labels, self.cluster.policy, mig_capable=capable))
 
     async def _label_later(self) -> None:
-        """Wait for one interval of GFD's loop, and then let GFD label the node. Raises as `FeatureDiscovery.label`
-        does, which ends the simulation."""
+        """Wait for one interval of GFD's loop, and then let GFD label the node, if it runs. Raises PluginError or
+        LibraryError if that fails, which ends the simulation."""
         await self.cluster.clock.sleep(self.cluster.settings.times.gfd_loop)
         await self._gfd.label()
 

@@ -72,7 +72,8 @@ class NodeObject:
         annotations: Mapping[str, str | None] | None = None,
     ) -> None:
         """Change labels and annotations; a value of None removes one. Makes no call if both arguments are empty, but
-        makes one even if nothing would change. Errors are handled as in `_write`."""
+        makes one even if nothing would change. Unavailable and Throttled are retried, and NotFound is ignored; other
+        KubeErrors are raised."""
         metadata = {"labels": dict(labels or {}), "annotations": dict(annotations or {})}
         metadata = {key: value for key, value in metadata.items() if value}
         if metadata:

@@ -197,8 +197,8 @@ class NodeSoftware:
 
     def _take_node(self, raw: JSON, gone: bool) -> None:
         """Add, update or stop the simulation of a Node, let the DaemonSet players create or delete its pods, and start
-        to inject the faults that its annotation requests. A Node with unknown cards is ignored. Raises as
-        `add_node` does."""
+        to inject the faults that its annotation requests. A Node with unknown cards is ignored. Raises ValueError if
+        the Node states a number of GPUs that is not an integer."""
         name = raw["metadata"]["name"]
         node = self.nodes.get(name)
         if gone:

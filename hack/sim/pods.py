@@ -33,8 +33,8 @@ class PodBook:
         self._by_node: dict[str, dict[str, DeviceHolder]] = {}
 
     def take(self, pod: JSON, gone: bool) -> None:
-        """Record a version of a pod, or remove it if it is `gone` or holds no devices. Pods without a node are
-        ignored. Raises ValueError if its memory annotation is not an integer."""
+        """Record a version of a pod, or remove the pod if it is `gone` or holds no devices; only a Running pod holds
+        any. Pods without a node are ignored. Raises ValueError if its memory annotation is not an integer."""
         node, uid = (pod.get("spec") or {}).get("nodeName"), pod["metadata"]["uid"]
         if not node:
             return
@@ -68,7 +68,8 @@ class PodBookResources:
         self._node = node
 
     async def read(self) -> Holdings:
-        """Return what the kubelet reports. Never raises."""
+        """Return how many devices the pods of the node use and how many pods use any, as `PodBook.holdings` does. Never
+        raises."""
         return self._book.holdings(self._node)
 
 

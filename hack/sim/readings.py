@@ -1,12 +1,11 @@
-"""How the SIMULATED programs of a node call NVML: without a thread, because a reading of simulated GPUs takes
-microseconds.
+"""How the SIMULATED programs of a node call NVML, and how a reading can be changed on its way to the agent.
 
-A thread for each reading, as with a real library, would cost more than the reading, and its timing would depend on the
-machine. Only a reading that hangs on purpose gets a thread. While it hangs it counts as an open NVML client, so the
-driver refuses the changes that it refuses while any client is open.
+They call it without a thread, because a reading of simulated GPUs takes microseconds. A thread for each reading, as
+with a real library, would cost more than the reading, and its timing would depend on the machine. Only a reading that
+hangs on purpose gets a thread. While it hangs it counts as an open NVML client, so the driver refuses the changes that
+it refuses while any client is open.
 
-A reading can also be changed on its way to the agent (ODDITIES), to simulate drivers and cards that differ from our
-table.
+A reading is changed (ODDITIES) to simulate drivers and cards that differ from our table.
 """
 
 import asyncio

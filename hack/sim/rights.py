@@ -51,15 +51,17 @@ class AgentClients:
     """One client for the agent of each node. Use `async with`, which closes the clients."""
 
     def __init__(self, kubeconfig: Path, account: str) -> None:
-        """Open the API with `kubeconfig`, whose user must be allowed to request tokens for `account`. Raises as
-        `open_api` does."""
+        """Open the API with `kubeconfig`, whose user must be allowed to request tokens for `account`
+        (`namespace/name`). Raises KubeconfigError if the file does not exist or its user logs in by means that
+        `open_api` does not support, and the untranslated errors of a file with other flaws, such as KeyError."""
         self._api = open_api(kubeconfig)
         self._tls = ssl.create_default_context(cadata=self._api.ca_pem)
         self._account = account
         self._clients: dict[str, HttpClient] = {}
 
     def __call__(self, node: str) -> HttpClient:
-        """Return the client of the agent on this node, which the first call for the node creates."""
+        """Return the client of the agent on this node. It is created by the first call for the node, and kept until the
+        end of the `async with` block; no request is made."""
         if node not in self._clients:
             login = NodeLogin(self._api, self._tls, self._account, node)
             self._clients[node] = HttpClient(login, name="gpusharing-agent")
@@ -70,7 +72,7 @@ class AgentClients:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close all clients and the API."""
+        """Close all clients that were created, and the API."""
         for client in self._clients.values():
             await client.close()
         self._api.close()

@@ -39,7 +39,7 @@ START_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class SimWorkload:
-    """A number of identical pods that each request GPUs, as a ReplicaSet maintains them."""
+    """A number of identical pods, as a ReplicaSet maintains them, each of which may request GPUs."""
 
     name: str
     replicas: int
@@ -292,9 +292,9 @@ class Workloads:
         )
 
     def _allocate(self, pod: JSON, request: Counter[str], name: str) -> list[JSON] | None:
-        """Return the devices of the node `name` that a pod with this request would get: those of its claim's class,
-        and those of the classes that serve its extended resources. Empty if it requests none, None if it does not
-        fit. Only called on the DRA stack."""
+        """Return the devices of the node `name` that a pod with this request would get: those of its claim's class, and
+        those of the classes that serve its extended resources. Empty if it requests none. None if too few are free, or
+        if no class serves a resource. Only called on the DRA stack."""
         assert self._devices is not None, "on the DRA stack"
         wanted = {row["name"]: 1 for row in pod["spec"].get("resourceClaims") or ()}
         for resource, number in request.items():
