@@ -79,8 +79,9 @@ class AgentAPI(PassingClient):
         return {"metadata": {"resourceVersion": version}, "items": [node] if node else []}
 
     def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Watch the agent's own GPUNode in the shared watch, from the `resourceVersion` that the request must name;
-        the filters of the request are ignored. Raises Expired as `SharedGPUNodes.changes` does."""
+        """Watch the agent's own GPUNode in the shared watch, from the `resourceVersion` that the request must name; the
+        filters of the request are ignored. Raises Expired if there is no such GPUNode, unless the version is
+        NOTHING_LISTED, and if the store was restored from a backup."""
         return self._shared.changes(self._name, request.query["resourceVersion"])
 
 

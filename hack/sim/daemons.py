@@ -165,8 +165,8 @@ def agent_pods(cluster: SimCluster) -> DaemonPods:
 
 
 def mps_pods(cluster: SimCluster) -> DaemonPods:
-    """Return an empty record for the pods of the MPS control daemon, in the GPU Operator's namespace. On the plain
-    stack their label is that of the device plugin's pods, as in the device-plugin chart."""
+    """Return an empty record for the pods of the MPS control daemon, in the GPU Operator's namespace. With NVIDIA's
+    device-plugin chart (`plain_config`), which gives the plugin's labels to these pods too, that label selects them."""
     if cluster.settings.plain_config:
         return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_AGENT, PLAIN_PLUGIN)
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MPS_DAEMON, MPS_DAEMON)
@@ -179,7 +179,7 @@ def dra_pods(cluster: SimCluster) -> DaemonPods:
 
 def played_daemon_sets(settings: SimSettings) -> tuple[tuple[str, str], ...]:
     """Return (name, namespace) of each DaemonSet whose pods the `players` may create: mig-manager's and the MPS
-    daemon's on every stack, the DRA driver's on its stack, and the agent's if the settings turn agents on. The caller
+    daemon's always, the DRA driver's if the settings have `dra`, and the agent's if they turn agents on. The caller
     must create the DaemonSets, otherwise their pods would be orphans."""
     operator = settings.gpu_operator_namespace
     sets: tuple[tuple[str, str], ...] = ((MIG_MANAGER_SET, operator), (MPS_DAEMON, operator))
@@ -198,8 +198,8 @@ def players(
 ) -> tuple[DaemonSetPlayer, ...]:
     """Return one player for each simulated DaemonSet, or an empty tuple if real controllers create the pods
     (`play_daemon_sets` is off). `mig`, `mps`, `dra` and `agents` record the pods of the DaemonSets. The agents have a
-    player only if the settings turn them on, mig-manager on the plain stack only if `plain_mig` is set, and a kubelet
-    plugin only on the DRA stack."""
+    player only if the settings turn them on, a kubelet plugin only with `dra`, and mig-manager only with the GPU
+    Operator or with `plain_mig`."""
     if not cluster.settings.play_daemon_sets:
         return ()
     plain = bool(cluster.settings.plain_config)

@@ -57,9 +57,9 @@ class ClusterPolicy:
 
 def default_policy(settings: SimSettings) -> ClusterPolicy:
     """Return the settings that apply before any ClusterPolicy is seen; with the GPU Operator these are the defaults,
-    `ClusterPolicy()`. On the plain stack, and on the DRA stack with a mig-manager of its own (`plain_mig`), they are
-    marked as `plain` and name the ConfigMaps of the simulation settings. On that DRA stack, all operands that can be
-    turned off are off, except mig-manager."""
+    `ClusterPolicy()`. With `plain_config` (NVIDIA's device-plugin chart), and with both `dra` and `plain_mig`, they are
+    marked as `plain` and name the ConfigMaps of the simulation settings. Without `plain_config`, all operands that can
+    be turned off are then off, except mig-manager."""
     config, mig_config = settings.plain_config, settings.plain_mig
     if not config and not (settings.dra and mig_config):
         return ClusterPolicy()
@@ -113,7 +113,8 @@ def operator_labels(
 
     If `sandboxes` is set and the node's workload (LABEL_WORKLOAD_CONFIG, or else the policy's `workload`) is not
     `container`, the GPUs are for virtual machines. Then the labels of operands for containers are removed instead
-    (value None), and nvidia.com/gpu.present is always set. On the plain stack the result is empty.
+    (value None), and nvidia.com/gpu.present is always set. The result is empty if the policy is `plain`, because there
+    is no GPU Operator.
     """
     if policy.plain:
         return {}

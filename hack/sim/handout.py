@@ -41,9 +41,9 @@ class Handout:
         self._next_pid = count(FIRST_PID)
 
     async def read(self) -> Holdings:
-        """Assign devices to new pods and free the devices of ended ones. Returns how many devices the pods use, by the
-        record of pods, the device ids that are assigned to each pod (none while too few are free), and all
-        advertised device ids. Raises ValueError as `_allocatable` does, and nothing else."""
+        """Assign devices to new pods and start their processes, and free the devices of ended ones. Returns how many
+        devices the pods use, by the record of pods, the device ids that are assigned to each pod (none while too few
+        are free), and all advertised device ids. Raises ValueError if an allocatable number is not an integer."""
         pods = self._book.pods(self._node.name)
         advertised = advertised_ids(self._gpus.look(), _allocatable(self._node))
         for uid in self._assigned.keys() - pods.keys():
@@ -88,7 +88,7 @@ class Handout:
         self._gpus.add_process(index, "python3", pid, device)
 
     def _end(self, uid: str) -> None:
-        """Free the devices of a pod that has ended. If it has a process, end that too, and remove its use from `uses`."""
+        """Free the devices of a pod that has ended. If it has a process, end it and remove its use from `uses`."""
         del self._assigned[uid]
         if (pid := self._pids.pop(uid, None)) is not None:
             self._gpus.remove_process(pid)

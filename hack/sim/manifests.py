@@ -75,14 +75,14 @@ def dra_daemon_set(settings: SimSettings) -> JSON:
 
 
 async def install(client: KubeClient, settings: SimSettings) -> list[str]:
-    """Create the DaemonSets that are missing, and return the created ones as namespace/name. On the DRA stack the
+    """Create the DaemonSets that are missing, and return the created ones as namespace/name. With `settings.dra` the
     DeviceClasses of the driver's chart are created, too. KubeErrors pass through, except AlreadyExists and the NotFound
     of ClusterPolicies that are not served.
 
     The agent's DaemonSet is usually created by our chart: a substitute is created only if `settings.agents` is set and
-    there is none. Without a ClusterPolicy, the MPS DaemonSet has no owner, which the garbage collector would miss, and
-    its pods have no config-manager. On the plain stack the DaemonSets of NVIDIA's chart and of mig-manager are the
-    caller's to create.
+    there is none. Without a ClusterPolicy, the MPS DaemonSet has no owner, because the garbage collector deletes what
+    has an owner that does not exist, and its pods have no config-manager. With `settings.plain_config` the DaemonSets
+    of NVIDIA's chart and of mig-manager are not created: they are the caller's.
     """
     gpu_operator_namespace, agent_namespace = settings.gpu_operator_namespace, settings.agent_namespace
     try:

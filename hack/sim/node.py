@@ -157,8 +157,8 @@ class SimNode:
 
     def start(self) -> None:
         """Begin the simulation of a new Node: the GPU Operator labels it, and the tasks of its operands, of the MPS
-        daemon and, on the DRA stack, of the kubelet plugin start. mig-manager starts later, when `set_mig_manager_pod`
-        names its pod."""
+        daemon and, if NVIDIA's DRA driver serves the GPUs, of the kubelet plugin start. mig-manager starts later, when
+        `set_mig_manager_pod` names its pod."""
         self._spawn(self._first_labels())
         self._start_operands()
         self._start_pods()
@@ -190,8 +190,8 @@ class SimNode:
         self.mps.set_pod(_uid(pod) or "")
 
     def set_kubelet_plugin_pod(self, pod: JSON | None) -> None:
-        """Set the pod of the DRA driver's kubelet plugin that runs on this node now, or None. A pod with another UID
-        publishes the devices in the background; only the DRA stack plays the plugin."""
+        """Set the pod of the DRA driver's kubelet plugin that runs on this node now, or None. If the settings have
+        `dra`, a pod with another UID publishes the devices in the background."""
         self.kubelet_plugin.set_pod(_uid(pod) or "")
 
     def policy_changed(self, *, plugin: bool, mig: bool) -> None:
@@ -257,7 +257,7 @@ class SimNode:
             self._tasks[operand.name] = self._spawn(operand.run())
 
     def _start_pods(self) -> None:
-        """Start the tasks of the MPS control daemon and, on the DRA stack, of the kubelet plugin."""
+        """Start the tasks of the MPS control daemon and, if the settings have `dra`, of the kubelet plugin."""
         self._tasks[self.mps.operand] = self._spawn(self.mps.run())
         if self.cluster.settings.dra:
             self._tasks[self.kubelet_plugin.operand] = self._spawn(self.kubelet_plugin.run())
@@ -319,7 +319,8 @@ class SimNode:
         await self._operator_labels()
 
     async def _operator_labels(self) -> None:
-        """Make the label changes that the GPU Operator would make on this Node; none on the plain stack."""
+        """Make the label changes that the GPU Operator would make on this Node; none if there is no GPU Operator
+        (`plain`)."""
         capable = any(self.gpus.card(index).profiles for index in range(self.gpus.count))
         await self.object.patch(operator_labels(self.object.labels, self.cluster.policy, mig_capable=capable))
 

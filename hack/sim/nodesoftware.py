@@ -130,8 +130,8 @@ class NodeSoftware:
 
     async def _run(self) -> None:
         """Start the watches and wait until canceled. ConfigMaps and ClusterPolicies come first. Once these are
-        complete, pods and nodes follow, with GPUNodes if the settings turn agents on, and with DaemonSets unless on
-        the plain stack. Raises an ExceptionGroup if a task fails."""
+        complete, pods and nodes follow, with GPUNodes if the settings turn agents on, and with DaemonSets if there is a
+        GPU Operator (not `plain`). Raises an ExceptionGroup if a task fails."""
         client, log = self._cluster.client, self._cluster.log
         namespace = self.settings.gpu_operator_namespace
         async with asyncio.TaskGroup() as self._tasks:
@@ -221,8 +221,9 @@ class NodeSoftware:
 
     def _take_pod(self, pod: JSON, gone: bool) -> None:
         """Pass a pod on to everything that it concerns: the record of device holders, mig-manager, the MPS daemon, the
-        DRA driver, the agent and the DaemonSet players. A kubelet does not list devices of DRA with those of device
-        plugins, so on that stack the record stays empty."""
+        DRA driver, the agent and the DaemonSet players. With `dra` the record stays empty, because a kubelet does not
+        list DRA's devices with those of device plugins. Raises ValueError if the pod's memory annotation is not an
+        integer."""
         if not self.settings.dra:
             self._book.take(pod, gone)
         name = self._mig_pods.take(pod, gone)
@@ -253,8 +254,9 @@ class NodeSoftware:
         self._cluster.config_maps.put(name, None if gone else raw, now)
 
     def _take_cluster_policy(self, raw: JSON, gone: bool) -> None:
-        """Store a ClusterPolicy, and notify all nodes and DaemonSet players if the relevant settings changed. Ignored
-        on the plain stack."""
+        """Store a ClusterPolicy, or forget it if it is `gone`. If that changes settings that affect the operands or
+        mig-manager, restart the affected programs on all nodes, and let the DaemonSet players create or delete pods.
+        Ignored if there is no GPU Operator (`plain`)."""
         if self._cluster.policy.plain:
             return
         name = raw["metadata"]["name"]

@@ -220,8 +220,8 @@ class Workloads:
 
     async def _schedule(self) -> list[JSON]:
         """Bind every pending pod to the first node by name on which it fits, store the answers, and return the bound
-        pods. On the DRA stack a pod gets its ResourceClaim before that. NotFound, Conflict and AlreadyExists skip a pod
-        that is gone or was changed meanwhile; other KubeErrors are raised."""
+        pods. If DRA serves the GPUs, a pod gets its ResourceClaim before that. NotFound, Conflict and AlreadyExists
+        skip a pod that is gone or was changed meanwhile; other KubeErrors are raised."""
         bound = []
         used = self._device_counts()
         for pod in self._pending():
@@ -274,8 +274,8 @@ class Workloads:
 
     def _fits(self, pod: JSON, request: Counter[str], name: str, used: dict[str, Counter[str]]) -> bool:
         """Whether the scheduler may bind a pod with this request to the known node `name`, by cordon, taints, node
-        selector and free GPU resources, or free devices on the DRA stack. `used` holds the resources in use, by node.
-        Other resources, affinity and the node's readiness are ignored."""
+        selector and free GPU resources, or by free devices if DRA serves the GPUs. `used` holds the resources in use,
+        by node. Other resources, affinity and the node's readiness are ignored."""
         node = self._nodes[name]
         labels = node["metadata"].get("labels") or {}
         cordoned = node.get("spec", {}).get("unschedulable") and not self._view(pod).tolerates_cordon
@@ -294,7 +294,7 @@ class Workloads:
     def _allocate(self, pod: JSON, request: Counter[str], name: str) -> list[JSON] | None:
         """Return the devices of the node `name` that a pod with this request would get: those of its claim's class, and
         those of the classes that serve its extended resources. Empty if it requests none. None if too few are free, or
-        if no class serves a resource. Only called on the DRA stack."""
+        if no class serves a resource. Only called if DRA serves the GPUs."""
         assert self._devices is not None, "on the DRA stack"
         wanted = {row["name"]: 1 for row in pod["spec"].get("resourceClaims") or ()}
         for resource, number in request.items():
