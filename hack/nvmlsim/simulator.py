@@ -243,8 +243,9 @@ class Simulator:
 
     def set_profile(self, gpu: int | None, profile: str, **fields: int | str) -> None:
         """Make one GPU, or all if `gpu` is None, report values for a profile that differ from the card table:
-        `set_profile(0, "1g.10gb", id=99)`. Raises SimulatorError for an unknown GPU or field and for a GPU without the
-        profile, and ValueError for a number that is not an integer. What was set before the error stays set."""
+        `set_profile(0, "1g.10gb", id=99)`. Raises SimulatorError for an unknown GPU or field, a GPU without the profile
+        or a string that is too long, and ValueError for a number that is not an integer. What was set before the error
+        stays set."""
         with self._edit() as state:
             for index in self._indexes(state, gpu):
                 slot = _find_profile(state.gpus[index], profile)
