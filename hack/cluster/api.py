@@ -85,7 +85,7 @@ class Api:
         self.close()
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections. The client can still be used, and opens new ones."""
         with self._lock:
             for _, connection in self._idle:
                 connection.close()
@@ -121,24 +121,27 @@ class Api:
 
     def get(self, path: str, **query: str) -> Any:
         """GET an object or a list, or a plain string from paths such as /readyz. `query` are the query parameters.
-        Raises as `request` does."""
+        Raises ApiError for status 400 or above, OSError if the server does not answer, and HTTPException for an
+        incomplete answer."""
         return self.request("GET", path, **query)
 
     def list(self, path: str, **query: str) -> list[Object]:
         """GET a collection in a single request and return its items: all of them, unless `query` has a limit. Raises
-        as `request` does."""
+        ApiError for status 400 or above, OSError if the server does not answer, and HTTPException for an incomplete
+        answer."""
         items: list[Object] = self.get(path, **query)["items"]
         return items
 
     def create(self, path: str, manifest: Object) -> Object:
-        """POST an object to a collection or a subresource, and return it as the server stored it. Raises ApiError with
-        status 409 if an object of this name exists, and as `request` does."""
+        """POST an object to a collection or a subresource, and return it as the server stored it. Raises ApiError, with
+        status 409 if an object of this name exists, OSError if the server does not answer, and HTTPException for an
+        incomplete answer."""
         created: Object = self.request("POST", path, manifest)
         return created
 
     def ensure(self, path: str, manifest: Object) -> None:
-        """POST an object to a collection. If an object of the same name exists (status 409), it is left unchanged.
-        Other ApiErrors are raised."""
+        """POST an object to a collection. If the server answers 409, because an object of the same name exists, that
+        object is left unchanged. Other ApiErrors are raised, and so are OSError and HTTPException."""
         try:
             self.create(path, manifest)
         except ApiError as error:
@@ -146,15 +149,16 @@ class Api:
                 raise
 
     def merge_patch(self, path: str, patch: Object) -> Object:
-        """PATCH an object with a JSON merge patch, in which null removes a key, and return the object as stored.
-        Raises as `request` does."""
+        """PATCH an object with a JSON merge patch, in which null removes a key, and return the object as stored. Raises
+        ApiError, with status 404 if there is no such object, OSError if the server does not answer, and HTTPException
+        for an incomplete answer."""
         patched: Object = self.request("PATCH", path, patch, MERGE_PATCH)
         return patched
 
     def apply(self, path: str, manifest: Object, manager: str = "gpusharing-dev") -> Object:
         """Create or change an object by server-side apply, with conflicts forced, and return the object as stored.
         Fields that are not in `manifest` stay as they are, unless only `manager` had applied them: then they are
-        removed. Raises as `request` does."""
+        removed. Raises ApiError, OSError and HTTPException, as `request` does."""
         applied: Object = self.request(
             "PATCH", path, manifest, APPLY_PATCH, fieldManager=manager, force="true"
         )
@@ -162,7 +166,8 @@ class Api:
 
     def delete(self, path: str, options: Object | None = None) -> Any:
         """DELETE an object or a collection, with `options` (DeleteOptions) as the body, and return the answer. Raises
-        ApiError with status 404 if there is no such object, and as `request` does."""
+        ApiError, with status 404 if there is no such object, OSError if the server does not answer, and HTTPException
+        for an incomplete answer."""
         return self.request("DELETE", path, options)
 
     def changes(
@@ -190,8 +195,9 @@ class Api:
 
     @contextmanager
     def _connection(self) -> Iterator[http.client.HTTPSConnection]:
-        """Yield a connection for one request, an idle one if there is one, and keep it for later requests. After any
-        error it is closed instead, because the rest of a response may still be in it."""
+        """Yield a connection for one request, and keep it for later requests. An idle one is used if there is one; it
+        is reopened if it has been idle for more than IDLE_SECONDS. After any error the connection is closed and not
+        kept, because the rest of a response may still be in it."""
         with self._lock:
             used, connection = self._idle.pop() if self._idle else (0.0, self._new_connection())
         if time.monotonic() - used > IDLE_SECONDS:

@@ -38,7 +38,7 @@ class AuditedRequest:
 
     @property
     def is_write(self) -> bool:
-        """Whether the verb may change an object."""
+        """Whether the verb is any other than get, list and watch."""
         return self.verb not in READS
 
 

@@ -27,9 +27,10 @@ EXPECTED = (UnavailableError, ComponentError, KubeconfigError, kind.KindError, T
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one verb and return the exit status: 0 if it succeeded, or 1 after an error of EXPECTED, whose message is
-    printed to stderr. Other errors are raised, such as an ApiError. Exits with status 2 if the arguments cannot be
-    parsed, as argparse does."""
+    """Run the verb `up`, `down` or `kubeconfig`, which prints the path of the kubeconfig, and return the exit status:
+    0, or 1 after one of the EXPECTED errors (KindError, ComponentError, KubeconfigError, UnavailableError,
+    TimeoutError), whose message is printed to stderr. Other errors, such as an ApiError, are raised. Exits with status
+    2 if the arguments cannot be parsed."""
     options = _parser().parse_args(arguments)
     try:
         if options.verb == "up":
@@ -45,9 +46,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def up(count: int, driver: str) -> None:
-    """Start the user's one development cluster with `count` simulated nodes and print the line that sets KUBECONFIG.
-    If a cluster is running already, it is kept with its nodes, and `count` and `driver` are ignored. Raises as
-    `find_running`, `_create` and `_populate` do; a cluster that could not be populated keeps running."""
+    """Start the user's one development cluster with `count` simulated nodes and print the line that sets KUBECONFIG. If
+    a cluster is running already, it is kept with its nodes, and `count` and `driver` are ignored. Raises the EXPECTED
+    errors, ApiError, and ValueError or TypeError if the record of a cluster is damaged. A cluster that could not be
+    populated keeps running."""
     directory = cluster_directory()
     with _locked(directory.with_suffix(".lock")):
         running = find_running(directory)
@@ -111,14 +113,16 @@ def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
 
 
 def cluster_directory() -> Path:
-    """Return the folder of the one cluster that `up` creates. The folder need not exist."""
+    """Return the folder of the one cluster that `up` creates. The folder need not exist; our state folder above it is
+    created if it is missing."""
     return private_directory(state_root()).resolve() / "cluster"
 
 
 def find_running(directory: Path) -> Api | None:
     """Return a client for the cluster in `directory` if all its programs run and the API server answers, or None if no
-    cluster is recorded there. Otherwise say why it is unusable, stop what is left of it, remove its files, and
-    return None. Raises as `state.read` and `open_api` do."""
+    cluster is recorded there. Otherwise say why it is unusable, stop what is left of it, remove its files, and return
+    None. Raises ValueError or TypeError if the record is damaged, and KubeconfigError if all programs run but the
+    kubeconfig is missing."""
     record = state.read(directory)
     if record is None:
         return None
@@ -154,8 +158,8 @@ def _create(directory: Path, driver: str) -> Api:
 
 def _populate(api: Api, count: int) -> None:
     """Install the CRDs, namespaces and a ClusterPolicy, create `count` simulated nodes, and wait until the nodes are
-    Ready. Raises TimeoutError if some are not Ready after 30 s plus 1 s for every 20 nodes, and as `install_all`
-    and `create_nodes` do."""
+    Ready. Raises TimeoutError if a CRD is not served in time, or if some nodes are not Ready after 30 s plus 1 s for
+    every 20 nodes. Raises ApiError if the API server refuses an object."""
     _step("CRDs, namespaces and a ClusterPolicy", lambda: install.install_all(api))
     manifests = nodes.fleet(count)
     _step(
@@ -165,15 +169,16 @@ def _populate(api: Api, count: int) -> None:
 
 
 def _step(what: str, work: Callable[[], object]) -> None:
-    """Call `work`, and then print `what` with the seconds that it took."""
+    """Call `work`, and then print to stderr `what` with the seconds that it took. Errors of `work` are raised, and
+    nothing is printed."""
     begin = time.monotonic()
     work()
     _say(f"  {time.monotonic() - begin:5.1f} s  {what}")
 
 
 def _say_kubectl() -> None:
-    """Print how to put our kubectl on PATH, if PATH has no kubectl. Raises UnavailableError as
-    `control_plane_programs` does."""
+    """Print to stderr how to put our kubectl on PATH, or nothing if PATH has a kubectl. Builds kubectl if it is not
+    cached, and raises UnavailableError if that fails."""
     if shutil.which("kubectl") is None:
         folder = toolchain.control_plane_programs().kubectl.parent
         _say(

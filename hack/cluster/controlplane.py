@@ -179,11 +179,13 @@ class ControlPlane:
     # --- life ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start all programs, and return when the API server is ready and service-account tokens can be requested. If
-        another program has taken a port in the meantime, try again with other ports, three times in all.
+        """Start all programs, and return when the API server is ready and service-account tokens can be requested. A
+        start that fails because a port was taken is tried again with other ports, three times in all. Before a
+        temporary folder is created, control planes of killed owners are stopped and removed.
 
         Raises UnavailableError if a program is missing and cannot be built, and ComponentError if a program ended or
-        did not become ready; its message has the last log lines. All programs are stopped then, and the files stay.
+        did not become ready; its message has the last log lines. Programs that were started are stopped then, and the
+        files stay.
         """
         programs = self._programs
         kwok = toolchain.program("kwok") if self.options.kwok else None
@@ -235,8 +237,9 @@ class ControlPlane:
         self._record()
 
     def restart_component(self, name: str, *flags: str) -> None:
-        """End one program, and start it with these flags after its own, of which the last one wins if a flag is set
-        twice. Returns before the program is ready. Raises KeyError if this control plane has no such program."""
+        """Kill one program with SIGKILL, and start it with these flags after its own, of which the last one wins if a
+        flag is set twice. Later starts of the program have these flags too. Returns before the program is ready. Raises
+        KeyError if the program was not started or has been killed before."""
         self.kill_component(name)
         self._commands[name] = [*self._commands[name], *flags]
         self.start_component(name)
@@ -263,7 +266,8 @@ class ControlPlane:
 
     def _make_directory(self) -> Path:
         """Create the folder of this control plane and return it. Before a temporary folder is created, control planes
-        whose owners were killed are swept; errors of `sweep` pass through."""
+        whose owners were killed are stopped and their folders removed (`sweep`), which raises ValueError or TypeError
+        at a damaged record."""
         if self._chosen_directory is not None:
             return private_directory(self._chosen_directory.resolve())
         root = private_directory(state_root())
@@ -300,7 +304,7 @@ class ControlPlane:
 
     def _start_all(self) -> None:
         """Start every program and wait until the control plane is ready. Programs that follow the API server are
-        started once it answers. Raises ComponentError as `_await` does."""
+        started once it answers. Raises ComponentError if a program ends or is not ready in time."""
         self._record()  # before the first program starts, so that a sweep knows whose folder this is
         for name in self._commands:
             self.start_component(name)

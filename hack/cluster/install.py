@@ -21,8 +21,8 @@ NOT_SERVED_YET = (404, 429)
 
 
 def install_all(api: Api) -> None:
-    """Install the namespaces, the GPU Operator's stand-ins with a ClusterPolicy, and our CRDs. Raises as
-    `install_crds` does."""
+    """Install the namespaces, the GPU Operator's stand-ins with a ClusterPolicy, and our CRDs. Raises TimeoutError if a
+    CRD is not served within ESTABLISHED_SECONDS, and ApiError if the API server refuses an object."""
     install_gpu_operator(api)
     # The simulated agents may run before our chart is installed, which adopts this namespace if it exists.
     apply_documents(api, documents(MANIFESTS / "agent-namespace.yaml"))
@@ -31,7 +31,8 @@ def install_all(api: Api) -> None:
 
 def install_gpu_operator(api: Api, *, cluster_policy: bool = True) -> None:
     """Install the namespaces, the CRDs ClusterPolicy and GPUCluster and, unless `cluster_policy` is False, a
-    ClusterPolicy whose status says ready. Raises as `install_crds` does.
+    ClusterPolicy whose status says ready. Raises TimeoutError if a CRD is not served within ESTABLISHED_SECONDS, and
+    ApiError if the API server refuses an object.
 
     SIMULATED: no software of the GPU Operator runs; simulators play the node software.
     """
@@ -43,8 +44,8 @@ def install_gpu_operator(api: Api, *, cluster_policy: bool = True) -> None:
 
 def install_crds(api: Api, source: Path) -> list[str]:
     """Create or update the CRDs in a file or folder, wait until they are served, and return their names. Other objects
-    there are ignored. Raises TimeoutError if one is not served within ESTABLISHED_SECONDS, and as `documents` and
-    `apply_documents` do."""
+    there are ignored. Raises TimeoutError if one is not served within ESTABLISHED_SECONDS, ApiError if the API server
+    refuses one, FileNotFoundError if `source` does not exist, and YAMLError for a file that is not YAML."""
     crds = [document for document in documents(source) if document["kind"] == "CustomResourceDefinition"]
     apply_documents(api, crds)
     installed = [str(crd["metadata"]["name"]) for crd in crds]
@@ -85,7 +86,8 @@ def apply_documents(api: Api, manifests: Iterable[Object]) -> None:
 
 def _apply(api: Api, manifest: Object) -> None:
     """Create or change an object by server-side apply, and merge its `status`, if it has one, into the status
-    subresource. Raises as `object_path` does, and other ApiErrors."""
+    subresource. Raises LookupError if the server does not serve the object's kind, and ApiError if it refuses a
+    request."""
     path = object_path(api, manifest)
     api.apply(path, {key: value for key, value in manifest.items() if key != "status"})
     if "status" in manifest:

@@ -148,9 +148,9 @@ def pod_bound_token(api: Api, namespace: str, pod: str) -> str:
 def write_token_kubeconfig(
     api: Api, path: Path, namespace: str, name: str, *, node: str | None = None
 ) -> Path:
-    """Write a kubeconfig to `path` that acts as a service account, and return `path`. The token in it is bound to
-    `node` as in `node_bound_token`, or not bound if `node` is None. Raises ApiError if the account or the Node does
-    not exist."""
+    """Write a kubeconfig to `path` that acts as a service account, and return `path`. The token in it is not bound if
+    `node` is None. Otherwise it is bound to that Node or, if the API server cannot bind tokens to Nodes, to a running
+    pod of the account there. Raises ApiError if the account or the Node does not exist."""
     if node is None:
         token = service_account_token(api, namespace, name)
     else:

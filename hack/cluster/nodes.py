@@ -119,9 +119,9 @@ def create_nodes(api: Api, manifests: Iterable[Object]) -> list[str]:
 
 
 def wait_nodes_ready(api: Api, node_names: Sequence[str], seconds: float = 120.0) -> None:
-    """Wait until all these nodes are Ready and without the taint of new nodes. A node that does not exist counts as
-    Ready. Raises TimeoutError if some are not Ready within `seconds`; the message names up to five of them. Raises
-    the errors of the requests as `Api.request` does."""
+    """Wait until each of these nodes has once been Ready and without the taint of new nodes. A node that does not exist
+    counts as Ready. Raises TimeoutError if some were not Ready within `seconds`; the message names up to five of them.
+    Raises ApiError or OSError if the nodes cannot be listed."""
     missing = set(node_names)
 
     def all_ready() -> bool:

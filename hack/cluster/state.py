@@ -41,7 +41,8 @@ def read(directory: Path) -> ClusterState | None:
 
 def running(directory: Path) -> list[Component]:
     """Return the programs recorded in `directory` that are still running, in the order in which they were started. A
-    process that has reused a recorded pid is left out. Raises as `read` does."""
+    process that has reused a recorded pid is left out. Empty without a record. Raises ValueError or TypeError if the
+    record is damaged."""
     state = read(directory)
     pids = {} if state is None else state.pids
     return [
@@ -53,7 +54,8 @@ def running(directory: Path) -> list[Component]:
 
 def stop_recorded(directory: Path) -> list[str]:
     """Stop the recorded programs that are still running, in the reverse order of their start, and remove the record.
-    Returns the names of the stopped programs in the order of their start. Raises as `read` does."""
+    Returns the names of the stopped programs in the order of their start; empty without a record. Raises ValueError or
+    TypeError if the record is damaged."""
     components = running(directory)
     for component in reversed(components):
         component.stop()
@@ -63,8 +65,8 @@ def stop_recorded(directory: Path) -> list[str]:
 
 def sweep(root: Path) -> None:
     """Stop the control planes in folders directly below `root` whose owner no longer runs, and remove their folders.
-    Control planes of another host, and those without an owner, are left alone. Raises as `read` does at the first
-    damaged record."""
+    Control planes of another host, and those without an owner, are left alone. Raises ValueError or TypeError at the
+    first damaged record."""
     for file in root.glob(f"*/{FILE}"):
         state = read(file.parent)
         if state is None or state.owner is None or state.host != platform.node():

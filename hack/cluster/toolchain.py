@@ -99,8 +99,8 @@ def controlplane_recipe() -> ToolRecipe:
 
 
 def kubelet_recipe() -> ToolRecipe:
-    """Return the recipe for the kubelet. It is separate because only rung 4 runs the kubelet, and its module pins
-    dependencies that no other program needs."""
+    """Return the recipe for the kubelet. It is separate because only the tests with real kubelets (rung 4) run it, and
+    its module pins dependencies that no other program needs."""
     return _kubernetes_recipe("kubelet", 2, ())
 
 
@@ -192,13 +192,14 @@ def ensure(name: str, root: Path | None = None) -> Path:
 
 def build_once(recipe: ToolRecipe, root: Path) -> Path:
     """Return the folder below `root` with the programs of the recipe. They are built if they are not there; concurrent
-    calls, even of several processes, build them once. Raises UnavailableError as `ensure` does."""
+    calls, even of several processes, build them once. Raises UnavailableError if Go is missing or too old, the build
+    fails, or the cache cannot be used."""
     return make_once(recipe.directory(root), recipe.name, lambda out: _build(recipe, out))
 
 
 def control_plane_programs(environ: Mapping[str, str] = os.environ) -> Programs:
     """Return the control plane's programs: those in the folder `$KUBEBUILDER_ASSETS`, if it is set, and our own builds
-    of the others. Raises UnavailableError as `find_assets` and `ensure` do.
+    of the others. Raises UnavailableError if that folder lacks etcd or kube-apiserver, or if a program cannot be built.
 
     The folder that setup-envtest fills has no controller-manager and no scheduler. Ours are used then, so the folder's
     version should be the one that hack/controlplane/go.mod pins.
@@ -227,7 +228,7 @@ def find_assets(directory: Path) -> dict[str, Path]:
 
 def program(name: str) -> Path:
     """Return the path of a tool's program, or of the first one if the tool has several. It is built first if it is not
-    cached. Raises as `ensure` does, also for an unknown name."""
+    cached. Raises UnavailableError if it cannot be built, and KeyError for an unknown name."""
     return ensure(name) / RECIPES[name]().programs[0]
 
 
