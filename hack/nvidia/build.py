@@ -122,8 +122,8 @@ DRA_DRIVER = UpstreamRelease("dra-driver", "sigs.k8s.io/dra-driver-nvidia-gpu", 
 
 
 def missing() -> str | None:
-    """Return a sentence, with a remedy, about what this machine lacks to build the programs: Go, or else a C compiler.
-    Return None if it has both. Nothing is built or fetched."""
+    """Return a sentence, with a remedy, about what this machine lacks to build the programs: a recent enough Go, or
+    else a C compiler. Only the first of the two is named. Return None if it has both. Nothing is built or fetched."""
     try:
         find_go(WHAT)
         need_compiler(WHAT)
@@ -139,8 +139,9 @@ def ensure(release: UpstreamRelease) -> Path:
 
 
 def program(name: str) -> Path:
-    """Return the path of one of NVIDIA's programs or of our own. If it is missing, its whole release is built first.
-    Raises UnavailableError if that fails, or for an unknown name."""
+    """Return the path of one of NVIDIA's programs or of our own that is built beside them. If it is not cached, its
+    whole release is built first; mig-parted's is the release that MIG_PARTED selects. Raises UnavailableError if that
+    fails, or for an unknown name."""
     for release in (*RELEASES, DRA_DRIVER):
         if name in (*release.programs, *release.ours):
             return ensure(release) / name
@@ -166,8 +167,9 @@ def module_folder(release: UpstreamRelease, module: str) -> Path:
 
 
 def main() -> int:
-    """Build both releases and print the folder of each. Returns 0, or 1 after printing why one could not be built;
-    later ones are then not tried."""
+    """Build the release of the device plugin and the selected release of mig-parted, but not the DRA driver, unless
+    they are cached, and print the folder of each. Returns 0, or 1 after printing why one could not be built; later ones
+    are then not tried."""
     try:
         for release in RELEASES:
             print(ensure(release), flush=True)

@@ -14,9 +14,9 @@ from hack.sim.settings import SimSettings
 
 
 def kubelet_plugin(sandbox: Sandbox, node: str, kubeconfig: Path) -> SandboxTask:
-    """Return gpu-kubelet-plugin for a node, not started yet. It finds the simulated library and `nvidia-smi` in a
-    driver root of its own, and its folders below the sandbox's. Raises UnavailableError if the sandbox's programs or
-    the simulator cannot be built."""
+    """Return gpu-kubelet-plugin for a node, not started yet. Its folders are created below the sandbox's, and the
+    simulated library and `nvidia-smi` are copied into a driver root there. Raises UnavailableError if the simulated
+    library cannot be built."""
     folder = sandbox.folder / "dra"
     root = folder / "root"
     libraries, programs = root / "usr" / "lib64", root / "usr" / "bin"
@@ -49,7 +49,7 @@ def kubelet_plugin(sandbox: Sandbox, node: str, kubeconfig: Path) -> SandboxTask
 
 
 def daemon_set(annotations: dict[str, str]) -> Object:
-    """Return the DaemonSet of the driver's kubelet plugins. Its pods get these annotations."""
+    """Return the DaemonSet of the DRA driver's kubelet plugins. Its pods have these annotations and no others."""
     body: Object = dra_daemon_set(SimSettings())
     body["spec"]["template"]["metadata"]["annotations"] = annotations
     return body

@@ -54,8 +54,8 @@ class DeviceManager:
     def look(self, pods: Sequence[Object]) -> None:
         """Process what the plugins have streamed since the last call, and the changes of the node's pods. `pods` are
         the pods that the node has now. Raises ApiError if the Node's status cannot be written; the pods are then
-        ignored in this call, and the status is written only after the plugins stream again. Raises KeyError as
-        `_start_processes` does."""
+        ignored in this call, and the status is written only after the plugins stream again. Raises KeyError if the
+        machine no longer has a device that is assigned to a new pod."""
         if self._take_lines():
             self._write_status()
         self._take_pods({str(pod["metadata"]["uid"]): pod for pod in pods})
@@ -182,8 +182,8 @@ class LabelFeeder:
 
     def look(self) -> None:
         """Copy GFD's labels to the Node if they have changed since the last call that succeeded, and remove the labels
-        that GFD has dropped since then. While GFD does not run, the Node keeps its labels, as with the NodeFeature
-        API. Raises ApiError."""
+        that GFD has dropped since then. While GFD's file is missing or empty, the Node keeps its labels, as with the
+        NodeFeature API. Raises ApiError."""
         labels = gfd_labels_in(self.file)
         if not labels or labels == self._labels:
             return
@@ -233,7 +233,7 @@ HOST = "127.0.0.1"
 
 
 class _Server(ThreadingHTTPServer):
-    """An HTTPS server that prints no errors of its connections, because the demo shows standard error."""
+    """An HTTPS server that does not report broken connections, because the demo shows standard error."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore OSErrors, such as those of clients that hang up before the answer; print other errors."""

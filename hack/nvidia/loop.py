@@ -1,6 +1,6 @@
-"""The whole system on real parts: control plane, chart, operator, agents, and nodes with NVIDIA's programs.
+"""The whole system with real components: control plane, chart, operator, agents, and nodes with NVIDIA's programs.
 
-Rung 3 and `make demo DRIVER=nvidia` go through the same sequence of modes (WALK).
+The tests with NVIDIA's programs (rung 3) and `make demo DRIVER=nvidia` go through the same sequence of modes (WALK).
 """
 
 import contextlib
@@ -57,7 +57,8 @@ class NvidiaLoop:
         return self.plane.api
 
     def apply(self, **spec: Any) -> None:
-        """Create the policy, or replace its spec. Fields that are not given get the defaults of `policy`."""
+        """Create the policy `real`, or replace its spec. Fields that are not given get the defaults of `policy`.
+        Returns before the operator acts on it. Raises ApiError if the API server refuses the policy."""
         self.api.apply(POLICY, policy(**spec))
 
     def wait_ready(self) -> None:
@@ -70,7 +71,8 @@ class NvidiaLoop:
             raise TimeoutError(f"{error}\n{self.describe()}") from None
 
     def bring(self, **spec: Any) -> None:
-        """Apply a spec with `apply` and wait until the policy is Ready. Raises the errors of `wait_ready`."""
+        """Apply a spec with `apply` and wait until the policy is Ready. Raises ApiError if the policy is refused, and
+        TimeoutError, with the state of the cluster, if it is not Ready within SECONDS."""
         self.apply(**spec)
         self.wait_ready()
 
@@ -152,8 +154,9 @@ class NvidiaLoop:
 
 
 def policy(**spec: Any) -> Object:
-    """Return the manifest of the pool's policy. A field in `spec` replaces the default field as a whole. By default
-    two nodes may be unavailable, and pods without a controller and pods that could run nowhere else may be evicted."""
+    """Return the manifest of the policy `real`, which selects the nodes of pool `real`. A field in `spec` replaces the
+    default field as a whole. By default two nodes may be unavailable, and pods without a controller and pods that could
+    run nowhere else may be evicted."""
     drain = {"unmanagedPods": "Evict", "strandedPods": "Allow"}
     selector = {"matchLabels": {"gpusharing.dev/pool": "real"}}
     return {

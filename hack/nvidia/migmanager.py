@@ -45,7 +45,8 @@ class MigManagerProgram:
     def start(self) -> None:
         """Start mig-manager, which must not be running. The D-Bus daemon is started first unless it has been started
         before. mig-manager immediately applies the label's current value. Raises SandboxError if the bus does not
-        start, FileNotFoundError if dbus-daemon is not installed, and the errors of `Sandbox.start`."""
+        start, FileNotFoundError if dbus-daemon is not installed, and UnavailableError if mig-manager cannot be built.
+        """
         if self._bus is None:
             self._start_bus()
         extra = {

@@ -52,9 +52,9 @@ class RealNode:
         installation: Installation = GPU_OPERATOR,
     ) -> None:
         """Create the simulated machine and the sandbox, and build missing programs; nothing runs yet. `folder` must
-        belong to this node alone, and its path must be short because a Unix socket lies deep inside it. The service
-        accounts that `installation` names must exist, otherwise ApiError is raised. Raises UnavailableError if a
-        program cannot be built, and the errors of `Simulator.create`."""
+        belong to this node alone, and its path must be short because a Unix socket lies deep inside it. Raises ApiError
+        if a service account that `installation` names does not exist, UnavailableError if a program cannot be built,
+        and SimulatorError or UnknownModelError if the GPUs cannot be simulated."""
         self.name, self.models, self.folder, self.installation = name, models, folder, installation
         self.simulator = Simulator.create(folder / "nvml.state", models, seed=name)
         self.sandbox = Sandbox(self.simulator, folder / "box")
@@ -111,8 +111,9 @@ class RealNode:
                 processes.kill()
 
     def manifest(self) -> Object:
-        """Return the manifest of a new Node, with the labels that the installation gives it. It has neither GFD's
-        labels nor GPU resources, because the programs add those."""
+        """Return the manifest of a new Node in pool `real`, with those of NVIDIA's labels that the installation keeps,
+        and with the installation's further labels. It has no state label of mig-manager, no labels of GFD and no GPU
+        resources, because the programs add those."""
         product = find_model(self.models[0]).products[0]
         manifest = node_manifest(self.name, product=product, gpus=len(self.models), pool="real")
         labels, kept = manifest["metadata"]["labels"], self.installation.kept
@@ -128,8 +129,8 @@ class RealNode:
     # --- inside ------------------------------------------------------------------------------------------
 
     def _as_account(self, admin: Path, program: str) -> Path:
-        """Return a new kubeconfig that acts as the service account of a program, or `admin` if the installation names
-        no account for it. Raises ApiError if the account does not exist."""
+        """Write a kubeconfig that acts as the service account of a program, and return its path. Return `admin` if the
+        installation names no account for the program. Raises ApiError if the account does not exist."""
         account = self.installation.accounts.get(program)
         if account is None:
             return admin
@@ -153,7 +154,8 @@ class RealNode:
                 return
 
     def _look(self) -> None:
-        """Bring processes, devices and labels up to date with the API server."""
+        """Bring processes, devices and labels up to date with the API server, in this order. Raises ApiError or OSError
+        if a request fails; what comes later in the order is then left as it was."""
         pods = self._list_pods()
         self._follow(pods)
         self._devices.look(pods)
@@ -164,7 +166,8 @@ class RealNode:
         return self._api.list("/api/v1/pods", fieldSelector=f"spec.nodeName={self.name}")
 
     def _mount(self) -> None:
-        """Update the mounted ConfigMaps. The content of a ConfigMap that no longer exists stays mounted."""
+        """Update the mounted ConfigMaps of the device plugin and of mig-manager. The content of a ConfigMap that does
+        not exist any more stays mounted."""
         maps = self._api.list(f"/api/v1/namespaces/{self.installation.namespace}/configmaps")
         data = {row["metadata"]["name"]: row.get("data") or {} for row in maps}
         plugin, mig = self._named()
@@ -212,7 +215,8 @@ class RealNode:
 
 
 def _app(pod: Object) -> str:
-    """Return the value of the label that says which operand a pod belongs to; empty if the pod does not have one."""
+    """Return the value of the pod's label `app` or, without it, of `app.kubernetes.io/name`, which say which operand
+    the pod belongs to. Empty if the pod has neither."""
     labels = pod["metadata"].get("labels") or {}
     return str(labels.get("app") or labels.get("app.kubernetes.io/name") or "")
 
@@ -226,8 +230,8 @@ def real_nodes(
 ) -> Iterator[dict[str, RealNode]]:
     """Create nodes in a cluster in which NVIDIA's DaemonSets are installed. Yield the nodes by name once their Nodes
     are Ready and their programs are being started. `machines` holds the models of each node's GPUs, by name. The
-    programs run until the context ends. Raises TimeoutError if the Nodes do not become Ready, and the errors of
-    `RealNode`."""
+    programs run until the context ends, which raises the error of a node's thread if there was one. Raises TimeoutError
+    if the Nodes do not become Ready, ApiError if one is refused, and UnavailableError if a program cannot be built."""
     with contextlib.ExitStack() as stack, open_api(kubeconfig) as api:
         nodes: dict[str, RealNode] = {}
         for name, models in machines.items():

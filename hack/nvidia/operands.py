@@ -62,8 +62,9 @@ def daemon_set(name: str) -> Object:
 
 
 def install(api: Api, *, dra: bool = False) -> None:
-    """Create those of the DaemonSets that do not exist yet. With `dra` the DRA driver's takes the place of those that
-    devicePlugin.enabled of ClusterPolicy switches off, and the DeviceClasses of its chart are created, too."""
+    """Create those of the GPU Operator's DaemonSets (SELECTORS) that do not exist yet. With `dra` the DRA driver's
+    DaemonSet takes the place of the device plugin's and the MPS daemon's, and the DeviceClasses of the driver's chart
+    are created, too. Raises ApiError if an object is refused."""
     off = (PLUGIN, MPS) if dra else ()
     wanted = [daemon_set(name) for name in SELECTORS if name not in off]
     if dra:
@@ -243,15 +244,16 @@ WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all
 
 def command_around(pod: Object) -> tuple[str, ...]:
     """Return the command that runs a program with the rights of the pod's first container. Only what NVML checks is
-    simulated: capabilities and the PID namespace."""
+    simulated: capabilities, and a PID namespace of its own unless the pod has hostPID."""
     spec = pod["spec"]
     namespace = () if spec.get("hostPID") else OWN_PID_NAMESPACE
     return (*namespace, *_capabilities(spec["containers"][0].get("securityContext") or {}))
 
 
 def _capabilities(context: Object) -> tuple[str, ...]:
-    """Return the command that drops the capabilities that this securityContext does not grant; empty if it is
-    privileged or grants SYS_ADMIN."""
+    """Return the command that runs a program without any capability if this securityContext drops ALL, and otherwise
+    without SYS_ADMIN. Empty if the context is privileged or adds SYS_ADMIN or ALL. Other capabilities in it are
+    ignored."""
     capabilities = context.get("capabilities") or {}
     added, dropped = capabilities.get("add") or [], capabilities.get("drop") or []
     if context.get("privileged") or not {"SYS_ADMIN", "ALL"}.isdisjoint(added):

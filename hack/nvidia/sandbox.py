@@ -85,7 +85,8 @@ class SandboxError(Exception):
 
 
 def why_not() -> str | None:
-    """Return why NVIDIA's programs cannot run on this machine, or None if they can."""
+    """Return why NVIDIA's programs cannot run on this machine, or None if they can. They need Linux, root, three
+    programs of util-linux, a mount namespace, Go and a C compiler; the first that is missing is named."""
     if sys.platform != "linux":
         return "NVIDIA's programs run on Linux only"
     if os.geteuid() != 0:
@@ -154,8 +155,9 @@ class Sandbox:
         seconds: float = 60,
         limits: Sequence[str] = (),
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a program, wait for its end, and return its output and exit status. Raises the errors of `start`, and
-        subprocess.TimeoutExpired after `seconds`."""
+        """Run a program, wait for its end, and return its output and exit status. Raises TimeoutExpired after
+        `seconds`, UnavailableError if the program cannot be built and, for mig-manager, SandboxError or
+        FileNotFoundError as `start` does."""
         _check_host_root(program, arguments, extra or {})
         return subprocess.run(
             self.command(program, *arguments, limits=limits),
@@ -244,7 +246,8 @@ class ProcessView:
 
 
 def mig_minors(gpus: int) -> str:
-    """Return the content of `/proc/driver/nvidia-caps/mig-minors`, which has the numbers of `cap_minors`."""
+    """Return the content of `/proc/driver/nvidia-caps/mig-minors` on a machine with this many GPUs: a line for each MIG
+    capability that `cap_minors` numbers, with its name, which has no `mig/`, and its minor number."""
     return "".join(f"{name.replace('mig/', '')} {minor}\n" for name, minor in cap_minors(gpus).items())
 
 

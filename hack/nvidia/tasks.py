@@ -60,7 +60,9 @@ class SandboxTask:
 
     def start(self) -> None:
         """Start the program, wait until it has replaced the shell, but at most START_SECONDS, and show it to the
-        programs with the same `proc`, so that they find it by its name. Raises the errors of `Sandbox.start`."""
+        programs with the same `proc`, so that they find it by its name. A program that ends at once, or is not up by
+        then, is no error. Raises UnavailableError if the program cannot be built, and SandboxError for mig-manager,
+        which needs HOST_ROOT_MOUNT."""
         with self.log.open("a") as log:
             self._process = self.sandbox.start(
                 self.program,
@@ -89,8 +91,8 @@ class SandboxTask:
         self._end(signal.SIGTERM)
 
     def run(self, seconds: float) -> int:
-        """Run the program and wait for its end, as for an init container. Returns the exit status, or -1 if the
-        program was killed after `seconds`. Raises as `start` does."""
+        """Run the program and wait for its end, as for an init container. Returns the exit status, or -1 if the program
+        was killed after `seconds`. Raises UnavailableError if the program cannot be built."""
         self.start()
         assert self._process is not None, "just started"
         try:
@@ -115,8 +117,8 @@ class SandboxTask:
         self._process = None
 
     def _wait_for_program(self, process: "subprocess.Popen[str]") -> None:
-        """Wait until the process runs the program, but at most START_SECONDS. Before that it is `unshare` and then a
-        shell, and during each exec it has no command line."""
+        """Wait until the process runs the program or has ended, but at most START_SECONDS; no error is raised then.
+        Before that it is `unshare` and then a shell, and during each exec it has no command line."""
         wanted = os.fsencode(build.program(self.program)) + b"\0"
         deadline = time.monotonic() + START_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
@@ -168,7 +170,8 @@ class PodProcesses:
                 container.look()
 
     def kill(self, number: int = 0) -> None:
-        """Kill the process of container `number`. It is restarted later."""
+        """Kill the process of container `number`; a later `look` restarts it. Does nothing if it is not running. Raises
+        IndexError if there is no such container."""
         self._containers[number].task.kill()
 
     def stop(self) -> None:
