@@ -90,8 +90,8 @@ def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
     that kubeconfig if it is in our state folder, otherwise in the state folder itself. The token in it is bound to
     `node` unless that is None.
 
-    Raises KubeconfigError, whose message says what to do, if no such cluster answers or the API server refuses the
-    token, usually because there is no such account. Flaws of the kubeconfig raise as `open_api` does.
+    Raises KubeconfigError, whose message says what to do, if $KUBECONFIG is not set or names no file, no such cluster
+    answers, or the API server refuses the token, usually because there is no such account.
     """
     current, root = kubeconfig_path().resolve(), private_directory(state_root()).resolve()
     # Next to the kubeconfig if it belongs to a cluster of ours, so that both are removed with the cluster.

@@ -137,7 +137,7 @@ def kubelet_access(layout: Layout) -> list[str]:
 
 def controller_manager(programs: Programs, layout: Layout) -> list[str]:
     """Return the command line of kube-controller-manager with all default controllers. Evictions need its disruption
-    controller."""
+    controller. A node without heartbeats stays Ready for NODE_GRACE, ten years."""
     return [
         str(programs.kube_controller_manager),
         f"--kubeconfig={layout.kubeconfig('controller-manager')}",

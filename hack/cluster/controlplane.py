@@ -212,8 +212,8 @@ class ControlPlane:
                 raise
 
     def stop(self) -> None:
-        """Stop every program, wait until all have ended, and remove the record in state.json, or the whole folder if
-        it is a temporary one. A second call does nothing."""
+        """Stop every program, wait until all have ended, and remove the record in state.json, or the whole folder if it
+        is a temporary one. The idle connections of `api` are closed. A second call does nothing."""
         self._stop_components()
         if self._api is not None:
             self._api.close()
@@ -326,7 +326,7 @@ class ControlPlane:
         """Return a predicate that says whether a GET of `path` succeeds when it is called."""
 
         def ask() -> bool:
-            """Send the GET, and return whether it succeeded."""
+            """Send the GET, and return whether it succeeded: False after an ApiError or OSError."""
             with contextlib.suppress(ApiError, OSError):
                 self.api.get(path)
                 return True

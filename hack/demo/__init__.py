@@ -1,1 +1,2 @@
-"""`make demo`: one story about four GPU pools, played on a FakeCluster or on a real control plane."""
+"""`make demo`: a story about four GPU pools on a FakeCluster or a real control plane, or with DRIVER=nvidia one about
+two nodes with NVIDIA's programs."""

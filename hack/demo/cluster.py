@@ -1,5 +1,5 @@
-"""The stage on a real control plane: etcd, API server, controllers and scheduler, with chart, roles and operator as
-shipped."""
+"""The demo on a real control plane: etcd, API server, controllers and scheduler, with our chart, its roles and the
+operator as they are shipped."""
 
 import asyncio
 import signal
@@ -69,7 +69,8 @@ class ClusterStage:
         await asyncio.to_thread(self._plane.api.create, path, deployment(workload))
 
     async def start_operator(self) -> None:
-        """Start the shipped operator as a process, whose log is appended to LOG."""
+        """Start the shipped operator as a new process, whose log is appended to LOG. Raises ApiError if the chart is
+        not installed."""
         start = partial(product.operator, self._plane.kubeconfig, self._plane.directory, FACTOR, **LEASE)
         self._operator = await asyncio.to_thread(start)
         self._operator.log = LOG
@@ -86,7 +87,7 @@ class ClusterStage:
 
     async def stop(self) -> None:
         """Stop the operator with SIGTERM, as a rollout of its Deployment does. Does nothing if none was started or it
-        has ended."""
+        has ended. Raises TimeoutExpired if it does not end in time."""
         if self._operator is not None:
             await asyncio.to_thread(self._operator.stop)
 
@@ -106,7 +107,7 @@ class ClusterStage:
 
     def _writes(self) -> list[Written]:
         """Wait until the audit log is complete, and return the operator's successful writes in it, without those to
-        Leases. Raises TimeoutError as `wait_logged` does."""
+        Leases. Raises TimeoutError if the log is not complete in time."""
         wait_logged(self._plane.audit_log, self._plane.api)
         return [
             Written(request.resource, "/".join(filter(None, (request.namespace, request.name))))
@@ -140,7 +141,7 @@ def deployment(workload: SimWorkload) -> JSON:
 async def cluster_stage(screen: Screen) -> AsyncIterator[ClusterStage]:
     """Empty LOG, start a control plane with everything on it except the operator, and yield the stage; stop everything
     at the end. Raises UnavailableError, ComponentError or LaunchError if something cannot be built, started or
-    installed, and TimeoutError as `_populate` does."""
+    installed, TimeoutError if a CRD is not served or a node not Ready in time, and ApiError if an object is refused."""
     empty_log()
     plane = ControlPlane(options=Options(audit=True))
     try:
@@ -165,14 +166,17 @@ async def cluster_stage(screen: Screen) -> AsyncIterator[ClusterStage]:
 
 
 def _step(screen: Screen, what: str, work: Callable[[], object]) -> None:
-    """Run one step of the set-up, and then print how long it took, unless the screen is quiet."""
+    """Run one step of the set-up, and then print how long it took, unless the screen is quiet. Errors of the step are
+    raised, and nothing is printed."""
     begin = time.monotonic()
     work()
     screen.say(f"{time.monotonic() - begin:6.1f} s  {what}")
 
 
 def _prepare(plane: ControlPlane) -> None:
-    """Install the GPU Operator's stand-ins and create the teams' namespaces."""
+    """Install what stands in for the GPU Operator: its namespaces, its CRDs and a ClusterPolicy that says ready, but
+    none of its programs. Then create the teams' namespaces. Raises ApiError, also if a namespace exists, and
+    TimeoutError if a CRD is not served in time."""
     install.install_gpu_operator(plane.api)
     for name in fleet.NAMESPACES:
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}

@@ -125,7 +125,8 @@ def find(obj: JSON, path: str) -> Any:
 
 def render(view: KubectlView, objects: Iterable[JSON], now: datetime) -> str:
     """Return the table that kubectl would print: the objects that the view selects, sorted by its `sort_by`, or only
-    the header if it selects none. `now` is the time from which ages are counted. Raises ValueError as `find` does."""
+    the header if it selects none. `now` is the time from which ages are counted. Raises ValueError for a JSONPath of a
+    form that is not supported."""
     chosen = [obj for obj in objects if _selected(view, obj)]
     chosen.sort(key=lambda obj: str(find(obj, view.sort_by)))
     rows = [[name for name, _ in view.columns]]

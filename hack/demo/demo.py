@@ -1,4 +1,4 @@
-"""What the steps of the story share: reading the stage, waiting for a state, and showing it. Terms:
+"""What the steps of the demo share: reading the cluster, waiting for a state, and showing it. Terms:
 docs/design/glossary.md#fence"""
 
 import asyncio
@@ -69,7 +69,7 @@ class Demo:
 
     async def ready(self, *names: str, seconds: float = 30.0) -> None:
         """Wait until the present generation of every named policy is Ready, like `kubectl wait --for=condition=Ready`.
-        Raises DemoFailed as `until` does."""
+        Raises DemoFailed after `seconds` times the stage's patience, and NotFound if there is no such policy."""
 
         async def condition() -> bool:
             """Whether the Ready condition of every policy is True."""
@@ -80,7 +80,7 @@ class Demo:
 
     async def used(self, name: str, text: str) -> None:
         """Wait until the policy `name` shows exactly `text` (such as `15/48`) as its used devices, which the agents
-        report. Raises DemoFailed as `until` does."""
+        report. Raises DemoFailed after 15 s times the stage's patience, and NotFound if there is no such policy."""
 
         async def shown() -> bool:
             """Whether the policy's summary has this text."""
@@ -146,7 +146,8 @@ class Demo:
         return int(done), int(total)
 
     async def running(self, workload: str, count: int) -> None:
-        """Wait until exactly `count` pods of a workload are ready. Raises DemoFailed as `until` does."""
+        """Wait until exactly `count` pods of a workload are ready; terminating pods do not count. Raises DemoFailed
+        after 15 s times the stage's patience."""
 
         async def ready() -> bool:
             """Whether exactly `count` pods of the workload are ready."""
@@ -167,7 +168,7 @@ def is_cordoned(node: JSON) -> bool:
 
 
 def holds_gpu_of(pod: JSON, node: str) -> bool:
-    """Whether the pod is bound to the node and a container of it requests a resource below `nvidia.com/`, as any
-    mention of `nvidia.com/` in its containers is understood. The pod's phase makes no difference."""
+    """Whether the pod is bound to the node and its containers mention `nvidia.com/` anywhere, which is taken as a
+    request for a GPU. Init containers and the pod's phase make no difference."""
     requests_gpu = "nvidia.com/" in json.dumps(pod["spec"].get("containers") or [])
     return bool(pod["spec"].get("nodeName") == node and requests_gpu)

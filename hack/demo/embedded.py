@@ -65,8 +65,8 @@ class EmbeddedStage:
         self._environment.start_operator()
 
     async def kill_operator(self) -> str:
-        """Cancel all tasks of the operator at once, without an orderly shutdown, and return a sentence that says so.
-        If the operator had already ended with errors, they are raised."""
+        """Cancel all tasks of the operator at once, without an orderly shutdown, and return a sentence that says so,
+        even if no operator was started. If the operator had already ended with errors, they are raised."""
         await self._environment.kill_operator()
         return "every task of the operator was canceled at once; its Lease must expire"
 

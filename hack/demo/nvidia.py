@@ -41,7 +41,7 @@ def play_on_real_parts(screen: Screen) -> None:
 
 
 def _play(screen: Screen, loop: NvidiaLoop) -> None:
-    """Play every stop of WALK, and after that a mig-manager that hangs and a GPU that fails. Raises DemoFailed if a
+    """Play every mode of WALK, and after that a mig-manager that hangs and a GPU that fails. Raises DemoFailed if a
     check fails, and TimeoutError if a state is not reached in time."""
     versions = ", ".join(f"{release.folder} {release.version}" for release in build.RELEASES)
     screen.heading(f"1. Two nodes with two H100 each; {versions}")

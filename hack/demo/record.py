@@ -32,7 +32,8 @@ async def record(stage: Stage, path: Path) -> None:
 
 
 def _policy(raw: JSON) -> JSON:
-    """Return the fields of a policy that are recorded."""
+    """Return the fields of a policy that are recorded: name and generation, mode and rollout, and OF_POLICY of its
+    status, with only OF_PLAN of the plan. Raises KeyError if it has no status."""
     status = _some(raw["status"], OF_POLICY)
     if plan := status.get("plan"):
         status["plan"] = _some(plan, OF_PLAN)
@@ -44,8 +45,9 @@ def _policy(raw: JSON) -> JSON:
 
 
 def _node(raw: JSON) -> JSON:
-    """Return the fields of a GPUNode that are recorded. Its GPUs become empty objects, because only their number
-    matters."""
+    """Return the fields of a GPUNode that are recorded: its name, its transition without the blockers, and from its
+    report whether it is simulated, the number of pods, and the GPUs. Each GPU becomes an empty object, because only
+    their number matters. Raises KeyError if it has no report or no transition."""
     status, observed = raw["status"], raw["status"]["observed"]
     reported = {**_some(observed, {"simulated", "pods"}), "gpus": [{} for _ in observed["gpus"]]}
     transition = {key: value for key, value in status["transition"].items() if key != "blockers"}

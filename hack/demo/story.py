@@ -20,7 +20,8 @@ NAMES = tuple(f"pool-{pool}" for pool, *_ in fleet.POOLS)
 
 
 async def play(demo: Demo) -> None:
-    """Play the whole story. Raises DemoFailed at the first check that fails."""
+    """Play the whole story. Raises DemoFailed at the first check that fails or state that is not reached in time; later
+    steps are then not played."""
     await fleet_appears(demo)
     await pools_are_declared(demo)
     await teams_move_in(demo)
@@ -127,7 +128,7 @@ async def wrong_policies_are_refused(demo: Demo) -> None:
     )
 
     async def answered() -> bool:
-        """Whether the operator has set the Accepted condition for this generation."""
+        """Whether the present generation of pool-a's policy has the condition Accepted, with any status."""
         return bool(await demo.condition("pool-a", ConditionType.ACCEPTED))
 
     await demo.until("an answer about pool-a", answered)
@@ -152,8 +153,8 @@ async def _refusal(stage: Stage, manifest: JSON) -> str:
 
 
 async def plan_comes_first(demo: Demo) -> None:
-    """Apply a change that is paused, show its plan, and check that no node is touched. Raises DemoFailed if a check
-    fails or there is no plan in time."""
+    """Apply a change of pool-b that is paused, show its plan, and check the plan and that no node is touched. The
+    policy stays paused. Raises DemoFailed if a check fails or there is no plan in time."""
     screen = demo.screen
     screen.heading("5. The plan before the change")
     screen.say(
@@ -165,7 +166,7 @@ async def plan_comes_first(demo: Demo) -> None:
     before = len(await demo.stage.writes())
 
     async def planned() -> bool:
-        """Whether the policy's status has a plan."""
+        """Whether the status of pool-b's policy has a plan for the present generation."""
         return find((await demo.policy("pool-b"))[1], ".plan") is not None
 
     await demo.until("a plan for pool-b", planned)
@@ -194,16 +195,16 @@ def _plan_lines(plan: JSON) -> str:
 
 
 async def budget_blocks(demo: Demo) -> None:
-    """Let the change run until a PodDisruptionBudget refuses an eviction, and check that the other nodes are changed
-    all the same. That state is recorded if the demo was started with --record. Raises DemoFailed if a check fails
-    or a state is not reached in time."""
+    """Apply the change of pool-b without the pause, and wait until a PodDisruptionBudget blocks the drain of one node.
+    Check that the other nodes are changed all the same. That state is recorded if the demo was started with --record.
+    Raises DemoFailed if a check fails or a state is not reached in time."""
     screen = demo.screen
     screen.heading("6. The change begins; a PodDisruptionBudget stops it")
     change = fleet.with_layout("b", fleet.TARGET, paused=False)
     await demo.apply(change, "kubectl apply -f pool-b.yaml     # paused: false")
 
     async def blocked() -> bool:
-        """Whether the node is Draining and names a culprit."""
+        """Whether the ranker's node has the phase Draining and names a culprit."""
         place = await demo.place(fleet.RANKER_NODE)
         return place.get("phase") == "Draining" and bool(place.get("culprit"))
 
@@ -230,10 +231,10 @@ async def budget_blocks(demo: Demo) -> None:
 
 async def _settled(demo: Demo) -> None:
     """Wait until only two pods hold a GPU on the ranker's node, the agent reports the same number, and the drain's
-    reason is PDB. Raises DemoFailed as `Demo.until` does."""
+    reason is PDB. Raises DemoFailed if that takes too long."""
 
     async def alone() -> bool:
-        """Whether two pods hold a GPU on the node, the agent reports two, and the reason is PDB."""
+        """Whether two pods hold a GPU on the ranker's node, the agent reports two, and the reason is PDB."""
         place = await demo.place(fleet.RANKER_NODE)
         pods = [pod for pod in await list_of(demo.stage.client, PODS) if holds_gpu_of(pod, fleet.RANKER_NODE)]
         observed = find(await demo.stage.client.get(GPUNODES, fleet.RANKER_NODE), ".status.observed.pods")
@@ -243,8 +244,8 @@ async def _settled(demo: Demo) -> None:
 
 
 async def _reported(demo: Demo) -> None:
-    """Wait until the policy's summary names what blocks the drain, and counts the one pod that fits nowhere yet.
-    Raises DemoFailed as `Demo.until` does."""
+    """Wait until the summary of pool-b's policy names what blocks the drain, and counts the one pod that fits nowhere
+    yet. Raises DemoFailed if that takes too long."""
 
     async def up_to_date() -> bool:
         """Whether the summary counts one pending pod and its message has the expected words."""
@@ -256,7 +257,8 @@ async def _reported(demo: Demo) -> None:
 
 
 async def operator_dies(demo: Demo) -> None:
-    """Kill the operator in the middle of a drain, and check that a new one continues the same change. Raises
+    """Kill the operator in the middle of a drain, check that nothing is written without it and that the node stays
+    cordoned, and start a new one. Check that this one continues the same change with the same deadline. Raises
     DemoFailed if a check fails or the new one does not lead in time."""
     screen = demo.screen
     screen.heading("7. The operator is killed in the middle of the drain")

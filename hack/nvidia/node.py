@@ -80,8 +80,9 @@ class RealNode:
         ]
 
     def start(self) -> None:
-        """Begin to follow the API server and to run the node's programs, in two threads. The Node object must exist,
-        otherwise ApiError is raised."""
+        """Write the address of the log server to the Node's status, start that server and the registration stub for
+        device plugins, and begin to follow the API server in two threads. Raises ApiError if the Node object does not
+        exist."""
         self._api.merge_patch(f"/api/v1/nodes/{self.name}/status", {"status": self._logs.status()})
         self._logs.start()
         self._devices.stub.start()

@@ -40,8 +40,10 @@ VALUES = {
 
 
 def install_dra(nodes: Sequence[KubeletNode]) -> list[Object]:
-    """Install NVIDIA's chart with the how-to's values, and return its objects. Raises LaunchError if helm fails,
-    CalledProcessError if containerd does, and as `apply_documents` does."""
+    """Install NVIDIA's chart with the how-to's values on the cluster of these nodes, and return its objects. On each
+    node, NVIDIA's image first gets the chart's name, and the SIMULATED driver is written. Raises LaunchError if helm
+    fails, CalledProcessError if containerd does, UnavailableError if the chart cannot be fetched, and ApiError if an
+    object is refused."""
     for node in nodes:
         node.ctr("images", "tag", "--force", NVIDIA_IMAGE, f"{REPOSITORY}:{build.DRA_DRIVER.version}")
         write_driver(node)
@@ -51,8 +53,9 @@ def install_dra(nodes: Sequence[KubeletNode]) -> list[Object]:
 
 
 def write_driver(node: KubeletNode) -> None:
-    """Write the SIMULATED driver to DRIVER_ROOT of a node that runs: libnvidia-ml, nvidia-smi, and the device files of
-    its GPUs, which are those of /dev/null. They are lost when the node reboots."""
+    """Write the SIMULATED driver to DRIVER_ROOT of a running node that has GPUs: libnvidia-ml, nvidia-smi, and the
+    device files of its GPUs, which are those of /dev/null. They are lost when the node reboots. Raises FileExistsError
+    if they were written before in this boot."""
     assert node.gpus is not None, "the node has GPUs"
     shown, root = node.gpus.simulator.show(), node.machine.path(DRIVER_ROOT)
     for folder in ("usr/lib64", "usr/bin", "dev"):

@@ -42,8 +42,9 @@ class Grant:
 
 def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:
     """Return what the container with this OCI configuration receives from the toolkit, or None if it receives nothing,
-    because NVIDIA_VISIBLE_DEVICES is missing, empty or `void`. With `none` it receives no device, but it can
-    receive the library and rights over MIG. `devices` are the GPUs and MIG devices of the machine.
+    because NVIDIA_VISIBLE_DEVICES is missing, empty or `void`. With `all` it receives every device, but computes on
+    none. With `none` it receives no device, but it can receive the library and rights over MIG. `devices` are the GPUs
+    and MIG devices of the machine.
 
     Raises GrantRefused if the container names a device that does not exist, or requests rights over MIG without being
     privileged.
@@ -68,8 +69,8 @@ def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:
 
 def find_injected(spec: Object, devices: Sequence[MachineDevice]) -> tuple[MachineDevice, ...]:
     """Return those of the machine's `devices` whose device files containerd has added to the container, as the CDI
-    devices of a ResourceClaim say: a GPU without MIG devices by its own file, and a MIG device by the files of both of
-    its instances."""
+    devices of a ResourceClaim say. A GPU counts if its own file is there and it has no MIG devices; a MIG device counts
+    if the files of both of its instances are there."""
     files = {entry["path"] for entry in spec["linux"].get("devices") or ()}
     minors = cap_minors(len({device.gpu for device in devices}))
     divided = {device.gpu for device in devices if device.instance}

@@ -1,4 +1,5 @@
-"""The images of rung 4 that do not belong to the product, as archives that `ctr images import` reads."""
+"""The images that real nodes need beside our own (rung 4: docs/design/faults.md#rung-4), as archives that `ctr images
+import` reads."""
 
 import hashlib
 import io
@@ -41,14 +42,15 @@ class OneLayerImage:
 
 
 def pause_image() -> OneLayerImage:
-    """Return the image of pod sandboxes, and of workloads that only occupy the devices assigned to them. Raises
-    UnavailableError if there is no C compiler or no static C library."""
+    """Return the image of pod sandboxes, and of workloads that only occupy the devices assigned to them. Its program is
+    compiled once and kept in the user's cache. Raises UnavailableError if it is not there and there is no C compiler or
+    no static C library."""
     return OneLayerImage(PAUSE_IMAGE, {"pause": ImageFile(c_program("pause").read_bytes())}, ["/pause"])
 
 
 def write_archive(image: OneLayerImage, path: Path) -> None:
     """Write an image for this machine's architecture to `path` in the format of `docker save`. Equal images produce
-    identical archives. Raises KeyError as `native` does."""
+    identical archives. Raises KeyError if the architecture is not in ARCHITECTURES."""
     layer = pack_layer(image)
     digest = hashlib.sha256(layer).hexdigest()
     raw = json.dumps(configuration(image, layer, native()), sort_keys=True).encode()

@@ -1,4 +1,4 @@
-"""What rung 4 needs from a machine, and which of these needs are not met."""
+"""What the tests with real kubelets (rung 4) need from a machine, and which of these needs are not met."""
 
 import os
 import shutil
@@ -38,7 +38,9 @@ def cni_folder() -> Path | None:
 
 
 def why_not() -> str | None:
-    """Return why no real kubelet can run here and what to do about it, or None if one can run."""
+    """Return why no real kubelet can run here and what to do about it, or None if one can run. Needed are Linux, root,
+    Debian's packages, a C compiler, overlayfs and namespaces, and Go unless kubelet and containerd are cached. The
+    first need that is not met is named."""
     if sys.platform != "linux":
         return "a real kubelet runs on Linux only"
     if os.geteuid() != 0:

@@ -179,7 +179,8 @@ NODE_SECONDS = 180.0
 
 
 def options(network: Bridge, nodes: Sequence[str], *, audit: bool = False) -> Options:
-    """Return the options of a control plane whose nodes all have real kubelets."""
+    """Return the options of a control plane without kwok, all of whose nodes have real kubelets. Its API server listens
+    at this machine's address on the bridge `network`, and logs requests if `audit` is on."""
     return Options(kwok=False, audit=audit, address=network.address, kubelets=tuple(nodes))
 
 
@@ -202,8 +203,9 @@ class KubeletNode:
         models: Sequence[str] = (),
     ) -> None:
         """Create the node's folder, after sweeping what killed owners left behind; nothing runs yet. `models` are the
-        models of the node's SIMULATED GPUs. If there are any, the node has the runtime of the RuntimeClass
-        `nvidia`. Raises the same errors as NodeGpus."""
+        models of the node's SIMULATED GPUs. If there are any, the node has the runtime of the RuntimeClass `nvidia`.
+        Raises UnavailableError if the simulated library cannot be built, and UnknownModelError if a model cannot be
+        simulated."""
         self.plane, self.name, self.number = plane, name, number
         self._labels = dict(labels or {})
         cgroups.sweep()
@@ -242,7 +244,10 @@ class KubeletNode:
         self.wait_ready()
 
     def boot(self) -> None:
-        """Start the machine with containerd but without a kubelet. Raises the same errors as `start`."""
+        """Start the machine, write the configuration files of CNI, containerd and the kubelet, and start containerd,
+        but no kubelet. Raises UnavailableError if a program cannot be built, CalledProcessError if an iptables rule is
+        refused, TimeoutError if the machine is not up in time, and OSError, ComponentError or NetworkError if the node
+        cannot run here."""
         self.machine.start()
         if self.gpus is not None:
             self.gpus.enter(self.machine)
@@ -292,13 +297,13 @@ class KubeletNode:
 
     def ctr(self, *arguments: str) -> str:
         """Run `ctr`, containerd's own client, in containerd's namespace for the kubelet, and return its output. Raises
-        CalledProcessError if it fails."""
+        CalledProcessError if it fails, and RuntimeError if the machine is not started."""
         ctr = str(toolchain.ensure("containerd") / "ctr")
         return self.machine.run(ctr, "--address", CONTAINERD_SOCKET, "--namespace", "k8s.io", *arguments)
 
     def start_containerd(self) -> None:
         """Start containerd and return when it answers. Raises ComponentError if it ends or does not answer within
-        CONTAINERD_SECONDS."""
+        CONTAINERD_SECONDS, and UnavailableError if it is not cached and cannot be built."""
         programs = toolchain.ensure("containerd")
         command = [str(programs / "containerd"), "--config", str(self.files.containerd_config)]
         # It looks for its shim on PATH first, where the machine may have another version.

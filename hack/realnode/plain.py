@@ -29,8 +29,8 @@ GFD_DAEMON_SET = f"{RELEASE}-nvidia-device-plugin-{GFD}"
 
 
 def label_node(api: Api, node: str) -> None:
-    """Give a node the labels of the how-to's first step and that of Node Feature Discovery, and remove those that the
-    GPU Operator has written. Raises ApiError if a request fails."""
+    """Give a node the labels of the how-to's first step and that of Node Feature Discovery, each with the value `true`,
+    and remove its other labels that begin like those of the GPU Operator. Raises ApiError if a request fails."""
     labels = api.get(f"/api/v1/nodes/{node}")["metadata"]["labels"]
     others = [key for key in labels if key.startswith((names.LABEL_DEPLOY_PREFIX, names.LABEL_GPU_PRESENT))]
     wanted = {PCI, names.LABEL_DEPLOY_CLIENT, f"{names.LABEL_DEPLOY_PREFIX}mig-manager"}
@@ -39,9 +39,10 @@ def label_node(api: Api, node: str) -> None:
 
 
 def install_plain(nodes: Sequence[KubeletNode]) -> None:
-    """Install NVIDIA's chart with the how-to's values, and mig-manager by its kustomization. Call `label_node` only
-    afterwards: a pod that starts before all is installed would write to this machine's own /etc. Raises LaunchError
-    if helm fails, and CalledProcessError if kubectl or containerd does."""
+    """Install NVIDIA's chart with the how-to's values, and mig-manager by its kustomization. On each node, NVIDIA's
+    image gets the names that these use, and GFD is made to write its labels to a file. Call `label_node` only
+    afterwards: a pod that starts before all is installed would write to this machine's own /etc. Raises LaunchError if
+    helm fails, and CalledProcessError if kubectl or containerd does."""
     plane = nodes[0].plane
     manifests = [_on_this_machine(one) for one in mig_manager_manifests(plane)]
     (manager,) = (one for one in manifests if one["kind"] == "DaemonSet")

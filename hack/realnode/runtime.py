@@ -72,8 +72,9 @@ def state_file(folder: Path) -> Path:
 
 
 def edit(spec: Object, grant: Grant, folder: Path, bundle: Path) -> None:
-    """Change the OCI configuration `spec` in place, so that its container gets what `grant` says. No file is
-    written."""
+    """Change the OCI configuration `spec` in place, so that its container gets what `grant` says: device files, the
+    capability files in the bundle, the library if it is granted, the simulated machine's state with the variable that
+    names it, and the two hooks. No file is written."""
     state = state_file(folder)
     mounts = [(state.parent, STATE, "rw"), (bundle / "nvmlsim", CAPABILITIES, "ro")]
     if grant.library:
@@ -112,8 +113,8 @@ def _prepare(folder: Path, arguments: Sequence[str]) -> int:
     """Give a container its grant: change the OCI configuration in the bundle that runc's `arguments` name, and write
     the capability files and COMPUTES_ON into the bundle. A container that has devices by CDI gets only COMPUTES_ON and
     the hook that reads it, and any other container without a grant is left unchanged. Returns the exit status: 0, or 1
-    if the toolkit would refuse the container, after writing the reason to runc's log. Raises SystemExit as `_option`
-    does."""
+    if the toolkit would refuse the container, after writing the reason to runc's log. Raises SystemExit if `--bundle`,
+    or then `--log`, is missing."""
     bundle = Path(_option(arguments, "--bundle"))
     spec = json.loads((bundle / "config.json").read_text())
     devices = machine_devices(Simulator(state_file(folder)).show())
@@ -227,9 +228,10 @@ def _mount(folder: Path, state: Object) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run `prepare FOLDER <runc's arguments>`, or a hook: `began FOLDER` or `mount FOLDER` with the state on standard
-    input. Returns the exit status.
+    input. Returns the exit status: 1 if `prepare` refuses the container, otherwise 0. Raises KeyError for an unknown
+    verb, and the errors of the verb.
 
-    `follow FOLDER BUNDLE NAME PID PIDFD` is started by `began`.
+    `follow FOLDER BUNDLE NAME PID PIDFD` is started by `began`, and returns when the process has ended.
     """
     verb, folder, *rest = arguments
     if verb == "prepare":

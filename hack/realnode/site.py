@@ -29,8 +29,8 @@ BUS_SECONDS = 60.0
 
 
 class HostServices:
-    """The services of a node's host for one boot: D-Bus, and SIMULATED Node Feature Discovery. Stop them before the
-    node."""
+    """The services of a node's host for one boot: D-Bus, and SIMULATED Node Feature Discovery. They must be stopped
+    before the node, and cannot be started again."""
 
     def __init__(self, node: KubeletNode) -> None:
         """Connect to the API server as admin; nothing runs yet."""
@@ -64,8 +64,9 @@ class HostServices:
         self._api.close()
 
     def _feed(self) -> None:
-        """Play NFD (SIMULATED): copy the labels that GFD has written to a file to the Node, every LOOK_SECONDS until
-        `stop`. Errors are logged to nfd.log."""
+        """Play NFD (SIMULATED) until `stop`: every LOOK_SECONDS, copy the labels in GFD's file to the Node, and remove
+        those that have left the file. While there is no file, the Node keeps its labels. ApiErrors and OSErrors are
+        logged to nfd.log and otherwise ignored."""
         feeder = LabelFeeder(self._api, self._node.name, self._node.machine.path(LABELS))
         while not self._ended.wait(LOOK_SECONDS):
             try:
@@ -98,7 +99,8 @@ class Site:
 
     def helm_install(self, *arguments: str) -> str:
         """Run `helm upgrade --install --wait` with the chart of this checkout and our image, and return helm's notes.
-        `arguments` are added to the command line. Raises LaunchError if helm fails, and as `install_chart` does."""
+        `arguments` are added to the command line. Raises LaunchError if helm fails, also if the release is not ready
+        within 300 s, UnavailableError if helm cannot be built, and ApiError if the RuntimeClass is refused."""
         repository, _, tag = self.image.reference.rpartition(":")
         image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
         return launch.install_chart(self.plane.kubeconfig, *image, "--wait", "--timeout", "300s", *arguments)
@@ -122,14 +124,15 @@ class Site:
         return launch.helm(self.plane.environment(), *arguments, "--namespace", launch.NAMESPACE)
 
     def install_operands(self, *, plugin: bool = True) -> None:
-        """Create or change the DaemonSets of NVIDIA's operands and their ServiceAccount, as the GPU Operator does; with
-        `plugin` off, as it does if devicePlugin.enabled of ClusterPolicy is off. Each ConfigMap that their pods mount
-        must have at least one entry. Raises as `apply_documents` does."""
+        """Create or change the DaemonSets of NVIDIA's operands and their ServiceAccount, as the GPU Operator does.
+        Without `plugin`, those of the device plugin and the MPS daemon are left out, as with devicePlugin.enabled off
+        in ClusterPolicy; existing ones are not deleted. Each ConfigMap that their pods mount must have at least one
+        entry. Raises ApiError if an object is refused."""
         install.apply_documents(self.api, operands.manifests(plugin=plugin))
 
     def start_software(self, name: str) -> None:
-        """Start the host services of the node `name` and keep them in `software`. Raises the same errors as
-        `HostServices.start`."""
+        """Start the host services of the node `name` and keep them in `software`. Raises ComponentError if the D-Bus
+        daemon ends, TimeoutError if its socket does not appear, and KeyError if there is no such node."""
         self.software[name] = HostServices(self.nodes[name])
         self.software[name].start()
 
@@ -141,7 +144,8 @@ class Site:
 
     def reboot(self, name: str) -> None:
         """Kill all processes of the node, boot it, restart its host services, and return when its new kubelet reports
-        that it is Ready. Its host services must be running. Raises the same errors as `KubeletNode.start`."""
+        that it is Ready. Raises KeyError, before anything else is done, if its host services are not running,
+        ComponentError or TimeoutError if a program does not come up again, and ApiError if the Node cannot be read."""
         node = self.nodes[name]
         self.software.pop(name).stop()
         node.power_off()
@@ -175,8 +179,8 @@ def running_site(machines: Sequence[str], image: Image) -> Iterator[Site]:
     """Yield a control plane with the objects of the GPU Operator and with nodes of these names, each with two GPUs,
     `image` and NVIDIA's programs. Everything ends with the context.
 
-    Raises UnavailableError if something cannot be built, and the errors of `KubeletNode.start` and
-    `HostServices.start` if this computer cannot run it.
+    Raises UnavailableError if something cannot be built. Raises NetworkError, ComponentError, TimeoutError, OSError,
+    CalledProcessError or ApiError if this computer cannot run it.
     """
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(bridge())

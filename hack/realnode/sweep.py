@@ -1,5 +1,5 @@
-"""`python -m hack.realnode.sweep` removes what killed runs of rung 4 have left behind. Runs whose owner is alive are
-not touched.
+"""`python -m hack.realnode.sweep` removes what killed tests with real kubelets (rung 4) have left behind. Tests whose
+process is alive are not touched.
 
 The next run of rung 4 does the same. The command is for a machine on which there may be no next run.
 """
