@@ -84,9 +84,9 @@ def wait_logged(log: Path, api: Api) -> None:
     """Wait until the log contains every request that the server has answered, because the server writes the line after
     it has sent the answer.
 
-    Sends a request with a unique mark, and waits for its line. The lines of earlier requests come before it, unless
-    one of them is delayed for longer than a whole request takes. Raises TimeoutError after LOGGED_SECONDS,
-    FileNotFoundError if there is no log, and the errors of the request as `Api.request` does.
+    Sends a request with a unique mark, and waits for its line. The lines of earlier requests come before it, unless one
+    of them is delayed for longer than a whole request takes. Raises TimeoutError after LOGGED_SECONDS,
+    FileNotFoundError if there is no log, and ApiError, OSError or HTTPException if the request fails.
     """
     mark, start = uuid.uuid4().hex, log.stat().st_size
     api.get("/version", mark=mark)

@@ -132,7 +132,8 @@ class NvidiaLoop:
 
     def run_pod(self, node: str, resource: str) -> str:
         """Create a pod that computes on one device of this resource on a node, wait until NVML shows its process, and
-        return the pod's name. Raises ApiError if the pod is refused, and the errors of `wait`."""
+        return the pod's name. Raises ApiError if the pod is refused, TimeoutError, with the state of the cluster, if
+        there is no process within SECONDS, and AssertionError if the operator has ended."""
         container = {"name": "main", "image": "simulated", "resources": {"limits": {resource: "1"}}}
         spec = {
             "nodeSelector": {"kubernetes.io/hostname": node},

@@ -62,7 +62,8 @@ class MigManagerProgram:
 
     def restart(self) -> None:
         """Stop mig-manager, but not the bus, and start it again, as deleting its pod does. Raises TimeoutExpired if
-        mig-manager does not end within SECONDS, and the errors of `start`."""
+        mig-manager does not end within SECONDS, and SandboxError, FileNotFoundError or UnavailableError as `start`
+        does."""
         self._end_manager(signal.SIGTERM)
         self.start()
 
