@@ -1,11 +1,13 @@
 """The commands of the pages, as they stand there, on a real API server with kubectl and helm; nodes are SIMULATED."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hack.cluster import install, nodes
+from hack.cluster.api import Api, ApiError
 from hack.cluster.controlplane import ControlPlane
 from tests.docs.commands import Shell, page
 from tests.docs.pages import ON_CLUSTER, own_path
@@ -26,23 +28,45 @@ AS_INSTALLED = {
 """ClusterPolicy points at no ConfigMap of ours, and has the default strategy of the GPU Operator's chart."""
 
 
+GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
+
+
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def plane() -> Iterator[ControlPlane]:
     """A cluster as before the installation: GPU nodes, NVIDIA's GPU Operator (its stand-ins), nothing of ours."""
-    path = own_path()
-    home = tmp_path_factory.mktemp("home")
     with ControlPlane() as plane:
         install.install_gpu_operator(plane.api)
         plane.api.merge_patch(CLUSTER_POLICY, AS_INSTALLED)
         launch.runtime_class(plane.api)
         created = nodes.create_nodes(plane.api, nodes.fleet(8))
         nodes.wait_nodes_ready(plane.api, created)
-        yield {**os.environ, "PATH": path, "HOME": str(home), "KUBECONFIG": str(plane.kubeconfig)}
+        yield plane
+
+
+@pytest.fixture(scope="module")
+def environment(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of somebody who reads the pages there."""
+    home = {"HOME": str(tmp_path_factory.mktemp("home")), "PATH": own_path()}
+    return {**os.environ, **home, "KUBECONFIG": str(plane.kubeconfig)}
+
+
+def make_gpunodes(api: Api) -> None:
+    """Create the GPUNodes of the nodes, as the operator would, which does not run here. Where the CRD is not installed
+    yet, there are none."""
+    with contextlib.suppress(ApiError):
+        known = {raw["metadata"]["name"] for raw in api.list(GPUNODES)}
+        for raw in api.list("/api/v1/nodes"):
+            if raw["metadata"]["name"] not in known:
+                kind = {"apiVersion": "gpusharing.dev/v1alpha1", "kind": "GPUNode", "spec": {}}
+                api.create(GPUNODES, {**kind, "metadata": {"name": raw["metadata"]["name"]}})
 
 
 @pytest.mark.parametrize("name", ON_CLUSTER)
-def test_the_commands_of_the_page_work(environment: dict[str, str], name: str, tmp_path: Path) -> None:
+def test_the_commands_of_the_page_work(
+    plane: ControlPlane, environment: dict[str, str], name: str, tmp_path: Path
+) -> None:
     """In this order: the last page uninstalls what the first installed."""
+    make_gpunodes(plane.api)
     shell = Shell(environment, tmp_path)
     for block in page(name):
         if block.where == "cluster":
