@@ -22,8 +22,7 @@ class Reason(Worded):
     FENCE_UNREADABLE = (("FenceUnreadable", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
         "The operator cannot read the annotation gpusharing.dev/fence on the Node, so it leaves the node exactly as it "
         "is.",
-        "Check the node's GPUs. Then remove the annotation gpusharing.dev/fence and uncordon the node, which "
-        "needs the right to patch Nodes.")
+        "Check the GPUs. Then, with the right to patch Nodes, remove gpusharing.dev/fence and uncordon the node.")
     ORPHAN_FENCE = (("OrphanFence", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
         "The node was past the point of no return when its policy was deleted or its Node object was recreated. It "
         "stays cordoned because its layout is unproven.",
