@@ -121,7 +121,7 @@ NOT_STARTED = {
     "its image is for another architecture": UnusableImage(
         PLATFORM,
         (not_for_this(), "agent.nodeSelector"),
-        pulling(PLATFORM, kubeletwords.other_platform(PLATFORM)),
+        pulling(PLATFORM, kubeletwords.other_platform()),
     ),
     "the program in its image is for another architecture": UnusableImage(
         OTHER, (not_for_this(), "agent.nodeSelector"), (kubeletwords.bad_format(PROGRAM),)
@@ -218,14 +218,14 @@ def wait_told(pool: Walk, reason: str, words: tuple[str, ...]) -> None:
 
 
 def said(pool: Walk) -> set[str]:
-    """What kubelet and containerd say of the agents' containers."""
+    """What kubelet and containerd say of the agents' containers, with `kubeletwords.DIGEST` for each digest."""
     statuses = [
         status
         for pod in pool.site.api.list(AGENT_PODS)
         for status in pod["status"].get("containerStatuses", ())
     ]
     states = [one for status in statuses for kind in ("state", "lastState") for one in status[kind].values()]
-    return {state["message"] for state in states if "message" in state}
+    return {re.sub(r"\b[0-9a-f]{64}\b", kubeletwords.DIGEST, state.get("message", "")) for state in states}
 
 
 def patch_agents(pool: Walk, patch: Object) -> None:

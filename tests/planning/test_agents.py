@@ -90,7 +90,7 @@ NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
         replace(
             POD,
             waiting="ErrImagePull",
-            message=kubeletwords.other_platform(IMAGE),
+            message=kubeletwords.other_platform(),
         ),
         (f"image {IMAGE} is not built for this node's architecture (arm64)", "agent.nodeSelector"),
     ),
