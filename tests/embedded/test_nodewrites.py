@@ -160,7 +160,8 @@ def test_a_held_cordon_may_not_be_lifted() -> None:
 
 CHANGES: dict[str, tuple[JSON, JSON, list[str]]] = {
     "fenced and cordoned": (node(), HELD, []),
-    "fenced and not cordoned": (node(), node(FENCED), ["fenced and not cordoned in one write, or cordoned beside a DeviceTaintRule"]),
+    "fenced and not cordoned": (
+        node(), node(FENCED), ["fenced and not cordoned in one write, or cordoned beside a DeviceTaintRule"]),
     "fenced with a routing label": (
         HELD, node(FENCED, cordoned=True, **{MODE: "full"}), ["fenced with a routing label"]),
     "released": (HELD, node(), []),
