@@ -221,12 +221,9 @@ def of_action(world: "World", action: Action) -> Iterator[str]:
                 yield (
                     "cordon put back" if action.cordon else "cure" if again and fence.attempt > 1 else "retry"
                 )
-        case LabelNode(requests=dict()):
-            yield from (
-                f"taken from the GPUNode: {key}" for key in (*action.labels, *(action.requests or ()))
-            )
-            stage = action.node.fence.stage if action.node.fence is not None else "rest"
-            yield f"taken from the GPUNode, {stage}"
+        case LabelNode(requests=dict() as requests):
+            yield from (f"taken from the GPUNode: {key}" for key in (*action.labels, *requests))
+            yield f"taken from the GPUNode, {action.node.fence.stage if action.node.fence else 'rest'}"
         case ClearRequests():
             yield "cleared on the GPUNode"
         case LabelNode():
