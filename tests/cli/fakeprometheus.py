@@ -135,7 +135,8 @@ class FakePrometheus:
 
     answers: dict[str, Answer] = field(default_factory=lambda: dict(DAY))
     ranges: dict[str, Answer] = field(default_factory=dict)
-    """Answers to queries of a range, by what is in the query; else it tells 1 for each minute of a day."""
+    """Answers to queries of a range, by what is in the query, unless there is more of it in `answers`. Else it tells
+    1 of a count of agents, for each minute of a day."""
     instead: Callable[[str], Answer | None] = lambda path: None
     """An answer to every call, by its path; None: as ever."""
     tokens: list[str] = field(default_factory=list)
@@ -174,12 +175,13 @@ class FakePrometheus:
         if (other := self.instead(path)) is not None:
             return other
         if path.endswith("/api/v1/query_range"):
-            if query.startswith("count(gpusharing_gpu_seconds_total"):
-                points = [[NOW - 86400 + second, "1"] for second in range(0, 86401, 60)]
-                always = matching(success("matrix", [{"metric": GPU, "values": points}]), query)
-            else:
-                always = self.at_a_moment(query)
-            return next((found for text, found in self.ranges.items() if text in query), always)
+            points = [[NOW - 86400 + second, "1"] for second in range(0, 86401, 60)]
+            always = matching(success("matrix", [{"metric": GPU, "values": points}]), query)
+            ranges = {**self.ranges, "count(gpusharing_gpu_seconds_total": always}
+            first = next((text for text in ranges if text in query), "")
+            if first and not any(text in query and len(text) > len(first) for text in self.answers):
+                return ranges[first]
+            return self.at_a_moment(query)
         if not path.endswith("/api/v1/query"):
             return 404, "text/plain", b"404 page not found\n"
         return self.at_a_moment(query)

@@ -61,7 +61,7 @@ CHOSEN = frozenset(("container", "endpoint"))
 """Labels of a target that stay the same when an agent restarts, so that they can select series."""
 COUNTED = (*Part, "gpus")
 """The names of the answers that come from the meter: one for each Part of the GPU time, and one for all of it."""
-PRICED = ("opencost", "policies", "products", "cards", "rivals")
+PRICED = ("opencost", "policies", "products", "cards")
 """The names of the answers that prices come from."""
 AHEAD = 3
 """How many groups of days are queried at the same time, so that a Prometheus with several cores uses them."""
@@ -104,7 +104,8 @@ async def read_metered(
     async for day, seen in _read_all(prometheus, query, progress):
         faults: list[str] = []
         day.update({name: list(_credible(day[name], faults)) for name in COUNTED})
-        prices = read_prices(*(day[name] for name in PRICED), currency=query.currency)
+        known = (day[name] for name in PRICED)
+        prices = read_prices(*known, rivals=day["rivals"], currency=query.currency)
         teams = read_teams(day["labels"], day["rival labels"], label_of(query.by))
         _sum(parts, chain.from_iterable(day[part] for part in Part))
         _sum(gpus, day["gpus"])

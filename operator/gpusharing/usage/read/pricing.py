@@ -115,9 +115,9 @@ def read_prices(
     policies: Iterable[Series],
     products: Iterable[Series],
     cards: Iterable[Series],
-    rivals: Iterable[Series] = (),
     *,
     currency: str,
+    rivals: Iterable[Series] = (),
 ) -> Prices:
     """Read the prices from the answers to the queries of `queries_of`; `cards` has the products of each node.
     Impossible prices are left out and reported in `faults`; an OpenCost price of 0 is left out silently. `rivals`
