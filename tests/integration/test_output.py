@@ -463,7 +463,7 @@ def test_of_the_planners_role_nothing_is_granted_that_no_verb_of_the_plugin_asks
     }
     asked = {(one.group, one.resource) for one in typed.requests}
     # A right to claims is needed where a pod has one, and no pod of the scenario does; one to slices with a DRA driver.
-    of_dra = ("resourceclaims", "resourceslices", "deviceclasses")
+    of_dra = ("resourceclaims", "resourceslices", "deviceclasses", "devicetaintrules")
     assert granted - asked == {("resource.k8s.io", kind) for kind in of_dra}
 
 
