@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 from hack.cluster import install
-from hack.cluster.api import Object
+from hack.cluster.api import MERGE_PATCH, Object
 from hack.nvidia.installations import CLUSTER_POLICY, WITHOUT_PLUGIN
 from hack.nvmlsim.simulator import machine_devices
 from hack.realnode.dra import CDI, install_dra
@@ -57,7 +57,8 @@ def dra(site: Site, notes: str) -> Iterator[Walk]:
     clear(walk)
     for node in NODES:
         whole: Object = {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-disabled"}}}
-        site.api.merge_patch(f"/api/v1/nodes/{node}", whole)
+        by_hand = {"fieldManager": "kubectl-label"}  # another name would be a program that overwrites
+        site.api.request("PATCH", f"/api/v1/nodes/{node}", whole, MERGE_PATCH, **by_hand)
     site.api.merge_patch(CLUSTER_POLICY, {"spec": WITHOUT_PLUGIN})
     site.helm_install("--set", FASTER)
     site.install_operands(plugin=False)
