@@ -35,6 +35,7 @@ from tests.e2e.pool import (
 )
 
 from gpusharing.api import names
+from gpusharing.planning.wanted.target import is_plugin_resource
 
 pytestmark = pytest.mark.e2e
 NODE, OTHER = NODES
@@ -64,6 +65,9 @@ def dra(site: Site, notes: str) -> Iterator[Walk]:
     site.install_operands(plugin=False)
     manifests = install_dra(list(site.nodes.values()))
     walk.wait(lambda: [published(walk, node) for node in NODES] == [WHOLE] * 2, "whole GPUs to be published")
+    walk.wait(
+        lambda: not any(by_plugin(walk, node) for node in NODES), "kubelets to count no device of a plugin"
+    )
     yield walk
     for path in (POLICY, f"{DEPLOYMENTS}/{CLAIMANT}", PODS):
         site.api.delete(path, {"propagationPolicy": "Foreground"})
@@ -83,6 +87,13 @@ def devices_in(slices: list[Object]) -> Counter[str]:
     """How many devices of each kind are in the ResourceSlices: MIG profiles, and `gpu` for whole GPUs."""
     devices = [device for one in slices for device in one["spec"].get("devices", ())]
     return Counter(device["attributes"].get("profile", {"string": "gpu"})["string"] for device in devices)
+
+
+def by_plugin(walk: Walk, node: str) -> list[str]:
+    """The GPU resources of a device plugin that the kubelet counts. It notices late that the plugin is gone, and as
+    long as it does not, two programs seem to manage the GPUs."""
+    counts = walk.site.api.get(f"/api/v1/nodes/{node}")["status"]["allocatable"]
+    return [name for name, count in counts.items() if is_plugin_resource(name) and count != "0"]
 
 
 def plugins(walk: Walk) -> dict[str, str]:
