@@ -82,16 +82,16 @@ class ActuatorLogs:
     async def read(
         self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime, crew: Crew
     ) -> dict[str, str]:
-        """Return why mig-manager failed, by node name, for each fenced node whose label says that it failed. Nodes for
-        which the reason is not known are left out.
+        """Return why mig-manager failed, by node name, for each fenced node whose label nvidia.com/mig.config.state is
+        `failed`. Nodes for which the reason is not known are left out.
 
-        Logs that are due are read first, concurrently by `crew`. A slow read may end after this call; a later call
-        then returns its reason. Until then, the reason of an earlier attempt on the node is returned, if there is one.
-        `pods` holds mig-manager's pod on each node; a node without such a pod is ignored. Readings of nodes that no
+        Logs that are due are read first, concurrently by `crew`. A slow read may end after this call; a later call then
+        returns its reason. Until then, the reason of an earlier attempt on the node is returned, if there is one.
+        `pods` holds mig-manager's pod on each node; a node without such a pod is ignored. Reasons of nodes that no
         longer fail are forgotten.
 
         Raises:
-            ExceptionGroup: an error that ends a pass, see Crew.
+            ExceptionGroup: with Unauthorized or ServerAway from a read, perhaps from one of an earlier call.
         """
         failed = {
             name: f"{pods[name].uid}/{node.fence.attempt}"
@@ -104,7 +104,8 @@ class ActuatorLogs:
         keys = {f"/log/{name}": name for name in due}
 
         async def read(key: str) -> None:
-            """Read the log for one key of the crew, and store the result in `_known`. Raises what `_read` raises."""
+            """Read the log of the node that the key `/log/NODE` stands for, and store the result in `_known`. Raises
+            Unauthorized and ServerAway."""
             name = keys[key]
             self._known[name] = self._next(name, failed[name], await self._read(pods[name]), now)
 

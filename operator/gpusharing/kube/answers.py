@@ -26,10 +26,10 @@ MOST_SECONDS = 86400.0
 
 
 def error_of(request: ApiRequest, status: int, answer: object, retry_after: str | None = None) -> KubeError:
-    """Return the error for an answer that is not a success, chosen by its HTTP status and machine-readable parts. A
-    4xx other than 408 that has no error class of its own becomes Invalid. Every other status becomes Unavailable,
-    except a 500 or 504 to an eviction, about which `_eviction_error` decides. `answer` is the parsed body,
-    `retry_after` the value of the Retry-After header."""
+    """Return the error for an answer that is not a success, chosen by its HTTP status and machine-readable parts. A 409
+    becomes AlreadyExists if it answers a create and its reason says so, else Conflict. A 4xx other than 408 that has no
+    error class of its own becomes Invalid. Every other status becomes Unavailable, except a 500 or 504 to an eviction
+    (`_eviction_error`). `answer` is the parsed body, `retry_after` the value of the Retry-After header."""
     message = text(answer, "message") or f"HTTP {status}"
     match status:
         case 401:
@@ -56,8 +56,8 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
 
 
 def error_of_event(request: ApiRequest, status_object: object) -> KubeError:
-    """Return the error for an ERROR event of a watch, whose object is a Status. A Status without a code is treated as
-    a 500."""
+    """Return the error for an ERROR event of a watch, whose object is a Status: the error of an answer with that code,
+    such as Expired for 410. A Status without a code counts as a 500, which becomes Unavailable."""
     code = part(status_object, "code")
     return error_of(request, code if isinstance(code, int) else 500, status_object)
 

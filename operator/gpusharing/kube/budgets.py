@@ -44,14 +44,14 @@ class Budgets:
 
     async def find(self) -> tuple[PdbView, ...] | str | None:
         """List the PodDisruptionBudgets again, unless a LIST is still under way, and return all of them. Return a
-        message if they cannot be listed or no answer has come for PATIENCE seconds. Return None if the server has
-        not answered yet; the caller must then call again.
+        message if they cannot be listed or no answer has come for PATIENCE seconds. Return None if the server has not
+        answered yet; the caller must then call again.
 
-        The last list is returned while it is valid, even if the new LIST failed or is still under way. An answer that
-        arrives after the end of its round is used by the next call.
+        The last list is returned while it is valid (LIST_VALID, or LIST_VALID_THROTTLED after a 429), even if the new
+        LIST failed or is still under way. An answer that arrives after this call has returned is used by the next call.
 
         Raises:
-            ExceptionGroup: an error that ends a pass, such as ServerAway or Unauthorized; see Crew.
+            ExceptionGroup: with Unauthorized or ServerAway.
         """
         now = loop_time()
         if self._waits_since is None:

@@ -85,7 +85,8 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
 
 def other_plugin(raw: JSON) -> str:
     """Return the name of the device plugin that serves a Node without following our labels, or an empty string if none
-    is known."""
+    is known. It is recognized by the Node's labels, its annotations, and the resources of which the Node has any
+    allocatable."""
     metadata, allocatable = section(raw, "metadata"), section(raw, "status", "allocatable")
     resources = [name for name, number in allocatable.items() if name.startswith(RESOURCES) and count(number)]
     return find_other_plugin(texts(metadata.get("labels")), texts(metadata.get("annotations")), resources)
@@ -102,10 +103,10 @@ def _is_barred(raw: JSON) -> bool:
 
 
 def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
-    """Convert a raw GPUNode, without its `status.transition`, which is for people.
+    """Convert a raw GPUNode. Its `status.transition`, which is written for people, is left out.
 
     `known` is the agent's report as converted earlier, to be used in place of the report in `raw`. If it is None, the
-    report in `raw` is converted; if `raw` has none, neither has the view.
+    report in `raw` is converted; if `raw` has none, `observed` is None.
     """
     request, annotations = section(raw, "spec", "request"), texts(part(raw, "metadata", "annotations"))
     observed = part(raw, "status", "observed")

@@ -114,9 +114,9 @@ UNSERVED = "the API server does not serve resource.k8s.io/v1, which requires Kub
 
 
 def tell_unread(error: KubeError | None, kind: str, unserved: str = UNSERVED) -> str:
-    """Return why objects of `kind`, of the group resource.k8s.io, cannot be read, if the API server does not serve
-    them (`unserved`) or we lack the right to list them. Empty for None, and for any other error, because that may go
-    away by itself."""
+    """Return why objects of `kind`, of the group resource.k8s.io, cannot be read: `unserved` for a NotFound, because
+    the API server does not serve them, or a message for a Forbidden. Empty for None, and for any other error, because
+    that may go away by itself."""
     match error:
         case NotFound():
             return unserved
@@ -136,8 +136,8 @@ class DeviceIndex:
         self._joined: dict[str, tuple[NodeView, NodeView]] = {}
 
     def by_node(self) -> dict[str, NodeDevices]:
-        """Return what is published for each node, by its name. Only the slices of the newest generation of a pool
-        count. Nodes without a ResourceSlice are left out."""
+        """Return the devices that are published for each node, by node name. A pool has the name of its node. Only the
+        slices of the newest generation of a pool count. Nodes without a ResourceSlice are left out."""
         pools: defaultdict[str, list[SliceView]] = defaultdict(list)
         for one in self._slices().values():
             pools[one.pool].append(one)
@@ -148,7 +148,8 @@ class DeviceIndex:
         return {name: devices for name, (_, devices) in self._pools.items()}
 
     def join(self, view: NodeView) -> NodeView:
-        """Return `view` with the devices of its node; unchanged if nothing is published for it."""
+        """Return `view` with the devices that are published for its node; unchanged if there is no ResourceSlice for
+        it."""
         devices = self.by_node().get(view.name)
         return view if devices is None else replace(view, devices=devices)
 

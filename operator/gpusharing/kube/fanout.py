@@ -74,7 +74,7 @@ class Reachability:
     """The calls that have failed since the last answer, each with its error message."""
 
     def answered(self) -> None:
-        """Note that the server has answered a call, and forget the failures recorded before."""
+        """Record that the server has answered a call: count it in `successes`, and forget the failures recorded before."""
         self.successes += 1
         self.failed.clear()
 
@@ -126,27 +126,29 @@ class Holds:
         return until - self.clock()
 
     def ends(self, now: datetime) -> datetime | None:
-        """Return when the next back-off of a single object ends, or None if there is none. Calls that only publish
-        statuses or Events are ignored."""
+        """Return when the first of the present holds of single objects ends, or None if there is none. Holds of whole
+        doors are ignored, and so are those of calls that only publish statuses or Events. `now` is the present time of
+        day."""
         lasts = [until - self.clock() for target, until in self.objects.items() if not target.published]
         return min((now + timedelta(seconds=left) for left in lasts if left > 0), default=None)
 
     def answered(self, target: CallTarget) -> None:
-        """Note that the server carried out the call, or refused it because of its contents. The object's hold ends and
-        its count of refusals is reset, and so is the set of refused objects at its door. A hold of the whole door
-        continues."""
+        """Record that the server carried out the call, or refused it because of its contents. The hold of this object
+        at this door ends, its count of refusals is reset, and the set of refused objects at the door is emptied. A hold
+        of the whole door continues."""
         self.refused.pop(target.door, None)
         if target in self.tries:
             del self.tries[target]
             self.objects.pop(target, None)
 
     def throttled(self, target: CallTarget, retry_after: float | None) -> None:
-        """Note that a call about `target` was answered with 429, and hold back further calls.
+        """Record that a call about `target` was answered with 429, and hold back further calls.
 
         The object waits at its door for `retry_after` seconds; if that is None, for FIRST_HOLD, doubled with each
         further refusal of the object. The wait is at least FIRST_HOLD and at most LONGEST_HOLD. Once SEVERAL objects
         have been refused at one door without an answer there in between, all calls through that door, but none through
-        others, wait until this object's wait or an earlier hold of the door ends, whichever is later.
+        others, wait until this object's wait or an earlier hold of the door ends, whichever is later. Refusals older
+        than FORGET_AFTER are forgotten.
         """
         count = self.tries[target] = self.tries.get(target, 0) + 1
         wait = FIRST_HOLD * 2.0 ** min(count - 1, 6) if retry_after is None else max(retry_after, FIRST_HOLD)
@@ -183,7 +185,8 @@ class Fanout(PassingClient):
         self.holds = Holds()
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Yield the events of a watch, each of which counts as an answer from the server."""
+        """Yield the events of a watch, each of which counts as an answer from the server. Errors of the watch are
+        raised unchanged and do not count as failures."""
         async with aclosing(self.client.stream(request)) as events:
             async for event in events:
                 self.reachability.answered()
@@ -225,7 +228,7 @@ class Fanout(PassingClient):
             return answer
 
     def _answered(self, target: CallTarget) -> None:
-        """Note that the server answered the call: it is reachable, and the hold of this object ends."""
+        """Record that the server answered the call: it is reachable, and the hold of this object at its door ends."""
         self.reachability.answered()
         self.holds.answered(target)
 

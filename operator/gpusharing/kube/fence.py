@@ -54,15 +54,17 @@ def record_text(record: Fence | Deferred | Verified) -> str:
 
 
 def _version(record: Fence | Deferred | Verified) -> int:
-    """Return the lowest version that keeps an operator which cannot follow the record from reading it."""
+    """Return the version to write: TAINT_VERSION for a fence with a DeviceTaintRule, else JOBS_VERSION for a fence that
+    waits for jobs, else RECORD_VERSION, which every record but a fence has. An older operator refuses to read the
+    versions that it cannot follow."""
     if not isinstance(record, Fence):
         return RECORD_VERSION
     return TAINT_VERSION if record.tainted else JOBS_VERSION if record.jobs else RECORD_VERSION
 
 
 def read_fence(annotations: Mapping[str, str]) -> tuple[Fence | None, str]:
-    """Return the fence in the annotations of a Node, and an empty string. If there is no fence, return None and an
-    empty string; if it cannot be read, None and the reason."""
+    """Return the fence in the annotations of a Node, and an empty string. If the annotation is missing, return None and
+    an empty string; if it cannot be read, None and the reason."""
     recorded = annotations.get(names.ANNOTATION_FENCE)
     return (None, "") if recorded is None else parse_fence(recorded)
 
@@ -167,7 +169,7 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
 
 def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str | None], JSON]:
     """Return the labels, the annotations and the fields of `spec` that an action sets, in that order; the value None
-    removes an entry. The annotation with a new record of a proof is left to the caller."""
+    removes an entry. The annotation with a new proof (ANNOTATION_VERIFIED) and the taints are left to the caller."""
     annotations: dict[str, str | None] = {}
     labels: Mapping[str, str | None] = {}
     spec: JSON = {}

@@ -128,9 +128,9 @@ class Gangs:
         return tuple(sorted(views, key=lambda view: (view.gang.ref, view.gang.labels)))
 
     async def _current(self, query: _Query, gangs: Sequence[Gang], now: datetime, *, anew: bool) -> _Known:
-        """Return the last result for `query` if it is recent enough and serves these gangs, else the result of a new
-        LIST. If the new LIST fails and `anew` is False, the last result is returned as if it were new, provided it
-        serves these gangs. Raises what `_list` raises."""
+        """Return the last result for `query` if it is recent enough (see `find`) and serves these gangs, else the
+        result of a new LIST. If the new LIST fails and `anew` is False, the last result is returned as if it were new,
+        provided it serves these gangs. Raises ServerAway, Unauthorized and HeldBack."""
         known = self._known.get(query)
         valid = LIST_VALID if anew or known is None or known.error else LIST_VALID_IN_DRAIN
         if known is not None and now - known.listed < valid and known.serves(gangs):
@@ -141,9 +141,10 @@ class Gangs:
         return fresh
 
     async def _list(self, query: _Query, now: datetime) -> _Known:
-        """List the unfinished pods of `query`, and return the members that it finds by gang; if the LIST fails, the
-        result has its error. Reading stops once the limit of pods is reached: then the members of a single gang are
-        marked as partial, and a shared LIST counts as failed. Raises ServerAway, Unauthorized and HeldBack."""
+        """List the unfinished pods of `query`, and return the members that it finds by gang; pods without a gang are
+        ignored. If the LIST fails, the result has its error. Reading stops once the limit of pods is reached: then the
+        members of a single gang are marked as partial, and a shared LIST counts as failed. Raises ServerAway,
+        Unauthorized and HeldBack."""
         members: defaultdict[Gang, list[GangMember]] = defaultdict(list)
         read, most = 0, self.most if query.shared else MAX_PODS
         fields = ",".join(filter(None, (query.fields, _RUNNING)))
@@ -172,8 +173,8 @@ class Gangs:
 
 def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
     """Return the LISTs that find these gangs, each with the gangs that it serves. If there would be more than
-    MAX_LISTS, gangs share a LIST if they have the same namespace, the same field selector, and the same keys in
-    their label selectors."""
+    MAX_LISTS, gangs of one namespace with the same field selector and the same label keys share a LIST. It selects by
+    these keys alone, so it also finds pods of other gangs."""
     queries: dict[_Query, list[Gang]] = {}
     for gang in gangs:
         queries.setdefault(_Query(gang.namespace, gang.labels, gang.fields), []).append(gang)

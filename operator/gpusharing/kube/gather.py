@@ -88,7 +88,7 @@ class Gatherer:
 
         Raises:
             Unavailable: the policies have never been listed.
-            ExceptionGroup: an error that ends a pass, such as ServerAway or Unauthorized; see Crew.
+            ExceptionGroup: with Unauthorized or ServerAway.
         """
         began = loop_time()
         policies_error = await self._refresh_policies(now)
@@ -128,7 +128,7 @@ class Gatherer:
 
         An event that arrives after their LIST belongs to the next pass. Otherwise constant writes to a policy would
         keep every node from starting. An error is also counted in `_listing`, for the back-off. Raises Unavailable if
-        the policies have never been listed, and a group with an error that ends a pass; see Crew.
+        the policies have never been listed, and an ExceptionGroup with Unauthorized or ServerAway.
         """
         cache = self.sources.policies
         if cache.stale:

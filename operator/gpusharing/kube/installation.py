@@ -59,9 +59,9 @@ class _Reader:
     """Our own kinds that the API server does not have."""
 
     async def items(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[JSON]:
-        """Return all objects of a kind; empty if the kind is not served or the objects cannot be read. A kind of ours
-        that is not served is recorded in `not_served`, and an error in `unread`. Raises Unauthorized and Unavailable.
-        """
+        """Return all objects of a kind in this namespace and with these labels; empty if the kind is not served or the
+        objects cannot be read. Our own kind that is not served is recorded in `not_served`, another one nowhere. An
+        error is recorded in `unread`. Raises Unauthorized and Unavailable."""
         try:
             return await list_of(self.client, resource, namespace=namespace, label_selector=labels)
         except (Unauthorized, Unavailable):
@@ -87,12 +87,14 @@ class _Reader:
             return None
 
     async def pods(self, namespace: str, name: str) -> tuple[PodState, ...]:
-        """Return the state of each pod of our workload `name` in this namespace; see `items` for errors."""
+        """Return the state of each pod of our workload `name` in this namespace; empty if pods cannot be read, which is
+        recorded in `unread`. Raises Unauthorized and Unavailable."""
         return tuple(map(_pod, await self.items(PODS, namespace, f"{NAME}={name}")))
 
     async def config_maps(self) -> dict[str, ConfigMapState]:
-        """Return the state of our two ConfigMaps by name: their keys, and whether they have a mark of ours. A
-        ConfigMap that does not exist or cannot be read is left out. See `read` for errors."""
+        """Return the state of our two ConfigMaps by name: their keys, and whether they have our label or our
+        annotation. A ConfigMap that does not exist or cannot be read is left out; an error is recorded in `unread`.
+        Raises Unauthorized and Unavailable."""
         states = {}
         for name in (self.place.plugin_config_map, self.place.mig_config_map):
             raw = await self.read(CONFIG_MAPS, name, self.place.gpu_operator_namespace)
@@ -126,10 +128,10 @@ class _Reader:
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
         """Return the state of the agents: the DaemonSet's node selector, its pods, their RuntimeClass and the Pod
-        Security level that their namespace enforces, which is empty if the namespace sets none or cannot be read.
-        None if the DaemonSet does not exist or cannot be read. `runtime_class_exists` is None if the pods need no
+        Security level that their namespace enforces, which is empty if the namespace sets none or cannot be read. None
+        if the DaemonSet does not exist or cannot be read. `runtime_class_exists` is None if the pods need no
         RuntimeClass, or if it cannot be read. `reports` are all GPUNodes, from which the agents' errors are taken.
-        See `read` for errors."""
+        Errors are recorded in `unread`, but Unauthorized and Unavailable are raised."""
         where = self.place.agent_namespace
         raw = await self.read(DAEMON_SETS, AGENT, where)
         if raw is None:
@@ -159,7 +161,8 @@ class _Reader:
     async def rights(self) -> tuple[RightState, ...]:
         """Return, for each right that the operator and the agent need, whether the API server grants it to their
         service accounts; the operator's rights come first. Rights for optional features are checked only if `place`
-        turns the feature on. All rights are checked concurrently, and no KubeError is raised; see `_right`."""
+        turns the feature on. All rights are checked concurrently. A right that cannot be checked has the answer None,
+        with the error; no KubeError is raised."""
         operators = rights.OPERATOR + (rights.CONFIGURE if self.place.configure_gpu_operator else ())
         operators += rights.REPAIR_MPS if self.place.repair_mps else ()
         operators += rights.FORCE_DELETE if self.place.force_delete else ()
