@@ -74,7 +74,7 @@ class Reachability:
     """The calls that have failed since the last answer, each with its error message."""
 
     def answered(self) -> None:
-        """Record that the server has answered a call: count it in `successes`, and forget the failures recorded before."""
+        """Count an answer of the server in `successes`, and forget the failures recorded before."""
         self.successes += 1
         self.failed.clear()
 

@@ -106,8 +106,8 @@ class ServiceAccountLogin:
         return self._access
 
     async def token(self) -> str | None:
-        """Return the projected token as `Bearer TOKEN`, never None. It is read again after TOKEN_SECONDS, because the
-        kubelet replaces it. Raises Unauthorized if it cannot be read."""
+        """Return the projected token as `Bearer TOKEN`, never None. It is read again after TOKEN_SECONDS, and after
+        `renew`, because the kubelet replaces it. Raises Unauthorized if it cannot be read."""
         if self.clock() - self._read_at >= TOKEN_SECONDS:
             self._token = f"Bearer {self._file('token').strip()}"
             self._read_at = self.clock()
@@ -124,7 +124,8 @@ class ServiceAccountLogin:
         raise Unauthorized(f"{self.directory / 'ca.crt'} is empty")
 
     async def renew(self) -> None:
-        """Let the next call of `token` read the file again."""
+        """Let the next call of `token` read the file again. Nothing else is discarded, because `access` checks its file
+        on every call."""
         self._read_at = float("-inf")
 
     def _file(self, name: str) -> str:
@@ -167,16 +168,16 @@ class OfficialLogin:
     _access: Access | None = None
 
     async def access(self) -> Access:
-        """Return the server, the trusted authorities, the client certificate and the proxy of the context. Raises
-        Unauthorized if they cannot be loaded or used."""
+        """Return the server, the trusted authorities, the client certificate and the proxy of the context, as they were
+        when the kubeconfig was loaded. Raises Unauthorized if they cannot be loaded or used."""
         await self._configuration()
         if self._access is None:
             raise RuntimeError("loading sets the access")
         return self._access
 
     async def token(self) -> str | None:
-        """Return the value of the Authorization header, or None if the kubeconfig has no token. Raises Unauthorized as
-        `access` does."""
+        """Return the value of the Authorization header, or None if the kubeconfig has no token. Raises Unauthorized if
+        the kubeconfig's context cannot be loaded or used."""
         configuration = await self._configuration()
         value: str | None = await configuration.get_api_key_with_prefix("BearerToken")
         return value

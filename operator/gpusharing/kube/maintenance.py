@@ -92,8 +92,8 @@ class MaintenanceIndex:
         self._joined: dict[str, tuple[NodeView, NodeView]] = {}
 
     def by_node(self) -> dict[str, Maintenance]:
-        """Return the maintenance of each node that has one. If a node has several, the first that does not wait
-        counts, else the first one."""
+        """Return the maintenance of each node that has one, by node name. If a node has several, the first that does
+        not wait counts, else the first one."""
         chosen: dict[str, Maintenance] = {}
         for kind in self._kinds:
             for name in sorted(kind):
@@ -103,14 +103,16 @@ class MaintenanceIndex:
         return chosen
 
     def join(self, view: NodeView) -> NodeView:
-        """Return `view` with the NodeMaintenance of its node, as `_joined` does; unchanged if the node has none."""
+        """Return `view` with the NodeMaintenance of its node in place of the marker found on the Node. The view is
+        unchanged if the node has no NodeMaintenance, or has one that only waits while somebody else already works on
+        the node."""
         maintenance = self.by_node().get(view.name)
         return _joined(view, maintenance) if maintenance is not None else view
 
     def join_all(self, nodes: Mapping[str, NodeView]) -> dict[str, NodeView]:
-        """Return a copy of `nodes`, by name, in which each node with a NodeMaintenance is joined to it. A
-        NodeMaintenance that names no node in `nodes` is ignored. As long as a node's view and maintenance stay the
-        same, its joined view stays the same object."""
+        """Return a copy of `nodes`, by name, in which each view is joined to the NodeMaintenance of its node as by
+        `join`. A NodeMaintenance that names no node in `nodes` is ignored. As long as a node's view and maintenance
+        stay the same, its joined view stays the same object."""
         copy, joined = dict(nodes), {}
         for name, maintenance in self.by_node().items():
             if (view := nodes.get(name)) is None:
@@ -129,7 +131,8 @@ class MaintenanceIndex:
 
 def _joined(view: NodeView, maintenance: Maintenance) -> NodeView:
     """Return the view with this maintenance in place of the marker found on the Node, because the maintenance says
-    more. The view stays unchanged if the maintenance only waits while somebody else is already working on the node."""
+    more. The view stays unchanged if the maintenance only waits, but a marker of somebody whose work may have begun is
+    on the Node."""
     if maintenance.waits and view.foreign_works:
         return view
     waits = maintenance.waits

@@ -50,17 +50,16 @@ class NodePods:
     async def look(
         self, wanted: frozenset[str], proving: frozenset[str], now: datetime, began: float
     ) -> None:
-        """List the pods of each wanted node for which `_is_due` holds, the most urgent node first, update `work`, and
-        forget the other nodes. Every node in `work` also gets its evictions in `calls` and what its agent has
-        reported.
+        """List the pods of each wanted node whose last LIST is missing or out of date (`_is_due`), the most urgent node
+        first, update `work`, and forget the other nodes. Every node in `work` also gets its evictions in `calls` and
+        what its agent has reported.
 
         A LIST that ends late is used by the next call. If a LIST was not sent, or was refused with 429 while the last
         one is valid, `work` keeps the last one, with its age. `proving` are the nodes to list first, because nothing
-        else is missing to prove that they are idle. `now` is the time of day at the moment `began` of the loop's
-        clock.
+        else is missing to prove that they are idle. `now` is the time of day at the moment `began` of the loop's clock.
 
         Raises:
-            ExceptionGroup: an error that ends a pass, see Crew.
+            ExceptionGroup: with Unauthorized or ServerAway.
         """
         self._hear(now, began)
         for name in self.work.keys() - wanted:
@@ -68,7 +67,7 @@ class NodePods:
 
         async def read(node: str) -> None:
             """Remove the node from `calls.unsure`, list its pods, and store the result in `_lists`. After Throttled or
-            HeldBack nothing is stored; other errors of `_read` are raised."""
+            HeldBack nothing is stored. Raises Unauthorized and ServerAway; other errors become part of the result."""
             self.calls.unsure.discard(node)
             with suppress(Throttled):  # not sent, or refused: the last LIST stays valid, with its age
                 # This read may have waited for others, so its LIST is dated with the time at which it begins.
@@ -94,8 +93,8 @@ class NodePods:
             self.work[name] = heard(work, answers.get(name), _later(now, began))
 
     def forget(self) -> None:
-        """Forget the pods of all nodes, because an answer was lost: only a new LIST shows whether a pod was
-        evicted."""
+        """Forget the pods of all nodes, because an answer was lost: only a new LIST shows whether a pod was evicted.
+        The next call of `look` lists all wanted nodes."""
         self.work.clear()
         self._lists.clear()
 
@@ -105,7 +104,7 @@ class NodePods:
 
         If the budgets have not been answered yet, the LIST of each node with such a pod is put back into `_lists` for
         the next round. If they cannot be listed, the `error` of each node with such a pod says why, unless it has an
-        error already. Raises as `Budgets.find` does.
+        error already. Raises an ExceptionGroup with Unauthorized or ServerAway.
         """
         guarded = {
             node
@@ -124,9 +123,9 @@ class NodePods:
 
     async def _read(self, node: str, at: datetime) -> tuple[NodeWork, Scope]:
         """List the pods of one node, and find the gangs of the pods that must leave. For a fenced node, older results
-        about gangs may be reused (`anew` of `Gangs.find`). Return the result and the scope that it was made for. If
-        the pods cannot be listed, the result carries the error. `at` is the time at which the LIST begins. Raises
-        what `_pods_of` and `Gangs.find` raise."""
+        about gangs may be reused (`anew` of `Gangs.find`). Return the result and the scope that it was made for. If the
+        pods cannot be listed, the result carries the error. `at` is the time at which the LIST begins. Raises
+        Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
         scope, view = self._scope(node), self.sources.nodes.items.get(node)
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
@@ -157,9 +156,10 @@ class NodePods:
         return True, work.listed_at.timestamp() if work is not None else 0.0, name
 
     def _scope(self, node: str) -> Scope:
-        """Return which pods on a node have to leave. A fenced node has the scope of its fence. Before there is a
-        fence, all pods may have to leave if mig-manager runs WITH_REBOOT, because any change may then become a
-        reboot."""
+        """Return which pods on a node have to leave. If the node is fenced, these are all pods for the class Reboot,
+        else those that hold GPUs; the scope also has the time since which the fence keeps new pods off. Before there is
+        a fence, they are all pods if any ClusterPolicy lets mig-manager run WITH_REBOOT, because any change may then
+        become a reboot."""
         view = self.sources.nodes.items.get(node)
         if view is not None and view.fence is not None:
             joined = self.sources.seen_node(node) if view.fence.tainted else view

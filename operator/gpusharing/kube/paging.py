@@ -1,4 +1,5 @@
-"""Lists read in pages, even if pages fail, are slow, or can no longer be read from one moment.
+"""Reads lists in pages. `pages_of` and `list_of` show the cluster as it was at one moment, or fail; `whole_list` also
+goes on if the server no longer has the version that the first page showed.
 
 Every list of the product is read here (`tests/test_shape.py`), so none is lost because one of its pages failed.
 kube-apiserver lets etcd compact its history every 5 minutes (`--etcd-compaction-interval`), so a token for the next
@@ -40,7 +41,9 @@ empty for the first page."""
 
 
 async def list_of(client: KubeClient, resource: Resource, **where: Unpack[Filters]) -> list[JSON]:
-    """Return all objects of a list. Retries and raises as `pages_of` does."""
+    """Return all objects of a list, as they were when its first page was read. Later pages are retried after
+    Unavailable and Throttled. Raises KubeError if the first page fails, if a later one fails for PATIENCE seconds, and
+    at once for any other error of a later page, such as Expired for its token."""
     return [raw async for page in pages_of(client, resource, **where) for raw in page.items]
 
 

@@ -202,8 +202,8 @@ def signal(raw: JSON, program: str) -> JSON:
 
 
 def _signalling(container: JSON, program: str) -> JSON:
-    """Return a copy of a container in which the environment variable PROCESS_TO_SIGNAL is `program`, if it has that
-    variable."""
+    """Return a copy of a container in which the environment variable PROCESS_TO_SIGNAL has the value `program`, if the
+    container has that variable."""
     env = entries(container, "env")
     return {
         **container,
@@ -262,9 +262,10 @@ def with_mps_daemon(policy: ClusterPolicyView, sets: Iterable[DaemonSetView]) ->
 
 
 def find_dra(sets: Iterable[DaemonSetView]) -> DraView:
-    """Return NVIDIA's DRA driver among `sets`, and mig-manager without the GPU Operator. If several DaemonSets run the
-    same program, one that serves GPUs comes first, and then the first by name. If none runs the driver, it is None;
-    if none runs mig-manager, its fields are empty."""
+    """Return NVIDIA's DRA driver among `sets`, and the mig-manager that runs without the GPU Operator. If several
+    DaemonSets run the driver, one that serves GPUs comes first, and then the first by name; of several mig-managers,
+    the first by name. The driver is None if no DaemonSet runs it, and the fields of mig-manager are empty if none runs
+    that."""
     views = list(sets)
     drivers = sorted(
         (row.dra for row in views if row.dra is not None), key=lambda row: (not row.serves_gpus, row.name)

@@ -58,8 +58,9 @@ class PodLookups:
         return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
 
     async def _resource_claims(self, raw: JSON) -> dict[str, ResourceClaimUse]:
-        """Return what each ResourceClaim of a raw pod is used for, by `namespace/name`. A claim that is gone or that
-        we may not read is `unresolved`, which counts as a GPU (docs/design/drain.md#g5). Raises what `_get` raises."""
+        """Return what each ResourceClaim of a raw pod is used for, by `namespace/name`; claims that are not generated
+        yet are left out. A claim that is gone or that we may not read is `unresolved`, which counts as a GPU
+        (docs/design/drain.md#g5). Raises KubeErrors other than NotFound and Forbidden."""
         namespace = raw["metadata"]["namespace"]
         uses: dict[str, ResourceClaimUse] = {}
         for name in resource_claim_names(raw):
@@ -70,8 +71,8 @@ class PodLookups:
 
     async def _with_owner(self, pod: PodView, now: datetime) -> PodView:
         """Return the pod with `owner.exists` set: whether its DaemonSet still exists, or None where we may not read it
-        (docs/design/drain.md#p3, P5). A pod without a DaemonSet is returned unchanged. Raises what `_exists`
-        raises."""
+        (docs/design/drain.md#p3, P5). The answer may be up to ANSWER_VALID old. A pod without a DaemonSet is returned
+        unchanged. Raises KubeErrors other than NotFound and Forbidden."""
         owner = pod.owner
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod
@@ -80,8 +81,8 @@ class PodLookups:
         return replace(pod, owner=replace(owner, exists=exists))
 
     async def _labels(self, namespace: str) -> Mapping[str, str] | None:
-        """Return the labels of a namespace (docs/design/drain.md#p19), or None if it is gone or may not be read.
-        Raises what `_get` raises."""
+        """Return the labels of a namespace (docs/design/drain.md#p19), or None if it is gone or may not be read. Raises
+        KubeErrors other than NotFound and Forbidden."""
         raw = await self._get(NAMESPACES, namespace, None)
         return None if raw is None else interned(part(raw, "metadata", "labels"))
 
@@ -108,9 +109,9 @@ class PodLookups:
 async def _ask(
     known: dict[Key, tuple[datetime, Answer]], key: Key, now: datetime, read: Callable[[], Awaitable[Answer]]
 ) -> Answer:
-    """Return the answer for `key` in `known`, or call `read` if there is none or it is too old; an error of `read` is
-    raised. A new answer is stored in `known`, and all answers that are too old are removed from it, because
-    namespaces come and go as long as the operator runs."""
+    """Return the answer for `key` in `known`, or call `read` if there is none or it is older than ANSWER_VALID; an
+    error of `read` is raised. A new answer is stored in `known`, and all answers that are too old are removed from it,
+    because namespaces come and go as long as the operator runs."""
     if key not in known or now - known[key][0] > ANSWER_VALID:
         answer = await read()
         for old in [old for old, (read_at, _) in known.items() if now - read_at > ANSWER_VALID]:

@@ -48,9 +48,9 @@ class PolicyCache:
         return self._dirty or self._restores() > self._restores_seen
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
-        """Note that an event came for the policy `name` at this version; without arguments, that any policy may have
-        changed. Return whether this was noted: if the cache already has this version, as after our own write,
-        nothing is noted and False is returned."""
+        """Record that the policies must be listed, because an event came for the policy `name` at this version; without
+        arguments, because any policy may have changed. Return True. But if the cache already has this version, as after
+        our own write, nothing is recorded and False is returned."""
         if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
             return False
         self._reached(resource_version)
@@ -78,7 +78,8 @@ class PolicyCache:
 
     async def _list(self) -> dict[str, JSON]:
         """List the policies, and return them by name. Raises Unavailable if the list is older than what the server has
-        already shown, and other KubeErrors as `pages_of` does.
+        already shown, and a KubeError if a page cannot be read (`pages_of`). Records the version of an accepted list,
+        and a refusal.
 
         An older list is accepted if one was refused before and a write has proven that the store was restored from a
         backup.
@@ -119,8 +120,8 @@ class PolicyCache:
             self._newest = version
 
     def _rebuild(self) -> None:
-        """Make `views` again from the raw policies. A view that equals the previous one stays the same object, and so
-        does the tuple if all views do."""
+        """Make `views` again from the raw policies, with the setting `paused` applied to each. A view that equals the
+        previous one stays the same object, and so does the tuple if all views do."""
         before = {view.name: view for view in self.views}
         views = []
         for name in sorted(self._raw):

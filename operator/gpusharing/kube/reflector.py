@@ -165,9 +165,9 @@ class Reflector(Generic[View]):
     # --- the list ------------------------------------------------------------------------------------------
 
     async def _keep_listed(self) -> None:
-        """List whenever a list is due, forever. A list that fails with a KubeError starts over after a pause, and
-        `_list_failed` decides whether its error is recorded. After a 404, discovery is asked whether the kind still
-        exists."""
+        """List whenever a list is due, forever. A list that fails with a KubeError starts over after a back-off, and
+        `_list_failed` decides whether its error is recorded. After a NotFound, `_look_for_kind` asks whether the kind
+        still exists. KubeErrors are never raised."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             with suppress(TimeoutError):
@@ -187,8 +187,8 @@ class Reflector(Generic[View]):
                 self._views.listing = False
 
     async def _look_for_kind(self) -> None:
-        """Ask discovery for the kind, and empty the cache once the kind has been absent for GONE_AFTER seconds. If
-        discovery fails, the kind counts as present."""
+        """Ask discovery whether it lists the kind. Once it has not listed the kind for GONE_AFTER seconds, drop all
+        objects and call `on_change` for each. If discovery fails, the kind counts as listed."""
         try:
             served = await self._client.served(self._resource)
         except KubeError:
@@ -255,9 +255,9 @@ class Reflector(Generic[View]):
         self._move(version)
 
     def _end(self, *, older: bool) -> None:
-        """Record that a list is complete, and schedule the next one. If the list was `older` than the cache, the next
-        one follows after RECHECK_AFTER seconds, unless it is due sooner. It follows at once while the cache has to
-        catch up with a store that was restored from a backup (see `renews`)."""
+        """Record that a list is complete, set `synced`, and schedule the next list. If the list was `older` than the
+        cache, the next one follows after RECHECK_AFTER seconds, unless it is due sooner. It follows at once while the
+        cache has to catch up with a store that was restored from a backup (see `renews`)."""
         self.doubted, self._whole, self._absent_since = older, True, None
         if not older:
             self._restores_seen, self._current_at = (
@@ -272,7 +272,8 @@ class Reflector(Generic[View]):
             self._list_due.set()
 
     def _list_failed(self, error: KubeError) -> None:
-        """Record the error that interrupted a list, unless the watch keeps the cache up to date anyway."""
+        """Record the error that interrupted a list in `error`, and report it, unless the cache is whole, because then
+        the watch keeps it up to date anyway."""
         if not self._whole:
             self._note(error)
 

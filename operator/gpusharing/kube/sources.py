@@ -120,7 +120,7 @@ class ConfigMapView:
 
 def _pod_place(raw: JSON) -> PodPlace:
     """Convert a raw pod of NVIDIA's components. A pod that is being deleted is not Ready. A pod of the DRA driver that
-    serves only compute domains gets an empty `app`. Restarts of config-manager are counted only for an MPS daemon."""
+    serves only compute domains gets an empty `app`. `lone_restarts` and its cause are read only for an MPS daemon."""
     metadata = raw.get("metadata", {})
     deleting = "deletionTimestamp" in metadata
     ready = has_condition(raw, "Ready") and not deleting
@@ -222,24 +222,27 @@ class Sources:
 
     @cached_property
     def kubelet_plugins(self) -> Reflector[PodPlace]:
-        """The reflector of the pods of NVIDIA's DRA driver, created and begun like `resource_slices`."""
+        """The reflector of the pods of NVIDIA's DRA driver, created at the first use. It makes no call before NVIDIA's
+        DRA stack has been seen."""
         namespace = self.settings.plan.gpu_operator_namespace
         return self._follow(PODS, _pod_place, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR)
 
     @cached_property
     def device_classes(self) -> Reflector[DeviceClassView]:
-        """The reflector of all DeviceClasses, created and begun like `resource_slices`."""
+        """The reflector of all DeviceClasses, created at the first use. It makes no call before NVIDIA's DRA stack has
+        been seen."""
         return self._follow(DEVICE_CLASSES, device_class_view)
 
     @cached_property
     def taint_rules(self) -> Reflector[TaintRuleView]:
-        """The reflector of the DeviceTaintRules with our label, created and begun like `resource_slices`."""
+        """The reflector of the DeviceTaintRules with our label, created at the first use. It makes no call before
+        NVIDIA's DRA stack has been seen."""
         return self._follow(DEVICE_TAINT_RULES, taint_rule_view, label_selector=OURS)
 
     @property
     def rules(self) -> Mapping[str, TaintRuleView]:
-        """The DeviceTaintRules with our label, by name. Empty while they are not served or may not be read, because the
-        scheduler may not follow them then."""
+        """The DeviceTaintRules with our label, by name. Empty while the API server does not serve them or we may not
+        read them (NotFound, Forbidden), because the scheduler may not follow them then."""
         return {} if isinstance(self.taint_rules.error, NotFound | Forbidden) else self.taint_rules.items
 
     @cached_property
@@ -253,8 +256,8 @@ class Sources:
         return asyncio.Event()
 
     def _dra_changed(self, _: str) -> None:
-        """Wake the loop. If there is a GPUCluster or a DRA driver that serves GPUs, also begin to follow the kinds of
-        `of_dra`, for good."""
+        """Wake the loop. If there is a GPUCluster or a DaemonSet of a DRA driver that serves GPUs, also begin to follow
+        the kinds of `of_dra`, and never stop."""
         drivers = (view.dra for view in self.daemon_sets.items.values())
         if self.gpu_clusters.items or any(driver is not None and driver.serves_gpus for driver in drivers):
             self._dra_seen.set()
@@ -275,17 +278,19 @@ class Sources:
         return self._join(self._node(raw))
 
     def seen_node(self, name: str) -> NodeView | None:
-        """Return the latest known view of a Node, with what `node_view` adds; None if the Node is not known."""
+        """Return the latest known view of a Node, with its NodeMaintenance, the devices of its DRA driver and its
+        DeviceTaintRule; None if the Node is not known."""
         view = self.nodes.items.get(name)
         return self._join(view) if view is not None else None
 
     def _join(self, view: NodeView) -> NodeView:
-        """Return the view of a Node with what `node_view` adds."""
+        """Return the view of a Node with its NodeMaintenance, the devices of its DRA driver and its DeviceTaintRule, if
+        any."""
         return with_rule(self.devices.join(self._maintained.join(view)), self.rules)
 
     def node_views(self) -> dict[str, NodeView]:
-        """Return the views of all Nodes by name, each with what `node_view` adds. A view whose inputs did not change
-        stays the same object."""
+        """Return the views of all Nodes by name, each with its NodeMaintenance, the devices of its DRA driver and its
+        DeviceTaintRule, if any. A view whose inputs did not change stays the same object."""
         return with_rules(self.devices.join_all(self._maintained.join_all(self.nodes.items)), self.rules)
 
     @property
@@ -302,8 +307,9 @@ class Sources:
         return view.labels.get(LABEL_ARCH, "") if view is not None else ""
 
     def _gpunode(self, raw: JSON) -> GPUNodeView:
-        """Convert a raw GPUNode. Its `status.transition` and conditions are stored separately for `shown`, because no
-        decision depends on them. The agent's report is not converted again if it has not changed."""
+        """Convert a raw GPUNode. The view does not contain `status.transition` and the conditions, because no decision
+        depends on them; they are stored separately for `shown`. The agent's report is not converted again if it has not
+        changed."""
         name = raw["metadata"]["name"]
         shown = [section(raw, "status", "transition"), entries(raw, "status", "conditions")]
         self._shown[name] = json.dumps(shown)
@@ -314,8 +320,8 @@ class Sources:
 
     def _config_map(self, raw: JSON) -> ConfigMapView:
         """Convert a raw ConfigMap. If its name is neither ours, nor the admin's, nor one that mig-manager generates,
-        only its existence matters, and an empty view is returned. Otherwise its UID is added to `_our_maps` if it
-        has a mark of ours, and it counts as ours from then on."""
+        only its existence matters, and an empty view is returned. Otherwise its UID is added to `_our_maps` if it has
+        our label or our annotation, and it counts as ours from then on, even if both are removed."""
         metadata = raw.get("metadata", {})
         name, uid = metadata.get("name", ""), str(metadata.get("uid", ""))
         if name not in self._read_maps and not name.endswith(NODE_CONFIG_SUFFIX):

@@ -56,7 +56,7 @@ def parse_written(text: str) -> dict[str, datetime]:
 
 def parse_repairs(text: str) -> MpsRepairs:
     """Return the repairs that are recorded in the annotation's value `text`, or a record of no repairs if it cannot be
-    read."""
+    read, as when it is empty."""
     try:
         record = json.loads(text)
         return MpsRepairs(int(record["count"]), str(record["plugin"]), str(record["state"]))
@@ -108,8 +108,8 @@ class OurConfigMaps:
 
     @staticmethod
     def is_foreign(config_map: ConfigMapView) -> bool:
-        """Whether somebody else created the ConfigMap: it is not empty, and as far as we know it never carried a mark
-        of ours."""
+        """Whether somebody else created the ConfigMap: it has entries, but neither our label nor our annotation, and
+        this process has never seen one of them on it."""
         return bool(config_map.data) and not config_map.ours
 
     def written(self, now: datetime) -> dict[str, datetime]:
@@ -120,7 +120,8 @@ class OurConfigMaps:
 
 @dataclass(slots=True)
 class StackReader:
-    """Builds the view from the sources, without any call, and remembers earlier entries of our ConfigMaps."""
+    """Builds the view from the watched objects, without a request to the API server, and remembers earlier entries of
+    our ConfigMaps."""
 
     sources: Sources
     calls: CallMemory
@@ -180,12 +181,14 @@ class StackReader:
         return self._view
 
     def _lasting_error(self, subject: str) -> str:
-        """Return the message of a shared write that has failed several times in a row, else an empty string."""
+        """Return the message of the last failure of a shared write that has failed at least twice in a row, else an
+        empty string. `subject` names the write, for example CLUSTER_POLICY."""
         failure = self.calls.failures.get(subject)
         return failure.message if failure is not None and failure.lasts else ""
 
     def _mps_nodes(self, view: StackView) -> tuple[str, ...]:
-        """Return the nodes that serve MPS at present, sorted (`find_serving`)."""
+        """Return the names of the nodes that serve MPS at present, sorted, as `find_serving` decides from Nodes,
+        GPUNodes, Ready agents and the pods of MPS daemons."""
         sources = self.sources
         agents = {pod.node for pod in sources.agents.items.values() if pod.ready}
         daemons = {pod.node for pod in sources.operands.items.values() if pod.app == Program.MPS_DAEMON}
@@ -193,9 +196,9 @@ class StackReader:
 
     def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
         """Return NVIDIA's DRA driver among these DaemonSets, with the nodes whose GPUs are served twice and the
-        DeviceClasses sorted by name, which are None until they have been listed. If ResourceSlices or DeviceClasses
-        are not served or we may not list them, `unread` says why; see `tell_unread`. With the setting `device_taints`,
-        `taints` is the last test of the scheduler, unless DeviceTaintRules cannot be read or written."""
+        DeviceClasses sorted by name, which are None until they have been listed. If ResourceSlices or DeviceClasses are
+        not served or we may not list them, `unread` says why. With the setting `device_taints`, `taints` is the result
+        of the last test of the scheduler, or only an error if DeviceTaintRules cannot be read or written."""
         sources = self.sources
         published = {name for name, one in sources.devices.by_node().items() if one.layouts}
         slices, classes = sources.resource_slices, sources.device_classes
@@ -216,7 +219,8 @@ class StackReader:
         )
 
     def _generated_mig_files(self) -> dict[str, str]:
-        """Return the configuration file that mig-manager generated for each node, by node name."""
+        """Return the configuration file that mig-manager generated for each node, by node name. It is empty if the
+        node's ConfigMap has no such file."""
         return {
             name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
             for name, config_map in self.sources.config_maps.items.items()
@@ -224,17 +228,17 @@ class StackReader:
         }
 
     def _missing_entries(self, policy: ClusterPolicyView | None, present: Collection[str]) -> tuple[str, ...]:
-        """Return the plugin configurations that Nodes name but our ConfigMap lacks, sorted. `present` are the keys of
-        our ConfigMap. Empty if ClusterPolicy already points to our ConfigMap, or if there is no ClusterPolicy to
-        change."""
+        """Return the plugin configurations that Nodes name in their labels but our ConfigMap lacks, sorted. `present`
+        are the keys of our ConfigMap. Empty if the device plugin already reads our ConfigMap, or if `policy` is None.
+        """
         if policy is None or policy.plugin_config_name == self.sources.settings.plan.plugin_config_map:
             return ()  # no pointer to move; a Node that names a missing entry is reported on its own
         named = {node.labels.get(LABEL_PLUGIN_CONFIG, "") for node in self.sources.nodes.items.values()}
         return tuple(sorted(named - {"", *present}))
 
     def _foreign_map(self) -> str:
-        """Return the name of one of our two ConfigMaps that somebody else created, the device plugin's first; empty if
-        neither was."""
+        """Return the name of one of our two ConfigMaps that somebody else created (`is_foreign`), the device plugin's
+        first; empty if neither was."""
         ours, settings = self._config_maps, self.sources.settings.plan
         if ours.is_foreign(ours.plugin):
             return settings.plugin_config_map
@@ -259,5 +263,6 @@ class StackReader:
 
 
 def _newest(remembered: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries of `remembered` that were added last, at most MOST_REMEMBERED."""
+    """Return the entries of `remembered` that were added last, at most MOST_REMEMBERED. An entry that is only replaced
+    keeps its place in the order."""
     return dict(list(remembered.items())[-MOST_REMEMBERED:])

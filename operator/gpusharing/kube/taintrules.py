@@ -38,8 +38,8 @@ def rule_for(node: str) -> JSON:
 
 
 def taint_rule_view(raw: JSON) -> TaintRuleView:
-    """Convert a raw DeviceTaintRule. Its `since` is set only if it has the spec of `rule_for`; when the taint was added
-    makes no difference."""
+    """Convert a raw DeviceTaintRule. Its `since` is the time of its creation if it has the device selector and the
+    taint of `rule_for` and is not being deleted, else None. When the taint was added makes no difference."""
     view = TaintRuleView(text(raw, "metadata", "name"), text(raw, "metadata", "uid"), None)
     spec, wanted = section(raw, "spec"), rule_for(view.node)["spec"]
     taint = {key: value for key, value in section(spec, "taint").items() if key != "timeAdded"}
@@ -50,13 +50,15 @@ def taint_rule_view(raw: JSON) -> TaintRuleView:
 
 
 def with_rule(view: NodeView, rules: Mapping[str, TaintRuleView]) -> NodeView:
-    """Return `view` with the time since which its rule keeps pods off. `rules` are ours, by name."""
+    """Return `view` with the time since which the DeviceTaintRule of its node keeps pods off, or None if that rule does
+    not (`TaintRuleView.since`). The view is unchanged if there is no rule for the node. `rules` are ours, by name."""
     rule = rules.get(RULE_PREFIX + view.name)
     return view if rule is None else replace(view, rule_since=rule.since)
 
 
 def with_rules(nodes: dict[str, NodeView], rules: Mapping[str, TaintRuleView]) -> dict[str, NodeView]:
-    """Return `nodes`, by name, in which each view has its rule as in `with_rule`. Rules without a Node are ignored."""
+    """Return `nodes`, by name, in which each view has its rule as in `with_rule`. Rules without a Node are ignored.
+    Without any rule, `nodes` itself is returned, else a copy."""
     names: Iterable[str] = {rule.node for rule in rules.values()} & nodes.keys()
     return {**nodes, **{name: with_rule(nodes[name], rules) for name in names}} if rules else nodes
 

@@ -97,14 +97,15 @@ class Views(Generic[View]):
             self._forget(name, version)
 
     def drop(self, name: str) -> None:
-        """Drop the object of this name and call `on_change`, if it is known."""
+        """If an object of this name is known, drop it, remember its deletion, and call `on_change`; otherwise do
+        nothing."""
         if name in self._known:
             self._forget(name, self.version(name))
 
     def keep_only(self, names: Collection[str], version: str) -> None:
         """Drop all objects except `names`, the objects in a complete list of this version. An object with a version
-        newer than the list's stays, because it was written after the list was made. Calls `on_change` for each
-        dropped object."""
+        newer than the list's stays, because it was written after the list was made. Remembers the deletion of each
+        dropped object, and calls `on_change` for it."""
         for name in [name for name in self._known if name not in names]:
             if not newer(self.version(name), version):
                 self._forget(name, version)

@@ -54,16 +54,18 @@ def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float 
 
 
 def answer_of(request: ApiRequest, raw: bytes) -> JSON:
-    """Return what `KubeClient.call` returns for the body `raw` of a successful answer. Raises Unavailable as `parsed`
-    does."""
+    """Return what `KubeClient.call` returns for the body `raw` of a successful answer: the JSON object, or for a
+    subresource in TEXTS the text under the name of the subresource. Raises Unavailable if a JSON object is expected and
+    `raw` is none."""
     if request.subresource in TEXTS:
         return {str(request.subresource): raw.decode(errors="replace")}
     return parsed(request, raw)
 
 
 def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
-    """Return the event in one line of a watch. Raises the error that an ERROR event holds; a JSON object that is not a
-    valid event is treated as such an error. Raises Unavailable as `parsed` does."""
+    """Return the event in one line of a watch. Raises the error that an ERROR event holds, such as Expired. A JSON
+    object that is not a valid event is treated as an ERROR event, and a line that is no JSON object raises Unavailable.
+    """
     event = parsed(request, line)
     kind = event.get("type")
     if kind not in _EVENT_TYPES or not isinstance(part(event, "object", "metadata"), dict):
@@ -72,8 +74,8 @@ def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
 
 
 def parsed(request: ApiRequest, raw: bytes) -> JSON:
-    """Return the JSON object in the body `raw` of a successful answer. Raises Unavailable for anything else, which no
-    API server sends."""
+    """Return the JSON object in the body `raw` of a successful answer. Raises Unavailable if `raw` is not JSON or not
+    an object, which no API server sends."""
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError) as error:
