@@ -45,7 +45,7 @@ class Worker:
 
     def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
         """Queue `call` and return the future that gets its result or the error that it raised. `name` is used only by
-        the first call, which starts the thread."""
+        the first call, which starts the thread. Raises RuntimeError outside a running event loop."""
         run, future = _prepare(call)
         self._calls.put(run)
         if self._thread is None:

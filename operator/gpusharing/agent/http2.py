@@ -170,8 +170,8 @@ class Conversation:
                 pass  # does not matter to such calls, or belongs to an extension
 
     def _stream(self, frame: Frame) -> Stream | None:
-        """Return the stream that a frame belongs to, or None if its call has ended. Raises ValueError for a stream
-        that we never opened."""
+        """Return the stream that a frame belongs to, or None if its call has ended already. Raises ValueError for a
+        stream that we never opened."""
         number = frame.stream_id
         if number % 2 == 0 or number >= self._next:
             raise _refused(f"the server responded on stream {number}, which the agent never opened")
@@ -194,8 +194,8 @@ class Conversation:
 
     def _take_continuation(self, frame: ContinuationFrame) -> None:
         """Append a frame to the block of headers that was begun, and process the block once it is complete. Raises
-        ValueError if the frame belongs to another stream or the block exceeds MOST_HEADERS, and what
-        `_take_headers` raises."""
+        ValueError if the frame belongs to another stream, the block exceeds MOST_HEADERS, or we never opened the
+        stream, and HPACKError if the headers cannot be decoded."""
         begun = self._headers
         if begun is None or begun.stream_id != frame.stream_id:
             raise _refused("a header block that began on one stream continues on another")

@@ -38,8 +38,9 @@ class KubeletPodResources:
         """Identity of the socket's file when the connection was opened; see `_identity_of`."""
 
     async def read(self) -> Holdings:
-        """Return the current holdings. Raises PodResourcesUnavailable. Any error, and a cancellation too, closes the
-        connection, so that the next reading opens a new one."""
+        """Return the current holdings. Raises PodResourcesUnavailable if the kubelet cannot be reached, does not answer
+        in time, rejects the list of pods, or answers with something invalid. Any error, and a cancellation too, closes
+        the connection, so that the next reading opens a new one."""
         try:
             holdings = await self._read()
         except BaseException:
@@ -74,9 +75,10 @@ class KubeletPodResources:
             ) from error
 
     async def _ask(self) -> Sequence[Stream]:
-        """Return the streams of both calls, the first of which has ended. If the open connection fails, or a new
-        kubelet has replaced the socket's file, connect again and repeat the calls once. Raises OSError or
-        ValueError if that fails too, and OSError at once if the socket's file does not exist."""
+        """Make both calls on the open connection, and return their streams, the first of which has ended. If no
+        connection is usable, a new kubelet has replaced the socket's file, or the calls fail, connect again and make
+        the calls once more. Raises OSError or ValueError if that fails too, and OSError at once if the socket's file
+        does not exist."""
         file = _identity_of(self._socket)
         if self._connection is not None and self._connection.usable and self._file == file:
             with suppress(OSError, ValueError):
@@ -88,10 +90,10 @@ class KubeletPodResources:
         return await self._connection.ask(self._allocatable_timeout)
 
     def _allocatable_message(self, allocatable: Stream) -> bytes | None:
-        """Return the message of GetAllocatableResources, or None if the kubelet gave none, for whatever reason
-        (feature gate KubeletPodResourcesGetAllocatable, final since 1.28). If the call has not ended, the
-        connection is closed. No error is raised, because drains depend only on which pods hold devices, and the
-        other call has already answered that."""
+        """Return the message of GetAllocatableResources, or None if the call has not ended in time, was rejected
+        (feature gate KubeletPodResourcesGetAllocatable, final since 1.28) or was answered with something invalid. If
+        the call has not ended, the connection is closed. No error is raised, because drains depend only on which pods
+        hold devices, and the other call has already answered that."""
         if not allocatable.ended:
             self.close()  # so that a late answer is not taken for that of the next turn
             return None

@@ -50,8 +50,8 @@ class LaggingCounts(Generic[Key]):
 
     def export(self, now: float) -> Mapping[Key, float]:
         """End a turn at the time `now`: update `exported` and `growth`, and return the new `exported`. A counter is
-        exported as 0 until the lag has passed since it was first added to. For `drop`, a counter also counts as
-        changed now if its exported value changes or is still behind its count."""
+        exported as 0 until the lag has passed since it was first added to, then as its whole count. For `drop`, a
+        counter also counts as changed now if its exported value changes or is still behind its count."""
         before, exported, growth = self.exported, {}, {}
         for key, count in self._counts.items():
             exported[key] = count if now - self._first_added[key] >= self._lag else 0.0

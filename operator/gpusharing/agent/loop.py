@@ -146,9 +146,9 @@ class AgentLoop:
             raise RestartNeeded(str(ended.exceptions[0])) from None
 
     def why_not_ready(self) -> str:
-        """Return why this agent cannot answer the operator now: it cannot follow the API server, its last report was
-        not accepted, its GPUNode does not exist, or the GPUs have not been read yet or cannot be read. Empty if
-        none of these holds, even if the GPUs are not being read because the operator asked for quiet."""
+        """Return the first reason why this agent cannot answer the operator now: it cannot follow the API server, its
+        last report was not accepted, its GPUNode does not exist, or the GPUs have not been read yet or cannot be read.
+        Empty if none of these holds, even if the GPUs are not being read because the operator asked for quiet."""
         if self._own.error or self._write_error:
             return self._own.error or self._write_error
         if self._own.node is None:
@@ -196,8 +196,8 @@ class AgentLoop:
             self._wake.set()  # a newer request came while we read
 
     async def _turns(self) -> None:
-        """Take turns forever. The next turn follows at an event, after the interval, or after a back-off while reports
-        fail. Raises RestartNeeded."""
+        """Take turns forever. The next turn follows at an event or after a wait: the interval, or a growing back-off
+        while reports are not accepted. Raises RestartNeeded."""
         while True:
             self._last_turn = self._clock()
             self._wake.clear()
@@ -215,9 +215,9 @@ class AgentLoop:
 
     async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:
         """Read the GPUs, and return the new observation and the use of the GPUs. The observation answers `request`, or
-        an earlier one if its reading was still under way. If the reading failed or hangs, return `last` with the
-        error, and None. Updates `stats`, `reading` and the count of hopeless readings, and logs when the error
-        changes."""
+        an earlier one if its reading was still under way. If the reading failed or hangs, return `last` with the error,
+        and None. Updates `stats`, `reading` and the count of readings that failed with an error that a new process
+        might not have, and logs when the error changes."""
         answer = await self._reader.read(request)
         self.stats.readings[answer.outcome] += 1
         if answer.outcome == "ok":
@@ -240,8 +240,10 @@ class AgentLoop:
         return after, used
 
     def _end_when_hopeless(self, error: str) -> None:
-        """Raise RestartNeeded after as many consecutive hopeless readings as the error allows, but only once the
-        server has the report of `error`, because the report would be lost with the process."""
+        """Raise RestartNeeded if the last readings in a row failed with errors that a new process might not have, and
+        there are as many of them as the last error allows (`LibraryError.patience`). Do nothing while the report has
+        not been accepted or there is no GPUNode, because the report would be lost with the process. `error` becomes the
+        message."""
         reported = self._own.node is not None and not self._write_error
         if self._patience and self._hopeless >= self._patience and reported:
             raise RestartNeeded(error)
@@ -313,7 +315,8 @@ class AgentLoop:
             self._own.take(written, node)
 
     def _is_published(self, node: JSON, observed: Observation) -> bool:
-        """Whether exactly this version of the object is known to contain exactly this observation."""
+        """Whether exactly this version of the GPUNode, as an object in memory, is known to contain an equal
+        observation."""
         if self._published is None or self._published[0] is not node:
             return False
         return self._published[1] == observed

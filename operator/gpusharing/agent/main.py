@@ -33,8 +33,8 @@ NO_LOGIN = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the agent until SIGTERM or SIGINT. Return the exit status: 0 after a signal, NO_LOGIN without credentials, 1
-    if only a new container can read the GPUs. Raises OSError if the address of the probes is in use, ValueError for
-    an unknown log level, and SystemExit as `parse` does."""
+    if only a new container can read the GPUs. Raises OSError if the address of the probes is in use, ValueError for an
+    unknown log level, and SystemExit with status 2 for invalid flags or if the node's name is missing."""
     options = parse(arguments, os.environ)
     log_as_json(options.node_name, options.log_level)
     login = find_login(os.environ, options.kubeconfig, options.service_account)
@@ -101,9 +101,9 @@ _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
 
 
 def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
-    """Parse the flags. The default of each flag is the value of its environment variable if that is set, else the
-    default in _FLAGS. Raises SystemExit with status 2, as argparse does, if a value is invalid or the node's name
-    is missing."""
+    """Parse the flags. The default of each flag is the value of its environment variable if that is set, even to an
+    empty text, else the default in _FLAGS. Raises SystemExit with status 2, as argparse does, if a value is invalid or
+    the node's name is missing."""
     parser = argparse.ArgumentParser(
         "gpusharing-agent", description="Reports the state of this node's GPUs in its GPUNode."
     )
@@ -124,8 +124,8 @@ async def _serve(
     options: argparse.Namespace, login: Login, settings: LoopSettings, pods: KubeletPodResources
 ) -> int:
     """Check the credentials, serve the probes and metrics, and run the loop until a signal; then close `pods`. Return
-    the exit status as `main` does, and log its cause. Raises OSError if the address of the probes is in use, and
-    the loop's other errors in a group."""
+    the exit status and log its cause: 0 after a signal, NO_LOGIN without credentials, 1 if only a new container can
+    read the GPUs. Raises OSError if the address of the probes is in use, and the loop's other errors in a group."""
     try:
         await login.access()
         await login.token()

@@ -335,15 +335,15 @@ class Meter:
             self._idle.add(self._pair((policy, resource), until), float(part) * seconds, until)
 
     def _policy(self, policy: str, now: float) -> str:
-        """Return the policy to count under: `policy` itself if it has a counter or `_has_room` finds or makes room for
-        one, else OTHERS."""
+        """Return the policy to count under: `policy` itself if it has a counter or there is room for one, else OTHERS.
+        To make room, counters that have not changed for long may be dropped (`_has_room`)."""
         known = policy in self._gpus or self._has_room(self._gpus, self._bounds.policies, now)
         return policy if known else OTHERS
 
     def _account(self, account: Account, now: float) -> Account:
-        """Return the account to count under: `account` itself if it has a counter or `_has_room` finds or makes room
-        for one, else the same account with the namespace OTHERS, and if there is no room for that either, with the
-        resource OTHERS too."""
+        """Return the account to count under: `account` itself if it has a counter or there is room for one, else the
+        same account with the namespace OTHERS, and if there is no room for that either, with the resource OTHERS too.
+        To make room, counters that have not changed for long may be dropped (`_has_room`)."""
         if account in self._allocated or self._has_room(self._allocated, self._bounds.accounts, now):
             return account
         others = Account(account.policy, OTHERS, account.resource)
@@ -352,8 +352,9 @@ class Meter:
         return Account(account.policy, OTHERS, OTHERS)
 
     def _pair(self, pair: tuple[str, str], now: float) -> tuple[str, str]:
-        """Return the pair of policy and resource to count idle slices under: `pair` itself if it has a counter or
-        `_has_room` finds or makes room for one, else the policy with the resource OTHERS."""
+        """Return the pair of policy and resource to count idle slices under: `pair` itself if it has a counter or there
+        is room for one, else the policy with the resource OTHERS. To make room, counters that have not changed for long
+        may be dropped (`_has_room`)."""
         known = pair in self._idle or self._has_room(self._idle, self._bounds.idle, now)
         return pair if known else (pair[0], OTHERS)
 

@@ -22,8 +22,8 @@ class AgentCollector(Collector):
         self._loop = loop
 
     def collect(self) -> Iterable[Metric]:
-        """Yield every metric, as documented in docs/reference/metrics.md. Metrics of the observation or of the reading
-        are absent until there is one."""
+        """Yield every metric, as documented in docs/reference/metrics.md. The metrics of the observation are absent
+        before the first one, and those of the GPUs before the first successful reading."""
         stats = self._loop.stats
         readings = CounterMetricFamily(
             f"{PREFIX}_readings",

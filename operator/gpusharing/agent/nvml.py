@@ -107,7 +107,8 @@ class NVML:
         """Product name of each GPU in the last reading, by UUID. It does not change either."""
 
     def read(self) -> Reading:
-        """Read everything within one NVML session, as Library.read does. Raises LibraryError."""
+        """Open NVML, read everything about the GPUs, and close NVML again even after an error. A GPU that cannot be
+        read is reported as unreachable. Raises LibraryError if nothing can be read."""
         try:
             with _session():
                 return self._read()
@@ -116,8 +117,8 @@ class NVML:
 
     def _read(self) -> Reading:
         """Read all GPUs, and update what is remembered of cards, products and XIDs. A GPU that fails is reported as
-        unreachable and does not stop the others. An error that concerns the whole node is raised, and so is the
-        error of the GPUs if all of them fail because the agent lacks access."""
+        unreachable and does not stop the others. Raises NVMLError if it concerns the whole node, or if all GPUs fail
+        because the agent lacks access."""
         cards = dict(self._cards)
         self._lists.begin()
         self._use.begin()

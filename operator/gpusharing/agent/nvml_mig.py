@@ -42,8 +42,9 @@ class MigInstances:
 
 
 def mig_profiles(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
-    """Return the profiles of a card, and whether NVML refuses to list the placements of any of them. A profile without
-    listed placements has no starts and the size 0. Other errors of NVML are raised."""
+    """Return the profiles of a card, and whether NVML refuses to list the placements of any of them. Profiles that are
+    not supported or not permitted are left out. A profile without listed placements has no starts and the size 0. Other
+    errors of NVML are raised."""
     profiles: list[DriverProfile] = []
     withheld = False
     for info in _profile_infos(handle):

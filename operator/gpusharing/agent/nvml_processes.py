@@ -42,7 +42,7 @@ class ProcessLists:
         self._processes = processes
 
     def begin(self) -> None:
-        """Begin a new reading, as Processes.begin does."""
+        """Begin a new reading: forget the processes that were not in the last one."""
         self._processes.begin()
 
     def of(self, handle: Any, device: str = "") -> list[Listed]:
@@ -85,7 +85,8 @@ class ProcessLists:
         ]
 
     def pod_of(self, pid: int) -> PodID | None:
-        """Return the pod of a process, or None if there is none, as Processes.pod_of does."""
+        """Return the pod whose cgroup a process is in. None if the process is in no pod, has ended, or its cgroup
+        cannot be read."""
         return self._processes.pod_of(pid)
 
 

@@ -42,9 +42,9 @@ class RestClient(KubeClient):
         self._login = login
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Yield the events of a watch, as KubeClient.stream does, and raise the error that ended it, if any.
-        Unauthorized is raised after a 401, once the credentials have been renewed for the next watch, and at once
-        if there are no credentials."""
+        """Send the request of a watch and yield its events until it ends; then raise the error that ended it, if any.
+        Unauthorized is raised after a 401, once the credentials have been renewed for the next watch, and at once if
+        there are no credentials."""
         stream = _Stream(await self._prepared(lasting(request)))
         stream.start()
         try:
@@ -58,8 +58,8 @@ class RestClient(KubeClient):
             raise stream.error
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Send a request and return its answer, as KubeClient.call does. After a 401 the credentials are renewed and
-        the request is sent once more; a second 401 is raised as Unauthorized. An error of the network, an answer
+        """Send a request and return the object that the server answers with. After a 401 the credentials are renewed
+        and the request is sent once more; a second 401 is raised as Unauthorized. An error of the network, an answer
         that is not a JSON object, or no answer within TOTAL_TIMEOUT is raised as Unavailable, and other refusals as
         their KubeErrors. Unauthorized is raised at once if there are no credentials."""
         for last in (False, True):
@@ -130,7 +130,8 @@ class _Stream:
             self._hand_over(None)
 
     def _hand_over(self, line: bytes | None) -> None:
-        """Put a line into the event loop's queue. If the event loop is closed, mark the stream as stopped instead."""
+        """Put a line, or None for the end, into the event loop's queue. If the event loop is closed, stop the stream
+        instead."""
         try:
             self._loop.call_soon_threadsafe(self.lines.put_nowait, line)
         except RuntimeError:
@@ -186,8 +187,8 @@ class _Exchange(HTTPSConnection):
         return response
 
     def answer(self) -> bytes:
-        """Send the request and return the body of the answer. Closes the connection. Raises what `send_off` raises,
-        and OSError or HTTPException if the body cannot be read."""
+        """Connect, send the request, return the body of the answer, and close the connection. Raises a KubeError for a
+        status of 300 or above, and OSError, HTTPException or ValueError if the exchange fails."""
         response = self.send_off(CALL_TIMEOUT)
         try:
             return response.read()

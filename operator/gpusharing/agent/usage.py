@@ -120,8 +120,8 @@ def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
 
 
 def _slices(by_pod: Iterable[PodDevices]) -> dict[tuple[PodName, str], dict[str, int]]:
-    """Return how many slices each pod holds of each device: by the pair of pod and UUID, then by resource name. At
-    most MOST_RESOURCES names are counted for a pair."""
+    """Return how many slices each pod holds of each device: by the pair of pod and UUID, then by resource name. At most
+    MOST_RESOURCES names are counted for a pair; slices of further ones are ignored."""
     slices: dict[tuple[PodName, str], dict[str, int]] = {}
     for each in by_pod:
         for device in each.devices:
@@ -177,8 +177,9 @@ class _Owners:
         return taken, others
 
     def unclear(self) -> set[tuple[PodName, str]]:
-        """Return the pairs of a pod and a device that it holds where processes of an unnamed pod on that device may be
-        the pod's own."""
+        """Return the pairs of a pod and a device that it holds for which it is unknown how much the pod uses: processes
+        of unnamed pods compute on the device, it is not clear whose they are, and the pod has no named process on the
+        node."""
         return {
             (pod, device)
             for device in self._nameless

@@ -188,8 +188,8 @@ class _Xids:
         self._alone = threading.Lock()  # each scrape runs in a thread of its own
 
     def export(self, use: Use) -> Mapping[tuple[int, int], float]:
-        """Add the XIDs that are new since the last scrape, and return the counts to export, by GPU index and XID. Safe
-        to call from several threads."""
+        """Add the XIDs that are new since the last call to the counters, and return the counts to export, by GPU index
+        and XID; a new counter is 0 for the lag. Safe to call from several threads."""
         with self._alone:
             now = self._clock()
             for gpu, xid, count in use.xids:

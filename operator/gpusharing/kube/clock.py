@@ -1,10 +1,10 @@
-"""Two clocks, for two questions.
+"""The clocks of a process: monotonic ones for ages, and a time of day, taken from the API server, that nobody can set.
 
 How long ago? `loop_time`, or any other monotonic clock: nobody can set it.
 
 What time is it? `SteadyClock`: deadlines and claims are absolute times on the API server's objects, read by other
-processes on other machines, so they need a time of day; but a time of day that is set back or forward must neither
-stop a rollout nor end a drain early. So the API server's time is taken once, from the `Date` of its answers, and then
+processes on other machines, so they need a time of day; but a time of day that is set back or forward must neither stop
+a rollout nor end a drain early. So the API server's time is taken once, from the `Date` of its answers, and then
 advances by a clock that cannot be set:
 
 - a step of any machine's wall clock changes nothing, whether it is ours (never read again) or the API server's;

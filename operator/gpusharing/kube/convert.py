@@ -155,8 +155,8 @@ def observed_view(raw: object) -> ObservedView:
 
 def policy_view(raw: JSON) -> PolicyView:
     """Convert a raw GPUSharingPolicy. If its spec is invalid, the view's spec is None and `problems` says what is
-    wrong. A policy that is being deleted and resets its nodes gets mode Full and is marked as `resetting` in place
-    of `deleting`; see `under_deletion` for the exceptions."""
+    wrong. A policy that is being deleted with deletionPolicy Reset gets mode Full, and is `resetting` in place of
+    `deleting`, unless it has force-release or lacks our finalizer."""
     checked = validate_policy(raw)
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
@@ -178,8 +178,9 @@ def policy_view(raw: JSON) -> PolicyView:
 
 
 def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
-    """Convert NVIDIA's raw ClusterPolicy. Missing or malformed fields become empty values. The MPS daemon, which no
-    ClusterPolicy describes, is left out; see `with_mps_daemon`."""
+    """Convert NVIDIA's raw ClusterPolicy. Missing or malformed fields become empty values, but without tolerations the
+    GPU Operator's default ones count. The MPS daemon, which no ClusterPolicy describes, is left out; see
+    `with_mps_daemon`."""
     spec, tolerations = section(raw, "spec"), operand_tolerations(raw)
     annotations = texts(part(raw, "metadata", "annotations"))
     return ClusterPolicyView(

@@ -153,8 +153,9 @@ class Gatherer:
         return message
 
     def _operands(self, now: datetime) -> dict[Program, dict[str, Operand]]:
-        """Return the pods of every program by node name. A Ready pod on a fenced node also carries the time when this
-        process first saw it Ready, which is forgotten once it is not Ready or the fence is gone."""
+        """Return one pod of every program on each node, by program and node name (`by_node`). A Ready pod on a fenced
+        node also carries the time when this process first saw it Ready, which is forgotten once it is not Ready or the
+        fence is gone."""
         sources = self.sources
         places = [*sources.operands.items.values(), *sources.kubelet_plugins.items.values()]
         operands = {program: by_node(places, program) for program in Program}

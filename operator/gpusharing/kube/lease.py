@@ -227,9 +227,9 @@ class LeaderLease:
 
     async def _renew(self) -> bool:
         """Renew the Lease and return True. If it was deleted, it is created again. After a Conflict, which a lost
-        answer or somebody's edit can cause, the Lease is read and written once more. Raises LeaseLost, after
-        calling `on_lost`, if we no longer lead or another process holds the Lease. KubeErrors, a second Conflict
-        among them, are raised."""
+        answer or somebody's edit can cause, the Lease is read and written once more. Raises LeaseLost, after calling
+        `on_lost`, if we no longer lead or another process holds the Lease, and KubeErrors, such as a second Conflict.
+        """
         self.must_lead()
         try:
             await self._write({"renewTime": self._time()})

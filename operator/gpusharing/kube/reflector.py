@@ -272,8 +272,8 @@ class Reflector(Generic[View]):
             self._list_due.set()
 
     def _list_failed(self, error: KubeError) -> None:
-        """Record the error that interrupted a list in `error`, and report it, unless the cache is whole, because then
-        the watch keeps it up to date anyway."""
+        """Record the error that interrupted a list in `error`, and report it, unless the cache has missed nothing so
+        far, because then the watch keeps it up to date."""
         if not self._whole:
             self._note(error)
 
@@ -379,7 +379,8 @@ class Reflector(Generic[View]):
         self._clear(follows=follows)
 
     def _clear(self, *, follows: bool) -> None:
-        """If the cache `follows` the server, clear the error and report that."""
+        """If the cache `follows` the server, set `error` to None, and call `on_error` with an empty string if an error
+        was reported before, or nothing yet."""
         if follows:
             self._note(None)
 
