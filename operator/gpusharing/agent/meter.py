@@ -293,9 +293,9 @@ class Meter:
 
     def turn(self, now: float, allotment: Allotment | None) -> None:
         """Count the time since the last turn by the allotment of that turn, drop counters that have not changed for
-        `forget_after` seconds, and set `metered`. `allotment` is the present one. If it is None, which means
-        unknown, the last known one still applies, and nothing happens if there was none. `now` is in seconds of a
-        monotonic clock."""
+        `forget_after` seconds, and set `metered`. `allotment` is the present one; counters that it needs are created at
+        0. If it is None, which means unknown, the last known one still applies, and nothing is counted or exported if
+        there was none. `now` is in seconds of a monotonic clock."""
         if self._now is not None:
             self._count(self._now, self._since, now)
         before, self._now, self._since = self._now, allotment or self._now, now

@@ -42,7 +42,7 @@ class ProcessLists:
         self._processes = processes
 
     def begin(self) -> None:
-        """Begin a new reading: forget the processes that were not in the last one."""
+        """Begin a new reading: forget the processes that were not in the last one, and close their files."""
         self._processes.begin()
 
     def of(self, handle: Any, device: str = "") -> list[Listed]:

@@ -136,8 +136,8 @@ def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
 
 
 def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
-    """Yield the metrics of each pair of a pod and a device. The metrics about processes are absent where some
-    processes cannot be seen, or may be another pod's."""
+    """Yield the metrics of each pair of a pod and a device. The metrics about processes are absent where some processes
+    cannot be seen, or where processes of a pod without a known name may be this pod's."""
     slices = _family("pod_slices", "Slices of a device that are allocated to a pod.", *POD, "resource")
     processes = _family(
         "pod_processes",

@@ -33,9 +33,9 @@ def starts(container: JSON, program: str) -> bool:
 
 
 def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DraDriverView | None:
-    """Convert a raw DaemonSet that runs NVIDIA's DRA driver, or return None if it does not. Only the feature gates
-    that the environment of its container `gpus` sets to true are listed. `containers` are the containers of its pod
-    template, by name."""
+    """Convert a raw DaemonSet that runs NVIDIA's DRA driver, or return None if it does not. One that serves only
+    compute domains counts too; its `serves_gpus` is False. Only the feature gates that the environment of its container
+    `gpus` sets to true are listed. `containers` are the containers of its pod template, by name."""
     gpus = starts(containers.get(GPUS, {}), GPU_PROGRAM)
     if not gpus and not starts(containers.get(DOMAINS, {}), DOMAIN_PROGRAM):
         return None

@@ -198,11 +198,12 @@ class Fanout(PassingClient):
 
     async def send(self, request: ApiRequest, *, published: bool) -> JSON:
         """Wait for a slot, send the request and return the answer. `published` says whether the call only publishes
-        something for people. The result is recorded in `reachability` and `holds`, where it may hold back or
-        release other calls.
+        something for people. The result is recorded in `reachability` and `holds`, where it may hold back or release
+        other calls.
 
-        Raises HeldBack, without sending anything, while the call is on hold, and ServerAway if so many calls have
-        failed that the server counts as away. Other errors of the underlying client are recorded and raised unchanged.
+        Raises HeldBack, without sending anything, while the call is on hold, and ServerAway in place of Unavailable if
+        so many calls have failed that the server counts as away. Other errors of the underlying client are recorded and
+        raised unchanged.
         """
         target = CallTarget(request.verb, request.kind, request.full_name, published)
         async with self._slots:

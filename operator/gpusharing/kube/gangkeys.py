@@ -113,13 +113,13 @@ def _kueue_workload(pod: PodMarks) -> tuple[str, str] | None:
 
 
 def _kueue_job(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the job that controls the pod if Kueue queues that job and not the pod itself, else None. Kueue queues
-    the job if the pod has the label KUEUE_PODSET, or if the pod has KUEUE_QUEUE and the job is a Job of the group
-    batch.
+    """Return the gang of the job that controls the pod if Kueue queues that job and not the pod itself, else None.
+    Kueue queues the job if the pod has the label KUEUE_PODSET, or if the pod has KUEUE_QUEUE and the job is a Job of
+    the group batch.
 
     The gang is named after the job's kind and name, because the name of its Workload begins with them and ends with a
-    hash that no pod carries. If the job is a Job of the group batch and this pod has the label with the job's name,
-    the gang's pods are selected by that label, else by a label that all pods of Kueue's jobs have.
+    hash that no pod carries. If the job is a Job of the group batch and this pod has the label with the job's name, the
+    gang's pods are selected by that label, else by a label that all pods of Kueue's jobs have.
     """
     labels = pod.labels
     if not labels.keys() & {KUEUE_PODSET, KUEUE_QUEUE} or pod.plain:

@@ -60,8 +60,8 @@ class _Reader:
 
     async def items(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[JSON]:
         """Return all objects of a kind in this namespace and with these labels; empty if the kind is not served or the
-        objects cannot be read. Our own kind that is not served is recorded in `not_served`, another one nowhere. An
-        error is recorded in `unread`. Raises Unauthorized and Unavailable."""
+        objects cannot be read. A kind of ours that is not served is added to `not_served`; another program's kind is
+        not recorded. Any other error is recorded in `unread`. Raises Unauthorized and Unavailable."""
         try:
             return await list_of(self.client, resource, namespace=namespace, label_selector=labels)
         except (Unauthorized, Unavailable):

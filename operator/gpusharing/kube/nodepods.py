@@ -51,8 +51,8 @@ class NodePods:
         self, wanted: frozenset[str], proving: frozenset[str], now: datetime, began: float
     ) -> None:
         """List the pods of each wanted node whose last LIST is missing or out of date (`_is_due`), the most urgent node
-        first, update `work`, and forget the other nodes. Every node in `work` also gets its evictions in `calls` and
-        what its agent has reported.
+        first, update `work`, and forget the other nodes. Every node in `work` also gets its evictions in `calls`, and
+        the time since which its agent has kept NVML closed for the current request.
 
         A LIST that ends late is used by the next call. If a LIST was not sent, or was refused with 429 while the last
         one is valid, `work` keeps the last one, with its age. `proving` are the nodes to list first, because nothing
@@ -86,8 +86,8 @@ class NodePods:
         self._hear(now, began)
 
     def _hear(self, now: datetime, began: float) -> None:
-        """Record in `work` what the agents on those nodes have reported so far. `now` is the time of day at the moment
-        `began` of the loop's clock."""
+        """Record in `work` since when the agent of each node has kept NVML closed for the current request, as its
+        GPUNode shows now. `now` is the time of day at the moment `began` of the loop's clock."""
         answers = self.sources.gpunodes.items
         for name, work in self.work.items():
             self.work[name] = heard(work, answers.get(name), _later(now, began))

@@ -366,8 +366,8 @@ class Sources:
 
     def ages(self) -> dict[str, float]:
         """Return the age of what is known of each kind in `required` and `of_dra`, in seconds by the name of the kind;
-        infinite before its first list. Kinds of `of_dra` that are not installed or that we may not read are left
-        out."""
+        infinite before its first list, and after the store was restored until the next one. Kinds of `of_dra` that are
+        not installed or that we may not read are left out."""
         of_dra = {
             name: source
             for name, source in self.of_dra.items()

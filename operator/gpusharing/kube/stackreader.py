@@ -65,7 +65,7 @@ def parse_repairs(text: str) -> MpsRepairs:
 
 
 def render_repairs(repairs: MpsRepairs) -> str:
-    """Return the annotation's value for these repairs."""
+    """Return the annotation's value for these repairs, as JSON that `parse_repairs` reads."""
     return json.dumps({"count": repairs.count, "plugin": repairs.plugin, "state": repairs.state})
 
 
@@ -132,7 +132,8 @@ class StackReader:
 
     def read(self, now: datetime) -> StackView:
         """Return the present state of NVIDIA's components and of our ConfigMaps; the same object as long as nothing
-        changes. Unless `silent`, new problems of the admin's ConfigMaps are logged."""
+        changes. Entries of our ConfigMaps are remembered (`OurConfigMaps.read`). Unless `silent`, new problems of the
+        admin's ConfigMaps are logged."""
         maps, settings = self.sources.config_maps.items, self.sources.settings.plan
         ours = self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))

@@ -45,7 +45,7 @@ class Views(Generic[View]):
         the object."""
 
     def name(self, obj: JSON) -> str:
-        """Return the name under which an object is stored."""
+        """Return the name under which an object is stored: `namespace/name` with `long_names`, else its name."""
         metadata = obj["metadata"]
         name: str = metadata["name"]
         return f"{metadata['namespace']}/{name}" if self._long_names else name
