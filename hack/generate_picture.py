@@ -1,7 +1,8 @@
 """Pictures of a terminal (SVG), for the docs and the chart's page on Artifact Hub.
 
-One shows `make demo`, drawn by the plugin's own code from a record of the middle of a run. SIMULATED: its fleet runs
-100 times as fast as we assume a real one to. The other shows the output of `kubectl get`. Its text is that of
+One shows the middle of `make demo`, and one is a recording of the rollout in it. Both are drawn by the plugin's own
+code from what hack/demo/record.py wrote. SIMULATED: the fleet runs 100 times as fast as we assume a real one to. The
+third shows the output of `kubectl get`. Its text is that of
 tests/integration/golden, which a test compares with kubectl's output on a real API server.
 """
 
@@ -17,12 +18,17 @@ from gpusharing.cli.pools.status import describe
 from gpusharing.cli.setup.layouts import describe as describe_layouts
 from gpusharing.cli.setup.layouts import find_answer, pick, wanted_of
 from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, Span, line
+from gpusharing.kube.client import JSON
 from hack.demo.record import RECORD
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "integration" / "golden"
 PATH = "docs/images/plugin.svg"
 TITLE = "make demo, half way: kubectl gpusharing on a SIMULATED fleet, 100 times as fast as we assume a real one to be"
+ROLLOUT_PATH = "docs/images/rollout.svg"
+ROLLOUT_TITLE = "A rollout in make demo: SIMULATED nodes, 100 times as fast as we assume real ones to be"
+FRAME_SECONDS = 2.0
+"""How long the recording of a rollout shows each state."""
 SCREENSHOT_PATH = "docs/images/kubectl-get.svg"
 SCREENSHOT_TITLE = "kubectl get on nodes with SIMULATED GPUs; columns of times are left out"
 COMMANDS = {"kubectl get gpusharingpolicies": "get-gsp.txt", "kubectl get gpunodes": "get-gpun.txt"}
@@ -43,24 +49,29 @@ COLORS: Mapping[Ink, str] = {
 
 
 def picture() -> Mapping[str, str]:
-    """Return the picture of the demo as an SVG file, by its path."""
+    """Return the pictures of the demo as SVG files, by their paths: its middle, and the recording of a rollout."""
     answer = find_answer(pick("h100-80gb"), wanted_of("3g.40gb,1g.20gb"), everything=False)
+    recorded = json.loads(RECORD.read_text())
     lines = [
         _command("kubectl gpusharing status"),
-        *status(RECORD),
+        *status(recorded["fleet"]),
         BLANK,
         _command("kubectl gpusharing layouts h100-80gb --fits 3g.40gb,1g.20gb"),
         *describe_layouts(answer, PAPER)[:-2],
     ]
-    return {PATH: svg(lines, TITLE, "hack/generate_picture.py")}
+    watching = _command("kubectl gpusharing status pool-b --watch")
+    frames = [[watching, *status(state)] for state in recorded["rollout"]]
+    return {
+        PATH: svg([lines], TITLE, "hack/generate_picture.py"),
+        ROLLOUT_PATH: svg(frames, ROLLOUT_TITLE, "hack/generate_picture.py"),
+    }
 
 
-def status(record: Path) -> list[Line]:
-    """Return the lines that the present `kubectl gpusharing status` prints for the policies and GPUNodes of the
-    record, as of the time when it was taken (hack/demo/record.py)."""
-    taken = json.loads(record.read_text())
-    pools, unowned = read_pools(taken["policies"], map(read_node, taken["gpunodes"]))
-    return describe(pools, unowned, datetime.fromisoformat(taken["taken"]), PAPER)
+def status(state: JSON) -> list[Line]:
+    """Return the lines that the present `kubectl gpusharing status` prints for the policies and GPUNodes of a recorded
+    state, as of the time when it was taken (hack/demo/record.py)."""
+    pools, unowned = read_pools(state["policies"], map(read_node, state["gpunodes"]))
+    return describe(pools, unowned, datetime.fromisoformat(state["taken"]), PAPER)
 
 
 def screenshot() -> Mapping[str, str]:
@@ -69,7 +80,7 @@ def screenshot() -> Mapping[str, str]:
     for command, file in COMMANDS.items():
         table = without_times((GOLDEN / file).read_text().splitlines())
         lines += [line(Span(f"$ {command}", Ink.GOOD)), *map(line, table), BLANK]
-    return {SCREENSHOT_PATH: svg(lines[:-1], SCREENSHOT_TITLE, "tests/integration/golden")}
+    return {SCREENSHOT_PATH: svg([lines[:-1]], SCREENSHOT_TITLE, "tests/integration/golden")}
 
 
 def without_times(table: list[str]) -> list[str]:
@@ -88,13 +99,14 @@ def _command(text: str) -> Line:
     return line(Span("$ ", Ink.FAINT), Span(text, Ink.TITLE))
 
 
-def svg(lines: Sequence[Line], title: str, source: str) -> str:
-    """Return an SVG picture of the lines as a terminal would show them, with `title` as its title. There must be at
-    least one line. A comment names `source` as the origin. Each piece of text is stretched to the width of its
-    characters."""
-    rows = [row for number, text in enumerate(lines) for row in _row(text, 3 * MARGIN + number * LINE)]
-    columns = max(sum(len(span.text) for span in text) for text in lines)
-    width, height = round(columns * CELL) + 2 * MARGIN, len(lines) * LINE + 3 * MARGIN
+def svg(frames: Sequence[Sequence[Line]], title: str, source: str) -> str:
+    """Return an SVG picture of the lines as a terminal would show them, with `title` as its title. Several frames are
+    shown one after the other, over and over, each for FRAME_SECONDS. A viewer that plays no animations, or whose user
+    prefers none, gets the frame with the most lines. There must be a frame, and a line in each. A comment names
+    `source` as the origin. Each piece of text is stretched to the width of its characters."""
+    columns = max(sum(len(span.text) for span in text) for lines in frames for text in lines)
+    most = max(map(len, frames))
+    width, height = round(columns * CELL) + 2 * MARGIN, most * LINE + 3 * MARGIN
     return "\n".join(
         [
             f"<!-- generated by `make gen` from {source}; do not edit -->",
@@ -103,10 +115,35 @@ def svg(lines: Sequence[Line], title: str, source: str) -> str:
             f"<title>{title}</title>",
             f'<rect width="{width}" height="{height}" rx="8" fill="#1e1e1e"/>',
             f'<text x="{MARGIN}" y="{MARGIN + 6}" font-size="12" fill="#a0a0a0">{title}</text>',
-            *rows,
+            *(_rows(frames[0]) if len(frames) == 1 else _animation(frames)),
             "</svg>\n",
         ]
     )
+
+
+def _animation(frames: Sequence[Sequence[Line]]) -> list[str]:
+    """Return the SVG elements that show the frames one after the other, each for FRAME_SECONDS, and then again."""
+    still = max(range(len(frames)), key=lambda number: len(frames[number]))
+    seconds = len(frames) * FRAME_SECONDS
+    elements = [
+        "<style>",
+        f".frame{{visibility:hidden;animation:show {seconds:g}s step-end infinite}}",
+        f"@keyframes show{{0%{{visibility:visible}}{100 / len(frames):.4f}%{{visibility:hidden}}}}",
+        ".still{visibility:visible}",
+        "@media (prefers-reduced-motion:reduce){.frame{animation:none}}",
+        "</style>",
+    ]
+    for number, lines in enumerate(frames):
+        names = "frame still" if number == still else "frame"
+        # Below 0, so that every frame's animation runs from the first moment.
+        delay = number * FRAME_SECONDS - seconds
+        elements += [f'<g class="{names}" style="animation-delay:{delay:g}s">', *_rows(lines), "</g>"]
+    return elements
+
+
+def _rows(lines: Sequence[Line]) -> list[str]:
+    """Return the SVG elements of the lines, one below the other."""
+    return [row for number, text in enumerate(lines) for row in _row(text, 3 * MARGIN + number * LINE)]
 
 
 def _row(text: Line, y: int) -> list[str]:

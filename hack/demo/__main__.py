@@ -46,7 +46,10 @@ def arguments() -> argparse.Namespace:
         "--no-color", action="store_true", help="print without colors; $NO_COLOR does the same"
     )
     parser.add_argument(
-        "--record", type=Path, metavar="FILE", help="write the data from which the README's picture is drawn"
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="write the data from which the README's pictures are drawn",
     )
     options = parser.parse_args()
     if options.driver not in TRY_NEXT:

@@ -27,7 +27,7 @@ class Demo:
     stage: Stage
     screen: Screen
     record_to: Path | None = None
-    """The file for the state in the middle of the story (hack/demo/record.py), or None to record nothing."""
+    """The file for the states that pictures are drawn from (hack/demo/record.py), or None to record nothing."""
 
     async def until(self, what: str, condition: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
         """Wait until `condition` is true. Raises DemoFailed, with `what` and the state of all pools and nodes, if that

@@ -1,11 +1,13 @@
-"""The state in the middle of the story, as data from which the README's picture is drawn (hack/generate_picture.py).
+"""States of the story, as data from which the README's pictures are drawn (hack/generate_picture.py): all pools in the
+middle of it, and one pool's rollout from its plan to its end.
 
-`python -m hack.demo --record hack/demo/blocked.json` writes it again; a test in tests/demo fails when that is due.
+`python -m hack.demo --record hack/demo/record.json` writes them again; a test in tests/demo fails when that is due.
 """
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,22 +15,93 @@ from gpusharing.kube.client import GPUNODES, JSON, POLICIES
 from gpusharing.kube.paging import list_of
 from hack.demo.stage import Stage
 
-RECORD = Path(__file__).with_name("blocked.json")
-"""The record from which the picture is drawn. SIMULATED, as the whole demo is."""
+RECORD = Path(__file__).with_name("record.json")
+"""The record from which the pictures are drawn. SIMULATED, as the whole demo is."""
 OF_POLICY = {"observedGeneration", "summary", "plan"}
 OF_PLAN = {"hash", "disruption", "nodes", "nodeCount", "pods"}
+LOOK_SECONDS = 0.05
+"""How often the rollout is read while it is recorded."""
 
 
-async def record(stage: Stage, path: Path) -> None:
-    """Write the present policies and GPUNodes to `path`, as users see them, without the fields that `kubectl
-    gpusharing status` does not read. Raises KeyError if a policy has no status, or a GPUNode no report or no
-    transition."""
-    taken = {
+class Recorder:
+    """Collects states of a stage."""
+
+    def __init__(self, stage: Stage) -> None:
+        """Start without any state."""
+        self.stage = stage
+        self.fleet: JSON = {}
+        """All policies and GPUNodes at the last call of `keep_fleet`; empty before."""
+        self.rollout: list[JSON] = []
+        """One policy and its GPUNodes, in order: the first and the last state, and between them, for each combination
+        of phases and reasons of the nodes, the state that was read most often."""
+        self._reads: list[tuple[JSON, int]] = []
+        """The states since the last one of `rollout`, which have all the same outline, and how often each was read."""
+
+    async def keep_fleet(self) -> None:
+        """Read all policies and GPUNodes into `fleet`."""
+        self.fleet = await _read(self.stage)
+
+    @asynccontextmanager
+    async def following(self, policy: str) -> AsyncIterator[None]:
+        """Collect the states of this policy in `rollout` while the block runs. States that last less than LOOK_SECONDS
+        may be missed. An error of reading ends the block."""
+        self.rollout.append(await _read(self.stage, policy))
+        async with asyncio.TaskGroup() as group:
+            follower = group.create_task(self._follow(policy))
+            yield
+            follower.cancel()
+        self.rollout.append(await _read(self.stage, policy))
+
+    async def _follow(self, policy: str) -> None:
+        """Collect the states of this policy until the task is canceled."""
+        while True:
+            state = await _read(self.stage, policy)
+            if self._reads and _outline(state) != _outline(self._reads[0][0]):
+                self._choose()
+            if self._reads and _without_time(state) == _without_time(self._reads[-1][0]):
+                self._reads[-1] = (state, self._reads[-1][1] + 1)
+            else:
+                self._reads.append((state, 1))
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _choose(self) -> None:
+        """Add the state that was read most often to `rollout`, unless the last one there has its outline, and forget
+        the others."""
+        state, _ = max(self._reads, key=lambda read: read[1])
+        if _outline(state) != _outline(self.rollout[-1]):
+            self.rollout.append(state)
+        self._reads = []
+
+    def write(self, path: Path) -> None:
+        """Write what was collected to a JSON file, with one state in each line."""
+        states = [json.dumps(state, separators=(",", ":")) for state in (self.fleet, *self.rollout)]
+        path.write_text(f'{{"fleet":\n{states[0]},\n"rollout":[\n' + ",\n".join(states[1:]) + "\n]}\n")
+
+
+async def _read(stage: Stage, policy: str = "") -> JSON:
+    """Return the present policies and GPUNodes as users see them, without the fields that `kubectl gpusharing status`
+    does not read. If `policy` names one, only this policy and the nodes that follow it are included. Raises KeyError if
+    a policy has no status, or a GPUNode no report or no transition."""
+    policies = [_policy(raw) for raw in await list_of(stage.client, POLICIES)]
+    nodes = [_node(raw) for raw in await list_of(stage.client, GPUNODES)]
+    return {
         "taken": datetime.now(UTC).isoformat(timespec="seconds"),
-        "policies": [_policy(raw) for raw in await list_of(stage.client, POLICIES)],
-        "gpunodes": [_node(raw) for raw in await list_of(stage.client, GPUNODES)],
+        "policies": [one for one in policies if policy in ("", one["metadata"]["name"])],
+        "gpunodes": [one for one in nodes if policy in ("", one["status"]["transition"].get("policy"))],
     }
-    await asyncio.to_thread(path.write_text, json.dumps(taken, indent=1) + "\n")
+
+
+def _without_time(state: JSON) -> JSON:
+    """Return the state without the time when it was read."""
+    return {key: value for key, value in state.items() if key != "taken"}
+
+
+def _outline(state: JSON) -> object:
+    """Return what has to differ for two states to count as different: whether the policies have a plan, and the phases
+    and reasons of the nodes."""
+    pools = ["plan" in one["status"] for one in state["policies"]]
+    moves = [one["status"]["transition"] for one in state["gpunodes"]]
+    return pools, [(move.get("phase"), move.get("reason")) for move in moves]
 
 
 def _policy(raw: JSON) -> JSON:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections import Counter
+from contextlib import nullcontext
 
 from gpusharing.api.names import RESOURCE_GPU, ConditionType
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PDBS, PODS
@@ -10,7 +11,7 @@ from gpusharing.kube.paging import list_of
 from hack.demo import fleet
 from hack.demo.columns import FLEET, POOLS, events_about, find, places
 from hack.demo.demo import Demo, holds_gpu_of, is_cordoned, is_ready
-from hack.demo.record import record
+from hack.demo.record import Recorder
 from hack.demo.screen import DemoFailed
 from hack.demo.stage import ApplyRefused, Stage
 
@@ -27,11 +28,15 @@ async def play(demo: Demo) -> None:
     await teams_move_in(demo)
     await wrong_policies_are_refused(demo)
     before = len(await demo.stage.writes())
+    recorder = Recorder(demo.stage)
     await plan_comes_first(demo)
-    await budget_blocks(demo)
-    await operator_dies(demo)
-    await owner_gives_way(demo)
-    await look_back(demo, before)
+    async with recorder.following("pool-b") if demo.record_to else nullcontext():
+        await budget_blocks(demo, recorder)
+        await operator_dies(demo)
+        await owner_gives_way(demo)
+        await look_back(demo, before)
+    if demo.record_to:
+        await asyncio.to_thread(recorder.write, demo.record_to)
 
 
 async def fleet_appears(demo: Demo) -> None:
@@ -194,10 +199,10 @@ def _plan_lines(plan: JSON) -> str:
     )
 
 
-async def budget_blocks(demo: Demo) -> None:
+async def budget_blocks(demo: Demo, recorder: Recorder) -> None:
     """Apply the change of pool-b without the pause, and wait until a PodDisruptionBudget blocks the drain of one node.
-    Check that the other nodes are changed all the same. That state is recorded if the demo was started with --record.
-    Raises DemoFailed if a check fails or a state is not reached in time."""
+    Check that the other nodes are changed all the same. If the demo was started with --record, `recorder` keeps that
+    state of the fleet. Raises DemoFailed if a check fails or a state is not reached in time."""
     screen = demo.screen
     screen.heading("6. The change begins; a PodDisruptionBudget stops it")
     change = fleet.with_layout("b", fleet.TARGET, paused=False)
@@ -215,7 +220,7 @@ async def budget_blocks(demo: Demo) -> None:
     await demo.show(places(*POOL_B))
     if demo.record_to is not None:
         await _reported(demo)
-        await record(demo.stage, demo.record_to)
+        await recorder.keep_fleet()
     place = await demo.place(fleet.RANKER_NODE)
     screen.output("\n".join(place["blockers"]))
     screen.check("the message names the budget and a pod", "PDB team-b/ranker: Pod" in place["blockers"][0])
