@@ -21,7 +21,7 @@ UNREADABLE = "the labels of the node and the resources that it advertises do not
 
 
 class Outcome(IntEnum):
-    """What a plan comes to; the value is the exit status. Of several policies, the highest counts."""
+    """The result of a plan; the value is the exit status. Of several policies, the highest counts."""
 
     NOTHING = DONE
     CHANGES = CHANGES
@@ -88,8 +88,8 @@ class Conclusion:
 
 
 def count_evicted(steps: Iterable[Step]) -> tuple[int, bool]:
-    """Return how many pods these changes evict, as far as they were listed, and whether they were listed on every node
-    that is drained."""
+    """Return how many pods these changes evict, as far as they were listed. The second result is whether they were
+    listed on every node that would be cordoned."""
     pods, complete = 0, True
     for step in steps:
         pods += len(step.preview.pods) if step.preview is not None else 0
@@ -100,8 +100,9 @@ def count_evicted(steps: Iterable[Step]) -> tuple[int, bool]:
 def conclude(
     proposals: Sequence[Proposal], *, estimate: bool = False, fail_on: Sequence[str] | None = None
 ) -> Conclusion:
-    """Return the verdict on the plans for these policies together. `estimate` is true if the operator is not installed.
-    `fail_on` has words of FAIL_ON, or is None if the flag --fail-on was not given."""
+    """Return the verdict on the plans for these policies together. The highest outcome counts (NOTHING if there are no
+    policies), and only the policies that have it are named as the reason. `estimate` is true if the operator is not
+    installed. `fail_on` has words of FAIL_ON, or is None if the flag --fail-on was not given."""
     found = [(one.policy, *judge(one, estimate=estimate)) for one in proposals]
     outcome = max((which for _, which, _ in found), default=Outcome.NOTHING)
     whys = [f"{policy}: {why.rstrip('.')}" for policy, which, why in found if which is outcome and why]
@@ -128,16 +129,18 @@ def _find_applying(
 
 
 def _tell_nothing(proposals: Sequence[Proposal]) -> str:
-    """Return a clause that says why there is nothing to do."""
+    """Return a clause that says why there is nothing to do: how many nodes already match their policies, that no node
+    with GPUs is selected, or that there is no policy."""
     if nodes := sum(one.settled + len(one.adopted) for one in proposals):
         return f"{counted(nodes, 'node has', 'nodes have')} what the policies ask for"
     return "no node with GPUs is selected" if proposals else "there is no policy"
 
 
 def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
-    """Return the outcome of the plan for one policy, and why it cannot be carried out or what is unknown. The second
-    part is empty if nothing is to be done, or if nodes change and nothing is unknown. `estimate` is true if the
-    operator is not installed."""
+    """Return the first outcome that applies to one policy, and why: CANNOT if the policy is refused; CHANGES if nodes
+    change; CANNOT if other policies own all its nodes; UNKNOWN if nodes were not read or another policy still changes
+    them; CANNOT if a person or another program must act first; else NOTHING. The text is empty for NOTHING, and for
+    CHANGES unless a node was not read. `estimate` is true if the operator is not installed."""
     stuck = [one for one in proposal.left_out if Mark.OUTSIDE not in one.reason.marks]
     if not proposal.accepted:
         return Outcome.CANNOT, proposal.about

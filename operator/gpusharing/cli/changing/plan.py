@@ -185,7 +185,8 @@ def _title(proposal: Proposal, *, estimate: bool) -> Line:
 
 def _summary(proposal: Proposal) -> str:
     """Return the class of the change, the number of nodes that change at a time, the time windows (or `no time
-    windows`) and the hash of the plan, separated by semicolons. An empty hash is left out."""
+    windows`), how long the change takes and the hash of the plan, separated by semicolons. An unknown length and an
+    empty hash are left out."""
     facts = [f"disruption class {proposal.disruption}", f"{counted(proposal.at_once, 'node')} at a time"]
     facts.append(f"windows: {', '.join(proposal.windows)}" if proposal.windows else "no time windows")
     facts += [f"takes {tell_span(proposal.lasts)}"] if proposal.lasts else []
@@ -210,8 +211,8 @@ def _row(step: Step) -> list[Span]:
 
 
 def _when(step: Step) -> str:
-    """Return `at once` or `under way`, or the phase of the node and the reason why its change does not
-    begin at once."""
+    """Return `at once` if the change would begin in this pass, and `under way` if it has begun and is not over, also if
+    it failed. Otherwise return the phase of the node and the reason why its change does not begin."""
     verdict = step.verdict
     if step.starts:
         return "at once"
@@ -221,7 +222,7 @@ def _when(step: Step) -> str:
 
 def _evicted(proposal: Proposal, paper: Paper) -> list[Line]:
     """Draw one sentence with the pods that would be evicted, and one for each gang that would be interrupted. At most
-    MOST pods are named, or all on wide paper. Empty if there are neither."""
+    MOST pods are named, or all on wide paper. Empty if no pod would be evicted and no gang interrupted."""
     pods = [pod for step in proposal.steps if step.preview is not None for pod in step.preview.pods]
     gangs = sorted({gang for s in proposal.steps if s.preview is not None for gang in s.preview.gangs})
     lines: list[Line] = []
@@ -414,8 +415,8 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
 
 async def _with_length(session: Session, proposal: Proposal, live: LivePlan, most: int) -> Proposal:
     """Return the proposal with how long its changes take, judging by the changes in the histories of the `most` nodes
-    that changed last; those of its own pool come first. A GPUNode that cannot be read counts as one without a
-    history."""
+    that changed last; those of its own pool come first. No history is read if no node changes. A GPUNode that cannot be
+    read counts as one without a history."""
     pool = live.plan.pools[proposal.policy]
     own = {*pool.names}
     dated = [
@@ -431,8 +432,8 @@ async def _with_length(session: Session, proposal: Proposal, live: LivePlan, mos
 
 
 async def _read_past(session: Session, node: str) -> list[timedelta]:
-    """Return how long each change in the history of a GPUNode took that ended with its node proven (`durations`).
-    Empty if the GPUNode cannot be read."""
+    """Return how long each change in the history of a GPUNode took that ended in Synced (`durations`). Empty if the
+    GPUNode cannot be read (any KubeError)."""
     try:
         return durations([read_node(await session.client.get(GPUNODES, node))])
     except KubeError:

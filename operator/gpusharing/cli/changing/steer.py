@@ -105,8 +105,9 @@ def _show(resource: Resource, changes: Changes, terminal: Terminal) -> None:
 
 
 async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> str:
-    """Return a closing sentence that says that no operator is installed, or that the chart's value paused stops it;
-    empty if neither is known. `lasts` says whether an operator that is installed later would act on the patch.
+    """Return a closing sentence that says that no operator is installed or, for approve, resume and retry, that the
+    chart's value `paused` keeps nodes from starting. Empty otherwise. `lasts` says whether an operator that is
+    installed later would act on the patch.
 
     Raises Trouble if no operator is installed and `lasts` is false, because the patch would have no effect, and for
     errors of the API server.
@@ -173,8 +174,9 @@ def _request(body: JSON) -> JSON:
 
 
 def _decided_on(raw: JSON) -> tuple[str, int, str]:
-    """Return the parts of an object that the user's decision depends on: its UID, the generation of a policy, and the
-    operation and stage of a node's fence. If the fence cannot be read, the last part says why."""
+    """Return the parts of an object that the user's decision depends on: its UID, its generation, which counts for a
+    policy, and the operation and stage of a node's fence. If the fence cannot be read, the last part says why; without
+    a fence it is empty."""
     fence, damage = read_fence(annotations_of(raw))
     stands = f"{fence.op} {fence.stage}" if fence is not None else damage
     return text(raw, "metadata", "uid"), whole(raw, "metadata", "generation"), stands

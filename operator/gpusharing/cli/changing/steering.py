@@ -152,9 +152,9 @@ def _retry(node: JSON, request: SteeringRequest) -> Change:
 
 
 def _find_wait(node: JSON, status: NodeStatus) -> str:
-    """Return what the retry of a node must wait for, as the end of a sentence; empty if the retry begins at once, or
-    if this version does not know the node's phase. Raises Trouble if the operator would ignore the retry, because
-    there is nothing to try again."""
+    """Return what the retry of a node must wait for, as the end of a sentence, if the node is blocked. Empty if the
+    retry begins at once, or if this version does not know the node's phase. Raises Trouble if the operator would ignore
+    the retry, because there is nothing to try again."""
     state = f"{status.phase} ({status.reason})"
     refusal = f"there is nothing to retry on {status.name}: it is {state}"
     if (remedy := _NOT_RETRIED.get(status.reason)) is not None:
@@ -253,7 +253,7 @@ STEERING: Mapping[str, SteeringVerb] = {
 
 
 def annotations_of(node: JSON) -> Mapping[str, str]:
-    """Return the annotations of a node, without those whose values are not strings."""
+    """Return the annotations of an object, without those whose values are not strings."""
     return texts(section(node, "metadata", "annotations"))
 
 

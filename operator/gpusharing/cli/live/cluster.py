@@ -202,6 +202,6 @@ async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) ->
 
 
 def _is_settled(source: Reflector[object]) -> bool:
-    """Whether a source has been listed, or failed with an error that waiting does not cure: the kind may not be read,
-    or is not served."""
+    """Whether a source has been listed, or failed with an error that waiting does not cure: Forbidden, or NotFound if
+    the kind is not served."""
     return source.synced.is_set() or isinstance(source.error, Forbidden | NotFound)

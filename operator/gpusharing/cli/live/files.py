@@ -38,14 +38,15 @@ class Document:
 
     @property
     def name(self) -> str:
-        """The kind and the name of the object, such as `Service/web`."""
+        """The kind and the name of the object, such as `Service/web`, or the one that it has. If it has neither, `an
+        object without a kind`."""
         what = "/".join(filter(None, (text(self.raw, "kind"), text(self.raw, "metadata", "name"))))
         return what or "an object without a kind"
 
     @property
     def fault(self) -> str:
-        """Why the object is not a policy that this plugin knows: it has another API version, or no name. Empty if it
-        is one."""
+        """Why a GPUSharingPolicy cannot be used: it has another API version than this plugin knows, or no name. Empty
+        if it has both. The kind of the object is not checked."""
         version = text(self.raw, "apiVersion")
         if version != API_VERSION:
             return f"apiVersion is {version or 'missing'}; this plugin knows {API_VERSION}"
@@ -58,8 +59,9 @@ class Document:
 
 def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ...]]:
     """Return the policies in these files, and a sentence for each other object, which is ignored (`read_documents`).
-    Raises Trouble if a file cannot be read, if a policy has no name or an unknown API version, if two policies have the
-    same name, or if no file contains a policy; without files, both results are empty."""
+    Raises Trouble if a file cannot be read or parsed, if a document is not an object, if a policy has no name or an
+    unknown API version, if two policies have the same name, or if no file contains a policy; without files, both
+    results are empty."""
     policies: dict[str, JSON] = {}
     others: list[str] = []
     for document in read_documents(names, "plan -f -"):
@@ -82,10 +84,10 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
 
 
 def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
-    """Yield every object in these files, in order. A directory stands for the files in it that end in .yaml, .yml or
-    .json, and `-` for standard input. An object whose kind ends in `List` is replaced by its items, and empty documents
-    are left out. Raises Trouble if a file or directory cannot be read, or if a directory has a kustomization; the
-    message then says to pipe what that builds into `command`."""
+    """Yield every object in these files, in order. A directory stands for its files in .yaml, .yml or .json, and `-`
+    for standard input. An object whose kind ends in `List` is replaced by its items; empty documents are left out. A
+    document that cannot be parsed is yielded with an Unreadable. Raises Trouble if a file cannot be read, or if a
+    directory has a kustomization; the message then says to pipe what it builds into `command`."""
     for name in (file for one in names for file in _files(one, command)):
         try:
             content = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
@@ -99,7 +101,9 @@ def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
 
 
 def _objects(document: Document) -> Iterator[Document]:
-    """Yield the objects in a document that has no `raw` yet, each with it; nothing if the document is empty."""
+    """Parse a document and yield a copy of it for each of its objects, with `raw` set, and `at` for the items of a
+    List. Yields nothing for an empty document. One that cannot be parsed is yielded with an Unreadable as `raw`, or
+    with its kind alone if no verb reads that kind."""
     try:
         raw = parse_yaml(document.text)
     except Unreadable as error:
@@ -112,9 +116,9 @@ def _objects(document: Document) -> Iterator[Document]:
 
 
 def _files(name: str, command: str) -> list[str]:
-    """Return the manifests directly in the directory `name`, sorted, or `name` itself if it is not a directory. Raises
-    Trouble if the directory cannot be read, or if it has a kustomization, because then the files in it are not what
-    is applied."""
+    """Return the manifests (.yaml, .yml, .json) directly in the directory `name`, sorted, or `name` itself if it is not
+    a directory. Raises Trouble if the directory cannot be read, or if it has a kustomization, because then the files in
+    it are not what is applied; the message names `command`."""
     try:
         if name == "-" or not Path(name).is_dir():
             return [name]

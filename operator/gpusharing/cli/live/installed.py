@@ -82,8 +82,9 @@ async def read_installed(client: KubeClient) -> InstalledOperator:
 
 
 async def read_pause(client: KubeClient) -> str | None:
-    """Return the operator's setting PlanSettings.paused, or None if no namespace has a Deployment of the operator. If
-    Deployments cannot be listed (Forbidden or NotFound), return the default. Raises any other KubeError."""
+    """Return the operator's setting PlanSettings.paused, a string, or None if no namespace has a Deployment of the
+    operator. If Deployments cannot be listed (Forbidden or NotFound), or the value cannot be used, return the default.
+    Raises any other KubeError."""
     try:
         deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound):
@@ -92,9 +93,9 @@ async def read_pause(client: KubeClient) -> str | None:
 
 
 def settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
-    """Return the operator's settings, read from those environment variables of its containers that have literal
-    values. If some values cannot be used, their defaults are taken and the second result has one note, which names
-    them; otherwise it is empty."""
+    """Return the operator's settings, read from those GPUSHARING_ variables of its containers that have literal values.
+    Its namespace is the Deployment's. If some values cannot be used, their defaults are taken and the second result has
+    one note, which names them; otherwise it is empty."""
     namespace = text(deployment, "metadata", "namespace")
     containers = entries(deployment, "spec", "template", "spec", "containers")
     values = {

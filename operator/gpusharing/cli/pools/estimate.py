@@ -28,10 +28,10 @@ class Estimate:
 
 
 def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
-    """Return how long the rest of a pool's change may take. Return None if nothing is left, if no past change is
-    known, or if the end cannot be foreseen: the pool is paused, a node is blocked or failed, a node waits for a
-    person, a window or the end of the canary's soak, a node has been changing for longer than any past change took,
-    or all nodes wait for something outside the pool."""
+    """Return how long the rest of a pool's change may take. Return None if nothing is left, if no past change is known,
+    or if the end cannot be foreseen: the pool is paused, a node is blocked, skipped or failed, a node waits for a
+    person, a window or the canary's soak, a node has been changing for longer than any past change took, or no node is
+    changing and all wait for other nodes or programs."""
     left = [node for node in pool.members if node.state is not State.DONE]
     if not left or pool.paused or any(_is_open_ended(node) for node in left):
         return None
@@ -48,15 +48,16 @@ def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
 
 
 def _is_open_ended(node: NodeStatus) -> bool:
-    """Whether the duration of past changes says nothing about the node: its next step depends on a person, or on the
-    time of day."""
+    """Whether past changes do not show how long the node will still take: it is blocked, skipped or failed, it waits
+    for a person, or it waits for a window (WindowClosed) or for the canary's soak (CanarySoak)."""
     return (
         node.state in (State.BLOCKED, State.FAILED) or node.deadline == PERSON or node.reason in _BY_THE_CLOCK
     )
 
 
 def _began(node: NodeStatus) -> datetime | None:
-    """Return when the node's current change began; None if it is not changing, or if that is unknown."""
+    """Return when the node's current change began; None if that is unknown, or if no change is under way. A failed
+    change does not count as under way."""
     if node.state is not State.MOVES:
         return None
     began = node.entered
@@ -70,15 +71,16 @@ def _began(node: NodeStatus) -> datetime | None:
 
 
 def durations(members: Iterable[NodeStatus]) -> list[timedelta]:
-    """Return how long each past change of these nodes took, from its first phase to Synced. Changes that were given up
-    or failed are left out. If the history no longer includes the beginning of a change, it is measured from the
-    oldest phase."""
+    """Return how long each past change of these nodes took, from its first phase to Synced. A change that does not end
+    in Synced, such as one that was given up, is left out. One that failed and was then retried to Synced counts as one
+    change, including the time in Failed. If the history no longer includes the beginning of a change, it is measured
+    from the oldest phase."""
     return [took for node in members for took in _changes(node.history)]
 
 
 def _changes(history: Sequence[HistoryEntry]) -> list[timedelta]:
-    """Return how long each change in one history took. Changes that were given up or failed, and one still under way,
-    are left out."""
+    """Return how long each change in one history took, from its first phase to Synced. A change that has not ended in
+    Synced, because it was given up or is still under way or failed, is left out."""
     lengths: list[timedelta] = []
     began: datetime | None = None
     for step in history:

@@ -47,8 +47,9 @@ def known_phase(word: str) -> Phase | None:
 
 
 def state_of(word: str) -> State:
-    """Return the state of a node in the phase with this name. Skipped counts as blocked. A phase that comes before a
-    change, or that this version does not know, counts as waiting."""
+    """Return the state of a node in the phase with this name. Aborting counts as under way, as all phases of a change
+    do except Failed. Skipped counts as blocked. Pending, Preflight, and a phase that this version does not know count
+    as waiting."""
     phase = known_phase(word)
     if phase is Phase.FAILED:
         return State.FAILED
@@ -102,8 +103,9 @@ class PoolStatus(Summary):
 
     @property
     def state(self) -> State:
-        """The most urgent state of its nodes, but at least BLOCKED if a node waits for a person. If all nodes are done
-        but the policy is not Synced, WAITS if the operator will go on by itself, else BLOCKED."""
+        """The most urgent state of its nodes, but at least BLOCKED if a node waits for a person. If all nodes are done,
+        or there are none, but the policy is not Synced or its generation not yet processed, the state is WAITS if the
+        operator will go on by itself, else BLOCKED. A Synced policy without nodes is DONE."""
         states = {node.state for node in self.members}
         if any(node.deadline == PERSON for node in self.members):
             states.add(State.BLOCKED)

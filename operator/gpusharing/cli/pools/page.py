@@ -30,7 +30,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """The look of a card: its product and how it is divided."""
+    """The appearance of a card: its product and how it is divided."""
 
     product: str
     """The card's product name."""
@@ -44,7 +44,7 @@ class Face:
 
 @dataclass(frozen=True, slots=True)
 class Cards:
-    """A group of cards that look the same."""
+    """A group of cards with the same product and the same division."""
 
     face: Face
     """The look that these cards have in common."""
@@ -74,8 +74,8 @@ def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, tuple[Cards, ...]]:
 
 
 def _faces(raw: JSON, layout: str) -> list[Face]:
-    """Return the look of each card of a node, in the order of the agent's report. `layout` is the layout that the
-    operator observed; it is used for cards without MIG instances, whose number of memory units is left at 0."""
+    """Return the `Face` of each card of a node, in the order of the agent's report. A card without MIG instances gets
+    `layout`, the layout that the operator observed on the node, and 0 memory units."""
     observed = section(raw, "status", "observed")
     units = {text(model, "product"): _units(model) for model in entries(observed, "models")}
     faces = []
@@ -98,8 +98,8 @@ def _read_slice(raw: JSON) -> Slice:
 
 
 def _units(model: JSON) -> int:
-    """Return the number of memory units of a card, which is where its last possible instance ends; 0 if that is
-    unknown."""
+    """Return the number of memory units of a card, which is where its last possible instance ends. Return 0 if the
+    agent reports no placements for the card's profiles."""
     ends = [0]
     for profile in entries(model, "profiles"):
         starts = profile.get("starts")
@@ -432,7 +432,7 @@ def _legend(texts: Iterable[str]) -> Markup:
 
 def _row(node: NodeStatus, now: datetime) -> list[Markup]:
     """Return the cells of a node in the table of nodes; see NODES. The last cell has the node's message and blockers
-    without duplicates."""
+    without duplicates. A phase is preceded by the mark of the node's state."""
     texts = dict.fromkeys(text for text in (node.message, *node.blockers) if text)
     cells: list[Child] = [*status.cells_of(node, now)]
     cells[0] = f"{MARKS[node.state]} {cells[0]}"
@@ -443,7 +443,7 @@ def _row(node: NodeStatus, now: datetime) -> list[Markup]:
 
 
 def _timeline(pool: PoolStatus, now: datetime) -> list[Markup]:
-    """Return the table of a pool's last rollout and its legend; empty if there was none."""
+    """Return the table of a pool's last rollout and its legend; empty if no node's history contains a change."""
     timeline = find_timeline(pool, now)
     if timeline is None:
         return []

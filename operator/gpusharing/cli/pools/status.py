@@ -145,7 +145,7 @@ def count_states(noun: str, members: Sequence[NodeStatus | PoolStatus]) -> str:
 
 
 def tell_event(event: JSON, now: datetime) -> str:
-    """Return the age, reason and note of an Event about a policy."""
+    """Return the age, reason and note of an Event about a policy. An unknown age is written as `?`."""
     when = age(from_rfc3339(text(event, "eventTime")), now)
     return f"{when or '?'} ago {text(event, 'reason')}: {text(event, 'note')}"
 
@@ -193,7 +193,8 @@ def numbers(pool: PoolStatus) -> str:
 
 
 def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
-    """Draw a cell for each node, and a legend after the cells. Empty if the pool has no nodes."""
+    """Draw a cell for each node, sorted by state, and a legend after the cells. If there are more than 60 nodes, or
+    more than fit on a line, each cell stands for several nodes and shows the worst. Empty if the pool has no nodes."""
     states = Counter(node.state for node in pool.members)
     order = sorted(pool.members, key=lambda node: list(State).index(node.state))
     cells = list(bar([node.state.value for node in order], paper, min(60, paper.room)))
@@ -245,8 +246,8 @@ def _row(node: NodeStatus, now: datetime, paper: Paper) -> list[Span]:
 
 def _progress(node: NodeStatus, paper: Paper) -> str:
     """Draw the progress of a node's change: one cell for each phase of a successful change, filled up to the present
-    phase. No cell is filled for any other phase. For a blocked or failed node, the first cell has the mark of that
-    state and the others are empty."""
+    phase. No cell is filled before a change, while it is aborted, or in an unknown phase. For a blocked, skipped or
+    failed node, the first cell has the glyph of that state and the others are empty."""
     phase = known_phase(node.phase)
     done = _CELLS.index(phase) + 1 if phase in _CELLS else 0
     glyph = node.state.value
@@ -274,7 +275,8 @@ def as_data(
 
 
 def pool_data(pool: PoolStatus, now: datetime) -> dict[str, Any]:
-    """Return one pool as plain data, including all of its nodes and, if they were read, all of its Events."""
+    """Return one pool as plain data, including all of its nodes, but not their histories, and all of its Events;
+    `events` is None if they were not read."""
     estimate, keys = find_estimate(pool, now), ("eventTime", "type", "reason", "note")
     data, members = to_wire(replace(pool, members=())), [node_data(node) for node in pool.members]
     for member in members:
@@ -290,7 +292,7 @@ def pool_data(pool: PoolStatus, now: datetime) -> dict[str, Any]:
 
 
 def node_data(node: NodeStatus) -> dict[str, Any]:
-    """Return one node as plain data, for JSON and YAML."""
+    """Return one node as plain data, for JSON and YAML, including its history and the word for its state."""
     return {**to_wire(node), "state": node.state.value.word}
 
 
@@ -412,8 +414,8 @@ def _in_order(followed: Sequence[Reflector[JSON]]) -> list[list[JSON]]:
 
 @dataclass(slots=True)
 class Notices:
-    """Warns on standard error when a watch loses the cluster, and when it is back. This is for pipes, JSON and YAML,
-    where there may be no output for a long time; a redrawn picture shows the error itself."""
+    """Warns on standard error when a watch loses the connection to the cluster, and when it is back. These warnings are
+    for pipes, JSON and YAML, where there may be no output for a long time; a redrawn picture shows the error itself."""
 
     session: Session
     terminal: Terminal
@@ -423,8 +425,9 @@ class Notices:
     """For how many ticks in a row the cluster could be followed since then."""
 
     def look(self, error: KubeError | None) -> None:
-        """Note whether the cluster can be followed now; `error` is None if it can. Warn once when the cluster is lost,
-        and once when it has been followed for ENOUGH ticks again. Does nothing while the terminal is redrawing."""
+        """Record whether the cluster can be followed now; `error` is None if it can. Warn once when the cluster is
+        lost, and once when it has been followed for ENOUGH ticks again. Does nothing while the terminal is redrawing.
+        """
         if self.terminal.redraws:
             return
         if error is not None:

@@ -38,7 +38,9 @@ class Stretch:
 
     @property
     def moves(self) -> bool:
-        """Whether the phase is one in which the node is being changed."""
+        """Whether the phase belongs to a change that has begun and is not over, as Draining, Aborting and Failed do.
+        False before and after a change (Pending, Preflight, Skipped, Blocked, Synced), and for a phase that this
+        version does not know."""
         phase = known_phase(self.phase)
         return phase is not None and phase.in_flight
 
@@ -68,9 +70,10 @@ class Timeline:
 
 
 def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
-    """Return the last rollout of a pool, including nodes that have yet to change; a node whose history shows only
-    Synced is left out. If the rollout is over, its end is set a twentieth of its length after the last change, so
-    that the picture has room for Synced. Return None if no node's history contains a change."""
+    """Return the last rollout of a pool: the nodes that are not done, also those yet to change, and the done nodes
+    whose change is part of it. A node whose history is empty or shows only Synced is left out. If all are done, the
+    rollout ends a twentieth of its length after the last change, so that the picture has room for Synced. Return None
+    if no node's history contains a phase of a change."""
     changes = [(node, change) for node in pool.members if (change := _last_change(node, now))]
     begin = _beginning([moving for _, change in changes if (moving := _moving(change))])
     if begin is None:
@@ -86,9 +89,9 @@ def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
 
 
 def _last_change(node: NodeStatus, now: datetime) -> tuple[Stretch, ...]:
-    """Return the periods of a node since it was last Synced, or all of its history if it never was, oldest first. If
-    it is Synced again, that last period is included, because it ends the change. Empty if the result would contain
-    nothing but Synced."""
+    """Return the periods of a node since it was last Synced, or all of its history if it never was, oldest first. If it
+    is Synced again, that last period is included, because it ends the change. Entries of the history without a readable
+    time are ignored. Empty if the result would contain nothing but Synced."""
     steps = [(step, at) for step in node.history if (at := from_rfc3339(step.at)) is not None]
     ends = [*(at for _, at in steps), now][1:]
     stretches = [
@@ -101,8 +104,9 @@ def _last_change(node: NodeStatus, now: datetime) -> tuple[Stretch, ...]:
 
 
 def _moving(change: Sequence[Stretch]) -> tuple[datetime, datetime] | None:
-    """Return the start of the first phase in which the node was being changed, and the end of the last such phase,
-    which is the current time if that phase has not ended. Return None if `change` has no such phase."""
+    """Return the start of the first period that belongs to a change (`Stretch.moves`; Failed does), and the end of the
+    last such period, which is the current time if the node is still in it. Return None if `change` has no such period.
+    """
     moving = [one for one in change if one.moves]
     return (moving[0].begin, moving[-1].end) if moving else None
 
@@ -119,8 +123,8 @@ def _beginning(spans: Iterable[tuple[datetime, datetime]]) -> datetime | None:
 
 
 def _belongs(node: NodeStatus, change: Sequence[Stretch], begin: datetime) -> bool:
-    """Whether a node's change is part of the rollout that began at `begin`: the node is not done, or its change began
-    at that time or later."""
+    """Whether a node belongs to the rollout that began at `begin`: it is not done, or its change began at that time or
+    later."""
     moving = _moving(change)
     return node.state is not State.DONE or (moving is not None and moving[0] >= begin)
 
@@ -132,8 +136,8 @@ def _order(track: Track, end: datetime) -> tuple[datetime, str]:
 
 
 def _track(node: str, change: Sequence[Stretch], begin: datetime, end: datetime) -> Track:
-    """Return the part of a node's change that lies between `begin` and `end`, with the duration of the whole change,
-    which is None unless the change has ended in Synced."""
+    """Return the part of a node's change that lies between `begin` and `end`. Its duration is that of the whole change,
+    from its first phase to Synced, or None unless the change has ended in Synced."""
     cut = (replace(one, begin=max(one.begin, begin), end=min(one.end, end)) for one in change)
     moving = _moving(change)
     took = None if moving is None or change[-1].state is not State.DONE else change[-1].begin - moving[0]
@@ -142,8 +146,8 @@ def _track(node: str, change: Sequence[Stretch], begin: datetime, end: datetime)
 
 def busiest(track: Track, begin: datetime, end: datetime) -> Stretch | None:
     """Return the phase to show in the cell for the period from `begin` to `end`: the longest in which the node was
-    blocked or failed, otherwise the longest of all. Of two that are equally long, the later is returned. None if
-    the track has no phase in that period."""
+    blocked, skipped or failed, otherwise the longest of all. Only the time within the cell counts. Of two that are
+    equally long, the later is returned. None if the track has no phase in that period."""
     shown: Stretch | None = None
     most = (False, timedelta(0))
     for stretch in track.stretches:
@@ -230,8 +234,8 @@ def _cells(track: Track, begin: datetime, cell: timedelta, cells: int, paper: Pa
 
 
 def _legend(tracks: tuple[Track, ...], paper: Paper) -> str:
-    """Return the meaning of each character that occurs in the tracks: first the phases in their order, then the
-    states."""
+    """Return the meaning of each character that occurs in the tracks, separated by semicolons: first the phases in
+    their order, then the states."""
     glyphs = {glyph_of(one).drawn: glyph_of(one) for track in tracks for one in track.stretches}
     order = [*LETTERS.values(), *(state.value.drawn for state in State)]
     return "; ".join(f"{glyphs[key].on(paper)} {glyphs[key].word}" for key in order if key in glyphs)

@@ -79,8 +79,9 @@ def _switch(name: str, text: str, short: str = "") -> Flag:
 
 
 def _steering(what: str, every: str = "") -> tuple[Flag, ...]:
-    """Return the arguments of every verb that patches an object. `what` is the kind of the object, as the help and the
-    completion name it. `every` is the help of --all, with which no name is given; empty if the verb has no --all."""
+    """Return the arguments that all verbs have that patch an object: its name, --dry-run and --yes. `what` is the kind
+    of the object, as the help and the completion name it. `every` is the help of --all, with which no name is given; if
+    it is empty, the verb has no --all and requires a name."""
     return (
         (("name",), {"metavar": what} | ({"nargs": "?", "default": "", "help": "or --all"} if every else {})),
         *([_switch("--all", every)] if every else []),
@@ -155,7 +156,8 @@ class Verb:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The formats that -o may name."""
+        """The formats that -o may name: always table, wide, json and yaml, and also html or csv if the verb can write
+        them."""
         return (
             *OUTPUTS,
             *([PAGE] if self.page else ()),
@@ -164,8 +166,8 @@ class Verb:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the verb and its flags. Raises SystemExit with status 0 for --help and --version, and with status 1 for
-    invalid flags."""
+    """Return the verb, its row of VERBS and its flags. --help and --version print their text and raise SystemExit with
+    status 0; invalid flags print an error and raise it with status 1."""
     return parser().parse_args(arguments)
 
 

@@ -87,8 +87,9 @@ class FleetVerb:
 def carry_out_everywhere(
     verb: FleetVerb, typed: Namespace, contexts: Sequence[str], terminal: Terminal
 ) -> int:
-    """Ask all clusters, print their answers and return the `worst` status. Raises Trouble before anything is asked if
-    the flags cannot be used, and after the printing, with all reasons, if a cluster gave no answer."""
+    """Ask all clusters and print their answers: one table, or in JSON and YAML a document for each context, with the
+    reason in place of a missing answer. Return the `worst` status. Raises Trouble before anything is asked if the flags
+    cannot be used, and after the printing, with all reasons, if a cluster gave no answer."""
     verb.check(typed)
     with asyncio.Runner(loop_factory=ProgramLoop) as runner:
         replies = runner.run(ask_clusters(verb, typed, contexts))

@@ -53,8 +53,8 @@ def _flags(chosen: argparse.ArgumentParser, last: str, begun: str) -> Iterable[s
 
 
 def _positional(chosen: argparse.ArgumentParser, names: Names) -> Iterable[str]:
-    """Return the possible values of the verb's first argument: cards, or the names of policies or nodes. Empty for
-    other arguments. Further arguments are not completed."""
+    """Return the possible values of the verb's first argument: the cards that have MIG, or the names of policies or
+    nodes. Empty if the first argument is of another kind. Further arguments are not completed."""
     first = next((action for action in chosen._actions if not action.option_strings), None)
     if first is None:
         return ()
@@ -66,8 +66,8 @@ def _positional(chosen: argparse.ArgumentParser, names: Names) -> Iterable[str]:
 
 
 def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
-    """Return the names of all objects of a kind in the cluster that the typed words select. Empty if the cluster
-    cannot be reached or does not answer within SECONDS."""
+    """Return the names of all policies, if `kind` is their plural, else of all GPUNodes, in the cluster that the typed
+    words select. Empty if they cannot be read for any reason (Trouble), or not within SECONDS."""
     from gpusharing.cli.shell.session import connected
     from gpusharing.kube.client import GPUNODES, POLICIES
 

@@ -133,9 +133,9 @@ def fold(text: Line, paper: Paper) -> list[Line]:
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper, indent: str = ""
 ) -> list[Line]:
-    """Return a header and a line for each row. Every row must have one cell for each column. Columns without any
-    content are left out. If the paper has a width and is not wide, the columns with the highest `drop` are left out
-    until the rest fits, and then long cells are cut."""
+    """Return a header and a line for each row. Every row must have one cell for each column. Columns in which every
+    cell is empty are left out, so without rows the header is empty. If the paper has a width and is not wide, the
+    columns with the highest `drop` are left out until the rest fits, and then long cells are cut."""
     rows = _justified(columns, rows)
     shown = [index for index in range(len(columns)) if any(row[index].text for row in rows)]
     widths = {
@@ -228,13 +228,14 @@ class Glyph:
     """The meaning of the character in a legend."""
 
     def on(self, paper: Paper) -> str:
-        """Return the character of the glyph that `paper` can show."""
+        """Return the character that is drawn on `paper`: the glyph's own, or its ASCII substitute if `paper` shows only
+        ASCII."""
         return self.drawn if paper.glyphs else self.ascii
 
 
 def bar(glyphs: Sequence[Glyph], paper: Paper, room: int) -> Line:
-    """Return a line with one cell for each glyph; neighbors of the same ink form one span. If there are more glyphs
-    than `room`, each cell stands for several of them and shows the worst.
+    """Return a line with one character for each glyph, in this order; neighbors of the same ink form one span. If there
+    are more glyphs than `room`, each character stands for several glyphs and is the worst of them.
 
     A glyph is worse if its ink comes later in _BADNESS: a failure is worse than a success.
     """
@@ -253,8 +254,8 @@ _BADNESS = (Ink.PLAIN, Ink.TITLE, Ink.FAINT, Ink.GOOD, Ink.WAITING, Ink.BUSY, In
 
 
 def simulated_sentence(nodes: Sequence[str]) -> str:
-    """Return a sentence, without a period, that says that these nodes have no real GPUs; empty if there
-    are no nodes."""
+    """Return a sentence, without a period, that says that these nodes have no real GPUs, and names at most three of
+    them. Empty if there are no nodes."""
     if not nodes:
         return ""
     have, them = ("have", "them") if len(nodes) > 1 else ("has", "it")
@@ -274,8 +275,8 @@ def age(since: datetime | None, now: datetime) -> str:
 
 
 def length(time: timedelta) -> str:
-    """Format a length of time in its largest full unit, such as 41d. If the count is below 5, the next smaller unit
-    follows unless it is 0, such as 1h5m. Negative lengths become 0s."""
+    """Format a length of time in its largest full unit of d, h, m and s, such as 41d. If the count is below 5, the next
+    smaller unit follows unless it is 0, such as 1h5m. Negative lengths become 0s."""
     seconds = max(0, int(time.total_seconds()))
     for unit, size, below, small in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
         count, rest = divmod(seconds, size)

@@ -13,7 +13,7 @@ from gpusharing.cli.shell.troubles import Trouble, worst
 
 
 class VerbModule(Protocol):
-    """A module that implements a verb; it has one of these functions, or both."""
+    """A module that implements a verb; it has `run`, `run_offline`, or both."""
 
     async def run(self, session: Session, typed: Namespace, terminal: Terminal) -> int:
         """Query a cluster, print the answer, and return the exit status. Raises Trouble."""
@@ -25,9 +25,10 @@ class VerbModule(Protocol):
 
 
 def carry_out(verb: Any, typed: Namespace) -> int:
-    """Run the verb without a cluster, for several clusters side by side, or in each context in turn, and return the
-    worst exit status. Raises Trouble if flags contradict each other, or if a named context does not exist. If
-    contexts raise Trouble, the others are still run, and one Trouble is raised at the end."""
+    """Run a verb and return the worst exit status. It runs without a cluster if it needs none or --prometheus is given.
+    With --contexts or --all-contexts, verbs that can do so ask all clusters side by side; otherwise the verb runs in
+    each context in turn. Raises Trouble if flags contradict each other or a named context does not exist, and at the
+    end if it failed in some contexts."""
     flags, row = vars(typed), typed.row
     named = tuple(name.strip() for name in flags.get("contexts", "").split(",") if name.strip())
     beside = row.beside > 0 and ("contexts" in flags or "all_contexts" in flags)

@@ -31,7 +31,7 @@ MOST_LISTED = 20
 def read_contexts(files: Sequence[Path]) -> tuple[str, dict[str, str]]:
     """Return the name of the current context, which may be empty, and the namespace that each context sets (empty if
     none), by the context's name. If several files name a current context or define the same context, the first file
-    decides. Raises Trouble if a file cannot be read."""
+    decides. Raises Trouble if a file cannot be read or is not YAML."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     current, known = "", dict[str, str]()
     for file in files:
@@ -68,8 +68,8 @@ def find_contexts(
     kubeconfig: str, named: Sequence[str], environment: Mapping[str, str] = os.environ
 ) -> tuple[str, ...]:
     """Return the contexts in `named`, each once and in that order, or all contexts of the kubeconfig, sorted by name,
-    if `named` is empty. Contacts no cluster. Raises Trouble if there is no kubeconfig, if it lacks one of the
-    contexts in `named`, or if it has no contexts at all."""
+    if `named` is empty. Contacts no cluster. Raises Trouble if there is no kubeconfig, if it cannot be read, if it
+    lacks one of the contexts in `named`, or if it has no contexts at all."""
     files = find_kubeconfigs(kubeconfig, environment)
     for name in named:
         find_context(files, name)
@@ -123,15 +123,17 @@ class Session:
             raise trouble(error, self.where) from error
 
     async def all(self, resource: Resource, namespace: str | None = None, fields: str = "") -> list[JSON]:
-        """Return every object of a kind, sorted by namespace and name. Raises Trouble as `each_page` does."""
+        """Return every object of a kind, sorted by namespace and name. `namespace` is None for all namespaces, and
+        `fields` is a field selector. Raises Trouble for every error of the server, and Denied if the user lacks the
+        permission."""
         objects = [raw async for page in self.each_page(resource, namespace, fields) for raw in page]
         return sorted(
             objects, key=lambda raw: (text(raw, "metadata", "namespace"), text(raw, "metadata", "name"))
         )
 
     async def lists(self, *resources: Resource) -> list[list[JSON]]:
-        """Return a list of all objects for each of these kinds, read concurrently. Raises Trouble as
-        `each_page` does."""
+        """Return a list of all objects for each of these kinds, in this order, read concurrently. If reading fails, the
+        first error is raised: a Trouble, or a Denied if the user lacks a permission."""
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self.all(resource)) for resource in resources]
@@ -140,8 +142,9 @@ class Session:
         return [task.result() for task in tasks]
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
-        """Return one object. Raises Trouble as `each_page` does. If no object has this name, the others are listed, so
-        that the message can suggest similar names; if the user may not list them, the message says so."""
+        """Return one object. Raises Denied if the user may not read it, and Trouble for every other error of the
+        server. If no object has this name, the others are listed, so that the message can suggest similar names; if the
+        user may not list them, the message says so."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except NotFound as error:
@@ -177,8 +180,10 @@ def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
 async def connected(
     kubeconfig: str, context: str, environment: Mapping[str, str] = os.environ
 ) -> AsyncIterator[Session]:
-    """Yield a session for one context, and close it afterwards. Empty strings mean the same as in kubectl: the default
-    files and the current context. Raises Trouble if there is no such context or the login fails."""
+    """Log in to one context, yield a Session for it, and close the connection afterwards. An empty `kubeconfig` means
+    the default files, and an empty `context` the current one, as in kubectl; in a pod without a kubeconfig its service
+    account is used. Raises Trouble if there is no such context, if the kubeconfig cannot be read, or if the login
+    fails."""
     login, where, namespace = find_login(kubeconfig, context, environment)
     client = HttpClient(login, name=NAME, limits=LIMITS)
     try:
@@ -190,9 +195,9 @@ async def connected(
 
 
 def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) -> tuple[Login, str, str]:
-    """Return how to log in, the name of the cluster in messages, and the default namespace. If there is no kubeconfig
-    and none was named, a pod's own service account is used. Raises Trouble if there is no service account either,
-    if the kubeconfig cannot be read, or if it does not have the context."""
+    """Return how to log in, the name of the cluster in messages, and the default namespace, without contacting the
+    cluster. If there is no kubeconfig and none was named, a pod's own service account is used. Raises Trouble if this
+    process does not run in a pod either, if the kubeconfig cannot be read, or if it does not have the context."""
     try:
         files = find_kubeconfigs(kubeconfig, environment)
     except Trouble:

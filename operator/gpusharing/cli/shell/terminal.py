@@ -71,8 +71,8 @@ class Terminal:
 
     @classmethod
     def of(cls, output: Output, *, color: bool, environment: Mapping[str, str] = os.environ) -> "Terminal":
-        """Return a Terminal for standard output. Colors are off if `color` is false or standard output is not a
-        terminal, and for NO_COLOR (https://no-color.org) and TERM=dumb."""
+        """Return a Terminal for standard output. If that is not a terminal, it has neither a width nor colors. Colors
+        are off, too, if `color` is false, and for NO_COLOR (https://no-color.org) and TERM=dumb."""
         stream = sys.stdout
         if not stream.isatty():
             return cls(stream, output)
@@ -82,7 +82,8 @@ class Terminal:
 
     @property
     def paper(self) -> Paper:
-        """The `Paper` that output is drawn on. Its width is the terminal's, measured anew while `redrawing`."""
+        """The `Paper` that output is drawn on. Its width is the terminal's, measured anew while `redrawing`; a pipe has
+        none. It shows only ASCII unless the stream's encoding is UTF-8, and is wide with -o wide."""
         unicode = (self.stream.encoding or "").lower().replace("-", "").startswith("utf8")
         width = self._size().columns if self.redraws else self.width
         return Paper(width, glyphs=unicode, wide=self.output == "wide")
@@ -138,14 +139,15 @@ class Terminal:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def progress(self, text: str) -> None:
-        """Show a sentence about a long wait on standard error, in place of the one before; an empty text removes it.
-        Does nothing unless standard error is a terminal."""
+        """Show a sentence about a long wait on standard error, cut to one line, in place of the one before; an empty
+        text removes it. Does nothing unless standard error is a terminal."""
         if sys.stderr.isatty():
             print(f"\r\x1b[K{shorten(text, self._size().columns - 1)}", end="", file=sys.stderr, flush=True)
 
     def show(self, lines: Sequence[Line], hint: str = "", short: Sequence[Line] = ()) -> None:
-        """Write the lines. While `redrawing`, they replace the lines shown before; if they do not fit on the screen,
-        `short` is shown instead unless it is empty, and only as much as fits. `hint` says how to see the rest."""
+        """Write the lines. While `redrawing`, they replace the lines shown before. If they do not fit on the screen
+        then, `short` is shown instead unless it is empty, also cut to the screen; the last row says how many lines are
+        left out, followed by `hint`. Otherwise `short` and `hint` are ignored."""
         if self._live is not None:
             self._live.console.size = size = self._size()
             fitting = _fitting(lines, size, hint, self._live.console)
@@ -167,8 +169,8 @@ class Terminal:
 
     @contextmanager
     def redrawing(self) -> Iterator[None]:
-        """Make `show` draw over its earlier output while the context is open. On a pipe, and for JSON and YAML, output
-        is appended as usual."""
+        """Make `show` draw over its earlier output while the context is open. It draws on a screen of its own, which
+        the terminal removes at the end. On a pipe, and for JSON and YAML, output is appended as usual."""
         if self.width is None or self.structured:
             yield
             return
@@ -185,8 +187,8 @@ class Terminal:
 
 
 def _fitting(lines: Sequence[Line], size: os.terminal_size, hint: str, console: Any) -> Sequence[Line]:
-    """Return the lines that fit on a screen of this size. If some do not, the last row says how many are left out,
-    followed by `hint`."""
+    """Return `lines` itself if all fit on a screen of this size. Otherwise return those that fit and a last row that
+    says how many are left out, followed by `hint`."""
     # A line that is too long takes several rows. Its line feed at the end counts as one more row in rich.
     rows = [len(_rich([one]).wrap(console, size.columns)) - 1 for one in lines]
     if sum(rows) <= size.lines:

@@ -37,8 +37,8 @@ def worst(statuses: Collection[int]) -> int:
 
 def sentence(error: KubeError, where: str) -> str:
     """Return a sentence for the user about an error of the API server, or about its failure to answer. `where` is the
-    name of the cluster in that sentence. For any kind of error without a wording of its own, it says that the
-    server does not respond."""
+    name of the cluster in that sentence. Unauthorized, Forbidden, Invalid, NotFound and Throttled have a wording of
+    their own; for any other KubeError, the sentence says that the server does not respond."""
     if isinstance(error, Unauthorized):
         return f"{error_text(error)}. The credentials of {where} have expired or were rejected; log in again"
     if isinstance(error, Forbidden):
