@@ -174,9 +174,9 @@ def _request(body: JSON) -> JSON:
 
 
 def _decided_on(raw: JSON) -> tuple[str, int, str]:
-    """Return the parts of an object that the user's decision depends on: its UID, its generation, which counts for a
-    policy, and the operation and stage of a node's fence. If the fence cannot be read, the last part says why; without
-    a fence it is empty."""
+    """Return the parts of an object that the user's decision depends on: its UID, its generation (0 for a Node), and
+    the operation and stage of a node's fence. If the fence cannot be read, the last part says why; without a fence it
+    is empty."""
     fence, damage = read_fence(annotations_of(raw))
     stands = f"{fence.op} {fence.stage}" if fence is not None else damage
     return text(raw, "metadata", "uid"), whole(raw, "metadata", "generation"), stands

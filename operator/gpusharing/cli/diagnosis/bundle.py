@@ -90,8 +90,9 @@ not searched."""
 
 
 def cleaned(value: object) -> Any:
-    """Return a copy of the JSON value without the keys in LEFT_OUT and without annotations of other programs. A
-    string, list or object whose key suggests a secret is replaced by REMOVED, and every other string is `scrubbed`."""
+    """Return a copy of the JSON value without the keys in LEFT_OUT and without annotations of other programs. A string,
+    list or object whose key suggests a secret is replaced by REMOVED, and every other string is `scrubbed`. Numbers,
+    booleans and None stay."""
     if isinstance(value, list):
         return [cleaned(item) for item in value]
     if isinstance(value, str):
@@ -183,8 +184,8 @@ class Bundle:
 
     async def read(self, name: str, what: Callable[[], Awaitable[object]]) -> None:
         """Call `what` and add its result as the JSON file `name`. A KubeError is recorded in `gaps` and `errors`
-        instead. Raises Unauthorized, because then nothing can be read, and Unavailable if no file was read yet and
-        AWAY calls went unanswered."""
+        instead. Unauthorized is raised, because then nothing can be read. Unavailable is recorded and then raised if it
+        is the third (AWAY) while no file has been read."""
         try:
             self.add(name, await what())
         except Unauthorized:
@@ -236,9 +237,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 async def gather(session: Session, at: datetime) -> Bundle:
     """Read everything that belongs in the archive, one call after the other so that a struggling server is not
     overloaded, and return it with a README.txt that lists the gaps. A KubeError becomes a gap; if the operator's
-    settings cannot be read, the chart's defaults say where to look. Raises Unavailable if the server does not
-    answer at all, and the first KubeError if nothing could be read. Unauthorized is raised at once, except while
-    logs are read, where it is a gap too."""
+    settings cannot be read, the chart's default namespaces are read. Raises Unavailable if the server does not answer
+    at all, and the first KubeError if nothing could be read. Unauthorized is raised at once, except while logs are
+    read, where it is a gap too."""
     bundle, client = Bundle(), session.client
     try:
         installed = await read_installed(client)
@@ -275,7 +276,8 @@ async def gather(session: Session, at: datetime) -> Bundle:
 
 def _lists(ours: Sequence[str], namespaces: Sequence[str]) -> Iterator[tuple[str, Resource, str | None]]:
     """Yield the file, the kind and the namespace (None for all namespaces) of each list in the bundle. `ours` are the
-    namespaces of our workloads; `namespaces` also include that of NVIDIA's components."""
+    namespaces of our workloads, whose Deployments are read; `namespaces` also include that of NVIDIA's components.
+    DaemonSets, Pods and Events are read in all of these."""
     yield "policies.json", kinds.POLICIES, None
     yield "gpunodes.json", kinds.GPUNODES, None
     yield "nodes.json", kinds.NODES, None
@@ -306,9 +308,8 @@ async def _all(client: KubeClient, resource: Resource, namespace: str | None) ->
 
 async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
     """Add to `bundle` the last LINES lines of the logs, `scrubbed`, of each of WORKLOADS in this namespace, from at
-    most MOST_LOGS pods of each; pods that are not Ready come first. Pods that are left out and logs that cannot be
-    read are recorded in its gaps. If the pods cannot be listed, nothing is added: that gap is recorded already. No
-    KubeError is raised."""
+    most MOST_LOGS pods of each; pods that are not Ready come first. Pods that are left out and logs that cannot be read
+    are recorded in `gaps`. If the pods cannot be listed, nothing is added or recorded. No KubeError is raised."""
     try:
         pods = await list_of(session.client, kinds.PODS, namespace=namespace)
     except KubeError:

@@ -90,8 +90,9 @@ class NodeAnswer:
 
 def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing: str) -> NodeAnswer:
     """Combine what is known about a node: its GPUNode, or None, and the present plan, or None. `missing` says why there
-    is no plan, and is then the reason why no proofs are shown. If the GPUNode has no phase, the status is the planned
-    one or, if the plan has no verdict on the node, says that no policy selects it."""
+    is no plan, and is then the reason why no proofs are shown. With a plan, the cordon is read from the Node, and a
+    policy or blockers that the GPUNode lacks come from the plan. If the GPUNode has no phase, the whole status is the
+    planned one or, without a verdict, says that no policy selects the node."""
     node = NodeStatus(name=name) if gpunode is None else read_node(gpunode)
     if live is None:
         return NodeAnswer(node, unproven=missing, notes=_next_look(node, 0.0), remedy=remedy_of(node.reason))
@@ -113,8 +114,9 @@ def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing:
 
 
 def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
-    """Return a sentence about when the operator lists the pods of a Blocked node again at the latest (ADR 18); empty if
-    the node is not blocked by pods. `seconds` is how long one list per poll takes for all blocked nodes."""
+    """Return a sentence about when the operator lists the pods of a Blocked node again at the latest (ADR 18), and how
+    to have it done at once. Empty if the node is not blocked by pods. `seconds` is how long it takes to list the pods
+    of all blocked nodes if one node is listed per poll."""
     if node.phase != Phase.BLOCKED or not node.blockers:
         return ()
     within = length(max(LONGEST, timedelta(seconds=seconds / LOOKS)))
@@ -129,8 +131,8 @@ def remedy_of(word: str) -> str:
 
 
 def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
-    """Return what each source of proof says about the node, and an empty string. If it is unknown what the sources
-    should say, or if no policy governs the node, return no proofs and the reason."""
+    """Return what each source of proof says about the node, and an empty string. Return no proofs and the reason if no
+    policy governs the node, if the policy cannot be carried out on it, or if its GPUs are unknown."""
     members = (one for pool in live.plan.pools.values() for one in pool.members if one.node.name == name)
     member = next(members, None)
     match member and member.assessment:
@@ -184,8 +186,9 @@ def _title(answer: NodeAnswer, now: datetime) -> Line:
 
 
 def _facts(answer: NodeAnswer) -> list[str]:
-    """Return short facts about the node: its present and wanted layout, the class and step of its change, and its
-    cordon. Facts that do not apply are left out."""
+    """Return short facts about the node: its present and wanted layout, the class of its change, the step with the
+    number of the attempt, and who has cordoned it. The wanted layout is left out if it is the present one, and so is
+    any fact that does not apply."""
     facts = []
     if answer.node.wanted and answer.node.wanted != answer.node.observed:
         facts.append(f"{answer.node.observed or '?'} -> {answer.node.wanted}")

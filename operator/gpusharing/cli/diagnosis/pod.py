@@ -153,8 +153,10 @@ def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSO
 def _answer(
     raw: JSON, found: Mapping[str, NodeRoom], statuses: Mapping[str, str], phases: Mapping[str, str]
 ) -> PodAnswer:
-    """Return an answer about a pod. `found` has the room on each node, and is empty if nothing is known about nodes.
-    `statuses` has the status and message of each policy, and `phases` the phase of each managed node."""
+    """Return an answer about a pod, without the guard and the SIMULATED nodes. `found` has the room on each node, and
+    is empty if nothing is known about nodes. `statuses` has the status and message of each policy, and `phases` the
+    phase of each managed node. A pod that requests only a fraction of a GPU is treated as one that requests whole GPUs.
+    """
     pod, asks = pod_view(raw, {}), dict(sorted(pod_requests(raw).items()))
     fraction, devices = find_fraction(raw)
     asks = asks or ({RESOURCE_GPU: devices} if devices else {})
@@ -186,8 +188,9 @@ def _answer(
 def _services(
     asks: Mapping[str, int], rooms: Sequence[NodeRoom], statuses: Mapping[str, str]
 ) -> Iterator[Service]:
-    """Yield, for each pool and each requested resource, what the pool's best node has. All nodes without a policy count
-    as one pool. `statuses` has the status of each policy as shown to people."""
+    """Yield what the best node of each pool has, for each requested resource that a node of the pool has or will have.
+    All nodes without a policy count as one pool. `statuses` has the status of each policy as shown to people; nodes of
+    other policies are ignored."""
     for pool, status in {**statuses, "": ""}.items():
         yield from _services_of(pool, status, asks, [room for room in rooms if room.pool == pool])
 
@@ -282,8 +285,8 @@ def _ended(case: PodCase) -> str:
 
 
 def _asks_nothing(case: PodCase) -> str:
-    """Explain a pod that requests no GPU resource, so that it does not wait because of a GPU pool. Empty for any other
-    pod."""
+    """Explain a pod that requests no GPU resource, so that it does not wait because of a GPU pool. If it requests
+    devices through ResourceClaims, say that these are not compared with the pools. Empty for any other pod."""
     if case.asks:
         return ""
     if resource_claim_names(case.raw):
@@ -295,8 +298,8 @@ def _asks_nothing(case: PodCase) -> str:
 
 
 def _on_changing(case: PodCase) -> str:
-    """Explain a pod on a managed node in any phase but Synced: name the phase, and the command that explains it. Empty
-    for any other pod."""
+    """Explain a pod on a managed node in any phase but Synced, even if no change has begun there: name the phase, and
+    the command that explains it. Empty for any other pod."""
     if case.phase in ("", Phase.SYNCED):
         return ""
     what = f"this pod is on node {case.node}, which is {case.phase}"
@@ -304,8 +307,9 @@ def _on_changing(case: PodCase) -> str:
 
 
 def _on_quiet(case: PodCase) -> str:
-    """Explain a pod that has a node already, so that no pool is holding it up, or say that nothing is known about
-    nodes. Empty for any other pod. Checked after `_on_changing`, so the operator is not changing a known node."""
+    """Explain a pod that has a node already, so that no pool is holding it up; unless nothing is known about nodes, add
+    that the operator is not changing this one. For a pod without a node, say that nothing is known about nodes if that
+    is so. Empty for any other pod. Checked after `_on_changing`."""
     if case.node:
         return f"this pod is on node {case.node}{', which the operator is not changing now' if case.rooms else ''}"
     return "" if case.rooms else "it is unknown which nodes have what this pod requests"
@@ -326,8 +330,8 @@ def _unadvertised(case: PodCase) -> str:
 
 def _suggest(case: PodCase, absent: str) -> str:
     """Return a question, preceded by a space, whether another resource that the pod may use was meant instead of
-    `absent`, and how many of it are known to be free. For a MIG profile it is the smallest that is at least as large,
-    for any other name the most similar. Empty if there is none."""
+    `absent`, and how many of it are known to be free. For a MIG profile it is the smallest with at least as many slices
+    and as much memory, for any other name the most similar. Empty if there is none."""
     bare = {name.partition("/")[2]: name for room in case.rooms for name in (*room.now, *room.after)}
     word = absent.partition("/")[2]
     sizes = {one: tuple(map(int, size.groups())) for one in (word, *bare) if (size := _PROFILE.match(one))}

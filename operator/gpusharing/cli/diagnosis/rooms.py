@@ -61,8 +61,9 @@ def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None
 
 
 def find_overlooked(pod: JSON) -> tuple[str, ...]:
-    """Return the fields of the pod that are not evaluated here although the scheduler may exclude nodes because of
-    them. They depend on other pods, on volumes, or on another scheduler."""
+    """Return those fields of the pod because of which the scheduler may exclude nodes, but which are not evaluated
+    here: rules about other pods and topology, ResourceClaims, volumes with claims, another scheduler, and host ports.
+    Empty if it has none of them."""
     spec = section(pod, "spec")
     overlooked = [field for field, path in _NOT_EVALUATED.items() if entries(spec, *path)]
     spreads = entries(spec, "topologySpreadConstraints")
@@ -135,8 +136,8 @@ NOTE = (
 
 def find_fraction(raw: JSON) -> tuple[str, int]:
     """Return a description of the fraction of a GPU that the Pod's annotations request from KAI-Scheduler, and the
-    number of GPUs, which is at least 1. Return an empty string and 0 if it requests none, or if the default
-    scheduler binds the Pod."""
+    number of GPUs of which it requests that fraction, at least 1. Return an empty string and 0 if it requests none, or
+    if its scheduler is the default one."""
     annotations = texts(part(raw, "metadata", "annotations"))
     memory, devices = annotations.get("gpu-memory", ""), annotations.get("gpu-fraction-num-devices", "1")
     share = annotations.get("gpu-fraction", f"{memory} MiB" if memory else "")
@@ -198,7 +199,7 @@ class RoomSearch:
     thousands of Nodes."""
 
     def __init__(self, pod: JSON, live: LivePlan) -> None:
-        """Begin a search for room for this pod. The caller must then pass all Nodes to `look`."""
+        """Begin a search for room for this pod, with `rooms` empty. The caller must then pass all Nodes to `look`."""
         self.pod, self.live = pod, live
         self._specs = {policy.name: policy.spec for policy in live.snapshot.policies}
         self._several = any(n > 1 for name, n in largest_requests(pod).items() if is_plugin_resource(name))
@@ -213,11 +214,11 @@ class RoomSearch:
                 self.rooms[node.name] = self._room(raw, node)
 
     def _room(self, raw: JSON, node: NodeView) -> NodeRoom:
-        """Return what one node has for the pod. Its `now` is empty if a rule or the device plugin excludes the pod;
-        the plugin counts only if no change is ahead of the node. Its `free` is empty if `now` is, or if the node is
-        cordoned, gated or not Ready. Otherwise `free` is None if no agent reports which devices pods hold, or if a
-        DRA driver serves the node's GPUs. Its `after` is empty if the device plugin will exclude the pod once the
-        changes are done, or a rule will with every set of labels that the node may have then."""
+        """Return what one node has for the pod. `now` is empty if a rule or the device plugin excludes the pod; the
+        plugin counts only if no change is ahead of the node. `free` is empty if `now` is, or if the node is not Ready,
+        cordoned, or tainted by its fence or until it is proven. Otherwise it is None if no agent reports what pods
+        hold, or if a DRA driver serves the GPUs. `after` is empty if the plugin will exclude the pod once the changes
+        are done, or a rule will with every set of labels that the node may have then."""
         plan, report = self.live.plan, self.live.snapshot.gpunodes.get(node.name)
         observed = report.observed if report is not None and node.devices is None else None
         verdict = plan.verdicts.get(node.name)
@@ -263,9 +264,10 @@ def _find_free(observed: ObservedView | None, now: Mapping[str, int]) -> Mapping
 
 
 def read_room(raw: JSON, targets: Mapping[str, Targets]) -> NodeRoom:
-    """Return what a node has for any pod, as its GPUNode shows it. `targets` has the targets of each policy; `after` is
-    what that of the node makes of its GPUs, or empty if there is none. `now` and `free` are empty unless the node is
-    Synced. Rules that exclude pods, and what ResourceClaims hold, are unknown and ignored."""
+    """Return what a node has for any pod, as its GPUNode shows it. `targets` has the targets of each policy, by the
+    policy's name. `after` has the resources of the node's target, and is empty without one. `now` is equal to it if the
+    node is Synced, else empty. `free` is empty if the node is cordoned, and None if no agent reports what pods hold.
+    Rules that exclude pods, and what ResourceClaims hold, are ignored."""
     node, observed = read_node(raw), gpunode_view(raw).observed
     policy = targets.get(node.policy)
     target = policy.find(node.name, observed.hardware) if policy and observed and observed.gpus else None
@@ -276,8 +278,8 @@ def read_room(raw: JSON, targets: Mapping[str, Targets]) -> NodeRoom:
 
 
 def find_refusal(policy: str, spec: GPUSharingPolicySpec) -> str:
-    """Return why, under a policy with this spec, the device plugin refuses a container that requests several shares;
-    empty if it does not."""
+    """Return why, under a policy with this spec, the device plugin refuses a container that requests several shares:
+    the policy sets failRequestsGreaterThanOne, or its mode is MPS. Empty if the plugin does not refuse it."""
     sharing = plugin_config(spec, ()).sharing
     if sharing is None or not sharing.fail_requests_greater_than_one:
         return ""

@@ -50,7 +50,8 @@ def _lines(lacking: Mapping[tuple[str, str], list[str]]) -> Iterator[str]:
 
 
 def _find_modes(search: RoomSearch, name: str) -> set[str]:
-    """Return the values of the routing label that the node has now or will have after the changes."""
+    """Return the values of the routing label (LABEL_MODE) that the node has now or may have after the changes; empty if
+    it never has the label."""
     node, becomes = search.live.snapshot.nodes[name], search.live.plan.afterwards.find_node(name)
     labels = (node.labels, *(() if becomes is None else becomes.labels))
     return {one[LABEL_MODE] for one in labels if LABEL_MODE in one}

@@ -83,9 +83,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def _pod_of(session: Session, kind: Resource, workload: JSON) -> tuple[JSON, str]:
-    """Return the pod to explain of those that the selector of a workload matches: preferably one without a node, or
-    else one that is neither running nor done. Also return a sentence with the numbers of pods and of those without a
-    node. Raises Trouble if there are none, with the workload's conditions, or if they cannot be read."""
+    """Return the pod to explain of those that the selector of a workload matches: the first without a node, or else the
+    first that is neither Running nor Succeeded, or else the first. Also return a sentence with the numbers of pods and
+    of those without a node. Raises Trouble if there are none, with the workload's conditions, or if they cannot be
+    read."""
     named = f"{kind.plural}/{text(workload, 'metadata', 'name')}"
     selector = section(workload, "spec", "selector")
     labels, rows = texts(selector.get("matchLabels")), rows_of(entries(selector, "matchExpressions"))
@@ -101,8 +102,8 @@ async def _pod_of(session: Session, kind: Resource, workload: JSON) -> tuple[JSO
 
 
 async def _pod(session: Session, pod: JSON) -> PodAnswer:
-    """Return the answer about a pod: from a plan or, if the user lacks the rights for one, from policies and GPUNodes
-    or, if these cannot be read either, from the pod alone. Raises Trouble for all errors but missing permissions."""
+    """Return the answer about a pod: from a plan or, if the user lacks a permission for one, from policies and GPUNodes
+    or, if these may not be read either, from the pod alone. Raises Trouble for all errors but missing permissions."""
     try:
         async with gathered(session) as cluster:
             search = RoomSearch(pod, await cluster.decide(()))
@@ -116,9 +117,9 @@ async def _pod(session: Session, pod: JSON) -> PodAnswer:
 
 
 async def _node(session: Session, name: str) -> NodeAnswer:
-    """Return what the operator published about a node, and what each source of proof says now or, if the sources
-    cannot be read, why not. Raises Trouble if the node does not exist, or if neither its GPUNode nor a plan can be
-    read."""
+    """Return what the operator published about a node, and what each source of proof says now or, if the sources cannot
+    be read, why not. A Node without a GPUNode is explained from the plan alone. Raises Trouble if the GPUNode cannot be
+    read, also because there is none and the plan does not show the Node."""
     live, missing = None, ""
     try:
         async with gathered(session) as cluster:

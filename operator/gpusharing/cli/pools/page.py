@@ -47,7 +47,7 @@ class Cards:
     """A group of cards with the same product and the same division."""
 
     face: Face
-    """The look that these cards have in common."""
+    """The appearance that these cards have in common."""
     gpus: int
     """How many such cards there are."""
     nodes: tuple[str, ...]

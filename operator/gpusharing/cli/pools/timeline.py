@@ -175,7 +175,7 @@ LETTERS: Mapping[Phase, str] = {
     Phase.UNCORDONING: "u",
     Phase.ABORTING: "a",
 }
-"""The letters of the phases in which a node is changed. The other phases are drawn as the state of the node."""
+"""The letters of the phases of a change, except Failed. The other phases are drawn as the state of the node."""
 
 
 def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:

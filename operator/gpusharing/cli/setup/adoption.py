@@ -1,8 +1,8 @@
 """Propose policies for a cluster that was configured by hand, and check them with the planner. Pure.
 
 The check runs on a snapshot of the cluster as it will be: with the admin's ConfigMaps merged into ours, ClusterPolicy
-pointing at ours, and the policies applied. Nodes that the planner would not adopt unchanged are left out, and the rest
-is checked again.
+naming ours, and the policies applied. Nodes that the planner would not adopt unchanged are left out, and the rest is
+checked again.
 """
 
 import shlex
@@ -154,8 +154,9 @@ def _has_gpu(node: NodeView, snapshot: ClusterSnapshot) -> bool:
 def _read(
     node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, missing: bool
 ) -> Handmade | str:
-    """Return the policy settings that match what the node serves now, or a clause that says why there are none.
-    `missing` is true if no operator is installed, so that there are no agents either."""
+    """Return the node with the policy settings that match what it serves now (`find_handmade`), or a clause that says
+    why there are none: it is being changed, no policy could take effect there, its GPUs are unknown, or its
+    configuration fits no policy. `missing` is true if no operator is installed, so that there are no agents either."""
     gpunode = snapshot.gpunodes.get(node.name)
     observed = gpunode.observed if gpunode is not None else None
     if node.fence is not None:
@@ -175,14 +176,14 @@ def _read(
 
 @cache
 def _everywhere() -> PolicyView:
-    """Return a policy that selects every node."""
+    """Return a policy of mode Full, called `everywhere`, that selects every node. It is made once and then cached."""
     selector = {"matchExpressions": [{"key": f"{PREFIX}nowhere", "operator": "DoesNotExist"}]}
     return policy_view(policy_manifest("everywhere", {"nodeSelector": selector, "mode": "Full"}))
 
 
 def _rejection(node: NodeView, snapshot: ClusterSnapshot) -> str:
     """Return why no policy could take effect on the node: another device plugin serves its GPUs, or `doctor` would
-    report an error about it if a policy selected it. Empty if neither is so."""
+    report an error about it if a policy selected it (the first one, with its command). Empty if neither is so."""
     if node.other_plugin:
         own = ", ".join(f"{prefix}*" for prefix in OTHERS[node.other_plugin].resources)
         beyond = f". No policy can express {own}, so these shares are not taken over" if own else ""
@@ -198,9 +199,9 @@ def _rejection(node: NodeView, snapshot: ClusterSnapshot) -> str:
 
 
 def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterSnapshot:
-    """Return the snapshot as it will be once the admin's entries have been merged into our ConfigMaps and both
-    pointers of ClusterPolicy name these. If the device plugin comes from NVIDIA's own chart, only the plugin's
-    pointer is changed. Without a ClusterPolicy the snapshot is returned unchanged."""
+    """Return the snapshot as it will be once the admin's entries have been merged into our ConfigMaps and ClusterPolicy
+    names these for the device plugin and for mig-manager. If the device plugin comes from NVIDIA's own chart,
+    mig-manager's ConfigMap stays as it is. Without a ClusterPolicy the snapshot is returned unchanged."""
     stack, settings = snapshot.stack, snapshot.settings
     if (policy := stack.cluster_policy) is None:
         return snapshot
@@ -220,7 +221,7 @@ def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterS
 
 def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
     """Return the snapshot with reports of agents that are inferred from labels and allocatable resources (`presume`).
-    They replace all reports it had."""
+    They replace all reports it had. A node for which nothing can be inferred has no report."""
     presumed = {name: presume(node, snapshot.stack) for name, node in snapshot.nodes.items()}
     gpunodes = {name: gpunode for name, gpunode in presumed.items() if gpunode is not None}
     return replace(snapshot, gpunodes=gpunodes, agents=frozenset(gpunodes))
@@ -278,9 +279,9 @@ def find_steps(
     snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps
 ) -> Iterator[AdoptionStep]:
     """Yield the steps that remain if the operator is installed, as far as they are needed: merge the admin's entries
-    into the operator's ConfigMaps (`helm upgrade`), wait until these are written, and point ClusterPolicy at them.
-    The pointers are moved last, because a device plugin does not start if its Node names an entry that the
-    ConfigMap lacks."""
+    into the operator's ConfigMaps (`helm upgrade`), wait until these are written, and name them in ClusterPolicy, or in
+    NVIDIA's own chart of the device plugin. They are named last, because a device plugin does not start if its Node
+    names an entry that the ConfigMap lacks."""
     if values := ",".join(_values(admin, merged)):
         upgrade = f"helm upgrade gpusharing CHART -n {snapshot.settings.namespace} --reset-then-reuse-values"
         about = "Merge the entries used by node labels into the operator's ConfigMaps"
@@ -306,7 +307,8 @@ def first_steps(
     snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps
 ) -> Iterator[AdoptionStep]:
     """Yield the steps if the operator is not installed: install it with the admin's ConfigMaps, then run import again.
-    That run yields the steps that move the pointers, because agents have read the GPUs by then."""
+    That run yields the steps after which ClusterPolicy names our ConfigMaps, because agents have read the GPUs by then.
+    """
     settings = snapshot.settings
     values = _values(admin, merged)
     yield AdoptionStep(
@@ -354,9 +356,10 @@ def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> str:
 
 
 def _point(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> str:
-    """Return the command that points NVIDIA's programs at our ConfigMaps: `kubectl patch` with the pointers that
-    differ or, for the device plugin of NVIDIA's own chart, `helm upgrade`. Empty if they point there already, if
-    there is no ClusterPolicy, or if our ConfigMaps are in a namespace where those programs cannot mount them."""
+    """Return the command after which NVIDIA's programs read our ConfigMaps: `kubectl patch` with those fields of
+    ClusterPolicy that do not name ours or, for the device plugin of NVIDIA's own chart, `helm upgrade`. Empty if they
+    name ours already, if there is no ClusterPolicy, or if our ConfigMaps are in a namespace where those programs cannot
+    mount them."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     if policy is None or find_other_namespace(policy, settings.gpu_operator_namespace):
         return ""

@@ -95,8 +95,8 @@ class Examination:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print what is wrong, and return FAILED if there is an error, otherwise DONE (see VerbModule). Raises Trouble as
-    `_examined` does."""
+    """Print what is wrong, and return FAILED if there is an error, otherwise DONE (see VerbModule). Raises Trouble if
+    the server does not answer, or if no error was found but a kind in NEEDED may not be read."""
     examined = await _examined(session)
     terminal.answer(lambda: as_data(examined, session.name), lambda paper: describe(examined, paper))
     return _status(examined)
@@ -144,8 +144,8 @@ async def _examine(client: KubeClient) -> Examination:
 
 
 def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Symptoms:
-    """Return what is wrong with the device plugin's ConfigMap. Empty if `entries` is None, or if the ConfigMap is the
-    operator's own and does not exist, because `find_symptoms` reports that."""
+    """Return what is wrong with the entries of the device plugin's ConfigMap. Empty if `entries` is None, or if the
+    ConfigMap is the operator's own and does not exist, because `find_symptoms` reports that."""
     if entries is None or (entries.config_map == view.place.plugin_config_map and entries.texts is None):
         return ()
     stack = view.followed_policy
@@ -154,9 +154,9 @@ def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Sy
 
 
 async def _as_installed(client: KubeClient, view: InstallationView) -> InstallationView:
-    """Return the view. If the user may not read our kinds and the API server does not serve them, mark them as not
-    served: the server checks rights before it checks whether it serves a kind, but anybody may ask whether it does.
-    Raises KubeError if that cannot be asked."""
+    """Return the view. If the user may not read our kinds and the API server does not serve them, the returned copy has
+    them as not served instead of unread: the server checks rights before it checks whether it serves a kind, but
+    anybody may ask whether it does. Raises KubeError if that cannot be asked."""
     hidden = OUR_KINDS & view.unread.keys()
     if not hidden or await client.served(GPUNODES):
         return view
@@ -281,8 +281,9 @@ async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, 
 
 
 def describe(examined: Examination, paper: Paper) -> list[Line]:
-    """Draw a line for each topic, and below each problem the command that fixes it. Commands are never wrapped, so
-    that they can be copied. The last line has the totals."""
+    """Draw the nodes with SIMULATED GPUs, a hint if the operator is not installed, a line for each topic, and below
+    each problem the command that fixes it. Commands are never wrapped, so that they can be copied. Notes follow, and
+    the last line has the totals."""
     lines: list[Line] = describe_simulated(sorted(examined.view.simulated), paper)
     if not examined.view.installed:
         lines += [*prose(NOT_INSTALLED, paper, ink=Ink.WAITING), BLANK]
@@ -309,7 +310,8 @@ def _topics(examined: Examination) -> Iterator[tuple[str, str, str]]:
 
 async def ask(session: Session, _typed: Namespace) -> Answer:
     """Return the answer of one cluster, with a row for each thing that is wrong with it or could not be checked (see
-    FleetVerb). Raises Trouble as `_examined` does."""
+    FleetVerb). Raises Trouble if the server does not answer, or if no error was found but a kind in NEEDED may not be
+    read."""
     examined = await _examined(session)
     found = [(word, message) for word, message, _ in _topics(examined) if word != "ok"]
     rows = [[Span(word, INKS.get(word, Ink.WAITING)), Span(message)] for word, message in found]

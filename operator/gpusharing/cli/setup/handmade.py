@@ -57,7 +57,9 @@ class Handmade:
 def find_handmade(
     node: NodeView, observed: ObservedView, stack: StackView, plugin: PluginEntries
 ) -> Handmade | str:
-    """Return the node with the policy settings that match it, or a clause that says why no policy does.
+    """Return the node with the policy settings that match it, or a clause that says why no policy does: mig-manager is
+    at work or has failed, its label contradicts its GPUs, or the device plugin's configuration is missing, refused or
+    beyond policies.
 
     `plugin` is the ConfigMap that ClusterPolicy names for the device plugin; its entries must already be merged into
     `stack`.
@@ -207,8 +209,8 @@ class PluginUse:
 
 
 def _whole_despite_mig(use: PluginUse) -> str:
-    """Return an objection if MIG is on but the plugin advertises whole GPUs, so that its sharing would not apply to
-    the MIG instances; empty otherwise."""
+    """Return an objection if any GPU has MIG on but the plugin advertises whole GPUs (migStrategy none), whether or not
+    it shares them; empty otherwise."""
     if not use.with_mig or use.config.mig_strategy != "none":
         return ""
     return (
@@ -228,14 +230,16 @@ def _uneven(use: PluginUse) -> str:
 
 
 def _too_many(use: PluginUse) -> str:
-    """Return an objection if the plugin shares a GPU among more pods than a policy allows; empty otherwise."""
+    """Return an objection if the plugin divides any resource into more replicas than a policy allows (MAX_REPLICAS);
+    empty otherwise."""
     if all(count <= MAX_REPLICAS for _, count in use.replicas):
         return ""
     return f"its device plugin uses too many replicas ({use.counts}); a policy allows {MIN_REPLICAS} to {MAX_REPLICAS}"
 
 
 def _partly_shared(use: PluginUse) -> str:
-    """Return an objection if the plugin shares some resources and leaves others whole; empty otherwise."""
+    """Return an objection if the plugin shares some of the resources that it advertises and not the others. Empty
+    otherwise, and if it shares none."""
     missing = sorted(use.advertised - dict(use.replicas).keys())
     if use.config.sharing is None or not missing:
         return ""
@@ -246,8 +250,8 @@ def _partly_shared(use: PluginUse) -> str:
 
 
 def _mps_on_mig(use: PluginUse) -> str:
-    """Return an objection if the plugin is configured to use MPS on MIG instances, which NVIDIA's device plugin
-    refuses; empty otherwise."""
+    """Return an objection if the plugin is configured for MPS and any GPU has MIG on, because NVIDIA's device plugin
+    refuses MPS on MIG instances; empty otherwise."""
     text = "its device plugin is configured for MPS on MIG instances, which NVIDIA's device plugin does not support"
     return text if use.with_mps and use.with_mig else ""
 
@@ -287,8 +291,8 @@ def find_inexpressible(text: str) -> tuple[str, ...]:
 
 
 def _paths(value: object, path: str) -> Iterator[str]:
-    """Yield the path of every value below `value` that is not a mapping, such as `sharing.mps.resources`. `path` is
-    the path of `value` itself."""
+    """Yield the path of every value below `value` that is not a mapping, such as `sharing.mps.resources`; a list counts
+    as one value. `path` is the path of `value` itself, or empty for the whole document."""
     if path and not isinstance(value, dict):
         yield path
     for key, item in value.items() if isinstance(value, dict) else ():

@@ -72,8 +72,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def find_others(session: Session) -> list[str]:
-    """Return remarks about what else divides GPUs in the cluster and cannot be taken over: KAI-Scheduler, as far as
-    the user may list pods, and the settings of Bottlerocket. Raises Trouble if the API server does not answer."""
+    """Return remarks about what else divides GPUs in the cluster and cannot be taken over: KAI-Scheduler, and the
+    settings of Bottlerocket. If the user may not list pods, a remark says so. Raises Trouble if Nodes cannot be listed,
+    and for any other error of the server."""
     kai: set[str] = set()
     remarks: list[str] = []
     try:
@@ -138,8 +139,9 @@ async def _data(session: Session, snapshot: ClusterSnapshot, name: str) -> Mappi
 
 
 def summary(answer: Import) -> str:
-    """Return a line that counts the policies, the steps that come first and the nodes that are left out, and refers to
-    the comments for the rest; or the reason why there is nothing to propose, if no node is left out either."""
+    """Return a line that counts the policies, their nodes, the steps that come first and the nodes that are left out,
+    and refers to the comments for the rest. If there are neither policies nor nodes left out, say that there is nothing
+    to propose or no GPU node."""
     if not answer.proposed and not answer.left_out:
         every = "There is nothing to propose: every GPU node already has a policy."
         return every if answer.owned else "There is no GPU node."
@@ -181,7 +183,8 @@ def find_remarks(answer: Import) -> Iterator[str]:
 
 
 def as_yaml(answer: Import, remarks: Sequence[str]) -> str:
-    """Return a YAML file for `kubectl apply -f -`: the remarks as comments, then the policies."""
+    """Return a YAML file for `kubectl apply -f -`: the remarks as comments, then the policies. If there are policies
+    and they are not presumed, PROVEN comes first."""
     proven = [PROVEN] if answer.proposed and not answer.presumed else []
     parts = ["".join(map(comment, [*proven, *remarks]))]
     parts += [_document(policy) for policy in answer.proposed]

@@ -68,8 +68,8 @@ def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
 
 
 def _notes(answer: LegalLayouts, paper: Paper) -> list[Line]:
-    """Draw remarks about how certain the placements are, and that profiles were left out, below a blank line; empty if
-    there are none."""
+    """Draw, below a blank line, remarks that the placements are unknown or taken from cards of the same family, and
+    that profiles were left out. Empty if no remark applies."""
     lines: list[Line] = []
     known = answer.card.source.placements
     if known == "unknown":

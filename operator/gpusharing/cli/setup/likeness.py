@@ -54,7 +54,7 @@ class ProposedPolicy:
 
     @property
     def manifest(self) -> JSON:
-        """The policy as an object that can be applied."""
+        """The policy as an object that can be applied, with the settings of the first member, which all share."""
         return policy_manifest(self.name, {"nodeSelector": dict(self.selector), **self.members[0].spec})
 
 
@@ -62,9 +62,10 @@ def propose(
     handmade: Iterable[Handmade], nodes: Mapping[str, NodeView], taken: Collection[str] = ()
 ) -> tuple[tuple[ProposedPolicy, ...], tuple[str, ...]]:
     """Return policies for the nodes in `handmade`, one for each pool of nodes that have the same cards and settings,
-    and the names of the nodes for which there is no selector; both are sorted by name. A pool is named by a label.
-    If a pool has more than MAX_NAMES nodes that only their names can select, it gets several policies. `nodes` has
-    all Nodes of the cluster. `taken` has the names of existing policies; no new policy gets one of them."""
+    and the names of the nodes for which there is no selector; both are sorted by name. A pool has the nodes with one
+    pool label (`find_pools`), or those without any. If more than MAX_NAMES nodes of a pool can be selected only by
+    name, it gets several policies. `nodes` has all Nodes of the cluster, and `taken` the names that no new policy may
+    get."""
     alike: dict[tuple[object, ...], dict[str, Handmade]] = {}
     for member in sorted(handmade, key=lambda member: member.node):
         key = (member.products, member.gpus, json.dumps(member.spec, sort_keys=True))
@@ -119,10 +120,10 @@ def _selectors(
     pools: Mapping[Label, frozenset[str]],
     nodes: Mapping[str, NodeView],
 ) -> list[tuple[Sequence[str], Selector]]:
-    """Return selectors that together match `members` and no other node, each with the nodes that it matches. There is
-    one selector if no other node has the label of the pool, or if only nodes with GPUs have it too, fewer than
-    members: it then excludes these by their host names. Otherwise the selectors list at most MAX_NAMES host names
-    each. Empty if a host name is missing or belongs to several nodes, or if more than MAX_NAMES members are in no
+    """Return selectors that together match `members` and no other node, each with the nodes that it matches. The pool's
+    label alone is used if no other node has it. If fewer others than members have it, all of them with GPUs and host
+    names of their own, the label is used and these are excluded. Otherwise the selectors list at most MAX_NAMES host
+    names each. Empty if a host name is missing or belongs to several nodes, or if more than MAX_NAMES members are in no
     pool."""
     hosts = {name: node.labels.get(LABEL_HOSTNAME, "") for name, node in nodes.items()}
     count = Counter(hosts.values())
@@ -150,8 +151,8 @@ def _rows(operator: str, names: Sequence[str], hosts: Mapping[str, str]) -> list
 
 
 def _name(label: tuple[str, str] | None, member: Handmade) -> str:
-    """Return a name for the policy, made from the pool that the label names. If there is no label, or no name can be
-    made from its value, the name is made from the member's card and mode."""
+    """Return a name for the policy, made from the value of the pool's label. If there is no label, or its value
+    contains no ASCII letter or digit, the name is made from the member's first card and its mode."""
     if label is not None and (named := pool_name(label[1])):
         return named
     card = find_card(member.products[0])

@@ -45,8 +45,9 @@ _BLOCK = re.compile(r"\|[-+0-9]*\s*(#.*)?$")
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Print what is wrong with the files, and return FAILED if an object in them is refused, otherwise DONE (see
-    VerbModule). Raises Trouble if a file cannot be read."""
+    """Print what is wrong with the files, and return FAILED if an object in them is refused, otherwise DONE, also if
+    there are warnings (see VerbModule). Raises Trouble if a file cannot be read; one that cannot be parsed is a
+    finding."""
     documents = tuple(read_documents(typed.file, "lint -"))
     findings = list(judge(documents))
     count = Counter(finding["severity"] for finding in findings)
@@ -93,7 +94,8 @@ def _find_line(document: Document, path: str) -> int:
 def _find_faults(
     document: Document, policies: tuple[PolicyView, ...], readers: Mapping[str, str]
 ) -> Iterable[Fault]:
-    """Return what is wrong with a document, or a single fault which says that it is not judged. `policies` are those of
+    """Return what is wrong with a document, or a single fault with severity IGNORED, which says that it is not judged.
+    One that cannot be read is an error if it mentions us or NVIDIA, and is ignored otherwise. `policies` are those of
     the cluster, and `readers` the programs that read ConfigMaps, by the name of the ConfigMap."""
     raw, kind = document.raw, text(document.raw, "kind")
     if isinstance(raw, Unreadable):
@@ -142,8 +144,9 @@ def _judge_policy(document: Document) -> Iterator[Fault]:
 
 
 def _judge_cluster_policy(raw: JSON, policies: tuple[PolicyView, ...]) -> Iterator[Fault]:
-    """Yield what `doctor` would report about a ClusterPolicy in a cluster with these policies. A pointer that nobody
-    has set is taken for ours, because it is set later, by the operator or by a person."""
+    """Yield what `doctor` would report about a ClusterPolicy in a cluster with these policies. If it names no ConfigMap
+    for the device plugin or for mig-manager, or for the latter only the default, it is judged as if it named ours,
+    because that is set later, by the operator or by a person."""
     view, place = cluster_policy_view(raw), Place()
     free = view.mig_config_name in ("", UPSTREAM_MIG_CONFIG)
     view = replace(
@@ -158,9 +161,10 @@ def _judge_cluster_policy(raw: JSON, policies: tuple[PolicyView, ...]) -> Iterat
 
 
 def _find_reader(content: object) -> str:
-    """Return which program reads a text like this: MIG_PARTED if it has the field mig-configs, PLUGIN if it has fields
-    of the device plugin. Empty for any other text, and for a value that is neither a text nor an object. In a text that
-    is not YAML, words with a colon at the beginning of a line count as fields."""
+    """Return which program reads a text like this: PLUGIN if it has the field `sharing`, or `version` with one of
+    `flags`, `resources` and `imex`; MIG_PARTED if it has `mig-configs` or `mig-config`. Empty for any other text, and
+    for a value that is neither a text nor an object. In a text that is not YAML, words with a colon at the beginning of
+    a line count as fields."""
     try:
         fields = parse_yaml(content) if isinstance(content, str) else content
     except Unreadable:
@@ -189,7 +193,8 @@ def _find_unfit(
     path: str, profiles: Mapping[str, int], cards: Sequence[Card], severity: str
 ) -> Iterator[Fault]:
     """Yield a fault of this severity if none of the cards can hold the instances at `path`. If no card has one of the
-    profiles, the severity is WARNING, because a card that our table lacks may have it."""
+    profiles, the severity is WARNING, because a card that our table lacks may have it. Yields nothing if a card can
+    hold them."""
     layout, offered = normalize(profiles), [profile for card in cards for profile in card.profiles]
     if strange := next((name for name, _ in layout if name not in {one.name for one in offered}), ""):
         near = "".join(

@@ -1,4 +1,5 @@
-"""Lay out text for a given width, with an ink for each piece. Pure, so that tests compare what a person sees.
+"""Lay out text for a given width. Each piece of text has an ink, its meaning, for which the terminal chooses a color.
+Pure, so that tests compare what a person sees.
 
 No information is in the color alone: each state has a glyph of its own, in ASCII too.
 """
