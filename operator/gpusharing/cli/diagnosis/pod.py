@@ -140,7 +140,8 @@ def pod_answer(search: RoomSearch, namespace_labels: Mapping[str, str]) -> PodAn
 
 def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSON]) -> PodAnswer:
     """Return the answer about a pod from what the policies and the GPUNodes show, which are empty if they could not be
-    read. A note says what more rights would add."""
+    read. A note says that rules and taints which exclude the pod from nodes were not considered, and what more rights
+    would add."""
     nodes, views = [*map(read_node, gpunodes)], map(policy_view, policies)
     targets = {one.name: Targets(one, find_wish(one.name, one.spec), BARE) for one in views if one.spec}
     rooms = {node.name: read_room(one, targets) for node, one in zip(nodes, gpunodes, strict=True)}

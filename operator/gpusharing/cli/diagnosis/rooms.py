@@ -214,11 +214,11 @@ class RoomSearch:
                 self.rooms[node.name] = self._room(raw, node)
 
     def _room(self, raw: JSON, node: NodeView) -> NodeRoom:
-        """Return what one node has for the pod. `now` is empty if a rule or the device plugin excludes the pod; the
-        plugin counts only if no change is ahead of the node. `free` is empty if `now` is, or if the node is not Ready,
-        cordoned, or tainted by its fence or until it is proven. Otherwise it is None if no agent reports what pods
-        hold, or if a DRA driver serves the GPUs. `after` is empty if the plugin will exclude the pod once the changes
-        are done, or a rule will with every set of labels that the node may have then."""
+        """Return what one node has for the pod. `now` is empty if a rule excludes the pod, or if the device plugin
+        refuses it and the node is Synced. `free` is empty if `now` is, or if the node is not Ready, cordoned, or
+        tainted for its change or until it is proven. Otherwise it is None if no agent reports what pods hold, or if a
+        DRA driver serves the GPUs. `after` is empty if the plugin will refuse the pod once the changes are done, or a
+        rule will exclude it with every set of labels that the node may have then."""
         plan, report = self.live.plan, self.live.snapshot.gpunodes.get(node.name)
         observed = report.observed if report is not None and node.devices is None else None
         verdict = plan.verdicts.get(node.name)

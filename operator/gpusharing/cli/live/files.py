@@ -22,7 +22,7 @@ _OTHER = re.compile(r"^kind: *(?!(?:GPUSharingPolicy|ClusterPolicy|ConfigMap|\w*
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One object in a file, or what is there in its place."""
+    """One object in a file, or a document there that cannot be parsed."""
 
     file: str
     """Name of the file; `-` is standard input."""

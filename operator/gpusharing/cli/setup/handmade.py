@@ -58,8 +58,8 @@ def find_handmade(
     node: NodeView, observed: ObservedView, stack: StackView, plugin: PluginEntries
 ) -> Handmade | str:
     """Return the node with the policy settings that match it, or a clause that says why no policy does: mig-manager is
-    at work or has failed, its label contradicts its GPUs, or the device plugin's configuration is missing, refused or
-    beyond policies.
+    at work or has failed, its label contradicts its GPUs, or the device plugin's configuration is missing, refused,
+    beyond policies, or used only because there is no other.
 
     `plugin` is the ConfigMap that ClusterPolicy names for the device plugin; its entries must already be merged into
     `stack`.

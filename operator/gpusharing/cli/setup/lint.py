@@ -129,7 +129,8 @@ def _is_cluster_policy(raw: object) -> bool:
 
 def _judge_policy(document: Document) -> Iterator[Fault]:
     """Yield what the API server and the operator would refuse in a policy, and layouts that none of its products can
-    hold. Layouts are not checked if our table lacks one of the products, or if anything else is wrong."""
+    hold; if it names no product, any card of our table may hold them. Layouts are not checked if `validate_policy`
+    finds a problem, or if our table lacks one of the products."""
     if document.fault:
         yield "", document.fault, ERROR
     checked = validate_policy(document.raw)

@@ -29,8 +29,9 @@ def main() -> None:
 
 
 def suggest(words: Sequence[str], names: Names) -> list[str]:
-    """Return the sorted completions of the last word: flags, the values of the flag before it, verbs, or values of the
-    verb's first argument. `names` lists the objects of a kind."""
+    """Return the sorted completions of the last word: the values of the flag before it; else all long flags if it
+    begins with a dash; else the verbs or, after a verb, the values of the verb's first argument. Only what begins with
+    the last word is returned. `names` lists the objects of a kind."""
     # argparse has no public way to list its flags. These private names are the same from Python 3.11 to 3.14.
     top = parser()
     *before, begun = ("", *words)
