@@ -103,11 +103,13 @@ def assess(
     *,
     actuator: Actuator,
 ) -> Assessment:
-    """Compare a node with its policy. Returns Refused if the policy gives the node no target or the node has no GPU,
-    Unobserved if its GPUs are unknown or one of them has never answered, and Assessed otherwise.
+    """Compare a node with its policy. Return Refused if the policy is not accepted, or if nothing shows that the node
+    has a GPU. Otherwise return Unobserved if no report lists GPUs, or if one of the GPUs has never answered. Otherwise
+    return Refused if the policy gives these GPUs no target, else Assessed.
 
     `gpunode` is the GPUNode of the node, or None if it does not exist yet. `terms` are the targets of the policy by
-    hardware, or the Finding that says why the policy is not accepted (acceptance.py).
+    hardware, or the Finding that says why the policy is not accepted (acceptance.py). For a policy that resets its
+    nodes, the target is that of `without_default_label`.
     """
     observed = gpunode.observed if gpunode else None
     text = describe_observed(node, observed)
@@ -137,9 +139,12 @@ def assess(
 
 def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
     """Whether the change leads from MPS to MIG or from MIG to MPS (docs/design/nvidia.md#b5, R11), so that either the
-    MPS daemon or mig-manager must finish before the other begins. Also True for a change of an MPS configuration
-    under NVIDIA's chart without the GPU Operator. The operator may not restart the daemon there, so the daemon
-    would keep its old number of clients."""
+    MPS daemon or mig-manager must finish before the other begins. A MIG layout that mig-manager is still applying
+    counts as MIG.
+
+    Also True for a change of an MPS configuration under NVIDIA's chart without the GPU Operator. The operator may not
+    restart the daemon there, so the daemon would keep its old number of clients.
+    """
     if target.with_mig:
         return uses_mps(node, observed, stack)
     if target.mode is not Mode.MPS:
@@ -157,8 +162,8 @@ def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stac
 
 
 def _is_being_divided(node: NodeView) -> bool:
-    """Whether the label tells mig-manager to apply a MIG layout and mig-manager has not finished. The agent's last
-    reading may then soon be outdated."""
+    """Whether the label mig.config has a value other than all-disabled and mig-manager's state is neither `success` nor
+    `failed`; a missing state counts too. The agent's last reading may then soon be outdated."""
     config = node.labels.get(names.LABEL_MIG_CONFIG, "")
     ended = node.labels.get(names.LABEL_MIG_STATE) in ("success", "failed")
     return config not in ("", ALL_DISABLED) and not ended
@@ -171,7 +176,8 @@ def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:
 
 
 def has_gpu(node: NodeView) -> bool:
-    """Whether the node has NVIDIA GPUs, according to the GPU Operator, GPU Feature Discovery or the device plugin."""
+    """Whether the node has NVIDIA GPUs: the label gpu.present is true, it has GPU Feature Discovery's product label, or
+    the device plugin or NVIDIA's DRA driver advertises GPU resources on it."""
     return (
         node.labels.get(names.LABEL_GPU_PRESENT) == "true"
         or names.LABEL_GPU_PRODUCT in node.labels
@@ -191,8 +197,8 @@ def _no_gpu(node: NodeView, observed: ObservedView | None) -> Finding | None:
 
 
 def _unobserved(observed: ObservedView | None) -> Finding:
-    """Return a Finding that says why the GPUs are unknown: there is no report yet, or the agent reports an error or no
-    GPU."""
+    """Return a Finding that says why the GPUs are unknown. The reason is OBSERVATION_PENDING if there is no report yet,
+    and AGENT_ERROR if the report has an error or lists no GPU."""
     if observed is None:
         return Finding(Reason.OBSERVATION_PENDING, "the agent has not reported yet")
     if observed.error:
@@ -259,7 +265,9 @@ def find_disruption(
 
 def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> bool:
     """Whether the node already advertises the resources of the target, its GPUs have the layouts of the target, and
-    mig-manager has nothing left to do. Any other difference can be corrected by restarting the device plugin."""
+    mig-manager has nothing left to do. If the target has a value for mig-manager's label, the label must have it, the
+    state must be `success`, and no operand may be paused. Any other difference can be corrected by restarting the
+    device plugin."""
     if served(node) != target.resources or observed.hardware.layouts != target.layouts:
         return False
     if not target.mig_config:
@@ -300,8 +308,8 @@ def find_owners(node: NodeView) -> dict[str, str]:
 
 
 def find_owned(node: NodeView, assessed: Assessed, actuator: Actuator) -> str:
-    """Return a message about the first label that the change would write although somebody else sets it. Empty if
-    there is none. Both the next target and the final one are checked.
+    """Return a message about the first label whose value the change would alter although somebody else sets it. Empty
+    if there is none. Both the next target and the final one are checked.
 
     While drift is corrected or a change is in progress, only controllers that claim the label as their own count, and
     not field managers that have replaced our value.

@@ -26,11 +26,10 @@ def plan_config(
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
 ) -> tuple[WriteConfig | None, bool]:
-    """Return the write that the ConfigMaps need, and whether they contain entries now, other than the neutral one,
-    that no policy, card or file of the admin needs. The write still keeps those entries that a Node names; a later
-    pass may remove them. The write is None if both ConfigMaps exist with the right content, our mark, and a time of
-    writing for each entry. If somebody else created a ConfigMap with entries under one of our names, the result is
-    None and False.
+    """Return the write that the ConfigMaps need, and whether they contain entries now, other than the neutral one, that
+    no policy, card or file of the admin needs. The write still keeps those entries that a Node names; a later pass may
+    remove them. The write is None if both ConfigMaps exist with the right content, our label, and a time of writing for
+    each entry. If somebody else created a ConfigMap with entries under one of our names, the result is None and False.
 
     `requests` is what the policies ask of every node, `models` has one GPU for each card model in the cluster by
     product, and `plugins` has the device-plugin configurations of all targets by key.

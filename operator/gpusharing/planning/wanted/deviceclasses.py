@@ -74,7 +74,7 @@ def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteC
 
 
 def _is_ours(current: DeviceClassView) -> bool:
-    """Whether the class has our label and a name of ours."""
+    """Whether the class has our label and a name that begins with PREFIX."""
     return current.ours and current.name.startswith(PREFIX)
 
 
@@ -85,15 +85,20 @@ def _classes_of(nodes: Iterable[Iterable[Layout | None]]) -> dict[str, WantedCla
 
 
 def _is_right(current: DeviceClassView, wanted: WantedClass) -> bool:
-    """Whether the class selects exactly the devices of its profile, under its extended resource."""
+    """Whether the class selects exactly the devices of its profile, under its extended resource, and has nothing else
+    in its spec."""
     return current.plain and (current.resource, current.selectors) == (wanted.resource, (wanted.selector,))
 
 
 def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> str | Finding:
     """Return why pods could not request a MIG profile of these layouts as an extended resource; the first such profile
-    by name is reported. Empty if pods could request all of them, or if there is no profile. If the DeviceClasses
-    were not read, every profile counts as not requestable. A Finding with a reason of its own is returned if the
-    operator is about to create the class and has not failed several times, because no person has to act then."""
+    by name is reported. Empty if there is a DeviceClass with the resource of each profile. DeviceClasses that were not
+    read count as missing.
+
+    The result is a message if a person has to act: if somebody else's class has the name of ours, if our class lacks
+    the resource, or if writing our classes has failed several times in a row. Otherwise the operator is about to create
+    the class, and the result is a Finding with the reason CONFIG_PROPAGATING.
+    """
     classes = stack.dra.classes or ()
     names, resources = {one.name: one for one in classes}, {one.resource for one in classes}
     for one in map(wanted_class, find_profiles(layouts)):

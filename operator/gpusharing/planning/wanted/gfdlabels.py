@@ -14,12 +14,13 @@ from gpusharing.planning.wanted.target import Target
 
 
 def expected_gfd_labels(target: Target, observed: ObservedView) -> tuple[Mapping[str, str], ...]:
-    """Return the label sets that GPU Feature Discovery may write for the target (docs/design/nvidia.md#c). Empty
-    without GPUs. Raises ValueError unless the target has one layout for each observed GPU.
+    """Return the label sets that GPU Feature Discovery may write for the target (docs/design/nvidia.md#c), limited to
+    product, counts, replicas, sharing and MIG strategy. Empty without GPUs. Raises ValueError unless the target has one
+    layout for each observed GPU.
 
-    There is one set for each card model on the node. If there are whole GPUs, only their models have a set, because
-    GFD writes their labels last. GFD counts each model separately and overwrites the labels of one with those of the
-    next, in an order that may change at each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go).
+    There is one set for each card model on the node. If there are whole GPUs, only their models have a set, because GFD
+    writes their labels last. GFD counts each model separately and overwrites the labels of one with those of the next,
+    in an order that may change at each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go).
     """
     products = tuple(bare_product(gpu.product) for gpu in observed.gpus)
     return _expect(target.layouts, target.plugin, products)
@@ -49,7 +50,8 @@ def _expect(
 
 
 def _whole_labels(plugin: PluginConfig, gpus: int) -> dict[str, str]:
-    """Return the labels of a node with `gpus` GPUs without MIG, except the product."""
+    """Return the labels of a node with `gpus` GPUs without MIG, except the product: the count, the replicas (1 without
+    sharing), the sharing strategy (`none` without sharing) and, only under MPS, mps.capable."""
     sharing = plugin.sharing
     return {
         names.LABEL_GPU_COUNT: str(gpus),
@@ -60,8 +62,10 @@ def _whole_labels(plugin: PluginConfig, gpus: int) -> dict[str, str]:
 
 
 def _mig_labels(layouts: tuple[Layout | None, ...], plugin: PluginConfig) -> dict[str, str]:
-    """Return the labels of a node with MIG, except the product. With strategy single, they are totals for the node.
-    With strategy mixed, each profile has a count and a number of replicas."""
+    """Return the labels of a node with MIG, except the product. With strategy single, they are the MIG strategy and,
+    for the whole node, the count, the replicas and the sharing strategy. With strategy mixed, they are the MIG strategy
+    and, for each profile, the count and the replicas. The replicas are those of the first shared resource, or 1 without
+    sharing."""
     sharing = plugin.sharing
     replicas = sharing.replicas[0][1] if sharing else 1
     instances: Counter[str] = Counter()

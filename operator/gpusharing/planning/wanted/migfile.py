@@ -223,8 +223,8 @@ def _no_instances(row: Mapping[str, Any]) -> Flaw | None:
 
 
 def _instances_without_mig(row: Mapping[str, Any]) -> Flaw | None:
-    """Return a flaw if the row has mig-devices but does not switch MIG on, else None. It is impossible to tell which
-    of the two was meant."""
+    """Return a flaw if the row has a mig-devices that is not empty but does not switch MIG on, else None. It is
+    impossible to tell which of the two was meant."""
     wrong = row.get("mig-devices") and not row.get("mig-enabled")
     return Flaw("mig-devices", "mig-devices needs mig-enabled") if wrong else None
 
@@ -288,9 +288,10 @@ def resolve_name(
 def find_meaning(
     name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | str:
-    """Return what `resolve_name` returns, given the file that mig-manager generated for the node as `generated`. That
-    file is used only if mig-manager does not read our file. If the name is found nowhere, the clause also names the
-    problem of the admin's file, if there is one."""
+    """Return the layout that the mig.config value `name` gives each GPU of the node, or a clause for people that says
+    why it gives none, as `resolve_name` does. `generated` is the file that mig-manager generated for the node; it is
+    used only if mig-manager does not read our file. If the name is found nowhere, the clause also names the problem of
+    the admin's file, if there is one."""
     if not stack.serves_our_mig_file:
         return _generated_name(name, node, gpus, generated)
     admin = parse_admin(stack.admin_mig_file)
@@ -342,8 +343,8 @@ def _counts(row: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _covers(row: Mapping[str, Any], gpu: CardView) -> bool:
-    """Whether the row applies to the GPU, according to its index and its PCI device id. A row with a device-filter
-    does not apply to a card whose ids are not in our table."""
+    """Whether the row applies to the GPU, according to its index and its PCI device id. The part of a device-filter
+    after a colon is ignored. A row with a device-filter does not apply to a card whose ids are not in our table."""
     devices = row.get("devices")
     if devices != "all" and not (isinstance(devices, list) and gpu.index in devices):
         return False

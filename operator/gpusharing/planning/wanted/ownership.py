@@ -94,9 +94,11 @@ class Owners:
                 self._others.append((selector, contender))
 
     def owner(self, node: NodeView) -> str:
-        """Return the name of the policy that owns the node, or an empty string if none does. A present owner, which
-        the fence or else the label names, keeps the node if its spec cannot be read. Otherwise `_choose` decides
-        among the contenders that select the node."""
+        """Return the name of the policy that owns the node, or an empty string if none does. The present owner is the
+        policy that the fence or else the label names. It keeps the node if its spec cannot be read. It also keeps the
+        node while its selector matches, unless a contender of strictly higher priority selects the node; one that is
+        `leaving` loses the node to any other that is not. Otherwise the first of the selecting contenders that is not
+        leaving gets the node."""
         present = node.fence.policy if node.fence is not None else node.labels.get(names.LABEL_POLICY, "")
         return present if present in self._unreadable else _choose(present, self.selecting(node))
 

@@ -238,8 +238,8 @@ class PluginConfig:
         return replace(self, sharing=replace(self.sharing, replicas=rows) if rows else None)
 
     def same_effect(self, other: "PluginConfig", *, with_mig: bool) -> bool:
-        """Whether both configurations advertise the same devices. The MIG strategy is compared only if the node has
-        MIG instances (`with_mig`)."""
+        """Whether both configurations share devices in the same way, with the same strategy, resources, replicas, names
+        and limit for requests. The MIG strategies must also be equal if the node has MIG instances (`with_mig`)."""
         return self.sharing == other.sharing and (not with_mig or self.mig_strategy == other.mig_strategy)
 
 
@@ -273,8 +273,9 @@ def parse(text: str) -> PluginConfig | None:
 
 
 def _parse_sharing(block: Mapping[str, Any], strategy: SharingStrategy) -> Sharing:
-    """Return the effect of a block of `sharing`. `find_flaws` must have found nothing in the block that the plugin
-    refuses."""
+    """Return the effect of a block of `sharing`, with its rows sorted. A name without a prefix gets `nvidia.com/`. If
+    failRequestsGreaterThanOne is not set, it is True for MPS and False for time-slicing. `find_flaws` must have found
+    nothing in the block that the plugin refuses."""
     rows = [(row["name"], row["replicas"]) for row in block["resources"]]
     fails = block.get("failRequestsGreaterThanOne")
     return Sharing(

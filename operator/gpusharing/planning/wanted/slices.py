@@ -14,12 +14,13 @@ def find_slice_mismatch(
     node: NodeView, layouts: Sequence[Layout | None], observed: ObservedView | None
 ) -> str:
     """Return how the devices that NVIDIA's DRA driver publishes for `node` differ from `layouts`, one per GPU, or from
-    the devices that the agent has read. Only the first difference is told. Empty if they agree. A driver that has
-    published nothing, or not everything yet, counts as a difference.
+    the devices that the agent has read. Only the first difference is reported. Empty if they agree. It counts as a
+    difference if the driver has published nothing, not everything yet, or a device that is neither a GPU nor a MIG
+    device.
 
     The GPUs are compared without regard to their order, because the driver names them by UUID. A GPU with MIG on and
-    without instances has no device. The UUIDs are compared only if `observed` has a `devices_key`, because devices
-    that are made anew with the same layout may have other UUIDs.
+    without instances has no device. The UUIDs are compared only if `observed` has a `devices_key`, because devices that
+    are made anew with the same layout may have other UUIDs.
     """
     if (devices := node.devices) is None:
         return f"NVIDIA's DRA driver publishes no ResourceSlice for {node.name}"

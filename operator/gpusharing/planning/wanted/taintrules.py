@@ -13,12 +13,14 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 
 def plan_rules(snapshot: ClusterSnapshot, busy: Collection[str]) -> WriteRules | None:
-    """Return the writes of our DeviceTaintRules: create those that fences name and that are missing, and remove those
-    that no fence names or that differ from what they should be. None if there is nothing to write. `busy` are the nodes
-    that this pass writes to; their rules are left to the next pass, because the fence may change.
+    """Return the writes of our DeviceTaintRules for nodes: create those that are missing although a fence needs them,
+    and remove those that no fence needs or that differ from what they should be. None if there is nothing to write. A
+    fence needs a rule if it is `tainted`.
 
-    A rule that differs is created anew in a later pass, so that its creation time says since when it keeps pods off.
-    The rule of a node whose fence cannot be read stays."""
+    `busy` are the nodes that this pass writes to; their rules are left to the next pass, because the fence may change.
+    The rule of a node whose fence cannot be read stays too. A rule that differs is created anew in a later pass, so
+    that its creation time says since when it keeps pods off.
+    """
     fenced = {name for name, node in snapshot.nodes.items() if node.fence is not None and node.fence.tainted}
     left = {name for name, node in snapshot.nodes.items() if node.fence_error} | set(busy)
     rules = [rule for rule in snapshot.taint_rules if rule.node]

@@ -130,8 +130,9 @@ class Wish:
 
 def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
     """Return what the policy named `policy` with this spec asks of every node. In mode MIG its `mig_config` is
-    spec.mig.config or, if the policy has layouts, a name made of the policy's name and a hash of their entry. In
-    all other modes it is all-disabled."""
+    spec.mig.config or, if the policy has layouts, a name made of the policy's name and a hash of their entry. In all
+    other modes it is all-disabled. `plugins` are the device-plugin configurations that do not depend on the cards
+    (`_foreseen`)."""
     entry = (
         migfile.entry_of(spec.mig.layouts) if spec.mig is not None and spec.mig.layouts is not None else None
     )
@@ -153,7 +154,8 @@ def _find_target(
     generated: str,
 ) -> Target | Finding:
     """Return what `node` with these GPUs should become, or a Finding that names the node if it cannot become what the
-    policy asks for. `generated` is the file that mig-manager generated for the node, or an empty string if
+    policy asks for: a product is not listed, a layout is impossible, a card serves too few MPS clients, or one of
+    NVIDIA's programs is too old. `generated` is the file that mig-manager generated for the node, or an empty string if
     mig-manager does not read that file or the file is unknown."""
     spec = request.spec
     if spec.products and (other := _unlisted_product(spec, gpus)):
@@ -188,7 +190,7 @@ def _target(
     plugin: PluginConfig,
 ) -> Target:
     """Return the target of `policy` with these layouts and this device-plugin configuration, from which its other
-    fields are derived. It has no key where NVIDIA's DRA driver takes the device plugin's place."""
+    fields are derived. `plugin_key` is empty where NVIDIA's DRA driver takes the device plugin's place."""
     replicas = plugin.sharing.replicas[0][1] if plugin.sharing else 1
     content = pluginconfig.render(plugin)
     key = "" if stack.by_dra else pluginconfig.key_for(policy, content)
@@ -265,7 +267,8 @@ class Targets:
         return self.answers.ask(self._stop, hardware.cards)
 
     def _stop(self, cards: tuple[CardView, ...]) -> Target:
-        """Compute the result of `stop` for these cards."""
+        """Return the target of mode Full for these cards, as `stop` describes it, without the cache. `mig_config` is
+        all-disabled, or empty if `_has_mig_manager` says that the label need not be set."""
         mig_config = migfile.ALL_DISABLED if _has_mig_manager(self.request.spec, cards, self.stack) else ""
         whole = (None,) * len(cards)
         policy, plugin = self.request.policy, PluginConfig()
@@ -275,14 +278,16 @@ class Targets:
 
 
 def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[CardView]) -> str:
-    """Return the product of the first GPU that spec.products does not list, or an empty string if all are listed."""
+    """Return the product of the first GPU that spec.products does not list, or an empty string if all are listed.
+    Spaces and dashes count as equal, and the suffixes that GFD appends to a product are ignored."""
     listed = {bare_product(product) for product in spec.products}
     return next((gpu.product for gpu in gpus if bare_product(gpu.product) not in listed), "")
 
 
 def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> PluginConfig:
     """Return the device plugin's configuration in the mode of the spec, for a node with these layouts. Time-slicing
-    applies to every resource that the layouts give. The MIG strategy is `none` unless the mode is MIG."""
+    applies to every resource that the layouts give. MPS applies to nvidia.com/gpu, and containers may request only one
+    share. The MIG strategy is `none` unless the mode is MIG."""
     if spec.mode is Mode.MPS and spec.mps is not None:
         # failRequestsGreaterThanOne is MPS's own default, because two shares of one GPU are no more than one share.
         return PluginConfig(
@@ -398,8 +403,9 @@ def _legal(
 
 
 def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
-    """Return a Finding that says why the card cannot have the layout, or None if it can. The message begins after the
-    name of the GPU, which the caller puts in front."""
+    """Return a Finding that says why the card cannot have the layout, or None if it can. The reason is LAYOUT_EMPTY,
+    HARDWARE_UNKNOWN (no profiles are known for the card), PROFILE_NOT_SUPPORTED or LAYOUT_DOES_NOT_FIT. The message
+    begins after the name of the GPU, which the caller puts in front."""
     if layout == ():
         return Finding(Reason.LAYOUT_EMPTY, ": with MIG on but no MIG instances, pods could not use it")
     if not gpu.profiles:
@@ -415,8 +421,9 @@ def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
 
 def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) -> dict[str, int]:
     """Return the allocatable resources, by name with their counts, that the device plugin will advertise for these
-    layouts under this configuration (docs/design/nvidia.md#b6, b.7). Counts are multiplied by the replicas, and a
-    shared resource that is renamed has its `.shared` name."""
+    layouts under this configuration (docs/design/nvidia.md#b6, b.7). Under strategy single, MIG instances count as
+    nvidia.com/gpu. The count of a shared resource is multiplied by its replicas, and its name ends with `.shared` if it
+    is renamed."""
     counts: Counter[str] = Counter()
     for layout in layouts:
         if layout is None:
@@ -457,10 +464,11 @@ def _describe(layouts: tuple[Layout | None, ...], replicas: int) -> str:
 
 
 def is_plugin_resource(name: str) -> bool:
-    """Whether NVIDIA's device plugin may advertise this resource name under a configuration of ours.
+    """Whether NVIDIA's device plugin may advertise this resource name under a configuration of ours: nvidia.com/gpu,
+    nvidia.com/gpu.shared, or a name that begins with nvidia.com/mig-.
 
-    `api.names.is_gpu_resource` accepts more names. Resources that another plugin serves on the node must not count as
-    a difference from the target.
+    `api.names.is_gpu_resource` accepts more names. Resources that another plugin serves on the node must not count as a
+    difference from the target.
     """
     return name in (RESOURCE_GPU, RESOURCE_GPU_SHARED) or name.startswith(RESOURCE_MIG_PREFIX)
 

@@ -1,20 +1,21 @@
-"""How the behavior of NVIDIA's programs differs by version, according to their change logs and to rung 3.
+"""How the behavior of NVIDIA's programs differs by version, according to their change logs and to tests with the real
+programs (docs/design/faults.md#rung-3).
 
 The device plugin's resource patterns are unanchored up to 0.19: instances of `1g.10gb+me`, `1g.24gb+gfx` or
 `1g.24gb-me` are served under the plain name `nvidia.com/mig-1g.10gb` (k8s-device-plugin PR 1807; seen with 0.19.3).
 
 On a node with two card models, mig-parted before 0.15 looks up a profile by name on the first card that has it,
-although 1g.10gb is not the same profile on an H100 and on an A100 40GB (docs/reference/nvidia-differences.md; seen
-with 0.13.1, gone with 0.15.1).
+although 1g.10gb is not the same profile on an H100 and on an A100 40GB (docs/reference/nvidia-differences.md; seen with
+0.13.1, gone with 0.15.1).
 
 From 0.18.2 on, config-manager takes the fallback before it has read the label, and signals its program afterwards (PR
 "Fix race condition in config-manager when label is unset"; seen with 0.19.3). The GPU Operator's MPS daemon is not
 reached by that signal. Before 0.20, config-manager panics at a process without a command line, such as the host's
 kernel threads (k8s-device-plugin issue 1726). It also looks for /usr/bin/mps-control-daemon where the daemon runs as
 mps-control-daemon (PR 1827; gpu-operator v25.3 to v26.7, assets/state-mps-control-daemon). So the daemon keeps the
-fallback. It follows labels only if both faults are corrected, by plugin 0.20 and by PROCESS_TO_SIGNAL with the
-daemon's name (docs/design/nvidia.md#b5). In NVIDIA's chart without the GPU Operator, config-manager is started before
-the daemon, which therefore usually reads the configuration that the label names.
+fallback. It follows labels only if both faults are corrected, by plugin 0.20 and by PROCESS_TO_SIGNAL with the daemon's
+name (docs/design/nvidia.md#b5). In NVIDIA's chart without the GPU Operator, config-manager is started before the
+daemon, which therefore usually reads the configuration that the label names.
 """
 
 import re
@@ -64,8 +65,9 @@ def find_too_old(
     cluster_policy: ClusterPolicyView,
 ) -> Finding | None:
     """Return a Finding if the versions of NVIDIA's programs that ClusterPolicy names would apply or advertise these
-    layouts wrongly, else None. Versions that are unknown count as new enough. `layouts` has one entry for each of
-    `gpus`, and `strategy` is the MIG strategy."""
+    layouts wrongly, else None. The reason is PLUGIN_TOO_OLD, which is possible only under MIG strategy `mixed`, or else
+    MIG_MANAGER_TOO_OLD. Versions that are unknown count as new enough. `layouts` has one entry for each of `gpus`, and
+    `strategy` is the MIG strategy."""
     plugin, parted = cluster_policy.plugin_version, cluster_policy.mig_manager_version
     if strategy == "mixed" and merges_suffixes(plugin) and (profile := find_suffixed(layouts)):
         return Finding(Reason.PLUGIN_TOO_OLD, f"{profile} with device plugin {plugin}: {ADVICE}")

@@ -141,7 +141,8 @@ def _unreachable(compared: Comparison) -> str:
 
 
 def _withheld(compared: Comparison) -> str:
-    """Return the result of `find_withheld` for this comparison."""
+    """Return a message if the agent is not allowed to list the MIG instances of a GPU, else an empty string. Empty too
+    without MIG (`find_withheld`)."""
     return find_withheld(compared.target, compared.observed)
 
 
@@ -159,7 +160,8 @@ def find_withheld(target: Target, observed: ObservedView) -> str:
 
 
 def _missing(compared: Comparison) -> str:
-    """Return the result of `find_missing` for this comparison."""
+    """Return a message if NVML lists fewer GPUs than were last proven on the node, else an empty string
+    (`find_missing`)."""
     return find_missing(compared.node, compared.observed)
 
 
@@ -258,10 +260,10 @@ def _paused(compared: Comparison) -> str:
 
 
 def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | None:
-    """Return the configuration that the labels give the node's device plugin now; without an entry, or where NVIDIA's
-    DRA driver takes the plugin's place, nothing is shared. A valid MIG strategy in ClusterPolicy overrides that of the
-    entry. None if the entry that the label or else the default names does not exist or is refused by the plugin
-    (b.4)."""
+    """Return the configuration that the node's device plugin uses now. The entry that the node's label names counts, or
+    without a label the default entry. Without either, or where NVIDIA's DRA driver takes the plugin's place, nothing is
+    shared. A valid MIG strategy in ClusterPolicy overrides that of the entry. None if the entry does not exist or the
+    plugin refuses it (b.4)."""
     if stack.by_dra:
         return PluginConfig()
     key = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
@@ -282,8 +284,9 @@ def find_entry(label: str, stack: StackView) -> str:
 
 
 def is_told_mps(node: NodeView, stack: StackView) -> bool:
-    """Whether the node's device plugin is configured to share its GPUs by MPS, by its label or else by the default
-    entry. False if that entry does not exist or the plugin refuses it."""
+    """Whether the node's device plugin is configured to share the GPUs through MPS. The entry that the node's label
+    names counts, or without a label the default entry. False if there is no such entry, if the plugin refuses it, or if
+    NVIDIA's DRA driver replaces the plugin."""
     config = effective_plugin_config(node, stack)
     return config is not None and config.sharing is not None and config.sharing.strategy == "mps"
 
@@ -326,7 +329,8 @@ def _mps_absent(compared: Comparison) -> str:
 
 
 def _exclusive(compared: Comparison) -> str | Finding:
-    """Return the result of `find_exclusive`, or an empty string if the target is MPS, which needs exclusive GPUs."""
+    """Return a message or a Finding about the first GPU with MIG off whose compute mode keeps other processes away
+    (`find_exclusive`). Empty if there is none, or if the target is MPS, which needs exclusive GPUs."""
     return "" if compared.target.mode is Mode.MPS else find_exclusive(compared.observed.hardware)
 
 

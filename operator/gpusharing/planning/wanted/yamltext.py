@@ -174,8 +174,8 @@ def find_line(text: str, path: str) -> int:
 
 
 def _children(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-    """Yield the name of each value in a map or a list as paths have it, the node of its key, which in a list is the
-    value's own, and the node of the value."""
+    """Yield three things for each value in a map or a list: its name in a path, such as `data` or `[0]`; the node of
+    its key, which in a list is the value's own node; and the node of the value. Yields nothing for any other node."""
     if isinstance(node, yaml.MappingNode):
         yield from ((str(key.value), key, item) for key, item in node.value)
     elif isinstance(node, yaml.SequenceNode):

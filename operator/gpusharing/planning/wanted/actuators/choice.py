@@ -7,6 +7,7 @@ from gpusharing.planning.wanted.actuators.labels import LABELS
 
 
 def find_actuator(stack: StackView) -> Actuator:
-    """Return the actuator that changes the nodes of a cluster with this installation. If no actuator can, the result
-    has no effect, because every policy is refused (stack/acceptance.py)."""
+    """Return the actuator that changes the nodes of a cluster with this installation: DRA if NVIDIA's DRA stack serves
+    the GPUs, else LABELS. If no actuator can change them, the result has no effect, because every policy is refused
+    (stack/acceptance.py)."""
     return DRA if stack.by_dra else LABELS

@@ -100,8 +100,9 @@ def _find_plugin_missing(case: ActuatorCase, *, again: bool) -> str:
 
 
 def _write(case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool) -> Writing:
-    """Return what a run to `goal` writes: the same as `LABELS.write`, but the pod to replace is the kubelet plugin's,
-    if there is one, and no start time of GPU Feature Discovery is recorded."""
+    """Return what a run to `goal` writes: the labels that change, the mig-manager pod to delete, and as `daemon_uid`
+    the kubelet plugin's pod, which is empty if there is none. No start time of GPU Feature Discovery is recorded. The
+    rest is as in `LABELS.write`."""
     pod = case.operands.get(Program.KUBELET_PLUGIN)
     writing = LABELS.write(case, fence, goal, idle, again)
     return replace(writing, daemon_uid=pod.uid if pod is not None else "", gfd_timestamp="")

@@ -248,7 +248,7 @@ def _overwritten(case: ActuatorCase, fence: Fence) -> str:
 
 
 def _failed_midway(case: ActuatorCase, fence: Fence) -> str:
-    """Return the message of `_failed` if mig-manager failed and left operands paused, else an empty string.
+    """Return the message that mig-manager failed (`_failed`) if it did and left operands paused, else an empty string.
     mig-manager would start these operands again at the end of another run."""
     return _failed(case, fence) if paused_operands(case.node) else ""
 
@@ -271,16 +271,16 @@ def _failed(case: ActuatorCase, fence: Fence) -> str:
 
 
 def _pending(case: ActuatorCase) -> str:
-    """Return the clause of `tell_guest_reset` if the MIG mode of a GPU is pending, because the GPU's virtual machine
-    may be unable to reset it. Empty if no mode is pending, or if that function returns nothing."""
+    """Return a clause with the setting that helps, if the MIG mode of a GPU is pending and its virtual machine may be
+    unable to reset the GPU (`tell_guest_reset`). Empty if no mode is pending, or if that function returns nothing."""
     observed = case.gpunode.observed if case.gpunode else None
     waits = observed is not None and any(gpu.mig_pending for gpu in observed.hardware.kinds)
     return tell_guest_reset(observed, case.stack) if waits else ""
 
 
 def _paused_for_long(case: ActuatorCase, fence: Fence) -> str:
-    """Return the message of `_paused` once `wedge_paused` seconds have passed since the latest run began. Before that,
-    or if `_paused` finds nothing, return an empty string."""
+    """Return the message that operands are still paused although mig-manager reports success (`_paused`), once
+    `wedge_paused` seconds have passed since the latest run began. Empty before that, or if `_paused` finds nothing."""
     return _paused(case, fence) if _waited(case, fence) >= case.settings.wedge_paused else ""
 
 
