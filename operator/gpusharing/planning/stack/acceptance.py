@@ -64,8 +64,8 @@ class FieldCheck:
 
 
 def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings) -> Finding | None:
-    """Return the first of OBJECTIONS that applies to the policy, as a Finding. None if none applies, so that the
-    policy can be carried out in this cluster."""
+    """Return the first of OBJECTIONS that applies to the policy, as a Finding with the objection's reason or one of its
+    own. None if none applies, so that the policy can be carried out in this cluster."""
     for objection in OBJECTIONS:
         if refusal := objection.find(policy, stack, settings):
             return Finding.of(refusal, objection.reason)
@@ -73,7 +73,8 @@ def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings)
 
 
 def find_spec(policy: PolicyView) -> GPUSharingPolicySpec | Finding:
-    """Return the spec of the policy. If it cannot be read, return a Finding with its first three problems."""
+    """Return the spec of the policy. If it cannot be read, return a Finding with the reason INVALID_SPEC and the first
+    three problems."""
     if policy.spec is not None:
         return policy.spec
     text = "; ".join(map(str, policy.problems[:3]))
@@ -157,8 +158,12 @@ def _plugin_config(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
     """Return a message with the remedy if NVIDIA's pods run in a namespace where they cannot mount our ConfigMap, or
-    else if the device plugin does not read our ConfigMap. Empty in all other cases. With a ClusterPolicy, the
-    message about the device plugin is that of `_explain_from`, which also covers the later rows of FIELDS."""
+    else if the device plugin does not read our ConfigMap. Empty otherwise; where NVIDIA's DRA driver serves the GPUs,
+    only the namespace counts.
+
+    With a ClusterPolicy, the message about the device plugin also names the wrong fields that FIELDS lists after it.
+    With NVIDIA's chart, it has no command while our ConfigMap lacks entries that device plugins use.
+    """
     ours = settings.plugin_config_map  # nobody reads it where NVIDIA's DRA driver serves the GPUs
     if apart := find_other_namespace(cluster_policy, settings.gpu_operator_namespace):
         return apart
@@ -181,8 +186,8 @@ def _plugin_config(
 def _why_not_set(
     pointer: Pointer, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
-    """Return why the operator has not set this pointer itself, as a clause that begins with a semicolon. Empty if
-    chart value gpuOperator.configure is off."""
+    """Return why the operator has not set this field of ClusterPolicy itself, or when it will, as a clause that begins
+    with a semicolon. Empty if chart value gpuOperator.configure is off."""
     configure = settings.configure_gpu_operator
     return why_not_set(pointer, cluster_policy, configure=configure, error=stack.pointer_error)
 
@@ -190,8 +195,9 @@ def _why_not_set(
 def _plugin_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
-    """Return the device plugin's pointer as a WrongField if it does not name our ConfigMap, or None if it does. The
-    patch is empty if the pointer must not be set yet, because device plugins could not start."""
+    """Return what is wrong with ClusterPolicy's `devicePlugin.config.name`, or None if it names our ConfigMap or
+    NVIDIA's DRA driver serves the GPUs. The WrongField has the patch that corrects the field; it is empty if the field
+    must not be set yet, because device plugins would not start."""
     ours = settings.plugin_config_map
     if cluster_policy.plugin_config_name == ours or stack.by_dra:
         return None
@@ -202,11 +208,11 @@ def _plugin_field(
 
 
 def _unmerged(pointer: Pointer, stack: StackView) -> str:
-    """Return what must be done before the pointer may name our ConfigMap, as clauses that each begin with a semicolon.
-    Empty if there is nothing to do. There is one clause for each ConfigMap that a chart value names but that does
-    not exist. If our ConfigMap lacks entries that device plugins use, the last clause says how to correct that. If
-    it is not known to lack any, the last clause says to merge the ConfigMap that the pointer names now, unless the
-    pointer is not set or the admin's entries are being merged already."""
+    """Return what must be done before the field of ClusterPolicy in `pointer` may name our ConfigMap, as clauses that
+    each begin with a semicolon. Empty if there is nothing to do. There is one clause for each ConfigMap that a chart
+    value names but that does not exist. If our ConfigMap lacks entries that device plugins use, the last clause says
+    how to correct that. If it is not known to lack any, the last clause says to merge the ConfigMap that the field
+    names now, unless the field is not set or the admin's entries are being merged already."""
     absent = "".join(
         f"; ConfigMap {name}, which is set in a chart value, does not exist" for name in stack.missing_maps
     )
@@ -277,8 +283,9 @@ def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -
 def _off_field(
     row: NeededProgram, spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView
 ) -> WrongField | None:
-    """Return the field with which ClusterPolicy turns off the program of this row, as a WrongField. None if it does
-    not turn it off, if the policy's mode does not need the program, or if there is no ClusterPolicy."""
+    """Return the field with which ClusterPolicy turns off the program of this row, as a WrongField. None if it does not
+    turn it off, or if there is no ClusterPolicy. Also None if the policy's mode does not need the program, or if
+    NVIDIA's DRA driver takes its place."""
     if cluster_policy.plain is not None or not lacks(row, spec.mode, stack):
         return None
     return WrongField(tell_off(row, cluster_policy), row.patch)
@@ -292,8 +299,9 @@ def _switched_off(row: NeededProgram) -> FieldCheck:
 def _strategy_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
-    """Return ClusterPolicy's MIG strategy as a WrongField if it overrides that of the policy. None if it is the same
-    or not set, if the policy is not in mode MIG, or if there is no ClusterPolicy or no device plugin."""
+    """Return ClusterPolicy's MIG strategy as a WrongField if it overrides that of the policy. None if it is the same or
+    not set, if the policy is not in mode MIG, if there is no ClusterPolicy, or if NVIDIA's DRA driver serves the GPUs.
+    """
     fixed = "" if stack.by_dra else cluster_policy.mig_strategy
     if cluster_policy.plain is not None or spec.mig is None or not fixed or fixed == spec.mig.strategy:
         return None
@@ -304,8 +312,9 @@ def _strategy_field(
 def _layouts_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
-    """Return the pointer to mig-manager's ConfigMap as a WrongField if the policy has spec.mig.layouts and mig-manager
-    does not read our ConfigMap. None otherwise, and always without a ClusterPolicy."""
+    """Return what is wrong with ClusterPolicy's `migManager.config.name` if the policy has spec.mig.layouts and
+    mig-manager does not read our ConfigMap. None otherwise, and always without a ClusterPolicy. The WrongField has the
+    patch that corrects the field."""
     if cluster_policy.plain is not None or spec.mig is None or spec.mig.layouts is None:
         return None
     if stack.serves_our_mig_file:

@@ -60,13 +60,15 @@ class DraStack:
 
 
 def find_dra_stack(stack: StackView, settings: PlanSettings) -> DraStack:
-    """Return the part of the operator's view that is about NVIDIA's DRA stack."""
+    """Return the facts about NVIDIA's DRA stack in the operator's view, with the namespace and the name of our
+    mig-parted ConfigMap from the settings."""
     namespace, ours = settings.gpu_operator_namespace, settings.mig_config_map
     return DraStack(stack.gpu_cluster, stack.cluster_policy, stack.dra, namespace, ours)
 
 
 def dra_stack_of(view: InstallationView) -> DraStack:
-    """Return the part of what was read of an installation that is about NVIDIA's DRA stack."""
+    """Return the facts about NVIDIA's DRA stack in what was read of an installation, with the namespace and the name of
+    our mig-parted ConfigMap. Of several ClusterPolicies, the first that the GPU Operator does not ignore counts."""
     namespace, ours = view.place.gpu_operator_namespace, view.place.mig_config_map
     return DraStack(view.gpu_cluster, view.followed_policy, view.dra, namespace, ours)
 
@@ -106,7 +108,8 @@ def _not_readable(stack: DraStack) -> Lack | None:
 
 
 def _no_driver(stack: DraStack) -> Lack | None:
-    """Return the Lack of NVIDIA's DRA driver, or None if the driver is there."""
+    """Return a Lack that says that no DaemonSet in NVIDIA's namespace runs its DRA driver, or None if the driver is
+    there."""
     if stack.dra.driver is not None:
         return None
     return Lack(
@@ -247,8 +250,8 @@ NEEDS = (
 
 
 def find_lacks(stack: DraStack) -> tuple[Lack, ...]:
-    """Return what this cluster lacks of NEEDS, in their order. Empty if it lacks nothing, or if NVIDIA's DRA stack does
-    not serve the GPUs."""
+    """Return what this cluster lacks of NEEDS: a Lack for each need that is not met, in their order. Empty if it lacks
+    nothing, or if NVIDIA's DRA stack does not serve the GPUs."""
     if not stack.serves:
         return ()
     return tuple(lack for need in NEEDS if (lack := need.find(stack)) is not None)

@@ -59,9 +59,9 @@ from gpusharing.planning.vocabulary.values import value
 
 
 def start(view: InstallationView) -> str:
-    """Return the command that installs the chart with values for this cluster. If it is installed, return the one that
-    scales the operator up from 0 replicas, else describes its pods if they were read and none is Ready, else
-    restarts it."""
+    """Return the command that installs the chart, with values that merge the admin's ConfigMaps that ClusterPolicy
+    names now. If the chart is installed, return the command that scales the operator up if it has 0 replicas. Otherwise
+    return the one that describes its pods if they were read and none is Ready, else the one that restarts it."""
     place, stack = view.place, view.followed_policy
     if not view.installed:
         maps = {"Plugin": stack.plugin_config_name, "Mig": stack.mig_config_name} if stack is not None else {}
@@ -85,8 +85,10 @@ def _is_admins(view: InstallationView, name: str) -> bool:
 
 
 def point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, last: str) -> str:
-    """Return the next command towards a `pointer` to our ConfigMap: that of `start` if the chart is not installed or
-    ours is not known to have entries, else of `move`, else of `_merge`, else `last`, which sets the pointer."""
+    """Return the next command towards a field of ClusterPolicy (`pointer`) that names our ConfigMap. It is that of
+    `start` if the chart is not installed or our ConfigMap is not known to have entries. Otherwise it is the first that
+    is needed: moving our ConfigMaps to NVIDIA's namespace, merging the present ConfigMap (`_merge`), or `last`, which
+    sets the field."""
     config_map = view.config_maps.get(pointer.ours)
     if not view.installed or config_map is None or not config_map.keys:
         return start(view)
@@ -101,8 +103,10 @@ def move(view: InstallationView, stack: ClusterPolicyView) -> str:
 
 
 def _merge(view: InstallationView, pointer: Pointer) -> str:
-    """Return the command that merges the pointer's present ConfigMap into ours, or one that shows which entries Nodes
-    name if merging would not provide those that ours lacks. Empty if there is nothing to merge."""
+    """Return the command that merges the ConfigMap that the pointer names now into ours. For mig-manager, this is
+    needed if it may be the admin's and is not merged yet. For the device plugin, it is needed if ours lacks entries in
+    use; if merging would not provide them, the command shows which entries Nodes name. Empty if there is nothing to
+    merge."""
     if pointer.field == MIG_POINTER:
         unmerged = pointer.now != view.place.admin_mig_config_map and _is_admins(view, pointer.now)
         return upgrade(view, f"gpuOperator.adminMigConfigMap={pointer.now}") if unmerged else ""
@@ -400,8 +404,9 @@ def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationVie
 
 
 def _pointers(view: InstallationView) -> Symptoms:
-    """Yield a symptom for everything that is wrong with the pointers of each ClusterPolicy that the GPU Operator does
-    not ignore. With NVIDIA's DRA stack only that of mig-manager counts, and only once nothing else is missing."""
+    """Yield a symptom for everything that is wrong with the fields `devicePlugin.config.name` and
+    `migManager.config.name` of each ClusterPolicy that the GPU Operator does not ignore. With NVIDIA's DRA stack only
+    the latter counts, and only once nothing else is missing."""
     dra = dra_stack_of(view)
     for policy in [one for one in view.cluster_policies if not one.ignored]:
         if not dra.serves:
@@ -434,8 +439,9 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Sympto
 
 
 def _plugin_pointer_of(view: InstallationView, policy: ClusterPolicyView) -> Pointer:
-    """Return the device plugin's pointer, with the entries that Nodes name and our ConfigMap lacks. If our ConfigMap
-    does not exist or could not be read, it is treated as if its only entry were ClusterPolicy's default."""
+    """Return ClusterPolicy's `devicePlugin.config.name` as a Pointer, with the entries that Nodes name and our
+    ConfigMap lacks. If our ConfigMap does not exist or could not be read, it is treated as if its only entry were
+    ClusterPolicy's default."""
     ours = view.place.plugin_config_map
     config_map = view.config_maps.get(ours)
     our_keys = frozenset({policy.plugin_default}) if config_map is None else config_map.keys
@@ -463,8 +469,9 @@ def _unmerged(view: InstallationView, pointer: Pointer) -> str:
 
 def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
     """Yield a symptom if mig-manager is not switched off and does not read our ConfigMap: an error if a MIG policy has
-    layouts or the ConfigMap that mig-manager reads is known to be empty or missing, else a warning. Yield another
-    if ClusterPolicy overrides the MIG strategy: an error if any MIG policy has another one, else a warning."""
+    layouts or the ConfigMap that mig-manager reads is known to be empty or missing, else a warning. Yield another if
+    ClusterPolicy overrides the MIG strategy of the device plugin: an error if any MIG policy has another one, else a
+    warning. With NVIDIA's DRA stack, the strategy does not matter."""
     wanted = [one.spec for one in view.policies if one.spec is not None and one.spec.mode is Mode.MIG]
     wants_layouts = any(spec.mig is not None and spec.mig.layouts is not None for spec in wanted)
     pointer = mig_pointer(policy, view.place.mig_config_map)

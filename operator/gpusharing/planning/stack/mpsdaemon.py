@@ -31,9 +31,9 @@ def find_deaf_mps(view: InstallationView) -> Symptoms:
 
 
 def _by_itself(view: InstallationView) -> str:
-    """Return a sentence which says that the operator repairs the MPS daemon itself, and with which command to see what
-    it waits for. The text continues a message: it begins with a period and a space, and has no period at its end.
-    Empty if the chart value that allows the repair is off."""
+    """Return the end of a message: that the operator makes this repair by itself, and which command shows what it still
+    waits for. It begins with a period and a space, and has no period at its end. Empty if the chart value that allows
+    the repair is off."""
     if not view.place.repair_mps:
         return ""
     return f". The operator sets the name itself ({VALUE}): `kubectl get gpun -o wide` says what it waits for"

@@ -1,8 +1,9 @@
-"""Restarts of config-manager beside an MPS daemon that runs on. Each of them ends the node's MPS clients.
+"""Counts the restarts of config-manager while the MPS daemon of a node keeps running. Each of them ends the node's MPS
+clients.
 
 config-manager begins with the fallback configuration and names the one of the label a moment later, and it signals the
 daemon both times (docs/design/nvidia.md#b5). The daemon then serves again, so the node is as it was proven, and nothing
-is to be corrected. That is drift that is over already: it is counted and reported, and no node is drained for it.
+has to be corrected. The restart is counted and reported, and no node is drained for it.
 
 Terms: docs/design/glossary.md#fence.
 """

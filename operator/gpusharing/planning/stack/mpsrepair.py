@@ -28,8 +28,9 @@ MOST_REPAIRS = 3
 
 
 def plan_repair(stack: StackView, settings: PlanSettings) -> RepairMps | None:
-    """Return the write that lets the MPS daemons follow labels. None if `find_daemon` finds no daemon to repair, or if
-    one of RESTRAINTS applies."""
+    """Return the write that lets the MPS daemons follow labels, with the count of repairs that it records. None if the
+    chart value is off, if no daemon is known to ignore labels, or if one of RESTRAINTS applies, such as a node that
+    serves MPS."""
     daemon = find_daemon(stack, settings)
     if daemon is None or any(restraint.find(daemon, stack, settings) for restraint in RESTRAINTS):
         return None
@@ -97,7 +98,8 @@ def _serving(
     daemons: Collection[str],
     stack: StackView,
 ) -> Iterator[str]:
-    """Yield the nodes that `find_serving` returns, in the order of `nodes`."""
+    """Yield the names of the nodes whose MPS clients would end if all MPS daemons were restarted, in the order of
+    `nodes`. The rule is that of `find_serving`."""
     for name, node in nodes.items():
         capable = node.labels.get(names.LABEL_MPS_CAPABLE) == "true"
         if not (name in daemons or capable or is_told_mps(node, stack)):
@@ -149,8 +151,9 @@ class RepairRestraint:
 
 
 def _other_name(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a sentence unless the DaemonSet's namespace and name are those that the operator may patch and the name
-    of its daemon's process is the one that it may write. Otherwise return an empty string."""
+    """Return a sentence if the operator may not patch this DaemonSet, because it has another namespace or name than the
+    one allowed, or if the daemon's process has another name than PROGRAM, the only value that the operator may write.
+    Otherwise return an empty string."""
     known = (daemon.namespace, daemon.name, daemon.program) == (
         settings.gpu_operator_namespace,
         DAEMON_SET,

@@ -55,11 +55,11 @@ def has_gpu_label(node: NodeView) -> bool:
 def find_node_symptoms(view: InstallationView, mig_entries: Mapping[str, MigEntries]) -> tuple[Symptom, ...]:
     """Return what is wrong with the labels of Nodes. Each problem is reported once for all Nodes that have it. Nodes
     with our fence, even one that cannot be read, are left out, because such values are part of a change there. Some
-    checks are only about nodes with GPUs that a policy selects, or about all nodes with GPUs if there are no
-    policies.
+    checks are only about nodes with GPUs that a policy selects, or about all nodes with GPUs if there are no policies.
+    If policies could not be read, these checks are left out.
 
-    `mig_entries` has the configurations that mig-manager knows, by node. Nodes for which they are unknown, or that
-    have no mig-manager, are missing.
+    `mig_entries` has the configurations that mig-manager knows, by node. Nodes for which they are unknown, or that have
+    no mig-manager, are missing.
     """
     nodes = sorted(
         (node for node in view.nodes if node.fence is None and not node.fence_error),
@@ -91,10 +91,10 @@ def find_node_symptoms(view: InstallationView, mig_entries: Mapping[str, MigEntr
 
 
 def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield one error about the nodes whose device-plugin label names an entry that is missing in the ConfigMap to
+    """Yield one error about the nodes whose device-plugin label names an entry that is missing from the ConfigMap to
     which ClusterPolicy points. config-manager then silently keeps the previous configuration
-    (docs/design/nvidia.md#b4). The command relabels only the nodes that name the same entry as the first one; if
-    there are no policies, it only shows nodes. Yields nothing if that ConfigMap was not read or has no entries."""
+    (docs/design/nvidia.md#b4). The command relabels only the nodes that name the same entry as the first one; if there
+    are no policies, it only shows nodes. Yields nothing if that ConfigMap was not read or has no entries."""
     label, policy = names.LABEL_PLUGIN_CONFIG, view.followed_policy
     plugin_map = policy.plugin_config_name if policy else ""
     config_map = view.config_maps.get(plugin_map)

@@ -111,9 +111,9 @@ def explain_plugin(name: str, nodes: Sequence[str]) -> str:
 
 
 def name_resources(requested: Collection[str], serving: Mapping[str, str]) -> Iterator[str]:
-    """Yield a note for each plugin in OTHERS that is the only one to serve some of the `requested` resources. It names
-    the nodes that the plugin serves here, or says that it serves none. `serving` maps each node to the name of the
-    plugin that serves it, which is empty for NVIDIA's."""
+    """Yield a clause for each plugin in OTHERS that is the only one to serve some of the `requested` resources. It
+    names the nodes that the plugin serves here, or says that it serves none. `serving` maps each node to the name of
+    the plugin that serves it, which is empty for NVIDIA's."""
     for plugin, known in OTHERS.items():
         if names := sorted(name for name in requested if name.startswith(known.resources)):
             nodes = sorted(node for node, server in serving.items() if server == plugin)

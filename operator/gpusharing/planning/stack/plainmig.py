@@ -30,9 +30,10 @@ class MigObstacle:
 
 
 def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None:
-    """Return why mig-manager cannot change GPUs alongside NVIDIA's device-plugin chart: it does not run there, is too
-    old, or cannot pause the chart's pods. None if it can change them. `version` is that of mig-manager's image; a
-    version that cannot be parsed counts as new enough."""
+    """Return why mig-manager cannot change GPUs alongside NVIDIA's device-plugin chart: it does not run there
+    (MIG_MANAGER_MISSING), is older than v0.15 (MIG_MANAGER_TOO_OLD), or cannot pause the chart's pods
+    (PLUGIN_NOT_PAUSED). None if it can change them. `version` is that of mig-manager's image; a version that cannot be
+    parsed counts as new enough."""
     if not plain.mig_manager:
         return Finding(
             Reason.MIG_MANAGER_MISSING,

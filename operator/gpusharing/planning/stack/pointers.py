@@ -1,4 +1,5 @@
-"""ClusterPolicy's two pointers to our ConfigMaps: when the operator sets one of them itself, and why it does not.
+"""The two fields of ClusterPolicy that name our ConfigMaps, called pointers here: when the operator sets one of them
+itself, and why it does not.
 
 Chart value gpuOperator.configure switches this on. Each pointer is set once per ClusterPolicy, and only if nobody has
 set it to anything else. An annotation in the same write remembers that. If somebody sets a pointer back, the operator

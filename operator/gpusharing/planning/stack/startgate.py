@@ -53,8 +53,9 @@ def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated |
 
 
 def find_untolerated_driver(driver: DraDriverView | None, namespace: str) -> Untolerated | None:
-    """Return NVIDIA's DRA driver if its pods do not tolerate the taint. None if they do, or if there is no driver that
-    serves GPUs."""
+    """Return how to correct NVIDIA's DRA driver if its pods do not tolerate the start-up taint. None if they do, or if
+    there is no driver that serves GPUs. `namespace` is that of its Helm release. Raises ValueError if the recorded
+    tolerations are not valid JSON."""
     if driver is None or driver.tolerates_gate or not driver.serves_gpus:
         return None
     return Untolerated(
@@ -111,9 +112,10 @@ def with_toleration(tolerations: str) -> list[Any]:
 
 
 def find_gate_symptoms(view: InstallationView) -> Symptoms:
-    """Yield an error if NVIDIA's pods do not tolerate the start-up taint, one if those of its DRA driver do not, and
-    one for each such worker of Node Feature Discovery, because they are needed to prove the nodes that have it; one
-    of the inspections of `installation.py`. Yields nothing if the taint is not used."""
+    """Yield an error for each object whose pods are needed to prove a node but do not tolerate the start-up taint: a
+    ClusterPolicy or NVIDIA's chart, the DRA driver where it serves the GPUs, and each worker of Node Feature Discovery.
+    One of the inspections of `installation.py`. Yields nothing if no node has the taint and the chart value for it is
+    off."""
     gated = sorted(one.name for one in view.nodes if one.gate is not None)
     if not (gated or view.place.startup_gate):
         return

@@ -186,8 +186,8 @@ def has_gpu(node: NodeView) -> bool:
 
 
 def _no_gpu(node: NodeView, observed: ObservedView | None) -> Finding | None:
-    """Return a Finding if neither the labels of the node, nor its resources, nor the agent's report show an NVIDIA
-    GPU, else None. If the agent has not reported yet, the labels and the resources decide."""
+    """Return a Finding with the reason NO_GPU if neither the labels of the node, nor its resources, nor the agent's
+    report show an NVIDIA GPU, else None. If the agent has not reported yet, the labels and the resources decide."""
     if has_gpu(node) or (observed is not None and observed.gpus):
         return None
     return Finding(

@@ -77,7 +77,8 @@ class Owners:
     """
 
     def __init__(self, contenders: Iterable[Contender]) -> None:
-        """Build the index from the contenders. Those without a selector, whose spec cannot be read, select no node."""
+        """Build the index from the contenders. Those without a selector, whose spec cannot be read, select no node, but
+        keep the nodes that they own."""
         self._by_label: dict[str, dict[str, list[tuple[LabelSelector, Contender]]]] = defaultdict(
             lambda: defaultdict(list)
         )

@@ -329,8 +329,8 @@ def _wanted_layouts(
     gpus: Sequence[CardView],
     generated: str,
 ) -> tuple[Layout | None, ...] | Finding:
-    """Return the layout of each GPU that the policy asks for, or a Finding that says why the node cannot have it. All
-    layouts are None unless the mode is MIG."""
+    """Return the layout of each GPU that the policy asks for, or a Finding that says why the node cannot have it, such
+    as a GPU without MIG support. Unless the mode is MIG, all layouts are None and there is no Finding."""
     spec = request.spec
     if spec.mode is not Mode.MIG or spec.mig is None:
         return (None,) * len(gpus)
@@ -360,8 +360,8 @@ def _named(
 def _own(
     layouts: Sequence[MigLayout], entry: migfile.Entry, node: str, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
-    """Return the layouts that spec.mig.layouts gives the GPUs, or a Finding if it names GPUs that the node does not
-    have or leaves some of the node's GPUs out."""
+    """Return the layouts that spec.mig.layouts gives the GPUs. Return a Finding with LAYOUT_TOO_MANY_GPUS if it names
+    GPUs that the node does not have, or with LAYOUT_INCOMPLETE if it leaves some of the node's GPUs out."""
     named = {index for row in layouts if row.devices != "all" for index in row.devices}
     here = {gpu.index for gpu in gpus}
     if beyond := sorted(named - here):
@@ -382,9 +382,9 @@ def _own(
 def _legal(
     layouts: tuple[Layout | None, ...], spec: GPUSharingPolicySpec, node: str, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
-    """Return `layouts` unchanged, or a Finding about the first card that cannot have its layout. Under strategy
-    single, also return a Finding unless every GPU has MIG instances of one and the same profile. Raises ValueError
-    unless there is one layout for each GPU."""
+    """Return `layouts` unchanged, or a Finding about the first card that cannot have its layout (`_find_unfit`). Under
+    strategy single, also return a Finding (LAYOUT_NOT_UNIFORM) unless every GPU has MIG instances of one and the same
+    profile. Raises ValueError unless there is one layout for each GPU."""
     fitted: tuple[Layout | None, object] = (None, None)
     for gpu, layout in zip(gpus, layouts, strict=True):
         if layout is None or fitted == (layout, gpu.profiles):
