@@ -85,10 +85,10 @@ def _is_admins(view: InstallationView, name: str) -> bool:
 
 
 def point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, last: str) -> str:
-    """Return the next command towards a field of ClusterPolicy (`pointer`) that names our ConfigMap. It is that of
-    `start` if the chart is not installed or our ConfigMap is not known to have entries. Otherwise it is the first that
-    is needed: moving our ConfigMaps to NVIDIA's namespace, merging the present ConfigMap (`_merge`), or `last`, which
-    sets the field."""
+    """Return the next command on the way to setting the field of ClusterPolicy in `pointer` to our ConfigMap. It is
+    that of `start` if the chart is not installed or our ConfigMap is not known to have entries. Otherwise it is the
+    first that is needed: to move our ConfigMaps to NVIDIA's namespace, to merge the present ConfigMap (`_merge`), or
+    `last`, which sets the field."""
     config_map = view.config_maps.get(pointer.ours)
     if not view.installed or config_map is None or not config_map.keys:
         return start(view)
@@ -376,8 +376,9 @@ def _plain(view: InstallationView) -> Symptoms:
 
 
 def _operands(view: InstallationView) -> Symptoms:
-    """Yield a symptom for each of NVIDIA's programs that a mode needs and the installation does not run, as `_operand`
-    describes it. Yields nothing with NVIDIA's DRA stack."""
+    """Yield a symptom for each of NVIDIA's programs that the GPU Operator or NVIDIA's chart should run and does not: an
+    error if every mode or a policy's mode needs it, else a warning (`_operand`). Yields nothing with NVIDIA's DRA
+    stack."""
     for stack in view.followed_stacks:
         for row in () if dra_stack_of(view).serves else find_off(stack):
             yield from _operand(row, stack, view)
@@ -451,8 +452,9 @@ def _plugin_pointer_of(view: InstallationView, policy: ClusterPolicyView) -> Poi
 
 
 def _effect(view: InstallationView, pointer: Pointer, otherwise: str) -> str:
-    """Return the consequence of a pointer that does not name our ConfigMap, as the end of a sentence: "so" and
-    `otherwise`, or a "which" clause if the ConfigMap that the pointer names is known to be empty or missing."""
+    """Return the consequence of a field of ClusterPolicy (`pointer`) that does not name our ConfigMap, as the end of a
+    sentence: "so" and `otherwise`, or a "which" clause if the ConfigMap that the field names is known to be empty or
+    missing."""
     if not view.is_void(pointer.now):
         return f"so {otherwise}"
     where = view.place.gpu_operator_namespace
@@ -460,8 +462,9 @@ def _effect(view: InstallationView, pointer: Pointer, otherwise: str) -> str:
 
 
 def _unmerged(view: InstallationView, pointer: Pointer) -> str:
-    """Return, as the end of a sentence, what must be done before the pointer may name our ConfigMap: `merge_first` if
-    ours lacks entries, else to merge the one that it names now, unless that is void or not set. May be empty."""
+    """Return, as the end of a sentence, what must be done before the field of ClusterPolicy in `pointer` may name our
+    ConfigMap: `merge_first` if ours lacks entries, else to merge the one that it names now. Empty if ours lacks none
+    and that one is empty, missing or not set."""
     if pointer.stops or not pointer.now or view.is_void(pointer.now):
         return pointer.merge_first
     return ". Its entries that Nodes name must be in ours first: see kubectl gpusharing import"

@@ -58,9 +58,10 @@ def count_repair(repairs: MpsRepairs, daemon: MpsDaemonView) -> MpsRepairs:
 
 
 def explain_repair(stack: StackView, settings: PlanSettings) -> str:
-    """Return why the operator has not repaired the MPS daemon yet: the first of RESTRAINTS that applies, else the
-    error of the last attempt, else that the operator repairs it now. The text continues a message: it begins with a
-    period and a space, and has no period at its end. Empty if `find_daemon` finds no daemon to repair."""
+    """Return why the operator has not repaired the MPS daemon yet: the first of RESTRAINTS that applies, else the error
+    of the last attempt, else that the operator repairs it now. The text continues a message: it begins with a period
+    and a space, and has no period at its end. Empty if the chart value is off, or if no daemon is known to ignore
+    labels."""
     daemon = find_daemon(stack, settings)
     if daemon is None:
         return ""
@@ -222,8 +223,8 @@ RESTRAINTS: tuple[RepairRestraint, ...] = (
 def with_serving(
     stack: StackView, settings: PlanSettings, find: Callable[[StackView], tuple[str, ...]]
 ) -> StackView:
-    """Return the stack with the nodes that serve MPS, which `find` returns, as its `mps_nodes`. If `find_daemon` finds
-    no daemon to repair, or if any of RESTRAINTS applies already, `find` is not called and the stack is returned
+    """Return the stack with the nodes that serve MPS, which `find` returns, as its `mps_nodes`. If the operator need
+    not or may not repair the MPS daemon (`find_daemon`, RESTRAINTS), `find` is not called and the stack is returned
     unchanged. `stack.mps_nodes` should be empty before."""
     daemon = find_daemon(stack, settings)
     if daemon is None or any(restraint.find(daemon, stack, settings) for restraint in RESTRAINTS):

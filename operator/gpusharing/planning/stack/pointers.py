@@ -110,7 +110,7 @@ def plugin_pointer(
 ) -> Pointer:
     """Return the device plugin's pointer as ClusterPolicy has it. `ours` is the name of our ConfigMap and `our_keys`
     are its keys. `missing` are the keys that Nodes name and our ConfigMap lacks. `named_keys` are the keys of the
-    ConfigMap that the pointer names, or None if they were not read."""
+    ConfigMap that the pointer names, or None if they were not read; then no entry counts as absent from it."""
     default = policy.plugin_default
     return Pointer(
         PLUGIN_POINTER,

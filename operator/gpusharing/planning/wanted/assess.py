@@ -243,9 +243,9 @@ def find_disruption(
     """Return the class of disruption of the change from the node's present state to the target
     (docs/design/transition.md#classes). NONE if `mismatch` is None, which means that the node is as it should be.
 
-    If the MIG mode of a GPU has to change or is still pending, the class is REBOOT or RESET, depending on whether mig-
-    manager may reboot the node. It is GPU_PODS if layouts or resources change, if mig-manager has work left, if the
-    change ends MPS clients, or if there is no device plugin to restart. Otherwise it is PLUGIN_RESTART.
+    If the MIG mode of a GPU has to change or is still pending, the class is REBOOT if mig-manager may reboot the node,
+    else RESET. It is GPU_PODS if layouts or resources change, if mig-manager has work left, if the change ends MPS
+    clients, or if NVIDIA's DRA driver replaces the device plugin. Otherwise it is PLUGIN_RESTART.
 
     Raises ValueError if there is a mismatch and the target does not have one layout for each GPU.
     """

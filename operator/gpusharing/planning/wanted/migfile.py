@@ -289,9 +289,9 @@ def find_meaning(
     name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | str:
     """Return the layout that the mig.config value `name` gives each GPU of the node, or a clause for people that says
-    why it gives none, as `resolve_name` does. `generated` is the file that mig-manager generated for the node; it is
-    used only if mig-manager does not read our file. If the name is found nowhere, the clause also names the problem of
-    the admin's file, if there is one."""
+    why it gives none. If mig-manager reads our file, the admin's entries, our file and NVIDIA's well-known names are
+    searched in this order. Otherwise only `generated` is searched, the file that mig-manager generated for the node. If
+    none of the three has the name, the clause also names the problem of the admin's file, if there is one."""
     if not stack.serves_our_mig_file:
         return _generated_name(name, node, gpus, generated)
     admin = parse_admin(stack.admin_mig_file)

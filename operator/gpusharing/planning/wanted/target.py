@@ -450,7 +450,8 @@ def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str
 
 @lru_cache(maxsize=1024)
 def _describe(layouts: tuple[Layout | None, ...], replicas: int) -> str:
-    """Compute the result of `describe_layouts`, with a cache, because many nodes have equal layouts."""
+    """Return the layouts for people, each with its number of GPUs if they differ (`describe_layouts`). The result is
+    cached, because many nodes have equal layouts."""
     texts: Counter[str] = Counter()
     shared = f"{replicas}x shared" if replicas > 1 else ""
     for layout in layouts:

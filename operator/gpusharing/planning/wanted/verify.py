@@ -141,8 +141,8 @@ def _unreachable(compared: Comparison) -> str:
 
 
 def _withheld(compared: Comparison) -> str:
-    """Return a message if the agent is not allowed to list the MIG instances of a GPU, else an empty string. Empty too
-    without MIG (`find_withheld`)."""
+    """Return a message if the agent is not allowed to list the MIG instances of a GPU (`find_withheld`). Empty if it
+    is, or if neither the target nor any GPU has MIG."""
     return find_withheld(compared.target, compared.observed)
 
 
@@ -329,8 +329,8 @@ def _mps_absent(compared: Comparison) -> str:
 
 
 def _exclusive(compared: Comparison) -> str | Finding:
-    """Return a message or a Finding about the first GPU with MIG off whose compute mode keeps other processes away
-    (`find_exclusive`). Empty if there is none, or if the target is MPS, which needs exclusive GPUs."""
+    """Return a message or a Finding about the first GPU with MIG off whose compute mode is neither Default nor
+    NotSupported (`find_exclusive`). Empty if there is none, or if the target is MPS, which needs exclusive GPUs."""
     return "" if compared.target.mode is Mode.MPS else find_exclusive(compared.observed.hardware)
 
 

@@ -130,9 +130,9 @@ def _find_trouble(case: ActuatorCase, fence: Fence) -> Trouble | None:
 
 
 def _publishes_by(case: ActuatorCase, fence: Fence) -> datetime | None:
-    """Return by when the ResourceSlices should be right: when the pod that replaces the old one has been Ready for
-    `restart_grace` seconds, because a pod becomes Ready shortly before it publishes. None while there is no Ready
-    pod of that kind."""
+    """Return by when the ResourceSlices should be right: `restart_grace` seconds after the pod that replaces the old
+    one became Ready, because a pod becomes Ready shortly before it publishes. None unless a Ready pod other than the
+    old one is there. If it is unknown since when it has been Ready, the latest run's beginning counts."""
     pod = case.operands.get(Program.KUBELET_PLUGIN)
     if pod is None or pod.uid == fence.daemon_uid or not pod.ready:
         return None
@@ -180,7 +180,8 @@ SIGNS = (
 
 
 def _next_look(case: ActuatorCase, fence: Fence) -> datetime | None:
-    """Return when the passing of time alone may change what `_find_trouble` returns, or None if it will not."""
+    """Return when the passing of time alone may change what `_find_trouble` returns: the earliest moment in the future
+    of `LABELS.next_look` and `_publishes_by`. None if there is none."""
     moments = LABELS.next_look(case, fence), _publishes_by(case, fence)
     return min((moment for moment in moments if moment is not None and moment > case.now), default=None)
 
