@@ -101,8 +101,8 @@ def _refuse_finalizers(policies: Sequence[str]) -> str:
 
 
 def _describe_fence(node: NodeView) -> str:
-    """Return a line with the node, its policy, its change, and the stage of the change and since when. If the fence
-    cannot be read, return a line with the node and the error."""
+    """Return a line with the node, its policy, its change, the stage of the change, and since when it has been in that
+    stage. If the fence cannot be read, return a line with the node and the error."""
     if node.fence is None:
         return f"{node.name}: {node.fence_error}"
     fence = node.fence

@@ -377,8 +377,8 @@ def _plain(view: InstallationView) -> Symptoms:
 
 def _operands(view: InstallationView) -> Symptoms:
     """Yield a symptom for each of NVIDIA's programs that the GPU Operator or NVIDIA's chart should run and does not: an
-    error if every mode or a policy's mode needs it, else a warning (`_operand`). Yields nothing with NVIDIA's DRA
-    stack."""
+    error if every mode or a policy's mode needs it, else a warning. With NVIDIA's chart, warnings are left out
+    (`_operand`). Yields nothing with NVIDIA's DRA stack."""
     for stack in view.followed_stacks:
         for row in () if dra_stack_of(view).serves else find_off(stack):
             yield from _operand(row, stack, view)
@@ -473,8 +473,8 @@ def _unmerged(view: InstallationView, pointer: Pointer) -> str:
 def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
     """Yield a symptom if mig-manager is not switched off and does not read our ConfigMap: an error if a MIG policy has
     layouts or the ConfigMap that mig-manager reads is known to be empty or missing, else a warning. Yield another if
-    ClusterPolicy overrides the MIG strategy of the device plugin: an error if any MIG policy has another one, else a
-    warning. With NVIDIA's DRA stack, the strategy does not matter."""
+    ClusterPolicy sets mig.strategy, which overrides that of every policy: an error if any MIG policy has another one,
+    else a warning. With NVIDIA's DRA stack, the strategy is not checked."""
     wanted = [one.spec for one in view.policies if one.spec is not None and one.spec.mode is Mode.MIG]
     wants_layouts = any(spec.mig is not None and spec.mig.layouts is not None for spec in wanted)
     pointer = mig_pointer(policy, view.place.mig_config_map)

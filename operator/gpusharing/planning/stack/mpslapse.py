@@ -1,4 +1,4 @@
-"""Counts the restarts of config-manager while the MPS daemon of a node keeps running. Each of them ends the node's MPS
+"""The restarts of config-manager while the MPS daemon of a node keeps running. Each of them ends the node's MPS
 clients.
 
 config-manager begins with the fallback configuration and names the one of the label a moment later, and it signals the

@@ -2,6 +2,8 @@
 
 Acceptance, gates, doctor, helm test, plan, import and advise use the table. tests/planning/test_requirements.py
 compares it with every switch of NVIDIA's ClusterPolicy.
+
+Terms: docs/design/glossary.md#actuator.
 """
 
 from collections.abc import Mapping

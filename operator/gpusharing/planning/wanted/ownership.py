@@ -35,7 +35,8 @@ def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
 
 @value
 class Contender:
-    """The parts of a policy that decide about ownership. If none of them changes, no node changes its owner."""
+    """The parts of a policy that decide which nodes it owns. While they and the labels and fences of the nodes stay the
+    same, no node changes its owner."""
 
     name: str
     """Name of the policy."""

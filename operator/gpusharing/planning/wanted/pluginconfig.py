@@ -238,8 +238,9 @@ class PluginConfig:
         return replace(self, sharing=replace(self.sharing, replicas=rows) if rows else None)
 
     def same_effect(self, other: "PluginConfig", *, with_mig: bool) -> bool:
-        """Whether both configurations share devices in the same way, with the same strategy, resources, replicas, names
-        and limit for requests. The MIG strategies must also be equal if the node has MIG instances (`with_mig`)."""
+        """Whether both configurations share devices in the same way: with the same strategy, resources, replicas,
+        renaming and limit for requests. The MIG strategies must also be equal if the node has MIG instances
+        (`with_mig`)."""
         return self.sharing == other.sharing and (not with_mig or self.mig_strategy == other.mig_strategy)
 
 

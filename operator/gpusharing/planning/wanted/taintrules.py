@@ -15,7 +15,7 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot
 def plan_rules(snapshot: ClusterSnapshot, busy: Collection[str]) -> WriteRules | None:
     """Return the writes of our DeviceTaintRules for nodes: create those that are missing although a fence needs them,
     and remove those that no fence needs or that differ from what they should be. None if there is nothing to write. A
-    fence needs a rule if it is `tainted`.
+    fence needs a rule if its field `tainted` is True.
 
     `busy` are the nodes that this pass writes to; their rules are left to the next pass, because the fence may change.
     The rule of a node whose fence cannot be read stays too. A rule that differs is created anew in a later pass, so

@@ -142,7 +142,7 @@ def _unreachable(compared: Comparison) -> str:
 
 def _withheld(compared: Comparison) -> str:
     """Return a message if the agent is not allowed to list the MIG instances of a GPU (`find_withheld`). Empty if it
-    is, or if neither the target nor any GPU has MIG."""
+    may, or if neither the target nor any GPU has MIG."""
     return find_withheld(compared.target, compared.observed)
 
 

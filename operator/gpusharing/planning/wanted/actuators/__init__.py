@@ -1,1 +1,2 @@
-"""By which programs does a node get its layout, and what are the answers of each such stack to the five questions?"""
+"""Which of NVIDIA's programs give a node its layout, and how does each set of them answer the five questions in
+`actuator.py`?"""

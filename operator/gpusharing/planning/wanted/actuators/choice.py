@@ -1,4 +1,7 @@
-"""Chooses the actuator of a cluster. No other module asks which one it is."""
+"""Chooses the actuator of a cluster. Other modules use what it answers, whichever it is.
+
+Terms: docs/design/glossary.md#actuator.
+"""
 
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.wanted.actuators.actuator import Actuator
