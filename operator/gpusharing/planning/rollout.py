@@ -401,8 +401,8 @@ def configure(
     memo: Memo,
 ) -> WriteConfig | None:
     """Return the action that brings our ConfigMaps up to date with the wishes of all policies and the plugin
-    configurations of `targets`, or None if the ConfigMaps are up to date. The answer is cached in `memo` once nothing
-    is left to write or to remove."""
+    configurations of `targets`. None if the ConfigMaps are up to date, or if somebody else's ConfigMap has the name of
+    one of ours. The answer is cached in `memo` once nothing is left to write or to remove."""
     plugins = {target.plugin_key: target.plugin for target in targets if target.plugin_key}
     question = partial(_configure, nodes=snapshot.nodes)
     wishes, models = memo.same("wishes", wishes), memo.same("models", models)
@@ -419,22 +419,23 @@ def _configure(
     *,
     nodes: Mapping[str, NodeView],
 ) -> tuple[WriteConfig | None, bool]:
-    """Plan the ConfigMaps for the policies whose entry in `wishes` is a Wish, in the order of `policies`; policies
-    with a Finding or without an entry are skipped. Return two things: the action that writes the ConfigMaps, or None
-    if they are up to date, and whether the ConfigMaps hold entries that are kept only because Nodes name them."""
+    """Plan the ConfigMaps for the policies whose entry in `wishes` is a Wish, in the order of `policies`; policies with
+    a Finding or without an entry are skipped. Return two things: the action that writes the ConfigMaps, or None if none
+    is needed, and whether the ConfigMaps hold entries that no policy, card or file of the admin needs, so that a later
+    pass may remove them."""
     readable = [found for one in policies if isinstance(found := wishes.get(one.name), Wish)]
     return plan_config(readable, nodes.values(), models, plugins, stack)
 
 
 def _classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteClasses | None:
-    """Return the action that brings our DeviceClasses up to date, or None if they are, or if NVIDIA's DRA stack does
-    not serve the GPUs or lacks something."""
+    """Return the action that brings our DeviceClasses up to date. None if they are up to date or were not read, or if
+    NVIDIA's DRA stack does not serve the GPUs or lacks something."""
     complete = is_complete(find_dra_stack(snapshot.stack, snapshot.settings))
     return plan_classes(snapshot, targets) if complete else None
 
 
 def _is_settled(configured: tuple[WriteConfig | None, bool]) -> bool:
-    """Whether the ConfigMaps are up to date and hold no entry that is kept only because Nodes name it."""
+    """Whether there is nothing to write and the ConfigMaps hold no entry that a later pass may remove."""
     return configured == (None, False)
 
 

@@ -176,12 +176,12 @@ instances of each number of slices."""
 
 
 def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
-    """Return the layouts of the named configurations that mig-manager from v0.14 generates on a node with this card,
-    by name and sorted by name. There are all-disabled, all-enabled, one for each profile, which fills the card with
+    """Return the layouts of the named configurations that mig-manager from v0.14 generates on a node with this card, by
+    name and sorted by name. There are all-disabled, all-enabled, one for each profile, which fills the card with
     instances of that profile, and all-balanced if the card has the profiles of NVIDIA's formula for it.
 
     A layout of None means that MIG is off. A profile with a max_count of 0 gets no configuration, because mig-parted
-    refuses a whole file for an entry whose counts are all 0. Empty if the card has no other profiles.
+    refuses a whole file for an entry whose counts are all 0. Empty if no profile has a max_count above 0.
     """
     profiles = [profile for profile in profiles if profile.max_count > 0]
     if not profiles:

@@ -65,9 +65,10 @@ def is_skipped(node: NodeView) -> bool:
 
 
 def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
-    """Return the node before and after its change, or as it is if it has no target. If the change has begun, the node
-    counts as changed in both states. If the change cordons the node, pods are assumed to be schedulable on it
-    afterwards: our cordon ends with the change, and an earlier cordon is assumed to have been set for the change."""
+    """Return the node before and after its change, or as it is if it has no target or is skipped. If the change has
+    begun, the node counts as changed in both states. If the change cordons the node, pods are assumed to be schedulable
+    on it afterwards, unless the Node is being deleted: our cordon ends with the change, and an earlier cordon is
+    assumed to have been set for the change. Any other node is schedulable as it is now."""
     now, fence = served(node), node.fence
     assessed = assessment if isinstance(assessment, Assessed) and not is_skipped(node) else None
     after = now if assessed is None else assessed.target.resources
@@ -102,10 +103,10 @@ def find_holdings(
 ) -> Mapping[str, int] | None:
     """Return how many devices of each resource name the pods of the node hold, or None if that is unknown.
 
-    The devices are counted from the node's unfinished pods if its pods were just listed. Otherwise they are taken from
-    its agent's report, which is up to 30 s old and has no devices of NVIDIA's DRA driver. `remaining`: leave out pods
-    that are being deleted, and do not use the agent's report during a change, because the change may have ended some
-    pods since the report.
+    If the node's pods were just listed, those that have not finished are counted. Otherwise the agent's report is used,
+    which is up to 30 s old; if NVIDIA's DRA driver publishes devices for the node, the result is None, because the
+    agent does not count these. `remaining`: leave out pods that are being deleted, and return None in place of the
+    agent's report during a change, because the change may have ended some pods since the report.
     """
     work = snapshot.work.get(node.name)
     if work is not None and not work.error:

@@ -32,12 +32,13 @@ from gpusharing.planning.wanted.revision import find_revision, is_of
 
 
 def find_canary(pooled: Pooled) -> int | Finding | None:
-    """Return how many more nodes may start as canaries, or the Finding that says why no further node may start. None
-    if the canary keeps no node from starting. That is so if the policy has no canary, if the pool is empty or has
-    exactly as many nodes as the canary, or if the canaries have served for long enough.
+    """Return how many more nodes may start as canaries, or the Finding that says why no further node may start: a
+    canary no longer serves what was proven on it, is not proven yet, or has not served for long enough. None if the
+    canary keeps no node from starting. That is so if the policy has no canary, if the pool is empty or has exactly as
+    many nodes as the canary, or if the canaries have served for long enough.
 
-    If the canary `outnumbers` the pool, the first node that has begun counts as the canary. Until a node has begun,
-    the Finding says that the canary is too large.
+    If the canary `outnumbers` the pool, the first node that has begun counts as the canary. Until a node has begun, the
+    Finding says that the canary is too large.
     """
     canary, policy, members = pooled.spec.rollout.canary, pooled.policy, pooled.members
     if canary is None or not members or canary.nodes == len(members):
@@ -77,7 +78,8 @@ def outnumbers(pooled: Pooled) -> bool:
 
 
 def is_proven(node: NodeView, policy: PolicyView) -> bool:
-    """Whether a change to the present revision of the policy was proven on the node."""
+    """Whether a change to the present revision of the policy was proven on the node. False if the node was rolled back,
+    or if the proof does not record its time."""
     return proven_at(node, policy, find_revision(policy)) is not None
 
 
@@ -93,7 +95,7 @@ def proven_at(node: NodeView, policy: PolicyView, revision: str) -> datetime | N
 def _is_apart(member: Member, policy: PolicyView, revision: str) -> bool:
     """Whether the change of the node is unaffected by a canary that is too large: the node is a newcomer, which starts
     anyway, or the change began under another spec. Without a fence, the node's last proof says whether either was the
-    case."""
+    case; False if it has no proof either."""
     fence, verified = member.node.fence, member.node.verified
     if fence is not None:
         return fence.newcomer or fence.turned or not is_of(fence, policy, revision)
@@ -107,9 +109,9 @@ def _find_begun(members: Sequence[Member], policy: PolicyView, revision: str) ->
 
 def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
     """Whether a change of this policy is under way on the node that will prove this revision. True if the fence is for
-    this revision, or if it is for another one and the node is in a phase from which its next run switches to this
-    revision. False if we yielded the node to somebody else's maintenance, or if this revision is proven there already.
-    """
+    this revision, whatever the phase, or if it is for another one and the node is in a phase from which its next run
+    switches to this revision. False if we yielded the node to somebody else's maintenance, or if this revision is
+    proven there already."""
     fence, phase = member.node.fence, member.verdict.phase
     if fence is None or fence.stage == "yielded" or fence.version.uid != policy.uid:
         return False
@@ -157,8 +159,8 @@ def _failed(member: Member) -> bool:
 
 
 def _changing(member: Member) -> bool:
-    """Whether a change is under way on the node, such as a repair. The message does not name its steps, because every
-    waiting node shows it."""
+    """Whether a change has begun on the node and is not over, such as a repair. True also if its fence is yielded or
+    cannot be read. The message does not name the steps of the change, because every waiting node shows it."""
     return is_begun(member.node)
 
 
@@ -208,9 +210,9 @@ def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
 
 
 def _unproven(message: str, begun: Sequence[Member]) -> Finding:
-    """Return the Finding for nodes that wait for canaries to be proven. `begun` are the canaries whose change is under
-    way. The Finding names the canaries whose change does not end by itself. `stands` is set if one of the named
-    nodes waits for a person, because no other node is proven in its place."""
+    """Return the CanarySoak Finding for nodes that wait for canaries to be proven. `begun` are the canaries whose
+    change is under way. Its message is `message` and the canaries whose change does not end by itself. `stands` is set
+    if one of these waits for a person, because no other node is proven in its place."""
     kept = [one for one in begun if not goes_on(one.verdict)]
     told = f" ({keepers})" if (keepers := explain_keepers(kept)) else ""
     stands = any(map(is_for_a_person, kept))

@@ -1,4 +1,4 @@
-"""A candidate of a pool: what its pods allow, and how its change starts.
+"""A candidate of a pool (a node that waits only for a slot): what its pods allow, and how its change starts.
 
 Terms: docs/design/glossary.md#candidate, docs/design/glossary.md#look, docs/design/glossary.md#fence,
 docs/design/glossary.md#slot, docs/design/glossary.md#gang, docs/design/glossary.md#wave.
@@ -82,8 +82,8 @@ class Candidate:
 
     @property
     def order(self) -> Order:
-        """The sort key among candidates; the smallest starts first. Nodes with a claim come first, then nodes that no
-        look blocks, nodes whose gang has started without them, and nodes with a low cost. Among equals, the stable
+        """The sort key among candidates; the smallest starts first. Nodes with a claim come first, then nodes without
+        known blockers, nodes whose gang has started without them, and nodes with a low cost. Among equals, the stable
         shuffle decides.
 
         Among nodes whose gang has started without them, those whose pods are known come first. A look at such a node
@@ -185,11 +185,12 @@ def find_cost(case: NodeCase, pods: int) -> int:
 
 
 def find_candidate(case: NodeCase, policy: PolicyView, ledger: Ledger, *, follows: bool = False) -> Candidate:
-    """Return the candidate with the blockers that its pods show. If its pods were not listed in this pass, the
-    candidate has the result of the last look at them for the same change instead.
+    """Return the candidate. If its pods were listed in this pass, it has their standings, and a look with the blockers
+    that they show, if there are any. Otherwise it has the look from the last LIST, if that was made for the same change
+    and found blockers.
 
-    `case` may come from an earlier pass, so its time is set to the time of this pass. It must have a target.
-    `follows`: other nodes of its gang have started without it.
+    `case` may come from an earlier pass, so its time is set to the time of this pass. It must have a target. `follows`:
+    other nodes of its gang have started without it.
     """
     case = case.at(ledger.now)
     assessed, before = case.assessment, standing_look(case, policy, ledger.looks)
@@ -213,9 +214,9 @@ def look_at(
     *,
     slower: bool = True,
 ) -> Look:
-    """Return the look to record, with these blockers. `before` is the last look, or None. With `slower`, the next look
-    waits longer than this one did, unless the pods have not been listed again since `before`. Without it, the count of
-    equal looks starts again at 1, which gives the shortest wait."""
+    """Return the look to record: these blockers, and the time of the LIST that `pods` come from. Its `tries` decide how
+    long the next look waits. With `slower`, they are one more than those of the last look `before`, or the same if the
+    pods have not been listed again since. Without `slower` or `before`, they are 1, which gives the shortest wait."""
     at, tries = pods.listed_at, 1
     if before is not None and slower:
         tries = before.tries if before.at == at else before.tries + 1
@@ -223,11 +224,11 @@ def look_at(
 
 
 def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | None]:
-    """Return the verdict of a candidate for which there is a slot, and the look to record, or None if there is none.
-    Either its change begins, or its pods must be listed first, or something blocks it. A change that cordons the node
-    begins only if the node's pods were listed and their budgets have room; its evictions are then added to
-    `ledger.crowd`. If a budget guards its pods while the pods of a node in flight are unknown, the candidate's pods
-    are listed again."""
+    """Return the verdict of a candidate that has a slot, and the look to record (what a LIST of its pods found) or
+    None. A change without a cordon begins at once (None). Known blockers or full budgets give a Blocked verdict and the
+    look with them. Pods that were not listed must be listed first (None); so must listed ones if a budget guards them
+    while the pods of a node in flight are unknown. Otherwise the change begins: its evictions are added to
+    `ledger.crowd`, and the look has no blockers."""
     case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
     if not candidate.cordons:
         return begin(candidate), None
@@ -263,16 +264,18 @@ def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> 
 
 
 def looking(case: NodeCase) -> Verdict:
-    """Return the verdict of a candidate whose pods have to be listed in the next pass before it can start."""
+    """Return the Preflight verdict of a candidate whose pods have to be listed in the next pass before it can start.
+    The node stays a candidate."""
     message = "listing the pods on the node"
     verdict = case.verdict(Phase.PREFLIGHT, Reason.PROGRESSING, message, candidate=True)
     return replace(verdict, wants_pods=True)
 
 
 def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
-    """Return the verdict of a blocked candidate, which shows the blockers of the last look and wakes when the next
-    look is due, or after one poll interval if that is overdue. `look` must have blockers. `again`: the next pass lists
-    the pods."""
+    """Return the Blocked verdict with the blockers of the last look, which must have some. Its reason is their most
+    urgent one, its message their first line, and its deadline the time when all of them end by themselves, if they do.
+    It wakes when the next look is due, or after one poll interval if that is overdue. The node stays a candidate.
+    `again`: the next pass lists the pods."""
     reason = main_reason(look.blockers) or Reason.BLOCKED
     due = look.due(case.settings.poll)
     wake = due if due > case.now else case.now + timedelta(seconds=case.settings.poll)

@@ -40,7 +40,8 @@ def choose(
     `memo` caches the verdicts of the nodes that wait.
 
     Return the selection, which has a verdict for every candidate, and whether the pods of every node in flight are
-    known. If they are not, candidates with a pod that a budget guards wait until they are.
+    known; True if there are no candidates. If they are not known, candidates with a pod that a budget guards wait until
+    they are.
     """
     chosen = Selection()
     waiting = [pool for _, pool in sorted(pools.items()) if pool.candidates]

@@ -25,9 +25,9 @@ def find_forgotten(
     nodes: Mapping[str, NodeView],
     actuator: Actuator,
 ) -> dict[str, Verdict]:
-    """Return the new verdicts of the nodes whose marks are removed now, by name: all nodes of each policy that resets
-    its nodes, once all of them are proven. If the operator is killed in between, the next pass removes the remaining
-    marks."""
+    """Return the new verdicts, by name, of the nodes from which our labels and records are removed now: all nodes of
+    each policy that resets its nodes, once every one of them is Synced. If the operator is killed in between, the next
+    pass removes the rest."""
     forgotten: dict[str, Verdict] = {}
     for pool in pools.values():
         if not pool.policy.resetting:

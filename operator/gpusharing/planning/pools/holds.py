@@ -44,8 +44,9 @@ def _frozen(pooled: Pooled) -> str:
 
 
 def _halted(pooled: Pooled) -> str:
-    """Return the message that too many nodes have failed for another one to start, or an empty string if they have
-    not."""
+    """Return the message that no further node starts, with the command that lets the rollout go on, if as many nodes
+    have failed in this generation as maxFailures and the policy's annotation gpusharing.dev/resume allow. Empty if
+    fewer have. Failures that are known only from the record (`failed_before`) count too."""
     policy = pooled.policy
     failing = (one.node.name for one in pooled.members if one.marked and has_failed(one, policy))
     failed = sorted({*failing, *pooled.failed_before})
@@ -129,8 +130,8 @@ ends."""
 
 
 def find_hold(pooled: Pooled, past: AbstractSet[Reason] = frozenset()) -> Finding | None:
-    """Return the Finding of the first of HOLDS that applies, or None if nodes may start. Holds with a reason in `past`
-    are not checked."""
+    """Return the Finding of the first of HOLDS that applies. Holds with a reason in `past` are not checked; None if no
+    other applies."""
     for hold in HOLDS:
         if hold.reason in past:
             continue

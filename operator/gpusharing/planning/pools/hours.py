@@ -82,9 +82,10 @@ def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timede
 def find_hours(
     spec: GPUSharingPolicySpec, zones: Mapping[str, tzinfo], nodes: Iterable[NodeView], now: datetime
 ) -> Hours:
-    """Return what the windows of a policy allow now. `zones` maps the names of the known time zones to the zones;
-    `nodes` are the nodes of the policy. Without windows and blackouts, nodes may start at any time. If a window is
-    invalid, or none leaves enough time for a change, the answer has no spans, and its `closed` says why."""
+    """Return what the windows of a policy allow now: ALWAYS if it has neither windows nor blackouts. If a window is
+    invalid, or none leaves enough time for a change, the result has no spans, and its `closed` says why. If only the
+    present moment does not suit, `closed` names the next start. `zones` maps the names of the known time zones to the
+    zones; `nodes` are the nodes of the policy."""
     rollout = spec.rollout
     if not rollout.windows and not rollout.blackouts:
         return ALWAYS

@@ -53,8 +53,9 @@ class Ledger:
         afterwards: Afterwards,
         cases: Sequence[tuple[NodeCase, PolicyView]],
     ) -> "Ledger":
-        """Return what is known before any node starts. `cases` has the candidates that were looked at before and may
-        start now, each with its policy. Nodes in flight are not counted yet; `add_in_flight` adds each of them."""
+        """Return the ledger before any node starts. `cases` has the candidates that were looked at before and may start
+        now, each with its policy; only the last looks that found blockers and still apply decide `due` and `recent`.
+        Nodes in flight are not counted yet; `add_in_flight` adds each of them."""
         poll = snapshot.settings.poll
         last = [
             (case.node.name, look)
@@ -83,10 +84,10 @@ class Ledger:
 
     def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
         """Add to `crowd` how many pods of a fenced node still have to be evicted under each budget. If the node's pods
-        were just listed, its verdict has the numbers. While the node settles after the cordon, the numbers come
-        from the look made before its fence; if there is none, or it found blockers, `crowd_known` becomes false.
-        Nothing is added for a node that cannot be judged, or whose change needs no cordon. Add the node to
-        `keepers` if it occupies its slot until somebody acts.
+        were just listed, its verdict has the numbers. While the node settles after the cordon, the numbers come from
+        the look made before its fence; if there is none, or it found blockers, `crowd_known` becomes false. Nothing is
+        added in other phases without a LIST, for a node that cannot be judged, or if the change needs no cordon. In any
+        case, add the node to `keepers` if it occupies its slot until somebody acts.
 
         Return the look if it was used, so that the caller can keep it, else None.
         """

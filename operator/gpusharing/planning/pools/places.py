@@ -49,8 +49,9 @@ class Places:
 
 
 def becomes_place(node: NodeView) -> bool:
-    """Whether pods cannot be scheduled on the node now but can be again when our change ends. False if the node was
-    cordoned before our change."""
+    """Whether our fence is on the node and pods cannot be scheduled there now, because it is cordoned or not Ready, but
+    can be again when our change ends. False if the node was cordoned before our change, is being deleted, or has a
+    taint that keeps pods off."""
     fence = node.fence
     return fence is not None and not fence.prior_unschedulable and _is_able(node) and not is_open(node)
 

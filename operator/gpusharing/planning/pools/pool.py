@@ -107,9 +107,10 @@ class Pool:
         failing: AbstractSet[str],
         joining: Iterable[Member] = (),
     ) -> "Pool":
-        """Return the pool of these nodes. `claimed` has the nodes that hold a slot and are about to become
-        unavailable. `failing` has the nodes whose calls are suspended after a failure; they are not candidates, so
-        that others go first. `joining` has the nodes of other policies that will join this pool (`Member.heir`)."""
+        """Return the pool of these nodes. `claimed` has the nodes that hold a slot and are about to become unavailable.
+        `failing` has the nodes whose calls are suspended after a failure; they are not candidates, so that others go
+        first. `joining` has the nodes of other policies that will join this pool (`Member.heir`); each takes a slot
+        already, unless it is a newcomer."""
         pool = Pool(policy)
         for member in members:
             name = member.verdict.node
@@ -150,7 +151,8 @@ class Pool:
 
     def reserve(self, member: Member) -> None:
         """Count a slot for a node of another policy that is about to join this pool without being in service
-        (`Member.heir`). The slot is taken now, because the call that ends the other policy's change may keep failing
+        (`Member.heir`). The slot also counts in `moving` if the node's change ends by itself; otherwise the node is
+        added to `keepers`. The slot is taken now, because the call that ends the other policy's change may keep failing
         for a long time. Newcomers take no slot."""
         if member.newcomer:
             return
@@ -161,8 +163,9 @@ class Pool:
             self.keepers.append(member)
 
     def with_hours(self, now: datetime) -> "Pool":
-        """Return a copy of the pool with what its windows allow. All its nodes must have been counted before, because
-        their last changes decide how much of a window is needed."""
+        """Return a copy of the pool with what its windows allow at `now`; a policy whose spec cannot be read allows
+        every time. All nodes of the pool must have been counted before, because their last changes decide how much of a
+        window is needed."""
         spec = self.policy.spec
         hours = (
             ALWAYS
@@ -214,8 +217,8 @@ def select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
 
 def _choose(pool: Pool, queue: Queue, pooled: Pooled, cap: int, ledger: Ledger) -> Selection:
     """Return which candidates of a pool start when no hold applies to them; `queue` may have further candidates. The
-    nodes that start are removed from the places for our own pod in `ledger`, and their evictions are added to
-    `ledger.crowd`."""
+    others get a verdict, or are listed in `waiting`. The nodes that start are removed from the places for our own pod
+    in `ledger`, and their evictions are added to `ledger.crowd`."""
     left, chosen = _find_room(pool, pooled, cap, ledger), Selection()
     candidates = _in_order(pool, queue, ledger, left, chosen)
     waves = group(candidates) if left.room > 0 else {}
@@ -264,8 +267,9 @@ class Room:
         return 0 if self.lookahead is None or self.room <= 0 else self.room + self.lookahead
 
     def find_wait(self, candidate: Candidate) -> Wait | None:
-        """Return what a candidate waits for without a look at its pods, or None if it may start or have its pods
-        listed."""
+        """Return the wait of a candidate for which no slot is left, or about whose pods nothing is known while no more
+        pods are listed now. None for any other candidate: it may start or have its pods listed. A newcomer is counted
+        against `cap` and waits with `capped`; any other candidate is counted against `room` and waits with `full`."""
         slots = self.cap if candidate.newcomer else self.room
         beyond = self.lookahead is None or self.listed >= slots + self.lookahead
         if slots <= 0 or (candidate.needs_list and beyond):
@@ -274,8 +278,9 @@ class Room:
 
 
 def _try(candidate: Candidate, left: Room, ledger: Ledger) -> tuple[Verdict, Look | None]:
-    """Return the verdict of a candidate that is not part of a wave, and the look to record, or None if there is none.
-    A candidate whose pods must be listed first is counted in `left.listed`."""
+    """Return the verdict of a candidate that is not part of a wave, and the look to record or None. A candidate for
+    which there is no room waits and keeps the look that it has; any other gets the result of `try_start`. A candidate
+    whose pods must be listed first is counted in `left.listed`."""
     if (wait := left.find_wait(candidate)) is not None:
         return wait.verdict(candidate.case), candidate.look
     verdict, look = try_start(candidate, ledger)
@@ -286,7 +291,8 @@ def _try(candidate: Candidate, left: Room, ledger: Ledger) -> tuple[Verdict, Loo
 def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
     """Return how many nodes of the pool may start now, and the Findings for the nodes that may not. The smallest of
     these limits counts: maxUnavailable, the operator-wide cap, the canaries, and the nodes that must stay open for our
-    own pod."""
+    own pod. If the canary is larger than the pool, only newcomers may start. No further pods are listed (`lookahead` is
+    None) once FIRST_LOOKS blocked nodes were looked at within one poll interval."""
     most = min(pool.limit - pool.used, cap)
     room, most, full = max(0, most), most + pool.moving, _find_full(pool, cap, ledger)
     capped = _find_capped(ledger)
@@ -312,9 +318,9 @@ def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
 def _select(
     pool: Pool, queue: Queue, pooled: Pooled, cap: int, ledger: Ledger, past: AbstractSet[Reason]
 ) -> Selection:
-    """Return which candidates start. Holds whose reason is in `past` have been checked already. If a hold lets only
-    some candidates through, the others wait, and the remaining holds are checked only for the candidates that got
-    through."""
+    """Return which candidates start. Holds whose reason is in `past` have been checked already. If a further hold
+    applies, the candidates that it does not let through (`_PASSES`) wait for it, which may be all. The remaining holds
+    are checked only for the candidates that got through."""
     if (hold := find_hold(pooled, past)) is None:
         return _choose(pool, queue, pooled, cap, ledger)
     passes = _PASSES.get(hold.reason)
@@ -343,8 +349,8 @@ def _find_capped(ledger: Ledger) -> Finding:
 def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
     """Return the Finding for the next node of the pool for which there is no slot. The Finding says whether the
     policy's limit or the operator-wide cap is the cause, and which nodes occupy slots until somebody acts. `stands` is
-    set if the limit is the cause and only a person can free a slot. The message has no number that changes as nodes
-    come and go."""
+    set if the limit is the cause and only a person can free a slot. The message does not say how many slots are in use,
+    because that changes often."""
     if cap < pool.limit - pool.used:
         return _find_capped(ledger)
     keepers = explain_keepers(pool.keepers)
@@ -359,9 +365,10 @@ def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
 
 
 def _in_order(pool: Pool, queue: Queue, ledger: Ledger, left: Room, chosen: Selection) -> list[Candidate]:
-    """Return the candidates that may start or have their pods listed, in the order in which they start. Candidates
-    that take a slot but have never been looked at are included only if they are among the first `left.looks` of
-    them, if they share a gang with a candidate whose pods were listed, or if their gang has started without them.
+    """Return the candidates that may start or have their pods listed, in the order in which they start. A candidate
+    that takes a slot and has neither listed pods nor a look on record is included only in three cases: it is among the
+    first `left.looks` of its kind, it shares a gang with a candidate whose pods were listed, or its gang has started
+    without it.
 
     The others are put into `chosen`, as waiting or, if judging them raised an error, with a verdict that says so.
     """

@@ -18,8 +18,9 @@ _SHOWN = 64
 
 
 def find_batches(policy: PolicyView) -> int:
-    """Return how many times maxFailures a person has allowed in this generation in addition to the first maxFailures.
-    0 if the annotation is missing, cannot be read or is for another generation."""
+    """Return how many times maxFailures a person has allowed in this generation in addition to the first maxFailures: 1
+    for the annotation value `<generation>`, and k for `<generation>.<k>`. 0 if the annotation is missing, cannot be
+    read or is for another generation."""
     found = _WRITTEN.fullmatch(policy.resumed)
     if found is None or found[1] != str(policy.generation):
         return 0

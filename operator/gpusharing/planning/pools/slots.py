@@ -1,8 +1,8 @@
-"""What is written once for all nodes: configuration, finalizers, and the claims and failures on the leader Lease.
+"""What is written for all nodes together: configuration, finalizers, and the claims and failures on the leader Lease.
 
 This module also decides which claims stay although their nodes have no fence, and which policies therefore keep our
-finalizer. A claim is written before its fence. If the operator ends between the two writes, the next one may find the
-node's gate closed again for a moment. If it removed the claim and the finalizer then and added them again later, it
+finalizer. A claim is written before its fence. If the operator ends between the two writes, the next one may find that
+the node has to wait again for a moment. If it removed the claim and the finalizer then and added them again later, it
 would make four needless writes.
 
 Terms: docs/design/glossary.md#claim, docs/design/glossary.md#fence, docs/design/glossary.md#drift,
@@ -51,11 +51,11 @@ def share(
     failed_nodes: Mapping[str, FailedNode],
     classes: WriteClasses | None,
 ) -> tuple[Action, ...]:
-    """Return the writes that concern all nodes, in the order in which they are made: configuration, finalizers, claims
-    and failures, NVIDIA's objects, DeviceClasses and DeviceTaintRules. NVIDIA's objects are the pointers of
-    ClusterPolicy or, if no pointer has to change and the data is up to date, the MPS DaemonSet. While the data is
-    stale, DeviceClasses and DeviceTaintRules are not written either. Writes that would change nothing are left out.
-    `unfenced` has the claims that nodes without a fence get or keep, and `classes` the write of DeviceClasses."""
+    """Return the writes that concern all nodes, in the order in which they are made: `config`, finalizers, claims and
+    failures, one of NVIDIA's objects, `classes`, and DeviceTaintRules. The claims are those of the fenced nodes and
+    those in `unfenced`. NVIDIA's object is ClusterPolicy, for the fields that name our ConfigMaps, or, if it needs no
+    write, the MPS DaemonSet. Writes that would change nothing are left out. While cached data is stale, so are the
+    writes of the MPS DaemonSet, DeviceClasses and DeviceTaintRules."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {
@@ -80,12 +80,13 @@ def share(
 
 
 def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim | None) -> Claim:
-    """Return the claim of a node with our fence. If this pass takes the node past its point of no return, the claim
-    records that before the fence does, because otherwise nobody would know of it if the Node were deleted a moment
-    later (docs/adr/0044-what-was-seen-is-written-down.md).
+    """Return the claim for the node's fence, or for the fence that an Actuate action of `verdict` writes in this pass.
+    So the claim says that the node is past its point of no return before the fence does
+    (docs/adr/0044-what-was-seen-is-written-down.md).
 
-    If an operator crashed after it made that record, the record in `before` is kept for as long as the fence is still
-    for an earlier generation.
+    `before` is returned instead if it differs only in its `version`, and the new claim has none or has an earlier
+    generation of the same policy, because an operator may have stopped between the two writes. A node whose fence says
+    that it is proven always gets the new claim.
     """
     actions = verdict.actions if verdict is not None else ()
     coming = next((action.fence for action in actions if isinstance(action, Actuate)), fence)
@@ -99,8 +100,8 @@ def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim |
 
 
 def opens_again(verdict: Verdict, now: datetime) -> bool:
-    """Whether the node's gate was probably open for the previous process and will soon open for this one by itself:
-    the node's verdict wakes within CLOCKS, or it wakes at the end of the grace period of drift.
+    """Whether the node's change will soon begin by itself: the verdict wakes within CLOCKS, or its reason is Drifted
+    and it wakes at the end of the grace period, however long that is. False if the verdict has no wake.
 
     By another clock, a wait that was just over may last a moment longer. And only the process that saw a node drift
     knows since when, so a new process waits again. Waits for an answer or a person may last forever, so they do not
@@ -117,10 +118,10 @@ def find_resumed(
     verdicts: Mapping[str, Verdict],
     now: datetime,
 ) -> dict[str, Claim]:
-    """Return the claims of nodes without a readable fence that stay, by node. These are claims whose change is about
-    to begin after a brief wait, and claims of nodes whose fence cannot be read, such as one written by a newer
-    operator, because the change of such a node is under way nevertheless. The claim of a Node that was deleted or
-    created again never stays."""
+    """Return, by node, the claims that are kept although their nodes have no readable fence. A claim is kept if the
+    fence cannot be read, because a newer operator may have written it and the change goes on. It is also kept if the
+    node's verdict is still of the claim's policy and the change will soon begin by itself (`opens_again`). Claims of
+    Nodes that were deleted or created again, or that have no verdict, are never kept."""
     resumed = {}
     for name, claim in claims.items():
         node, verdict = nodes.get(name), verdicts.get(name)
@@ -137,9 +138,11 @@ def plan_finalizers(
     fenced: Collection[NodeView],
     verdicts: Mapping[str, Verdict],
 ) -> list[SetFinalizer]:
-    """Return the actions that add our finalizer to policies or remove it, sorted by policy. `claims` are all claims
-    that exist after this pass; `fenced` are the nodes with our fence, and `verdicts` has the verdict of each. A policy
-    that is being deleted keeps its finalizer while a fenced node holds it up, and never gets a new one."""
+    """Return the actions that add our finalizer to policies or remove it, sorted by policy; policies that need no write
+    are left out. A policy has the finalizer while one of `claims` is its own or `_keeps_finalizer` is true. A policy
+    that is being deleted without a reset has it only while a node in `fenced` holds it up (`_holds_up`). No policy that
+    is being deleted gets a new one. `claims` are all claims after this pass; `verdicts` has a verdict for each node in
+    `fenced`."""
     actions = []
     claiming = {claim.policy for claim in claims}
     for name, pool in sorted(pools.items()):

@@ -121,12 +121,11 @@ def try_wave(
     wave: Sequence[Candidate], room: int, most: int, full: Finding, *, ledger: Ledger, chosen: Selection
 ) -> int:
     """In this pass, start either all nodes of a wave that nothing blocks or none of them. `most` is how many nodes can
-    ever change together; if more nodes are free, only the first `most` of them start, but at least one. Put the
-    verdict of every node of the wave into `chosen`, and return how many slots the wave takes, or reserves until it can
-    start.
+    ever change together; if more nodes are free, only the first `most` of them start, but at least one. Put the verdict
+    of every node of the wave into `chosen`, and return how many slots the wave takes, or reserves until it can start.
 
     `full` is the Finding for nodes for which there will be no room. Blocked nodes are left behind; before the others
-    start without them, their pods are listed once more.
+    start without them, their pods are listed once more. A start adds the evictions of its nodes to `ledger.crowd`.
     """
     free = sorted((candidate for candidate in wave if candidate.look is None), key=_listed_first)
     free = free[: max(1, most)]

@@ -200,10 +200,11 @@ def tell_proposal(
 def foresee(
     pool: Pool, snapshot: ClusterSnapshot, now: datetime, count: int, past: Sequence[timedelta]
 ) -> tuple[timedelta, ...]:
-    """Return how long the changes of `count` nodes of the pool take at least and at most, counted from `now`, if each
-    takes as long as the fastest or the slowest of the `past` changes, as many nodes change at once as may, and nodes
-    start only within the windows and after the soak of the canaries. Empty if there are no past changes, if no node
-    may start, or if the windows that can be foreseen do not suffice."""
+    """Return how long the changes of `count` nodes of the pool take at least and at most, counted from `now`. Each is
+    assumed to take as long as the fastest or the slowest of the `past` changes. As many nodes change at once as the
+    policy and the operator-wide cap allow, and nodes start only within the windows and after the soak of the canaries.
+    Empty if `count` is 0, if there are no past changes, if no node may start, or if the windows that can be foreseen do
+    not suffice."""
     at_once, pooled = min(pool.limit, snapshot.settings.max_in_flight), pool.pooled(now)
     if not past or not count or not at_once or pooled is None:
         return ()

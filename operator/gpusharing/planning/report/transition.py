@@ -60,8 +60,9 @@ def transition(
 
 
 def is_wait(verdict: Verdict) -> bool:
-    """Whether the node is still waiting for a person, for another program or for the clock. False if its reason
-    describes a final state; Progressing counts as a wait."""
+    """Whether the node waits for a person, for another program or for the clock. True also for a failed node, because a
+    person has to act, and for Progressing. False only for the other reasons after which nothing is awaited
+    (`Passes.DONE`): Synced, Unowned and ProductSkipped."""
     return verdict.reason.passes is not Passes.DONE or verdict.reason is Reason.PROGRESSING
 
 

@@ -207,9 +207,9 @@ class RestartOperand:
 
 @value
 class Release:
-    """Return a node to service in one conditional PATCH. It removes the fence, our marks, our cordon if nobody else
-    needs it, and after a proof the start-up taint. If somebody else still works on a proven node, our cordon and the
-    taint stay, together with a fence that remembers them."""
+    """Return a node to service in one conditional PATCH. It removes the fence, what was set for other controllers, our
+    cordon if nobody else needs it, and after a proof the start-up taint. If somebody else still works on a proven node,
+    our cordon and the taint stay, together with a fence that remembers them."""
 
     node: NodeView
     """The Node as it was when this was decided."""

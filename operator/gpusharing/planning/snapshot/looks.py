@@ -35,7 +35,7 @@ class Look:
     at: datetime
     """When the pods were listed."""
     tries: int
-    """How many looks in a row had the same result; the next wait depends on that number."""
+    """How many looks in a row found blockers, if any; the next wait depends on that number. At least 1."""
     blockers: tuple[Blocker, ...] = ()
     """What kept the pods from leaving. Empty if nothing did and the change began."""
     needs: tuple[tuple[str, int], ...] = ()
@@ -43,9 +43,9 @@ class Look:
     it."""
 
     def due(self, poll: float) -> datetime:
-        """Return when to list the pods again. The wait is `poll` seconds at first and doubles with each equal result,
-        up to LONGEST. If all blockers end by themselves at a known time after this look, the wait ends no later than
-        that time."""
+        """Return when to list the pods again. The wait is `poll` seconds at first and doubles with each further look
+        that finds blockers (`tries`), up to LONGEST. If all blockers end by themselves at a known time after this look,
+        the wait ends no later than that time."""
         again = self.at + min(LONGEST, timedelta(seconds=poll * 2 ** min(self.tries - 1, 10)))
         end = ends_at(self.blockers)
         return again if end is None or end <= self.at else min(again, end)

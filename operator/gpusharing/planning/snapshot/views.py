@@ -120,8 +120,9 @@ class NodeView:
 
     @property
     def closed_since(self) -> datetime | None:
-        """When the present fence began to keep GPU pods off the node, by cordon or DeviceTaintRule. None without a
-        fence, and while the rule is not in place. Pods that were created before may be on the node."""
+        """When the present fence began to keep GPU pods off the node. This is its `since` or, if a DeviceTaintRule
+        takes the place of the cordon, no earlier than the creation of the rule plus CLOCK_ERROR. None without a fence,
+        and while such a rule is not in place. Pods that were created before may be on the node."""
         if self.fence is None or not self.fence.tainted:
             return self.fence.since if self.fence is not None else None
         return max(self.fence.since, self.rule_since + CLOCK_ERROR) if self.rule_since is not None else None
@@ -310,8 +311,9 @@ class PolicyView:
         return SpecVersion(self.uid, self.generation)
 
     def paused_by(self, word: str) -> "PolicyView":
-        """Return the policy paused as `word` says, a value of PlanSettings.paused. Unchanged for `false` or without a
-        spec."""
+        """Return the policy paused as `word` says, a value of PlanSettings.paused: `true` sets rollout.paused, and
+        `Finish`, `Hold` or `Abort` sets rollout.whenPaused as well. The policy is returned unchanged for `false` or
+        without a spec."""
         if self.spec is None or word == "false":
             return self
         update = {"paused": True} | ({} if word == "true" else {"when_paused": word})
