@@ -92,8 +92,9 @@ class RolloutPlan:
     objections: Mapping[str, Finding]
     """Why policies are not accepted, by policy; accepted ones are left out."""
     shared: tuple[Action, ...]
-    """The writes that serve all nodes, in this order: configuration, finalizers, claims, NVIDIA's objects. They are
-    made before the writes of the verdicts, because the fences of this pass need the claims."""
+    """The writes that serve all nodes, in this order: configuration, finalizers, claims, NVIDIA's objects,
+    DeviceClasses, DeviceTaintRules. They are made before the writes of the verdicts, because the fences of this pass
+    need the claims."""
     targets: Mapping[str, Mapping[str, int]]
     """For each node, the allocatable GPU resources that it will have, as counts by resource name. Nodes without a
     target and skipped nodes are left out."""

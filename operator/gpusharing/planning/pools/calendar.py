@@ -86,8 +86,9 @@ _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 def find_spans(
     windows: Sequence[ZonedWindow], blackouts: Sequence[ZonedWindow], after: datetime
 ) -> Iterator[Span]:
-    """Yield, in order, the spans from `after` onward in which nodes may start, as far as they can be foreseen. Each
-    window must have been checked with `find_flaw`.
+    """Yield, in order, the spans from `after` onward in which nodes may start, as far as they can be foreseen. A span
+    that is longer than HORIZON is yielded without an end, and no span follows it. Each window must have been checked
+    with `find_flaw`.
 
     Without windows nodes may start at any time except in blackouts. The iterator may be infinite.
     """
@@ -151,7 +152,8 @@ class _Times:
 
 
 def _first(allowed: Sequence[_Times], forbidden: Sequence[_Times], moment: datetime) -> datetime | None:
-    """Return the first time from `moment` onward at which a node may start, or None if none can be foreseen."""
+    """Return the first time from `moment` onward at which a window in `allowed` is open and none in `forbidden` is. If
+    `allowed` is empty, only `forbidden` counts. None if no such time can be foreseen."""
     for _ in range(STEPS):
         after: datetime | None = moment
         if any(one.until(moment) > moment for one in forbidden):

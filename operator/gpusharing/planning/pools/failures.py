@@ -18,8 +18,9 @@ MOST = 200
 
 
 def find_gone(claims: Mapping[str, Claim], nodes: Mapping[str, NodeView]) -> dict[str, FailedNode]:
-    """Return the nodes that were deleted after the point of no return and before they were proven, by UID. The nodes
-    are found through their claims; the write that records the failures also removes these claims."""
+    """Return the nodes that were deleted, or replaced under the same name, after the point of no return and before they
+    were proven, by UID of the deleted Node. The nodes are found through their claims; the write that records the
+    failures also removes these claims."""
     return {
         claim.node_uid: FailedNode(name, claim.version, gone=True)
         for name, claim in claims.items()
@@ -30,8 +31,9 @@ def find_gone(claims: Mapping[str, Claim], nodes: Mapping[str, NodeView]) -> dic
 def count_failures(
     pools: Iterable[Pool], recorded: Mapping[str, FailedNode], gone: Mapping[str, FailedNode]
 ) -> dict[str, FailedNode]:
-    """Return the failures that are on record after this pass, by UID of the Node: at most MOST, in the order of
-    `pools` and of the UIDs. Sets `failed_before` of each pool to the failures that are known only from the record.
+    """Return the failures that are on record after this pass, by UID of the Node: at most MOST, in the order of `pools`
+    and of the UIDs. Sets `failed_before` of each pool to the names of nodes whose failure is known only from the
+    record.
 
     A failure counts until its node is proven or the policy gets a new generation. It is not forgotten when a person
     lets the policy go on (`resuming.py`). Nor is it forgotten when its node is deleted, leaves the pool, or has its

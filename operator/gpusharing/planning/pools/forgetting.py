@@ -39,8 +39,8 @@ def find_forgotten(
 
 
 def _forget(verdict: Verdict, node: NodeView, actuator: Actuator) -> Verdict:
-    """Return the verdict that removes our labels and records from the node. What the actuator has written stays, and
-    the message names it if it matters."""
+    """Return the verdict that removes our labels and records from the node, in place of its other actions. What the
+    actuator has written stays, and the message names it if it matters."""
     labels: dict[str, str | None] = {
         key: None for key in (names.LABEL_POLICY, names.LABEL_MODE) if key in node.labels
     }

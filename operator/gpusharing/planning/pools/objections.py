@@ -25,7 +25,8 @@ def find_objections(
     terms: Mapping[str, Terms], unread: Mapping[str, Exception], pools: Mapping[str, Pool]
 ) -> dict[str, Finding]:
     """Return why policies are not accepted, by policy; accepted ones are left out. `unread` has the errors of policies
-    that cannot be judged, and `pools` may show that a policy's windows cannot be computed."""
+    that cannot be judged, and `pools` may show that a policy's windows cannot be computed. Windows that are closed,
+    invalid or too short are no objection."""
     found = {name: one.targets for name, one in terms.items() if isinstance(one.targets, Finding)}
     found |= {name: of_policy(name, error) for name, error in unread.items()}
     closed = ((name, pool.hours.closed) for name, pool in pools.items() if name not in found)

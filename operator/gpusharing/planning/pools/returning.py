@@ -27,11 +27,12 @@ def hold_together(
     policies: Iterable[PolicyView],
     now: datetime,
 ) -> dict[str, Verdict]:
-    """Return the new verdicts of proven nodes that wait for the others of their wave, by name.
+    """Return the new verdicts of proven nodes that wait for the others of their wave, by name. Verdicts that stay as
+    they are are left out.
 
-    They wait until all nodes of the wave are proven, but no longer than `timeouts.verification` after the first proof.
-    They stop waiting once one of the others has failed or is being rolled back, because then the gang could not come
-    back whole.
+    The nodes wait until all nodes of the wave are proven, but no longer than `timeouts.verification` after the first
+    proof. They stop waiting once one of the others has failed or is being rolled back, because then the gang could not
+    come back whole. If that time-out is unknown, they do not wait.
     """
     waves = _find_waves({name: fence for name, fence in fences.items() if name in verdicts}, nodes)
     if not waves:
@@ -98,8 +99,9 @@ def _until(
 def _await_wave(
     verdict: Verdict, node: NodeView, fence: Fence, *, others: Sequence[str], until: datetime, now: datetime
 ) -> Verdict:
-    """Return the verdict of a proven node that waits for `others` until `until`: it is not released, and its fence
-    records when it was first proven. `others` must not be empty; the first of them is shown as the keeper."""
+    """Return the verdict of a proven node that waits for `others` until `until`, with the reason WaitsForWave: it is
+    not released, and its fence records when it was first proven. `others` must not be empty; the first of them is shown
+    as the keeper."""
     actions = tuple(action for action in verdict.actions if not isinstance(action, Release))
     if fence.proven is None:
         actions = (*actions, UpdateFence(node, replace(fence, proven=now)))

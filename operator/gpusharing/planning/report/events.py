@@ -144,8 +144,8 @@ def _plans_return(verdict: Verdict) -> bool:
 
 def _entered(before: Verdict, after: Verdict) -> Event | None:
     """Return the Event about the phase of `after`, which differs from that of `before`. None unless the phase is
-    WaitingForJobs, Aborting or Failed, or is Synced and the node was in flight before, with a class of disruption
-    other than None."""
+    WaitingForJobs, Aborting, Failed or Synced. For Synced there is an Event only if the node was in a change before,
+    even a Failed one, with a class of disruption other than None."""
     node = after.node
     match after.phase:
         case Phase.WAITING_FOR_JOBS:

@@ -36,24 +36,25 @@ class Members:
 
     @property
     def done(self) -> int:
-        """How many of the nodes are proven and Ready, with nothing left to write."""
+        """How many of the nodes are Synced and Ready, with no action left in their verdicts (`is_done`)."""
         return sum(is_done(verdict, node) for verdict, node in zip(self.verdicts, self.nodes, strict=True))
 
     @property
     def unproven(self) -> list[Verdict]:
-        """The verdicts of the nodes that are not proven."""
+        """The verdicts of the nodes that are not proven, which are those in any phase but Synced."""
         return [verdict for verdict in self.verdicts if verdict.phase is not Phase.SYNCED]
 
     @property
     def away(self) -> str:
-        """The name of the first proven node whose kubelet does not report Ready. Empty if there is none."""
+        """The name of the first node that is proven (Synced) but whose kubelet does not report Ready. Empty if there is
+        none."""
         pairs = zip(self.verdicts, self.nodes, strict=True)
         return next((node.name for v, node in pairs if v.phase is Phase.SYNCED and not node.ready), "")
 
     @property
     def failures(self) -> list[Verdict]:
-        """The verdicts of the nodes whose change failed past the point of no return in this generation: those that are
-        held as Failed, are being rolled back, or were rolled back.
+        """The verdicts of the nodes whose change failed: those that are held as Failed, are being rolled back, or were
+        rolled back and have the reason RolledBack.
 
         The reason of a node that is being rolled back may name whatever it waits for, so its fence is checked as well.
         """
@@ -97,7 +98,7 @@ def _lost(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> t
 
 
 def is_done(verdict: Verdict, node: NodeView) -> bool:
-    """Whether the node is proven and Ready, with nothing left to write."""
+    """Whether the node is proven (Synced) and Ready, and its verdict has no action left."""
     return verdict.phase is Phase.SYNCED and node.ready and not verdict.actions
 
 

@@ -134,9 +134,9 @@ class Proposal:
 
 
 def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) -> ClusterSnapshot | None:
-    """Return a copy of the snapshot in which the ConfigMaps already have the contents that the plan wants to write,
-    with every entry written at `since`. A plan for the original snapshot would have every node wait for that write.
-    None if the plan writes no ConfigMaps."""
+    """Return a copy of the snapshot in which our ConfigMaps exist, have our label, and already have the contents that
+    the plan wants to write, with every entry written at `since`. A plan for the original snapshot would have every node
+    wait for that write. None if the plan writes no ConfigMaps."""
     change = next((action for action in plan.shared if isinstance(action, WriteConfig)), None)
     if change is None:
         return None

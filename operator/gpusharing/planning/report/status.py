@@ -264,8 +264,8 @@ def _force(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
 
 
 def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
-    """Return the first doubt about the MIG profiles of a card in the pool, or None if there is none or the policy is
-    not in mode MIG."""
+    """Return the first doubt about the MIG profiles of a card in the pool. None if there is none, if the policy is not
+    in mode MIG, or if its spec cannot be read."""
     if pool.policy.spec is None or pool.policy.spec.mode is not Mode.MIG:
         return None
     return next(
@@ -301,10 +301,10 @@ def _legal(pool: Members) -> str:
 
 
 def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
-    """Return the condition Reconciling. It is True while nodes are changing, or wait for a change that needs no person
-    to begin. It is also True while nodes are still in a change that another policy began, unless the policy is
-    stalled. If it is False, its reason is that of Stalled if the policy is stalled and not Ready, else that of
-    Ready."""
+    """Return the condition Reconciling. It is True while nodes are changing (`_moves`), or wait for a change that needs
+    no person to begin (`_waits`). It is also True while nodes are still in a change that another policy began, unless
+    the policy is stalled. If it is False, its reason is that of Stalled if the policy is stalled and not Ready, else
+    that of Ready."""
     moving = [verdict for verdict in pool.verdicts if _moves(verdict)]
     waiting = [verdict for verdict in pool.verdicts if _waits(verdict)]
     if moving:
@@ -320,7 +320,8 @@ def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
 
 
 def _moves(verdict: Verdict) -> bool:
-    """Whether the node is in flight (which excludes Failed), or is proven with a write of ours still to be made."""
+    """Whether our change of the node is under way and has not failed, or the node is Synced with a write of ours still
+    to be made."""
     if verdict.phase is Phase.SYNCED:
         return bool(verdict.actions)
     return verdict.phase.in_flight and verdict.phase is not Phase.FAILED
@@ -362,9 +363,10 @@ def _left_to_a_person(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _stuck(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return a Finding about the blocked nodes that need a person, or None if there are none. Blocked nodes come last
-    in a rollout, so they do not stall it yet while a node of the pool is in flight or waits without needing a
-    person, or while another node is about to join the pool. The result is then None, too."""
+    """Return a Finding with the reason Blocked about the nodes whose change only a person can make begin
+    (`_needs_person`). None if there are none. Such nodes come last in a rollout, so the result is also None while any
+    node of the pool is in flight, even Failed, or waits without needing a person, or while another node is about to
+    join the pool."""
     stuck = [verdict for verdict in pool.verdicts if _needs_person(verdict)]
     going_on = any(verdict.phase.in_flight or _waits(verdict) for verdict in pool.verdicts)
     if not stuck or going_on or pool.coming:

@@ -35,7 +35,8 @@ class Look:
     at: datetime
     """When the pods were listed."""
     tries: int
-    """How many looks in a row found blockers, if any; the next wait depends on that number. At least 1."""
+    """How many looks in a row have found blockers, this one included; the next wait depends on that number. 1 if this
+    one found none."""
     blockers: tuple[Blocker, ...] = ()
     """What kept the pods from leaving. Empty if nothing did and the change began."""
     needs: tuple[tuple[str, int], ...] = ()

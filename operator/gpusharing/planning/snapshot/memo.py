@@ -150,8 +150,7 @@ class _Known(NamedTuple):
 
 def _find_changed(before: Column, now: Column) -> AbstractSet[str]:
     """Return the names whose entries in the column differ between two passes, including names that are missing from one
-    of them. For columns that are sets, return the names that only one of the two has. If one column is a set and the
-    other a mapping, the names of the mapping count as its set."""
+    of them. For columns that are sets, return the names that only one of the two has."""
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         return set(before) ^ set(now)
     if before == now:
