@@ -1,4 +1,4 @@
-"""Whether the windows of a policy let a node start now, and when the next one may. Computed once per policy and pass.
+"""Whether the windows of a policy let a node start now, when the next one may, and when a series of changes would end.
 
 A node starts only if enough of the window is left for its change: drain.timeout plus the time that the slowest of the
 pool's last 20 changes took. A change that has begun may finish after the window.
@@ -69,8 +69,8 @@ def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timede
     the change.
 
     A change is expected to take as long as the slowest of the last RECENT changes, or UNKNOWN if there were none, but
-    never longer than its time limits. Changes that took more than twice the limits waited for a person and are ignored
-    (ADR 63).
+    never longer than its time limits. Changes of unknown duration are ignored, and so are those that took more than
+    twice the limits, because they waited for a person (ADR 63).
     """
     proofs, limit = [node.verified for node in nodes], actuation_limit(spec)
     known = [(one.changed_at, timedelta(seconds=one.took)) for one in proofs if one and one.changed_at]

@@ -3,6 +3,8 @@
 A cordoned node keeps its pods, but the operator's own pod may be replaced in the middle of a change, because somebody
 deletes, upgrades or drains it. If our cordons covered every node then, no operator could run to lift them
 (docs/design/drain.md#place).
+
+Terms: docs/design/glossary.md#fence.
 """
 
 from collections.abc import Iterable

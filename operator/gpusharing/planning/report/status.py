@@ -84,8 +84,9 @@ def policy_status(
     previous: Mapping[str, Any],
     now: datetime,
 ) -> dict[str, Any]:
-    """Return the body of `status`. Every key is present; a value of None tells the writer to remove the key.
-    `previous` is the stored status: conditions whose status is unchanged keep their lastTransitionTime from there."""
+    """Return the body of `status`. Every key is present; `plan` is None if there is no plan, which tells the writer to
+    remove the key. `previous` is the stored status: conditions whose status is unchanged keep their lastTransitionTime
+    from there."""
     pool = members(policy, plan, snapshot)
     pooled = plan.pools[policy.name].pooled(now)
     hours, note = (pooled.hours, find_note(pooled)) if pooled is not None else (ALWAYS, "")
