@@ -177,11 +177,12 @@ instances of each number of slices."""
 
 def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
     """Return the layouts of the named configurations that mig-manager from v0.14 generates on a node with this card, by
-    name and sorted by name. There are all-disabled, all-enabled, one for each profile, which fills the card with
-    instances of that profile, and all-balanced if the card has the profiles of NVIDIA's formula for it.
+    name and sorted by name. The layout of all-disabled is None (MIG is off), and that of all-enabled is empty (MIG is
+    on without instances). Each profile has a configuration that fills the card with its instances. There is also
+    all-balanced if the card has the profiles of NVIDIA's formula for it.
 
-    A layout of None means that MIG is off. A profile with a max_count of 0 gets no configuration, because mig-parted
-    refuses a whole file for an entry whose counts are all 0. Empty if no profile has a max_count above 0.
+    A profile with a max_count of 0 gets no configuration, because mig-parted refuses a whole file for an entry whose
+    counts are all 0. The result is empty if no profile has a max_count above 0.
     """
     profiles = [profile for profile in profiles if profile.max_count > 0]
     if not profiles:
@@ -314,9 +315,9 @@ class _Offer:
         return extend(sorted(most, key=_large_first), ())
 
     def substitutes(self, wanted: Mapping[str, int]) -> Iterator[Layout]:
-        """Yield every legal layout that lacks some of the ``wanted`` instances, or has instances with the same memory
-        and attribute and fewer compute slices in their place, including the empty layout. The card must offer all
-        profiles that are keys of ``wanted``; otherwise KeyError is raised."""
+        """Yield every legal layout that has at most the ``wanted`` instances, or has instances with the same memory and
+        attribute and no more compute slices in place of some of them, including the empty layout. The card must offer
+        all profiles that are keys of ``wanted``; otherwise KeyError is raised."""
         of, room = self.by_name, Counter[object]()
         kinds = {name: (one.memory_gb or name, _attribute(name)) for name, one in of.items()}
         most: Counter[str] = Counter()

@@ -230,7 +230,8 @@ def _too_large(pooled: Pooled, nodes: int, soak: str) -> Finding:
 
 
 def wait_for_canaries(pooled: Pooled) -> Finding:
-    """Return the Finding for nodes that are not canaries while the canaries start."""
+    """Return the CanarySoak Finding for nodes that are not canaries while the canaries start. It also names the
+    canaries whose change does not end by itself (`_unproven`)."""
     canary, policy, revision = pooled.spec.rollout.canary, pooled.policy, find_revision(pooled.policy)
     nodes = counted(canary.nodes if canary is not None else 0, "node")
     begun = _find_begun(pooled.members, policy, revision)

@@ -255,8 +255,8 @@ def begun_look(candidate: Candidate, pods: Standings) -> Look:
 
 
 def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> Verdict:
-    """Return the verdict that starts the change of this node by fencing it. The fence records `wave`, the id of the
-    node's wave, and `mates`, the nodes of that wave that were left behind."""
+    """Return the Cordoned verdict that starts the change of this node by fencing it, with the deadline of the fence.
+    The fence records `wave`, the id of the node's wave, and `mates`, the nodes of that wave that were left behind."""
     verdict = candidate.case.verdict(Phase.CORDONED, Reason.SETTLING, "the change begins")
     action = _fence(candidate)
     verdict = replace(verdict, deadline=action.fence.deadline)
@@ -285,8 +285,9 @@ def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
 
 
 def op_of(case: NodeCase, policy: PolicyView) -> str:
-    """Return the id of a change that begins now for this policy. A policy name longer than MAX_NAME characters is cut
-    and gets a hash that keeps it distinct."""
+    """Return the id of a change that begins now for this policy: the policy's name, its generation, and the time in
+    milliseconds as a hexadecimal number, separated by periods. A name longer than MAX_NAME characters is cut and gets a
+    hash that keeps it distinct."""
     name = policy.name
     if len(name) > MAX_NAME:
         name = f"{name[: MAX_NAME - 8]}-{sha256(name.encode()).hexdigest()[:7]}"
