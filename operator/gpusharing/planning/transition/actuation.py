@@ -39,9 +39,10 @@ def run(
     again: bool = False,
     step_proven: bool = False,
 ) -> Verdict:
-    """Return the verdict for the next step of a change: make the node idle or, once it is proven idle, pass the PNR. A
-    plugin restart needs no idle node: it passes the PNR as soon as `_waiting` finds nothing to wait for. If the change
-    turns out to need an idle node after all, the change starts over (`start_anew`).
+    """Return the verdict for the next step of a change: make the node idle or, once it is proven idle, pass the PNR.
+    What the run still waits for (`_waiting`) is shown only when no pod is left. A plugin restart needs no idle node and
+    passes the PNR as soon as there is nothing to wait for. If it turns out to need an idle node, the change starts over
+    at once (`start_anew`).
 
     `again`: the last run is repeated; the same values are written and the pods are replaced. `step_proven`: the
     previous step is proven, and this is the next one.
@@ -57,10 +58,10 @@ def run(
 
 
 def start_anew(case: FencedCase) -> Verdict:
-    """Return the Aborting verdict for a change that began as a plugin restart and now needs an idle node. The verdict
-    releases the node without a back-off, so that the node is fenced again with a cordon. If the change had failed, the
-    failure stays recorded. A node that is being rolled back becomes Failed instead, because only its fence records the
-    failure."""
+    """Return the Aborting verdict, with the reason PodsLeaving, for a change that began as a plugin restart and now
+    needs an idle node. It releases the node without a back-off, so that the node is fenced again with a cordon. If the
+    change had failed, the release records that (`remembered`). A node that is being rolled back gets a Failed verdict
+    without actions instead, because only its fence records the failure."""
     if goes_back(case):
         message = "the rollback needs an idle node, but this one is in use"
         return case.verdict(Phase.FAILED, Reason.ROLLING_BACK, message)
@@ -102,10 +103,10 @@ def _goal(case: FencedCase, assessed: Assessed, *, again: bool) -> Target:
 
 
 def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
-    """Return the verdict of a node whose run cannot begin yet, or None if it can. The run waits while the Node is
-    being deleted, the operator's views are stale, a gate of AIM or PROPAGATION is closed, or a pod that the run
-    needs is missing. The gates of AIM, which object to the final target, are skipped when the first of two steps is
-    repeated."""
+    """Return the verdict of a node whose run cannot begin yet, or None if it can. The run waits while the Node is being
+    deleted, the cached data is stale, a gate of AIM or PROPAGATION is closed, or a pod that the run needs is missing.
+    The gates of AIM, which object to the final target, are skipped when the first of two steps is repeated. The phase
+    is VerifyingIdle for a change that cordons. For any other change it is Preflight, or Reconfiguring after the PNR."""
     phase = Phase.VERIFYING_IDLE if case.fence.disruption.cordons else Phase.PREFLIGHT
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
         phase = Phase.RECONFIGURING
@@ -130,9 +131,9 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
 def _begin(
     case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool = False
 ) -> Verdict:
-    """Return the Reconfiguring verdict that takes the node past the PNR now. Its only action is one PATCH, which
-    writes what the actuator needs for `goal` and moves the fence to the stage `actuating`. The verdict also says
-    whether the next pass needs the node's pods.
+    """Return the Reconfiguring verdict that takes the node past the PNR now. Its only action is one PATCH, which writes
+    what the actuator needs for `goal` and moves the fence to the stage `actuating`. The verdict asks for the node's
+    pods in the next pass if the change cordons the node or the run has to delete a pod.
 
     `idle` is the reading that proved the node idle. For a plugin restart it is None, and then nothing is written that
     could change a GPU. `again`: the last run is repeated, and the attempt keeps its number.
@@ -147,10 +148,11 @@ def _begin(
 def _actuate(
     case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool
 ) -> Actuate:
-    """Return the action that passes the PNR: one PATCH that writes the fence with the stage `actuating` and what the
-    actuator needs for `goal`. The deadline is set anew (`actuation_limit`), and no run is due any more. A recorded
-    failure stays only if the policy's version is still that of the fence. The parameters are the same as those of
-    `_begin`."""
+    """Return the action that passes the PNR: one PATCH that writes what the actuator needs for `goal`, and the fence
+    with the stage `actuating`. The fence now follows the policy's present version, and its deadline is set anew
+    (`actuation_limit`). The due run, the wait for jobs and the time of the proof are cleared. The attempt is 1 unless
+    `again`. A recorded failure stays only if the policy's version is still that of the fence, and a rollback only while
+    `goes_back` holds."""
     node, fence, policy = case.node, case.fence, assessed.policy
     writing = case.actuator.write(case, fence, goal, idle.observed if idle is not None else None, again)
     revision = find_revision(policy)

@@ -53,7 +53,7 @@ from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 def after_pnr(case: FencedCase) -> Verdict:
     """Return the verdict with the next step of a node whose fence stage is `actuating`. If the node is being rolled
-    back, its last proven layout is the target."""
+    back, its last proven layout is the target, and the verdict mentions the rollback (`present_way_back`)."""
     back = find_way_back(case)
     if back is None:
         return _in_time(case, _way(case))
@@ -61,14 +61,14 @@ def after_pnr(case: FencedCase) -> Verdict:
 
 
 def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
-    """Return the verdict with the deadline of the fence applied. Before the deadline, the verdict wakes no later than
-    the deadline. After the deadline, the verdict becomes Failed and keeps its other actions, such as a request to the
-    agent; the reason ActuationInProgress becomes ActuatorStuck. A verdict that is already Failed, or that has an
-    action of _STEPS, is returned unchanged.
+    """Return the verdict with the deadline of the fence applied. A verdict that is Failed or has an action of _STEPS is
+    returned unchanged. Before the deadline, the verdict wakes no later than the deadline. After the deadline, it
+    becomes Failed and keeps its other actions, such as a request to the agent; the reason ActuationInProgress becomes
+    ActuatorStuck.
 
-    If a Ready agent still owes an answer and no failure is recorded yet, the deadline is extended a little. Instead of
-    a Failed verdict, the result may be the verdict for another run that a person asked for or for a rollback
-    (`_failed`).
+    If the verdict waits for the answer of a Ready agent and no failure is recorded yet, it does not become Failed
+    before `answer_due`. If `_failed` returns a verdict that is not Failed, which begins another run or a rollback, that
+    verdict is returned.
     """
     if verdict.phase is Phase.FAILED or any(isinstance(action, _STEPS) for action in verdict.actions):
         return verdict
@@ -92,8 +92,9 @@ _STEPS = (Actuate, Release, RestartOperand, UpdateFence)
 
 
 def _way(case: FencedCase) -> Verdict:
-    """Return the verdict of the first situation that applies. HELD is tried first, then AIMED if the node has a
-    target, or AIMLESS if it has none."""
+    """Return the verdict of the first situation that applies. HELD is tried first, then AIMED if the node has a target,
+    or AIMLESS if it has none. If none of these applies, return the verdict of `_changed_late` for a node with a target,
+    and of `_unobserved` for one without."""
     if (verdict := _first(HELD, case)) is not None:
         return verdict
     if not isinstance(case.assessment, Assessed):
@@ -126,7 +127,8 @@ def _first(situations: Iterable[Situation[Looked]], looked: Looked) -> Verdict |
 
 
 def _other_node(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return a Failed verdict if the fence belongs to an earlier Node of this name, else None."""
+    """Return a Failed verdict, with the command that removes the fence, if the fence belongs to an earlier Node of this
+    name. Return None if it belongs to this one."""
     if case.fence.node_uid == case.node.uid:
         return None
     message = (
@@ -160,8 +162,8 @@ def _uncordoned(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _untainted(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return the verdict of `restore_rule` for a node whose DeviceTaintRule does not keep all GPU pods off, else
-    None."""
+    """Return the verdict of `restore_rule` for a node whose DeviceTaintRule does not keep all GPU pods off. None if the
+    rule does, or if no such rule fences the node."""
     return restore_rule(case, Phase.RECONFIGURING)
 
 
@@ -185,8 +187,9 @@ def _works_on(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _refused(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return the verdict that says why the policy, in its present form, gives the node no target, or None if the
-    policy was not refused. The verdict is Verifying if the obstacle is momentary, else Failed."""
+    """Return the verdict that says why the policy, in its present form, gives the node no target, or None if the only
+    obstacle is that the GPUs are unknown. The verdict is Verifying if the objection is momentary (`Mark.MOMENTARY`),
+    else Failed."""
     assessment = case.assessment
     if not isinstance(assessment, Refused):
         return None
@@ -207,8 +210,8 @@ def _not_asked(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _unobserved(case: FencedCase) -> Verdict:
-    """Return the Verifying verdict that waits for the agent's reading. If there is a reading but it is incomplete, for
-    example because it lists no GPU, the verdict says so."""
+    """Return the Verifying verdict that waits for the agent's reading. If there is a reading, but the agent reports an
+    error, no GPU or a GPU that has never answered, the verdict has that reason and message."""
     assessment = case.assessment
     pending = assessment.pending if isinstance(assessment, Unobserved) else None
     if (
@@ -273,8 +276,9 @@ def _aims_at(case: FencedCase, target: Target) -> bool:
 
 
 def _old_pod(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict of `restart_pod` for the next pod that this run has to replace. The verdict deletes the pod,
-    or first makes the node idle. None if there is no such pod."""
+    """Return the verdict of `restart_pod` for the next pod that this run has to replace, or None if there is no such
+    pod. The verdict deletes the pod, waits if it is terminating, first makes the node idle, or starts over a change
+    without a cordon."""
     old = aimed.case.actuator.find_old(aimed.case, aimed.case.fence)
     return None if old is None else restart_pod(aimed.case, *old)
 
@@ -293,9 +297,9 @@ def _still_at_work(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _stop_proven(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict that begins the second step. None if the present step does not lead to the intermediate stop,
-    or if the stop is not proven yet. The stop counts as proven if the current request to the agent records the proof
-    (`prepares_next_step`)."""
+    """Return the verdict of the run for the second step (`actuation.run`), which may first have to prove the node idle
+    again. None if the last run did not lead to the intermediate stop, or if the stop is not proven yet. The stop counts
+    as proven if the current request to the agent records the proof (`prepares_next_step`)."""
     proven = aimed.on_course and aimed.aim is aimed.assessed.stop and prepares_next_step(aimed.case)
     return aimed.run(step_proven=True) if proven else None
 
@@ -367,12 +371,13 @@ def _at_work(case: FencedCase, trouble: Trouble) -> Verdict:
 
 
 def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
-    """Return a Failed verdict with this cause and the command for a retry. If the cause is that the actuator failed,
-    the verdict also asks the agent to read the GPUs, unless the agent has already been asked.
+    """Return a Failed verdict with this cause and the command for a retry. If the policy says Rollback, the message
+    also says why the node is not rolled back. If the reason is ActuatorFailed, the verdict also asks the agent to read
+    the GPUs, unless the agent has already been asked.
 
-    If a person asked for another try and the node has a target, return instead the verdict that records a new run:
-    everything is written again and the pods restart. If the policy says Rollback and a rollback is possible, return
-    the verdict of the rollback; see `turn_back`. `known`: the present state of the node is known.
+    If a person asked for another try and the node has a target, return instead the verdict that records a new run in
+    the fence. If the policy says Rollback and a rollback is possible, return the verdict that begins it (`turn_back`).
+    `known`: the cause shows the present state of the node.
     """
     if was_asked_again(case) and isinstance(case.assessment, Assessed):
         verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "trying again on request")
@@ -419,9 +424,10 @@ def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
 
 def _release(case: FencedCase, target: Target, policy: PolicyView) -> Verdict:
     """Return the verdict that releases a proven node. One PATCH writes the record of the proof, sets our two labels,
-    and removes the fence, our marks and the cordon. A cordon that is not ours alone stays (`may_uncordon`). While
-    somebody else works on the node, our cordon and the fence stay, and the routing label is not set yet (yielding.py).
-    After a rollback the reason is RolledBack."""
+    and removes the fence, the labels and annotations that keep other controllers away, and the cordon if
+    `may_uncordon`. While somebody else works on the node and the cordon is ours alone, the fence stays too, and the
+    routing label is not set yet (yielding.py). The reason is RolledBack after a rollback, else CordonKept if a cordon
+    stays, else Synced."""
     fence, node = case.fence, case.node
     labels, annotations = unmarked(fence, node)
     labels[names.LABEL_POLICY] = policy.name

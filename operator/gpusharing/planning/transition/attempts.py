@@ -41,13 +41,13 @@ def owed_by(proof: Verified) -> str:
 
 
 def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
-    """Return the action that notes in the fence that the actuators must run again towards the target of `assessed`,
-    once the node is proven idle again. The new deadline is now plus `drain.timeout` plus the time allowed for the
-    proof. The retry annotation counts as answered. The fence says that the node is being rolled back only if
-    `goes_back` still holds. With `failed`, the change no longer counts as failed and its start is recorded anew,
-    but the fence keeps the version of the spec that failed.
+    """Return the action that records in the fence that a run towards the target of `assessed` is due, as attempt number
+    `attempt`, once the node is proven idle again. The deadline becomes now plus `drain.timeout` plus `proof_time`. The
+    retry annotation counts as answered, and the pods that the last run had to delete are forgotten. A rollback stays
+    recorded only if `goes_back` holds. With `failed`, the change no longer counts as failed and its next run records a
+    new start, but the fence keeps the version of the spec that failed.
 
-    The note is written before the run. So a crash in between repeats nothing, and a pod can block the run only for a
+    The record is written before the run. So a crash in between repeats nothing, and a pod can block the run only for a
     limited time.
     """
     return UpdateFence(
@@ -70,10 +70,10 @@ def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = Fa
 
 
 def note_failure(case: FencedCase, verdict: Verdict) -> Verdict:
-    """Return the verdict of a node past the PNR. If the verdict is Failed for the first time, a last action is added
-    that records the failure in the fence. Without the record, a clock that is set back would undo the failure, and a
-    halted rollout would continue. The verdict is unchanged if the fence belongs to an earlier Node of this name, or if
-    no policy drives the node."""
+    """Return the verdict of a node past the PNR. If the verdict is Failed and the fence does not record the failure
+    yet, an action that records it is added after the verdict's other actions. The verdict is unchanged if the fence
+    belongs to an earlier Node of this name, or if no policy drives the node. Without the record, a clock that is set
+    back would undo the failure."""
     ours = case.fence.node_uid == case.node.uid and case.assessment is not None
     if verdict.phase is not Phase.FAILED or case.fence.failed is not None or not ours:
         return verdict
@@ -151,9 +151,8 @@ def failed_in(node: NodeView, policy: PolicyView) -> SpecVersion | None:
 
 
 def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
-    """Whether the node failed in this generation, and was then rolled back or released to start over. A candidate for
-    which this is true is one that a person wants tried again. It is therefore exempt from the hold that keeps other
-    nodes from starting because of the failure."""
+    """Whether a change of the policy's present generation failed on the node, and the node was then rolled back, or
+    released before the change succeeded."""
     deferred = node.deferred
     if deferred is not None and deferred.failed_version == policy.version:
         return True
@@ -224,7 +223,8 @@ def was_corrected(case: NodeCase, policy: PolicyView) -> bool:
 
 
 def _corrected_in(verified: Verified | None, policy: PolicyView) -> int:
-    """Return the generation of this policy in which drift was last corrected, or 0 if it never was."""
+    """Return the generation of this policy in which drift was last corrected. 0 if it never was, if there is no proof,
+    or if the proof is for another policy."""
     if verified is None or verified.policy != policy.name or verified.version.uid not in ("", policy.uid):
         return 0
     return verified.corrected_generation
@@ -278,9 +278,10 @@ def _took(fence: Fence, now: datetime) -> int:
 
 
 def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
-    """Return the proof of a change, or of the rollback of a failed one. `target` is the layout that was proven. The
-    proof of a rollback keeps the time and duration of the latest change that reached its target, and records the
-    failure."""
+    """Return the proof of a change, or of the rollback of a failed one. `target` is the layout that was proven; the
+    names of the configurations are those in the fence. If the change corrects drift, the policy's present generation is
+    recorded as the one in which drift was corrected. The proof of a rollback records the failure; it keeps from the
+    earlier proof when the latest change that reached its target was proven, and how long that change took."""
     fence = case.fence
     corrected = _corrected_in(case.node.verified, policy)
     followed = fence.version.generation if fence.version.uid in ("", policy.uid) else 0

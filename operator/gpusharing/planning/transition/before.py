@@ -42,16 +42,17 @@ from gpusharing.planning.wanted.assess import Assessed, Refused
 
 
 def before_pnr(case: FencedCase) -> Verdict:
-    """Return the verdict with the next step of a node whose fence stage is `fenced`. The verdict shows no deadline
-    once the deadline has no effect."""
+    """Return the verdict with the next step of a node whose fence stage is `fenced`. The verdict has no deadline once
+    the deadline has passed and the policy says that the drain continues (`outlasts`)."""
     verdict = _next_step(case)
     return replace(verdict, deadline=None) if outlasts(case) else verdict
 
 
 def _next_step(case: FencedCase) -> Verdict:
-    """Return the verdict for the next step: give the change up, see to the DeviceTaintRule that fences the node, end
-    the wait for jobs, wait until nothing holds the change up or the cordon has settled, begin the wait for jobs, or go
-    on making the node idle."""
+    """Return the verdict of the first step that applies: give the change up, restore the DeviceTaintRule that fences
+    the node, end the wait for jobs, or wait while the node has no target or the policy holds the change. After that, a
+    change without a cordon runs (`run`). Any other change first records a worse class of disruption, waits until the
+    cordon has settled, and begins the wait for jobs."""
     if (ending := find_ending(case)) is not None:
         return ending
     if (open_to_pods := restore_rule(case, Phase.CORDONED)) is not None:
@@ -80,11 +81,12 @@ def _next_step(case: FencedCase) -> Verdict:
 
 
 def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
-    """Return the Cordoned verdict of a change that cannot continue for now. The deadline is not extended.
+    """Return the Cordoned verdict of a change that cannot continue for now. The deadline is not extended, and the
+    verdict wakes when the clock may next end the change.
 
     If the drain waits for jobs, the pods are still listed, because the wait ends with the last job. If the policy says
-    Hold and the deadline is over, the change waits until the obstacle is gone or a person aborts the change, and the
-    message has the command for the abort.
+    Hold and the deadline is over, the verdict has no time to wake: the change waits until the obstacle is gone or a
+    person aborts the change, and the message has the command for the abort.
     """
     if not case.fence.jobs:
         if outlasts(case):
@@ -121,9 +123,8 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
 
 def _end_jobs(case: FencedCase) -> Verdict | None:
     """Return the verdict that sets the drain's deadline to `drain.timeout` from now, because no job is left. None if
-    the drain does not wait for jobs, if jobs are left, if the pods were not listed, or if no readable policy drives
-    the node. The caller checks this even while something else holds the drain up, because the wait for jobs may be
-    unlimited."""
+    the drain does not wait for jobs, if jobs are left, if the pods were not listed, or if no readable policy drives the
+    node."""
     plan, fence = case.drain, case.fence
     spec = case.assessment.policy.spec if case.assessment is not None else None
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
@@ -212,7 +213,8 @@ def _unapproved(case: FencedCase) -> str:
     no approval.
 
     An edit that keeps the target, such as a pause, keeps the class of disruption too, so the approval still covers it.
-    A change that began without an approval needs one once the policy has been edited.
+    A change that began without an approval needs one once the policy has been edited. No approval covers a policy that
+    was deleted and created again.
     """
     assessment, fence = case.assessment, case.fence
     policy = assessment.policy if assessment is not None else None
@@ -281,15 +283,16 @@ def _uncordoned(case: FencedCase) -> str:
 
 
 def _barred(case: FencedCase) -> str | Finding:
-    """Return the objection of the first closed gate of AIM to the target, or an empty string if the target can still
-    be reached. An objection ends the change, because so far nothing is lost except evicted pods."""
+    """Return the objection of the first closed gate of AIM to the target. Empty if these gates are open, or if the node
+    has no target now. An objection ends the change, because so far nothing is lost except evicted pods."""
     assessment = case.assessment
     return (find_gate(case, assessment, AIM) if isinstance(assessment, Assessed) else None) or ""
 
 
 def _foreign(case: FencedCase) -> str:
     """Return the message that somebody else has begun to work on the node, or an empty string if nobody has. Work that
-    only waits for its turn does not count: our marks keep it away until the change is done."""
+    is only queued does not count, because the labels and annotations on a fenced node keep it from beginning until the
+    change is done."""
     node = case.node
     return (
         f"{node.foreign} started working on the node; the cordon stays in place for it"
@@ -315,10 +318,10 @@ def _jobs_late(case: FencedCase) -> str:
 
 
 def _late(case: FencedCase) -> str | Finding:
-    """Return the message that ends the change because its deadline and the extra time of `_limit` are over, or an
-    empty string if the change goes on. The change also goes on if the policy says Hold and while the pods still
-    have to be listed (`_unlooked`). On a node with a target, it goes on as well while the fence waits for jobs but
-    no LIST shows any. What a LIST shows counts more than the clock."""
+    """Return the message that ends the change because its deadline and the extra time of `_limit` are over, or an empty
+    string if the change goes on. In one case the message is a Finding (`_time_out`). The change also goes on if the
+    policy says Hold and while the pods still have to be listed (`_unlooked`). On a node with a target, it goes on as
+    well while the fence waits for jobs but no LIST shows any. What a LIST shows counts more than the clock."""
     if holds(case) or _unlooked(case):
         return ""
     plan = case.drain
@@ -330,12 +333,13 @@ def _late(case: FencedCase) -> str | Finding:
 
 
 def _unlooked(case: FencedCase) -> bool:
-    """Whether the deadline is over, nothing holds the change up, and this process has not listed the pods yet. False
-    if the change needs no cordon.
+    """Whether the change must go on after its deadline because this process has not listed the pods yet. False if the
+    change needs no cordon, if the node has no target, or if the policy is paused and holds the change. A failed LIST
+    counts as none until `proof_time` after the deadline, but not longer, because the operator may lack the right to
+    list pods.
 
     An operator that was not running for a while may find the pods gone, and what a LIST shows counts more than the
-    clock (docs/design/drain.md#x10). A failed LIST shows nothing. LISTs are repeated for as long as a proof may take,
-    but no longer, because the operator may lack the right to list pods.
+    clock (docs/design/drain.md#x10).
     """
     assessment, fence = case.assessment, case.fence
     if not fence.disruption.cordons or case.now < fence.deadline:
@@ -388,8 +392,9 @@ def _next_limit(case: FencedCase) -> datetime:
 
 
 def _time_out(case: FencedCase) -> str | Finding:
-    """Return the message that the change is given up at its deadline, with what kept it from succeeding. A Finding is
-    returned instead if processes still used a GPU after the pods were gone."""
+    """Return the message that the change is given up at its deadline, with what kept it from succeeding. If the pods
+    are gone, but the agent last found the GPUs in use, unreadable or not responding (`last_busy`), return a Finding
+    with the reason GPUStillBusy instead."""
     if case.drain is not None and case.drain.idle:
         text = "the pods are gone, but the node was not proven idle in time, so it was restored"
         busy = last_busy(case)
@@ -400,11 +405,12 @@ def _time_out(case: FencedCase) -> str | Finding:
 
 
 def _abort(case: FencedCase, why: Finding, *, defer: bool) -> Verdict:
-    """Return the verdict that abandons the change: it releases the node and restores it as it was before the fence.
-    The cordon is lifted only if `may_uncordon` allows that. If somebody else works on the node and the cordon is ours
-    alone, the node is yielded instead (`give_way`): the fence and the cordon stay, and `defer` has no effect. A node
-    behind a DeviceTaintRule is cordoned first in that case. With
-    `defer`, the next attempt waits for a back-off; otherwise only a failure that the change already had is recorded.
+    """Return the Aborting verdict that gives the change up. Normally it releases the node and restores it as it was
+    before the fence; the cordon is lifted only if `may_uncordon`. With `defer`, the release records a back-off;
+    otherwise it records only a failure that the change already had.
+
+    While somebody else works on the node, nothing is released. A node behind a DeviceTaintRule is first cordoned
+    (`cordon_instead`), and a node whose cordon is ours alone is yielded (`give_way`).
     """
     if case.fence.tainted and case.node.foreign_works:
         return cordon_instead(case, Phase.ABORTING, f"{case.node.foreign} is working on the node")

@@ -44,15 +44,15 @@ def calls_fail(verdict: Verdict) -> bool:
 
 
 def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
-    """Return the verdict of a node whose calls fail. While its calls are suspended, the node is not a candidate, and
-    it wakes no later than when calls may be sent again. If the failure lasts, the verdict also gets the reason
-    CallFailed and the failure's message and blocker; a reason CordonKept stays, with its message in front. A
-    verdict that would fence the node then becomes Pending, one that missed the deadline of a step past the point of
-    no return becomes Failed, and a release loses its deadline. The actions stay and wait for `next_try`.
+    """Return the verdict of a node whose calls fail. While its calls are suspended, the node is not a candidate, and it
+    wakes no later than when calls may be sent again. After LASTING failures in a row, the verdict also gets the reason
+    CallFailed and the failure's message and blocker; a reason CordonKept stays, with its message in front. A verdict
+    that would fence the node then becomes Pending, one that missed the deadline of a step past the point of no return
+    becomes Failed, and a release loses its deadline. The actions stay and wait for `next_try`.
 
     The verdict is returned unchanged if it already names a failed call. So is a verdict without actions, unless its
-    node is a candidate whose calls are suspended, or is in flight and had a failed call recently. `fence` is the
-    node's fence; without it, a late request to the agent does not make the verdict Failed.
+    node is a candidate whose calls are suspended, or is in flight and had a failed call recently. `fence` is the node's
+    fence; without it, a late request to the agent does not make the verdict Failed.
     """
     suspended = failure.holds(now)
     on_its_way = verdict.phase.in_flight and failure.is_fresh(now)
@@ -158,9 +158,10 @@ class Failing:
         return failure is not None and failure.holds(self.now)
 
     def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
-        """Return all members, with new verdicts for two kinds of nodes that are not Failed yet: nodes that missed the
-        deadline of their next step become Failed and record that in the fence, and nodes in flight whose calls have
-        failed for a long time get a verdict that says so.
+        """Return all members, with new verdicts for two kinds of nodes that are not Failed yet. Nodes that missed the
+        deadline of a step past the point of no return become Failed, with an action that records that in the fence.
+        Nodes in flight whose calls failed at least STUCK times in a row get a verdict that names the failed call
+        (`named`).
 
         The pools must know this before they choose, because Failed nodes count for maxFailures and the slots of the
         others do not become free by themselves.
