@@ -149,10 +149,10 @@ def _actuate(
     case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool
 ) -> Actuate:
     """Return the action that passes the PNR: one PATCH that writes what the actuator needs for `goal`, and the fence
-    with the stage `actuating`. The fence now follows the policy's present version, and its deadline is set anew
-    (`actuation_limit`). The due run, the wait for jobs and the time of the proof are cleared. The attempt is 1 unless
-    `again`. A recorded failure stays only if the policy's version is still that of the fence, and a rollback only while
-    `goes_back` holds."""
+    with the stage `actuating`. The fence now follows the policy's present version, its deadline is set anew
+    (`actuation_limit`), and the retry annotation counts as answered. The due run, the wait for jobs and the time of the
+    proof are cleared. The attempt is 1 unless `again`. A recorded failure stays only if the policy's version is still
+    that of the fence, and a rollback only while `goes_back` holds."""
     node, fence, policy = case.node, case.fence, assessed.policy
     writing = case.actuator.write(case, fence, goal, idle.observed if idle is not None else None, again)
     revision = find_revision(policy)

@@ -50,9 +50,9 @@ def before_pnr(case: FencedCase) -> Verdict:
 
 def _next_step(case: FencedCase) -> Verdict:
     """Return the verdict of the first step that applies: give the change up, restore the DeviceTaintRule that fences
-    the node, end the wait for jobs, or wait while the node has no target or the policy holds the change. After that, a
-    change without a cordon runs (`run`). Any other change first records a worse class of disruption, waits until the
-    cordon has settled, and begins the wait for jobs."""
+    the node, end the wait for jobs, or wait while the node has no target or the policy holds the change. If none
+    applies, a change without a cordon goes on to `run`. Any other change first records a worse class of disruption,
+    waits until the cordon has settled, and begins the wait for jobs."""
     if (ending := find_ending(case)) is not None:
         return ending
     if (open_to_pods := restore_rule(case, Phase.CORDONED)) is not None:
@@ -333,10 +333,10 @@ def _late(case: FencedCase) -> str | Finding:
 
 
 def _unlooked(case: FencedCase) -> bool:
-    """Whether the change must go on after its deadline because this process has not listed the pods yet. False if the
-    change needs no cordon, if the node has no target, or if the policy is paused and holds the change. A failed LIST
-    counts as none until `proof_time` after the deadline, but not longer, because the operator may lack the right to
-    list pods.
+    """Whether the deadline has passed, but the change has to go on because this process has not listed the pods yet.
+    False if the change needs no cordon, if the node has no target, or if the policy is paused and holds the change. A
+    failed LIST counts as none, but only until `proof_time` after the deadline, because the operator may lack the right
+    to list pods.
 
     An operator that was not running for a while may find the pods gone, and what a LIST shows counts more than the
     clock (docs/design/drain.md#x10).
@@ -405,12 +405,13 @@ def _time_out(case: FencedCase) -> str | Finding:
 
 
 def _abort(case: FencedCase, why: Finding, *, defer: bool) -> Verdict:
-    """Return the Aborting verdict that gives the change up. Normally it releases the node and restores it as it was
-    before the fence; the cordon is lifted only if `may_uncordon`. With `defer`, the release records a back-off;
-    otherwise it records only a failure that the change already had.
+    """Return the Aborting verdict that gives the change up. It releases the node and restores it as it was before the
+    fence; the cordon is lifted only if `may_uncordon`. With `defer`, the release records a back-off; otherwise it
+    records only a failure that the change already had.
 
-    While somebody else works on the node, nothing is released. A node behind a DeviceTaintRule is first cordoned
-    (`cordon_instead`), and a node whose cordon is ours alone is yielded (`give_way`).
+    There are two exceptions while somebody else works on the node. If a DeviceTaintRule fences the node, the verdict
+    first cordons it (`cordon_instead`). If the cordon is ours alone, the verdict yields the node, and the fence and the
+    cordon stay (`give_way`).
     """
     if case.fence.tainted and case.node.foreign_works:
         return cordon_instead(case, Phase.ABORTING, f"{case.node.foreign} is working on the node")

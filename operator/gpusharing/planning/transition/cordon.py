@@ -25,8 +25,8 @@ def may_uncordon(case: FencedCase) -> bool:
 
 
 def tell_foreign(node: NodeView) -> str:
-    """Return a clause that says who else maintains the node and whether they are working, waiting for the node or not
-    finished. `node.foreign` must not be empty."""
+    """Return a clause that says who else maintains the node, and whether they are working on it, are still waiting for
+    it, or may have stopped halfway. `node.foreign` must not be empty."""
     if node.foreign_queued:
         return f"{node.foreign} is waiting for {node.name}"
     return f"{node.foreign} {'has not finished with' if node.foreign_waits else 'is working on'} {node.name}"

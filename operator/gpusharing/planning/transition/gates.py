@@ -110,7 +110,8 @@ def _not_for_containers(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _switched_off(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that some of NVIDIA's programs are kept off the node, or an empty string if none are."""
+    """Return the message that a label keeps a program off the node that the actuator needs for every mode, with the
+    remedy. Empty if there is no such label; a pause that ends by itself does not count."""
     return find_disabled(case.node, case.actuator, case.stack.cluster_policy)
 
 
@@ -148,8 +149,8 @@ def _unreadable(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _withheld(case: NodeCase, assessed: Assessed) -> str:
-    """Return what NVML withholds from the agent although a proof of the change needs it, or an empty string if NVML
-    withholds nothing of that kind."""
+    """Return the message that NVML does not show the agent all MIG instances of a GPU, so that a layout could not be
+    proven. Empty if it shows all, or if the target has no MIG and no GPU has MIG on."""
     return find_withheld(assessed.target, assessed.observed)
 
 
@@ -166,8 +167,8 @@ def _unhealthy(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:
-    """Return why GPUs must not be repartitioned under the node's driver. Empty if they may be, or if their layouts do
-    not change: sharing and NVIDIA's labels may be changed under any driver."""
+    """Return why GPUs must not be repartitioned under the node's driver. Empty if nothing is known against the driver,
+    or if no layout changes: sharing and NVIDIA's labels may be changed under any driver."""
     settings = case.settings
     if case.found_layouts == assessed.target.layouts:
         return ""
@@ -188,7 +189,7 @@ def _hangs_pods(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _owned_elsewhere(case: NodeCase, assessed: Assessed) -> str:
-    """Return a message about the first label that the change would set although another program also sets it
+    """Return a message about the first label that the change would set or remove although another program also sets it
     (`find_owned`), or an empty string if there is no such label."""
     return find_owned(case.node, assessed, case.actuator)
 
@@ -218,9 +219,10 @@ def _hindered(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return the Finding that the drift has not lasted for the whole grace period yet, with the end of that period.
-    Empty if there is no drift, if the period is over, or if a person asked for the drift to be corrected at once. A
-    difference that passes quickly is no reason to drain a node."""
+    """Return the Finding that the drift has not lasted for the whole grace period yet, with the end of that period. The
+    period begins when this process first saw the difference, or now if it did not see it before. Empty if there is no
+    drift, if the period is over, or if a person asked for the drift to be corrected at once. A difference that passes
+    quickly is no reason to drain a node."""
     drift = _drift(case, assessed)
     if drift is None:
         return ""
@@ -232,10 +234,9 @@ def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _drifted_again(case: NodeCase, assessed: Assessed) -> str:
-    """Return why a person has to look at a node that drifts again, or an empty string if its drift may be corrected.
-
-    Drift is corrected once per generation of a policy, and again when a person asks for another try.
-    """
+    """Return the message that the node drifted again after a correction, with the program that last wrote each of its
+    labels, if known. Empty if there is no drift, or if it may be corrected. Drift is corrected once per generation of a
+    policy, and again when a person asks for another try."""
     drift = _drift(case, assessed)
     if drift is None or not was_corrected(case, assessed.policy):
         return ""
@@ -304,7 +305,8 @@ def _paused(case: NodeCase, assessed: Assessed) -> str:
 
 
 def tell_pause(case: NodeCase) -> str:
-    """Return a clause that names what pauses the policy of the node: the chart's value if set, else the policy."""
+    """Return a clause that names what pauses the policy of a node: the chart's value `paused` unless it is `false`,
+    else the policy's own field. Whether the policy is paused is not checked."""
     word = case.settings.paused
     return f"the chart's value paused is {word}" if word != "false" else "spec.rollout.paused is true"
 
@@ -331,8 +333,8 @@ def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _configured(assessed: Assessed) -> datetime | None:
-    """Return when the last of the configurations that the labels will name was written. They are the configurations of
-    the target and of this step's goal. None if one of them is not written yet."""
+    """Return when the last of the configurations that the labels will name was written: that of the target and, in a
+    change with two steps, that of the intermediate stop too. None if one of them is not written yet."""
     since, goal = assessed.target.configured, assessed.goal
     if since is None or goal is assessed.target:
         return since

@@ -61,8 +61,8 @@ def way_to_idle(
 
 
 def escalate(case: FencedCase) -> Verdict | None:
-    """Return the Draining verdict that records a worse class of disruption in the fence, or None if the class is
-    already recorded. The worst class seen decides which pods must leave.
+    """Return the Draining verdict that records the present class of disruption (`NodeCase.disruption`) in the fence, or
+    None if the fence has it already. The class only ever gets worse, and it decides which pods must leave.
 
     Pods that did not have to leave before get the whole `drain.timeout`, counted from now. While the drain waits for
     jobs, the deadline does not change.
@@ -105,8 +105,9 @@ def next_poll(case: FencedCase, pace: int = 1) -> datetime:
 
 def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
     """Return the verdict on a node whose drain continues, with the evictions and deletions of this pass. The phase is
-    WaitingForJobs while the drain waits for pods to end by themselves, else Draining. Nothing is evicted or deleted
-    while the operator's views are stale, because somebody may have lifted the cordon in the meantime."""
+    WaitingForJobs while the drain waits for pods to end by themselves, else Draining. The reason is the most urgent one
+    of the blockers, or PodsLeaving without blockers, and DrainHeld once the drain outlasts its deadline. While the
+    cached data is stale, nothing is evicted or deleted, because somebody may have lifted the cordon in the meantime."""
     reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
     lines = explain_blockers(plan.blockers)
     text = _tell_left(case, plan)
@@ -151,9 +152,9 @@ def _tell_left(case: FencedCase, plan: DrainPlan) -> str:
 
 
 def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bool) -> Verdict | None:
-    """Return the verdict on what the proof of idleness still lacks, with the next request to the agent if one is
-    needed, or None if the node is proven idle. The proof needs a Ready node and a Ready agent. The agent must have
-    closed NVML and seen no process on the GPUs except MPS daemons. After that, two LISTs some seconds apart must
+    """Return the VerifyingIdle verdict on what the proof of idleness still lacks, with the next request to the agent if
+    one is needed, or None if the node is proven idle. The proof needs a Ready node and a Ready agent. The agent must
+    have closed NVML and seen no process on the GPUs except MPS daemons. After that, two LISTs some seconds apart must
     show no pod that has to leave."""
 
     def wait(reason: Reason, message: str, wake: datetime | None = None) -> Verdict:

@@ -27,8 +27,9 @@ from gpusharing.planning.wanted.assess import Assessed, Assessment, Refused, Uno
 
 
 def judge(case: NodeCase) -> Verdict | None:
-    """Return the verdict for one node, or None if the node does not concern us. Such a node has no fence, no policy,
-    no GPU, and no label that names a former owner. A node whose fence cannot be read is Blocked."""
+    """Return the verdict for one node, or None if the node does not concern us. Such a node has no fence, no policy, no
+    GPU, and no label that names a former owner. A node whose fence cannot be read is Blocked, and nothing is done about
+    it. Any other verdict gets the write to the GPUNode if one is needed (`with_gpunode`)."""
     if case.node.fence_error:
         message = f"{case.node.fence_error}; nothing is done on this node"
         return case.verdict(Phase.BLOCKED, Reason.FENCE_UNREADABLE, message)
@@ -62,9 +63,11 @@ def differs_from_target(case: NodeCase) -> bool:
 
 
 def _fenced(case: FencedCase) -> Verdict:
-    """Return the verdict for a node with our fence: the next step of its change, or its forced release. If we yielded
-    the node to somebody else, the verdict waits for them or releases the node. A failure after the point of no
-    return is recorded in the fence or, if another policy owns the node now, handed over to that policy."""
+    """Return the verdict for a node with our fence. If we yielded the node to somebody else, the verdict waits for them
+    or releases the node. If the policy that began the change is being deleted and a person asked for a forced release,
+    the verdict releases the node and leaves it cordoned. Otherwise it is the next step of the change. A failure after
+    the point of no return is recorded in the fence or, if another policy owns the node now, handed over to that policy.
+    """
     # The change of a yielded node has ended, so there is nothing to release by force. Only its fence says that the
     # cordon is ours and may be lifted once nobody else works there.
     if case.fence.stage == "yielded":
@@ -103,8 +106,9 @@ def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
 
 
 def _unowned(case: NodeCase) -> Verdict | None:
-    """Return the Skipped verdict for a node that no policy selects. The node stays as it is, except that the label
-    with the name of its former owner is removed. None for a node without a GPU and without that label."""
+    """Return the Skipped verdict for a node that no policy selects. It removes the label with the name of the node's
+    former owner and, on a node with a GPU, makes the write to the GPUNode that is needed (`with_gpunode`). None for a
+    node without a GPU and without that label."""
     marked = names.LABEL_POLICY in case.node.labels
     if not has_gpu(case.node) and not marked:
         return None
@@ -115,9 +119,10 @@ def _unowned(case: NodeCase) -> Verdict | None:
 
 
 def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
-    """Return the verdict for a node without a fence that a policy governs: it is left alone, adopted, blocked, or a
-    candidate. If the policy resets its nodes but this node does not concern the policy, our policy label is removed.
-    """
+    """Return the verdict for a node without a fence that a policy governs. Without a target, the node is Skipped if its
+    policy is accepted, else Blocked; without a usable reading, `_not_observed` decides. A node that matches its target
+    is judged by `_as_wanted`. Any other node is a Pending candidate unless `find_closed` or a gate objects. If the
+    policy resets its nodes but this node does not concern it, our policy label is removed."""
     if isinstance(assessment, Refused):
         phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
         if assessment.policy.resetting and Mark.OUTSIDE in objection.reason.marks:  # left as they are
@@ -139,7 +144,8 @@ def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
 
 def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
     """Return the verdict for a node without a usable reading, with the most specific known cause: a closed gate of
-    SERVABLE, a component that does not tolerate the start-up taint, a missing agent, or else `pending`."""
+    SERVABLE, a component that does not tolerate the start-up taint, a missing agent, or else `pending`. The second and
+    third make the node Blocked; for the other two, the reason decides between Pending and Blocked."""
     if (gate := find_gate(case, None, SERVABLE)) is not None:  # this explains why nobody reads the GPUs
         return _gated(case, gate)
     if (closed := find_closed(case)) is not None:

@@ -32,15 +32,17 @@ PAUSED = "paused-for-driver-upgrade"
 
 def find_quiet(case: NodeCase) -> Finding | None:
     """Return why the agent of a node that we do not change must keep NVML closed, or None if it may read. Always None
-    for a node that we are changing."""
+    for a node that we are changing; a node that we yielded does not count as one."""
     if case.node.fence is not None and case.node.fence.stage != "yielded":
         return None
     return _driver(case.node) or _actuator(case)
 
 
 def _driver(node: NodeView) -> Finding | None:
-    """Return the Finding that NVIDIA's driver is being replaced on the node, or None if it is not. States that may
-    last for weeks do not count: the states in UPGRADE_LASTING, and ASKED_FOR while the work waits for its turn."""
+    """Return the Finding that NVIDIA's driver is being replaced on the node, or None if it is not. It is being replaced
+    if the label of the driver upgrade has a state in UNLOADING, or if an operand's label is paused for the upgrade.
+    States that may last for weeks do not count: those in UPGRADE_LASTING, and ASKED_FOR while the work waits for its
+    turn."""
     state = node.labels.get(names.LABEL_UPGRADE_STATE, "")
     if state in names.UPGRADE_LASTING or (state == ASKED_FOR and node.foreign_queued):
         return None

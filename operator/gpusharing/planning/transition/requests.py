@@ -71,7 +71,8 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
 
 def _move(node: NodeView, requests: Mapping[str, str]) -> tuple[Action, ...]:
     """Return the actions that write the requests of a GPUNode to its Node, unless the Node has them, and then remove
-    them from the GPUNode. A crash in between therefore loses nothing, and repeats nothing."""
+    them from the GPUNode. A request to skip the node sets the skip label if its value is `true`, and removes the label
+    for any other value. A crash between the actions loses nothing, and repeats nothing."""
     present = {names.ANNOTATION_RETRY: node.retry, names.ANNOTATION_ABORT: node.abort}
     annotations = {key: requests[key] for key in present if requests.get(key, present[key]) != present[key]}
     labels: dict[str, str | None] = {}
@@ -116,8 +117,8 @@ def answers_quiet(case: NodeCase) -> bool:
 
 def last_busy(case: FencedCase) -> str:
     """Return why the GPUs were not proven idle when the agent last closed NVML for this change: the agent could not
-    read them, one does not respond, or a process used one. Empty if they were idle or the agent has not closed NVML
-    yet. Processes of the MPS daemon do not count."""
+    read them, one does not respond, or a process used one. Only the first of these is named. Empty if they were idle or
+    the agent has not closed NVML yet. Processes of the MPS daemon do not count."""
     observed = case.gpunode.observed if case.gpunode else None
     if observed is None or not observed.quiet or not observed.request_id.startswith(_quiet_prefix(case)):
         return ""
@@ -216,8 +217,8 @@ def verify_request(case: FencedCase) -> EnsureGPUNode | None:
 
 
 def answer_due(case: FencedCase) -> datetime:
-    """Return when the agent should have answered the current request or, if there is none, the request that this pass
-    writes."""
+    """Return when the agent should have answered: PROOF seconds after the current request was written, or from now if
+    there is no current request and this pass writes one."""
     asked_at = _asked_at(case, "verify") or _asked_at(case, "quiet")
     begun = case.now if asked_at is None else datetime.fromtimestamp(asked_at / 1000, UTC)
     return begun + timedelta(seconds=PROOF)

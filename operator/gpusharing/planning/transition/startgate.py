@@ -57,7 +57,8 @@ def find_closed(case: NodeCase) -> Finding | None:
 
 
 def _find_finder(case: NodeCase) -> Untolerated | None:
-    """Return the part of Node Feature Discovery that does not tolerate the taint, or None if every part does."""
+    """Return the first part of Node Feature Discovery that does not tolerate the taint, or None if every part that was
+    found does."""
     policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
     plain = policy is not None and policy.plain is not None
     return find_untolerated_finder(case.stack.finders, namespace, plain=plain)

@@ -20,16 +20,18 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def may_taint(case: NodeCase) -> bool:
-    """Whether a DeviceTaintRule may fence the node for a change that drains it. The scheduler must have been shown to
-    obey such rules, no listed pod may evade them, and nothing may need a cordon (`_needs_cordon`)."""
+    """Whether a DeviceTaintRule may fence the node for a change that drains it. NVIDIA's DRA driver must serve the
+    GPUs, the scheduler must have been shown to obey such rules, no listed pod with a ResourceClaim may evade them, and
+    nothing may need a cordon (`_needs_cordon`)."""
     pods = case.work.pods if case.work is not None else ()
     evaded = any(pod.evades_rules and pod.dra != "none" for pod in pods)
     return case.stack.by_dra and case.stack.dra.taints.works and not evaded and not _needs_cordon(case)
 
 
 def cordon_instead(case: FencedCase, phase: Phase, why: str) -> Verdict:
-    """Return the verdict that puts a cordon in the place of the node's DeviceTaintRule, in this phase. `why` is a
-    clause for the message. Pods and readings from before the cordon prove nothing."""
+    """Return the verdict, in this phase, whose one PATCH cordons the node and records in the fence that no
+    DeviceTaintRule fences it any more. `why` is a clause for the message. Pods and readings from before the cordon
+    prove nothing. If the node is cordoned already, that cordon counts as somebody else's."""
     verdict = case.verdict(
         phase, Reason.DEVICE_TAINT_FAILED, f"{why}, so the operator cordons the node instead"
     )

@@ -31,8 +31,8 @@ from gpusharing.planning.wanted.verify import describe_observed
 
 @value
 class Verdict:
-    """The decision about one node. Every node that a policy selects or that has our fence gets one, even if there is
-    nothing to do."""
+    """The decision about one node. A node gets one, even if there is nothing to do, if a policy selects it or if it has
+    a GPU, our fence, or the label that names its owner."""
 
     node: str
     """Name of the node."""
@@ -176,7 +176,8 @@ class NodeCase(ActuatorCase):
     @property
     def scope(self) -> Scope:
         """Which pods must be gone before the change, and which must not be touched. Before a reboot, all pods must be
-        gone and not only the pods with a GPU. On a node that is not Ready, the pods count as silent."""
+        gone and not only the pods with a GPU. On a node that is not Ready, the pods count as silent. Pods with a GPU
+        from a ResourceClaim may be evicted only where NVIDIA's DRA driver serves the GPUs."""
         node, reboots = self.node, self.disruption is DisruptionClass.REBOOT
         scope = scope_of(self.settings, all_pods=reboots, cordoned_at=node.closed_since, node=node.name)
         return replace(scope, silent=not self.node.ready, evicts_claims=self.stack.by_dra)

@@ -25,8 +25,9 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def give_way(case: FencedCase, message: str) -> Verdict:
-    """Return the Aborting verdict that gives the change up and yields the node: its one PATCH sets the fence's stage
-    to `yielded` and removes our marks. The fence and our cordon stay as long as somebody else works on the node."""
+    """Return the Aborting verdict that gives the change up and yields the node. Its one PATCH sets the fence's stage to
+    `yielded` and removes the labels and annotations that keep other controllers away. The fence and our cordon stay as
+    long as somebody else works on the node."""
     labels, annotations = unmarked(case.fence, case.node)
     verdict = case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message)
     return verdict.then(UpdateFence(case.node, _aside(case), labels=labels, annotations=annotations))
@@ -46,7 +47,8 @@ def fence_after_proof(case: FencedCase, routing: str) -> Fence | None:
 
 
 def _aside(case: FencedCase) -> Fence:
-    """Return the fence with the stage `yielded`. It lists no marks, because the PATCH that writes it removes them."""
+    """Return the fence with the stage `yielded`. Its `added` is empty, because the PATCH that writes it removes the
+    labels and annotations that are listed there."""
     return replace(case.fence, stage="yielded", stage_since=case.now, added=())
 
 
