@@ -24,9 +24,9 @@ repeated. In a short drain, a quarter of the drain is added instead."""
 
 
 def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding | None:
-    """Return the note for a policy that says ForceDelete while the operator lacks the right to delete pods. None if
-    the policy does not say ForceDelete, or if the right is `granted`. `namespace` is the operator's own, for the
-    command in the note."""
+    """Return a Finding, with the command that grants the right, for a policy that says ForceDelete while the operator
+    lacks the right to delete pods. None if the policy does not say ForceDelete, or if the right is `granted`.
+    `namespace` is the operator's own, for the command."""
     if granted or not asks_for_force(options):
         return None
     return Finding(
@@ -71,8 +71,8 @@ def find_forced(pods: Standings, end: datetime | None, now: datetime) -> list[St
 def find_unasked(pods: Standings, end: datetime | None, now: datetime) -> list[Standing]:
     """Return the pods to evict now even if it is not their turn. The time to delete these pods by force has come, but
     `find_forced` needs a refusal that still counts, and they have none. Pods that several budgets guard are left out,
-    because their eviction always fails. Empty if `end`, the end of the drain, is None or if the change will be given
-    up anyway."""
+    because their eviction always fails. Empty if `end`, the end of the drain, is None or if the change will be given up
+    anyway. Throttling is not considered."""
     if end is None or _in_vain(pods, end, now):
         return []
     come = (
@@ -84,8 +84,8 @@ def find_unasked(pods: Standings, end: datetime | None, now: datetime) -> list[S
 
 
 def next_force(pods: Standings, end: datetime | None) -> Iterator[datetime]:
-    """Yield, for each remaining pod, the time from which it may be deleted by force, even if that time is in the past.
-    Pods that must not be deleted by force are left out."""
+    """Yield, for each remaining pod that may be deleted by force, the time from which it may be, even if that time is
+    in the past. Whether its eviction is refused makes no difference. Yields nothing if `end` is None."""
     for standing in pods.remaining:
         if (moment := _moment(standing, pods, end)) is not None:
             yield moment

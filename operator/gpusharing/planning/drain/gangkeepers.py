@@ -63,7 +63,7 @@ def name_gang(view: GangView, blocker: Blocker) -> Blocker:
 
 
 def unlisted(view: GangView) -> str:
-    """Return the message that the members of a gang cannot be listed, with the error."""
+    """Return the message that the members of a gang cannot be listed, with the error of the gang's LIST."""
     return f"The members of {view.gang.ref} cannot be listed: {view.error}"
 
 
@@ -147,10 +147,11 @@ def find_blocked_gangs(
     work: NodeWork, classified: Classified, gangs: AbstractSet[Gang], options: Drain, scope: Scope
 ) -> tuple[frozenset[Gang], tuple[Blocker, ...]]:
     """Return the gangs on a node whose pods must not be evicted or deleted now, and the blockers that explain why.
-    `classified` has the pods of the node; blockers that it already has are not repeated.
+    These are the gangs with a pod in `classified.blocked`, and the gangs in `gangs` with a member on any node that must
+    stay, or whose members cannot be listed. `classified` has the pods of the node; blockers that it already has are not
+    repeated.
 
-    `gangs` has the gangs with a pod that still has to be evicted; the members of other gangs are not examined. If
-    `gangs` is empty, so is the result.
+    `gangs` has the gangs with a pod that still has to be evicted. If it is empty, so is the result.
     """
     blocked = {pod.gang for pod in classified.blocked} if gangs else set()
     blockers: list[Blocker] = []
@@ -200,8 +201,9 @@ def _by_policy(member: GangMember, blocker: Blocker) -> Blocker:
 def _keepers(
     view: GangView, work: NodeWork, classified: Classified, options: Drain, scope: Scope
 ) -> Iterator[Blocker]:
-    """Yield why members of a gang must stay, each with the gang and the member's node in its message. Members that are
-    already blocked on this node are left out. If the members cannot be listed, yield only a blocker that says so."""
+    """Yield why members of a gang must stay, on this node and elsewhere, each with the gang and the member's node in
+    its message. Members without a node and members that are already blocked on this node are left out. If the members
+    cannot be listed, yield only a blocker that says so, for the gang's pods on this node that are not terminating."""
     if view.error:
         its = tuple(pod.ref for pod in classified.holders if pod.gang == view.gang and pod.deleted_at is None)
         yield Blocker(Reason.LIST_FAILED, its, message=unlisted(view))

@@ -28,9 +28,10 @@ def ending_gangs(work: NodeWork, scope: Scope) -> tuple[GangView, ...]:
 def find_gang_blockers(
     work: NodeWork, node: str, options: Drain, now: datetime, scope: Scope
 ) -> tuple[Blocker, ...]:
-    """Return why the gangs that a change of this node would interrupt must not be interrupted. Members on all nodes
-    count, with or without a GPU, because evicting one of them ends the whole gang. Members that have to leave this
-    node are not examined here. A gang whose members cannot be listed gets a blocker that says so."""
+    """Return why the gangs that a change of this node would interrupt must not be interrupted, because of a policy or a
+    PodDisruptionBudget. Members on all nodes count, with or without a GPU, because evicting one of them ends the whole
+    gang. Members that have to leave this node are not examined here. A gang whose members cannot be listed gets a
+    blocker that says so."""
     blockers: list[Blocker] = []
     for view in ending_gangs(work, scope):
         if view.error:
@@ -46,9 +47,9 @@ def find_gang_blockers(
 def _forbid(
     members: Sequence[GangMember], work: NodeWork, options: Drain, now: datetime, scope: Scope
 ) -> Iterator[Blocker]:
-    """Yield why these members, wherever they run, must not be evicted. The reason lies either in `options`, the drain
-    options of the policy that changes this node, or in the options of the policy that governs the member's own node.
-    """
+    """Yield why these members, wherever they run, must not be evicted: the options of the policy that changes this node
+    (`options`) forbid it, or a PodDisruptionBudget in `work` refuses it. A member that no filter blocks is also checked
+    against the options of the policy that governs the member's own node."""
     elsewhere = NodeWork(tuple(member.pod for member in members), work.pdbs, work.listed_at)
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     standings = find_standings(elsewhere, options, now, scope=everywhere, cordoned=False)

@@ -133,8 +133,9 @@ def has_finished(pod: PodView) -> bool:
 
 
 def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classified:
-    """Sort the pods of a node by what the drain does with them. The first of `FILTERS` that applies to a pod decides.
-    A pod to which no filter applies holds a GPU and can be evicted."""
+    """Return the pods of a node, sorted into lists by what the drain does with them, and the blockers of those that
+    must stay. The first of `FILTERS` that applies to a pod decides. A pod to which no filter applies holds a GPU and
+    can be evicted. `scope.gpu_groups` is ignored and computed from `pods`."""
     holders, ignored, blocked, blockers = [], [], [], []
     waited = set()
     pods = sorted(pods, key=by_ref)
@@ -158,9 +159,9 @@ def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classifie
 
 
 def must_leave(pod: PodView, scope: Scope) -> bool:
-    """Whether the pod must be gone before the node is changed. False for pods that a drain ignores, such as finished
-    pods, NVIDIA's own pods and pods without a GPU. The policy's drain options make no difference. KAI's reservation
-    pods must leave too, even while other pods share their GPU."""
+    """Whether the pod must be gone before the node is changed, even if it must not be evicted. False for pods that a
+    drain ignores, such as finished pods, NVIDIA's own pods and pods without a GPU. The policy's drain options make no
+    difference. KAI's reservation pods must leave too, even while other pods share their GPU."""
     match = _filter_of(pod, _NO_OPTIONS, scope)
     return match is None or match.decision != "ignore"
 
@@ -283,8 +284,8 @@ def _unread_claim(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _pinned_here(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod tolerates the cordon, its node selector names this node, and a controller would start it again,
-    so that it would come back after every eviction (P15)."""
+    """Whether the pod would come back to the node after every eviction (P15): it tolerates the cordon, its node
+    selector has the label kubernetes.io/hostname, and a controller would start it again."""
     return pod.tolerates_cordon and _is_restarted(pod) and names.LABEL_HOSTNAME in pod.node_selector
 
 
@@ -320,8 +321,8 @@ def _start(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _marked(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod itself has a mark that asks not to disturb it (P17, P18), and the policy does not ignore such
-    marks."""
+    """Whether the pod itself has an annotation or label that asks not to disturb it (P17, P18), and the policy does not
+    ignore such requests (`_protection`)."""
     return _protection(pod, options, scope) is not None
 
 

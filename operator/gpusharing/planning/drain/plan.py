@@ -76,8 +76,9 @@ class DrainPlan:
 def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: datetime) -> tuple[Blocker, ...]:
     """Return the blockers that would make a drain fail. While there are any, the node is not cordoned.
 
-    `pods` are the standings on a node that is not cordoned yet. Pods that could not run `afterwards` are blockers if
-    the policy says Hold for stranded pods. If the pods could not be listed, the failed LIST is the only blocker.
+    `pods` are the standings on a node that is not cordoned yet. Budgets count only for pods that cannot be deleted by
+    force at the end of the drain. Pods that could not run `afterwards` are blockers if the policy says Hold for
+    stranded pods. If the pods could not be listed, the failed LIST is the only blocker.
     """
     if pods.error:
         return (_list_failed(pods),)
@@ -93,11 +94,12 @@ def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: date
 
 
 def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> DrainPlan:
-    """Return which pods to evict and delete now, and what holds back the others. `end` is when the drain's time is
-    over and the remaining pods must have been deleted by force, or None if no pod is deleted by force.
+    """Return which pods to evict and delete now, and what holds back the others. `end` is when the drain's time is over
+    and the remaining pods must have been deleted by force, or None if no pod is deleted by force.
 
-    At most MAX_EVICTIONS evictions and deletions are sent within `PACE`, and none while the server throttles
-    evictions. If the pods could not be listed, nothing is sent, and the failed LIST is the only blocker.
+    At most MAX_EVICTIONS evictions and deletions are sent within `PACE`, and deletions come first. None are sent while
+    the server throttles evictions. If the pods could not be listed, nothing is sent, and the failed LIST is the only
+    blocker.
     """
     if pods.error:
         return DrainPlan(holders=pods.holders, blockers=(_list_failed(pods),))
@@ -138,8 +140,10 @@ def budget_room(pods: Standings) -> Counter[str]:
 
 
 def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
-    """Return a blocker for each budget whose allowed disruptions are already used up by other nodes. A budget that
-    allows no disruption counts as allowing one. `crowd` is the sum of `budget_room` over the nodes in flight."""
+    """Return a blocker for each budget that guards pods of this node that still have to be evicted, and whose allowed
+    disruptions other nodes already use up. The blocker names these pods. A budget that allows no disruption counts as
+    allowing one. Pods that several budgets guard are left out. `crowd` is the sum of `budget_room` over the nodes in
+    flight, by the budget's `namespace/name`."""
     return merge(
         Blocker(
             Reason.PDB,
@@ -163,9 +167,9 @@ def forbidding(pods: Standings) -> tuple[Blocker, ...]:
 
 
 def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) -> Iterator[Blocker]:
-    """Yield what stops pods from leaving, before or during a drain: rules that block pods, pods that are stuck or
-    unreachable, budgets, and other refusals by the server. The pace of evictions does not count. Budgets count only
-    for the pods in `guarded`."""
+    """Yield what stops pods from leaving, before or during a drain: rules that block pods, pods that are stuck,
+    budgets, and other refusals by the server. On a node that is not Ready, all pods are reported as unreachable, and
+    none as stuck. The pace of evictions does not count. Budgets count only for the pods in `guarded`."""
     yield from pods.blockers
     yield from _unheard(pods) if pods.silent else _stuck(pods.leaving, now)
     yield from _budgets(guarded)
@@ -235,8 +239,10 @@ def _stuck(leaving: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
 
 
 def _budgets(remaining: Sequence[Standing]) -> Iterator[Blocker]:
-    """Yield one blocker for each PodDisruptionBudget that refuses evictions, according to its status or to the
-    server's answer (E5, E9), and one for each pod that several budgets guard, whose eviction always fails (E8)."""
+    """Yield one blocker for each pod that several budgets guard, whose eviction always fails (E8). Then yield one for
+    each PodDisruptionBudget that refuses evictions (E5, E9). A budget whose status allows no disruption is reported for
+    all of its pods in `remaining`, any other budget only for the pods that the server refused to evict because of it.
+    """
     for standing in remaining:
         if standing.conflicts:
             names = ", ".join(map(pdb.ref, standing.budgets))
@@ -261,8 +267,8 @@ def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[St
 
 
 def _refused(remaining: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
-    """Yield the server's last answer about each pod, verbatim. Some answers are left out: answers that are reported
-    once for all pods or together with a budget, and answers that the pod is gone. The answer that the budget's
+    """Yield a blocker for each pod with the server's last answer about it, quoted. Left out are answers that are
+    reported once for all pods or together with budgets, and answers that the pod is gone. The answer that the budget's
     controller is behind is left out for the first QUIET_WAIT seconds (E6)."""
     for standing in remaining:
         if standing.memory is None or standing.answer is None or standing.conflicts:
@@ -279,8 +285,8 @@ def _refused(remaining: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
 
 
 def _throttled(remaining: Iterable[Standing], due: Iterable[Standing]) -> Iterator[Blocker]:
-    """Yield one blocker for all pods whose evictions the server has throttled and for the pods in `due`, which would
-    otherwise be evicted now (E7). Yield nothing if there are none. The blocker blames no pod and no budget."""
+    """Yield one blocker, without a budget, that names all pods whose evictions the server has throttled and the pods in
+    `due`, which would otherwise be evicted now (E7). Yield nothing if there are none."""
     told = [standing for standing in remaining if standing.answer is Reason.THROTTLED]
     if refs := {standing.pod.ref for standing in (*told, *due)}:
         yield Blocker(Reason.THROTTLED, tuple(sorted(refs)), message=_server_said(told))
@@ -322,11 +328,11 @@ def _turn(standing: Standing) -> tuple[int, tuple[str, str]]:
 
 
 def _pick(due: Iterable[Standing], most: int, unasked: Sequence[Standing]) -> tuple[PodView, ...]:
-    """Return at most `most` of these pods, and for each budget no more than it allows now, because further evictions
-    would be refused with 429.
+    """Return the first of these pods, at most `most` in all, and for each budget no more than it allows now, because
+    further evictions would be refused with 429.
 
     If a budget allows no eviction, one pod is tried anyway, because our copy of the budget may be stale. The pods in
-    `unasked` are exempt from that limit: there is no time left to try them one after another.
+    `unasked` are exempt from the limit of the budgets: there is no time left to try them one after another.
     """
     room: dict[str, int] = {}
     early = {standing.pod.uid for standing in unasked}
@@ -360,8 +366,8 @@ def _next_wake(pods: Standings, sent: int, end: datetime | None, now: datetime) 
 
 
 def _next_tries(remaining: Iterable[Standing]) -> Iterator[datetime]:
-    """Yield when each refused eviction is sent again, and when a budget that its controller has not processed yet
-    starts to be shown as a blocker."""
+    """Yield, for each pod about which the server has answered, when its eviction may be sent again. If the answer was
+    that a budget's controller is behind, also yield when that starts to be shown as a blocker."""
     for memory in (standing.memory for standing in remaining if standing.memory is not None):
         yield memory.next_try
         if memory.reason is Reason.PDB_NOT_OBSERVED:

@@ -1,5 +1,5 @@
-"""The standing of each pod in the drain of its node (docs/design/drain.md): determined once, and used by preflight and
-plan alike.
+"""The standing of each pod in the drain of its node: whether the pod is leaving, is waited for, or may be evicted now
+(docs/design/drain.md). Preflight and plan both use it.
 
 Everything about a single pod comes together here: whether a filter blocks it (holders.py), the server's last answer
 about it (evictions.py), the budgets that guard it (pdb.py), and hence whether it may be evicted now.
@@ -128,12 +128,13 @@ class Standings:
 def find_standings(
     work: NodeWork, options: Drain, now: datetime, *, scope: Scope, cordoned: bool = True
 ) -> Standings:
-    """Return the standing of every pod of the node that holds a GPU. If the node's pods could not be listed, only the
-    error is set.
+    """Return the standing of every pod of the node that holds a GPU and that no filter blocks, and the number and
+    blockers of the blocked pods. If the node's pods could not be listed, only the error and the time of the LIST are
+    set.
 
     `cordoned` says whether the drain has begun. Before that, no eviction is sent, so an old refusal would never be
-    replaced and would block the node forever. A refusal is therefore ignored once its wait is over. Gangs that must
-    not be interrupted are looked for only during the drain; before the drain, `with_gangs` finds them.
+    replaced and would block the node forever. A refusal is therefore ignored once its wait is over. Gangs that must not
+    be interrupted are looked for only during the drain; before the drain, `with_gangs` finds them.
     """
     if work.error:
         return Standings(work.listed_at, error=work.error)
@@ -255,8 +256,8 @@ def _stand(
 
 
 def _is_answered(memory: EvictionMemory | None, work: NodeWork) -> bool:
-    """Whether the pod needs no further eviction: an eviction was accepted (E1), or the server no longer knew the pod
-    and no newer LIST has shown it since (E2, E3)."""
+    """Whether the pod needs no further eviction: an eviction or deletion was accepted (E1), or the server no longer
+    knew the pod and no newer LIST has shown it since (E2, E3). False if no answer is remembered."""
     if memory is None:
         return False
     if memory.reason is Reason.PODS_LEAVING:

@@ -49,7 +49,8 @@ class FutureNode:
         return self.find_labels()
 
     def serves(self, pod: PodView) -> bool:
-        """Whether the node will advertise at least as many devices of each resource name as the pod asks for."""
+        """Whether the node will advertise at least as many devices of each resource name as the pod asks for. True for
+        a pod that asks for none."""
         return all(self.after.get(name, 0) >= count for name, count in _wanted(pod).items())
 
     def accepts(self, pod: PodView) -> bool:
@@ -175,8 +176,8 @@ class Afterwards:
 
 
 def _wanted(pod: PodView) -> Mapping[str, int]:
-    """Return how many devices of each resource name one node must have for the pod. A fraction from KAI-Scheduler
-    counts as one GPU."""
+    """Return how many devices of each GPU resource name one node must have for the pod. A fraction from KAI-Scheduler
+    counts as one GPU. Empty for a pod that requests no GPU in either way."""
     return {name: pod.resources.get(name, 1) for name in gpu_resources(pod)}
 
 
