@@ -327,21 +327,23 @@ def _marked(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _mark(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Return the mark on the pod in words. Empty if there is none, or if the policy ignores such marks."""
+    """Return the annotation or label that asks not to disturb the pod, in words. Empty if there is none, or if the
+    policy ignores such requests."""
     protection = _protection(pod, options, scope)
     return protection.text if protection is not None else ""
 
 
 def _mark_ends(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
-    """Return when the mark on the pod expires, or None if there is no mark or it does not expire."""
+    """Return when the annotation or label that asks not to disturb the pod expires, or None if there is none or it does
+    not expire."""
     protection = _protection(pod, options, scope)
     return protection.until if protection is not None else None
 
 
 def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None:
-    """Return the mark on the pod that asks not to disturb it. None if the pod has no such mark, if the policy ignores
-    such marks, or if the pod is a KAI reservation pod. A mark with a duration expires, unless the policy says Block or
-    `scope.now` is None."""
+    """Return the protection by the annotation or label that asks not to disturb the pod. None if the pod has none, if
+    the policy ignores such requests, or if the pod is a KAI reservation pod. A request with a duration expires, unless
+    the policy says Block or `scope.now` is None."""
     if (
         options.protected_pods == "Ignore" or not pod.marks or is_reservation(pod)
     ):  # KAI's own mark, for Karpenter

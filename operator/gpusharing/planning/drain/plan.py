@@ -69,7 +69,7 @@ class DrainPlan:
 
     @property
     def idle(self) -> bool:
-        """Whether no pod holds a GPU, according to the last LIST."""
+        """Whether no pod holds a GPU, according to the last LIST. False if the pods could not be listed."""
         return self.holders == 0
 
 
@@ -168,8 +168,9 @@ def forbidding(pods: Standings) -> tuple[Blocker, ...]:
 
 def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) -> Iterator[Blocker]:
     """Yield what stops pods from leaving, before or during a drain: rules that block pods, pods that are stuck,
-    budgets, and other refusals by the server. On a node that is not Ready, all pods are reported as unreachable, and
-    none as stuck. The pace of evictions does not count. Budgets count only for the pods in `guarded`."""
+    budgets, and other refusals by the server. On a node that is not Ready, the pods that no rule blocks are reported as
+    unreachable, and none as stuck. The pace of evictions does not count. Budgets count only for the pods in `guarded`.
+    """
     yield from pods.blockers
     yield from _unheard(pods) if pods.silent else _stuck(pods.leaving, now)
     yield from _budgets(guarded)
@@ -199,7 +200,8 @@ def _jobs(pods: Standings) -> list[Standing]:
 
 
 def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
-    """Yield a blocker for each pod that the drain waits for, with the end of that wait."""
+    """Yield a blocker for each pod that the drain waits for, with the end of that wait, or a message that the wait has
+    no time limit."""
     for standing in jobs:
         why = f": {standing.waits_for}" if standing.waits_for else ""
         if standing.ends == NEVER:

@@ -138,10 +138,10 @@ class Protection:
 
 
 def find_protection(pod: PodView, now: datetime | None) -> Protection | None:
-    """Return the protection given by the mark that protects the pod longest, or None if no mark protects it. If `now`
-    is None, a mark with a duration protects the pod indefinitely.
+    """Return the protection given by the annotation or label in `pod.marks` that protects the pod longest, or None if
+    none protects it. If `now` is None, one with a duration protects the pod indefinitely.
 
-    Must not be called for a pod that has finished or is leaving, because its marks no longer count.
+    Must not be called for a pod that has finished or is leaving, because such requests no longer count.
     """
     protections = [protection for key, value in pod.marks if (protection := _read(pod, key, value, now))]
     return max(
@@ -150,7 +150,7 @@ def find_protection(pod: PodView, now: datetime | None) -> Protection | None:
 
 
 def _read(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
-    """Return the protection that one mark gives, or None if the mark gives none or its key is unknown."""
+    """Return the protection that one annotation or label gives, or None if it gives none or its key is unknown."""
     reader = _READERS.get(key)
     return reader(pod, key, value, now) if reader is not None else None
 

@@ -16,11 +16,11 @@ KEPT = 32
 
 
 def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None, scope: Scope) -> NodeWork:
-    """Return `now`, a LIST just made, with what it shows together with the earlier ones: since when the node has been
-    empty, and since when the agent has been quiet. `before` is the result of the earlier LISTs, or None if there
-    were none. If the LIST failed or shows a pod that must leave, the node does not count as empty. The times of at
-    most KEPT empty LISTs are remembered. `scope` is the scope for which the LIST was made. The first LIST of an
-    empty node also records the ID of the current request on `gpunode` in `stood`.
+    """Return `now`, a LIST just made for `scope`, with what it shows together with the earlier ones: since when the
+    node has been empty, and since when the agent has been quiet. `before` is the result of the earlier LISTs, or None
+    if there were none. If the LIST failed or shows a pod that must leave, the node does not count as empty. The times
+    of at most KEPT empty LISTs are remembered. The first LIST of an empty node also records the id of the current
+    request on `gpunode` in `stood`.
 
     Earlier LISTs do not count if they were made for other pods or under another cordon, because pods could still come
     before the cordon. Times do not decide whether a LIST or the cordon came first, because the clock that stamped the

@@ -55,7 +55,8 @@ class FutureNode:
 
     def accepts(self, pod: PodView) -> bool:
         """Whether the pod could be scheduled on the node after the changes if no other pod were there. Only its
-        devices, its node selector and its node affinity are considered."""
+        devices, its node selector and its node affinity are considered. If the node may get one of several label sets,
+        it is enough that one of them fits."""
         terms = pod.node_terms or ((),)
         return (self.open and self.serves(pod)) and any(
             matches(labels, pod.node_selector, term) for labels in self.labels for term in terms
@@ -137,17 +138,18 @@ class Afterwards:
 
     def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
         """Return a blocker for each of these pods of `node`, in their order, that would have to wait after all changes
-        if it were evicted. There are three causes: no node would offer a resource that the pod requests, no node
-        would meet its requirements, or `node` loses devices of a resource that the pod requests and the cluster
-        would lack more of them than without the changes. If the state of `node` after the changes is unknown, only
-        the first cause is looked for. Pods that request no GPU and KAI's reservation pods are skipped."""
+        if it were evicted. There are three causes. No node would offer a resource that the pod requests. Or no node
+        would accept the pod, and `node` will not meet one of its requirements on devices or on labels that changes
+        rewrite. Or `node` loses devices that the pod requests, and the cluster would lack more of them than without the
+        changes. If the state of `node` after the changes is unknown, only the first cause is looked for. Pods that
+        request no GPU and KAI's reservation pods are skipped."""
         own = self.find_node(node)
         found = ((pod, self._explain(pod, own)) for pod in pods if not is_reservation(pod))
         return tuple(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why) for pod, why in found if why)
 
     def _explain(self, pod: PodView, own: FutureNode | None) -> str:
         """Return why the pod would have to wait after the changes once it has left its `own` node; empty if it would
-        not. Only the first of the causes of `find_stranded` is told. If `own` is None, only a resource name that no
+        not. Only the first of the causes of `find_stranded` is named. If `own` is None, only a resource name that no
         node would advertise is detected."""
         wanted = _wanted(pod)
         if lost := [name for name in wanted if not self.find_demand(name).remain]:

@@ -74,12 +74,11 @@ def start_anew(case: FencedCase) -> Verdict:
 
 
 def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
-    """Return the verdict that deletes this pod of an actuator, so that its replacement begins a new run. If the pod is
-    already terminating, the verdict only waits; if the change has no cordon, the change starts over. Otherwise the
-    node must first be proven idle again (`way_to_idle`). For that proof, the agent's reading may be older than the
-    last event. The verdict that deletes the pod also has the node's pods listed again at the next poll, so that the
-    node stays proven idle, without another request to the agent, until the watch shows the deletion. `what` names the
-    actuator in the message."""
+    """Return the Reconfiguring verdict that deletes this pod of an actuator, so that its replacement begins a new run.
+    If the pod is already terminating, the verdict has no action and only waits. If the change has no cordon, it starts
+    over (`start_anew`). Otherwise the node must first be proven idle again (`way_to_idle`); for that proof, the agent's
+    reading may be older than the last event. After the deletion, the node's pods are listed again at the next poll, so
+    that the node stays proven idle without another request to the agent. `what` names the actuator in the message."""
     verdict = case.verdict(
         Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"restarting {what} on the node"
     )

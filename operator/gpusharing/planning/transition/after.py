@@ -332,14 +332,15 @@ def _incurable(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _changed(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict for a run towards a target that has changed. A change that cordons must first prove the node
-    idle again. None if the deadline has passed and the fence does not record that such a run is due."""
+    """Return the verdict for a run towards a target that has changed since the last run. A change that cordons must
+    first prove the node idle again. None if the deadline has passed, unless the fence records that a run towards the
+    target is due."""
     return aimed.run() if aimed.owed or not is_late(aimed.case) else None
 
 
 def _changed_late(aimed: _Aimed) -> Verdict:
-    """Return the verdict that records a run towards a target that was set after the deadline. The run gets a new
-    deadline."""
+    """Return the Reconfiguring verdict that records a run towards a target that was set after the deadline. The run
+    gets a new deadline, and the fence keeps the version of the spec that failed (`owe` with `failed`)."""
     message = (
         f"the spec changed after the deadline; the node is now being changed to {aimed.assessed.target.text}"
     )

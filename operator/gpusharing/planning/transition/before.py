@@ -259,8 +259,7 @@ def _refused(case: FencedCase) -> str | Finding:
 
 
 def _as_wanted(case: FencedCase) -> str:
-    """Return the message that the node already matches its target, or an empty string if it does not or that is
-    unknown."""
+    """Return the message that the node already matches its target. Empty if it does not, or if its target is unknown."""
     assessment = case.assessment
     as_wanted = isinstance(assessment, Assessed) and assessment.mismatch is None
     return "the node already matches its target, so nothing is left to change" if as_wanted else ""

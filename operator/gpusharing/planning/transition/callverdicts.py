@@ -103,9 +103,10 @@ def _goes_on(action: Action) -> bool:
 
 def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
     """Return the verdict with a write to the fence that records that the change has failed
-    (docs/adr/0044-what-was-seen-is-written-down.md). If the failing call is itself a PATCH of the fence, the record
-    is added to that PATCH, or left out where `_with_failure` says so; otherwise a PATCH with the record comes
-    first. The verdict is unchanged if the node has no fence, or if its fence already has the record."""
+    (docs/adr/0044-what-was-seen-is-written-down.md). If the failing call is itself a PATCH of the fence, the record is
+    added to that PATCH, unless the PATCH follows another generation or the failure of this generation is already
+    recorded. Otherwise a PATCH with the record comes first. The verdict is unchanged if the node has no fence, or if
+    its fence already has the record."""
     fence = node.fence
     if fence is None or fence.failed is not None:
         return verdict
@@ -143,7 +144,7 @@ class Failing:
     @staticmethod
     def of(snapshot: ClusterSnapshot, members: Mapping[str, Member], now: datetime) -> "Failing":
         """Return the failures in this snapshot. A candidate's claim is uncertain while the candidate's calls are
-        suspended after a failure that does not last, because its fence may exist."""
+        suspended after fewer than LASTING failures in a row, because its fence may exist."""
         failures, claims = snapshot.call_failures, snapshot.claims
         claims_kept = {
             node: claims[node]

@@ -116,9 +116,9 @@ def _switched_off(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _bare_host(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return which of NVIDIA's programs the host lacks, or an empty string if none is known to be missing. The answer
-    is inferred from what Kubernetes says about the agent's pod or, if the pod is fine, from the error that a Ready
-    agent reports."""
+    """Return which of NVIDIA's programs the host lacks and ClusterPolicy does not install, or an empty string if none
+    is known to be missing. Always empty on a node that advertises GPUs. The answer is inferred from what Kubernetes
+    says about the agent's pod or, if the pod is fine, from the error that a Ready agent reports."""
     observed = case.gpunode.observed if case.gpunode else None
     words = observed.error if observed and case.agent_ready else ""
     if case.agent_trouble is not None:
@@ -252,8 +252,9 @@ def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
 
 
 def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return the remaining difference of a node whose labels and layouts are right already, or an empty string if
-    there is no difference or a change would help. A drain would disturb the node's pods without changing anything."""
+    """Return the remaining difference of a node on which a change would write nothing new: the actuator needs no run,
+    and every label that it writes has its value already. Empty if there is no difference, or if a change would help. A
+    drain would disturb the node's pods without changing anything."""
     target, labels, mismatch = assessed.target, case.node.labels, assessed.mismatch
     if mismatch is None or case.actuator.needs_run(case, target):
         return ""
@@ -285,8 +286,8 @@ PATIENCE = 5
 
 def _deferred(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return the Finding that the back-off after an abandoned attempt is not over, with the time at which it ends, or
-    an empty string if there is no such back-off. After PATIENCE or more abandoned attempts, the Finding's reason asks
-    a person to look."""
+    an empty string if there is no such back-off (`standing_deferral`). The reason is Deferred, or NeedsAttention after
+    PATIENCE or more abandoned attempts."""
     deferred = standing_deferral(case, assessed.policy)
     if deferred is None:
         return ""

@@ -1,6 +1,7 @@
 """The verdict for one node: fenced nodes continue their change, others are adopted, skipped, gated or candidates.
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#drift.
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#drift,
+docs/design/glossary.md#point-of-no-return.
 """
 
 from dataclasses import replace

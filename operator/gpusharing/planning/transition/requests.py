@@ -102,8 +102,8 @@ def _step_prefix(case: FencedCase) -> str:
 
 
 def prepares_next_step(case: FencedCase) -> bool:
-    """Whether the current request records that the present step is proven, and no event has happened since it was
-    written."""
+    """Whether the current request is one to close NVML that records that the present step is proven, and no event has
+    happened since it was written."""
     return _request(case).startswith(_step_prefix(case)) and _asked_at(case, "quiet") is not None
 
 
@@ -136,13 +136,15 @@ def last_busy(case: FencedCase) -> str:
 def next_quiet_request(
     case: FencedCase, stood: str, *, any_event: bool, step_proven: bool
 ) -> EnsureGPUNode | None:
-    """Return the next request to close NVML, or None if the current one is good. A new request is needed if the answer
-    to the current one would not count or is too old, and at every poll while a process uses a GPU. A request that the
-    agent has not answered yet is not replaced, because otherwise the agent might never get to answer one.
+    """Return the next request to close NVML, or None if the current one is good. A new request is needed if the current
+    one is of another kind, change or event, or is `stood`. Once the agent has answered, a new one is also needed if the
+    request is older than QUIET_AGE, or at every poll while the GPUs are not idle (`last_busy`). A request that the
+    agent has not answered yet is not replaced because of its age, because otherwise the agent might never get to answer
+    one.
 
     `stood`: the id of a request that no longer counts, because the last pod may have left after it (`NodeWork.stood`).
-    `any_event`: the request may be older than the last event. `step_proven`: the request also records that the present
-    step is proven.
+    `any_event`: the request may be older than the last event. `step_proven`: the new request also records that the
+    present step is proven.
     """
     asked_at, now = _asked_at(case, "quiet", any_event=any_event), _stamp(case.now)
     if asked_at is not None and _request(case) != stood:

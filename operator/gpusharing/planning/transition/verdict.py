@@ -79,7 +79,8 @@ class Verdict:
     health: Finding | None = None
     """The health of the node's GPUs, as last reported; None while no GPU was reported."""
     lapses: MpsLapses | None = None
-    """How often the node's MPS clients ended although nobody changed the node. None if it has no MPS daemon."""
+    """How often the node's MPS clients ended although nobody changed the node. None if that is not counted
+    (`NodeCase.lapses`)."""
     keeper: str = ""
     """The object that holds the node back (see `Finding`). Empty if the reason says enough."""
     stands: bool = False
@@ -156,7 +157,8 @@ class NodeCase(ActuatorCase):
 
     @property
     def lapses(self) -> MpsLapses | None:
-        """How often the node's MPS clients ended although nobody changed the node, or None if it has no MPS daemon."""
+        """How often the node's MPS clients ended although nobody changed the node. None if the node has no pod of the
+        MPS daemon, is not configured for MPS or has our fence, or if its daemon follows no label."""
         return find_lapses(self.node, self.operands, self.stack)
 
     @property
@@ -167,8 +169,8 @@ class NodeCase(ActuatorCase):
 
     @property
     def disruption(self) -> DisruptionClass:
-        """What the change disturbs. For a fenced node this is the worst class seen so far, because a recorded class is
-        never lowered."""
+        """What the change disturbs, or NONE if the node has neither a target nor a fence. For a fenced node this is the
+        worst class seen so far, because a recorded class is never lowered."""
         fence, assessment = self.node.fence, self.assessment
         now = assessment.disruption if isinstance(assessment, Assessed) else DisruptionClass.NONE
         return max(fence.disruption, now, key=lambda disruption: disruption.severity) if fence else now
@@ -184,7 +186,8 @@ class NodeCase(ActuatorCase):
 
     @property
     def gangs(self) -> tuple[GangView, ...]:
-        """The gangs that the change interrupts; empty if the pods were not listed."""
+        """The gangs that the change interrupts: those with a pod that must leave the node. Empty if the pods were not
+        listed."""
         return ending_gangs(self.work, self.scope) if self.work is not None and self.work.gangs else ()
 
     def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
@@ -249,7 +252,7 @@ class FencedCase(NodeCase):
     @cached_property
     def drain(self) -> DrainPlan | None:
         """Which pods must leave and what holds them back, or None if the pods were not listed or no policy says how to
-        drain. Planned at the first use."""
+        drain. If the LIST failed, the plan has only the failure. Planned at the first use and then cached."""
         spec = self.assessment.policy.spec if self.assessment is not None else None
         if self.work is None or spec is None:
             return None
