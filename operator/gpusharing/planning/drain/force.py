@@ -92,8 +92,8 @@ def next_force(pods: Standings, end: datetime | None) -> Iterator[datetime]:
 
 
 def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
-    """Whether every remaining pod is leaving and the policy deletes pods by force, so that waiting one more minute
-    after `end` may be enough. False if `end` is None, or if no pod remains."""
+    """Whether every pod that still holds a GPU is leaving and the policy deletes pods by force, so that waiting one
+    more minute after `end` may be enough. False if `end` is None, or if no pod is left."""
     only_leaving = bool(pods.leaving) and not pods.remaining and not pods.blocked
     return end is not None and pods.force_within is not None and only_leaving
 

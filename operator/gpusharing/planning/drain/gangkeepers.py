@@ -176,8 +176,9 @@ def find_keepers(
 
 
 def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ...]:
-    """Return why members must stay according to the policy of their own node, if that is not the policy that changes
-    this node. A policy that cannot be read counts as one with the rule Block for every pod."""
+    """Return the blockers of members that must stay according to the policy of their own node, where its drain options
+    differ from those of the policy that changes this node. A policy that cannot be read counts as one with the rule
+    Block for every pod."""
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     return tuple(
         _by_policy(member, blocker)

@@ -157,9 +157,9 @@ def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
 
 
 def forbidding(pods: Standings) -> tuple[Blocker, ...]:
-    """Return why pods that were not evicted yet must not be evicted now or ever: a rule or a gang forbids the
-    eviction, or a budget refuses it. Budgets of pods that can be deleted by force at the end of the drain do not
-    count."""
+    """Return the blockers of pods that were not evicted yet and must not be evicted now or ever: a rule or a gang
+    forbids the eviction, or a budget refuses it. Budgets of pods that can be deleted by force at the end of the drain
+    do not count."""
     return merge((*pods.blockers, *_budgets(_unforced(pods.remaining, pods))))
 
 

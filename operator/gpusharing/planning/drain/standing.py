@@ -83,7 +83,8 @@ class Standing:
 
     @property
     def conflicts(self) -> bool:
-        """Whether several budgets select the pod, so that every eviction of it fails (500, kubernetes#75957)."""
+        """Whether the server would check several budgets for the pod, so that every eviction of it fails (500,
+        kubernetes#75957)."""
         return len(self.budgets) > 1
 
 

@@ -63,7 +63,7 @@ def after_pnr(case: FencedCase) -> Verdict:
 def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
     """Return the verdict with the deadline of the fence applied. A verdict that is Failed or has an action of _STEPS is
     returned unchanged. Before the deadline, the verdict wakes no later than the deadline. After the deadline, it
-    becomes Failed and keeps its other actions, such as a request to the agent; the reason ActuationInProgress becomes
+    becomes Failed and keeps its actions, such as a request to the agent; the reason ActuationInProgress becomes
     ActuatorStuck.
 
     If the verdict waits for the answer of a Ready agent and no failure is recorded yet, it does not become Failed

@@ -101,7 +101,8 @@ def proof_time(case: NodeCase) -> timedelta:
 
 
 def was_asked_again(case: FencedCase) -> bool:
-    """Whether a person has given the retry annotation a new value since the present attempt began."""
+    """Whether the Node's retry annotation has another value than the one that the fence records as answered, because a
+    person asked for another try. False if the annotation is absent or empty."""
     return is_new_value(case.node.retry, case.fence.retry)
 
 

@@ -259,7 +259,7 @@ def _refused(case: FencedCase) -> str | Finding:
 
 
 def _as_wanted(case: FencedCase) -> str:
-    """Return the message that the node already matches its target. Empty if it does not, or if its target is unknown."""
+    """Return the message that the node already matches its target. Empty if it does not, or if the target is unknown."""
     assessment = case.assessment
     as_wanted = isinstance(assessment, Assessed) and assessment.mismatch is None
     return "the node already matches its target, so nothing is left to change" if as_wanted else ""
@@ -318,9 +318,10 @@ def _jobs_late(case: FencedCase) -> str:
 
 def _late(case: FencedCase) -> str | Finding:
     """Return the message that ends the change because its deadline and the extra time of `_limit` are over, or an empty
-    string if the change goes on. In one case the message is a Finding (`_time_out`). The change also goes on if the
-    policy says Hold and while the pods still have to be listed (`_unlooked`). On a node with a target, it goes on as
-    well while the fence waits for jobs but no LIST shows any. What a LIST shows counts more than the clock."""
+    string if the change goes on. In one case the message is a Finding (`_time_out`). Even after its time, the change
+    goes on if the policy's onTimeout is Hold, and while the pods still have to be listed (`_unlooked`). On a node with
+    a target, it also goes on while the fence waits for jobs but no LIST shows any. What a LIST shows counts more than
+    the clock."""
     if holds(case) or _unlooked(case):
         return ""
     plan = case.drain

@@ -179,9 +179,10 @@ class Failing:
         return {**members, **late} if late else members
 
     def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
-        """Return the verdicts, with each start replaced by a wait of at most LONGEST_WAIT seconds. `why` says what
-        keeps the nodes from starting and begins the message. If the calls that read the policies keep failing, the
-        waiting nodes also get the reason CallFailed and a blocker that says so."""
+        """Return the verdicts, with each one that would fence its node replaced by a Pending verdict that has no
+        actions and waits at most LONGEST_WAIT seconds. `why` says what keeps the nodes from starting and begins the
+        message. The reason is Progressing or, if the calls that read the policies keep failing, CallFailed, with a
+        blocker that says so."""
         failure = self.failures.get(POLICIES)
         changed = {}
         for node, verdict in verdicts.items():

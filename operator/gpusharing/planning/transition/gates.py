@@ -220,7 +220,7 @@ def _hindered(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return the Finding that the drift has not lasted for the whole grace period yet, with the end of that period. The
-    period begins when this process first saw the difference, or now if it did not see it before. Empty if there is no
+    period begins when this process first saw the difference, or now if it has not seen it before. Empty if there is no
     drift, if the period is over, or if a person asked for the drift to be corrected at once. A difference that passes
     quickly is no reason to drain a node."""
     drift = _drift(case, assessed)

@@ -41,10 +41,10 @@ def way_to_idle(
 ) -> Verdict | None:
     """Return the verdict with the next step of the drain or of the proof of idleness, or None if the node was just
     proven idle. A worse class of disruption is recorded first (`escalate`). If the pods have not been listed, or the
-    LIST failed, the verdict asks for a LIST.
+    LIST failed, the Draining verdict asks for a LIST. While pods that must leave are left, the drain goes on.
 
-    `waiting`: the verdict on what the run still lacks, shown once no pod is left. `any_event`: the agent's reading may
-    be older than the last event. `step_proven`: the previous step is proven.
+    `waiting`: the verdict on what the run still lacks, which is returned before the proof, once no pod is left.
+    `any_event`: the agent's reading may be older than the last event. `step_proven`: the previous step is proven.
     """
     if (escalated := escalate(case)) is not None:
         return escalated

@@ -66,9 +66,9 @@ def differs_from_target(case: NodeCase) -> bool:
 def _fenced(case: FencedCase) -> Verdict:
     """Return the verdict for a node with our fence. If we yielded the node to somebody else, the verdict waits for them
     or releases the node. If the policy that began the change is being deleted and a person asked for a forced release,
-    the verdict releases the node and leaves it cordoned. Otherwise it is the next step of the change. A failure after
-    the point of no return is recorded in the fence or, if another policy owns the node now, handed over to that policy.
-    """
+    the verdict releases the node and leaves it cordoned; a node behind a DeviceTaintRule is cordoned first. Otherwise
+    it is the next step of the change. A failure after the point of no return is recorded in the fence or, if another
+    policy owns the node now, handed over to that policy."""
     # The change of a yielded node has ended, so there is nothing to release by force. Only its fence says that the
     # cordon is ours and may be lifted once nobody else works there.
     if case.fence.stage == "yielded":
@@ -107,9 +107,9 @@ def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
 
 
 def _unowned(case: NodeCase) -> Verdict | None:
-    """Return the Skipped verdict for a node that no policy selects. It removes the label with the name of the node's
-    former owner and, on a node with a GPU, makes the write to the GPUNode that is needed (`with_gpunode`). None for a
-    node without a GPU and without that label."""
+    """Return the Skipped verdict for a node that no policy selects. If the node has a label with the name of its former
+    owner, the verdict removes that label. On a node with a GPU, it also has the write to the GPUNode that is needed
+    (`with_gpunode`). None for a node without a GPU and without that label."""
     marked = names.LABEL_POLICY in case.node.labels
     if not has_gpu(case.node) and not marked:
         return None

@@ -44,11 +44,10 @@ def find_way_back(case: FencedCase) -> FencedCase | None:
 
 
 def present_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
-    """Return the verdict of a node that is being rolled back, with a message and a reason that mention the rollback.
-    `case` is the case with the policy's target, which is shown as the wanted layout. In the phases Failed and
-    Uncordoning the message does not get the prefix about the rollback. If the rollback is no longer possible, the
-    command that tries the policy's target again is added. RollingBack replaces only the reasons ActuationInProgress
-    and ObservationPending."""
+    """Return the verdict of a node that is being rolled back, reworded for people. `case` is the case with the policy's
+    target, which is shown as the wanted layout. The message gets a prefix about the rollback, except in the phases
+    Failed and Uncordoning. If the rollback is no longer possible, the command that tries the policy's target again is
+    added. The reasons ActuationInProgress and ObservationPending become RollingBack; other reasons stay."""
     assessment = case.assessment
     wanted = assessment.target.text if isinstance(assessment, Assessed) else verdict.wanted
     reason, message = verdict.reason, verdict.message
