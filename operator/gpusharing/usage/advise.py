@@ -81,10 +81,11 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Give advice based on the pods of a namespace, and on the user's answers to questions that the pods leave open,
-    or on a Prometheus in the cluster (see VerbModule). Returns the exit status. Raises Trouble if the pods cannot be
-    read or none requests a GPU, if they request MIG instances that the card does not have, if the isolation label of
-    the namespace has a value that admits no mode, and wherever `run_offline` does, or `recommend.run`."""
+    """Give advice based on the pods of a namespace, and on the user's answers to questions that the pods leave open, or
+    on a Prometheus in the cluster (see VerbModule). The installed MPS DaemonSet outweighs --gpu-operator, and programs
+    that ClusterPolicy turns off are added to the disadvantage. Returns the exit status. Raises Trouble if the pods
+    cannot be read or none requests a GPU, if they request MIG instances that the card does not have, if the isolation
+    label of the namespace has a value that admits no mode, and wherever `run_offline` does, or `recommend.run`."""
     if _is_measured(typed, terminal):
         return await recommend.run(session, typed, terminal)
     demand = read_demand(typed.namespace, await session.all(PODS, typed.namespace))
@@ -162,8 +163,8 @@ async def _deafness(session: Session) -> tuple[str | None, str]:
 
 
 async def _only_card(session: Session) -> str:
-    """Return the product of the GPUs in the cluster, as the agents report it. Empty if they report no product or
-    several, or if GPUNodes cannot be read for any reason."""
+    """Return the product that all GPUs in the cluster have, as the agents report it. Empty if there are several
+    products or no GPUs, if a GPU has no product, or if GPUNodes cannot be read for any reason."""
     try:
         nodes = await session.all(GPUNODES)
     except Trouble:
@@ -212,10 +213,11 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
 
 
 def _find_needs(typed: Namespace, demand: Demand | None) -> tuple[tuple[int, float], ...]:
-    """Return how many workloads need how much memory each, in GiB and with headroom: from `--need` or `--memory`, from
-    the annotations of the pods in `demand` if all have one, which include headroom, or from the answer to a question.
-    A size without a number is that of each device that `demand` requests, or of one workload. Raises Trouble if a size
-    cannot be parsed or all are missing."""
+    """Return how many workloads need how much memory each, in GiB with headroom. The first source that has a size
+    decides: `--need` and `--memory` together; the annotations of the pods in `demand` if all pods have one, to which no
+    headroom is added; the answer to a question. A size without a number is that of each device that `demand` requests,
+    or of one workload. Raises Trouble if a flag or an annotation cannot be parsed, or if there is no size and no
+    terminal to ask at."""
     count = 1 if demand is None else demand.devices.total()
     sizes = [*typed.need, *filter(None, [typed.memory])]
     if sizes:
@@ -239,7 +241,7 @@ def _show(
     terminal: Terminal,
 ) -> int:
     """Print the advice, what it saves and the policy in the output format, and return DONE. In YAML only the policy is
-    printed. Nothing is said about savings if `answers` is None or has a single workload."""
+    printed. Nothing is said about savings (in JSON, `saving` is null) if `answers` is None or has a single workload."""
     policy = advice.policy(typed.name or "pool", typed.pool or "pool")
     price = price_of(typed.price)
     saved = answers.whole - advice.gpus if answers is not None and answers.pods > 1 else None
@@ -303,7 +305,8 @@ def _ask(question: str, flag: str, read: Callable[[str], T]) -> T:
 
 
 def describe(advice: Advice, card: Card, paper: Paper) -> list[Line]:
-    """Draw the advice with its reasons and its disadvantage."""
+    """Draw the advice: a title with the mode and the layouts or shares, a picture of the layout if all GPUs have the
+    same, the reasons, and the disadvantage."""
     what = "; ".join(layouts_of(advice.portions)) or f"{counted(advice.shares, 'share')} of each GPU"
     title = str(advice.mode) if advice.mode is Mode.FULL else f"{advice.mode}, {what}"
     lines = prose(title, paper, hang="  ", ink=Ink.TITLE)
@@ -315,7 +318,8 @@ def describe(advice: Advice, card: Card, paper: Paper) -> list[Line]:
 
 
 def as_data(advice: Advice, policy: dict[str, object]) -> dict[str, Any]:
-    """Return the advice and the policy as plain data, for JSON."""
+    """Return the advice and the policy as plain data, for JSON. `gpus` is None if the number of GPUs is unknown, and
+    `profile` is empty unless all instances have the same."""
     return {
         "mode": str(advice.mode),
         "shares": advice.shares,

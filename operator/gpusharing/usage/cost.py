@@ -73,9 +73,9 @@ BESIDE = FleetVerb(
 async def find_answer(
     prometheus: Prometheus, typed: Namespace, progress: Callable[[str], None] = lambda text: None
 ) -> CostReport:
-    """Read the meter's series from `prometheus` and return the bill with its remarks. The window ends now, by the
-    clock of that Prometheus, unless `--until` names another time. `progress` is called with each new sentence about
-    how much has been read, and with an empty one at the end. Raises Trouble if a flag cannot be used, or as
+    """Read the meter's series from `prometheus` and return the bill with its remarks. The window ends now, by the clock
+    of that Prometheus, unless `--until` names another time. `progress` is called with each new sentence about how much
+    has been read, and with an empty one at the end, also after an error. Raises Trouble if a flag cannot be used, or as
     `read_metered` does."""
     query = query_of(typed, await prometheus.now())
     try:
@@ -102,8 +102,9 @@ async def find_answer(
 
 
 def query_of(typed: Namespace, now: float) -> MeterQuery:
-    """Return the query for these flags; its window ends at `now` unless `--until` names another time. Raises Trouble
-    for flags that cannot be used. If `now` is 0, an `--until` in the future is accepted."""
+    """Return the query for these flags; its window ends at `now` unless `--until` names another time. Both ends are cut
+    to whole seconds. Raises Trouble for flags that cannot be used, such as a selector by a label that only some of the
+    series have. If `now` is 0, an `--until` in the future is accepted."""
     start, end = map(float, map(int, span_of(typed, now)))
     if not re.fullmatch(r"[A-Z]{3}", typed.currency):
         raise Trouble(f"--currency {typed.currency}: use three capital letters, for example USD")

@@ -74,9 +74,10 @@ async def _read_nodes(session: Session, inventory: Inventory, labels: str) -> No
 
 
 async def _read_pods(session: Session, inventory: Inventory) -> None:
-    """Add the pods of all namespaces that have not ended to the inventory. If the user may not read these, set
-    `no_pods` to the reason and read those of one namespace: that of the inventory, by default that of the context.
-    If these may not be read either, set `blind`. Raises Trouble for every other error."""
+    """Read the pods of all namespaces that have not ended. Add to the inventory those that request GPUs, the agent's
+    pods, and how many pods have ResourceClaims. If the user may not read all namespaces, set `no_pods` to the reason,
+    and read one namespace instead: that of the inventory, by default that of the context, which then becomes the
+    inventory's. If its pods may not be read either, set `blind`. Raises Trouble for every other error."""
     own = inventory.namespace or session.namespace
     for namespace in (None, own):
         try:

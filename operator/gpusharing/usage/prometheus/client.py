@@ -77,7 +77,7 @@ class WebAnswer:
 
 def answer_of(status: int, kind: str, body: bytes) -> WebAnswer:
     """Parse a response with this HTTP status, the content type `kind`, and this body. If the body is not JSON, `data`
-    is None; that is not an error."""
+    is None; that is not an error. `line` is only filled for text/plain, and `wants_tls` is only true for status 400."""
     try:
         data: Any = json.loads(body)
     except (ValueError, RecursionError):
@@ -88,9 +88,10 @@ def answer_of(status: int, kind: str, body: bytes) -> WebAnswer:
 
 
 def refused(answer: WebAnswer, where: str, through: str) -> Trouble:
-    """Return the Trouble for HTTP 401 or 403, with a remedy. `where` is the name of the Prometheus in the message
-    (`Endpoint.where`). `through` is the context whose API server passed the query on; it is empty if Prometheus was
-    queried directly."""
+    """Return the Trouble for HTTP 401 or 403. The remedy depends on who refused: the Prometheus, which needs a token,
+    or the API server, which needs a new login (401) or permission for services/proxy (403). `where` names the
+    Prometheus in the message (`Endpoint.where`). `through` is the cluster whose API server passed the query on; it is
+    empty if Prometheus was queried directly."""
     if not through:
         remedy = "pass a token that it accepts: --token-file FILE"
     elif not answer.of_api_server:
@@ -107,7 +108,8 @@ def refused(answer: WebAnswer, where: str, through: str) -> Trouble:
 
 def no_prometheus(answer: WebAnswer, where: str, through: str) -> Trouble:
     """Return the Trouble for a response that did not come from a Prometheus. If the port expects TLS, the message says
-    so. For `where` and `through` see `refused`."""
+    so; otherwise it quotes the HTTP status and what the server says, if anything. For `where` and `through` see
+    `refused`."""
     if answer.wants_tls:
         secure = f"--prometheus {where.replace('http:', 'https:', 1)}"
         remedy = "--service NAMESPACE/https:NAME:PORT" if through else secure
@@ -126,8 +128,9 @@ def stranger(what: str, where: str) -> Trouble:
 
 
 def unreachable(error: Exception, where: str, through: str) -> Trouble:
-    """Return the Trouble for a query that failed without a response, with a remedy that depends on `error`. For
-    `where` and `through` see `refused`."""
+    """Return the Trouble for a query that failed without a response. The remedy depends on `error`: a certificate that
+    is not trusted, a server that demands a client certificate, another failure of TLS, an invalid address, or anything
+    else, which is described as no Prometheus responding. For `where` and `through` see `refused`."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _untrusted(error.certificate_error, where, through)
     if WANTS_CLIENT in str(error):
@@ -364,8 +367,8 @@ class Prometheus:
 
 @asynccontextmanager
 async def prometheus_at(place: Endpoint) -> AsyncIterator[Prometheus]:
-    """Yield a client for the Prometheus at `place`, and close its connections afterwards. Nothing is sent before the
-    first query."""
+    """Yield a client for the Prometheus at `place`, and close its connections afterwards. It opens at most PARALLEL
+    connections, and waits SECONDS for an answer. Nothing is sent before the first query."""
     limits = aiohttp.ClientTimeout(total=SECONDS, sock_connect=10.0)
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=PARALLEL), timeout=limits
@@ -377,8 +380,9 @@ def place_of(
     url: str, token_file: str, ca_file: str, environment: Mapping[str, str] = os.environ
 ) -> Endpoint:
     """Return how to reach the Prometheus at `url`, with the token in `token_file` and the authorities in `ca_file`
-    (both may be empty), through the proxy that `environment` names, if any. Raises Trouble if a flag or the proxy
-    cannot be used, if a file cannot be read, or if the token would be sent unencrypted to another machine."""
+    (both may be empty), through the proxy that `environment` names, if any. Nothing is sent. Raises Trouble if a flag
+    or the proxy cannot be used, if a file cannot be read, or if the token would be sent unencrypted to another machine.
+    """
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

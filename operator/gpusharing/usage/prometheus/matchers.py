@@ -50,8 +50,9 @@ def braced(*matchers: str) -> str:
 
 
 def matcher_of(nodes: Iterable[str]) -> str:
-    """Return the matcher for the series of these nodes, and perhaps of others whose names are similar. Empty, which
-    means all nodes, if the names are too long for a URL, or if one of them cannot be the name of a node."""
+    """Return the matcher for the series of these nodes, and perhaps of others whose names are similar. Without nodes,
+    it selects only series that have no node. Empty, which means all nodes, if the names are too long for a URL, or if
+    one of them cannot be the name of a node."""
     names = "|".join(sorted(nodes))
     return f'node=~"{names}"' if re.fullmatch(r"[a-z0-9.|-]{0,1500}", names) else ""
 
@@ -82,6 +83,5 @@ def simulated_query(selector: str, seconds: int) -> str:
 
 
 def nodes_of(answer: Iterable[Series]) -> frozenset[str]:
-    """Return the names of the nodes in the answer to `simulated_query`; an empty string stands for a series without
-    the label `node`."""
+    """Return the names of the nodes in an answer; an empty string stands for a series without the label `node`."""
     return frozenset(series.labels.get("node", "") for series in answer)

@@ -35,8 +35,8 @@ NAME = "--service monitoring/prometheus-operated:9090, or --prometheus http://12
 
 async def find_place(session: Session, named: str) -> Endpoint:
     """Return how to reach the Service `named` (see `_path_of` for its form) or, if `named` is empty, the only Service
-    that looks like a Prometheus (see `_one_of`). Raises Trouble if there is no API server, if `named` has another
-    form, if the login fails, or if the search is refused or does not find exactly one. Whether the Service `named`
+    that looks like a Prometheus (see `_one_of`). Raises Trouble if there is no API server, if `named` has another form,
+    if the login fails, or if the Services cannot be listed or not exactly one is found. Whether the Service `named`
     exists is not checked."""
     if session.login is None:
         raise Trouble("there is no API server through which a Service can be reached: pass --prometheus URL")
@@ -90,7 +90,8 @@ async def _services(session: Session) -> list[JSON]:
 def _path_of(flag: str) -> str:
     """Convert the value of `--service` to the path of that Service below /api/v1/namespaces, such as
     `monitoring/services/prometheus-operated:9090`. Raises Trouble if the value does not have the form
-    NAMESPACE/NAME:PORT, where `:PORT` may be missing and `http:` or `https:` may precede NAME."""
+    NAMESPACE/NAME:PORT, where `:PORT` may be missing and `http:` or `https:` may precede NAME. With such a scheme but
+    no port, the path ends with a colon."""
     name = "[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
     match = re.fullmatch(f"({name})/((?:https?:)?{name}(?::{name})?)", flag)
     if match is None:

@@ -98,8 +98,8 @@ class Days:
     async def read_apart(
         self, prometheus: Prometheus, queries: Mapping[str, str]
     ) -> dict[str, list[list[Series]]]:
-        """Return the same as `read_all`, with a query for each stretch: Prometheus refuses a query for which it would
-        load too many samples at a time."""
+        """Return the same as `read_all`, with separate queries for each stretch, one stretch after another: Prometheus
+        refuses a query for which it would load too many samples at a time. Raises Trouble."""
         stretches = [await Days((end,), self.seconds).read_all(prometheus, queries) for end in self.ends]
         return {name: [stretch[name][0] for stretch in stretches] for name in queries}
 

@@ -1,4 +1,4 @@
-"""Fold hourly answers about GPUs into one record for each workload, a stretch of time after the other. Pure; the size
+"""Folds hourly answers about GPUs into one record for each workload, one stretch of time after another. Pure. The size
 of a record depends only on the number of hours.
 
 Where several pods hold a GPU, dcgm-exporter does not report the use of each: it reports all of them, or only one, with
@@ -335,8 +335,9 @@ class Fold:
                 self._hold(device, hour, workload)
 
     def _pass(self, labels: DeviceLabels, series: Series, part: HourAnswers) -> None:
-        """Record the hour in which a series last shows a pod, the device that the pod held, and the memory that it
-        declares. Otherwise a pod that came and went between the ends of two hours would be missed."""
+        """Record the memory that a pod declares in the hour in which a series last shows it and, if that is later than
+        any hour recorded for its workload, the hour and the device that the pod held. Otherwise a pod that came and
+        went between the ends of two hours would be missed. Series without a pod or points are ignored."""
         if labels.pod is None or not series.points:
             return
         record, hour = self._record(labels.pod, part), self.hour(series.points[-1][0])
@@ -363,8 +364,9 @@ class Fold:
         return self.records[workload]
 
     def _workload(self, pod: Pod, owners: PodOwners) -> Workload:
-        """Return the workload of a pod, cached for the current stretch. If the pod's owner is unknown, the pod is
-        added to `unnamed` and the workload is named after it."""
+        """Return the workload of a pod, cached for the current stretch. If Prometheus knows nothing about the pod's
+        owner, the pod is added to `unnamed`; its workload has the kind UNNAMED and the pod's name without the generated
+        suffix, so such pods may share one. A pod that is known to have no owner is its own workload."""
         if pod not in self._workloads:
             if pod not in owners.pods:
                 self.unnamed.add(pod)

@@ -56,9 +56,9 @@ class ObservedPool:
 
 def find_pool(usage: Usage, where: str) -> ObservedPool:
     """Return the pool that the usage shows. Workloads that had no pod in the last day of which anything is known are
-    left out, except CronJobs; a remark names them. `where` names the chosen nodes in messages. Raises Trouble if no
-    GPU was seen lately, if the GPUs are of several models, or if their nodes also have GPUs of another model than
-    the chosen card."""
+    left out, except CronJobs; a remark names them. Workloads that last held a GPU of another model are left out without
+    a remark. `where` names the chosen nodes in messages. Raises Trouble if no GPU was seen lately, if the GPUs are of
+    several models, or if their nodes also have GPUs of another model than the chosen card."""
     fold = usage.fold
     records: list[Record | Gpu] = [*fold.records.values(), *fold.gpus.values()]
     latest = max((record.last for record in records), default=-1)  # the last hour of which anything is known
@@ -128,8 +128,8 @@ def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
 
 
 def _refuse_mixed(fold: Fold, gpus: Mapping[str, Gpu], latest: int, where: str) -> None:
-    """Raise Trouble if a node of these GPUs also has GPUs of another model. A layout names GPUs by their index among
-    all GPUs of a node, so it would divide the wrong ones."""
+    """Raise Trouble if a node of these GPUs also had GPUs of another model in the PRESENT hours up to the hour
+    `latest`. A layout names GPUs by their index among all GPUs of a node, so it would divide the wrong ones."""
     nodes = {gpu.node for gpu in gpus.values() if gpu.node}
     beside = [gpu for gpu in fold.others.values() if gpu.node in nodes and gpu.last > latest - PRESENT]
     if beside:

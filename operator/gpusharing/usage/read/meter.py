@@ -91,9 +91,10 @@ async def read_metered(
     prometheus: Prometheus, query: MeterQuery, progress: Callable[[str], None]
 ) -> MeteredPools:
     """Read the meter's series for the window of `query` and return the time by cell, with everything known to be
-    missing. `progress` is called with each new sentence about how much has been read. Raises Trouble if a query
-    fails, if Prometheus has no data of the meter in the window, or if a node was metered twice. In a bill by a
-    label, also raises Trouble if GPUs were held but no namespace had the label on any day."""
+    missing. `progress` is called with each new sentence about how much has been read. If only the use of what was held
+    cannot be read, a remark says so. Raises Trouble if another query fails, if Prometheus has no data of the meter in
+    the window, or if a node was metered twice. In a bill by a label, also raises Trouble if GPUs were held but no
+    namespace had the label on any day."""
     metered = MeteredPools()
     metered.missing += await _gaps(prometheus, query)
     unpriced: dict[tuple[str, str], float] = {}
@@ -207,8 +208,9 @@ def _most_slices(answer: Iterable[Series]) -> dict[tuple[str, str], float]:
 
 
 async def read_price(prometheus: Prometheus, query: MeterQuery, nodes: Iterable[str]) -> Price | None:
-    """Return the mean price of a GPU on these nodes in the window of `query`. None if the price of a node is unknown or
-    ambiguous, or if the nodes have prices in several currencies. Raises Trouble if a query fails."""
+    """Return the mean price of a GPU on these nodes in the window of `query`, with the source of the first node's
+    price. None if there are no nodes, if the price of one is unknown or ambiguous, or if they have prices in several
+    currencies. Raises Trouble if a query fails."""
     window = Days((query.end,), round(query.end - query.start))
     queries = queries_of(query, window) | device_queries(query, span=f"[{window.seconds}s]")
     names = ("opencost", "policies", "products", "cards", "rivals", "gpus")

@@ -111,11 +111,12 @@ def whole_fleet(card: str) -> NodeScope:
 
 
 def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[str, ...]]:
-    """Return the scope limited to its nodes that have GPUs of `card`, and remarks. `nodes` is the number of these
-    nodes. The scope is returned unchanged, without a remark, if it has no other nodes or if its nodes are not
-    known. It is also unchanged if `card` is empty; a remark then says that its policy selects more nodes.
-    Otherwise, its policy gets a new name and selects the pool label of that name. Raises Trouble if `card` is given
-    and the scope is that of an existing policy, because a policy has one layout for all its nodes."""
+    """Return the scope for those of its nodes that have GPUs of `card`, and remarks. `nodes` is the number of these
+    nodes. The scope is returned unchanged, without a remark, if it has no other nodes or if its nodes are not known. It
+    is also unchanged if `card` is empty; a remark then says that its policy selects more nodes. Otherwise its policy
+    gets a new name and selects the pool label of that name, which the nodes do not have yet; `scope.nodes` stays as it
+    is. Raises Trouble if `card` is given and the scope is that of an existing policy, because a policy has one layout
+    for all its nodes."""
     others = 0 if scope.nodes is None else len(scope.nodes) - nodes
     if others < 1:
         return scope, ()

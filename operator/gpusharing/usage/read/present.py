@@ -96,8 +96,8 @@ async def read_usage(
 
 
 def _is_about(labels: Mapping[str, str], bound: Mapping[Pod, str], silent: Mapping[str, Reason]) -> bool:
-    """Whether a series is about a pod in `bound` on one of the nodes in `silent` or, if it names no pod, about such a
-    node. A series that names no node may be about any."""
+    """Whether a series is about a pod in `bound` whose node is in `silent` or, if it names no pod, about a node in
+    `silent`. A series that names no node may be about any; one that names another node than the pod's is not."""
     pod, node = pod_of(labels), labels.get("node", "")
     if pod is None:
         return not node or node in silent
@@ -115,8 +115,8 @@ def _explain(silent: Mapping[str, Reason]) -> str:
 async def _ask_agents(
     session: Session, agents: Iterable[JSON], nodes: set[str]
 ) -> tuple[list[Sample], dict[str, Reason]]:
-    """Return the samples of the agents on `nodes`, and why there are none about pods for some of these nodes. If there
-    are more than MOST_ASKED agents, none is asked."""
+    """Query the agents on `nodes` concurrently. Return their samples and, for each node without a sample about a pod,
+    the reason. If there are more than MOST_ASKED agents, none is queried, and every node gets that reason."""
     asked = [agent for agent in agents if text(agent, "spec", "nodeName") in nodes]
     silent: dict[str, Reason] = dict.fromkeys(
         nodes, ("no pod of the agent (gpusharing-agent) was seen on", "")
@@ -135,7 +135,9 @@ async def _ask_agents(
 
 
 async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Sample], Reason]:
-    """Return the node of an agent, its samples, and the reason if they are about no pod. `agent` is its raw pod."""
+    """Query one agent; `agent` is its raw pod. Return its node, its samples, and the reason why none of them is about a
+    pod, which is to be ignored if one is. If the user may not query the agent or it does not respond, there are no
+    samples and the reason says so; no error is raised."""
     node, place = text(agent, "spec", "nodeName"), section(agent, "metadata")
     ports = [port for one in entries(agent, "spec", "containers") for port in entries(one, "ports")]
     port = next((whole(port, "containerPort") for port in ports if text(port, "name") == "metrics"), PORT)
@@ -150,7 +152,7 @@ async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Sample], 
 
 def parse_page(page: str, node: str) -> Iterator[Sample]:
     """Yield the samples of METRICS in the metrics page of the agent on `node`, each with the label `node`. A sample
-    whose value is not a number is left out."""
+    whose value is negative or not a finite number is left out."""
     for name, labels, value in _SAMPLE.findall(page):
         yield name, {**dict(_LABEL.findall(labels)), "node": node}, float(value)
 
@@ -172,7 +174,8 @@ def _fold(samples: Iterable[Sample]) -> UsageNow:
 
 
 def _measured(name: str, labels: Mapping[str, str], value: float) -> Row:
-    """Return what one sample of a pod adds to its device: a column of USED, or the resource; empty if it names none."""
+    """Return what one sample of a pod adds to the row of its device: a column of USED for a measured value, else the
+    resource that its labels name; empty if they name none."""
     if name in _COLUMN_OF:
         return {_COLUMN_OF[name]: value if name == SM else int(value)}
     return {"resource": labels["resource"]} if labels.get("resource") else {}

@@ -77,7 +77,8 @@ def refuse_parts(selector: str) -> None:
 
 def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
     """Return the queries of a bill, by the name of their answer. They must be evaluated at the end of each stretch of
-    `days`. The queries for labels of namespaces are only there if the bill is made by such a label."""
+    `days`. The query for the slices of pods is only included in a bill by pod, and those for labels of namespaces only
+    in a bill by such a label."""
     chosen, seconds = braced(query.selector), days.seconds
 
     def increase_of(name: str, *labels: str) -> str:
@@ -144,8 +145,8 @@ def seen_at(query: MeterQuery, function: str, seconds: int, nodes: str) -> str:
 
 
 def _down(query: MeterQuery, nodes: str = "") -> str:
-    """Return the query for the nodes whose agent does not answer or is not Ready. `nodes` is the matcher for the nodes
-    that it is about; empty for all."""
+    """Return the query for the nodes whose agent, at one moment, does not answer or is not Ready. `nodes` is the
+    matcher for the nodes that it is about; empty for all."""
     job = "" if "job" in labels_of(query.selector) else AGENTS
     chosen = of_others(query.selector, frozenset({POLICY}))
     metrics = f"up{braced(chosen, job, nodes)}", f"gpusharing_agent_ready{braced(chosen, nodes)}"
@@ -212,7 +213,7 @@ def use_query(query: MeterQuery, nodes: str) -> str:
 
 def _rival_labels(metric: str, label: str, seconds: int) -> str:
     """Return the query for namespaces that had several values of the label at one time, such as namespaces of the same
-    name in several clusters."""
+    name in several clusters. This must have been so at more points than `_moments` allows."""
     # A Prometheus that does not honor labels has the name in another label.
     named = f'label_replace({metric}, "{NAMESPACE}", "$1", "{EXPORTED}", "(.+)")'
     values = f"count by ({NAMESPACE}) (group by ({NAMESPACE}, {label}) ({named})) > 1"
@@ -220,8 +221,8 @@ def _rival_labels(metric: str, label: str, seconds: int) -> str:
 
 
 def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
-    """Return the queries for the mean price of each source, by the name of the answer, and under `rivals` the query
-    for subjects that had two prices at one time."""
+    """Return the queries for the mean price of each source, by the name of the answer, and under `rivals` the query for
+    the nodes, policies and products that had two prices at one time, at more points than `_moments` allows."""
     # A price that changes at midnight is not scraped at once, and counts for the day that begins.
     margin = min(round(SHORT), seconds // 4)
     points = f"[{seconds - 2 * margin}s:{POINTS}] offset {margin}s"
@@ -265,7 +266,8 @@ def _twice(counters: str, seconds: int) -> str:
 
 
 def _of_devices(query: MeterQuery, nodes: str = "") -> str:
-    """Return the selector for those series of our agents that have no policy. `nodes` is a further matcher."""
+    """Return the label matchers, in braces, for those series of our agents that have no policy label: the matchers of
+    the query's selector except those for `policy`, and `nodes`, which is a further matcher. Empty if there are none."""
     return braced(of_others(query.selector, frozenset({POLICY})), nodes)
 
 

@@ -1,4 +1,4 @@
-"""Who is billed: the namespace that held GPU time, the team that its label names, or its pods. And how much of it they
+"""Who is billed for held GPU time: the namespace, the team that its label names, or its pods; and how much of it they
 used.
 
 KAI-Scheduler and HAMi divide whole GPUs among pods by themselves. KAI holds each of these GPUs with a pod of its own.
@@ -57,8 +57,8 @@ def read_teams(last: Iterable[Series], rivals: Iterable[Series], label: str) -> 
 
 def describe_unlabelled(days: int, label: str, *, never: bool) -> list[str]:
     """Return a list with one sentence about the number of days on which no namespace had the label although GPUs were
-    held; empty if there are none. With `never`, no namespace had it
-    on any day; then raises Trouble if there are such days."""
+    held; empty if there are none. `never` says that no namespace had it on any day; then raises Trouble if there are
+    such days."""
     if days and never:
         raise Trouble(
             f"no namespace in Prometheus has the label {label}. kube-state-metrics exports only the"
@@ -131,8 +131,8 @@ def weigh(answer: Iterable[Series], *labels: str) -> dict[tuple[str, ...], dict[
 def _split(
     series: Series, weights: Mapping[Pod, float], whole: float, more: Mapping[str, str]
 ) -> list[Series]:
-    """Return a series for each pod in `weights`, with the labels in `more`, whose value is the part of `whole` that the
-    pod's weight is."""
+    """Return a series for each pod in `weights`, with the labels in `more` and with the namespace and name of the pod.
+    Its value is that of `series`, times the pod's weight, divided by `whole`."""
     (at, value) = series.points[-1]
     return [
         Series(

@@ -122,8 +122,8 @@ def advise(answers: AdviceAnswers) -> Advice:
 
 def _whole(answers: AdviceAnswers) -> Advice | None:
     """Return the advice to give each workload a whole GPU, if the memory that each needs, including headroom, exceeds
-    half of the card's memory; otherwise return None. If it exceeds all of the card's memory, the advice says how
-    many GPUs the largest workload needs. The card must have memory of its own."""
+    half of the card's memory; otherwise return None. If the largest workload needs more than all of the card's memory,
+    the advice says how many GPUs that workload needs. The card must have memory of its own."""
     least, have = min(gib for _, gib in answers.needs), memory_of(answers.card)
     if least <= have / 2:
         return None
@@ -155,8 +155,9 @@ def _isolated(answers: AdviceAnswers) -> Advice | None:
 
 
 def _denser(answers: AdviceAnswers) -> Advice | None:
-    """Advise MIG if that takes fewer GPUs than sharing each GPU in equal parts, which is so if the workloads differ in
-    size, and also if not even two of the largest workloads fit on a GPU. Return None otherwise."""
+    """Return the advice of `_divided` (MIG, or whole GPUs if no instance would be used) if it takes fewer GPUs than
+    sharing each GPU in equal parts, as it may if the workloads differ in size, and also if not even two of the largest
+    workloads fit on a GPU. Return None otherwise."""
     sharing = _together(answers) or _in_turns(answers)
     divided = _divided(
         answers,
@@ -254,7 +255,9 @@ def _doubt(answers: AdviceAnswers) -> str:
 
 
 def _in_turns(answers: AdviceAnswers) -> Advice:
-    """Advise time-slicing, for all workloads that no earlier rule covers."""
+    """Advise time-slicing, with as many shares as workloads fit into the card's memory, from 1 to TURNS. This is the
+    last rule, for all workloads that no earlier rule covers, and never returns None. If the workloads compute at the
+    same time, the reason says why MPS cannot be switched on, and the disadvantage has the remedy if there is one."""
     shares = max(1, min(TURNS, answers.most))
     why = (
         "the workloads use the GPU only now and then, so each can have the whole GPU in turn"

@@ -113,7 +113,9 @@ class Inventory:
 
     @property
     def subjects(self) -> list[GPUPod]:
-        """The pods that the answer is about, sorted by namespace and name."""
+        """The pods that the answer is about, sorted by namespace and name: those in its namespace that are bound to one
+        of its nodes or wait for a node. If the user chose nodes, a pod that waits is only included if one of them
+        advertises a resource that the pod requests."""
         advertised = {name for stock in self.stocks.values() for name in stock.allocatable or ()}
         return sorted(
             (
@@ -220,7 +222,9 @@ def share_nodes(inventory: Inventory) -> Iterator[tuple[NodeStock, dict[str, Sha
 def _shares(
     inventory: Inventory, stock: NodeStock, own: Counter[str], total: Counter[str]
 ) -> dict[str, Share]:
-    """Return the shares of one node by resource name. `own` is what pods of the answer hold, `total` what all hold."""
+    """Return the shares of one node by resource name. `own` is what pods of the answer hold, `total` what all hold.
+    What other pods hold is unknown (None) if neither all pods nor the agent's report could be read; what is free then
+    too, and if the Node could not be read."""
     allocatable, listed = stock.allocatable or {}, stock.allocatable is not None
     known = not inventory.no_pods or stock.allocated is not None
     free = remaining(allocatable, total)
@@ -258,8 +262,8 @@ def columns_of(inventory: Inventory, by: str) -> tuple[str, ...]:
 
 
 def _row(rows: dict[tuple[str, str], Row], by: str, resource: str, words: Mapping[str, str]) -> Row:
-    """Return the row of `rows` for a resource of what `words` says under the key `by`; a new one has the number 0
-    everywhere."""
+    """Return the row of `rows` for a resource of the object that `words` names under the key `by`. If there is none,
+    add one with the columns in `words` and the number 0 in every column of NUMBERS."""
     new = {**dict.fromkeys(NUMBERS, 0), **words, "resource": resource}
     return rows.setdefault((words.get(by, ""), resource), new)
 
@@ -275,7 +279,8 @@ def _count_nodes(inventory: Inventory, by: str, rows: dict[tuple[str, str], Row]
 
 def _add(row: Row, stock: NodeStock, share: Share) -> None:
     """Add one resource of one node to a row. What is free on a node that is closed is added to `closed`, otherwise to
-    `free` and `largest`. A sum with an unknown number becomes None."""
+    `free`. `largest` becomes what is free on this node if that is more, but counts at most 1 if the node is `one_each`.
+    A sum or maximum with an unknown number becomes None."""
     own, others, allocatable, free = share
     opened, closed = (0, free) if stock.closed else (free, 0)
     sums = {"requested": own, "others": others, "allocatable": allocatable, "free": opened, "closed": closed}

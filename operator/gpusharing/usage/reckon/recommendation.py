@@ -236,9 +236,10 @@ def layout_rows(portions: Sequence[Portion]) -> list[dict[str, Any]]:
 def recommend(
     pool: ModelPool, needs: Sequence[Need], occupied: Sequence[Occupied] = (), *, goal: Goal
 ) -> Recommendation:
-    """Return the recommended layout of `pool` for workloads with these needs. `occupied` lists the GPUs that pods
-    share now. Raises ValueError if the pool has no nodes or a node without GPUs, or if its GPUs use the memory of
-    the CPU."""
+    """Return the recommended layout of `pool` for workloads with these needs. If some of these need a pool of whole
+    GPUs (`Misplaced.APART`), no GPU is divided if that takes no more GPUs for all workloads together, or, with the goal
+    performance, no more than the pool has. `occupied` lists the GPUs that pods share now. Raises ValueError if the pool
+    has no nodes or a node without GPUs, or if its GPUs use the memory of the CPU."""
     if not pool.nodes or min(pool.nodes) < 1:
         raise ValueError(f"pool {pool.name} has no GPU")
     if not pool.card.memory_gb:

@@ -92,7 +92,8 @@ class TemplateChoice:
         return self.nodes * self.divided + self.whole
 
     def index(self, seat: Seat) -> int:
-        """Return the index of the size that a workload gets, which is that of a whole GPU for one that needs it."""
+        """Return the index of the size that a workload gets; the one after the last profile stands for a whole GPU.
+        Raises KeyError for a seat of whole GPUs, because these have no assignment."""
         return dict(self.assignment)[seat.index]
 
 

@@ -191,7 +191,8 @@ def _waiting_lines(report: FreeReport, paper: Paper) -> list[Line]:
 
 
 def _cell(column: str, value: Any, row: Row) -> Span:
-    """Return one cell. An unknown value is a question mark; what a pod without a node uses is left empty."""
+    """Return one cell. Bytes are shown in GiB, and ratios as percentages. An unknown value is a question mark; what a
+    pod without a node uses is left empty."""
     if value is None:
         return Span("?" if row.get("node", True) else "", Ink.WAITING)
     if column.endswith("Bytes"):

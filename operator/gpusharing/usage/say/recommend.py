@@ -201,8 +201,8 @@ def _peaks(need: Need | None) -> tuple[str, str]:
 
 
 def placed_of(recommendation: Recommendation | None) -> dict[Workload, Placed | Unplaced]:
-    """Return, by workload, what the recommendation gives its pods, or why it has no place; empty without a
-    recommendation."""
+    """Return, by workload, its Placed (what its pods should request) or its Unplaced (why the layout does not serve
+    it); empty without a recommendation."""
     if recommendation is None:
         return {}
     every: list[Placed | Unplaced] = [*recommendation.placed, *recommendation.unplaced]
@@ -236,7 +236,10 @@ def advice_of(placed: Placed | Unplaced | None) -> str:
 
 
 def why_of(need: Need | None, placed: Placed | Unplaced | None) -> str:
-    """Return the reasons for the advice, comma-separated, or why there is no advice."""
+    """Return the reasons for the advice, comma-separated: why no smaller profile is enough, doubts, that the owner
+    declared the memory or else how little data there is, and how often the pods are idle, if that is more than half of
+    the time. If there is no advice, return why. If memory is probably preallocated and not declared, return only that.
+    """
     if need is None or placed is None:
         return "unknown card"
     if Doubt.PREALLOCATED in need.doubts and need.history.declared is None:
