@@ -83,8 +83,9 @@ class _Rewrite:
 
     def node(self, source: Mapping[str, Any], at: str) -> Schema:
         """Return the structural schema of the node `source`, without $ref, titles and null branches. Where null was
-        allowed, the result is `nullable` if `keep_null`. A default is kept if `_says_something` holds for it. `at`
-        is the path of the node, for error messages. Raises SchemaError."""
+        allowed, the result is `nullable` if `keep_null`. A node that is an integer or a string has no `anyOf`. A
+        default is kept if `_says_something` holds for it. `at` is the path of the node, for error messages. Raises
+        SchemaError."""
         merged, nullable = _without_null(self._resolve(source), at)
         merged = self._resolve(merged)
         if merged.get("x-kubernetes-int-or-string"):

@@ -214,7 +214,7 @@ class DisruptionClass(StrEnum):
 
     @property
     def cordons(self) -> bool:
-        """Whether a node must be cordoned and idle for a change of this class."""
+        """Whether a node must be cordoned and idle for a change of this class, as for GPUPods, Reset and Reboot."""
         return self in _CORDONING
 
 

@@ -87,9 +87,10 @@ def to_wire(value: Any) -> Any:
 
 
 def from_wire(kind: type[Record], raw: object) -> Record:
-    """Return the record of this kind that the JSON object `raw` holds. A field that is missing or has another type
-    gets its default, or the empty value of its type if it has none. If `raw` is not an object, that happens to all
-    fields. Bounds, the words of a Literal, and the contents of a map are not checked."""
+    """Return the record of this kind that the JSON object `raw` holds. A field that is missing or has another type gets
+    its default, or the empty value of its type if it has none; an optional field gets None. Items of
+    another type are left out of a tuple. If `raw` is not an object, all fields count as missing. Bounds, the words of a
+    Literal, and the contents of a map are not checked."""
     values = raw if isinstance(raw, dict) else {}
     readers = _readers(kind)  # type: ignore[arg-type]  # mypy takes classes for unhashable
     return kind(**{name: read(values.get(key)) for name, key, read in readers})
@@ -122,9 +123,9 @@ def _readers(kind: type[Any]) -> tuple[tuple[str, str, Callable[[Any], Any]], ..
 
 def _reader(hint: Any, default: Any = MISSING) -> Callable[[Any], Any]:
     """Return the function that turns a JSON value into the value of a field with this type hint. For a value that is
-    missing or of another type, the function returns `default`, or the empty value of the type if there is no
-    default. An optional type and a tuple disregard `default`: for such a value they give None and an empty tuple.
-    Raises ValueError for a union of several types other than None."""
+    missing or of another type, the function returns `default`, or the empty value of the type if there is no default.
+    Two types ignore `default`: for such a value an optional type gives None, and a tuple gives an empty tuple. Items of
+    another type are left out of a tuple. Raises ValueError for a union of several types other than None."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         (inner,) = (argument for argument in arguments if argument is not NoneType)

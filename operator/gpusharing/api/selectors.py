@@ -15,7 +15,7 @@ MOST_DIGITS = 19
 
 
 def selects(selector: Selector | LabelSelector, labels: Mapping[str, str]) -> bool:
-    """Whether a selector of a policy matches these labels. An empty selector matches everything."""
+    """Whether a selector of a policy matches these labels, as `matches` does. An empty selector matches everything."""
     rows = ((row.key, row.operator, row.values) for row in selector.match_expressions)
     return matches(labels, selector.match_labels, rows)
 

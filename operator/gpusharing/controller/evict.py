@@ -108,9 +108,10 @@ class Evictor:
         return self.client.delete(PODS, name, namespace=space, uid=uid, grace=action.grace)
 
     async def _ask(self, action: Evict | ForceDelete) -> tuple[Reason, str, float | None]:
-        """Send the call, and return the reason that its answer stands for, the server's message, and the seconds that
-        it asks us to wait, or None. A pod that is gone or was replaced gives PODS_LEAVING without a message; if
-        LISTs keep showing it, that counts as a failed call. If the call got no answer, the node is added to
+        """Send the call. Return the reason that its answer stands for, the server's message, and the seconds that it
+        asks us to wait, or None. A pod that is gone or was replaced gives PODS_LEAVING without a message; if LISTs keep
+        showing it, that counts as a failed call. A failed call, also one without an answer, gives EVICTION_ERROR or
+        FORCE_DELETE_FAILED, and Invalid gives INTERNAL_ERROR. If the call got no answer, the node is added to
         `calls.unsure`. Raises HeldBack, and errors that concern all calls."""
         retry_after: float | None = None
         done, failed = Reason.EVICTED, Reason.EVICTION_ERROR

@@ -1,4 +1,4 @@
-"""The part that kopf runs: it follows the policies, and every event only says "look again" (docs/adr/0001).
+"""The part that kopf runs: it follows the policies. An event only wakes the loop, whatever has changed (docs/adr/0001).
 
 There are no change handlers, indexes, timers, daemons or kopf finalizers: kopf writes nothing at all.
 """
@@ -112,7 +112,8 @@ def _called(name: str) -> aiohttp.ClientMiddlewareType:
 
 
 def _settings() -> kopf.OperatorSettings:
-    """Return kopf's settings; docs/design/faults.md#kopf gives the reasons."""
+    """Return kopf's settings: it posts no Events, does not scan for CRDs, and has time-outs of at most five minutes;
+    docs/design/faults.md#kopf gives the reasons."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True

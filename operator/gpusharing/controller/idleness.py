@@ -95,7 +95,8 @@ class Idleness:
         return not leads or bool(missing)
 
     def _log_lease(self, leads: bool) -> None:
-        """Log that this process leads, or why it does not, if that has changed."""
+        """Log why this process does not lead, if the reason has changed, and when that is over. Log that it leads the
+        first time that it does. `leads` is whether it does now."""
         if leads:
             self.complaints.ends("lease")
             if not self._led:

@@ -81,11 +81,12 @@ class Loop(LoopParts):
                 await self.close()
 
     async def _pass(self) -> datetime | None:
-        """Run one pass, unless the operator must be idle or the API server asks us to wait. Return when the next one
-        is due at the latest, or None if only an event or the regular interval can start it. An idle operator looks
-        again after a quarter of RETRY seconds, and one that has to wait when the wait is over. `on_first_pass` is
-        called after the first pass that succeeds. A pass that fails with a KubeError or a lost Lease is logged, and
-        tried again after RETRY seconds. After an error that concerns all calls, policies and pods are listed anew."""
+        """Run one pass, unless the operator must be idle or the API server asks us to wait. Return when the next one is
+        due at the latest, or None if only an event or the regular interval can start it. An idle operator tries again
+        after a quarter of RETRY seconds, and one that has to wait when the wait is over. `on_first_pass` is called
+        after the first pass that succeeds. A pass that fails with a KubeError or a lost Lease is logged, and tried
+        again after RETRY seconds. After an error that concerns all calls (FATAL), policies and pods are listed anew.
+        Other errors are raised."""
         self.wake.clear()
         if self._idleness.lasts():
             return self.now() + timedelta(seconds=RETRY / 4)

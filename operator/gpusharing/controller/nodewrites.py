@@ -80,7 +80,8 @@ class NodeWrites:
         )
 
     async def _is_closed(self, action: Actuate) -> bool:
-        """Whether the DeviceTaintRule of the node is on the server as it was when the action was decided."""
+        """Whether the DeviceTaintRule of the node is on the server as it was when the action was decided. The rule is
+        stored in the cache, or dropped from it if it is gone. Raises every KubeError except NotFound."""
         name = RULE_PREFIX + action.node.name
         try:
             raw = await self.client.get(DEVICE_TAINT_RULES, name)
@@ -124,8 +125,8 @@ class NodeWrites:
 
     async def clear_requests(self, action: ClearRequests) -> bool:
         """Remove the requests from the GPUNode on condition that it still has its newest known resourceVersion, store
-        the answer in the cache, and return True. If the cache shows other requests than the action names, nothing is
-        written and False is returned."""
+        the answer in the cache, and return True. If the cache has no GPUNode of this name, or one with other requests
+        than the action names, nothing is written and False is returned."""
         name, gpunodes = action.node, self.sources.gpunodes
         if name not in gpunodes.items or gpunodes.items[name].requests != action.requests:
             return False

@@ -110,8 +110,9 @@ class LoopParts:
     async def test_taints(self) -> None:
         """Test whether the scheduler obeys DeviceTaintRules, at once and then every PERIOD seconds
         (`TaintTest.repeat`), as long as this process leads, all sources can be read and NVIDIA's DRA driver has been
-        seen. If the result has changed, wake the loop. Runs until canceled; returns at once if the setting
-        `device_taints` is off."""
+        seen. Otherwise check every `pending_period` seconds whether that is so now. If the result has changed, store it
+        in `calls.taint_proof` and wake the loop. Runs until canceled; returns at once if the setting `device_taints` is
+        off."""
         if not self.settings.plan.device_taints:
             return
         test = TaintTest(self.calls, self.settings.plan.namespace)

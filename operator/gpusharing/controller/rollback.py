@@ -26,9 +26,10 @@ CRD = POLICIES.full_name
 
 
 async def ask(client: KubeClient, release: str, namespace: str) -> HookAnswer:
-    """Return whether the release may be rolled back, and the reason. If the CRD does not exist, or the API server does
-    not serve the policies, the answer is yes. If something else keeps them from being read, it is no, with the
-    error."""
+    """Return whether the release may be rolled back, and the reason. It may not if a policy has a field that the older
+    version, which is ours, lacks (`find_retreat`). If the CRD does not exist, or the API server does not serve the
+    policies, it may. If something else keeps the CRD or the policies from being read, it may not, and the error is the
+    reason; no KubeError is raised."""
     try:
         crd = await client.get(CUSTOM_RESOURCE_DEFINITIONS, CRD)
         policies = await list_of(client, POLICIES)

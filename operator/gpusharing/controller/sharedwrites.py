@@ -1,5 +1,6 @@
-"""Writes that are made once for all nodes: configuration, finalizers, claims, pointers, the repair of the MPS
-DaemonSet, DeviceClasses and DeviceTaintRules. Fences wait for the first three.
+"""Writes that concern all nodes and are made only once: configuration, finalizers, claims, the fields of ClusterPolicy
+that name our ConfigMaps, the repair of the MPS DaemonSet, DeviceClasses and DeviceTaintRules. No node is fenced before
+the first three are written.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
 """
@@ -91,7 +92,8 @@ class SharedWrites:
     """The ConfigMap that is being written, or was last written, as `namespace/name`."""
 
     async def write_config(self, action: WriteConfig, snapshot: ClusterSnapshot) -> None:
-        """Write the differences to our two ConfigMaps. A ConfigMap without differences is not written."""
+        """Write the differences to our two ConfigMaps, first that of the device plugin. A ConfigMap without differences
+        is not written. If the first write fails, the second is not attempted."""
         settings, stack = snapshot.settings, snapshot.stack
         namespace = settings.gpu_operator_namespace
         if (body := plugin_patch(action, stack, self.now())) is not None:
@@ -121,9 +123,9 @@ class SharedWrites:
         self.sources.config_maps.accept(raw)
 
     async def set_pointers(self, action: SetPointers) -> None:
-        """Set the pointers of a ClusterPolicy to our ConfigMaps. The same patch adds them to the annotation that lists
-        the pointers that we have set. Log the write and store the answer in the cache. Raises Conflict if the
-        ClusterPolicy has changed since the decision; the next pass decides again."""
+        """Let the fields of a ClusterPolicy that `action.wanted` names point to our ConfigMaps. The same patch adds
+        these fields to the annotation that lists the fields that we have set. Log the write and store the answer in the
+        cache. Raises Conflict if the ClusterPolicy has changed since the decision; the next pass decides again."""
         name, cache = action.policy.name, self.sources.cluster_policies
         # The cache holds only the ClusterPolicy; the view's MPS daemon was added from a DaemonSet for the decision.
         if cache.items.get(name) != replace(action.policy, mps_daemon=None):

@@ -56,9 +56,10 @@ class TaintTest:
     """When the last test ended, by the clock of the event loop."""
 
     async def repeat(self) -> TaintProof:
-        """Return whether the scheduler obeys DeviceTaintRules. The scheduler is tested unless the last test succeeded
-        within VALID seconds under the present version of the API server. A KubeError becomes the error of the result.
-        The result is logged if it differs from the last one."""
+        """Return whether the scheduler obeys DeviceTaintRules, with the error if not. The scheduler is tested unless
+        the last test succeeded within VALID seconds under the present version of the API server; then the earlier
+        result is returned. A KubeError becomes the error of the result. The result is logged if it differs from the
+        last one."""
         proof = self._proof
         try:
             version = await self.client.version()
@@ -74,8 +75,9 @@ class TaintTest:
         return proof
 
     async def _test(self) -> TaintProof:
-        """Create the rule, start pods until one has shown what the scheduler does, then remove both. Raises
-        KubeErrors."""
+        """Create the rule and start a pod, up to TRIES pods one after another until the scheduler obeys the rule, and
+        return what the last one showed (`_read`). Then remove the rule and the pod, also after an error. Raises
+        KubeErrors, such as Unavailable if an earlier pod does not go."""
         rule = taint_rule(TAINT_TEST, {"driver": DRIVER, "pool": TAINT_TEST})
         with suppress(AlreadyExists):  # of a test that was interrupted
             await self.client.create(DEVICE_TAINT_RULES, rule)
@@ -113,8 +115,9 @@ class TaintTest:
         raise Unavailable(f"the pod of ReplicaSet {self.namespace}/{TAINT_TEST} does not go")
 
     async def _read(self) -> TaintProof:
-        """Wait up to PATIENCE seconds until the scheduler grants the pod of the test one of its two requests, and
-        return what that shows. If it grants none, the result has an error with the scheduler's words."""
+        """Wait up to PATIENCE seconds until the scheduler grants the pod of the test one of its two requests. Return a
+        proof that works if it granted the one with a toleration, or one with the error IGNORED if it granted the other.
+        If it grants neither, the result has an error with the scheduler's words."""
         words = "there is no pod"
         for _ in range(round(PATIENCE / POLL)):
             pod = await self._pod()

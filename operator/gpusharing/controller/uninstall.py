@@ -21,9 +21,10 @@ REFUSED = 1
 
 
 async def ask(client: KubeClient, settings: PlanSettings) -> HookAnswer:
-    """Return whether the operator may be uninstalled, and the reason. If the Nodes or the policies cannot be read, the
-    answer is no, with the error; if the API server no longer knows the kind of the policies, there are none. If the
-    ClusterPolicies cannot be read, none are named."""
+    """Return whether the operator may be uninstalled, and the reason. It may not while a node has our fence or a policy
+    has our finalizer (`find_farewell`), or if the Nodes or the policies cannot be read; then the error is the reason.
+    If the API server no longer knows the kind of the policies, there are none. If the ClusterPolicies cannot be read,
+    none are named. No KubeError is raised."""
     try:
         nodes = [node_view(raw) async for page in pages_of(client, NODES) for raw in page.items]
         policies = await _policies(client)
