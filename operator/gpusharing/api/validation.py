@@ -132,7 +132,8 @@ def _value_at(path: str, raw: Any) -> str:
 
 def find_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
     """Yield the problems of a spec whose fields have the right types and bounds: the rules that pydantic does not
-    check. The name of the policy is not part of the spec; see `_name_problems`."""
+    check. They are about selectors, the blocks that a mode needs, MIG, drain rules, windows, and durations, which must
+    be above 0 and at most MAX_DURATION. The name of the policy is not part of the spec; see `_name_problems`."""
     yield from _selector_problems("spec.nodeSelector", spec.node_selector, of_nodes=True)
     yield from _mode_problems(spec)
     if spec.mig is not None:

@@ -317,9 +317,9 @@ class Executor:
 
     async def _perform(self, action: Action, snapshot: ClusterSnapshot) -> bool:
         """Make the call of an action. Return whether the server may have changed something. That is False if a pod was
-        not evicted or deleted now, or if a Node was left alone because it has changed; it is True for every other
-        action that succeeds. Raises LeaseLost, and every KubeError except those that `Evictor.send` and
-        `NodeWrites.restart` treat as answers."""
+        not evicted or deleted now, or if a Node or GPUNode was left alone because it, or the Node's DeviceTaintRule,
+        has changed; it is True for every other action that succeeds. Raises LeaseLost, and every KubeError except those
+        that `Evictor.send` and `NodeWrites.restart` treat as answers."""
         match action:
             case EnsureGPUNode():
                 await self._nodes.ensure_gpunode(action)

@@ -231,8 +231,8 @@ class Metrics(Observer):
         self.orphans.set(sum(verdict.reason is Reason.ORPHAN_FENCE for verdict in verdicts.values()))
 
     def _count_moves_of(self, policies: Set[str]) -> None:
-        """Create the counters of transitions and lapses for each new policy, and remove those of policies that are
-        gone."""
+        """Create the counters of transitions and of ended MPS clients, at 0, for each new policy, and remove those of
+        policies that are gone."""
         for counter in (self.moves, self.lapses):
             for name in policies:
                 counter.labels(name)

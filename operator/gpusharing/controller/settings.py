@@ -134,8 +134,8 @@ def _variables(kind: type) -> dict[str, str]:
 
 
 def _explain(error: ValidationError) -> str:
-    """Return a message about the first value that is not valid: its variable, what is wrong with it, and a valid
-    example."""
+    """Return a message about the first value that is not valid: its variable, the value, what is wrong with it, and a
+    valid example, which is the default unless EXAMPLES has another."""
     first = error.errors(include_url=False)[0]
     name, text, context = str(first["loc"][0]), first["input"], first.get("ctx", {})
     if first["type"] == "literal_error":

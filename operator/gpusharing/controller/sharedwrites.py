@@ -211,8 +211,8 @@ class SharedWrites:
         log.info("a DeviceTaintRule now keeps GPU pods off the node", node=node)
 
     async def _remove_rule(self, current: TaintRuleView) -> None:
-        """Delete a DeviceTaintRule unless it is gone already, and log that. Raises Conflict if another object has its
-        name now."""
+        """Delete a DeviceTaintRule unless it is gone already, drop it from the cache, and log that. Raises Conflict if
+        another object has its name now."""
         with suppress(NotFound):
             await self.client.delete(DEVICE_TAINT_RULES, current.name, uid=current.uid)
         self.sources.taint_rules.drop(current.name)
@@ -247,8 +247,8 @@ class SharedWrites:
         log.info("the DeviceClass was corrected", deviceclass=wanted.name)
 
     async def _remove_class(self, current: DeviceClassView) -> None:
-        """Delete a DeviceClass unless it is gone already, and log that. Raises Conflict if another object has its
-        name now."""
+        """Delete a DeviceClass unless it is gone already, and log that; the cache is left to the watch. Raises Conflict
+        if another object has its name now."""
         with suppress(NotFound):
             await self.client.delete(DEVICE_CLASSES, current.name, uid=current.uid)
         log.info("the DeviceClass was removed, because nothing uses it", deviceclass=current.name)

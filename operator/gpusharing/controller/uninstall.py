@@ -1,4 +1,7 @@
-"""`gpusharing-uninstall-check`: the chart's pre-delete hook. It reads Nodes and policies, and writes nothing."""
+"""`gpusharing-uninstall-check`: the chart's pre-delete hook. It reads Nodes and policies, and writes nothing.
+
+Terms: docs/design/glossary.md#fence.
+"""
 
 import asyncio
 import os

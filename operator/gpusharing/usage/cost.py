@@ -1,5 +1,5 @@
-"""`cost [--by namespace|policy|LABEL] [--window 30d]`: show what the GPUs cost and who used them, from Prometheus
-alone."""
+"""`cost [--by namespace|policy|LABEL] [--window 30d]`: show what the GPUs cost and who used them, from what Prometheus
+has recorded. That Prometheus may be in a cluster."""
 
 import asyncio
 import re
@@ -54,9 +54,9 @@ async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def ask(session: Session, typed: Namespace) -> Answer:
-    """Return the bill of one cluster (see FleetVerb). Its totals, its remarks and a `PARTIAL:` line for each thing
-    that is missing become remarks of the Answer. Raises Trouble if no Prometheus is found, or as `find_answer`
-    does."""
+    """Return the bill of one cluster (see FleetVerb), with the status CHANGES if it is incomplete, else DONE. Its
+    totals, its remarks and a `PARTIAL:` line for each thing that is missing become remarks of the Answer. Raises
+    Trouble if no Prometheus is found, or as `find_answer` does."""
     async with prometheus_at(await place_found(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed)
     status, rows = CHANGES if answer.missing else DONE, [[*cells, Span("")] for cells in cells_of(answer)]

@@ -1,5 +1,5 @@
-"""`free [--by resource|node|policy|namespace|pod]`: show who holds the GPUs and what is free now, from Nodes and Pods
-alone, with whatever rights the user has. `--usage` adds what each pod uses, as the agents report it."""
+"""`free [--by resource|node|policy|namespace|pod]`: show who holds the GPUs and what is free now, from Nodes and Pods,
+and from GPUNodes if the user may not read all of these. `--usage` adds what each pod uses, as the agents report it."""
 
 import asyncio
 from argparse import Namespace

@@ -150,8 +150,9 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
 
 
 def _untrusted(error: Exception, where: str, through: str) -> Trouble:
-    """Return the Trouble for a certificate that was rejected, with a remedy that depends on OpenSSL's error code. For
-    `where` and `through` see `refused`."""
+    """Return the Trouble for a certificate that was rejected. The remedy depends on OpenSSL's error code: issued for
+    another name, expired, not valid yet, or from an unknown authority; for any other code it is to replace the
+    certificate. For `where` and `through` see `refused`."""
     code = error.verify_code if isinstance(error, ssl.SSLCertVerificationError) else 0
     if code in OTHER_NAME:
         setting = (
@@ -172,8 +173,8 @@ def _untrusted(error: Exception, where: str, through: str) -> Trouble:
 
 
 def one_line(text: object) -> str:
-    """Return a message of another program on one line: without control characters, without periods at its end, and cut
-    to MOST_CHARACTERS. None and other empty values become an empty string."""
+    """Return a message of another program on one line: without control characters, cut to MOST_CHARACTERS, and then
+    without periods and spaces at its end. None and other empty values become an empty string."""
     return printable(" ".join(str(text or "").split())[:MOST_CHARACTERS].rstrip(". "))
 
 
@@ -294,8 +295,8 @@ class Prometheus:
         ]
 
     async def between_all(self, query: str, start: float, end: float, step: float) -> list[Series]:
-        """Return the series that `query` yields from `start` to `end`, with a value every `step` seconds. Raises
-        Trouble if the query fails or its result cannot be read."""
+        """Return the series that `query` yields from `start` to `end`, with a value every `step` seconds, including
+        values that are infinite or not a number. Raises Trouble if the query fails or its result cannot be read."""
         parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
         return await self._result("query_range", parameters, "matrix")
 

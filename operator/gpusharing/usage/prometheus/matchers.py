@@ -77,8 +77,8 @@ _OF_OTHER_SERIES = OF_TARGETS | {"policy", "resource", "exported_namespace"}
 
 def simulated_query(selector: str, seconds: int) -> str:
     """Return the query for the nodes that reported SIMULATED GPUs at any time in the last `seconds`. Matchers of
-    `selector` for labels of scrape targets (also `node`), policies, resources and tenants are left out, so it may
-    yield nodes that the selector does not choose."""
+    `selector` for labels of scrape targets (also `node`), policies, resources and tenants are left out, so its answer
+    may have nodes that the selector does not choose."""
     return f"max by (node) (max_over_time({METRIC}{braced(of_others(selector, _OF_OTHER_SERIES))}[{seconds}s])) > 0"
 
 

@@ -186,9 +186,10 @@ LOOK = "kubectl get pods -A -o wide -l app.kubernetes.io/name=gpusharing-agent"
 async def find_losses(
     prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings]
 ) -> tuple[list[str], list[str]]:
-    """Look for nodes whose samples are missing for a part of the window. Return two lists of sentences: why the bill
-    is incomplete, and remarks about what may be missing. If the query is about one policy, absent, silent, new and
-    departed nodes are only considered if they were metered. Raises Trouble."""
+    """Return two lists of sentences about nodes whose samples are missing for a part of the window. The first says why
+    the bill is incomplete: nodes that were absent between two sightings, agents that did not answer, and nodes without
+    a Ready agent at the end. The second has remarks about nodes that were first seen late or last seen early. If the
+    query is about one policy, only metered nodes are considered, except for those without an agent. Raises Trouble."""
     absences = await find_absences(prometheus, query, sightings)
     down = _down(sightings)
     bare = await _find_bare(prometheus, query)

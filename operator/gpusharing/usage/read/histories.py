@@ -208,9 +208,9 @@ def _devices(record: Record) -> int:
 
 def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holding:
     """Return what each pod of a workload holds now: the resource, the number of devices, and the parts of a card's
-    memory and compute that one device has. `gpu` is the GPU that the workload held last. The part of the memory is
-    None if it is unknown: for an instance of unknown size, or for a GPU that several pods held although it is not
-    known to be shared."""
+    memory and compute that one device has. Replicas divide the memory, but not the compute. `gpu` is the GPU that the
+    workload held last. The part of the memory is None if it is unknown: for an instance of unknown size, or for a GPU
+    that several pods held although it is not known to be shared."""
     if record.profile:
         resource = record.resource or resource_name(record.profile)
         share, compute = _of_instance(record.profile, card)
@@ -245,8 +245,8 @@ def _samples(fold: Fold, values: "Iterable[float]") -> Iterator[Sample]:
 
 
 def _occupied(gpus: dict[str, Gpu], latest: int) -> Iterator[Occupied]:
-    """Yield each GPU without MIG that several pods held in the last hour, with the number of pods of each workload.
-    GPUs are sorted by UUID and named `NODE/UUID`."""
+    """Yield each GPU that several pods held in the hour `latest` and that had no MIG devices then, with the number of
+    pods of each workload. GPUs are sorted by UUID and named `NODE/UUID`."""
     for uuid, gpu in sorted(gpus.items()):
         if gpu.held_at == latest and gpu.divided != latest and sum(gpu.holders.values()) > 1:
             yield Occupied(f"{gpu.node}/{uuid}", tuple(sorted(gpu.holders.items())))

@@ -160,8 +160,9 @@ async def _read_all(
 async def _read_days(
     prometheus: Prometheus, query: MeterQuery, group: Days
 ) -> list[tuple[Answers, Sightings]]:
-    """Return the answers for each stretch of `group`, and which nodes were seen in it. Raises Trouble if a query fails
-    or a node was metered twice."""
+    """Return the answers for each stretch of `group`, and which nodes were seen in it. Nodes that may have been absent
+    or were in transition are queried more closely (`close_queries`), and pods that used the GPUs of KAI-Scheduler's
+    reservations where there are any. Raises Trouble if a query fails or a node was metered twice."""
     answers = await group.read_all(prometheus, queries_of(query, group))
     devices = device_queries(query)
     at_end = await side_by_side(*(prometheus.instant(promql, group.ends[-1]) for promql in devices.values()))
@@ -367,9 +368,9 @@ def _refuse_doubles(twice: Iterable[Series]) -> None:
 
 
 def _refuse(node: str, differ: Mapping[str, Sequence[str]]) -> None:
-    """Raise Trouble for a node that was metered twice. `differ` has the values of the labels in which its series
-    differ; the remedy depends on the label that is the most likely reason. Returns without raising if `differ` is
-    empty."""
+    """Raise Trouble for a node that was metered twice; an empty name means that the series have no label `node`, which
+    the message then says. `differ` has the values of the labels in which its series differ; the remedy depends on the
+    label that is the most likely reason. Returns without raising if `differ` is empty."""
     # Labels of a target also differ between an agent and its successor, so any other label is the likelier reason.
     label = min(
         differ, key=lambda name: (name in TARGET, name in OF_PARTS, name not in CHOSEN, name), default=""

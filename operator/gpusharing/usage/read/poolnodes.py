@@ -166,8 +166,8 @@ async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
 
 def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> NodeScope:
     """Return the scope of the nodes that the policy `raw` selects, without those that other policies own; if there are
-    any of these, a remark counts them. Raises Trouble if the policy selects no node, or if other policies own all
-    of its nodes."""
+    any of these, a remark counts them. The scope has the spec of the policy, and its labels and annotations as in
+    `_user_metadata`. Raises Trouble if the policy selects no node, or if other policies own all of its nodes."""
     name, spec = text(raw, "metadata", "name"), section(raw, "spec")
     selector = section(spec, "nodeSelector")
     rows: list[Row] = [

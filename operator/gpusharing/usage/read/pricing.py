@@ -120,8 +120,9 @@ def read_prices(
     rivals: Iterable[Series] = (),
 ) -> Prices:
     """Read the prices from the answers to the queries of `queries_of`; `cards` has the products of each node.
-    Impossible prices are left out and reported in `faults`; an OpenCost price of 0 is left out silently. `rivals`
-    has a series for each subject with several prices at once. `currency` is that of OpenCost's prices."""
+    Impossible prices (negative, too high or not a number) and those without a currency are left out and reported in
+    `faults`; an OpenCost price of 0 is left out silently. `rivals` has a series for each subject with several prices at
+    once. `currency` is that of OpenCost's prices."""
     faults: list[_Fault] = []
     by_node: dict[str, Fraction] = {}
     for series in opencost:

@@ -164,9 +164,9 @@ shared GPUs."""
 async def read_used(
     prometheus: Prometheus, query: MeterQuery, nodes: Mapping[str, str], teams: Teams
 ) -> Used:
-    """Return how much of the memory and SM time that it held each tenant used, on average over some moments of the
-    window: the more, the fewer nodes there are. `nodes` has the policy of each metered node. Raises Trouble if a query
-    fails."""
+    """Return which part of the memory and SM time that it held each tenant used, on average over some moments of the
+    window: the more, the fewer nodes there are. What nobody is known to hold is left out. `nodes` has the policy of
+    each metered node. Raises Trouble if a query fails."""
     looks = min(MOST_LOOKS, max(FEWEST, NODES_AT_ONCE // max(1, len(nodes))))
     step = (query.end - query.start) / looks
     # The series of pods do not name the policy.

@@ -236,8 +236,8 @@ def _replicas(allocatable: Iterable[Series], used: Iterable[Series], fold: Fold)
 
 
 def _remarks(fold: Fold) -> list[str]:
-    """Return remarks about what the series do not show: the owners of some pods, the use of each pod on shared GPUs,
-    or any activity."""
+    """Return remarks about what the series do not show: the owners of some pods, the use of each pod on shared GPUs, or
+    any activity at all. Empty if nothing of that is missing."""
     remarks: list[str] = []
     if fold.unnamed:
         remarks.append(

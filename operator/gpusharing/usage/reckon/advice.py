@@ -136,10 +136,10 @@ def _whole(answers: AdviceAnswers) -> Advice | None:
 
 
 def _isolated(answers: AdviceAnswers) -> Advice | None:
-    """Advise MIG, with the layout that takes the fewest GPUs, if isolation is required: because latency or
-    availability is promised, because the users do not trust each other, because each workload is billed, or because
-    of the namespace's label. Return None otherwise. The label requires it if its value is `hardware`, or if it is
-    `memory` and it is known that MPS cannot be switched on. If no profile is large enough, advise whole GPUs."""
+    """Advise MIG, with the layout that takes the fewest GPUs, if isolation is required: because latency or availability
+    is promised, because the users do not trust each other, because each workload is billed, or because of the
+    namespace's label. Return None otherwise. The label requires it if its value is `hardware`, or if it is `memory` and
+    it is known that MPS cannot be switched on. If no workload would get an instance (`_divided`), advise whole GPUs."""
     label = f"the namespace has the label {LABEL_ISOLATION}={answers.isolation}"
     reasons = {
         "latency or availability is promised": answers.promise,
@@ -232,7 +232,8 @@ def _together(answers: AdviceAnswers) -> Advice | None:
 
 def _doubt(answers: AdviceAnswers) -> str:
     """Return sentences, without the last period, for when it is unknown whether a label can switch MPS on in the
-    cluster: with which releases one can, as far as is known, and what to do if none can."""
+    cluster: how to find out for the release that the user named, or in which releases no label can if none was named,
+    and what to do if no label can."""
     instead = (
         "MIG or Full"
         if answers.isolation
@@ -339,7 +340,8 @@ class Demand:
         return Counter({names[name]: count for name, count in self.devices.items() if name in names})
 
     def unknown(self, card: Card) -> list[str]:
-        """Return the sorted resource names of MIG instances that the pods request and this card does not have."""
+        """Return the sorted resource names of MIG instances, also of shared ones, that the pods request and this card
+        does not have."""
         known = {resource_name(one.name, shared=shared) for one in card.profiles for shared in (False, True)}
         return sorted(
             name for name in self.devices if name.startswith(RESOURCE_MIG_PREFIX) and name not in known

@@ -142,8 +142,8 @@ _Item = tuple[Cell, int, int | None]
 
 
 def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
-    """Return the bill for the microseconds of GPU time in each cell. With `by_policy`, the rows are divided by policy;
-    otherwise a row sums up all policies.
+    """Return the bill for the microseconds of GPU time in each cell. Cells without time are left out. With `by_policy`,
+    the rows are divided by policy; otherwise a row sums up all policies.
 
     Raises ValueError if a time or a price is negative.
     """

@@ -185,7 +185,8 @@ def read_gpunode(raw: JSON) -> NodeStock:
 
 
 def read_pod(raw: JSON) -> GPUPod | None:
-    """Convert a raw Pod, or return None if it has ended or requests no GPU resource."""
+    """Convert a raw Pod, or return None if it has ended or requests no GPU resource. The scheduler's message is kept
+    only if the pod has no node."""
     if text(raw, "status", "phase") in ENDED or not (requests := pod_requests(raw)):
         return None
     metadata, node = section(raw, "metadata"), text(raw, "spec", "nodeName")
@@ -291,7 +292,8 @@ def _add(row: Row, stock: NodeStock, share: Share) -> None:
 
 
 def _count_pods(pods: Iterable[GPUPod], by: str, rows: dict[tuple[str, str], Row]) -> None:
-    """Add what pods hold and wait for to `rows`. By resource, what they hold is already counted with the nodes."""
+    """Add to `rows` the number of pods that have a node and hold some of a resource, what these hold, and what pods
+    without a node wait for. By resource, what pods hold is already counted with the nodes and is not added."""
     for pod in pods:
         words = {"namespace": pod.namespace, "pod": pod.ref, "node": pod.node}
         for name, number in pod.requests.items():

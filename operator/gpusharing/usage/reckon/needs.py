@@ -305,7 +305,9 @@ def _part_of_activity(history: History, holds: Callable[[float], bool]) -> float
 
 
 def _reason(history: History, memory: Histogram, span: timedelta, doubts: tuple[Doubt, ...]) -> str:
-    """Return a clause for people that says what the need is based on, or why it is unknown."""
+    """Return a clause for people about the first of these that applies: that the owner declared the memory, that the
+    history is too short, or that the memory is probably preallocated, so that the need is unknown; otherwise the number
+    of days of data."""
     if history.declared is not None:
         return "its owner declared what it needs"
     if Doubt.TOO_LITTLE in doubts:

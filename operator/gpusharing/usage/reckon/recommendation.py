@@ -290,8 +290,9 @@ def _sizes(card: Card) -> tuple[Size, ...]:
 def _seats(
     pool: ModelPool, needs: Sequence[Need], sizes: Sequence[Size], fleet: Fleet
 ) -> tuple[list[Seat], tuple[Unplaced, ...]]:
-    """Return the smallest seat of each workload that the layout can serve, and the workloads that it cannot serve,
-    both sorted by workload."""
+    """Return the smallest seat of each workload that the layout can serve, and the workloads that it cannot serve, both
+    sorted by workload. The latter have the reason of `_seat`, SEVERAL if a pod needs more GPUs than any node has, or
+    APART if a pod needs all GPUs of a node while pods of other workloads get instances."""
     seats: list[Seat] = []
     unplaced: list[Unplaced] = []
     for need in sorted(needs, key=lambda each: each.workload):
@@ -343,7 +344,8 @@ def _granted(
     packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: TemplateChoice
 ) -> tuple[str, int, Bound]:
     """Return the profile that the pods of a workload get, the number of whole GPUs of each pod, and why they get this
-    much. The profile is empty if the pods get whole GPUs; otherwise the number is 0."""
+    much. The profile is empty if the pods get whole GPUs; otherwise the number is 0. The reason is LAYOUT if the pods
+    need less than they get."""
     if seat.gpus:
         return "", seat.gpus, Bound.WHOLE if seat.index < 0 else Bound.LAYOUT
     index = chosen.index(seat)

@@ -100,8 +100,9 @@ class TemplateChoice:
 def choose(
     packer: Packer, sizes: Sequence[Size], seats: Sequence[Seat], fleet: Fleet, goal: Goal
 ) -> TemplateChoice:
-    """Return the best template for the goal. `sizes` has the size of each of the packer's profiles and, last, that of
-    a whole GPU. Raises ValueError if a node has no room for instances beside the whole GPUs of one pod."""
+    """Return the best template: the one with the fewest additional nodes and, of these, the one that the goal prefers,
+    with the layouts of its divided GPUs. `sizes` has the size of each of the packer's profiles and, last, that of a
+    whole GPU. Raises ValueError if a node has no room for instances beside the whole GPUs of one pod."""
     key = _dearness(seats) if goal is Goal.COST else _tightness(seats, sizes)
     best = _best(packer, _ways(sizes, seats), seats, fleet, key)
     if best is None:

@@ -335,8 +335,8 @@ MONTH = Fraction(365 * 24, 12)
 
 
 def saving_of(saved: int, price: Price | None) -> str:
-    """Return a sentence that says how many GPUs are saved and, if a price is known, how much money a month. `saved` is
-    below 0 if more GPUs are needed."""
+    """Return a sentence that says how many GPUs are saved and, if a price is known, how much money a month; otherwise
+    it names the flag --price. `saved` is below 0 if more GPUs are needed. With 0, it says only that no GPU is saved."""
     if not saved:
         return "That saves no GPU."
     gpus = f"That saves {counted(saved, 'GPU')}" if saved > 0 else f"That takes {counted(-saved, 'GPU')} more"
@@ -386,8 +386,9 @@ def packing_of(recommendation: Recommendation) -> str:
 
 
 def shared_of(shared: Shared) -> str:
-    """Return sentences which say that sharing whole GPUs would take fewer GPUs than the layout, with the memory and the
-    compute that are needed together on one GPU or by one client, and with the disadvantages."""
+    """Return sentences, without the last period, which say that sharing whole GPUs would take fewer GPUs than the
+    layout, with the memory and the compute that are needed together on one GPU or by one client, and with the
+    disadvantages."""
     way, whose = (
         f"time-slicing and {shared.replicas} replicas",
         f"the largest {counted(shared.replicas, 'pod')}",
