@@ -102,8 +102,8 @@ class _Rewrite:
     def _entry(self, key: str, value: Any, at: str) -> Schema:
         """Return the part of the schema that one key of a node becomes: usually the key with its value, rewritten if
         that contains nodes. A `const` becomes an `enum`, and a description is put on one line. Empty for `default`,
-        which `node` adds itself. Raises SchemaError for a key that is not known, and for an `anyOf` with a branch
-        that has a type."""
+        which `node` adds itself. Raises SchemaError for a key that is not known, and for an `anyOf` unless
+        `_is_value_validation` holds for its branches."""
         if key == "default":
             return {}
         if key == "description":
@@ -163,7 +163,8 @@ def _without_null(schema: Schema, at: str) -> tuple[Schema, bool]:
 
 
 def _is_value_validation(branches: Sequence[Schema]) -> bool:
-    """Whether no branch has a type, so that each one only restricts the values of the node that contains it."""
+    """Whether the branches have only keys that restrict a value, and so no type and no $ref: each one only restricts
+    the values of the node that contains it."""
     return all(set(branch) <= _BOUNDS | _JUNCTORS | {"items", "properties"} for branch in branches)
 
 

@@ -96,7 +96,7 @@ class TaintTest:
             await self._scale(0)
 
     async def _scale(self, replicas: int) -> None:
-        """Set the number of pods of the test."""
+        """Set the number of replicas of the test's ReplicaSet, and so of its pods."""
         body = {"spec": {"replicas": replicas}}
         await self.client.patch(REPLICA_SETS, TAINT_TEST, body, namespace=self.namespace, subresource="scale")
 

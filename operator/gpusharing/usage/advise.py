@@ -69,10 +69,10 @@ MEASURED = ("nodes", "policy", "goal", "verbose", "write", "until", "service", "
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Give advice based on the user's answers or on the Prometheus in `--prometheus`, without a cluster, and return
-    the exit status (see VerbModule). Raises Trouble if the card is not known or shares the CPU's memory, if a flag
-    cannot be parsed or belongs to another source, if the card or the memory is missing and there is no terminal to
-    ask at, or as `recommend.run` does."""
+    """Print advice based on the user's answers or, as `recommend.run` does, on the Prometheus in `--prometheus`,
+    without a cluster. Return the exit status (see VerbModule). Raises Trouble if the card is not known or shares the
+    CPU's memory, if a flag cannot be parsed or belongs to another source, if the card or the memory is missing and
+    there is no terminal to ask at, or as `recommend.run` does."""
     if _is_measured(typed, terminal):
         return asyncio.run(recommend.run(None, typed, terminal))
     card = _card(typed.card) if typed.card else _ask(WHICH, "--card", _card)
@@ -81,11 +81,12 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Give advice based on the pods of a namespace, and on the user's answers to questions that the pods leave open, or
-    on a Prometheus in the cluster (see VerbModule). The installed MPS DaemonSet outweighs --gpu-operator, and programs
-    that ClusterPolicy turns off are added to the disadvantage. Returns the exit status. Raises Trouble if the pods
-    cannot be read or none requests a GPU, if they request MIG instances that the card does not have, if the isolation
-    label of the namespace has a value that admits no mode, and wherever `run_offline` does, or `recommend.run`."""
+    """Print advice based on the pods of a namespace, and on the user's answers to questions that the pods leave open,
+    or on a Prometheus in the cluster (`recommend.run`). The installed MPS DaemonSet outweighs --gpu-operator, and
+    programs that ClusterPolicy turns off are added to the disadvantage. Return the exit status (see VerbModule). Raises
+    Trouble if the pods cannot be read or none requests a GPU, if they request MIG instances that the card does not
+    have, if the isolation label of the namespace has a value that admits no mode, and wherever `run_offline` does, or
+    `recommend.run`."""
     if _is_measured(typed, terminal):
         return await recommend.run(session, typed, terminal)
     demand = read_demand(typed.namespace, await session.all(PODS, typed.namespace))

@@ -30,22 +30,23 @@ from gpusharing.usage.say.cost import (
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb against the Prometheus at the address in `--prometheus`, without contacting a cluster. Return the
+    """Print the bill from the Prometheus at the address in `--prometheus`, without contacting a cluster. Return the
     exit status (see VerbModule). Raises Trouble as `place_named` and `_answer` do."""
     return asyncio.run(_answer(place_named(typed), typed, terminal))
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb against a Prometheus in the cluster. Return the exit status (see VerbModule). Mistakes in flags
-    raise Trouble before the cluster is contacted, except an `--until` in the future, which is only found by the
-    clock of the Prometheus. Raises Trouble also as `place_found` and `find_answer` do."""
+    """Print the bill from a Prometheus in the cluster. Return the exit status (see VerbModule). Mistakes in flags raise
+    Trouble before the cluster is contacted, except an `--until` in the future, which is only found by the clock of the
+    Prometheus. Raises Trouble also as `place_found` and `find_answer` do."""
     query_of(typed, 0.0)  # reports mistakes before the cluster is contacted
     return await _answer(await place_found(session, typed), typed, terminal)
 
 
 async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
-    """Query the Prometheus at `place` and print the bill. Return DONE, or CHANGES if the bill is incomplete. Raises
-    Trouble if a flag cannot be used, or as `find_answer` does."""
+    """Query the Prometheus at `place`, which may be behind an API server, and print the bill and how much has been read
+    so far. Return DONE, or CHANGES if the bill is incomplete. Raises Trouble if a flag cannot be used, before anything
+    is sent, or as `find_answer` does."""
     query_of(typed, 0.0)
     async with prometheus_at(place) as prometheus:
         answer = await find_answer(prometheus, typed, terminal.progress)

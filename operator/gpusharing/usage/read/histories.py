@@ -201,8 +201,8 @@ def _pods(record: Record) -> int:
 
 
 def _devices(record: Record) -> int:
-    """Return the highest number of devices that one pod held in the RECENT hours up to the hour in which the workload
-    was last seen; at least 1."""
+    """Return the highest number of devices that one pod of the workload held at the end of an hour, in the RECENT hours
+    up to the hour in which the workload was last seen; at least 1."""
     return max((1, *record.devices[max(0, record.last - RECENT + 1) : record.last + 1]))
 
 

@@ -82,7 +82,8 @@ def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
     chosen, seconds = braced(query.selector), days.seconds
 
     def increase_of(name: str, *labels: str) -> str:
-        """Return the query for the growth of the counter `name`, by node and these labels."""
+        """Return the query for the growth of the counter `name` in a stretch of `days`, summed by node and these
+        labels."""
         return f"sum by (node, {', '.join(labels)}) (increase({name}{chosen}[{seconds}s]))"
 
     queries = {
@@ -272,7 +273,8 @@ def _of_devices(query: MeterQuery, nodes: str = "") -> str:
 
 
 def _others(query: MeterQuery) -> str:
-    """Return the matchers of the query's selector that name neither a scrape target nor a policy."""
+    """Return the matchers of the query's selector that name neither a scrape target nor a policy, comma-separated and
+    without braces; empty if there are none."""
     return of_others(query.selector, OF_TARGETS | {POLICY})
 
 
@@ -371,5 +373,6 @@ def labels_of_nodes(selector: str, labels: list[str]) -> str:
 
 
 def others_of(selector: str) -> str:
-    """Return those matchers of `selector` that also apply to series of kube-state-metrics."""
+    """Return those matchers of `selector` that also apply to series of kube-state-metrics, because their labels name
+    neither a scrape target nor a device. They are comma-separated and without braces; empty if there are none."""
     return of_others(selector, _OF_DEVICES)

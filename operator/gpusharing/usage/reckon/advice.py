@@ -68,12 +68,13 @@ class AdviceAnswers:
 
     @property
     def most(self) -> int:
-        """How many workloads fit into the memory of one GPU, whichever they are."""
+        """How many workloads fit into the memory of one GPU, whichever they are: as many as of the largest; 0 if not
+        even one of these fits."""
         return int(memory_of(self.card) // self.largest)
 
     @property
     def whole(self) -> int:
-        """How many GPUs the workloads take if each has whole ones."""
+        """How many GPUs the workloads take if each has whole ones, several if it needs more memory than one has."""
         have = memory_of(self.card)
         return sum(count * ceil(gib / have) for count, gib in self.needs)
 
@@ -400,7 +401,8 @@ def describe_demand(demand: Demand) -> str:
 
 
 def advise_for(demand: Demand, card: Card) -> Advice | None:
-    """Return the advice that follows from the pods' requests alone, or None if the user must answer questions."""
+    """Return the advice of the first rule in DEMAND_RULES that gives any, which follows from the pods' requests alone,
+    or None if the user must answer questions."""
     return next((advice for rule in DEMAND_RULES if (advice := rule(demand, card)) is not None), None)
 
 

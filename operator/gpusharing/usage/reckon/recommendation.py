@@ -203,7 +203,7 @@ class Recommendation:
 
     @property
     def mode(self) -> Mode:
-        """The mode of the policy."""
+        """The mode of the policy: MIG if some GPU is divided, else Full."""
         return Mode.MIG if any(self.template) else Mode.FULL
 
     @property

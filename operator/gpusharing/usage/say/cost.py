@@ -52,8 +52,8 @@ class CostReport:
     """How much of what they held tenants used."""
 
     def used_by(self, row: Row, what: str) -> float | None:
-        """Return which part of the `memory` or `sm` time in a row was used, or None if that is unknown or if no tenant
-        held it."""
+        """Return which part of the `memory` or `sm` time in a row was used, rounded to four decimals, or None if that
+        is unknown or if no tenant held it. It exceeds 1 if pods used more than their part of shared GPUs."""
         key = whose(row, self.query), row.resource, what
         return round(self.used[key], 4) if row.part is Part.HELD and key in self.used else None
 
