@@ -116,7 +116,8 @@ async def _ask_agents(
     session: Session, agents: Iterable[JSON], nodes: set[str]
 ) -> tuple[list[Sample], dict[str, Reason]]:
     """Query the agents on `nodes` concurrently. Return their samples and, for each node without a sample about a pod,
-    the reason. If there are more than MOST_ASKED agents, none is queried, and every node gets that reason."""
+    the reason. If there are more than MOST_ASKED agents, none is queried, and the reason of every node is that there
+    are too many."""
     asked = [agent for agent in agents if text(agent, "spec", "nodeName") in nodes]
     silent: dict[str, Reason] = dict.fromkeys(
         nodes, ("no pod of the agent (gpusharing-agent) was seen on", "")

@@ -224,8 +224,9 @@ def _shares(
     inventory: Inventory, stock: NodeStock, own: Counter[str], total: Counter[str]
 ) -> dict[str, Share]:
     """Return the shares of one node by resource name. `own` is what pods of the answer hold, `total` what all hold.
-    What other pods hold is unknown (None) if neither all pods nor the agent's report could be read; what is free then
-    too, and if the Node could not be read."""
+    What pods of the answer hold is None if no pods could be read, and what others hold if neither all pods nor the
+    agent's report could be read. What is allocatable is None if the Node could not be read. What is free is None in the
+    last two cases."""
     allocatable, listed = stock.allocatable or {}, stock.allocatable is not None
     known = not inventory.no_pods or stock.allocated is not None
     free = remaining(allocatable, total)
