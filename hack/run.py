@@ -4,10 +4,8 @@ import ctypes
 import os
 import signal
 import sys
-import tempfile
-from pathlib import Path
 
-from hack.cache import UnavailableError
+from hack.cache import UnavailableError, private_directory, state_root
 from hack.cluster.api import ApiError
 from hack.cluster.kubeconfig import KubeconfigError, kubeconfig_path
 from hack.launch import (
@@ -33,7 +31,8 @@ def main() -> int:
     end_with_parent()
     try:
         kubeconfig = kubeconfig_path()
-        directory = Path(tempfile.mkdtemp(prefix="gpusharing-run-"))
+        directory = private_directory(state_root()) / "operator"
+        directory.mkdir(exist_ok=True)
         say(
             f"installing the chart into namespace {NAMESPACE} (operator.replicas=0, because the operator runs here)"
         )

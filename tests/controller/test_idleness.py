@@ -47,6 +47,19 @@ async def test_where_everything_is_forbidden_each_reason_is_said_once() -> None:
 
 
 @virtually
+async def test_who_leads_is_said_once_it_is_known() -> None:
+    leader = Leader(is_leader=False)
+    with capture_logs() as said:
+        async with running(FakeCluster(now=virtual_now), leader):
+            await asyncio.sleep(60)
+            assert [line for line in said if "leader" in line["event"]] == []
+            leader.holder = "operator-1"
+            await asyncio.sleep(HOUR)
+    (line,) = [one for one in said if one["event"] == "this process is waiting to become the leader"]
+    assert line["error"] == "operator-1 leads, or its Lease has not expired yet"
+
+
+@virtually
 async def test_a_server_that_is_away_is_said_once_and_its_return_too() -> None:
     async with running() as stage:
         with capture_logs() as said:

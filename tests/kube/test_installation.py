@@ -1,5 +1,6 @@
 """What the reader makes of objects of FakeCluster; of those of an API server: tests/chart/test_checks.py."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -8,12 +9,14 @@ from hack.sim.fakefaults import EVER
 
 from gpusharing.api import names
 from gpusharing.api.selectors import matches
+from gpusharing.api.times import to_micro_time
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
     DAEMON_SETS,
     DEPLOYMENTS,
     GPUNODES,
+    LEASES,
     NAMESPACES,
     NODES,
     PODS,
@@ -85,6 +88,21 @@ async def test_a_good_installation_lacks_only_the_answers_about_rights(cluster: 
     assert view.agents is not None
     assert [one.name for one in view.nodes if matches(one.labels, view.agents.selector)] == ["gpu-01"]
     assert view.unread == {}
+
+
+@pytest.mark.parametrize(("holder", "age", "stopped"), [("me", 1, False), ("me", 60, True), ("", 1, True)])
+async def test_an_operator_that_leads_from_outside_the_cluster_is_not_missed(
+    cluster: FakeCluster, holder: str, age: int, stopped: bool
+) -> None:
+    """`make run` scales the Deployment to 0 and takes the Lease itself."""
+    deployment = (DEPLOYMENTS, "gpusharing-operator")
+    await cluster.client("me").patch(*deployment, {"spec": {"replicas": 0}}, namespace="gpusharing")
+    assert "OperatorStopped" in reasons(await gathered(cluster)), "nobody has the Lease"
+    renewed = to_micro_time(datetime.now(UTC) - timedelta(seconds=age))
+    spec = {"holderIdentity": holder, "renewTime": renewed, "leaseDurationSeconds": 15}
+    metadata = {"name": "gpusharing-operator", "namespace": "gpusharing"}
+    cluster.add(LEASES, {"metadata": metadata, "spec": spec})
+    assert ("OperatorStopped" in reasons(await gathered(cluster))) == stopped
 
 
 async def test_the_mps_daemon_of_the_gpu_operator_is_read_for_its_policy(cluster: FakeCluster) -> None:

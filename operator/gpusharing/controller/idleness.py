@@ -30,6 +30,11 @@ class Leader(Protocol):
         ...
 
     @property
+    def holder(self) -> str:
+        """The process that held the Lease when this one last tried to acquire it; empty before, or if nobody did."""
+        ...
+
+    @property
     def error(self) -> Exception | None:
         """Why the Lease could not be acquired or renewed, or None if it could."""
         ...
@@ -96,7 +101,8 @@ class Idleness:
 
     def _log_lease(self, leads: bool) -> None:
         """Log why this process does not lead, if the reason has changed, and when that is over. Log that it leads the
-        first time that it does. `leads` is whether it does now."""
+        first time that it does. Before the first answer about the Lease, log nothing. `leads` is whether it does now.
+        """
         if leads:
             self.complaints.ends("lease")
             if not self._led:
@@ -104,10 +110,12 @@ class Idleness:
                 log.info("this process is the leader now", claims=len(self.leader.claims))
             return
         error = self.leader.error
+        if error is None and not self.leader.holder and not self._led:
+            return
         why = (
             str(error)
             if error is not None
-            else "another process is the leader, or its Lease has not expired yet"
+            else f"{self.leader.holder or 'another process'} leads, or its Lease has not expired yet"
         )
         event = (
             "this process is no longer the leader"

@@ -4,8 +4,10 @@ be read becomes part of the answer."""
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
+from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -14,6 +16,7 @@ from gpusharing.kube.client import (
     GPU_CLUSTERS,
     GPUNODES,
     JSON,
+    LEASES,
     NAMESPACES,
     NODES,
     PODS,
@@ -21,6 +24,7 @@ from gpusharing.kube.client import (
     KubeClient,
     Resource,
 )
+from gpusharing.kube.clock import wall_time
 from gpusharing.kube.convert import cluster_policy_view, node_view, policy_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.paging import list_of, pages_of
@@ -126,6 +130,21 @@ class _Reader:
             return {}
         return rows
 
+    async def leads_elsewhere(self) -> bool:
+        """Whether a process holds the operator's Lease and renewed it within its duration by this machine's clock, as
+        `make run` does outside of the cluster. False if the Lease cannot be read, because the question only arises
+        where the Deployment has no pods. Raises Unauthorized and Unavailable."""
+        try:
+            lease = await self.client.get(LEASES, OPERATOR, namespace=self.place.namespace)
+        except (Unauthorized, Unavailable):
+            raise
+        except KubeError:
+            return False
+        spec = section(lease, "spec")
+        renewed = from_rfc3339(spec.get("renewTime"))
+        lasts = timedelta(seconds=whole(spec, "leaseDurationSeconds"))
+        return bool(spec.get("holderIdentity")) and renewed is not None and wall_time() < renewed + lasts
+
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
         """Return the state of the agents: the DaemonSet's node selector, its pods, their RuntimeClass and the Pod
         Security level that their namespace enforces, which is empty if the namespace sets none or cannot be read. None
@@ -228,12 +247,14 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
     reports = await reader.items(GPUNODES)
     agents = await reader.agents(reports)
     operator_pods = await reader.pods(place.namespace, OPERATOR)
+    replicas = None if deployment is None else whole(deployment, "spec", "replicas")
     rights_held = await reader.rights()
     nodes = await reader.nodes()
     return InstallationView(
         place=place,
         rights=rights_held,
-        operator_replicas=None if deployment is None else whole(deployment, "spec", "replicas"),
+        operator_replicas=replicas,
+        leads_elsewhere=replicas == 0 and await reader.leads_elsewhere(),
         operator_pods=operator_pods,
         cluster_policies=tuple(with_mps_daemon(cluster_policy_view(raw), sets) for raw in cluster_policies),
         plain=None if cluster_policies else plain_stack(sets),

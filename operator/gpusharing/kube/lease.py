@@ -72,6 +72,8 @@ class LeaderLease:
         self.identity = identity
         self.acquired = asyncio.Event()
         """Set once we lead. Never cleared: losing the Lease ends the process."""
+        self.holder = ""
+        """The process that held the Lease when we last tried to acquire it; empty before, or if nobody held it."""
         self.error: Exception | None = None
         """Why the last attempt to acquire or renew failed; None after a success."""
         self.claims_error = ""
@@ -206,8 +208,8 @@ class LeaderLease:
             return await self._create()
         read = text(lease, "metadata", "resourceVersion")
         self._reached = self._reached if newer(self._reached, read) else read
-        holder = text(lease, "spec", "holderIdentity")
-        if holder not in ("", self.identity) and not self._expired(lease):
+        self.holder = text(lease, "spec", "holderIdentity")
+        if self.holder not in ("", self.identity) and not self._expired(lease):
             return False
         self._adopt(lease)
         self._taking = True

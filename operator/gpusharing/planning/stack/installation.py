@@ -301,14 +301,16 @@ def _rights(view: InstallationView) -> Symptoms:
 
 
 def _operator(view: InstallationView) -> Symptoms:
-    """Yield an error if the operator's Deployment does not exist, is scaled to 0, or has no Ready pod. Yields nothing
-    if the Deployment could not be read, and does not check pods that could not be read. A missing Deployment is not
-    reported if one of our kinds is not served either."""
+    """Yield an error if the operator's Deployment does not exist, is scaled to 0 while no process outside of the
+    cluster leads, or has no Ready pod. Yields nothing if the Deployment could not be read, and does not check pods that
+    could not be read. A missing Deployment is not reported if one of our kinds is not served either."""
     namespace = view.place.namespace
     if view.operator_replicas is None:
         if not view.installed and not view.not_served:
             message = f"there is no Deployment gpusharing-operator in namespace {namespace}"
             yield error(Topic.OPERATOR, "OperatorMissing", message, start(view))
+    elif view.leads_elsewhere:
+        return
     elif view.operator_replicas == 0:
         message = "the operator is scaled to 0 replicas, so policies have no effect"
         yield error(Topic.OPERATOR, "OperatorStopped", message, start(view))

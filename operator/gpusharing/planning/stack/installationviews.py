@@ -120,6 +120,8 @@ class InstallationView:
     operator_replicas: int | None = None
     """Replicas of the operator's Deployment according to its spec. None if there is no Deployment, or if it could not
     be read."""
+    leads_elsewhere: bool = False
+    """Whether the Deployment has 0 replicas, but a process outside of the cluster leads, as in `make run`."""
     operator_pods: tuple[PodState, ...] = ()
     """The operator's pods."""
     cluster_policies: tuple[ClusterPolicyView, ...] = ()

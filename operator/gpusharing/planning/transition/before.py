@@ -259,7 +259,8 @@ def _refused(case: FencedCase) -> str | Finding:
 
 
 def _as_wanted(case: FencedCase) -> str:
-    """Return the message that the node already matches its target. Empty if it does not, or if the target is unknown."""
+    """Return the message that the node already matches its target. Empty if it does not, or if the target is
+    unknown."""
     assessment = case.assessment
     as_wanted = isinstance(assessment, Assessed) and assessment.mismatch is None
     return "the node already matches its target, so nothing is left to change" if as_wanted else ""
