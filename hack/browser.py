@@ -46,8 +46,8 @@ def find() -> Browser | None:
 
 def ensure() -> Browser:
     """Return the browser that `find` returns. If there is none, download Debian's and unpack it into the cache, with
-    the libraries that this machine lacks. Raises UnavailableError if apt-get or dpkg-deb is missing or fails, and
-    as `alone_with_apt` and `make_once` do."""
+    the libraries that this machine lacks. Raises UnavailableError if apt-get or dpkg-deb is missing or fails, if
+    another process holds our lock for more than an hour, and if the cache cannot be written."""
     if (browser := find()) is not None:
         return browser
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:

@@ -149,8 +149,8 @@ APP = "gpu-sharing-operator"
 
 
 def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder for built programs, which need not exist. It is below `$GPUSHARING_CACHE`, otherwise below
-    `$XDG_CACHE_HOME`, otherwise below `~/.cache`; an empty variable counts as unset."""
+    """Return the folder for built programs, which need not exist. It is the folder APP in `$GPUSHARING_CACHE`,
+    otherwise in `$XDG_CACHE_HOME`, otherwise in `~/.cache`; an empty variable counts as unset."""
     chosen = environ.get("GPUSHARING_CACHE") or environ.get("XDG_CACHE_HOME")
     if chosen:
         return Path(chosen).expanduser() / APP
@@ -158,9 +158,9 @@ def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def state_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder for running control planes: `$GPUSHARING_STATE`, otherwise a folder in `$XDG_RUNTIME_DIR` if
-    that is writable, otherwise one in the cache. It holds keys and tokens of the control planes, so callers must
-    make it readable by its owner only."""
+    """Return the folder for running control planes, which need not exist: `$GPUSHARING_STATE` itself, otherwise the
+    folder APP in `$XDG_RUNTIME_DIR` if that is writable, otherwise `run` in the cache. It holds keys and tokens of the
+    control planes, so callers must make it readable by its owner only."""
     if chosen := environ.get("GPUSHARING_STATE"):
         return Path(chosen).expanduser()
     runtime = environ.get("XDG_RUNTIME_DIR")

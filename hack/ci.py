@@ -76,7 +76,7 @@ class Checks:
         return self._report(slow)
 
     def _stop(self) -> None:
-        """Send SIGTERM to each running part, and start no further part."""
+        """Send SIGTERM to each running part that is not a cleanup, and start no further part except cleanups."""
         self._stopped = True
         for process in self._running:
             _terminate(process)

@@ -35,7 +35,7 @@ class PrinterColumn:
     """Whether the column is shown with `-o wide` only."""
 
     def manifest(self) -> Schema:
-        """Return the column as an item of additionalPrinterColumns."""
+        """Return the column as an item of additionalPrinterColumns. Only a wide column has a priority, which is 1."""
         column: Schema = {
             "name": self.name,
             "type": self.type,
@@ -225,19 +225,20 @@ class _Dumper(yaml.SafeDumper):
 
 def crds() -> dict[str, str]:
     """Return the content of each file in crds/ by its path. The files are for `kubectl apply -f crds/`. Raises
-    SchemaError as `custom_resource_definition` does."""
+    SchemaError if a type has no structural schema."""
     return {f"crds/{name}.yaml": HEADER + text for name, text in _manifests().items()}
 
 
 def chart_crds() -> dict[str, str]:
     """Return the content of each of the chart's CRD templates by its path. They are in templates/, so that an upgrade
-    of the chart upgrades them. Raises ValueError if a description contains template syntax, and SchemaError as
-    `custom_resource_definition` does."""
+    of the chart upgrades them. Raises ValueError if a description contains template syntax, and SchemaError if a type
+    has no structural schema."""
     return {f"{CHART}/{name}.yaml": _guarded(name, text) for name, text in _manifests().items()}
 
 
 def _manifests() -> dict[str, str]:
-    """Return the CustomResourceDefinitions as YAML documents, by the plural of their kind."""
+    """Return the CustomResourceDefinitions as YAML documents, by the plural of their kind. Raises SchemaError if a type
+    has no structural schema."""
     manifests = (custom_resource_definition(resource) for resource in RESOURCES)
     return {
         manifest["metadata"]["name"].split(".")[0]: yaml.dump(

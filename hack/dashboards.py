@@ -22,7 +22,7 @@ class Panel:
     width: int = 12
     unit: str = "short"
     alarm: bool = False
-    """Whether a stat is red above 0."""
+    """Whether a stat is red from 1 on."""
     stacked: bool = False
     text: str = ""
     """The panel's description, for what the title does not say."""
@@ -40,8 +40,9 @@ class Dashboard:
 
 
 def of(metric: str, *selectors: str, policy: bool = False, namespace: bool = False) -> str:
-    """Return a query for a metric in the clusters that the user selects. With `policy` or `namespace` it is also
-    limited to the selected policies or namespaces, and `selectors` are further conditions on labels."""
+    """Return the PromQL selector of a metric, without rate or sum, limited to the clusters that the user selects in the
+    dashboard. With `policy` or `namespace` it is also limited to the selected policies or namespaces. `selectors` are
+    further conditions on labels, such as `phase!="Synced"`."""
     chosen = ['cluster=~"$cluster"']
     chosen += ['policy=~"$policy"'] if policy else []
     chosen += ['namespace=~"$namespace"'] if namespace else []
@@ -49,24 +50,24 @@ def of(metric: str, *selectors: str, policy: bool = False, namespace: bool = Fal
 
 
 def increase(metric: str, over: str) -> str:
-    """Return a query for the increase of a counter within the range `over`."""
+    """Return a query for the increase of a counter within the range `over`. `metric` is its selector."""
     return f"increase({metric}[{over}])"
 
 
 def _stat(title: str, expression: str, *, unit: str = "short", alarm: bool = False, text: str = "") -> Panel:
-    """Return a panel four columns wide that shows a single number. With `alarm` it is red above 0."""
+    """Return a panel four columns wide that shows a single number. With `alarm` it is red from 1 on."""
     return Panel(title, expression, kind="stat", width=4, unit=unit, alarm=alarm, text=text)
 
 
 def _nodes(phase: str = "") -> str:
-    """Return a query for the numbers of nodes, with one series for each policy and phase. If `phase` is not empty,
-    only phases that match this regular expression are included."""
+    """Return the selector of the numbers of nodes in the selected clusters and policies, without a sum: one series for
+    each policy and phase. If `phase` is not empty, only phases that match this regular expression are included."""
     return of("gpusharing_policy_nodes", *([f'phase=~"{phase}"'] if phase else []), policy=True)
 
 
 def _meter(part: str) -> str:
-    """Return a query for the meter gpusharing_`part`seconds_total, where `part` is a prefix such as `idle_slice_` (see
-    _METERS)."""
+    """Return the selector of the counter gpusharing_`part`seconds_total, without rate or increase, limited to the
+    clusters and policies that the user selects. `part` is a prefix such as `idle_slice_` (see _METERS)."""
     return of(f"gpusharing_{part}seconds_total", policy=True)
 
 
@@ -80,8 +81,8 @@ _METERS = {
 
 
 def _by_part(query: str, *parts: str) -> str:
-    """Return a query that evaluates `query` for each part in `parts` and sets the label `part`. `{}` in `query` stands
-    for the part's meter.
+    """Return a query that evaluates `query` for each part in `parts`, which are keys of _METERS, and sets the label
+    `part`. `{}` in `query` stands for the selector of the part's meter.
 
     A sum over the result includes a policy that has no series for one of the parts, such as idle slices; adding the
     parts with `+` would drop that policy.
@@ -404,8 +405,8 @@ def _model(dashboard: Dashboard) -> dict[str, Any]:
 
 
 def _variable(name: Variable) -> dict[str, Any]:
-    """Return a variable of a dashboard in Grafana's JSON model: a text box for the price, otherwise a list of a
-    label's values."""
+    """Return a variable of a dashboard in Grafana's JSON model: for `price` a text box that contains 1 at first,
+    otherwise a list of a label's values (`_chosen`)."""
     if name == "price":
         # With a price of 1 the panels show GPU-hours; any other default would be wrong for most users.
         text = {"text": "1", "value": "1"}

@@ -141,9 +141,9 @@ class Embedded:
             loop.wake.set()
 
     async def kill_operator(self) -> None:
-        """Kill the operator as `kill -9` does: it stops at once, and its Lease stays until it expires. If the operator
-        had already ended with errors other than Crash, they are raised as an exception group. Does nothing if no
-        operator was started."""
+        """Kill the operator that was started last, as `kill -9` does: it stops at once, and its Lease stays until it
+        expires. If the operator had already ended with errors other than Crash, they are raised as an exception group.
+        Does nothing if no operator was started."""
         if self._operator is None or self.client is None:
             return
         self.client.die()
@@ -219,8 +219,9 @@ class Embedded:
             raise AssertionError("the operator ended by itself")
 
     async def ready(self, *policies: str, seconds: float = 30.0) -> None:
-        """Wait until the present generation of each policy is Ready, as `kubectl wait` does. Raises as `until` does,
-        and NotFound if a policy does not exist."""
+        """Wait until the present generation of each policy is Ready, as `kubectl wait` does. Raises AssertionError
+        after `seconds`, NotFound if a policy does not exist, and the operator's error, or AssertionError if it has
+        none, if the operator ends unexpectedly."""
         await self.until(
             lambda: all(is_ready(self.policy(name)) for name in policies), f"Ready {policies}", seconds
         )

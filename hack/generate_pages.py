@@ -198,7 +198,8 @@ _FAMILIES = {"CounterMetricFamily": "counter", "GaugeMetricFamily": "gauge"}
 
 
 def metrics() -> str:
-    """Return the page about all metrics of the operator and the agent. Raises ValueError as `rows_of_metrics` does."""
+    """Return the page about all metrics of the operator and the agent. Raises ValueError or KeyError if the name or
+    description of one of the agent's metrics cannot be read from the source (`rows_of_metrics`)."""
     header = ("Metric", "Type", "Meaning")
     rows = [
         _metric_row(metric.name, metric.type, metric.documentation) for metric in Metrics().registry.collect()
@@ -219,15 +220,16 @@ def _metric_row(name: str, kind: str, text: str) -> tuple[str, str, str]:
 
 def _agent_metrics() -> list[tuple[str, str, str]]:
     """Return (name, type, description) of each of the agent's metrics, from the source of its collectors. Raises
-    ValueError as `rows_of_metrics` does."""
+    ValueError or KeyError if a name or description cannot be read there (`rows_of_metrics`)."""
     modules = (agent_metrics, usagemetrics, metermetrics)
     return [row for module in modules for row in rows_of_metrics(inspect.getsource(module), vars(module))]
 
 
 def rows_of_metrics(source: str, values: Mapping[str, object]) -> list[tuple[str, str, str]]:
-    """Return (name, type, description) of each metric family that a module's source creates. `values` are the module's
-    names, among them PREFIX. Raises ValueError if the name or the description is not a literal in the call that
-    creates the family, because the page would silently lack it, and KeyError as `_text` does."""
+    """Return (name, type, description) of each metric family that a module's source creates, in Markdown and with the
+    PREFIX in the name. `values` are the module's names, among them PREFIX. Raises ValueError if the name or the
+    description is not a literal in the call that creates the family, because the page would silently lack it, and
+    KeyError if an f-string there uses another name than those in `values`."""
     prefix = values["PREFIX"]
     tree = ast.parse(source)
     kinds = _FAMILIES | _makers(tree)

@@ -89,7 +89,8 @@ def _default(schema: Schema) -> str:
 
 
 def _type(schema: Schema) -> str:
-    """Return a field's type in words, with its allowed values or range."""
+    """Return a field's type in words. For an enumeration these are only the allowed values. A number with both bounds
+    is followed by its range, and a nullable field by `, or null`; lists and maps name the type of their items."""
     if schema.get("x-kubernetes-int-or-string"):
         return "integer or string"
     if schema.get("x-kubernetes-preserve-unknown-fields"):
@@ -108,5 +109,5 @@ def _type(schema: Schema) -> str:
 
 
 def cell(text: str) -> str:
-    """Return `text` escaped for a cell of a Markdown table."""
+    """Return `text` with `|` and `<` escaped, for a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("<", "&lt;")

@@ -158,8 +158,8 @@ def _nvidia() -> list[tuple[str, str, str, str]]:
 
 
 def _only_read() -> list[tuple[str, str]]:
-    """Return (name, version) of each program that docs/design/nvidia.md says was read, without the releases that are
-    also run."""
+    """Return (name, version) of each program that docs/design/nvidia.md says was read, without the pinned releases of
+    mig-parted and of the device plugin, which are also run."""
     text = (ROOT / NVIDIA_PAGE).read_text()
     sentence = text.partition("Read in ")[2].partition("*Seen* means")[0]
     run = {("mig-parted", version) for version in build.MIG_PARTED_PINS}
@@ -168,8 +168,8 @@ def _only_read() -> list[tuple[str, str]]:
 
 
 def _kube_version() -> str:
-    """Return which versions of Kubernetes the chart accepts, such as `1.30 or newer`. Chart.yaml must name the oldest
-    one in the form `>=1.30.0-0`."""
+    """Return which versions of Kubernetes the chart accepts, such as `1.30 or newer`. Raises AssertionError if
+    Chart.yaml does not name the oldest one in the form `>=1.30.0-0`."""
     match = re.search(r'^kubeVersion: ">=(\d+\.\d+)\.0-0"$', (ROOT / CHART).read_text(), re.MULTILINE)
     assert match is not None
     return f"{match[1]} or newer"

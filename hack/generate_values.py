@@ -46,8 +46,8 @@ What `values.yaml` of deploy/helm/gpu-sharing-operator says, as a table. Only `i
 
 
 def values() -> dict[str, str]:
-    """Return the content of the page and of the chart's README, by path. Raises ValueError if a value has no comment,
-    and KeyError if the schema does not define a value."""
+    """Return the content of the page and of the chart's README, by path. Raises ValueError if values.yaml is not a
+    mapping or one of its values has no comment, and KeyError if the schema does not define a value."""
     text = (CHART / "values.yaml").read_text()
     schema = json.loads((CHART / "values.schema.json").read_text())
     rows = ["| Value | Default | Meaning |", "|---|---|---|", *_rows(text, schema)]

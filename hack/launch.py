@@ -66,7 +66,7 @@ def install_chart(kubeconfig: Path, *arguments: str) -> str:
 
 def runtime_class(api: Api) -> None:
     """Create the RuntimeClass that the GPU Operator would install, unless it exists. Without it the API server refuses
-    the agent's pods."""
+    the agent's pods. Raises ApiError if the API server refuses the RuntimeClass."""
     metadata = {"name": "nvidia"}
     runtime = {
         "apiVersion": "node.k8s.io/v1",
@@ -232,7 +232,8 @@ class LaunchedProcess:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
-        """Stop the program as `stop` does."""
+        """End the program with SIGTERM and wait for its end. Raises TimeoutExpired if it does not end within
+        STOP_SECONDS."""
         self.stop()
 
 

@@ -39,8 +39,9 @@ PACKAGES = {
 
 def ensure(program: Program = "promtool") -> Path:
     """Return the path of the locked program, which is downloaded and unpacked if it is not cached. If it cannot be
-    downloaded, or this machine has no locked one, return the program on PATH. Raises FetchError if there is
-    neither, UnavailableError if the cache cannot be written, and LockError as `debian.locked` does."""
+    downloaded, or this machine has no locked one, return the program on PATH. Raises FetchError if there is neither,
+    UnavailableError if the cache cannot be written or another process holds its lock for an hour, and LockError if
+    deploy/debian.lock is damaged."""
     package = PACKAGES.get((program, platform.machine())) if sys.platform == "linux" else None
     problem = f"no {program} is locked for {sys.platform} on {platform.machine()}"
     if package is not None:
@@ -57,8 +58,8 @@ def ensure(program: Program = "promtool") -> Path:
 
 def _unpacked(package: Package) -> Path:
     """Return the path of a package's program in the cache. If it is not there, the package is downloaded and unpacked.
-    Raises FetchError if it cannot be downloaded, UnavailableError as `make_once` does, and LockError as
-    `debian.locked` does."""
+    Raises FetchError if it cannot be downloaded, UnavailableError if the cache cannot be written or another process
+    holds its lock for an hour, and LockError if deploy/debian.lock is damaged."""
 
     def make(out: Path) -> None:
         """Fetch the package and unpack its one program into the folder `out`."""
@@ -75,9 +76,9 @@ def _unpacked(package: Package) -> Path:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the paths of both programs. Returns the exit status: 1 if a program is unavailable, otherwise 0. With
-    `--install`, Debian's package is installed if the locked version cannot be downloaded and PATH has no such
-    program. Raises LockError as `ensure` does."""
+    """Print the paths of both programs. Returns the exit status: 1 after an UnavailableError, which is printed,
+    otherwise 0. With `--install`, Debian's package is installed if the locked version cannot be downloaded and PATH has
+    no such program. Raises LockError if deploy/debian.lock is damaged."""
     try:
         for program in PROGRAMS:
             try:

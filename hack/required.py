@@ -50,7 +50,8 @@ def left_out() -> frozenset[str]:
 
 def require(part: str, why_not: str | None) -> None:
     """Skip the calling test if LEAVE_OUT names `part`. Otherwise raise PartUnavailableError, unless `why_not`, the
-    reason why the part cannot run here, is None or empty. Raises UnavailableError as `left_out` does."""
+    reason why the part cannot run here, is None or empty. Raises UnavailableError if LEAVE_OUT names something that is
+    not a part."""
     if part in left_out():
         pytest.skip(f"left out on purpose by LEAVE_OUT={part}")
     if why_not:
@@ -92,12 +93,14 @@ class Required:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Handle an UnavailableError of a test's fixtures; see `_report_once`."""
+        """Turn an UnavailableError of a test's fixtures into a failure of the test, or into a skip if an earlier test
+        has failed with the same message."""
         return (yield from self._report_once(item))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Handle an UnavailableError of the test itself; see `_report_once`."""
+        """Turn an UnavailableError of the test itself into its failure, or into a skip if an earlier test has failed
+        with the same message."""
         return (yield from self._report_once(item))
 
     def _report_once(self, item: pytest.Item) -> Generator[None, object, object]:

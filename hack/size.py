@@ -33,7 +33,8 @@ def measure(name: str, files: Iterable[Path]) -> PackageSize:
 
 
 def _defined(module: ast.Module) -> Iterator[str]:
-    """Yield each name that is bound to a function, a class or a value at the top level of a module."""
+    """Yield each name that is bound to a function, a class or a value at the top level of a module. Imports, and
+    definitions inside an `if` or `try`, are left out."""
     for node in module.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name

@@ -165,9 +165,10 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Measure, print the table and write the JSON. Returns the exit status: 0 if everything could be measured, 1 if a
-    part failed, 2 if a metric is unknown, in which case nothing is measured. A missed aim is a result and not an
-    error. Raises as `measure` does."""
+    """Measure, print the table and write the JSON; each result is also printed to stderr at once. Returns the exit
+    status: 0 if everything could be measured, 1 if a part failed, 2 if a metric is unknown, in which case nothing is
+    measured. A missed aim is a result and not an error. Errors of a testbed itself, and of the planner's and the
+    plugin's measurements, are raised; then neither table nor JSON is written."""
     options = arguments()
     wanted = frozenset(options.only.split(","))
     if unknown := sorted(wanted - set(AIMS)):

@@ -70,8 +70,9 @@ class SeenTenants:
     """Whether the processes are in cgroups named for their pods."""
 
     def expected(self) -> Mapping[str, int]:
-        """Return what the agent's metrics must show, by metric name without the prefix `gpusharing_`: for a gauge the
-        sum of its series, and for a counter the number of its series."""
+        """Return the values that the agent's metrics must have if it sees every tenant, by metric name without the
+        prefix `gpusharing_`: for a gauge the sum of its series, and for a counter the number of its series. All
+        processes are expected as those of pods if they are `attributed`, otherwise all as unattributed ones."""
         return {
             "device_slices": len(self.tenants),
             "pod_slices": len(self.tenants),
@@ -193,7 +194,8 @@ class Running:
         return read_metrics(self.port)
 
     def readings(self) -> float:
-        """Return how often the agent has read its GPUs successfully since it started."""
+        """Return how often the agent has read its GPUs successfully since it started. Raises OSError if the agent does
+        not answer."""
         return read_metric(self.port, 'gpusharing_agent_readings_total{outcome="ok"}')
 
 
@@ -239,11 +241,11 @@ class _Used:
 
 
 def agent(testbed: Testbed) -> Iterator[Measured]:
-    """Create a Node with eight SIMULATED GPUs and run the agent on it three times: with unused GPUs, with whole GPUs
-    in use, and with MIG instances in use. The first run only yields the CPU time for a reading that changes
-    nothing; the other two also yield the agent's memory and the CPU time for a scrape. The Node and its GPUNode are
-    deleted at the end, unless something failed. Raises as `_with_tenants` does, and CalledProcessError if the GPUs
-    cannot be divided."""
+    """Create a Node with eight SIMULATED GPUs and run the agent on it three times: with unused GPUs, with whole GPUs in
+    use, and with MIG instances in use. The first run only yields the CPU time for a reading that changes nothing; the
+    other two also yield the agent's memory and the CPU time for a scrape. The Node and its GPUNode are deleted at the
+    end, unless something failed. Raises ApiError if the Node exists, CalledProcessError if the GPUs cannot be divided,
+    and RuntimeError or TimeoutError as `_with_tenants` says."""
     machine = Simulator.create(testbed.directory / "nvml.state", ["h100-80gb"] * GPUS, seed="bench")
     testbed.api.create("/api/v1/nodes", {"metadata": {"name": NODE}})
     gpunode = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": {"name": NODE}, "spec": {}}
@@ -264,10 +266,10 @@ def agent(testbed: Testbed) -> Iterator[Measured]:
 
 
 def _with_tenants(testbed: Testbed, machine: Simulator, which: str, kind: str) -> Iterator[Measured]:
-    """Run an agent on a machine whose devices are all in use. Yield its memory, its CPU time for a reading, and its
-    CPU time for a scrape of metrics with the use of each pod. `kind` is `whole` or `divided`; `which` describes the
-    machine in the table. Raises RuntimeError if the agent's metrics lack a tenant, and TimeoutError if the agent
-    does not start or read often enough."""
+    """Run an agent on a machine whose devices are all in use. Yield its memory, its CPU time for a reading, and its CPU
+    time for a scrape of metrics with the use of each pod. `kind` is `whole` or `divided` and part of the names of
+    metrics and folders; `which` describes the machine in the table. Raises RuntimeError if the agent's metrics do not
+    show exactly the tenants, and TimeoutError if the agent does not start or read often enough."""
     folder = testbed.directory / f"tenants-{kind}"
     folder.mkdir()
     mig = "_mig" if kind == "divided" else ""
@@ -284,8 +286,8 @@ def _with_tenants(testbed: Testbed, machine: Simulator, which: str, kind: str) -
 
 
 def _check_metrics(metrics: str, tenants: SeenTenants) -> None:
-    """Raise RuntimeError if the agent's metrics lack a tenant, because the measurement has then not included all of
-    them."""
+    """Raise RuntimeError if one of the agent's metrics is not what `tenants.expected()` says, whether lower or higher,
+    because the measurement has then not included exactly the tenants."""
     for name, expected in tenants.expected().items():
         rows = re.findall(rf"^gpusharing_{name}\{{.*\}} (\S+)$", metrics, re.MULTILINE)
         value = len(rows) if name.endswith("_total") else sum(map(float, rows))

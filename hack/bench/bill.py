@@ -32,9 +32,10 @@ sys.exit(status)
 
 
 def bill(count: int) -> Iterator[Measured]:
-    """Yield the wall-clock time and the peak memory of a bill for DAYS days of `count` nodes. The nodes have GPUS GPUs
-    that two tenants hold, and each has about 20 series with a sample every hour. Raises CalledProcessError or
-    TimeoutError if a program fails or does not start."""
+    """Yield the wall-clock time and the peak memory of one run of `kubectl gpusharing cost` for DAYS days of `count`
+    nodes. Each node has GPUS GPUs, held by two tenants, and about 20 series with a sample every hour. Raises
+    CalledProcessError if a program fails, TimeoutError if Prometheus is not ready within SECONDS, and TimeoutExpired if
+    the plugin takes longer than that."""
     with tempfile.TemporaryDirectory() as folder, _prometheus(Path(folder), count) as url:
         begun = time.monotonic()
         memory = _run("cost", "--prometheus", url, "--window", f"{DAYS}d", "--until", END)
@@ -45,7 +46,8 @@ def bill(count: int) -> Iterator[Measured]:
 
 
 def _run(*arguments: str) -> float:
-    """Run the plugin with these arguments and return its peak memory in MiB. Raises CalledProcessError if it fails."""
+    """Run the plugin with these arguments and return its peak memory in MiB. Raises CalledProcessError if it fails, and
+    TimeoutExpired after SECONDS."""
     program = [sys.executable, "-c", PROGRAM, *arguments]
     done = subprocess.run(program, check=True, capture_output=True, text=True, timeout=SECONDS)
     return int(done.stderr.split()[1]) / 1024
@@ -53,8 +55,9 @@ def _run(*arguments: str) -> float:
 
 @contextmanager
 def _prometheus(folder: Path, count: int) -> Iterator[str]:
-    """Start a Prometheus in `folder` that has the samples of `count` nodes, and yield its URL. It ends with the
-    context."""
+    """Start a Prometheus in `folder` that has the samples of `count` nodes for DAYS days, and yield its URL. It ends
+    with the context. Raises CalledProcessError if promtool refuses the samples, and TimeoutError if Prometheus is not
+    ready within SECONDS."""
     text, data = folder / "day.txt", folder / "data"
     for day in range(DAYS):
         with text.open("w") as file:
@@ -98,7 +101,8 @@ def _is_ready(url: str) -> bool:
 
 
 def _metrics(count: int, times: list[int]) -> Iterator[str]:
-    """Yield the samples of `count` nodes at `times`, in OpenMetrics, and the price of each pool."""
+    """Yield text in OpenMetrics, without its last line `# EOF`: the samples of `count` nodes at `times`, and the price
+    of each pool. Counters have grown evenly since BEGIN, and gauges have the same value at all times."""
     parts: dict[str, list[tuple[str, float]]] = {}
     gauges: dict[str, list[tuple[str, float]]] = {}
     for number in range(count):

@@ -40,8 +40,9 @@ def reaction(testbed: Testbed, edits: int) -> Iterator[Measured]:
 
 
 def _first_write(testbed: Testbed, name: str) -> float:
-    """Edit the policy `name`, and return the seconds until the operator's first write to the Node of the same name,
-    according to the audit log. Raises TimeoutError if there is no write within WAIT seconds."""
+    """Change the layout of the policy `name` to LARGE_SLICES, and return the seconds until the operator's first write
+    to the Node of the same name, according to the audit log. Raises TimeoutError if there is no write within WAIT
+    seconds."""
     span = testbed.span()
     testbed.edit(name, LARGE_SLICES)
     writes: list[datetime] = []

@@ -47,7 +47,8 @@ def make_site(folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file, or a folder without its bytecode, to `target`."""
+    """Copy a file, or a folder without its bytecode, to `target`. A folder that exists there is merged with it, and
+    files of the same name are replaced."""
     if source.is_dir():
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     else:
@@ -56,8 +57,9 @@ def _copy(source: Path, target: Path) -> None:
 
 def operator(api: Api, directory: Path, factor: float, **settings: str) -> launch.LaunchedProcess:
     """Prepare the shipped operator in `directory`, with the shipped rights and with the files and variables that every
-    pod has, and return it as a process that is not started yet. Its waits are divided by `factor`. `settings` are
-    added as variables GPUSHARING_<NAME>. Raises as `make_site` does, and ApiError if the chart is not installed."""
+    pod has, and return it as a process that is not started yet. Its waits are divided by `factor`. `settings` are added
+    as variables GPUSHARING_<NAME>. Raises FileExistsError if this was done before in `directory`, PackageNotFoundError
+    if a locked distribution is not installed, and ApiError if the chart is not."""
     site = directory / "site"
     make_site(site)
     token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)

@@ -51,8 +51,9 @@ def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
 
 def efficiency(name: str, testbed: Testbed, span: Spent, count: int, at_once: int) -> Measured:
     """Return the shortest time in which `count` nodes could be changed, `at_once` at a time, divided by the time that
-    the rollout in `span` took. `name` is the metric's name. Raises ValueError if no node was changed, and as
-    `actuation_seconds` does."""
+    the rollout in `span` took, from its first write to a Node to its last. Each round takes at least the waits to
+    settle and to be idle, plus the median of `actuation_seconds`. `name` is the metric's name. Raises ValueError if no
+    node was changed, or the node software wrote nothing to one of them."""
     writes, drain = (
         node_writes(testbed, span),
         (launch.WAITS["SETTLE"] + launch.WAITS["IDLE"]) / testbed.factor,
@@ -148,7 +149,7 @@ def as_kubelets_report(node: JSON) -> JSON:
 
 
 def _on_nodes(requests: Sequence[AuditedRequest]) -> list[AuditedRequest]:
-    """Return the requests that write a Node itself, not one of its subresources."""
+    """Return those of the requests that write a Node itself, not one of its subresources."""
     return [request for request in requests if request.is_write and request.resource == "nodes"]
 
 

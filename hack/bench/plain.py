@@ -21,10 +21,10 @@ MIG_OFF = "all-disabled"
 
 
 def compared(testbed: Testbed) -> Iterator[Measured]:
-    """Change empty nodes from MIG to whole GPUs, AT_ONCE at a time: first with a loop while no operator runs, then
-    with the operator. Yield the efficiency of the operator's rollout, and its time divided by the loop's. Policy
-    and nodes are removed at the end, unless something failed. Raises TimeoutError if a step takes too long, and
-    CalledProcessError as `_loop` does."""
+    """Change empty nodes from MIG to whole GPUs, AT_ONCE at a time: first with a loop while no operator runs, then with
+    the operator. Yield the efficiency of the operator's rollout, and its time divided by the loop's. Policy and nodes
+    are removed at the end, unless something failed. Raises TimeoutError if a step takes too long, and
+    CalledProcessError if kubectl fails in the loop."""
     added = testbed.add_nodes(POOL, NODES, gpus=GPUS)
     testbed.apply_policy(POOL, POOL, {**SMALL_SLICES, **_at_once(NODES)})
     testbed.wait_ready([POOL], 300)

@@ -247,8 +247,9 @@ def fits() -> Measured:
 
 
 def _incremental(snapshot: ClusterSnapshot) -> float:
-    """Return the median CPU milliseconds of a pass after one node has changed. One full pass fills the memo first; in
-    its plan no node may have started to change."""
+    """Return the median CPU milliseconds of CHANGES passes, before each of which one more node has changed. A full pass
+    fills the memo first and is not counted. Raises AssertionError if that pass finds a node in another phase than
+    Synced, Pending or Preflight."""
     memo = Memo()
     plan = plan_rollout(snapshot, NOW, memo)
     assert {verdict.phase for verdict in plan.verdicts.values()} <= {

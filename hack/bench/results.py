@@ -22,7 +22,7 @@ class Aim:
     """Whether the value is CPU milliseconds, so that it is converted to REFERENCE_PACE_MS before it is compared."""
 
     def met(self, value: float) -> bool:
-        """Whether the value reaches the aim."""
+        """Whether the value is within the limit. The limit itself is."""
         return value >= self.limit if self.at_least else value <= self.limit
 
     def __str__(self) -> str:
@@ -110,8 +110,8 @@ def failures(results: Iterable[Measured], lost: Iterable[Lost]) -> dict[str, str
 
 
 def table(results: Sequence[Measured], lost: Sequence[Lost] = ()) -> str:
-    """Return the results as a plain-text table: metric, value, value at the reference pace (CPU time only), aim,
-    whether the aim was met, and how the value was measured. Metrics that failed come last, with the reason; each of
+    """Return the results as a plain-text table: metric, value, value at the reference pace (CPU time only), aim, `ok`
+    or `MISSED`, and how the value was measured. Metrics that failed come last, as `FAILED` with the reason; each of
     them must have an aim."""
     rows = [("METRIC", "VALUE", "AT PACE", "AIM", "RESULT", "HOW")]
     for result in results:

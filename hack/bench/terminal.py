@@ -29,7 +29,8 @@ SECONDS = 60.0
 
 
 def terminal(count: int) -> Iterator[Measured]:
-    """Yield the CPU time of `--help`, of `status` for a fleet in which every tenth node is changing, and of `free`."""
+    """Yield the CPU time of `--help`, of `status` for a fleet in which every tenth node is changing, and of `free`.
+    Raises CalledProcessError if the plugin fails, and TimeoutExpired if one run takes longer than SECONDS."""
     with tempfile.TemporaryDirectory() as folder, _served(_fleet(count)) as url:
         kubeconfig = _kubeconfig(Path(folder), url)
         how = f"process, median of {REPEATS}, CPU time"

@@ -124,7 +124,7 @@ class Testbed:
 
     def restart_operator(self) -> None:
         """Replace the operator with a new process, whose caches are empty, and wait until the new one serves its
-        metrics. Raises TimeoutError as `wait_started` does, and TimeoutExpired if the old process does not end."""
+        metrics. Raises TimeoutError after 30 s, and TimeoutExpired if the old process does not end."""
         self.operator.stop()
         self.operator.start()
         self.wait_started()
@@ -132,8 +132,9 @@ class Testbed:
     # --- pools ---------------------------------------------------------------------------------------------
 
     def add_nodes(self, pool: str, count: int, **fields: Any) -> list[str]:
-        """Create `count` nodes of a pool, wait as `create_nodes` does until each node's agent has reported, and return
-        the names of the nodes. `fields` are passed to `nodes.node_manifest`."""
+        """Create `count` nodes of a pool, wait until each node's agent has reported, and return the names of the nodes.
+        `fields` are passed to `nodes.node_manifest`. Raises TimeoutError if some agents have not reported after 60 s
+        plus 0.6 s for each node."""
         made = [nodes.node_manifest(f"{pool}-{index:04}", pool=pool, **fields) for index in range(count)]
         return self.create_nodes(made)
 
@@ -185,8 +186,8 @@ class Testbed:
             launch.wait_ready(self.api, policy, seconds)
 
     def remove(self, policies: Sequence[str], node_names: Sequence[str]) -> None:
-        """Delete policies and nodes, which must exist, and wait until the GPUNodes of these nodes have been
-        garbage-collected. Raises TimeoutError after 60 s."""
+        """Delete policies and nodes, and wait until the GPUNodes of these nodes have been garbage-collected. Raises
+        ApiError if a policy or node does not exist, and TimeoutError after 60 s."""
         in_parallel(lambda name: self.api.delete(f"{POLICIES}/{name}"), policies)
         in_parallel(lambda name: self.api.delete(f"/api/v1/nodes/{name}"), node_names)
         gone = set(node_names)
@@ -241,7 +242,8 @@ class Testbed:
 def open_testbed(
     factor: float = FACTOR, *, node_software: bool = True, arguments: tuple[str, ...] = ()
 ) -> Iterator[Testbed]:
-    """Start everything, yield the testbed once the operator serves its metrics, and stop everything at the end.
+    """Start a control plane, the node software and the operator, yield the testbed once the operator serves its
+    metrics, and stop them all at the end.
 
     Hardware and waits run `factor` times as fast as in reality. `arguments` are passed to the node software. Without
     `node_software` nothing reads or changes GPUs.

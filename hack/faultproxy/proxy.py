@@ -228,7 +228,8 @@ class FaultProxy:
         return f"{'https' if self._shown else 'http'}://{HOST}:{port}"
 
     async def _serve(self) -> None:
-        """Run the proxy until it is stopped."""
+        """Open the front door, set `_ready`, and answer calls until `_stop` is set. Once a second, every watch checks
+        whether a fault ends it or its client is gone."""
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         connector = aiohttp.TCPConnector(limit=0, ssl=self._tls)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
@@ -351,7 +352,9 @@ class FaultProxy:
     async def _watch(
         self, request: web.Request, call: Incoming, session: aiohttp.ClientSession
     ) -> web.StreamResponse:
-        """Open a watch at the server, after the delays of the faults, and relay its lines until it ends."""
+        """Open a watch at the server, after the delays of the faults, and relay its lines until the server, the client
+        or a fault ends it. A refusal by the server is relayed like a watch. Raises ClientError or ConnectionError if
+        the server cannot be reached."""
         for fault in self._faults:
             await fault.opening(call)
         async with self._ask(call, request, session) as reply:

@@ -35,7 +35,7 @@ class SetClock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Set the clock back to the real time."""
+        """Set the clock back to the real time, and unmap the file."""
         self.set(0)
         self._seconds.close()
 

@@ -50,10 +50,10 @@ RUNGS = ("-m", "not cluster and not nvidia and not e2e and not gpu")
 
 def find(mutants: Mapping[str, Mutant]) -> None:
     """Print each mutant's name and the first test in its files (`look`) that fails with it, or an empty string if none
-    of the tests that were tried fails. Only tests that RUNGS selects are tried; for a slip that drops an operand in
-    a function, only the first TRIES tests in which the operand decides, in the order of `_in_order`. Raises
-    RuntimeError if the tests cannot be collected, and AssertionError as `_deciding` does. Prints nothing if there
-    are no mutants."""
+    of the tests that were tried fails. Only tests that RUNGS selects are tried; for a slip that drops an operand in a
+    function, only the first TRIES tests in which the operand decides, in the order of `_in_order`. Prints nothing if
+    there are no mutants. Raises RuntimeError if the tests cannot be collected, and AssertionError if the process that
+    records deciding operands dies."""
     files = sorted({path for mutant in mutants.values() for path in mutant.look})
     slips = {name: mutant for name, mutant in mutants.items() if isinstance(mutant, Slip)}
     candidates = {name: mutant.look for name, mutant in mutants.items()} | _deciding(slips)

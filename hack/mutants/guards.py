@@ -43,8 +43,8 @@ class Guard:
         return text.replace(self.line, self.without)
 
     def plant(self) -> None:
-        """Remove the guard from the module that this process has imported. This cannot be undone. Raises ValueError as
-        `blind` does."""
+        """Remove the guard from the module that this process has imported. This cannot be undone. Raises ValueError if
+        the line does not occur exactly once, or if its replacement is the same, and errors as `plant_source` does."""
         plant_source(self.module, self.blind())
 
 

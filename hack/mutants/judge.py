@@ -82,8 +82,9 @@ class Side:
         os.environ["PYTHONPATH"] = f"{self.root / PRODUCT}:{self.root}"
 
     def _play(self) -> tuple[int, list[str]]:
-        """Run pytest in this process, which must be a forked one because it gets a limit of CPU time. Returns what
-        `play` returns."""
+        """Run pytest in the copy, in this process, which must be a forked one because its modules, folder and limit of
+        CPU time are changed. It stops at the first failure. Returns pytest's exit code and the ids of the failed tests,
+        including those whose setup or teardown failed."""
         limit = int(self.cpu_seconds)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         noted = Failures(every_phase=True)
@@ -203,9 +204,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def unhurt(side: Side) -> Side:
-    """Run the tests without a mutant and print the CPU time that they took. Returns a copy of the side with a limit of
-    CPU time for mutants, which is derived from this run. Raises SystemExit if the tests do not pass, because then
-    nothing can be judged."""
+    """Run the tests without a mutant and print the CPU time that they took. Returns a copy of the side whose limit is
+    PATIENCE times that time plus ALLOWED. Raises SystemExit if the tests do not pass, because then nothing can be
+    judged."""
     began = resource.getrusage(resource.RUSAGE_CHILDREN)
     code, failed = side.play()
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -245,10 +246,10 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Judge the mutants. Prints a line for each mutant that the present tests do not kill, and then the counts.
-    Returns the exit status: 1 if an earlier test kills one of these mutants, or if there was no mutant to judge;
-    otherwise 0. Raises SystemExit as `unhurt` and `modules` do, and CalledProcessError if there is no such
-    revision."""
+    """Judge the mutants. Prints a line for each mutant that the present tests do not kill, and then the counts. Returns
+    the exit status: 1 if an earlier test kills one of these mutants, or if there was no mutant to judge; otherwise 0.
+    Raises SystemExit if the tests fail without a mutant or the product has no such module, and CalledProcessError if
+    there is no such revision."""
     options = read_arguments(arguments)
     for library in LIBRARIES:
         import_module(library)

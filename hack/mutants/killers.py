@@ -37,7 +37,8 @@ class Killers:
 
 
 def read_killers() -> Killers:
-    """Read killers.yaml and slips.yaml of the checkout in the working directory."""
+    """Return what killers.yaml and slips.yaml name together, from the checkout in the working directory. Raises
+    FileNotFoundError if a file does not exist, and KeyError if one has no `killers`, or slips.yaml no `equivalent`."""
     killers, slips = yaml.safe_load(LIST.read_text()), yaml.safe_load(SLIPS.read_text())
     return Killers(
         killers["killers"] | _by_name(slips["killers"]),

@@ -135,7 +135,10 @@ def _is_log(node: ast.AST) -> bool:
 
 
 def _mistakes(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
-    """Yield (node to replace, kind of mistake, new source) for each mistake that is possible in this node itself."""
+    """Yield (node to replace, kind of mistake, new source) for each mistake that is possible in this node itself: a
+    comparison negated or shifted, `and` and `or` swapped, an operand or a `not` dropped, an arithmetic operator
+    replaced, a number increased by one, a bool negated, `min` and `max` or `any` and `all` swapped, and those of
+    `_control_flow`. Chained comparisons are left alone."""
     match node:
         case ast.Compare(left, [op], [right]):
             for kind, table in (("negated", NEGATED), ("shifted", SHIFTED)):

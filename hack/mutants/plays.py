@@ -96,8 +96,9 @@ def _end_late(child: int, reader: int, seconds: float) -> None:
 
 
 def find_failing(tests: Sequence[str]) -> list[str]:
-    """Run the tests, at least one, without a mutant in a forked process, and return the ids of those that fail. Raises
-    RuntimeError if the process died or pytest could not run the tests, because the result is then unknown."""
+    """Run the tests, at least one, without a mutant in a forked process, and return the ids of those that fail. A
+    failure of setup or teardown does not count. Raises RuntimeError if the process died or pytest could not run the
+    tests, because the result is then unknown."""
     failed = in_child(partial(_play, tests))
     if not isinstance(failed, list):
         raise RuntimeError(f"the process that played {', '.join(tests)} died")
@@ -184,7 +185,8 @@ def _expand(candidates: Sequence[str], items: Items) -> Iterator[str]:
 
 
 def _notices(item: pytest.Item, mutant: Mutant) -> bool:
-    """Whether the test fails with the mutant, in a forked process. False if that process dies or takes too long."""
+    """Whether the test fails with the mutant, in a forked process. False if only its setup or teardown fails, if the
+    process dies, if planting raises, or if it takes longer than CLOCK_SECONDS."""
     return in_child(partial(_fails, item, mutant), seconds=CLOCK_SECONDS) is True
 
 

@@ -110,7 +110,8 @@ def add_probes(module: str, text: str) -> str:
 
 
 def _assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
-    """Yield (name, value) for each name to which an assignment, or a parameter with a default, gives a value."""
+    """Yield (name, value) for each name to which this node itself gives a value: an assignment to one plain name, or
+    the parameters of a function that have a default. Yields nothing for any other node."""
     match node:
         case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, ast.expr() as value):
             yield name, value

@@ -24,10 +24,10 @@ def plant_source(module: str, text: str, known: Mapping[str, object] = MappingPr
     """Replace the functions, defaults and plain constants of a module with those of the source `text`, until this
     process ends.
 
-    Other modules of ours that import a constant get the new value, too. Functions and constants that are only in one
-    of the two versions are ignored. `known` holds objects that the source uses without defining or importing them;
-    they become globals of the module. Exceptions that the source raises when it runs pass through, and so do
-    ValueError and KeyError of `_replace_function`.
+    Other modules of ours that import a constant get the new value, too. Functions and constants that are only in one of
+    the two versions are ignored. `known` holds objects that the source uses without defining or importing them; they
+    become globals of the module. Raises ValueError or KeyError if the closure or the defaults of a function do not fit
+    the old ones (`_replace_function`), and any exception of the source when it runs.
     """
     present = import_module(module)
     assert present.__file__ is not None, "a module of ours is a file"
