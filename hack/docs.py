@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def run(*arguments: str) -> int:
-    """Run the environment's Python in the root of the checkout and return its exit status."""
+    """Run the environment's Python with these arguments in the root of the checkout, and return its exit status."""
     # The theme would print an advertisement for its successor.
     environ = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
     return subprocess.call([str(VENV / "bin" / "python"), *arguments], cwd=ROOT, env=environ)

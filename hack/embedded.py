@@ -220,8 +220,8 @@ class Embedded:
 
     async def ready(self, *policies: str, seconds: float = 30.0) -> None:
         """Wait until the present generation of each policy is Ready, as `kubectl wait` does. Raises AssertionError
-        after `seconds`, NotFound if a policy does not exist, and the operator's error, or AssertionError if it has
-        none, if the operator ends unexpectedly."""
+        after `seconds`, NotFound if a policy does not exist, and the operator's error if the operator ends
+        unexpectedly, or AssertionError if it ends without one."""
         await self.until(
             lambda: all(is_ready(self.policy(name)) for name in policies), f"Ready {policies}", seconds
         )
@@ -266,9 +266,9 @@ def _replacing(old: JSON, new: JSON) -> JSON:
 def _cluster(
     nodes: Iterable[JSON], cluster_policy: JSON | None, sim: SimSettings, now: Callable[[], datetime]
 ) -> FakeCluster:
-    """Return a FakeCluster with these nodes, with the ClusterPolicy unless that is None, and with the DaemonSets of
-    the node software that `sim` plays. On the DRA stack it has the DeviceClasses of the driver's chart, too. Must be
-    called in an event loop."""
+    """Return a FakeCluster with these nodes, with the ClusterPolicy unless that is None, and with the DaemonSets of the
+    node software that `sim` plays. On the DRA stack it also has the DeviceClasses of the driver's chart and the
+    ReplicaSet TAINT_TEST of ours. Must be called in an event loop."""
     cluster = FakeCluster(now=now, grace=30.0 / sim.time_factor, later=asyncio.get_running_loop().call_later)
     if cluster_policy is not None:
         cluster.add(CLUSTER_POLICIES, cluster_policy)

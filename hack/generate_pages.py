@@ -213,8 +213,8 @@ def metrics() -> str:
 
 
 def _metric_row(name: str, kind: str, text: str) -> tuple[str, str, str]:
-    """Return (name, type, description) of a metric as a row of the table. The name is the one that Prometheus shows,
-    so the name of a counter ends in `_total`."""
+    """Return (name, type, description) of a metric as a row of the table. The name is in backquotes and is the one that
+    Prometheus shows, so the name of a counter ends in `_total`."""
     return f"`{name}{'_total' if kind == 'counter' else ''}`", kind, text
 
 
@@ -258,8 +258,8 @@ def _makers(tree: ast.Module) -> dict[str, str]:
 
 
 def _text(node: ast.expr, values: Mapping[str, object]) -> str:
-    """Return the value of a string literal, or an empty string for any other expression. A placeholder of an f-string
-    must be one of the module's names in `values`; any other raises KeyError."""
+    """Return the text of a literal or of an f-string, or an empty string for any other expression. A placeholder of an
+    f-string must be one of the module's names in `values`; any other raises KeyError."""
     if isinstance(node, ast.JoinedStr):
         parts = [
             values[ast.unparse(part.value)]
@@ -323,7 +323,8 @@ def gpus() -> str:
 
 
 def _card(card: Card) -> list[str]:
-    """Return the lines about one card: names, memory, MPS, and its MIG profiles and maximal layouts."""
+    """Return the lines about one card: its names, ids, compute capability, memory and MPS, and its MIG profiles and
+    maximal layouts. For a card without MIG a last line says that, and its sources are not named."""
     major, minor = card.compute_capability
     facts = [
         f"- Names in NVML: {', '.join(card.products) or 'not known'}",

@@ -122,7 +122,8 @@ def svg(frames: Sequence[Sequence[Line]], title: str, source: str) -> str:
 
 
 def _animation(frames: Sequence[Sequence[Line]]) -> list[str]:
-    """Return the SVG elements that show the frames one after the other, each for FRAME_SECONDS, and then again."""
+    """Return the SVG elements that show the frames one after the other, each for FRAME_SECONDS, and then again. A
+    viewer without animations shows only the frame with the most lines."""
     still = max(range(len(frames)), key=lambda number: len(frames[number]))
     seconds = len(frames) * FRAME_SECONDS
     elements = [

@@ -136,7 +136,8 @@ def write_account(folder: Path, door: Door, token: str) -> dict[str, str]:
 
 def operator_environment(factor: float) -> dict[str, str]:
     """Return the operator's settings, as environment variables, for hardware that runs `factor` times as fast as we
-    assume real hardware to run."""
+    assume real hardware to run. Its waits and periods are divided by `factor`, but the period of pending pods is at
+    least 2 s. It listens on free ports of 127.0.0.1."""
     waits = {f"GPUSHARING_{name}": str(seconds / factor) for name, seconds in WAITS.items()}
     return waits | {
         "GPUSHARING_NAMESPACE": NAMESPACE,

@@ -267,7 +267,7 @@ def largest(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
 
 
 def skip_reason(report: pytest.TestReport) -> str:
-    """Return the first line of the reason why a test was skipped, without the file and line at which it was
-    skipped."""
+    """Return the first line of the reason why a test was skipped, without the prefix `Skipped: ` and the file and line
+    at which it was skipped."""
     text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     return text.removeprefix("Skipped: ").splitlines()[0]

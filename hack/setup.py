@@ -52,7 +52,8 @@ def main() -> int:
 
 
 def fingerprint() -> str:
-    """Return a hash of everything that determines the content of .venv."""
+    """Return a hash, in hexadecimal, of our Python's version and of the files in INPUTS, which determine the content of
+    .venv. Raises FileNotFoundError if one of them does not exist."""
     digest = hashlib.sha256(sys.version.encode())
     for name in INPUTS:
         digest.update((ROOT / name).read_bytes())

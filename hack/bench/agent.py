@@ -95,7 +95,8 @@ class SeenTenants:
 
 
 def tenants_of(machine: Simulator) -> tuple[Tenant, ...]:
-    """Return one tenant for each MIG device of the machine, and one for each GPU that is not divided."""
+    """Return one tenant for each MIG device of the machine, and one for each GPU that is not divided. Their pods are
+    `train-0`, `train-1` and so on, in eight namespaces in turn, and no process or pod is created."""
     tenants: list[Tenant] = []
     for gpu in machine.show()["gpus"]:
         places = [
@@ -201,7 +202,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class _Used:
-    """What an agent has used since it started, or between two moments."""
+    """What an agent and the library of its machine have used up to a moment, or between two moments."""
 
     readings: float
     cpu_ms: float
@@ -212,7 +213,9 @@ class _Used:
 
     @classmethod
     def so_far(cls, running: Running, machine: Simulator) -> "_Used":
-        """Return what the agent and the library have used since the agent started."""
+        """Return what the agent has used since it started, and what the library has been used for since the machine was
+        created, by whatever program. Only the difference of two such values concerns the agent alone. Raises OSError if
+        the agent does not answer."""
         calls, driver_ms = machine.library_calls()
         return cls(running.readings(), cpu_ms(running.pid), calls, driver_ms)
 
@@ -320,10 +323,10 @@ def _over_cycles(running: Running, machine: Simulator) -> _Used:
 
 @contextmanager
 def _run(testbed: Testbed, library: Mapping[str, str], name: str) -> Iterator[Running]:
-    """Start gpusharing-agent on the simulated library, with a token of the shipped ServiceAccount, and yield it once
-    it has logged its port. It is stopped at the end. `library` has the environment variables of the library, and
-    `name` distinguishes the agent's folder. Raises TimeoutError if the agent logs nothing within 30 s, and ApiError
-    as `node_bound_token` does."""
+    """Start gpusharing-agent on the simulated library, with a token of the shipped ServiceAccount, and yield it once it
+    has logged its port. It is stopped at the end. `library` has the environment variables of the library, and `name`
+    distinguishes the agent's folder. Raises TimeoutError if the agent logs nothing within 30 s, and ApiError if the
+    Node or the ServiceAccount does not exist."""
     folder, api = testbed.directory / f"agent-{name}", testbed.api
     token = node_bound_token(api, launch.AGENT_NAMESPACE, SERVICE_ACCOUNT, NODE)
     environment = {

@@ -92,7 +92,8 @@ def _prometheus(folder: Path, count: int) -> Iterator[str]:
 
 
 def _is_ready(url: str) -> bool:
-    """Whether the Prometheus at `url` answers that it is ready."""
+    """Whether the Prometheus at `url` answers that it is ready. False for any other answer, and while nothing listens
+    there."""
     try:
         with urllib.request.urlopen(f"{url}/-/ready"):
             return True

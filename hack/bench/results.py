@@ -22,7 +22,7 @@ class Aim:
     """Whether the value is CPU milliseconds, so that it is converted to REFERENCE_PACE_MS before it is compared."""
 
     def met(self, value: float) -> bool:
-        """Whether the value is within the limit. The limit itself is."""
+        """Whether the value is at most `limit` or, with `at_least`, is `limit` or more."""
         return value >= self.limit if self.at_least else value <= self.limit
 
     def __str__(self) -> str:
@@ -135,9 +135,9 @@ def write(
     machine: Mapping[str, str | int | float],
     lost: Sequence[Lost] = (),
 ) -> None:
-    """Write the results to `path` as one flat JSON object: each metric, the pace while it was measured
-    (METRIC.pace_ms), the reason if it failed (METRIC.failed), and the machine's facts (machine.NAME). Missing
-    folders are created."""
+    """Write the results to `path` as one flat JSON object: each metric, rounded to five decimals, the pace while it was
+    measured (METRIC.pace_ms) unless that is None, the reason if it failed (METRIC.failed), and the machine's facts
+    (machine.NAME). Missing folders are created."""
     flat: dict[str, str | int | float] = {result.name: round(result.value, 5) for result in results}
     flat |= {
         f"{result.name}.pace_ms": round(result.pace_ms) for result in results if result.pace_ms is not None

@@ -62,7 +62,8 @@ def _roll(testbed: Testbed, spec: Object) -> tuple[Counts, float]:
 
 
 def _add_pod(testbed: Testbed, node: str, index: int) -> None:
-    """Create a pod on `node` that requests one GPU and has no owner. Its name ends in `index`."""
+    """Create the pod `node`-`index` in the namespace default, bound to `node`, that requests one GPU and has no owner.
+    Raises ApiError if it exists."""
     gpu = {"nvidia.com/gpu": "1"}
     container = {"name": "main", "image": "none", "resources": {"requests": gpu, "limits": gpu}}
     pod = {

@@ -132,15 +132,16 @@ class Testbed:
     # --- pools ---------------------------------------------------------------------------------------------
 
     def add_nodes(self, pool: str, count: int, **fields: Any) -> list[str]:
-        """Create `count` nodes of a pool, wait until each node's agent has reported, and return the names of the nodes.
-        `fields` are passed to `nodes.node_manifest`. Raises TimeoutError if some agents have not reported after 60 s
-        plus 0.6 s for each node."""
+        """Create `count` nodes of a pool, called POOL-0000 and so on, wait until each node's agent has reported, and
+        return the names of the nodes. `fields` are passed to `nodes.node_manifest`. Raises TimeoutError if some agents
+        have not reported after 60 s plus 0.6 s for each node."""
         made = [nodes.node_manifest(f"{pool}-{index:04}", pool=pool, **fields) for index in range(count)]
         return self.create_nodes(made)
 
     def create_nodes(self, manifests: Sequence[Object]) -> list[str]:
-        """Create nodes, wait until each node's agent has reported, and return the names of the nodes. Raises
-        TimeoutError if some agents have not reported after 60 s plus 0.6 s for each node."""
+        """Create nodes, wait until each node's agent has reported, and return the names of the nodes. Nodes that exist
+        already are left as they are. Raises TimeoutError if some agents have not reported after 60 s plus 0.6 s for
+        each node."""
         added = nodes.create_nodes(self.api, manifests)
         waiting = set(added)
 
@@ -171,7 +172,7 @@ class Testbed:
         self.api.create(POLICIES, body)
 
     def label_node(self, name: str, pool: str) -> None:
-        """Move a node to a pool by changing its label."""
+        """Move a node to a pool by changing its label. Raises ApiError if there is no such node."""
         self.api.merge_patch(f"/api/v1/nodes/{name}", {"metadata": {"labels": {nodes.LABEL_POOL: pool}}})
 
     def edit(self, policy: str, spec: Mapping[str, Any]) -> None:
@@ -269,7 +270,7 @@ def open_testbed(
 
 
 def _answers(port: int) -> bool:
-    """Whether the operator serves its metrics on this port."""
+    """Whether the operator serves its metrics on this port. False only after an OSError."""
     try:
         claim_writes(port)
     except OSError:

@@ -41,12 +41,13 @@ class Incoming:
 
     @property
     def is_write(self) -> bool:
-        """Whether the method may change something."""
+        """Whether the method is one of WRITES, such as PATCH, even if the call does not count as a write, as renewals
+        of a Lease do not."""
         return self.method in WRITES
 
     @property
     def is_watch(self) -> bool:
-        """Whether the call requests a watch."""
+        """Whether the call requests a watch, which the query shows (`watch=true` or `watch=1`)."""
         return "watch=true" in self.query or "watch=1" in self.query
 
     @property
@@ -129,7 +130,8 @@ class PlayedRefusal:
 
     @property
     def object(self) -> dict[str, Any]:
-        """The Status object in the body of the answer."""
+        """The Status object in the body of the answer, with the causes and, unless `retry_after` is None, the seconds
+        to wait among its details."""
         details: dict[str, Any] = {
             "causes": [{"reason": reason, "message": message} for reason, message in self.causes.items()]
         }
@@ -147,7 +149,8 @@ class PlayedRefusal:
         }
 
     def answer(self) -> ProxiedAnswer:
-        """Return the complete answer, with headers."""
+        """Return the complete answer: the status, the Status object as JSON, and the header Retry-After if
+        `retry_after` is not None."""
         headers = {"Content-Type": "application/json"}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)

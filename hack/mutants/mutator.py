@@ -59,7 +59,7 @@ class Mutation:
     end: int
 
     def apply(self, text: str) -> str:
-        """Return the source with the mistake in it."""
+        """Return the source with the mistake in it. `text` must be the source in which the mistake was found."""
         source = text.encode()
         return (source[: self.start] + self.becomes.encode() + source[self.end :]).decode()
 
@@ -103,7 +103,8 @@ def _compiles(text: str) -> bool:
 
 def walk(node: ast.AST, scope: str = "", *, is_default: bool = True) -> Iterator[tuple[str, bool, ast.AST]]:
     """Yield (scope, is_default, node) for the node and all nodes below it that may be mutated, outer ones first.
-    `scope` is the qualified name of the enclosing function or class. `is_default` is True outside the body of any
+    Annotations, decorators, base classes, f-strings, assertions, imports, docstrings and calls of a logger are left
+    out. `scope` is the qualified name of the enclosing function or class. `is_default` is True outside the body of any
     function, where code is evaluated once, at import."""
     yield scope, is_default, node
     is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
