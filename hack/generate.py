@@ -55,7 +55,7 @@ FOLDERS = (
 def main(arguments: list[str] | None = None) -> int:
     """Write all generated files and print the path of each that changed, or with --check print each problem to stderr
     and change nothing. Returns the exit status: 0, or with --check 1 if there is a problem. Raises ValueError if two
-    generators return the same path or a file lacks the mark, and the errors of the generators."""
+    generators return the same path or a file lacks the mark. Errors of the generators pass through."""
     parser = argparse.ArgumentParser(prog="python -m hack.generate", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing, fail on any difference")
     options = parser.parse_args(arguments)

@@ -248,7 +248,8 @@ def agent(testbed: Testbed) -> Iterator[Measured]:
     use, and with MIG instances in use. The first run only yields the CPU time for a reading that changes nothing; the
     other two also yield the agent's memory and the CPU time for a scrape. The Node and its GPUNode are deleted at the
     end, unless something failed. Raises ApiError if the Node exists, CalledProcessError if the GPUs cannot be divided,
-    and RuntimeError or TimeoutError as `_with_tenants` says."""
+    RuntimeError if the agent's metrics do not show exactly the tenants, and TimeoutError if an agent does not start or
+    read often enough."""
     machine = Simulator.create(testbed.directory / "nvml.state", ["h100-80gb"] * GPUS, seed="bench")
     testbed.api.create("/api/v1/nodes", {"metadata": {"name": NODE}})
     gpunode = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": {"name": NODE}, "spec": {}}

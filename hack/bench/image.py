@@ -59,7 +59,7 @@ def operator(api: Api, directory: Path, factor: float, **settings: str) -> launc
     """Prepare the shipped operator in `directory`, with the shipped rights and with the files and variables that every
     pod has, and return it as a process that is not started yet. Its waits are divided by `factor`. `settings` are added
     as variables GPUSHARING_<NAME>. Raises FileExistsError if this was done before in `directory`, PackageNotFoundError
-    if a locked distribution is not installed, and ApiError if the chart is not."""
+    if a locked distribution is not installed, and ApiError if the chart is not installed."""
     site = directory / "site"
     make_site(site)
     token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)

@@ -44,7 +44,8 @@ class Guard:
 
     def plant(self) -> None:
         """Remove the guard from the module that this process has imported. This cannot be undone. Raises ValueError if
-        the line does not occur exactly once, or if its replacement is the same, and errors as `plant_source` does."""
+        the line does not occur exactly once, or if its replacement is the same, and any exception that the module's new
+        source raises when it runs."""
         plant_source(self.module, self.blind())
 
 

@@ -92,8 +92,8 @@ class Side:
         return int(pytest.main([*QUIET, "-x", *self.tests], plugins=[noted])), noted.failed
 
     def _watch(self) -> list[tuple[str, str, int]]:
-        """Run pytest in this process with tracing. The process must be a forked one. Returns what `covered` returns,
-        as a sorted list."""
+        """Run pytest in this process with tracing. The process must be a forked one. Returns the lines of the product
+        that ran, each as (path, function, line number), sorted and with the gaps that `covered` describes."""
         calls: Counter[CodeType] = Counter()
         lines: set[tuple[CodeType, int]] = set()
         product = f"{self.root / PRODUCT}/"
