@@ -31,8 +31,9 @@ class UnavailableError(Exception):
 def make_once(directory: Path, name: str, make: Callable[[Path], None]) -> Path:
     """Return `directory`, and make it first if it does not exist. Several processes may call this at once.
 
-    `make` fills an empty folder, which is renamed to `directory` once `make` has returned. The name of `directory`
-    must begin with `name` and a hyphen, as in `helm-v4.3.1-e342a155371d`: `_sweep` relies on it.
+    `make` fills an empty folder, which is renamed to `directory` once `make` has returned. Unfinished folders next to
+    it that killed builders have left are removed before. The name of `directory` must begin with `name` and a hyphen,
+    as in `helm-v4.3.1-e342a155371d`: `_sweep` relies on it.
 
     Raises UnavailableError if the cache cannot be written, or another process holds the lock for too long. Exceptions
     of `make` that are not about the cache pass through.

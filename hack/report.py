@@ -88,7 +88,8 @@ class Report:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Keep the tests of the verb, remember each test's rung, and sort the tests by rung, lowest first.
+        """Keep the tests of the verb, or all if none was named, remember each test's rung, and sort the tests by rung,
+        lowest first. The others are reported to pytest as deselected.
 
         This is called after all other plugins: conftests have added their markers, and `-k` and `-m` have selected
         tests. Raises pytest.UsageError if a test belongs to a verb that never collects the test's folder.

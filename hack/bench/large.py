@@ -161,7 +161,8 @@ def _seconds(requests: Sequence[AuditedRequest]) -> float:
 
 async def _relabel(testbed: Testbed, node_names: Sequence[str]) -> None:
     """Patch each node with a label and an annotation, as the operator's user and PARALLEL nodes at a time. The bodies
-    are as large as the operator's."""
+    are as large as the operator's. Writes a kubeconfig of that user into the testbed's folder. Raises KubeError if a
+    PATCH fails."""
     path = launch.operator_kubeconfig(testbed.plane.kubeconfig, testbed.directory)
     slots = asyncio.Semaphore(PARALLEL)
     record = '{"v":1,"policy":"fleet","migConfig":"","pluginConfig":"fleet-0000000","correctedGeneration":0,"retry":""}'
