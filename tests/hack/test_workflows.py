@@ -33,7 +33,7 @@ def lint(actionlint: Path, *files: Path) -> tuple[int, str]:
 def test_actionlint_finds_nothing_in_the_workflows_but_does_in_a_broken_one(
     tmp_path: Path, actionlint: Path
 ) -> None:
-    assert [path.name for path in WORKFLOWS] == ["ci.yaml", "release.yaml"]
+    assert [path.name for path in WORKFLOWS] == ["ci.yaml", "codeql.yaml", "release.yaml", "scorecard.yaml"]
     assert lint(actionlint, *WORKFLOWS) == (0, "")
     broken = tmp_path / "broken.yaml"
     broken.write_text(BROKEN)
@@ -46,14 +46,22 @@ def test_actionlint_finds_nothing_in_the_workflows_but_does_in_a_broken_one(
 def test_every_action_is_named_by_commit_with_its_version_beside(path: Path) -> None:
     used = re.findall(r"uses: (\S+)(.*)$", path.read_text(), re.MULTILINE)
     assert used
-    pinned = re.compile(r"[\w-]+/[\w-]+@[0-9a-f]{40}")
+    pinned = re.compile(r"[\w-]+/[\w-]+(?:/[\w-]+)?@[0-9a-f]{40}")
     assert [one for one, _ in used if not pinned.fullmatch(one)] == []
     assert [one for one, version in used if not re.fullmatch(r"  # v\d+\.\d+\.\d+", version)] == []
 
 
-def test_both_workflows_name_the_same_commit_of_an_action() -> None:
-    used = {one for path in WORKFLOWS for one in re.findall(r"uses: (\S+)", path.read_text())}
-    assert len({one.partition("@")[0] for one in used}) == len(used)
+def test_all_workflows_name_the_same_commit_of_an_action() -> None:
+    uses = (
+        one for path in WORKFLOWS for one in re.findall(r"uses: ([\w-]+/[\w-]+)\S*@(\S+)", path.read_text())
+    )
+    used = set(uses)
+    assert len({repository for repository, _ in used}) == len(used)
+
+
+def test_who_may_write_is_said_by_job_and_the_rest_may_read() -> None:
+    for path in WORKFLOWS:
+        assert yaml.safe_load(path.read_text())["permissions"] == {"contents": "read"}, path.name
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
