@@ -86,7 +86,7 @@ PARTS, REST, WHOLE = (
         (
             {PARTS: vector((HELD, "43200"), ({**HELD, "policy": "pool-y"}, "36000"))},
             "the allocated, idle, stranded and transition time of pool-y adds up to 10.0 GPU-hours, but its GPUs were"
-            " metered for 0.0: Prometheus lacks some of the meter's series",
+            " metered for 0.0: some of the series that this sum needs are missing in Prometheus",
         ),
         (
             {
@@ -95,7 +95,8 @@ PARTS, REST, WHOLE = (
                 WHOLE: vector((GPU, "86400"), ({**GPU, "node": "gpu-2"}, "0")),
             },
             "the allocated, idle, stranded and transition time of pool-x on gpu-1, gpu-2 differs from the"
-            " metered time of the GPUs there by 48.0 GPU-hours: Prometheus lacks some of the meter's series",
+            " metered time of the GPUs there by 48.0 GPU-hours:"
+            " some of the series that this sum needs are missing in Prometheus",
         ),
         (
             {PARTS: vector((HELD, "NaN")), REST: vector((IDLE, "NaN")), WHOLE: vector((GPU, "NaN"))},

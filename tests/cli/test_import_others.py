@@ -62,7 +62,7 @@ async def test_what_several_nodes_have_in_common_is_said_once_and_hamis_shares_a
     assert line.startswith("# c-1, c-2 are left out: HAMi's device plugin serves the GPUs on NODE (")
     assert "kubectl annotate node NODE hami.io/node-nvidia-register-" in line
     assert line.endswith(
-        "No policy can express nvidia.com/gpumem*, nvidia.com/gpucores*, so these shares are not taken over"
+        "A policy cannot describe nvidia.com/gpumem*, nvidia.com/gpucores*, so these resources are not imported"
     )
 
 

@@ -96,7 +96,10 @@ def test_where_the_labels_of_a_namespace_cannot_be_read_the_pod_is_left_alone_an
     (blocker,) = classify([SERVER], options, CORDONED).blockers
     assert str(blocker.reason) == "NamespaceUnreadable"
     assert blocker.pods == ("team-a/llm-0",)
-    assert blocker.message == "spec.drain.rules[0].namespaceSelector needs the labels of namespace team-a"
+    assert (
+        blocker.message
+        == "spec.drain.rules[0].namespaceSelector needs the labels of namespace team-a, which cannot be read"
+    )
 
 
 def test_a_rule_for_other_pods_does_not_care_for_a_namespace_that_cannot_be_read() -> None:

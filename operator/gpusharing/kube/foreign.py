@@ -97,7 +97,7 @@ def find_problem(key: str) -> str:
     if len(key) > MAX_KEY or not re.fullmatch(LABEL_KEY, key):
         return f"{key!r} is not a key of a label, annotation or taint"
     if key in _OURS or key.startswith(_OUR_PREFIXES):
-        return f"{key} appears and disappears with the operator's own changes, which it would then block"
+        return f"{key} is added and removed by the operator's own changes, so as a marker it would block them"
     if key in _BY_VALUE:
         return (
             f"{key} is already checked by its value, because nodes that are not under maintenance have it too"

@@ -121,8 +121,12 @@ async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> s
         return f"Done, but no node starts while the chart's value paused is {paused}." if waits else ""
     why = f"no operator is installed in {session.where}"
     if not lasts:
-        raise Trouble(f"{why}, so nothing would {typed.verb} {typed.name}. To install it: {INSTALL}")
-    return f"The patch was written, but {why}, so it has no effect yet. To install it, run: {INSTALL}"
+        raise Trouble(
+            f"{why}, so nothing would {typed.verb} {typed.name}. To install the operator, run: {INSTALL}"
+        )
+    return (
+        f"The patch was written, but {why}, so it has no effect yet. To install the operator, run: {INSTALL}"
+    )
 
 
 async def _send(

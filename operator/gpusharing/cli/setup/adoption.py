@@ -186,7 +186,7 @@ def _rejection(node: NodeView, snapshot: ClusterSnapshot) -> str:
     report an error about it if a policy selected it (the first one, with its command). Empty if neither is so."""
     if node.other_plugin:
         own = ", ".join(f"{prefix}*" for prefix in OTHERS[node.other_plugin].resources)
-        beyond = f". No policy can express {own}, so these shares are not taken over" if own else ""
+        beyond = f". A policy cannot describe {own}, so these resources are not imported" if own else ""
         return explain_plugin(node.other_plugin, [node.name]) + beyond
     place = Place(gpu_operator_namespace=snapshot.settings.gpu_operator_namespace)
     stack = snapshot.stack.cluster_policy

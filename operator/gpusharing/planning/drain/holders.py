@@ -388,7 +388,7 @@ def _rule(pod: PodView, options: Drain, scope: Scope) -> str:
     if ruled is None:
         return ""
     if not ruled.known:
-        return f"{ruled.place}.namespaceSelector needs the labels of namespace {pod.namespace}"
+        return f"{ruled.place}.namespaceSelector needs the labels of namespace {pod.namespace}, which cannot be read"
     return f"{ruled.place} has behavior {ruled.rule.behavior}"
 
 

@@ -579,7 +579,7 @@ def _find_layouts(
     if record.mig_config:
         return migfile.resolve_name(record.mig_config, node.name, observed.gpus, stack)
     if observed.hardware.layouts != whole:
-        return "MIG is on, and no mig-manager configuration is recorded that would switch it off"
+        return "MIG is on, and the record names no mig-manager configuration that switches it off"
     return whole
 
 

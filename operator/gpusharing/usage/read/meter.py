@@ -312,7 +312,7 @@ def _lacking(
     pools: dict[str, list[NodePool]] = {}
     for key in sorted(parts.keys() | gpus.keys()):
         pools.setdefault(key[1], []).append(key)
-    lacks = "Prometheus lacks some of the meter's series"
+    lacks = "some of the series that this sum needs are missing in Prometheus"
     for policy, nodes in sorted(pools.items()):
         off = {key[0]: abs(parts.get(key, 0.0) - gpus.get(key, 0.0)) for key in nodes}
         of_parts, whole = (sum(counts.get(key, 0.0) for key in nodes) for counts in (parts, gpus))

@@ -242,7 +242,7 @@ async def find_in_prometheus(
     if lacking := [key for key in named if key in unseen & demanded]:
         raise Trouble(
             f"no node in Prometheus has the label {' or '.join(lacking)}. kube-state-metrics exports only the"
-            f" labels that a flag lists: --metric-labels-allowlist=nodes=[{','.join(named)}]. Otherwise omit"
+            f" labels that a flag lists: add them (--metric-labels-allowlist=nodes=[{','.join(named)}]), or omit"
             " --prometheus, so that the labels are read from the cluster"
         )
     remarks = tuple(

@@ -185,7 +185,7 @@ def _divided(answers: AdviceAnswers, why: str) -> Advice:
     used = {place.profile for place in found.placed if place.profile}
     if not used:
         why_not = "MIG would take no fewer GPUs" if card.profiles else f"{card.key} has no MIG"
-        but = f"{why_not}; no other workload can use a GPU that its own leaves idle"
+        but = f"{why_not}; while a workload leaves its GPU idle, no other workload can use that GPU"
         return Advice(Mode.FULL, 1, (why,), but, answers.whole)
     texts = [
         f"{place.profile} has about {usable_memory(card, sizes[place.profile]):.1f} GiB for a workload that needs"
