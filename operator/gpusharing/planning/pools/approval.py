@@ -36,10 +36,10 @@ def plan_hash(policy: PolicyView, members: Sequence[Member]) -> str:
 
 
 def _row(version: SpecVersion, member: Member) -> tuple[str, str, str] | None:
-    """Return the plan's entry for one node: its UID, its target in the form of `owed_for`, and the class of
-    disruption. None if the plan has no entry for the node, because the node already matches its target or only
-    finishes a change of an earlier generation. The entry of a node that cannot be compared with its policy comes from
-    `_row_on_record`."""
+    """Return the plan's entry for one node: its UID, its target in the form of `owed_for`, and the class of disruption.
+    None if the plan has no entry for the node: it only finishes a change of an earlier generation, or it matches its
+    target and no change of this generation was made there. A node that was changed in this generation keeps its entry
+    (`_planned`). The entry of a node that cannot be compared with its policy comes from `_row_on_record`."""
     assessment = member.assessment
     if not isinstance(assessment, Assessed):
         return _row_on_record(version, member.node)

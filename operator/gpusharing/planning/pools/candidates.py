@@ -186,8 +186,8 @@ def find_cost(case: NodeCase, pods: int) -> int:
 
 def find_candidate(case: NodeCase, policy: PolicyView, ledger: Ledger, *, follows: bool = False) -> Candidate:
     """Return the candidate. If its pods were listed in this pass, it has their standings, and a look with the blockers
-    that they show, if there are any. Otherwise it has the look from the last LIST, if that was made for the same change
-    and found blockers.
+    that they show, if there are any. Otherwise it has the look from the last LIST, if that found blockers and neither
+    the policy's version nor the node's retry annotation has changed since.
 
     `case` may come from an earlier pass, so its time is set to the time of this pass. It must have a target. `follows`:
     other nodes of its gang have started without it.
@@ -224,11 +224,11 @@ def look_at(
 
 
 def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | None]:
-    """Return the verdict of a candidate that has a slot, and the look to record (what a LIST of its pods found) or
-    None. A change without a cordon begins at once (None). Known blockers or full budgets give a Blocked verdict and the
-    look with them. Pods that were not listed must be listed first (None); so must listed ones if a budget guards them
-    while the pods of a node in flight are unknown. Otherwise the change begins: its evictions are added to
-    `ledger.crowd`, and the look has no blockers."""
+    """Return the verdict of a candidate that has a slot, and the look to record, or None. A change without a cordon
+    begins at once (None). Known blockers or full budgets give a Blocked verdict and the look with them. A LIST of the
+    pods is requested first (None) if they were not listed, or if a budget guards them while the pods of a node in
+    flight are unknown. Otherwise the change begins: its evictions are added to `ledger.crowd`, and the look has no
+    blockers."""
     case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
     if not candidate.cordons:
         return begin(candidate), None

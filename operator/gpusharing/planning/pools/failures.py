@@ -64,10 +64,8 @@ def _find_lost(
 
 
 def _is_proven(member: Member) -> bool:
-    """Whether the node was proven, so that its earlier failure no longer counts.
-
-    A proven node whose cordon stays while somebody else works on it counts as proven too.
-    """
+    """Whether the node's earlier failure no longer counts: its verdict is Synced, or its fence is yielded and records a
+    proof, because somebody else still works on the node."""
     fence = member.node.fence
     aside = fence is not None and fence.stage == "yielded" and fence.proven is not None
     return member.verdict.phase is Phase.SYNCED or aside

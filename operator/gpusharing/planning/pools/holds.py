@@ -1,7 +1,8 @@
-"""What keeps every node of a policy from starting, whatever the state of the node.
+"""What may keep all waiting nodes of a policy from starting (a hold), and the verdict of a node that waits for a hold
+to end or for a slot.
 
 HOLDS are checked in order, once per pool and pass, and only while some node could start; the first one that applies
-wins. Nodes in flight go on.
+wins. Nodes in flight go on, and some holds let a few nodes through (`_PASSES` in pool.py).
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return.
 """

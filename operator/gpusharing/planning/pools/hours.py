@@ -46,8 +46,9 @@ class Hours:
 
     @property
     def next_window(self) -> str:
-        """The value of a status column: the time at which the next window opens, `open until <time>`, or `open` for a
-        window without an end. Empty if nodes may start at any time, or never."""
+        """The value of a status column: `open until <time>` if nodes may start now, or `open` if that window has no
+        end. Otherwise the time at which nodes may start next: windows too short for a change do not count, nor does one
+        that is open with too little time left. Empty if nodes may start at any time, or never."""
         if not self.spans:
             return ""
         span = self.spans[0]
@@ -120,10 +121,10 @@ def foresee_end(
     begins: datetime,
     lengths: Sequence[timedelta],
 ) -> datetime | None:
-    """Return when the last of several changes ends that take these lengths and follow one another, the first from
-    `begins` on. Each starts at the first moment at which the windows let a node start, and may end after its
-    window. Without `lengths`, return `begins`. The other parameters are those of `find_hours`. None if a window is
-    invalid, or if no window among the next FORESEEN is long enough."""
+    """Return when a series of consecutive changes with these `lengths` ends, or `begins` if there are none. The first
+    starts at `begins` and each other one when the previous one has ended, or later, when the windows let a node start;
+    a change may end after its window. None if a window is invalid, or if the series needs more than FORESEEN spans.
+    Other parameters: `find_hours`."""
     windows, blackouts = (add_zones(rows, zones) for rows in (spec.rollout.windows, spec.rollout.blackouts))
     if _flaw(windows, blackouts):
         return None

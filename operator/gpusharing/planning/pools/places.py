@@ -53,7 +53,7 @@ class Places:
 def becomes_place(node: NodeView) -> bool:
     """Whether our fence is on the node and pods cannot be scheduled there now, because it is cordoned or not Ready, but
     can be again when our change ends. False if the node was cordoned before our change, is being deleted, or has a
-    taint that keeps pods off."""
+    taint that keeps pods off (`_is_able`)."""
     fence = node.fence
     return fence is not None and not fence.prior_unschedulable and _is_able(node) and not is_open(node)
 
@@ -64,10 +64,13 @@ def is_open(node: NodeView) -> bool:
 
 
 def _is_able(node: NodeView) -> bool:
-    """Whether the node can take pods at all: it is not being deleted, and no taint keeps pods off."""
+    """Whether pods could be scheduled on the node if it were Ready and not cordoned (`is_open`): it is not being
+    deleted, and has no NoSchedule or NoExecute taint, tolerated or not. Taints of node.kubernetes.io/, such as that of
+    a cordon, are ignored."""
     return not node.barred and not node.deleting
 
 
 def _cordons(case: NodeCase) -> bool:
-    """Whether the change of the candidate would cordon its node."""
+    """Whether the change of the candidate is of a class that cordons the node, even if a DeviceTaintRule would fence it
+    in place of the cordon. False without a target."""
     return isinstance(case.assessment, Assessed) and case.assessment.disruption.cordons

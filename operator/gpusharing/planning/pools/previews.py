@@ -1,5 +1,4 @@
-"""What the changes of waiting nodes would disturb, for people who approve a plan or wait for it. Previews are made
-from pods and influence no decision.
+"""What the changes of waiting nodes would disturb, for people who approve a plan or wait for it.
 
 The pods on nodes that are being changed are listed anyway. The pods on waiting nodes are not, so `status.plan` could
 only count nodes. Therefore the pods on the first waiting nodes are listed too, but seldom, and only a few at a time
