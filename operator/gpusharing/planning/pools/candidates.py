@@ -274,8 +274,8 @@ def looking(case: NodeCase) -> Verdict:
 def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
     """Return the Blocked verdict with the blockers of the last look, which must have some. Its reason is their most
     urgent one, its message their first line, and its deadline the time when all of them end by themselves, if they do.
-    It wakes when the next look is due, or after one poll interval if that is overdue. The node stays a candidate.
-    `again`: the next pass lists the pods."""
+    Its `wake` is when the next look is due, or one poll interval from now if that is overdue. The node stays a
+    candidate. `again`: the next pass lists the pods."""
     reason = main_reason(look.blockers) or Reason.BLOCKED
     due = look.due(case.settings.poll)
     wake = due if due > case.now else case.now + timedelta(seconds=case.settings.poll)

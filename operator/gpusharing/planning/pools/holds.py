@@ -161,8 +161,8 @@ class Wait:
 
     def verdict(self, case: NodeCase) -> Verdict:
         """Return the verdict of a candidate to which this wait applies. The node stays a candidate only if it waits for
-        room. If it waits for a hold to end and that time is known, it is the deadline, and the verdict wakes then. The
-        verdict depends only on the wait and the case, so the memo may cache it."""
+        room. If it waits for a hold to end and that time is known, that time is the verdict's deadline and its `wake`.
+        The verdict depends only on the wait and the case, so the memo may cache it."""
         reason, ends = self.reason, None if self.for_room else self.reason.until
         found = case.verdict(self.phase, reason.reason, reason.message, wake=ends, candidate=self.for_room)
         return replace(found, deadline=ends, keeper=reason.keeper, stands=reason.stands)

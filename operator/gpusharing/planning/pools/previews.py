@@ -90,9 +90,9 @@ def _pace(
     poll: timedelta,
 ) -> Previews:
     """Return the known previews, with the nodes whose pods are listed next: first the `missing` nodes, then the nodes
-    with the oldest previews, if these are at least AGAIN old. At most LOOKS nodes are looked at within one `poll`. The
-    operator is woken only for first looks, because any change to pods wakes it anyway. `looked_at` has the blocked
-    nodes, which looks.py lists often enough."""
+    with the oldest previews, if these are at least AGAIN old. At most LOOKS of them are listed within one `poll`. The
+    nodes in `looked_at` are blocked; looks.py has their pods listed, so they are left out and not counted. `wake` is
+    set only while nodes are missing, because any change to pods starts a pass anyway."""
     ours = {name: one.at for name, one in known.items() if name not in looked_at}
     old = sorted((at, name) for name, at in ours.items() if at + AGAIN <= now)
     due = [*missing, *(name for _, name in old)]

@@ -54,8 +54,8 @@ def share(
     """Return the writes that concern all nodes, in the order in which they are made: `config`, finalizers, claims and
     failures, one of NVIDIA's objects, `classes`, and DeviceTaintRules. The claims are those of the fenced nodes and
     those in `unfenced`. NVIDIA's object is ClusterPolicy, for the fields that name our ConfigMaps, or, if it needs no
-    write, the MPS DaemonSet. Writes that would change nothing are left out. While cached data is stale, so are the
-    writes of the MPS DaemonSet, DeviceClasses and DeviceTaintRules."""
+    write, the MPS DaemonSet. Writes that would change nothing are left out. While cached data is stale, the MPS
+    DaemonSet, DeviceClasses and DeviceTaintRules are not written either."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {
@@ -100,12 +100,12 @@ def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim |
 
 
 def opens_again(verdict: Verdict, now: datetime) -> bool:
-    """Whether the node's change will soon begin by itself: the verdict wakes within CLOCKS, or its reason is Drifted
-    and it wakes at the end of the grace period, however long that is. False if the verdict has no wake.
+    """Whether the node's change will soon begin by itself: the verdict's `wake` is at most CLOCKS away, or its reason
+    is Drifted, whose `wake` is the end of the grace period, however far away that is. False if the verdict has no
+    `wake`.
 
     By another clock, a wait that was just over may last a moment longer. And only the process that saw a node drift
-    knows since when, so a new process waits again. Waits for an answer or a person may last forever, so they do not
-    count.
+    knows since when, so a new process waits again.
     """
     if verdict.wake is None:
         return False
