@@ -61,14 +61,12 @@ def after_pnr(case: FencedCase) -> Verdict:
 
 
 def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
-    """Return the verdict with the deadline of the fence applied. A verdict that is Failed or has an action of _STEPS is
-    returned unchanged. Before the deadline, the verdict wakes no later than the deadline. After the deadline, it
-    becomes Failed and keeps its actions, such as a request to the agent; the reason ActuationInProgress becomes
-    ActuatorStuck.
+    """Return the verdict after applying the deadline of the fence. A Failed verdict, or one with an action of a type in
+    _STEPS, is returned unchanged. Before the deadline, `wake` is set to the deadline if it is later or None. After it,
+    the verdict becomes Failed and keeps its actions; ActuationInProgress becomes ActuatorStuck.
 
-    If the verdict waits for the answer of a Ready agent and no failure is recorded yet, it does not become Failed
-    before `answer_due`. If `_failed` returns a verdict that is not Failed, which begins another run or a rollback, that
-    verdict is returned.
+    While the answer of a Ready agent is awaited and no failure is recorded, this happens at `answer_due` at the
+    earliest. If `_failed` begins another run or a rollback, the verdict of `_failed` is returned instead.
     """
     if verdict.phase is Phase.FAILED or any(isinstance(action, _STEPS) for action in verdict.actions):
         return verdict
@@ -151,8 +149,8 @@ def _no_policy(case: FencedCase, reason: Reason) -> Verdict | None:
 
 def _uncordoned(case: FencedCase, reason: Reason) -> Verdict | None:
     """Return the verdict that puts the cordon back if somebody lifted it. None if the node is cordoned, or if the
-    change needs no cordon. The same PATCH sets the fence's `since` to now, so that pods and readings from before
-    the new cordon prove nothing."""
+    change needs no cordon or a DeviceTaintRule takes its place. The same PATCH sets the fence's `since` to now, so that
+    pods and readings from before the new cordon prove nothing."""
     if not case.fence.cordons or case.node.unschedulable:
         return None
     message = "someone uncordoned the node before a good layout was proven; the operator cordons it again"

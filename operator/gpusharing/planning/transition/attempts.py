@@ -45,11 +45,7 @@ def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = Fa
     `attempt`, once the node is proven idle again. The deadline becomes now plus `drain.timeout` plus `proof_time`. The
     retry annotation counts as answered, and the pods that the last run had to delete are forgotten. A rollback stays
     recorded only if `goes_back` holds. With `failed`, the change no longer counts as failed and its next run records a
-    new start, but the fence keeps the version of the spec that failed.
-
-    The record is written before the run. So a crash in between repeats nothing, and a pod can block the run only for a
-    limited time.
-    """
+    new start, but the fence keeps the version of the spec that failed."""
     return UpdateFence(
         case.node,
         replace(

@@ -49,10 +49,11 @@ def before_pnr(case: FencedCase) -> Verdict:
 
 
 def _next_step(case: FencedCase) -> Verdict:
-    """Return the verdict of the first step that applies: give the change up, restore the DeviceTaintRule that fences
-    the node, end the wait for jobs, or wait while the node has no target or the policy holds the change. If none
-    applies, a change without a cordon goes on to `run`. Any other change first records a worse class of disruption,
-    waits until the cordon has settled, and begins the wait for jobs."""
+    """Return the verdict of the first step that applies: give the change up, close the node again behind a
+    DeviceTaintRule that does not keep pods off (`restore_rule`), end the wait for jobs, or wait while the node has no
+    target or the policy holds the change. If none applies, a change that needs no idle node continues with `run`. Any
+    other change first records a worse class of disruption, waits until the cordon has settled, and begins the wait for
+    jobs."""
     if (ending := find_ending(case)) is not None:
         return ending
     if (open_to_pods := restore_rule(case, Phase.CORDONED)) is not None:
@@ -84,9 +85,9 @@ def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
     """Return the Cordoned verdict of a change that cannot continue for now. The deadline is not extended, and the
     verdict wakes when the clock may next end the change.
 
-    If the drain waits for jobs, the pods are still listed, because the wait ends with the last job. If the policy says
-    Hold and the deadline is over, the verdict has no time to wake: the change waits until the obstacle is gone or a
-    person aborts the change, and the message has the command for the abort.
+    If the drain waits for jobs, the verdict wakes after JOBS_PACE poll intervals instead and asks for the pods, because
+    the wait ends with the last job. Otherwise, if the policy says Hold and the deadline is over, it has no time to
+    wake: the change waits until the obstacle is gone or a person aborts it with the command in the message.
     """
     if not case.fence.jobs:
         if outlasts(case):
@@ -276,8 +277,8 @@ def _now_cordons(case: FencedCase) -> str:
 
 
 def _uncordoned(case: FencedCase) -> str:
-    """Return the message that somebody lifted our cordon, or an empty string if nobody did or the change needs no
-    cordon."""
+    """Return the message that somebody lifted our cordon. Empty if nobody did, or if the change needs no cordon or a
+    DeviceTaintRule takes its place."""
     lifted = case.fence.cordons and not case.node.unschedulable
     return "someone uncordoned the node during the drain; the change is abandoned" if lifted else ""
 

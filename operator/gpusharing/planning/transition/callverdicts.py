@@ -44,15 +44,15 @@ def calls_fail(verdict: Verdict) -> bool:
 
 
 def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
-    """Return the verdict of a node whose calls fail. While its calls are suspended, the node is not a candidate, and it
-    wakes no later than when calls may be sent again. After LASTING failures in a row, the verdict also gets the reason
-    CallFailed and the failure's message and blocker; a reason CordonKept stays, with its message in front. A verdict
-    that would fence the node then becomes Pending, one that missed the deadline of a step past the point of no return
-    becomes Failed, and a release loses its deadline. The actions stay and wait for `next_try`.
+    """Return the verdict of a node whose calls fail, with `failure` in it. The verdict is unchanged if it already names
+    a failed call. One without actions is unchanged too, unless its node is a candidate whose calls are suspended, or is
+    in flight and had a failed call recently.
 
-    The verdict is returned unchanged if it already names a failed call. So is a verdict without actions, unless its
-    node is a candidate whose calls are suspended, or is in flight and had a failed call recently. `fence` is the node's
-    fence; without it, a late request to the agent does not make the verdict Failed.
+    While calls are suspended, the node is no candidate, and `wake` is no later than the next try. After LASTING
+    failures in a row, the verdict gets the failure's message and blocker and the reason CallFailed, unless that is
+    CordonKept. Then a verdict that would fence the node becomes Pending, one that missed the deadline of a step past
+    the point of no return becomes Failed (`_is_late`), and a release loses its deadline. The actions stay. Without
+    `fence`, a late request to the agent does not make the verdict Failed.
     """
     suspended = failure.holds(now)
     on_its_way = verdict.phase.in_flight and failure.is_fresh(now)

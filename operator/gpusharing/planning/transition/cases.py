@@ -121,7 +121,8 @@ def judge_case(case: NodeCase, terms: Terms | None) -> Member | None:
 
 def keeps_verdict(member: Member | None) -> bool:
     """Whether `judge_case` gives the same answer for the node until something other than the time changes. True if the
-    node does not concern us, or if it has no fence and its verdict has neither a wake nor actions."""
+    node does not concern us, or if it has no fence, not even one that cannot be read, and its verdict has neither a
+    wake nor actions."""
     if member is None:
         return True
     return not is_begun(member.node) and member.verdict.wake is None and not member.verdict.actions

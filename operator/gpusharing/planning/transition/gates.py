@@ -136,8 +136,8 @@ def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _unread(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that the agent has not read the GPUs yet or keeps NVML closed, or an empty string if its
-    reading is current."""
+    """Return the message that the agent has not read the GPUs yet or keeps NVML closed, or an empty string otherwise.
+    Neither the age of the last reading nor an error in it matters."""
     observed = case.gpunode.observed if case.gpunode else None
     return "waiting for the agent to read the GPUs" if observed is None or observed.quiet else ""
 

@@ -53,12 +53,14 @@ def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
 
 
 def explain_error(error: Exception) -> str:
-    """Return a clause with the error and the place where it was raised. The error's text is cut to 200 characters."""
+    """Return a clause with the type and the text of the error and the place where it was raised, such as `KeyError: 'a'
+    (plan.py, plan_drain, line 80)`. The error's text is cut to 200 characters."""
     return f"{type(error).__name__}: {str(error)[:200]} ({_place(error)})"
 
 
 def _place(error: Exception) -> str:
-    """Return the file, function and line that raised the error, or `place unknown` if the error has no traceback."""
+    """Return the name of the file without its folder, the function and the line that raised the error, separated by
+    commas, or `place unknown` if the error has no traceback."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

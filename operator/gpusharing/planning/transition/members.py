@@ -123,8 +123,8 @@ def is_marked(node: NodeView) -> bool:
 
 
 def is_unavailable(node: NodeView) -> bool:
-    """Whether the node is not Ready, cordoned, being deleted, or in a change, so that no pod can be placed there
-    now."""
+    """Whether the node is not Ready, cordoned, being deleted, or in a change that has begun (`is_begun`). A change
+    counts even if it needs no cordon, so that pods can still be placed on the node."""
     return not node.ready or node.unschedulable or node.deleting or is_begun(node)
 
 
@@ -151,7 +151,7 @@ class MemberState:
 
 
 def going(member: Member) -> bool:
-    """Whether the Node is being deleted. Lists of states check this before `unready`, because such a node does not
+    """Whether the Node is being deleted. In lists of states, this comes before `unready`, because such a node does not
     become Ready again."""
     return member.node.deleting
 

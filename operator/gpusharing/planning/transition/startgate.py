@@ -24,13 +24,13 @@ from gpusharing.planning.wanted.assess import has_gpu
 
 
 def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
-    """Whether no workload depends on this node yet, so that its change takes no slot of its policy's budget.
+    """Whether no workload depends on this node yet, so that its change takes no slot of its policy's budget. While the
+    node is fenced, the answer from when it was fenced stays valid.
 
-    Such a node waits behind the taint, was never released after a proof (docs/adr/0034-the-start-up-gate.md), and has
-    no GPU pod as far as the agent has reported. The pods count because somebody may put the taint on nodes in service,
-    and these must not all be drained at once. Before the first report, a node counts as having no GPU pod. Where
-    NVIDIA's DRA driver publishes devices, the result is False, because the agent does not count pods that hold claims.
-    While the node is fenced, the decision made when it was fenced stays valid.
+    A newcomer has the start-up taint, has no record of a proof (docs/adr/0034-the-start-up-gate.md), and has no GPU pod
+    according to the agent's report; before the first report it counts as having none. False if the agent cannot count
+    the pods, or where NVIDIA's DRA driver publishes devices for the node, because the agent does not count pods that
+    hold claims.
     """
     if node.fence is not None:
         return node.fence.newcomer

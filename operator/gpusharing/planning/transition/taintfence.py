@@ -44,7 +44,7 @@ def cordon_instead(case: FencedCase, phase: Phase, why: str) -> Verdict:
 def restore_rule(case: FencedCase, phase: Phase) -> Verdict | None:
     """Return the verdict of a node whose DeviceTaintRule does not keep all GPU pods off, in this phase. The verdict
     puts a cordon in the place of the rule or, if the rule is only missing, waits until it is in place. None if the rule
-    holds, or if the fence is no rule."""
+    keeps the pods off, or if the node is fenced without a rule."""
     if not case.fence.tainted:
         return None
     if why := _needs_cordon(case) or _find_failing(case):

@@ -270,7 +270,7 @@ class FencedCase(NodeCase):
     @property
     def _force_end(self) -> datetime | None:
         """When the remaining pods must be gone if the drain ends by deleting pods by force, or None if no pod may be
-        deleted by force for now.
+        deleted by force for now. Whether the policy asks for force is not checked.
 
         None after the point of no return, while jobs still have time to end, and on a node that is not Ready, where a
         deletion would remove the object while its containers keep running.

@@ -59,7 +59,7 @@ def tell_wait(case: FencedCase) -> str:
 
 def yielded(case: FencedCase) -> Verdict:
     """Return the verdict with the next step of a node whose fence stage is `yielded`. The verdict is Blocked, without a
-    deadline, while somebody else works on the node and our cordon stands. Otherwise it releases the node with the
+    deadline, while somebody else works on the node and our cordon is in place. Otherwise it releases the node with the
     routing label that the fence records. If the change was given up, the release records a back-off."""
     if keeps_cordon(case):
         waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
