@@ -24,10 +24,10 @@ def find_admitted(namespace_labels: Mapping[str, str]) -> tuple[str, ...] | None
 
 
 def with_guard(pod: PodView) -> PodView:
-    """Return the pod with the requirement on the routing label that the guard would add to the pod's replacement. The
-    requirement is added to each term of the pod's node affinity; a pod without terms gets one. A pod that requests no
-    GPU resource is returned unchanged, and so is one in a namespace without the isolation label or whose labels were
-    not read."""
+    """Return the pod with the requirement on the routing label that the chart's guard for tenants would add to the pod
+    that replaces it. The requirement is added to each term of the pod's node affinity; a pod without terms gets one.
+    The pod is returned unchanged if it requests no GPU resource, or if its namespace has no isolation label or its
+    labels were not read. Whether the guard is switched on is not checked."""
     admitted = find_admitted(pod.namespace_labels or {})
     if admitted is None or not pod.resources:
         return pod

@@ -16,21 +16,21 @@ KEPT = 32
 
 
 def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None, scope: Scope) -> NodeWork:
-    """Return `now`, a LIST just made for `scope`, with what it shows together with the earlier ones: since when the
-    node has been empty, and since when the agent has been quiet. `before` is the result of the earlier LISTs, or None
-    if there were none. If the LIST failed or shows a pod that must leave, the node does not count as empty. The times
-    of at most KEPT empty LISTs are remembered. The first LIST of an empty node also records the id of the current
-    request on `gpunode` in `stood`.
+    """Return `now`, a LIST just made for `scope`, completed with what the earlier LISTs (`before`, or None) show: since
+    when the node has been empty, and since when the agent has been quiet. The node does not count as empty if the LIST
+    failed or shows a pod that must leave. Earlier LISTs do not count if they were made for other pods or under another
+    cordon.
 
-    Earlier LISTs do not count if they were made for other pods or under another cordon, because pods could still come
-    before the cordon. Times do not decide whether a LIST or the cordon came first, because the clock that stamped the
-    cordon may have been ahead of ours.
+    The times of at most KEPT empty LISTs are remembered. The first LIST of a series of empty ones also records in
+    `stood` the id of the current request on `gpunode`.
     """
     now = replace(now, all_pods=scope.all_pods, cordoned_at=scope.cordoned_at)
     if before is not None:
         now = replace(now, quiet_for=before.quiet_for, quiet_since=before.quiet_since)
     if now.error or not is_idle(now.pods, scope):
         return now
+    # Only equality counts: pods could still come before the cordon, and the clock that stamped it may have been ahead of
+    # ours, so times do not show whether a LIST or the cordon came first.
     alike = (scope.all_pods, scope.cordoned_at)
     if before is None or not before.empty_lists or (before.all_pods, before.cordoned_at) != alike:
         stood = gpunode.request_id if gpunode is not None else ""

@@ -138,11 +138,16 @@ class Afterwards:
 
     def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
         """Return a blocker for each of these pods of `node`, in their order, that would have to wait after all changes
-        if it were evicted. There are three causes. No node would offer a resource that the pod requests. Or no node
-        would accept the pod, and `node` will not meet one of its requirements on devices or on labels that changes
-        rewrite. Or `node` loses devices that the pod requests, and the cluster would lack more of them than without the
-        changes. If the state of `node` after the changes is unknown, only the first cause is looked for. Pods that
-        request no GPU and KAI's reservation pods are skipped."""
+        if it were evicted. There are three possible causes:
+
+        - no node would advertise a resource that the pod requests;
+        - no node would accept the pod, and `node` will not meet one of its requirements on devices or on labels that
+          changes rewrite;
+        - `node` loses devices that the pod requests, and the cluster would lack more of them than without the changes.
+
+        If the state of `node` after the changes is unknown, only the first cause is looked for. Pods that request no
+        GPU and KAI's reservation pods are skipped.
+        """
         own = self.find_node(node)
         found = ((pod, self._explain(pod, own)) for pod in pods if not is_reservation(pod))
         return tuple(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why) for pod, why in found if why)
