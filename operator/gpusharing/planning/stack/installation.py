@@ -1,4 +1,5 @@
-"""Decides whether an installation can work, from what was read of a cluster. Pure.
+"""Decides whether an installation can work, only from what was read of a cluster, and with which commands it is
+repaired.
 
 `helm test` and `kubectl gpusharing doctor` report the same symptoms from here, each with the command that corrects it.
 """
@@ -149,8 +150,9 @@ def find_agent_symptoms(view: InstallationView) -> Symptoms:
 
 
 def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: InstallationView) -> Symptoms:
-    """Yield a symptom about those of `nodes` without a Ready agent (an error if that is all of them, else a warning),
-    and an error about all other nodes, even outside `nodes`, whose agent reports that it cannot read the GPUs."""
+    """Yield a symptom about the nodes in `nodes` without a Ready agent (an error if none of them has one, else a
+    warning), and an error about all other nodes, even outside `nodes`, whose agent reports that it cannot read the
+    GPUs."""
     without = {one.name for one in nodes} - {pod.node for pod in agents.pods if pod.ready}
     if without:
         problem = next((f" ({pod.problem})" for pod in agents.pods if pod.problem and not pod.ready), "")
@@ -208,7 +210,7 @@ def _agents_kept_out(agents: AgentsState, view: InstallationView) -> Symptoms:
 
 
 def _two_plugins(nodes: Sequence[NodeView], system_plugins: Set[str]) -> Symptoms:
-    """Yield an error about those of `nodes` on which GKE runs its own device plugin, and a warning about those in
+    """Yield an error about the nodes in `nodes` on which GKE runs its own device plugin, and a warning about those in
     `system_plugins`, on which Bottlerocket may run one."""
     if cloud := sorted(node.name for node in nodes if node.other_plugin == GKE):
         yield error(

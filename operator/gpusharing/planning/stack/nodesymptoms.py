@@ -228,7 +228,7 @@ def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -
 
 
 def _failed(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield one warning about those of `nodes` on which mig-manager has failed. The caller leaves out nodes that
+    """Yield one warning about the nodes in `nodes` on which mig-manager has failed. The caller leaves out nodes that
     `_unknown_mig` reports."""
     failed = [node for node in nodes if node.labels.get(names.LABEL_MIG_STATE) == "failed"]
     if failed:

@@ -140,17 +140,16 @@ def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:
 
 
 def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> SetPointers | None:
-    """Return the write that sets ClusterPolicy's pointers, or None if none must be set now. `quiet` says whether no
-    node is in the middle of a change.
+    """Return the write that sets ClusterPolicy's pointers to our ConfigMaps, or None if none must be set now. `quiet`
+    says whether no node is in the middle of a change.
 
-    Pointers are set only if chart value gpuOperator.configure is on and both ConfigMaps exist and are ours, because a
-    pod that mounts a missing one cannot start. They are not set while a node is in the middle of a change, because
-    every operand restarts on every node when ClusterPolicy changes. Nor are they set without a ClusterPolicy, if
-    it is unknown which one counts, or if its pods run in another namespace. Where NVIDIA's DRA stack serves the
-    GPUs, only that of mig-manager is set, and only once the stack is complete.
+    None unless chart value gpuOperator.configure is on, both ConfigMaps exist and are ours, and no node is in the
+    middle of a change. None also without a ClusterPolicy, if it is unknown which one counts, or if its pods run in
+    another namespace. Where NVIDIA's DRA stack serves the GPUs, only mig-manager's pointer is set, and only once the
+    stack is complete.
 
-    A pointer that somebody else has set, or that we have set once before, is left alone. So is one with which device
-    plugins could not start, because our ConfigMap lacks the default or entries that Nodes name.
+    A pointer is left alone if somebody else has set it, if we have set it once before, or if our ConfigMap lacks
+    entries without which device plugins could not start.
     """
     policy = stack.cluster_policy
     if not settings.configure_gpu_operator or policy is None or policy.plain is not None:

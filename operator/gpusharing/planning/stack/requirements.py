@@ -23,7 +23,7 @@ from gpusharing.planning.wanted.actuators.choice import find_actuator
 
 EVERY_MODE = frozenset(Mode)
 PRE_INSTALLED = "pre-installed"
-"""The value that NVIDIA's driver manager gives the driver's deploy label if the host brings the driver."""
+"""The value that NVIDIA's driver manager gives the driver's deploy label if a driver is already installed on the host."""
 SANDBOX, SANDBOX_DEFAULT = "sandboxWorkloads.enabled", "sandboxWorkloads.defaultWorkload"
 """Fields of ClusterPolicy that decide for which workload the GPUs of a node are, if it does not have the label
 gpu.workload.config."""
@@ -47,12 +47,13 @@ class NeededProgram:
     """The modes that need the program."""
     missing: Reason | None = None
     """The reason with which a policy is refused if NVIDIA's device-plugin chart runs without the GPU Operator and does
-    not run the program. None if the chart always runs it, or if the host brings it."""
+    not run the program. None if the chart always runs it, or if it is installed on the
+    host."""
     helm_value: str = ""
     """The value of that chart that adds the program, as NAME=VALUE. Empty if there is none."""
     signs: tuple[str, ...] = ()
     """Parts of messages, of the agent or of Kubernetes, which show that a node lacks the program. Empty for programs
-    that a host never brings itself. For the others, the switch alone proves nothing."""
+    that are never installed on the host itself. For the others, the switch alone proves nothing."""
     elsewhere: str = ""
     """A field of ClusterPolicy that, if true, has the program installed in another way. Empty if there is none."""
 
@@ -92,7 +93,7 @@ REQUIREMENTS = (
 libnvidia-container, containerd (internal/cri/server) and CRI-O (internal/oci)."""
 
 OPERANDS = tuple(row for row in REQUIREMENTS if not row.signs)
-"""The programs that the GPU Operator or NVIDIA's chart brings, and never the host."""
+"""The programs that the GPU Operator or NVIDIA's chart installs, and that are never installed on the host itself."""
 _NEEDED = ("operands", *(row.label for row in OPERANDS if row.modes == EVERY_MODE))
 DEPLOY_NEEDED = {operand: names.LABEL_DEPLOY_PREFIX + operand for operand in _NEEDED}
 """The deploy labels that must not be off on any node, by suffix. The one of `operands` applies to all programs
@@ -102,8 +103,8 @@ READ = (*(row.switch for row in REQUIREMENTS), "driver.useNvidiaDriverCRD", SAND
 
 
 def find_off(policy: ClusterPolicyView) -> list[NeededProgram]:
-    """Return the programs that ClusterPolicy turns off, in the order of REQUIREMENTS. Programs that a host may bring
-    itself are left out."""
+    """Return the programs that ClusterPolicy turns off, in the order of REQUIREMENTS. Programs that may be installed on
+    the host instead, such as the driver, are left out."""
     return [row for row in OPERANDS if row.is_off(policy)]
 
 
@@ -125,8 +126,8 @@ def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram |
 
 
 def has_driver(labels: Mapping[str, str], resources: Mapping[str, int]) -> bool:
-    """Whether a Node shows that its host has a driver: either it advertises GPUs, or NVIDIA's driver manager found a
-    driver that the host brings."""
+    """Whether a Node shows that its host has a driver: either the Node advertises GPUs, or NVIDIA's driver manager
+    found a driver that is already installed on the host."""
     return bool(resources) or labels.get(f"{names.LABEL_DEPLOY_PREFIX}driver") == PRE_INSTALLED
 
 
@@ -200,8 +201,8 @@ def find_disabled(node: NodeView, actuator: Actuator, policy: ClusterPolicyView 
 
 def find_bare_host(node: NodeView, words: str, policy: ClusterPolicyView | None) -> Finding | None:
     """Return a Finding about the program that the node's host lacks and that ClusterPolicy keeps the GPU Operator from
-    installing (`find_absent`). None if there is no such program, if the node advertises any GPU resource, or if its
-    deploy label says that the host brings the program.
+    installing (`find_absent`). None if there is no such program, if the node advertises any GPU resource, or if the
+    program's deploy label says that it is already installed on the host.
 
     `words` is an error of the node's agent, or what Kubernetes reports about the agent's pod.
     """
