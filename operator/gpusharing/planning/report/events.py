@@ -1,5 +1,5 @@
-"""Computes the Events to post by comparing the verdicts on a node before and after a pass. If nothing has changed,
-there are no Events. The caller posts them.
+"""Computes the Kubernetes Events to post about what has changed: in the verdict on a node, in its Node, in the status
+of a policy, or in one of NVIDIA's objects. If nothing has changed, there are no Events. The caller posts them.
 
 Terms: docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#fence, docs/design/glossary.md#class.
 """

@@ -321,8 +321,8 @@ def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
 
 
 def _moves(verdict: Verdict) -> bool:
-    """Whether our change of the node is under way and has not failed, or the node is Synced with a write of ours still
-    to be made."""
+    """Whether our change of the node has begun and is neither over nor failed (one that is being aborted counts), or
+    the node is Synced with a write of ours still to be made."""
     if verdict.phase is Phase.SYNCED:
         return bool(verdict.actions)
     return verdict.phase.in_flight and verdict.phase is not Phase.FAILED
