@@ -1,8 +1,8 @@
 """The DeviceClasses with which pods go on requesting MIG instances as extended resources where NVIDIA's DRA driver
 serves the GPUs: one for each profile in use, such as `nvidia.com/mig-1g.10gb`.
 
-Whole GPUs need none, because the driver's chart brings class `gpu.nvidia.com` for nvidia.com/gpu (dra-driver-nvidia-gpu
-v0.5.0, templates/deviceclass-gpu.yaml).
+Whole GPUs need none, because the driver's chart installs class `gpu.nvidia.com` for nvidia.com/gpu
+(dra-driver-nvidia-gpu v0.5.0, templates/deviceclass-gpu.yaml).
 """
 
 from collections.abc import Iterable
@@ -43,10 +43,9 @@ def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteC
     those that differ, and remove those whose profile neither a target nor a node has. None if there is nothing to
     write, or if the classes were not read.
 
-    A class of somebody else is never touched. If it has the name or the extended resource of one of ours, ours is not
-    created, because the scheduler uses only one of two classes with the same extended resource. A copy of ours under a
-    name that does not begin with PREFIX is somebody else's, although it has our label. A class of ours that has
-    lost its extended resource is not corrected: the API server drops that field where it does not serve it.
+    A class of somebody else is never touched; one with our label counts as such if its name does not begin with PREFIX.
+    If it has the name or the extended resource of a class of ours, ours is not created. A class of ours that has lost
+    its extended resource is not corrected, because the API server would drop that field again.
     """
     if (present := snapshot.stack.dra.classes) is None:
         return None

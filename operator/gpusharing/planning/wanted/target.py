@@ -225,10 +225,10 @@ def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[Card
 
 
 def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[CardView], stack: StackView) -> bool:
-    """Whether the label mig.config must be set: a GPU supports MIG, and mig-manager runs. Alongside NVIDIA's
-    device-plugin chart it must also read our ConfigMap, because another one may lack `all-disabled`. In mode MIG it
-    is enough that a GPU supports MIG, because a policy of that mode without mig-manager is refused elsewhere
-    (acceptance.py)."""
+    """Whether the label mig.config must be set: a GPU supports MIG, and mig-manager runs. Without a ClusterPolicy,
+    mig-manager counts as running. Alongside NVIDIA's device-plugin chart it must also read our ConfigMap, because
+    another one may lack `all-disabled`. In mode MIG it is enough that a GPU supports MIG, because a policy of that mode
+    without mig-manager is refused elsewhere (acceptance.py)."""
     policy = stack.cluster_policy
     runs = policy is None or not policy.is_off(MIG_MANAGER_SWITCH)
     if policy is not None and policy.plain is not None:

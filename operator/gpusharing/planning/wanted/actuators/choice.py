@@ -1,4 +1,4 @@
-"""Chooses the actuator of a cluster. Other modules use what it answers, whichever it is.
+"""Chooses the actuator of a cluster. Other modules call the chosen one without knowing which it is.
 
 Terms: docs/design/glossary.md#actuator.
 """
