@@ -287,7 +287,7 @@ class FailedNode:
 
     @property
     def display_name(self) -> str:
-        """The name of the node for a message, with a remark if the node was deleted in the middle of its change."""
+        """The name of the node for a message, followed by `(deleted in the middle of its change)` if that is so."""
         return f"{self.node} (deleted in the middle of its change)" if self.gone else self.node
 
 

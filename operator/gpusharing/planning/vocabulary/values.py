@@ -28,12 +28,13 @@ def value(
     kw_only: bool = False,
     slots: bool = True,
 ) -> type[Made] | Callable[[type[Made]], type[Made]]:
-    """Make a class a dataclass with immutable fields. For mypy the dataclass is frozen; at run time it is a plain one.
+    """Make a class a dataclass whose fields mypy treats as frozen; at run time, an assignment to them is not refused.
+    Without a class, return the decorator that does this. Instances are compared and hashed by content, or by identity
+    with `eq=False`.
 
     A frozen dataclass assigns each of its own fields by calling `object.__setattr__` (dataclasses.py of Python 3.11,
-    `_field_assign`). For a class with twenty fields, this takes five times as long as a plain assignment, and it took
-    a fifth of the time of a whole plan (docs/adr/0050-values-are-frozen-by-mypy.md). Instances are compared and hashed
-    by content, or by identity with `eq=False`.
+    `_field_assign`). For a class with twenty fields, this takes five times as long as a plain assignment, and it took a
+    fifth of the time of a whole plan (docs/adr/0050-values-are-frozen-by-mypy.md).
     """
     made = dataclass(eq=eq, order=order, kw_only=kw_only, slots=slots, unsafe_hash=eq)
     return made if cls is None else made(cls)
