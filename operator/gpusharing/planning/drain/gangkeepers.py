@@ -115,8 +115,8 @@ def _ruled_waits(view: GangView, members: Iterable[GangMember], scope: Scope) ->
 
 
 def running(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
-    """Return the members that have a node, finished pods included. The members on `node` come first and are read from
-    that node's own LIST. A member without a node is left out, because it does no work that could be lost."""
+    """Return the members that have a node. The members on `node` come first and are read from that node's own LIST,
+    finished pods included. A member without a node is left out, because it does no work that could be lost."""
     here = [GangMember(node, pod) for pod in work.pods if pod.gang == view.gang]
     seen = {member.pod.uid for member in here}
     return here + [

@@ -29,8 +29,8 @@ def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None, 
         now = replace(now, quiet_for=before.quiet_for, quiet_since=before.quiet_since)
     if now.error or not is_idle(now.pods, scope):
         return now
-    # Only equality counts: pods could still come before the cordon, and the clock that stamped it may have been ahead of
-    # ours, so times do not show whether a LIST or the cordon came first.
+    # Only equality counts: pods could still come before the cordon, and the clock that stamped it may have been ahead
+    # of ours, so times do not show whether a LIST or the cordon came first.
     alike = (scope.all_pods, scope.cordoned_at)
     if before is None or not before.empty_lists or (before.all_pods, before.cordoned_at) != alike:
         stood = gpunode.request_id if gpunode is not None else ""

@@ -25,8 +25,8 @@ class Vitals:
     access: str = REACHABLE
     """Whether NVML can talk to the GPU: Ok, Lost, ResetRequired or Failed."""
     recovery: str | None = None
-    """The action that the driver recommends (NVML field 230, since R565), NO_ACTION if it recommends none, or None if it
-    does not report this field."""
+    """The action that the driver recommends (NVML field 230, since R565), NO_ACTION if it recommends none, or None if
+    it does not report this field."""
     ecc_errors: bool = False
     """Whether there were uncorrected ECC errors since the driver was loaded."""
     remap_pending: bool = False

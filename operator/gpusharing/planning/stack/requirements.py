@@ -23,7 +23,7 @@ from gpusharing.planning.wanted.actuators.choice import find_actuator
 
 EVERY_MODE = frozenset(Mode)
 PRE_INSTALLED = "pre-installed"
-"""The value that NVIDIA's driver manager gives the driver's deploy label if a driver is already installed on the host."""
+"""The value that NVIDIA's driver manager gives the driver's deploy label if a driver is installed on the host."""
 SANDBOX, SANDBOX_DEFAULT = "sandboxWorkloads.enabled", "sandboxWorkloads.defaultWorkload"
 """Fields of ClusterPolicy that decide for which workload the GPUs of a node are, if it does not have the label
 gpu.workload.config."""
