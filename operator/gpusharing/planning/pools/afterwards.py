@@ -60,7 +60,7 @@ def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
 
 def is_skipped(node: NodeView) -> bool:
     """Whether the skip label, which only a person removes, is `true` and keeps a change from beginning on the node.
-    False if a change has begun, because that change goes on."""
+    False if the node has a fence that can be read, because that change continues."""
     return node.fence is None and node.labels.get(LABEL_SKIP) == "true"
 
 

@@ -96,9 +96,9 @@ class Candidate:
 
 
 def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
-    """Return the sort key among candidates that nothing blocks and whose gang has not started without them. Its parts
-    are whether the node has no claim, its cost in pods (UNKNOWN_PODS if its agent does not report them), and a stable
-    shuffle. The smallest starts first."""
+    """Return the sort key of a candidate that nothing blocks and whose gang has not started without it; the smallest
+    starts first. Its parts are whether the node has no claim, its cost in pods (UNKNOWN_PODS if its agent does not
+    report them), and a stable shuffle."""
     observed = case.gpunode.observed if case.gpunode is not None else None
     pods = observed.pods if observed is not None else None
     cost = UNKNOWN_PODS if pods is None else find_cost(case, pods)

@@ -35,9 +35,9 @@ def count_failures(
     and of the UIDs. Sets `failed_before` of each pool to the names of nodes whose failure is known only from the
     record.
 
-    A failure counts until its node is proven or the policy gets a new generation. It is not forgotten when a person
-    lets the policy go on (`resuming.py`). Nor is it forgotten when its node is deleted, leaves the pool, or has its
-    fence removed by a person, because none of these proves the node. `gone`: see `find_gone`.
+    A failure counts until its node is proven or the policy gets a new generation. It still counts if a person allows
+    further failures (`resuming.py`), and if its node is deleted, leaves the pool, or has its fence removed by a person,
+    because none of these proves the node. `gone`: see `find_gone`.
     """
     recorded = {**gone, **recorded}
     failures: dict[str, FailedNode] = {}

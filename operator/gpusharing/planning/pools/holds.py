@@ -73,8 +73,8 @@ def _outnumbered(pooled: Pooled) -> str | Finding:
 
 
 def _broken(pooled: Pooled) -> str | Finding:
-    """Return the Finding that a canary no longer serves what was proven on it, or an empty string if no canary holds
-    other nodes back."""
+    """Return the Finding that a canary no longer serves what was proven on it. Empty otherwise, even while nodes wait
+    for the canary for another reason (`_soaking`)."""
     return _by_canary(pooled, Reason.CANARY_NOT_SERVING)
 
 
@@ -100,8 +100,8 @@ def _unapproved(pooled: Pooled) -> str:
 
 
 def _soaking(pooled: Pooled) -> str | Finding:
-    """Return the Finding that the canaries are not proven yet or have not served long enough, or an empty string if
-    neither holds nodes back."""
+    """Return the Finding that the canaries are not proven yet or have not served long enough. Empty otherwise, even
+    while the canary holds nodes back for another reason."""
     return _by_canary(pooled, Reason.CANARY_SOAK)
 
 

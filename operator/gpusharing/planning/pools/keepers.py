@@ -87,8 +87,8 @@ def _yielded(member: Member) -> bool:
 
 
 def _is_held(member: Member) -> bool:
-    """Whether the node has our fence. Only changes that do not continue by themselves get this far, so such a node is
-    held."""
+    """Whether the node has our fence. KEEPERS is used only for nodes whose change does not continue by itself, so the
+    change of such a node is on hold."""
     return member.node.fence is not None
 
 

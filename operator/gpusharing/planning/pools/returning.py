@@ -27,8 +27,8 @@ def hold_together(
     policies: Iterable[PolicyView],
     now: datetime,
 ) -> dict[str, Verdict]:
-    """Return the new verdicts of proven nodes that wait for the others of their wave, by name. Verdicts that stay as
-    they are are left out.
+    """Return the new verdicts of proven nodes that wait for the others of their wave, by name. Unchanged verdicts are
+    left out.
 
     The nodes wait until all nodes of the wave are proven, but no longer than `timeouts.verification` after the first
     proof. They stop waiting once one of the others has failed or is being rolled back, because then the gang could not
