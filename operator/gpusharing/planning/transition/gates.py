@@ -143,7 +143,8 @@ def _unread(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _unreadable(case: NodeCase, assessed: Assessed) -> str:
-    """Return the error that keeps the agent from reading the GPUs, or an empty string if it can read them."""
+    """Return the error that keeps the agent from reading the GPUs. Empty if the agent reports none, or has not reported
+    yet."""
     observed = case.gpunode.observed if case.gpunode else None
     return f"the agent cannot read the GPUs: {observed.error}" if observed and observed.error else ""
 
@@ -155,8 +156,8 @@ def _withheld(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _missing(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that the agent finds fewer GPUs than were last proven on the node, or an empty string if none
-    is missing."""
+    """Return the message that the agent finds fewer GPUs than were last proven on the node. Empty if it does not, or if
+    nothing was proven there."""
     return find_missing(case.node, assessed.observed)
 
 
