@@ -86,10 +86,10 @@ def _is_admins(view: InstallationView, name: str) -> bool:
 
 
 def point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, last: str) -> str:
-    """Return the next command on the way to setting the field of ClusterPolicy in `pointer` to our ConfigMap. It is
-    that of `start` if the chart is not installed or our ConfigMap is not known to have entries. Otherwise it is the
-    first that is needed: to move our ConfigMaps to NVIDIA's namespace, to merge the present ConfigMap (`_merge`), or
-    `last`, which sets the field."""
+    """Return the next command on the way to setting the field of ClusterPolicy in `pointer` to our ConfigMap. If the
+    chart is not installed or our ConfigMap is not known to have entries, it is the command of `start`. Otherwise it is
+    the first of these that is needed: to move our ConfigMaps to NVIDIA's namespace (`move`), to merge the ConfigMap
+    that the field names now (`_merge`), or `last`, which sets the field."""
     config_map = view.config_maps.get(pointer.ours)
     if not view.installed or config_map is None or not config_map.keys:
         return start(view)
@@ -558,8 +558,8 @@ def report_topics(
     symptoms: Sequence[Symptom], unseen: Unseen, topics: Container[Topic]
 ) -> Iterator[tuple[str, str, str]]:
     """Yield three strings for each symptom, in the order of the topics: its severity, the topic with the message, and
-    the command. For a topic in `topics` that `unseen` has, first yield `UNKNOWN` with the cause. For one that
-    neither `unseen` nor a symptom has, yield `ok`. The command of both is empty."""
+    the command. Before the symptoms of a topic in `topics`, yield `UNKNOWN` with the cause if `unseen` has the topic,
+    or `ok` if it has neither a cause nor symptoms; the command is then empty."""
     for topic in Topic:
         of_it = [symptom for symptom in symptoms if symptom.topic is topic]
         if topic in topics and topic in unseen:
