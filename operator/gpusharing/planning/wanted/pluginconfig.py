@@ -65,7 +65,7 @@ def field_of(item: object, name: str) -> Any:
 
 def _is_choice(item: Any) -> bool:
     """Whether the plugin can parse the value of `devices`: `all`, a positive number, or a list of whole numbers and
-    device names, which may be empty. The plugin then ignores the value and shares all devices."""
+    device names, which may be empty. The plugin does not use the value, and shares all devices."""
     if isinstance(item, list):
         return all(
             is_whole(device) or (isinstance(device, str) and _DEVICE.fullmatch(device)) for device in item

@@ -130,9 +130,10 @@ def _find_trouble(case: ActuatorCase, fence: Fence) -> Trouble | None:
 
 
 def _publishes_by(case: ActuatorCase, fence: Fence) -> datetime | None:
-    """Return by when the ResourceSlices should be right: `restart_grace` seconds after the pod that replaces the old
-    one became Ready, because a pod becomes Ready shortly before it publishes. None unless a Ready pod other than the
-    old one is there. If it is unknown since when it has been Ready, the latest run's beginning counts."""
+    """Return the time at which the ResourceSlices should be right at the latest: `restart_grace` seconds after the pod
+    that replaces the old one became Ready, because a pod becomes Ready shortly before it publishes. None unless a Ready
+    pod other than the old one is there. If it is unknown since when it has been Ready, the latest run's beginning
+    counts."""
     pod = case.operands.get(Program.KUBELET_PLUGIN)
     if pod is None or pod.uid == fence.daemon_uid or not pod.ready:
         return None
