@@ -33,7 +33,7 @@ class Places:
 
     @staticmethod
     def of(nodes: Iterable[NodeView]) -> "Places":
-        """Return the places that the nodes offer in their present state."""
+        """Return the nodes that are open now, and how many nodes are open or may open again."""
         able = [node for node in nodes if _is_able(node)]
         return Places({node.name for node in able if is_open(node)}, len(able))
 

@@ -70,7 +70,8 @@ def _find_waves(fences: Mapping[str, Fence], nodes: Mapping[str, NodeView]) -> d
 
 
 def returns_proven(verdict: Verdict) -> bool:
-    """Whether this pass returns the node to service with its new layout proven. False if it was rolled back."""
+    """Whether this pass releases the node with its new layout proven, even if a cordon stays because somebody else
+    works on the node. False if it was rolled back."""
     given = (action.verified for action in verdict.actions if isinstance(action, Release))
     return any(record is not None and not record.rolled_back for record in given)
 
