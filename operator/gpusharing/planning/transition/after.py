@@ -179,7 +179,8 @@ still be scheduled."""
 
 
 def _works_on(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return the verdict that the actuator is still at work, or None if it is done, has failed or is not needed."""
+    """Return the verdict that the actuator is still at work. None if the actuator shows no trouble, or trouble that
+    waiting longer would not change, such as a failure (`Trouble.final`)."""
     trouble = case.actuator.find_trouble(case, case.fence)
     return None if trouble is None or trouble.final else _at_work(case, trouble)
 
@@ -288,8 +289,8 @@ def _owes_run(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _still_at_work(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict that the actuator is still at work, or None if it is not. A new target does not interrupt
-    it."""
+    """Return the verdict that the actuator is still at work. None if the actuator shows no trouble, or trouble that
+    waiting longer would not change (`Trouble.final`). A new target does not interrupt it."""
     trouble = aimed.trouble
     return None if trouble is None or trouble.final else _at_work(aimed.case, trouble)
 

@@ -106,8 +106,9 @@ def next_poll(case: FencedCase, pace: int = 1) -> datetime:
 def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
     """Return the verdict on a node whose drain continues, with the evictions and deletions of this pass. The phase is
     WaitingForJobs while the drain waits for pods to end by themselves, else Draining. The reason is the most urgent one
-    of the blockers, or PodsLeaving without blockers, and DrainHeld once the drain outlasts its deadline. While the
-    cached data is stale, nothing is evicted or deleted, because somebody may have lifted the cordon in the meantime."""
+    of the blockers, PodsLeaving without blockers, or DrainHeld once a drain that waits for no jobs outlasts its
+    deadline. While the cached data is stale, nothing is evicted or deleted, because somebody may have lifted the
+    cordon; if something was due, the reason is ObservationPending."""
     reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
     lines = explain_blockers(plan.blockers)
     text = _tell_left(case, plan)

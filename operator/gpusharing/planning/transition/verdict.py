@@ -92,7 +92,8 @@ class Verdict:
 
 
 def find_health(gpunode: GPUNodeView | None) -> Finding | None:
-    """Return the health of a node's GPUs, or None if the agent has reported no GPU."""
+    """Return the Finding about the health of a node's GPUs, which is NO_TROUBLE if all are healthy. None if the agent
+    has reported no GPU."""
     hardware = gpunode.observed.hardware if gpunode and gpunode.observed else None
     return hardware.health if hardware is not None and hardware.gpus else None
 
@@ -141,7 +142,8 @@ class NodeCase(ActuatorCase):
 
     @property
     def health(self) -> Finding | None:
-        """The health of the node's GPUs as last reported, or None while no GPU was reported."""
+        """The Finding about the health of the node's GPUs as last reported, which is NO_TROUBLE if all are healthy.
+        None while no GPU was reported."""
         return find_health(self.gpunode)
 
     def at(self, now: datetime) -> "NodeCase":
