@@ -156,8 +156,9 @@ def tell_proposal(
     policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
 ) -> Proposal:
     """Return what the plan means for this policy and its pool: whether the policy is accepted, which nodes change, are
-    adopted or are left out, and the devices of the pool before and after. How long it takes is left out. `plan` must
-    have been made from this snapshot, with this policy. Nothing is written."""
+    adopted or are left out, and the devices of the pool before and after. Blocked and skipped nodes that have a target
+    and differ from it count as nodes that change. `lasts` is left empty. `plan` must have been made from this snapshot,
+    with this policy. Nothing is written."""
     pool = members(policy, plan, snapshot)
     status = tell_status(policy, plan, snapshot, {}, now)
     accepted = next(row for row in status["conditions"] if row["type"] == ConditionType.ACCEPTED)

@@ -478,9 +478,10 @@ def _plan(
     snapshot: ClusterSnapshot,
     hours: Hours,
 ) -> dict[str, Any] | None:
-    """Return `status.plan`, or None if no node must change in a way that disturbs it. The plan has its hash, the nodes
-    that change, the worst class of disruption, the pods, budgets and gangs concerned, the shortages, the next
-    windows, and the devices of the whole pool before and after."""
+    """Return `status.plan`, or None if no node changes. A node changes if it is not Synced and the class of its change
+    is not None; blocked and skipped nodes that differ from their target count too. The plan has its hash, these nodes,
+    the worst class of disruption, the pods, budgets and gangs concerned, the shortages, the next windows, and the
+    devices of the whole pool before and after."""
     changing = [
         verdict
         for verdict in verdicts

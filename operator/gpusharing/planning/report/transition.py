@@ -125,8 +125,8 @@ def health_conditions(
 
 
 def whose_cordon(node: NodeView) -> str:
-    """Return who cordoned the node, as far as is known: `ours` if our change in progress did, else `foreign` if
-    another controller works on the node, else `human`. Empty if the node is not cordoned."""
+    """Return who cordoned the node, as far as is known: `ours` if our fence, even a yielded one, says that we did, else
+    `foreign` if another controller works on the node, else `human`. Empty if the node is not cordoned."""
     if not node.unschedulable:
         return ""
     if node.fence is not None and node.fence.cordons and not node.fence.prior_unschedulable:
