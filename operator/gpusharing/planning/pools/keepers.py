@@ -1,4 +1,5 @@
-"""Which nodes occupy a slot of the budget until somebody or something else acts, and why. Waiting nodes show both.
+"""Which nodes occupy a slot of the budget until somebody or something else acts, and why. The messages of
+waiting nodes say both.
 
 Nodes whose changes make progress are not named: a change begins every few minutes, and the status of every waiting node
 would have to be written again each time.

@@ -1,5 +1,5 @@
-"""Nodes that started as one wave return to service together, so that no filler pod takes the place of half
-a gang.
+"""Nodes that started as one wave return to service together, so that no other pod takes the GPUs of half a
+gang.
 
 Specification: docs/design/drain.md#waves. The fences of a wave's nodes record its id, so it survives a restart.
 
