@@ -1,4 +1,4 @@
-"""How a cordoned node becomes idle, repeated before every run of an actuator: the drain, waits, then the proof.
+"""How a fenced node becomes idle, repeated before every run of an actuator: the drain, the waits, then the proof.
 
     no holder by LIST ── what the run waits for is there ── the agent read and closed NVML ── two more empty LISTs
 

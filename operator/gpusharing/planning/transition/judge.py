@@ -1,4 +1,5 @@
-"""The verdict for one node: fenced nodes continue their change, others are adopted, skipped, gated or candidates.
+"""The verdict for one node: a fenced node continues its change; any other is adopted, skipped, kept waiting by a
+gate, or a candidate.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#drift,
 docs/design/glossary.md#point-of-no-return.

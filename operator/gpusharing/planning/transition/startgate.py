@@ -4,7 +4,7 @@ The node gets its layout in the ordinary way. The taint is removed with the proo
 change, or when it is adopted because it already matches its target. Until then every verdict says that the taint keeps
 workloads off.
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot.
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#newcomer.
 """
 
 from gpusharing.api import names
