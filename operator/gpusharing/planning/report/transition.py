@@ -3,6 +3,8 @@ made from them.
 
 Every wait that is shown names who holds the node back, and until when (docs/design/drain.md#rule-14): a time if the
 clock ends the wait, otherwise `person` or `others`.
+
+Terms: docs/design/glossary.md#fence.
 """
 
 from collections.abc import Mapping, Sequence
