@@ -1,5 +1,4 @@
-"""Decides whether an installation can work, only from what was read of a cluster, and with which commands it is
-repaired.
+"""Decides, only from what was read of a cluster, whether an installation can work and which commands repair it.
 
 `helm test` and `kubectl gpusharing doctor` report the same symptoms from here, each with the command that corrects it.
 """
