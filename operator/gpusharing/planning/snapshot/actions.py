@@ -1,4 +1,4 @@
-"""The actions that the operator can take, one API call each. The executor matches on the union `Action`.
+"""The actions that the operator can take; most are a single API call. The executor matches on the union `Action`.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#point-of-no-return,
 docs/design/glossary.md#class.
