@@ -1,4 +1,5 @@
-"""Checks exactly, by searching placements, whether a MIG layout fits on a GPU, and finds the nearest one that does.
+"""MIG layouts of one GPU: whether a layout fits, which one is nearest, which are possible, and how they are named.
+Whether a layout fits is checked exactly, by searching placements.
 
 Works on the profiles that a card offers (from NVML or from `gpusharing.planning.gpus.cards`) and on nothing else.
 A layout is legal when, as NVIDIA's MIG user guide and mig-parted have it:
