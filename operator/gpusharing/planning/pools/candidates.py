@@ -64,7 +64,8 @@ class Candidate:
 
     @property
     def cordons(self) -> bool:
-        """Whether its change cordons the node and needs it idle."""
+        """Whether its change is of a class that needs an idle node, which is then cordoned or fenced by a
+        DeviceTaintRule."""
         return self.assessed.disruption.cordons
 
     @property
