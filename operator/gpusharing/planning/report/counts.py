@@ -85,8 +85,8 @@ def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Slices
 
 
 def _takes_pods(node: NodeView) -> bool:
-    """Whether the scheduler may place pods on the node. The node must be available and must not have the start-up
-    taint."""
+    """Whether idle devices of the node count, because the scheduler may place pods there. False if the node is
+    unavailable (`is_unavailable`), even by a change without a cordon, or has the start-up taint."""
     return not is_unavailable(node) and node.gate is None
 
 
