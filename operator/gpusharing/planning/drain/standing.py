@@ -133,9 +133,9 @@ def find_standings(
     blockers of the blocked pods. If the node's pods could not be listed, only the error and the time of the LIST are
     set.
 
-    `cordoned` says whether the drain has begun. Before that, no eviction is sent, so an old refusal would never be
-    replaced and would block the node forever. A refusal is therefore ignored once its wait is over. Gangs that must not
-    be interrupted are looked for only during the drain; before the drain, `with_gangs` finds them.
+    `cordoned` says whether the drain has begun. Before that, a refused eviction is ignored once its wait is over,
+    because no further eviction would replace the refusal. Gangs that must not be interrupted are looked for only during
+    the drain; before the drain, `with_gangs` finds them.
     """
     if work.error:
         return Standings(work.listed_at, error=work.error)
