@@ -121,10 +121,10 @@ def foresee_end(
     begins: datetime,
     lengths: Sequence[timedelta],
 ) -> datetime | None:
-    """Return when a series of consecutive changes with these `lengths` ends, or `begins` if there are none. The first
-    starts at `begins` and each other one when the previous one has ended, or later, when the windows let a node start;
-    a change may end after its window. None if a window is invalid, or if the series needs more than FORESEEN spans.
-    Other parameters: `find_hours`."""
+    """Return when a series of consecutive changes with these `lengths` ends, or `begins` if there are none. Each starts
+    when the previous one has ended (the first at `begins`), or later if the windows do not let a node start yet; it may
+    end after its window. None if a window is invalid, or if the series needs more than FORESEEN spans. Other
+    parameters: `find_hours`."""
     windows, blackouts = (add_zones(rows, zones) for rows in (spec.rollout.windows, spec.rollout.blackouts))
     if _flaw(windows, blackouts):
         return None

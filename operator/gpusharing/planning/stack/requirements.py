@@ -47,8 +47,7 @@ class NeededProgram:
     """The modes that need the program."""
     missing: Reason | None = None
     """The reason with which a policy is refused if NVIDIA's device-plugin chart runs without the GPU Operator and does
-    not run the program. None if the chart always runs it, or if it is installed on the
-    host."""
+    not run the program. None if the chart always runs it, or if it is installed on the host."""
     helm_value: str = ""
     """The value of that chart that adds the program, as NAME=VALUE. Empty if there is none."""
     signs: tuple[str, ...] = ()

@@ -82,12 +82,12 @@ def _next_step(case: FencedCase) -> Verdict:
 
 
 def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
-    """Return the Cordoned verdict of a change that cannot continue for now. The deadline is not extended, and the
-    verdict wakes when the clock may next end the change.
+    """Return the Cordoned verdict of a change that cannot continue for now. The deadline is not extended, and `wake` is
+    when the clock may next end the change.
 
-    If the drain waits for jobs, the verdict wakes after JOBS_PACE poll intervals instead and asks for the pods, because
-    the wait ends with the last job. Otherwise, if the policy says Hold and the deadline is over, it has no time to
-    wake: the change waits until the obstacle is gone or a person aborts it with the command in the message.
+    If the drain waits for jobs, `wake` is the next LIST, JOBS_PACE poll intervals after the last one, and the pods are
+    listed, because the wait ends with the last job. Otherwise, if the policy says Hold and the deadline is over, there
+    is no `wake`: the change waits until the obstacle is gone or a person aborts it with the command in the message.
     """
     if not case.fence.jobs:
         if outlasts(case):

@@ -49,10 +49,10 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | 
     in flight and had a failed call recently.
 
     While calls are suspended, the node is no candidate, and `wake` is no later than the next try. After LASTING
-    failures in a row, the verdict gets the failure's message and blocker and the reason CallFailed, unless that is
-    CordonKept. Then a verdict that would fence the node becomes Pending, one that missed the deadline of a step past
-    the point of no return becomes Failed (`_is_late`), and a release loses its deadline. The actions stay. Without
-    `fence`, a late request to the agent does not make the verdict Failed.
+    failures in a row, the verdict gets the failure's message and blocker and the reason CallFailed; only CordonKept
+    stays, with its message in front. Then a verdict that would fence the node becomes Pending, one that missed the
+    deadline of a step past the point of no return becomes Failed (`_is_late`), and a release loses its deadline. The
+    actions stay. Without `fence`, a late request to the agent does not make the verdict Failed.
     """
     suspended = failure.holds(now)
     on_its_way = verdict.phase.in_flight and failure.is_fresh(now)
