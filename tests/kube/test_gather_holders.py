@@ -6,6 +6,7 @@ from tests.build import at, make_fence
 from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import gathering
 from tests.kube.objects import pod
+from tests.plainchart import discovery, mig_manager, plugin
 
 from gpusharing.api import names
 from gpusharing.kube.client import (
@@ -16,6 +17,7 @@ from gpusharing.kube.client import (
     NODES,
     PODS,
     RESOURCE_CLAIMS,
+    Resource,
 )
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.fence import record_text
@@ -134,22 +136,52 @@ REBOOTING = {"migManager": {"env": [{"name": "WITH_REBOOT", "value": "true"}]}}
 FENCED = {"metadata": {"annotations": {names.ANNOTATION_FENCE: record_text(make_fence())}}}
 
 
+def _rebooting_manager() -> JSON:
+    """mig-manager's DaemonSet without the GPU Operator, which may reboot the node."""
+    manager = mig_manager()
+    manager["spec"]["template"]["spec"]["containers"][0]["env"] = [{"name": "WITH_REBOOT", "value": "true"}]
+    return manager
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        [(CLUSTER_POLICIES, {"metadata": {"name": "cluster-policy"}, "spec": REBOOTING})],
+        [(DAEMON_SETS, plugin()), (DAEMON_SETS, discovery()), (DAEMON_SETS, _rebooting_manager())],
+        [(DAEMON_SETS, _rebooting_manager())],
+    ],
+    ids=["a ClusterPolicy", "mig-manager beside NVIDIA's chart", "mig-manager alone, as with a DRA driver"],
+)
 @virtually
-async def test_before_a_reboot_the_daemon_set_of_every_pod_is_looked_up_because_every_pod_must_leave() -> (
-    None
-):
+async def test_before_a_reboot_the_daemon_set_of_every_pod_is_looked_up_because_every_pod_must_leave(
+    stack: list[tuple[Resource, JSON]],
+) -> None:
     orphan = owned_by_daemon_set()
     del orphan["spec"]["containers"][0]["resources"]
-    cluster_policy = {"metadata": {"name": "cluster-policy"}, "spec": REBOOTING}
-    async with gathering((PODS, orphan), (CLUSTER_POLICIES, cluster_policy)) as stage:
+    async with gathering((PODS, orphan), *stack) as stage:
         work = await stage.work()
         assert work.pods[0].owner is not None
         assert (work.pods[0].owner.exists, work.empty_since) == (False, None)
+        assert stage.lists("poddisruptionbudgets") == 1
         stage.cluster.patch(NODES, "gpu-07", FENCED)
         await stage.seen()
         work = await stage.work(3)
         assert work.pods[0].owner is not None
         assert (work.pods[0].owner.exists, work.empty_since) == (None, at(3)), "this change does not reboot"
+
+
+@virtually
+async def test_a_cluster_policy_that_the_gpu_operator_ignores_makes_no_pod_leave_for_a_reboot() -> None:
+    ignored = {
+        "metadata": {"name": "second"},
+        "spec": REBOOTING,
+        "status": {"state": "ignored"},
+    }
+    bare = pod("bare", spec={"containers": []})
+    followed = {"metadata": {"name": "cluster-policy"}, "spec": {}}
+    async with gathering((PODS, bare), (CLUSTER_POLICIES, ignored), (CLUSTER_POLICIES, followed)) as stage:
+        assert (await stage.work()).empty_since == at(0)
+        assert stage.lists("poddisruptionbudgets") == 0
 
 
 @virtually

@@ -12,6 +12,7 @@ from gpusharing.kube.clock import loop_time
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.nodepods import NodePods
 from gpusharing.kube.sources import Sources, SourceSettings
+from gpusharing.kube.stackreader import StackReader
 
 
 @virtually
@@ -22,7 +23,8 @@ async def test_only_a_node_whose_list_is_old_or_in_doubt_is_listed_again_and_one
     cluster.add(PODS, pod())
     client = cluster.client("operator")
     sources = Sources(client, SourceSettings(), lambda: None)
-    pods = NodePods(client, sources, calls, crew, Budgets(client, crew))
+    stack = StackReader(sources, calls, silent=True)
+    pods = NodePods(client, sources, calls, crew, Budgets(client, crew), stack)
     moments = []
     for seconds in (0, 1, 2):
         await pods.look(frozenset({"gpu-07"}), frozenset(), at(seconds), loop_time())

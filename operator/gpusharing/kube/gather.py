@@ -62,8 +62,9 @@ class Gatherer:
         """Create the readers that the gatherer consists of."""
         client, sources = self.client, self.sources
         self.shared = Crew(2, self.crew.on_late)
-        self.pods = NodePods(client, sources, self.calls, self.crew, Budgets(client, self.shared))
         self.stack = StackReader(sources, self.calls, self.silent)
+        budgets = Budgets(client, self.shared)
+        self.pods = NodePods(client, sources, self.calls, self.crew, budgets, self.stack)
         self._logs, self.pending = ActuatorLogs(client), PendingPods(client)
 
     async def close(self) -> None:

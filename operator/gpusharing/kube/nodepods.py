@@ -19,6 +19,7 @@ from gpusharing.kube.gangs import Gangs
 from gpusharing.kube.paging import list_of
 from gpusharing.kube.podlookups import PodLookups
 from gpusharing.kube.sources import Sources
+from gpusharing.kube.stackreader import StackReader
 from gpusharing.planning.drain.holders import Scope, holds_gpu, scope_of
 from gpusharing.planning.drain.isolation import with_guard
 from gpusharing.planning.drain.rules import asks_for_namespaces
@@ -35,6 +36,7 @@ class NodePods:
     calls: CallMemory
     crew: Crew
     budgets: Budgets
+    stack: StackReader
     work: dict[str, NodeWork] = field(default_factory=dict)
     """The last LIST of each node in work, with what was learned since, by node name."""
     gangs: Gangs = field(init=False)
@@ -64,6 +66,8 @@ class NodePods:
         self._hear(now, began)
         for name in self.work.keys() - wanted:
             del self.work[name]
+        due = [name for name in wanted if name not in self._lists and self._is_due(name, now)]
+        reboots = bool(due) and self.stack.read(now).with_reboot
 
         async def read(node: str) -> None:
             """Remove the node from `calls.unsure`, list its pods, and store the result in `_lists`. After Throttled or
@@ -71,9 +75,8 @@ class NodePods:
             self.calls.unsure.discard(node)
             with suppress(Throttled):  # not sent, or refused: the last LIST stays valid, with its age
                 # This read may have waited for others, so its LIST is dated with the time at which it begins.
-                self._lists[node] = await self._read(node, _later(now, began))
+                self._lists[node] = await self._read(node, self._scope(node, reboots), _later(now, began))
 
-        due = [name for name in wanted if name not in self._lists and self._is_due(name, now)]
         await self.crew.each(sorted(due, key=lambda name: self._urgency(name, proving)), read)
         if self._lists:
             came, self._lists = self._lists, {}
@@ -121,12 +124,12 @@ class NodePods:
             now = replace(work, pdbs=pdbs, error=error)
             self.work[node] = looked(self.work.get(node), now, self.sources.gpunodes.items.get(node), scope)
 
-    async def _read(self, node: str, at: datetime) -> tuple[NodeWork, Scope]:
-        """List the pods of one node, and find the gangs of the pods that must leave. For a fenced node, older results
-        about gangs may be reused (`anew` of `Gangs.find`). Return the result and the scope that it was made for. If the
+    async def _read(self, node: str, scope: Scope, at: datetime) -> tuple[NodeWork, Scope]:
+        """List the pods of one node, and find the gangs of the pods that must leave according to `scope`. For a fenced
+        node, older results about gangs may be reused (`anew` of `Gangs.find`). Return the result and `scope`. If the
         pods cannot be listed, the result carries the error. `at` is the time at which the LIST begins. Raises
         Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
-        scope, view = self._scope(node), self.sources.nodes.items.get(node)
+        view = self.sources.nodes.items.get(node)
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
         return NodeWork(pods, (), at, error=error, gangs=gangs), scope
@@ -155,19 +158,16 @@ class NodePods:
             return False, node.fence.since.timestamp(), name
         return True, work.listed_at.timestamp() if work is not None else 0.0, name
 
-    def _scope(self, node: str) -> Scope:
+    def _scope(self, node: str, reboots: bool) -> Scope:
         """Return which pods on a node have to leave. If the node is fenced, these are all pods for the class Reboot,
         else those that hold GPUs; the scope also has the time since which the fence keeps new pods off. Before there is
-        a fence, they are all pods if any ClusterPolicy lets mig-manager run WITH_REBOOT, because any change may then
-        become a reboot."""
-        view = self.sources.nodes.items.get(node)
+        a fence, they are all pods if mig-manager may reboot nodes (`reboots`), because any change may then become a
+        reboot."""
+        view, since = self.sources.nodes.items.get(node), None
         if view is not None and view.fence is not None:
             joined = self.sources.seen_node(node) if view.fence.tainted else view
             reboots = view.fence.disruption is DisruptionClass.REBOOT
             since = joined.closed_since if joined is not None else None
-        else:
-            reboots = any(policy.with_reboot for policy in self.sources.cluster_policies.items.values())
-            since = None
         return scope_of(self.sources.settings.plan, all_pods=reboots, cordoned_at=since)
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
