@@ -92,7 +92,8 @@ def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
         mig_strategy=_at(spec, "mig").get("strategy") or "",
         mig_config=_at(mig, "config").get("name") or "",
         mig_default=_at(mig, "config").get("default", "all-disabled"),
-        with_reboot=str(env.get("WITH_REBOOT", "")).lower() == "true",
+        with_reboot=env.get("WITH_REBOOT")
+        in ("1", "t", "T", "true", "TRUE", "True"),  # Go's strconv.ParseBool
         off=frozenset(
             operand
             for block, operands in _SWITCHED.items()

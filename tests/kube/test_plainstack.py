@@ -5,6 +5,7 @@ from tests.build import NO_MIG_MANAGER, make_cluster_policy
 from tests.plainchart import TOLERATIONS, daemon_set, discovery, mig_manager, plugin
 
 from gpusharing.kube.client import JSON
+from gpusharing.kube.convert import cluster_policy_view
 from gpusharing.kube.plainstack import daemon_set_view, lone_restarts, plain_stack, with_mps_daemon
 from gpusharing.kube.startgate import tolerations_text
 from gpusharing.planning.snapshot.stackviews import (
@@ -61,13 +62,37 @@ def test_mig_manager_counts_as_off_if_the_chart_does_not_stop_for_it(sets: tuple
     assert stack.plain.mig_manager == "nvidia-mig-manager"
 
 
-def test_mig_manager_may_reboot_the_node_if_its_environment_says_so() -> None:
+REBOOTS = {
+    ("true",): True,
+    ("True",): True,
+    ("TRUE",): True,
+    ("1",): True,
+    ("t",): True,
+    ("T",): True,
+    ("tRUE",): False,
+    ("yes",): False,
+    ("0",): False,
+    ("",): False,
+    ("false", "true"): True,
+    ("true", "false"): False,
+}
+"""Whether mig-manager may reboot the node, by the values of WITH_REBOOT in the order of the list. It reads the flag
+with Go's strconv.ParseBool, and ends at a value such as `yes`."""
+
+
+@pytest.mark.parametrize(
+    ("values", "reboots"), REBOOTS.items(), ids=[" then ".join(each) for each in REBOOTS]
+)
+def test_mig_manager_may_reboot_the_node_if_its_environment_says_so_in_a_word_that_it_understands(
+    values: tuple[str, ...], reboots: bool
+) -> None:
+    env = [{"name": "WITH_REBOOT", "value": value} for value in values]
     manager = mig_manager()
-    container = manager["spec"]["template"]["spec"]["containers"][0]
-    container["env"] = [{"name": "WITH_REBOOT", "value": "true"}]
+    manager["spec"]["template"]["spec"]["containers"][0]["env"] = env
     stack = read(plugin(client="true"), discovery(client="true"), manager)
     assert stack is not None
-    assert (stack.with_reboot, stack.mig_config_name) == (True, "")
+    assert (stack.with_reboot, stack.mig_config_name) == (reboots, "")
+    assert cluster_policy_view({"spec": {"migManager": {"env": env}}}).with_reboot is reboots
 
 
 def test_a_strategy_that_the_chart_fixes_is_seen() -> None:

@@ -22,7 +22,19 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.fence import parse_deferred, parse_verified, read_fence
 from gpusharing.kube.foreign import find_marker
 from gpusharing.kube.quantity import count, gpu_counts
-from gpusharing.kube.raw import entries, has_condition, interned, part, section, strings, text, texts, whole
+from gpusharing.kube.raw import (
+    entries,
+    has_condition,
+    interned,
+    is_true,
+    part,
+    section,
+    strings,
+    text,
+    texts,
+    variable,
+    whole,
+)
 from gpusharing.kube.startgate import operand_tolerations, start_gate, tolerates, tolerations_text
 from gpusharing.kube.zones import find_zones
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
@@ -202,10 +214,7 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         configured=frozenset(filter(None, annotations.get(names.ANNOTATION_CONFIGURED, "").split(","))),
         tolerates_gate=tolerates(tolerations),
         tolerations=tolerations_text(tolerations),
-        with_reboot=any(
-            variable.get("name") == "WITH_REBOOT" and text(variable, "value").lower() == "true"
-            for variable in entries(spec, "migManager", "env")
-        ),
+        with_reboot=is_true(variable(section(spec, "migManager"), "WITH_REBOOT")),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
-from gpusharing.kube.raw import entries, section, strings, text, texts, whole
+from gpusharing.kube.raw import entries, is_true, section, strings, text, texts, variable, whole
 from gpusharing.kube.startgate import tolerates, tolerations_text
 from gpusharing.planning.gpus.geometry import Layout, normalize
 from gpusharing.planning.snapshot.draviews import DRA_DRIVER, DraDriverView, NodeDevices, key_of
@@ -39,15 +39,14 @@ def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DraDriverView 
     gpus = starts(containers.get(GPUS, {}), GPU_PROGRAM)
     if not gpus and not starts(containers.get(DOMAINS, {}), DOMAIN_PROGRAM):
         return None
-    env = entries(containers.get(GPUS, {}), "env")
-    gates = next((text(row, "value") for row in env if row.get("name") == "FEATURE_GATES"), "")
+    gates = variable(containers.get(GPUS, {}), "FEATURE_GATES")
     tolerations = entries(raw, "spec", "template", "spec", "tolerations")
     pairs = (pair.strip().partition("=") for pair in gates.split(","))
     return DraDriverView(
         name=text(raw, "metadata", "name"),
         release=texts(section(raw, "metadata").get("labels")).get("app.kubernetes.io/instance", ""),
         serves_gpus=gpus,
-        gates=frozenset(name for name, _, state in pairs if state.lower() == "true"),
+        gates=frozenset(name for name, _, state in pairs if is_true(state.strip())),
         tolerates_gate=tolerates(tolerations),
         tolerations=tolerations_text(tolerations),
     )

@@ -14,7 +14,7 @@ from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, KubeClie
 from gpusharing.kube.dra import GPU_PROGRAM, GPUS, dra_driver_view, starts
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.paging import list_of
-from gpusharing.kube.raw import entries, part, section, strings, text, texts, whole
+from gpusharing.kube.raw import entries, is_true, part, section, strings, text, texts, variable, whole
 from gpusharing.kube.startgate import tolerates, tolerations_text
 from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
 from gpusharing.planning.snapshot.stackviews import (
@@ -107,8 +107,8 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
         plugin=PLUGIN in containers,
         discovery=DISCOVERY in containers,
         config_map=next((text(volume, "configMap", "name") for volume in volumes), ""),
-        default=next((name for container in init if (name := _variable(container, "DEFAULT_CONFIG"))), ""),
-        mig_strategy=_variable(main, "MIG_STRATEGY"),
+        default=next((name for container in init if (name := variable(container, "DEFAULT_CONFIG"))), ""),
+        mig_strategy=variable(main, "MIG_STRATEGY"),
         version=_version(main),
         tolerates_gate=tolerates(entries(template, "tolerations")),
         tolerations=tolerations_text(entries(template, "tolerations")),
@@ -121,7 +121,7 @@ def _mig_manager(raw: JSON, container: JSON) -> DaemonSetView:
     in the folder of CONFIG_FILE (mig-parted v0.15.1, deployments/container/nvidia-mig-manager-example.yaml); the
     name is empty if no ConfigMap is mounted there."""
     template = section(raw, "spec", "template", "spec")
-    file = _variable(container, "CONFIG_FILE")
+    file = variable(container, "CONFIG_FILE")
     mounts = (
         mount for mount in entries(container, "volumeMounts") if text(mount, "mountPath") == dirname(file)
     )
@@ -135,7 +135,7 @@ def _mig_manager(raw: JSON, container: JSON) -> DaemonSetView:
         config_map=next(maps, ""),
         version=_version(container),
         mig_manager=True,
-        with_reboot=_variable(container, "WITH_REBOOT") == "true",
+        with_reboot=is_true(variable(container, "WITH_REBOOT")),
     )
 
 
@@ -162,7 +162,7 @@ def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
     return MpsDaemonView(
         version=_version(daemon),
         program=next(iter(strings(daemon.get("command"))), ""),
-        signalled=_variable(containers.get(MANAGER, {}), SIGNALLED),
+        signalled=variable(containers.get(MANAGER, {}), SIGNALLED),
         sees_host=section(raw, "spec", "template", "spec").get("hostPID") is True,
         name=text(raw, "metadata", "name"),
         namespace=text(raw, "metadata", "namespace"),
@@ -215,11 +215,6 @@ def _version(container: JSON) -> str:
     """Return the tag of the container's image, without the digest that may follow it; empty if it has no tag."""
     tagged = text(container, "image").partition("@")[0].rpartition("/")[2]
     return tagged.partition(":")[2]
-
-
-def _variable(container: JSON, name: str) -> str:
-    """Return the value of the environment variable `name` of a container; empty if the variable is not set."""
-    return next((text(row, "value") for row in entries(container, "env") if row.get("name") == name), "")
 
 
 def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:

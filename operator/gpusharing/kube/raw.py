@@ -58,6 +58,19 @@ def interned(value: object) -> Mapping[str, str]:
     return {intern(key): intern(item) for key, item in value.items() if isinstance(item, str)}
 
 
+def variable(container: object, name: str) -> str:
+    """Return the value of the environment variable `name` in the list `env` of `container`; empty if it is not set. If
+    the list names the variable several times, the last one counts, as for the kubelet."""
+    rows = [row for row in entries(container, "env") if row.get("name") == name]
+    return text(rows[-1], "value") if rows else ""
+
+
+def is_true(value: str) -> bool:
+    """Whether Go programs read `value` as true, which is what strconv.ParseBool does. NVIDIA's programs read flags from
+    their environment with it (urfave/cli), and feature gates (k8s.io/component-base)."""
+    return value in ("1", "t", "T", "true", "TRUE", "True")
+
+
 def has_condition(raw: object, kind: str) -> bool:
     """Whether `status.conditions` of a raw object contains a condition of type `kind` with status True."""
     return any(
