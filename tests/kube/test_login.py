@@ -17,6 +17,7 @@ from hack.cluster.certs import create_pki
 from tests.fakes.tls import Identity
 from tests.kube.scripted import found, scripted, status
 
+from gpusharing.agent.rest import RestClient
 from gpusharing.kube.client import NODES
 from gpusharing.kube.errors import Unauthorized, Unavailable
 from gpusharing.kube.http import HttpClient
@@ -284,3 +285,36 @@ def test_the_agent_does_not_pay_for_the_official_client() -> None:
     """16 MiB on every GPU node: importing our client and logging in as a service account must not load it."""
     code = "import sys, gpusharing.kube.http; sys.exit(any(m.split('.')[0] == 'kubernetes' for m in sys.modules))"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(OPERATOR)})
+
+
+@pytest.mark.parametrize("name", ["ca.crt", "token"])
+async def test_a_file_of_the_service_account_that_is_no_text_is_named(tmp_path: Path, name: str) -> None:
+    account = mounted(tmp_path, "t")
+    (account / name).write_bytes(b"\xff\xfe")
+    login = ServiceAccountLogin({"KUBERNETES_SERVICE_HOST": "127.0.0.1"}, account)
+    for client in (HttpClient(login), RestClient(login)):
+        with pytest.raises(Unauthorized, match=f"{name} is not a text file"):
+            await client.get(NODES, "n")
+
+
+UNUSABLE = {
+    "a token of two lines": ("", "one\ntwo"),
+    "a host with an empty part": ("https://a..example.com", "t"),
+    "a port that is too large": ("https://example.invalid:99999", "t"),
+    "a port that is no number": ("https://example.invalid:https", "t"),
+    "half an IPv6 address": ("https://[fd00::1", "t"),
+}
+
+
+@pytest.mark.parametrize(("server", "token"), UNUSABLE.values(), ids=UNUSABLE.keys())
+async def test_a_server_or_a_token_that_cannot_be_sent_is_an_error_of_the_call(
+    tmp_path: Path, server: str, token: str
+) -> None:
+    async with scripted() as (script, _):
+        login = OfficialLogin(kubeconfig(tmp_path / "config", server or script.url, token=token))
+        operators = HttpClient(login)
+        for client in (operators, RestClient(login)):
+            with pytest.raises(Unavailable, match="cannot get nodes at"):
+                await client.get(NODES, "n")
+        await operators.close()
+    assert script.asked == []

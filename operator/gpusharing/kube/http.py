@@ -163,8 +163,9 @@ class HttpClient(KubeClient):
         """Send one request with the Authorization header `token`, if any, and yield the response, whatever its status.
         A connection whose answer was not read to its end is dropped afterwards. Calls `on_call`, with the status 0
         if there was no answer, and corrects the clock. A failure of the network becomes Unavailable, also one
-        inside the block. An exception of `before_write` is raised unchanged, and `on_call` is then not called.
-        Raises Unauthorized if there are no credentials."""
+        inside the block, and so does a server's address or a token that cannot be sent. An exception of
+        `before_write` is raised unchanged, and `on_call` is then not called. Raises Unauthorized if there are no
+        credentials."""
         access = await self._login.access()
         session = self._opened()
         status = 0
@@ -193,7 +194,7 @@ class HttpClient(KubeClient):
                     yield response
                 finally:
                     _abort(response)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             if body is not None and body.objection is not None:
                 raise body.objection from error
             if not status:

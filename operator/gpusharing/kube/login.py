@@ -129,12 +129,15 @@ class ServiceAccountLogin:
         self._read_at = float("-inf")
 
     def _file(self, name: str) -> str:
+        """Return the text of one file of the service account. Raises Unauthorized if it cannot be read, or if it is not
+        UTF-8."""
         # Reading a few hundred bytes from a tmpfs is not worth a thread.
-        """Return the text of one file of the service account. Raises Unauthorized if it cannot be read."""
         try:
-            return (self.directory / name).read_text()
+            return (self.directory / name).read_text("utf-8")
         except OSError as error:
             raise _not_mounted(error) from error
+        except UnicodeDecodeError as error:
+            raise Unauthorized(f"{self.directory / name} is not a text file: {error}") from error
 
     def _stamp(self, name: str) -> tuple[int, ...]:
         """Return a value that changes whenever the file does: its device, inode, modification time and size. Reading
