@@ -21,9 +21,10 @@ from tests.fakes.tls import Identity
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.fakes.web import WebServer
 
-from gpusharing.agent.rest import RestClient
+from gpusharing.agent.rest import RestClient, _Exchange
 from gpusharing.kube import errors
-from gpusharing.kube.client import GPUNODES, WatchEvent
+from gpusharing.kube.client import GPUNODES, ApiRequest, WatchEvent
+from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import Access, ServiceAccountLogin
 from gpusharing.kube.paging import pages_of
 
@@ -352,6 +353,35 @@ async def test_the_server_is_called_by_the_name_that_a_kubeconfig_gives(tmp_path
             await RestClient(NamedLogin(fake.url, trust, "http://proxy:1")).patch(GPUNODES, "gpu-01", {})
     assert len(pages[0].items) == 1
     assert set(identity.called) == {"kubernetes"}
+
+
+async def test_a_server_behind_a_path_is_called_below_it_by_both_clients() -> None:
+    """As a Rancher server, https://rancher.example.com/k8s/clusters/c-1."""
+    api = Server()
+    api.answers = [(200, {}), (200, {})]
+    listening = WebServer(("127.0.0.1", 0), api.handler())
+    thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
+    thread.start()
+    login = AnonymousLogin(f"http://127.0.0.1:{listening.server_port}/k8s/clusters/c-1")
+    try:
+        await RestClient(login).get(GPUNODES, "gpu-01")
+        async with HttpClient(login) as client:
+            await client.get(GPUNODES, "gpu-01")
+    finally:
+        listening.shutdown()
+        listening.server_close()
+        thread.join()
+    assert [request[1] for request in api.requests] == [f"/k8s/clusters/c-1{PATH}/gpu-01"] * 2
+
+
+@pytest.mark.parametrize(
+    ("server", "port"),
+    [("http://gpu.example.com", 80), ("https://gpu.example.com", 443), ("http://gpu.example.com:8080", 8080)],
+)
+def test_a_server_without_a_port_is_called_at_that_of_its_scheme(server: str, port: int) -> None:
+    tls = ssl.create_default_context() if server.startswith("https") else None
+    exchange = _Exchange(ApiRequest("get", GPUNODES, name="gpu-01"), Access(server, tls), None)
+    assert exchange.port == port
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,9 @@ class _Exchange(HTTPSConnection):
     def __init__(self, api_request: ApiRequest, access: Access, token: str | None) -> None:
         """Prepare to send `api_request` with the Authorization header `token`, if any. No connection is opened yet."""
         server = urlsplit(access.server)
-        super().__init__(server.hostname or "", server.port, timeout=CALL_TIMEOUT, context=access.tls)
+        port = server.port or (443 if access.tls is not None else 80)
+        super().__init__(server.hostname or "", port, timeout=CALL_TIMEOUT, context=access.tls)
+        self._prefix = server.path
         self.api_request, self._access, self._token = api_request, access, token
 
     def connect(self) -> None:
@@ -175,13 +177,11 @@ class _Exchange(HTTPSConnection):
         headers |= {"Accept": JSON_TYPE, "User-Agent": "gpusharing-agent"}
         if self._token:
             headers["Authorization"] = self._token
-        target = (
-            f"{api_request.path}?{urlencode(api_request.query)}" if api_request.query else api_request.path
-        )
+        query = f"?{urlencode(api_request.query)}" if api_request.query else ""
         try:
             self.connect()
             self.sock.settimeout(timeout)
-            self.request(METHODS[api_request.verb], target, data, headers)
+            self.request(METHODS[api_request.verb], self._prefix + api_request.path + query, data, headers)
             response = self.getresponse()
             if response.status >= 300:
                 retry_after = response.getheader("Retry-After")
