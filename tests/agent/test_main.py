@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hack.cluster.certs import create_pki
 
-from gpusharing.agent.main import address, main, parse
+from gpusharing.agent.main import _FLAGS, address, main, parse
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
@@ -34,6 +34,11 @@ def test_what_cannot_work_is_refused_with_the_flag_named(
     with pytest.raises(SystemExit):
         parse(arguments, {})
     assert ("--metrics-addr" if arguments else "--node-name") in capsys.readouterr().err
+
+
+def test_a_variable_that_is_empty_counts_as_not_set() -> None:
+    empty = {variable: "" for _, variable, *_ in _FLAGS}
+    assert parse(["--node-name", "n"], empty) == parse(["--node-name", "n"], {})
 
 
 def test_metrics_stay_on_loopback_unless_told_otherwise() -> None:

@@ -205,12 +205,18 @@ async def test_a_projected_token_is_read_again_each_minute_and_at_once_when_refu
 
 
 @pytest.mark.parametrize(
-    ("host", "server"), [("10.0.0.1", "https://10.0.0.1:443"), ("fd00::1", "https://[fd00::1]:443")]
+    ("host", "port", "server"),
+    [
+        ("10.0.0.1", "6443", "https://10.0.0.1:6443"),
+        ("fd00::1", "443", "https://[fd00::1]:443"),
+        ("10.0.0.1", "", "https://10.0.0.1:443"),
+    ],
+    ids=["IPv4", "IPv6", "an empty port"],
 )
 async def test_the_address_of_the_server_comes_from_the_environment(
-    tmp_path: Path, host: str, server: str
+    tmp_path: Path, host: str, port: str, server: str
 ) -> None:
-    environment = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": "443"}
+    environment = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
     access = await ServiceAccountLogin(environment, mounted(tmp_path, "t")).access()
     assert access.server == server
     assert access.tls is not None

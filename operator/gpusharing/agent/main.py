@@ -101,8 +101,8 @@ _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
 
 
 def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
-    """Parse the flags. The default of each flag is the value of its environment variable if that is set, even to an
-    empty text, else the default in _FLAGS. Raises SystemExit with status 2, as argparse does, if a value is invalid or
+    """Parse the flags. The default of each flag is the value of its environment variable if that is set and not
+    empty, else the default in _FLAGS. Raises SystemExit with status 2, as argparse does, if a value is invalid or
     the node's name is missing."""
     parser = argparse.ArgumentParser(
         "gpusharing-agent", description="Reports the state of this node's GPUs in its GPUNode."
@@ -113,7 +113,7 @@ def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argpar
         parser.add_argument(
             flag,
             type=kind,
-            default=environ.get(variable, default),  # argparse applies `type` to a string default too
+            default=environ.get(variable) or default,  # argparse applies `type` to a string default too
             metavar=kind.__name__.upper(),
             help=f"{text} (${variable}, default {default or 'none'})",
         )

@@ -89,7 +89,7 @@ class ServiceAccountLogin:
         cluster's authority is rotated, and from then on no connection can be made with the old one.
         """
         host = self.environment.get("KUBERNETES_SERVICE_HOST", "")
-        port = self.environment.get("KUBERNETES_SERVICE_PORT", "443")
+        port = self.environment.get("KUBERNETES_SERVICE_PORT") or "443"
         if not host:
             raise Unauthorized(
                 "KUBERNETES_SERVICE_HOST is not set, so this process is not running in a pod; set KUBECONFIG"
