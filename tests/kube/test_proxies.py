@@ -10,7 +10,7 @@ from aiohttp.test_utils import TestServer
 from gpusharing.kube.client import NODES
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.http import HttpClient
-from gpusharing.kube.login import OfficialLogin
+from gpusharing.kube.login import environment_login
 from gpusharing.kube.proxies import find_proxy
 
 SERVER = "https://api.example.com:6443"
@@ -106,6 +106,6 @@ async def test_what_is_read_with_a_kubeconfig_goes_through_the_proxy(tmp_path: P
         path = tmp_path / "config"
         path.write_text(yaml.safe_dump(document))
         environment = {"HTTP_PROXY": url if by == "the environment" else "http://other.invalid"}
-        async with HttpClient(OfficialLogin(path, environment=environment)) as client:
+        async with HttpClient(environment_login({"KUBECONFIG": str(path), **environment})) as client:
             await client.get(NODES, "n")
     assert asked == ["http://api.example.com/api/v1/nodes/n"]

@@ -80,11 +80,14 @@ class RestClient(KubeClient):
 
     async def _prepared(self, request: ApiRequest) -> "_Exchange":
         """Return the exchange for a request, with the current credentials. Raises Unauthorized if there are none, or
-        if the kubeconfig requires a proxy, which this client does not support, and Unavailable if the server's URL is
-        not valid."""
+        if the kubeconfig or the environment names a proxy for the server, which this client does not support, and
+        Unavailable if the server's URL is not valid."""
         access = await self._login.access()
         if access.proxy:
-            raise Unauthorized("the agent does not support proxies: remove proxy-url from the kubeconfig")
+            raise Unauthorized(
+                "the agent does not support proxies: remove proxy-url from the kubeconfig, and add the API server's"
+                " host to NO_PROXY"
+            )
         token = await self._login.token()
         try:
             return _Exchange(request, access, token)

@@ -344,9 +344,9 @@ def environment_login(environment: Mapping[str, str]) -> Login:
 def find_login(
     environment: Mapping[str, str], kubeconfig: str, service_account: Path = SERVICE_ACCOUNT
 ) -> Login:
-    """Return the login for the kubeconfig at this path, which the official client reads; proxies in `environment` are
-    not used then. If the path is empty, return the login for the files in `service_account`, which needs no client
-    (docs/adr/0014)."""
+    """Return the login for the kubeconfig at this path, which the official client reads. Its server is called through
+    the proxy that `environment` names, if the kubeconfig names none (`find_proxy`). If the path is empty, return the
+    login for the files in `service_account`, which needs no client (docs/adr/0014) and uses no proxy."""
     if kubeconfig:
-        return OfficialLogin(Path(kubeconfig))
+        return OfficialLogin(Path(kubeconfig), environment=environment)
     return ServiceAccountLogin(environment, service_account)
