@@ -5,6 +5,7 @@ The pods that wait for a GPU are counted by kube/pending.py.
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import ClassVar
 
@@ -32,6 +33,7 @@ from gpusharing.kube.errors import (
     HeldBack,
     KubeError,
     ServerAway,
+    Throttled,
     Unauthorized,
     Unavailable,
 )
@@ -159,6 +161,25 @@ async def test_a_node_whose_answer_was_lost_is_listed_at_once() -> None:
         await stage.work(0.1)
         await stage.work(0.2)
         assert stage.lists("pods") == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Throttled("too many requests", 1.0), HeldBack("not sent", 9.0), ServerAway("no response")],
+    ids=["refused", "held back", "server away"],
+)
+@virtually
+async def test_a_node_whose_answer_was_lost_is_listed_at_once_even_after_a_list_that_failed(
+    error: KubeError,
+) -> None:
+    async with gathering() as stage:
+        await stage.work(0)
+        stage.calls.unsure.add("gpu-07")
+        stage.cluster.faults.fail("list", PODS, error, identity="operator")
+        with suppress(ExceptionGroup):
+            await stage.work(0.1)
+        await stage.work(0.2)
+        assert (stage.lists("pods"), stage.calls.unsure) == (3, set())
 
 
 @virtually

@@ -71,11 +71,17 @@ class NodePods:
 
         async def read(node: str) -> None:
             """Remove the node from `calls.unsure`, list its pods, and store the result in `_lists`. After Throttled or
-            HeldBack nothing is stored. Raises Unauthorized and ServerAway; other errors become part of the result."""
-            self.calls.unsure.discard(node)
-            with suppress(Throttled):  # not sent, or refused: the last LIST stays valid, with its age
-                # This read may have waited for others, so its LIST is dated with the time at which it begins.
-                self._lists[node] = await self._read(node, self._scope(node, reboots), _later(now, began))
+            HeldBack nothing is stored. Raises Unauthorized and ServerAway; other errors become part of the result.
+            If nothing is stored, a node that was in `calls.unsure` is put back."""
+            mark = self.calls.unsure & {node}
+            self.calls.unsure -= mark  # now, because a mark that comes while the LIST is under way stays
+            try:
+                with suppress(Throttled):  # not sent, or refused: the last LIST stays valid, with its age
+                    # This read may have waited for others, so its LIST is dated with the time at which it begins.
+                    self._lists[node] = await self._read(node, self._scope(node, reboots), _later(now, began))
+                    mark = set()
+            finally:
+                self.calls.unsure |= mark
 
         await self.crew.each(sorted(due, key=lambda name: self._urgency(name, proving)), read)
         if self._lists:
