@@ -9,7 +9,8 @@ from tests.build import NOW, at
 
 from gpusharing.api.names import ANNOTATION_WRITTEN
 from gpusharing.kube.sources import ConfigMapView
-from gpusharing.kube.stackreader import OurConfigMaps, parse_written
+from gpusharing.kube.stackreader import OurConfigMaps, parse_repairs, parse_written
+from gpusharing.planning.snapshot.stackviews import MpsRepairs
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.pluginconfig import key_for
 
@@ -27,6 +28,24 @@ def test_what_cannot_be_read_counts_as_never_stamped(text: str) -> None:
 
 def test_a_time_without_a_zone_counts_as_never_stamped() -> None:
     assert parse_written('{"a": "2026-11-20T10:00:00", "b": "2026-11-20T10:00:00Z"}').keys() == {"b"}
+
+
+REPAIRS = {
+    '{"count": 2, "plugin": "v0.20.0", "state": "uid/1"}': MpsRepairs(2, "v0.20.0", "uid/1"),
+    '{"count": Infinity, "plugin": "v0.20.0", "state": "uid/1"}': MpsRepairs(0, "v0.20.0", "uid/1"),
+    '{"count": NaN}': MpsRepairs(),
+    '{"count": 3, "plugin": "v0.20.0", "state": 7}': MpsRepairs(3, "v0.20.0"),
+    "": MpsRepairs(),
+    "[]": MpsRepairs(),
+    "no JSON": MpsRepairs(),
+}
+
+
+@pytest.mark.parametrize(("text", "repairs"), REPAIRS.items())
+def test_the_repairs_of_the_mps_daemon_are_read_as_far_as_the_annotation_can_be(
+    text: str, repairs: MpsRepairs
+) -> None:
+    assert parse_repairs(text) == repairs
 
 
 TEXT = "version: v1\n"

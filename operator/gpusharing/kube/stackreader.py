@@ -13,6 +13,7 @@ from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.dra import tell_unread
 from gpusharing.kube.plainstack import DaemonSetView, find_dra, plain_stack, with_mps_daemon
+from gpusharing.kube.raw import text, whole
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
 from gpusharing.kube.taintrules import UNSERVED
 from gpusharing.planning.snapshot.callfailures import (
@@ -41,11 +42,11 @@ MOST_REMEMBERED = 500
 _ABSENT = ConfigMapView({}, {})
 
 
-def parse_written(text: str) -> dict[str, datetime]:
-    """Return when each entry of a ConfigMap was written, by key. `text` is the value of the annotation. Entries whose
-    time cannot be read are left out; the result is empty if `text` cannot be read at all."""
+def parse_written(annotation: str) -> dict[str, datetime]:
+    """Return when each entry of a ConfigMap was written, by key, from the value of the annotation. Entries whose time
+    cannot be read are left out; the result is empty if the value cannot be read at all."""
     try:
-        stamps = json.loads(text)
+        stamps = json.loads(annotation)
     except (ValueError, RecursionError):
         return {}
     if not isinstance(stamps, dict):
@@ -54,14 +55,14 @@ def parse_written(text: str) -> dict[str, datetime]:
     return {key: moment for key, moment in times.items() if moment is not None}
 
 
-def parse_repairs(text: str) -> MpsRepairs:
-    """Return the repairs that are recorded in the annotation's value `text`, or a record of no repairs if it cannot be
-    read, as when it is empty."""
+def parse_repairs(annotation: str) -> MpsRepairs:
+    """Return the repairs that are recorded in the annotation's value. A part that is missing or has a wrong type counts
+    as 0 or empty, and so do all parts if the value is no JSON object, as when it is empty."""
     try:
-        record = json.loads(text)
-        return MpsRepairs(int(record["count"]), str(record["plugin"]), str(record["state"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return MpsRepairs()
+        record = json.loads(annotation)
+    except (ValueError, RecursionError):
+        record = None
+    return MpsRepairs(whole(record, "count"), text(record, "plugin"), text(record, "state"))
 
 
 def render_repairs(repairs: MpsRepairs) -> str:
