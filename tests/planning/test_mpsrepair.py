@@ -141,6 +141,17 @@ def test_how_a_repair_is_counted(before: MpsRepairs, count: int) -> None:
     assert count_repair(before, DEAF).count == count
 
 
+def test_repairs_of_a_daemonset_whose_state_is_unknown_come_to_an_end_too() -> None:
+    unknown = replace(DEAF, state="")
+    repairs = MpsRepairs()
+    for number in range(1, MOST_REPAIRS + 1):
+        action = plan_repair(stack(unknown, mps_repairs=repairs), ASKED)
+        assert action is not None
+        repairs = action.repairs
+        assert repairs.count == number
+    assert plan_repair(stack(unknown, mps_repairs=repairs), ASKED) is None
+
+
 # --- which nodes serve MPS ------------------------------------------------------------------------------
 
 KEY = next(key for key, text in stack().plugin_configs.items() if "mps" in text)

@@ -50,10 +50,10 @@ def find_daemon(stack: StackView, settings: PlanSettings) -> MpsDaemonView | Non
 
 def count_repair(repairs: MpsRepairs, daemon: MpsDaemonView) -> MpsRepairs:
     """Return the record to write before this DaemonSet is patched. A repair that is tried again counts once: it is
-    recognized by the state of the DaemonSet on which it was decided. Another version of the device plugin starts a
-    new count, which stays 0 as long as the state of the DaemonSet is unknown."""
+    recognized by the state of the DaemonSet on which it was decided; if that is unknown, every try counts. Another
+    version of the device plugin starts a new count."""
     known = repairs if repairs.plugin == daemon.version else MpsRepairs()
-    tried = known.state == daemon.state
+    tried = known.state == daemon.state != ""
     return MpsRepairs(known.count if tried else known.count + 1, daemon.version, daemon.state)
 
 
