@@ -191,6 +191,14 @@ def test_everything_that_is_missing_is_named_at_once_and_no_command_is_cut() -> 
     assert find_lacks(long)[1].command in cut
 
 
+def test_a_stack_whose_first_lack_is_too_long_to_say_is_refused_all_the_same() -> None:
+    names = tuple(f"{letter * 60}.{letter * 60}.{letter * 60}.{letter * 60}" for letter in "abcd")
+    (lack,) = find_lacks(stack := replace(ALONE, dra=replace(STANDALONE, doubles=names)))
+    message = refuse(spec(), stack)
+    assert message == f"NVIDIA's DRA stack manages the GPUs in this cluster, but {lack.message}"
+    assert lack.command not in message
+
+
 SHARED = {
     "TimeSlicing": make_policy(mode="TimeSlicing", timeSlicing={"replicas": 4}),
     "MPS": make_policy(mode="MPS", mps={"replicas": 4}),

@@ -283,7 +283,8 @@ def find_unshared(spec: GPUSharingPolicySpec) -> str:
 def refuse(spec: GPUSharingPolicySpec, stack: DraStack) -> str:
     """Return why a policy cannot be carried out where NVIDIA's DRA stack serves the GPUs: because of its mode, or else
     because of what is missing, with the commands that correct it. A clause that would make the message longer than
-    MAX_TEXT is left out. Empty if nothing is missing, or if the DRA stack does not serve the GPUs."""
+    MAX_TEXT is left out, but from the first one only its command, so that the message is empty only if nothing is
+    missing, or if the DRA stack does not serve the GPUs."""
     if not stack.serves:
         return ""
     if unshared := find_unshared(spec):
@@ -294,6 +295,8 @@ def refuse(spec: GPUSharingPolicySpec, stack: DraStack) -> str:
         clause = f"{begins}{lack.message}; run: {lack.command}"
         if len(message) + len(clause) <= MAX_TEXT:  # people might paste a truncated command
             message += clause
+        elif not message:
+            message = f"{begins}{lack.message}"
     return message
 
 
