@@ -23,6 +23,8 @@ from gpusharing.planning.stack.hooks import HookAnswer, explain_unblock, find_re
 REFUSED = 1
 """Exit status that makes Helm stop the rollback."""
 CRD = POLICIES.full_name
+RELEASE, NAMESPACE = "GPUSHARING_RELEASE", "GPUSHARING_NAMESPACE"
+"""The variables that name the Helm release and its namespace; the chart sets both."""
 
 
 async def ask(client: KubeClient, release: str, namespace: str) -> HookAnswer:
@@ -55,14 +57,18 @@ def _served(crd: JSON) -> JSON:
 
 async def _run(environment: Mapping[str, str]) -> HookAnswer:
     """Return the answer of `ask` for the release that the environment names, with the credentials of the environment.
-    Raises KeyError if GPUSHARING_RELEASE or GPUSHARING_NAMESPACE is not set."""
+    Raises KeyError if RELEASE or NAMESPACE is not set."""
     login = environment_login(environment)
     async with HttpClient(login, name="gpusharing-rollback") as client:
-        return await ask(client, environment["GPUSHARING_RELEASE"], environment["GPUSHARING_NAMESPACE"])
+        return await ask(client, environment[RELEASE], environment[NAMESPACE])
 
 
 def main() -> None:
-    """Print the answer, and exit with 0 if Helm may roll back, else with REFUSED. Raises KeyError as `_run` does."""
+    """Print the answer, and exit with 0 if Helm may roll back, else with REFUSED. If RELEASE or NAMESPACE is not set or
+    is empty, exit with REFUSED too, and with a message on standard error instead of the answer."""
+    if missing := [name for name in (RELEASE, NAMESPACE) if not os.environ.get(name)]:
+        example = " ".join(f"{name}=gpusharing" for name in missing)
+        sys.exit(f"gpusharing-rollback-check: {' and '.join(missing)} must be set, for example: {example}")
     retreat = asyncio.run(_run(os.environ))
     print(retreat.text)
     sys.exit(0 if retreat.allowed else REFUSED)
