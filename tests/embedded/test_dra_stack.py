@@ -36,7 +36,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import LABEL_GPU_PRESENT, LABEL_MANAGED_BY, MANAGED_BY
 from gpusharing.kube.client import DAEMON_SETS, DEVICE_CLASSES, GPU_CLUSTERS, JSON, PODS, RESOURCE_SLICES
-from gpusharing.kube.errors import Unavailable
+from gpusharing.kube.errors import Forbidden, Unavailable
 
 
 def bare(name: str, **more: Any) -> JSON:
@@ -270,6 +270,30 @@ async def test_a_node_whose_kubelet_plugin_does_not_publish_fails_and_stays_fenc
         for fault in faults:
             fault.lift()
         scene.annotate("gpu-1", retry="again")
+        await scene.ready(seconds=HOUR)
+        assert published(scene, "gpu-1") == {"3g.40gb": 4}
+
+
+@pytest.mark.parametrize("stage", ["fenced", "actuating"])
+@virtually
+async def test_a_right_that_is_lost_in_the_middle_of_a_change_is_named_and_the_change_goes_on_with_it(
+    stage: str,
+) -> None:
+    async with dra(bare("gpu-1")) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1", stage)
+        refusal = Forbidden("not allowed to list resourceslices")
+        faults = [
+            scene.e.cluster.faults.fail(verb, RESOURCE_SLICES, refusal, times=EVER)
+            for verb in ("list", "watch")
+        ]
+        scene.e.cluster.close_watches()
+        transition = await scene.reason("gpu-1", "UnsupportedStack")
+        assert "this operator is not allowed to list resourceslices (chart value rbac.create)" in str(
+            transition
+        )
+        for fault in faults:
+            fault.lift()
         await scene.ready(seconds=HOUR)
         assert published(scene, "gpu-1") == {"3g.40gb": 4}
 
