@@ -59,7 +59,7 @@ class Screen:
         lines = text.rstrip().splitlines()
         indent = last_column(lines[0]) if lines else 0
         for line in lines:
-            for part in fold(line.rstrip(), indent):
+            for part in fold(line, indent):
                 self._line(f"  {part}")
 
     def check(self, what: str, condition: bool) -> None:
@@ -91,7 +91,9 @@ def last_column(header: str) -> int:
 
 
 def fold(line: str, indent: int) -> list[str]:
-    """Split a line into pieces that fit on the screen. All pieces but the first begin with `indent` spaces."""
+    """Split a line, without its trailing spaces, into pieces that fit on the screen. All pieces but the first begin
+    with `indent` spaces."""
+    line = line.rstrip()
     if len(line) <= WIDTH - 2:
         return [line]
     head = line[:indent]

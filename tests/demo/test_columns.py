@@ -177,3 +177,7 @@ GPUNODE: JSON = {
     "spec": {"request": {"id": "1", "quiet": False}},
 }
 TRANSITION: JSON = {"phase": "Draining", "reason": "PDB", "observed": "2x3g.40gb", "culprit": ""}
+
+
+def test_a_line_that_is_blank_beyond_its_indent_is_not_folded() -> None:
+    assert fold("NAME" + " " * 200, 4) == ["NAME"]
