@@ -285,7 +285,7 @@ class LogServer:
 
 
 def _answer(request: BaseHTTPRequestHandler, find: Callable[[str], Path | None]) -> None:
-    """Answer a request with the whole log of a pod, or with its last `tailLines` lines; 0 lines count as all. `find`
+    """Answer a request with the whole log of a pod, or with its last `tailLines` lines, which may be none. `find`
     gets the name of the pod; namespace and container are ignored. Answers 404 if the pod has no log, and for any
     other path."""
     parts = urlsplit(request.path)
@@ -296,7 +296,7 @@ def _answer(request: BaseHTTPRequestHandler, find: Callable[[str], Path | None])
         return
     lines = file.read_bytes().splitlines(keepends=True)
     tail = parse_qs(parts.query).get("tailLines")
-    body = b"".join(lines[-int(tail[0]) :] if tail else lines)
+    body = b"".join(lines[max(0, len(lines) - int(tail[0])) :] if tail else lines)
     request.send_response(HTTPStatus.OK)
     request.send_header("Content-Type", "text/plain")
     request.send_header("Content-Length", str(len(body)))

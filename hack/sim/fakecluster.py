@@ -260,7 +260,7 @@ class FakeClient(KubeClient):
     def _read(self, request: ApiRequest) -> JSON:
         """Return the answer to a get or a list: a page of objects, the server's version, the discovery of a kind
         (empty if it is uninstalled), one object, or under the key `log` the last `tailLines` lines of an existing
-        pod's log (all lines for 0). Raises NotFound, Invalid or Expired."""
+        pod's log. Raises NotFound, Invalid or Expired."""
         cluster, namespace, name = self.cluster, request.namespace, request.name
         if request.verb == "list":
             match, query = _matcher(request), request.query
@@ -275,7 +275,7 @@ class FakeClient(KubeClient):
         if request.subresource != kinds.LOG:
             return obj
         lines = cluster.logs.get((namespace or "", name), "").splitlines(keepends=True)
-        return {kinds.LOG: "".join(lines[-int(request.query["tailLines"]) :])}
+        return {kinds.LOG: "".join(lines[max(0, len(lines) - int(request.query["tailLines"])) :])}
 
     def _apply(self, request: ApiRequest) -> JSON | None:
         """Carry out a create, patch, delete or eviction. Returns the stored object, or None after a deletion or an

@@ -1,13 +1,16 @@
 """hack/realnode: what needs no kubelet; tests/e2e has the rest."""
 
 import json
+import ssl
 import tarfile
 import tomllib
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import yaml
 from hack.cluster.toolchain import controlplane_recipe, kubelet_recipe
+from hack.nvidia.kubelet import LogServer
 from hack.realnode import needs
 from hack.realnode.images import ImageFile, OneLayerImage, write_archive
 from hack.realnode.node import NodeFiles, containerd_settings, kubelet_settings
@@ -71,3 +74,21 @@ def test_a_machine_without_the_programs_of_a_real_node_is_told_what_to_do(
     monkeypatch.setenv("LEAVE_OUT", "rung4")
     assert needs.main(["--install"]) == 0
     assert capsys.readouterr().err == "Rung 4 is left out on purpose by LEAVE_OUT=rung4.\n"
+
+
+@pytest.mark.parametrize(
+    ("query", "log"),
+    [("", b"a\nb\n"), ("?tailLines=0", b""), ("?tailLines=1", b"b\n"), ("?tailLines=3", b"a\nb\n")],
+)
+def test_the_end_of_a_log_has_as_many_lines_as_are_asked_for(tmp_path: Path, query: str, log: bytes) -> None:
+    (tmp_path / "log").write_bytes(b"a\nb\n")
+    server = LogServer(tmp_path / "pki", lambda name: tmp_path / "log" if name == "llm-1" else None)
+    server.start()
+    try:
+        port = server.status()["daemonEndpoints"]["kubeletEndpoint"]["Port"]
+        trust = ssl.create_default_context(cafile=str(tmp_path / "pki/ca.crt"))
+        url = f"https://127.0.0.1:{port}/containerLogs/team-a/llm-1/main{query}"
+        with urlopen(url, context=trust) as answer:
+            assert answer.read() == log
+    finally:
+        server.stop()

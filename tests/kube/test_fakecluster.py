@@ -35,6 +35,14 @@ def budget(**spec: Any) -> JSON:
     }
 
 
+@pytest.mark.parametrize(("lines", "log"), [(0, ""), (1, "b\n"), (2, "a\nb\n"), (3, "a\nb\n")])
+async def test_the_end_of_a_log_has_as_many_lines_as_are_asked_for(lines: int, log: str) -> None:
+    cluster = FakeCluster()
+    cluster.add(PODS, pod("llm-1"))
+    cluster.logs["team-a", "llm-1"] = "a\nb\n"
+    assert await cluster.client("operator").log("team-a", "llm-1", lines) == log
+
+
 async def test_writes_are_logged_with_who_what_and_how_it_ended() -> None:
     cluster = FakeCluster()
     operator, person = cluster.client("operator"), cluster.client("person")
