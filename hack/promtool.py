@@ -76,9 +76,9 @@ def _unpacked(package: Package) -> Path:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the paths of both programs. Returns the exit status: 1 after an UnavailableError, which is printed,
-    otherwise 0. With `--install`, Debian's package is installed if the locked version cannot be downloaded and PATH has
-    no such program. Raises LockError if deploy/debian.lock is damaged."""
+    """Print the paths of both programs. Returns the exit status: 1 if a program is unavailable or Debian's lock cannot
+    be read, otherwise 0. With `--install`, Debian's package is installed if the locked version cannot be downloaded
+    and PATH has no such program."""
     try:
         for program in PROGRAMS:
             try:
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
                     raise
                 install("prometheus")
                 print(ensure(program))
-    except UnavailableError as error:
+    except (UnavailableError, debian.LockError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

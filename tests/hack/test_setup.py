@@ -51,3 +51,23 @@ def test_a_venv_that_was_left_without_pip_is_made_anew(checkout: Path) -> None:
     (checkout / "venv.py").touch()  # plays the module of that name: it makes nothing
     done = set_up(checkout, WITHOUT_PIP="yes", PYTHONPATH=str(checkout))
     assert done.stderr.startswith("making .venv with Python ")
+
+
+def test_a_damaged_lock_of_debians_packages_is_told_in_a_sentence(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "hack", tmp_path / "hack", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "deploy").mkdir()
+    (tmp_path / "deploy/debian.lock").write_text("not a package\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "hack.promtool"],
+        cwd=tmp_path,
+        env={
+            "XDG_CACHE_HOME": str(tmp_path),
+            "HOME": str(tmp_path),
+            "PYTHONPATH": f"{tmp_path}:{ROOT / 'operator'}",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert done.stderr.startswith("line 1 is not a package: 'not a package'")
