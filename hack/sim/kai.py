@@ -129,15 +129,17 @@ class Kai:
             group = f"group-{self._groups}"
             reservation = await self._client.create(PODS, _reservation(node, group), namespace=NAMESPACE)
             begun.append(reservation)
+            self._pods[reservation["metadata"]["uid"]] = reservation
         body: JSON = {"metadata": {"labels": {GROUP: group}}, "spec": {"nodeName": node}}
         metadata = pod["metadata"]
         try:
-            begun.append(
-                await self._client.patch(PODS, metadata["name"], body, namespace=metadata["namespace"])
-            )
+            bound = await self._client.patch(PODS, metadata["name"], body, namespace=metadata["namespace"])
         except (NotFound, Conflict):
             self._wake.set()
-        self._pods |= {started["metadata"]["uid"]: started for started in begun}
+            return begun
+        if metadata["uid"] in self._pods:  # otherwise the watch has shown meanwhile that it is gone
+            self._pods[metadata["uid"]] = bound
+            begun.append(bound)
         return begun
 
     def _place(self, pod: JSON, name: str) -> tuple[str, str] | None:

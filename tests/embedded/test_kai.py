@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hack.sim.fakecluster import FakeClient, FakeCluster
 from hack.sim.kai import FRACTION, GROUP, NAMESPACE, SCHEDULER, Kai
 from hack.sim.settings import SimSettings
 from hack.sim.workloads import SimWorkload
@@ -17,7 +18,7 @@ from tests.cli.asking import ask, install, written
 from tests.embedded.scene import FULL, MIXED, SLICED, Scene, nodes, open_scene, pdb, policy
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.client import JSON, PDBS, PODS
+from gpusharing.kube.client import JSON, NODES, PDBS, PODS, ApiRequest
 
 HALVES = SimWorkload("llm", 2, resource="", annotations={FRACTION: "0.5"}, scheduler=SCHEDULER)
 """Two pods that share one GPU."""
@@ -119,6 +120,40 @@ async def test_a_pod_that_waits_for_a_fraction_is_told_which_whole_gpus_there_wi
     text = " ".join(told.out.split())
     assert "No node advertises nvidia.com/gpu, and none will" in text
     assert "KAI-Scheduler allocates this fraction from a whole GPU" in text
+
+
+class HastyClient(FakeClient):
+    """KAI's client, on a cluster in which a pod is gone, and seen to be gone, before the answer to its binding
+    arrives."""
+
+    async def call(self, request: ApiRequest) -> JSON:
+        """The answer, late."""
+        answer = await super().call(request)
+        if request.verb == "patch":
+            name, namespace = str(request.name), str(request.namespace)
+            self.cluster.delete_key(PODS, (namespace, name), None, at_once=True)
+            await asyncio.sleep(1)
+        return answer
+
+
+@virtually
+async def test_the_simulated_kai_keeps_no_gpu_for_a_pod_that_is_gone_before_its_binding_is_answered() -> None:
+    cluster = FakeCluster()
+    cluster.add(NODES, {"metadata": {"name": "n1"}, "status": {"allocatable": {"nvidia.com/gpu": "1"}}})
+    cluster.add(
+        PODS,
+        {
+            "metadata": {"name": "llm", "namespace": "default", "annotations": {FRACTION: "0.5"}},
+            "spec": {"schedulerName": SCHEDULER, "containers": []},
+        },
+    )
+    kai = asyncio.create_task(Kai(HastyClient(cluster, "kai"), SimSettings()).run())
+    await asyncio.sleep(10)
+    assert len([write for write in cluster.writes if write.call.verb == "create"]) == 1, "a GPU was kept"
+    assert cluster.objects(PODS) == []
+    kai.cancel()
+    with suppress(asyncio.CancelledError):
+        await kai
 
 
 def sharing(*groups: str) -> JSON:
