@@ -173,8 +173,10 @@ class Workloads:
             self._wake.set()
 
     def _take_test(self, raw: JSON, gone: bool) -> None:
-        """Store the namespace of a ReplicaSet and how many pods it wants, 0 if it is `gone`, and wake the loop. Every
-        ReplicaSet counts as that of the operator's test of device taints, so there must be no other."""
+        """Store the namespace of the ReplicaSet of the operator's test of device taints and how many pods it wants, 0
+        if it is `gone`, and wake the loop. Other ReplicaSets are ignored."""
+        if raw["metadata"]["name"] != TAINT_TEST:
+            return
         self._tests = 0 if gone else raw["spec"].get("replicas", 0)
         self._test_namespace = str(raw["metadata"]["namespace"])
         self._wake.set()

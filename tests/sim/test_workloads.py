@@ -8,7 +8,8 @@ from hack.sim.fakecluster import FakeCluster
 from hack.sim.settings import SimSettings
 from hack.sim.workloads import SimWorkload, Workloads
 
-from gpusharing.kube.client import JSON, NODES, PDBS, PODS
+from gpusharing.kube.client import JSON, NODES, PDBS, PODS, REPLICA_SETS
+from gpusharing.planning.snapshot.draviews import TAINT_TEST
 
 GPU = "nvidia.com/gpu"
 FACTOR = 1000.0
@@ -30,11 +31,11 @@ def placed(cluster: FakeCluster) -> list[tuple[str | None, str | None]]:
 
 
 @asynccontextmanager
-async def playing(*nodes: JSON) -> AsyncIterator[tuple[FakeCluster, Workloads]]:
+async def playing(*nodes: JSON, dra: bool = False) -> AsyncIterator[tuple[FakeCluster, Workloads]]:
     cluster = FakeCluster(grace=5 / FACTOR, later=asyncio.get_running_loop().call_later)
     for one in nodes:
         cluster.add(NODES, one)
-    workloads = Workloads(cluster.client("controllers"), SimSettings(time_factor=FACTOR))
+    workloads = Workloads(cluster.client("controllers"), SimSettings(time_factor=FACTOR, dra=dra))
     task = asyncio.create_task(workloads.run())
     try:
         yield cluster, workloads
@@ -84,3 +85,17 @@ async def test_a_budget_counts_the_pods() -> None:
             cluster,
             lambda: cluster.get(PDBS, "b", "default").get("status", {}).get("disruptionsAllowed") == 1,
         )
+
+
+async def test_only_the_replica_set_of_the_operators_own_test_gets_the_pods_of_that_test() -> None:
+    def replica_set(name: str, replicas: int) -> JSON:
+        return {"metadata": {"name": name, "namespace": "default"}, "spec": {"replicas": replicas}}
+
+    async with playing(dra=True) as (cluster, _):
+        cluster.add(REPLICA_SETS, replica_set("web", 3))
+        cluster.add(REPLICA_SETS, replica_set(TAINT_TEST, 1))
+        cluster.add(REPLICA_SETS, replica_set("idle", 0))
+        await until(cluster, lambda: len(placed(cluster)) == 1)
+        assert [pod["metadata"]["labels"] for pod in cluster.objects(PODS)] == [{"app": TAINT_TEST}]
+        cluster.patch(REPLICA_SETS, TAINT_TEST, {"spec": {"replicas": 0}}, "default")
+        await until(cluster, lambda: placed(cluster) == [])
