@@ -129,9 +129,8 @@ class HastyClient(FakeClient):
     async def call(self, request: ApiRequest) -> JSON:
         """The answer, late."""
         answer = await super().call(request)
-        if request.verb == "patch":
-            name, namespace = str(request.name), str(request.namespace)
-            self.cluster.delete_key(PODS, (namespace, name), None, at_once=True)
+        if (request.verb, request.name, request.subresource) == ("patch", "llm", None):
+            self.cluster.delete_key(PODS, ("default", "llm"), None, at_once=True)
             await asyncio.sleep(1)
         return answer
 
