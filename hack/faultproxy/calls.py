@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_plus
@@ -14,7 +14,20 @@ WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 BLOCKED = 429
 """The status of an eviction that a PodDisruptionBudget refuses. It counts as a write, although it is refused."""
 SUBRESOURCES = frozenset({"status", "eviction", "binding", "scale"})
+Aim = Callable[[str, str, bytes], bool]
+"""A predicate that says whether a write is aimed at, given its method, path and body."""
 VERSION = re.compile(rb'"resourceVersion":\s*"(\d+)"')
+
+
+@dataclass(eq=False, slots=True)
+class Aimed:
+    """The writes that are aimed at since the last call of `FaultProxy.aim`."""
+
+    accepts: Aim
+    arrived: int = 0
+    """Number of writes that have arrived and are aimed at, except for those that the server refused."""
+    taken: int = 0
+    """Number of writes that are aimed at and that the server has accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +51,8 @@ class Incoming:
     """The number by which traps and faults select a write. It is `number`, unless some writes are aimed at. Then only
     these count, in order of arrival until the server has answered and in order of the answers from then on; it is 0
     for all others."""
+    aimed: Aimed | None = None
+    """The count in which this write is aimed at. None if it is not, or if every write is."""
 
     @property
     def is_write(self) -> bool:

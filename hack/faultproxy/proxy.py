@@ -19,6 +19,8 @@ from aiohttp import web
 from hack.faultproxy.calls import (
     BLOCKED,
     WRITES,
+    Aim,
+    Aimed,
     Incoming,
     OpenWatch,
     PlayedRefusal,
@@ -108,8 +110,6 @@ HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "content-length", "host"}
 )
 HOST = "127.0.0.1"
-Aim = Callable[[str, str, bytes], bool]
-"""A predicate that says whether a write is aimed at, given its method, path and body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +142,8 @@ class FaultProxy:
         self._relay = Relay()
         self._port = 0
         self._count = 0
-        self._aim: Aim | None = None
-        self._aimed_at = 0
-        """Number of writes that have arrived and are aimed at, except for those that the server refused."""
-        self._taken = 0
-        """Number of writes that are aimed at and that the server has accepted."""
+        self._aimed: Aimed | None = None
+        """The count of the writes that are aimed at, or None if every write is."""
         self._newest = 0
         self._trap: _Trap | None = None
         self.writes: list[ProxiedWrite] = []
@@ -173,14 +170,15 @@ class FaultProxy:
         self._trap = None
         self._sick, self._faults = (), ()
         self._count = 0
-        self._aim = None
+        self._aimed = None
         self.writes = []
         self.sprung.clear()
 
     def aim(self, aim: Aim) -> None:
         """Make traps and faults count only the writes that `aim` accepts, starting with 1; the log counts all writes.
-        Accepted writes that are in flight at the same time count in the order of their arrival."""
-        self._aim, self._aimed_at, self._taken = aim, 0, 0
+        Accepted writes that are in flight at the same time count in the order of their arrival. A write that had
+        arrived before does not count."""
+        self._aimed = Aimed(aim)
 
     def arm(self, at: int, act: Callable[[], None], *, before: bool = False) -> None:
         """Call `act` once, after the server has accepted write number `at`. With `before`, call it when that write or
@@ -264,15 +262,15 @@ class FaultProxy:
     def _incoming(self, request: web.Request, body: bytes) -> Incoming:
         """Return the call with its numbers among the writes, `number` and `mark`. Both are 0 for a read and for a
         renewal of a Lease. If some writes are aimed at, `mark` is 0 for all others, and a write that is aimed at is
-        counted in `_aimed_at`."""
+        counted as arrived."""
         transport = request.transport
         port = transport.get_extra_info("sockname")[1] if transport is not None else 0
         counts = request.method in WRITES and not is_renewal(request.path, body)
         number = self._count + 1 if counts else 0
-        mark = number
-        if self._aim is not None:
-            mark = self._aimed_at + 1 if counts and self._aim(request.method, request.path, body) else 0
-            self._aimed_at += mark > 0
+        mark, aimed = number, self._aimed
+        if aimed is not None:
+            mark = aimed.arrived + 1 if counts and aimed.accepts(request.method, request.path, body) else 0
+            aimed.arrived += mark > 0
         return Incoming(
             method=request.method,
             path=request.path,
@@ -283,6 +281,7 @@ class FaultProxy:
             number=number,
             since=self._newest,
             mark=mark,
+            aimed=aimed if mark else None,
         )
 
     async def _handle(self, request: web.Request, session: aiohttp.ClientSession) -> web.StreamResponse:
@@ -305,7 +304,8 @@ class FaultProxy:
                 return await self._watch(request, call, session)
             answer = await self._through(call, self._begun(call, answered=False), request, session)
         except (aiohttp.ClientError, ConnectionError) as error:
-            self._aimed_at -= self._aim is not None and call.mark > 0  # the write never arrived
+            if call.aimed is not None:
+                call.aimed.arrived -= 1  # the write never arrived
             return web.Response(status=502, text=f"fault proxy: {error!r}")
         if answer is None and request.transport is not None:
             request.transport.abort()
@@ -384,9 +384,9 @@ class FaultProxy:
         counts = call.number > 0 and (answer.status < 400 or answer.status == BLOCKED)
         if counts:
             self._count += 1
-        if self._aim is not None and call.mark:
-            self._taken += counts
-            self._aimed_at -= not counts
+        if call.aimed is not None:
+            call.aimed.taken += counts
+            call.aimed.arrived -= not counts
         number = self._count if counts else 0
         self.writes.append(
             ProxiedWrite(
@@ -402,8 +402,8 @@ class FaultProxy:
             )
         )
         mark = self._count
-        if self._aim is not None:
-            mark = self._taken if call.mark else 0
+        if (aimed := self._aimed) is not None:
+            mark = aimed.taken if call.aimed is aimed else 0
             call = replace(call, mark=mark if counts else 0)
         if counts and self._trap is not None and not self._trap.before and self._trap.at == mark:
             self._spring()

@@ -245,6 +245,25 @@ async def test_of_writes_on_their_way_at_once_each_is_aimed_at_in_its_turn(
     assert (late.began is not None, lost.hits) == (True, 1)
 
 
+async def test_a_write_that_was_on_its_way_before_others_were_aimed_at_does_not_count(
+    proxy: FaultProxy, client: aiohttp.ClientSession
+) -> None:
+    came, go, killed = threading.Event(), threading.Event(), threading.Event()
+
+    def wait() -> None:
+        came.set()
+        assert go.wait(30)
+
+    proxy.disturb(faults.HeldWrite(1, "one", act=wait))
+    held = asyncio.create_task(patch(client, GPU_2))
+    assert await asyncio.to_thread(came.wait, 30)
+    proxy.aim(lambda method, path, body: path == GPU_1)
+    proxy.arm(1, killed.set)
+    go.set()
+    assert (await held, killed.is_set()) == (200, False)
+    assert (await patch(client, GPU_1), killed.is_set()) == (200, True)
+
+
 async def test_a_write_that_never_arrives_is_not_aimed_at(
     server: Server, proxy: FaultProxy, client: aiohttp.ClientSession
 ) -> None:
