@@ -54,19 +54,22 @@ def install_dra(nodes: Sequence[KubeletNode]) -> list[Object]:
 
 def write_driver(node: KubeletNode) -> None:
     """Write the SIMULATED driver to DRIVER_ROOT of a running node that has GPUs: libnvidia-ml, nvidia-smi, and the
-    device files of its GPUs, which are those of /dev/null. They are lost when the node reboots. Raises FileExistsError
-    if they were written before in this boot."""
+    device files of its GPUs, which are those of /dev/null. They are lost when the node reboots. Files that are there
+    already are replaced, so that programs that use the old ones go on with them, but device files are kept."""
     assert node.gpus is not None, "the node has GPUs"
     shown, root = node.gpus.simulator.show(), node.machine.path(DRIVER_ROOT)
     for folder in ("usr/lib64", "usr/bin", "dev"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    library = root / "usr/lib64" / LIBRARY
+    library, smi = root / "usr/lib64" / LIBRARY, root / "usr/bin/nvidia-smi"
     versioned = library.with_name(f"libnvidia-ml.so.{shown['driver']}")
+    for file in (library, smi, versioned):
+        file.unlink(missing_ok=True)
     shutil.copy(library_directory() / LIBRARY, versioned)
     library.symlink_to(versioned.name)
-    shutil.copy(c_program("nvidia-smi", LOADING), root / "usr/bin")
+    shutil.copy(c_program("nvidia-smi", LOADING), smi)
     for name in ("nvidiactl", *(f"nvidia{gpu['index']}" for gpu in shown["gpus"])):
-        os.mknod(root / "dev" / name, stat.S_IFCHR | 0o666, os.makedev(*NULL_DEVICE))
+        if not (device := root / "dev" / name).exists():
+            os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(*NULL_DEVICE))
 
 
 def chart_manifests(plane: ControlPlane) -> list[Object]:

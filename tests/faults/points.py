@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hack.faultproxy import ProxiedWrite
-from hack.faultproxy.calls import collection_of, object_of
-from hack.faultproxy.proxy import Aim
+from hack.faultproxy.calls import Aim, collection_of, object_of
 from tests.faults.cases import KINDS, PROCESS, FaultCase, Scope, expected_in, shorten
 
 from gpusharing.api import names

@@ -5,6 +5,8 @@ import ssl
 import tarfile
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -12,6 +14,7 @@ import yaml
 from hack.cluster.toolchain import controlplane_recipe, kubelet_recipe
 from hack.nvidia.kubelet import LogServer
 from hack.realnode import needs
+from hack.realnode.dra import DRIVER_ROOT, write_driver
 from hack.realnode.images import ImageFile, OneLayerImage, write_archive
 from hack.realnode.node import NodeFiles, containerd_settings, kubelet_settings
 
@@ -92,3 +95,21 @@ def test_the_end_of_a_log_has_as_many_lines_as_are_asked_for(tmp_path: Path, que
             assert answer.read() == log
     finally:
         server.stop()
+
+
+def test_the_driver_of_a_node_can_be_written_again(tmp_path: Path) -> None:
+    """The device files are there from the beginning, because only root can make them."""
+    root = tmp_path / DRIVER_ROOT.lstrip("/")
+    (root / "dev").mkdir(parents=True)
+    for name in ("nvidiactl", "nvidia0"):
+        (root / "dev" / name).touch()
+    shown = {"driver": "580.95.05", "gpus": [{"index": 0}]}
+    node: Any = SimpleNamespace(
+        gpus=SimpleNamespace(simulator=SimpleNamespace(show=lambda: shown)),
+        machine=SimpleNamespace(path=lambda inside: tmp_path / inside.lstrip("/")),
+    )
+    for _ in range(2):
+        write_driver(node)
+        library = root / "usr/lib64/libnvidia-ml.so.1"
+        assert library.resolve().name == "libnvidia-ml.so.580.95.05"
+        assert (root / "usr/bin/nvidia-smi").stat().st_size > 0
