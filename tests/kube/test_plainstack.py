@@ -32,6 +32,7 @@ def test_the_chart_with_our_configmap_is_a_stack_without_mig_manager() -> None:
         tolerations=tolerations_text(TOLERATIONS),
         plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp"),
     )
+    assert not daemon_set_view(plugin()).with_reboot, "it does not run mig-manager"
 
 
 def test_mig_manager_beside_the_chart_is_a_stack_with_mig() -> None:
