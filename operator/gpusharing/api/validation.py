@@ -109,7 +109,8 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
 
 
 def _with_values(problems: Iterable[Problem], raw: Mapping[str, Any]) -> tuple[Problem, ...]:
-    """Return the problems, each with the value that its field has in the policy `raw`."""
+    """Return all problems, each with the value that its field has in the policy `raw`, as JSON of limited length
+    (`_value_at`). The value is an empty string if the field is absent, null, an object or a list."""
     return tuple(replace(problem, value=_value_at(problem.field, raw)) for problem in problems)
 
 

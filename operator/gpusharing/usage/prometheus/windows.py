@@ -44,8 +44,9 @@ def seconds_of(window: str, most: int = MOST) -> int:
 
 def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, float]:
     """Return the start and end of the window that `--window` and `--until` describe, in seconds since 1970. Without
-    `--until` it ends at `now`. Raises Trouble if a flag cannot be parsed, if the window is not between LEAST and
-    `most` seconds long, or if the end lies more than a minute after `now` (not checked if `now` is 0)."""
+    `--until` it ends at `now`; a date without a time means 0:00 UTC of that day. Raises Trouble if a flag cannot be
+    parsed, if the window is not between LEAST and `most` seconds long, or if the end lies more than a minute after
+    `now` (not checked if `now` is 0)."""
     end = now
     if typed.until:
         until = from_rfc3339(f"{typed.until}T00:00:00Z" if len(typed.until) == 10 else typed.until)

@@ -187,9 +187,10 @@ async def find_losses(
     prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings]
 ) -> tuple[list[str], list[str]]:
     """Return two lists of sentences about nodes whose samples are missing for a part of the window. The first says why
-    the bill is incomplete: nodes that were absent between two sightings, agents that did not answer, and nodes without
-    a Ready agent at the end. The second has remarks about nodes that were first seen late or last seen early. If the
-    query is about one policy, only metered nodes are considered, except for those without an agent. Raises Trouble."""
+    the bill is incomplete: nodes that were absent between two sightings, agents that did not answer, and the number of
+    nodes without a Ready agent at the end. The second has remarks about nodes that were first seen late or last seen
+    early. If the query is about one policy, only nodes with GPU time are considered, except in that number. Raises
+    Trouble if a query fails."""
     absences = await find_absences(prometheus, query, sightings)
     down = _down(sightings)
     bare = await _find_bare(prometheus, query)

@@ -181,7 +181,8 @@ class Fold:
             self._pass(labels, series, part)
 
     def hour(self, at: float) -> int:
-        """Return the array index of the hour that ends at `at`, which is in seconds since 1970."""
+        """Return the array index of the hour that ends at `at`, which is in seconds since 1970, rounded to the nearest
+        hour. Whether it lies in the window is not checked."""
         return self.hours - 1 - round((self.end - at) / 3600)
 
     def _is_there(self, labels: DeviceLabels) -> bool:
@@ -346,8 +347,9 @@ class Fold:
             record.hold(labels, hour)
 
     def _hold(self, device: Device, hour: int, workload: Workload) -> None:
-        """Record that a pod of the workload held the device's GPU in this hour. Only the holders of the latest hour
-        are kept. GPUs that do not count are ignored."""
+        """Record that a pod of the workload held the device's GPU in this hour. Only the holders of the latest hour are
+        kept. A pod that holds several MIG devices of the GPU counts once for each. GPUs that do not count are ignored.
+        """
         gpu = self.gpus.get(device.gpu)
         if gpu is None:
             return
@@ -381,8 +383,8 @@ class Fold:
 
 
 def part_of_card(model: str, profile: str) -> float | None:
-    """Return which part of the card's compute a MIG profile has, from 0 to 1, or None if the model or the profile is
-    unknown."""
+    """Return which part of the card's compute a MIG profile has, from 0 to 1, or None if the model is unknown or has no
+    profile of that name."""
     card = find_card(model)
     if card is None or not card.profiles:
         return None

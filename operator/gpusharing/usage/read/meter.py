@@ -147,8 +147,9 @@ def _sum(counts: dict[NodePool, float], answer: Iterable[Series]) -> None:
 async def _read_all(
     prometheus: Prometheus, query: MeterQuery, progress: Callable[[str], None]
 ) -> AsyncIterator[tuple[Answers, Sightings]]:
-    """Yield what `_read_days` returns for each stretch of the window, oldest first, and report the `progress` as
-    `read_metered` does. Raises Trouble as `_read_days` does."""
+    """Yield, for each stretch of the window, its answers and which nodes were seen in it, oldest first. AHEAD groups of
+    days are queried at the same time; before each, `progress` is called with a sentence about how much has been read.
+    Raises Trouble as `_read_days` does."""
     for batch in batched(days(query.start, query.end), AHEAD):
         share = (batch[0].start - query.start) / (query.end - query.start)
         progress(f"Reading from {prometheus.place.where}: {share:.0%}")
@@ -191,8 +192,8 @@ async def _read_days(
 
 
 async def _find_holes(prometheus: Prometheus, query: MeterQuery, begin: float, end: float) -> list[Stretch]:
-    """Return the times between `begin` and `end` in which Prometheus saw no node at all, of whatever policy. Raises
-    Trouble."""
+    """Return the times between `begin` and `end` in which Prometheus saw no node at all, of whatever policy, with the
+    tolerances of `holes_in`. Raises Trouble if the query fails."""
     chosen = braced(of_others(query.selector, frozenset({POLICY})))
     return holes_in(begin, end, await prometheus.between(f"count({GPUS}{chosen})", begin, end, POINT))
 
@@ -210,8 +211,8 @@ def _most_slices(answer: Iterable[Series]) -> dict[tuple[str, str], float]:
 
 async def read_price(prometheus: Prometheus, query: MeterQuery, nodes: Iterable[str]) -> Price | None:
     """Return the mean price of a GPU on these nodes in the window of `query`, with the source of the first node's
-    price. None if there are no nodes, if the price of one is unknown or ambiguous, or if they have prices in several
-    currencies. Raises Trouble if a query fails."""
+    price. Each node counts once, however many GPUs it has. None if there are no nodes, if the price of one is unknown
+    or ambiguous, or if they have prices in several currencies. Raises Trouble if a query fails."""
     window = Days((query.end,), round(query.end - query.start))
     queries = queries_of(query, window) | device_queries(query, span=f"[{window.seconds}s]")
     names = ("opencost", "policies", "products", "cards", "rivals", "gpus")
@@ -227,7 +228,8 @@ async def read_price(prometheus: Prometheus, query: MeterQuery, nodes: Iterable[
 
 
 def _credible(answer: Iterable[Series], faults: list[str]) -> Iterator[Series]:
-    """Yield the series whose value is plausible (at most MOST). For each other series, add a sentence to `faults`."""
+    """Yield the series whose value is plausible: between -MOST and MOST. For each other series, add a sentence to
+    `faults`."""
     for series in answer:
         if abs(series.value) <= MOST:
             yield series
@@ -305,9 +307,9 @@ def _lacking(
     parts: Mapping[NodePool, float], gpus: Mapping[NodePool, float], seconds: float
 ) -> Iterator[str]:
     """Yield a sentence for each policy whose parts of the GPU time do not add up, node by node, to the time of its
-    GPUs, which means that some series are missing. The differences of all its nodes together must exceed the
-    tolerance, which is TOLERANCE or, in a short window, ENDS. `parts` and `gpus` have seconds by node and policy;
-    `seconds` is the length of the window."""
+    GPUs, which means that some series are missing. The differences of all its nodes together must exceed a fraction of
+    the GPU time: TOLERANCE or, if that is more, ENDS divided by `seconds`, the length of the window. `parts` and `gpus`
+    have seconds by node and policy."""
     tolerance = max(TOLERANCE, ENDS / seconds)
     pools: dict[str, list[NodePool]] = {}
     for key in sorted(parts.keys() | gpus.keys()):
@@ -339,8 +341,8 @@ def _node(series: Series) -> NodePool:
 
 
 async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:
-    """Return sentences about the parts of the window without data of the meter. Raises Trouble if there is no data at
-    all."""
+    """Return sentences about the parts of the window without data of the meter; empty if there are none (`find_gaps`).
+    Raises Trouble if there is no data at all, or if the query fails."""
     chosen = braced(query.selector)
     where = f" for {chosen}" if chosen else ""
     return await find_gaps(

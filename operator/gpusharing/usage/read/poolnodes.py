@@ -1,4 +1,5 @@
-"""Which nodes belong to the pool: those that `-l SELECTOR` selects as in kubectl, or those that a policy owns."""
+"""Which nodes a recommendation is for: those that `-l SELECTOR` selects as in kubectl, those that a policy owns, or
+all."""
 
 import re
 from argparse import Namespace
@@ -83,9 +84,9 @@ def rows_of(selector: str) -> list[Row]:
 
 
 def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeScope:
-    """Return the scope of `nodes`, which `rows` selected, with a node selector for its policy. `selector` is what the
-    user typed. If a change of mode would rewrite one of the labels, the policy selects a pool label instead, which
-    the nodes do not have yet (`unlabelled`)."""
+    """Return the scope of `nodes`, which `rows` selected, with a node selector for its policy and a name made from a
+    label (`_name`). `selector` is what the user typed. If a change of mode would rewrite one of the labels, the policy
+    selects a pool label instead, which the nodes do not have yet (`unlabelled`)."""
     equal = {key: values[0] for key, operator, values in rows if operator == "In" and len(values) == 1}
     name = _name(equal)
     if any(is_rewritten(key) for key, _, _ in rows):
@@ -112,11 +113,13 @@ def whole_fleet(card: str) -> NodeScope:
 
 def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[str, ...]]:
     """Return the scope for those of its nodes that have GPUs of `card`, and remarks. `nodes` is the number of these
-    nodes. The scope is returned unchanged, without a remark, if it has no other nodes or if its nodes are not known. It
-    is also unchanged if `card` is empty; a remark then says that its policy selects more nodes. Otherwise its policy
-    gets a new name and selects the pool label of that name, which the nodes do not have yet; `scope.nodes` stays as it
-    is. Raises Trouble if `card` is given and the scope is that of an existing policy, because a policy has one layout
-    for all its nodes."""
+    nodes. If the scope has no other nodes or its nodes are not known, it is returned unchanged, without a remark. If
+    `card` is empty, it is unchanged too, but a remark says that its policy selects more nodes.
+
+    Otherwise its policy gets a new name and selects the pool label of that name, which the nodes do not have yet;
+    `scope.nodes` stays as it is. Raises Trouble instead if the scope is that of an existing policy, because a policy
+    has one layout for all its nodes.
+    """
     others = 0 if scope.nodes is None else len(scope.nodes) - nodes
     if others < 1:
         return scope, ()

@@ -21,7 +21,7 @@ from gpusharing.usage.reckon.holdings import Row
 PORT = 8080
 """The port with the metrics of an agent whose pod names none."""
 MOST_ASKED = 100
-"""The most agents that are asked one by one. For more of them, Prometheus is asked first."""
+"""The most agents that are queried one by one. If there are more, none is queried, and Prometheus is used instead."""
 SLICES, MEMORY, SM = "gpusharing_pod_slices", "gpusharing_pod_memory_used_bytes", "gpusharing_pod_sm_ratio"
 SIZE, SIMULATED = "gpusharing_device_memory_bytes", "gpusharing_agent_simulated"
 METRICS = (SLICES, MEMORY, SM, SIZE, SIMULATED)

@@ -63,7 +63,8 @@ def read_dcgm(series: Series, exporters: frozenset[Pod]) -> DeviceLabels:
 
 
 def pod_of(labels: Mapping[str, str]) -> Pod | None:
-    """Return the pod that the labels name, whether or not Prometheus renamed them, or None if they name none."""
+    """Return the namespace and name of the pod that the labels name, whether or not Prometheus renamed them, or None if
+    they name no pod. The namespace is empty if the labels have none."""
     if labels.get("exported_pod"):
         return labels.get("exported_namespace", ""), labels["exported_pod"]
     if labels.get("pod"):
@@ -143,8 +144,9 @@ class PodOwners:
 
     def find(self, pod: Pod) -> tuple[str, str]:
         """Return the kind, in lower case, and the name of the workload that a pod belongs to. A Deployment or CronJob
-        is found through the pod's ReplicaSet or Job. A pod without an owner is its own workload. If nothing is
-        known about the pod, return UNNAMED and the pod's name without the generated suffix."""
+        is found through the pod's ReplicaSet or Job; if the owner of that is unknown, the ReplicaSet or Job itself is
+        returned. A pod without an owner is its own workload. If nothing is known about the pod, return UNNAMED and the
+        pod's name without the generated suffix."""
         namespace, name = pod
         if pod not in self.pods:
             return UNNAMED, _SUFFIX.sub("", name, count=1)

@@ -225,7 +225,8 @@ class Recommendation:
 
 
 def layout_rows(portions: Sequence[Portion]) -> list[dict[str, Any]]:
-    """Return `spec.mig.layouts` of a policy with these layouts; a single one is for all devices."""
+    """Return `spec.mig.layouts` of a policy with these layouts; a single one is for all devices. The `profiles` of GPUs
+    that stay whole are empty."""
     everywhere = len(portions) == 1
     return [
         {"devices": "all" if everywhere else list(portion.indexes), "profiles": dict(portion.layout or ())}
