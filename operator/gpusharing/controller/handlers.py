@@ -30,13 +30,10 @@ public."""
 async def follow_policies(
     credentials: Credentials, touch: Touch, sessions: list[aiohttp.ClientSession], running: Any
 ) -> None:
-    """Run kopf once, in an event loop of its own (containment.py), until it stops or is canceled. `running` is an
-    Event that is set while kopf follows the policies. `touch` is called with each policy that changes, and once
-    after each list. Raises the error that stopped kopf.
-
-    Each session that kopf opens is added to `sessions`, because kopf leaves sessions open when it is canceled; closed
-    ones are removed.
-    """
+    """Run kopf once, in the current event loop, which must be kopf's own (containment.py). kopf sets `running` when it
+    begins to follow the policies; the caller must clear it. `touch` gets the name and resourceVersion of each policy
+    that changes, and two empty strings after each list. kopf's sessions are added to `sessions`, and closed ones are
+    removed at the next log-in. Raises the error that stopped kopf."""
     registry = kopf.OperatorRegistry()
     lists_watched = _after_each_list(lambda: touch("", ""))
 
@@ -54,6 +51,7 @@ async def follow_policies(
                 *([_called(access.tls_server_name)] if access.tls_server_name else ()),
             ),
         )
+        # kopf leaves its sessions open when it is canceled, so the caller has to close them.
         sessions[:] = [*(known for known in sessions if not known.closed), session]
         expiration = datetime.now(UTC) + TOKEN_LIFE
         return kopf.AiohttpSession(server=access.server, aiohttp_session=session, expiration=expiration)

@@ -182,10 +182,9 @@ class SharedWrites:
 
     async def write_classes(self, action: WriteClasses) -> None:
         """Create, correct and remove DeviceClasses of ours, in this order, log each write, and store the answers in the
-        cache. A class that is gone already counts as removed. Errors are raised as by `_make_each`, such as
-        AlreadyExists if somebody else has just created a class of that name, or Conflict if a class to correct has
-        changed since the decision or one to remove was replaced.
-        """
+        cache. A class that is gone already counts as removed. After an error, such as AlreadyExists or Conflict, the
+        other writes are still made, and the first error is raised at the end; Unauthorized and ServerAway are raised at
+        once."""
         await self._make_each(
             (
                 *(partial(self._create_class, wanted) for wanted in action.create),
@@ -195,9 +194,10 @@ class SharedWrites:
         )
 
     async def write_rules(self, action: WriteRules) -> None:
-        """Create and remove DeviceTaintRules of ours, in this order, log each write, and store the answers in the
-        cache. A rule that is gone already counts as removed. Errors are raised as by `_make_each`, such as
-        AlreadyExists if somebody else has a rule of that name."""
+        """Create and remove DeviceTaintRules of ours, in this order, log each write, and update the cache. A rule that
+        is gone already counts as removed. After an error, such as AlreadyExists if somebody else has a rule of that
+        name, the other writes are still made, and the first error is raised at the end; Unauthorized and ServerAway are
+        raised at once."""
         await self._make_each(
             (
                 *(partial(self._create_rule, node) for node in action.create),

@@ -1,9 +1,10 @@
 """A test whether the scheduler obeys DeviceTaintRules, which it silently ignores without the feature gate
 DRADeviceTaintRules (Kubernetes v1.36, docs/adr/0079-a-device-taint-rule-for-a-cordon.md).
 
-The chart brings a ReplicaSet without a pod, and a ResourceSlice with one device of a driver that does not exist. A rule
-taints the device, and a pod claims it: first without a toleration and, if that fails, with one. Which of the two
-requests the scheduler grants is the answer. No container can start, because no kubelet knows the driver."""
+The chart installs a ReplicaSet with no replicas, and a ResourceSlice with one device of a driver that does not exist. A
+rule taints the device, and a pod claims it: first without a toleration and, if that fails, with one. Which of the two
+requests the scheduler grants is the answer. No container can start, because no kubelet knows the driver.
+"""
 
 import asyncio
 from contextlib import suppress
@@ -31,7 +32,7 @@ log = structlog.get_logger()
 DRIVER = "test.gpusharing.dev"
 """The driver of the device. Its pool has the name of the other objects, and so has the label `app` of the pods."""
 PERIOD = 600.0
-"""Seconds between two looks at the version of the API server. A test that failed is repeated as often."""
+"""Seconds between two checks of the API server's version. A test that failed is repeated as often."""
 VALID = 6 * 3600.0
 """Seconds for which a proof counts."""
 IGNORED = "kube-scheduler ignores DeviceTaintRules; enable its feature gate DRADeviceTaintRules"
@@ -39,7 +40,7 @@ IGNORED = "kube-scheduler ignores DeviceTaintRules; enable its feature gate DRAD
 TRIES = 3
 """How often the scheduler must ignore the rule, because it may not have seen a new rule yet."""
 PATIENCE, POLL = 30.0, 0.5
-"""Seconds to wait for the controllers and the scheduler, and between two looks at the pod."""
+"""Seconds to wait for the controllers and the scheduler, and between two reads of the pod."""
 
 
 @dataclass(slots=True)
@@ -106,8 +107,8 @@ class TaintTest:
         return next(iter(await list_of(self.client, PODS, **where)), None)
 
     async def _wait_gone(self) -> None:
-        """Wait until there is no pod of an earlier test, which may not have seen the rule. Raises Unavailable after
-        PATIENCE seconds."""
+        """Wait until the pod of an earlier test is gone, because it may have been scheduled before the scheduler saw
+        the rule. Raises Unavailable after PATIENCE seconds."""
         for _ in range(round(PATIENCE / POLL)):
             if await self._pod() is None:
                 return
