@@ -15,10 +15,10 @@ LABELS = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
 
 
 def plugin_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | None:
-    """Return the merge patch for the device-plugin ConfigMap, or None if nothing has to be written. The patch has only
-    the entries that differ; those that are no longer wanted are set to null. A patch is returned even without any
-    entry if the ConfigMap does not exist, if one of our ConfigMaps lacks our label, or if the time of a wanted
-    entry is not recorded."""
+    """Return the merge patch for the device-plugin ConfigMap, or None if nothing has to be written. The patch has our
+    label, the times of writing, and only the entries that differ; entries that are no longer wanted are set to null. A
+    patch is returned even without any entry if the ConfigMap does not exist, if one of our ConfigMaps lacks our label,
+    or if the time of a wanted entry is not recorded."""
     present, wanted = stack.plugin_configs, action.plugin_configs
     data: dict[str, str | None] = {key: text for key, text in wanted.items() if present.get(key) != text}
     same = wanted.keys() - data.keys()

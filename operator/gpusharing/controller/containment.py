@@ -107,7 +107,7 @@ class PolicyWatch:
         are passed to our own event loop. Raises the error that stopped kopf."""
 
         async def credentials() -> tuple[Access, str | None]:
-            """Return the credentials, which are read in our own event loop. Raises what `_credentials` raises."""
+            """Return the credentials, which are read in our own event loop. Raises Unauthorized if there are none."""
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._credentials(), own_loop))
 
         def touch(name: str, version: str) -> None:

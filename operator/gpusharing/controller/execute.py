@@ -124,18 +124,16 @@ class Executor:
     async def execute(
         self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()
     ) -> Outcome:
-        """Make the shared writes first. Then carry out the actions of the nodes: several nodes at once, beginning with
-        the nodes in flight, and the actions of one node in order. The actions of a node end at the first that fails
-        or that depends on a shared write that was not made, or once the node has changed since the plan. While the
-        policies may be out of date, no node is fenced. Calls about a node or a shared object are left out while
-        they are suspended after a failure, or while an earlier call about it has not ended. A call that takes too
-        long continues in the background.
+        """Make the shared writes, then carry out the actions of the nodes: several nodes at once, those in flight
+        first, and the actions of one node in order. A node's actions end at the first that fails or depends on a shared
+        write that was not made, or once the node has changed since the plan. While the policies may be out of date, no
+        node is fenced. Calls about a node or a shared object are left out while they are suspended after a failure, or
+        while an earlier one has not ended.
 
-        `unseen`: the nodes that were `under_way` when the snapshot was begun. The plan was made without the results of
-        those calls, so these nodes are left to the next pass, even if the calls have ended since.
-
-        Return how many writes were accepted, and when the first suspended call may be tried again. Failed calls are
-        recorded in `calls`. Raises only a group of errors that concern all calls.
+        If calls are slow (`Crew.each`), they continue in the background, and nodes whose actions have not begun are
+        left to the next pass. So are the nodes in `unseen`, which were `under_way` when the snapshot was begun. Return
+        how many writes were accepted, and when the first suspended call may be tried again. Failed calls are recorded
+        in `calls`. Raises only a group of errors that concern all calls (FATAL); such an error cancels all other calls.
         """
         outcome = Outcome()
         self._evictor.forget(snapshot)
@@ -180,15 +178,14 @@ class Executor:
     async def _write_shared(
         self, actions: tuple[Action, ...], snapshot: ClusterSnapshot, outcome: Outcome
     ) -> set[str]:
-        """Make the shared writes in order, and return what is blocked by those that were not made. A SetFinalizer
-        blocks the name of its policy, whose nodes may then not be fenced. SetClaims, and a WriteConfig that is
-        still under way, block `*`, which stands for the nodes of all policies. Each of these also blocks its own
-        subject; that of SetClaims, CLAIMS, blocks points of no return. SetPointers, RepairMps, WriteClasses and
-        WriteRules block nothing.
-        Without a WriteConfig among `actions`, `calls.write_error` is emptied.
+        """Make the shared writes in order, and return what is blocked by those that were not made. SetFinalizer blocks
+        the name of its policy, whose nodes may then not be fenced. SetClaims, and a WriteConfig that is still under
+        way, block `*`: the nodes of all policies. Each of these three also blocks its own subject; that of SetClaims,
+        CLAIMS, blocks points of no return. Nothing else is blocked. Without a WriteConfig among `actions`,
+        `calls.write_error` is emptied.
 
-        A ConfigMap that the server refused blocks only its own nodes (`transition/gates.py`, PROPAGATION). One that is
-        still being written may lose an entry, so then no node is fenced.
+        A ConfigMap that the server refused blocks only its own nodes, by another check (`transition/gates.py`,
+        PROPAGATION). One that is still being written may lose an entry, so then no node is fenced.
         """
         blocked: set[str] = set()
         if not any(isinstance(action, WriteConfig) for action in actions):
@@ -205,9 +202,9 @@ class Executor:
 
     async def _write_one(self, action: Action, snapshot: ClusterSnapshot, outcome: Outcome) -> bool:
         """Make one shared write, and return whether the server has accepted it by now. No call is made, and False is
-        returned, while calls about its subject are suspended or an earlier one has not ended. A write that hangs
-        does not hold up the nodes in flight: it is awaited for SHARED_PATIENCE seconds at most. Raises a group with
-        an error that concerns all calls."""
+        returned, while calls about its subject are suspended, while an earlier one has not ended, or if all workers of
+        the crew are busy. A write that hangs does not hold up the nodes in flight: it is awaited for SHARED_PATIENCE
+        seconds at most, and continues in the background. Raises a group with an error that concerns all calls."""
         subject, before = subject_of(action), outcome.done
         if self._is_suspended(subject):
             return False

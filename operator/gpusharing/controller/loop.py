@@ -173,7 +173,8 @@ class Loop(LoopParts):
 
     async def _gather(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
         """Return a snapshot with the pods of the `wanted` nodes. It contains failures that were recorded on the Lease
-        while it was made. Raises what `Gatherer.snapshot` raises."""
+        while it was made. Raises Unavailable if the policies have never been listed, and a group of errors that concern
+        all calls."""
         leader = self.leader
         snapshot = await self.gatherer.snapshot(wanted, self.memory, leader.claims, leader.failed_nodes, now)
         # A write of the Lease from an earlier pass may have ended in the meantime.

@@ -93,7 +93,8 @@ class NodeWrites:
 
     async def ensure_gpunode(self, action: EnsureGPUNode) -> None:
         """Write the request to the agent into the node's GPUNode, and create the GPUNode if it does not exist. The
-        server's answer is stored in the cache. Raises NotFound as `_new_gpunode` does."""
+        server's answer is stored in the cache. Raises NotFound if the Node is found to be gone or replaced
+        (`_new_gpunode`)."""
         spec = {"request": {"id": action.request_id, "quiet": action.quiet}}
         try:
             if self.sources.gpunodes.resource_version(action.node):

@@ -31,7 +31,8 @@ class Progress:
 
     @contextmanager
     def of_a_pass(self) -> Iterator[None]:
-        """Let the calls in this block, and the calls in tasks that are started in it, count as calls of a pass."""
+        """Let the calls in this block, and the calls in tasks that are started in it, count as calls of a pass, also if
+        such a task continues after the block."""
         token = _OF_A_PASS.set(True)
         try:
             yield

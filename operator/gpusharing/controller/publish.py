@@ -108,7 +108,7 @@ class Publisher:
 
     async def ended(self) -> datetime | None:
         """Wait for the end of the current round. Return when the first write that was held back or refused is due, or
-        None if there is none, or no round. Raises what `publish` raises."""
+        None if there is none, or no round. Raises a group if the Lease was lost (`publish`)."""
         round_, self._round = self._round, None
         return await round_ if round_ is not None else None
 
@@ -126,9 +126,10 @@ class Publisher:
 
     async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
         """Write the statuses that have changed, and post the pending Events. A write that takes too long continues in
-        the background, and its object is left out of later rounds until it has ended. Return when the first write
-        that was held back or refused is due, or None if there is none. Errors of the server, and errors in
-        computing a status, are logged and not raised; a lost Lease is raised in a group."""
+        the background, and its object is left out of later rounds until it has ended; writes that have not begun by
+        then are left to a later round. Return when the first write that was held back or refused is due, or None if
+        there is none. Errors of the server, and errors in computing a status, are logged and not raised; ServerAway and
+        Unauthorized also end the round. A lost Lease is raised in a group."""
         verdicts = {f"node/{v.node}": v for v in plan.verdicts.values() if self._is_news(v, snapshot)}
         policies = {f"policy/{policy.name}": policy for policy in snapshot.policies}
         for verdict in verdicts.values():

@@ -83,10 +83,12 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Print advice based on the pods of a namespace, and on the user's answers to questions that the pods leave open,
     or on a Prometheus in the cluster (`recommend.run`). The installed MPS DaemonSet outweighs --gpu-operator, and
-    programs that ClusterPolicy turns off are added to the disadvantage. Return the exit status (see VerbModule). Raises
-    Trouble if the pods cannot be read or none requests a GPU, if they request MIG instances that the card does not
-    have, if the isolation label of the namespace has a value that admits no mode, and wherever `run_offline` does, or
-    `recommend.run`."""
+    programs that ClusterPolicy turns off are added to the disadvantage. Return the exit status (see VerbModule).
+
+    Raises Trouble wherever `run_offline` does, and if the pods cannot be read or none requests a GPU, if they request
+    MIG instances that the card does not have, or if the isolation label of the namespace has a value that admits no
+    mode.
+    """
     if _is_measured(typed, terminal):
         return await recommend.run(session, typed, terminal)
     demand = read_demand(typed.namespace, await session.all(PODS, typed.namespace))

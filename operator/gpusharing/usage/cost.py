@@ -30,15 +30,16 @@ from gpusharing.usage.say.cost import (
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Print the bill from the Prometheus at the address in `--prometheus`, without contacting a cluster. Return the
-    exit status (see VerbModule). Raises Trouble as `place_named` and `_answer` do."""
+    """Print the bill from the Prometheus at the address in `--prometheus`, without contacting a cluster. Return DONE,
+    or CHANGES if the bill is incomplete. Raises Trouble if a flag, or a file that it names, cannot be used, or as
+    `find_answer` does."""
     return asyncio.run(_answer(place_named(typed), typed, terminal))
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print the bill from a Prometheus in the cluster. Return the exit status (see VerbModule). Mistakes in flags raise
-    Trouble before the cluster is contacted, except an `--until` in the future, which is only found by the clock of the
-    Prometheus. Raises Trouble also as `place_found` and `find_answer` do."""
+    """Print the bill from a Prometheus in the cluster. Return DONE, or CHANGES if the bill is incomplete. Mistakes in
+    flags raise Trouble before the cluster is contacted, except an `--until` in the future, which is only found by the
+    clock of the Prometheus. Also raises Trouble if no Prometheus is found, or as `find_answer` does."""
     query_of(typed, 0.0)  # reports mistakes before the cluster is contacted
     return await _answer(await place_found(session, typed), typed, terminal)
 
@@ -76,8 +77,8 @@ async def find_answer(
 ) -> CostReport:
     """Read the meter's series from `prometheus` and return the bill with its remarks. The window ends now, by the clock
     of that Prometheus, unless `--until` names another time. `progress` is called with each new sentence about how much
-    has been read, and with an empty one at the end, also after an error. Raises Trouble if a flag cannot be used, or as
-    `read_metered` does."""
+    has been read, and with an empty one at the end, also after an error. Raises Trouble if a flag cannot be used, if a
+    query fails, if there is no data of the meter, or if a node was metered twice (`read_metered`)."""
     query = query_of(typed, await prometheus.now())
     try:
         metered = await read_metered(prometheus, query, progress)

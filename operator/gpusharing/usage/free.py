@@ -22,7 +22,8 @@ NOT_ENDED = ",".join(f"status.phase!={phase}" for phase in ENDED)
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Read nodes and pods, print the answer, and return DONE, or CHANGES if a part of the answer is unknown (see
-    VerbModule). Raises Trouble if two flags contradict each other, and wherever `read_inventory` does."""
+    VerbModule). Raises Trouble if two flags contradict each other, or if too little can be read for an answer
+    (`read_inventory`)."""
     by = typed.by or ("pod" if typed.usage else "resource")
     if typed.usage and by != "pod":
         raise Trouble(f"--usage shows what each pod uses: leave out --by {by}, or write --by pod")

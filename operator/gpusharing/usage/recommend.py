@@ -40,12 +40,14 @@ MOST = round(30 * DAY)
 
 
 async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:
-    """Query the Prometheus in the cluster or, without a `session`, the one in `--prometheus`. Find the recommendation
-    and the plan of its policy (no plan for CSV), write the policy to the new file of `--write`, and print the answer.
-    Return DONE, or CHANGES if the answer is incomplete. Raises Trouble for flags that cannot be used, before the
-    cluster is contacted; as `find_answer` does; if no Prometheus is found; and if the file exists or cannot be
-    written. Then nothing is printed. If `--write` is given and there is no policy to write, raises Trouble after
-    printing the answer."""
+    """Find a recommendation from the Prometheus in the cluster or, without a `session`, the one in `--prometheus`, and
+    the plan of its policy (no plan for CSV). Write the policy to the new file of `--write`, and print the answer.
+    Return DONE, or CHANGES if the answer is incomplete.
+
+    Raises Trouble, and prints nothing, if a flag cannot be used (before the cluster is contacted), if no Prometheus is
+    found, as `find_answer` does, or if the file exists or cannot be written. If `--write` is given and there is no
+    policy to write, Trouble is raised after the answer is printed.
+    """
     _check(typed)
     place = place_named(typed) if session is None else await place_found(session, typed)
     async with prometheus_at(place) as prometheus:

@@ -274,13 +274,13 @@ class Prometheus:
         self, query: str, start: float, end: float, step: float, *, whole: tuple[float, float] | None = None
     ) -> list[Series]:
         """Return the series of `between_all` without values that are not finite, which may leave a series without
-        points. Raises Trouble as `between_all` does.
+        points. Raises Trouble if the query fails or its result cannot be read.
 
-        A proxy in front of Prometheus may move the start and the end to multiples of the step (Mimir's
-        pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend). So values at least half a step
-        before `start` or after `end` are left out. If several queries together cover a longer time, `whole` is the
-        start and end of that time and is used in place of `start` and `end` for this check: the proxy moves all of
-        these queries in the same way, so a value that one of them loses is in the answer to the query before it.
+        Values at least half a step before `start` or after `end` are left out, because a proxy in front of Prometheus
+        may move both to multiples of the step (Mimir's pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos'
+        query frontend). If several queries together cover a longer time, `whole` is its start and end, and takes the
+        place of `start` and `end` in this check: a value that one of the queries loses is then in the answer to the
+        query before it.
         """
         begin, last = whole or (start, end)
         begin, last = begin - step / 2, last + step / 2

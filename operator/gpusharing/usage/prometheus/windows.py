@@ -76,8 +76,8 @@ class Days:
 
     async def read(self, prometheus: Prometheus, query: str) -> list[list[Series]]:
         """Return the series that `query` yields at the end of each stretch, in the order of `ends`. Values that are
-        infinite or not a number are included; points that are not at an end are ignored. Raises Trouble as
-        `Prometheus.between_all` does."""
+        infinite or not a number are included; points that are not at an end are ignored. Raises Trouble if the query
+        fails or its result cannot be read."""
         # A single point needs no step, and a proxy would move it to a multiple of one.
         step = self.seconds if len(self.ends) > 1 else 1
         answers: list[list[Series]] = [[] for _ in self.ends]

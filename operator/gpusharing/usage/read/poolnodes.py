@@ -204,8 +204,8 @@ def _owned_by_others(name: str, policies: Sequence[JSON], nodes: Sequence[JSON])
 
 def _user_metadata(metadata: JSON) -> dict[str, Any]:
     """Return the labels and annotations that people or their tools wrote, under `labels` and `annotations`; a key is
-    absent if it would be empty. Approvals and resumptions are left out, because they are void once the policy is
-    edited, and so is kubectl's record of its last apply."""
+    absent if it would be empty. Approvals and resumptions, which an edit of the policy makes invalid, and kubectl's
+    record of its last apply are left out."""
     annotations = {
         key: value for key, value in texts(metadata.get("annotations")).items() if key not in _OF_THE_OLD
     }

@@ -62,9 +62,9 @@ async def read_usage(
     session: Session, agents: Iterable[JSON], bound: Mapping[Pod, str], service: str
 ) -> UsageNow:
     """Return what pods use now. `bound` maps the pods that hold GPUs to their nodes, and `agents` are the raw pods of
-    our agent on all nodes. Those on the nodes in `bound` are asked if there are at most MOST_ASKED of them. For the
-    pods on nodes without an agent that reports pods, Prometheus is queried: the Service named `service`, or the one
-    that `cost` would find. Raises no Trouble: what could not be read is in `unknown`."""
+    our agent on all nodes. Agents on the nodes in `bound` are queried if there are at most MOST_ASKED of them. For the
+    pods on nodes without an agent that reports pods, Prometheus is queried: the Service named `service` or, if that is
+    empty, the only one that looks like a Prometheus. Raises no Trouble: what could not be read is in `unknown`."""
     nodes = set(bound.values())
     samples, silent = await _ask_agents(session, agents, nodes)
     live = _fold(samples)

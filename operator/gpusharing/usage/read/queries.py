@@ -122,9 +122,9 @@ def _suspects(query: MeterQuery, days: Days) -> str:
 
 
 def close_queries(query: MeterQuery, seconds: int, nodes: str) -> dict[str, str]:
-    """Return the queries about the last `seconds` of some nodes, by the name of their answer: when they were seen and
-    their agents did not answer, counters that exist twice, and what `device_queries` asks. `nodes` is the matcher
-    for these nodes."""
+    """Return the queries about the last `seconds` of some nodes, by the name of their answer: when the nodes were seen,
+    when their agents did not answer, which counters exist twice, and the queries of `device_queries`. `nodes` is the
+    matcher for these nodes."""
     counters = f"{GPUS}{braced(query.selector, nodes)}"
     down = f"timestamp({_down(query, nodes)})[{seconds}s:{POINT:g}s]"
     return {

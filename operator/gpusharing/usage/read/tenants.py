@@ -84,10 +84,11 @@ def describe_rivals(namespaces: Set[str], label: str) -> list[str]:
 
 
 def divide(answers: Mapping[str, Iterable[Series]]) -> dict[str, list[Series]]:
-    """Return the held and the stranded time of one stretch, divided among pods as far as the answers tell: by the
-    slices that pods held (`slices`), for KAI-Scheduler's GPUs by the memory that they used (`users`), and for HAMi's
-    by what it allocated to them (`fractions`). HAMi's time is held then, and not stranded. A series of a pod has the
-    labels `pod` and, unless it depends on the device, `basis`. The sum of all series stays the same."""
+    """Return the held and the stranded time of one stretch, divided among pods as far as the answers allow: by the
+    slices that pods held (`slices`), for KAI-Scheduler's GPUs by the memory that they used (`users`), and for HAMi's by
+    what it allocated to them (`fractions`). HAMi's time then counts as held and not as stranded. What cannot be divided
+    stays as it is. A series of a pod has the labels `pod` and, unless it depends on the device, `basis`. The sum of all
+    series stays the same."""
     slices, users = weigh(answers["slices"], "resource"), weigh(answers["users"])
     fractions, whole = weigh(answers["fractions"]), dict[str, float]()
     for series in answers[Part.STRANDED]:

@@ -267,8 +267,8 @@ def _is_preallocated(history: History, memory: Histogram, compute: float | None,
 
 
 def _is_held_back(history: History, compute: float | None) -> bool:
-    """Whether the pods use all the compute that their slice or share offers, so that they might use more. False if the
-    activity is unknown, or if each pod has a whole GPU of its own, because there is nothing larger."""
+    """Whether the pods use all the compute of their slice or share (`_ceiling`), so that they might use more. False if
+    the activity is unknown, or if each pod has a whole GPU of its own, because there is nothing larger."""
     alone = history.holds.share == 1 and history.holds.compute == 1
     return compute is not None and not alone and compute >= _ceiling(history)
 
@@ -291,8 +291,8 @@ def _memory(
 
 
 def _confidence(memory: Histogram, span: timedelta) -> Confidence:
-    """Return how certain a known need is: LOW, MEDIUM from 3 days on, or HIGH from 7. The days are those that the
-    samples span, or one for every 24 samples if that is fewer days."""
+    """Return how certain a known need is: LOW below 3 days of data, MEDIUM below 7, else HIGH. The days are those that
+    the samples span, or one for every 24 samples if that is fewer days."""
     days = min(span / _DAY, memory.samples / 24)
     return Confidence.LOW if days < 3 else Confidence.MEDIUM if days < 7 else Confidence.HIGH
 
