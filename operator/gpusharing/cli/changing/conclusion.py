@@ -119,9 +119,9 @@ def conclude(
 def _find_applying(
     words: Iterable[str], proposals: Sequence[Proposal], steps: Sequence[Step]
 ) -> tuple[str, ...]:
-    """Return those of these words of --fail-on that apply to plans with these steps: evictions if pods are evicted or
-    were not listed, shortfall if pods request more devices of a resource than will remain. If nodes change beside
-    others of which it is unknown what will happen, both apply."""
+    """Return the words of --fail-on in `words` that apply to plans with these steps: `evictions` if pods are evicted or
+    were not listed, `shortfall` if pods request more devices of a resource than will remain. Both apply if some nodes
+    change and it is unknown what will happen to others."""
     unknown = bool(steps) and any(one.unread for one in proposals)
     short = any(lost.demand.waiting for one in proposals if one.steps for lost in one.vanishing)
     applies = {"evictions": unknown or count_evicted(steps) != (0, True), "shortfall": unknown or short}

@@ -80,8 +80,8 @@ async def read_tenants(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Look for namespaces that would lose all their nodes: `vanishing` has a mode that their isolation label admits,
     and no node will have an admitted mode afterwards. Return a sentence for each value of the label that such
-    namespaces have, and no note. If namespaces cannot be listed, return no sentence and a note. Nothing is read if
-    the guard is off. No KubeError is raised."""
+    namespaces have, and no note. If namespaces cannot be listed, return no sentence and a note. Nothing is read if the
+    chart's guard for tenants is off. No KubeError is raised."""
     lines = []
     for level in _find_lost_levels(vanishing, live):
         try:
@@ -101,7 +101,7 @@ async def read_tenants(
 
 def _find_lost_levels(vanishing: Set[str], live: LivePlan) -> tuple[str, ...]:
     """Return the levels of isolation for which `vanishing` has the label of an admitted mode and no node will have the
-    label of any admitted mode afterwards. Empty if the guard is off or `vanishing` is empty."""
+    label of any admitted mode afterwards. Empty if the chart's guard for tenants is off or `vanishing` is empty."""
     if not vanishing or not live.snapshot.settings.guard:
         return ()
     remaining = {f"{key}={value}" for key, value in live.plan.afterwards.find_labels()}

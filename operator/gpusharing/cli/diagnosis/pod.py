@@ -154,7 +154,7 @@ def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSO
 def _answer(
     raw: JSON, found: Mapping[str, NodeRoom], statuses: Mapping[str, str], phases: Mapping[str, str]
 ) -> PodAnswer:
-    """Return an answer about a pod, without the guard and the SIMULATED nodes. `found` has the room on each node, and
+    """Return an answer about a pod, without its `guard` and the SIMULATED nodes. `found` has the room on each node, and
     is empty if nothing is known about nodes. `statuses` has the status and message of each policy, and `phases` the
     phase of each managed node. A pod that requests only a fraction of a GPU is treated as one that requests whole GPUs.
     """
@@ -308,9 +308,9 @@ def _on_changing(case: PodCase) -> str:
 
 
 def _on_quiet(case: PodCase) -> str:
-    """Explain a pod that has a node already, so that no pool is holding it up; unless nothing is known about nodes, add
-    that the operator is not changing this one. For a pod without a node, say that nothing is known about nodes if that
-    is so. Empty for any other pod. Checked after `_on_changing`."""
+    """Explain a pod that has a node already. If anything is known about nodes, add that the operator is not changing
+    this one, which `_on_changing` has checked before. For a pod without a node, say so if nothing is known about nodes;
+    otherwise empty."""
     if case.node:
         return f"this pod is on node {case.node}{', which the operator is not changing now' if case.rooms else ''}"
     return "" if case.rooms else "it is unknown which nodes have what this pod requests"

@@ -38,9 +38,10 @@ KINDS: Mapping[Resource, str] = {
 
 
 def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
-    """Return the kind, name and namespace of the object that the argument names: `gpu-07` a node, `KIND/NAME` one of
-    KINDS, `NAMESPACE/NAME` a pod, and `KIND/NAMESPACE/NAME` one of those that are in namespaces. A GPUNode counts as
-    its node. The namespace is `namespace` if none is named. Raises Trouble for any other word with a slash."""
+    """Return the kind, name and namespace of the object that the argument names: `gpu-07` a node, `KIND/NAME` an object
+    of one of KINDS, `NAMESPACE/NAME` a pod, and `KIND/NAMESPACE/NAME` an object of a namespaced kind. A first part that
+    is the name of a kind is not taken for a namespace. A GPUNode counts as its node. The namespace is `namespace` if
+    none is named. Raises Trouble for any other word with a slash."""
     kind, slash, rest = word.partition("/")
     if not slash:
         return NODES, word, namespace

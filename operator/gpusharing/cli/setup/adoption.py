@@ -183,7 +183,7 @@ def _everywhere() -> PolicyView:
 
 def _rejection(node: NodeView, snapshot: ClusterSnapshot) -> str:
     """Return why no policy could take effect on the node: another device plugin serves its GPUs, or `doctor` would
-    report an error about it if a policy selected it (the first one, with its command). Empty if neither is so."""
+    report an error about it if a policy selected it (the first one, with its command). Empty otherwise."""
     if node.other_plugin:
         own = ", ".join(f"{prefix}*" for prefix in OTHERS[node.other_plugin].resources)
         beyond = f". A policy cannot describe {own}, so these resources are not imported" if own else ""

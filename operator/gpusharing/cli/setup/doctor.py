@@ -154,9 +154,9 @@ def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Sy
 
 
 async def _as_installed(client: KubeClient, view: InstallationView) -> InstallationView:
-    """Return the view. If the user may not read our kinds and the API server does not serve them, the returned copy has
-    them as not served instead of unread: the server checks rights before it checks whether it serves a kind, but
-    anybody may ask whether it does. Raises KubeError if that cannot be asked."""
+    """Return the view, or a copy in which our kinds are not served instead of unread if the user may not read them and
+    the API server does not serve them. The server checks rights first, so Forbidden does not show whether it serves a
+    kind, but its discovery does. Raises KubeError if discovery fails."""
     hidden = OUR_KINDS & view.unread.keys()
     if not hidden or await client.served(GPUNODES):
         return view
@@ -243,10 +243,11 @@ async def _with_pointed(
 
 
 async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, MigEntries]:
-    """Return, for each MIG-capable node whose label names an entry, the entries that mig-manager knows there. They are
-    read from the ConfigMap to which ClusterPolicy points or, if it names none, from the one that mig-manager
-    generated for the node (docs/design/nvidia.md#a10). Nodes whose ConfigMap does not exist, may not be read or has
-    no entries are left out. Empty without a mig-manager. Raises KubeError."""
+    """Return the MIG entries that mig-manager knows, by node, for MIG-capable nodes whose label names an entry. They
+    are read from the ConfigMap that ClusterPolicy names, else from the one that mig-manager generated for the node
+    (docs/design/nvidia.md#a10). Nodes whose ConfigMap is absent, unreadable or without entries are left out. Empty
+    without a ClusterPolicy, also with NVIDIA's device-plugin chart, and if ClusterPolicy turns mig-manager off. Raises
+    KubeErrors other than Forbidden and NotFound."""
     stack = view.followed_policy
     named = [
         one.name
