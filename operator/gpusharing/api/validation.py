@@ -1,4 +1,5 @@
-"""The API server's checks of a policy, in Python: for objects that are older than a rule, or without a server.
+"""The API server's checks of a policy in Python, for objects that are older than a rule and for use without a server.
+Also reads durations and maxUnavailable.
 
 The module does no I/O. Every refusal is a Problem that names the field and shows a valid example; `rules.py` has the
 messages.

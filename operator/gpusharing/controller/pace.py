@@ -38,9 +38,9 @@ class Pace:
     _follow_ups: int = 0
 
     async def rest(self, due: datetime | None) -> None:
-        """Wait until an event arrives or the time `due` is reached, but for LOOK_EVERY at most; None means that no
-        time is known. After an event, wait a little longer, so that one pass handles a whole burst. Without an
-        event, wait a little longer if too many passes follow one another at once.
+        """Wait until an event arrives or the time `due` is reached, but for LOOK_EVERY at most; None means that no time
+        is known. After an event, wait a little longer, so that one pass handles a whole burst; `wake` stays set, and
+        the pass clears it. Without an event, wait a little longer if too many passes follow one another at once.
 
         An event after a quiet time gets a pass soon; while many events arrive, passes are a whole debounce apart.
         """

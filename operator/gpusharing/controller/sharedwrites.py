@@ -1,6 +1,6 @@
-"""Writes that concern all nodes and are made only once: configuration, finalizers, claims, the fields of ClusterPolicy
-that name our ConfigMaps, the repair of the MPS DaemonSet, DeviceClasses and DeviceTaintRules. No node is fenced before
-the first three are written.
+"""Shared writes, which the executor makes before the actions of the nodes: configuration, finalizers, claims, the
+fields of ClusterPolicy that name our ConfigMaps, the repair of the MPS DaemonSet, DeviceClasses and DeviceTaintRules.
+No node is fenced before the first three are written.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
 """

@@ -1,4 +1,4 @@
-"""Find the Prometheus that the flags `--prometheus` and `--service` name, for verbs that query nothing else.
+"""Read the flags `--prometheus` and `--service`, which name the Prometheus to query, and `--price`.
 
 With `--prometheus`, no cluster is contacted. Otherwise a Service is queried through the API server, which requires the
 right `get services/proxy`: the Service that `--service` names, or else the only one that looks like a Prometheus.

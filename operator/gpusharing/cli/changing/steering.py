@@ -120,8 +120,8 @@ def _pause(policy: JSON, request: SteeringRequest) -> Change:
 
 def _resume(policy: JSON, request: SteeringRequest) -> Change:
     """Return the patch that ends the pause of a policy or, if it is not paused, continues a rollout that was halted by
-    failures. Raises Trouble if the policy is not paused and either its rollout is not halted or the operator has
-    not processed its generation yet."""
+    failures. Raises Trouble if the policy is not paused and either its rollout is not halted or the operator has not
+    processed its generation yet. With --all no GPUNodes are read, so only pauses can be ended."""
     name, generation = text(policy, "metadata", "name"), whole(policy, "metadata", "generation")
     if part(policy, "spec", "rollout", "paused") is True:
         means = "nodes will start to change again, and earlier failures no longer count"

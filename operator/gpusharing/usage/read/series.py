@@ -1,5 +1,5 @@
-"""Parse the labels of series about GPUs: which device a series is about, and which pod holds it. This works for every
-exporter and scrape configuration. Pure.
+"""Parse the labels of series: which device a series is about, which pod holds it, and which workload the pod belongs
+to. This works for every exporter and scrape configuration. Pure.
 
 If Prometheus does not honor the labels of the exporter (honorLabels), it renames namespace and pod to
 exported_namespace and exported_pod (scrape_config, honor_labels).

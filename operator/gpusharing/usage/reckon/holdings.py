@@ -1,4 +1,5 @@
-"""Who holds which GPU resources, and what is free: counted from raw Nodes and Pods as the scheduler counts. Pure.
+"""Who holds which GPU resources, and what is free: counted from raw Nodes and Pods as the scheduler counts, and from
+GPUNodes where these may not be read. Pure.
 
 Terms: docs/design/glossary.md#fence.
 """
@@ -204,9 +205,9 @@ allocatable, and how many of these no pod holds, whether or not the node accepts
 
 def share_nodes(inventory: Inventory) -> Iterator[tuple[NodeStock, dict[str, Share]]]:
     """Yield every node that advertises GPU resources or on which pods hold some, sorted by name, with its shares by
-    resource name. If the pods of all namespaces could not be read, what pods hold on a node is what its agent
-    reports as allocated, or what the pods that were read hold there if that is more. If Nodes could be read, pods
-    on nodes that are not in `stocks` are ignored."""
+    resource name. If the pods of all namespaces could not be read, what pods hold on a node is, for each resource, what
+    its agent reports as allocated, or what the pods that were read hold there if that is more. If Nodes could be read,
+    pods on nodes that are not in `stocks` are ignored."""
     held: dict[str, Counter[str]] = {}
     own: dict[str, Counter[str]] = {}
     for pod in inventory.pods:
