@@ -48,7 +48,8 @@ class Metrics(Observer):
         self._describe_slices()
 
     def _describe_passes(self) -> None:
-        """Create the metrics of passes, actions, transitions and API calls."""
+        """Create the metrics of passes, actions, transitions, API calls and leadership. The durations of all phases
+        exist from the start."""
         self.pass_seconds = Histogram(
             "gpusharing_pass_seconds",
             "Duration of one step of a pass: gather, plan, execute or publish.",
@@ -88,7 +89,7 @@ class Metrics(Observer):
         self.leader = Gauge("gpusharing_leader", leads, registry=self.registry)
 
     def _describe_pools(self) -> None:
-        """Create the metrics of nodes, budgets and drains by policy, and of orphaned nodes."""
+        """Create the metrics of nodes, health, budgets, halts, prices and drains by policy, and of orphaned nodes."""
         self.nodes = self._per_policy("gpusharing_policy_nodes", "Nodes of a policy by phase.", "phase")
         self.unhealthy = self._per_policy(
             "gpusharing_policy_unhealthy_nodes",
@@ -125,7 +126,8 @@ class Metrics(Observer):
         )
 
     def _describe_slices(self) -> None:
-        """Create the metrics of slices, drift and agents by policy, and of Pending pods."""
+        """Create the metrics of transitions, drift, ended MPS clients, agents, GPUs and slices by policy, and of
+        Pending pods."""
         self.moves = Counter(
             "gpusharing_policy_transitions_total",
             "Number of times that nodes of a policy entered a phase; if it stops increasing, no node makes progress.",

@@ -377,8 +377,8 @@ class Publisher:
         return None
 
     def _event(self, event: Event, regarding: JSON, now: datetime) -> JSON:
-        """Return the body of an Event (events.k8s.io/v1) about the object `regarding`. Events about cluster-scoped
-        objects are created in the namespace default."""
+        """Return the body of an Event (events.k8s.io/v1) about the object `regarding`, with a name that no other call
+        returns. Events about cluster-scoped objects are created in the namespace default."""
         self._serial += 1
         stamp = to_micro_time(now)
         return {

@@ -124,7 +124,8 @@ async def _examined(session: Session) -> Examination:
 
 
 async def _examine(client: KubeClient) -> Examination:
-    """Read the installation and all Nodes, and find what is wrong with them. Raises KubeError."""
+    """Read the installation and all Nodes, and find what is wrong with them. Kinds that may not be read are recorded in
+    the view, and what could not be checked in `unseen`. Raises other KubeErrors."""
     place, notes = await _place(client)
     view = await _as_installed(client, await gather_installation(client, place))
     view, entries = await _with_pointed(client, view)

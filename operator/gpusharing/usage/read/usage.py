@@ -76,8 +76,9 @@ class Usage:
 
 
 async def read_usage(prometheus: Prometheus, usage_query: UsageQuery) -> Usage:
-    """Read the use of the chosen GPUs in the window. Raises Trouble if a query fails, or if Prometheus has no GPU
-    metrics in the window, has too many series, or has GPUs of several clusters."""
+    """Read the use of the chosen GPUs in the window, rounded to whole hours that end with it, and return it with what
+    is missing and with remarks. Raises Trouble if a query fails, or if Prometheus has no GPU metrics in the window, has
+    too many series, or has GPUs of several clusters."""
     chosen = braced(usage_query.selector)
     where = f" for {chosen}" if chosen else ""
     most_series_at_once = await _series(prometheus, usage_query)

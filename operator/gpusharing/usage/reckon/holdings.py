@@ -272,7 +272,8 @@ def _row(rows: dict[tuple[str, str], Row], by: str, resource: str, words: Mappin
 
 
 def _count_nodes(inventory: Inventory, by: str, rows: dict[tuple[str, str], Row]) -> None:
-    """Add the shares of all nodes to `rows`."""
+    """Add the shares of all nodes (`share_nodes`) to `rows`, to the row of their resource, node or policy, as `by`
+    says. Nodes without a policy count under NO_POLICY."""
     for stock, shares in share_nodes(inventory):
         words = {"node": stock.name, "policy": stock.policy or NO_POLICY}
         words |= {"state": stock.closed, "taints": ",".join(stock.taints)}

@@ -208,7 +208,8 @@ class Recommendation:
 
     @property
     def portions(self) -> tuple[Portion, ...]:
-        """The GPUs of the template grouped by layout, in the order of their indexes."""
+        """The GPUs of the template grouped by layout, in the order of their indexes. If one layout is for all GPUs of
+        every node, its only index is 0."""
         indexes: dict[Layout | None, list[int]] = {}
         for index, layout in enumerate(self.template):
             indexes.setdefault(layout, []).append(index)

@@ -194,7 +194,7 @@ def amount(price: Fraction) -> str:
 
 def as_data(answer: CostReport) -> dict[str, Any]:
     """Return the bill as plain data for JSON and YAML. Amounts are strings, because a float cannot represent every
-    amount."""
+    amount. An unknown amount, currency or use is None."""
     query, bill = answer.query, answer.bill
     return {
         "prometheus": answer.where,

@@ -474,7 +474,9 @@ COLUMNS = (
 
 
 def as_data(answer: RecommendReport) -> dict[str, Any]:
-    """Return the recommendation as plain data, for JSON and YAML."""
+    """Return the recommendation as plain data, for JSON and YAML, without the samples. `recommendation`, `policy` and
+    `plan` are None if there is none; if a plan was requested and cannot be shown, `notPlanned` says why, and otherwise
+    it is None."""
     placed = placed_of(answer.recommendation)
     by_workload = {need.workload: need for need in answer.needs}
     return {
@@ -542,7 +544,8 @@ def _shared(shared: Shared) -> dict[str, Any]:
 
 
 def _recommendation_data(recommendation: Recommendation, price: Price | None) -> dict[str, Any]:
-    """Return the layout, what it takes and saves, and how sharing would need fewer GPUs, as plain data."""
+    """Return the layout, what it takes and saves, and how sharing would need fewer GPUs, as plain data. The `profiles`
+    of GPUs that stay whole are None, and so is `shared` if sharing would not need fewer GPUs."""
     shared = find_shared(recommendation)
     return {
         "goal": str(recommendation.goal),
