@@ -108,11 +108,11 @@ class Evictor:
         return self.client.delete(PODS, name, namespace=space, uid=uid, grace=action.grace)
 
     async def _ask(self, action: Evict | ForceDelete) -> tuple[Reason, str, float | None]:
-        """Send the call. Return the reason that its answer stands for, the server's message, and the seconds that it
-        asks us to wait, or None. A pod that is gone or was replaced gives PODS_LEAVING without a message; if LISTs keep
-        showing it, that counts as a failed call. A failed call, also one without an answer, gives EVICTION_ERROR or
-        FORCE_DELETE_FAILED, and Invalid gives INTERNAL_ERROR. If the call got no answer, the node is added to
-        `calls.unsure`. Raises HeldBack, and errors that concern all calls."""
+        """Send the call. Return the reason for its answer, the server's message, and the seconds that it asks us to
+        wait, or None. A pod that is gone or was replaced gives PODS_LEAVING without a message; after ODD_AFTER such
+        answers, or after EVICTION_ERROR, that counts as a failed call (`is_odd`). A failed call, also one without an
+        answer, gives EVICTION_ERROR or FORCE_DELETE_FAILED, and Invalid gives INTERNAL_ERROR. If the call got no
+        answer, the node is added to `calls.unsure`. Raises HeldBack, and errors that concern all calls."""
         retry_after: float | None = None
         done, failed = Reason.EVICTED, Reason.EVICTION_ERROR
         if isinstance(action, ForceDelete):

@@ -166,8 +166,9 @@ class Executor:
 
     def _forget_failures(self, plan: RolloutPlan) -> None:
         """Forget the failures of shared writes that the plan does not contain, and those about nodes that it does not
-        contain or that need no write any more (`is_moot`), and log that they are over. Failures are kept while a
-        call about the same subject is under way. Also forget the GPUNodes created for Nodes that are gone."""
+        contain or that are Synced or Skipped and need no write (`is_moot`), and log that they are over. Failures are
+        kept while a call about the same subject is under way. Also forget the GPUNodes created for Nodes that are gone.
+        """
         self._nodes.forget(plan.verdicts)
         wanted = {subject_of(action) for action in plan.shared}
         for subject in self.calls.failures.keys() - wanted - self.crew.busy:

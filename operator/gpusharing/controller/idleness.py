@@ -74,9 +74,9 @@ class Idleness:
     """The sources that could not be read at some time since all of them last could."""
 
     def lasts(self) -> bool:
-        """Whether no pass may run, because another process is the leader or some source is not readable yet. Logs
-        these problems when they begin and when they end; also logs problems with claims or Warning events, which
-        stop no pass."""
+        """Whether no pass may run, because another process is the leader or some source cannot be relied on, as before
+        its first list or after the store was restored (`Sources.missing`). Logs these problems when they begin and when
+        they end; also logs problems with claims or Warning events, which stop no pass."""
         leads, missing = self.leader.is_leader, self.sources.missing()
         self._log_lease(leads)
         if leads and (why := self.leader.claims_error):

@@ -170,7 +170,8 @@ def _lease(client: HttpClient, settings: Settings, identity: str, clock: SteadyC
 
 
 def _touched(loop: Loop, name: str, version: str) -> None:
-    """Record the event of a policy, and wake the loop unless the event only repeats our own write."""
+    """Record the event of a policy, and wake the loop unless the cache already has this version of the policy, as after
+    our own write."""
     if loop.sources.policies.touch(name, version):
         loop.wake.set()
 

@@ -139,8 +139,9 @@ def _tell_nothing(proposals: Sequence[Proposal]) -> str:
 def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
     """Return the first outcome that applies to one policy, and why: CANNOT if the policy is refused; CHANGES if nodes
     change; CANNOT if other policies own all its nodes; UNKNOWN if nodes were not read or another policy still changes
-    them; CANNOT if a person or another program must act first; else NOTHING. The text is empty for NOTHING, and for
-    CHANGES unless a node was not read. `estimate` is true if the operator is not installed."""
+    them; CANNOT if a person or another program must act first, unless the nodes do not concern the policy
+    (`Mark.OUTSIDE`); else NOTHING. The text is empty for NOTHING, and for CHANGES unless a node was not read.
+    `estimate` is true if the operator is not installed."""
     stuck = [one for one in proposal.left_out if Mark.OUTSIDE not in one.reason.marks]
     if not proposal.accepted:
         return Outcome.CANNOT, proposal.about
