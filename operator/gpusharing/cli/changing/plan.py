@@ -276,8 +276,9 @@ def _who_asks(resource: Vanishing) -> str:
 
 
 def _blockers(proposal: Proposal) -> tuple[str, ...]:
-    """Return sentences about what would prevent the eviction of pods, merged for all nodes of a policy. Nodes whose
-    pods were not listed do not count."""
+    """Return sentences about what would prevent the eviction of pods, merged for all nodes of a policy; if there are
+    too many, the last one says how many are left out (`explain_blockers`). Nodes whose pods were not listed do not
+    count."""
     return explain_blockers(
         blocker for step in proposal.steps if step.preview is not None for blocker in step.preview.blockers
     )

@@ -175,8 +175,9 @@ async def _read_part(
 
 
 def _declared(annotated: Iterable[Series], remarks: list[str]) -> dict[Pod, int]:
-    """Return the bytes of GPU memory that the annotation of each pod declares. A value that cannot be read, or is
-    below 1 MiB, is left out and adds a remark to `remarks`. Series that name no pod are ignored."""
+    """Return the bytes of GPU memory that the annotation of each pod declares. A value that is not a whole Kubernetes
+    quantity such as 15Gi, or is below 1 MiB, is left out and adds a remark to `remarks`. Series that name no pod are
+    ignored."""
     declared: dict[Pod, int] = {}
     for series in annotated:
         pod, size = pod_of(series.labels), series.labels.get(ANNOTATION, "")
