@@ -5,7 +5,7 @@ import sys
 import pytest
 from tests.kube.damage import ODD_YAML
 
-from gpusharing.planning.wanted.yamltext import MAX_DEPTH, Unreadable, find_line, parse_yaml
+from gpusharing.planning.wanted.yamltext import MAX_DEPTH, Unreadable, dump_yaml, find_line, parse_yaml
 
 
 def test_what_is_yaml_is_read() -> None:
@@ -110,3 +110,8 @@ def test_what_json_cannot_hold_is_refused(text: str) -> None:
 def test_a_number_that_is_too_large_is_a_text_as_in_go() -> None:
     assert parse_yaml("a: 1e999") == {"a": "1e999"}
     assert parse_yaml("a: 2026-11-27") == {"a": "2026-11-27"}
+
+
+def test_a_value_that_occurs_twice_is_written_twice_without_an_anchor() -> None:
+    rows = [{"devices": "all"}]
+    assert dump_yaml({"a": rows, "b": rows}) == "a:\n- devices: all\nb:\n- devices: all\n"
