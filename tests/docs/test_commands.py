@@ -88,8 +88,11 @@ def test_the_site_has_every_page() -> None:
     assert [name for name in pages if name not in site and not name.startswith("adr/0")] == []
 
 
+SECURITY = "docs/explanation/security.md"
+
+
 def test_each_claim_about_security_names_a_test_that_is_there() -> None:
-    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", PAGES["docs/explanation/security.md"])
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", PAGES[SECURITY])
     assert len(named) > 15
     lost = [
         (file, test)
@@ -97,6 +100,24 @@ def test_each_claim_about_security_names_a_test_that_is_there() -> None:
         if not (text := text_of(ROOT / file)) or (test and f"def {test}(" not in text)
     ]
     assert lost == []
+
+
+ATTACK = re.compile(
+    r"^\| ([^|]+) \| ([^|]+) \| (RBAC|`[\w-]+`) \| `(tests/[\w/]+\.py)::\w+` \|$", re.MULTILINE
+)
+
+
+def test_each_attack_with_a_token_names_what_refuses_it_and_a_test_on_a_real_api_server() -> None:
+    table = PAGES[SECURITY].partition("## What a stolen token cannot do\n")[2].partition("\n## ")[0]
+    rows = ATTACK.findall(table)
+    assert len(rows) == sum(line.startswith("| ") for line in table.splitlines()) - 1
+    templates = (ROOT / "deploy/helm/gpu-sharing-operator/templates").glob("*.yaml")
+    chart = "\n".join(template.read_text() for template in templates)
+    for _, attack, refusal, file in rows:
+        assert "pytestmark = pytest.mark.cluster" in text_of(ROOT / file) or "integration" in file, attack
+        assert refusal == "RBAC" or f"\n  name: {refusal.strip('`')}\n" in chart, refusal
+    holders = {token.split(" ")[0] for token, *_ in rows}
+    assert holders == {"agent", "operator", "a", "the"}, "agent, operator, hooks and plugin"
 
 
 LISTS = """\

@@ -112,7 +112,7 @@ class _Loader(yaml.SafeLoader):
 
 class _Dumper(yaml.SafeDumper):
     """Quotes strings that PyYAML or go-yaml would otherwise read as another type. Writes no anchors, which the chart's
-    admission policy refuses (docs/adr/0041-the-way-in.md)."""
+    admission policy refuses (docs/adr/0084-what-the-operators-token-writes.md)."""
 
     def ignore_aliases(self, data: object) -> bool:
         """Return True for every value, so that one that occurs several times is written out each time."""
