@@ -16,8 +16,11 @@ pytestmark = pytest.mark.cluster
 
 CONTROL_PLANE = "control-plane"
 PATH = f"{NODES}/{CONTROL_PLANE}"
-FENCE = {"metadata": {"annotations": {names.ANNOTATION_FENCE: '{"op":"1"}'}}, "spec": {"unschedulable": True}}
-RELEASE = {
+FENCE: Object = {
+    "metadata": {"annotations": {names.ANNOTATION_FENCE: '{"op":"1"}'}},
+    "spec": {"unschedulable": True},
+}
+RELEASE: Object = {
     "metadata": {
         "annotations": {names.ANNOTATION_FENCE: None, names.ANNOTATION_VERIFIED: '{"v":1}'},
         "labels": {names.LABEL_MODE: "mig", names.LABEL_POLICY: "pool-b", names.LABEL_UPGRADE_SKIP: None},
