@@ -62,9 +62,7 @@ def test_a_node_without_the_label_says_so_and_one_that_loses_it_is_brought_to_th
             pool.hold()
             pool.apply(MIXED)
             message = pool.wait_phase("Pending", "CallFailed")
-            assert (
-                f"Node {pool.nodes[0]} has no label {LABEL}, so the operator may start no change" in message
-            )
+            assert f"Node {pool.nodes[0]} has no label {LABEL}, or it is false, so the operator" in message
             assert "name a label that your GPU nodes have in chart value admission.nodeLabels" in message
             assert not pool.node()["spec"].get("unschedulable")
             assert not pool.fence()
