@@ -220,8 +220,9 @@ def test_the_operator_may_create_and_change_its_own_configmap(
 ) -> None:
     assert create(operator, maps(OPERATOR_SPACE), {"metadata": {"name": name}, "data": {}})
     installed.admin.create(maps(OPERATOR_SPACE), {"metadata": {"name": name}, "data": {}})
-    changed = operator.merge_patch(f"{maps(OPERATOR_SPACE)}/{name}", {"data": {"x": "y"}})
-    assert changed["data"] == {"x": "y"}
+    data = {"config.yaml": "version: v1\n"}
+    changed = operator.merge_patch(f"{maps(OPERATOR_SPACE)}/{name}", {"data": data})
+    assert changed["data"] == data
     installed.admin.delete(f"{maps(OPERATOR_SPACE)}/{name}")
 
 
