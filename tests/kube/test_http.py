@@ -157,6 +157,14 @@ async def test_a_missing_right_names_verb_resource_and_the_chart_value() -> None
     assert "rbac.create" in str(raised.value)
 
 
+async def test_what_an_admission_policy_refuses_is_no_missing_right() -> None:
+    message = "nodes x is forbidden: ValidatingAdmissionPolicy 'ours' with binding 'ours' denied request: no"
+    async with scripted(status(403, "Forbidden", message)) as (_, client):
+        with pytest.raises(errors.Forbidden) as raised:
+            await client.patch(GPUNODES, "n", {})
+    assert str(raised.value).endswith("denied request: no")
+
+
 async def test_an_eviction_carries_the_uid_and_no_grace_period() -> None:
     async with scripted(found({"kind": "Status", "status": "Success"})) as (script, client):
         await client.evict("team-a", "llm-0", "u1")

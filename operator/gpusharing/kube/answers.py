@@ -67,11 +67,13 @@ HINT = "the chart grants this right if rbac.create is true"
 
 
 def _forbidden(request: ApiRequest, answer: object, message: str) -> Forbidden:
-    """Return the error for a 403, with a hint on how to grant the missing right. If the namespace is being deleted, no
-    right is missing: then `namespace_terminating` is True and the hint is empty."""
+    """Return the error for a 403, with a hint on how to grant the missing right. No right is missing, and the hint is
+    empty, if a ValidatingAdmissionPolicy refused the request, or if the namespace is being deleted; only in the latter
+    case `namespace_terminating` is True."""
     if "NamespaceTerminating" in _causes(answer):
         return Forbidden(message, namespace_terminating=True)
-    return Forbidden(f"not allowed to {request.what}: {message}", hint=HINT, group=request.resource.group)
+    hint = "" if "ValidatingAdmissionPolicy" in message else HINT
+    return Forbidden(f"not allowed to {request.what}: {message}", hint=hint, group=request.resource.group)
 
 
 def _too_many(request: ApiRequest, answer: object, message: str, seconds: float | None) -> KubeError:
