@@ -39,12 +39,12 @@ _SUM = "Error: failed to apply MIG configuration"
 
 def failure_in(log: str) -> str:
     """Return why the last run recorded in `log` failed: the texts of its first error line and of its last error or
-    fatal line, joined by "; ". Only the latter is returned if the two are equal or the run has no error line. Empty
-    if the run has neither an error nor a fatal line. If no run begins in `log`, all of it counts as one run.
+    fatal line, joined by "; ", or only the latter if the two are equal or the run has no error line. Cut to MAX_TEXT
+    characters. Empty if the run has neither an error nor a fatal line. If no run begins in `log`, all of it counts as
+    one run.
 
-    Lines with mig-manager's own summary (_SUM) are skipped, unless the run has no other error or fatal line. The
-    result is cut to MAX_TEXT characters. The first error is the cause, with the name of NVML's code; the last line
-    sums up ("...: all orderings failed").
+    Lines with mig-manager's own summary (_SUM) are skipped, unless the run has no other error or fatal line. The first
+    error is the cause; the last line sums up ("...: all orderings failed").
     """
     found = _LINE.findall(log.rpartition(_RUN)[2])
     rows = [(level, text.replace('\\"', '"').replace("\\n", " ").strip()) for level, text in found]

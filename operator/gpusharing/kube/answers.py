@@ -27,9 +27,10 @@ MOST_SECONDS = 86400.0
 
 def error_of(request: ApiRequest, status: int, answer: object, retry_after: str | None = None) -> KubeError:
     """Return the error for an answer that is not a success, chosen by its HTTP status and machine-readable parts. A 409
-    becomes AlreadyExists if it answers a create and its reason says so, else Conflict. A 4xx other than 408 that has no
-    error class of its own becomes Invalid. Every other status becomes Unavailable, except a 500 or 504 to an eviction
-    (`_eviction_error`). `answer` is the parsed body, `retry_after` the value of the Retry-After header."""
+    becomes AlreadyExists if it answers a create and its reason says so, else Conflict. A 429 can mean three things
+    (`_too_many`). A 4xx other than 408 that has no error class of its own becomes Invalid. Every other status becomes
+    Unavailable, except a 500 or 504 to an eviction (`_eviction_error`). `answer` is the parsed body, `retry_after` the
+    value of the Retry-After header."""
     message = text(answer, "message") or f"HTTP {status}"
     match status:
         case 401:

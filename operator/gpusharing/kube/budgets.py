@@ -47,8 +47,9 @@ class Budgets:
         message if they cannot be listed or no answer has come for PATIENCE seconds. Return None if the server has not
         answered yet; the caller must then call again.
 
-        The last list is returned while it is valid (LIST_VALID, or LIST_VALID_THROTTLED after a 429), even if the new
-        LIST failed or is still under way. An answer that arrives after this call has returned is used by the next call.
+        The last list is returned while it is valid, even if the new LIST failed or is still under way. It is valid for
+        LIST_VALID seconds, and for LIST_VALID_THROTTLED after a 429 or while calls are on hold. An answer that arrives
+        after this call has returned is used by the next call.
 
         Raises:
             ExceptionGroup: with Unauthorized or ServerAway.

@@ -282,8 +282,9 @@ class KubeClient(ABC):
         uid: str,
         grace: int | None = None,
     ) -> None:
-        """Delete the object with this `uid`. Raises NotFound if it does not exist, and Conflict if the name belongs to
-        an object with another UID. `grace` is in seconds; None uses the object's own grace period."""
+        """Request the deletion of the object with this `uid`; it may stay until its grace period and its finalizers
+        have ended. Raises NotFound if it does not exist, and Conflict if the name belongs to an object with another
+        UID. `grace` is in seconds; None uses the object's own grace period."""
         options: JSON = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
         if grace is not None:
             options["gracePeriodSeconds"] = grace
@@ -303,11 +304,12 @@ class KubeClient(ABC):
         return text(answer, METRICS)
 
     async def evict(self, namespace: str, name: str, uid: str) -> None:
-        """Evict a pod with a UID precondition and its own grace period (docs/design/drain.md#rule-1). The answer is a
-        Status without information (docs/design/drain.md#e1), so nothing is returned.
+        """Request the eviction of a pod with a UID precondition and its own grace period (docs/design/drain.md#rule-1).
+        The pod ends later. The answer is a Status without information (docs/design/drain.md#e1), so nothing is
+        returned.
 
-        Raises NotFound or Conflict if the pod is gone or replaced, EvictionBlocked if a PodDisruptionBudget refuses
-        for now, EvictionFailed if the server refuses for another reason, and other KubeErrors.
+        Raises NotFound or Conflict if the pod is gone or replaced, EvictionBlocked if a PodDisruptionBudget refuses for
+        now, EvictionFailed if the server refuses for another reason, and other KubeErrors.
         """
         eviction = {
             "apiVersion": "policy/v1",

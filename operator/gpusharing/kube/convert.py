@@ -105,8 +105,9 @@ def other_plugin(raw: JSON) -> str:
 
 
 def _is_barred(raw: JSON) -> bool:
-    """Whether a NoSchedule or NoExecute taint keeps pods off a raw Node. Taints whose key starts with
-    node.kubernetes.io/ are ignored: they follow the node's conditions and its cordon, which are read separately."""
+    """Whether a raw Node has a NoSchedule or NoExecute taint, whether or not a pod tolerates it. Taints whose key
+    starts with node.kubernetes.io/ are ignored: they follow the node's conditions and its cordon, which are read
+    separately."""
     return any(
         text(taint, "effect") in ("NoSchedule", "NoExecute")
         and not text(taint, "key").startswith("node.kubernetes.io/")
@@ -284,7 +285,7 @@ def _profiles(model: Model | None, card: Card | None) -> tuple[Profile, ...]:
     `card` if the report lists none or is known to be wrong for this card. Empty if neither has any.
 
     Profiles in the report whose names cannot be read are left out, even if none remains. Where the driver reports no
-    placements for a profile, the table's placements for that profile are used.
+    placements for a profile, the table's placements and size for that profile are used, if it has any.
     """
     known = {profile.name: profile for profile in card.profiles} if card else {}
     if card and (not model or not model.profiles or card.nvml_counts_wrong):

@@ -72,7 +72,8 @@ class Forbidden(KubeError):
 
 @dataclass
 class EvictionBlocked(_Worded):
-    """429 with cause DisruptionBudget: a PodDisruptionBudget refuses for now (docs/design/drain.md#e5, E6).
+    """429 with cause DisruptionBudget: a PodDisruptionBudget refuses for now (docs/design/drain.md#e5, E6). Also a 500
+    or 504 on an eviction that names a time to wait: the server lost a race over the budget (E14).
 
     `retry_after` is in seconds; None when the server gave none, as it usually does for a plain refusal by a budget.
     """
@@ -82,8 +83,9 @@ class EvictionBlocked(_Worded):
 
 @dataclass
 class Throttled(_Worded):
-    """429 for any other reason, from API Priority and Fairness: slow down (docs/design/drain.md#e7). kube/fanout.py
-    decides which further calls must wait."""
+    """429 for any other reason, usually from API Priority and Fairness: slow down (docs/design/drain.md#e7).
+    kube/fanout.py decides which further calls must wait. `retry_after` is in seconds; None when the server gave none.
+    """
 
     retry_after: float | None = None
 
@@ -95,7 +97,7 @@ class HeldBack(Throttled):
 
 
 class Unavailable(KubeError):
-    """5xx, time-outs, refused or broken connections: this call failed, but may still have been carried out.
+    """5xx, 408, time-outs, refused or broken connections: this call failed, but may still have been carried out.
 
     Calls about other objects may succeed: the cause may be one webhook that hangs, or one object that cannot be
     decoded.

@@ -53,7 +53,7 @@ class CallTarget:
 
     @property
     def door(self) -> Door:
-        """Return the door that the call goes through."""
+        """Return the door of the call: its flow, its verb, and its kind (see the module docstring)."""
         return self.published, self.verb, self.kind
 
     @property
@@ -80,8 +80,9 @@ class Reachability:
 
     def failing(self, target: CallTarget, began: int, error: Unavailable) -> None:
         """Record that a call about `target` failed with `error`. `began` is the value of `successes` when the call
-        began; if an answer has come since, the failure is ignored. Raises ServerAway if, since the last answer,
-        calls in the same flow have failed for at least AWAY_OBJECTS subjects and at AWAY_DOORS doors or more."""
+        began; if an answer has come since, the failure is ignored. Raises ServerAway if, since the last answer, calls
+        in the same flow have failed for at least AWAY_OBJECTS subjects and for at least AWAY_DOORS combinations of verb
+        and kind."""
         if began != self.successes:
             return
         self.failed[target] = str(error)
@@ -94,7 +95,8 @@ class Reachability:
 
 @dataclass(slots=True)
 class Holds:
-    """Which calls are not sent after a 429, and until when. All moments are by the loop's clock."""
+    """Which calls are not sent after a 429, and until when. All moments are by the loop's clock. A door stands for all
+    calls with one verb on one kind in one of two flows: calls that decisions depend on, and calls that only publish."""
 
     clock: Callable[[], float] = loop_time
     doors: dict[Door, float] = field(default_factory=dict)
@@ -110,8 +112,8 @@ class Holds:
         """Return the seconds until a call about `target` may be sent, or any call at all if `target` is None; 0 or
         less, down to minus infinity, if it may be sent now.
 
-        No call at all is sent while both a door of Nodes, in either flow, and a door of another kind in the deciding
-        flow are held.
+        All calls wait while a door of Nodes, in either flow, and a door of another kind, in the flow that decisions
+        depend on, are held at the same time.
         """
         never = float("-inf")
         of_nodes, others = never, never
@@ -128,7 +130,7 @@ class Holds:
     def ends(self, now: datetime) -> datetime | None:
         """Return when the first of the present holds of single objects ends, or None if there is none. Holds of whole
         doors are ignored, and so are those of calls that only publish statuses or Events. `now` is the present time of
-        day."""
+        day; the result is a time of day, too."""
         lasts = [until - self.clock() for target, until in self.objects.items() if not target.published]
         return min((now + timedelta(seconds=left) for left in lasts if left > 0), default=None)
 
@@ -202,8 +204,8 @@ class Fanout(PassingClient):
         other calls.
 
         Raises HeldBack, without sending anything, while the call is on hold, and ServerAway in place of Unavailable if
-        so many calls have failed that the server counts as away. Other errors of the underlying client are recorded and
-        raised unchanged.
+        so many calls have failed that the server counts as away. Other KubeErrors of the underlying client are recorded
+        and raised unchanged. Any other exception, such as LeaseLost, is raised without being recorded.
         """
         target = CallTarget(request.verb, request.kind, request.full_name, published)
         async with self._slots:
