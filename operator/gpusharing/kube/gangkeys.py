@@ -96,16 +96,18 @@ def _workload_ref(pod: PodMarks) -> tuple[str, str] | None:
 
 
 def _kueue_group(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the group that Kueue's annotation names (since 0.18), or None if that annotation is missing or empty. Its
-    pods are selected by KUEUE_MANAGED if Kueue queues the pod itself, else by no label."""
+    """Return the group that Kueue's annotation names (since 0.18), with the label selector
+    `kueue.x-k8s.io/managed=true` if Kueue queues the pod itself, else with an empty one. None if the annotation is
+    missing or empty."""
     name = pod.annotations.get(KUEUE_GROUP)
     return (name, f"{KUEUE_MANAGED}=true" if pod.plain else "") if name else None
 
 
 def _kueue_workload(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the Workload that Kueue's annotations name, or None if they name none. The slices of an elastic job
-    belong to one Workload. Also None for a pod that Kueue queues itself: without a group, it is a Workload of its
-    own. The pods are selected by KUEUE_PODSET if this pod has that label, else by no label."""
+    """Return the Workload that Kueue's annotations name, with the key KUEUE_PODSET as the label selector if this pod
+    has that label, else with an empty selector. The annotation that all slices of an elastic job share is read first.
+    None if no Workload is named, and for a pod that Kueue queues itself: without a group, such a pod is a Workload of
+    its own."""
     name = pod.annotations.get(KUEUE_SLICES) or pod.annotations.get(KUEUE_WORKLOAD)
     if not name or pod.plain:
         return None
@@ -113,13 +115,13 @@ def _kueue_workload(pod: PodMarks) -> tuple[str, str] | None:
 
 
 def _kueue_job(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the gang of the job that controls the pod if Kueue queues that job and not the pod itself, else None.
-    Kueue queues the job if the pod has the label KUEUE_PODSET, or if the pod has KUEUE_QUEUE and the job is a Job of
-    the group batch.
+    """Return the name and the label selector of the gang of the job that controls the pod, or None unless Kueue queues
+    that job and not the pod itself. Kueue queues the job if the pod has the label KUEUE_PODSET, or if the pod has
+    KUEUE_QUEUE and the job is a Job of the group batch.
 
-    The gang is named after the job's kind and name, because the name of its Workload begins with them and ends with a
-    hash that no pod carries. If the job is a Job of the group batch and this pod has the label with the job's name, the
-    gang's pods are selected by that label, else by a label that all pods of Kueue's jobs have.
+    The name is the job's kind in lower case, a dash and the job's name; the name of its Workload begins so. The
+    selector is the label with the job's name if the pod has it and the job is a Job of the group batch, else a key
+    alone: KUEUE_PODSET if the pod has that label, else KUEUE_QUEUE.
     """
     labels = pod.labels
     if not labels.keys() & {KUEUE_PODSET, KUEUE_QUEUE} or pod.plain:

@@ -85,10 +85,11 @@ class Gatherer:
         `wanted`: the nodes whose pods are listed. `memory`: what the last pass handed on. `claims`, by node name, and
         `failed_nodes`, by UID: the records on the Lease.
 
-        A snapshot does not wait for a slow LIST: the node then keeps the result of its last one, with its age.
+        A snapshot waits only briefly for a slow LIST, which then continues in the background (`Crew.each`). Until it
+        ends, the node keeps the result of its last LIST, with its age.
 
         Raises:
-            Unavailable: the policies have never been listed.
+            Unavailable: no LIST of the policies has succeeded yet.
             ExceptionGroup: with Unauthorized or ServerAway.
         """
         began = loop_time()
@@ -124,13 +125,10 @@ class Gatherer:
         )
 
     async def _refresh_policies(self, now: datetime) -> str:
-        """List the policies if they may have changed since their last LIST. Return why they may be older than this
-        pass, or an empty string if they are not.
-
-        An event that arrives after their LIST belongs to the next pass. Otherwise constant writes to a policy would
-        keep every node from starting. An error is also counted in `_listing`, for the back-off. Raises Unavailable if
-        the policies have never been listed, and an ExceptionGroup with Unauthorized or ServerAway.
-        """
+        """List the policies if they may have changed since their last LIST. A slow LIST continues in the background
+        (`Crew.each`). Return why the policies may be older than this pass (an error, or no answer yet), or an empty
+        string. Count errors in `_listing`. Raises Unavailable until the first LIST has succeeded, and an ExceptionGroup
+        with Unauthorized or ServerAway."""
         cache = self.sources.policies
         if cache.stale:
             self._policies_error = "the API server has not responded yet"
@@ -147,6 +145,8 @@ class Gatherer:
                 words = f"the policies cannot be listed: {error}"
                 self._listing = {POLICIES: failed_again(self._listing.get(POLICIES), words, now, 0.0)}
 
+        # An event that arrives after the LIST belongs to the next pass. Otherwise constant writes to a policy would
+        # keep every node from starting.
         await self.shared.each([_POLICIES] if cache.dirty else [], refresh)
         message = self._policies_error and f"the policies cannot be listed: {self._policies_error}"
         if message and not cache.listed:

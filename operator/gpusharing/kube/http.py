@@ -115,7 +115,7 @@ class HttpClient(KubeClient):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections; calls under way fail with Unavailable."""
+        """Close the connections; calls under way fail with Unavailable. A later call opens new ones."""
         if self._session:
             await self._session.close()
             self._session = None

@@ -1,8 +1,8 @@
-"""Where the API server is and how we prove who we are.
+"""The address of the API server, and our credentials for it.
 
 `OfficialLogin` asks the official client (`kubernetes.aio`): kubeconfig with certificates, tokens, exec plugins and
-OIDC. `ServiceAccountLogin` reads the service account's files itself, in a pod: the official client's imports cost
-18 MiB of memory (docs/adr/0014).
+OIDC. `ServiceAccountLogin` reads the service account's files itself, in a pod: the official client's imports cost 18
+MiB of memory (docs/adr/0014).
 """
 
 import ast
@@ -29,7 +29,7 @@ TOKEN_SECONDS = 60.0
 10 min, so a minute is early enough."""
 
 KILLED_EVERY = 0.01
-"""Seconds between two looks at whether a killed login program has ended."""
+"""Seconds between two checks whether a killed login program has ended."""
 NO_CLIENT = (
     "the Kubernetes client library that reads it is not installed: pip install 'gpu-sharing-operator[kubeconfig]', "
     "or unset KUBECONFIG if this runs in a pod"
@@ -346,7 +346,8 @@ def find_login(
 ) -> Login:
     """Return the login for the kubeconfig at this path, which the official client reads. Its server is called through
     the proxy that `environment` names, if the kubeconfig names none (`find_proxy`). If the path is empty, return the
-    login for the files in `service_account`, which needs no client (docs/adr/0014) and uses no proxy."""
+    login for the files in `service_account`, which needs no client (docs/adr/0014) and uses no proxy. No file is read
+    yet."""
     if kubeconfig:
         return OfficialLogin(Path(kubeconfig), environment=environment)
     return ServiceAccountLogin(environment, service_account)

@@ -143,7 +143,7 @@ class NodePods:
     def _is_due(self, name: str, now: datetime) -> bool:
         """Whether the pods of node `name` must be listed now: they were never listed, the node is in `calls.unsure`,
         the last LIST is at least as old as the shorter of the settings `poll` and `idle`, or it began before the
-        agent became quiet."""
+        agent's report that NVML is closed for the current request was seen."""
         settings, work = self.sources.settings.plan, self.work.get(name)
         age = timedelta(seconds=min(settings.poll, settings.idle))
         if work is None or name in self.calls.unsure or now - work.listed_at >= age:
@@ -178,9 +178,9 @@ class NodePods:
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
         """List the pods of one node. Return them and an empty string, or no pods and the reason why they cannot be
-        listed. If the chart's guard is on, each pod that the guard concerns gets the requirement that it would add
-        to the pod's replacement (`with_guard`). Raises Unauthorized, ServerAway and HeldBack, and Throttled while
-        the last LIST is still valid."""
+        listed. If the chart's guard is on, a pod that the guard concerns is returned with the requirement that the
+        guard would add to its replacement (`with_guard`). Raises Unauthorized, ServerAway and HeldBack, and Throttled
+        while the last LIST is still valid."""
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
             guard = self.sources.settings.plan.guard

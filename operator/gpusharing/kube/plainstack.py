@@ -1,5 +1,6 @@
-"""DaemonSets that serve GPUs. Where NVIDIA's device-plugin chart runs without the GPU Operator, its DaemonSets say
-what a ClusterPolicy would say; those of the GPU Operator say what ClusterPolicy does not.
+"""Reads the DaemonSets of NVIDIA's components and of Node Feature Discovery. Where NVIDIA's device-plugin chart runs
+without the GPU Operator, its DaemonSets say what a ClusterPolicy would say; those of the GPU Operator say what
+ClusterPolicy does not.
 
 Names are those of the chart in k8s-device-plugin, deployments/helm/nvidia-device-plugin (v0.19.3); tests/nvidia
 compares what is read here with its rendered templates.
@@ -316,9 +317,9 @@ def gpu_server(raw: JSON) -> Server | None:
 
 async def find_gpu_operator(client: KubeClient, default: str) -> str:
     """Return the namespace of the GPU Operator's pods: the namespace in the status of a ClusterPolicy that is not
-    ignored, else the namespace of a device plugin owned by a ClusterPolicy, else `default`. DaemonSets are listed
-    only if no ClusterPolicy names a namespace. If a list answers Forbidden or NotFound, `default` is returned at
-    once; other KubeErrors are raised."""
+    ignored, else the namespace of a DaemonSet that serves GPUs (`gpu_server`) and is owned by a ClusterPolicy, else
+    `default`. DaemonSets are listed only if no ClusterPolicy names a namespace. If a list answers Forbidden or
+    NotFound, `default` is returned at once; other KubeErrors are raised."""
     try:
         states = [section(raw, "status") for raw in await list_of(client, CLUSTER_POLICIES)]
         reported = [text(state, "namespace") for state in states if text(state, "state") != "ignored"]

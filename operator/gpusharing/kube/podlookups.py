@@ -70,9 +70,9 @@ class PodLookups:
         return uses
 
     async def _with_owner(self, pod: PodView, now: datetime) -> PodView:
-        """Return the pod with `owner.exists` set: whether its DaemonSet still exists, or None where we may not read it
-        (docs/design/drain.md#p3, P5). The answer may be up to ANSWER_VALID old. A pod without a DaemonSet is returned
-        unchanged. Raises KubeErrors other than NotFound and Forbidden."""
+        """Return the pod with `owner.exists` set: whether a DaemonSet with the name of its owner exists, or None where
+        we may not read it (docs/design/drain.md#p3, P5). The answer may be up to ANSWER_VALID old. A pod that no
+        DaemonSet controls is returned unchanged. Raises KubeErrors other than NotFound and Forbidden."""
         owner = pod.owner
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod

@@ -58,7 +58,8 @@ class PolicyCache:
         return True
 
     async def refresh(self) -> tuple[PolicyView, ...]:
-        """Return the views of all policies, sorted by name; they are listed again only if the cache is `dirty`.
+        """Return the views of all policies, sorted by name; they are listed again only if the cache is `dirty`. While
+        another call is listing them, the views known before are returned at once.
 
         Raises a KubeError if they cannot be listed, and Unavailable if the server answers with an older state than it
         has shown already. The policies known before stay, and the next call lists again.

@@ -59,8 +59,9 @@ def interned(value: object) -> Mapping[str, str]:
 
 
 def variable(container: object, name: str) -> str:
-    """Return the value of the environment variable `name` in the list `env` of `container`; empty if it is not set. If
-    the list names the variable several times, the last one counts, as for the kubelet."""
+    """Return the value of the environment variable `name` in the list `env` of `container`; empty if it is not set, or
+    if its value comes from elsewhere (`valueFrom`). If the list names the variable several times, the last one counts,
+    as for the kubelet."""
     rows = [row for row in entries(container, "env") if row.get("name") == name]
     return text(rows[-1], "value") if rows else ""
 

@@ -1,5 +1,5 @@
-"""All objects that the operator follows in the API, each kind with its own reflector. Every change calls the same
-callback."""
+"""All objects that the operator follows in the API. Each kind has its own reflector, except the policies, and every
+change calls the same callback."""
 
 import asyncio
 import json
@@ -201,14 +201,14 @@ class Sources:
         on_change: Callable[[str], None] | None = None,
         **where: Unpack[Filters],
     ) -> Reflector[View]:
-        """Return a reflector of the objects that `where` selects. It calls `on_change` with the name of each object
-        that changes, or wakes the loop if `on_change` is None."""
+        """Return a reflector of the objects that `where` selects; it makes no call until it runs. It calls `on_change`
+        with the name of each object that changes or, if `on_change` is None, the callback `wake` of these Sources."""
         on_change = on_change or (lambda _: self._wake())
         settings = CacheSettings(restores=self._restores)
         return Reflector(self._client, resource, project, on_change=on_change, settings=settings, **where)
 
     def _gpunode_changed(self, name: str) -> None:
-        """Wake the loop; if the GPUNode is gone, first forget what was stored about it."""
+        """Call `wake`; if the GPUNode is gone, first forget what was stored about it."""
         if name not in self.gpunodes.items:
             self._shown.pop(name, None)
             self._reports.pop(name, None)
@@ -256,7 +256,7 @@ class Sources:
         return asyncio.Event()
 
     def _dra_changed(self, _: str) -> None:
-        """Wake the loop. If there is a GPUCluster or a DaemonSet of a DRA driver that serves GPUs, also begin to follow
+        """Call `wake`. If there is a GPUCluster or a DaemonSet of a DRA driver that serves GPUs, also begin to follow
         the kinds of `of_dra`, and never stop."""
         drivers = (view.dra for view in self.daemon_sets.items.values())
         if self.gpu_clusters.items or any(driver is not None and driver.serves_gpus for driver in drivers):

@@ -14,8 +14,8 @@ GPU_TOLERATION = {"key": names.RESOURCE_GPU, "operator": "Exists", "effect": EFF
 
 
 def start_gate(node: JSON) -> str | None:
-    """Return the other taints of a Node that has the start-up taint, as JSON. None if the Node does not have that
-    taint with the effect NoSchedule; its value does not matter."""
+    """Return the other taints of a Node that has the start-up taint, as a JSON list, which is `[]` if there are none.
+    None if the Node does not have that taint with the effect NoSchedule; its value does not matter."""
     taints = entries(node, "spec", "taints")
     others = [taint for taint in taints if not _is_ours(taint)]
     return None if len(others) == len(taints) else _dump(others)
