@@ -125,8 +125,8 @@ def tell_unread(error: KubeError | None, kind: str, unserved: str = UNSERVED) ->
 
 
 class DeviceIndex:
-    """Adds what ResourceSlices publish to the views of their Nodes. A view whose inputs did not change stays the same
-    object."""
+    """Adds what ResourceSlices publish to the views of their Nodes. In `join_all`, a view whose inputs did not change
+    stays the same object; `join` returns a new one."""
 
     def __init__(self, slices: Callable[[], Mapping[str, SliceView]]) -> None:
         """`slices` returns all ResourceSlices of NVIDIA's GPUs by name."""

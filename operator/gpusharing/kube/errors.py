@@ -24,7 +24,7 @@ class _Worded(KubeError):
 
 
 class NotFound(KubeError):
-    """404: the object is gone; go on without it."""
+    """404: the object is gone, or its kind is not served; go on without it."""
 
 
 class Conflict(KubeError):

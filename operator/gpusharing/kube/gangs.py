@@ -104,8 +104,8 @@ class Gangs:
     async def find(
         self, pods: Sequence[PodView], scope: Scope, now: datetime, *, anew: bool
     ) -> tuple[GangView, ...]:
-        """Return the gangs of those `pods` that must leave within `scope`, sorted. Each member gets the labels of its
-        namespace from `pods`. If a LIST fails, its gangs are returned with the error.
+        """Return the gangs of those `pods` that must leave their node (`must_leave` with this `scope`), sorted. Each
+        member gets the labels of its namespace from `pods`. If a LIST fails, its gangs are returned with the error.
 
         The result of a LIST is reused for LIST_VALID. Without `anew`, a LIST that succeeded is reused for
         LIST_VALID_IN_DRAIN, and is kept if a new one fails. A LIST that succeeded is reused only if it found pods of

@@ -32,8 +32,8 @@ _POLICIES = "/policies"
 
 @dataclass(slots=True)
 class Gatherer:
-    """Builds snapshots. Between two of them it remembers only what saves reads, or what lets unchanged inputs stay the
-    same objects."""
+    """Builds snapshots. Between two of them it remembers what saves reads, what lets unchanged inputs stay the same
+    objects, and since when it has observed some states."""
 
     client: KubeClient
     sources: Sources

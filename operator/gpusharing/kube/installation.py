@@ -230,7 +230,8 @@ class _Reader:
 async def gather_installation(client: KubeClient, place: Place) -> InstallationView:
     """Read the objects that an installation consists of, without changing any. An object that does not exist is not an
     error. All errors but the two below are recorded in `unread` of the result; an error while checking a right,
-    whatever its kind, is recorded with that right.
+    whatever its kind, is recorded with that right. `plain` is read only if no ClusterPolicy was found, and
+    `leads_elsewhere` only if the Deployment has 0 replicas.
 
     Raises:
         Unauthorized: our credentials are not accepted.

@@ -82,8 +82,8 @@ def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Main
 
 
 class MaintenanceIndex:
-    """Joins NodeMaintenance objects to the Nodes that they name. A view whose inputs did not change stays the same
-    object."""
+    """Joins NodeMaintenance objects to the Nodes that they name. In `join_all`, a view whose inputs did not change
+    stays the same object; `join` returns a new one."""
 
     def __init__(self, *kinds: Mapping[str, Maintenance]) -> None:
         """`kinds` are live mappings, one for each kind, with the maintenances by name. If several name the same node,

@@ -25,7 +25,8 @@ ANSWER_VALID = timedelta(seconds=30)
 
 @dataclass(slots=True)
 class PodLookups:
-    """Reads single objects for the pods of nodes in work, and only for pods that matter to a drain."""
+    """Reads the ResourceClaims, DaemonSets and namespaces of the pods on nodes in work, one object at a time. What it
+    has read of DaemonSets and namespaces is reused for ANSWER_VALID."""
 
     client: KubeClient
     owners: dict[tuple[str, str], tuple[datetime, bool | None]] = field(default_factory=dict)

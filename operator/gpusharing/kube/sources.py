@@ -290,7 +290,8 @@ class Sources:
 
     def node_views(self) -> dict[str, NodeView]:
         """Return the views of all Nodes by name, each with its NodeMaintenance, the devices of its DRA driver and its
-        DeviceTaintRule, if any. A view whose inputs did not change stays the same object."""
+        DeviceTaintRule, if any. As long as its inputs do not change, a view stays the same object, unless the node has
+        a DeviceTaintRule: such a view is made anew each time."""
         return with_rules(self.devices.join_all(self._maintained.join_all(self.nodes.items)), self.rules)
 
     @property
@@ -376,10 +377,10 @@ class Sources:
         return {name: source.age for name, source in {**self.required, **of_dra}.items()}
 
     def missing(self) -> dict[str, str]:
-        """Return the sources that cannot be relied on, by name, each with the reason. Until its first list is
-        complete, a source is missing because of its error or, without one, because it has not been listed yet.
-        After the store was restored from a backup, it is missing again until a list that is not older than the
-        cache is complete. Also requests the lists that are overdue.
+        """Return the sources that cannot be relied on, by name, each with the reason. Until its first list is complete,
+        a source is missing because of its error or, without one, because it has not been listed yet. A later error
+        alone does not make it missing. After the store was restored from a backup, it is missing again until a list
+        that is not older than the cache is complete. Also requests the lists that are overdue.
 
         Optional kinds and those of `of_dra` are left out while they are not installed or we may not read them.
         """
