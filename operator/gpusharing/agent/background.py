@@ -15,13 +15,13 @@ class Background(Protocol):
 
     def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
         """Start `call` in a thread called `name`, and return the future that gets its result or the error that it
-        raised. Must be called from a running event loop."""
+        raised. Canceling the future does not end the call. Must be called from a running event loop."""
         ...
 
 
 def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
     """Start `call` in a new daemon thread called `name`, and return a future that gets its result or the error that it
-    raised. Raises RuntimeError outside a running event loop.
+    raised. Canceling the future does not end the call. Raises RuntimeError outside a running event loop.
 
     asyncio.to_thread does not fit: its threads are joined at exit, and a hung one would keep the process alive.
     """

@@ -66,8 +66,8 @@ class Stream:
 
 
 class Conversation:
-    """The protocol state of one connection, from the client's preface on. It sends nothing itself: its methods return
-    the bytes to send."""
+    """The protocol state of one connection, beginning with the client's preface. It sends nothing itself: its methods
+    return the bytes to send."""
 
     def __init__(self) -> None:
         """Begin a connection: the first bytes to send are the client's preface."""

@@ -39,8 +39,9 @@ class KubeletPodResources:
 
     async def read(self) -> Holdings:
         """Return the current holdings. Raises PodResourcesUnavailable if the kubelet cannot be reached, does not answer
-        in time, rejects the list of pods, or answers with something invalid. Any error, and a cancellation too, closes
-        the connection, so that the next reading opens a new one."""
+        in time, rejects the list of pods, or answers with something invalid. If only the answer about allocatable
+        devices is missing or malformed, they are None in the result. Any error, and a cancellation too, closes the
+        connection, so that the next reading opens a new one."""
         try:
             holdings = await self._read()
         except BaseException:

@@ -168,11 +168,11 @@ class AgentLoop:
 
     async def cycle(self) -> None:
         """Take one turn: read the GPUs for the current request unless the library has to stay closed, set `observed`
-        and `use`, update the meter, and report if something changed. If a newer request came meanwhile and the GPUs
-        can be read, the next turn follows at once. Raises RestartNeeded.
+        and `use`, update the meter, and report if something changed. If a newer request came meanwhile and the GPUs can
+        be read, `_turns` is woken, so that the next turn follows at once. Raises RestartNeeded.
 
-        While the GPUNode does not exist, nothing is read or reported: `use` becomes None, and the meter is updated
-        with what pods hold if this process has read the GPUs before.
+        While the GPUNode does not exist, nothing is read or reported: `use` becomes None, and the meter is updated with
+        what pods hold if this process has read the GPUs before.
         """
         node = self._own.node
         if node is None:  # no request and nowhere to report; in the middle of a change NVML must stay closed
@@ -270,8 +270,8 @@ class AgentLoop:
         return allotment
 
     async def _read_holdings(self) -> Holdings | None:
-        """Return which pods hold devices, or None if the kubelet does not answer. Logs when that error begins, changes
-        or ends."""
+        """Return which pods hold devices, or None if the kubelet cannot be reached, does not answer in time, or gives
+        no valid list. Logs when that error begins, changes or ends."""
         holdings: Holdings | None = None
         try:
             holdings, error = await self._pods.read(), ""

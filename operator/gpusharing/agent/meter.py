@@ -189,8 +189,9 @@ def _allocatable(holdings: Holdings) -> dict[str, Counter[str]]:
 
 
 def _devices(reading: Reading, holdings: Holdings, known: AllocatableSlices) -> Iterable[_Slices]:
-    """Yield every device of the node, with its fraction of its GPU, its slices, and who holds them. If a device became
-    shared while a pod held all of it, its only slices are those that this pod holds."""
+    """Yield every device of the node, with its fraction of its GPU, its slices, and who holds them. A GPU whose UUID is
+    unknown has none. If a device became shared while a pod held all of it, its only slices are those that this pod
+    holds."""
     allocatable = _allocatable(holdings)
     allocated, whole = _allocated(holdings, allocatable, known)
     cards = {model.product: model for model in reading.models}
@@ -272,7 +273,7 @@ NOTHING_METERED = Metered({}, {}, {}, {}, {})
 
 
 class Meter:
-    """Counts GPU-seconds from the first turn on."""
+    """Counts GPU-seconds, beginning with the first turn."""
 
     def __init__(self, lag: float = LAG, bounds: Bounds = BOUNDS) -> None:
         """Export each new counter as 0 for `lag` seconds, and keep at most as many separate counters as `bounds`

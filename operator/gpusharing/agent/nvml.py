@@ -108,7 +108,8 @@ class NVML:
 
     def read(self) -> Reading:
         """Open NVML, read everything about the GPUs, and close NVML again even after an error. A GPU that cannot be
-        read is reported as unreachable. Raises LibraryError if nothing can be read."""
+        read is reported as unreachable. Raises LibraryError if NVML cannot be opened or closed, for an error that
+        concerns the whole node, and if the agent lacks access to all GPUs."""
         try:
             with _session():
                 return self._read()

@@ -103,7 +103,8 @@ def remapped_rows(handle: Any) -> RemappedRows | None:
 
 
 class Xids:
-    """Collects the XIDs that arrive while the block runs, including those that the reading itself provokes (79, 119).
+    """Collects the XIDs that arrive inside its `with` block, including those that the reading itself provokes (79,
+    119).
 
     An event set receives nothing from before it was created (docs/design/hardware.md#events), and NVML is closed
     between readings (docs/design/transition.md#quiet), so other XIDs are known only by their consequences. An error

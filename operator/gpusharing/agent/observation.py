@@ -77,7 +77,8 @@ class Observation(Observed):
 
     def patch(self, node: JSON) -> JSON | None:
         """Return the JSON merge patch for the status subresource of `node` with every key of this observation, or None
-        if the server already has all of it.
+        if the server already has all of it. Error counts that differ but are above zero on both sides count as equal
+        (`_same`).
 
         A merge patch keeps map keys that it does not name, so resource names that have disappeared are set to null.
         """

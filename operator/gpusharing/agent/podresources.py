@@ -69,8 +69,8 @@ class Holdings:
 
 
 class PodResourcesUnavailable(Exception):
-    """The kubelet did not answer. The agent reports the holdings as unknown, logs the reason, and tries again at the
-    next turn."""
+    """The kubelet did not answer, or not with a valid list of pods. The agent reports the holdings as unknown, logs the
+    reason, and tries again at the next turn."""
 
 
 class PodResources(Protocol):

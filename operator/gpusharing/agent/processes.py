@@ -204,7 +204,7 @@ def _contents(file: int) -> bytes:
 
 
 def _first_word(reported: str) -> str:
-    """Return the name of the program in a command line, without its path. Empty if there is none, and for NVML's [Not
-    Found], which it reports in a foreign PID namespace."""
+    """Return the name of the program in a command line, without its path. Empty if there is none, and if the line
+    begins with a bracket, as NVML's [Not Found] does, which it reports in a foreign PID namespace."""
     words = reported.split(maxsplit=1)
     return PurePosixPath(words[0]).name if words and not words[0].startswith("[") else ""

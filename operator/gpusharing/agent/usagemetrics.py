@@ -136,8 +136,8 @@ def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
 
 
 def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
-    """Yield the metrics of each pair of a pod and a device. The metrics about processes are absent where some processes
-    cannot be seen, or where processes of a pod without a known name may be this pod's."""
+    """Yield the metrics of each pair of a pod and a device. A pair has no metrics about processes if some processes on
+    the device cannot be seen, or if some belong to a pod whose name is unknown, because that may be this pod."""
     slices = _family("pod_slices", "Slices of a device that are allocated to a pod.", *POD, "resource")
     processes = _family(
         "pod_processes",
