@@ -189,9 +189,9 @@ def _allocatable(holdings: Holdings) -> dict[str, Counter[str]]:
 
 
 def _devices(reading: Reading, holdings: Holdings, known: AllocatableSlices) -> Iterable[_Slices]:
-    """Yield every device of the node, with its fraction of its GPU, its slices, and who holds them. A GPU whose UUID is
-    unknown has none. If a device became shared while a pod held all of it, its only slices are those that this pod
-    holds."""
+    """Yield every device of the node, with its fraction of its GPU, its slices, and who holds them. A GPU without MIG
+    whose UUID is unknown has none. If a device became shared while a pod held all of it, its only slices are those that
+    this pod holds."""
     allocatable = _allocatable(holdings)
     allocated, whole = _allocated(holdings, allocatable, known)
     cards = {model.product: model for model in reading.models}

@@ -52,7 +52,7 @@ class _Query:
 
     @property
     def shared(self) -> bool:
-        """Whether the LIST returns pods of other gangs too, because its label selector names no value."""
+        """Whether the label selector names no value. The LIST then counts as one that returns pods of other gangs, too."""
         return "=" not in self.labels
 
 

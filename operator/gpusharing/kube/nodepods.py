@@ -1,4 +1,5 @@
-"""The pods of nodes in work: one LIST for each node, made as often as the drain needs it, the most urgent node first.
+"""The pods of the nodes that a pass asks about: one LIST for each node, made as often as the drain needs it, the most
+urgent node first.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#gang.
 """
@@ -38,7 +39,7 @@ class NodePods:
     budgets: Budgets
     stack: StackReader
     work: dict[str, NodeWork] = field(default_factory=dict)
-    """The last LIST of each node in work, with what was learned since, by node name."""
+    """The last LIST of each node, with what was learned since, by node name."""
     gangs: Gangs = field(init=False)
     _lookups: PodLookups = field(init=False)
     _lists: dict[str, tuple[NodeWork, Scope]] = field(default_factory=dict)

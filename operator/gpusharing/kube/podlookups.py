@@ -25,8 +25,8 @@ ANSWER_VALID = timedelta(seconds=30)
 
 @dataclass(slots=True)
 class PodLookups:
-    """Reads the ResourceClaims, DaemonSets and namespaces of the pods on nodes in work, one object at a time. What it
-    has read of DaemonSets and namespaces is reused for ANSWER_VALID."""
+    """Reads the ResourceClaims, DaemonSets and namespaces of the pods of a node, one object at a time. What it has read
+    of DaemonSets and namespaces is reused for ANSWER_VALID."""
 
     client: KubeClient
     owners: dict[tuple[str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
