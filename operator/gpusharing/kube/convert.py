@@ -105,9 +105,8 @@ def other_plugin(raw: JSON) -> str:
 
 
 def _is_barred(raw: JSON) -> bool:
-    """Whether a raw Node has a NoSchedule or NoExecute taint, whether or not a pod tolerates it. Taints whose key
-    starts with node.kubernetes.io/ are ignored: they follow the node's conditions and its cordon, which are read
-    separately."""
+    """Whether a raw Node has a NoSchedule or NoExecute taint, tolerated or not. Taints whose key starts with
+    node.kubernetes.io/ are ignored: they follow the node's conditions and its cordon, which are read separately."""
     return any(
         text(taint, "effect") in ("NoSchedule", "NoExecute")
         and not text(taint, "key").startswith("node.kubernetes.io/")

@@ -85,8 +85,7 @@ class Gatherer:
         `wanted`: the nodes whose pods are listed. `memory`: what the last pass handed on. `claims`, by node name, and
         `failed_nodes`, by UID: the records on the Lease.
 
-        A snapshot waits only briefly for a slow LIST, which then continues in the background (`Crew.each`). Until it
-        ends, the node keeps the result of its last LIST, with its age.
+        A slow LIST continues in the background (`Crew.each`); until it ends, the node keeps the result of its last one.
 
         Raises:
             Unavailable: no LIST of the policies has succeeded yet.
