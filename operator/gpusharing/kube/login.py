@@ -51,7 +51,7 @@ class Access:
 
 
 class Login(Protocol):
-    """Credentials that can be renewed. Each method raises Unauthorized when there are none."""
+    """Credentials that can be renewed. `access` and `token` raise Unauthorized when there are none."""
 
     async def access(self) -> Access:
         """Return the address of the server and how to connect to it. Both may change after `renew`."""
@@ -62,7 +62,8 @@ class Login(Protocol):
         ...
 
     async def renew(self) -> None:
-        """Discard the credentials, because the server refused them: they are read or fetched again."""
+        """Discard the credentials, because the server refused them. The next call of `access` or `token` reads or
+        fetches them again."""
         ...
 
 

@@ -296,7 +296,8 @@ class Sources:
 
     @property
     def agent_troubles(self) -> AgentTroubles:
-        """Return why agents are not Ready, as their pods and the Warning events about them show."""
+        """Return why agents do not run, by node, and why the API server refuses further pods of their DaemonSet, as
+        their pods and the Warning events about them show (`find_troubles`)."""
         return find_troubles(
             self.agents.items.values(), self.agent_warnings.items.values(), self._architecture
         )

@@ -189,8 +189,8 @@ class StackReader:
         return failure.message if failure is not None and failure.lasts else ""
 
     def _mps_nodes(self, view: StackView) -> tuple[str, ...]:
-        """Return the names of the nodes that serve MPS at present, sorted, as `find_serving` decides from Nodes,
-        GPUNodes, Ready agents and the pods of MPS daemons."""
+        """Return the nodes whose MPS clients would end if all MPS daemons were restarted, sorted, as `find_serving`
+        decides from Nodes, GPUNodes, Ready agents and the pods of MPS daemons."""
         sources = self.sources
         agents = {pod.node for pod in sources.agents.items.values() if pod.ready}
         daemons = {pod.node for pod in sources.operands.items.values() if pod.app == Program.MPS_DAEMON}
@@ -221,8 +221,9 @@ class StackReader:
         )
 
     def _generated_mig_files(self) -> dict[str, str]:
-        """Return the configuration file that mig-manager generated for each node, by node name. It is empty if the
-        node's ConfigMap has no such file."""
+        """Return the configuration file that mig-manager generated for each node, by node name: the key MIG_KEY of each
+        ConfigMap whose name ends with NODE_CONFIG_SUFFIX. It is empty if the ConfigMap has no such key. Whether the
+        node exists is not checked."""
         return {
             name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
             for name, config_map in self.sources.config_maps.items.items()
