@@ -38,7 +38,8 @@ class PodLookups:
         self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool
     ) -> tuple[PodView, ...]:
         """Convert the raw pods of one node, with what other objects say about them. ResourceClaims are read for all
-        pods, DaemonSets only for pods that hold a GPU, or for all pods if `scope` covers all.
+        pods, DaemonSets only for pods that hold a GPU (`holds_gpu`, finished ones included), or for all pods if `scope`
+        covers all.
 
         `namespaces` says whether the labels of namespaces matter. If so, a namespace is read if `scope` covers all
         pods, or if one of the namespace's pods on this node holds a GPU. All pods of that namespace then get the
