@@ -52,7 +52,7 @@ class _Query:
 
     @property
     def shared(self) -> bool:
-        """Whether the label selector names no value. The LIST then counts as one that returns pods of other gangs, too."""
+        """Whether the label selector names no value, so that the LIST counts as one for several gangs."""
         return "=" not in self.labels
 
 
