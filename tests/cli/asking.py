@@ -17,6 +17,7 @@ from tests.fakes.virtualtime import virtual_now
 
 from gpusharing.cli.live.installed import OPERATOR
 from gpusharing.cli.shell.arguments import parse
+from gpusharing.cli.shell.running import run_each
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.kube.client import DEPLOYMENTS, KubeClient
@@ -51,7 +52,7 @@ async def ask(
     stream = io.StringIO() if stream is None else stream
     terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
     session = Session(client or cluster.client(ME), "context test", now=virtual_now)
-    status = await import_module(f"gpusharing.{typed.module}").run(session, typed, terminal)
+    status = await run_each(import_module(f"gpusharing.{typed.module}"), session, typed, terminal)
     return Answered(status, stream.getvalue())
 
 

@@ -185,7 +185,7 @@ def test_what_is_saved_is_shown_in_gpus_and_in_money_a_month(desk: Desk) -> None
     assert f"{takes}, about USD 28,032.00 a month (3.20 an hour for each)." in said
     assert f"{takes}. To see that in money, pass --price." in " ".join(desk.type(*typed).out.split())
     told = json.loads(desk.type(*typed, "--price", "3.2 EUR", "-o", "json").out)
-    assert told["saving"] == {"gpus": 12, "perMonth": "28032.00", "currency": "EUR"}
+    assert told["saving"] == {"gpus": 12, "perMonth": 28032.00, "currency": "EUR"}
     one = json.loads(desk.type("advise", "--card", "h100-80gb", "--memory", "5Gi", "-o", "json").out)
     assert one["saving"] is None, "nobody knows how many there are"
 
@@ -195,7 +195,7 @@ REFUSED = {
     "--need 10000x4Gi": "'10000x4Gi' is not a memory size",
     "--need 4x": "'4x' is not a memory size",
     "--memory 4Gi --price cheap": "--price cheap: pass what a GPU costs an hour, for example 3.20 or 3.20EUR",
-    "--memory 4Gi --gpus-per-node 17": "argument --gpus-per-node: invalid choice: '17'",
+    "--memory 4Gi --gpus-per-node 17": "--gpus-per-node cannot be 17; use one of: 1, 2",
     "--memory 4Gi --write x": "--write works only where needs are measured: add --from-prometheus",
     "--memory 4Gi --goal cost": "--goal works only where needs are measured",
     "--memory 4Gi -o csv": "-o csv works only where needs are measured: add --from-prometheus",

@@ -26,6 +26,7 @@ from gpusharing.cli.pools import status
 from gpusharing.cli.setup import doctor
 from gpusharing.cli.shell.arguments import parse
 from gpusharing.cli.shell.clusters import FleetVerb, Reply, ask_clusters, describe_clusters
+from gpusharing.cli.shell.documents import FailureData
 from gpusharing.cli.shell.drawing import Paper, plain
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
@@ -215,7 +216,7 @@ def test_what_takes_too_long_after_the_first_answer_is_late_too(desk: Desk) -> N
     desk.write_clusters(east=desk.url)
     typed = parse(["status", "--kubeconfig", str(desk.kubeconfig)])
     typed.row = replace(typed.row, beside=0.1)
-    (reply,) = asyncio.run(ask_clusters(FleetVerb((), "", for_ever), typed, ["east"], SECONDS))
+    (reply,) = asyncio.run(ask_clusters(FleetVerb((), "", FailureData, for_ever), typed, ["east"], SECONDS))
     assert reply.error == "it took longer than 0.1 s. Use --context east, which has no such limit"
 
 
@@ -227,7 +228,9 @@ def test_an_unexpected_error_of_one_cluster_hides_no_other_answer(desk: Desk) ->
 
     desk.write_clusters(east=desk.url, west=desk.url)
     typed = parse(["status", "--kubeconfig", str(desk.kubeconfig)])
-    east, west = asyncio.run(ask_clusters(FleetVerb((), "", answer), typed, ["east", "west"], SECONDS))
+    east, west = asyncio.run(
+        ask_clusters(FleetVerb((), "", FailureData, answer), typed, ["east", "west"], SECONDS)
+    )
     assert str(east.answer) == "fine"
     assert west.error == "unexpected error: KeyError: 'metadata'; please report it"
 
@@ -352,7 +355,7 @@ REFUSED = {
         "use --context NAME",
     ),
     "a page": (("status", "--all-contexts", "-o", "html"), "-o html writes one page", "use --context NAME"),
-    "CSV": (("cost", "--all-contexts", "-o", "csv"), "-o csv writes one table", "use --context NAME"),
+    "CSV": (("cost", "--all-contexts", "-o", "csv"), "-o csv answers for one context", "use --context NAME"),
     "a Prometheus": (
         ("cost", "--all-contexts", "--prometheus", NOBODY),
         "--prometheus contacts no cluster",
@@ -492,7 +495,7 @@ def test_a_bill_without_one_of_its_clusters_is_an_error_and_shows_the_others(bil
     dead, east, west = read_stream(said.out)
     assert "does not respond" in dead["error"]
     assert [one["context"] for one in (east, west)] == ["east", "west"]
-    assert [one["totals"][0]["cost"] for one in (east, west)] == ["48.00", "48.00"]
+    assert [one["totals"][0]["cost"] for one in (east, west)] == [48.00, 48.00]
 
 
 def test_a_bill_that_is_not_whole_in_one_cluster_ends_with_2(desk: Desk) -> None:

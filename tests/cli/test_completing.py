@@ -9,26 +9,47 @@ import pytest
 from hack.cluster import toolchain
 from tests.cli.desk import POLICIES, Desk
 
-from gpusharing.cli.shell.arguments import VERBS
-from gpusharing.cli.shell.completing import NO_FILES, main, suggest
+from gpusharing.cli.shell.arguments import HELPERS, VERBS
+from gpusharing.cli.shell.completing import FILES, NO_FILES, main, suggest
 from gpusharing.cli.shell.troubles import DONE
 
-HERE = {"gpusharingpolicies": ["pool-b", "pool-c"], "gpunodes": ["gpu-07", "gpu-08", "spare"]}
+HERE = {
+    "gpusharingpolicies": ["pool-b", "pool-c"],
+    "gpunodes": ["gpu-07", "gpu-08", "spare"],
+    "pod": ["llm-0", "train-0"],
+    "team-a": ["web-0"],
+    "contexts": ["east", "west"],
+    "namespaces": ["default", "team-a"],
+    "hashes": ["4a38df3"],
+}
 NEXT = {
-    "": sorted(verb.name for verb in VERBS),
+    "": sorted([*HELPERS, *(verb.name for verb in VERBS)]),
     "re": ["recommend", "resume", "retry"],
     "status ": ["pool-b", "pool-c"],
     "plan pool-c": ["pool-c"],
     "why gpu": ["gpu-07", "gpu-08"],
     "skip s": ["spare"],
-    "status -o ": ["html", "json", "table", "wide", "yaml"],
+    "status -o ": ["html", "json", "jsonpath", "name", "table", "wide", "yaml"],
     "-o json st": ["status"],
     "status --wa": ["--watch"],
     "pause pool-b --when-paused H": ["Hold"],
     "layouts h1": ["h100-80gb", "h100-nvl-94gb"],
-    "recommend --no": ["--no-color", "--nodes"],
+    "recommend --no": ["--no-color", "--no-headers", "--nodes"],
     "doctor ": [],
-    "--context ": [],
+    "--context ": ["east", "west"],
+    "status --contexts east,w": ["east,west"],
+    "free -n t": ["team-a"],
+    "status pool-b ": ["pool-c"],
+    "pause -y pool-b ": ["pool-c"],
+    "approve pool-b ": ["4a38df3"],
+    "approve pool-b 4a38df3 ": [],
+    "why pod/l": ["pod/llm-0"],
+    "why gpu-07 team-a/": ["team-a/web-0"],
+    "help pl": ["plan"],
+    "recommend --policy ": ["pool-b", "pool-c"],
+    "lint ": None,
+    "plan -f ": None,
+    "--kubeconfig ": None,
 }
 
 
@@ -49,6 +70,30 @@ def test_names_come_from_the_cluster_and_no_files_besides(desk: Desk) -> None:
     assert complete(desk, "status", "pool") == ["pool-b", "pool-c", ":4"]
 
 
+def test_pods_come_from_the_namespace_that_is_typed(desk: Desk) -> None:
+    pods = "/api/v1/namespaces/team-a/pods"
+    desk.server.lists[pods] = [{"metadata": {"name": "web-0", "namespace": "team-a"}}]
+    assert complete(desk, "why", "-n", "team-a", "pod/") == ["pod/web-0", NO_FILES]
+    assert complete(desk, "why", "team-a/w") == ["team-a/web-0", NO_FILES]
+    assert complete(desk, "why", "pod/") == [NO_FILES], "none in the namespace of the context"
+
+
+def test_the_hash_is_the_one_of_the_policy_before_it(desk: Desk) -> None:
+    first, second = desk.server.lists[POLICIES]
+    first["status"]["plan"], second["status"]["plan"] = {"hash": "4a38df3"}, {"hash": "ffffff0"}
+    assert complete(desk, "approve", first["metadata"]["name"], "") == ["4a38df3", NO_FILES]
+
+
+def test_contexts_come_from_the_kubeconfig_without_a_call(desk: Desk) -> None:
+    desk.write_kubeconfig(desk.url, ("east", "west"))
+    assert complete(desk, "status", "--context", "") == ["east", "west", NO_FILES]
+    assert desk.server.asked == []
+
+
+def test_files_are_left_to_the_shell(desk: Desk) -> None:
+    assert complete(desk, "lint", "") == [FILES]
+
+
 def test_a_cluster_that_refuses_suggests_nothing(desk: Desk) -> None:
     desk.server.refusals = {POLICIES: (403, "you may not")}
     assert complete(desk, "status", "") == [":4"]
@@ -67,7 +112,7 @@ TYPED = {
     "gpusharing do": ["doctor"],
     "gpusharing status pool-": ["pool-b", "pool-c"],
     "gpusharing status --wa": ["--watch"],
-    "gpusharing status -o ": ["html", "json", "table", "wide", "yaml"],
+    "gpusharing status -o ": ["html", "json", "jsonpath", "name", "table", "wide", "yaml"],
     "gpusharing --context west plan pool-c": ["pool-c"],
     "gpusharing doctor ": [],
 }

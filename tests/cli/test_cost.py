@@ -139,8 +139,8 @@ def test_a_hundred_thousand_series_are_a_bill_like_any_other(desk: Desk, fake: F
     whole = [({**GPU, "node": f"gpu-{node}"}, str(720 + 43_200 * (node == 1))) for node in range(5000)]
     fake.answers["increase(gpusharing_gpu_seconds_total"] = vector(*whole)
     told = json.loads(ask(desk, fake, "-o", "json").out)
-    assert [row["cost"] for row in told["rows"][:-1]] == ["100.00"] * 20
-    assert told["totals"][0]["cost"] == "2024.00"
+    assert [row["cost"] for row in told["rows"][:-1]] == [100.00] * 20
+    assert told["totals"][0]["cost"] == 2024.00
     assert not told["partial"]
 
 
@@ -241,9 +241,7 @@ def test_files_that_are_not_there_and_flags_that_do_not_go_together(desk: Desk) 
     assert "it contains no PEM certificates" in wrong(desk, *url, "--ca-file", "ca")
     assert "not both" in wrong(desk, *url, "--service", "a/b:1")
     assert "only work with --prometheus URL" in wrong(desk, "--token-file", "x")
-    assert "-o csv writes one table for one context: use --context a" in wrong(
-        desk, "--contexts", "a,b", "-o", "csv"
-    )
+    assert "-o csv answers for one context: use --context a" in wrong(desk, "--contexts", "a,b", "-o", "csv")
 
 
 def test_a_certificate_that_nobody_trusts_and_then_its_authority(desk: Desk, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def hours(bill: Any) -> dict[str, tuple[float, str]]:
     return {row["name"] or row["part"]: (round(row["gpuHours"]), row["basis"]) for row in bill["rows"]}
 
 
-def check_sum(bill: Any, cost: str) -> None:
+def check_sum(bill: Any, cost: float) -> None:
     """The rows add up to the pool."""
     assert bill["totals"][0]["cost"] == cost
     cents = sum(round(float(row["cost"]) * 100) for row in bill["rows"])
@@ -155,7 +155,7 @@ def test_the_time_of_a_namespace_is_divided_among_its_pods(desk: Desk, prometheu
         "team-a/long": (24, "measured"),
         "team-a/second": (12, "measured"),
     }
-    check_sum(bill, "96.00")
+    check_sum(bill, 96.00)
 
 
 def test_a_pod_of_which_nothing_is_told_is_unknown_and_billed(desk: Desk, prometheus: str) -> None:
@@ -180,7 +180,7 @@ def test_a_gpu_that_kai_divides_is_billed_to_the_pods_that_use_it(
         rows[row["name"]] = rows.get(row["name"], 0) + round(row["gpuHours"])
     assert rows == {**billed, **({"pool-x": 48} if by == "policy" else {})}
     assert {row["basis"] for row in bill["rows"]} == {"estimate", "measured"}
-    check_sum(bill, "96.00")
+    check_sum(bill, 96.00)
 
 
 def test_a_reserved_gpu_that_no_pod_uses_stays_with_the_reservation(desk: Desk, prometheus: str) -> None:
@@ -192,7 +192,7 @@ def test_a_reserved_gpu_that_no_pod_uses_stays_with_the_reservation(desk: Desk, 
 def test_fractions_of_hami_are_billed_as_they_were_reserved(desk: Desk, prometheus: str) -> None:
     bill = ask(desk, prometheus, "hami", "namespace")
     assert hours(bill) == {"team-a": (12, "reserved"), "team-b": (3, "reserved"), "stranded": (33, "")}
-    check_sum(bill, "96.00")
+    check_sum(bill, 96.00)
     assert set(hours(ask(desk, prometheus, "hami", "pod"))) == {"team-a/job", "team-b/job", "stranded"}
 
 

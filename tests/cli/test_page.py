@@ -244,7 +244,7 @@ def test_the_program_writes_the_page(desk: Desk) -> None:
 
 
 REFUSED = {
-    "of another verb": (("plan", "-o", "html"), "invalid choice: 'html'"),
+    "of another verb": (("plan", "-o", "html"), "--output cannot be html"),
     "of another verb, before it": (
         ("-o", "html", "plan"),
         "-o html cannot be used with plan; it supports table, wide",

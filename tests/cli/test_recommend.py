@@ -30,6 +30,7 @@ from gpusharing.cli.changing.plan import Planned, as_data
 from gpusharing.cli.shell.arguments import parse
 from gpusharing.cli.shell.drawing import Paper, plain
 from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.terminal import API
 from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble
 from gpusharing.planning.gpus.capacity import memory_of
 from gpusharing.usage.read.poolnodes import rows_of, scope_of, whole_fleet
@@ -107,7 +108,7 @@ def test_without_a_layout_there_is_the_answer_and_then_why_nothing_was_written(
 def test_a_goal_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(("recommend", "--goal", "speed"))
-    assert "choose from" in capsys.readouterr().err
+    assert "use one of: cost, performance" in capsys.readouterr().err
 
 
 def test_more_series_than_can_be_asked_for_are_refused(fake: FakePrometheus) -> None:
@@ -233,15 +234,15 @@ def test_an_instance_whose_compute_is_full_is_said_to_hold_its_pods_back(fake: F
 
 PRICES: dict[str, tuple[dict[str, Answer], tuple[str, ...], str | None, str | None]] = {
     "nobody knows": ({}, (), None, None),
-    "a flag has": ({}, ("--price", "2.00EUR"), "1460.00", "EUR"),
-    "OpenCost has": ({"node_gpu_hourly_cost": vector(({"node": "gpu-1"}, "3.0"))}, (), "2190.00", "USD"),
+    "a flag has": ({}, ("--price", "2.00EUR"), 1460.0, "EUR"),
+    "OpenCost has": ({"node_gpu_hourly_cost": vector(({"node": "gpu-1"}, "3.0"))}, (), 2190.0, "USD"),
     "a policy has": (
         {
             "increase(gpusharing_gpu_seconds_total": vector(({"node": "gpu-1", "policy": "pool-b"}, "86400")),
             "gpusharing_policy_gpu_hourly_price": vector(({"policy": "pool-b", "currency": "CHF"}, "1.0")),
         },
         (),
-        "730.00",
+        730.0,
         "CHF",
     ),
     "another node has": ({"node_gpu_hourly_cost": vector(({"node": "gpu-7"}, "3.0"))}, (), None, None),
@@ -328,7 +329,7 @@ async def test_its_plan_is_what_plan_tells_of_the_file_and_nothing_is_written(
         effect = await find_effect(session, scope, proposed)
         assert writes(scene.e.cluster) == []
     assert isinstance(effect, Planned)
-    assert as_data(effect, "test") == plan.data
+    assert plan.data == {"apiVersion": API, "kind": "Plan", **as_data(effect, "test")}
     text = plain(describe_effect(effect, Paper()))
     assert "7x1g.10gb" in text
     assert "ApprovalNeeded" in text

@@ -7,6 +7,7 @@ from tests.cli.asking import ME, ask, operated, writes
 from tests.embedded.scene import FULL, MIXED, Scene
 from tests.fakes.virtualtime import virtually
 
+from gpusharing.cli.shell.terminal import API
 from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import GPUNODES, NODES
 from gpusharing.kube.errors import Forbidden, NotFound
@@ -56,7 +57,14 @@ async def test_json_names_the_gpunode_and_the_patch_that_it_got() -> None:
         as_editor(scene)
         told = await ask(scene.e.cluster, "skip", "gpu-1", "-o", "json")
         patch = {"metadata": {"annotations": {"gpusharing.dev/skip": "true"}}}
-        assert told.data == {"kind": "gpunodes", "name": "gpu-1", "patch": patch, "done": True}
+        assert told.data == {
+            "apiVersion": API,
+            "kind": "Patch",
+            "resource": "gpunodes",
+            "name": "gpu-1",
+            "patch": patch,
+            "done": True,
+        }
         await scene.e.until(lambda: not scene.requests("gpu-1"), "the request moved to the Node", 10)
         told = await ask(scene.e.cluster, "skip", "gpu-1", "--undo", "--yes", "-o", "json")
         assert told.data["patch"] == {"metadata": {"annotations": {"gpusharing.dev/skip": "false"}}}

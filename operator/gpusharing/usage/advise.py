@@ -12,12 +12,13 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 
 from gpusharing.api.names import LABEL_ISOLATION, Mode
 from gpusharing.cli.setup.layouts import draw, pick
+from gpusharing.cli.shell.documents import AdviceData, SavingData
 from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, line, prose
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal, ask_line
@@ -249,9 +250,9 @@ def _show(
     price = price_of(typed.price)
     saved = answers.whole - advice.gpus if answers is not None and answers.pods > 1 else None
     if terminal.output == "yaml":
-        terminal.data(policy)
+        terminal.document(policy)
     elif terminal.structured:
-        terminal.data({**as_data(advice, policy), "saving": saving_data(saved, price)})
+        terminal.data(AdviceData, as_data(advice, policy, saving_data(saved, price)))
     else:
         paper = terminal.paper
         lines = [] if demand is None else prose(f"{describe_demand(demand)}.", paper, hang="  ")
@@ -320,9 +321,8 @@ def describe(advice: Advice, card: Card, paper: Paper) -> list[Line]:
     return [*lines, *prose(f"But {advice.but}.", paper, hang="  ", ink=Ink.WAITING)]
 
 
-def as_data(advice: Advice, policy: dict[str, object]) -> dict[str, Any]:
-    """Return the advice and the policy as plain data, for JSON. `gpus` is None if the number of GPUs is unknown, and
-    `profile` is empty unless all instances have the same."""
+def as_data(advice: Advice, policy: dict[str, object], saving: SavingData | None) -> AdviceData:
+    """Return the advice, the policy and what the advice saves as plain data, for JSON."""
     return {
         "mode": str(advice.mode),
         "shares": advice.shares,
@@ -332,4 +332,5 @@ def as_data(advice: Advice, policy: dict[str, object]) -> dict[str, Any]:
         "why": list(advice.why),
         "but": advice.but,
         "policy": policy,
+        "saving": saving,
     }

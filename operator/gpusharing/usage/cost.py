@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable
 
 from gpusharing.cli.shell.clusters import Answer, FleetVerb
+from gpusharing.cli.shell.documents import BillData
 from gpusharing.cli.shell.drawing import Column, Span
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
@@ -51,7 +52,9 @@ async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
     query_of(typed, 0.0)
     async with prometheus_at(place) as prometheus:
         answer = await find_answer(prometheus, typed, terminal.progress)
-    terminal.answer(lambda: as_data(answer), lambda paper: describe(answer, paper), lambda: as_rows(answer))
+    terminal.answer(
+        BillData, lambda: as_data(answer), lambda paper: describe(answer, paper), lambda: as_rows(answer)
+    )
     return CHANGES if answer.missing else DONE
 
 
@@ -68,7 +71,11 @@ async def ask(session: Session, typed: Namespace) -> Answer:
 
 
 BESIDE = FleetVerb(
-    (*columns_of("NAME"), Column("NOTE")), "no GPU was metered", ask, lambda typed: query_of(typed, 0.0)
+    (*columns_of("NAME"), Column("NOTE")),
+    "no GPU was metered",
+    BillData,
+    ask,
+    lambda typed: query_of(typed, 0.0),
 )
 
 

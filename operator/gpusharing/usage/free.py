@@ -5,19 +5,25 @@ import asyncio
 from argparse import Namespace
 from dataclasses import replace
 
-from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.arguments import NAMES
+from gpusharing.cli.shell.documents import InventoryData
+from gpusharing.cli.shell.session import Session, object_name
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, Denied, Trouble
 from gpusharing.kube.agentpods import AGENT
-from gpusharing.kube.client import GPUNODES, NODES, PODS
+from gpusharing.kube.client import GPUNODES, NAMESPACES, NODES, PODS, POLICIES
 from gpusharing.kube.errors import first_of
 from gpusharing.kube.raw import part
 from gpusharing.usage.read.present import read_usage
-from gpusharing.usage.reckon.holdings import ENDED, Inventory, read_gpunode, read_pod, read_stock
+from gpusharing.usage.reckon.holdings import ENDED, NO_POLICY, Inventory, read_gpunode, read_pod, read_stock
 from gpusharing.usage.say.free import FreeReport, as_data, as_rows, describe
 
 NOT_ENDED = ",".join(f"status.phase!={phase}" for phase in ENDED)
 """A field selector for the pods that may hold something."""
+
+
+NAMED = {"node": NODES, "policy": POLICIES, "namespace": NAMESPACES, "pod": PODS}
+"""The kinds whose names -o name prints, by what the rows are about."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -29,13 +35,22 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         raise Trouble(f"--usage shows what each pod uses: leave out --by {by}, or write --by pod")
     if typed.service and not typed.usage:
         raise Trouble("--service only works with --usage: add --usage, or leave out --service")
+    if terminal.output == NAMES and by not in NAMED:
+        raise Trouble("-o name prints names of objects: add --by node, policy, namespace or pod")
     inventory = await read_inventory(session, getattr(typed, "namespace", ""), typed.nodes)
     usage = None
     if typed.usage:
         bound = {(pod.namespace, pod.name): pod.node for pod in inventory.subjects if pod.node}
         usage = await read_usage(session, inventory.agents, bound, typed.service)
     report = FreeReport(inventory, by, session.now(), usage)
-    terminal.answer(lambda: as_data(report), lambda paper: describe(report, paper), lambda: as_rows(report))
+    named = [row[by].rpartition("/")[2] for row in report.rows() if by in NAMED and row[by] != NO_POLICY]
+    terminal.answer(
+        InventoryData,
+        lambda: as_data(report),
+        lambda paper: describe(report, paper),
+        lambda: as_rows(report),
+        [object_name(NAMED[by], name) for name in named],
+    )
     return CHANGES if report.unknown else DONE
 
 

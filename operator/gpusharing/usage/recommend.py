@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gpusharing.cli.changing.plan import Planned, propose
 from gpusharing.cli.setup.layouts import pick
+from gpusharing.cli.shell.documents import RecommendationData
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble, error_text
@@ -62,6 +63,7 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
         except OSError as error:
             raise Trouble(f"--write {typed.write}: {error_text(error)}") from error
     terminal.answer(
+        RecommendationData,
         lambda: as_data(answer),
         lambda paper: describe(answer, paper, verbose=typed.verbose, written=typed.write),
         lambda: as_rows(answer),

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
-from typing import Any
 
+from gpusharing.cli.shell.documents import ConclusionData
 from gpusharing.cli.shell.drawing import Ink, length
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED_ON
 from gpusharing.planning.report.proposal import Proposal, Step
@@ -69,7 +69,7 @@ class Conclusion:
         return f"{str(self.outcome).capitalize()}{estimate}: {self.why}{failed}"
 
     @property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> ConclusionData:
         """The verdict as plain data. The seconds are None if they are unknown or nothing changes."""
         pods, complete = count_evicted(self.steps)
         low, high = [int(one.total_seconds()) for one in self.lasts] or (None, None)

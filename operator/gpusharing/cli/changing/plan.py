@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from heapq import nlargest
 from math import floor
-from typing import Any
 
 from gpusharing.api.names import Phase
 from gpusharing.cli.changing.conclusion import (
@@ -32,6 +31,7 @@ from gpusharing.cli.pools.estimate import durations
 from gpusharing.cli.pools.fleet import read_node
 from gpusharing.cli.setup.adoption import with_pointers, with_presumed
 from gpusharing.cli.setup.importing import read_admin_maps
+from gpusharing.cli.shell.documents import PlanData, ProposalData, StepData
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -45,7 +45,7 @@ from gpusharing.cli.shell.drawing import (
     prose,
     table,
 )
-from gpusharing.cli.shell.session import Session, no_such
+from gpusharing.cli.shell.session import Session, no_such, object_name
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.kube.client import GPUNODES, JSON, POLICIES
@@ -287,7 +287,7 @@ def _blockers(proposal: Proposal) -> tuple[str, ...]:
 # --- as data ---------------------------------------------------------------------------------------------
 
 
-def as_data(planned: Planned, where: str) -> dict[str, Any]:
+def as_data(planned: Planned, where: str) -> PlanData:
     """Return the whole plan as plain data, for JSON and YAML. `where` is the name of the kubeconfig's context."""
     return {
         "context": where,
@@ -299,7 +299,7 @@ def as_data(planned: Planned, where: str) -> dict[str, Any]:
     }
 
 
-def _proposal_data(proposal: Proposal, *, estimate: bool) -> dict[str, Any]:
+def _proposal_data(proposal: Proposal, *, estimate: bool) -> ProposalData:
     """Return what would happen to one pool as plain data, including all of its nodes and its own verdict."""
     return {
         "name": proposal.policy,
@@ -346,7 +346,7 @@ def _more(count: int, what: str) -> list[Line]:
     return [line(Span(f"  and {count} more {what}; -o wide lists all", Ink.FAINT))] if count > 0 else []
 
 
-def _step_data(step: Step) -> dict[str, Any]:
+def _step_data(step: Step) -> StepData:
     """Return the change of one node as plain data. The fields about its pods are None if the pods were not listed."""
     verdict, preview = step.verdict, step.preview
     return {
@@ -366,20 +366,25 @@ def _step_data(step: Step) -> dict[str, Any]:
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Show what the policies in the files of `-f`, or else the present policies, would do (see VerbModule). If the
-    user names a policy, only that one is shown. Returns the exit status of the verdict. Raises Trouble, also if the
+    user names policies, only these are shown. Returns the exit status of the verdict. Raises Trouble, also if a
     named policy does not exist or is not in the files, or if --fail-on has an unknown word."""
     fail_on = tuple(word.strip() for word in typed.fail_on.split(",")) if typed.fail_on else None
     if unknown := sorted({*(fail_on or ())} - {*FAIL_ON}):
         raise Trouble(f"--fail-on has no word {unknown[0]!r}; use one or more of {','.join(FAIL_ON)}")
     proposed, others = read_policies(typed.filename)
     only = {text(raw, "metadata", "name") for raw in proposed}
-    if typed.policy:
-        if only and typed.policy not in only:
-            raise Trouble(no_such(POLICIES, typed.policy, sorted(only), "the file"))
-        only = {typed.policy}
+    for name in typed.policy if only else ():
+        if name not in only:
+            raise Trouble(no_such(POLICIES, name, sorted(only), "the file"))
+    only = {*typed.policy} or only
     planned = await propose(session, proposed, only)
     planned = replace(planned, notes=(*others, *planned.notes), fail_on=fail_on)
-    terminal.answer(lambda: as_data(planned, session.name), lambda paper: describe(planned, paper))
+    terminal.answer(
+        PlanData,
+        lambda: as_data(planned, session.name),
+        lambda paper: describe(planned, paper),
+        names=[object_name(POLICIES, one.policy) for one in planned.proposals],
+    )
     return planned.verdict.status
 
 

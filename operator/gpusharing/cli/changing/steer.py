@@ -15,8 +15,9 @@ from typing import TextIO
 
 from gpusharing.cli.changing.steering import STEERING, Change, SteeringRequest, SteeringVerb, annotations_of
 from gpusharing.cli.live.installed import read_pause
+from gpusharing.cli.shell.documents import PatchData
 from gpusharing.cli.shell.drawing import Ink, Span, line, prose
-from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.session import Session, object_name
 from gpusharing.cli.shell.terminal import Terminal, agrees
 from gpusharing.cli.shell.troubles import DONE, FAILED, INSTALL, Trouble, sentence
 from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, Resource
@@ -33,13 +34,11 @@ TRIES = 5
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Show the patch, request a confirmation if it may evict pods and --yes is not given, and send it (see VerbModule).
-    With --dry-run, nothing is confirmed or sent. With -o json or yaml, only the patch and whether it was sent are
-    printed, at the end. Returns DONE, or FAILED if the user does not confirm.
-
-    Raises Trouble if the object cannot be read, or if the patch would have no effect, cannot be sent, or needs a
-    confirmation for which there is no terminal. With --all, every policy on which the patch has an effect is patched,
-    even if another one cannot be; what failed is then raised in one Trouble at the end.
+    """Show the patch, ask for confirmation if it may evict pods and --yes is not given, and send it (see VerbModule).
+    With --dry-run, nothing is asked or sent. In data, only the patch and whether it was sent are printed, at
+    the end. Returns DONE, or FAILED if the user does not confirm. Raises Trouble if the object cannot
+    be read, or if the patch would have no effect, cannot be sent, or needs a confirmation for which there is no
+    terminal. With --all, every policy is patched on which the patch has an effect, even if another cannot be patched.
     """
     verb, flags = STEERING[typed.verb], vars(typed)
     if (every := flags.get("all", False)) == bool(typed.name):
@@ -86,11 +85,12 @@ def _changes(verb: SteeringVerb, objects: list[JSON], request: SteeringRequest, 
 
 
 def _end(kind: Resource, changes: Changes, terminal: Terminal, message: str, *, done: bool) -> None:
-    """Print `message`, or with -o json or yaml a document for each patch with the kind that it patches and `done`."""
+    """Print `message`, or as data a document for each patch with the kind that it patches and `done`."""
     for raw, change in changes if terminal.structured else ():
         name = text(raw, "metadata", "name")
         patch = _request(change.body) if kind == GPUNODES else change.body
-        terminal.data({"kind": kind.plural, "name": name, "patch": patch, "done": done})
+        data: PatchData = {"resource": kind.plural, "name": name, "patch": patch, "done": done}
+        terminal.data(PatchData, data, [object_name(kind, name)])
     ink = Ink.GOOD if message == DID else Ink.WAITING if done else Ink.FAINT
     if not terminal.structured:
         terminal.show(prose(message, terminal.paper, ink=ink))

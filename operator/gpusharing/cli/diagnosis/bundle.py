@@ -23,6 +23,7 @@ from typing import Any
 from gpusharing.cli.live.installed import InstalledOperator, read_installed
 from gpusharing.cli.pools.fleet import read_node
 from gpusharing.cli.shell.arguments import own_version
+from gpusharing.cli.shell.documents import SupportBundleData
 from gpusharing.cli.shell.drawing import Ink, Span, fold, line, prose, simulated_sentence
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
@@ -225,7 +226,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     except OSError as error:
         raise Trouble(f"{path} cannot be written: {error_text(error)}") from error
     if terminal.structured:
-        terminal.data({"file": str(path), "files": sorted(bundle.files), "gaps": bundle.gaps})
+        terminal.data(
+            SupportBundleData, {"file": str(path), "files": sorted(bundle.files), "gaps": bundle.gaps}
+        )
         return DONE
     lines = fold(line(Span(str(path), Ink.TITLE), f"  {counted(len(bundle.files), 'file')}"), terminal.paper)
     for gap in bundle.gaps:

@@ -3,7 +3,6 @@ remedy. Pure."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
 
 from gpusharing.api.names import Phase
 from gpusharing.api.records import from_wire
@@ -11,6 +10,7 @@ from gpusharing.api.times import from_rfc3339
 from gpusharing.cli.live.cluster import LivePlan
 from gpusharing.cli.pools.fleet import NodeStatus, read_node, state_of
 from gpusharing.cli.pools.status import node_data
+from gpusharing.cli.shell.documents import NodeExplanationData
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -64,9 +64,8 @@ class NodeAnswer:
     remedy: str = ""
     """What to do; empty if there is nothing to do."""
 
-    def as_data(self) -> dict[str, Any]:
-        """Return the answer as plain data, for JSON and YAML. The reason and message of a proof are empty if its source
-        agrees."""
+    def as_data(self) -> NodeExplanationData:
+        """Return the answer as plain data, for JSON and YAML."""
         node = self.node
         return {
             "node": node.name,

@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 
 from gpusharing.api.selectors import matches
 from gpusharing.cli.diagnosis.node import NodeAnswer, describe_node, node_answer
@@ -17,8 +18,9 @@ from gpusharing.cli.diagnosis.rooms import RoomSearch
 from gpusharing.cli.live.cluster import gathered
 from gpusharing.cli.pools.fleet import read_node, read_pools
 from gpusharing.cli.pools.status import describe_pool, find_pool, pool_data
+from gpusharing.cli.shell.documents import NodeExplanationData, PodExplanationData, PoolExplanationData
 from gpusharing.cli.shell.drawing import BLANK, prose
-from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.session import Session, object_name
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, Denied, Trouble
 from gpusharing.kube.client import DEPLOYMENTS, GPUNODES, JSON, NODES, PODS, POLICIES, Resource
@@ -63,22 +65,27 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         pool = find_pool(read_pools(policies, map(read_node, nodes))[0], name, session.where)
         worst = await _node(session, pool.changing[0].name) if pool.changing else None
         terminal.answer(
-            lambda: pool_data(pool, now) | {"worst": worst and worst.as_data()},
+            PoolExplanationData,
+            lambda: {**pool_data(pool, now), "worst": worst.as_data() if worst else None},
             lambda paper: (
                 describe_pool(pool, now, paper)
                 + ([BLANK, *describe_node(worst, now, paper)] if worst else [])
             ),
+            names=[object_name(kind, name)],
         )
     elif kind is NODES:
         answer = await _node(session, name)
-        terminal.answer(answer.as_data, lambda paper: describe_node(answer, now, paper))
+        lines = partial(describe_node, answer, now)
+        terminal.answer(NodeExplanationData, answer.as_data, lines, names=[object_name(kind, name)])
     else:
         raw = await session.get(kind, name, namespace)
         pod, workload = (raw, "") if kind is PODS else await _pod_of(session, kind, raw)
         explained = await _pod(session, pod)
         terminal.answer(
-            lambda: {"workload": workload, **asdict(explained)},
+            PodExplanationData,
+            lambda: {"workload": workload, **asdict(explained)},  # type: ignore[typeddict-item]
             lambda paper: [*prose(workload, paper), *describe_pod(explained, paper)],
+            names=[object_name(kind, name)],
         )
     return DONE
 

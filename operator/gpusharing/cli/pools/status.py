@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from operator import attrgetter
-from typing import Any
 
 from gpusharing.api.names import WAY, Phase
 from gpusharing.api.records import to_wire
@@ -28,6 +27,7 @@ from gpusharing.cli.pools.fleet import (
 )
 from gpusharing.cli.pools.timeline import describe_timeline
 from gpusharing.cli.shell.clusters import Answer, FleetVerb
+from gpusharing.cli.shell.documents import NodeData, PoolData, PoolListData
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -46,7 +46,7 @@ from gpusharing.cli.shell.drawing import (
     table,
 )
 from gpusharing.cli.shell.manifests import KIND
-from gpusharing.cli.shell.session import Session, no_such
+from gpusharing.cli.shell.session import Session, no_such, object_name
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, Trouble, error_text, sentence
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, Filters, Resource
@@ -77,6 +77,7 @@ WIDE = (
     Column("CORDON", drop=7),
     Column("HEALTH", drop=8),
 )
+Pools = Sequence[PoolStatus]
 NOT_SEEN = (
     "The operator has not processed generation {} of this policy yet. If this persists, check that the operator is"
     " running."
@@ -261,7 +262,7 @@ def _progress(node: NodeStatus, paper: Paper) -> str:
 
 def as_data(
     pools: Sequence[PoolStatus], unowned: Sequence[NodeStatus], where: str, now: datetime
-) -> dict[str, Any]:
+) -> PoolListData:
     """Return all pools as plain data, for JSON and YAML. `where`, the name of the context, is added, and so are the
     health of the pools, the names of the nodes in `unowned`, which have GPUs and no policy, and of all nodes with
     SIMULATED GPUs. `now` is the time from which the seconds that a change may still take are estimated."""
@@ -274,15 +275,14 @@ def as_data(
     }
 
 
-def pool_data(pool: PoolStatus, now: datetime) -> dict[str, Any]:
-    """Return one pool as plain data, including all of its nodes, but not their histories, and all of its Events;
-    `events` is None if they were not read."""
+def pool_data(pool: PoolStatus, now: datetime) -> PoolData:
+    """Return one pool as plain data, including all of its nodes and, if they were read, all of its Events."""
     estimate, keys = find_estimate(pool, now), ("eventTime", "type", "reason", "note")
-    data, members = to_wire(replace(pool, members=())), [node_data(node) for node in pool.members]
-    for member in members:
-        del member["history"]
-    return {
-        **data,
+    data = to_wire(replace(pool, members=()))
+    members = [
+        {key: value for key, value in node_data(node).items() if key != "history"} for node in pool.members
+    ]
+    return data | {  # type: ignore[no-any-return]  # to_wire has no type
         "unseenGeneration": data.pop("unseen") or None,
         "secondsLeft": None if estimate is None else round(estimate.left.total_seconds()),
         "plan": data["plan"] or None,
@@ -291,9 +291,9 @@ def pool_data(pool: PoolStatus, now: datetime) -> dict[str, Any]:
     }
 
 
-def node_data(node: NodeStatus) -> dict[str, Any]:
-    """Return one node as plain data, for JSON and YAML, including its history and the word for its state."""
-    return {**to_wire(node), "state": node.state.value.word}
+def node_data(node: NodeStatus) -> NodeData:
+    """Return one node as plain data, for JSON and YAML."""
+    return to_wire(node) | {"state": node.state.value.word}  # type: ignore[no-any-return]  # to_wire has no type
 
 
 TICK = 1.0
@@ -305,10 +305,10 @@ ENOUGH = 2
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Show the pools once, or with --watch again and again until Ctrl-C, and return DONE (see VerbModule). Raises
     Trouble if the cluster cannot be read, or if the named policy does not exist."""
-    known = await session.lists(POLICIES, GPUNODES)
+    known = await session.lists(POLICIES, GPUNODES, policies=typed.selector)
     if typed.events:
         known.append(await session.all(EVENTS, "default", ABOUT_POLICIES["field_selector"]))
-    picture = Picture(session, typed.policy, terminal, typed.timeline)
+    picture = Picture(session, Choice(typed.policy, typed.selector), terminal, typed.timeline)
     if typed.watch:
         await _watch(session, picture, known)
     else:
@@ -323,11 +323,9 @@ async def ask(session: Session, typed: Namespace) -> Answer:
     """Return the pools of one cluster, or only the one that was named (see FleetVerb). The remark names GPU nodes
     without a policy, unless a pool was named. GPUNodes are reduced page by page, so that many clusters do not fill
     the memory. Raises Trouble if the cluster cannot be read, or if the named policy does not exist."""
-    policies = await session.all(POLICIES)
+    policies = await session.all(POLICIES, labels=typed.selector)
     nodes = [read_node(raw) async for page in session.each_page(GPUNODES) for raw in page]
-    pools, unowned = read_pools(policies, nodes)
-    if typed.policy:
-        pools, unowned = (find_pool(pools, typed.policy, session.where),), ()
+    pools, unowned = Choice(typed.policy, typed.selector).of(*read_pools(policies, nodes), session.where)
     data, simulated = as_data(pools, unowned, session.name, session.now()), simulated_nodes(pools, unowned)
     return Answer(
         DONE, [*map(_cluster_row, pools)], data, simulated, (tell_unowned(unowned),) if unowned else ()
@@ -349,8 +347,29 @@ BESIDE = FleetVerb(
         Column("GPUS", 6, right=True), Column("USED", 3), Column("PENDING", 2, right=True), Column("MESSAGE"),
     ),
     "there is no GPUSharingPolicy",
+    PoolListData,
     ask,
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The policies that the user chose."""
+
+    names: Sequence[str]
+    """The names that were typed; empty for all policies."""
+    labels: str
+    """The label selector, which the API server has applied; empty if none was typed."""
+
+    def of(
+        self, pools: Pools, unowned: Sequence[NodeStatus], where: str
+    ) -> tuple[Pools, Sequence[NodeStatus]]:
+        """Return the chosen pools and, if nothing was chosen, the nodes without a policy. Raises Trouble if the cluster
+        `where` has no pool with one of the names, or if there are both names and labels."""
+        if self.names and self.labels:
+            raise Trouble("pass either names of policies or -l LABELS, not both")
+        chosen = [find_pool(pools, name, where) for name in dict.fromkeys(self.names)]
+        return chosen or pools, () if self.names or self.labels else unowned
 
 
 @dataclass(slots=True)
@@ -358,26 +377,26 @@ class Picture:
     """Draws the pools to a terminal, and remembers what was drawn last."""
 
     session: Session
-    policy: str
+    choice: Choice
     terminal: Terminal
     timeline: bool = False
     last: object = None
     lines: Sequence[Line] = ()
 
     def draw(self, known: Sequence[Sequence[JSON]], stale: str = "") -> None:
-        """Draw the pools, or only the one named in `policy`. `known` has the policies, the GPUNodes and, if they are
+        """Draw the pools of the `choice`. `known` has the policies, the GPUNodes and, if they are
         shown, the Events. Sets `last` to what is drawn and, for a table, `lines` too. While the terminal is redrawing,
         pools that do not fit become one row each; else nothing is drawn unless something changed since the last call.
         `stale` says above a table why the data may be out of date. Raises Trouble if no policy has that name."""
         policies, nodes, *events = known
-        pools, unowned = read_pools(policies, map(read_node, nodes), *events)
-        if self.policy:
-            pools, unowned = (find_pool(pools, self.policy, self.session.where),), ()
+        every = read_pools(policies, map(read_node, nodes), *events)
+        pools, unowned = self.choice.of(*every, self.session.where)
         if not self.terminal.redraws and self.last == (pools, unowned):
             return
         self.last = pools, unowned
         if self.terminal.structured:
-            self.terminal.data(as_data(pools, unowned, self.session.name, self.session.now()))
+            data = as_data(pools, unowned, self.session.name, self.session.now())
+            self.terminal.data(PoolListData, data, [object_name(POLICIES, pool.name) for pool in pools])
         elif self.terminal.output == "html":
             from gpusharing.cli.pools.page import View, page, read_cards  # only a page needs these
 
@@ -452,7 +471,12 @@ async def _watch(session: Session, picture: Picture, first: Sequence[Sequence[JS
     is printed again if the output goes to a terminal. Turns garbage collection on. Raises Trouble if the named
     policy no longer exists."""
     gc.enable()  # a watch may run for days
-    kinds: tuple[tuple[Resource, Filters], ...] = ((POLICIES, {}), (GPUNODES, {}), (EVENTS, ABOUT_POLICIES))
+    chosen: Filters = {"label_selector": picture.choice.labels}
+    kinds: tuple[tuple[Resource, Filters], ...] = (
+        (POLICIES, chosen),
+        (GPUNODES, {}),
+        (EVENTS, ABOUT_POLICIES),
+    )
     settings = CacheSettings(page_size=PAGE)
     followed = [
         Reflector(session.client, kind, lambda raw: raw, settings=settings, **where)

@@ -8,11 +8,11 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
 
 from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
 from gpusharing.cli.live.installed import SELECTOR, find_difference, settings_of
 from gpusharing.cli.shell.clusters import Answer, FleetVerb
+from gpusharing.cli.shell.documents import DoctorReportData
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -98,7 +98,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Print what is wrong, and return FAILED if there is an error, otherwise DONE (see VerbModule). Raises Trouble if
     the server does not answer, or if no error was found but a kind in NEEDED may not be read."""
     examined = await _examined(session)
-    terminal.answer(lambda: as_data(examined, session.name), lambda paper: describe(examined, paper))
+    data = as_data(examined, session.name)
+    terminal.answer(DoctorReportData, lambda: data, lambda paper: describe(examined, paper))
     return _status(examined)
 
 
@@ -326,10 +327,10 @@ async def ask(session: Session, _typed: Namespace) -> Answer:
     return Answer(_status(examined), rows, data, simulated, notes)
 
 
-BESIDE = FleetVerb((Column("RESULT"), Column("FINDING")), "nothing is wrong", ask)
+BESIDE = FleetVerb((Column("RESULT"), Column("FINDING")), "nothing is wrong", DoctorReportData, ask)
 
 
-def as_data(examined: Examination, where: str) -> dict[str, Any]:
+def as_data(examined: Examination, where: str) -> DoctorReportData:
     """Return the result as plain data, for JSON and YAML. `where` is the name of the context."""
     return {
         "context": where,

@@ -42,9 +42,9 @@ MOST = 8
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print the policies on standard output, as YAML or with -o json as JSON (see VerbModule). The remarks about them
-    are comments of the YAML, and standard error only says in one line that there are some; JSON has no comments, so
-    there they go to standard error. Returns DONE if no GPU node is left out, CHANGES if some are, and FAILED if some
+    """Print the policies on standard output, as YAML, JSON, or through a template (see VerbModule). The remarks about
+    them are comments of the YAML, and standard error only says in one line that there are some; JSON has no comments,
+    so there they go to standard error. Returns DONE if no GPU node is left out, CHANGES if some are, and FAILED if some
     are and no policy is proposed. Raises Trouble if the cluster cannot be read."""
     async with gathered(session, beforehand=True) as cluster:
         live = await cluster.decide(())
@@ -55,10 +55,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     unsure = [PRESUMED] if answer.presumed else live.notes
     remarks = [*filter(None, [simulated_sentence(live.simulated())]), *unsure, *find_remarks(answer)]
     remarks += await find_others(session)
-    if terminal.output == "json":
+    if terminal.structured and terminal.output != "yaml":
         remarks += [] if answer.proposed or answer.left_out else [summary(answer)]
         manifests = [policy.manifest for policy in answer.proposed]
-        terminal.data(
+        terminal.document(
             {"apiVersion": "v1", "kind": "List", "items": manifests}
         )  # the form that kubectl apply takes
     else:

@@ -9,9 +9,9 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gpusharing.api.nearest import nearest
+from gpusharing.cli.shell.documents import CardListData, LayoutListData
 from gpusharing.cli.shell.drawing import BLANK, Column, Ink, Line, Paper, Span, line, prose, table
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
@@ -143,7 +143,7 @@ def describe_cards(cards: Iterable[Card], paper: Paper) -> list[Line]:
     ]
 
 
-def as_data(answer: LegalLayouts) -> dict[str, Any]:
+def as_data(answer: LegalLayouts) -> LayoutListData:
     """Return the answer as plain data, for JSON and YAML. The `profiles` of a layout can be copied to
     spec.mig.layouts[].profiles."""
     card = answer.card
@@ -175,11 +175,13 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
     cannot be parsed."""
     if not typed.product:
         terminal.answer(
-            lambda: [card.key for card in CARDS if card.profiles], lambda paper: describe_cards(CARDS, paper)
+            CardListData,
+            lambda: {"cards": [card.key for card in CARDS if card.profiles]},
+            lambda paper: describe_cards(CARDS, paper),
         )
         return DONE
     answer = find_answer(pick(typed.product), wanted_of(typed.fits), everything=typed.all)
-    terminal.answer(lambda: as_data(answer), lambda paper: describe(answer, paper))
+    terminal.answer(LayoutListData, lambda: as_data(answer), lambda paper: describe(answer, paper))
     return FAILED if answer.refusal is not None else DONE
 
 

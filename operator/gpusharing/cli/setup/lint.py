@@ -9,10 +9,10 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from gpusharing.api.validation import validate_policy
 from gpusharing.cli.live.files import Document, read_documents
+from gpusharing.cli.shell.documents import FindingData, LintReportData
 from gpusharing.cli.shell.drawing import Ink, Line, Paper, Span, fold, line, printable, prose
 from gpusharing.cli.shell.manifests import KIND
 from gpusharing.cli.shell.terminal import Terminal
@@ -54,12 +54,14 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
     judged = len(documents) - count[IGNORED]
     totals = f"{counted(count[ERROR], 'error')} and {counted(count[WARNING], 'warning')}"
     last = f"{counted(judged, 'object')} checked: {totals}."
-    data = {"accepted": not count[ERROR], "checked": judged, "findings": findings}
-    terminal.answer(lambda: data, lambda paper: [*_describe(findings, paper), *prose(last, paper)])
+    data: LintReportData = {"accepted": not count[ERROR], "checked": judged, "findings": findings}
+    terminal.answer(
+        LintReportData, lambda: data, lambda paper: [*_describe(findings, paper), *prose(last, paper)]
+    )
     return FAILED if count[ERROR] else DONE
 
 
-def _describe(findings: Iterable[Mapping[str, Any]], paper: Paper) -> Iterator[Line]:
+def _describe(findings: Iterable[FindingData], paper: Paper) -> Iterator[Line]:
     """Yield each finding as `FILE:LINE: severity: message`, on one line unless the paper has a width."""
     for one in findings:
         severity = Span(one["severity"], INKS[one["severity"]])
@@ -67,7 +69,7 @@ def _describe(findings: Iterable[Mapping[str, Any]], paper: Paper) -> Iterator[L
         yield from [drawn] if paper.width is None else fold(drawn, paper)
 
 
-def judge(documents: Sequence[Document]) -> Iterator[dict[str, Any]]:
+def judge(documents: Sequence[Document]) -> Iterator[FindingData]:
     """Yield each thing that is wrong with these documents, and each document that is not judged, as plain data. A
     ClusterPolicy is judged as the only one in a cluster that has all the policies, and names the readers of ConfigMaps.
     """

@@ -1,14 +1,19 @@
 """The verbs, their flags and their help. No other module of ours is imported here, so that --help is fast."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Never
 
 PROG = "kubectl gpusharing"
-OUTPUTS: tuple[str, ...] = ("table", "wide", "json", "yaml")
-PAGE, CSV = "html", "csv"
-"""Formats that only some verbs have: html only `status`, csv only `free`, `cost` and `recommend`."""
+JSONPATH, NAMES, PAGE, CSV = "jsonpath", "name", "html", "csv"
+"""Formats with a rule of their own. After jsonpath follow = and a template. The others belong to some verbs only: name
+to those that show objects, html to `status`, csv to `free`, `cost` and `advise`."""
+OUTPUTS: tuple[str, ...] = ("table", "wide", "json", "yaml", JSONPATH)
+HELP, OPTIONS = "help", "options"
+HELPERS = {HELP: "Show the flags of a verb.", OPTIONS: "Show the flags that every verb has."}
+"""The words that are typed like verbs and only print help, with their own help."""
+COMMON = f"{PROG} {OPTIONS} shows the flags that every verb has, such as --context and --namespace.\n\n"
 EXITS = """\
 exit status: 0 success; plan: nothing to do. 1 an error, printed on standard error, or the answer is no:
 doctor found errors, lint refuses a file, no layout fits, you did not confirm.
@@ -19,11 +24,48 @@ reported. 5 plan: something listed in --fail-on would happen.
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that exits with status 1 for invalid flags, because 2 means that a plan has changes."""
+    """A parser that exits with status 1 for invalid flags, because 2 means that a plan has changes, and that names the
+    known verb, flag or value that is most like an unknown one."""
 
     def error(self, message: str) -> Never:
         """Print what is wrong with the flags and which help to read, and exit with status 1."""
         self.exit(1, f"error: {message}\nSee: {self.prog} --help\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, but exit with status 1 if an argument is left over, which is a flag that this verb
+        does not have, or a word too many."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            word, *_ = unknown[0].split("=")
+            what = "there is no flag" if word.startswith("-") else "there is an argument too many:"
+            self.error(f"{what} {word}{_meant(word, self._option_string_actions)}")
+        return known, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Exit with status 1 if `action` has choices and `value` is none of them. jsonpath is one only with a
+        template."""
+        choices = action.choices
+        word, template, _ = str(value).partition("=")
+        if choices is not None and (word not in choices or bool(template) != (word == JSONPATH)):
+            name = action.option_strings[-1] if action.option_strings else "the verb"
+            self.error(
+                f"{name} cannot be {value}{_meant(word, choices) or f'; use one of: {_listed(choices)}'}"
+            )
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    """Return a clause that begins with a semicolon and names the word of `known` that is most like `word`, or `word`
+    itself if it is known; empty if none is similar, and for numbers."""
+    from gpusharing.api.nearest import did_you_mean
+
+    return (
+        "" if word.isdigit() else did_you_mean(word, known).replace(f" {JSONPATH}?", f" {JSONPATH}=TEMPLATE?")
+    )
+
+
+def _listed(outputs: Iterable[str]) -> str:
+    """Return the choices of a flag as a list with commas, with what must follow jsonpath."""
+    return ", ".join(f"{output}=TEMPLATE" if output == JSONPATH else output for output in outputs)
 
 
 class Version(argparse.Action):
@@ -56,9 +98,16 @@ def _word(name: str, metavar: str, text: str) -> Flag:
     return (name,), {"nargs": "?", "default": "", "metavar": metavar, "help": text}
 
 
-def _value(name: str, metavar: str, text: str, default: str = "", short: str = "") -> Flag:
-    """Return a flag that takes a value. `short` is a second spelling, such as `-l`; empty if there is none."""
-    return (*filter(None, (short,)), name), {"default": default, "metavar": metavar, "help": text}
+def _words(name: str, metavar: str, text: str, *, required: bool = False) -> Flag:
+    """Return a positional argument that may be given several times; its values are a list, which is empty if it is left
+    out. `required` says that at least one is needed."""
+    return (name,), {"nargs": "+" if required else "*", "metavar": metavar, "help": text}
+
+
+def _value(name: str, metavar: str, text: str, default: str = "", *, short: str = "", also: str = "") -> Flag:
+    """Return a flag that takes a value. `short` and `also` are other spellings, such as `-l`, or empty."""
+    names = tuple(filter(None, (short, name, also)))
+    return names, {"default": default, "metavar": metavar, "help": text}
 
 
 def _repeated(name: str, metavar: str, text: str, short: str = "") -> Flag:
@@ -76,18 +125,6 @@ def _choice(name: str, choices: tuple[str, ...], default: str, text: str, metava
 def _switch(name: str, text: str, short: str = "") -> Flag:
     """Return a flag without a value, which is false by default."""
     return (*filter(None, (short,)), name), {"action": "store_true", "help": text}
-
-
-def _steering(what: str, every: str = "") -> tuple[Flag, ...]:
-    """Return the arguments that all verbs have that patch an object: its name, --dry-run and --yes. `what` is the kind
-    of the object, as the help and the completion name it. `every` is the help of --all, with which no name is given; if
-    it is empty, the verb has no --all and requires a name."""
-    return (
-        (("name",), {"metavar": what} | ({"nargs": "?", "default": "", "help": "or --all"} if every else {})),
-        *([_switch("--all", every)] if every else []),
-        _switch("--dry-run", "show the patch without sending it"),
-        _switch("--yes", "do not ask for confirmation, even if pods may be evicted", "-y"),
-    )
 
 
 def _window(default: str, most: str) -> tuple[Flag, ...]:
@@ -146,6 +183,10 @@ class Verb:
     """Whether the verb queries a Prometheus about all namespaces. Such a verb has the flags of PROMETHEUS, refuses -n
     unless it is in `asks_with`, and can write CSV, too. With --prometheus it needs no cluster and is carried out by
     `run_offline`."""
+    names: bool = False
+    """Whether the verb shows objects whose names -o name can print."""
+    each: str = ""
+    """The argument with several values for each of which the verb is run; empty if it runs once for all values."""
     page: bool = False
     """Whether the verb can write a page of HTML."""
     one_file: bool = False
@@ -160,38 +201,61 @@ class Verb:
         them."""
         return (
             *OUTPUTS,
+            *([NAMES] if self.names else ()),
             *([PAGE] if self.page else ()),
             *([CSV] if self.csv or self.asks_prometheus else ()),
         )
 
 
+def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False) -> Verb:
+    """Return a verb that patches objects, with its help `text` and the flags `more`. `what` is the kind of the objects,
+    as the help and the completion name it. With `alone`, one object must be named. Otherwise at least one must be, or
+    none if `more` has the flag --all."""
+    every = any("--all" in names for names, _ in more)
+    objects = _words("name", what, "or --all" if every else "one or more", required=not every)
+    flags = (
+        (("name",), {"metavar": what}) if alone else objects,
+        *more,
+        _switch("--dry-run", "show the patch without sending it"),
+        _switch("--yes", "do not ask for confirmation, even if pods may be evicted", "-y"),
+    )
+    return Verb(name, "cli.changing.steer", text, flags, names=True, each="" if alone else "name")
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the verb, its row of VERBS and its flags. --help and --version print their text and raise SystemExit with
-    status 0; invalid flags print an error and raise it with status 1."""
-    return parser().parse_args(arguments)
+    """Return the verb and its flags. Raises SystemExit with status 0 for --help, --version, `help [VERB]` and
+    `options`, after printing the answer, and with status 1 for invalid flags."""
+    typed = parser().parse_args(arguments)
+    if typed.verb == HELP:
+        return parse([*typed.topic[:1], "--help"])
+    if typed.verb == OPTIONS:
+        print(_common((*OUTPUTS, NAMES, PAGE, CSV)).format_help().partition("\n\n")[2], end="")
+        raise SystemExit(0)
+    return typed
 
 
 def parser() -> Parser:
     """Build the parser for the flags that all verbs share, the verbs, and their own flags."""
-    every = (*OUTPUTS, PAGE, CSV)
-    commons = {outputs: _common(outputs) for outputs in {every, *(verb.outputs for verb in VERBS)}}
+    commons = {outputs: _common(outputs, hidden=True) for outputs in {verb.outputs for verb in VERBS}}
     top = Parser(
         prog=PROG,
         description="Query and steer the GPU sharing operator from a terminal.",
         epilog=EXITS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[commons[every]],
+        parents=[_common((*OUTPUTS, NAMES, PAGE, CSV))],
     )
     top.add_argument(
         "--version", action=Version, nargs=0, help="print the version of this plugin; contacts no cluster"
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
+    for name, text in HELPERS.items():
+        verbs.add_parser(name, help=text, description=text).add_argument("topic", nargs="*", metavar="VERB")
     for verb in VERBS:
         sub = verbs.add_parser(
             verb.name,
             help=verb.help,
             description=verb.help,
-            epilog=EXITS,
+            epilog=COMMON + EXITS,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             parents=[commons[verb.outputs]],
         )
@@ -207,9 +271,9 @@ def parser() -> Parser:
     return top
 
 
-def _common(outputs: tuple[str, ...]) -> Parser:
-    """Return a parser with the flags that every verb has; `outputs` are the choices of -o. The flags have no defaults,
-    because those would override flags that are typed before the verb."""
+def _common(outputs: tuple[str, ...], *, hidden: bool = False) -> Parser:
+    """Return a parser with the flags that every verb has; `outputs` are the choices of -o. With `hidden`, its help
+    shows only -o. The flags have no defaults, because those would override flags that are typed before the verb."""
     common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("cluster and output")
     group.add_argument("--kubeconfig", metavar="FILE", help="instead of KUBECONFIG or ~/.kube/config")
@@ -232,8 +296,17 @@ def _common(outputs: tuple[str, ...]) -> Parser:
         metavar="NAME",
         help="namespace of the given pod; for free and advise, the namespace whose pods to include",
     )
-    group.add_argument("-o", "--output", choices=outputs, help="default: table")
+    group.add_argument(
+        "-o",
+        "--output",
+        choices=outputs,
+        metavar="FORMAT",
+        help=f"{_listed(outputs)}; default: table",
+    )
+    group.add_argument("--no-headers", action="store_true", help="no headings of tables")
     group.add_argument("--no-color", action="store_true", help="no colors; NO_COLOR does the same")
+    for action in common._actions if hidden else ():
+        action.help = action.help if action.dest == "output" else argparse.SUPPRESS
     return common
 
 
@@ -299,11 +372,13 @@ VERBS: tuple[Verb, ...] = (
         "cli.pools.status",
         "Show the state of every pool: its layout, what it is waiting for, why, since when and until when.",
         (
-            _word("policy", "POLICY", "only this one"),
+            _words("policy", "POLICY", "only these"),
+            _value("--selector", "LABELS", "only policies with these labels, for example team=a", short="-l"),
             _switch("--watch", "keep running and redraw on every change; Ctrl-C ends it", "-w"),
             _switch("--timeline", "also show the last rollout: which node was in which phase when"),
             _switch("--events", "also show the Events of the last hour about each policy"),
         ),
+        names=True,
         page=True,
         beside=60.0,
     ),
@@ -312,7 +387,7 @@ VERBS: tuple[Verb, ...] = (
         "cli.changing.plan",
         "Show what an edit would do, or what the operator is about to do; changes nothing.",
         (
-            _word("policy", "POLICY", "only this one"),
+            _words("policy", "POLICY", "only these"),
             _repeated(
                 "--filename",
                 "FILE",
@@ -326,20 +401,22 @@ VERBS: tuple[Verb, ...] = (
                 "for CI: exit with status 5 if the plan has any of evictions,shortfall, and with 0 for other changes",
             ),
         ),
+        names=True,
     ),
     Verb(
         "why",
         "cli.diagnosis.why",
         "Explain why a node is not done or a pod is waiting: which sources disagree, what blocks it, what to do.",
         (
-            (
-                ("subject",),
-                {
-                    "metavar": "NODE|KIND/NAME",
-                    "help": "gpu-07, no/gpu-07, pod/NAME, NAMESPACE/NAME, deploy/NAME, sts/NAME, job/NAME or gsp/NAME",
-                },
+            _words(
+                "subject",
+                "NODE|KIND/NAME",
+                "gpu-07, no/gpu-07, pod/NAME, NAMESPACE/NAME, deploy/NAME, sts/NAME, job/NAME or gsp/NAME",
+                required=True,
             ),
         ),
+        names=True,
+        each="subject",
     ),
     Verb(
         "free",
@@ -352,6 +429,7 @@ VERBS: tuple[Verb, ...] = (
                 "LABELS",
                 "only nodes with these labels, for example gpusharing.dev/pool=a",
                 short="-l",
+                also="--selector",
             ),
             _switch(
                 "--usage", "show the memory and the SM time that each pod uses, as the agents report them"
@@ -363,43 +441,40 @@ VERBS: tuple[Verb, ...] = (
             ),
         ),
         csv=True,
+        names=True,
     ),
-    Verb(
+    _steering(
         "approve",
-        "cli.changing.steer",
+        "POLICY",
         "Approve a policy's plan, so that the operator carries it out.",
-        (
-            *_steering("POLICY"),
-            _word("hash", "HASH", "hash of the plan that you read; it must match the current plan"),
-        ),
+        _word("hash", "HASH", "hash of the plan that you read; it must match the current plan"),
+        alone=True,
     ),
-    Verb(
+    _steering(
         "pause",
-        "cli.changing.steer",
-        "Pause a policy, so that no further node starts to change.",
-        (
-            *_steering("POLICY", "stop the fleet: pause every policy"),
-            _choice(
-                "--when-paused",
-                ("Finish", "Hold", "Abort"),
-                "",
-                "what happens to changes in flight; default: as set in the policy",
-            ),
+        "POLICY",
+        "Pause policies, so that no further node starts to change.",
+        _switch("--all", "stop the fleet: pause every policy"),
+        _choice(
+            "--when-paused",
+            ("Finish", "Hold", "Abort"),
+            "",
+            "what happens to changes in flight; default: as set in the policy",
         ),
     ),
-    Verb(
+    _steering(
         "resume",
-        "cli.changing.steer",
+        "POLICY",
         "End a pause, or continue a rollout after failures.",
-        _steering("POLICY", "end the pause of every policy; rollouts that failures halted stay halted"),
+        _switch("--all", "end the pause of every policy; rollouts that failures halted stay halted"),
     ),
-    Verb("retry", "cli.changing.steer", "Try a failed or deferred node again.", _steering("NODE")),
-    Verb("abort", "cli.changing.steer", "Abort the change that is in progress on a node.", _steering("NODE")),
-    Verb(
+    _steering("retry", "NODE", "Try failed or deferred nodes again."),
+    _steering("abort", "NODE", "Abort the changes that are in progress on nodes."),
+    _steering(
         "skip",
-        "cli.changing.steer",
-        "Keep changes from starting on a node.",
-        (*_steering("NODE"), _switch("--undo", "let changes start there again")),
+        "NODE",
+        "Keep changes from starting on nodes.",
+        _switch("--undo", "let changes start there again"),
     ),
     Verb(
         "layouts",
@@ -420,12 +495,7 @@ VERBS: tuple[Verb, ...] = (
         "lint",
         "cli.setup.lint",
         "Check policies, ClusterPolicies, and files of mig-parted and the device plugin; contacts no cluster.",
-        (
-            (
-                ("file",),
-                {"metavar": "FILE", "nargs": "+", "help": "a file, a directory, or - for standard input"},
-            ),
-        ),
+        (_words("file", "FILE", "a file, a directory, or - for standard input", required=True),),
         offline=True,
     ),
     Verb(

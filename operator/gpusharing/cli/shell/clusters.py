@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gpusharing.cli.shell.documents import FailureData
 from gpusharing.cli.shell.drawing import (
     GAP,
     NARROW,
@@ -78,6 +79,8 @@ class FleetVerb:
     """The columns of the table after CLUSTER. The last one also shows why a cluster gave no answer."""
     nothing: str
     """The text for a cluster whose answer has no rows."""
+    kind: type[Mapping[str, Any]]
+    """The type of an answer's data."""
     ask: Callable[[Session, Namespace], Awaitable[Answer]]
     """Returns the answer of one cluster, and prints nothing. Raises Trouble."""
     check: Callable[[Namespace], object] = lambda _typed: None
@@ -97,8 +100,8 @@ def carry_out_everywhere(
     if not terminal.structured:
         terminal.show(describe_clusters(verb, replies, terminal.paper))
     for reply in replies if terminal.structured else ():
-        answer = {"error": reply.error} if reply.answer is None else reply.answer.data
-        terminal.data({"context": reply.context, "clusterUID": reply.cluster or None, **answer})
+        kind, data = (verb.kind, reply.answer.data) if reply.answer else (FailureData, {"error": reply.error})
+        terminal.data(kind, {"context": reply.context, "clusterUID": reply.cluster or None, **data})
     if silent := [f"{reply.context}: {reply.error}" for reply in replies if reply.answer is None]:
         raise Trouble(
             f"{len(silent)} of {counted(len(replies), 'cluster')} did not respond. {'; '.join(silent)}"

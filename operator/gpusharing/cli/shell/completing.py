@@ -6,83 +6,115 @@ line and a directive from the last (cobra, ShellCompDirective). If anything goes
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
-from gpusharing.cli.shell.arguments import parser
+from gpusharing.cli.shell.arguments import VERBS, parser
 from gpusharing.cli.shell.troubles import Trouble
 
-NO_FILES = ":4"
-"""The directive not to suggest file names as well."""
+FILES, NO_FILES = ":0", ":4"
+"""The directives to suggest the names of files, and not to."""
 SECONDS = 3.0
 """Seconds within which the cluster must answer, because a person who presses Tab waits no longer."""
 Names = Callable[[str], Iterable[str]]
-"""A function that returns the names of all objects of a kind; the argument is the plural of the kind."""
-KINDS = {"POLICY": "gpusharingpolicies", "NODE": "gpunodes", "NODE|KIND/NAME": "gpunodes"}
-"""The plural of the kind that an argument refers to, by the argument's name in the help."""
+"""A function that returns the names of all objects of a kind, as `cluster_names` does."""
+CONTEXTS, NAMESPACES, HASHES = "contexts", "namespaces", "hashes"
+KINDS = {
+    "POLICY": "gpusharingpolicies", "NODE": "gpunodes", "NODE|KIND/NAME": "gpunodes", "HASH": HASHES,
+    "context": CONTEXTS, "contexts": CONTEXTS, "namespace": NAMESPACES,
+}  # fmt: skip
+"""The kind that an argument refers to, by the argument's name in the help or, for flags of all verbs, the flag."""
 
 
 def main() -> None:
     """Run the console script that kubectl looks for: print one suggestion on each line, then the directive."""
     words = sys.argv[1:] or [""]
-    print("\n".join([*suggest(words, lambda kind: cluster_names(kind, words)), NO_FILES]))
+    suggestions = suggest(words, lambda kind: cluster_names(kind, words))
+    print("\n".join([FILES] if suggestions is None else [*suggestions, NO_FILES]))
 
 
-def suggest(words: Sequence[str], names: Names) -> list[str]:
-    """Return the sorted completions of the last word: the values of the flag before it; else all long flags if it
-    begins with a dash; else the verbs or, after a verb, the values of the verb's first argument. Only what begins with
-    the last word is returned. `names` lists the objects of a kind."""
+def suggest(words: Sequence[str], names: Names) -> list[str] | None:
+    """Return the sorted completions of the last word: flags, the values of the flag before it, verbs, or values of an
+    argument that are not typed yet. Return None if the word is the name of a file. `names` lists the objects of a
+    kind."""
     # argparse has no public way to list its flags. These private names are the same from Python 3.11 to 3.14.
     top = parser()
     *before, begun = ("", *words)
     verbs = next(action for action in top._actions if isinstance(action, argparse._SubParsersAction))
     verb = next((word for word in before if word in verbs.choices), "")
     chosen: argparse.ArgumentParser = verbs.choices.get(verb, top)
-    suggestions = _flags(chosen, before[-1], begun)
+    flags = {text: action for action in chosen._actions for text in action.option_strings}
+    plain = [
+        word
+        for last, word in pairwise(before)
+        if not word.startswith("-") and (last not in flags or flags[last].nargs == 0)
+    ]
+    suggestions: Iterable[str] | None
+    if before[-1] in flags and flags[before[-1]].nargs != 0:
+        suggestions = _values(flags[before[-1]], begun, names)
+    elif begun.startswith("-"):
+        suggestions = [text for text in flags if text.startswith("--")]
+    elif not verb:
+        suggestions = verbs.choices
+    else:
+        arguments = [action for action in chosen._actions if not action.option_strings]
+        arguments += arguments[-1:] * len(plain) if arguments and arguments[-1].nargs in ("*", "+") else []
+        action = next(iter(arguments[len(plain) - 1 :]), None)
+        suggestions = () if action is None else _values(action, begun, names)
     if suggestions is None:
-        suggestions = _positional(chosen, names) if verb else verbs.choices
-    return sorted(text for text in set(suggestions) if text.startswith(begun))
+        return None
+    return sorted(text for text in {*suggestions} - {*plain} if text.startswith(begun))
 
 
-def _flags(chosen: argparse.ArgumentParser, last: str, begun: str) -> Iterable[str] | None:
-    """Return the values of the flag `last` if it takes one; they are empty if any value is allowed. Otherwise return
-    all long flags if the incomplete word `begun` starts with a dash, or None if it does not."""
-    options = {text: action for action in chosen._actions for text in action.option_strings}
-    if last in options and options[last].nargs != 0:
-        return options[last].choices or ()
-    return [text for text in options if text.startswith("--")] if begun.startswith("-") else None
-
-
-def _positional(chosen: argparse.ArgumentParser, names: Names) -> Iterable[str]:
-    """Return the possible values of the verb's first argument: the cards that have MIG, or the names of policies or
-    nodes. Empty if the first argument is of another kind. Further arguments are not completed."""
-    first = next((action for action in chosen._actions if not action.option_strings), None)
-    if first is None:
-        return ()
-    if first.metavar == "CARD":
+def _values(action: argparse.Action, begun: str, names: Names) -> Iterable[str] | None:
+    """Return the possible values of a flag or an argument; empty if any value is allowed, and None if it is a file. The
+    word `begun` decides of which kind the values are if it has a slash, and which contexts are already typed."""
+    kind = KINDS.get(action.dest) or KINDS.get(str(action.metavar), "")
+    head = begun[: begun.rfind(",") + 1] if kind == CONTEXTS else ""
+    if action.metavar == "NODE|KIND/NAME" and "/" in begun:
+        kind = begun.partition("/")[0]
+        head = f"{kind}/"
+    if action.metavar == "CARD":
         from gpusharing.planning.gpus.cards import CARDS
 
         return [card.key for card in CARDS if card.profiles]
-    return names(KINDS[first.metavar]) if isinstance(first.metavar, str) and first.metavar in KINDS else ()
+    if action.metavar == "VERB":
+        return [verb.name for verb in VERBS]
+    if action.metavar == "FILE":
+        return None
+    return action.choices or [f"{head}{name}" for name in (names(kind) if kind else ())]
 
 
 def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
-    """Return the names of all policies, if `kind` is their plural, else of all GPUNodes, in the cluster that the typed
-    words select. Empty if they cannot be read for any reason (Trouble), or not within SECONDS."""
-    from gpusharing.cli.shell.session import connected
-    from gpusharing.kube.client import GPUNODES, POLICIES
+    """Return the names of all objects of a kind in the cluster, and in the namespace, that the typed words select.
+    `kind` is spelled as for `why`, or it is a namespace, whose pods are meant, or CONTEXTS, NAMESPACES or HASHES, which
+    are those of the policies among the words. Empty if the kubeconfig cannot be read, or if the cluster cannot be
+    reached or does not answer within SECONDS."""
+    from gpusharing.cli.diagnosis.why import find_subject
+    from gpusharing.cli.shell.session import connected, find_kubeconfigs, read_contexts
+    from gpusharing.kube import client
+    from gpusharing.kube.raw import text
 
-    resource = POLICIES if kind == POLICIES.plural else GPUNODES
+    kubeconfig = _value(words, "--kubeconfig")
+    resource, _, namespace = find_subject(f"{'gsp' if kind == HASHES else kind}/any", "")
+    resource = {client.NODES: client.GPUNODES}.get(resource, resource)
+    resource = client.NAMESPACES if kind == NAMESPACES else resource
+    namespace = namespace or _value(words, "--namespace") or _value(words, "-n")
 
     async def ask() -> list[str]:
         """List the objects and return their names. Raises Trouble or TimeoutError."""
-        async with (
-            asyncio.timeout(SECONDS),
-            connected(_value(words, "--kubeconfig"), _value(words, "--context")) as session,
-        ):
-            return [raw["metadata"]["name"] for raw in await session.all(resource)]
+        async with asyncio.timeout(SECONDS), connected(kubeconfig, _value(words, "--context")) as session:
+            objects = await session.all(resource, namespace or session.namespace)
+        if kind == HASHES:
+            objects = [raw for raw in objects if text(raw, "metadata", "name") in words]
+            return [*filter(None, (text(raw, "status", "plan", "hash") for raw in objects))]
+        return [text(raw, "metadata", "name") for raw in objects]
 
     try:
+        if kind == CONTEXTS:
+            return [*read_contexts(find_kubeconfigs(kubeconfig, os.environ))[1]]
         return asyncio.run(ask())
     except (Trouble, TimeoutError):
         return []

@@ -69,6 +69,8 @@ class Paper:
     """Whether characters other than ASCII can be shown."""
     wide: bool = False
     """Whether to show everything that is known, even if lines become too long for the terminal."""
+    headers: bool = True
+    """Whether tables have headings."""
 
     @property
     def room(self) -> int:
@@ -134,9 +136,9 @@ def fold(text: Line, paper: Paper) -> list[Line]:
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper, indent: str = ""
 ) -> list[Line]:
-    """Return a header and a line for each row. Every row must have one cell for each column. Columns in which every
-    cell is empty are left out, so without rows the header is empty. If the paper has a width and is not wide, the
-    columns with the highest `drop` are left out until the rest fits, and then long cells are cut."""
+    """Return a header, unless the paper has none, and a line for each row. Every row must have one cell for each
+    column. Columns without any content are left out. If the paper has a width and is not wide, the columns with the
+    highest `drop` are left out until the rest fits, and then long cells are cut."""
     rows = _justified(columns, rows)
     shown = [index for index in range(len(columns)) if any(row[index].text for row in rows)]
     widths = {
@@ -150,7 +152,7 @@ def table(
         line(indent, *_row([Span(columns[i].title, Ink.FAINT) for i in shown], [widths[i] for i in shown]))
     ]
     drawn += [line(indent, *_row([row[i] for i in shown], [widths[i] for i in shown])) for row in rows]
-    return drawn
+    return drawn if paper.headers else drawn[1:]
 
 
 def _justified(columns: Sequence[Column], rows: Sequence[Sequence[Span]]) -> list[list[Span]]:

@@ -2,10 +2,10 @@
 
 import asyncio
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from gpusharing.cli.shell.arguments import CSV, PAGE
+from gpusharing.cli.shell.arguments import CSV, NAMES, PAGE
 from gpusharing.cli.shell.drawing import BLANK, Ink, Span, line
 from gpusharing.cli.shell.session import Session, connected, find_contexts
 from gpusharing.cli.shell.terminal import Terminal
@@ -34,7 +34,8 @@ def carry_out(verb: Any, typed: Namespace) -> int:
     beside = row.beside > 0 and ("contexts" in flags or "all_contexts" in flags)
     if why := _find_contradiction(typed, named, several=len(named) > 1 or beside):
         raise Trouble(why)
-    terminal = Terminal.of(flags.get("output", "table"), color=not flags.get("no_color", False))
+    color, headers = not flags.get("no_color"), not flags.get("no_headers")
+    terminal = Terminal.of(flags.get("output", "table"), color=color, headers=headers)
     if flags.get("prometheus") or (row.offline and not any(map(flags.get, row.asks_with))):
         module: VerbModule = verb
         return module.run_offline(typed, terminal)
@@ -55,6 +56,7 @@ def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool
     contexts of --contexts. `several` is true if the verb may run in more than one context."""
     flags, verb = vars(typed), typed.row
     output, watch, everywhere = flags.get("output", "table"), flags.get("watch"), flags.get("all_contexts")
+    output = output.partition("=")[0]
     one = f"use --context {named[0] if named else 'NAME'}"
     flag = "--all-contexts" if everywhere else "--contexts"
     contradictions = {
@@ -82,25 +84,50 @@ def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool
         f"-o html writes one page for one context: {one}, without --watch": (
             output == PAGE and (several or watch)
         ),
-        f"-o csv writes one table for one context: {one}": output == CSV and several,
+        f"-o {output} answers for one context: {one}": output in (CSV, NAMES) and several,
     }
     return next((text for text, holds in contradictions.items() if holds), "")
 
 
 async def _everywhere(verb: VerbModule, typed: Namespace, contexts: Sequence[str], terminal: Terminal) -> int:
-    """Run the verb in each context and return the `worst` exit status. If there are several contexts, each gets a
-    heading, except in JSON and YAML. A Trouble in one context does not prevent the others from running; all are
-    combined and raised at the end."""
-    troubles: list[str] = []
-    statuses: list[int] = []
-    for context in contexts:
+    """Run the verb in each context, as `run_each` does, and return the `worst` exit status. If there are several
+    contexts, each gets a heading, except in data. Raises Trouble at the end, if there was any."""
+
+    async def run(context: str) -> int:
+        """Run the verb in one context. Raises Trouble."""
         if len(contexts) > 1 and not terminal.structured:
             terminal.show([BLANK, line(Span(f"context {context}", Ink.TITLE))])
+        async with connected(getattr(typed, "kubeconfig", ""), context) as session:
+            return await run_each(verb, session, typed, terminal)
+
+    return await _in_turn(run, contexts)
+
+
+async def run_each(verb: VerbModule, session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """Run the verb for each value of the argument `Verb.each`, with a blank line between the answers, and return the
+    `worst` exit status; run it once, without changing an argument, if the verb has no such argument. Raises Trouble at
+    the end, if there was any."""
+    each = typed.row.each
+    values = tuple(dict.fromkeys(getattr(typed, each) or [""])) if each else ("",)
+
+    async def run(value: str) -> int:
+        """Run the verb for one value. Raises Trouble."""
+        if value != values[0] and not terminal.structured:
+            terminal.show([BLANK])
+        return await verb.run(session, Namespace(**vars(typed) | ({each: value} if each else {})), terminal)
+
+    return await _in_turn(run, values)
+
+
+async def _in_turn(run: Callable[[str], Awaitable[int]], values: Sequence[str]) -> int:
+    """Call `run` with each value, one after the other, and return the `worst` status. A Trouble does not prevent the
+    others from running; it is raised at the end, combined with all others."""
+    troubles, statuses = list[Trouble](), list[int]()
+    for value in values:
         try:
-            async with connected(getattr(typed, "kubeconfig", ""), context) as session:
-                statuses.append(await verb.run(session, typed, terminal))
+            statuses.append(await run(value))
         except Trouble as trouble:
-            troubles.append(str(trouble))
+            troubles.append(trouble)
     if troubles:
-        raise Trouble("; ".join(troubles))
+        raise troubles[0] if len(troubles) == 1 else Trouble("; ".join(map(str, troubles)))
     return worst(statuses)

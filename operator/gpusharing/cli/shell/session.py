@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from gpusharing.cli.shell.troubles import INSTALL, Denied, Trouble, error_text, nearest, trouble
-from gpusharing.kube.client import JSON, NAMESPACES, Filters, KubeClient, Resource
+from gpusharing.kube.client import JSON, NAMESPACES, POLICIES, Filters, KubeClient, Resource
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import KubeError, NotFound, first_of
 from gpusharing.kube.http import HttpClient, Limits
@@ -122,21 +122,24 @@ class Session:
         except KubeError as error:
             raise trouble(error, self.where) from error
 
-    async def all(self, resource: Resource, namespace: str | None = None, fields: str = "") -> list[JSON]:
-        """Return every object of a kind, sorted by namespace and name. `namespace` is None for all namespaces, and
-        `fields` is a field selector. Raises Trouble for every error of the server, and Denied if the user lacks the
-        permission."""
-        objects = [raw async for page in self.each_page(resource, namespace, fields) for raw in page]
+    async def all(
+        self, resource: Resource, namespace: str | None = None, fields: str = "", labels: str = ""
+    ) -> list[JSON]:
+        """Return every object of a kind, sorted by namespace and name. Arguments and errors are those of
+        `each_page`."""
+        objects = [raw async for page in self.each_page(resource, namespace, fields, labels) for raw in page]
         return sorted(
             objects, key=lambda raw: (text(raw, "metadata", "namespace"), text(raw, "metadata", "name"))
         )
 
-    async def lists(self, *resources: Resource) -> list[list[JSON]]:
-        """Return a list of all objects for each of these kinds, in this order, read concurrently. If reading fails, the
-        first error is raised: a Trouble, or a Denied if the user lacks a permission."""
+    async def lists(self, *resources: Resource, policies: str = "") -> list[list[JSON]]:
+        """Return a list of all objects for each of these kinds, read concurrently. `policies` is a label selector for
+        the policies among them. Raises Trouble as `each_page` does."""
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self.all(resource)) for resource in resources]
+                chosen = {POLICIES: policies}
+                reads = [self.all(resource, labels=chosen.get(resource, "")) for resource in resources]
+                tasks = [group.create_task(read) for read in reads]
         except BaseExceptionGroup as trouble:
             raise first_of(trouble) from None
         return [task.result() for task in tasks]
@@ -163,6 +166,14 @@ class Session:
             return texts(part(await self.client.get(NAMESPACES, namespace), "metadata", "labels"))
         except KubeError:
             return {}
+
+
+def object_name(resource: Resource, name: str) -> str:
+    """Return the name of an object as kubectl prints it with -o name, such as gpunode.gpusharing.dev/gpu-07."""
+    kind = (
+        f"{resource.plural[:-3]}y" if resource.plural.endswith("ies") else resource.plural.removesuffix("s")
+    )
+    return f"{resource.full_name.replace(resource.plural, kind)}/{name}"
 
 
 def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:

@@ -10,9 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, TypeVar, cast
 
+from gpusharing.api.names import GROUP
 from gpusharing.cli.shell.drawing import Ink, Line, Paper, Span, line, plain, shorten
+from gpusharing.cli.shell.jsonpath import Parts, parse_template, render
+
+Data = TypeVar("Data", bound=Mapping[str, Any])
+"""The type of a document, whose name is its kind followed by Data."""
+API = f"cli.{GROUP}/v1alpha1"
+"""The apiVersion of all documents of the plugin."""
 
 
 def ask_line(question: str, answers: TextIO) -> str:
@@ -40,7 +47,7 @@ def agrees(question: str, answers: TextIO) -> bool:
     return False
 
 
-Output = Literal["table", "wide", "json", "yaml", "html", "csv"]
+Output = Literal["table", "wide", "json", "yaml", "jsonpath", "name", "html", "csv"]
 COLORS: Mapping[Ink, str] = {
     Ink.PLAIN: "",
     Ink.TITLE: "bold",
@@ -65,20 +72,29 @@ class Terminal:
     """The number of columns, or None if the stream is not a terminal, so that lines may be of any length."""
     measure: Callable[[], os.terminal_size] | None = None
     """Returns the size of the terminal, which may change during a watch, or None if the size never changes."""
+    headers: bool = True
+    """Whether tables have headings."""
+    template: Parts = field(default_factory=list)
+    """The parts of the template of -o jsonpath."""
     _live: Any = field(default=None, init=False)
     _documents: int = field(default=0, init=False)
     """How many JSON or YAML documents have been written."""
 
     @classmethod
-    def of(cls, output: Output, *, color: bool, environment: Mapping[str, str] = os.environ) -> "Terminal":
-        """Return a Terminal for standard output. If that is not a terminal, it has neither a width nor colors. Colors
-        are off, too, if `color` is false, and for NO_COLOR (https://no-color.org) and TERM=dumb."""
-        stream = sys.stdout
-        if not stream.isatty():
-            return cls(stream, output)
-        wanted = color and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
-        measure = shutil.get_terminal_size
-        return cls(stream, output, wanted, measure().columns, measure)
+    def of(
+        cls, typed: str, *, color: bool, headers: bool = True, environment: Mapping[str, str] = os.environ
+    ) -> "Terminal":
+        """Return a Terminal for standard output. `typed` is the value of -o. Colors are off if `color` is false or
+        standard output is not a terminal, and for NO_COLOR (https://no-color.org) and TERM=dumb. Raises Trouble if the
+        template of -o jsonpath has a mistake."""
+        stream, (output, equals, template) = sys.stdout, typed.partition("=")
+        here = cls(stream, cast(Output, output), headers=headers)
+        here.template = parse_template(template) if equals else []
+        if stream.isatty():
+            here.color = color and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+            here.measure = shutil.get_terminal_size
+            here.width = here.measure().columns
+        return here
 
     @property
     def paper(self) -> Paper:
@@ -86,22 +102,32 @@ class Terminal:
         none. It shows only ASCII unless the stream's encoding is UTF-8, and is wide with -o wide."""
         unicode = (self.stream.encoding or "").lower().replace("-", "").startswith("utf8")
         width = self._size().columns if self.redraws else self.width
-        return Paper(width, glyphs=unicode, wide=self.output == "wide")
+        return Paper(width, glyphs=unicode, wide=self.output == "wide", headers=self.headers)
 
     @property
     def structured(self) -> bool:
-        """Whether the output format is JSON or YAML."""
-        return self.output in ("json", "yaml")
+        """Whether the output is data for programs: JSON, YAML, what a template takes from it, or names."""
+        return self.output in ("json", "yaml", "jsonpath", "name")
 
     @property
     def redraws(self) -> bool:
         """Whether the context of `redrawing` is open, so that `show` replaces what it showed before."""
         return self._live is not None
 
-    def data(self, value: object) -> None:
-        """Write the value as YAML if that is the output format, otherwise as JSON. Several YAML documents are
-        separated by `---`."""
-        if self.output == "yaml":
+    def data(self, kind: type[Data], value: Data, names: Iterable[str] = ()) -> None:
+        """Write `value` with its apiVersion and kind, as `document` does, or with -o name the `names` of the objects
+        that it is about, each once and on its own line."""
+        if self.output == "name":
+            self.write("".join(f"{name}\n" for name in dict.fromkeys(names)))
+        else:
+            self.document({"apiVersion": API, "kind": kind.__name__.removesuffix("Data"), **value})
+
+    def document(self, value: object) -> None:
+        """Write a value as YAML or through the template of -o jsonpath if that is the output format, otherwise as JSON.
+        Several YAML documents are separated by `---`."""
+        if self.output == "jsonpath":
+            self.stream.write(render(self.template, value))
+        elif self.output == "yaml":
             import yaml  # importing it takes as long as all the rest of a short command
 
             self.stream.write("---\n" if self._documents else "")
@@ -113,19 +139,21 @@ class Terminal:
 
     def answer(
         self,
-        data: Callable[[], object],
+        kind: type[Data],
+        data: Callable[[], Data],
         lines: Callable[[Paper], Sequence[Line]],
         rows: Callable[[], Iterable[Iterable[object]]] = tuple,
+        names: Iterable[str] = (),
     ) -> None:
-        """Write an answer in the output format: `rows` as CSV, `data` as JSON or YAML, otherwise `lines`. Only the
-        function for that format is called."""
+        """Write an answer in the output format: `rows` as CSV, `data` of this `kind` and `names` as the method `data`
+        does, otherwise `lines`. Only the function for that format is called."""
         if self.output == "csv":
             import csv  # only two verbs write CSV
 
             csv.writer(self.stream, lineterminator="\n").writerows(rows())
             self.stream.flush()
         elif self.structured:
-            self.data(data())
+            self.data(kind, data(), names)
         else:
             self.show(lines(self.paper))
 

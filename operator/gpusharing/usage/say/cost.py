@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
+from gpusharing.cli.shell.documents import BillData, SumData
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -192,9 +192,8 @@ def amount(price: Fraction) -> str:
     return f"{whole}.{rest[:2]}{rest[2:].rstrip('0')}"
 
 
-def as_data(answer: CostReport) -> dict[str, Any]:
-    """Return the bill as plain data for JSON and YAML. Amounts are strings, because a float cannot represent every
-    amount. An unknown amount, currency or use is None."""
+def as_data(answer: CostReport) -> BillData:
+    """Return the bill as plain data for JSON and YAML. Amounts are numbers with at most two decimals."""
     query, bill = answer.query, answer.bill
     return {
         "prometheus": answer.where,
@@ -221,7 +220,11 @@ def as_data(answer: CostReport) -> dict[str, Any]:
             {
                 "policy": pool.policy,
                 "prices": [
-                    {"gpuHour": amount(price.amount), "currency": price.currency, "source": price.source}
+                    {
+                        "gpuHour": round(float(price.amount), 6),
+                        "currency": price.currency,
+                        "source": price.source,
+                    }
                     for price in pool.prices
                 ],
                 **_sum(pool.micros, pool.cents, pool.currency),
@@ -231,17 +234,22 @@ def as_data(answer: CostReport) -> dict[str, Any]:
         "totals": [
             {
                 **_sum(total.micros, total.cents, total.currency),
-                "parts": {str(part): _plain(cents) for part, cents in total.parts.items()},
+                "parts": {str(part): _number(cents) for part, cents in total.parts.items()},
             }
             for total in bill.totals
         ],
     }
 
 
-def _sum(micros: int, cents: int | None, currency: str) -> dict[str, Any]:
+def _sum(micros: int, cents: int | None, currency: str) -> SumData:
     """Return the fields `gpuHours`, `cost` and `currency` of a row, a pool or a total; the last two are None if the
     price is unknown."""
-    return {"gpuHours": round(micros / HOUR, 6), "cost": _plain(cents), "currency": currency or None}
+    return {"gpuHours": round(micros / HOUR, 6), "cost": _number(cents), "currency": currency or None}
+
+
+def _number(cents: int | None) -> float | None:
+    """Return an amount as a number, or None if it is not known."""
+    return None if cents is None else cents / 100
 
 
 def _plain(cents: int | None) -> str | None:

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from gpusharing.api.times import from_rfc3339
+from gpusharing.cli.shell.documents import InventoryData
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -222,7 +223,7 @@ def _listed(titles: Sequence[str], rows: Sequence[Sequence[str]], paper: Paper) 
     return lines + (prose(f"and {left} more; -o wide lists all", paper, ink=Ink.FAINT) if left else [])
 
 
-def as_data(report: FreeReport) -> dict[str, Any]:
+def as_data(report: FreeReport) -> InventoryData:
     """Return the answer as plain data. An unknown number is None."""
     return {
         "by": report.by,

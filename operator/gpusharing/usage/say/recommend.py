@@ -10,6 +10,13 @@ from gpusharing.api.names import ANNOTATION_GPU_MEMORY, RESOURCE_MIG_PREFIX, Mod
 from gpusharing.cli.changing.plan import Planned
 from gpusharing.cli.changing.plan import as_data as as_plan_data
 from gpusharing.cli.changing.plan import describe as describe_plan
+from gpusharing.cli.shell.documents import (
+    LayoutChoiceData,
+    RecommendationData,
+    SavingData,
+    SharedData,
+    WorkloadData,
+)
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -346,13 +353,13 @@ def saving_of(saved: int, price: Price | None) -> str:
     return f"{gpus}, about {money(cents, price.currency)} a month ({amount(price.amount)} an hour for each)."
 
 
-def saving_data(saved: int | None, price: Price | None) -> dict[str, Any] | None:
-    """Return the saving as plain data, or None if it is unknown how many GPUs are saved. The amount is a string, as in
-    a bill, or None without a price."""
+def saving_data(saved: int | None, price: Price | None) -> SavingData | None:
+    """Return the saving as plain data, or None if it is unknown how many GPUs are saved. The amount is a number with at
+    most two decimals, or None without a price."""
     if saved is None:
         return None
-    month = None if price is None else f"{float(saved * price.amount * MONTH):.2f}"
-    return {"gpus": saved, "perMonth": month, "currency": price and price.currency}
+    month = None if price is None else round(float(saved * price.amount * MONTH), 2)
+    return {"gpus": saved, "perMonth": month, "currency": None if price is None else price.currency}
 
 
 def packing_of(recommendation: Recommendation) -> str:
@@ -473,10 +480,8 @@ COLUMNS = (
 """The header of the CSV."""
 
 
-def as_data(answer: RecommendReport) -> dict[str, Any]:
-    """Return the recommendation as plain data, for JSON and YAML, without the samples. `recommendation`, `policy` and
-    `plan` are None if there is none; if a plan was requested and cannot be shown, `notPlanned` says why, and otherwise
-    it is None."""
+def as_data(answer: RecommendReport) -> RecommendationData:
+    """Return the recommendation as plain data, for JSON and YAML."""
     placed = placed_of(answer.recommendation)
     by_workload = {need.workload: need for need in answer.needs}
     return {
@@ -506,7 +511,7 @@ def as_data(answer: RecommendReport) -> dict[str, Any]:
     }
 
 
-def _workload(history: History, need: Need | None, placed: Placed | Unplaced | None) -> dict[str, Any]:
+def _workload(history: History, need: Need | None, placed: Placed | Unplaced | None) -> WorkloadData:
     """Return one workload as plain data. Unknown values are None."""
     workload = history.workload
     return {
@@ -529,7 +534,7 @@ def _workload(history: History, need: Need | None, placed: Placed | Unplaced | N
     }
 
 
-def _shared(shared: Shared) -> dict[str, Any]:
+def _shared(shared: Shared) -> SharedData:
     """Return as plain data what sharing whole GPUs would take."""
     return {
         "mode": str(shared.mode),
@@ -543,9 +548,8 @@ def _shared(shared: Shared) -> dict[str, Any]:
     }
 
 
-def _recommendation_data(recommendation: Recommendation, price: Price | None) -> dict[str, Any]:
-    """Return the layout, what it takes and saves, and how sharing would need fewer GPUs, as plain data. The `profiles`
-    of GPUs that stay whole are None, and so is `shared` if sharing would not need fewer GPUs."""
+def _recommendation_data(recommendation: Recommendation, price: Price | None) -> LayoutChoiceData:
+    """Return the layout, what it takes and saves, and how sharing would need fewer GPUs, as plain data."""
     shared = find_shared(recommendation)
     return {
         "goal": str(recommendation.goal),

@@ -1,0 +1,122 @@
+"""The templates of `-o jsonpath=TEMPLATE`, in kubectl's dialect: text outside of braces, and in braces a path, a quoted
+text, or `range PATH` up to `end` (https://kubernetes.io/docs/reference/kubectl/jsonpath/). Pure.
+
+A path has fields, `*`, indexes, and filters by equality. Slices, unions, `..` and other comparisons are refused.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gpusharing.cli.shell.troubles import Trouble
+
+Parts = list["str | tuple[str, Parts | None]"]
+"""The parts of a template: texts, and paths, each with the parts of the range that it begins or, without one, None."""
+_TEXT = r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'"""
+_FIELD = rf"""\.(?:\\.|[^\s\\.\[\](){{}}'"=!<>,*?|])+|\.?\[\s*(?:{_TEXT})\s*\]"""
+_STEP = re.compile(
+    rf"""(?P<field>{_FIELD})|\.?\[\s*(?P<index>-?\d+)\s*\]|(?P<all>\.\*|\.?\[\s*\*\s*\])
+    |\.?\[\?\(\s*[$@](?P<path>(?:{_FIELD})*)\s*((?P<sign>[=!]=)\s*(?P<wanted>{_TEXT}|[^\s()'"]+)\s*)?\)\s*\]""",
+    re.VERBOSE,
+)
+_STEPS = re.sub(r"\(\?P<\w+>", "(?:", _STEP.pattern)
+_TOKEN = re.compile(
+    rf"""(?P<text>[^{{]+)|\{{\s*(?:(?P<quoted>{_TEXT})|(?P<end>end)
+    |(?P<range>range\s+)?(?P<path>(?=[.\[$@])[$@]?(?:{_STEPS})*))\s*\}}""",
+    re.VERBOSE,
+)
+_START = re.compile(rf"\{{\s*(?:range\s+)?[$@]?(?:{_STEPS})*", re.VERBOSE)
+
+
+def parse_template(template: str) -> Parts:
+    """Return the parts of a template. Raises Trouble that names the position of a mistake."""
+    open_ranges, at = list[Parts]([[]]), 0
+    while at < len(template):
+        token = _TOKEN.match(template, at)
+        if token is None:
+            start = _START.match(template, at)
+            raise _mistake(
+                template, start.end() if start else at, "this is no field, index, filter or end of a path"
+            )
+        if token["end"]:
+            if len(open_ranges) == 1:
+                raise _mistake(template, at, "there is no range that this could end")
+            open_ranges.pop()
+        elif token["path"] is None:
+            open_ranges[-1].append(token["text"] or _literal(token["quoted"]))
+        else:
+            body: Parts = []
+            open_ranges[-1].append((token["path"], body if token["range"] else None))
+            open_ranges += [body] if token["range"] else []
+        at = token.end()
+    if len(open_ranges) > 1:
+        raise _mistake(template, at, "{end} is missing after a range")
+    return open_ranges[0]
+
+
+def _mistake(template: str, at: int, why: str) -> Trouble:
+    """Return the error about the character at the index `at` of a template."""
+    example = 'write paths as in {.pools[*].name} and {.pools[?(@.mode=="MIG")].name}'
+    return Trouble(
+        f"-o jsonpath: {why}: character {at + 1}, at {template[at : at + 20] or 'the end'}; {example}"
+    )
+
+
+def render(parts: Parts, value: object) -> str:
+    """Return the text of a template for a JSON value. The values of a path are separated by spaces; strings are written
+    without quotes, everything else as JSON, and a path that leads nowhere as nothing."""
+    texts = list[str]()
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif part[1] is None:
+            texts.append(" ".join(map(_written, _values(part[0], value))))
+        else:
+            texts += [render(part[1], each) for each in _values(part[0], value)]
+    return "".join(texts)
+
+
+def _written(value: object) -> str:
+    """Return a string as it is, and any other value as JSON without spaces."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _values(path: str, value: object) -> Sequence[Any]:
+    """Return the values to which a path leads from `value`; empty if a field or an index does not exist."""
+    values = [value]
+    for step in _STEP.finditer(path):
+        values = [following for each in values for following in _follow(step, each)]
+    return values
+
+
+def _follow(step: re.Match[str], value: Any) -> Iterable[Any]:
+    """Return the values to which one step leads: an index or a filter from a list, a field from an object, `*` from
+    both. Empty if the value is of another type or has no such item."""
+    if isinstance(value, dict):
+        name = re.sub(r"\\(.)", r"\1", (step["field"] or "").lstrip("."))
+        name = _literal(name.strip("[] ")) if name.startswith("[") else name
+        return value.values() if step["all"] else [value[name]] if name in value else ()
+    if not isinstance(value, list) or step["field"]:
+        return ()
+    if step["index"]:
+        at = int(step["index"])
+        return value[at : at + 1 or None]
+    return value if step["all"] else [item for item in value if _holds(step, item)]
+
+
+def _holds(step: re.Match[str], item: object) -> bool:
+    """Whether the filter of a step is true for an item: a value of its path is equal to the literal, or is not with !=.
+    Without a comparison, it is true if there is a value."""
+    values, wanted = _values(step["path"], item), _literal(step["wanted"] or "")
+    return any(not step["sign"] or (value == wanted) == (step["sign"] == "==") for value in values)
+
+
+def _literal(text: str) -> Any:
+    """Return the string that a quoted text stands for, else the value of JSON, else the text itself."""
+    if text[:1] == "'":
+        text = json.dumps(re.sub(r"\\(.)", r"\1", text[1:-1]))
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.strip('"')
