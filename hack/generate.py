@@ -17,6 +17,7 @@ from hack.dashboards import dashboard
 from hack.generate_pages import pages
 from hack.generate_picture import picture, screenshot
 from hack.generate_reference import api_reference
+from hack.generate_schema import schema
 from hack.generate_support import support
 from hack.generate_values import values
 from hack.krew import krew
@@ -28,6 +29,7 @@ GENERATORS: tuple[Generator, ...] = (
     chart_crds,
     api_reference,
     pages,
+    schema,
     support,
     dashboard,
     values,

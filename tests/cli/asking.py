@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hack.sim.fakecluster import FakeCluster
+from tests.cli.schema import check
 from tests.embedded.scene import Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now
 
@@ -53,7 +54,7 @@ async def ask(
     terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
     session = Session(client or cluster.client(ME), "context test", now=virtual_now)
     status = await run_each(import_module(f"gpusharing.{typed.module}"), session, typed, terminal)
-    return Answered(status, stream.getvalue())
+    return Answered(status, _checked(terminal))
 
 
 def written(folder: Path, *manifests: Any) -> str:
@@ -100,4 +101,12 @@ def alone(*words: str, width: int | None = None, stream: io.StringIO | None = No
     stream = io.StringIO() if stream is None else stream
     terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
     status = import_module(f"gpusharing.{typed.module}").run_offline(typed, terminal)
-    return Answered(status, stream.getvalue())
+    return Answered(status, _checked(terminal))
+
+
+def _checked(terminal: Terminal) -> str:
+    """What was written; JSON as its schema says."""
+    assert isinstance(terminal.stream, io.StringIO)
+    if terminal.output == "json":
+        check(terminal.stream.getvalue())
+    return terminal.stream.getvalue()

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hack.generate import ROOT
+from tests.cli.schema import check
 from tests.fakes.web import WebServer
 
 from gpusharing.cli.main import run
@@ -55,6 +56,8 @@ class Served:
     """How often all watches were ended."""
     asked: list[str] = field(default_factory=list)
     """`VERB path` of every call."""
+    queries: dict[str, str] = field(default_factory=dict)
+    """The query of the last call, by path."""
 
     def hang_up(self) -> None:
         """End the watches that are under way; others may begin."""
@@ -62,8 +65,9 @@ class Served:
             self.hung_up += 1
             self.news.notify_all()
 
-    def answer(self, verb: str, path: str) -> tuple[int, JSON | str]:
+    def answer(self, verb: str, path: str, query: str = "") -> tuple[int, JSON | str]:
         """What the server says: an object, or a page that is none."""
+        self.queries[path] = query
         self.asked.append(f"{verb} {path}")
         refusal = self.refusals.get(f"{verb} {path}", self.refusals.get(path, self.refuses_all))
         if refusal is not None:
@@ -147,7 +151,10 @@ class Desk:
 
     def type(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Said:
         """Carry out one command line on pipes, in this process: to start Python costs six times as much."""
-        return self.call(lambda: run(arguments), environment)
+        said = self.call(lambda: run(arguments), environment)
+        if "json" in arguments:
+            check(said.out)
+        return said
 
     def call(self, program: Callable[[], int | None], environment: Mapping[str, str] | None = None) -> Said:
         """Let a program of ours run here as if it were a process of its own."""
@@ -232,7 +239,7 @@ def _handler(desk: Desk) -> type[BaseHTTPRequestHandler]:
             if "watch=" in url.query:
                 self.watch(url.path, int(parse_qs(url.query)["resourceVersion"][0]))
                 return
-            self.send(*desk.server.answer("GET", url.path))
+            self.send(*desk.server.answer("GET", url.path, url.query))
 
         def send(self, code: int, body: JSON | str) -> None:
             """One answer."""

@@ -18,7 +18,7 @@ from tests.cli.asking import operated
 from tests.cli.desk import GPUNODES, POLICIES, SECONDS, Desk, desk_at, wrong
 from tests.cli.fakeprometheus import fake_prometheus, vector
 from tests.cli.objects import gpunode, policy
-from tests.cli.test_commandline import read_stream
+from tests.cli.schema import read_stream
 from tests.cli.test_cost import behind, service
 from tests.fakes.virtualtime import virtual_now, virtually
 

@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -16,6 +16,7 @@ import yaml
 from hack.generate import ROOT
 from tests.cli.desk import GPUNODES, POLICIES, PROGRAM, SECONDS, Desk, wrong
 from tests.cli.objects import policy
+from tests.cli.schema import read_stream
 from tests.cli.screen import END, read_until, terminal
 
 from gpusharing.cli.shell.arguments import VERBS, parse
@@ -28,15 +29,6 @@ HELP_STARTS = 4
 START = "import argparse, dataclasses"
 RUNS = 5
 HEAVY = ("kubernetes", "aiohttp", "pydantic", "rich", "yaml", "asyncio", "gpusharing.planning")
-
-
-def read_stream(text: str) -> Iterator[Any]:
-    """JSON documents one after the other, as jq reads them."""
-    decoder = json.JSONDecoder()
-    while text := text.lstrip():
-        found, end = decoder.raw_decode(text)
-        text = text[end:]
-        yield found
 
 
 def test_status_tells_the_pools(desk: Desk) -> None:

@@ -232,7 +232,7 @@ def test_an_instance_whose_compute_is_full_is_said_to_hold_its_pods_back(fake: F
         assert (one["advice"], one["doubts"]) == (advice, [doubt] if held_back else [])
 
 
-PRICES: dict[str, tuple[dict[str, Answer], tuple[str, ...], str | None, str | None]] = {
+PRICES: dict[str, tuple[dict[str, Answer], tuple[str, ...], float | None, str | None]] = {
     "nobody knows": ({}, (), None, None),
     "a flag has": ({}, ("--price", "2.00EUR"), 1460.0, "EUR"),
     "OpenCost has": ({"node_gpu_hourly_cost": vector(({"node": "gpu-1"}, "3.0"))}, (), 2190.0, "USD"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from hack.cluster.process import free_ports
-from tests.cli.test_commandline import read_stream
+from tests.cli.schema import read_stream
 from tests.integration.product import FULL, H100, Pool, Product
 from tests.integration.test_output import PLANNER, account, plugin
 

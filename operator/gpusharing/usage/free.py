@@ -5,7 +5,6 @@ import asyncio
 from argparse import Namespace
 from dataclasses import replace
 
-from gpusharing.cli.shell.arguments import NAMES
 from gpusharing.cli.shell.documents import InventoryData
 from gpusharing.cli.shell.session import Session, object_name
 from gpusharing.cli.shell.terminal import Terminal
@@ -28,15 +27,8 @@ NAMED = {"node": NODES, "policy": POLICIES, "namespace": NAMESPACES, "pod": PODS
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Read nodes and pods, print the answer, and return DONE, or CHANGES if a part of the answer is unknown (see
-    VerbModule). Raises Trouble if two flags contradict each other, or if too little can be read for an answer
-    (`read_inventory`)."""
-    by = typed.by or ("pod" if typed.usage else "resource")
-    if typed.usage and by != "pod":
-        raise Trouble(f"--usage shows what each pod uses: leave out --by {by}, or write --by pod")
-    if typed.service and not typed.usage:
-        raise Trouble("--service only works with --usage: add --usage, or leave out --service")
-    if terminal.output == NAMES and by not in NAMED:
-        raise Trouble("-o name prints names of objects: add --by node, policy, namespace or pod")
+    VerbModule). Raises Trouble if two flags contradict each other, and wherever `read_inventory` does."""
+    by = _find_rows(typed, terminal)
     inventory = await read_inventory(session, getattr(typed, "namespace", ""), typed.nodes)
     usage = None
     if typed.usage:
@@ -52,6 +44,18 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         [object_name(NAMED[by], name) for name in named],
     )
     return CHANGES if report.unknown else DONE
+
+
+def _find_rows(typed: Namespace, terminal: Terminal) -> str:
+    """Return what the rows are about. Raises Trouble if two flags contradict each other."""
+    by = typed.by or ("pod" if typed.usage else "resource")
+    if typed.usage and by != "pod":
+        raise Trouble(f"--usage shows what each pod uses: leave out --by {by}, or write --by pod")
+    if typed.service and not typed.usage:
+        raise Trouble("--service only works with --usage: add --usage, or leave out --service")
+    if terminal.output == "name" and by not in NAMED:
+        raise Trouble("-o name prints names of objects: add --by node, policy, namespace or pod")
+    return str(by)
 
 
 async def read_inventory(session: Session, namespace: str, labels: str) -> Inventory:

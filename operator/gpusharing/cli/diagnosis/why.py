@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from typing import cast
 
 from gpusharing.api.selectors import matches
 from gpusharing.cli.diagnosis.node import NodeAnswer, describe_node, node_answer
@@ -83,7 +84,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         explained = await _pod(session, pod)
         terminal.answer(
             PodExplanationData,
-            lambda: {"workload": workload, **asdict(explained)},  # type: ignore[typeddict-item]
+            lambda: cast(PodExplanationData, {"workload": workload, **asdict(explained)}),
             lambda paper: [*prose(workload, paper), *describe_pod(explained, paper)],
             names=[object_name(kind, name)],
         )

@@ -227,7 +227,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     `options`, after printing the answer, and with status 1 for invalid flags."""
     typed = parser().parse_args(arguments)
     if typed.verb == HELP:
-        return parse([*typed.topic[:1], "--help"])
+        return parse([*filter(None, [typed.topic]), "--help"])
     if typed.verb == OPTIONS:
         print(_common((*OUTPUTS, NAMES, PAGE, CSV)).format_help().partition("\n\n")[2], end="")
         raise SystemExit(0)
@@ -249,7 +249,8 @@ def parser() -> Parser:
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     for name, text in HELPERS.items():
-        verbs.add_parser(name, help=text, description=text).add_argument("topic", nargs="*", metavar="VERB")
+        helper = verbs.add_parser(name, help=text, description=text)
+        helper.add_argument("topic", nargs="?", metavar="VERB", choices=[verb.name for verb in VERBS])
     for verb in VERBS:
         sub = verbs.add_parser(
             verb.name,

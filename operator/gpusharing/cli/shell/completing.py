@@ -8,10 +8,10 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import pairwise
 
-from gpusharing.cli.shell.arguments import VERBS, parser
+from gpusharing.cli.shell.arguments import parser
 from gpusharing.cli.shell.troubles import Trouble
 
 FILES, NO_FILES = ":0", ":4"
@@ -46,31 +46,43 @@ def suggest(words: Sequence[str], names: Names) -> list[str] | None:
     verb = next((word for word in before if word in verbs.choices), "")
     chosen: argparse.ArgumentParser = verbs.choices.get(verb, top)
     flags = {text: action for action in chosen._actions for text in action.option_strings}
-    plain = [
-        word
-        for last, word in pairwise(before)
-        if not word.startswith("-") and (last not in flags or flags[last].nargs == 0)
-    ]
-    suggestions: Iterable[str] | None
-    if before[-1] in flags and flags[before[-1]].nargs != 0:
-        suggestions = _values(flags[before[-1]], begun, names)
+    valued = {text: action for text, action in flags.items() if action.nargs != 0}
+    plain = _plain(before, valued)
+    if before[-1] in valued:
+        suggestions = _values(valued[before[-1]], begun, names)
     elif begun.startswith("-"):
-        suggestions = [text for text in flags if text.startswith("--")]
-    elif not verb:
-        suggestions = verbs.choices
+        suggestions = _begin("--", flags)
     else:
-        arguments = [action for action in chosen._actions if not action.option_strings]
-        arguments += arguments[-1:] * len(plain) if arguments and arguments[-1].nargs in ("*", "+") else []
-        action = next(iter(arguments[len(plain) - 1 :]), None)
-        suggestions = () if action is None else _values(action, begun, names)
-    if suggestions is None:
-        return None
-    return sorted(text for text in {*suggestions} - {*plain} if text.startswith(begun))
+        suggestions = _values(_argument(chosen, len(plain) - 1) if verb else verbs, begun, names)
+    return None if suggestions is None else _begin(begun, {*suggestions} - {*plain})
 
 
-def _values(action: argparse.Action, begun: str, names: Names) -> Iterable[str] | None:
-    """Return the possible values of a flag or an argument; empty if any value is allowed, and None if it is a file. The
-    word `begun` decides of which kind the values are if it has a slash, and which contexts are already typed."""
+def _plain(words: Sequence[str], valued: Collection[str]) -> list[str]:
+    """Return the words that are neither flags nor the values of the flags in `valued`, which take one. The first word
+    is left out."""
+    return [word for last, word in pairwise(words) if not word.startswith("-") and last not in valued]
+
+
+def _begin(begun: str, suggestions: Iterable[str]) -> list[str]:
+    """Return the suggestions that begin with `begun`, sorted."""
+    return sorted(text for text in suggestions if text.startswith(begun))
+
+
+def _argument(chosen: argparse.ArgumentParser, position: int) -> argparse.Action | None:
+    """Return the argument of a verb that has the word at this position, counted from 0 and without flags and their
+    values. None if the verb takes fewer words."""
+    arguments = [action for action in chosen._actions if not action.option_strings]
+    if arguments and arguments[-1].nargs in ("*", "+"):
+        position = min(position, len(arguments) - 1)
+    return next(iter(arguments[position:]), None)
+
+
+def _values(action: argparse.Action | None, begun: str, names: Names) -> Iterable[str] | None:
+    """Return the possible values of a flag or an argument; empty if any value is allowed or there is no such argument,
+    and None if it is a file. If the word `begun` has a slash, the part before it is the kind, and of several contexts
+    in it only the last one is completed."""
+    if action is None:
+        return ()
     kind = KINDS.get(action.dest) or KINDS.get(str(action.metavar), "")
     head = begun[: begun.rfind(",") + 1] if kind == CONTEXTS else ""
     if action.metavar == "NODE|KIND/NAME" and "/" in begun:
@@ -80,8 +92,6 @@ def _values(action: argparse.Action, begun: str, names: Names) -> Iterable[str] 
         from gpusharing.planning.gpus.cards import CARDS
 
         return [card.key for card in CARDS if card.profiles]
-    if action.metavar == "VERB":
-        return [verb.name for verb in VERBS]
     if action.metavar == "FILE":
         return None
     return action.choices or [f"{head}{name}" for name in (names(kind) if kind else ())]

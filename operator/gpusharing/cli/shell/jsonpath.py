@@ -6,7 +6,7 @@ A path has fields, `*`, indexes, and filters by equality. Slices, unions, `..` a
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from gpusharing.cli.shell.troubles import Trouble
@@ -31,28 +31,41 @@ _START = re.compile(rf"\{{\s*(?:range\s+)?[$@]?(?:{_STEPS})*", re.VERBOSE)
 
 def parse_template(template: str) -> Parts:
     """Return the parts of a template. Raises Trouble that names the position of a mistake."""
-    open_ranges, at = list[Parts]([[]]), 0
+    if not template:
+        raise _mistake(template, 0, "there is no template")
+    return _read_parts(template, _tokens(template))
+
+
+def _read_parts(template: str, tokens: Iterator[re.Match[str]], *, inside: bool = False) -> Parts:
+    """Return the parts up to the end of the template or, `inside` a range, up to its end. The tokens of these parts are
+    taken from `tokens`. Raises Trouble if a range has no end, or an end no range."""
+    parts: Parts = []
+    for token in tokens:
+        if token["end"] and inside:
+            return parts
+        if token["end"]:
+            raise _mistake(template, token.start(), "there is no range that this could end")
+        if token["path"] is None:
+            parts.append(token["text"] or _literal(token["quoted"]))
+        else:
+            body = _read_parts(template, tokens, inside=True) if token["range"] else None
+            parts.append((token["path"], body))
+    if inside:
+        raise _mistake(template, len(template), "{end} is missing after a range")
+    return parts
+
+
+def _tokens(template: str) -> Iterator[re.Match[str]]:
+    """Yield the texts and expressions of a template. Raises Trouble at the first character that belongs to neither."""
+    at = 0
     while at < len(template):
         token = _TOKEN.match(template, at)
         if token is None:
             start = _START.match(template, at)
-            raise _mistake(
-                template, start.end() if start else at, "this is no field, index, filter or end of a path"
-            )
-        if token["end"]:
-            if len(open_ranges) == 1:
-                raise _mistake(template, at, "there is no range that this could end")
-            open_ranges.pop()
-        elif token["path"] is None:
-            open_ranges[-1].append(token["text"] or _literal(token["quoted"]))
-        else:
-            body: Parts = []
-            open_ranges[-1].append((token["path"], body if token["range"] else None))
-            open_ranges += [body] if token["range"] else []
+            at = start.end() if start else at
+            raise _mistake(template, at, "this is no field, index, filter or end of a path")
+        yield token
         at = token.end()
-    if len(open_ranges) > 1:
-        raise _mistake(template, at, "{end} is missing after a range")
-    return open_ranges[0]
 
 
 def _mistake(template: str, at: int, why: str) -> Trouble:

@@ -1,0 +1,221 @@
+"""What people type because kubectl has it: names, several of them, selectors, tables without headings, help, mistakes
+(cli/shell/arguments.py, cli/shell/running.py, cli/shell/terminal.py, hack/generate_schema.py)."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+from hack.generate import ROOT
+from hack.generate_schema import DOCUMENTS
+from hack.sim.fakecluster import FakeCluster
+from tests.cli.asking import ask, install
+from tests.cli.desk import GPUNODES, POLICIES, Desk, wrong
+from tests.cli.objects import policy
+from tests.cli.schema import find_mistakes, read_schema
+from tests.cli.test_free import NODES, PODS, container, node, pod
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.cli.shell import documents
+from gpusharing.cli.shell.arguments import VERBS
+from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
+from gpusharing.kube import client
+
+NAME = "gpusharingpolicy.gpusharing.dev"
+
+
+@pytest.fixture
+def stocked(desk: Desk) -> Desk:
+    """Two nodes with a pod each, of which one waits for a third."""
+    desk.server.lists |= {
+        NODES: [node("gpu-1", policy="pool-b"), node("gpu-2")],
+        PODS: [pod("team-a/llm", "gpu-1", container(gpu=2)), pod("team-b/waits", "", container(gpu=9))],
+    }
+    return desk
+
+
+# --- names --------------------------------------------------------------------------------------------------------
+
+PRINTED = {
+    "status": f"{NAME}/pool-b\n{NAME}/pool-c\n",
+    "status pool-c": f"{NAME}/pool-c\n",
+    "free --by node": "node/gpu-1\nnode/gpu-2\n",
+    "free --by pod": "pod/llm\npod/waits\n",
+    "free --by policy": f"{NAME}/pool-b\n",
+    "free --by namespace": "namespace/team-a\nnamespace/team-b\n",
+}
+
+
+@pytest.mark.parametrize("typed", PRINTED)
+def test_the_names_of_what_would_be_shown_are_printed(stocked: Desk, typed: str) -> None:
+    said = stocked.type(*typed.split(), "-o", "name")
+    assert (said.status, said.out, said.err) == (DONE, PRINTED[typed], "")
+
+
+def test_resources_are_no_objects_and_have_no_names(stocked: Desk) -> None:
+    assert "add --by node, policy, namespace or pod" in wrong(stocked, "free", "-o", "name")
+    assert stocked.server.asked == []
+
+
+def test_names_of_several_clusters_are_refused_because_they_would_not_say_which(desk: Desk) -> None:
+    desk.write_kubeconfig(desk.url, ("east", "west"))
+    assert "-o name answers for one context" in wrong(desk, "status", "--all-contexts", "-o", "name")
+
+
+# --- several names, and selectors ----------------------------------------------------------------------------------
+
+
+def fleet() -> FakeCluster:
+    """Three policies, and an operator that does nothing."""
+    cluster = FakeCluster()
+    install(cluster)
+    for name in "abc":
+        spec = {"mode": "Full", "rollout": {"paused": name == "c"}}
+        cluster.add(client.POLICIES, {"metadata": {"name": name}, "spec": spec})
+    return cluster
+
+
+@virtually
+async def test_several_policies_are_paused_one_after_the_other() -> None:
+    cluster = fleet()
+    told = await ask(cluster, "pause", "a", "b", "-o", "name")
+    assert (told.status, told.out) == (DONE, f"{NAME}/a\n{NAME}/b\n")
+    assert all(raw["spec"]["rollout"]["paused"] for raw in cluster.objects(client.POLICIES))
+
+
+@virtually
+async def test_a_name_that_is_wrong_keeps_no_other_from_being_paused() -> None:
+    cluster = fleet()
+    with pytest.raises(Trouble, match=r"^there is no gpusharingpolicies/x .*; c is already paused"):
+        await ask(cluster, "pause", "x", "c", "b")
+    paused = [
+        raw["metadata"]["name"]
+        for raw in cluster.objects(client.POLICIES)
+        if raw["spec"]["rollout"]["paused"]
+    ]
+    assert paused == ["b", "c"]
+
+
+def test_several_pools_are_shown_in_the_order_of_their_names(desk: Desk) -> None:
+    told = json.loads(desk.type("status", "pool-c", "pool-b", "pool-c", "-o", "json").out)
+    assert [pool["name"] for pool in told["pools"]] == ["pool-c", "pool-b"]
+
+
+def test_one_of_several_pools_that_is_not_there_is_named(desk: Desk) -> None:
+    assert "no gpusharingpolicies/pool-d" in wrong(desk, "status", "pool-b", "pool-d")
+
+
+def test_a_selector_is_for_the_server_and_leaves_nodes_of_others_out(desk: Desk) -> None:
+    said = desk.type("status", "-l", "team=a", "-o", "json")
+    assert json.loads(said.out)["nodesWithoutPolicy"] == []
+    assert "team%3Da" in desk.server.queries[POLICIES]
+    assert "labelSelector" not in desk.server.queries[GPUNODES]
+
+
+def test_names_and_a_selector_contradict_each_other(desk: Desk) -> None:
+    assert "pass either names of policies or -l" in wrong(desk, "status", "pool-b", "--selector", "team=a")
+
+
+# --- tables without headings ---------------------------------------------------------------------------------------
+
+
+def test_tables_can_be_had_without_headings(stocked: Desk) -> None:
+    told = stocked.type("free", "--by", "node").out.splitlines()
+    bare = stocked.type("free", "--by", "node", "--no-headers").out.splitlines()
+    headings = [line for line in told if line.startswith(("NODE", "WAITING POD"))]
+    assert len(headings) == 2
+    assert bare == [line for line in told if line not in headings]
+
+
+# --- help and mistakes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", [verb.name for verb in VERBS])
+def test_the_help_of_a_verb_shows_its_own_flags_and_names_the_command_for_the_others(
+    desk: Desk, verb: str
+) -> None:
+    said = desk.type("help", verb)
+    assert said == desk.type(verb, "--help")
+    assert "kubectl gpusharing options" in said.out
+    assert "--output" in said.out
+    assert "--kubeconfig" not in said.out
+
+
+def test_options_are_the_flags_that_every_verb_has(desk: Desk) -> None:
+    said = desk.type("options")
+    assert said.status == DONE
+    assert all(flag in said.out for flag in ("--kubeconfig", "--namespace", "--no-headers", "--output"))
+    assert "usage" not in said.out
+
+
+def test_help_alone_is_the_help_of_the_command(desk: Desk) -> None:
+    assert desk.type("help") == desk.type("--help")
+
+
+MISTAKES = {
+    "stauts": "the verb cannot be stauts; did you mean status?",
+    "help stauts": "the verb cannot be stauts; did you mean status?",
+    "status --wacth": "there is no flag --wacth; did you mean --watch?",
+    "status -o jsn": "--output cannot be jsn; did you mean json?",
+    "status -o jsonpath": "--output cannot be jsonpath; did you mean jsonpath=TEMPLATE?",
+    "doctor -o name": "use one of: table, wide, json, yaml, jsonpath=TEMPLATE",
+    "approve pool-b hash more": "there is an argument too many: more",
+    "plan --fail-on=x --filname=y": "there is no flag --filname; did you mean --filename?",
+}
+
+
+@pytest.mark.parametrize("typed", MISTAKES)
+def test_a_mistake_is_answered_with_the_nearest_word(desk: Desk, typed: str) -> None:
+    said = desk.type(*typed.split())
+    assert (said.status, said.out) == (FAILED, "")
+    assert MISTAKES[typed] in said.err
+
+
+# --- documents -------------------------------------------------------------------------------------------------------
+
+
+def test_the_schema_has_each_kind_that_a_verb_prints() -> None:
+    """The others that print JSON are `import` and `advise -o yaml`: manifests for kubectl apply."""
+    known = {name for name in vars(documents) if name.endswith("Data")}
+    printed = set()
+    for file in (ROOT / "operator/gpusharing").rglob("*.py"):
+        if {"cli", "usage"} & {*file.parts}:
+            printed |= kinds_in(file) & known
+    assert printed == {kind.__name__ for kind in DOCUMENTS}
+
+
+def kinds_in(file: Path) -> set[str]:
+    """The names that a module passes first to `answer` or `data`, or as the kind of a FleetVerb."""
+    calls = [call for call in ast.walk(ast.parse(file.read_text())) if isinstance(call, ast.Call)]
+    named = [call for call in calls if ast.unparse(call.func).endswith((".answer", ".data", "FleetVerb"))]
+    names = {arg.id for call in named for arg in call.args if isinstance(arg, ast.Name)}
+    return names | ({"FailureData"} if "(FailureData, " in file.read_text() else set())
+
+
+def test_a_document_that_does_not_match_is_found() -> None:
+    good = {"apiVersion": "cli.gpusharing.dev/v1alpha1", "kind": "CardList", "cards": ["a"]}
+    assert find_mistakes(good) == []
+    assert find_mistakes({**good, "cards": [1]}) == ["CardList.cards[0]: 1 is no string"]
+    assert find_mistakes({**good, "more": 1}) == ["CardList.more is not in the schema"]
+    assert find_mistakes({**good, "apiVersion": "v1"}) == [
+        "CardList.apiVersion: 'v1' is not 'cli.gpusharing.dev/v1alpha1'"
+    ]
+    del good["cards"]
+    assert find_mistakes(good) == ["CardList.cards is missing"]
+
+
+def test_every_reference_in_the_schema_leads_somewhere() -> None:
+    text = json.dumps(read_schema())
+    names = {part.partition('"')[0] for part in text.split("#/$defs/")[1:]}
+    assert names == {*read_schema()["$defs"]}
+
+
+def test_a_cluster_without_an_answer_is_a_failure_beside_the_others(desk: Desk) -> None:
+    desk.write_clusters(east=desk.url, west="http://127.0.0.1:9")
+    desk.server.objects[f"{POLICIES}/pool-b"] = policy("pool-b")
+    said = desk.type("status", "--all-contexts", "-o", "json")
+    assert said.status == FAILED
+    assert [line for line in said.out.splitlines() if '"kind"' in line] == [
+        '  "kind": "PoolList",',
+        '  "kind": "Failure",',
+    ]
