@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from hack.cluster.process import free_ports
-from tests.cli.schema import read_stream
-from tests.integration.product import FULL, H100, Pool, Product
+from tests.cli.schema import check, read_stream
+from tests.integration.product import FULL, H100, POLICIES, Pool, Product
 from tests.integration.test_output import PLANNER, account, plugin
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -103,3 +103,28 @@ def test_doctor_finds_the_same_beside_dead_clusters_as_alone(pool: Pool, kubecon
     assert "error: 2 of 3 clusters did not respond. hung: " in said
     assert said.endswith("exit status 1\n")
     assert pool.name
+
+
+def test_names_templates_and_selectors_are_answered_as_by_kubectl(
+    product: Product, pool: Pool, kubeconfig: Path
+) -> None:
+    """Both programs ask the same API server."""
+
+    def out(*words: str) -> str:
+        said, _, status = plugin(kubeconfig, *words, "--context", "admin").rpartition("exit status ")
+        assert status == "0\n"
+        return said
+
+    product.api.merge_patch(f"{POLICIES}/{pool.name}", {"metadata": {"labels": {"team": "a"}}})
+    kubectl = product.plane.kubectl
+    name = f"gpusharingpolicy.gpusharing.dev/{pool.name}"
+    assert out("status", "-o", "name") == kubectl("get", "gsp", "-o", "name")
+    assert out("status", "-l", "team=a", "-o", "name").split() == [name]
+    assert out("status", "--selector", "team=b", "-o", "name") == ""
+    node = f"no/{pool.nodes[0]}"
+    assert out("why", f"gsp/{pool.name}", node, "-o", "name").split() == [name, f"node/{pool.nodes[0]}"]
+    ours = 'jsonpath={range .pools[?(@.status=="Synced")]}{.mode} {.gpus}{"\\n"}{end}'
+    theirs = "jsonpath={.status.summary.mode} {.status.summary.gpus}"
+    assert f"{kubectl('get', 'gsp', pool.name, '-o', theirs)}\n" == out("status", pool.name, "-o", ours)
+    assert check(out("plan", "-o", "json")) == ["Plan"]
+    assert check(out("why", node, "-o", "json")) == ["NodeExplanation"]

@@ -225,15 +225,11 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         path.write_bytes(bundle.tar(folder, at))  # noqa: ASYNC240 - nothing else goes on here
     except OSError as error:
         raise Trouble(f"{path} cannot be written: {error_text(error)}") from error
-    if terminal.structured:
-        terminal.data(
-            SupportBundleData, {"file": str(path), "files": sorted(bundle.files), "gaps": bundle.gaps}
-        )
-        return DONE
     lines = fold(line(Span(str(path), Ink.TITLE), f"  {counted(len(bundle.files), 'file')}"), terminal.paper)
     for gap in bundle.gaps:
         lines += prose(f"Not included: {gap}", terminal.paper, hang="  ", ink=Ink.WAITING)
-    terminal.show(lines)
+    data: SupportBundleData = {"file": str(path), "files": sorted(bundle.files), "gaps": bundle.gaps}
+    terminal.answer(SupportBundleData, lambda: data, lambda _: lines)
     return DONE
 
 

@@ -308,7 +308,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     known = await session.lists(POLICIES, GPUNODES, policies=typed.selector)
     if typed.events:
         known.append(await session.all(EVENTS, "default", ABOUT_POLICIES["field_selector"]))
-    picture = Picture(session, Choice(typed.policy, typed.selector), terminal, typed.timeline)
+    picture = Picture(session, typed, terminal)
     if typed.watch:
         await _watch(session, picture, known)
     else:
@@ -325,7 +325,7 @@ async def ask(session: Session, typed: Namespace) -> Answer:
     the memory. Raises Trouble if the cluster cannot be read, or if the named policy does not exist."""
     policies = await session.all(POLICIES, labels=typed.selector)
     nodes = [read_node(raw) async for page in session.each_page(GPUNODES) for raw in page]
-    pools, unowned = Choice(typed.policy, typed.selector).of(*read_pools(policies, nodes), session.where)
+    pools, unowned = choose(*read_pools(policies, nodes), typed, session.where)
     data, simulated = as_data(pools, unowned, session.name, session.now()), simulated_nodes(pools, unowned)
     return Answer(
         DONE, [*map(_cluster_row, pools)], data, simulated, (tell_unowned(unowned),) if unowned else ()
@@ -352,24 +352,16 @@ BESIDE = FleetVerb(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The policies that the user chose."""
-
-    names: Sequence[str]
-    """The names that were typed; empty for all policies."""
-    labels: str
-    """The label selector, which the API server has applied; empty if none was typed."""
-
-    def of(
-        self, pools: Pools, unowned: Sequence[NodeStatus], where: str
-    ) -> tuple[Pools, Sequence[NodeStatus]]:
-        """Return the chosen pools and, if nothing was chosen, the nodes without a policy. Raises Trouble if the cluster
-        `where` has no pool with one of the names, or if there are both names and labels."""
-        if self.names and self.labels:
-            raise Trouble("pass either names of policies or -l LABELS, not both")
-        chosen = [find_pool(pools, name, where) for name in dict.fromkeys(self.names)]
-        return chosen or pools, () if self.names or self.labels else unowned
+def choose(
+    pools: Pools, unowned: Sequence[NodeStatus], typed: Namespace, where: str
+) -> tuple[Pools, Sequence[NodeStatus]]:
+    """Return the pools that the user named, or all `pools`, which are already those of the selector. Return the nodes
+    without a policy, too, if the user chose no policies. Raises Trouble if the cluster `where` has no pool with one of
+    the names, or if there are both names and a selector."""
+    if typed.policy and typed.selector:
+        raise Trouble("pass either names of policies or -l LABELS, not both")
+    chosen = [find_pool(pools, name, where) for name in dict.fromkeys(typed.policy)]
+    return chosen or pools, () if typed.policy or typed.selector else unowned
 
 
 @dataclass(slots=True)
@@ -377,20 +369,19 @@ class Picture:
     """Draws the pools to a terminal, and remembers what was drawn last."""
 
     session: Session
-    choice: Choice
+    typed: Namespace
     terminal: Terminal
-    timeline: bool = False
     last: object = None
     lines: Sequence[Line] = ()
 
     def draw(self, known: Sequence[Sequence[JSON]], stale: str = "") -> None:
-        """Draw the pools of the `choice`. `known` has the policies, the GPUNodes and, if they are
+        """Draw the pools that the user chose. `known` has the policies, the GPUNodes and, if they are
         shown, the Events. Sets `last` to what is drawn and, for a table, `lines` too. While the terminal is redrawing,
         pools that do not fit become one row each; else nothing is drawn unless something changed since the last call.
         `stale` says above a table why the data may be out of date. Raises Trouble if no policy has that name."""
         policies, nodes, *events = known
         every = read_pools(policies, map(read_node, nodes), *events)
-        pools, unowned = self.choice.of(*every, self.session.where)
+        pools, unowned = choose(*every, self.typed, self.session.where)
         if not self.terminal.redraws and self.last == (pools, unowned):
             return
         self.last = pools, unowned
@@ -405,7 +396,7 @@ class Picture:
         else:
             paper = self.terminal.paper
             lines = prose(f"This may be out of date: {stale}", paper, ink=Ink.BAD) if stale else []
-            drawn = describe(pools, unowned, self.session.now(), paper, timeline=self.timeline)
+            drawn = describe(pools, unowned, self.session.now(), paper, timeline=self.typed.timeline)
             self.lines = [*lines, *drawn]
             hint = (
                 "; pass a POLICY to see one pool"
@@ -471,7 +462,7 @@ async def _watch(session: Session, picture: Picture, first: Sequence[Sequence[JS
     is printed again if the output goes to a terminal. Turns garbage collection on. Raises Trouble if the named
     policy no longer exists."""
     gc.enable()  # a watch may run for days
-    chosen: Filters = {"label_selector": picture.choice.labels}
+    chosen: Filters = {"label_selector": picture.typed.selector}
     kinds: tuple[tuple[Resource, Filters], ...] = (
         (POLICIES, chosen),
         (GPUNODES, {}),

@@ -177,18 +177,14 @@ class Verb:
     """The flags with each of which an offline verb does contact a cluster and is carried out by `run`."""
     measures: bool = False
     """Whether the verb stands for another one with --from-prometheus."""
-    csv: bool = False
-    """Whether the verb can write CSV."""
+    formats: tuple[str, ...] = ()
+    """What -o may name beside OUTPUTS."""
     asks_prometheus: bool = False
-    """Whether the verb queries a Prometheus about all namespaces. Such a verb has the flags of PROMETHEUS, refuses -n
-    unless it is in `asks_with`, and can write CSV, too. With --prometheus it needs no cluster and is carried out by
+    """Whether the verb queries a Prometheus about all namespaces. Such a verb has the flags of PROMETHEUS, and
+    refuses -n unless it is in `asks_with`. With --prometheus it needs no cluster and is carried out by
     `run_offline`."""
-    names: bool = False
-    """Whether the verb shows objects whose names -o name can print."""
     each: str = ""
     """The argument with several values for each of which the verb is run; empty if it runs once for all values."""
-    page: bool = False
-    """Whether the verb can write a page of HTML."""
     one_file: bool = False
     """Whether the verb writes one file for one cluster and refuses --contexts."""
     beside: float = 0.0
@@ -197,14 +193,8 @@ class Verb:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The formats that -o may name: always table, wide, json and yaml, and also html or csv if the verb can write
-        them."""
-        return (
-            *OUTPUTS,
-            *([NAMES] if self.names else ()),
-            *([PAGE] if self.page else ()),
-            *([CSV] if self.csv or self.asks_prometheus else ()),
-        )
+        """The formats that -o may name."""
+        return (*OUTPUTS, *self.formats)
 
 
 def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False) -> Verb:
@@ -219,7 +209,7 @@ def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False)
         _switch("--dry-run", "show the patch without sending it"),
         _switch("--yes", "do not ask for confirmation, even if pods may be evicted", "-y"),
     )
-    return Verb(name, "cli.changing.steer", text, flags, names=True, each="" if alone else "name")
+    return Verb(name, "cli.changing.steer", text, flags, formats=(NAMES,), each="" if alone else "name")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -365,6 +355,7 @@ ADVISE = Verb(
     offline=True,
     asks_with=("namespace", "from_prometheus"),
     asks_prometheus=True,
+    formats=(CSV,),
 )
 """The verb that answers which layout to use. `recommend` is its alias for measured needs."""
 VERBS: tuple[Verb, ...] = (
@@ -379,8 +370,7 @@ VERBS: tuple[Verb, ...] = (
             _switch("--timeline", "also show the last rollout: which node was in which phase when"),
             _switch("--events", "also show the Events of the last hour about each policy"),
         ),
-        names=True,
-        page=True,
+        formats=(NAMES, PAGE),
         beside=60.0,
     ),
     Verb(
@@ -402,7 +392,7 @@ VERBS: tuple[Verb, ...] = (
                 "for CI: exit with status 5 if the plan has any of evictions,shortfall, and with 0 for other changes",
             ),
         ),
-        names=True,
+        formats=(NAMES,),
     ),
     Verb(
         "why",
@@ -416,7 +406,7 @@ VERBS: tuple[Verb, ...] = (
                 required=True,
             ),
         ),
-        names=True,
+        formats=(NAMES,),
         each="subject",
     ),
     Verb(
@@ -441,8 +431,7 @@ VERBS: tuple[Verb, ...] = (
                 "the Prometheus to use for --usage if you are not allowed to query the agents",
             ),
         ),
-        csv=True,
-        names=True,
+        formats=(NAMES, CSV),
     ),
     _steering(
         "approve",
@@ -539,6 +528,7 @@ VERBS: tuple[Verb, ...] = (
             ),
         ),
         asks_prometheus=True,
+        formats=(CSV,),
         beside=300.0,
     ),
     replace(

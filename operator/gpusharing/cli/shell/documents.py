@@ -15,8 +15,7 @@ Manifest = dict[str, object]
 FailureData = TypedDict("FailureData", {"context": str, "clusterUID": str | None, "error": str})
 """Why a cluster of several gave no answer. The answer of one that did has `context` and `clusterUID`, too."""
 
-# --- status and why. These have further fields: those of the records in `FLATTENED` of hack/generate_schema.py. ---
-
+# Of status and why. These have further fields: those of the records in `FLATTENED` of hack/generate_schema.py.
 NodeData = TypedDict("NodeData", {"state": str})
 PoolData = TypedDict("PoolData", {
     "unseenGeneration": int | None, "secondsLeft": int | None, "plan": dict[str, Any] | None,
@@ -38,8 +37,7 @@ PoolExplanationData = TypedDict("PoolExplanationData", {
 })  # fmt: skip
 PodExplanationData = TypedDict("PodExplanationData", {"workload": str})
 
-# --- plan, and the verbs that patch -------------------------------------------------------------------------------
-
+# plan, and the verbs that patch:
 ConclusionData = TypedDict("ConclusionData", {
     "outcome": str, "exitStatus": int, "message": str, "nodes": int, "pods": int, "podsComplete": bool,
     "secondsAtLeast": int | None, "secondsAtMost": int | None, "estimate": bool, "failedOn": Strings,
@@ -65,8 +63,7 @@ PlanData = TypedDict("PlanData", {
 })  # fmt: skip
 PatchData = TypedDict("PatchData", {"resource": str, "name": str, "patch": dict[str, Any], "done": bool})
 
-# --- doctor, layouts, lint, support-bundle ------------------------------------------------------------------------
-
+# doctor, layouts, lint, support-bundle:
 DoctorReportData = TypedDict("DoctorReportData", {
     "context": str, "installed": bool, "symptoms": list[dict[str, str]], "unknown": dict[str, str],
     "simulated": Strings, "notes": Strings,
@@ -84,8 +81,7 @@ LintReportData = TypedDict(
 )
 SupportBundleData = TypedDict("SupportBundleData", {"file": str, "files": Strings, "gaps": Strings})
 
-# --- free, cost, advise -------------------------------------------------------------------------------------------
-
+# free, cost, advise:
 ClosedData = TypedDict("ClosedData", {"node": str, "state": str, "unused": Counts})
 WaitingData = TypedDict("WaitingData", {"pod": str, "requests": Counts, "created": str, "message": str})
 InventoryData = TypedDict("InventoryData", {
