@@ -153,8 +153,8 @@ def test_help_alone_is_the_help_of_the_command(desk: Desk) -> None:
 
 
 MISTAKES = {
-    "stauts": "the verb cannot be stauts; did you mean status?",
-    "help stauts": "the verb cannot be stauts; did you mean status?",
+    "stauts": "there is no verb stauts; did you mean status?",
+    "help stauts": "there is no verb stauts; did you mean status?",
     "status --wacth": "there is no flag --wacth; did you mean --watch?",
     "status -o jsn": "--output cannot be jsn; did you mean json?",
     "status -o jsonpath": "--output cannot be jsonpath; did you mean jsonpath=TEMPLATE?",

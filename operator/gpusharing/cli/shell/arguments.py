@@ -47,10 +47,8 @@ class Parser(argparse.ArgumentParser):
         choices = action.choices
         word, template, _ = str(value).partition("=")
         if choices is not None and (word not in choices or bool(template) != (word == JSONPATH)):
-            name = action.option_strings[-1] if action.option_strings else "the verb"
-            self.error(
-                f"{name} cannot be {value}{_meant(word, choices) or f'; use one of: {_listed(choices)}'}"
-            )
+            what = f"{action.option_strings[-1]} cannot be" if action.option_strings else "there is no verb"
+            self.error(f"{what} {value}{_meant(word, choices) or f'; use one of: {_listed(choices)}'}")
 
 
 def _meant(word: str, known: Iterable[str]) -> str:
@@ -58,9 +56,8 @@ def _meant(word: str, known: Iterable[str]) -> str:
     itself if it is known; empty if none is similar, and for numbers."""
     from gpusharing.api.nearest import did_you_mean
 
-    return (
-        "" if word.isdigit() else did_you_mean(word, known).replace(f" {JSONPATH}?", f" {JSONPATH}=TEMPLATE?")
-    )
+    clause = "" if word.isdigit() else did_you_mean(word, known)
+    return clause.replace(f" {JSONPATH}?", f" {JSONPATH}=TEMPLATE?")
 
 
 def _listed(outputs: Iterable[str]) -> str:
