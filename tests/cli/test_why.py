@@ -15,14 +15,14 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.diagnosis.node import _next_look, remedy_of
 from gpusharing.cli.diagnosis.pod import CONCLUSIONS, MORE
-from gpusharing.cli.diagnosis.why import KINDS, find_subject
 from gpusharing.cli.live.installed import OPERATOR
 from gpusharing.cli.pools.fleet import read_node
+from gpusharing.cli.shell.session import SPELLINGS, find_subject
 from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import DEPLOYMENTS, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden
 
-STATEFUL_SETS, JOBS = (kind for kind in KINDS if kind.plural in ("statefulsets", "jobs"))
+STATEFUL_SETS, JOBS = (kind for kind in SPELLINGS if kind.plural in ("statefulsets", "jobs"))
 
 
 def masked(text: str) -> str:

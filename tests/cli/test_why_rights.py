@@ -12,13 +12,13 @@ from tests.embedded.scene import FULL, MIXED, Scene, gpu_pod
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.diagnosis.pod import MORE
-from gpusharing.cli.diagnosis.why import KINDS
+from gpusharing.cli.shell.session import SPELLINGS
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.kube.client import DEPLOYMENTS, GPUNODES, NODES, PODS, POLICIES, Resource
 from gpusharing.kube.errors import Forbidden
 
 JSON = dict[str, Any]
-JOBS = next(kind for kind in KINDS if kind.plural == "jobs")
+JOBS = next(kind for kind in SPELLINGS if kind.plural == "jobs")
 NOTE = f"rules and taints that may exclude this pod from nodes were not considered. {MORE}"
 NAMED: JSON = {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-3g.40gb"}}
 

@@ -6,7 +6,6 @@ lacks them, the answer says what more rights would add.
 """
 
 from argparse import Namespace
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -21,39 +20,13 @@ from gpusharing.cli.pools.fleet import read_node, read_pools
 from gpusharing.cli.pools.status import describe_pool, find_pool, pool_data
 from gpusharing.cli.shell.documents import NodeExplanationData, PodExplanationData, PoolExplanationData
 from gpusharing.cli.shell.drawing import BLANK, prose
-from gpusharing.cli.shell.session import Session, object_name
+from gpusharing.cli.shell.session import Session, find_subject, object_name
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, Denied, Trouble
-from gpusharing.kube.client import DEPLOYMENTS, GPUNODES, JSON, NODES, PODS, POLICIES, Resource
+from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES, Resource
 from gpusharing.kube.convert_pods import rows_of
 from gpusharing.kube.raw import entries, part, section, text, texts
 from gpusharing.planning.vocabulary.lengths import counted
-
-KINDS: Mapping[Resource, str] = {
-    NODES: "node nodes no gpunode gpunodes gpun",
-    PODS: "pod pods po",
-    POLICIES: "gpusharingpolicy gpusharingpolicies gsp",
-    DEPLOYMENTS: "deployment deployments deploy",
-    Resource("apps", "v1", "statefulsets", namespaced=True): "statefulset statefulsets sts",
-    Resource("batch", "v1", "jobs", namespaced=True): "job jobs",
-}
-"""The kinds that a user may name, and how kubectl spells each. A group may follow, as in `deployment.apps`."""
-
-
-def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
-    """Return the kind, name and namespace of the object that the argument names: `gpu-07` a node, `KIND/NAME` an object
-    of one of KINDS, `NAMESPACE/NAME` a pod, and `KIND/NAMESPACE/NAME` an object of a namespaced kind. A first part that
-    is the name of a kind is not taken for a namespace. A GPUNode counts as its node. The namespace is `namespace` if
-    none is named. Raises Trouble for any other word with a slash."""
-    kind, slash, rest = word.partition("/")
-    if not slash:
-        return NODES, word, namespace
-    spelling = kind.partition(".")[0].lower()
-    resource = next((one for one, spellings in KINDS.items() if spelling in spellings.split()), None)
-    first, _, name = (word if resource is None else rest).rpartition("/")
-    if "/" in first or not name or (first and resource is not None and not resource.namespaced):
-        raise Trouble(f"{word} names nothing that can be explained: write NODE, KIND/NAME or NAMESPACE/NAME")
-    return resource or PODS, name, first or namespace
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:

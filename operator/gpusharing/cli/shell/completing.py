@@ -102,20 +102,14 @@ def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
     `kind` is spelled as for `why`, or it is a namespace, whose pods are meant, or CONTEXTS, NAMESPACES or HASHES, which
     are those of the policies among the words. Empty if the kubeconfig cannot be read, or if the cluster cannot be
     reached or does not answer within SECONDS."""
-    from gpusharing.cli.shell.session import connected, find_kubeconfigs, read_contexts
+    from gpusharing.cli.shell.session import connected, find_kubeconfigs, find_subject, read_contexts
     from gpusharing.kube import client
     from gpusharing.kube.raw import text
 
     kubeconfig = _value(words, "--kubeconfig")
-    namespace = _value(words, "--namespace") or _value(words, "-n")
-    known = (client.POLICIES, client.GPUNODES, client.NAMESPACES)
-    resource = next((one for one in known if one.plural == kind), client.POLICIES)
-    if kind not in (resource.plural, CONTEXTS, HASHES):
-        from gpusharing.cli.diagnosis.why import (
-            find_subject,
-        )  # imports the planner, which takes half a second
-
-        resource, _, namespace = find_subject(f"{kind}/any", namespace)
+    known = {"gpunodes": client.GPUNODES, NAMESPACES: client.NAMESPACES, HASHES: client.POLICIES}
+    resource, _, namespace = find_subject(f"{kind}/any", _value(words, "--namespace") or _value(words, "-n"))
+    resource = known.get(kind, resource)
 
     async def ask() -> list[str]:
         """List the objects and return their names. Raises Trouble or TimeoutError."""

@@ -15,7 +15,17 @@ from pathlib import Path
 import yaml
 
 from gpusharing.cli.shell.troubles import INSTALL, Denied, Trouble, error_text, nearest, trouble
-from gpusharing.kube.client import JSON, NAMESPACES, POLICIES, Filters, KubeClient, Resource
+from gpusharing.kube.client import (
+    DEPLOYMENTS,
+    JSON,
+    NAMESPACES,
+    NODES,
+    PODS,
+    POLICIES,
+    Filters,
+    KubeClient,
+    Resource,
+)
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import KubeError, NotFound, first_of
 from gpusharing.kube.http import HttpClient, Limits
@@ -166,6 +176,32 @@ class Session:
             return texts(part(await self.client.get(NAMESPACES, namespace), "metadata", "labels"))
         except KubeError:
             return {}
+
+
+SPELLINGS: Mapping[Resource, str] = {
+    NODES: "node nodes no gpunode gpunodes gpun",
+    PODS: "pod pods po",
+    POLICIES: "gpusharingpolicy gpusharingpolicies gsp",
+    DEPLOYMENTS: "deployment deployments deploy",
+    Resource("apps", "v1", "statefulsets", namespaced=True): "statefulset statefulsets sts",
+    Resource("batch", "v1", "jobs", namespaced=True): "job jobs",
+}
+"""The kinds that a user may name, and how kubectl spells each. A group may follow, as in `deployment.apps`."""
+
+
+def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
+    """Return the kind, name and namespace of the object that a word names: `gpu-07` a node, `KIND/NAME` an object of a
+    kind in SPELLINGS, `NAMESPACE/NAME` a pod, and `KIND/NAMESPACE/NAME` an object in a namespace. A GPUNode counts as
+    its node. The namespace is `namespace` if none is named. Raises Trouble for any other word with a slash."""
+    kind, slash, rest = word.partition("/")
+    if not slash:
+        return NODES, word, namespace
+    spelling = kind.partition(".")[0].lower()
+    resource = next((one for one, spellings in SPELLINGS.items() if spelling in spellings.split()), None)
+    first, _, name = (word if resource is None else rest).rpartition("/")
+    if "/" in first or not name or (first and resource is not None and not resource.namespaced):
+        raise Trouble(f"{word} names nothing that can be explained: write NODE, KIND/NAME or NAMESPACE/NAME")
+    return resource or PODS, name, first or namespace
 
 
 def object_name(resource: Resource, name: str) -> str:
