@@ -3,6 +3,7 @@ and from GPUNodes if the user may not read all of these. `--usage` adds what eac
 
 import asyncio
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import replace
 
 from gpusharing.cli.shell.documents import InventoryData
@@ -35,15 +36,22 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         bound = {(pod.namespace, pod.name): pod.node for pod in inventory.subjects if pod.node}
         usage = await read_usage(session, inventory.agents, bound, typed.service)
     report = FreeReport(inventory, by, session.now(), usage)
-    named = [row[by].rpartition("/")[2] for row in report.rows() if by in NAMED and row[by] != NO_POLICY]
     terminal.answer(
         InventoryData,
         lambda: as_data(report),
         lambda paper: describe(report, paper),
         lambda: as_rows(report),
-        [object_name(NAMED[by], name) for name in named],
+        _names(report),
     )
     return CHANGES if report.unknown else DONE
+
+
+def _names(report: FreeReport) -> Iterator[str]:
+    """Yield the name of the object that each row is about, as kubectl prints it. The rows must be about a key of
+    NAMED; those about nodes without a policy have no name. The rows are counted only when the first name is taken."""
+    for row in report.rows():
+        if row[report.by] != NO_POLICY:
+            yield object_name(NAMED[report.by], row[report.by].rpartition("/")[2])
 
 
 def _find_rows(typed: Namespace, terminal: Terminal) -> str:
