@@ -34,11 +34,13 @@ TRIES = 5
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Show the patch, ask for confirmation if it may evict pods and --yes is not given, and send it (see VerbModule).
-    With --dry-run, nothing is asked or sent. In data, only the patch and whether it was sent are printed, at
-    the end. Returns DONE, or FAILED if the user does not confirm. Raises Trouble if the object cannot
-    be read, or if the patch would have no effect, cannot be sent, or needs a confirmation for which there is no
-    terminal. With --all, every policy is patched on which the patch has an effect, even if another cannot be patched.
+    """Show the patch, request a confirmation if it may evict pods and --yes is not given, and send it (see VerbModule).
+    With --dry-run, nothing is confirmed or sent. With -o json, yaml or jsonpath, only the patch and whether it was sent
+    are printed, at the end. Returns DONE, or FAILED if the user does not confirm.
+
+    Raises Trouble if the object cannot be read, or if the patch would have no effect, cannot be sent, or needs a
+    confirmation for which there is no terminal. With --all, every policy on which the patch has an effect
+    is patched, even if another one cannot be; what failed is then raised in one Trouble at the end.
     """
     verb, flags = STEERING[typed.verb], vars(typed)
     if (every := flags.get("all", False)) == bool(typed.name):

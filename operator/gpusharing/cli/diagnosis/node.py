@@ -65,7 +65,8 @@ class NodeAnswer:
     """What to do; empty if there is nothing to do."""
 
     def as_data(self) -> NodeExplanationData:
-        """Return the answer as plain data, for JSON and YAML."""
+        """Return the answer as plain data, for JSON and YAML. The reason and message of a proof are empty if its source
+        agrees."""
         node = self.node
         return {
             "node": node.name,

@@ -276,7 +276,8 @@ def as_data(
 
 
 def pool_data(pool: PoolStatus, now: datetime) -> PoolData:
-    """Return one pool as plain data, including all of its nodes and, if they were read, all of its Events."""
+    """Return one pool as plain data, including all of its nodes, but not their histories, and all of its Events;
+    `events` is None if they were not read."""
     estimate, keys = find_estimate(pool, now), ("eventTime", "type", "reason", "note")
     data = to_wire(replace(pool, members=()))
     members = [
@@ -292,7 +293,7 @@ def pool_data(pool: PoolStatus, now: datetime) -> PoolData:
 
 
 def node_data(node: NodeStatus) -> NodeData:
-    """Return one node as plain data, for JSON and YAML."""
+    """Return one node as plain data, for JSON and YAML, including its history and the word for its state."""
     return to_wire(node) | {"state": node.state.value.word}  # type: ignore[no-any-return]  # to_wire has no type
 
 

@@ -137,8 +137,9 @@ def table(
     columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper, indent: str = ""
 ) -> list[Line]:
     """Return a header, unless the paper has none, and a line for each row. Every row must have one cell for each
-    column. Columns without any content are left out. If the paper has a width and is not wide, the columns with the
-    highest `drop` are left out until the rest fits, and then long cells are cut."""
+    column. Columns in which every cell is empty are left out, so without rows the header is empty. If the paper has a
+    width and is not wide, the columns with the highest `drop` are left out until the rest fits, and then long cells are
+    cut."""
     rows = _justified(columns, rows)
     shown = [index for index in range(len(columns)) if any(row[index].text for row in rows)]
     widths = {

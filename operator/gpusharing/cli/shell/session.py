@@ -135,16 +135,18 @@ class Session:
     async def all(
         self, resource: Resource, namespace: str | None = None, fields: str = "", labels: str = ""
     ) -> list[JSON]:
-        """Return every object of a kind, sorted by namespace and name. Arguments and errors are those of
-        `each_page`."""
+        """Return every object of a kind, sorted by namespace and name. `namespace` is None for all namespaces; `fields`
+        and `labels` are selectors. Raises Trouble for every error of the server, and Denied if the user lacks the
+        permission."""
         objects = [raw async for page in self.each_page(resource, namespace, fields, labels) for raw in page]
         return sorted(
             objects, key=lambda raw: (text(raw, "metadata", "namespace"), text(raw, "metadata", "name"))
         )
 
     async def lists(self, *resources: Resource, policies: str = "") -> list[list[JSON]]:
-        """Return a list of all objects for each of these kinds, read concurrently. `policies` is a label selector for
-        the policies among them. Raises Trouble as `each_page` does."""
+        """Return a list of all objects for each of these kinds, in this order, read concurrently. `policies` is a label
+        selector for the policies among them. If reading fails, the first error is raised: a Trouble, or a Denied if the
+        user lacks a permission."""
         try:
             async with asyncio.TaskGroup() as group:
                 chosen = {POLICIES: policies}
