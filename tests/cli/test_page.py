@@ -13,19 +13,8 @@ from tests.cli.objects import fleet, gpunode, history, policy, pools_of
 from tests.cli.window import Window, window
 
 from gpusharing.cli.pools.fleet import State
-from gpusharing.cli.pools.page import (
-    CSS,
-    MARKS,
-    Face,
-    Slice,
-    View,
-    card,
-    document,
-    page,
-    read_cards,
-    style,
-    tag,
-)
+from gpusharing.cli.pools.page import MARKS, Face, Slice, View, card, page, read_cards
+from gpusharing.cli.shell.markup import CSS, document, style, tag
 from gpusharing.cli.shell.troubles import DONE, FAILED
 from hack import browser as browsers
 
@@ -102,7 +91,7 @@ def test_the_page_has_the_pools_their_nodes_the_rollout_and_the_cards() -> None:
         "4m",
         "10:11:00Z",
         "1 pool needs attention: pool-b.",
-        "2 pools: 1 done, 1 blocked; 4 nodes: 2 done, 1 under way, 1 blocked; 32 GPUs.",
+        "2 pools: 1 done, 1 blocked; 4 nodes: 2 done, 1 under way, 1 blocked; 32 GPUs",
     ):
         assert told in read.text
     labels = [told["aria-label"] for told in read.all("svg")]

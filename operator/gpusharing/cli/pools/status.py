@@ -95,31 +95,24 @@ def describe(
     *,
     timeline: bool = False,
 ) -> list[Line]:
-    """Draw what `describe_health` does, all pools, or a hint if there are none, and below them the number of GPU
-    nodes that no policy selects, with the names of at most 5. With `timeline`, draw the last rollout of each pool
-    too."""
-    lines = [*describe_health(pools, unowned, paper), *([BLANK] if pools else [])]
-    if not pools:
-        lines += prose(
-            "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE shows what a policy would do.",
-            paper,
-        )
-    else:
-        for pool in pools:
-            drawn = describe_timeline(pool, now, paper) if timeline else []
-            lines += [*describe_pool(pool, now, paper), *drawn, BLANK]
-        lines.pop()
+    """Draw what `describe_health` does, all pools, and below them the number of GPU nodes that no policy selects, with
+    the names of at most 5. With `timeline`, draw the last rollout of each pool too."""
+    lines = describe_health(pools, unowned, paper)
+    for pool in pools:
+        drawn = describe_timeline(pool, now, paper) if timeline else []
+        lines += [BLANK, *describe_pool(pool, now, paper), *drawn]
     return [*lines, *([BLANK] if unowned else []), *prose(tell_unowned(unowned), paper, ink=Ink.FAINT)]
 
 
 def describe_health(pools: Sequence[PoolStatus], unowned: Sequence[NodeStatus], paper: Paper) -> list[Line]:
-    """Draw which nodes have SIMULATED GPUs and, if there are pools, what `tell_health` says."""
+    """Draw which nodes have SIMULATED GPUs, and what `tell_health` says or, if there are no pools, a hint."""
     lines = describe_simulated(simulated_nodes(pools, unowned), paper)
-    if pools:
-        health, totals = tell_health(pools)
-        lines += prose(f"{health}.", paper, ink=pools[0].state.value.ink)
-        lines += prose(totals, paper, ink=Ink.FAINT)
-    return lines
+    if not pools:
+        hint = "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE shows what a policy would do."
+        return [*lines, *prose(hint, paper)]
+    health, totals = tell_health(pools)
+    lines += prose(f"{health}.", paper, ink=pools[0].state.value.ink)
+    return [*lines, *prose(totals, paper, ink=Ink.FAINT)]
 
 
 def tell_health(pools: Sequence[PoolStatus]) -> tuple[str, str]:
@@ -145,32 +138,38 @@ def count_states(noun: str, members: Sequence[NodeStatus | PoolStatus]) -> str:
     return ": ".join(filter(None, (counted(len(members), noun), counts)))
 
 
-def tell_event(event: JSON, now: datetime) -> str:
-    """Return the age, reason and note of an Event about a policy. An unknown age is written as `?`."""
-    when = age(from_rfc3339(text(event, "eventTime")), now)
-    return f"{when or '?'} ago {text(event, 'reason')}: {text(event, 'note')}"
-
-
 def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
-    """Draw one pool: its title, a cell for each node, a warning if the operator has not processed its policy yet, its
-    message unless it is Synced, what is about to happen, a table of nodes, and its Events if they were read. Wide
-    paper has all nodes and Events, other paper at most MOST of the `changing` nodes and of the newest Events. A line
-    below the table says how many nodes are left out."""
-    lines = [*_title(pool, paper), *_bar(pool, paper)]
-    if pool.unseen:
-        lines += prose(NOT_SEEN.format(pool.unseen), paper, ink=Ink.BAD)
-    if pool.message and pool.status != "Synced":
-        lines += prose(pool.message, paper)
-    lines += [one for text in facts(pool, now) for one in prose(text, paper, hang="  ")]
+    """Draw one pool: its title, a cell for each node, what `describe_facts` does, a table of nodes, and its Events if
+    they were read. Wide paper has all nodes, other paper at most MOST of the `changing` nodes. A line below the table
+    says how many nodes are left out."""
+    lines = [*_title(pool, paper), *_bar(pool, paper), *describe_facts(pool, now, paper)]
     shown = pool.members if paper.wide else pool.changing[:MOST]
     if shown:
         columns = COLUMNS + (WIDE if paper.wide else ())
         lines += table(columns, [_row(node, now, paper) for node in shown], paper, "  ")
     if (more := len(pool.changing) - len(shown)) > 0:
         lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
+    return lines + describe_events(pool, now, paper)
+
+
+def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
+    """Draw a warning if the operator has not processed the pool's policy yet, the message unless the pool is Synced,
+    and what is about to happen."""
+    lines = prose(NOT_SEEN.format(pool.unseen), paper, ink=Ink.BAD) if pool.unseen else []
+    if pool.message and pool.status != "Synced":
+        lines += prose(pool.message, paper)
+    return lines + [one for text in facts(pool, now) for one in prose(text, paper, hang="  ")]
+
+
+def describe_events(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
+    """Draw age, reason and note of each Event about a pool: all on wide paper, otherwise the newest MOST. Empty if
+    Events were not read."""
+    lines: list[Line] = []
     for event in (pool.events or ())[0 if paper.wide else -MOST :]:
         ink = Ink.WAITING if text(event, "type") == "Warning" else Ink.FAINT
-        lines += prose(tell_event(event, now), paper, indent="  ", hang="  ", ink=ink)
+        when = age(from_rfc3339(text(event, "eventTime")), now) or "?"
+        said = f"{when} ago {text(event, 'reason')}: {text(event, 'note')}"
+        lines += prose(said, paper, indent="  ", hang="  ", ink=ink)
     return lines
 
 

@@ -202,7 +202,8 @@ def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Lin
         lines.append(line(*row, "  ", Span(ends[track.node], Ink.FAINT)) if tail else line(*row))
     if (more := len(timeline.tracks) - len(tracks)) > 0:
         lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide shows them all", Ink.FAINT)))
-    return [*lines, *prose(_legend(tracks, paper), paper, indent="  ", ink=Ink.FAINT)]
+    legend = "; ".join(f"{glyph.on(paper)} {glyph.word}" for glyph in glyphs_of(tracks))
+    return [*lines, *prose(legend, paper, indent="  ", ink=Ink.FAINT)]
 
 
 def glyph_of(stretch: Stretch) -> Glyph:
@@ -233,9 +234,9 @@ def _cells(track: Track, begin: datetime, cell: timedelta, cells: int, paper: Pa
     return bar(glyphs, paper, cells)
 
 
-def _legend(tracks: tuple[Track, ...], paper: Paper) -> str:
-    """Return the meaning of each character that occurs in the tracks, separated by semicolons: first the phases in
-    their order, then the states."""
-    glyphs = {glyph_of(one).drawn: glyph_of(one) for track in tracks for one in track.stretches}
+def glyphs_of(tracks: Iterable[Track]) -> list[Glyph]:
+    """Return each glyph that occurs in the tracks once: first those of the phases in their order, then those of the
+    states."""
+    glyphs = {glyph.drawn: glyph for track in tracks for glyph in map(glyph_of, track.stretches)}
     order = [*LETTERS.values(), *(state.value.drawn for state in State)]
-    return "; ".join(f"{glyphs[key].on(paper)} {glyphs[key].word}" for key in order if key in glyphs)
+    return [glyphs[key] for key in order if key in glyphs]

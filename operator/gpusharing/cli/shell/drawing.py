@@ -5,6 +5,7 @@ No information is in the color alone: each state has a glyph of its own, in ASCI
 """
 
 import re
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,11 @@ class Span:
 Line = tuple[Span, ...]
 
 
+class Row(Line):
+    """A line of a table: its indent, and then the cells with a GAP before each but the first. The first `Row` of a
+    table has the headings."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column of a table."""
@@ -69,14 +75,14 @@ class Paper:
     """Whether characters other than ASCII can be shown."""
     wide: bool = False
     """Whether to show everything that is known, even if lines become too long for the terminal."""
-    headers: bool = True
-    """Whether tables have headings."""
+    flowing: bool = False
+    """Whether prose is left in one line for a browser to break."""
 
     @property
     def room(self) -> int:
         """The number of characters in a line of prose: the width, but at least NARROW and at most 140. It is 110 if
-        there is no width."""
-        return max(NARROW, min(self.width or 110, 140))
+        there is no width, and unlimited if the paper is flowing."""
+        return sys.maxsize if self.flowing else max(NARROW, min(self.width or 110, 140))
 
 
 def line(*parts: str | Span) -> Line:
@@ -149,11 +155,9 @@ def table(
     if room is not None:
         shown = _fitting(columns, shown, widths, room)
         widths = _cut(shown, widths, room)
-    drawn = [
-        line(indent, *_row([Span(columns[i].title, Ink.FAINT) for i in shown], [widths[i] for i in shown]))
-    ]
-    drawn += [line(indent, *_row([row[i] for i in shown], [widths[i] for i in shown])) for row in rows]
-    return drawn if paper.headers else drawn[1:]
+    header = [Span(one.title, Ink.FAINT) for one in columns]
+    sizes = [widths[i] for i in shown]
+    return [Row((Span(indent), *_row([row[i] for i in shown], sizes))) for row in (header, *rows)]
 
 
 def _justified(columns: Sequence[Column], rows: Sequence[Sequence[Span]]) -> list[list[Span]]:
