@@ -4,17 +4,17 @@ Only what the operator published is shown, so the rights of ClusterRole gpushari
 """
 
 import asyncio
-import gc
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from operator import attrgetter
+from typing import Any
 
 from gpusharing.api.names import WAY, Phase
 from gpusharing.api.records import to_wire
 from gpusharing.api.times import from_rfc3339
+from gpusharing.cli.live.following import ABOUT_POLICIES, followed
 from gpusharing.cli.pools.estimate import find_estimate
 from gpusharing.cli.pools.fleet import (
     NodeStatus,
@@ -45,21 +45,16 @@ from gpusharing.cli.shell.drawing import (
     prose,
     table,
 )
-from gpusharing.cli.shell.manifests import KIND
-from gpusharing.cli.shell.session import Session, no_such, object_name
+from gpusharing.cli.shell.session import Session, no_such
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, Trouble, error_text, sentence
-from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, Filters, Resource
-from gpusharing.kube.errors import KubeError, first_of
-from gpusharing.kube.paging import PAGE
+from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES
+from gpusharing.kube.errors import KubeError
 from gpusharing.kube.raw import text
-from gpusharing.kube.reflector import CacheSettings, Reflector
 from gpusharing.planning.vocabulary.lengths import counted, some
 
 MOST = 20
 """How many nodes of a pool, and how many of its newest Events, are listed; -o wide lists all."""
-ABOUT_POLICIES: Filters = {"namespace": "default", "field_selector": f"regarding.kind={KIND}"}
-"""Where Events about policies are."""
 COLUMNS = (
     Column("NODE"),
     Column("PROGRESS", drop=5),
@@ -416,12 +411,6 @@ def find_pool(pools: Sequence[PoolStatus], name: str, where: str) -> PoolStatus:
     return named[name]
 
 
-def _in_order(followed: Sequence[Reflector[JSON]]) -> list[list[JSON]]:
-    """Return the objects of each reflector, sorted by name; empty until all reflectors have been listed."""
-    listed = all(one.synced.is_set() for one in followed)
-    return [[raw for _, raw in sorted(one.items.items())] for one in followed] if listed else []
-
-
 @dataclass(slots=True)
 class Notices:
     """Warns on standard error when a watch loses the connection to the cluster, and when it is back. These warnings are
@@ -459,40 +448,16 @@ class Notices:
 async def _watch(session: Session, picture: Picture, first: Sequence[Sequence[JSON]]) -> None:
     """Draw the pools at every TICK until Ctrl-C; on a pipe only when they have changed. `first` has the policies, the
     GPUNodes and, if they are to be shown, the Events that were read before the watch. At the end, the last picture
-    is printed again if the output goes to a terminal. Turns garbage collection on. Raises Trouble if the named
-    policy no longer exists."""
-    gc.enable()  # a watch may run for days
-    chosen: Filters = {"label_selector": picture.typed.selector}
-    kinds: tuple[tuple[Resource, Filters], ...] = (
-        (POLICIES, chosen),
-        (GPUNODES, {}),
-        (EVENTS, ABOUT_POLICIES),
-    )
-    settings = CacheSettings(page_size=PAGE)
-    followed = [
-        Reflector(session.client, kind, lambda raw: raw, settings=settings, **where)
-        for (kind, where), _ in zip(kinds, first, strict=False)
-    ]
+    is printed again if the output goes to a terminal. Raises Trouble if the named policy no longer exists."""
     notices = Notices(session, picture.terminal)
-
-    async def draw() -> None:
-        """Draw the newest data at every TICK, which is `first` until all kinds have been listed, and report the
-        present error, or its absence, to `notices`. Never returns."""
-        known = first
-        while True:
-            known = _in_order(followed) or known
-            error = next(filter(None, map(attrgetter("error"), followed)), None)
-            notices.look(error)
-            picture.draw(known, "" if error is None else error_text(error))
-            await asyncio.sleep(TICK)
-
     try:
         with picture.terminal.redrawing():
-            async with asyncio.TaskGroup() as group:
-                for task in (*(one.run() for one in followed), draw()):
-                    group.create_task(task)
-    except BaseExceptionGroup as group:
-        raise first_of(group) from None
+            async with followed(session, first) as cluster:
+                while True:
+                    known, error = cluster.known(), cluster.error
+                    notices.look(error)
+                    picture.draw(known, "" if error is None else error_text(error))
+                    await asyncio.sleep(TICK)
     finally:
         if picture.terminal.width is not None and picture.lines:
             # The terminal shows its former screen again; print the whole last picture there.
