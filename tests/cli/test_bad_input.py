@@ -162,5 +162,5 @@ def test_a_namespace_that_would_narrow_nothing_is_refused(wrong: Wrong, verb: st
 def test_a_file_of_two_clusters_is_refused(desk: Desk, wrong: Wrong, verb: str) -> None:
     """One would be written over the other, or both applied to one cluster."""
     desk.write_kubeconfig(desk.url, ("east", "west"))
-    assert "writes a file for one cluster: use --context" in wrong(verb, "--contexts", "east,west")
+    assert "is for one cluster: use --context" in wrong(verb, "--contexts", "east,west")
     assert [call for call in desk.server.asked if call.startswith("GET /api")] == []

@@ -373,7 +373,7 @@ REFUSED = {
     ),
     "a bundle of all": (
         ("support-bundle", "--all-contexts"),
-        "writes a file for one cluster",
+        "is for one cluster",
         "use --context NAME",
     ),
     "a flag of cost that cannot be used": (

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hack.sim.fakecluster import FakeCluster
 from tests.build import NOW
 from tests.cli.desk import Desk
-from tests.cli.objects import fleet, gpunode, history, policy, pools_of
+from tests.cli.objects import fleet, gpunode, history, policy
 from tests.cli.window import Window, window
 
 from gpusharing.cli.pools.fleet import State
-from gpusharing.cli.pools.page import MARKS, Face, Slice, View, card, page, read_cards
+from gpusharing.cli.pools.page import MARKS, Face, Slice, card, page, read_cards
 from gpusharing.cli.shell.markup import CSS, document, style, tag
+from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import DONE, FAILED
 from hack import browser as browsers
 
@@ -67,9 +69,10 @@ def divided(raw: JSON, *instances: tuple[str, int, int]) -> JSON:
     return raw
 
 
-def view(policies: list[JSON], nodes: list[JSON]) -> View:
-    pools, unowned = pools_of(policies, nodes)
-    return View("desk", NOW, pools, unowned, read_cards(nodes))
+def shown(policies: list[JSON], nodes: list[JSON]) -> str:
+    """The page of these, at NOW."""
+    session = Session(FakeCluster().client("a-person"), "context desk", now=lambda: NOW)
+    return page(session, (policies, nodes), "")
 
 
 def fleet_in_pieces() -> tuple[list[JSON], list[JSON]]:
@@ -83,7 +86,7 @@ def fleet_in_pieces() -> tuple[list[JSON], list[JSON]]:
 
 
 def test_the_page_has_the_pools_their_nodes_the_rollout_and_the_cards() -> None:
-    read = Read(page(view(*fleet_in_pieces())))
+    read = Read(shown(*fleet_in_pieces()))
     for told in (
         "pool-b",
         "1/3 nodes, 24 GPUs, 27/32 devices used",
@@ -103,14 +106,14 @@ def test_the_page_has_the_pools_their_nodes_the_rollout_and_the_cards() -> None:
 
 def test_the_page_says_which_nodes_are_simulated() -> None:
     policies, nodes = fleet_in_pieces()
-    assert "SIMULATED" not in page(view(policies, nodes))
+    assert "SIMULATED" not in shown(policies, nodes)
     nodes[1]["status"]["observed"]["simulated"] = True
     told = "SIMULATED: pool-b-1 has no real GPUs, and the numbers about it here come from a simulator."
-    assert told in Read(page(view(policies, nodes))).text
+    assert told in Read(shown(policies, nodes)).text
 
 
 def test_the_page_is_one_that_needs_nothing_from_elsewhere() -> None:
-    text = page(view(*fleet_in_pieces()))
+    text = shown(*fleet_in_pieces())
     read = Read(text)
     names = {name for name, _ in read.found}
     assert names.isdisjoint({"script", "link", "img", "iframe", "image", "use", "a"})
@@ -121,7 +124,7 @@ def test_the_page_is_one_that_needs_nothing_from_elsewhere() -> None:
 
 
 def test_who_cannot_see_has_a_language_a_title_headers_of_tables_and_words_for_pictures() -> None:
-    read = Read(page(view(*fleet_in_pieces())))
+    read = Read(shown(*fleet_in_pieces()))
     assert read.all("html")[0]["lang"] == "en"
     assert read.text.strip().startswith("GPU pools of desk")
     tables = len(read.all("table"))
@@ -134,7 +137,7 @@ def test_who_cannot_see_has_a_language_a_title_headers_of_tables_and_words_for_p
 
 def test_whatever_a_cluster_says_is_text_and_no_markup() -> None:
     policies, nodes = fleet_in_pieces()
-    honest = [name for name, _ in Read(page(view(policies, nodes))).found]
+    honest = [name for name, _ in Read(shown(policies, nodes)).found]
 
     def spoil(value: Any) -> Any:
         if isinstance(value, dict):
@@ -153,7 +156,7 @@ def test_whatever_a_cluster_says_is_text_and_no_markup() -> None:
         for entry, was in zip(made["status"]["transition"]["history"], told["history"], strict=True):
             entry["phase"] = was["phase"]
         spoiled.append(made)
-    text = page(view([spoil(raw) for raw in policies], spoiled))
+    text = shown([spoil(raw) for raw in policies], spoiled)
     read = Read(text)
     # Messages that were empty have words now: there are more paragraphs, and nothing else is new.
     assert {name for name, _ in read.found} <= set(honest) | {"p"}
@@ -215,13 +218,13 @@ def test_cards_that_look_the_same_are_drawn_once() -> None:
 
 
 def test_a_fleet_without_policies_has_a_page_too() -> None:
-    read = Read(page(view([], [gpunode("gpu-99", policy="")])))
+    read = Read(shown([], [gpunode("gpu-99", policy="")]))
     assert "There is no GPUSharingPolicy." in read.text
     assert "1 node with GPUs and no policy: gpu-99" in read.text
 
 
 def test_one_gpu_is_not_called_gpus() -> None:
-    read = Read(page(view([policy(nodes="1/1", gpus=1, used="0/1")], [])))
+    read = Read(shown([policy(nodes="1/1", gpus=1, used="0/1")], []))
     assert "1/1 nodes, 1 GPU, 0/1 devices used" in read.text
 
 
@@ -269,7 +272,7 @@ async def test_a_browser_shows_the_page_without_an_error_a_request_or_a_line_tha
     policies, nodes = fleet_in_pieces()
     nodes[1]["status"]["transition"]["message"] = "x" * 300 + HOSTILE
     path = tmp_path / "page.html"
-    path.write_text(page(view([*policies, policy("p" * 63)], nodes)))
+    path.write_text(shown([*policies, policy("p" * 63)], nodes))
     await browser.open(path)
     grounds = set()
     for width in (400, 1280):

@@ -11,8 +11,7 @@ from tests.cli.objects import ago, fleet, gpunode, history, policy, pools_of
 
 from gpusharing.cli.pools.estimate import find_estimate
 from gpusharing.cli.pools.fleet import State, state_of
-from gpusharing.cli.pools.page import NODES
-from gpusharing.cli.pools.status import BESIDE, COLUMNS, describe
+from gpusharing.cli.pools.status import BESIDE, COLUMNS, as_data, describe
 from gpusharing.cli.pools.status import WIDE as WIDE_COLUMNS
 from gpusharing.cli.pools.status import as_data as typed_data
 from gpusharing.cli.shell.drawing import Glyph, Ink, Paper, bar, length, plain
@@ -220,14 +219,13 @@ def test_events_that_were_not_read_are_no_empty_list() -> None:
     assert [pool["events"] for pool in told] == [None, ()]
 
 
-def test_table_page_and_columns_of_kubectl_use_the_same_words() -> None:
+def test_table_and_columns_of_kubectl_use_the_same_words() -> None:
     """PROGRESS is a drawing, and HEALTH is the condition Healthy."""
     columns = {
         resource.kind: {column.name.upper() for column in resource.columns} for resource in (POLICY, GPUNODE)
     }
     table = {column.title for column in (*COLUMNS, *WIDE_COLUMNS)} - {"NODE", "PROGRESS", "HEALTH"}
     assert table - columns["GPUNode"] == set()
-    assert {title.upper() for title in NODES} - {"NODE", "HEALTH"} == table | {"MESSAGE"}
     assert {column.title for column in BESIDE.columns} - {"POOL"} <= columns["GPUSharingPolicy"]
 
 

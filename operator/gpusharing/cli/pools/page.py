@@ -1,7 +1,7 @@
 """`status -o html`: an HTML page that shows the pools. Pure. The page loads nothing from elsewhere."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,8 +9,9 @@ from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.pools import status
 from gpusharing.cli.pools.fleet import NodeStatus, PoolStatus, State
 from gpusharing.cli.pools.timeline import Timeline, Track, find_timeline, glyph_of, glyphs_of, moment
-from gpusharing.cli.shell.drawing import Glyph, age, length
-from gpusharing.cli.shell.markup import PAPER, POLICY, Child, Markup, flow, frame, grid, tag
+from gpusharing.cli.shell.drawing import Glyph, Ink, length, prose
+from gpusharing.cli.shell.markup import PAPER, POLICY, Link, Markup, flow, frame, grid, plain_cell, tag
+from gpusharing.cli.shell.session import Session
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, text, whole
 from gpusharing.planning.vocabulary.lengths import counted
@@ -227,92 +228,55 @@ def _centred(text: str, x: float) -> Markup:
     return tag("text", text, x=f"{x:.2f}%", y=str(BAR // 2 + 4))
 
 
-NODES = (
-    *(one.title.capitalize() for one in (*status.COLUMNS, *status.WIDE) if one.title != "PROGRESS"),
-    "Message",
-)
-"""The headings of the table of nodes."""
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """The data that the page shows."""
-
-    where: str
-    """Name of the context."""
-    now: datetime
-    """The time at which the page was made."""
-    pools: Sequence[PoolStatus]
-    """All pools."""
-    unowned: Sequence[NodeStatus]
-    """GPU nodes that no policy selects."""
-    cards: Mapping[str, Sequence[Cards]]
-    """The cards of each policy, by the policy's name."""
-    most: int | None = None
-    """How many nodes of each pool are listed, the most urgent first; None for all."""
-    link: Callable[[str, str], Child] = lambda _, text: text
-    """Makes the content of a cell from the heading of its column and its text."""
-
-
-def page(view: View) -> str:
-    """Return the whole HTML page: a heading, the time, and what `overview` returns."""
-    title = f"GPU pools of {view.where}"
-    made = ("As of ", time(view.now, to_rfc3339(view.now)), ", by kubectl gpusharing status.")
-    policy = tag("meta", http_equiv="Content-Security-Policy", content=POLICY)
-    return frame(
-        title, [policy], tag("h1", title), tag("p", *made, class_="faint"), tag("main", *overview(view))
+def page(session: Session, known: Sequence[Sequence[JSON]], policy: str) -> str:
+    """Return the whole HTML page: a heading, the time, and what `overview` returns. Raises Trouble as that does."""
+    title, made = (
+        f"GPU pools of {session.name}",
+        f"As of {to_rfc3339(session.now())}, by kubectl gpusharing status.",
     )
+    head = [tag("meta", http_equiv="Content-Security-Policy", content=POLICY)]
+    main = tag("main", *overview(session, known, policy))
+    return frame(title, head, tag("h1", title), tag("p", made, class_="faint"), main)
 
 
-def overview(view: View) -> list[Markup]:
-    """Return a warning that names nodes with SIMULATED GPUs, the health and totals of the pools or that there are none,
-    each pool with its last rollout and its cards, and the GPU nodes without a policy."""
-    parts = flow(status.describe_health(view.pools, view.unowned, PAPER))
-    parts += [_pool(pool, number, view) for number, pool in enumerate(view.pools)]
-    if view.unowned:
-        parts.append(tag("section", tag("p", status.tell_unowned(view.unowned))))
-    return parts
+def overview(
+    session: Session,
+    known: Sequence[Sequence[JSON]],
+    policy: str,
+    most: int | None = None,
+    link: Link = plain_cell,
+) -> list[Markup]:
+    """Return what `status.describe_health` draws, the sections of the pools, and the GPU nodes without a policy. What
+    `known` and `policy` are, and which Trouble is raised, says `status.read_shown`. At most `most` nodes of each pool
+    are listed; None stands for all. `link` makes the cells, as for `flow`."""
+    pools, unowned = status.read_shown(known, policy, session.where)
+    now, cards = session.now(), read_cards(known[1])
+    parts = flow(status.describe_health(pools, unowned, PAPER))
+    for number, pool in enumerate(pools):
+        parts += [_pool(pool, f"pool-{number}", now, cards.get(pool.name, ()), most, link)]
+    return [*parts, tag("section", tag("p", status.tell_unowned(unowned)))] if unowned else parts
 
 
-def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
+def _pool(
+    pool: PoolStatus, name: str, now: datetime, cards: Sequence[Cards], most: int | None, link: Link
+) -> Markup:
     """Return the section of one pool: heading, bar, facts, Events if they were read, nodes, last rollout and cards.
     Among the nodes, those that need a person's attention come first and those that are done last. If not all are
-    listed, a sentence says how many are left out. `number` makes the section's id unique on the page."""
-    name, most = f"pool-{number}", view.most
-    parts = [*_title(pool, name, view), *(_bar(pool) if most is None or len(pool.members) <= DRAWN else ())]
-    parts += flow(
-        status.describe_facts(pool, view.now, PAPER) + status.describe_events(pool, view.now, PAPER)
-    )
-    if pool.members:
-        first = {node.name: rank for rank, node in enumerate(pool.changing)}
-        members = sorted(pool.members, key=lambda node: (node.state is State.DONE, first.get(node.name, 0)))
-        parts.append(grid("Nodes", "nodes", NODES, [_row(node, view) for node in members[:most]]))
-        if left := len(members[len(members) if most is None else most :]):
-            parts.append(tag("p", f"and {counted(left, 'more node')}: ", view.link("POLICY", pool.name)))
-    parts += [*_timeline(pool, view), *_cards(view.cards.get(pool.name, ()))]
-    return tag("section", *parts, aria_labelledby=name)
-
-
-def _title(pool: PoolStatus, name: str, view: View) -> list[Markup]:
-    """Return the heading of a pool: its name, mode, layout, status and numbers, and its product if that is known.
-    `name` is the id of the heading."""
-    what = " ".join(filter(None, (pool.mode, pool.layout)))
-    badge = tag("span", pool.status or "new", class_="badge")
-    heading = tag("h2", view.link("POLICY", pool.name), id=name)
-    line = (heading, tag("span", what), badge, tag("span", status.numbers(pool)))
-    product = [tag("p", pool.product, class_="faint")] if pool.product else []
-    return [tag("div", *line, class_="heading"), *product]
-
-
-def _bar(pool: PoolStatus) -> list[Markup]:
-    """Return the bar of a pool and its legend; empty if the pool has no nodes."""
-    if not pool.members:
-        return []
-    counts = Counter(node.state for node in pool.members)
-    return [
-        bar(pool.members),
-        _legend(f"{MARKS[one]} {counts[one]} {one.value.word}" for one in State if counts[one]),
-    ]
+    listed, a sentence says how many are left out. `name` is the id of the heading."""
+    first = {node.name: rank for rank, node in enumerate(pool.changing)}
+    members = sorted(pool.members, key=lambda node: (node.state is State.DONE, first.get(node.name, 0)))
+    shown, (title, *_) = members[:most], status.describe_title(pool, PAPER)
+    parts = [tag("h2", link("POLICY", pool.name), id=name)]
+    parts += flow([title[1:], *prose(pool.product, PAPER, ink=Ink.FAINT)])
+    if members and (most is None or len(members) <= DRAWN):
+        counts = Counter(node.state for node in members)
+        words = (f"{MARKS[one]} {counts[one]} {one.value.word}" for one in State if counts[one])
+        parts += [bar(members), _legend(words)]
+    parts += flow(status.describe_facts(pool, now, PAPER) + status.describe_events(pool, now, PAPER))
+    parts += flow(status.describe_nodes(shown, now, PAPER) if shown else [], link)
+    if left := len(members) - len(shown):
+        parts.append(tag("p", f"and {counted(left, 'more node')}: ", link("POLICY", pool.name)))
+    return tag("section", *parts, *_timeline(pool, now, most), *_cards(cards), aria_labelledby=name)
 
 
 def _legend(texts: Iterable[str]) -> Markup:
@@ -320,32 +284,15 @@ def _legend(texts: Iterable[str]) -> Markup:
     return tag("ul", *(tag("li", text) for text in texts), class_="legend faint")
 
 
-def _row(node: NodeStatus, view: View) -> list[Markup]:
-    """Return the cells of a node in the table of nodes; see NODES. The last cell has the node's message and blockers
-    without duplicates. A phase is preceded by the mark of the node's state."""
-    texts = dict.fromkeys(text for text in (node.message, *node.blockers) if text)
-    cells: list[Child] = [*status.cells_of(node, view.now)]
-    cells[0], cells[3] = f"{MARKS[node.state]} {cells[0]}", view.link("CULPRIT", node.culprit)
-    if node.entered is not None:
-        cells[4] = time(node.entered, age(node.entered, view.now))
-    last = tag("td", *(tag("p", text) for text in texts), class_="long" if texts else None)
-    name = tag("th", view.link("NODE", node.name), scope="row")
-    return [name, *(tag("td", one) for one in cells), last]
-
-
-def _timeline(pool: PoolStatus, view: View) -> list[Markup]:
-    """Return the table of a pool's last rollout, with at most `view.most` nodes, and its legend; empty if there was
+def _timeline(pool: PoolStatus, now: datetime, most: int | None) -> list[Markup]:
+    """Return the table of a pool's last rollout, with at most `most` nodes, and its legend; empty if there was
     none."""
-    timeline = find_timeline(pool, view.now)
+    timeline = find_timeline(pool, now)
     if timeline is None:
         return []
     rows = [
-        [
-            tag("th", row.node, scope="row"),
-            tag("td", "" if row.took is None else length(row.took)),
-            tag("td", track(timeline, row)),
-        ]
-        for row in timeline.tracks[: view.most]
+        (row.node, "" if row.took is None else length(row.took), track(timeline, row))
+        for row in timeline.tracks[:most]
     ]
     begin, end = moment(timeline.begin, timeline.end), moment(timeline.end, timeline.begin)
     caption = f"The last rollout, from {begin} to {end}"
@@ -368,12 +315,5 @@ def _cards(cards: Sequence[Cards]) -> list[Markup]:
             if few
             else f"{group.nodes[0]} to {group.nodes[-1]}, {counted(len(group.nodes), 'node')}"
         )
-        cells = (tag("td", nodes), tag("td", group.face.product), tag("td", card(group.face)))
-        rows.append([tag("th", counted(group.gpus, "GPU"), scope="row"), *cells])
+        rows.append((counted(group.gpus, "GPU"), nodes, group.face.product, card(group.face)))
     return [grid("Cards as they are now", "pictures", ("GPUs", "Nodes", "Product", "Divided into"), rows)]
-
-
-def time(at: datetime, text: str) -> Markup:
-    """Return a time element that shows `text`, with the exact time in UTC as its tooltip."""
-    moment_of_it = to_rfc3339(at)
-    return tag("time", text, datetime=moment_of_it, title=moment_of_it)

@@ -4,17 +4,20 @@ Only what the operator published is shown, so the rights of ClusterRole gpushari
 """
 
 import asyncio
+import gc
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from math import isfinite
+from operator import attrgetter
 from typing import Any
 
 from gpusharing.api.names import WAY, Phase
 from gpusharing.api.records import to_wire
 from gpusharing.api.times import from_rfc3339
-from gpusharing.cli.live.following import ABOUT_POLICIES, followed
 from gpusharing.cli.pools.estimate import find_estimate
 from gpusharing.cli.pools.fleet import (
     NodeStatus,
@@ -45,16 +48,24 @@ from gpusharing.cli.shell.drawing import (
     prose,
     table,
 )
+from gpusharing.cli.shell.manifests import KIND
 from gpusharing.cli.shell.session import Session, no_such
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, Trouble, error_text, sentence
-from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES
-from gpusharing.kube.errors import KubeError
+from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, Filters, Resource
+from gpusharing.kube.clock import loop_time
+from gpusharing.kube.errors import KubeError, first_of
+from gpusharing.kube.paging import PAGE
 from gpusharing.kube.raw import text
+from gpusharing.kube.reflector import CacheSettings, Reflector
 from gpusharing.planning.vocabulary.lengths import counted, some
 
 MOST = 20
 """How many nodes of a pool, and how many of its newest Events, are listed; -o wide lists all."""
+ABOUT_POLICIES: Filters = {"namespace": "default", "field_selector": f"regarding.kind={KIND}"}
+"""Where Events about policies are."""
+KINDS: tuple[tuple[Resource, Filters], ...] = ((POLICIES, {}), (GPUNODES, {}), (EVENTS, ABOUT_POLICIES))
+"""The kinds that are shown, and which of their objects."""
 COLUMNS = (
     Column("NODE"),
     Column("PROGRESS", drop=5),
@@ -137,73 +148,36 @@ def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     """Draw one pool: its title, a cell for each node, what `describe_facts` does, a table of nodes, and its Events if
     they were read. Wide paper has all nodes, other paper at most MOST of the `changing` nodes. A line below the table
     says how many nodes are left out."""
-    lines = [*_title(pool, paper), *_bar(pool, paper), *describe_facts(pool, now, paper)]
+    lines = [*describe_title(pool, paper), *_bar(pool, paper), *describe_facts(pool, now, paper)]
     shown = pool.members if paper.wide else pool.changing[:MOST]
     if shown:
-        columns = COLUMNS + (WIDE if paper.wide else ())
-        lines += table(columns, [_row(node, now, paper) for node in shown], paper, "  ")
+        lines += describe_nodes(shown, now, paper)
     if (more := len(pool.changing) - len(shown)) > 0:
         lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
     return lines + describe_events(pool, now, paper)
 
 
+def describe_nodes(nodes: Sequence[NodeStatus], now: datetime, paper: Paper) -> list[Line]:
+    """Draw a table of nodes; on wide paper with the columns of WIDE too. On flowing paper, the last column has the
+    messages and blockers of each node without duplicates, and there is no PROGRESS."""
+    columns, rows = COLUMNS + (WIDE if paper.wide else ()), [_row(node, now, paper) for node in nodes]
+    if paper.flowing:
+        texts = [" ".join(dict.fromkeys(filter(None, (node.message, *node.blockers)))) for node in nodes]
+        columns += (Column("MESSAGE"),)
+        rows = [
+            [name, Span(""), *rest, Span(text)] for (name, _, *rest), text in zip(rows, texts, strict=True)
+        ]
+    return table(columns, rows, paper, "  ")
+
+
 def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     """Draw a warning if the operator has not processed the pool's policy yet, the message unless the pool is Synced,
-    and what is about to happen."""
+    and what is about to happen: its plan, a pause, its window, and how long the change may take."""
     lines = prose(NOT_SEEN.format(pool.unseen), paper, ink=Ink.BAD) if pool.unseen else []
     if pool.message and pool.status != "Synced":
         lines += prose(pool.message, paper)
-    return lines + [one for text in facts(pool, now) for one in prose(text, paper, hang="  ")]
-
-
-def describe_events(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
-    """Draw age, reason and note of each Event about a pool: all on wide paper, otherwise the newest MOST. Empty if
-    Events were not read."""
-    lines: list[Line] = []
-    for event in (pool.events or ())[0 if paper.wide else -MOST :]:
-        ink = Ink.WAITING if text(event, "type") == "Warning" else Ink.FAINT
-        when = age(from_rfc3339(text(event, "eventTime")), now) or "?"
-        said = f"{when} ago {text(event, 'reason')}: {text(event, 'note')}"
-        lines += prose(said, paper, indent="  ", hang="  ", ink=ink)
-    return lines
-
-
-def _title(pool: PoolStatus, paper: Paper) -> list[Line]:
-    """Draw the name, mode, layout and status of a pool, and its numbers, on as many lines as that takes."""
-    ink = Ink.GOOD if pool.status == "Synced" else Ink.BUSY if pool.status else Ink.FAINT
-    what = " ".join(filter(None, (pool.mode, pool.layout)))
-    title, status = Span(pool.name, Ink.TITLE), Span(pool.status or "new", ink)
-    return fold(line(title, f"  {what}  ", status, f"  {numbers(pool)}"), paper)
-
-
-def numbers(pool: PoolStatus) -> str:
-    """Return a comma-separated list of how many nodes and GPUs a pool has, how many devices are used, and how many
-    pods are pending. The last two are left out if they are empty or 0. An unknown number of nodes is written as 0/0."""
-    texts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
-    if pool.used:
-        texts.append(f"{pool.used} devices used")
-    if pool.pending_pods:
-        texts.append(f"{counted(pool.pending_pods, 'pod')} pending")
-    return ", ".join(texts)
-
-
-def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
-    """Draw a cell for each node, sorted by state, and a legend after the cells. If there are more than 60 nodes, or
-    more than fit on a line, each cell stands for several nodes and shows the worst. Empty if the pool has no nodes."""
-    states = Counter(node.state for node in pool.members)
-    order = sorted(pool.members, key=lambda node: list(State).index(node.state))
-    cells = list(bar([node.state.value for node in order], paper, min(60, paper.room)))
-    for glyph in (state.value for state in State if states[state]):
-        cells.append(Span(f"  {glyph.on(paper)} {states[State(glyph)]} {glyph.word}", glyph.ink))
-    return fold(tuple(cells), paper) if cells else []
-
-
-def facts(pool: PoolStatus, now: datetime) -> list[str]:
-    """Return clauses about what is about to happen in a pool: its plan, a pause, its window, and how long the change
-    may take. Clauses that do not apply are left out."""
-    texts = []
-    plan = pool.plan
-    if plan:
+    texts: list[str] = []
+    if plan := pool.plan:
         nodes, pods = counted(plan.get("nodeCount", 0), "node"), counted(plan.get("pods", 0), "pod")
         head = f"plan {plan.get('hash', '')}, disruption class {plan.get('disruption', '')}"
         texts.append(f"{head}: {nodes} will change and {pods} will be evicted")
@@ -222,20 +196,55 @@ def facts(pool: PoolStatus, now: datetime) -> list[str]:
         )
         left = f"about {length(estimate.left)} left for {counted(estimate.nodes, 'node')}"
         texts.append(f"{left}: {past} {length(estimate.each)}")
-    return texts
+    return lines + [one for text in texts for one in prose(text, paper, hang="  ")]
 
 
-def cells_of(node: NodeStatus, now: datetime) -> list[str]:
-    """Return the texts about a node below the headings of COLUMNS and WIDE, but without NODE and PROGRESS."""
-    texts = [node.phase or "-", node.reason, "" if node.pods is None else str(node.pods), node.culprit]
-    texts += [age(node.entered, now), node.deadline, node.step, node.wanted, node.observed, node.cordon]
-    return [*texts, node.unhealthy]
+def describe_events(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
+    """Draw age, reason and note of each Event about a pool: all on wide paper, otherwise the newest MOST. Empty if
+    Events were not read."""
+    lines: list[Line] = []
+    for event in (pool.events or ())[0 if paper.wide else -MOST :]:
+        ink = Ink.WAITING if text(event, "type") == "Warning" else Ink.FAINT
+        when = age(from_rfc3339(text(event, "eventTime")), now) or "?"
+        said = f"{when} ago {text(event, 'reason')}: {text(event, 'note')}"
+        lines += prose(said, paper, indent="  ", hang="  ", ink=ink)
+    return lines
+
+
+def describe_title(pool: PoolStatus, paper: Paper) -> list[Line]:
+    """Draw, on as many lines as that takes, the name, mode, layout and status of a pool, the numbers of its nodes and
+    GPUs, how many devices are used, and how many pods are pending. The last two are left out if they are empty or 0. An
+    unknown number of nodes is drawn as 0/0."""
+    ink = Ink.GOOD if pool.status == "Synced" else Ink.BUSY if pool.status else Ink.FAINT
+    what = " ".join(filter(None, (pool.mode, pool.layout)))
+    texts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
+    texts += [f"{pool.used} devices used"] * bool(pool.used)
+    texts += [f"{counted(pool.pending_pods, 'pod')} pending"] * bool(pool.pending_pods)
+    title, status = Span(pool.name, Ink.TITLE), Span(pool.status or "new", ink)
+    return fold(line(title, f"  {what}  ", status, f"  {', '.join(texts)}"), paper)
+
+
+def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
+    """Draw a cell for each node, and a legend after the cells. Empty if the pool has no nodes."""
+    states = Counter(node.state for node in pool.members)
+    order = sorted(pool.members, key=lambda node: list(State).index(node.state))
+    cells = list(bar([node.state.value for node in order], paper, min(60, paper.room)))
+    for glyph in (state.value for state in State if states[state]):
+        cells.append(Span(f"  {glyph.on(paper)} {states[State(glyph)]} {glyph.word}", glyph.ink))
+    return fold(tuple(cells), paper) if cells else []
 
 
 def _row(node: NodeStatus, now: datetime, paper: Paper) -> list[Span]:
     """Return the cells of a node in the table of nodes: one for each of COLUMNS and, on wide paper, also of WIDE."""
-    ink, (phase, *texts) = node.state.value.ink, cells_of(node, now)
-    cells = [Span(node.name), Span(_progress(node, paper), ink), Span(phase, ink), *map(Span, texts)]
+    ink, pods = node.state.value.ink, "" if node.pods is None else str(node.pods)
+    texts = [node.reason, pods, node.culprit, age(node.entered, now), node.deadline, node.step, node.wanted]
+    texts += [node.observed, node.cordon, node.unhealthy]
+    cells = [
+        Span(node.name),
+        Span(_progress(node, paper), ink),
+        Span(node.phase or "-", ink),
+        *map(Span, texts),
+    ]
     return cells if paper.wide else cells[: len(COLUMNS)]
 
 
@@ -374,20 +383,17 @@ class Picture:
         shown, the Events. Sets `last` to what is drawn and, for a table, `lines` too. While the terminal is redrawing,
         pools that do not fit become one row each; else nothing is drawn unless something changed since the last call.
         `stale` says above a table why the data may be out of date. Raises Trouble if no policy has that name."""
-        policies, nodes, *events = known
-        every = read_pools(policies, map(read_node, nodes), *events)
-        pools, unowned = choose(*every, self.typed, self.session.where)
+        if self.terminal.output == "html":
+            from gpusharing.cli.pools.page import page  # only a page needs it
+
+            self.terminal.write(page(self.session, known, self.policy))
+            return
+        pools, unowned = read_shown(known, self.policy, self.session.where)
         if not self.terminal.redraws and self.last == (pools, unowned):
             return
         self.last = pools, unowned
         if self.terminal.structured:
-            data = as_data(pools, unowned, self.session.name, self.session.now())
-            self.terminal.data(PoolListData, data, [object_name(POLICIES, pool.name) for pool in pools])
-        elif self.terminal.output == "html":
-            from gpusharing.cli.pools.page import View, page, read_cards  # only a page needs these
-
-            view = View(self.session.name, self.session.now(), pools, unowned, read_cards(nodes))
-            self.terminal.write(page(view))
+            self.terminal.data(as_data(pools, unowned, self.session.name, self.session.now()))
         else:
             paper = self.terminal.paper
             lines = prose(f"This may be out of date: {stale}", paper, ink=Ink.BAD) if stale else []
@@ -401,6 +407,17 @@ class Picture:
             rows = table(BESIDE.columns, [*map(_cluster_row, pools)], paper)
             short = [*lines, *describe_health(pools, unowned, paper), *rows] if len(pools) > 1 else ()
             self.terminal.show(self.lines, hint, short)
+
+
+def read_shown(
+    known: Sequence[Sequence[JSON]], policy: str, where: str
+) -> tuple[Sequence[PoolStatus], Sequence[NodeStatus]]:
+    """Return the pools, or only the one of `policy` unless that is empty, and the GPU nodes without a policy, which are
+    left out beside a single pool. `known` has the policies, the GPUNodes and, if they are shown, the Events. Raises
+    Trouble if the cluster `where` has no such policy."""
+    policies, nodes, *events = known
+    pools, unowned = read_pools(policies, map(read_node, nodes), *events)
+    return ((find_pool(pools, policy, where),), ()) if policy else (pools, unowned)
 
 
 def find_pool(pools: Sequence[PoolStatus], name: str, where: str) -> PoolStatus:
@@ -443,6 +460,58 @@ class Notices:
             if self.looks == ENOUGH:
                 self.away = False
                 self.terminal.warn(f"following {self.session.where} again")
+
+
+@dataclass(slots=True)
+class Followed:
+    """The objects that are followed, and whether the cluster can be followed now."""
+
+    reflectors: Sequence[Reflector[JSON]]
+    """The cache of each kind."""
+    first: Sequence[Sequence[JSON]]
+    """The objects of each kind that were read before."""
+
+    def known(self) -> Sequence[Sequence[JSON]]:
+        """Return the newest objects of each kind, sorted by name; `first` until all kinds have been listed again."""
+        if not all(one.synced.is_set() for one in self.reflectors):
+            return self.first
+        return [[raw for _, raw in sorted(one.items.items())] for one in self.reflectors]
+
+    @property
+    def error(self) -> KubeError | None:
+        """Why the cluster cannot be followed now, or None if it can."""
+        return next(filter(None, map(attrgetter("error"), self.reflectors)), None)
+
+    @property
+    def silence(self) -> timedelta:
+        """The longest time since the server answered about a kind that cannot be followed now; 0 if all can, or if it
+        has not answered since `first`."""
+        contacts = (one.last_contact for one in self.reflectors if one.error is not None)
+        ages = (loop_time() - contact for contact in contacts if isfinite(contact))
+        return timedelta(seconds=max(ages, default=0.0))
+
+
+@asynccontextmanager
+async def followed(session: Session, first: Sequence[Sequence[JSON]]) -> AsyncIterator[Followed]:
+    """Yield the kinds that `first` has, and keep them up to date while the context is open. `first` has the policies,
+    the GPUNodes and, if they are wanted, the Events. Turns garbage collection on. KubeErrors are retried, and any
+    other error ends the context."""
+    gc.enable()  # the context may be open for days
+    settings = CacheSettings(page_size=PAGE)
+    reflectors = [
+        Reflector(session.client, kind, lambda raw: raw, settings=settings, **where)
+        for (kind, where), _ in zip(KINDS, first, strict=False)
+    ]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one.run()) for one in reflectors]
+            try:
+                yield Followed(reflectors, first)
+            finally:
+                for task in tasks:
+                    task.cancel()
+    except BaseExceptionGroup as errors:
+        raise first_of(errors) from None
 
 
 async def _watch(session: Session, picture: Picture, first: Sequence[Sequence[JSON]]) -> None:

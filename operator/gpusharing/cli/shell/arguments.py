@@ -180,10 +180,10 @@ class Verb:
     """Whether the verb queries a Prometheus about all namespaces. Such a verb has the flags of PROMETHEUS, and
     refuses -n unless it is in `asks_with`. With --prometheus it needs no cluster and is carried out by
     `run_offline`."""
-    each: str = ""
-    """The argument with several values for each of which the verb is run; empty if it runs once for all values."""
-    one_file: bool = False
-    """Whether the verb writes one file for one cluster and refuses --contexts."""
+    page: bool = False
+    """Whether the verb can write a page of HTML."""
+    alone: bool = False
+    """Whether the verb writes one file, or serves a page, for one cluster and refuses --contexts."""
     beside: float = 0.0
     """Seconds that each cluster has if --contexts or --all-contexts has them asked side by side. 0 if the verb asks
     one context after the other and refuses --all-contexts."""
@@ -371,6 +371,16 @@ VERBS: tuple[Verb, ...] = (
         beside=60.0,
     ),
     Verb(
+        "ui",
+        "usage.ui",
+        "Serve a live page about the pools, for a browser on this machine; read only.",
+        (
+            _value("--port", "PORT", "the port of 127.0.0.1; default: any free one", "0"),
+            _switch("--open", "also open the page in your browser"),
+        ),
+        alone=True,
+    ),
+    Verb(
         "plan",
         "cli.changing.plan",
         "Show what an edit would do, or what the operator is about to do; changes nothing.",
@@ -496,13 +506,13 @@ VERBS: tuple[Verb, ...] = (
         "cli.diagnosis.bundle",
         "Write a tar archive for troubleshooting, without secrets.",
         (_word("file", "FILE", "default: gpusharing-support-TIME.tar.gz in the current directory"),),
-        one_file=True,
+        alone=True,
     ),
     Verb(
         "import",
         "cli.setup.importing",
         "Propose policies for a cluster that was configured by hand; applying them changes nothing.",
-        one_file=True,
+        alone=True,
     ),
     ADVISE,
     Verb(

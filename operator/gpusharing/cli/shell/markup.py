@@ -32,9 +32,7 @@ h1{font-size:1.5rem;margin:.5rem 0 0}h2{font-size:1.2rem;margin:0}h3{font-size:1
 p{margin:.25rem 0;unicode-bidi:isolate}
 .faint{color:var(--faint)}
 section{border:1px solid var(--line);border-radius:10px;padding:1rem;margin:1rem 0}
-.heading{display:flex;flex-wrap:wrap;gap:.25rem .75rem;align-items:baseline}
-.badge{border:1px solid var(--line);border-radius:99px;padding:0 .6rem;background:var(--raised)}
-.bad{border-left:4px solid var(--failed);padding-left:.6rem}.title{font-weight:600}
+.bad{border-left:4px solid var(--failed);padding-left:.6rem}.title,.good,.busy,.waiting{font-weight:600}
 svg{display:block;max-width:100%}
 svg text{font:600 12px ui-monospace,monospace;text-anchor:middle}
 .bar{height:auto;margin:.5rem 0}
@@ -58,12 +56,12 @@ th,td{text-align:left;vertical-align:top;padding:.3rem .75rem .3rem 0;border-top
 thead th{color:var(--faint);font-weight:500;border-top:0;white-space:nowrap}
 tbody th{font-weight:600}
 th,td{overflow-wrap:normal}
-tbody th,.nodes td:nth-child(2){white-space:nowrap}
-.nodes td.long{min-width:16rem;overflow-wrap:anywhere}
+tbody th{white-space:nowrap}
+.drawn td:last-child{min-width:8rem;overflow-wrap:anywhere}
 .pictures td:last-child{width:70%;min-width:12rem}
 a{color:var(--accent)}
 a:focus-visible,input:focus-visible,button:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
-.bars{display:flex;flex-wrap:wrap;gap:.5rem 1rem;align-items:baseline;margin:.5rem 0}
+
 input,button{font:inherit;max-width:100%}
 @media print{section{break-inside:avoid}}
 """
@@ -140,12 +138,14 @@ def _escaped(text: str) -> str:
     return escape(text.translate(_HARMLESS), quote=True)
 
 
-def grid(caption: str, kind: str, header: Iterable[str], rows: Iterable[Sequence[Markup]]) -> Markup:
-    """Return a table that can be scrolled sideways in a narrow window, also with the keyboard. `kind` is its CSS
-    class."""
-    head = tag("thead", tag("tr", *(tag("th", one, scope="col") for one in header)))
-    body = tag("tbody", *(tag("tr", *row) for row in rows))
-    inner = tag("table", tag("caption", caption), head, body, class_=kind)
+def grid(caption: str, kind: str, titles: Iterable[str], rows: Iterable[Sequence[Child]]) -> Markup:
+    """Return a table that can be scrolled sideways in a narrow window, also with the keyboard. The first cell of each
+    row is its heading. `kind` is the CSS class of the table."""
+    head = tag("thead", tag("tr", *(tag("th", one, scope="col") for one in titles)))
+    cells = ([tag("th", row[0], scope="row"), *(tag("td", one) for one in row[1:])] for row in rows)
+    inner = tag(
+        "table", tag("caption", caption), head, tag("tbody", *(tag("tr", *row) for row in cells)), class_=kind
+    )
     return tag("div", inner, class_="scroll", role="region", tabindex="0", aria_label=caption)
 
 
@@ -153,17 +153,24 @@ PAPER = Paper(wide=True, flowing=True)
 """The paper of lines for a page: nothing is cut, left out or broken into lines."""
 
 
-def flow(lines: Iterable[Line], link: Callable[[str, str], Child] = lambda _, text: text) -> list[Markup]:
+Link = Callable[[str, str], Child]
+"""Makes the content of a cell from the heading of its column and its text."""
+
+
+def plain_cell(_title: str, text: str) -> Child:
+    """Return the text of a cell."""
+    return text
+
+
+def flow(lines: Iterable[Line], link: Link = plain_cell) -> list[Markup]:
     """Return lines as HTML: a run of `Row` as a table, whose caption is the heading of its first column, and each other
-    line as a paragraph, with the inks as CSS classes. Blank lines are left out. `link` makes the content of a cell
-    from the heading of its column and its text."""
+    line as a paragraph, with the inks as CSS classes. Blank lines are left out. `link` makes the cells."""
     parts: list[Markup] = []
     for is_table, run in groupby(lines, lambda one: isinstance(one, Row)):
         if is_table:
             titles, *rows = ([cell.text.strip() for cell in row[1::2]] for row in run)
-            cells = [list(map(link, titles, row)) for row in rows]
-            body = [[tag("th", row[0], scope="row"), *(tag("td", one) for one in row[1:])] for row in cells]
-            parts.append(grid(titles[0].capitalize(), "drawn", map(str.capitalize, titles), body))
+            cells = (list(map(link, titles, row)) for row in rows)
+            parts.append(grid(titles[0].capitalize(), "drawn", map(str.capitalize, titles), cells))
         else:
             spans = ([tag("span", one.text, class_=one.ink or None) for one in line] for line in run if line)
             parts += [tag("p", *one) for one in spans]

@@ -66,7 +66,7 @@ def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool
         "--contexts contains no context: separate the names with commas, such as --contexts east,west": (
             "contexts" in flags and not named
         ),
-        f"{typed.verb} writes a file for one cluster: {one}": (several or everywhere) and verb.one_file,
+        f"{typed.verb} is for one cluster: {one}": (several or everywhere) and verb.alone,
         f"--all-contexts does not work with {typed.verb}, only with status, doctor and cost: {one}": (
             everywhere and not verb.beside
         ),

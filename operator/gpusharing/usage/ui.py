@@ -1,0 +1,194 @@
+"""`ui`: serve the page of `status -o html` on loopback, with the slices of each tenant, and `why` at a click.
+
+Open pages are kept up to date by server-sent events. However many are open, the cluster is read once for all.
+"""
+
+import asyncio
+import tempfile
+import webbrowser
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+from urllib.parse import urlencode
+
+from gpusharing.api.times import to_rfc3339
+from gpusharing.cli.diagnosis import why
+from gpusharing.cli.pools.page import overview
+from gpusharing.cli.pools.status import TICK, Followed, followed
+from gpusharing.cli.shell.drawing import Ink, Line, Paper, length, line, prose
+from gpusharing.cli.shell.loopback import Content, listening
+from gpusharing.cli.shell.markup import PAPER, Child, Markup, document, flow, frame, tag
+from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.terminal import Terminal
+from gpusharing.cli.shell.troubles import DONE, Trouble, sentence
+from gpusharing.kube.client import GPUNODES, POLICIES
+from gpusharing.kube.clock import loop_time
+from gpusharing.usage.free import read_inventory
+from gpusharing.usage.say.free import FreeReport, describe
+
+MOST = 20
+"""How many nodes of a pool the first page lists. The page of the pool lists all."""
+AGES = 10
+"""Seconds after which an open page is drawn again even though nothing has changed, because it shows ages."""
+REREAD = 30.0
+"""Seconds after which Nodes and Pods are read again for an open page."""
+KINDS = {"NODE": "no/", "CLOSED NODE": "no/", "POD": "pod/", "WAITING POD": "pod/", "CULPRIT": ""}
+"""What precedes the names in a column with this heading, for `why` to know their kind."""
+SCRIPT = """"use strict";
+const main = document.querySelector("main"), state = document.querySelector("#state");
+const source = new EventSource("events" + location.search);
+function change(old, fresh) {
+  if (old.isEqualNode(fresh)) return;
+  if (old.nodeName !== fresh.nodeName || old.nodeType !== 1) return old.replaceWith(fresh);
+  for (const one of old.getAttributeNames()) if (!fresh.hasAttribute(one)) old.removeAttribute(one);
+  for (const one of fresh.attributes) old.setAttribute(one.name, one.value);
+  const before = [...old.childNodes], after = [...fresh.childNodes];
+  after.forEach((one, index) => index < before.length ? change(before[index], one) : old.append(one));
+  before.slice(after.length).forEach((one) => one.remove());
+}
+source.addEventListener("page", (event) => {
+  const link = document.activeElement.getAttribute("href");
+  change(main, new DOMParser().parseFromString(event.data, "text/html").querySelector("main"));
+  [...main.querySelectorAll("a")].find((one) => one.getAttribute("href") === link)?.focus();
+});
+source.addEventListener("current", (event) => state.textContent = `As of ${event.data}. Changes appear by themselves.`);
+source.onerror = () => state.textContent = "The connection to kubectl gpusharing ui is lost: this may be out of date.";
+"""
+"""Changes the elements that differ, so that a reader's place stays. A link keeps the focus, even if its row moves."""
+
+
+def link(title: str, text: str) -> Child:
+    """Return the content of a cell below the heading `title`: a link to the page of a policy, a link to what `why` says
+    if `text` begins with a node or pod, or otherwise the text."""
+    word, kind = text.partition(" ")[0], KINDS.get(title)
+    if title != "POLICY" and (kind is None or word in ("", "-") or (title == "CULPRIT" and "/" not in word)):
+        return text
+    return tag(
+        "a", text, href="./?" + urlencode({"policy": word} if kind is None else {"subject": kind + word})
+    )
+
+
+class Sheet(Terminal):
+    """A terminal that writes nothing, and remembers the lines of an answer."""
+
+    def answer(self, _: object, lines: Callable[[Paper], Sequence[Line]], rows: object = None) -> None:
+        """Remember the lines in `lines`; see Terminal."""
+        self.lines = lines(PAPER)
+
+
+class Board:
+    """The pages, and what they show."""
+
+    def __init__(self, session: Session, typed: Namespace, cluster: Followed) -> None:
+        """Prepare the pages. `typed` are the flags of the verb."""
+        self.session, self.typed, self.cluster = session, typed, cluster
+        self.pages = {"": self._page, "events": self._events, "js": self._script}
+        self._reading, self._read_at = asyncio.Lock(), float("-inf")
+
+    async def _script(self, _: Mapping[str, str]) -> Content:
+        """Yield the script of the pages."""
+        yield SCRIPT
+
+    async def _page(self, query: Mapping[str, str]) -> Content:
+        """Yield the whole page with the main element for this query, below a heading, links and a form for `why`."""
+        main = await self._main(query)
+        title, state = f"GPU pools of {self.session.name}", f"As of {self._as_of()}. Reload to see changes."
+        word = tag("input", name="subject", required="", placeholder="gpu-07 or team-a/llm-0")
+        form = tag("label", "Why is this node, pod or workload not ready? ", word), tag("button", "Explain")
+        tenants = (
+            tag("a", "Slices by tenant", href="./?by=namespace"),
+            " ",
+            tag("a", "by pod", href="./?by=pod"),
+        )
+        nav = tag("nav", tag("a", "Pools", href="./"), " ", *tenants, tag("form", *form))
+        note = tag("p", state, id="state", role="status", class_="faint")
+        script = [] if "subject" in query else [tag("script", src="js", defer="")]
+        yield frame(title, script, tag("h1", title), nav, note, main)
+
+    async def _events(self, query: Mapping[str, str]) -> Content:
+        """Yield server-sent events forever: `page` with the main element for this query whenever it has changed,
+        and `current` with the time of the data, at least every AGES seconds."""
+        shown, origin = "", None
+        while True:
+            if origin != (state := (self.cluster.known(), self.cluster.error, loop_time() // AGES)):
+                main = (await self._main(query)).text
+                yield f"event: page\ndata: {main}\n\n" if main != shown else ""
+                yield f"event: current\ndata: {self._as_of()}\n\n"
+                shown, origin = main, state
+            await asyncio.sleep(TICK)
+
+    def _as_of(self) -> str:
+        """Return the time when the policies and GPUNodes were last known to be up to date."""
+        return to_rfc3339(self.session.now() - self.cluster.silence)
+
+    async def _main(self, query: Mapping[str, str]) -> Markup:
+        """Return the main element of a page: what `_draw` returns, or the sentence of its Trouble."""
+        try:
+            return tag("main", *await self._draw(query))
+        except Trouble as trouble:
+            return tag("main", tag("p", f"{trouble}."))
+
+    async def _draw(self, query: Mapping[str, str]) -> list[Markup]:
+        """Return what `why` says about the `subject` of the query, what `free` says by what its `by` names, its
+        `policy` with all nodes, or all pools. Raises Trouble if what the query names does not exist or cannot be
+        read."""
+        policy, known, error, stale = (
+            query.get("policy", ""),
+            self.cluster.known(),
+            self.cluster.error,
+            list[Line](),
+        )
+        if subject := query.get("subject", "").strip():
+            sheet = Sheet(StringIO())
+            await why.run(self.session, Namespace(**vars(self.typed) | {"subject": subject}), sheet)
+            return [tag("h2", f"Why {subject}"), *flow(sheet.lines, link)]
+        if by := query.get("by"):
+            return [tag("h2", "Slices by tenant"), *flow(await self._tenants(by), link)]
+        if error is not None:
+            lag = f"The last answer came {length(self.cluster.silence)} ago; ui goes on trying"
+            text = f"This may be out of date: {sentence(error, self.session.where)}. {lag}."
+            stale = prose(text, PAPER, ink=Ink.BAD)
+        return flow(stale) + overview(self.session, known, policy, None if policy else MOST, link)
+
+    async def _tenants(self, by: str) -> Sequence[Line]:
+        """Draw what `free` says by namespace, or by pod if `by` is pod, of Nodes and Pods that were read at most REREAD
+        seconds ago. Raises Trouble if they cannot be read."""
+        async with self._reading:
+            if loop_time() - self._read_at > REREAD:
+                self._inventory = await read_inventory(self.session, getattr(self.typed, "namespace", ""), "")
+                self._read_at = loop_time()
+        by, age = "pod" if by == "pod" else "namespace", timedelta(seconds=loop_time() - self._read_at)
+        lines = prose(f"Nodes and Pods were read {length(age)} ago.", PAPER, ink=Ink.FAINT)
+        return lines + describe(FreeReport(self._inventory, by, self.session.now(), None), PAPER)
+
+
+async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """Print the address of the page, and serve it until Ctrl-C (see VerbModule). With --open, open it in a browser.
+    Raises Trouble if the port cannot be used, or if policies and GPUNodes cannot be read at the beginning."""
+    if not (typed.port.isdecimal() and int(typed.port) < 65536):
+        raise Trouble(
+            f"--port {typed.port} is not a port: pass a number from 0 to 65535, such as --port 8321"
+        )
+    async with AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(followed(session, await session.lists(POLICIES, GPUNODES)))
+        pages = Board(session, typed, cluster).pages
+        url = await stack.enter_async_context(listening(pages, int(typed.port)))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        hint = f"This address shows {session.where} with your rights to whoever on this machine has it. Ctrl-C ends it."
+        terminal.answer(
+            lambda: {"context": session.name, "url": url}, lambda paper: [line(url), *prose(hint, paper)]
+        )
+        if typed.open and not await asyncio.to_thread(_open, url, Path(folder) / "open.html"):
+            terminal.warn("no browser could be started. Open the address yourself")
+        await asyncio.get_running_loop().create_future()
+    return DONE
+
+
+def _open(address: str, file: Path) -> bool:
+    """Start the user's browser with this file, written to lead to the address, because other users of the machine can
+    read the arguments of programs. Return whether a browser could be started."""
+    file.write_text(document(tag("html", tag("meta", http_equiv="refresh", content=f"0;url={address}"))))
+    return webbrowser.open(file.as_uri())
