@@ -77,6 +77,8 @@ METERED: Typed = {
 }
 """By Prometheus alone."""
 LONG = {"namespace": "a-team-of-many-words", "pod": "a-model-of-many-words-6b8f9c7d5-x2k4p"}
+LASTING: Typed = {"ui": ("ui",)}
+"""Goes on until Ctrl-C: tests/cli/test_ui.py."""
 FILES: Typed = {"import": ("import",)}
 """A file for kubectl, which goes by no terminal."""
 
@@ -107,7 +109,9 @@ def check(told: Mapping[str, Answered]) -> None:
 
 
 def test_no_verb_is_left_out() -> None:
-    tried = {words[0] for typed in (TYPED, WAITING, ALONE, METERED, FILES) for words in typed.values()}
+    tried = {
+        words[0] for typed in (TYPED, WAITING, ALONE, METERED, LASTING, FILES) for words in typed.values()
+    }
     assert tried == {verb.name for verb in VERBS}
 
 

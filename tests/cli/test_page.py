@@ -15,7 +15,7 @@ from tests.cli.window import Window, window
 
 from gpusharing.cli.pools.fleet import State
 from gpusharing.cli.pools.page import MARKS, Face, Slice, card, page, read_cards
-from gpusharing.cli.shell.markup import CSS, document, style, tag
+from gpusharing.cli.shell.markup import CSS, VOID, document, style, tag
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import DONE, FAILED
 from hack import browser as browsers
@@ -40,7 +40,7 @@ class Read(HTMLParser):
 
     def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
         self.found.append((name, dict(attributes)))
-        if name != "meta":
+        if name not in VOID:
             self.depth.append(name)
 
     def handle_startendtag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:

@@ -61,11 +61,12 @@ class Window:
         elif told["method"] == "Page.loadEventFired":
             self.loaded = True
 
-    async def open(self, path: Path) -> None:
-        """Show a file."""
+    async def open(self, place: Path | str) -> None:
+        """Show a file, or what is at an address."""
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.ask(f"{domain}.enable")
-        await self.ask("Page.navigate", url=path.as_uri())
+        self.loaded = False
+        await self.ask("Page.navigate", url=place if isinstance(place, str) else place.as_uri())
         async with asyncio.timeout(PATIENCE):
             while not self.loaded:
                 self._note(await self.socket.receive_json())
@@ -82,6 +83,19 @@ class Window:
         told = await self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
+
+    async def until(self, expression: str) -> Any:
+        """What an expression of JavaScript is as soon as it is true."""
+        async with asyncio.timeout(PATIENCE):
+            while not (found := await self.value(expression)):  # noqa: ASYNC110 - the page sets no event of ours
+                await asyncio.sleep(0.05)
+        return found
+
+    async def press(self, key: str, code: int) -> None:
+        """Press a key and let it go."""
+        named = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        await self.ask("Input.dispatchKeyEvent", type="keyDown", text="\r" if key == "Enter" else "", **named)
+        await self.ask("Input.dispatchKeyEvent", type="keyUp", **named)
 
     async def picture(self) -> bytes:
         """The whole page as PNG."""

@@ -125,11 +125,14 @@ class Board:
         return to_rfc3339(self.session.now() - self.cluster.silence)
 
     async def _main(self, query: Mapping[str, str]) -> Markup:
-        """Return the main element of a page: what `_draw` returns, or the sentence of its Trouble."""
+        """Return the main element of a page: what `_draw` returns, or a sentence about its Trouble or other error."""
         try:
             return tag("main", *await self._draw(query))
         except Trouble as trouble:
-            return tag("main", tag("p", f"{trouble}."))
+            text = f"{trouble}."
+        except Exception as error:  # noqa: BLE001 - a fault of one page must not end the others
+            text = f"Unexpected error: {type(error).__name__}: {error}. Please report it."
+        return tag("main", tag("p", text, class_="bad"))
 
     async def _draw(self, query: Mapping[str, str]) -> list[Markup]:
         """Return what `why` says about the `subject` of the query, what `free` says by what its `by` names, its

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from http import HTTPStatus
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from gpusharing.cli.shell.markup import POLICY, frame, tag
 from gpusharing.cli.shell.troubles import Trouble, error_text
@@ -43,11 +43,10 @@ async def listening(pages: Pages, port: int) -> AsyncIterator[str]:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request and close the connection. If it breaks, or brings no whole request within PATIENCE, it is
-        closed without an answer."""
+        closed without an answer. CancelledError ends the reply without a traceback, because the program is ending."""
+        broken = ConnectionError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
         try:
-            with suppress(
-                ConnectionError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
-            ):
+            with suppress(*broken, asyncio.CancelledError):
                 async with asyncio.timeout(PATIENCE):
                     head = await reader.readuntil(b"\r\n\r\n")
                 status, kind, content = route(pages, token, head.decode("latin-1"))
@@ -82,9 +81,9 @@ def route(pages: Pages, token: str, head: str) -> tuple[HTTPStatus, str, Content
     first, *rows = head.split("\r\n")
     method, *target = first.split(" ")
     hosts = [row[5:].strip() for row in rows if row[:5].lower() == "host:"]
-    url = urlsplit(target[0] if target and target[0].startswith("/") else "")
-    found, _, name = url.path[1:].partition("/")
-    if len(target) != 2 or not url.path:
+    path, _, query = target[0].partition("?") if len(target) == 2 else ("", "", "")
+    empty, found, name, *_ = (*path.split("/", 2), "", "", "")
+    if not path or empty:
         status, why = HTTPStatus.BAD_REQUEST, "This is not a request of a browser."
     elif len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
         status, why = HTTPStatus.FORBIDDEN, "Only requests to an address on loopback are answered."
@@ -98,7 +97,7 @@ def route(pages: Pages, token: str, head: str) -> tuple[HTTPStatus, str, Content
     elif name not in pages:
         status, why = HTTPStatus.NOT_FOUND, "There is no such page."
     else:
-        return HTTPStatus.OK, KINDS.get(name, "text/html"), pages[name](dict(parse_qsl(url.query)))
+        return HTTPStatus.OK, KINDS.get(name, "text/html"), pages[name](dict(parse_qsl(query)))
     return status, "text/html", _sentence(why)
 
 

@@ -32,7 +32,7 @@ h1{font-size:1.5rem;margin:.5rem 0 0}h2{font-size:1.2rem;margin:0}h3{font-size:1
 p{margin:.25rem 0;unicode-bidi:isolate}
 .faint{color:var(--faint)}
 section{border:1px solid var(--line);border-radius:10px;padding:1rem;margin:1rem 0}
-.bad{border-left:4px solid var(--failed);padding-left:.6rem}.title,.good,.busy,.waiting{font-weight:600}
+.bad{border-left:4px solid var(--failed);padding-left:.6rem}.title,.good,.busy{font-weight:600}
 svg{display:block;max-width:100%}
 svg text{font:600 12px ui-monospace,monospace;text-anchor:middle}
 .bar{height:auto;margin:.5rem 0}
@@ -57,7 +57,7 @@ thead th{color:var(--faint);font-weight:500;border-top:0;white-space:nowrap}
 tbody th{font-weight:600}
 th,td{overflow-wrap:normal}
 tbody th{white-space:nowrap}
-.drawn td:last-child{min-width:8rem;overflow-wrap:anywhere}
+.drawn td:last-child:not(:empty){min-width:16rem;overflow-wrap:anywhere}
 .pictures td:last-child{width:70%;min-width:12rem}
 a{color:var(--accent)}
 a:focus-visible,input:focus-visible,button:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
