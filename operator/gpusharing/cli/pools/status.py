@@ -9,9 +9,8 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from math import isfinite
 from operator import attrgetter
 from typing import Any
 
@@ -470,6 +469,8 @@ class Followed:
     """The cache of each kind."""
     first: Sequence[Sequence[JSON]]
     """The objects of each kind that were read before."""
+    begin: float = field(default_factory=loop_time)
+    """When `first` was complete, by the clock of the event loop."""
 
     def known(self) -> Sequence[Sequence[JSON]]:
         """Return the newest objects of each kind, sorted by name; `first` until all kinds have been listed again."""
@@ -484,11 +485,9 @@ class Followed:
 
     @property
     def silence(self) -> timedelta:
-        """The longest time since the server answered about a kind that cannot be followed now; 0 if all can, or if it
-        has not answered since `first`."""
-        contacts = (one.last_contact for one in self.reflectors if one.error is not None)
-        ages = (loop_time() - contact for contact in contacts if isfinite(contact))
-        return timedelta(seconds=max(ages, default=0.0))
+        """The longest time since the server answered about a kind that cannot be followed now; 0 if all can."""
+        contacts = (max(one.last_contact, self.begin) for one in self.reflectors if one.error is not None)
+        return timedelta(seconds=max((loop_time() - contact for contact in contacts), default=0.0))
 
 
 @asynccontextmanager
