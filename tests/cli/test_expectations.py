@@ -38,7 +38,7 @@ def test_a_row_says_what_is_here_and_names_tests_that_are_there(row: list[str]) 
 
 
 @pytest.mark.parametrize(
-    "word", ["`ui`", "k9s", "tree", "`rollback`", "--wait", "`--timeout`", "`layouts`", "`doctor`"]
+    "word", ["full-screen", "k9s", "tree", "`rollback`", "--wait", "`--timeout`", "`layouts`", "`doctor`"]
 )
 def test_what_is_refused_has_its_reason(word: str) -> None:
     found = {row[1]: row[2] for row in re.findall(r"^(\| ([^|]+) \| ([^|]+) \|)$", REFUSED, re.MULTILINE)}

@@ -164,14 +164,18 @@ def plain_cell(_title: str, text: str) -> Child:
 
 def flow(lines: Iterable[Line], link: Link = plain_cell) -> list[Markup]:
     """Return lines as HTML: a run of `Row` as a table, whose caption is the heading of its first column, and each other
-    line as a paragraph, with the inks as CSS classes. Blank lines are left out. `link` makes the cells."""
+    line as a paragraph. Blank lines are left out. `link` makes the cells."""
     parts: list[Markup] = []
-    for is_table, run in groupby(lines, lambda one: isinstance(one, Row)):
+    for is_table, run in groupby(filter(None, lines), lambda one: isinstance(one, Row)):
         if is_table:
             titles, *rows = ([cell.text.strip() for cell in row[1::2]] for row in run)
             cells = (list(map(link, titles, row)) for row in rows)
             parts.append(grid(titles[0].capitalize(), "drawn", map(str.capitalize, titles), cells))
         else:
-            spans = ([tag("span", one.text, class_=one.ink or None) for one in line] for line in run if line)
-            parts += [tag("p", *one) for one in spans]
+            parts += map(_paragraph, run)
     return parts
+
+
+def _paragraph(line: Line) -> Markup:
+    """Return a line as a paragraph, with the inks as CSS classes."""
+    return tag("p", *(tag("span", one.text, class_=one.ink or None) for one in line))
