@@ -6,16 +6,14 @@ import json
 import re
 import signal
 import socket
-import subprocess
 import termios
 from argparse import Namespace
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from io import StringIO
 from urllib.parse import quote, urlsplit
-from urllib.request import urlopen
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
@@ -23,9 +21,10 @@ from hack.sim.fakefaults import EVER
 from tests.cli.asking import ME
 from tests.cli.desk import GPUNODES as GPUNODES_PATH
 from tests.cli.desk import POLICIES as POLICIES_PATH
-from tests.cli.desk import PROGRAM, SECONDS, Desk, wrong
+from tests.cli.desk import SECONDS, Desk, wrong
 from tests.cli.objects import gpunode, policy
 from tests.cli.screen import END, read_until, terminal
+from tests.cli.served import serving
 from tests.cli.test_page import HOSTILE, Read
 from tests.cli.test_watch import AFTER, BEFORE, CHANGED, publish, with_fleet
 from tests.cli.window import Window, window
@@ -65,43 +64,6 @@ def pod(name: str, at: str = "", namespace: str = "team-b") -> dict[str, object]
     }
 
 
-@dataclass
-class Served:
-    """The program that serves, and its address."""
-
-    process: subprocess.Popen[str]
-    url: str
-
-    def read(self, query: str = "") -> Read:
-        """A page."""
-        with urlopen(self.url + query, timeout=SECONDS) as answer:
-            return Read(answer.read().decode())
-
-    def end(self) -> tuple[int, str]:
-        """Press Ctrl-C: the exit status, and what was said on standard error."""
-        self.process.send_signal(signal.SIGINT)
-        _, errors = self.process.communicate(timeout=SECONDS)
-        return self.process.returncode, errors
-
-
-@contextmanager
-def serving(desk: Desk, *flags: str) -> Iterator[Served]:
-    """`ui` on pipes."""
-    command = [*PROGRAM, "ui", "-o", "json", *flags]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=desk.environment(), text=True, **pipes) as process:  # type: ignore[call-overload]  # pipes
-        try:
-            assert process.stdout is not None
-            written = ""
-            while not written.endswith("}\n"):
-                line = process.stdout.readline()
-                assert line, process.communicate()
-                written += line
-            yield Served(process, json.loads(written)["url"])
-        finally:
-            process.kill()
-
-
 @pytest.fixture
 def owned(desk: Desk) -> Desk:
     """The desk, with the Nodes of pool-b, and pods of two teams."""
@@ -120,7 +82,7 @@ def owned(desk: Desk) -> Desk:
 
 
 def test_the_pages_are_whole_without_script_and_lead_from_pools_to_tenants_and_to_why(owned: Desk) -> None:
-    with serving(owned) as served:
+    with serving(owned.environment()) as served:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{32}/", served.url)
         pools = served.read()
         for words in (
@@ -147,7 +109,7 @@ def test_the_pages_are_whole_without_script_and_lead_from_pools_to_tenants_and_t
 def test_what_does_not_exist_or_may_not_be_read_is_a_sentence_on_the_page(owned: Desk) -> None:
     refused = 'nodes is forbidden: User "me" cannot list resource "nodes"'
     owned.server.refusals = dict.fromkeys((NODES_PATH, PODS_PATH, OWN_PODS_PATH), (403, refused))
-    with serving(owned) as served:
+    with serving(owned.environment()) as served:
         assert "no gpusharingpolicies/pool-x in context desk" in served.read("?policy=pool-x").text
         assert "no gpunodes/pool-b-7 in context desk; did you mean" in served.read("?subject=pool-b-7").text
         assert "a/b/c/d names nothing that can be explained" in served.read("?subject=a/b/c/d").text
@@ -158,7 +120,7 @@ def test_what_does_not_exist_or_may_not_be_read_is_a_sentence_on_the_page(owned:
 
 def test_what_a_person_or_a_cluster_says_is_text_and_no_markup(owned: Desk) -> None:
     owned.server.lists[PODS_PATH].append(pod(HOSTILE, "pool-b-0"))
-    with serving(owned) as served:
+    with serving(owned.environment()) as served:
         for query in (f"?subject={quote(HOSTILE)}", "?by=pod", f"?policy={quote(HOSTILE)}"):
             read = served.read(query)
             assert "<script>alert(1)</script>" in read.text
@@ -173,7 +135,7 @@ def test_a_large_fleet_lists_the_most_urgent_nodes_of_each_pool_and_leads_to_all
     large[4321]["status"]["transition"]["phase"] = "Failed"
     rest = [gpunode(f"m-{number:02}", policy=f"pool-{number:02}") for number in range(1, 100)]
     owned.server.lists[GPUNODES_PATH] = large + rest
-    with serving(owned) as served:
+    with serving(owned.environment()) as served:
         first = served.read()
         listed = [one["href"] for one in first.all("a") if "subject=" in str(one["href"])]
         assert len(listed) == MOST + 99
@@ -225,7 +187,7 @@ async def test_only_a_request_with_the_token_to_loopback_is_answered(name: str) 
 
 
 def test_every_answer_keeps_others_from_framing_storing_and_loading_it(owned: Desk) -> None:
-    with serving(owned) as served:
+    with serving(owned.environment()) as served:
         host, path = urlsplit(served.url).netloc, urlsplit(served.url).path
         for place, status in ((path, 200), (f"{path}js", 200), ("/", 403)):
             connection = http.client.HTTPConnection(host, timeout=SECONDS)
@@ -452,7 +414,7 @@ FOCUS = "document.activeElement.getAttribute('href')"
 async def test_a_browser_shows_changes_by_itself_and_keeps_the_focus_where_it_is(
     owned: Desk, browser: Window
 ) -> None:
-    with serving(owned) as served:
+    with serving(owned.environment()) as served:
         await browser.open(served.url)
         await browser.until("document.querySelector('#state').textContent.includes('by themselves')")
         await browser.value("document.querySelector('a[href*=\"pool-b-1\"]').focus()")
@@ -473,7 +435,7 @@ async def test_a_browser_shows_changes_by_itself_and_keeps_the_focus_where_it_is
 
 @pytest.mark.tools
 async def test_a_keyboard_suffices_and_400_pixels_and_no_color(owned: Desk, browser: Window) -> None:
-    with serving(owned) as served:
+    with serving(owned.environment()) as served:
         await browser.open(served.url)
         for width in (400, 1280):
             for query in ("", "?by=namespace", "?by=pod", "?subject=no%2Fpool-b-1"):
@@ -504,7 +466,7 @@ async def test_a_keyboard_suffices_and_400_pixels_and_no_color(owned: Desk, brow
 
 @pytest.mark.tools
 async def test_without_script_a_browser_shows_the_whole_page(owned: Desk, browser: Window) -> None:
-    with serving(owned) as served:
+    with serving(owned.environment()) as served:
         await browser.ask("Emulation.setScriptExecutionDisabled", value=True)
         await browser.open(served.url)
         text = await browser.value("document.body.innerText")
