@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 
 from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.pools import status
@@ -14,7 +15,7 @@ from gpusharing.cli.shell.markup import PAPER, POLICY, Link, Markup, flow, frame
 from gpusharing.cli.shell.session import Session
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, text, whole
-from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.vocabulary.lengths import counted, some
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,7 @@ def _faces(raw: JSON, layout: str) -> list[Face]:
     for gpu in entries(observed, "gpus"):
         product = text(gpu, "product")
         slices = tuple(
-            sorted(
-                map(_read_slice, entries(gpu, "instances")), key=lambda piece: (piece.start, piece.profile)
-            )
+            sorted(map(_read_slice, entries(gpu, "instances")), key=attrgetter("start", "profile"))
         )
         faces.append(Face(product, units.get(product, 0) if slices else 0, slices, "" if slices else layout))
     return faces
@@ -161,24 +160,13 @@ def track(timeline: Timeline, row: Track) -> Markup:
     """Return a picture of the phases of one node from the beginning of the rollout to its end. A phase that is too
     short for its letter is drawn without one."""
     whole = (timeline.end - timeline.begin).total_seconds() or 1.0
-
-    def percent(at: datetime) -> float:
-        """Return the position of a time in the picture, in percent of its width."""
-        return (at - timeline.begin).total_seconds() / whole * 100
-
     parts: list[Markup] = []
     for stretch in row.stretches:
-        x, wide = percent(stretch.begin), percent(stretch.end) - percent(stretch.begin)
-        letter = _mark(glyph_of(stretch))
-        parts.append(
-            tag(
-                "g",
-                tag("title", f"{stretch.phase} {stretch.reason}, from {moment(stretch.begin, stretch.end)}"),
-                tag("rect", x=f"{x:.2f}%", width=f"{wide:.2f}%", height=str(BAR)),
-                *([_centred(letter, x + wide / 2)] if wide >= LETTER else []),
-                class_=stretch.state.name.lower(),
-            )
-        )
+        moments = stretch.begin, stretch.end
+        x, end = ((at - timeline.begin).total_seconds() / whole * 100 for at in moments)
+        title = f"{stretch.phase} {stretch.reason}, from {moment(*moments)}"
+        letter = _mark(glyph_of(stretch)) if end - x >= LETTER else ""
+        parts.append(_piece(x, end - x, title, letter, stretch.state.name.lower()))
     label = ", ".join(f"{one.phase} from {moment(one.begin, timeline.end)}" for one in row.stretches)
     return tag("svg", *parts, class_="track", role="img", aria_label=label or "no history")
 
@@ -187,45 +175,24 @@ def card(face: Face) -> Markup:
     """Return a picture of a card from its first memory unit to its last; free memory stays empty. A card without
     instances is a single piece. If the size of the card or the start of an instance is unknown, all instances are
     drawn with the same width."""
-    if not face.slices:
-        return _card([_slice(0, 100, face.layout, face.layout, "whole")], face.layout or "unknown")
-    spans: Iterable[tuple[float, float]]
+    names = [piece.profile for piece in face.slices] or [face.layout]
+    spans = [(number * 100 / len(names), 100 / len(names)) for number in range(len(names))]
     if face.units and all(piece.start >= 0 for piece in face.slices):
         spans = [(piece.start / face.units * 100, piece.size / face.units * 100) for piece in face.slices]
-    else:
-        each = 100 / len(face.slices)
-        spans = [(number * each, each) for number in range(len(face.slices))]
-    parts = [
-        _slice(
-            x,
-            wide,
-            piece.profile,
-            piece.profile if wide >= LABEL else piece.profile.partition(".")[0],
-            "slice",
-        )
-        for piece, (x, wide) in zip(face.slices, spans, strict=True)
-    ]
-    counts = Counter(piece.profile for piece in face.slices)
-    return _card(parts, ", ".join(f"{count} {name}" for name, count in counts.items()))
+    parts = [tag("rect", class_="free", width="100%", height=str(BAR))]
+    for name, (x, wide) in zip(names, spans, strict=True):
+        parts.append(_piece(x, wide, name, name if wide >= LABEL else name.partition(".")[0], "slice"))
+    counts = ", ".join(f"{count} {name}" for name, count in Counter(names).items())
+    label = counts if face.slices else face.layout or "unknown"
+    return tag("svg", *parts, class_="card", role="img", aria_label=label)
 
 
-def _card(parts: Iterable[Markup], label: str) -> Markup:
-    """Return a picture of a card: an empty background with these parts on it. `label` describes it for
-    screen readers."""
-    ground = tag("rect", class_="free", width="100%", height=str(BAR))
-    return tag("svg", ground, *parts, class_="card", role="img", aria_label=label)
-
-
-def _slice(x: float, wide: float, name: str, label: str, kind: str) -> Markup:
-    """Return one part of a card, at `x` and `wide` percent of its width. `name` is the tooltip, `label` the text
-    inside, and `kind` the CSS class."""
-    place = {"x": f"{x:.2f}%", "width": f"{wide:.2f}%", "height": str(BAR)}
-    return tag("g", tag("title", name), tag("rect", **place), _centred(label, x + wide / 2), class_=kind)
-
-
-def _centred(text: str, x: float) -> Markup:
-    """Return a text element centered at `x` percent of the width."""
-    return tag("text", text, x=f"{x:.2f}%", y=str(BAR // 2 + 4))
+def _piece(x: float, wide: float, title: str, text: str, kind: str) -> Markup:
+    """Return one part of a timeline or card, at `x` and `wide` percent of its width. `title` is the tooltip, `text` is
+    written in the middle, and `kind` is the CSS class."""
+    rect = tag("rect", x=f"{x:.2f}%", width=f"{wide:.2f}%", height=str(BAR))
+    inside = [tag("text", text, x=f"{x + wide / 2:.2f}%", y=str(BAR // 2 + 4))] if text else []
+    return tag("g", tag("title", title), rect, *inside, class_=kind)
 
 
 def page(session: Session, known: Sequence[Sequence[JSON]], policy: str) -> str:
@@ -303,17 +270,8 @@ def _timeline(pool: PoolStatus, now: datetime, most: int | None) -> list[Markup]
 
 
 def _cards(cards: Sequence[Cards]) -> list[Markup]:
-    """Return the table of a pool's cards, with one row for each group of equal cards; empty without cards. For more
-    than three nodes, a row names only the first and the last and says how many there are."""
-    if not cards:
-        return []
-    rows = []
-    for group in cards:
-        few = len(group.nodes) <= 3
-        nodes = (
-            ", ".join(group.nodes)
-            if few
-            else f"{group.nodes[0]} to {group.nodes[-1]}, {counted(len(group.nodes), 'node')}"
-        )
-        rows.append((counted(group.gpus, "GPU"), nodes, group.face.product, card(group.face)))
-    return [grid("Cards as they are now", "pictures", ("GPUs", "Nodes", "Product", "Divided into"), rows)]
+    """Return the table of a pool's cards, with one row for each group of equal cards, which names at most three of its
+    nodes; empty without cards."""
+    titles = "GPUs", "Nodes", "Product", "Divided into"
+    rows = [(counted(one.gpus, "GPU"), some(one.nodes), one.face.product, card(one.face)) for one in cards]
+    return [grid("Cards as they are now", "pictures", titles, rows)] if rows else []

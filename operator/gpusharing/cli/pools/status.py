@@ -302,7 +302,8 @@ def node_data(node: NodeStatus) -> NodeData:
 TICK = 1.0
 """Seconds between two redraws. Ages grow even when nothing happens."""
 ENOUGH = 2
-"""How many ticks in a row must pass without an error until the cluster counts as followed again."""
+"""How many ticks in a row must pass without an error until the cluster counts as followed again. A user who may list
+but not watch succeeds briefly at each attempt."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -428,40 +429,6 @@ def find_pool(pools: Sequence[PoolStatus], name: str, where: str) -> PoolStatus:
 
 
 @dataclass(slots=True)
-class Notices:
-    """Warns on standard error when a watch loses the connection to the cluster, and when it is back. These warnings are
-    for pipes, JSON and YAML, where there may be no output for a long time; a redrawn picture shows the error itself."""
-
-    session: Session
-    terminal: Terminal
-    away: bool = False
-    """Whether the loss of the cluster has been reported, but its return has not."""
-    looks: int = 0
-    """For how many ticks in a row the cluster could be followed since then."""
-
-    def look(self, error: KubeError | None) -> None:
-        """Record whether the cluster can be followed now; `error` is None if it can. Warn once when the cluster is
-        lost, and once when it has been followed for ENOUGH ticks again. Does nothing while the terminal is redrawing.
-        """
-        if self.terminal.redraws:
-            return
-        if error is not None:
-            self.looks = 0
-            if not self.away:
-                self.away = True
-                self.terminal.warn(
-                    f"{sentence(error, self.session.where)}. The last output may be out of date; the connection is"
-                    " tried again until it works"
-                )
-        elif self.away:
-            self.looks += 1
-            # A user who may list but not watch succeeds briefly at each attempt, so one success is not enough.
-            if self.looks == ENOUGH:
-                self.away = False
-                self.terminal.warn(f"following {self.session.where} again")
-
-
-@dataclass(slots=True)
 class Followed:
     """The objects that are followed, and whether the cluster can be followed now."""
 
@@ -516,14 +483,23 @@ async def followed(session: Session, first: Sequence[Sequence[JSON]]) -> AsyncIt
 async def _watch(session: Session, picture: Picture, first: Sequence[Sequence[JSON]]) -> None:
     """Draw the pools at every TICK until Ctrl-C; on a pipe only when they have changed. `first` has the policies, the
     GPUNodes and, if they are to be shown, the Events that were read before the watch. At the end, the last picture
-    is printed again if the output goes to a terminal. Raises Trouble if the named policy no longer exists."""
-    notices = Notices(session, picture.terminal)
+    is printed again if the output goes to a terminal. Unless the terminal is redrawing, standard error says when the
+    cluster is lost, and when it has been followed for ENOUGH ticks again. Raises Trouble if the named policy no longer
+    exists."""
+    terminal, where, ticks = picture.terminal, session.where, ENOUGH
     try:
-        with picture.terminal.redrawing():
+        with terminal.redrawing():
             async with followed(session, first) as cluster:
                 while True:
                     known, error = cluster.known(), cluster.error
-                    notices.look(error)
+                    before, ticks = ticks, 0 if error else ticks + 1
+                    if error is not None and before >= ENOUGH and not terminal.redraws:
+                        lost = (
+                            "The last output may be out of date; the connection is tried again until it works"
+                        )
+                        terminal.warn(f"{sentence(error, where)}. {lost}")
+                    elif ticks == ENOUGH and not terminal.redraws:
+                        terminal.warn(f"following {where} again")
                     picture.draw(known, "" if error is None else error_text(error))
                     await asyncio.sleep(TICK)
     finally:

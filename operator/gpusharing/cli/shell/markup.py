@@ -38,30 +38,25 @@ svg text{font:600 12px ui-monospace,monospace;text-anchor:middle}
 .bar{height:auto;margin:.5rem 0}
 .track,.card{width:100%;height:22px}
 .card{max-width:32rem;border:1px solid var(--line)}
-.done rect{fill:var(--done)}.done text{fill:var(--done-ink)}
-.moves rect{fill:var(--moves);stroke:var(--ground)}.moves text{fill:var(--moves-ink)}
-.waits rect{fill:var(--waits)}.waits text{fill:var(--waits-ink)}
-.blocked rect{fill:var(--blocked)}.blocked text{fill:var(--blocked-ink)}
-.failed rect{fill:var(--failed)}.failed text{fill:var(--failed-ink)}
+"""
+    + "".join(
+        f".{name} rect{{fill:var(--{name})}}.{name} text{{fill:var(--{name}-ink)}}\n"
+        for name in ("done", "moves", "waits", "blocked", "failed", "slice")
+    )
+    + """.moves rect,.slice rect{stroke:var(--ground);stroke-width:2}
 .free{fill:var(--free)}
-.slice rect,.whole rect{fill:var(--slice);stroke:var(--ground);stroke-width:2}
-.slice text,.whole text{fill:var(--slice-ink)}
 .legend{display:flex;flex-wrap:wrap;gap:.25rem 1rem;list-style:none;margin:.25rem 0;padding:0}
 .scroll{overflow-x:auto;margin:.5rem 0}
-.scroll:focus-visible{outline:2px solid var(--accent)}
 table{border-collapse:collapse;width:100%;font-size:.9rem}
 caption{text-align:left;font-weight:600;padding:.25rem 0}
 th,td{text-align:left;vertical-align:top;padding:.3rem .75rem .3rem 0;border-top:1px solid var(--line);
- unicode-bidi:isolate}
+ unicode-bidi:isolate;overflow-wrap:normal}
 thead th{color:var(--faint);font-weight:500;border-top:0;white-space:nowrap}
-tbody th{font-weight:600}
-th,td{overflow-wrap:normal}
-tbody th{white-space:nowrap}
+tbody th{font-weight:600;white-space:nowrap}
 .drawn td:last-child:not(:empty){min-width:16rem;overflow-wrap:anywhere}
 .pictures td:last-child{width:70%;min-width:12rem}
 a{color:var(--accent)}
-a:focus-visible,input:focus-visible,button:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
-
+:focus-visible{outline:2px solid var(--accent)}
 input,button{font:inherit;max-width:100%}
 @media print{section{break-inside:avoid}}
 """
