@@ -27,6 +27,7 @@ from gpusharing.cli.shell.troubles import DONE, Trouble, sentence
 from gpusharing.kube.client import GPUNODES, POLICIES
 from gpusharing.kube.clock import loop_time
 from gpusharing.usage.free import read_inventory
+from gpusharing.usage.reckon.holdings import Inventory
 from gpusharing.usage.say.free import FreeReport, describe
 
 MOST = 20
@@ -37,6 +38,8 @@ REREAD = 30.0
 """Seconds after which Nodes and Pods are read again for an open page."""
 KINDS = {"NODE": "no/", "CLOSED NODE": "no/", "POD": "pod/", "WAITING POD": "pod/", "CULPRIT": ""}
 """What precedes the names in a column with this heading, for `why` to know their kind."""
+LINKS = {"Pools": "./", "Slices by tenant": "./?by=namespace", "Slices by pod": "./?by=pod"}
+"""The pages that every page links, by their names."""
 SCRIPT = """"use strict";
 const main = document.querySelector("main"), state = document.querySelector("#state");
 const source = new EventSource("events" + location.search);
@@ -87,6 +90,7 @@ class Board:
         self.session, self.typed, self.cluster = session, typed, cluster
         self.pages = {"": self._page, "events": self._events, "js": self._script}
         self._reading, self._read_at = asyncio.Lock(), float("-inf")
+        self._found: Inventory | Trouble = Inventory()
 
     async def _script(self, _: Mapping[str, str]) -> Content:
         """Yield the script of the pages."""
@@ -97,13 +101,9 @@ class Board:
         main = await self._main(query)
         title, state = f"GPU pools of {self.session.name}", f"As of {self._as_of()}. Reload to see changes."
         word = tag("input", name="subject", required="", placeholder="gpu-07 or team-a/llm-0")
-        form = tag("label", "Why is this node, pod or workload not ready? ", word), tag("button", "Explain")
-        tenants = (
-            tag("a", "Slices by tenant", href="./?by=namespace"),
-            " ",
-            tag("a", "by pod", href="./?by=pod"),
-        )
-        nav = tag("nav", tag("a", "Pools", href="./"), " ", *tenants, tag("form", *form))
+        label = tag("label", "Why is this node, pod or workload not ready? ", word)
+        links = (tag("a", text, href=href) for text, href in LINKS.items())
+        nav = tag("nav", *links, tag("form", label, tag("button", "Explain")))
         note = tag("p", state, id="state", role="status", class_="faint")
         script = [] if "subject" in query else [tag("script", src="js", defer="")]
         yield frame(title, script, tag("h1", title), nav, note, main)
@@ -138,34 +138,34 @@ class Board:
         """Return what `why` says about the `subject` of the query, what `free` says by what its `by` names, its
         `policy` with all nodes, or all pools. Raises Trouble if what the query names does not exist or cannot be
         read."""
-        policy, known, error, stale = (
-            query.get("policy", ""),
-            self.cluster.known(),
-            self.cluster.error,
-            list[Line](),
-        )
         if subject := query.get("subject", "").strip():
             sheet = Sheet(StringIO())
             await why.run(self.session, Namespace(**vars(self.typed) | {"subject": subject}), sheet)
             return [tag("h2", f"Why {subject}"), *flow(sheet.lines, link)]
         if by := query.get("by"):
             return [tag("h2", "Slices by tenant"), *flow(await self._tenants(by), link)]
-        if error is not None:
+        policy, parts = query.get("policy", ""), list[Markup]()
+        if (error := self.cluster.error) is not None:
             lag = f"The last answer came {length(self.cluster.silence)} ago; ui goes on trying"
             text = f"This may be out of date: {sentence(error, self.session.where)}. {lag}."
-            stale = prose(text, PAPER, ink=Ink.BAD)
-        return flow(stale) + overview(self.session, known, policy, None if policy else MOST, link)
+            parts = flow(prose(text, PAPER, ink=Ink.BAD))
+        return parts + overview(self.session, self.cluster.known(), policy, None if policy else MOST, link)
 
     async def _tenants(self, by: str) -> Sequence[Line]:
         """Draw what `free` says by namespace, or by pod if `by` is pod, of Nodes and Pods that were read at most REREAD
-        seconds ago. Raises Trouble if they cannot be read."""
+        seconds ago. Raises Trouble if they could not be read then."""
         async with self._reading:
             if loop_time() - self._read_at > REREAD:
-                self._inventory = await read_inventory(self.session, getattr(self.typed, "namespace", ""), "")
+                try:
+                    self._found = await read_inventory(self.session, getattr(self.typed, "namespace", ""), "")
+                except Trouble as trouble:
+                    self._found = trouble
                 self._read_at = loop_time()
+        if isinstance(self._found, Trouble):
+            raise self._found
         by, age = "pod" if by == "pod" else "namespace", timedelta(seconds=loop_time() - self._read_at)
         lines = prose(f"Nodes and Pods were read {length(age)} ago.", PAPER, ink=Ink.FAINT)
-        return lines + describe(FreeReport(self._inventory, by, self.session.now(), None), PAPER)
+        return lines + describe(FreeReport(self._found, by, self.session.now(), None), PAPER)
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:

@@ -57,6 +57,7 @@ tbody th{font-weight:600;white-space:nowrap}
 .pictures td:last-child{width:70%;min-width:12rem}
 a{color:var(--accent)}
 :focus-visible{outline:2px solid var(--accent)}
+nav a{margin-right:1rem}
 input,button{font:inherit;max-width:100%}
 @media print{section{break-inside:avoid}}
 """
