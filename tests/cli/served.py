@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import urljoin
 from urllib.request import urlopen
 
 from tests.cli.desk import PROGRAM, SECONDS
@@ -21,7 +22,7 @@ class Served:
 
     def read(self, query: str = "") -> Read:
         """A page."""
-        with urlopen(self.url + query, timeout=SECONDS) as answer:
+        with urlopen(urljoin(self.url, query), timeout=SECONDS) as answer:
             return Read(answer.read().decode())
 
     def end(self) -> tuple[int, str]:
