@@ -14,7 +14,7 @@ from tests.cli.test_page import Read
 
 
 @dataclass
-class Served:
+class Browsed:
     """The program that serves, and its address."""
 
     process: subprocess.Popen[str]
@@ -33,7 +33,7 @@ class Served:
 
 
 @contextmanager
-def serving(environment: Mapping[str, str], *flags: str) -> Iterator[Served]:
+def serving(environment: Mapping[str, str], *flags: str) -> Iterator[Browsed]:
     """`ui` on pipes."""
     command = [*PROGRAM, "ui", "-o", "json", *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -45,6 +45,6 @@ def serving(environment: Mapping[str, str], *flags: str) -> Iterator[Served]:
                 line = process.stdout.readline()
                 assert line, process.communicate()
                 written += line
-            yield Served(process, json.loads(written)["url"])
+            yield Browsed(process, json.loads(written)["url"])
         finally:
             process.kill()

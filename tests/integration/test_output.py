@@ -11,12 +11,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 from hack.cluster.audit import AuditedRequest
 from hack.cluster.nodes import LABEL_POOL, create_nodes, node_manifest
-from tests.cli.served import serving
 from tests.integration.product import (
     FULL,
     GPUNODES,
@@ -422,47 +420,6 @@ def test_the_plugin_concludes_with_an_exit_status(
     assert "Service/beside is ignored" in " ".join(said.split())
     data = json.loads(plugin(person, "plan", "-o", "json", "-f", str(tmp_path), *flags).rpartition("exit")[0])
     assert data["verdict"]["exitStatus"] == status
-
-
-def test_the_ui_shows_pools_tenants_and_why_follows_the_cluster_and_writes_nothing(
-    product: Product, scenario: Pool, person: Path
-) -> None:
-    since, path = product.mark(), f"{POLICIES}/pool-of-none"
-    with serving({**os.environ, "KUBECONFIG": str(person), "PYTHONUTF8": "1"}) as served:
-        pools = served.read().text
-        assert "1 pool needs attention: pool-b." in pools
-        assert "PDB default/pool-b-guard" in pools
-        assert "The last rollout, from " in pools
-        by_pod = served.read("?by=pod")
-        links = [str(one["href"]) for one in by_pod.all("a") if "pool-b-on-pool-b-1" in str(one["href"])]
-        assert len(links) == 2, "one pod runs, and one waits"
-        assert any(
-            "this pod is on node pool-b-1, which is Draining" in served.read(one).text for one in links
-        )
-        why = served.read("?subject=no/pool-b-1").text
-        assert "NVML" in why, "with the proofs, which the person may read"
-        try:
-            with urlopen(f"{served.url}events", timeout=120) as events:
-                assert "pool-of-none" not in next(one for one in events if one.startswith(b"data: ")).decode()
-                product.api.create(POLICIES, json.loads(manifest("pool-of-none", "none", FULL)))
-                assert any(b"pool-of-none" in one for one in events)
-        finally:
-            product.remove(path)
-        assert served.end() == (130, "")
-    asked = product.requests(since, "system:serviceaccount:default:person")
-    assert {one.verb for one in asked} == {"get", "list", "watch"}
-
-
-def test_the_ui_shows_what_half_of_the_rights_let_it_read_and_names_the_others(
-    scenario: Pool, lodgers: Mapping[str, Path]
-) -> None:
-    viewer = {**os.environ, "KUBECONFIG": str(lodgers["viewer"]), "PYTHONUTF8": "1"}
-    with serving(viewer) as served:
-        assert f"1 pool needs attention: {scenario.name}." in served.read().text
-        assert 'cannot list resource "nodes"' in served.read("?by=namespace").text
-    said = plugin(lodgers["namespace"], "ui")
-    assert "you lack a permission" in said
-    assert said.endswith("exit status 1\n")
 
 
 def test_the_plugin_packs_a_bundle_without_gaps_but_for_what_nobody_granted(
