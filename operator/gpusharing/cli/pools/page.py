@@ -131,28 +131,20 @@ def _mark(glyph: Glyph) -> str:
 
 
 def bar(members: Sequence[NodeStatus]) -> Markup:
-    """Return a picture with one cell for each node, sorted by state; those that are done come first."""
-    order = sorted(members, key=lambda node: list(State).index(node.state))
+    """Return a picture with one cell for each node, sorted by state; those that are done come first. A cell is a square
+    with the mark of the node's state, whose tooltip has the node's name, phase and reason."""
+    order, cells = sorted(members, key=lambda node: list(State).index(node.state)), []
     per_line = PER_LINE if len(order) <= 4 * PER_LINE else 4 * PER_LINE
-    cells = [_cell(number, node, per_line) for number, node in enumerate(order)]
+    for number, node in enumerate(order):
+        x, y = number % per_line * CELL, number // per_line * CELL
+        title = tag("title", f"{node.name}: {node.phase or 'new'} {node.reason}")
+        rect = tag("rect", x=str(x + 1), y=str(y + 1), width=str(CELL - 2), height=str(CELL - 2), rx="4")
+        mark = tag("text", MARKS[node.state], x=str(x + CELL // 2), y=str(y + CELL // 2 + 5))
+        cells.append(tag("g", title, rect, mark, class_=node.state.name.lower()))
     wide, high = min(len(order), per_line) * CELL, -(-len(order) // per_line) * CELL
     size = {"viewBox": f"0 0 {wide} {high}", "width": str(wide), "height": str(high)}
-    label = status.count_states("node", members)
-    return tag("svg", *cells, class_="bar", role="img", aria_label=label, **size)
-
-
-def _cell(number: int, node: NodeStatus, per_line: int) -> Markup:
-    """Return the cell at position `number` in the bar: a square with the mark of the node's state, whose tooltip has
-    the node's name, phase and reason."""
-    x, y = number % per_line * CELL, number // per_line * CELL
-    place = {"x": str(x + 1), "y": str(y + 1), "width": str(CELL - 2), "height": str(CELL - 2), "rx": "4"}
-    centre = {"x": str(x + CELL // 2), "y": str(y + CELL // 2 + 5)}
     return tag(
-        "g",
-        tag("title", f"{node.name}: {node.phase or 'new'} {node.reason}"),
-        tag("rect", **place),
-        tag("text", MARKS[node.state], **centre),
-        class_=node.state.name.lower(),
+        "svg", *cells, class_="bar", role="img", aria_label=status.count_states("node", members), **size
     )
 
 
@@ -197,13 +189,10 @@ def _piece(x: float, wide: float, title: str, text: str, kind: str) -> Markup:
 
 def page(session: Session, known: Sequence[Sequence[JSON]], policy: str) -> str:
     """Return the whole HTML page: a heading, the time, and what `overview` returns. Raises Trouble as that does."""
-    title, made = (
-        f"GPU pools of {session.name}",
-        f"As of {to_rfc3339(session.now())}, by kubectl gpusharing status.",
-    )
+    title = f"GPU pools of {session.name}"
+    made = tag("p", f"As of {to_rfc3339(session.now())}, by kubectl gpusharing status.", class_="faint")
     head = [tag("meta", http_equiv="Content-Security-Policy", content=POLICY)]
-    main = tag("main", *overview(session, known, policy))
-    return frame(title, head, tag("h1", title), tag("p", made, class_="faint"), main)
+    return frame(title, head, tag("h1", title), made, tag("main", *overview(session, known, policy)))
 
 
 def overview(
@@ -220,8 +209,8 @@ def overview(
     now, cards = session.now(), read_cards(known[1])
     parts = flow(status.describe_health(pools, unowned, PAPER))
     for number, pool in enumerate(pools):
-        parts += [_pool(pool, f"pool-{number}", now, cards.get(pool.name, ()), most, link)]
-    return [*parts, tag("section", tag("p", status.tell_unowned(unowned)))] if unowned else parts
+        parts.append(_pool(pool, f"pool-{number}", now, cards.get(pool.name, ()), most, link))
+    return parts + flow(prose(status.tell_unowned(unowned), PAPER))
 
 
 def _pool(
@@ -257,10 +246,9 @@ def _timeline(pool: PoolStatus, now: datetime, most: int | None) -> list[Markup]
     timeline = find_timeline(pool, now)
     if timeline is None:
         return []
-    rows = [
-        (row.node, "" if row.took is None else length(row.took), track(timeline, row))
-        for row in timeline.tracks[:most]
-    ]
+    rows = []
+    for row in timeline.tracks[:most]:
+        rows.append((row.node, "" if row.took is None else length(row.took), track(timeline, row)))
     begin, end = moment(timeline.begin, timeline.end), moment(timeline.end, timeline.begin)
     caption = f"The last rollout, from {begin} to {end}"
     return [

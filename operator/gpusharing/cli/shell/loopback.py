@@ -2,6 +2,7 @@
 in a browser can connect to loopback."""
 
 import asyncio
+import os
 import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -10,7 +11,7 @@ from http import HTTPStatus
 from urllib.parse import parse_qsl
 
 from gpusharing.cli.shell.markup import POLICY, frame, tag
-from gpusharing.cli.shell.troubles import Trouble, error_text
+from gpusharing.cli.shell.troubles import Trouble
 
 HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 """The Host headers that are served. A page whose own name was made to lead to loopback (DNS rebinding) sends that name.
@@ -50,12 +51,11 @@ async def listening(pages: Pages, port: int) -> AsyncIterator[str]:
                 async with asyncio.timeout(PATIENCE):
                     head = await reader.readuntil(b"\r\n\r\n")
                 status, kind, content = route(pages, token, head.decode("latin-1"))
-                lines = (
+                begin, last = (
                     f"HTTP/1.1 {status.value} {status.phrase}",
-                    *HEADERS,
                     f"Content-Type: {kind}; charset=utf-8",
                 )
-                writer.write("\r\n".join((*lines, "", "")).encode())
+                writer.write("\r\n".join((begin, *HEADERS, last, "", "")).encode())
                 async with aclosing(content):
                     async for piece in content:
                         writer.write(piece.encode())
@@ -67,7 +67,9 @@ async def listening(pages: Pages, port: int) -> AsyncIterator[str]:
         server = await asyncio.start_server(serve, "127.0.0.1", port)
     except OSError as error:
         hint = "Choose another, such as --port 8321, or leave out --port for any free one"
-        raise Trouble(f"port {port} of 127.0.0.1 cannot be used: {error_text(error)}. {hint}") from error
+        raise Trouble(
+            f"port {port} of 127.0.0.1 cannot be used: {os.strerror(error.errno or 0)}. {hint}"
+        ) from error
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/{token}/"
     finally:
@@ -88,12 +90,9 @@ def route(pages: Pages, token: str, head: str) -> tuple[HTTPStatus, str, Content
     elif len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
         status, why = HTTPStatus.FORBIDDEN, "Only requests to an address on loopback are answered."
     elif method != "GET":
-        status, why = HTTPStatus.METHOD_NOT_ALLOWED, "This page is read only."
+        status, why = HTTPStatus.METHOD_NOT_ALLOWED, "This page is read only: only GET is answered."
     elif not secrets.compare_digest(found.encode(), token.encode()):
-        status, why = (
-            HTTPStatus.FORBIDDEN,
-            "The address lacks its token. Open the whole address that was printed.",
-        )
+        status, why = HTTPStatus.FORBIDDEN, "Open the whole address that was printed, with its token."
     elif name not in pages:
         status, why = HTTPStatus.NOT_FOUND, "There is no such page."
     else:
