@@ -19,6 +19,7 @@ READ_ONLY = frozenset({"r", "rb", "rt"})
 FOR_A_PERSON = {
     "cli/diagnosis/bundle.py": "the support bundle",
     "usage/recommend.py": "the policy that is recommended",
+    "usage/ui.py": "a page that leads the browser to the address, until Ctrl-C",
 }
 """Modules that write a file where the person sits who asked for it."""
 QUERY = '{"query": query'

@@ -39,9 +39,8 @@ def test_the_ui_shows_pools_tenants_and_why_follows_the_cluster_and_writes_nothi
             (pod,) = {
                 str(one["href"]) for one in served.read("?by=pod").all("a") if "pool-u-on" in str(one["href"])
             }
-            assert f"this pod is on node {pool.nodes[0]}, which the operator is not changing" in " ".join(
-                served.read(pod).text.split()
-            )
+            text = served.read(pod).text
+            assert f"This pod is on node {pool.nodes[0]}, which the operator is not changing now." in text
             assert "default" in served.read("?by=namespace").text
             pool.cordon(pool.nodes[0])
             pool.apply(MIXED)
