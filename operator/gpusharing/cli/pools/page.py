@@ -241,8 +241,8 @@ def _legend(texts: Iterable[str]) -> Markup:
 
 
 def _timeline(pool: PoolStatus, now: datetime, most: int | None) -> list[Markup]:
-    """Return the table of a pool's last rollout, with at most `most` nodes, and its legend; empty if there was
-    none."""
+    """Return the table of a pool's last rollout, with at most `most` nodes, and its legend; empty if no node's
+    history contains a change."""
     timeline = find_timeline(pool, now)
     if timeline is None:
         return []

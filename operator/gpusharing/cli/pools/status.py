@@ -224,7 +224,8 @@ def describe_title(pool: PoolStatus, paper: Paper) -> list[Line]:
 
 
 def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
-    """Draw a cell for each node, and a legend after the cells. Empty if the pool has no nodes."""
+    """Draw a cell for each node, sorted by state, and a legend after the cells. If there are more than 60 nodes, or
+    more than fit on a line, each cell stands for several nodes and shows the worst. Empty if the pool has no nodes."""
     states = Counter(node.state for node in pool.members)
     order = sorted(pool.members, key=lambda node: list(State).index(node.state))
     cells = list(bar([node.state.value for node in order], paper, min(60, paper.room)))
@@ -277,7 +278,7 @@ def as_data(
     }
 
 
-def pool_data(pool: PoolStatus, now: datetime) -> PoolData:
+def pool_data(pool: PoolStatus, now: datetime) -> dict[str, Any]:
     """Return one pool as plain data, including all of its nodes, but not their histories, and all of its Events;
     `events` is None if they were not read."""
     estimate, keys = find_estimate(pool, now), ("eventTime", "type", "reason", "note")
@@ -294,9 +295,9 @@ def pool_data(pool: PoolStatus, now: datetime) -> PoolData:
     }
 
 
-def node_data(node: NodeStatus) -> NodeData:
+def node_data(node: NodeStatus) -> dict[str, Any]:
     """Return one node as plain data, for JSON and YAML, including its history and the word for its state."""
-    return to_wire(node) | {"state": node.state.value.word}  # type: ignore[no-any-return]  # to_wire has no type
+    return {**to_wire(node), "state": node.state.value.word}
 
 
 TICK = 1.0
