@@ -79,7 +79,7 @@ class Sheet(Terminal):
     """A terminal that writes nothing, and remembers the lines of an answer."""
 
     def answer(self, _: object, lines: Callable[[Paper], Sequence[Line]], rows: object = None) -> None:
-        """Remember the lines in `lines`; see Terminal."""
+        """Set `self.lines` to what `lines` draws on the paper of a page. Data and rows are ignored; see Terminal."""
         self.lines = lines(PAPER)
 
 
