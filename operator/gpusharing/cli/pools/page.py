@@ -187,7 +187,7 @@ def _piece(x: float, wide: float, title: str, text: str, kind: str) -> Markup:
     return tag("g", tag("title", title), rect, *inside, class_=kind)
 
 
-def page(session: Session, known: Sequence[Sequence[JSON]], policy: str) -> str:
+def page(session: Session, known: status.Known, policy: str) -> str:
     """Return the whole HTML page: a heading, the time, and what `overview` returns. Raises Trouble as that does."""
     title = f"GPU pools of {session.name}"
     made = tag("p", f"As of {to_rfc3339(session.now())}, by kubectl gpusharing status.", class_="faint")
@@ -196,15 +196,11 @@ def page(session: Session, known: Sequence[Sequence[JSON]], policy: str) -> str:
 
 
 def overview(
-    session: Session,
-    known: Sequence[Sequence[JSON]],
-    policy: str,
-    most: int | None = None,
-    link: Link = plain_cell,
+    session: Session, known: status.Known, policy: str, most: int | None = None, link: Link = plain_cell
 ) -> list[Markup]:
-    """Return what `status.describe_health` draws, the sections of the pools, and the GPU nodes without a policy. What
-    `known` and `policy` are, and which Trouble is raised, says `status.read_shown`. At most `most` nodes of each pool
-    are listed; None stands for all. `link` makes the cells, as for `flow`."""
+    """Return what `status.describe_health` draws, the sections of the pools, and the GPU nodes without a policy. If
+    `policy` is not empty, only its pool is returned. At most `most` nodes of each pool are listed; None stands for all.
+    `link` makes the cells, as for `flow`. Raises Trouble if there is no such policy."""
     pools, unowned = status.read_shown(known, policy, session.where)
     now, cards = session.now(), read_cards(known[1])
     parts = flow(status.describe_health(pools, unowned, PAPER))

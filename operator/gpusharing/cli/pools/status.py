@@ -65,6 +65,8 @@ ABOUT_POLICIES: Filters = {"namespace": "default", "field_selector": f"regarding
 """Where Events about policies are."""
 KINDS: tuple[tuple[Resource, Filters], ...] = ((POLICIES, {}), (GPUNODES, {}), (EVENTS, ABOUT_POLICIES))
 """The kinds that are shown, and which of their objects."""
+Known = Sequence[Sequence[JSON]]
+"""The policies, the GPUNodes and, if they are shown, the Events."""
 COLUMNS = (
     Column("NODE"),
     Column("PROGRESS", drop=5),
@@ -379,8 +381,8 @@ class Picture:
     last: object = None
     lines: Sequence[Line] = ()
 
-    def draw(self, known: Sequence[Sequence[JSON]], stale: str = "") -> None:
-        """Draw the pools that the user chose. `known` has the policies, the GPUNodes and, if they are
+    def draw(self, known: Known, stale: str = "") -> None:
+        """Draw the pools, or only the one named in `policy`. `known` has the policies, the GPUNodes and, if they are
         shown, the Events. Sets `last` to what is drawn and, for a table, `lines` too. While the terminal is redrawing,
         pools that do not fit become one row each; else nothing is drawn unless something changed since the last call.
         `stale` says above a table why the data may be out of date. Raises Trouble if no policy has that name."""
@@ -410,12 +412,9 @@ class Picture:
             self.terminal.show(self.lines, hint, short)
 
 
-def read_shown(
-    known: Sequence[Sequence[JSON]], policy: str, where: str
-) -> tuple[Sequence[PoolStatus], Sequence[NodeStatus]]:
+def read_shown(known: Known, policy: str, where: str) -> tuple[Sequence[PoolStatus], Sequence[NodeStatus]]:
     """Return the pools, or only the one of `policy` unless that is empty, and the GPU nodes without a policy, which are
-    left out beside a single pool. `known` has the policies, the GPUNodes and, if they are shown, the Events. Raises
-    Trouble if the cluster `where` has no such policy."""
+    left out beside a single pool. Raises Trouble if the cluster `where` has no such policy."""
     policies, nodes, *events = known
     pools, unowned = read_pools(policies, map(read_node, nodes), *events)
     return ((find_pool(pools, policy, where),), ()) if policy else (pools, unowned)
@@ -435,12 +434,12 @@ class Followed:
 
     reflectors: Sequence[Reflector[JSON]]
     """The cache of each kind."""
-    first: Sequence[Sequence[JSON]]
+    first: Known
     """The objects of each kind that were read before."""
     begin: float = field(default_factory=loop_time)
     """When `first` was complete, by the clock of the event loop."""
 
-    def known(self) -> Sequence[Sequence[JSON]]:
+    def known(self) -> Known:
         """Return the newest objects of each kind, sorted by name; `first` until all kinds have been listed again."""
         if not all(one.synced.is_set() for one in self.reflectors):
             return self.first
@@ -459,7 +458,7 @@ class Followed:
 
 
 @asynccontextmanager
-async def followed(session: Session, first: Sequence[Sequence[JSON]]) -> AsyncIterator[Followed]:
+async def followed(session: Session, first: Known) -> AsyncIterator[Followed]:
     """Yield the kinds that `first` has, and keep them up to date while the context is open. `first` has the policies,
     the GPUNodes and, if they are wanted, the Events. Turns garbage collection on. KubeErrors are retried, and any
     other error ends the context."""
@@ -481,7 +480,7 @@ async def followed(session: Session, first: Sequence[Sequence[JSON]]) -> AsyncIt
         raise first_of(errors) from None
 
 
-async def _watch(session: Session, picture: Picture, first: Sequence[Sequence[JSON]]) -> None:
+async def _watch(session: Session, picture: Picture, first: Known) -> None:
     """Draw the pools at every TICK until Ctrl-C; on a pipe only when they have changed. `first` has the policies, the
     GPUNodes and, if they are to be shown, the Events that were read before the watch. At the end, the last picture
     is printed again if the output goes to a terminal. Unless the terminal is redrawing, standard error says when the
