@@ -20,6 +20,7 @@ from gpusharing.cli.shell.terminal import API
 PATH = "docs/reference/cli-schema.json"
 DOCUMENTS: tuple[Any, ...] = (
     documents.PoolListData,
+    documents.AddressData,
     documents.PlanData,
     documents.NodeExplanationData,
     documents.PodExplanationData,

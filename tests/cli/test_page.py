@@ -1,6 +1,7 @@
 """The page of `status -o html` (cli/pools/page.py)."""
 
 import os
+from argparse import Namespace
 from collections.abc import AsyncIterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -72,7 +73,7 @@ def divided(raw: JSON, *instances: tuple[str, int, int]) -> JSON:
 def shown(policies: list[JSON], nodes: list[JSON]) -> str:
     """The page of these, at NOW."""
     session = Session(FakeCluster().client("a-person"), "context desk", now=lambda: NOW)
-    return page(session, (policies, nodes), "")
+    return page(session, (policies, nodes), Namespace(policy=[], selector=""))
 
 
 def fleet_in_pieces() -> tuple[list[JSON], list[JSON]]:

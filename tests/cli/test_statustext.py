@@ -11,7 +11,7 @@ from tests.cli.objects import ago, fleet, gpunode, history, policy, pools_of
 
 from gpusharing.cli.pools.estimate import find_estimate
 from gpusharing.cli.pools.fleet import State, state_of
-from gpusharing.cli.pools.status import BESIDE, COLUMNS, as_data, describe
+from gpusharing.cli.pools.status import BESIDE, COLUMNS, describe
 from gpusharing.cli.pools.status import WIDE as WIDE_COLUMNS
 from gpusharing.cli.pools.status import as_data as typed_data
 from gpusharing.cli.shell.drawing import Glyph, Ink, Paper, bar, length, plain

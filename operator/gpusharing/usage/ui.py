@@ -19,6 +19,7 @@ from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.diagnosis import why
 from gpusharing.cli.pools.page import overview
 from gpusharing.cli.pools.status import TICK, Followed, followed
+from gpusharing.cli.shell.documents import AddressData
 from gpusharing.cli.shell.drawing import Ink, Line, Paper, length, line, prose
 from gpusharing.cli.shell.loopback import Content, listening
 from gpusharing.cli.shell.markup import PAPER, Child, Markup, document, flow, frame, tag
@@ -78,8 +79,15 @@ def link(title: str, text: str) -> Child:
 class Sheet(Terminal):
     """A terminal that writes nothing, and remembers the lines of an answer."""
 
-    def answer(self, _: object, lines: Callable[[Paper], Sequence[Line]], rows: object = None) -> None:
-        """Set `self.lines` to what `lines` draws on the paper of a page. Data and rows are ignored; see Terminal."""
+    def answer(
+        self,
+        kind: object,
+        data: object,
+        lines: Callable[[Paper], Sequence[Line]],
+        rows: object = None,
+        names: object = (),
+    ) -> None:
+        """Set `self.lines` to what `lines` draws on the paper of a page. The other formats are ignored."""
         self.lines = lines(PAPER)
 
 
@@ -148,11 +156,12 @@ class Board:
         if by := query.get("by"):
             return [tag("h2", "Slices by tenant"), *flow(await self._tenants(by), link)]
         policy, parts = query.get("policy", ""), list[Markup]()
+        chosen = Namespace(policy=[policy] if policy else [], selector="")
         if (error := self.cluster.error) is not None:
             lag = f"The last answer came {length(self.cluster.silence)} ago; ui goes on trying"
             text = f"This may be out of date: {sentence(error, self.session.where)}. {lag}."
             parts = flow(prose(text, PAPER, ink=Ink.BAD))
-        return parts + overview(self.session, self.cluster.known(), policy, None if policy else MOST, link)
+        return parts + overview(self.session, self.cluster.known(), chosen, None if policy else MOST, link)
 
     async def _tenants(self, by: str) -> Sequence[Line]:
         """Draw what `free` says by namespace, or by pod if `by` is pod, of Nodes and Pods that were read at most REREAD
@@ -185,7 +194,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         hint = f"This address shows {session.where} with your rights to whoever on this machine has it. Ctrl-C ends it."
         terminal.answer(
-            lambda: {"context": session.name, "url": url}, lambda paper: [line(url), *prose(hint, paper)]
+            AddressData,
+            lambda: {"context": session.name, "url": url},
+            lambda paper: [line(url), *prose(hint, paper)],
         )
         if typed.open and not await asyncio.to_thread(_open, url, Path(folder) / "open.html"):
             terminal.warn("no browser could be started. Open the address yourself")

@@ -1,5 +1,6 @@
 """`status -o html`: an HTML page that shows the pools. Pure. The page loads nothing from elsewhere."""
 
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -187,21 +188,21 @@ def _piece(x: float, wide: float, title: str, text: str, kind: str) -> Markup:
     return tag("g", tag("title", title), rect, *inside, class_=kind)
 
 
-def page(session: Session, known: status.Known, policy: str) -> str:
+def page(session: Session, known: status.Known, typed: Namespace) -> str:
     """Return the whole HTML page: a heading, the time, and what `overview` returns. Raises Trouble as that does."""
     title = f"GPU pools of {session.name}"
     made = tag("p", f"As of {to_rfc3339(session.now())}, by kubectl gpusharing status.", class_="faint")
     head = [tag("meta", http_equiv="Content-Security-Policy", content=POLICY)]
-    return frame(title, head, tag("h1", title), made, tag("main", *overview(session, known, policy)))
+    return frame(title, head, tag("h1", title), made, tag("main", *overview(session, known, typed)))
 
 
 def overview(
-    session: Session, known: status.Known, policy: str, most: int | None = None, link: Link = plain_cell
+    session: Session, known: status.Known, typed: Namespace, most: int | None = None, link: Link = plain_cell
 ) -> list[Markup]:
-    """Return what `status.describe_health` draws, the sections of the pools, and the GPU nodes without a policy. If
-    `policy` is not empty, only its pool is returned. At most `most` nodes of each pool are listed; None stands for all.
-    `link` makes the cells, as for `flow`. Raises Trouble if there is no such policy."""
-    pools, unowned = status.read_shown(known, policy, session.where)
+    """Return what `status.describe_health` draws, the sections of the pools, and the GPU nodes without a policy. The
+    names and the selector of `typed` choose the pools (`status.choose`). At most `most` nodes of each pool are listed;
+    None stands for all. `link` makes the cells, as for `flow`. Raises Trouble if there is no such policy."""
+    pools, unowned = status.read_shown(known, typed, session.where)
     now, cards = session.now(), read_cards(known[1])
     parts = flow(status.describe_health(pools, unowned, PAPER))
     for number, pool in enumerate(pools):

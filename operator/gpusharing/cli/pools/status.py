@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from operator import attrgetter
-from typing import Any
 
 from gpusharing.api.names import WAY, Phase
 from gpusharing.api.records import to_wire
@@ -48,7 +47,7 @@ from gpusharing.cli.shell.drawing import (
     table,
 )
 from gpusharing.cli.shell.manifests import KIND
-from gpusharing.cli.shell.session import Session, no_such
+from gpusharing.cli.shell.session import Session, no_such, object_name
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, Trouble, error_text, sentence
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, Filters, Resource
@@ -63,8 +62,6 @@ MOST = 20
 """How many nodes of a pool, and how many of its newest Events, are listed; -o wide lists all."""
 ABOUT_POLICIES: Filters = {"namespace": "default", "field_selector": f"regarding.kind={KIND}"}
 """Where Events about policies are."""
-KINDS: tuple[tuple[Resource, Filters], ...] = ((POLICIES, {}), (GPUNODES, {}), (EVENTS, ABOUT_POLICIES))
-"""The kinds that are shown, and which of their objects."""
 Known = Sequence[Sequence[JSON]]
 """The policies, the GPUNodes and, if they are shown, the Events."""
 COLUMNS = (
@@ -280,7 +277,7 @@ def as_data(
     }
 
 
-def pool_data(pool: PoolStatus, now: datetime) -> dict[str, Any]:
+def pool_data(pool: PoolStatus, now: datetime) -> PoolData:
     """Return one pool as plain data, including all of its nodes, but not their histories, and all of its Events;
     `events` is None if they were not read."""
     estimate, keys = find_estimate(pool, now), ("eventTime", "type", "reason", "note")
@@ -297,9 +294,9 @@ def pool_data(pool: PoolStatus, now: datetime) -> dict[str, Any]:
     }
 
 
-def node_data(node: NodeStatus) -> dict[str, Any]:
+def node_data(node: NodeStatus) -> NodeData:
     """Return one node as plain data, for JSON and YAML, including its history and the word for its state."""
-    return {**to_wire(node), "state": node.state.value.word}
+    return to_wire(node) | {"state": node.state.value.word}  # type: ignore[no-any-return]  # to_wire has no type
 
 
 TICK = 1.0
@@ -382,21 +379,22 @@ class Picture:
     lines: Sequence[Line] = ()
 
     def draw(self, known: Known, stale: str = "") -> None:
-        """Draw the pools, or only the one named in `policy`. `known` has the policies, the GPUNodes and, if they are
-        shown, the Events. Sets `last` to what is drawn and, for a table, `lines` too. While the terminal is redrawing,
-        pools that do not fit become one row each; else nothing is drawn unless something changed since the last call.
-        `stale` says above a table why the data may be out of date. Raises Trouble if no policy has that name."""
+        """Draw the pools that the user chose. `known` has the policies, the GPUNodes and, if they are shown, the
+        Events. Sets `last` to what is drawn and, for a table, `lines` too. While the terminal is redrawing, pools that
+        do not fit become one row each; else nothing is drawn unless something changed since the last call. `stale` says
+        above a table why the data may be out of date. Raises Trouble if no policy has that name."""
         if self.terminal.output == "html":
             from gpusharing.cli.pools.page import page  # only a page needs it
 
-            self.terminal.write(page(self.session, known, self.policy))
+            self.terminal.write(page(self.session, known, self.typed))
             return
-        pools, unowned = read_shown(known, self.policy, self.session.where)
+        pools, unowned = read_shown(known, self.typed, self.session.where)
         if not self.terminal.redraws and self.last == (pools, unowned):
             return
         self.last = pools, unowned
         if self.terminal.structured:
-            self.terminal.data(as_data(pools, unowned, self.session.name, self.session.now()))
+            data = as_data(pools, unowned, self.session.name, self.session.now())
+            self.terminal.data(PoolListData, data, [object_name(POLICIES, pool.name) for pool in pools])
         else:
             paper = self.terminal.paper
             lines = prose(f"This may be out of date: {stale}", paper, ink=Ink.BAD) if stale else []
@@ -412,12 +410,11 @@ class Picture:
             self.terminal.show(self.lines, hint, short)
 
 
-def read_shown(known: Known, policy: str, where: str) -> tuple[Sequence[PoolStatus], Sequence[NodeStatus]]:
-    """Return the pools, or only the one of `policy` unless that is empty, and the GPU nodes without a policy, which are
-    left out beside a single pool. Raises Trouble if the cluster `where` has no such policy."""
+def read_shown(known: Known, typed: Namespace, where: str) -> tuple[Pools, Sequence[NodeStatus]]:
+    """Return the pools and the GPU nodes without a policy, as `choose` does. `known` has the policies, the GPUNodes
+    and, if they are shown, the Events. Raises Trouble as `choose` does."""
     policies, nodes, *events = known
-    pools, unowned = read_pools(policies, map(read_node, nodes), *events)
-    return ((find_pool(pools, policy, where),), ()) if policy else (pools, unowned)
+    return choose(*read_pools(policies, map(read_node, nodes), *events), typed, where)
 
 
 def find_pool(pools: Sequence[PoolStatus], name: str, where: str) -> PoolStatus:
@@ -458,15 +455,20 @@ class Followed:
 
 
 @asynccontextmanager
-async def followed(session: Session, first: Known) -> AsyncIterator[Followed]:
-    """Yield the kinds that `first` has, and keep them up to date while the context is open. `first` has the policies,
-    the GPUNodes and, if they are wanted, the Events. Turns garbage collection on. KubeErrors are retried, and any
-    other error ends the context."""
+async def followed(session: Session, first: Known, selector: str = "") -> AsyncIterator[Followed]:
+    """Yield the kinds that `first` has, and keep them up to date while the context is open. `first` has the policies
+    with the labels of `selector`, the GPUNodes and, if they are wanted, the Events. Turns garbage collection on.
+    KubeErrors are retried, and any other error ends the context."""
     gc.enable()  # the context may be open for days
     settings = CacheSettings(page_size=PAGE)
+    kinds: tuple[tuple[Resource, Filters], ...] = (
+        (POLICIES, {"label_selector": selector}),
+        (GPUNODES, {}),
+        (EVENTS, ABOUT_POLICIES),
+    )
     reflectors = [
         Reflector(session.client, kind, lambda raw: raw, settings=settings, **where)
-        for (kind, where), _ in zip(KINDS, first, strict=False)
+        for (kind, where), _ in zip(kinds, first, strict=False)
     ]
     try:
         async with asyncio.TaskGroup() as group:
@@ -489,7 +491,7 @@ async def _watch(session: Session, picture: Picture, first: Known) -> None:
     terminal, where, ticks = picture.terminal, session.where, ENOUGH
     try:
         with terminal.redrawing():
-            async with followed(session, first) as cluster:
+            async with followed(session, first, picture.typed.selector) as cluster:
                 while True:
                     known, error = cluster.known(), cluster.error
                     before, ticks = ticks, 0 if error else ticks + 1

@@ -180,8 +180,8 @@ class Verb:
     """Whether the verb queries a Prometheus about all namespaces. Such a verb has the flags of PROMETHEUS, and
     refuses -n unless it is in `asks_with`. With --prometheus it needs no cluster and is carried out by
     `run_offline`."""
-    page: bool = False
-    """Whether the verb can write a page of HTML."""
+    each: str = ""
+    """The argument with several values for each of which the verb is run; empty if it runs once for all values."""
     alone: bool = False
     """Whether the verb writes one file, or serves a page, for one cluster and refuses --contexts."""
     beside: float = 0.0

@@ -37,6 +37,9 @@ PoolExplanationData = TypedDict("PoolExplanationData", {
 })  # fmt: skip
 PodExplanationData = TypedDict("PodExplanationData", {"workload": str})
 
+# ui:
+AddressData = TypedDict("AddressData", {"context": str, "url": str})
+
 # plan, and the verbs that patch:
 ConclusionData = TypedDict("ConclusionData", {
     "outcome": str, "exitStatus": int, "message": str, "nodes": int, "pods": int, "podsComplete": bool,

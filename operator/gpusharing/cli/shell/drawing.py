@@ -75,6 +75,8 @@ class Paper:
     """Whether characters other than ASCII can be shown."""
     wide: bool = False
     """Whether to show everything that is known, even if lines become too long for the terminal."""
+    headers: bool = True
+    """Whether tables have headings."""
     flowing: bool = False
     """Whether prose is left in one line for a browser to break."""
 
@@ -157,7 +159,10 @@ def table(
         widths = _cut(shown, widths, room)
     header = [Span(one.title, Ink.FAINT) for one in columns]
     sizes = [widths[i] for i in shown]
-    return [Row((Span(indent), *_row([row[i] for i in shown], sizes))) for row in (header, *rows)]
+    drawn: list[Line] = [
+        Row((Span(indent), *_row([row[i] for i in shown], sizes))) for row in (header, *rows)
+    ]
+    return drawn if paper.headers else drawn[1:]
 
 
 def _justified(columns: Sequence[Column], rows: Sequence[Sequence[Span]]) -> list[list[Span]]:
