@@ -1,4 +1,4 @@
-"""`ui` (usage/ui.py, cli/shell/loopback.py), by the program, in virtual time, and in a real browser."""
+"""`ui` (usage/ui.py, cli/pools/loopback.py), by the program, in virtual time, and in a real browser."""
 
 import asyncio
 import http.client
@@ -30,8 +30,8 @@ from tests.cli.test_watch import AFTER, BEFORE, CHANGED, publish, with_fleet
 from tests.cli.window import Window, window
 from tests.fakes.virtualtime import virtual_now, virtually
 
+from gpusharing.cli.pools.loopback import HEADERS, Pages, route
 from gpusharing.cli.pools.status import Followed, followed
-from gpusharing.cli.shell.loopback import HEADERS, Pages, route
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import INTERRUPTED

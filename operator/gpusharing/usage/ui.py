@@ -17,11 +17,11 @@ from urllib.parse import urlencode
 
 from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.diagnosis import why
+from gpusharing.cli.pools.loopback import Content, listening
 from gpusharing.cli.pools.page import overview
 from gpusharing.cli.pools.status import TICK, Followed, followed
 from gpusharing.cli.shell.documents import AddressData
 from gpusharing.cli.shell.drawing import Ink, Line, Paper, length, line, prose
-from gpusharing.cli.shell.loopback import Content, listening
 from gpusharing.cli.shell.markup import PAPER, Child, Markup, document, flow, frame, tag
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
