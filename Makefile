@@ -114,8 +114,8 @@ test-nvidia-old: setup ## the tests of mig-parted and mig-manager of rung 3, wit
 	$(call BUILD,nvidia.build)
 	@exec $(PY) -m pytest --verb=test-nvidia $(or $(ARGS),$(wildcard tests/nvidia/test_mig_*.py) tests/nvidia/test_layouts.py tests/nvidia/test_foreign_files.py tests/nvidia/test_whole_wait.py)
 
-images: setup ## the image, under build/images; BASE=local: without a registry; ARCH="amd64 arm64", IMAGE=, ADVISORIES=
-	@$(PY) -m hack.images $(if $(BASE),--base $(BASE)) $(foreach arch,$(ARCH),--arch $(arch)) \
+images: setup ## the image, under build/images; ARCH="amd64 arm64", IMAGE=, ADVISORIES=
+	@$(PY) -m hack.images $(foreach arch,$(ARCH),--arch $(arch)) \
 	  $(if $(IMAGE),--image $(IMAGE)) $(if $(ADVISORIES),--advisories $(ADVISORIES))
 
 e2e: setup ## rung 4: real kubelets and containerd here (root), our chart on them; DRIVER=kind: in that cluster

@@ -14,9 +14,9 @@ from pathlib import Path
 from hack import launch
 from hack.cluster.api import Api
 from hack.cluster.kubeconfig import service_account_token
+from hack.images import local
 
 LOCK = launch.ROOT / "requirements.lock"
-DOCKERFILE = launch.ROOT / "deploy" / "Dockerfile"
 PACKAGE = launch.ROOT / "operator" / "gpusharing"
 
 
@@ -25,10 +25,10 @@ def locked_names(text: str) -> list[str]:
     return re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", text, re.MULTILINE)
 
 
-def glibc_settings(text: str) -> dict[str, str]:
-    """Return the environment variables for glibc's allocator (MALLOC_...) that a Dockerfile sets, by name. `text` is
-    the content of the Dockerfile."""
-    return dict(re.findall(r"\b(MALLOC_[A-Z_]+)=(\S+)", text))
+def glibc_settings() -> dict[str, str]:
+    """Return the environment variables for glibc's allocator (MALLOC_...) that the image sets, by name."""
+    settings = (entry.partition("=") for entry in local.RUN["Env"])
+    return {name: value for name, _, value in settings if name.startswith("MALLOC_")}
 
 
 def make_site(folder: Path) -> None:
@@ -65,7 +65,7 @@ def operator(api: Api, directory: Path, factor: float, **settings: str) -> launc
     token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)
     environment = {
         **launch.operator_environment(factor),
-        **glibc_settings(DOCKERFILE.read_text()),
+        **glibc_settings(),
         **{f"GPUSHARING_{name.upper()}": value for name, value in settings.items()},
         **launch.write_account(directory / "account", launch.Door(api.url, api.ca_pem), token),
         "PYTHONPATH": str(site),

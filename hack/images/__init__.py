@@ -1,4 +1,4 @@
-"""The image of operator and agent: `make images`, `python -m hack.images [--base local] [--arch amd64]`.
+"""The image of operator and agent: `make images`, `python -m hack.images [--arch amd64]`.
 
 For other tools:
 

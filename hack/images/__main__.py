@@ -7,12 +7,11 @@ from pathlib import Path
 
 from gpusharing.planning.vocabulary.lengths import counted
 from hack.cache import UnavailableError
-from hack.images import advisories, local, registry
+from hack.images import advisories, local
 from hack.images.contents import Image
 from hack.images.debian import ARCHITECTURES, LockError
 from hack.images.local import TreeError, by_kind, table, too_big
 
-BASES = ("auto", "local", "registry")
 FOUND = 3
 """The exit status if an advisory names a part of the image."""
 
@@ -23,13 +22,6 @@ def main(arguments: list[str] | None = None) -> int:
     is too big or after an expected error, which is printed to stderr. Exits with status 2 if the arguments cannot
     be parsed, as argparse does."""
     parser = argparse.ArgumentParser(prog="python -m hack.images", description="Build the image.")
-    parser.add_argument(
-        "--base",
-        choices=BASES,
-        default="auto",
-        help="local: Debian packages, no registry; registry: deploy/Dockerfile with Docker or buildah;"
-        " auto: registry if one of them runs and can pull the base, else local",
-    )
     parser.add_argument("--arch", choices=ARCHITECTURES, action="append", help="default: this machine's")
     parser.add_argument(
         "--image", default="", help="name and tag, such as registry.example/gpu-sharing-operator:0.1.0"
@@ -38,11 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         known = advisories.read(options.advisories) if options.advisories else None
-        base = registry.choose(options.base)
-        if base == "registry":
-            return max(report(image, known) for image in registry.build(options.arch or [""], options.image))
         images = [local.build(architecture, options.image) for architecture in options.arch or [""]]
-    except (UnavailableError, LockError, TreeError, registry.RegistryError, ValueError) as error:
+    except (UnavailableError, LockError, TreeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     return max(report(image, known) for image in images)
@@ -58,8 +47,7 @@ def report(image: Image, known: list[advisories.Advisory] | None) -> int:
     print(f"  archive  {image.archive}  (ctr -n k8s.io images import, docker load, podman load)")
     print(f"  SBOM     {image.sbom}  ({len(image.parts)} packages)")
     print(f"  compiled {image.compiled} modules")
-    if image.tree:
-        print(table(by_kind(image.tree), image.size))
+    print(table(by_kind(image.tree), image.size))
     if problem := too_big(image.size):
         print(problem, file=sys.stderr)
         return 1

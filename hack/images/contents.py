@@ -105,15 +105,13 @@ def _git(*arguments: str) -> str:
 
 DEBIAN, PYPI = "Debian", "PyPI"
 """The ecosystems of parts, as OSV names them."""
-PYTHON_ITSELF = "Python"
-"""The ecosystem of a Python that was built from source. OSV has none for it, so no advisory is compared with it."""
 UNKNOWN = "NOASSERTION"
 """SPDX's value for what is not known."""
 
 
 @dataclass(frozen=True, order=True)
 class ImagePart:
-    """One package of the image: a Debian package, a Python distribution, or Python itself."""
+    """One package of the image: a Debian package or a Python distribution."""
 
     ecosystem: str
     name: str
@@ -132,14 +130,14 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class Image:
-    """A finished image: ours, or one that Docker or buildah has built and saved."""
+    """A finished image."""
 
     archive: Path
     reference: str
     """The name and tag that the image has after it was imported."""
     architecture: str
     digest: str
-    """The sha256:... of the manifest or, for a saved image, which has no manifest, its id in `docker images`."""
+    """The sha256:... of the manifest."""
     size: int
     """The size of all compressed layers in bytes, as they are transferred."""
     compiled: int
@@ -147,10 +145,10 @@ class Image:
     parts: tuple[ImagePart, ...]
     config: JSON
     """The configuration of containers: User, Env, Cmd, Labels and so on, as OCI names them."""
-    tree: tuple[Path, ...] = ()
-    """The folders that form the root file system, the lowest first, or empty for a saved image."""
-    layers: tuple[Layer, ...] = ()
-    """The packed layers, or empty for a saved image."""
+    tree: tuple[Path, ...]
+    """The folders that form the root file system, the lowest first."""
+    layers: tuple[Layer, ...]
+    """The packed layers."""
 
     @property
     def sbom(self) -> Path:

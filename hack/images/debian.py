@@ -179,7 +179,7 @@ def as_of(text: str) -> str:
 def render_lock(packages: Iterable[Package], stamp: str) -> str:
     """Return the content of a lock with these packages. `stamp` is the time at which they were resolved."""
     head = (
-        f"# Debian packages of the image that `make images BASE=local` builds; {SUITE}, from its signed index.\n"
+        f"# Debian packages of the image that `make images` builds; {SUITE}, from its signed index.\n"
         "# Written by: python -m hack.images.debian\n"
         f"# as of {stamp}\n"
     )

@@ -46,8 +46,7 @@ class Start:
 
 
 def lay(image: Image, root: Path) -> None:
-    """Copy the image's layers on top of each other into `root`. A saved image, whose `tree` is empty, leaves nothing
-    there."""
+    """Copy the image's layers on top of each other into `root`."""
     for tree in image.tree:
         shutil.copytree(tree, root, symlinks=True, dirs_exist_ok=True)
 
