@@ -13,7 +13,7 @@ ON_ANOTHER_MINOR = tests/integration/test_rollout.py tests/kube/test_contract_cl
 unexport PYTHONDONTWRITEBYTECODE
 # `exec` replaces the shell with pytest, so that whoever ends make ends the tests too.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster test-hack test-long test-all test-random test-crash test-faults test-nvidia test-nvidia-old test-kubernetes test-gpu e2e verify gen fmt lock docs cluster cluster-down run bench mutants size images clean
+.PHONY: help setup demo test test-cluster test-hack test-long test-all test-random test-crash test-faults test-nvidia test-nvidia-old test-kubernetes test-gpu e2e verify gen fmt lock docs cluster cluster-down run bench mutants size images release clean
 
 help: ## show these verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -118,12 +118,15 @@ images: setup ## the image, under build/images; ARCH="amd64 arm64", IMAGE=, ADVI
 	@$(PY) -m hack.images $(foreach arch,$(ARCH),--arch $(arch)) \
 	  $(if $(IMAGE),--image $(IMAGE)) $(if $(ADVISORIES),--advisories $(ADVISORIES))
 
+release: setup ## prepare VERSION=0.1.0 under build/release; REGISTRY=registry.example/team, SOURCE=https://HOST/TEAM/NAME
+	@$(PY) -m hack.release prepare $(VERSION) $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(SOURCE),--source $(SOURCE))
+
 e2e: setup ## rung 4: real kubelets and containerd here (root), our chart on them; DRIVER=kind: in that cluster
 ifeq ($(DRIVER),kind)
 	@$(PY) -m hack.kindtrial
 else
 	$(call BUILD,realnode.needs)
-	$(call BUILD,cluster.toolchain controlplane helm kubelet containerd)
+	$(call BUILD,cluster.toolchain controlplane helm kubelet containerd releasetools)
 	$(call BUILD,nvidia.build)
 	@exec $(PY) -m pytest --verb=$@ $(or $(ARGS),tests/e2e)
 endif

@@ -17,6 +17,7 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -26,7 +27,19 @@ from typing import IO
 
 PYTHON = ".venv/bin/python"
 BUILD = Path("build")
-TOOLS = ["controlplane", "kwok", "helm", "helm3", "kind", "actionlint", "charttools", "krewtools"]
+PASSED = BUILD / "passed.txt"
+"""The file with the commit that passed every part; `python -m hack.release check` reads it."""
+TOOLS = [
+    "controlplane",
+    "kwok",
+    "helm",
+    "helm3",
+    "kind",
+    "actionlint",
+    "charttools",
+    "krewtools",
+    "releasetools",
+]
 """The tools that tests of rung 2 need and `hack.cluster.toolchain` builds."""
 STOPPED, NOT_FOUND = 143, 127
 """The exit statuses that a shell reports for a process ended by SIGTERM, and for a program that does not exist."""
@@ -179,7 +192,8 @@ class Checks:
 
     def _report(self, slow: str) -> int:
         """Print the table, what was left out, and the number of tests. `slow` is a sentence to print, or empty.
-        Returns 1 if a part failed or no test was run, otherwise 0."""
+        Returns 1 if a part failed or no test was run, otherwise 0. If nothing failed, was left out or made smaller, the
+        commit is written to PASSED, unless the checkout has changes."""
         print(f"\n{'part':<14} status  seconds", *self._table, f"in all: {self._seconds()} s", sep="\n")
         if slow:
             print(f"!! {slow}")
@@ -190,6 +204,8 @@ class Checks:
         else:
             print("!! no test was played")
             self._failed = True
+        if not (self._failed or slow or left_out) and (commit := clean_commit()):
+            PASSED.write_text(commit)
         return int(self._failed)
 
 
@@ -204,6 +220,13 @@ def count_tests() -> Counter[str]:
     return total
 
 
+def clean_commit() -> str:
+    """Return the commit of the checkout, or an empty string if a tracked file has been changed or there is no commit."""
+    commands = (["git", "status", "--porcelain", "--untracked-files=no"], ["git", "rev-parse", "HEAD"])
+    changed, commit = (subprocess.run(each, capture_output=True, text=True, check=False) for each in commands)
+    return "" if changed.stdout or changed.returncode or commit.returncode else commit.stdout.strip()
+
+
 def _terminate(process: asyncio.subprocess.Process) -> None:
     """Send SIGTERM to a process. Does nothing if it has ended."""
     with contextlib.suppress(ProcessLookupError):  # It has ended by itself.
@@ -216,8 +239,8 @@ def main() -> int:
     os.chdir(Path(__file__).resolve().parent.parent)
     os.environ["CI"] = "true"
     BUILD.mkdir(exist_ok=True)
-    for path in BUILD.glob("report-*.txt"):
-        path.unlink()
+    for path in (*BUILD.glob("report-*.txt"), PASSED):
+        path.unlink(missing_ok=True)
     return asyncio.run(Checks().run())
 
 

@@ -21,6 +21,7 @@ from hack.generate_schema import schema
 from hack.generate_support import support
 from hack.generate_values import values
 from hack.krew import krew
+from hack.release.chart import chart_version
 
 Files = Mapping[str, str]
 Generator = Callable[[], Files]
@@ -36,6 +37,7 @@ GENERATORS: tuple[Generator, ...] = (
     screenshot,
     picture,
     krew,
+    chart_version,
 )
 
 ROOT = Path(__file__).resolve().parent.parent

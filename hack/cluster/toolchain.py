@@ -151,15 +151,15 @@ def helm3_recipe() -> ToolRecipe:
     return ToolRecipe("helm", HELM3_VERSION, (), command, ("helm",))
 
 
-def module_recipe(source: Path, leading: str, programs: tuple[str, ...]) -> ToolRecipe:
+def module_recipe(source: Path, leading: str, programs: tuple[str, ...], minutes: int = 2) -> ToolRecipe:
     """Return the recipe for the tools of our module in the folder `source`, whose go.mod pins them. Its version is the
-    version of the dependency `leading`. Raises UnavailableError if go.mod does not pin that dependency."""
+    version of the dependency `leading`. `minutes` is roughly how long the build takes on two cores. Raises UnavailableError if go.mod does not pin that dependency."""
     files = tuple((source / file).read_text() for file in ("go.mod", "go.sum"))
     version = re.search(rf"\s{re.escape(leading)} (v\S+)", files[0])
     if version is None:
         raise UnavailableError(f"{source}/go.mod pins no {leading}; restore it: git checkout -- {source}")
     command = ("go", "build", "-trimpath", "-ldflags=-s -w", "-o", "{out}/", "tool")
-    return ToolRecipe(source.name, version[1], files, command, programs, source)
+    return ToolRecipe(source.name, version[1], files, command, programs, source, minutes)
 
 
 RECIPES: Mapping[str, Callable[[], ToolRecipe]] = {
@@ -175,6 +175,9 @@ RECIPES: Mapping[str, Callable[[], ToolRecipe]] = {
     ),
     # `go install` refuses a module whose go.mod has replace directives.
     "charttools": lambda: module_recipe(SOURCES / "charttools", "helm.sh/helm/v3", ("helm-unittest", "ct")),
+    "releasetools": lambda: module_recipe(
+        SOURCES / "releasetools", "github.com/sigstore/cosign/v3", ("crane", "cosign"), minutes=4
+    ),
     "krewtools": lambda: module_recipe(
         SOURCES / "krewtools", "sigs.k8s.io/krew", ("krew", "validate-krew-manifest")
     ),

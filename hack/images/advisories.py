@@ -1,12 +1,13 @@
 """A comparison of an image's contents with a file of advisories (OSV's format, https://ossf.github.io/osv-schema/).
 
 The file is a JSON list of advisories, one advisory, or an object with `vulns`, as osv.dev, pip-audit's cache and
-Debian's export have them. Nothing is downloaded.
+Debian's export have them, or a zip archive of advisories. Nothing is downloaded.
 """
 
 import itertools
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cmp_to_key
@@ -44,12 +45,13 @@ class AdvisoryHit:
 
 
 def read(path: Path) -> list[Advisory]:
-    """Return the advisories in a file: one advisory, a list, or the list under `vulns`. Raises AdvisoryError if the
-    file cannot be read or is not JSON, or if an entry has no id or an `affected` that is not a list. Other fields
-    are not checked, and a single advisory under `vulns` is not refused although its result is unusable."""
+    """Return the advisories in a file: one advisory, a list, or the list under `vulns`, or a zip archive of files with
+    one advisory each, as osv.dev exports an ecosystem. Raises AdvisoryError if the file cannot be read or is not JSON,
+    or if an entry has no id or an `affected` that is not a list. Other fields are not checked, and a single advisory
+    under `vulns` is not refused although its result is unusable."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = _read_zip(path) if path.suffix == ".zip" else json.loads(path.read_text())
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise AdvisoryError(f"{path}: {error}; a valid file: {EXAMPLE}") from error
     if isinstance(content, dict):
         content = content.get("vulns", [content])
@@ -59,6 +61,13 @@ def read(path: Path) -> list[Advisory]:
         if not isinstance(entry.get("affected", []), list):
             raise AdvisoryError(f"{path}: affected of {entry['id']} is not a list; a valid file: {EXAMPLE}")
     return list(content)
+
+
+def _read_zip(path: Path) -> list[Any]:
+    """Return the content of each JSON file in a zip archive. Raises OSError or BadZipFile if it cannot be read, and
+    ValueError if a file is not JSON."""
+    with zipfile.ZipFile(path) as archive:
+        return [json.loads(archive.read(name)) for name in archive.namelist()]
 
 
 def find(parts: Sequence[ImagePart], advisories: Sequence[Advisory]) -> list[AdvisoryHit]:

@@ -276,6 +276,10 @@ def document(origin: Origin, architecture: str, digest: str, parts: Sequence[Ima
     }
 
 
+BUILT_FROM = "built package from: "
+"""The start of the SPDX field sourceInfo of a Debian package, as other tools write it; the source package follows."""
+
+
 def package(key: str, part: ImagePart) -> JSON:
     """Return one part as an SPDX package, with `key` as its identifier in the document."""
     row: JSON = {
@@ -296,8 +300,24 @@ def package(key: str, part: ImagePart) -> JSON:
         row["checksums"] = [{"algorithm": "SHA256", "checksumValue": part.sha256}]
     if part.ecosystem == DEBIAN:
         row["licenseComments"] = f"usr/share/doc/{part.name}/copyright in the image"
-        row["sourceInfo"] = f"built package from: {part.source} {part.source_version}"
+        row["sourceInfo"] = f"{BUILT_FROM}{part.source} {part.source_version}"
     return row
+
+
+def read_parts(document: JSON) -> tuple[ImagePart, ...]:
+    """Return the parts of an image that its SPDX document lists; `document` is what the function of that name returned.
+    Only names, versions, source packages and package URLs are read; the other fields have their defaults. Packages
+    that are neither Debian's nor Python distributions, such as the image itself, are left out."""
+    parts = []
+    for row in document["packages"]:
+        locator = str(row["externalRefs"][0]["referenceLocator"])
+        name, version = str(row["name"]), str(row["versionInfo"])
+        if locator.startswith("pkg:pypi/"):
+            parts.append(ImagePart(PYPI, name, version, locator, name, version))
+        elif locator.startswith("pkg:deb/"):
+            source, source_version = str(row["sourceInfo"]).removeprefix(BUILT_FROM).split(" ")
+            parts.append(ImagePart(DEBIAN, name, version, locator, source, source_version))
+    return tuple(parts)
 
 
 def identifier(part: ImagePart) -> str:

@@ -48,10 +48,13 @@ class TreeError(Exception):
     """The image would not run; the message says why."""
 
 
-def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image:
+def build(
+    architecture: str = "", reference: str = "", out: Path = OUT, origin: Origin | None = None
+) -> Image:
     """Build the image for one architecture (`amd64` or `arm64`; this machine's by default), write the archive and the
     bill of materials into `out`, and return the image. `reference` is its name and tag, by default
-    localhost/NAME:VERSION of the project.
+    localhost/NAME:VERSION of the project. `origin` is the commit and the project's metadata, by default those that
+    `read_origin` finds.
 
     Raises FetchError if a Debian package cannot be downloaded, WheelError if a wheel cannot be downloaded, installed
     or compiled, UnavailableError if the cache cannot be written, and TreeError if a program would not find a library.
@@ -59,7 +62,7 @@ def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image
     """
     native = wheels.native()
     architecture = architecture or native
-    origin = read_origin()
+    origin = origin or read_origin()
     reference = reference or f"localhost/{origin.name}:{origin.version}"
     work = out / "work" / architecture
     shutil.rmtree(work, ignore_errors=True)
@@ -68,7 +71,7 @@ def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image
     debian.unpack(debian.fetch(packages, stamp), system)
     files = wheels.download(architecture)
     wheels.install(files, architecture, site)
-    wheels.install([wheels.own_wheel(work / "dist", origin.epoch)], architecture, own)
+    wheels.install([wheels.own_wheel(work / "dist", origin.epoch, origin.source)], architecture, own)
     wheels.entry_points(own)
     with_python = system if architecture == native else _native_python(native, work / "python")
     compiled = _compile(with_python, (system, wheels.STDLIB), (site, wheels.SITE), (own, wheels.SITE))

@@ -19,6 +19,7 @@ from gpusharing.planning.vocabulary.lengths import counted
 from hack.cache import UnavailableError, cache_root
 from hack.generate import ROOT
 from hack.images.debian import ARCHITECTURES, PYTHON
+from hack.release import package
 
 LOCK = ROOT / "requirements.lock"
 SITE = f"usr/local/lib/python{PYTHON}/dist-packages"
@@ -81,13 +82,15 @@ def target(architecture: str) -> list[str]:
     return ["--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp", *tags]
 
 
-def own_wheel(folder: Path, epoch: int) -> Path:
-    """Build our wheel from this checkout into `folder`, which is emptied first, and return its path. Its files have
-    the modification time `epoch` (seconds since 1970). Raises WheelError if pip fails."""
+def own_wheel(folder: Path, epoch: int, source: str) -> Path:
+    """Build our wheel from this checkout in `folder`, which is emptied first, and return its path. It is the wheel that
+    a release publishes: `source` is the URL of the repository for its metadata, or empty for none, and its files have
+    the modification time `epoch` (seconds since 1970). Raises WheelError if it cannot be built."""
     shutil.rmtree(folder, ignore_errors=True)
-    environ = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
-    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT), environ=environ)
-    (wheel,) = folder.glob("*.whl")
+    try:
+        wheel, _ = package.build(package.write_source(folder / "source", source), folder, epoch)
+    except package.PackageError as error:
+        raise WheelError(str(error)) from error
     return wheel
 
 

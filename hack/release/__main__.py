@@ -1,0 +1,131 @@
+"""The steps of a release: `python -m hack.release --help`. See hack/release/__init__.py."""
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gpusharing.planning.vocabulary.lengths import counted
+from hack import krew
+from hack.cache import UnavailableError
+from hack.ci import PASSED
+from hack.images.advisories import AdvisoryError
+from hack.images.contents import read_origin
+from hack.images.debian import ARCHITECTURES, LockError
+from hack.images.local import TreeError
+from hack.release import gate, notes
+from hack.release.index import LayoutError, read_archive
+from hack.release.package import ROOT, UNKNOWN_SOURCE, PackageError
+from hack.release.prepare import OUT, Prepared, PrepareError, prepare, read_prepared
+from hack.release.publish import Publisher, PublishError
+
+EXPECTED = (
+    AdvisoryError,
+    LayoutError,
+    LockError,
+    PackageError,
+    PrepareError,
+    PublishError,
+    TreeError,
+    UnavailableError,
+    krew.KrewError,
+)
+"""The errors whose message is all that a person needs."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one step and return the exit status: 0, or 1 if something forbids the release or fails, after printing why to
+    stderr. Exits with status 2 if the arguments cannot be parsed, as argparse does."""
+    options = parser().parse_args(arguments)
+    try:
+        if options.step == "prepare":
+            return run_prepare(options)
+        prepared = read_prepared(options.out)
+        if obstacles := find_obstacles(prepared, options.out, options.advisories):
+            print(*obstacles, sep="\n", file=sys.stderr)
+            print(f"{counted(len(obstacles), 'reason')} not to publish {prepared.version}", file=sys.stderr)
+            return 1
+        if options.step == "publish":
+            published = Publisher(options.key, options.plain_http).publish(prepared, options.out)
+            # In the format of $GITHUB_OUTPUT.
+            print(f"image={published.image}", f"chart={published.chart}", sep="\n")
+    except EXPECTED as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m hack.release", description="Prepare, check and publish a release."
+    )
+    steps = top.add_subparsers(dest="step", required=True)
+    first = steps.add_parser("prepare", help="write everything that is published to build/release")
+    first.add_argument("version", help="for example 0.1.0, or its tag v0.1.0")
+    first.add_argument(
+        "--registry", default="", help="where image and chart go, for example registry.example/team"
+    )
+    first.add_argument(
+        "--source",
+        default=UNKNOWN_SOURCE,
+        help="address of the repository, for example https://HOST/TEAM/NAME",
+    )
+    first.add_argument(
+        "--platform",
+        action="append",
+        choices=krew.PLATFORMS,
+        help="build krew's archive only for this platform; may be repeated; default: all",
+    )
+    check = steps.add_parser("check", help="say what forbids the release")
+    publish = steps.add_parser("publish", help="check, and then push and sign image and chart")
+    for step in (check, publish):
+        step.add_argument(
+            "--advisories",
+            type=Path,
+            action="append",
+            default=[],
+            help=f"a file of advisories in OSV's format or a zip of such files; repeat it: {gate.OSV}/PyPI/all.zip",
+        )
+    publish.add_argument("--key", default="", help="cosign's private key; default: sign without a key")
+    publish.add_argument("--plain-http", action="store_true", help="the registry has no TLS")
+    for step in (first, check, publish):
+        step.add_argument("--out", type=Path, default=OUT, help="default: build/release")
+    return top
+
+
+def run_prepare(options: argparse.Namespace) -> int:
+    """Prepare the release, print the digest of the image and the files, and return 0. Raises as `prepare` does."""
+    platforms = options.platform or krew.PLATFORMS
+    wanted = options.version.removeprefix("v")
+    prepared = prepare(wanted, options.registry, options.source, platforms, options.out)
+    print(f"{prepared.image}@{prepared.digest}")
+    for path in sorted((options.out / "files").iterdir()):
+        print(f"  {path.stat().st_size / 1e6:6.1f} MB  {path}")
+    return 0
+
+
+def find_obstacles(prepared: Prepared, out: Path, files: list[Path]) -> list[str]:
+    """Return a sentence for each reason not to publish what is prepared in `out`: about commit, CI, notes and images
+    (gate.find_obstacles), and about the advisories in `files` (gate.scan). Empty if there is none. Raises LayoutError
+    if an archive is missing, and AdvisoryError if the file of accepted advisories is wrong."""
+    origin = read_origin()
+    stem = f"{origin.name}-{prepared.version}"
+    archives = [out / "files" / f"{stem}-{architecture}.tar" for architecture in ARCHITECTURES]
+    passed = ROOT / PASSED
+    candidate = gate.Candidate(
+        prepared.version,
+        origin.revision,
+        passed.read_text().strip() if passed.is_file() else "",
+        notes.CHANGELOG.read_text(),
+        prepared.registry,
+        prepared.source,
+        [read_archive(path) for path in archives],
+    )
+    bills = [path.with_suffix(".spdx.json") for path in archives]
+    accepted = gate.read_accepted(gate.ACCEPTED.read_text())
+    return gate.find_obstacles(candidate) + gate.scan(bills, files, accepted, datetime.now(UTC))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

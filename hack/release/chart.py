@@ -1,0 +1,73 @@
+"""The chart as it is published: a copy that names its image by digest and lists the changes."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hack.release.package import ROOT, version
+
+PATH = "deploy/helm/gpu-sharing-operator"
+CHART = ROOT / PATH
+PLATFORMS = ("linux/amd64", "linux/arm64")
+"""The platforms of the released image."""
+SCREENSHOT = "docs/images/kubectl-get.svg"
+SCREENSHOT_TITLE = "kubectl get gpusharingpolicies and gpunodes (SIMULATED GPUs)"
+
+
+def chart_version() -> Mapping[str, str]:
+    """Return Chart.yaml with the project's version as chart version and appVersion, by its path. Everything else in
+    Chart.yaml is written by hand and stays."""
+    text = (CHART / "Chart.yaml").read_text()
+    text = re.sub(r"^version: .*$", f"version: {version()}", text, flags=re.MULTILINE)
+    text = re.sub(r"^appVersion: .*$", f'appVersion: "{version()}"', text, flags=re.MULTILINE)
+    return {f"{PATH}/Chart.yaml": text}
+
+
+def write_chart(
+    target: Path, repository: str, digest: str, changes: Sequence[dict[str, str]] = (), source: str = ""
+) -> Path:
+    """Copy the chart to `target`, with this image as its default and in Artifact Hub's annotations, and return
+    `target`. An existing `target` is replaced. `changes` come from `notes.changes`; `source` is the URL of the
+    repository, or empty if it has none. Raises ValueError if a line to be replaced does not occur exactly once in
+    the chart; the copy then stays."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(CHART, target)
+    values = target / "values.yaml"
+    text = _put(values.read_text(), '  repository: ""', f"  repository: {repository}")
+    values.write_text(_put(text, '  digest: ""', f"  digest: {digest}"))
+    about = target / "Chart.yaml"
+    image = f"name: gpu-sharing-operator, image: {repository}@{digest}, platforms: {json.dumps(PLATFORMS)}"
+    rows = ["annotations:", "  artifacthub.io/images: |", f"    - {{{image}}}"]
+    if changes:
+        # JSON is YAML, so that every character of a sentence is quoted correctly.
+        rows += ["  artifacthub.io/changes: |", *(f"    - {json.dumps(change)}" for change in changes)]
+    if source:
+        rows = [f"home: {source}", f"sources: [{source}]", *rows, *_addresses(source)]
+    about.write_text(_put(about.read_text(), "annotations:", "\n".join(rows)))
+    return target
+
+
+def _addresses(source: str) -> list[str]:
+    """Return the annotations with the links and the picture, as lines of Chart.yaml. `source` is the URL of the
+    repository; the documentation and the picture are linked at the released tag."""
+    tag = f"v{version()}"
+    links = [
+        {"name": "source", "url": source},
+        {"name": "documentation", "url": f"{source}/tree/{tag}/docs"},
+        {"name": "support", "url": f"{source}/issues"},
+    ]
+    shown = [{"title": SCREENSHOT_TITLE, "url": f"{source}/raw/{tag}/{SCREENSHOT}"}]
+    return [
+        f"  artifacthub.io/links: '{json.dumps(links)}'",
+        f"  artifacthub.io/screenshots: '{json.dumps(shown)}'",
+    ]
+
+
+def _put(text: str, old: str, new: str) -> str:
+    """Return `text` with the line `old` replaced by `new`. Raises ValueError if the line does not occur exactly once,
+    because the chart has then been changed and this program must be adapted."""
+    if text.count(f"\n{old}\n") != 1:
+        raise ValueError(f"the line {old!r} does not occur exactly once")
+    return text.replace(f"\n{old}\n", f"\n{new}\n")

@@ -1,0 +1,169 @@
+"""What must hold before a release is published: one commit, a passed CI of it, and no known vulnerability.
+
+The comparison with advisories reads the bills of materials that are published beside the image. The file of advisories
+must be recent, and must cover both Debian and PyPI, because an old or partial file finds nothing.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from gpusharing.planning.vocabulary.lengths import counted
+from hack.images import advisories
+from hack.images.advisories import Advisory, AdvisoryError, AdvisoryHit
+from hack.images.contents import DEBIAN, PYPI, ImagePart, read_parts
+from hack.release import notes
+from hack.release.index import ArchivedImage
+from hack.release.package import ROOT, UNKNOWN_SOURCE
+
+ACCEPTED = ROOT / "deploy" / "accepted-advisories.txt"
+"""The file of advisories that may match: an id and a reason on each line, or a comment that begins with #."""
+OLDEST = timedelta(days=7)
+"""How long before a release the newest advisory may have been modified."""
+RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")
+OSV = "https://osv-vulnerabilities.storage.googleapis.com"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A prepared release and the state of the checkout it comes from."""
+
+    version: str
+    """The project's version, from pyproject.toml."""
+    commit: str
+    """The commit of the checkout, with `-dirty` at its end if a tracked file has been changed."""
+    passed: str
+    """The commit that passed every part of the last CI run, or empty if none did."""
+    changelog: str
+    """The content of CHANGELOG.md."""
+    registry: str
+    source: str
+    """The URL of the repository."""
+    images: Sequence[ArchivedImage]
+
+
+def find_obstacles(candidate: Candidate) -> list[str]:
+    """Return a sentence for each reason why the candidate must not be published, advisories apart; empty if there is
+    none."""
+    checks = (
+        _find_placeholder,
+        _find_wrong_commit,
+        _find_missing_ci,
+        _find_missing_notes,
+        _find_wrong_images,
+    )
+    return [problem for check in checks for problem in check(candidate)]
+
+
+def _find_placeholder(candidate: Candidate) -> Iterator[str]:
+    """Yield a sentence if the release was prepared without a registry or without the URL of the repository."""
+    if not candidate.registry:
+        yield "the chart names no registry: prepare it with REGISTRY=, for example REGISTRY=registry.example/team"
+    if candidate.source == UNKNOWN_SOURCE:
+        yield "the package names no repository: prepare it with SOURCE=, for example SOURCE=https://HOST/TEAM/NAME"
+
+
+def _find_wrong_commit(candidate: Candidate) -> Iterator[str]:
+    """Yield a sentence if the checkout has changes or no commit."""
+    if not re.fullmatch(r"[0-9a-f]{40}", candidate.commit):
+        yield f"the checkout is {candidate.commit}, and not at a commit without changes: commit or undo them"
+
+
+def _find_missing_ci(candidate: Candidate) -> Iterator[str]:
+    """Yield a sentence unless the last run of .ci/run passed at this commit."""
+    if candidate.passed != candidate.commit:
+        last = f"the last run that passed was at {candidate.passed}" if candidate.passed else "no run passed"
+        yield f"CI has not passed at {candidate.commit} ({last}): run .ci/run"
+
+
+def _find_missing_notes(candidate: Candidate) -> Iterator[str]:
+    """Yield a sentence if the changelog cannot serve as the notes of this version."""
+    if flaw := notes.find_flaw(candidate.changelog, candidate.version):
+        yield flaw
+
+
+def _find_wrong_images(candidate: Candidate) -> Iterator[str]:
+    """Yield a sentence for each image that was built from another commit or version."""
+    for image in candidate.images:
+        built = (image.label("version"), image.label("revision"))
+        if built != (candidate.version, candidate.commit):
+            name, at = f"the image for {image.architecture}", " at commit ".join(built)
+            yield f"{name} is {at}, and not {candidate.version} at commit {candidate.commit}: make images"
+
+
+# --- advisories -------------------------------------------------------------------------------------------
+
+
+def scan(
+    documents: Sequence[Path], files: Sequence[Path], accepted: Mapping[str, str], now: datetime
+) -> list[str]:
+    """Return a sentence for each reason not to publish that advisories give: a file that is missing, wrong, partial or
+    old at the time `now`, or an advisory that names a part of an image and is not in `accepted`. Empty if there is
+    none. `documents` are the bills of materials, and `files` the files of advisories (advisories.read)."""
+    if not files:
+        return [
+            f"no file of advisories: name those of {PYPI} and {DEBIAN}, for example from {OSV}/{PYPI}/all.zip"
+        ]
+    try:
+        known = [entry for path in files for entry in advisories.read(path)]
+    except AdvisoryError as error:
+        return [str(error)]
+    if problems := list(_find_gaps(known, now)):
+        return problems
+    parts = {part for path in documents for part in read_parts_of(path)}
+    hits = advisories.find(sorted(parts), known)
+    return [_sentence(hit) for hit in hits if hit.advisory not in accepted]
+
+
+def read_parts_of(path: Path) -> tuple[ImagePart, ...]:
+    """Return the parts that a bill of materials lists. Raises OSError or ValueError if the file cannot be read."""
+    return read_parts(json.loads(path.read_text()))
+
+
+def _find_gaps(known: Sequence[Advisory], now: datetime) -> Iterator[str]:
+    """Yield a sentence for each ecosystem of which `known` has no advisory, or none that was modified in the time
+    OLDEST before `now`."""
+    for ecosystem in (DEBIAN, PYPI):
+        times = [
+            time
+            for entry in known
+            if RFC3339.match(time := str(entry.get("modified"))) and _is_about(entry, ecosystem)
+        ]
+        newest = max(times, default="")
+        if not newest:
+            yield f"the advisories have none about {ecosystem}: add {OSV}/{ecosystem}/all.zip"
+        elif datetime.fromisoformat(newest) < now - OLDEST:
+            days = counted(OLDEST.days, "day")
+            yield f"the newest advisory about {ecosystem} is of {newest[:10]}, more than {days} ago: fetch them anew"
+
+
+def _is_about(entry: Advisory, ecosystem: str) -> bool:
+    """Whether an advisory names a package of this ecosystem, in whatever release of it."""
+    packages = (row.get("package", {}) for row in entry.get("affected", []))
+    return any(str(package.get("ecosystem", "")).partition(":")[0] == ecosystem for package in packages)
+
+
+def _sentence(hit: AdvisoryHit) -> str:
+    """Return what is wrong with a part of the image and what to do about it."""
+    what = f"{hit.name} {hit.version} is affected by {hit.advisory} ({hit.summary})"
+    update = f"update it to {hit.fixed}" if hit.fixed else "no fixed version is named"
+    return f"{what}: {update}, or accept it with a reason in {ACCEPTED.relative_to(ROOT)}"
+
+
+def read_accepted(text: str) -> dict[str, str]:
+    """Return the reason for each accepted advisory by its id. `text` is the content of ACCEPTED. Raises AdvisoryError
+    if a line has no reason."""
+    accepted = {}
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        advisory, _, reason = line.partition(" ")
+        if not reason.strip():
+            raise AdvisoryError(
+                f"{ACCEPTED.name}: {advisory} has no reason; a valid line: CVE-2026-1 the image has no shell"
+            )
+        accepted[advisory] = reason.strip()
+    return accepted

@@ -1,0 +1,90 @@
+"""The image of a release: the archives of all architectures, as `make images` wrote them and rung 4 ran them, under one
+index. Nothing is built or compressed anew, so that a released layer has the digest of the tested one."""
+
+import json
+import shutil
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hack.images.contents import PREFIX
+from hack.images.layers import INDEX, JSON, blob_name, descriptor, dump
+
+
+class LayoutError(ValueError):
+    """A file is not an archive that `make images` wrote; the message names the file."""
+
+
+@dataclass(frozen=True)
+class ArchivedImage:
+    """An image in an archive, for one architecture."""
+
+    manifest: JSON
+    """The descriptor of the manifest, with the platform."""
+    labels: Mapping[str, str]
+    """The labels in the image's configuration."""
+    blobs: Mapping[str, bytes]
+    """The content of each blob, by its path inside an OCI layout."""
+
+    @property
+    def architecture(self) -> str:
+        """Debian's name of the architecture, which is also OCI's."""
+        return str(self.manifest["platform"]["architecture"])
+
+    def label(self, name: str) -> str:
+        """Return the value of the label org.opencontainers.image.`name`, or an empty string if it is missing."""
+        return self.labels.get(f"{PREFIX}.{name}", "")
+
+
+def read_archive(path: Path) -> ArchivedImage:
+    """Return the image in an archive of `make images`. Raises LayoutError if the file is missing, is not a tar, or has
+    not exactly one image."""
+    try:
+        with tarfile.open(path) as tar:
+            files = {member.name: file.read() for member in tar if (file := tar.extractfile(member))}
+        (manifest,) = json.loads(files["index.json"])["manifests"]
+        blobs = {name: data for name, data in files.items() if name.startswith("blobs/")}
+        config = json.loads(blobs[_path(json.loads(blobs[_path(manifest)])["config"])])
+    except (OSError, tarfile.TarError, KeyError, ValueError) as error:
+        raise LayoutError(f"{path} is no image that `make images` wrote: {error}") from error
+    plain = {key: manifest[key] for key in ("mediaType", "digest", "size", "platform")}
+    return ArchivedImage(plain, config["config"].get("Labels", {}), blobs)
+
+
+def write_layout(images: Sequence[ArchivedImage], target: Path) -> str:
+    """Write the images as an OCI layout with one index of all platforms into the folder `target`, which is replaced,
+    and return the digest of the index. Equal images give equal digests, in whatever order they are passed. The index
+    is annotated with the labels that all images share."""
+    shutil.rmtree(target, ignore_errors=True)
+    first = images[0].labels
+    shared = {
+        key: first[key] for key in sorted(first) if all(each.labels.get(key) == first[key] for each in images)
+    }
+    index = dump(
+        {
+            "schemaVersion": 2,
+            "mediaType": INDEX,
+            "manifests": [each.manifest for each in sorted(images, key=lambda each: each.architecture)],
+            "annotations": shared,
+        }
+    )
+    described = descriptor(INDEX, index)
+    top = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [described]}
+    files = {
+        "oci-layout": dump({"imageLayoutVersion": "1.0.0"}),
+        "index.json": dump(top),
+        blob_name(index): index,
+    }
+    for each in images:
+        files |= each.blobs
+    for name, data in files.items():
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return str(described["digest"])
+
+
+def _path(described: JSON) -> str:
+    """Return the path of a blob inside an OCI layout; `described` is its descriptor."""
+    return f"blobs/{described['digest'].replace(':', '/')}"

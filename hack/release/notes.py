@@ -1,0 +1,47 @@
+"""The notes of a release: the section of CHANGELOG.md about its version."""
+
+import re
+
+from hack.release.package import ROOT
+
+CHANGELOG = ROOT / "CHANGELOG.md"
+MOST_LINES = 80
+"""The longest notes of a release, in lines."""
+
+
+def read_notes(text: str, version: str) -> str:
+    """Return the body of a changelog's section about a version, such as `## 0.1.0` or `## [0.1.0] - 2026-12-01`,
+    without its heading. `text` is the content of the changelog. Empty if there is no such section."""
+    section = re.search(
+        rf"^## \[?{re.escape(version)}\]?(?: [^\n]*)?\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
+    )
+    return section[1].strip() if section else ""
+
+
+def find_flaw(text: str, version: str) -> str:
+    """Return why the changelog `text` cannot serve as the notes of this version, as a sentence, or an empty string."""
+    notes = read_notes(text, version)
+    if not changes(notes):
+        return f"CHANGELOG.md has no changes for {version}: add a section ## {version} with a heading and entries"
+    if (lines := notes.count("\n") + 1) > MOST_LINES:
+        return (
+            f"the section {version} of CHANGELOG.md has {lines} lines, and at most {MOST_LINES} are read:"
+            " say what a user can do"
+        )
+    return ""
+
+
+def changes(notes: str) -> list[dict[str, str]]:
+    """Return the entries of a section, as Artifact Hub's annotation lists them: `kind` is the heading above an entry in
+    lower case, and `description` the entry's first sentence. Empty if there is no entry below a heading."""
+    entries: list[dict[str, str]] = []
+    for kind, body in re.findall(r"^### (\w+)\n(.*?)(?=^### |\Z)", notes, re.MULTILINE | re.DOTALL):
+        # An entry ends at an empty line, since the heading of the next group may follow.
+        texts = [entry.split("\n\n")[0] for entry in re.split(r"^- ", body, flags=re.MULTILINE)[1:]]
+        entries += [{"kind": kind.lower(), "description": first_sentence(text)} for text in texts]
+    return entries
+
+
+def first_sentence(text: str) -> str:
+    """Return the first sentence of a text on one line. It ends at a period that is followed by white space."""
+    return re.split(r"(?<=\.)\s", " ".join(text.split()), maxsplit=1)[0]

@@ -1,0 +1,75 @@
+"""The Python package as it is published: a copy of its sources in which the repository has an address.
+
+The checkout does not know where it will be published. pyproject.toml names UNKNOWN_SOURCE, and README.md has relative
+links, which an index of packages cannot follow.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = ROOT / "pyproject.toml"
+UNKNOWN_SOURCE = "https://HOST/TEAM/gpu-sharing-operator"
+"""The address of the repository in pyproject.toml and in krew's committed manifest. A release replaces it."""
+LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\((?!\w+:)([^)\s]+)\)")
+"""A link or picture of Markdown whose target has no scheme: its text in brackets, and the target."""
+
+
+class PackageError(Exception):
+    """The package cannot be built; the message has the build backend's output."""
+
+
+def version() -> str:
+    """Return the project's version. pyproject.toml is its only source; `make gen` copies it to Chart.yaml and to krew's
+    manifest."""
+    return str(tomllib.loads(PROJECT.read_text())["project"]["version"])
+
+
+def with_absolute_links(text: str, source: str, tag: str) -> str:
+    """Return README.md's text with each relative link as a URL of the repository `source` at `tag`. Pictures get the
+    URL of the raw file. Links to a heading of the page itself become links to README.md there."""
+
+    def absolute(match: re.Match[str]) -> str:
+        label, target = match[1], match[2]
+        path = f"README.md{target}" if target.startswith("#") else target
+        kind = "raw" if label.startswith("!") else "blob"
+        return f"{label}({source}/{kind}/{tag}/{path})"
+
+    return LINK.sub(absolute, text)
+
+
+def write_source(target: Path, source: str) -> Path:
+    """Copy the files from which the package is built to `target`, and return `target`. An existing `target` is
+    replaced. `source` is the URL of the repository: pyproject.toml then names it, and the links of README.md lead to it.
+    With an empty `source`, pyproject.toml names no URLs, and README.md stays as it is."""
+    shutil.rmtree(target, ignore_errors=True)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "operator" / "gpusharing", target / "operator" / "gpusharing", ignore=ignored)
+    shutil.copy(ROOT / "LICENSE", target)
+    project, readme = PROJECT.read_text(), (ROOT / "README.md").read_text()
+    if source:
+        project = project.replace(UNKNOWN_SOURCE, source)
+        readme = with_absolute_links(readme, source, f"v{version()}")
+    else:
+        project = re.sub(r"^#.*\n\[project\.urls\]\n(?:\w.*\n)+\n", "", project, flags=re.MULTILINE)
+    (target / "pyproject.toml").write_text(project)
+    (target / "README.md").write_text(readme)
+    return target
+
+
+def build(source: Path, out: Path, epoch: int) -> tuple[Path, Path]:
+    """Build a wheel and an sdist of the sources that `write_source` wrote, and return the paths of both, the wheel
+    first. `out` is the folder for them, and should have no others. Equal sources and equal `epoch` (seconds since 1970)
+    give equal bytes. Raises PackageError if the build backend fails."""
+    command = [sys.executable, "-m", "hatchling", "build", "-d", str(out), "-t", "wheel", "-t", "sdist"]
+    environ = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
+    done = subprocess.run(command, cwd=source, env=environ, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PackageError(f"hatchling cannot build the package:\n{done.stdout}{done.stderr}".strip())
+    (wheel,), (sdist,) = out.glob("*.whl"), out.glob("gpu_sharing_operator-*.tar.gz")
+    return wheel, sdist

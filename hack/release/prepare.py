@@ -1,0 +1,141 @@
+"""Everything that a release publishes, under build/release. Nothing is published here.
+
+- notes.md: the notes, from CHANGELOG.md
+- image/: an OCI layout, with one index of the archives for all architectures
+- chart/: the chart, which names the image by digest
+- files/: what is attached to the release. These are the packed chart, wheel, sdist, krew's archives and manifest, the
+  image's archives and bills of materials, and SHA256SUMS
+- release.json: version, registry, repository and digest, for the steps that follow
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hack import krew
+from hack.cluster import toolchain
+from hack.images import local
+from hack.images.contents import Origin, read_origin
+from hack.images.debian import ARCHITECTURES
+from hack.release import notes, package
+from hack.release.chart import CHART, write_chart
+from hack.release.index import ArchivedImage, LayoutError, read_archive, write_layout
+from hack.release.package import ROOT, UNKNOWN_SOURCE, version
+
+OUT = ROOT / "build" / "release"
+SUMS = "SHA256SUMS"
+
+
+class PrepareError(Exception):
+    """The release cannot be prepared or is not prepared; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared release, as release.json describes it."""
+
+    version: str
+    registry: str
+    """The registry and team in front of the names of image and chart, or empty if none was named."""
+    source: str
+    """The URL of the repository."""
+    digest: str
+    """The sha256:... of the image's index."""
+
+    @property
+    def image(self) -> str:
+        """The image's name without tag and digest."""
+        return f"{self.registry or 'REGISTRY'}/{CHART.name}"
+
+
+def prepare(
+    wanted: str,
+    registry: str = "",
+    source: str = UNKNOWN_SOURCE,
+    platforms: Sequence[str] = krew.PLATFORMS,
+    out: Path = OUT,
+) -> Prepared:
+    """Write everything that is published for the version `wanted` into `out`, which is emptied first, and return its
+    description. The image's archives are those of build/images; one that is missing or of another commit is built.
+    krew's archives are built for `platforms`. `registry` and `source` are written into chart, package and manifest;
+    they can be left out to look at the result, which then cannot be published.
+
+    Raises PrepareError if `wanted` is not the project's version, the changelog has no notes for it, or helm refuses the
+    chart; KrewError, PackageError, TreeError, LockError and UnavailableError if something cannot be built.
+    """
+    if wanted != version():
+        raise PrepareError(
+            f'pyproject.toml says version = "{version()}" and not {wanted}: change it there, and run make gen'
+        )
+    if flaw := notes.find_flaw(changelog := notes.CHANGELOG.read_text(), wanted):
+        raise PrepareError(flaw)
+    shutil.rmtree(out, ignore_errors=True)
+    (files := out / "files").mkdir(parents=True)
+    text = notes.read_notes(changelog, wanted)
+    (out / "notes.md").write_text(text + "\n")
+    origin = read_origin({**os.environ, "IMAGE_SOURCE": "" if source == UNKNOWN_SOURCE else source})
+    digest = write_layout([_find_image(each, origin, files) for each in ARCHITECTURES], out / "image")
+    prepared = Prepared(wanted, registry, source, digest)
+    chart = write_chart(
+        out / "chart" / CHART.name, prepared.image, digest, notes.changes(text), origin.source
+    )
+    _helm("lint", "--strict", str(chart))
+    _helm("package", str(chart), "--destination", str(files))
+    package.build(package.write_source(out / "source", origin.source), files, origin.epoch)
+    krew.build(source, platforms, files)
+    (files / SUMS).write_text(sums(files))
+    (out / "release.json").write_text(json.dumps(asdict(prepared), indent=1) + "\n")
+    return prepared
+
+
+def _find_image(architecture: str, origin: Origin, files: Path) -> ArchivedImage:
+    """Return the image of one architecture, and copy its archive and bill of materials to `files`. The archive in
+    build/images is used if it was built from this commit and names this repository; otherwise it is built, which is
+    printed. Raises as `local.build` does."""
+    path = local.OUT / f"{origin.name}-{origin.version}-{architecture}.tar"
+    try:
+        image = read_archive(path)
+    except LayoutError:
+        image = None
+    if not image or (image.label("revision"), image.label("source")) != (origin.revision, origin.source):
+        print(f"building the image for {architecture}: {path} is missing or of another commit", flush=True)
+        image = read_archive(local.build(architecture, origin=origin).archive)
+    shutil.copy(path, files)
+    shutil.copy(path.with_suffix(".spdx.json"), files)
+    return image
+
+
+def _helm(*arguments: str) -> None:
+    """Run helm. Raises PrepareError with its output if it fails, and UnavailableError if it cannot be built."""
+    command = [str(toolchain.program("helm")), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PrepareError(f"helm {arguments[0]} failed: {done.stdout}{done.stderr}".strip())
+
+
+def sums(folder: Path) -> str:
+    """Return the sha256 of each file in a folder, in the format of sha256sum, sorted by file name."""
+    paths = sorted(path for path in folder.iterdir() if path.name != SUMS)
+    return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths)
+
+
+def read_prepared(out: Path) -> Prepared:
+    """Return the description of the release that `prepare` wrote to `out`. Raises PrepareError if there is none, or a
+    file has been changed, added or removed since."""
+    try:
+        prepared = Prepared(**json.loads((out / "release.json").read_text()))
+        listed = (out / "files" / SUMS).read_text()
+    except (OSError, ValueError, TypeError) as error:
+        raise PrepareError(
+            f"nothing is prepared in {out} ({error}): make release VERSION={version()}"
+        ) from error
+    if sums(out / "files") != listed:
+        raise PrepareError(
+            f"the files in {out / 'files'} are not those in {SUMS}: make release VERSION={prepared.version}"
+        )
+    return prepared

@@ -1,0 +1,151 @@
+"""Publishing a prepared release in a registry: image, chart, signatures and bills of materials.
+
+crane pushes, cosign signs and helm packs; all three are built from pinned modules (hack/cluster/toolchain.py), and log
+in with what `crane auth login` and `helm registry login` wrote. Nothing is built here, and no tag that exists is moved.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hack.cluster import toolchain
+from hack.release.chart import CHART
+from hack.release.prepare import Prepared
+
+MISSING = re.compile(r"MANIFEST_UNKNOWN|NAME_UNKNOWN")
+"""What crane prints if a registry answers that it has no such image."""
+IMAGE_LINE = re.compile(r'^\s*(?:- )?image: "?([^"\s]+)"?$', re.MULTILINE)
+
+
+class PublishError(Exception):
+    """A step failed, or would change what has been published; the message says which one. Steps before it are done."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a registry now has."""
+
+    image: str
+    """The digest of the image's index, sha256:..."""
+    chart: str
+    """The digest of the chart, sha256:..."""
+
+
+@dataclass(frozen=True)
+class Publisher:
+    """The programs that talk to the registry, and how they do."""
+
+    key: str = ""
+    """The file with cosign's private key, whose password is $COSIGN_PASSWORD. If empty, cosign signs without a key: it
+    needs a token of a hosted workflow, and writes to Sigstore's public log. A signature with a key is not logged."""
+    plain_http: bool = False
+    """Whether the registry is spoken to without TLS, as on loopback."""
+
+    def publish(self, prepared: Prepared, out: Path) -> Published:
+        """Push image and chart that were prepared in `out`, sign both, and attach the bills of materials to the image's
+        platforms. Between the two pushes the chart is rendered, and each image that it names must be in the registry.
+        Raises PublishError if a step fails, or if a tag of this version names another image."""
+        tags = [f"{prepared.image}:{tag}" for tag in (prepared.version, f"v{prepared.version}")]
+        for tag in tags:
+            if (there := self.find_digest(tag)) not in ("", prepared.digest):
+                raise PublishError(f"{tag} is published already as {there}: a released tag is never moved")
+        for tag in tags:
+            self._crane("push", str(out / "image"), tag)
+        archive = out / "files" / f"{CHART.name}-{prepared.version}.tgz"
+        self.check_rendered(archive, prepared)
+        image = f"{prepared.image}@{prepared.digest}"
+        self._sign(image)
+        for architecture, digest in read_platforms(out / "image", prepared.digest):
+            bill = out / "files" / f"{CHART.name}-{prepared.version}-{architecture}.spdx.json"
+            self._attest(f"{prepared.image}@{digest}", bill)
+        chart = self._push_chart(archive, prepared.registry)
+        self._sign(f"{prepared.registry}/charts/{CHART.name}@{chart}")
+        return Published(prepared.digest, chart)
+
+    def find_digest(self, name: str) -> str:
+        """Return the digest of an image in the registry, or an empty string if the registry has no such image. Raises
+        PublishError if the registry cannot be reached or refuses to answer."""
+        done = _run("crane", *self._insecure(), "digest", name)
+        if done.returncode and MISSING.search(done.stderr):
+            return ""
+        return _output(done, f"crane digest {name}").strip()
+
+    def check_rendered(self, archive: Path, prepared: Prepared) -> None:
+        """Render the packed chart as it is published, and once more without the digest, as someone does who mirrors the
+        image by tag. Raises PublishError if it names an image that the registry lacks or that is not this release."""
+        for options in ((), ("--set", "image.digest=")):
+            rendered = _output(_run("helm", "template", "release", str(archive), *options), "helm template")
+            named = sorted(set(IMAGE_LINE.findall(rendered)))
+            if not named:
+                raise PublishError(f"the chart {archive.name} names no image")
+            for name in named:
+                if (there := self.find_digest(name)) != prepared.digest:
+                    what = f"is {there}, and not {prepared.digest}" if there else "is not in the registry"
+                    raise PublishError(f"the chart names {name}, which {what}")
+
+    def _push_chart(self, archive: Path, registry: str) -> str:
+        """Push the packed chart and return its digest."""
+        plain = ("--plain-http",) if self.plain_http else ()
+        done = _run("helm", "push", str(archive), f"oci://{registry}/charts", *plain)
+        text = _output(done, f"helm push {archive.name}") + done.stderr
+        digest = re.search(r"^Digest: (sha256:[0-9a-f]{64})$", text, re.MULTILINE)
+        if digest is None:
+            raise PublishError(f"helm push said no digest: {text.strip()}")
+        return digest[1]
+
+    def _sign(self, reference: str) -> None:
+        """Sign what has this name and digest in the registry."""
+        _output(_run("cosign", "sign", *self._signer(), reference), f"cosign sign {reference}")
+
+    def _attest(self, reference: str, bill: Path) -> None:
+        """Attach a bill of materials (SPDX) to an image, as a signed attestation."""
+        predicate = ("--type", "spdxjson", "--predicate", str(bill))
+        _output(
+            _run("cosign", "attest", *self._signer(), *predicate, reference), f"cosign attest {reference}"
+        )
+
+    def _signer(self) -> Iterator[str]:
+        """Yield cosign's options for our key and registry."""
+        yield "--yes"
+        if self.key:
+            yield from ("--key", self.key, "--use-signing-config=false", "--tlog-upload=false")
+        if self.plain_http:
+            yield "--allow-http-registry"
+
+    def _insecure(self) -> tuple[str, ...]:
+        """Return crane's option for a registry without TLS, if it has none."""
+        return ("--insecure",) if self.plain_http else ()
+
+    def _crane(self, *arguments: str) -> None:
+        """Run crane, and raise PublishError if it fails."""
+        _output(_run("crane", *self._insecure(), *arguments), f"crane {arguments[0]} {arguments[-1]}")
+
+
+def read_platforms(layout: Path, digest: str) -> list[tuple[str, str]]:
+    """Return (architecture, digest of its manifest) for each image in the index `digest` of an OCI layout."""
+    index = json.loads((layout / "blobs" / digest.replace(":", "/")).read_text())
+    return [(each["platform"]["architecture"], each["digest"]) for each in index["manifests"]]
+
+
+def program(name: str) -> Path:
+    """Return the path of crane, cosign or helm, which is built first if it is not in the cache. Raises UnavailableError
+    if it cannot be built."""
+    return toolchain.program("helm") if name == "helm" else toolchain.ensure("releasetools") / name
+
+
+def _run(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run one of our programs and return its result, whatever its status. Its command is printed to stderr."""
+    print(f"+ {name} {' '.join(arguments)}", file=sys.stderr, flush=True)
+    return subprocess.run([str(program(name)), *arguments], capture_output=True, text=True, check=False)
+
+
+def _output(done: "subprocess.CompletedProcess[str]", what: str) -> str:
+    """Return the standard output of a command. Raises PublishError with its error output if it failed; `what` names the
+    step."""
+    if done.returncode:
+        raise PublishError(f"{what} failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
