@@ -221,7 +221,8 @@ def count_tests() -> Counter[str]:
 
 
 def clean_commit() -> str:
-    """Return the commit of the checkout, or an empty string if a tracked file has been changed or there is no commit."""
+    """Return the commit of the checkout, or an empty string if a tracked file has been changed, there is no commit, or
+    git fails."""
     commands = (["git", "status", "--porcelain", "--untracked-files=no"], ["git", "rev-parse", "HEAD"])
     changed, commit = (subprocess.run(each, capture_output=True, text=True, check=False) for each in commands)
     return "" if changed.stdout or changed.returncode or commit.returncode else commit.stdout.strip()

@@ -153,7 +153,8 @@ def helm3_recipe() -> ToolRecipe:
 
 def module_recipe(source: Path, leading: str, programs: tuple[str, ...], minutes: int = 2) -> ToolRecipe:
     """Return the recipe for the tools of our module in the folder `source`, whose go.mod pins them. Its version is the
-    version of the dependency `leading`. `minutes` is roughly how long the build takes on two cores. Raises UnavailableError if go.mod does not pin that dependency."""
+    version of the dependency `leading`. `minutes` is roughly how long the build takes on two cores. Raises
+    UnavailableError if go.mod does not pin that dependency."""
     files = tuple((source / file).read_text() for file in ("go.mod", "go.sum"))
     version = re.search(rf"\s{re.escape(leading)} (v\S+)", files[0])
     if version is None:

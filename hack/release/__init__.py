@@ -1,11 +1,8 @@
-"""A release: what is prepared for it, what must hold before it, and how it is published. `python -m hack.release --help`
-lists the steps; `make release VERSION=0.1.0` is the first of them.
+"""A release: what is prepared for it, what must hold before it, and how it is published.
 
-| Step | Reads | Writes |
-|---|---|---|
-| `prepare` | the checkout, the archives of `make images` | build/release: notes, image for both platforms, chart, wheel, sdist, krew, hashes |
-| `check` | build/release, the record of a passed CI, a file of advisories | nothing |
-| `publish` | build/release | a registry: image and chart, with signatures and bills of materials |
+`python -m hack.release --help` lists the steps. No step needs a container program.
 
-No step needs a container program. `publish` runs `check` first.
+- `prepare` (`make release VERSION=0.1.0`) writes build/release from the checkout and the archives of `make images`.
+- `check` says what forbids the release. It reads build/release, the record of a passed CI, and a file of advisories.
+- `publish` runs `check`, pushes image and chart to a registry, and signs both.
 """

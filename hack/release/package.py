@@ -45,8 +45,8 @@ def with_absolute_links(text: str, source: str, tag: str) -> str:
 
 def write_source(target: Path, source: str) -> Path:
     """Copy the files from which the package is built to `target`, and return `target`. An existing `target` is
-    replaced. `source` is the URL of the repository: pyproject.toml then names it, and the links of README.md lead to it.
-    With an empty `source`, pyproject.toml names no URLs, and README.md stays as it is."""
+    replaced. `source` is the URL of the repository, which the copy of pyproject.toml names and to which links of the
+    copied README.md lead. With an empty `source`, pyproject.toml names no URLs, and README.md stays as it is."""
     shutil.rmtree(target, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "operator" / "gpusharing", target / "operator" / "gpusharing", ignore=ignored)
