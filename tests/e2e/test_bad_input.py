@@ -57,13 +57,13 @@ def pool(site: Site, notes: str) -> Iterator[Walk]:
 
 @pytest.fixture(scope="module")
 def offered(site: Site) -> Iterator[None]:
-    """Registries on all nodes, with images that cannot run there."""
-    with contextlib.ExitStack() as stack:
+    """A registry that all nodes know, with images that cannot run there."""
+    with Registry(site.plane.options.address) as registry:
+        image = OneLayerImage("other-platform:1", {PROGRAM.lstrip("/"): ImageFile(foreign_program())})
+        registry.push(image, architecture=other_architecture())
+        registry.push(replace(image, name="other-program:1"), architecture=images.native())
         for node in site.nodes.values():
-            registry = stack.enter_context(Registry(node))
-            image = OneLayerImage("other-platform:1", {PROGRAM.lstrip("/"): ImageFile(foreign_program())})
-            registry.push(image, architecture=other_architecture())
-            registry.push(replace(image, name="other-program:1"), architecture=images.native())
+            registry.admit(node, HOST)
         yield
 
 
