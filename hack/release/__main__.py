@@ -1,6 +1,7 @@
 """The steps of a release: `python -m hack.release --help`. See hack/release/__init__.py."""
 
 import argparse
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from hack.release import gate, notes
 from hack.release.index import LayoutError, read_archive
 from hack.release.package import ROOT, UNKNOWN_SOURCE, PackageError
 from hack.release.prepare import OUT, Prepared, PrepareError, prepare, read_prepared
-from hack.release.publish import Publisher, PublishError
+from hack.release.publish import Publisher, PublishError, log_in
 
 EXPECTED = (
     AdvisoryError,
@@ -40,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.step == "prepare":
             return run_prepare(options)
+        if options.step == "login":
+            log_in(os.environ)
+            return 0
         prepared = read_prepared(options.out)
         if obstacles := find_obstacles(prepared, options.out, options.advisories):
             print(*obstacles, sep="\n", file=sys.stderr)
@@ -77,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
         choices=krew.PLATFORMS,
         help="build krew's archive only for this platform; may be repeated; default: all",
     )
+    steps.add_parser("login", help="log in to $REGISTRY as $REGISTRY_USER with $REGISTRY_PASSWORD")
     check = steps.add_parser("check", help="say what forbids the release")
     publish = steps.add_parser("publish", help="check, and then push and sign image and chart")
     for step in (check, publish):

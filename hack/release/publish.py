@@ -8,7 +8,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,6 +123,26 @@ class Publisher:
     def _crane(self, *arguments: str) -> None:
         """Run crane, and raise PublishError if it fails."""
         _output(_run("crane", *self._insecure(), *arguments), f"crane {arguments[0]} {arguments[-1]}")
+
+
+def log_in(environ: Mapping[str, str]) -> None:
+    """Log in to the host of $REGISTRY as $REGISTRY_USER with the password $REGISTRY_PASSWORD, which no command line
+    shows. crane and cosign share a file of logins, and helm has its own. Raises PublishError if a variable is missing,
+    or the registry refuses the login."""
+    names = ("REGISTRY", "REGISTRY_USER", "REGISTRY_PASSWORD")
+    if lacking := [name for name in names if not environ.get(name)]:
+        raise PublishError(f"set {' and '.join(lacking)} to log in to a registry")
+    registry, user, password = (environ[name] for name in names)
+    host = registry.partition("/")[0]
+    for name, verb in (("crane", ("auth", "login")), ("helm", ("registry", "login"))):
+        done = subprocess.run(
+            [str(program(name)), *verb, host, "--username", user, "--password-stdin"],
+            input=password,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        _output(done, f"{name} {' '.join(verb)} {host}")
 
 
 def read_platforms(layout: Path, digest: str) -> list[tuple[str, str]]:

@@ -49,7 +49,7 @@ A group of its own:
     chart = write_chart(tmp_path / "gpu-sharing-operator", "registry.test/x", DIGEST, entries, source)
     about = yaml.safe_load((chart / "Chart.yaml").read_text())
     assert yaml.safe_load(about["annotations"]["artifacthub.io/changes"]) == [
-        {"kind": "changed", "description": '**Breaking**: a `field`, "quoted", goes on: here'},
+        {"kind": "changed", "description": '**Breaking**: a `field`, "quoted", goes on: here.'},
         {"kind": "changed", "description": "another"},
         {"kind": "fixed", "description": "a fault"},
     ]

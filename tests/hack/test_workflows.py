@@ -3,6 +3,7 @@
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -44,7 +45,7 @@ def test_actionlint_finds_nothing_in_the_workflows_but_does_in_a_broken_one(
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_every_action_is_named_by_commit_with_its_version_beside(path: Path) -> None:
-    used = re.findall(r"uses: (\S+)(.*)$", path.read_text(), re.MULTILINE)
+    used = re.findall(r"uses: (?!\./)(\S+)(.*)$", path.read_text(), re.MULTILINE)
     assert used
     pinned = re.compile(r"[\w-]+/[\w-]+(?:/[\w-]+)?@[0-9a-f]{40}")
     assert [one for one, _ in used if not pinned.fullmatch(one)] == []
@@ -66,11 +67,48 @@ def test_who_may_write_is_said_by_job_and_the_rest_may_read() -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_what_they_run_of_ours_is_there(path: Path) -> None:
-    steps = [step for job in yaml.safe_load(path.read_text())["jobs"].values() for step in job["steps"]]
-    text = "\n".join(step.get("run", "") for step in steps)
+    text = "\n".join(step.get("run", "") for job in jobs(path).values() for step in job.get("steps", ()))
     assert set(re.findall(r"\bmake ([a-z0-9-]+)", text)) <= VERBS
     modules = re.findall(r"python -m (hack[\w.]*)", text)
-    assert [name for name in modules if not (ROOT / (name.replace(".", "/") + ".py")).is_file()] == []
+    places = {name: ROOT / name.replace(".", "/") for name in modules}
+    assert [
+        name
+        for name, place in places.items()
+        if not (place.with_suffix(".py").is_file() or (place / "__main__.py").is_file())
+    ] == []
+    called = [job["uses"] for job in jobs(path).values() if "uses" in job]
+    assert [name for name in called if not (ROOT / name).is_file()] == []
+
+
+def jobs(path: Path) -> dict[str, Any]:
+    """The jobs of a workflow by name."""
+    found: dict[str, Any] = yaml.safe_load(path.read_text())["jobs"]
+    return found
+
+
+def test_a_release_needs_all_of_ci_at_its_commit_and_publishes_the_image_tested_there() -> None:
+    release = jobs(FOLDER / "release.yaml")
+    assert release["ci"] == {"uses": "./.github/workflows/ci.yaml"}
+    assert release["release"]["needs"] == "ci"
+    assert release["files"]["needs"] == "release"
+    given = {step["with"]["name"] for step in steps_with("ci.yaml", "actions/upload-artifact")}
+    taken = [step["with"] for step in steps_with("release.yaml", "actions/download-artifact")]
+    assert given == {"tested"}
+    assert {"name": "tested", "path": "build"} in taken
+
+
+def steps_with(name: str, action: str) -> list[dict[str, Any]]:
+    """The steps of a workflow that use this action, in all of its jobs."""
+    steps = [step for job in jobs(FOLDER / name).values() for step in job.get("steps", ())]
+    return [step for step in steps if str(step.get("uses", "")).startswith(f"{action}@")]
+
+
+def test_the_release_workflow_leaves_every_decision_to_our_program() -> None:
+    """Each of its steps is one command, without pipes, conditions and expansions of the shell."""
+    steps = [step for job in jobs(FOLDER / "release.yaml").values() for step in job.get("steps", ())]
+    scripts = [step["run"].strip() for step in steps if "run" in step]
+    assert scripts
+    assert [text for text in scripts if re.search(r"\n|\||;|&&|\$\(|\$\{|\bif\b", text)] == []
 
 
 @pytest.fixture(scope="module")
