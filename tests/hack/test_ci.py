@@ -105,6 +105,20 @@ def test_what_is_left_out_on_purpose_is_said_at_the_end(notes: Path) -> None:
     assert "!! LEFT OUT ON PURPOSE, so this is no full check: rung4 browser" in done.said.splitlines()[-2:]
 
 
+def test_only_a_full_run_of_a_commit_leaves_that_commit_for_a_release(notes: Path) -> None:
+    passed = notes.parent / "checkout/build/passed.txt"
+    assert run(notes).status == 0
+    assert not passed.exists(), "there is no commit"
+    git = ["git", "-C", str(notes.parent / "checkout"), "-c", "user.name=x", "-c", "user.email=x@example.test"]
+    for command in (["init", "-q"], ["add", "hack/ci.py"], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    assert run(notes).status == 0
+    assert passed.read_text() == head.strip()
+    assert run(notes, LEAVE_OUT="rung4").status == 0
+    assert not passed.exists(), "something was left out"
+
+
 @pytest.mark.parametrize("step", [NEEDS, "hack.promtool", VERIFY, "make test-nvidia", "make setup"])
 def test_a_run_that_is_told_to_end_ends_the_step_that_it_is_at_and_fails(notes: Path, step: str) -> None:
     (notes / f"{step}.stays").touch()
