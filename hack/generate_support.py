@@ -19,7 +19,8 @@ NVIDIA_PAGE = "docs/design/nvidia.md"
 CHART = "deploy/helm/gpu-sharing-operator/Chart.yaml"
 TEXT = """What the tests run, what was only read in source, and what is refused. No test runs a version that these
 tables do not name. The rungs are those of the [test ladder](../design/faults.md#rungs). All GPUs are SIMULATED on
-them, except on rung 5. [Where NVIDIA's programs differ](nvidia-differences.md) compares their versions."""
+them, except on rung 5. [Where NVIDIA's programs differ](nvidia-differences.md) compares their versions, and [what was
+not tried](not-tried.md) lists what no test can play."""
 REFUSED = (
     Reason.UNSUPPORTED_STACK,
     Reason.MIG_MANAGER_TOO_OLD,

@@ -32,7 +32,7 @@ from hack.cache import UnavailableError, cache_root, writable
 from hack.generate import ROOT
 
 SUITE = "trixie"
-"""Debian 13, which has the Python of the base that deploy/Dockerfile names."""
+"""Debian 13, with Python 3.13."""
 DISTRO = "debian-13"
 PYTHON = "3.13"
 ARCHITECTURES = ("amd64", "arm64")

@@ -1,6 +1,6 @@
 """How long the operator takes in its image from its start until it is Ready: `sudo python -m hack.images.start`.
 
-The operator runs in the root file system of `make images BASE=local`, as uid 65532 (which has no entry in
+The operator runs in the root file system of `make images`, as uid 65532 (which has no entry in
 /etc/passwd), with the files and variables of a pod and the shipped rights, against a control plane of its own. In a
 cluster, the time of the container runtime and the interval of the kubelet's probes are added.
 """

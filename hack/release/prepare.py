@@ -1,6 +1,6 @@
 """Everything that a release publishes, under build/release. Nothing is published here.
 
-- notes.md: the notes, from CHANGELOG.md
+- NOTES: the notes, from CHANGELOG.md
 - image/: an OCI layout, with one index of the archives for all architectures
 - chart/: the chart, which names the image by digest
 - files/: what is attached to the release. These are the packed chart, wheel, sdist, krew's archives and manifest, the
@@ -77,7 +77,7 @@ def prepare(
     shutil.rmtree(out, ignore_errors=True)
     (files := out / "files").mkdir(parents=True)
     text = notes.read_notes(changelog, wanted)
-    (out / "notes.md").write_text(text + "\n")
+    (out / "NOTES").write_text(text + "\n")
     origin = read_origin({**os.environ, "IMAGE_SOURCE": "" if source == UNKNOWN_SOURCE else source})
     digest = write_layout([_find_image(each, origin, files) for each in ARCHITECTURES], out / "image")
     prepared = Prepared(wanted, registry, source, digest)

@@ -109,7 +109,15 @@ def test_only_a_full_run_of_a_commit_leaves_that_commit_for_a_release(notes: Pat
     passed = notes.parent / "checkout/build/passed.txt"
     assert run(notes).status == 0
     assert not passed.exists(), "there is no commit"
-    git = ["git", "-C", str(notes.parent / "checkout"), "-c", "user.name=x", "-c", "user.email=x@example.test"]
+    git = [
+        "git",
+        "-C",
+        str(notes.parent / "checkout"),
+        "-c",
+        "user.name=x",
+        "-c",
+        "user.email=x@example.test",
+    ]
     for command in (["init", "-q"], ["add", "hack/ci.py"], ["commit", "-q", "-m", "x"]):
         subprocess.run([*git, *command], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
