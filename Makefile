@@ -126,7 +126,7 @@ ifeq ($(DRIVER),kind)
 	@$(PY) -m hack.kindtrial
 else
 	$(call BUILD,realnode.needs)
-	$(call BUILD,cluster.toolchain controlplane helm kubelet containerd releasetools)
+	$(call BUILD,cluster.toolchain controlplane helm kubelet containerd krewtools releasetools)
 	$(call BUILD,nvidia.build)
 	@exec $(PY) -m pytest --verb=$@ $(or $(ARGS),tests/e2e)
 endif

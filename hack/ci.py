@@ -14,6 +14,7 @@ The system's Python runs this file before .venv exists, so the file imports noth
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
 import signal
@@ -28,7 +29,8 @@ from typing import IO
 PYTHON = ".venv/bin/python"
 BUILD = Path("build")
 PASSED = BUILD / "passed.txt"
-"""The file with the commit that passed every part; `python -m hack.release check` reads it."""
+"""The file with the commit that passed every part, and the sha256 of each archive of the image that was there then, one
+a line; `python -m hack.release check` reads it."""
 TOOLS = [
     "controlplane",
     "kwok",
@@ -192,8 +194,8 @@ class Checks:
 
     def _report(self, slow: str) -> int:
         """Print the table, what was left out, and the number of tests. `slow` is a sentence to print, or empty.
-        Returns 1 if a part failed or no test was run, otherwise 0. If nothing failed, was left out or made smaller, the
-        commit is written to PASSED, unless the checkout has changes."""
+        Returns 1 if a part failed or no test was run, otherwise 0. If nothing failed, was left out or made smaller, and
+        the checkout has no changes, PASSED is written."""
         print(f"\n{'part':<14} status  seconds", *self._table, f"in all: {self._seconds()} s", sep="\n")
         if slow:
             print(f"!! {slow}")
@@ -205,7 +207,7 @@ class Checks:
             print("!! no test was played")
             self._failed = True
         if not (self._failed or slow or left_out) and (commit := clean_commit()):
-            PASSED.write_text(commit)
+            PASSED.write_text("\n".join((commit, *hash_images())) + "\n")
         return int(self._failed)
 
 
@@ -218,6 +220,13 @@ def count_tests() -> Counter[str]:
         for number, outcome in re.findall(r"(\d+) (passed|failed|skipped)", line):
             total[outcome] += int(number)
     return total
+
+
+def hash_images() -> list[str]:
+    """Return the sha256 of each archive in build/images, which rung 4 ran, in hexadecimal."""
+    return [
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((BUILD / "images").glob("*.tar"))
+    ]
 
 
 def clean_commit() -> str:

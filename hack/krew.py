@@ -311,8 +311,9 @@ def _tar(files: Mapping[str, tuple[bytes, int]]) -> bytes:
     """Return a compressed tar of the files, which are given as (content, mode) by name. Equal files give equal
     bytes."""
     buffer = io.BytesIO()
+    # Level 6 takes a third of the time of level 9, and makes the archive 1 % larger.
     with (
-        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as packed,
+        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, compresslevel=6) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar,
     ):
         for name, (data, mode) in sorted(files.items()):

@@ -121,7 +121,7 @@ def find_obstacles(prepared: Prepared, out: Path, files: list[Path]) -> list[str
     candidate = gate.Candidate(
         prepared.version,
         origin.revision,
-        passed.read_text().strip() if passed.is_file() else "",
+        passed.read_text().split() if passed.is_file() else [],
         notes.CHANGELOG.read_text(),
         prepared.registry,
         prepared.source,

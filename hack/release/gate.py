@@ -35,8 +35,9 @@ class Candidate:
     """The project's version, from pyproject.toml."""
     commit: str
     """The commit of the checkout, with `-dirty` at its end if a tracked file has been changed."""
-    passed: str
-    """The commit that passed every part of the last CI run, or empty if none did."""
+    passed: Sequence[str]
+    """The lines that the last run of CI left (hack/ci.py, PASSED): the commit that passed every part, and the sha256 of
+    each archive that was run there. Empty if no run passed."""
     changelog: str
     """The content of CHANGELOG.md."""
     registry: str
@@ -74,8 +75,10 @@ def _find_wrong_commit(candidate: Candidate) -> Iterator[str]:
 
 def _find_missing_ci(candidate: Candidate) -> Iterator[str]:
     """Yield a sentence unless the last run of .ci/run passed at this commit."""
-    if candidate.passed != candidate.commit:
-        last = f"the last run that passed was at {candidate.passed}" if candidate.passed else "no run passed"
+    if candidate.commit not in candidate.passed[:1]:
+        last = (
+            f"the last run that passed was at {candidate.passed[0]}" if candidate.passed else "no run passed"
+        )
         yield f"CI has not passed at {candidate.commit} ({last}): run .ci/run"
 
 
@@ -86,12 +89,16 @@ def _find_missing_notes(candidate: Candidate) -> Iterator[str]:
 
 
 def _find_wrong_images(candidate: Candidate) -> Iterator[str]:
-    """Yield a sentence for each image that was built from another commit or version."""
+    """Yield a sentence for each image that was built from another commit or version, or is not an archive that CI
+    ran."""
     for image in candidate.images:
         built = (image.label("version"), image.label("revision"))
         if built != (candidate.version, candidate.commit):
             name, at = f"the image for {image.architecture}", " at commit ".join(built)
             yield f"{name} is {at}, and not {candidate.version} at commit {candidate.commit}: make images"
+        elif candidate.passed and image.sha256 not in candidate.passed[1:]:
+            remedy = f"run IMAGE_SOURCE={candidate.source} .ci/run, and prepare again"
+            yield f"the image for {image.architecture} is not the one that CI ran: {remedy}"
 
 
 # --- advisories -------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The image of a release: the archives of all architectures, as `make images` wrote them and rung 4 ran them, under one
 index. Nothing is built or compressed anew, so that a released layer has the digest of the tested one."""
 
+import hashlib
 import json
 import shutil
 import tarfile
@@ -26,6 +27,8 @@ class ArchivedImage:
     """The labels in the image's configuration."""
     blobs: Mapping[str, bytes]
     """The content of each blob, by its path inside an OCI layout."""
+    sha256: str = ""
+    """The sha256 of the archive in hexadecimal, or empty if the image comes from no archive."""
 
     @property
     def architecture(self) -> str:
@@ -49,7 +52,8 @@ def read_archive(path: Path) -> ArchivedImage:
     except (OSError, tarfile.TarError, KeyError, ValueError) as error:
         raise LayoutError(f"{path} is no image that `make images` wrote: {error}") from error
     plain = {key: manifest[key] for key in ("mediaType", "digest", "size", "platform")}
-    return ArchivedImage(plain, config["config"].get("Labels", {}), blobs)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return ArchivedImage(plain, config["config"].get("Labels", {}), blobs, digest)
 
 
 def write_layout(images: Sequence[ArchivedImage], target: Path) -> str:

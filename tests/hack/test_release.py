@@ -220,7 +220,8 @@ def test_what_is_no_image_is_refused_by_name(tmp_path: Path, content: bytes | No
 @pytest.fixture
 def candidate(images: list[ArchivedImage]) -> Candidate:
     """A release that may be published."""
-    return Candidate("0.1.0", COMMIT, COMMIT, LOG, "registry.test/team", SOURCE, images)
+    passed = [COMMIT, *(image.sha256 for image in images)]
+    return Candidate("0.1.0", COMMIT, passed, LOG, "registry.test/team", SOURCE, images)
 
 
 def test_one_commit_that_passed_with_notes_and_its_own_images_may_be_published(candidate: Candidate) -> None:
@@ -232,15 +233,22 @@ def test_one_commit_that_passed_with_notes_and_its_own_images_may_be_published(c
     [
         ({"registry": ""}, "the chart names no registry: prepare it with REGISTRY="),
         ({"source": package.UNKNOWN_SOURCE}, "the package names no repository: prepare it with SOURCE="),
-        ({"passed": ""}, f"CI has not passed at {COMMIT} (no run passed): run .ci/run"),
-        ({"passed": "b" * 40}, f"(the last run that passed was at {'b' * 40})"),
+        ({"passed": []}, f"CI has not passed at {COMMIT} (no run passed): run .ci/run"),
+        ({"passed": ["b" * 40]}, f"(the last run that passed was at {'b' * 40})"),
         ({"changelog": "# Changelog\n"}, "CHANGELOG.md has no changes for 0.1.0"),
     ],
     ids=["no registry", "no repository", "no CI", "CI of another commit", "no notes"],
 )
 def test_what_is_missing_forbids_it(candidate: Candidate, change: dict[str, Any], said: str) -> None:
-    (problem,) = find_obstacles(replace(candidate, **change))
-    assert said in problem
+    assert said in find_obstacles(replace(candidate, **change))[0]
+
+
+def test_an_image_that_ci_did_not_run_forbids_it(candidate: Candidate) -> None:
+    (problem,) = find_obstacles(replace(candidate, passed=candidate.passed[:2]))
+    assert problem == (
+        "the image for amd64 is not the one that CI ran:"
+        f" run IMAGE_SOURCE={SOURCE} .ci/run, and prepare again"
+    )
 
 
 def test_changes_that_no_commit_has_and_images_of_another_commit_forbid_it(candidate: Candidate) -> None:
