@@ -108,9 +108,9 @@ def test_its_metadata_says_where_it_comes_from_and_what_it_runs_on(built: tuple[
 def test_no_link_of_its_readme_is_relative(built: tuple[Path, Path]) -> None:
     readme = str(metadata(built[0]).get_payload())
     targets = re.findall(r"\]\(([^)]+)\)", readme)
-    assert len(targets) > 30
+    assert len(targets) > 20
     assert [target for target in targets if not target.startswith("https://")] == []
-    assert f"({SOURCE}/raw/v{package.version()}/docs/images/plugin.svg)" in readme
+    assert f"({SOURCE}/raw/v{package.version()}/docs/images/" in readme
 
 
 def test_a_link_is_absolute_at_the_tag_and_others_stay_as_they_are() -> None:
