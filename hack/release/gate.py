@@ -148,7 +148,7 @@ def _find_gaps(known: Sequence[Advisory], now: datetime) -> Iterator[str]:
 
 
 def _is_about(entry: Advisory, ecosystem: str) -> bool:
-    """Whether an advisory names a package of this ecosystem, in whatever release of it."""
+    """Whether an advisory names a package of this ecosystem; a release behind a colon, as in Debian:13, is ignored."""
     packages = (row.get("package", {}) for row in entry.get("affected", []))
     return any(str(package.get("ecosystem", "")).partition(":")[0] == ecosystem for package in packages)
 

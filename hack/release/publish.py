@@ -37,7 +37,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Publisher:
-    """The programs that talk to the registry, and how they do."""
+    """Pushes and signs a release, with one key and one way to talk to the registry."""
 
     key: str = ""
     """The file with cosign's private key, whose password is $COSIGN_PASSWORD. If empty, cosign signs without a key: it
@@ -88,7 +88,8 @@ class Publisher:
                     raise PublishError(f"the chart names {name}, which {what}")
 
     def _push_chart(self, archive: Path, registry: str) -> str:
-        """Push the packed chart and return its digest."""
+        """Push the packed chart to `charts` in the registry, and return its digest. Raises PublishError if helm fails or
+        prints no digest."""
         plain = ("--plain-http",) if self.plain_http else ()
         done = _run("helm", "push", str(archive), f"oci://{registry}/charts", *plain)
         text = _output(done, f"helm push {archive.name}") + done.stderr
@@ -98,11 +99,12 @@ class Publisher:
         return digest[1]
 
     def _sign(self, reference: str) -> None:
-        """Sign what has this name and digest in the registry."""
+        """Sign the image or chart with this name and digest. Raises PublishError if cosign fails."""
         _output(_run("cosign", "sign", *self._signer(), reference), f"cosign sign {reference}")
 
     def _attest(self, reference: str, bill: Path) -> None:
-        """Attach a bill of materials (SPDX) to an image, as a signed attestation."""
+        """Attach a bill of materials (SPDX) to the image with this name and digest, as a signed attestation. Raises
+        PublishError if cosign fails."""
         predicate = ("--type", "spdxjson", "--predicate", str(bill))
         _output(
             _run("cosign", "attest", *self._signer(), *predicate, reference), f"cosign attest {reference}"
