@@ -88,8 +88,8 @@ class Publisher:
                     raise PublishError(f"the chart names {name}, which {what}")
 
     def _push_chart(self, archive: Path, registry: str) -> str:
-        """Push the packed chart to `charts` in the registry, and return its digest. Raises PublishError if helm fails or
-        prints no digest."""
+        """Push the packed chart to `charts` in the registry, and return its digest. Raises PublishError if helm fails
+        or prints no digest."""
         plain = ("--plain-http",) if self.plain_http else ()
         done = _run("helm", "push", str(archive), f"oci://{registry}/charts", *plain)
         text = _output(done, f"helm push {archive.name}") + done.stderr
