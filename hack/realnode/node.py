@@ -134,6 +134,9 @@ def kubelet_settings(address: str, ca: Path, cgroup: str) -> str:
             # The disk is the computer's, so that a full one must neither evict pods nor delete images.
             "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%"},
             "imageGCHighThresholdPercent": 100,
+            # A released image is the imported one under another name. Once it was pulled, the kubelet would insist on
+            # pulling it under its imported name too, which no registry has.
+            "imagePullCredentialsVerificationPolicy": "NeverVerify",
             "resolvConf": "",
             "syncFrequency": "2s",
         }

@@ -148,7 +148,9 @@ def test_the_chart_is_installed_from_the_registry_and_real_nodes_pull_the_image_
         pulled = [one for one in events if f'Successfully pulled image "{name}"' in one["message"]]
         assert {one["source"]["host"] for one in pulled} == set(NODES), "nobody imported it there"
     finally:
-        site.helm_install("--set", FASTER, "--force-conflicts")
+        site.helm_install(
+            "--set", FASTER, "--force-conflicts"
+        )  # under its imported name again, for other tests
 
 
 def test_krew_installs_the_attached_archive_and_the_plugin_asks_the_cluster(
