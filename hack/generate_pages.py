@@ -244,7 +244,7 @@ def rows_of_metrics(source: str, values: Mapping[str, object]) -> list[tuple[str
             raise ValueError(
                 f"{ast.unparse(node)[:80]}: write the name and the text of the metric into the call"
             )
-        short = name if name.startswith(str(prefix)) else f"{prefix}_{name}"
+        short = name if name.startswith("gpusharing_") else f"{prefix}_{name}"
         rows.append(_metric_row(short, kinds[ast.unparse(node.func)], text))
     return rows
 

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib.metadata import version
 
 import pytest
 from hack.sim.gpu import SimulatedGPUs
@@ -174,6 +175,8 @@ async def test_metrics_tell_what_the_loop_did_and_saw() -> None:
     loop = AgentLoop("gpu-01", node.client, gpus, pods, LoopSettings(interval=3600.0))
     registry = CollectorRegistry()
     registry.register(AgentCollector(loop))
+    build = {"version": version("gpu-sharing-operator"), "component": "agent"}
+    assert registry.get_sample_value("gpusharing_build_info", build) == 1
     assert registry.get_sample_value("gpusharing_agent_ready") == 0
     assert registry.get_sample_value("gpusharing_agent_reading_seconds_total") == 0
     node.ask("r1", quiet=True)

@@ -29,6 +29,7 @@ TESTS = Path(__file__).with_name("alerts.yaml")
 OPERATOR = {
     "gpusharing_actions_total": {"action", "result"},
     "gpusharing_api_requests_total": {"verb", "resource", "status"},
+    "gpusharing_build_info": {"version", "component"},
     "gpusharing_drain_blocked_pods": {"policy", "reason"},
     "gpusharing_leader": set(),
     "gpusharing_orphan_nodes": set(),
@@ -69,6 +70,7 @@ AGENT = {
     "gpusharing_agent_ready": set(),
     "gpusharing_agent_simulated": set(),
     "gpusharing_agent_writes_total": {"outcome"},
+    "gpusharing_build_info": {"version", "component"},
     "gpusharing_device_info": {"gpu", "uuid", "profile", "gpu_uuid", "instance_id", "placement"},
     "gpusharing_device_memory_bytes": {"gpu", "uuid", "profile"},
     "gpusharing_device_memory_used_bytes": {"gpu", "uuid", "profile"},

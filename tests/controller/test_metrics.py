@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from typing import get_args
 
 import pytest
@@ -75,8 +76,13 @@ async def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: M
         "gpusharing_policy_slices",
         "gpusharing_policy_slices_idle",
         "gpusharing_pending_pods",
+        "gpusharing_build_info",
     }
     assert all(family.documentation for family in families)
+
+
+def test_the_version_of_the_operator_is_a_metric(metrics: Metrics) -> None:
+    assert samples(metrics, "gpusharing_build_info") == {(version("gpu-sharing-operator"), "operator"): 1}
 
 
 def test_calls_count_by_verb_resource_and_status(metrics: Metrics) -> None:

@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 from gpusharing.agent.loop import AgentLoop
 from gpusharing.agent.observation import Observation
 from gpusharing.api.gpunode import GPU
+from gpusharing.kube.ownversion import own_version
 from gpusharing.planning.gpus.health import diagnose, is_healthy, vitals_of
 
 PREFIX = "gpusharing_agent"
@@ -20,10 +21,18 @@ class AgentCollector(Collector):
     def __init__(self, loop: AgentLoop) -> None:
         """Collect the metrics of the agent that `loop` runs."""
         self._loop = loop
+        self._version = own_version()
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric, as documented in docs/reference/metrics.md. The metrics of the observation are absent
         before the first one, and those of the GPUs before the first successful reading."""
+        build = GaugeMetricFamily(
+            "gpusharing_build_info",
+            "1, with the version of the operator or of the agent.",
+            labels=["version", "component"],
+        )
+        build.add_metric([self._version, "agent"], 1)
+        yield build
         stats = self._loop.stats
         readings = CounterMetricFamily(
             f"{PREFIX}_readings",

@@ -16,6 +16,7 @@ from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Outcome
 from gpusharing.controller.observer import Observer
 from gpusharing.kube.client import ApiRequest
+from gpusharing.kube.ownversion import own_version
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.report.counts import count_slices, waited_for
 from gpusharing.planning.rollout import RolloutPlan
@@ -48,8 +49,8 @@ class Metrics(Observer):
         self._describe_slices()
 
     def _describe_passes(self) -> None:
-        """Create the metrics of passes, actions, transitions, API calls and leadership. The durations of all phases
-        exist from the start."""
+        """Create the metrics of passes, actions, transitions, API calls, the version and leadership. The durations of all
+        phases exist from the start."""
         self.pass_seconds = Histogram(
             "gpusharing_pass_seconds",
             "Duration of one step of a pass: gather, plan, execute or publish.",
@@ -85,6 +86,9 @@ class Metrics(Observer):
             ["verb", "resource", "status"],
             registry=self.registry,
         )
+        build = "1, with the version of the operator or of the agent."
+        self.build = Gauge("gpusharing_build_info", build, ["version", "component"], registry=self.registry)
+        self.build.labels(own_version(), "operator").set(1)
         leads = "1 while this process holds the Lease."
         self.leader = Gauge("gpusharing_leader", leads, registry=self.registry)
 

@@ -22,7 +22,6 @@ from typing import Any
 
 from gpusharing.cli.live.installed import InstalledOperator, read_installed
 from gpusharing.cli.pools.fleet import read_node
-from gpusharing.cli.shell.arguments import own_version
 from gpusharing.cli.shell.documents import SupportBundleData
 from gpusharing.cli.shell.drawing import Ink, Span, fold, line, prose, simulated_sentence
 from gpusharing.cli.shell.session import Session
@@ -31,6 +30,7 @@ from gpusharing.cli.shell.troubles import DONE, Trouble, error_text, sentence
 from gpusharing.kube import client as kinds
 from gpusharing.kube.client import DEPLOYMENTS, JSON, KubeClient, Resource
 from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
+from gpusharing.kube.ownversion import own_version
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.raw import has_condition, text
 from gpusharing.planning.vocabulary.lengths import counted

@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from gpusharing.api.names import ANNOTATION_CLAIMS
-from gpusharing.cli.shell.arguments import own_version
 from gpusharing.cli.shell.troubles import error_text
 from gpusharing.kube.client import DEPLOYMENTS, JSON, LEASES, PODS, KubeClient
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound
 from gpusharing.kube.fence import parse_claims, parse_failed_nodes
+from gpusharing.kube.ownversion import own_version
 from gpusharing.kube.paging import list_of
 from gpusharing.kube.plainstack import find_gpu_operator
 from gpusharing.kube.raw import entries, section, text, texts

@@ -1,4 +1,4 @@
-"""The verbs, their flags and their help. No other module of ours is imported here, so that --help is fast."""
+"""The verbs, their flags and their help. No other module of ours is imported at the top, so that --help is fast."""
 
 import argparse
 from collections.abc import Iterable, Sequence
@@ -66,24 +66,14 @@ def _listed(outputs: Iterable[str]) -> str:
 
 
 class Version(argparse.Action):
-    """Prints the version and exits. The version is looked up only when it is requested, because that takes as long as
-    all of --help."""
+    """Prints the version and exits. The version is looked up only when it is requested."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> Never:
         """Print the version of this plugin and exit with status 0; see argparse.Action."""
+        from gpusharing.kube.ownversion import own_version
+
         print(f"{PROG} {own_version() or '(unknown version)'}")
         parser.exit(0)
-
-
-def own_version() -> str:
-    """Return the version of the installed plugin, or an empty string if it runs from a source folder without being
-    installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("gpu-sharing-operator")
-    except PackageNotFoundError:
-        return ""
 
 
 Flag = tuple[tuple[str, ...], dict[str, Any]]
