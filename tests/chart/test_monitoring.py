@@ -38,6 +38,7 @@ OPERATOR = {
     "gpusharing_phase_seconds": {"phase"},
     "gpusharing_policy_budget_allowed_nodes": {"policy"},
     "gpusharing_policy_budget_used_nodes": {"policy"},
+    "gpusharing_policy_condition": {"policy", "type", "status", "reason"},
     "gpusharing_policy_drifted_nodes": {"policy"},
     "gpusharing_policy_gpu_hourly_price": {"policy", "currency"},
     "gpusharing_policy_gpus": {"policy", "mode"},

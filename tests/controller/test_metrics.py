@@ -77,6 +77,7 @@ async def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: M
         "gpusharing_policy_slices_idle",
         "gpusharing_pending_pods",
         "gpusharing_build_info",
+        "gpusharing_policy_condition",
     }
     assert all(family.documentation for family in families)
 
@@ -227,6 +228,23 @@ def test_each_restart_that_ended_mps_clients_counts_by_policy_from_0_on(metrics:
     assert samples(metrics, ended) == {("pool-b",): 3}
     metrics.passed({}, replace(world.plan(), pools={}), world.snapshot(), Outcome())
     assert samples(metrics, ended) == {}
+
+
+def test_the_conditions_are_those_of_the_object_and_go_with_the_policy(metrics: Metrics) -> None:
+    world = settled(metrics, "gpu-1")
+    condition = "gpusharing_policy_condition"
+    assert samples(metrics, condition) == {}, "nothing was written yet"
+    rows = [
+        {"type": "Ready", "status": "False", "reason": "Draining", "message": "1 of 2 nodes"},
+        {"type": "Stalled", "status": "False", "reason": "Draining", "message": ""},
+    ]
+    metrics.status_of = {"pool-b": {"conditions": rows}, "gone": {"conditions": rows}}.__getitem__
+    stalled = ("pool-b", "Stalled", "False", "Draining")
+    assert samples(metrics, condition) == {("pool-b", "Ready", "False", "Draining"): 1, stalled: 1}
+    rows[0] |= {"status": "True", "reason": "Synced"}
+    assert samples(metrics, condition) == {("pool-b", "Ready", "True", "Synced"): 1, stalled: 1}
+    metrics.passed({}, replace(world.plan(), pools={}), world.snapshot(), Outcome())
+    assert samples(metrics, condition) == {}
 
 
 def test_a_node_that_differs_from_its_proof_is_drifted_until_its_change_begins(metrics: Metrics) -> None:

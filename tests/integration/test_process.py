@@ -141,6 +141,7 @@ def test_probes_metrics_and_logs_of_one_life_and_a_prompt_end(product: Product) 
             "gpusharing_leader 1.0",
             'gpusharing_actions_total{action="FenceNode",result="done"} 1.0',
             f'gpusharing_policy_nodes{{phase="Synced",policy="{pool.name}"}} 1.0',
+            f'gpusharing_policy_condition{{policy="{pool.name}",reason="Synced",status="True",type="Ready"}} 1.0',
         )
         identity = holder(product)
         assert identity

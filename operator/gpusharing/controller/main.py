@@ -139,6 +139,7 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
             loop = Loop(
                 client, lease, settings, metrics, identity=identity, now=clock, on_first_pass=settle_heap
             )
+            metrics.status_of = loop.sources.policies.status
             watch = PolicyWatch(client, login, lambda name, version: _touched(loop, name, version))
             metrics.leader.set_function(lambda: float(lease.is_leader))
             try:

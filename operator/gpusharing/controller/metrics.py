@@ -7,7 +7,7 @@ import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping, Set
 from itertools import chain
-from typing import get_args
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
@@ -42,6 +42,8 @@ class Metrics(Observer):
         self.registry.register(_AtEachScrape(self._count))
         self._last: tuple[RolloutPlan, ClusterSnapshot] | None = None
         """Plan and snapshot of the last pass, or None before the first."""
+        self.status_of: Callable[[str], Mapping[str, Any]] = lambda policy: {}
+        """Returns the status of a policy as last read or written, by policy name; empty if it has none."""
         self._policies: set[str] = set()
         """Policies whose transitions are counted."""
         self._describe_passes()
@@ -93,8 +95,16 @@ class Metrics(Observer):
         self.leader = Gauge("gpusharing_leader", leads, registry=self.registry)
 
     def _describe_pools(self) -> None:
-        """Create the metrics of nodes, health, budgets, halts, prices and drains by policy, and of orphaned nodes."""
+        """Create the metrics of nodes, conditions, health, budgets, halts, prices and drains by policy, and of orphaned
+        nodes."""
         self.nodes = self._per_policy("gpusharing_policy_nodes", "Nodes of a policy by phase.", "phase")
+        self.conditions = self._per_policy(
+            "gpusharing_policy_condition",
+            "1 for the present status and reason of each condition of a policy.",
+            "type",
+            "status",
+            "reason",
+        )
         self.unhealthy = self._per_policy(
             "gpusharing_policy_unhealthy_nodes",
             "Nodes of a policy with an unhealthy GPU, by reason; such nodes are not reconfigured.",
@@ -180,9 +190,9 @@ class Metrics(Observer):
         return Gauge(name, text, ["policy", *labels], registry=self.registry)
 
     def _count(self) -> None:
-        """Set the gauges that are computed only for a scrape, from the last pass: drift, nodes without a Ready agent,
-        GPUs, slices, idle slices and Pending pods. They are expensive with thousands of nodes, so passes do not set
-        them. Nothing is set before the first pass."""
+        """Set the gauges that are computed only for a scrape: the conditions as the policies show them, and, from the
+        last pass, drift, nodes without a Ready agent, GPUs, slices, idle slices and Pending pods. They are expensive
+        with thousands of nodes, so passes do not set them. Nothing is set before the first pass."""
         if self._last is None:
             return
         plan, snapshot = self._last
@@ -192,6 +202,11 @@ class Metrics(Observer):
             name: sum(member.node.name not in agents for member in pool.members)
             for name, pool in pools.items()
         }
+        conditions = [(name, row) for name in pools for row in self.status_of(name).get("conditions") or ()]
+        keys = ("type", "status", "reason")
+        _show(
+            self.conditions, {(name, *(str(row.get(key, "")) for key in keys)): 1 for name, row in conditions}
+        )
         _show(self.agentless, {(name,): count for name, count in lacking.items()})
         _show(self.gpus, _gpus_by_mode(plan, snapshot))
         counted = {
