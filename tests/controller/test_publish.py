@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER, SILENCE
+from structlog.testing import capture_logs
 from tests.build import NOW, at, make_fence, make_gpunode, make_node, make_policy, make_snapshot
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.planning.told import CHANGING, DRAINING, FAILED, PENDING, SYNCED
@@ -311,6 +312,27 @@ async def test_an_event_speaks_about_policy_and_node_and_comes_once_per_transiti
     assert event["related"] == {"apiVersion": "v1", "kind": "Node", "name": "gpu-07"}
     assert event["eventTime"] == "2026-11-20T10:00:01.000000Z"
     assert stage.changes == [(None, WAITING), (WAITING, MOVING)]
+
+
+async def test_a_warning_is_logged_as_one_with_the_words_of_its_event() -> None:
+    stage = Publishing()
+    await stage.publish(SYNCED)
+    with capture_logs() as lines:
+        await stage.publish(replace(FAILED, node="gpu-07"), 10)
+        await stage.publish(SYNCED, 60)
+    notes = {event["reason"]: event["note"] for event in stage.cluster.objects(EVENTS)}
+    assert [(line["event"], line["log_level"]) for line in lines] == [
+        ("NodeFailed", "warning"),
+        ("LayoutVerified", "info"),
+    ]
+    assert lines[0] == {
+        "event": "NodeFailed",
+        "log_level": "warning",
+        "node": "gpu-07",
+        "policy": POLICY.name,
+        "phase": "Failed",
+        "note": notes["NodeFailed"],
+    }
 
 
 async def test_a_first_publication_has_no_earlier_state_and_posts_no_event() -> None:

@@ -1,5 +1,6 @@
 """A policy that is refused gets one Event for each refusal, when its status says so (controller/publish.py)."""
 
+from structlog.testing import capture_logs
 from tests.build import make_policy
 from tests.controller.test_publish import Publishing
 from tests.planning.told import verdict
@@ -17,9 +18,12 @@ REFUSED = verdict(Phase.BLOCKED, Reason.PLUGIN_CONFIG_NOT_OURS, wanted="")
 
 async def test_a_refusal_is_told_once_about_the_policy_whoever_leads() -> None:
     stage = Publishing()
-    assert await stage.publish(REFUSED, objection=NOT_OURS) == 0, "the Event waits for the next round"
-    for seconds in (1, 2):
-        assert await stage.publish(REFUSED, seconds, objection=NOT_OURS) is None
+    with capture_logs() as lines:
+        assert await stage.publish(REFUSED, objection=NOT_OURS) == 0, "the Event waits for the next round"
+        for seconds in (1, 2):
+            assert await stage.publish(REFUSED, seconds, objection=NOT_OURS) is None
+    where = {"policy": POLICY.name, "note": "it is x; run: y"}
+    assert lines == [{"event": "PluginConfigNotOurs", "log_level": "warning", **where}]
     again = Publishing(cluster=stage.cluster)
     await again.publish(REFUSED, 60, objection=NOT_OURS)
     await again.publish(REFUSED, 61, objection=NOT_OURS)

@@ -277,6 +277,7 @@ class Publisher:
         later = await self._write(key, now, POLICIES, body, self.sources.policies.accept)
         if later is None and refusal is not None:
             self._pending_events.append(self._event(refusal, _policy_of(policy), now))
+            _log(refusal, policy=policy.name)
             return now  # the Event is posted with the next round
         return later
 
@@ -335,13 +336,7 @@ class Publisher:
         for event in events:
             node = {"apiVersion": "v1", "kind": "Node", "name": verdict.node}
             self._pending_events.append({**self._event(event, _policy_of(pool.policy), now), "related": node})
-            log.info(
-                event.reason,
-                node=verdict.node,
-                policy=verdict.policy,
-                phase=str(verdict.phase),
-                note=event.note,
-            )
+            _log(event, node=verdict.node, policy=verdict.policy, phase=str(verdict.phase))
 
     def report_shared(self, action: SetPointers | RepairMps, now: datetime) -> None:
         """Queue an Event about the ClusterPolicy, which says that the operator has changed the ClusterPolicy or its
@@ -397,6 +392,13 @@ class Publisher:
             "note": event.note,
             "regarding": regarding,
         }
+
+
+def _log(event: Event, **where: str) -> None:
+    """Log an Event with its reason as the message, its note, and the keys in `where`. A Warning is logged at the level
+    warning, any other Event at the level info."""
+    write = log.warning if event.type == "Warning" else log.info
+    write(event.reason, **where, note=event.note)
 
 
 def _policy_of(policy: PolicyView) -> JSON:
