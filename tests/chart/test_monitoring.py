@@ -14,7 +14,7 @@ from hack.generate import ROOT
 from hack.generate_pages import _agent_metrics
 from hack.promtool import ensure
 from prometheus_client import Counter, Gauge, Histogram
-from tests.chart.charts import CHART, Helm, find
+from tests.chart.charts import CHART, IMAGE, Helm, find
 
 from gpusharing.controller.metrics import Metrics
 
@@ -258,13 +258,20 @@ def test_the_rules_reach_the_prometheus_rule_with_labels_and_runbook(helm: Helm)
         assert one == own
 
 
-def test_without_an_address_the_runbook_is_the_page_in_the_source(helm: Helm) -> None:
-    rule = find(
-        helm.template("--set", "monitoring.prometheusRule.enabled=true"), "PrometheusRule", "gpusharing"
-    )
-    urls = [one["annotations"]["runbook_url"] for one in rule["spec"]["groups"][0]["rules"]]
-    page = RUNBOOK.relative_to(ROOT)
-    assert urls == [f"{page}#{one['alert'].lower()}" for one in alerts()]
+@pytest.mark.parametrize("home", ["https://git.example/team/gpu-sharing-operator", ""])
+def test_the_runbook_of_a_released_chart_is_the_page_of_its_repository(
+    helm: Helm, tmp_path: Path, home: str
+) -> None:
+    chart = tmp_path / "chart"
+    shutil.copytree(CHART, chart)
+    about = yaml.safe_load((chart / "Chart.yaml").read_text())
+    (chart / "Chart.yaml").write_text(yaml.safe_dump({**about, "home": home, "version": "1.2.3"}))
+    done = helm.run("template", "x", str(chart), *IMAGE, "--set", "monitoring.prometheusRule.enabled=true")
+    assert done.returncode == 0, done.stderr
+    rule = find([one for one in yaml.safe_load_all(done.stdout) if one], "PrometheusRule", "gpusharing")
+    urls = {one["alert"]: one["annotations"].get("runbook_url") for one in rule["spec"]["groups"][0]["rules"]}
+    page = f"{home}/blob/v1.2.3/{RUNBOOK.relative_to(ROOT)}"
+    assert urls == {one["alert"]: f"{page}#{one['alert'].lower()}" if home else None for one in alerts()}
 
 
 def test_each_dashboard_reaches_its_config_map_unchanged(helm: Helm) -> None:
