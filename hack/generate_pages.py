@@ -206,7 +206,10 @@ def metrics() -> str:
     ]
     body = ["## Operator", "", *_table(header, sorted(rows)), "", "## Agent", ""]
     body += _table(header, sorted(_agent_metrics()))
-    text = "Metrics are served at /metrics; see the chart's values for the ports and for PodMonitors."
+    text = (
+        "Metrics are served at /metrics; see the chart's values for the ports and for PodMonitors. Agents give theirs"
+        " only to [accounts that may read them](../how-to/usage.md#let-prometheus-read-the-agents)."
+    )
     return _page(
         "controller/metrics.py, agent/metrics.py, usagemetrics.py and metermetrics.py", "Metrics", text, body
     )

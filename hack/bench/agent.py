@@ -26,6 +26,7 @@ from hack.bench.divide import INSTANCES
 from hack.bench.machine import cpu_ms, read_metric, read_metrics, rss_mib
 from hack.bench.results import Measured
 from hack.bench.testbed import GPUNODES, Testbed
+from hack.cluster.api import Api, ApiError
 from hack.cluster.kubeconfig import node_bound_token
 from hack.cluster.process import wait_until
 from hack.nvmlsim.simulator import Simulator
@@ -189,15 +190,17 @@ class Running:
 
     pid: int
     port: int
+    token: str
+    """A token that may read the metrics."""
 
     def metrics(self) -> str:
         """Scrape the agent once and return the metrics page. Raises OSError if the agent does not answer."""
-        return read_metrics(self.port)
+        return read_metrics(self.port, self.token)
 
     def readings(self) -> float:
         """Return how often the agent has read its GPUs successfully since it started. Raises OSError if the agent does
         not answer."""
-        return read_metric(self.port, 'gpusharing_agent_readings_total{outcome="ok"}')
+        return read_metric(self.port, 'gpusharing_agent_readings_total{outcome="ok"}', self.token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,15 +333,37 @@ def _run(testbed: Testbed, library: Mapping[str, str], name: str) -> Iterator[Ru
     Node or the ServiceAccount does not exist."""
     folder, api = testbed.directory / f"agent-{name}", testbed.api
     token = node_bound_token(api, launch.AGENT_NAMESPACE, SERVICE_ACCOUNT, NODE)
+    _let_agent_read_metrics(api)
     environment = {
         **library,
         **launch.write_account(folder, launch.Door(api.url, api.ca_pem), token),
         "NODE_NAME": NODE,
         "METRICS_ADDR": "127.0.0.1:0",
+        "METRICS_SECURE": "true",
         "INTERVAL_SECONDS": str(INTERVAL),
     }
     log = folder / "agent.log"
     with launch.LaunchedProcess(("-m", "gpusharing.agent.main"), environment, log) as process:
         wait_until(lambda: log.read_text().endswith("\n"), 30, "the agent to start")
         started = json.loads(log.read_text().splitlines()[0])
-        yield Running(process.pid, int(started["probes"].rpartition(":")[2]))
+        yield Running(process.pid, int(started["probes"].rpartition(":")[2]), token)
+
+
+def _let_agent_read_metrics(api: Api) -> None:
+    """Bind the agent's own account to the chart's role of those who may read its metrics, so that the bench needs no
+    other account. Does nothing if it is bound. Raises ApiError if the API server refuses that."""
+    group = "rbac.authorization.k8s.io"
+    binding = {
+        "apiVersion": f"{group}/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": "bench-reads-metrics"},
+        "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "gpusharing-metrics-reader"},
+        "subjects": [
+            {"kind": "ServiceAccount", "name": SERVICE_ACCOUNT, "namespace": launch.AGENT_NAMESPACE}
+        ],
+    }
+    try:
+        api.create(f"/apis/{group}/v1/clusterrolebindings", binding)
+    except ApiError as error:
+        if error.status != 409:
+            raise

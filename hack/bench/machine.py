@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import ssl
 import statistics
 import time
 import urllib.request
@@ -41,17 +42,22 @@ def pace_ms() -> float:
     return statistics.median(taken) * 1000
 
 
-def read_metrics(port: int) -> str:
-    """Return the metrics page that one of our processes serves on this port. Raises OSError while nothing listens on
-    the port."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+def read_metrics(port: int, token: str = "") -> str:
+    """Return the metrics page that one of our processes serves on this port. With a token, the page is read with TLS,
+    without verifying the certificate. Raises OSError while nothing listens on the port, and if the page is refused."""
+    request = urllib.request.Request(f"http{'s' if token else ''}://127.0.0.1:{port}/metrics")
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with urllib.request.urlopen(request, context=context if token else None) as answer:
         return str(answer.read().decode())
 
 
-def read_metric(port: int, sample: str) -> float:
+def read_metric(port: int, sample: str, token: str = "") -> float:
     """Return the value of one sample on the metrics page at this port, or 0 if the page does not have the sample.
-    `sample` is the name with its labels. Raises OSError while nothing listens on the port."""
-    match = re.search(rf"^{re.escape(sample)} (\S+)$", read_metrics(port), re.MULTILINE)
+    `sample` is the name with its labels. Reads the page, and raises, as `read_metrics` does."""
+    match = re.search(rf"^{re.escape(sample)} (\S+)$", read_metrics(port, token), re.MULTILINE)
     return float(match[1]) if match else 0.0
 
 

@@ -46,6 +46,16 @@ def test_metrics_stay_on_loopback_unless_told_otherwise() -> None:
     assert address("10.0.0.7:80") == ("10.0.0.7", 80)
 
 
+def test_metrics_are_secure_if_that_is_said_in_words_that_cannot_be_mistaken(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert parse(["--node-name", "n"], {}).metrics_secure is False
+    assert parse(["--node-name", "n"], {"METRICS_SECURE": "true"}).metrics_secure is True
+    with pytest.raises(SystemExit):
+        parse(["--node-name", "n"], {"METRICS_SECURE": "yes"})
+    assert "--metrics-secure: invalid switch value: 'yes'" in capsys.readouterr().err
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     """The shipped process, without credentials from this test's environment."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("KUBE", "NODE_NAME"))}

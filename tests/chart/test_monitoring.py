@@ -322,3 +322,11 @@ def test_a_monitor_finds_the_metrics_port_and_gives_the_jobs_the_names_that_the_
         assert endpoint["relabelings"][0]["targetLabel"] == "node"
         # The agent's metrics of usage say namespace and pod of the workload.
         assert endpoint.get("honorLabels", False) == (name == "gpusharing-agent")
+        if name == "gpusharing-agent":
+            token = endpoint["authorization"]["credentials"]
+            secret = find(objects, "Secret", token["name"])
+            assert secret["metadata"]["namespace"] == monitor["metadata"]["namespace"]
+            account = secret["metadata"]["annotations"]["kubernetes.io/service-account.name"]
+            binding = find(objects, "ClusterRoleBinding", "gpusharing-metrics-reader")
+            space = secret["metadata"]["namespace"]
+            assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": space}]

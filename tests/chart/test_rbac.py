@@ -52,10 +52,35 @@ def test_no_grant_is_wide(helm: Helm) -> None:
         assert grant.verb not in ("update", "deletecollection", "impersonate", "escalate", "bind")
 
 
-def test_the_agent_reaches_nothing_but_gpunodes(helm: Helm) -> None:
-    assert {(grant.group, grant.resource) for grant in rendered(helm) if grant.subject == "agent"} == {
-        ("gpusharing.dev", "gpunodes")
-    }
+@pytest.mark.parametrize("secure", [True, False])
+def test_the_agent_reaches_nothing_but_gpunodes_and_asks_who_reads_its_metrics(
+    helm: Helm, secure: bool
+) -> None:
+    """Neither review stores anything."""
+    reviews = {("tokenreviews", "create"), ("subjectaccessreviews", "create")} if secure else set()
+    grants = rendered(helm, "--set", f"agent.secureMetrics={str(secure).lower()}")
+    found = {(one.resource, one.verb) for one in grants if one.subject == "agent"}
+    assert found == {("gpunodes", verb) for verb in ("list", "watch", "patch")} | reviews
+
+
+def readers(helm: Helm, *arguments: str) -> list[str]:
+    """Who is bound to the role that lets somebody read the agents' metrics."""
+    objects = helm.template(*arguments)
+    bindings = [one for one in objects if one["metadata"]["name"] == "gpusharing-metrics-reader"]
+    subjects = [who for one in bindings for who in one.get("subjects", ())]
+    return [f"{who['namespace']}/{who['name']}" for who in subjects]
+
+
+def test_nobody_may_read_the_agents_metrics_but_who_is_named_and_the_account_of_the_monitors(
+    helm: Helm,
+) -> None:
+    assert readers(helm) == []
+    named = "monitoring.readers={monitoring/prometheus-k8s,other/scraper.v1}"
+    assert readers(helm, "--set", named) == ["monitoring/prometheus-k8s", "other/scraper.v1"]
+    for monitor in ("podMonitor", "serviceMonitor"):
+        value = f"monitoring.{monitor}.enabled=true"
+        assert readers(helm, "--set", value) == ["gpusharing-agent/gpusharing-metrics-reader"]
+        assert readers(helm, "--set", f"{value},agent.secureMetrics=false") == []
 
 
 def test_the_number_of_grants_stays_small(helm: Helm) -> None:

@@ -30,10 +30,9 @@ from gpusharing.cli.shell.documents import FailureData
 from gpusharing.cli.shell.drawing import Paper, plain
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
+from gpusharing.kube.client import ACCESS_REVIEWS, NODES
 from gpusharing.kube.client import GPUNODES as GPUNODES_KIND
-from gpusharing.kube.client import NODES
 from gpusharing.kube.client import POLICIES as POLICIES_KIND
-from gpusharing.kube.installation import ACCESS_REVIEWS
 from gpusharing.kube.login import ProgramLoop
 
 NOBODY = "http://127.0.0.1:9"

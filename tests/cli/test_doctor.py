@@ -15,9 +15,8 @@ from tests.fakes.virtualtime import virtually
 from gpusharing.cli.setup.doctor import Examination, describe
 from gpusharing.cli.shell.drawing import Paper, plain
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
-from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES
+from gpusharing.kube.client import ACCESS_REVIEWS, CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
-from gpusharing.kube.installation import ACCESS_REVIEWS
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place, Topic, error
 from gpusharing.planning.stack.nodesymptoms import find_node_symptoms
 

@@ -15,8 +15,7 @@ from tests.fakes.virtualtime import virtually
 from tests.recipes import DOCUMENTED, PLUGIN, Recipe, RecipePool, time_slicing
 
 from gpusharing.cli.shell.troubles import DONE
-from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, POLICIES
-from gpusharing.kube.installation import ACCESS_REVIEWS
+from gpusharing.kube.client import ACCESS_REVIEWS, CONFIG_MAPS, GPUNODES, JSON, POLICIES
 
 STATES = ("nothing", "CRDs only", "a chart without operator", "everything")
 BEFORE = STATES[:2]

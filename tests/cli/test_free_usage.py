@@ -76,6 +76,25 @@ memory and SM use are from the agents, read a moment ago.
 """
 
 
+def test_agents_that_need_a_token_are_not_asked_and_the_answer_says_so(shared: Desk) -> None:
+    """The API server removes the token of a user before its proxy passes the request on."""
+    (container,) = shared.server.lists[PODS][0]["spec"]["containers"]
+    container["env"] = [{"name": "METRICS_SECURE", "value": "true"}]
+    shared.server.texts = {}
+    shared.server.lists[SERVICES] = []
+    said = use(shared)
+    assert said.status == CHANGES
+    assert (
+        "memory and SM use are unknown: the metrics on gpu-1 need a token, which the API server does not pass on to"
+        " the agent. Prometheus could not be used instead: "
+    ) in " ".join(said.out.split())
+    assert f"GET {AGENT}" not in shared.server.asked
+    known(shared, pod_slices="1", pod_memory_used_bytes=str(7 * GIB), pod_sm_ratio="0.5")
+    said = use(shared, "--service", "monitoring/prometheus:9090", "-n", "team-a", "-o", "json")
+    assert said.status == DONE
+    assert "as last scraped, because the metrics on gpu-1 need a token" in json.loads(said.out)["notes"][0]
+
+
 def test_the_agents_say_who_uses_a_shared_gpu_right_now(shared: Desk) -> None:
     said = use(shared)
     assert (said.status, said.err) == (DONE, "")

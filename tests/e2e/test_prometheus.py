@@ -19,6 +19,7 @@ from hack.realnode.machine import Machine
 from hack.realnode.runtime import MEMORY_MIB
 from tests.e2e.conftest import NODES
 from tests.e2e.pool import Walk
+from tests.e2e.usage import reader_token
 
 pytestmark = pytest.mark.e2e
 PORT = 9090
@@ -89,7 +90,10 @@ def seen(walk: Walk) -> Iterator[Seen]:
             for pod in listening(walk, namespace)
         ]
         pods |= {one["labels"]["pod"] for one in targets}
-        jobs.append({"job_name": namespace, "honor_labels": True, "static_configs": targets})
+        secure = {"scheme": "https", "tls_config": {"insecure_skip_verify": True}}
+        secure |= {"authorization": {"credentials": reader_token(walk.site.api)}}
+        how = secure if namespace == AGENT_NAMESPACE else {}
+        jobs.append({"job_name": namespace, "honor_labels": True, "static_configs": targets, **how})
     config = {"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}
     (first.folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     command = [

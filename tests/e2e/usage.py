@@ -3,6 +3,8 @@
 import re
 from functools import partial
 
+from hack.cluster.api import Api, ApiError
+from hack.cluster.kubeconfig import service_account_token
 from hack.launch import AGENT_NAMESPACE
 from hack.realnode.runtime import MEMORY_MIB
 from prometheus_client.parser import text_string_to_metric_families
@@ -31,14 +33,43 @@ def holds(walk: Walk, stop: PoolMode) -> None:
         walk.wait(partial(tells_who_uses_what, walk, stop, node, here), "the agent to tell who uses what")
 
 
-METRICS = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8080/metrics').read().decode())"
+METRICS = """
+import ssl, sys, urllib.request as r
+asked = r.Request("https://127.0.0.1:8080/metrics", headers={"Authorization": "Bearer " + sys.argv[1]})
+print(r.urlopen(asked, context=ssl._create_unverified_context()).read().decode())
+"""
+READER = "reads-metrics"
+
+
+def reader_token(api: Api) -> str:
+    """A token of an account that may read the agents' metrics, which is made when it is absent."""
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": READER}}
+    rbac = "rbac.authorization.k8s.io"
+    binding = {
+        "apiVersion": f"{rbac}/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": READER},
+        "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "gpusharing-metrics-reader"},
+        "subjects": [{"kind": "ServiceAccount", "name": READER, "namespace": "default"}],
+    }
+    for path, made in (
+        ("/api/v1/namespaces/default/serviceaccounts", account),
+        (f"/apis/{rbac}/v1/clusterrolebindings", binding),
+    ):
+        try:
+            api.create(path, made)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+    return service_account_token(api, "default", READER)
 
 
 def usage(walk: Walk, node: str, metric: str) -> dict[str, float]:
     """What the agent of a node tells Prometheus under this name, by pod; of devices under the empty name."""
     agents = walk.site.api.list(f"/api/v1/namespaces/{AGENT_NAMESPACE}/pods")
     (agent,) = [pod["metadata"]["name"] for pod in agents if pod["spec"]["nodeName"] == node]
-    page = walk.site.kubectl("-n", AGENT_NAMESPACE, "exec", agent, "--", "python3", "-c", METRICS)
+    token = reader_token(walk.site.api)
+    page = walk.site.kubectl("-n", AGENT_NAMESPACE, "exec", agent, "--", "python3", "-c", METRICS, token)
     found: dict[str, float] = {}
     for family in text_string_to_metric_families(page):
         for sample in family.samples:

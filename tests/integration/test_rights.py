@@ -1,20 +1,16 @@
 """The rights that the chart grants are exactly those that the tests of this folder were seen to use; runs last."""
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from hack.cluster.audit import AuditedRequest
 from hack.cluster.kubeconfig import node_bound_token
 from hack.cluster.process import wait_until
-from hack.nvmlsim.simulator import Simulator
 from hack.sidebyside import LOOKED_BACK_AT
+from tests.agent.test_access import get
 from tests.chart.rbac import golden
+from tests.integration.agentprocess import agent_process
 from tests.integration.product import AGENT, GPUNODES, OPERATOR, SECONDS, Product
 
 from hack import launch
@@ -56,40 +52,24 @@ def test_the_agents_use_what_they_were_granted_and_nothing_else(product: Product
 
 
 def report_once(product: Product, directory: Path) -> None:
-    """Run the shipped agent as a process on one more node: of the simulated ones only the writes are their own."""
-    machine = Simulator.create(directory / "nvml.state", ["h100-80gb"], seed="rights")
+    """Run the shipped agent as a process on one more node, and send it a token: of the simulated ones only the writes
+    are their own."""
     with product.pool() as pool:
         node = pool.nodes[0]
         # Not the pool's agent: the process speaks for this node alone, and the simulated one is told nothing.
-        (directory / "token").write_text(
-            node_bound_token(product.api, launch.AGENT_NAMESPACE, "gpusharing-agent", node)
-        )
-        (directory / "ca.crt").write_text(product.api.ca_pem)
-        server = urlsplit(product.api.url)
-        environment = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"} | {
-            **machine.environment("root"),
-            "NODE_NAME": node,
-            "SERVICE_ACCOUNT": str(directory),
-            "KUBERNETES_SERVICE_HOST": server.hostname or "",
-            "KUBERNETES_SERVICE_PORT": str(server.port),
-            "METRICS_ADDR": "127.0.0.1:0",
-            "PYTHONPATH": launch.PYTHONPATH,
-        }
         gpunode = {"apiVersion": "gpusharing.dev/v1alpha1", "kind": "GPUNode", "metadata": {"name": node}}
         product.api.create(GPUNODES, {**gpunode, "spec": {"request": {"id": "rights", "quiet": False}}})
-        command = [sys.executable, "-m", "gpusharing.agent.main"]
         since = product.mark()
-        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stderr is not None
-            assert json.loads(process.stderr.readline())["probes"]
+        with agent_process(product, node, directory, METRICS_SECURE="true") as port:
+            token = node_bound_token(product.api, launch.AGENT_NAMESPACE, "gpusharing-agent", node)
+            status = get(f"https://127.0.0.1:{port}/metrics", f"Bearer {token}")[0]
+            assert status == 403, "an agent may not read the metrics of another one"
             verbs = {"list", "watch", "patch"}
             wait_until(
                 lambda: verbs <= {r.verb for r in product.requests(since, AGENT)},
                 SECONDS,
                 "the agent's report",
             )
-            process.terminate()
-            process.communicate(timeout=SECONDS)
 
 
 def test_the_operator_uses_every_right_that_it_was_granted(

@@ -8,7 +8,7 @@ from hack.sim.fakefaults import EVER, SILENCE
 from tests.fakes.virtualtime import virtually
 from tests.kube.objects import node, pod
 
-from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES, KubeClient
+from gpusharing.kube.client import ACCESS_REVIEWS, GPUNODES, NODES, PODS, POLICIES, KubeClient
 from gpusharing.kube.errors import (
     EvictionBlocked,
     Forbidden,
@@ -20,7 +20,6 @@ from gpusharing.kube.errors import (
     Unavailable,
 )
 from gpusharing.kube.fanout import Fanout, PublishingClient
-from gpusharing.kube.installation import ACCESS_REVIEWS
 from gpusharing.kube.paging import pages_of
 
 

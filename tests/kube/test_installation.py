@@ -11,6 +11,7 @@ from gpusharing.api import names
 from gpusharing.api.selectors import matches
 from gpusharing.api.times import to_micro_time
 from gpusharing.kube.client import (
+    ACCESS_REVIEWS,
     CLUSTER_POLICIES,
     CONFIG_MAPS,
     DAEMON_SETS,
@@ -23,7 +24,7 @@ from gpusharing.kube.client import (
     POLICIES,
 )
 from gpusharing.kube.errors import Forbidden, Unauthorized
-from gpusharing.kube.installation import ACCESS_REVIEWS, RUNTIME_CLASSES, gather_installation
+from gpusharing.kube.installation import RUNTIME_CLASSES, gather_installation
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView, Place, PodState
 from gpusharing.planning.stack.requirements import has_driver
@@ -121,6 +122,20 @@ async def test_the_mps_daemon_of_the_gpu_operator_is_read_for_its_policy(cluster
     view = await gathered(cluster)
     (found,) = [row for row in find_symptoms(view) if row.reason == "MPSNotSwitchable"]
     assert found.command.endswith("daemonset/mps -c config-manager PROCESS_TO_SIGNAL=mps-control-daemon")
+
+
+@pytest.mark.parametrize("secure", [True, False])
+async def test_the_reviews_of_an_agent_are_checked_where_it_makes_them(
+    cluster: FakeCluster, secure: bool
+) -> None:
+    env = [{"name": "METRICS_SECURE", "value": str(secure).lower()}]
+    spec = {"template": {"spec": {"containers": [{"name": "agent", "env": env}]}}}
+    cluster.patch(DAEMON_SETS, "gpusharing-agent", {"spec": spec}, namespace="gpusharing-agent")
+    view = await gathered(cluster)
+    assert view.agents is not None
+    assert view.agents.secure_metrics is secure
+    checked = {one.right.resource for one in view.rights if one.subject == "gpusharing-agent"}
+    assert checked == {"gpunodes", *(("tokenreviews", "subjectaccessreviews") if secure else ())}
 
 
 async def test_nothing_is_written(cluster: FakeCluster) -> None:

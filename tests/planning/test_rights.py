@@ -20,7 +20,7 @@ NAMED = {
         ("operator", rights.OPERATOR + rights.REPAIR_MPS, ("gpuOperator.repairMps",)),
         ("operator", rights.OPERATOR + rights.FORCE_DELETE, ("forceDelete",)),
         ("operator", rights.OPERATOR + rights.DEVICE_TAINTS, ("dra.deviceTaints",)),
-        ("agent", rights.AGENT, ()),
+        ("agent", rights.AGENT + rights.SECURE_METRICS, ()),
     ],
 )
 def test_the_table_is_the_golden_one(

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from prometheus_client.registry import CollectorRegistry
 
+from gpusharing.agent.access import MetricsAccess
 from gpusharing.agent.background import Worker
+from gpusharing.agent.certificate import self_signed
 from gpusharing.agent.kubelet import SOCKET, KubeletPodResources
 from gpusharing.agent.logs import log_as_json
 from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
@@ -18,7 +20,7 @@ from gpusharing.agent.metermetrics import MeterCollector
 from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.nvml import NVML
 from gpusharing.agent.podnames import PodNames
-from gpusharing.agent.probes import ProbeServer
+from gpusharing.agent.probes import ProbeServer, Protection
 from gpusharing.agent.processes import Processes
 from gpusharing.agent.rest import RestClient
 from gpusharing.agent.usagemetrics import UsageCollector
@@ -52,6 +54,13 @@ def address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def switch(text: str) -> bool:
+    """Parse `true` or `false`. Raises ValueError for any other text."""
+    if text not in ("true", "false"):
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text == "true"
+
+
 _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
     (
         "--interval",
@@ -81,6 +90,13 @@ _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
         "127.0.0.1:8081",
         address,
         "address at which /metrics, /healthz and /readyz are served",
+    ),
+    (
+        "--metrics-secure",
+        "METRICS_SECURE",
+        "false",
+        switch,
+        "true to serve with TLS, and /metrics only to those whom the API server allows to get it",
     ),
     (
         "--kubeconfig",
@@ -125,7 +141,8 @@ async def _serve(
 ) -> int:
     """Check the credentials, serve the probes and metrics, and run the loop until a signal; then close `pods`. Return
     the exit status and log its cause: 0 after a signal, NO_LOGIN without credentials, 1 if only a new container can
-    read the GPUs. Raises OSError if the address of the probes is in use, and the loop's other errors in a group."""
+    read the GPUs. Raises OSError if the address of the probes is in use, what `self_signed` raises if the metrics are
+    to be secure, and the loop's other errors in a group."""
     try:
         await login.access()
         await login.token()
@@ -139,7 +156,14 @@ async def _serve(
     registry.register(AgentCollector(loop))
     registry.register(UsageCollector(loop))
     registry.register(MeterCollector(loop.meter))
-    probes = ProbeServer(options.metrics_addr, loop.why_not_alive, loop.why_not_ready, registry)
+    protection = (
+        Protection(self_signed("gpusharing-agent"), MetricsAccess(api).decide)
+        if options.metrics_secure
+        else None
+    )
+    probes = ProbeServer(
+        options.metrics_addr, loop.why_not_alive, loop.why_not_ready, registry, protection=protection
+    )
     probes.start()
     log.info("agent started", extra={"probes": f"{options.metrics_addr[0]}:{probes.port}"})
     task = asyncio.create_task(loop.run())

@@ -1,11 +1,14 @@
-"""Serve /healthz, /readyz and /metrics with the standard library, in a thread that outlives a stuck event loop."""
+"""Serve /healthz, /readyz and /metrics with the standard library, in a thread that outlives a stuck event loop. In
+plain HTTP, or with TLS; then only those whom the API server allows may read /metrics."""
 
 import socket
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import Any
@@ -13,13 +16,26 @@ from typing import Any
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import CollectorRegistry
 
+from gpusharing.agent.access import ALLOWED, Decision
+
 MOST_CONNECTIONS = 16
 """The most connections at a time; the kubelet's probes and a few Prometheus servers need two or three."""
 SECONDS = 10.0
 """The longest time for one connection, from its beginning to its end."""
 
+_TEXT = "text/plain; charset=utf-8"
 Probe = Callable[[], str]
 """Returns what is wrong, or an empty string if everything is fine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """How the server keeps the metrics from those who may not read them."""
+
+    tls: ssl.SSLContext
+    """The certificate and key of the server."""
+    decide: Callable[[str], Decision]
+    """Decides by the Authorization header of a request for /metrics, which is empty if it has none; may block."""
 
 
 class _Server(ThreadingTCPServer):
@@ -34,15 +50,28 @@ class _Server(ThreadingTCPServer):
     request_queue_size = 64
 
     def __init__(
-        self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], clock: Callable[[], float]
+        self,
+        address: tuple[str, int],
+        handler: type[BaseHTTPRequestHandler],
+        clock: Callable[[], float],
+        tls: ssl.SSLContext | None,
     ) -> None:
-        """Listen at `address`, and answer requests with `handler`. `clock` returns monotonic seconds."""
-        self._clock = clock
+        """Listen at `address`, with TLS if there is a context for it, and answer requests with `handler`. `clock`
+        returns monotonic seconds."""
+        self._clock, self._tls = clock, tls
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._lock = threading.Lock()
         self._open: dict[socket.socket, float] = {}
         """When each open connection began, oldest first. A socket is removed before it is closed."""
         super().__init__(address, handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection, and return it with the client's address. With TLS, the handshake takes place when the
+        thread of the connection reads from it, so that a slow client holds up no other."""
+        request, client = super().get_request()
+        if self._tls is not None:
+            request = self._tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        return request, client
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Shut down the oldest connections as long as MOST_CONNECTIONS are open, then answer this one in its own
@@ -77,8 +106,9 @@ class _Server(ThreadingTCPServer):
         """Forget a connection and shut it down. That wakes up its thread, which closes it. The caller must hold the
         lock of this server."""
         self._open.pop(request, None)
+        # SSLSocket.shutdown would take the TLS state away from the thread that reads, so the plain socket's is used.
         with suppress(OSError):
-            request.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(request, socket.SHUT_RDWR)
 
 
 class ProbeServer:
@@ -91,11 +121,14 @@ class ProbeServer:
         ready: Probe,
         metrics: CollectorRegistry,
         *,
+        protection: Protection | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Listen at `address` at once; port 0 means a free port. `alive` answers /healthz and `ready` answers /readyz.
-        Raises OSError if the address is in use."""
-        self._server = _Server(address, _handler(alive, ready, metrics), clock)
+        Without `protection` everything is served in plain HTTP, and everybody may read the metrics. Raises OSError
+        if the address is in use."""
+        decide, tls = (protection.decide, protection.tls) if protection else (lambda _: ALLOWED, None)
+        self._server = _Server(address, _handler(alive, ready, metrics, decide), clock, tls)
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
 
     @property
@@ -116,9 +149,12 @@ class ProbeServer:
         self._thread.join()
 
 
-def _handler(alive: Probe, ready: Probe, metrics: CollectorRegistry) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    alive: Probe, ready: Probe, metrics: CollectorRegistry, decide: Callable[[str], Decision]
+) -> type[BaseHTTPRequestHandler]:
     """Return the handler class that answers GET for /healthz, /readyz and /metrics, and 404 for any other path. A
-    probe that returns a reason is answered with 503."""
+    probe that returns a reason is answered with 503. A request for /metrics that `decide` does not allow is answered
+    with the status and the message of the decision."""
 
     class Handler(BaseHTTPRequestHandler):
         """Answers the requests of one connection."""
@@ -131,7 +167,11 @@ def _handler(alive: Probe, ready: Probe, metrics: CollectorRegistry) -> type[Bas
                 case "/readyz":
                     self._answer_probe(ready())
                 case "/metrics":
-                    self._answer(200, CONTENT_TYPE_LATEST, generate_latest(metrics))
+                    decision = decide(self.headers.get("Authorization", ""))
+                    if decision.status == 200:
+                        self._answer(200, CONTENT_TYPE_LATEST, generate_latest(metrics))
+                    else:
+                        self._answer(decision.status, _TEXT, f"{decision.message}\n".encode())
                 case _:
                     self._answer(404, "text/plain", b"try /healthz, /readyz or /metrics\n")
 
@@ -140,13 +180,13 @@ def _handler(alive: Probe, ready: Probe, metrics: CollectorRegistry) -> type[Bas
 
         def _answer_probe(self, why_not: str) -> None:
             """Answer 200, or 503 with the reason in `why_not`."""
-            self._answer(
-                503 if why_not else 200, "text/plain; charset=utf-8", f"{why_not or 'ok'}\n".encode()
-            )
+            self._answer(503 if why_not else 200, _TEXT, f"{why_not or 'ok'}\n".encode())
 
         def _answer(self, status: int, kind: str, body: bytes) -> None:
-            """Send a whole answer with its type and length."""
+            """Send a whole answer with its type and length, and with 401 the scheme that is accepted."""
             self.send_response(status)
+            if status == 401:
+                self.send_header("WWW-Authenticate", "Bearer")
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -51,8 +51,8 @@ class Metrics(Observer):
         self._describe_slices()
 
     def _describe_passes(self) -> None:
-        """Create the metrics of passes, actions, transitions, API calls, the version and leadership. The durations of all
-        phases exist from the start."""
+        """Create the metrics of passes, actions, transitions, API calls, the version and leadership. The durations of
+        all phases exist from the start."""
         self.pass_seconds = Histogram(
             "gpusharing_pass_seconds",
             "Duration of one step of a pass: gather, plan, execute or publish.",

@@ -34,6 +34,13 @@ def agent_pod(raw: JSON) -> AgentPod:
     return pod if pod.ready or deleting else _with_trouble(pod, raw)
 
 
+def has_secure_metrics(spec: JSON) -> bool:
+    """Whether an agent with this raw pod spec gives its metrics only to those whom the API server allows to read them
+    (chart value agent.secureMetrics)."""
+    variables = [row for container in entries(spec, "containers") for row in entries(container, "env")]
+    return {"name": "METRICS_SECURE", "value": "true"} in variables
+
+
 def agent_warning(raw: JSON) -> AgentWarning | None:
     """Convert a Warning event (events.k8s.io/v1) that says why the agent's DaemonSet cannot create a pod
     (FailedCreate), or why one of its pods cannot start (a reason in _OF_PODS). Return None for every other event.

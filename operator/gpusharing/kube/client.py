@@ -86,6 +86,8 @@ CLUSTER_POLICIES = Resource("nvidia.com", "v1", "clusterpolicies")
 GPU_CLUSTERS = Resource("nvidia.com", "v1alpha1", "gpuclusters")
 MEDIK8S_MAINTENANCES = Resource("nodemaintenance.medik8s.io", "v1beta1", "nodemaintenances")
 NVIDIA_MAINTENANCES = Resource("maintenance.nvidia.com", "v1alpha1", "nodemaintenances", namespaced=True)
+TOKEN_REVIEWS = Resource("authentication.k8s.io", "v1", "tokenreviews")
+ACCESS_REVIEWS = Resource("authorization.k8s.io", "v1", "subjectaccessreviews")
 VERSION = Resource("", "", "version")
 """The page `/version` of the API server; not a kind."""
 EVICTION, LOG, METRICS = "eviction", "log", "proxy/metrics"

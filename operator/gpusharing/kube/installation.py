@@ -8,7 +8,9 @@ from datetime import timedelta
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
 from gpusharing.api.times import from_rfc3339
+from gpusharing.kube.agentpods import has_secure_metrics
 from gpusharing.kube.client import (
+    ACCESS_REVIEWS,
     CLUSTER_POLICIES,
     CONFIG_MAPS,
     DAEMON_SETS,
@@ -46,7 +48,6 @@ from gpusharing.planning.stack.otherplugins import has_system_plugin
 from gpusharing.planning.stack.rights import Right
 
 RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses")
-ACCESS_REVIEWS = Resource("authorization.k8s.io", "v1", "subjectaccessreviews")
 NAME = "app.kubernetes.io/name"
 
 
@@ -171,22 +172,24 @@ class _Reader:
             enforced=texts(part(namespace, "metadata", "labels")).get(
                 "pod-security.kubernetes.io/enforce", ""
             ),
+            secure_metrics=has_secure_metrics(template),
             reports={
                 text(report, "metadata", "name"): text(report, "status", "observed", "error")
                 for report in reports
             },
         )
 
-    async def rights(self) -> tuple[RightState, ...]:
+    async def rights(self, *, secure_metrics: bool) -> tuple[RightState, ...]:
         """Return, for each right that the operator and the agent need, whether the API server grants it to their
         service accounts; the operator's rights come first. Rights for optional features are checked only if `place`
-        turns the feature on. All rights are checked concurrently. A right that cannot be checked has the answer None,
-        with the error; no KubeError is raised."""
+        or, for the agent's, `secure_metrics` turns the feature on. All rights are checked concurrently. A right that
+        cannot be checked has the answer None, with the error; no KubeError is raised."""
         operators = rights.OPERATOR + (rights.CONFIGURE if self.place.configure_gpu_operator else ())
         operators += rights.REPAIR_MPS if self.place.repair_mps else ()
         operators += rights.FORCE_DELETE if self.place.force_delete else ()
         operators += rights.DEVICE_TAINTS if self.place.device_taints else ()
-        questions = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in rights.AGENT]
+        agents = rights.AGENT + (rights.SECURE_METRICS if secure_metrics else ())
+        questions = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in agents]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._right(subject, right)) for subject, right in questions]
         return tuple(task.result() for task in tasks)
@@ -249,7 +252,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
     agents = await reader.agents(reports)
     operator_pods = await reader.pods(place.namespace, OPERATOR)
     replicas = None if deployment is None else whole(deployment, "spec", "replicas")
-    rights_held = await reader.rights()
+    rights_held = await reader.rights(secure_metrics=agents is not None and agents.secure_metrics)
     nodes = await reader.nodes()
     return InstallationView(
         place=place,

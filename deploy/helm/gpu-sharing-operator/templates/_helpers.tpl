@@ -78,3 +78,8 @@ system:serviceaccount:{{ include "gpusharing.agentNamespace" . }}:{{ include "gp
 {{- range $key, $value := .Values.operator.neighbourLabels }}{{ $found = append $found (printf "%s=%s" $key $value) }}{{ end -}}
 {{- join "," $found -}}
 {{- end }}
+
+{{- /* The account whose token the monitors of the agents send, or nothing where there are none or no token is needed. */}}
+{{- define "gpusharing.metricsAccount" -}}
+{{- if and .Values.agent.secureMetrics (or .Values.monitoring.podMonitor.enabled .Values.monitoring.serviceMonitor.enabled) }}gpusharing-metrics-reader{{ end }}
+{{- end }}

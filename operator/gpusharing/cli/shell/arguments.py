@@ -420,12 +420,14 @@ VERBS: tuple[Verb, ...] = (
                 also="--selector",
             ),
             _switch(
-                "--usage", "show the memory and the SM time that each pod uses, as the agents report them"
+                "--usage",
+                "show the memory and the SM time that each pod uses: from the agents if the chart has"
+                " agent.secureMetrics=false, otherwise from Prometheus",
             ),
             _value(
                 "--service",
                 "NAMESPACE/NAME:PORT",
-                "the Prometheus to use for --usage if you are not allowed to query the agents",
+                "the Prometheus to use for --usage if the agents cannot be queried",
             ),
         ),
         formats=(NAMES, CSV),

@@ -101,6 +101,8 @@ class AgentsState:
     """Whether that RuntimeClass exists, or None if that is unknown."""
     enforced: str = ""
     """The PodSecurity level that its namespace enforces. Empty if it enforces none."""
+    secure_metrics: bool = False
+    """Whether its pods ask the API server who may read their metrics (chart value agent.secureMetrics)."""
     reports: Mapping[str, str] = field(default_factory=dict)
     """The error that keeps the agent from reading the GPUs, or an empty string if there is none, by node."""
 

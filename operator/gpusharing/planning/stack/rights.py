@@ -99,3 +99,9 @@ AGENT: tuple[Right, ...] = (
     *_rights("patch", _OURS, "gpunodes", "status"),
 )
 """The rights of the agent's service account."""
+
+SECURE_METRICS: tuple[Right, ...] = (
+    *_rights("create", "authentication.k8s.io", "tokenreviews"),
+    *_rights("create", "authorization.k8s.io", "subjectaccessreviews"),
+)
+"""Additional rights of the agent's service account if chart value agent.secureMetrics is on."""

@@ -9,6 +9,7 @@ from math import inf
 
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import Trouble, error_text
+from gpusharing.kube.agentpods import has_secure_metrics
 from gpusharing.kube.client import JSON
 from gpusharing.kube.errors import Forbidden, KubeError
 from gpusharing.kube.raw import entries, section, text, whole
@@ -138,8 +139,15 @@ async def _ask_agents(
 async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Sample], Reason]:
     """Query one agent; `agent` is its raw pod. Return its node, its samples, and the reason why none of them is about a
     pod, which is to be ignored if one is. If the user may not query the agent or it does not respond, there are no
-    samples and the reason says so; no error is raised."""
+    samples and the reason says so; no error is raised. An agent that gives its metrics only to a token is not
+    queried, because the API server's proxy removes the token of the user."""
     node, place = text(agent, "spec", "nodeName"), section(agent, "metadata")
+    if has_secure_metrics(section(agent, "spec")):
+        return (
+            node,
+            [],
+            ("the metrics on", " need a token, which the API server does not pass on to the agent"),
+        )
     ports = [port for one in entries(agent, "spec", "containers") for port in entries(one, "ports")]
     port = next((whole(port, "containerPort") for port in ports if text(port, "name") == "metrics"), PORT)
     try:

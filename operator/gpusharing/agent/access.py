@@ -1,0 +1,142 @@
+"""Who may read the agent's metrics, which name the pods and namespaces of tenants.
+
+The API server decides, as it does for a kubelet: a TokenReview says whose token it is, and a SubjectAccessReview
+whether that user may get `/metrics`.
+"""
+
+import asyncio
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+
+from gpusharing.kube.client import ACCESS_REVIEWS, JSON, TOKEN_REVIEWS, KubeClient, Resource
+from gpusharing.kube.errors import KubeError
+from gpusharing.kube.raw import part, section, text
+
+log = logging.getLogger(__name__)
+
+REMEMBERED_SECONDS = 60.0
+"""How long an answer about a token is used. A token that is revoked is accepted for as long."""
+MOST_REMEMBERED = 32
+"""The most tokens whose answers are cached; the oldest answer makes room for a new one."""
+PATIENCE = 3.0
+"""Seconds for both reviews of a token together; the server ends a connection after ten."""
+MOST_WAITING = 4
+"""The most requests that wait for a review at a time, including the one whose token is being reviewed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a request may read the metrics, as an HTTP status."""
+
+    status: int
+    """200 if it may, 401 without a valid token, 403 if the user may not, and 503 if that cannot be decided now."""
+    message: str = ""
+    """Why it may not, and what to do, as a line of text; empty if it may."""
+
+
+ALLOWED = Decision(200)
+UNAUTHENTICATED = Decision(401, "send `Authorization: Bearer TOKEN` with a valid token that may get /metrics")
+UNDECIDED = Decision(503, "the API server could not be asked whether this token may read /metrics; try again")
+
+
+class MetricsAccess:
+    """Decides by the API server who may read the metrics. Safe to call from several threads.
+
+    One token is reviewed at a time and few requests wait for that, so a flood of tokens costs the API server one call
+    at a time and keeps no reader out whose answer is cached.
+    """
+
+    def __init__(self, api: KubeClient, clock: Callable[[], float] = time.monotonic) -> None:
+        """Send the reviews through `api`, in the event loop that is running now. `clock` returns monotonic seconds."""
+        self._api, self._clock = api, clock
+        self._loop = asyncio.get_running_loop()
+        self._alone, self._places = threading.Lock(), threading.Semaphore(MOST_WAITING)
+        self._decisions: dict[bytes, tuple[float, Decision]] = {}
+        """When each answer was received, and the answer, by the hash of the token, oldest first. Tokens themselves are
+        not stored."""
+        self._error = ""
+        """Why the last review failed; empty if it did not."""
+
+    def decide(self, authorization: str) -> Decision:
+        """Return the decision about a request with this Authorization header, which is empty if it has none. Asks the
+        API server unless the answer is cached. That may block for PATIENCE, and for as long for each request that
+        waits already; with MOST_WAITING of them the decision is UNDECIDED at once. Must not be called from the event
+        loop."""
+        scheme, _, token = authorization.partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            return UNAUTHENTICATED
+        key = hashlib.sha256(token.encode()).digest()
+        if (known := self._cached(key)) is not None:
+            return known
+        if not self._places.acquire(blocking=False):
+            return UNDECIDED
+        try:
+            with self._alone:
+                # Another request may have brought the answer about this token meanwhile.
+                return self._cached(key) or self._remember(key, self._ask(token))
+        finally:
+            self._places.release()
+
+    def _cached(self, key: bytes) -> Decision | None:
+        """Return the cached decision for the hash of a token, or None if there is none that is new enough."""
+        received, decision = self._decisions.get(key, (0.0, None))
+        return decision if self._clock() - received < REMEMBERED_SECONDS else None
+
+    def _remember(self, key: bytes, decision: Decision) -> Decision:
+        """Cache a decision for the hash of a token unless it is UNDECIDED, drop the oldest ones above MOST_REMEMBERED,
+        and return the decision. The caller must hold the lock."""
+        if decision is not UNDECIDED:
+            self._decisions.pop(key, None)
+            self._decisions[key] = self._clock(), decision
+            while len(self._decisions) > MOST_REMEMBERED:
+                del self._decisions[next(iter(self._decisions))]
+        return decision
+
+    def _ask(self, token: str) -> Decision:
+        """Return the API server's decision about a token, or UNDECIDED if a review fails, takes longer than PATIENCE,
+        or the event loop has ended. A failure is logged, unless the last review failed for the same reason."""
+        review = self._review(token)
+        try:
+            future = asyncio.run_coroutine_threadsafe(review, self._loop)
+        except RuntimeError:
+            review.close()
+            return UNDECIDED
+        try:
+            decision = future.result(PATIENCE)
+        except (KubeError, TimeoutError, CancelledError) as error:
+            future.cancel()
+            why = str(error) or "the API server gave no answer in time"
+            if why != self._error:
+                log.warning("cannot check who reads the metrics, so nobody may", extra={"error": why})
+            self._error = why
+            return UNDECIDED
+        self._error = ""
+        return decision
+
+    async def _review(self, token: str) -> Decision:
+        """Ask the API server who the owner of a token is, and whether that user may read the metrics. Raises
+        KubeErrors."""
+        answer = await self._create(TOKEN_REVIEWS, "TokenReview", {"token": token})
+        user = section(answer, "user")
+        name = text(user, "username")
+        if part(answer, "authenticated") is not True or not name:
+            return UNAUTHENTICATED
+        spec: JSON = {key: user[key] for key in ("uid", "groups", "extra") if key in user}
+        spec |= {"user": name, "nonResourceAttributes": {"path": "/metrics", "verb": "get"}}
+        answer = await self._create(ACCESS_REVIEWS, "SubjectAccessReview", spec)
+        if part(answer, "allowed") is True:
+            return ALLOWED
+        return Decision(
+            403, f"user {name} may not get /metrics: bind ClusterRole gpusharing-metrics-reader to that user"
+        )
+
+    async def _create(self, kind: Resource, name: str, spec: JSON) -> JSON:
+        """Create a review of this kind, which stores nothing, and return its status. Raises KubeErrors."""
+        answer = await self._api.create(kind, {"apiVersion": kind.api_version, "kind": name, "spec": spec})
+        return section(answer, "status")

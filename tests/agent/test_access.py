@@ -1,0 +1,256 @@
+"""Who may read the agent's metrics: the API server decides, and without its answer nobody may."""
+
+import asyncio
+import logging
+import socket
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+from prometheus_client.registry import CollectorRegistry
+from tests.fakes.gpus import eventually
+
+from gpusharing.agent import access
+from gpusharing.agent.access import ALLOWED, UNAUTHENTICATED, UNDECIDED, MetricsAccess
+from gpusharing.agent.certificate import self_signed
+from gpusharing.agent.probes import ProbeServer, Protection
+from gpusharing.kube.client import JSON, ApiRequest, KubeClient, WatchEvent
+from gpusharing.kube.errors import Forbidden, KubeError
+
+USER = {"username": "system:serviceaccount:monitoring:prometheus", "uid": "u-1", "groups": ["a", "b"]}
+USERS: dict[str, JSON] = {"good": USER, "poor": {**USER, "username": "poor", "extra": {"node": ["gpu-1"]}}}
+
+
+@dataclass
+class Authority(KubeClient):
+    """The API server's two reviews. Whoever is not called poor may read the metrics."""
+
+    error: KubeError | None = None
+    users: Mapping[str, JSON] = field(default_factory=lambda: dict(USERS))
+    """The owner of each token that is valid."""
+    let_go: asyncio.Event = field(default_factory=asyncio.Event)
+    """Reviews of the token `slow` wait for this."""
+    specs: list[tuple[str, JSON]] = field(default_factory=list)
+    """Kind and spec of each review."""
+
+    async def call(self, request: ApiRequest) -> JSON:
+        """Answer a review."""
+        assert request.verb == "create"
+        assert request.body is not None
+        spec = request.body["spec"]
+        self.specs.append((request.resource.plural, spec))
+        if self.error is not None:
+            raise self.error
+        if request.resource.plural == "subjectaccessreviews":
+            return {"status": {"allowed": spec["user"] != "poor"}}
+        if spec["token"] == "slow":
+            await self.let_go.wait()
+        user = self.users.get(spec["token"])
+        return {"status": {"authenticated": user is not None, **({"user": user} if user else {})}}
+
+    def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
+        """Nobody watches a review."""
+        raise AssertionError(request.what)
+
+    @property
+    def tokens(self) -> list[str]:
+        """The tokens that were reviewed, in order."""
+        return [spec["token"] for kind, spec in self.specs if kind == "tokenreviews"]
+
+
+@pytest.fixture
+async def authority() -> Authority:
+    """An API server that knows two tokens."""
+    return Authority()
+
+
+async def decide(gate: MetricsAccess, authorization: str) -> access.Decision:
+    """Ask as the thread of a connection does."""
+    return await asyncio.to_thread(gate.decide, authorization)
+
+
+async def test_a_reader_is_reviewed_with_all_that_its_token_says(authority: Authority) -> None:
+    gate = MetricsAccess(authority)
+    assert await decide(gate, "Bearer good") is ALLOWED
+    kind, spec = authority.specs[-1]
+    assert kind == "subjectaccessreviews"
+    assert spec == {
+        "user": USER["username"],
+        "uid": "u-1",
+        "groups": ["a", "b"],
+        "nonResourceAttributes": {"path": "/metrics", "verb": "get"},
+    }
+    answer = await decide(gate, "bearer  poor ")
+    assert (answer.status, authority.specs[-1][1]["extra"]) == (403, {"node": ["gpu-1"]})
+    assert (
+        answer.message
+        == "user poor may not get /metrics: bind ClusterRole gpusharing-metrics-reader to that user"
+    )
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic Z29vZA==", "good"])
+async def test_without_a_token_the_api_server_is_not_asked(authority: Authority, header: str) -> None:
+    assert await decide(MetricsAccess(authority), header) is UNAUTHENTICATED
+    assert authority.specs == []
+
+
+async def test_an_answer_is_used_for_a_minute_whatever_it_is(authority: Authority) -> None:
+    now = 0.0
+    gate = MetricsAccess(authority, lambda: now)
+    for seconds in (0.0, 30.0, 59.0):
+        now = seconds
+        assert await decide(gate, "Bearer good") is ALLOWED
+        assert await decide(gate, "Bearer unknown") is UNAUTHENTICATED
+    assert authority.tokens == ["good", "unknown"]
+    now = 60.0
+    authority.users = {}
+    assert await decide(gate, "Bearer good") is UNAUTHENTICATED, "the token was revoked"
+
+
+async def test_many_tokens_do_not_fill_the_memory(authority: Authority) -> None:
+    gate = MetricsAccess(authority)
+    tokens = [f"guess-{number}" for number in range(access.MOST_REMEMBERED + 1)]
+    for token in tokens:
+        assert await decide(gate, f"Bearer {token}") is UNAUTHENTICATED
+    asked = len(authority.tokens)
+    assert await decide(gate, f"Bearer {tokens[-1]}") is UNAUTHENTICATED
+    assert len(authority.tokens) == asked
+    await decide(gate, f"Bearer {tokens[0]}")
+    assert len(authority.tokens) == asked + 1, "the oldest answer made room"
+
+
+async def test_while_the_api_server_refuses_nobody_reads_and_the_log_says_why_once(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority.error = Forbidden("cannot create tokenreviews")
+    gate = MetricsAccess(authority)
+    with caplog.at_level(logging.WARNING, access.__name__):
+        for _ in range(2):
+            assert await decide(gate, "Bearer good") is UNDECIDED
+    assert [(line.message, line.__dict__["error"]) for line in caplog.records] == [
+        ("cannot check who reads the metrics, so nobody may", "cannot create tokenreviews")
+    ]
+    authority.error = None
+    assert await decide(gate, "Bearer good") is ALLOWED, "what could not be decided is not cached"
+
+
+async def test_a_flood_of_tokens_waits_in_few_places_and_keeps_no_known_reader_out(
+    authority: Authority,
+) -> None:
+    gate = MetricsAccess(authority)
+    assert await decide(gate, "Bearer good") is ALLOWED
+    waiting = [asyncio.create_task(decide(gate, "Bearer slow")) for _ in range(access.MOST_WAITING + 1)]
+    ended, waiting_still = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    assert [task.result() for task in ended] == [UNDECIDED], "the others wait for the first of them"
+    assert await decide(gate, "Bearer good") is ALLOWED
+    authority.let_go.set()
+    assert {await task for task in waiting_still} == {UNAUTHENTICATED}
+    assert authority.tokens == ["good", "slow"], "the others take the answer of the first"
+
+
+async def test_a_thread_that_outlives_the_event_loop_lets_nobody_in(authority: Authority) -> None:
+    gates: list[MetricsAccess] = []
+
+    async def open_gate() -> None:
+        gates.append(MetricsAccess(authority))
+
+    await asyncio.to_thread(asyncio.run, open_gate())
+    assert await decide(gates[0], "Bearer good") is UNDECIDED
+
+
+# --- the server -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def port(authority: Authority) -> AsyncIterator[int]:
+    """Where a protected server with an empty registry listens."""
+    protection = Protection(self_signed("gpusharing-agent"), MetricsAccess(authority).decide)
+    server = ProbeServer(("127.0.0.1", 0), lambda: "", lambda: "", CollectorRegistry(), protection=protection)
+    server.start()
+    yield server.port
+    await asyncio.to_thread(server.stop)
+
+
+def unverified() -> ssl.SSLContext:
+    """As a kubelet and a Prometheus with insecure_skip_verify connect."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def get(url: str, authorization: str = "") -> tuple[int, str, str | None]:
+    """Status, body and the header that names the accepted scheme."""
+    request = urllib.request.Request(url, headers={"Authorization": authorization} if authorization else {})
+    try:
+        with urllib.request.urlopen(request, context=unverified()) as answer:
+            return answer.status, answer.read().decode(), answer.headers["WWW-Authenticate"]
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode(), error.headers["WWW-Authenticate"]
+
+
+async def test_probes_need_no_token_and_metrics_one_that_may_read_them(
+    authority: Authority, port: int
+) -> None:
+    base = f"https://127.0.0.1:{port}"
+    for probe in ("/healthz", "/readyz"):
+        assert await asyncio.to_thread(get, base + probe) == (200, "ok\n", None)
+    assert authority.specs == []
+    for token, expected in (
+        ("good", (200, "", None)),
+        ("unknown", (401, f"{UNAUTHENTICATED.message}\n", "Bearer")),
+    ):
+        assert await asyncio.to_thread(get, f"{base}/metrics", f"Bearer {token}") == expected
+    assert await asyncio.to_thread(get, f"{base}/metrics") == (401, f"{UNAUTHENTICATED.message}\n", "Bearer")
+    assert (await asyncio.to_thread(get, f"{base}/metrics?a", "Bearer poor"))[0] == 403
+
+
+async def test_clients_that_begin_no_handshake_keep_no_probe_out(port: int) -> None:
+    with ExitStack() as stack:
+        address = "127.0.0.1", port
+        silent = [stack.enter_context(socket.create_connection(address, timeout=5)) for _ in range(40)]
+        assert await asyncio.to_thread(get, f"https://127.0.0.1:{port}/healthz") == (200, "ok\n", None)
+        assert await asyncio.to_thread(silent[0].recv, 1) == b"", "the oldest made room"
+
+
+async def test_plain_http_is_not_served_and_ends_no_thread_with_a_traceback(
+    port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(OSError):
+        await asyncio.to_thread(get, f"http://127.0.0.1:{port}/healthz")
+    assert await asyncio.to_thread(get, f"https://127.0.0.1:{port}/healthz") == (200, "ok\n", None)
+    await eventually(lambda: not any("process_request" in one.name for one in threading.enumerate()))
+    assert capsys.readouterr().err == ""
+
+
+async def test_each_process_has_a_self_signed_certificate_of_its_own_for_ten_years(port: int) -> None:
+    pem = await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port))
+    certificate = x509.load_pem_x509_certificate(pem.encode())
+    certificate.verify_directly_issued_by(certificate)
+    (name,) = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    assert name.value == "gpusharing-agent"
+    days = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    assert days.days == 3650
+    assert certificate.serial_number != x509.load_der_x509_certificate(_another()).serial_number
+
+
+def _another() -> bytes:
+    """The certificate of another process, as a client receives it."""
+    server, client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    theirs = self_signed("gpusharing-agent").wrap_bio(client, server, server_side=True)
+    ours = unverified().wrap_bio(server, client)
+    for side in (ours, theirs, ours):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+    der = ours.getpeercert(binary_form=True)
+    assert der is not None
+    return der

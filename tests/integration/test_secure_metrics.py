@@ -1,0 +1,105 @@
+"""The agent's metrics are for those alone whom a real API server lets read them; a real Prometheus is one of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hack.cluster.kubeconfig import service_account_token
+from hack.cluster.process import wait_until
+from tests.agent.test_access import get
+from tests.chart.scraping import scraping
+from tests.integration.agentprocess import agent_process
+from tests.integration.product import AGENT, SECONDS, Product
+
+ACCOUNTS = "/api/v1/namespaces/default/serviceaccounts"
+BINDINGS = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
+READER, OTHER = "prometheus", "somebody"
+
+
+@dataclass(frozen=True)
+class Secured:
+    """An agent that protects its metrics, and two accounts, one of which may read them."""
+
+    product: Product
+    port: int
+
+    def token(self, account: str) -> str:
+        """A token of this account."""
+        return service_account_token(self.product.api, "default", account)
+
+    def get(self, path: str, token: str = "") -> tuple[int, str]:
+        """Status and body."""
+        url = f"https://127.0.0.1:{self.port}{path}"
+        return get(url, f"Bearer {token}" if token else "")[:2]
+
+
+@pytest.fixture(scope="module")
+def secured(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """The role is the chart's; the binding is what its value monitoring.readers makes."""
+    api = product.api
+    for name in (READER, OTHER):
+        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}
+        api.create(ACCOUNTS, account)
+    role = {
+        "apiGroup": "rbac.authorization.k8s.io",
+        "kind": "ClusterRole",
+        "name": "gpusharing-metrics-reader",
+    }
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": "reads-metrics"},
+        "roleRef": role,
+        "subjects": [{"kind": "ServiceAccount", "name": READER, "namespace": "default"}],
+    }
+    api.create(BINDINGS, binding)
+    folder = tmp_path_factory.mktemp("secured")
+    with (
+        product.pool() as pool,
+        agent_process(product, pool.nodes[0], folder, METRICS_SECURE="true") as port,
+    ):
+        yield Secured(product, port)
+    product.remove(f"{BINDINGS}/reads-metrics")
+
+
+def test_the_api_server_decides_who_reads_the_metrics(secured: Secured) -> None:
+    since = secured.product.mark()
+    assert secured.get("/healthz") == (200, "ok\n"), "the kubelet sends no token"
+    assert secured.get("/metrics")[0] == 401
+    assert secured.get("/metrics", "no.such.token")[0] == 401
+    status, said = secured.get("/metrics", secured.token(OTHER))
+    assert (status, said.strip()) == (
+        403,
+        f"user system:serviceaccount:default:{OTHER} may not get /metrics: bind ClusterRole"
+        " gpusharing-metrics-reader to that user",
+    )
+    token = secured.token(READER)
+    for _ in range(3):
+        status, page = secured.get("/metrics", token)
+        assert status == 200
+        assert "gpusharing_agent_ready" in page
+    asked = [(one.resource, one.verb) for one in secured.product.requests(since, AGENT)]
+    assert asked.count(("tokenreviews", "create")) == 3, "an answer is used again"
+    assert asked.count(("subjectaccessreviews", "create")) == 2
+
+
+def test_a_prometheus_with_the_settings_of_the_how_to_scrapes_it_and_one_without_a_token_does_not(
+    secured: Secured, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text(secured.token(READER))
+    target: dict[str, Any] = {
+        "scheme": "https",
+        "tls_config": {"insecure_skip_verify": True},
+        "static_configs": [{"targets": [f"127.0.0.1:{secured.port}"]}],
+    }
+    reader = {"authorization": {"credentials_file": str(tmp_path / "token")}}
+    jobs = [{"job_name": "reader", **target, **reader}, {"job_name": "stranger", **target}]
+    with scraping(tmp_path, jobs, {}) as seen:
+
+        def ups() -> dict[str, str]:
+            return {one["metric"]["job"]: one["value"][1] for one in seen.ask("up")}
+
+        wait_until(lambda: ups() == {"reader": "1", "stranger": "0"}, SECONDS, "a scrape of both")
+        assert {one["job"] for one in seen.series("gpusharing_agent_ready")} == {"reader"}
