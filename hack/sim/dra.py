@@ -36,7 +36,7 @@ _CLASSES = {
 
 
 def device_classes() -> list[JSON]:
-    """Return the DeviceClasses that the driver's chart brings (deployments/helm, templates/deviceclass-*.yaml)."""
+    """Return the DeviceClasses that the driver's chart installs (deployments/helm, templates/deviceclass-*.yaml)."""
     classes = []
     for name, (driver, kind, resource) in _CLASSES.items():
         words = f"device.driver == '{driver}' && device.attributes['{driver}'].type == '{kind}'"
@@ -133,8 +133,8 @@ class KubeletPlugin:
     async def run(self) -> None:
         """Publish the GPUs' devices once for each new pod that runs, and once after a reboot, until canceled; later
         changes of the GPUs are not published. If NVML cannot be read, the start is repeated after a CrashLoopBackOff,
-        which grows with each failure. When there was no pod for WIPED_AFTER, the slice is deleted. KubeErrors other
-        than Unavailable and Throttled are raised."""
+        which grows with each failure, or as soon as the pod changes. When there was no pod for WIPED_AFTER, the slice
+        is deleted. KubeErrors other than Unavailable and Throttled are raised."""
         crashes, clock, times = 0, self._cluster.clock, self._cluster.settings.times
         while True:
             self._wake.clear()

@@ -117,7 +117,7 @@ class DraDevices:
 
     def _devices(self, class_name: str, node: str) -> list[tuple[str, str, str]]:
         """Return driver, pool and name of each device of a node that a DeviceClass selects, in the order in which they
-        are published; devices of tainted pools are left out, and those that claims hold are not. Empty if there is no
+        are published. Devices that claims hold are included, and devices of tainted pools are not. Empty if there is no
         such class. Raises ValueError as `matches` does."""
         found = [raw for raw in self._classes.values() if raw["metadata"]["name"] == class_name]
         if not found:

@@ -70,8 +70,9 @@ class Pods:
 
     def _ask_budgets(self, pod: JSON) -> None:
         """Raise EvictionFailed if several budgets match the pod, and EvictionBlocked if its only budget allows no
-        disruption. A pod that is not Ready passes even so if that budget says AlwaysAllow or has enough healthy pods
-        (docs/design/drain.md). The budget's numbers are not changed by the call."""
+        disruption. A pod that is not Ready passes even so if that budget says AlwaysAllow, or if it needs at least one
+        healthy pod and has as many as it needs (docs/design/drain.md). The budget's numbers are not changed by the
+        call."""
         budgets = [budget for budget in self._budgets(pod["metadata"]["namespace"]) if _covers(budget, pod)]
         if len(budgets) > 1:
             raise EvictionFailed(
@@ -110,8 +111,9 @@ class Pods:
                 self.store.patch(kinds.PDBS, key, {"status": status}, "status")
 
     def _numbers(self, budget: JSON) -> JSON:
-        """Return the status of a budget: expected, desired and healthy pods, and the allowed disruptions. Finished
-        pods are not expected, and terminating ones are not healthy."""
+        """Return the status of a budget: expected, desired and healthy pods, and the allowed disruptions. Finished pods
+        are not expected, and terminating ones are not healthy. A budget with neither maxUnavailable nor minAvailable
+        desires one healthy pod."""
         pods = self.store.all(kinds.PODS, budget["metadata"]["namespace"])
         covered = [pod for pod in pods if _covers(budget, pod) and _phase(pod) not in FINISHED]
         healthy = sum(_is_ready(pod) and not pod["metadata"].get("deletionTimestamp") for pod in covered)

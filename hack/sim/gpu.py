@@ -218,7 +218,7 @@ class SimulatedGPUs:
         self._hang.begin()
 
     def unhang(self) -> None:
-        """End the hang, so that every blocked reading goes on: it returns, or raises the error set by `fail`."""
+        """End the hang, so that every blocked reading continues: it returns, or raises the error set by `fail`."""
         self._hang.end()
 
     def contain(self, *, mig: bool = True, host_pid: bool = True) -> None:
@@ -248,10 +248,9 @@ class SimulatedGPUs:
         """Switch the MIG mode of a GPU (nvmlDeviceSetMigMode), and return whether the mode is applied or pending.
         Setting the mode that the GPU already has counts as Applied, and withdraws a pending one.
 
-        Hopper and newer cards apply a changed mode at once, or raise InUse if an NVML client of the node is open or a
-        process computes on the GPU. Ampere stores the mode as pending, and applies it by a reset if nothing is in use
-        and the node is not a virtual machine. Both raise InUse if MIG is switched off while instances exist. A card
-        without MIG raises NotSupported.
+        Hopper and newer cards apply a change at once, or raise InUse if an NVML client of the node is open or a process
+        computes on the GPU. On Ampere the change stays pending unless the GPU can be reset (`reset`), which applies it.
+        All raise InUse if MIG is switched off while instances exist, and NotSupported without MIG.
         """
         with self._lock:
             gpu = self._mig_gpu(index)

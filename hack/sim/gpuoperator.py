@@ -109,13 +109,12 @@ def operator_labels(
     labels: Mapping[str, str], policy: ClusterPolicy, *, mig_capable: bool
 ) -> dict[str, str | None]:
     """Return the label changes that the GPU Operator makes when it reconciles a GPU node: it sets each of its labels
-    that is missing or empty, and changes no others (d.2). mig-manager's labels are added only if the node has a
-    `mig_capable` card, and the one for its configuration only if the policy has a default.
+    that is missing or empty (d.2). mig-manager's labels are only for a `mig_capable` node, and its configuration only
+    if the policy has a default. Empty if the policy is `plain`.
 
     If `sandboxes` is set and the node's workload (LABEL_WORKLOAD_CONFIG, or else the policy's `workload`) is not
-    `container`, the GPUs are for virtual machines. Then the labels of operands for containers are removed instead
-    (value None), and nvidia.com/gpu.present is always set. The result is empty if the policy is `plain`, because there
-    is no GPU Operator.
+    `container`, the labels of operands for containers are removed instead (value None), and nvidia.com/gpu.present is
+    always set.
     """
     if policy.plain:
         return {}

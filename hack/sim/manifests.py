@@ -75,15 +75,12 @@ def dra_daemon_set(settings: SimSettings) -> JSON:
 
 
 async def install(client: KubeClient, settings: SimSettings) -> list[str]:
-    """Create the DaemonSets that are missing, and return the created ones as namespace/name. With `settings.dra` the
-    DeviceClasses of the driver's chart are created, too. KubeErrors pass through, except AlreadyExists and the NotFound
-    of ClusterPolicies that are not served.
-
-    The agent's DaemonSet is usually created by our chart: a substitute is created only if `settings.agents` is set and
-    there is none. Without a ClusterPolicy, the MPS DaemonSet has no owner, because the garbage collector deletes what
-    has an owner that does not exist, and its pods have no config-manager. With `settings.plain_config` the DaemonSets
-    of NVIDIA's chart and of mig-manager are not created: they are the caller's.
-    """
+    """Create the DaemonSets that are missing, and return the created ones as namespace/name. With
+    `settings.plain_config` those of mig-manager and of the MPS daemon are not created, because they are the caller's.
+    With `settings.dra` the DRA driver's DaemonSet and DeviceClasses are created, too. With `settings.agents` a
+    substitute for the agent's DaemonSet is created unless there is one. Without a ClusterPolicy, the MPS DaemonSet has
+    no owner, and its pods have no config-manager. KubeErrors pass through, except AlreadyExists and the NotFound of
+    ClusterPolicies that are not served."""
     gpu_operator_namespace, agent_namespace = settings.gpu_operator_namespace, settings.agent_namespace
     try:
         policies = await list_of(client, CLUSTER_POLICIES)
@@ -101,6 +98,7 @@ async def install(client: KubeClient, settings: SimSettings) -> list[str]:
             ),
             mps_daemon_set(settings, policies[0])
             if policies
+            # It gets no owner: the garbage collector deletes an object whose owner does not exist.
             else daemon_set(MPS_DAEMON, gpu_operator_namespace, {LABEL_MPS_DAEMON: MPS_DAEMON}, MPS_SELECTOR),
         ]
     )

@@ -174,14 +174,11 @@ class MigManager:
     async def _change(
         self, name: str, items: tuple[Entry, ...], gpus: tuple[GPU, ...], deploy: Mapping[str, str]
     ) -> None:
-        """Pause the operands, change the GPUs, restore the operands, and write `success`: steps 6 to 13. From then on
-        `_leave` no longer restores operands. Raises ApplyError if the apply fails or, in 0.15.1, if the operand
-        pods do not stop in time, ConfigError, LibraryError, and InUse as `_apply_all` does. If setting the MIG
-        modes fails, the node reboots if WITH_REBOOT is set, and otherwise the run continues.
-
-        Returns early, with the operands paused, after a reboot or if an injected wedge or the time-out of 0.13.1 ends
-        the run without a state.
-        """
+        """Pause the operands, change the GPUs, restore the operands, and write `success` (steps 6 to 13). If setting
+        the MIG modes fails, the node reboots if WITH_REBOOT is set or the fault `reboot` was injected; otherwise the
+        error is logged and the run continues. Returns early, with the operands paused, after a reboot, the fault
+        `wedge_pending`, or the time-out of 0.13.1. Raises ApplyError (in 0.15.1 also if the operand pods do not stop in
+        time), ConfigError, LibraryError, and InUse (`_apply_all`)."""
         await self._state("pending")  # 6
         await self._port.patch_labels(
             {key: "false" if value == "false" else PAUSED_FOR_MIG for key, value in deploy.items()}
@@ -208,7 +205,7 @@ class MigManager:
         await self._clock.sleep(self._times.finish / 2)  # 12, 13
         await self._restore(deploy)
         await self._state("success")
-        self._no_restart_on_exit = True
+        self._no_restart_on_exit = True  # from now on `_leave` does not restore the operands
 
     async def _apply_mode(self, items: tuple[Entry, ...], gpus: tuple[GPU, ...]) -> None:
         """Set the MIG modes if any is wrong. Raises ApplyError if something is in use or a mode stays pending,

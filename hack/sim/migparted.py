@@ -238,7 +238,8 @@ def _is_profile(text: str) -> bool:
 
 def _normal_id(text: str) -> str:
     """Return a PCI device id in our notation, such as 0x233010DE: the first two characters become 0x, letters are made
-    upper case, and anything from a colon on is dropped. A string that is not an id this way matches no GPU."""
+    upper case, and the first colon is dropped with everything after it. A string that is not an id this way matches no
+    GPU."""
     return "0x" + text.partition(":")[0][2:].upper()
 
 

@@ -41,8 +41,8 @@ class MpsDaemon(Configured):
         self._wake = asyncio.Event()
 
     def set_pod(self, uid: str) -> None:
-        """Set the UID of the daemon's pod that runs on the node now; empty if there is none or it is terminating. This
-        call only wakes `run`, which stops and starts the daemon."""
+        """Set the UID of the daemon's pod that runs on the node now; empty if there is none or it is terminating. If
+        the UID differs, `run` is woken, which stops and starts the daemon."""
         if uid != self._wanted:
             self._wanted = uid
             self._wake.set()
@@ -140,8 +140,8 @@ class MpsDaemon(Configured):
 
 
 def most_clients(compute_capability: str) -> int:
-    """Return how many clients per GPU the daemon allows at most for a compute capability such as 9.0: 48 from 7.5 on,
-    and 16 before (docs/design/nvidia.md#b5). Raises ValueError unless it is two numbers."""
+    """Return how many clients per GPU the daemon allows at most for a compute capability such as 9.0: 48 if it is 7.5
+    or higher, otherwise 16 (docs/design/nvidia.md#b5). Raises ValueError unless it is two numbers."""
     major, _, minor = compute_capability.partition(".")
     return 48 if (int(major), int(minor)) >= (7, 5) else 16
 

@@ -32,13 +32,12 @@ def mps_pod_spec(settings: SimSettings) -> JSON:
 
 
 def is_notified(spec: JSON) -> bool:
-    """Whether config-manager, in a pod with this spec, tells the daemon which configuration the label names. Raises
-    KeyError unless the spec has both containers, with image, command and env. An image whose tag shows no version
-    counts as 0.20.
+    """Whether the MPS daemon, in a pod with this spec, learns which configuration the label names. Always True before
+    version 0.18.2, in which the daemon finds the configuration when it starts. Later versions depend on config-manager:
+    it must look for exactly the daemon's process name and, before 0.20, the pod must not have `hostPID`.
 
-    The answer is True before 0.18.2, where the daemon finds the configuration when it starts. From 0.18.2 on it is
-    True only if the process name that config-manager looks for is exactly the daemon's. Before 0.20 it is also False
-    if the pod has `hostPID`, because config-manager panics at the first thread of the host's kernel.
+    The version is that of the daemon's image; a tag without a version counts as 0.20. Raises KeyError unless the spec
+    has both containers, with image, command and env.
     """
     containers = {container["name"]: container for container in spec["containers"]}
     daemon, manager = containers[DAEMON], containers[MANAGER]

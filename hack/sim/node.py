@@ -164,7 +164,8 @@ class SimNode:
         self._start_pods()
 
     def stop(self) -> None:
-        """Kill all programs, because the Node was deleted. A reboot that is in progress ends too."""
+        """Kill all programs, because the Node was deleted. A reboot that is in progress ends too. Other work in the
+        background, such as writes of labels and the restart that `policy_changed` began, is not canceled."""
         for key in list(self._tasks):
             self._kill(key)
 
@@ -195,9 +196,9 @@ class SimNode:
         self.kubelet_plugin.set_pod(_uid(pod) or "")
 
     def policy_changed(self, *, plugin: bool, mig: bool) -> None:
-        """Restart the programs that a change of ClusterPolicy affects: with `plugin` the device plugin and GFD, with
-        `mig` mig-manager. With `plugin` the GPU Operator's labels are also written again. Ignored while the node is
-        down."""
+        """Restart the programs that a change of ClusterPolicy affects: with `plugin` the device plugin and GFD, in the
+        background, with `mig` mig-manager. With `plugin` the GPU Operator's labels are also written again. Ignored
+        while the node is down."""
         if self._down:
             return
         if plugin:

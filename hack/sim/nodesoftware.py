@@ -244,9 +244,9 @@ class NodeSoftware:
                 player.look(changed, self.nodes[changed].object.labels)
 
     def _take_config_map(self, raw: JSON, gone: bool) -> None:
-        """Store a version of a ConfigMap. A ConfigMap that mig-manager generated is ignored. The versions of the first
-        list count as old, so that running pods see them without a delay. Programs are not woken: each sees the new
-        version when it next reads its configuration."""
+        """Store a version of a ConfigMap, without data if it is `gone`. A ConfigMap that mig-manager generated is
+        ignored. The versions of the first list count as old, so that running pods see them without a delay. Programs
+        are not woken: each sees the new version when it next reads its configuration."""
         name = raw["metadata"]["name"]
         if name.endswith("-mig-config") and "nvidia.com/node-name" in (raw["metadata"].get("labels") or {}):
             return  # the simulated mig-manager generated it
