@@ -174,11 +174,11 @@ class Api:
         self, path: str, version: str, seconds: int = 5, **query: str
     ) -> Generator[Object, None, None]:
         """Watch a collection for `seconds`. For each write after the resourceVersion `version`, yield the object as
-        that write left it; a deleted object is yielded in its last state. Unlike repeated GETs, a watch does not
-        miss a state that lasts only for a moment.
+        that write left it; a deleted object is yielded in its last state. Unlike repeated GETs, a watch does not miss a
+        state that lasts only for a moment.
 
         Raises ApiError if the server refuses, with status 410 if it no longer has the changes since `version`, and
-        OSError if it does not answer.
+        OSError if it sends nothing for TIMEOUT_SECONDS.
         """
         parameters = {"watch": "true", "resourceVersion": version, "timeoutSeconds": str(seconds), **query}
         target = f"{path}?{urllib.parse.urlencode(parameters)}"

@@ -181,11 +181,11 @@ class ControlPlane:
     def start(self) -> None:
         """Start all programs, and return when the API server is ready and service-account tokens can be requested. A
         start that fails because a port was taken is tried again with other ports, three times in all. Before a
-        temporary folder is created, control planes of killed owners are stopped and removed.
+        temporary folder is created, control planes of killed owners are stopped and removed; a damaged record of one
+        raises ValueError or TypeError.
 
-        Raises UnavailableError if a program is missing and cannot be built, and ComponentError if a program ended or
-        did not become ready; its message has the last log lines. Programs that were started are stopped then, and the
-        files stay.
+        Raises UnavailableError if a program cannot be built, and ComponentError, with the last log lines, if a program
+        ended or did not become ready. Programs that were started are stopped then, and the files stay.
         """
         programs = self._programs
         kwok = toolchain.program("kwok") if self.options.kwok else None

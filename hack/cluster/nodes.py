@@ -108,7 +108,7 @@ def fleet(count: int) -> list[Object]:
 
 def create_nodes(api: Api, manifests: Iterable[Object]) -> list[str]:
     """Create the nodes, eight at a time, and return all their names in the given order. A node that exists already is
-    left as it is. Other ApiErrors are raised."""
+    left as it is. Other ApiErrors are raised; some of the nodes may then be missing."""
 
     def create(manifest: Object) -> str:
         """Create one node unless it exists, and return its name."""

@@ -162,8 +162,8 @@ def wait_until(
     poll: float = POLL_SECONDS,
 ) -> None:
     """Poll `condition` every `poll` seconds, at least once, until it is true. `check` is called after each poll that
-    was false, and may raise. Raises TimeoutError with the message "timed out after … waiting for `what`" if the
-    condition is not true within `seconds`."""
+    was false. Errors of both pass through. Raises TimeoutError with the message "timed out after … waiting for `what`"
+    if the condition is not true within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         check()

@@ -1,8 +1,8 @@
 """The programs that a control plane needs, built once from pinned Go modules into the user's cache.
 
 `python -m hack.cluster.toolchain [controlplane] [kwok] [helm]` builds what is missing and prints the paths. Rarely
-needed tools are built only if they are named: `kubelet` and `containerd` (rung 4), `kind`, `helm3`, `actionlint`
-(workflows), `charttools` (helm-unittest and chart-testing) and `krewtools` (krew).
+needed tools are built only if they are named: `kubelet` and `containerd` (tests with real kubelets), `kind`, `helm3`,
+`actionlint` (workflows), `charttools` (helm-unittest and chart-testing) and `krewtools` (krew).
 """
 
 import hashlib
