@@ -77,8 +77,9 @@ class NvidiaLoop:
         self.wait_ready()
 
     def wait(self, condition: Any, what: str) -> None:
-        """Wait until the function `condition` returns true; `what` names it in the error. Raises TimeoutError, with
-        the state of the cluster, after SECONDS, and AssertionError if the operator has ended."""
+        """Wait until the function `condition` returns true; `what` names it in the error. Raises TimeoutError, with the
+        state of the cluster, after SECONDS, and AssertionError if the operator has ended. Errors of `condition` pass
+        through."""
         try:
             wait_until(condition, SECONDS, what, self._check)
         except TimeoutError as error:
@@ -178,11 +179,12 @@ def running_loop(
     installation: Installation = GPU_OPERATOR,
 ) -> Iterator[NvidiaLoop]:
     """Run the whole system with nodes of these names, each with two GPUs, and yield it. `log` is the file for the
-    operator's log. `chart` holds further arguments for helm, such as `("--set", "agent.privileged=false")`.
-    `models` holds the GPU model of each node that does not have H100s, by node. `installation` says how NVIDIA's
-    programs are installed.
+    operator's log. `chart` holds further arguments for helm, such as `("--set", "agent.privileged=false")`. `models`
+    holds the GPU model of each node that does not have H100s, by node. `installation` says how NVIDIA's programs are
+    installed.
 
-    Raises UnavailableError, SandboxError, LaunchError, ComponentError or TimeoutError if the system cannot run here.
+    Raises UnavailableError, SandboxError, LaunchError, ComponentError or TimeoutError if the system cannot run here. If
+    a thread of a node failed meanwhile, its error is raised at the end.
     """
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(ControlPlane(options=Options(audit=True)))

@@ -51,10 +51,10 @@ class RealNode:
         folder: Path,
         installation: Installation = GPU_OPERATOR,
     ) -> None:
-        """Create the simulated machine and the sandbox, and build missing programs; nothing runs yet. `folder` must
-        belong to this node alone, and its path must be short because a Unix socket lies deep inside it. Raises ApiError
-        if a service account that `installation` names does not exist, UnavailableError if a program cannot be built,
-        and SimulatorError or UnknownModelError if the GPUs cannot be simulated."""
+        """Create the simulated machine and the sandbox, and build mig-parted's programs if they are missing; nothing
+        runs yet. `folder` must belong to this node alone, and its path must be short because a Unix socket lies deep
+        inside it. Raises ApiError if a service account that `installation` names does not exist, UnavailableError if
+        the programs cannot be built, and SimulatorError or UnknownModelError if the GPUs cannot be simulated."""
         self.name, self.models, self.folder, self.installation = name, models, folder, installation
         self.simulator = Simulator.create(folder / "nvml.state", models, seed=name)
         self.sandbox = Sandbox(self.simulator, folder / "box")
@@ -82,7 +82,7 @@ class RealNode:
     def start(self) -> None:
         """Write the address of the log server to the Node's status, start that server and the registration stub for
         device plugins, and begin to follow the API server in two threads. Raises ApiError if the Node object does not
-        exist."""
+        exist, and UnavailableError if the stub cannot be built."""
         self._api.merge_patch(f"/api/v1/nodes/{self.name}/status", {"status": self._logs.status()})
         self._logs.start()
         self._devices.stub.start()

@@ -96,10 +96,10 @@ class PodPrograms:
         self._logs: dict[str, Path] = {}
 
     def of(self, pod: Object) -> PodProcesses | None:
-        """Return new processes for a pod, or None if it is neither one of NVIDIA's nor our agent. A pod of the GPU
-        Operator's, the DRA driver's or ours is known by its labels, and one of NVIDIA's device-plugin chart by the name
-        of a container. A mig-manager pod gets the node's only mig-manager. Raises ApiError if ClusterPolicy cannot be
-        read."""
+        """Return new processes for a pod, not started yet, or None if it is neither one of NVIDIA's nor our agent. A
+        pod of the GPU Operator's, the DRA driver's or ours is known by its labels, and one of NVIDIA's device-plugin
+        chart by the name of a container. A mig-manager pod gets the node's only mig-manager. Raises ApiError if
+        ClusterPolicy cannot be read, and UnavailableError if a program or library cannot be built."""
         labels = pod["metadata"].get("labels") or {}
         makers: Mapping[str, Callable[[Object], PodProcesses]] = {
             MIG_MANAGER: self._mig_manager, PLUGIN: self._plugin, GFD: self._gfd, MPS: self._mps, AGENT: self._agent,
@@ -122,37 +122,37 @@ class PodPrograms:
         return PodProcesses(_uid(pod), [self.mig_manager], lambda: self.mig_config.exists)
 
     def _kubelet_plugin(self, pod: Object) -> PodProcesses:
-        """Return the kubelet plugin of the DRA driver."""
+        """Return the kubelet plugin of the DRA driver as the process of this pod, not started yet. Its folders are
+        created, and the simulated library and `nvidia-smi` are copied there. Raises UnavailableError if the library
+        cannot be built."""
         plugin = dradriver.kubelet_plugin(self.sandbox, self.node, self.kubeconfig)
         return PodProcesses(_uid(pod), [plugin], lambda: True)
 
     def _plugin(self, pod: Object) -> PodProcesses:
-        """Return the device plugin with its config-manager."""
+        """Return the device plugin, with or without config-manager, as the processes of this pod (`_configured`)."""
         flags = ("--mps-root", "/run/nvidia/mps")
         return self._configured(pod, "nvidia-device-plugin", *flags, added=True)
 
     def _gfd(self, pod: Object) -> PodProcesses:
-        """Return GFD with its config-manager. GFD writes its labels to a file, which LabelFeeder copies to the
-        Node."""
+        """Return GFD, with or without config-manager, as the processes of this pod (`_configured`). GFD writes its
+        labels to a file, which LabelFeeder copies to the Node."""
         output = ("--use-node-feature-api=false", "--output-file", str(self.labels))
         return self._configured(pod, "gpu-feature-discovery", *output, "--sleep-interval", GFD_SECONDS)
 
     def _mps(self, pod: Object) -> PodProcesses:
-        """Return the MPS control daemon with its config-manager."""
+        """Return the MPS daemon, with or without config-manager, as the processes of this pod (`_configured`)."""
         return self._configured(pod, "mps-control-daemon", added=True)
 
     def _configured(self, pod: Object, program: str, *flags: str, added: bool = False) -> PodProcesses:
-        """Return a program with config-manager as init container and as sidecar, as in NVIDIA's three DaemonSets. If
-        there is a ClusterPolicy and it names no ConfigMap, the program runs without them
-        (docs/design/nvidia.md#b4). ClusterPolicy's `mig.strategy` is passed as an environment variable, which takes
-        precedence (docs/design/nvidia.md#b2). `added` says whether the program needs the folder MPS_FOLDER in its
-        root. Raises ApiError if ClusterPolicy cannot be read.
-
-        The pod has `shareProcessNamespace`: config-manager searches all processes for the one to signal, and gives up
-        at the first process that it cannot read. It must therefore not see those of other pods.
-        """
+        """Return the processes of a pod, not started yet: `program`, with config-manager as init container and as
+        sidecar, or alone if there is a ClusterPolicy that names no ConfigMap (docs/design/nvidia.md#b4).
+        ClusterPolicy's `mig.strategy` becomes an environment variable of the program. `added` says whether it needs the
+        folder MPS_FOLDER in its root. The processes see none of other pods. Raises ApiError if ClusterPolicy cannot be
+        read, and UnavailableError if `program` cannot be built."""
         name = f"pods/{program}-{_uid(pod)[:8]}"
         config = self.sandbox.folder / name / "config.yaml"
+        # As with `shareProcessNamespace`: config-manager searches all processes for the one to signal, and ends at the
+        # first that it cannot read.
         proc = self.sandbox.process_view(f"{name}/proc")
         policy = read_cluster_policy(self.api)
         settings = section(policy, "devicePlugin", "config")
@@ -198,7 +198,8 @@ class PodPrograms:
         )  # fmt: skip
 
     def _agent(self, pod: Object) -> PodProcesses:
-        """Return the shipped agent as a process, with the token that the kubelet would request for its pod."""
+        """Return the shipped agent as the process of this pod, not started yet. Before its start it gets the token that
+        the kubelet would request for the pod."""
         metadata = pod["metadata"]
         path = self.sandbox.folder / "agent.kubeconfig"
         log = self.sandbox.folder / "agent.log"
