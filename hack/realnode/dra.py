@@ -54,8 +54,8 @@ def install_dra(nodes: Sequence[KubeletNode]) -> list[Object]:
 
 def write_driver(node: KubeletNode) -> None:
     """Write the SIMULATED driver to DRIVER_ROOT of a running node that has GPUs: libnvidia-ml, nvidia-smi, and the
-    device files of its GPUs, which are those of /dev/null. They are lost when the node reboots. Files that are there
-    already are replaced, so that programs that use the old ones go on with them, but device files are kept."""
+    device files of its GPUs, which are those of /dev/null. They are lost when the node reboots. Existing files are
+    replaced by new ones, so a program that has loaded an old one keeps it; existing device files stay."""
     assert node.gpus is not None, "the node has GPUs"
     shown, root = node.gpus.simulator.show(), node.machine.path(DRIVER_ROOT)
     for folder in ("usr/lib64", "usr/bin", "dev"):

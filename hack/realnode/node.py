@@ -238,8 +238,9 @@ class KubeletNode:
         """Start the machine, containerd and the kubelet, and return when the Node is Ready.
 
         Raises UnavailableError if a program cannot be built, CalledProcessError if an iptables rule is refused,
-        TimeoutError if the machine is not up or the Node is not Ready in time, and ApiError if the Node cannot be
-        read. Raises ComponentError, whose message has the last log lines, or NetworkError if the node cannot run here.
+        TimeoutError if the machine is not up or the Node is not Ready in time, and ApiError if the Node cannot be read.
+        Raises OSError, NetworkError, or ComponentError, whose message has the last log lines, if the node cannot run
+        here.
         """
         self.boot()
         self.load(images.pause_image())
@@ -343,18 +344,17 @@ class KubeletNode:
         self._programs.pop(name).stop(kill=True)
 
     def wait_ready(self) -> None:
-        """Wait until the kubelet that `start_kubelet` started last reports the Node as Ready. Raises ComponentError,
-        with the kubelet's last log lines, if it sends no heartbeat within NODE_SECONDS, TimeoutError if the Node is
-        not Ready within NODE_SECONDS after that, and ApiError if the Node cannot be read.
+        """Wait until the kubelet that `start_kubelet` started last reports the Node as Ready. A new heartbeat is
+        awaited first, because conditions of an earlier kubelet stay on the Node. A kubelet that ends before its first
+        heartbeat is started again, as systemd does.
 
-        Conditions of an earlier kubelet stay on the Node, so this waits for a new heartbeat first; a kubelet writes
-        its conditions as soon as it runs. A kubelet that ends before that is restarted, as systemd does
-        (Restart=always in kubeadm's unit): containerd answers before its CRI plugin has loaded its state, and a
-        kubelet that starts then gives up.
+        Raises ComponentError, with the kubelet's last log lines, if it sends no heartbeat within NODE_SECONDS,
+        TimeoutError if the Node is not Ready within NODE_SECONDS after that, and ApiError if the Node cannot be read.
         """
 
         def reported() -> bool:
             """Restart the kubelet if it has ended, and return whether there is a new heartbeat."""
+            # containerd answers before its CRI plugin has loaded its state, and a kubelet that starts then ends.
             if not self._programs["kubelet"].alive():
                 self._spawn_kubelet()
             return self._read_heartbeat() != self._heartbeat

@@ -70,8 +70,8 @@ def _tool(name: str) -> Path:
 
 
 def _libraries(program: Path) -> list[Path]:
-    """Return the paths of the libraries that a program links; empty if the program is static, although ldd then fails.
-    Raises UnavailableError if ldd fails for another reason."""
+    """Return the paths of the libraries that a program links, without those that this machine lacks; empty if the
+    program is static, although ldd then fails. Raises UnavailableError if ldd fails for another reason."""
     done = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False)
     if done.returncode != 0 and "not a dynamic executable" not in done.stdout + done.stderr:
         raise UnavailableError(f"ldd {program}: {done.stderr.strip()}")

@@ -155,12 +155,9 @@ def _option(arguments: Sequence[str], name: str) -> str:
 
 
 def _began(folder: Path, state: Object) -> None:
-    """Start a follower that registers the container's first process on the devices that the container names one by
-    one, and return when the process is registered. Does nothing if it names none. `state` is what runc passes to
-    hooks, and its pid is valid in the node's PID namespace.
-
-    A driver frees what a process used when the process ends, however it ended, and so does the follower. A hook at the
-    end would not suffice, because runc calls none for a container that was killed while it was created.
+    """Start a follower that registers the container's first process on the devices that COMPUTES_ON lists, and return
+    when the process is registered. Does nothing if it lists none. The follower removes the process again when it ends.
+    `state` is what runc passes to hooks, and its pid is valid in the node's PID namespace.
 
     Raises ProcessLookupError if the process has ended already, and RuntimeError if it cannot be registered; then the
     container is not created.
@@ -168,6 +165,8 @@ def _began(folder: Path, state: Object) -> None:
     if not json.loads((Path(state["bundle"]) / COMPUTES_ON).read_text())["on"]:
         return
     pod = (state.get("annotations") or {}).get(POD_ANNOTATION, "workload")
+    # A driver frees what a process used however it ended. A hook at the end would not suffice: runc calls none for a
+    # container that was killed while it was created.
     process = os.pidfd_open(state["pid"])
     what = (folder, state["bundle"], f"SIMULATED-{pod}", state["pid"], process)
     follower = subprocess.Popen(
