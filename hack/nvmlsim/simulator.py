@@ -308,7 +308,7 @@ class Simulator:
             state.fault_count = layout.MAX_FAULTS
 
     def clear_faults(self) -> None:
-        """Remove all faults; calls that hang continue."""
+        """Remove all faults. Calls that hang are then carried out."""
         with self._edit() as state:
             for entry in state.faults:
                 entry.kind = layout.FAULT_NONE
