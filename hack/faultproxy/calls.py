@@ -15,19 +15,19 @@ BLOCKED = 429
 """The status of an eviction that a PodDisruptionBudget refuses. It counts as a write, although it is refused."""
 SUBRESOURCES = frozenset({"status", "eviction", "binding", "scale"})
 Aim = Callable[[str, str, bytes], bool]
-"""A predicate that says whether a write is aimed at, given its method, path and body."""
+"""A predicate that says whether a write counts for traps and faults, given its method, path and body."""
 VERSION = re.compile(rb'"resourceVersion":\s*"(\d+)"')
 
 
 @dataclass(eq=False, slots=True)
 class Aimed:
-    """The writes that are aimed at since the last call of `FaultProxy.aim`."""
+    """A count of the writes that `FaultProxy.aim` selected, since its last call."""
 
     accepts: Aim
     arrived: int = 0
-    """Number of writes that have arrived and are aimed at, except for those that the server refused."""
+    """Number of selected writes that have arrived, except for those that the server refused."""
     taken: int = 0
-    """Number of writes that are aimed at and that the server has accepted."""
+    """Number of selected writes that the server has accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Incoming:
     """The query of the URL, decoded."""
     body: bytes
     door: str
-    """The name under which the client's door was opened; empty for the front door."""
+    """The name of the address that the client uses (`FaultProxy.open_door`); empty for the main one."""
     agent: str
     """The client's User-Agent."""
     number: int
@@ -48,11 +48,11 @@ class Incoming:
     since: int
     """The newest resourceVersion that the server had sent through this proxy when the call arrived."""
     mark: int = 0
-    """The number by which traps and faults select a write. It is `number`, unless some writes are aimed at. Then only
-    these count, in order of arrival until the server has answered and in order of the answers from then on; it is 0
-    for all others."""
+    """The number by which traps and faults find a write. It is `number`, unless `FaultProxy.aim` selects some writes.
+    Then only these count, in order of arrival until the server has answered and in order of the answers after that; it
+    is 0 for all others."""
     aimed: Aimed | None = None
-    """The count in which this write is aimed at. None if it is not, or if every write is."""
+    """The count of selected writes to which this write belongs, or None if it is not selected or every write counts."""
 
     @property
     def is_write(self) -> bool:

@@ -34,8 +34,9 @@ ARRIVES_SECONDS = 0.2
 
 @dataclass
 class Fault:
-    """A fault that begins with write number `at` of the writes that are aimed at. With scope `one` it hits calls about
-    the object of that write, with `all` it hits all calls."""
+    """A fault that begins with write number `at` (`Incoming.mark`), counted among the writes that `FaultProxy.aim`
+    selected or, without it, among all. With scope `one` it hits calls about the object of that write, with `all` it
+    hits all calls."""
 
     at: int
     scope: Scope
@@ -53,13 +54,13 @@ class Fault:
     """Whether it begins when its write is sent, and not when the write has been answered."""
 
     def watch_for(self, call: Incoming, *, answered: bool) -> bool:
-        """Begin the fault if it waits for this call: set `began` and `target`, call `begin`, and return True.
-        Otherwise return False, as for every call after the fault has begun.
+        """Begin the fault if it waits for this call: set `began` and `target`, call `begin`, and return True. Otherwise
+        return False, as for every call after the fault has begun.
 
-        A fault waits for write number `at`, or for the first write after that if no write had the number. If it is
-        `early`, it begins when the write is about to be sent, otherwise when the write has been answered; `answered`
-        says which of the two is the case now. A fault with `at=0` never begins here. If two writes are in flight at
-        once, both have the lower number.
+        A fault waits for write number `at`, or for the first later write if none had that number; with `at=0` it never
+        begins here. An `early` fault begins when the write is about to be sent, any other when the write has been
+        answered; `answered` says which is the case now. If two writes are in flight at once, both have the lower
+        number.
         """
         if self.began is not None or not 0 < self.at <= call.mark or answered is self.early:
             return False
@@ -347,9 +348,9 @@ class OldList(WatchFault):
     _owed: set[tuple[str, str]] = field(default_factory=set)
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call, or count a hit and return the recorded list if the next list with this path and query is
-        due to be old. Before the fault begins, the first successful answer to each list is recorded. Lists without
-        `limit`, lists of one node's pods and calls that are not a GET are always forwarded."""
+        """Forward the call, or count a hit, whatever `times` is, and return the recorded list if the next list with
+        this path and query is due to be old. Before the fault begins, the first successful answer to each list is
+        recorded. Lists without `limit`, lists of one node's pods and calls that are not a GET are always forwarded."""
         key = call.path, call.query
         if call.method != "GET" or "limit=" not in call.query or "spec.nodeName" in call.query:
             return await forward()

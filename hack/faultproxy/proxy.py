@@ -143,7 +143,7 @@ class FaultProxy:
         self._port = 0
         self._count = 0
         self._aimed: Aimed | None = None
-        """The count of the writes that are aimed at, or None if every write is."""
+        """The count of the writes that `aim` selects, or None if every write counts."""
         self._newest = 0
         self._trap: _Trap | None = None
         self.writes: list[ProxiedWrite] = []
@@ -154,7 +154,7 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        """The address for clients that have no door of their own."""
+        """The address for clients that have none of their own (`open_door`)."""
         return self._url(self._port)
 
     def open_door(self, name: str) -> str:
@@ -166,7 +166,7 @@ class FaultProxy:
 
     def reset(self) -> None:
         """Clear the log, `sprung`, the trap and all faults, count writes from 1 again, and let every write count for
-        traps and faults. Doors stay open, and the newest resourceVersion is kept."""
+        traps and faults. The addresses of `open_door` stay open, and the newest resourceVersion is kept."""
         self._trap = None
         self._sick, self._faults = (), ()
         self._count = 0
@@ -181,9 +181,9 @@ class FaultProxy:
         self._aimed = Aimed(aim)
 
     def arm(self, at: int, act: Callable[[], None], *, before: bool = False) -> None:
-        """Call `act` once, after the server has accepted write number `at`. With `before`, call it when that write or
-        a later one arrives, which is then refused with 503 and never forwarded. `act` is called in the proxy's
-        thread, which waits for it. Replaces the trap that was armed before."""
+        """Call `act` once, after the server has accepted write number `at` and before the client gets the answer. With
+        `before`, call it when that write or a later one arrives, which is then refused with 503 and never forwarded.
+        `act` is called in the proxy's thread, which waits for it. Replaces the trap that was armed before."""
         self._trap = _Trap(at, act, before)
 
     def disturb(self, *faults: Fault) -> None:
@@ -226,8 +226,8 @@ class FaultProxy:
         return f"{'https' if self._shown else 'http'}://{HOST}:{port}"
 
     async def _serve(self) -> None:
-        """Open the front door, set `_ready`, and answer calls until `_stop` is set. Once a second, every watch checks
-        whether a fault ends it or its client is gone."""
+        """Listen on the address `url`, set `_ready`, and answer calls until `_stop` is set. Once a second, every watch
+        checks whether a fault ends it or its client is gone."""
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         connector = aiohttp.TCPConnector(limit=0, ssl=self._tls)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
@@ -251,7 +251,7 @@ class FaultProxy:
             await self._runner.cleanup()
 
     async def _listen(self, name: str) -> int:
-        """Listen on another port, as the door called `name`, and return the port."""
+        """Listen on another port, for the client that is logged as `name`, and return the port."""
         assert self._runner is not None, "enter the proxy before"
         listening = socket.create_server((HOST, 0), backlog=128)
         port: int = listening.getsockname()[1]
@@ -261,7 +261,7 @@ class FaultProxy:
 
     def _incoming(self, request: web.Request, body: bytes) -> Incoming:
         """Return the call with its numbers among the writes, `number` and `mark`. Both are 0 for a read and for a
-        renewal of a Lease. If some writes are aimed at, `mark` is 0 for all others, and a write that is aimed at is
+        renewal of a Lease. After `aim`, `mark` is also 0 for writes that it does not select, and a selected write is
         counted as arrived."""
         transport = request.transport
         port = transport.get_extra_info("sockname")[1] if transport is not None else 0
@@ -285,11 +285,11 @@ class FaultProxy:
         )
 
     async def _handle(self, request: web.Request, session: aiohttp.ClientSession) -> web.StreamResponse:
-        """Answer one call: from the trap (503), from a path that is to fail, or from the server by way of the faults.
-        A path that fails without an answer leaves the call waiting until the client hangs up or the proxy stops. If
-        the answer is lost, the client's connection is aborted. An error of the connection to the server becomes a
-        502, and the write then does not count as aimed at; a write that the trap or a failing path answers still
-        counts."""
+        """Answer one call: from the trap (503), from a path that is to fail, or from the server by way of the faults. A
+        path that fails without an answer leaves the call waiting until the client hangs up or the proxy stops. If the
+        answer is lost, the client's connection is aborted. After an error of the connection to the server the answer is
+        502, and the write no longer counts as one that `aim` selected; a write that the trap or a failing path answers
+        still counts."""
         call = self._incoming(request, await request.read())
         if self._trap is not None and self._trap.before and 0 < self._trap.at <= call.mark:
             self._spring()
@@ -378,9 +378,9 @@ class FaultProxy:
 
     def _note(self, call: Incoming, answer: ProxiedAnswer) -> None:
         """Log a write that the server has answered, and number it if it counts. A write does not count if it only
-        concerns who holds a Lease, or if the server refused it; an eviction that a budget refuses counts all the
-        same. Then spring the trap if it waits for the answer to this write, and begin the faults that wait for it.
-        A refused write also begins faults, unless some writes are aimed at."""
+        concerns who holds a Lease, or if the server refused it; an eviction that a budget refuses counts all the same.
+        Then spring the trap if it waits for the answer to this write, and begin the faults that wait for it. A refused
+        write also begins faults, unless `aim` was called."""
         counts = call.number > 0 and (answer.status < 400 or answer.status == BLOCKED)
         if counts:
             self._count += 1
