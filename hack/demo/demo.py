@@ -31,8 +31,8 @@ class Demo:
 
     async def until(self, what: str, condition: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
         """Wait until `condition` is true. Raises DemoFailed, with `what` and the state of all pools and nodes, if that
-        takes longer than `seconds` times the stage's patience. Errors of `condition` and of `Stage.changed` pass
-        through."""
+        takes longer than `seconds` times the stage's patience, or if `condition` raises TimeoutError. Its other errors
+        and those of `Stage.changed` pass through."""
         limit = seconds * self.stage.patience
         try:
             async with asyncio.timeout(limit):

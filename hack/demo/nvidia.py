@@ -56,9 +56,9 @@ def _play(screen: Screen, loop: NvidiaLoop) -> None:
 
 
 def _change(screen: Screen, loop: NvidiaLoop, stop: Stop, resource: str) -> None:
-    """Bring the nodes into the mode of `stop` and check the result. If `resource` is not empty, a pod on each node
-    first uses one device of it, and must be evicted. Raises DemoFailed if a check fails, and TimeoutError if the
-    change is not finished in time."""
+    """Apply the mode of `stop`, wait until the policy is Ready, and check the result. If `resource` is not empty, a pod
+    on each node first uses one device of it, and must be evicted. Raises DemoFailed if a check fails, and TimeoutError
+    if the change is not finished in time."""
     working = [loop.run_pod(node, resource) for node in loop.nodes if resource]
     if working:
         screen.say(f"On each node a pod uses one {resource}.")

@@ -44,7 +44,8 @@ class Recorder:
     @asynccontextmanager
     async def following(self, policy: str) -> AsyncIterator[None]:
         """Collect the states of this policy in `rollout` while the block runs. States that last less than LOOK_SECONDS
-        may be missed. An error of reading ends the block."""
+        may be missed. If the block raises or a state cannot be read, the block ends and the error is raised in an
+        ExceptionGroup; the last state is then not collected."""
         self.rollout.append(await _read(self.stage, policy))
         async with asyncio.TaskGroup() as group:
             follower = group.create_task(self._follow(policy))

@@ -22,7 +22,7 @@ NAMES = tuple(f"pool-{pool}" for pool, *_ in fleet.POOLS)
 
 async def play(demo: Demo) -> None:
     """Play the whole story. Raises DemoFailed at the first check that fails or state that is not reached in time; later
-    steps are then not played."""
+    steps are then not played. With `record_to`, it comes in an ExceptionGroup while the rollout is recorded."""
     await fleet_appears(demo)
     await pools_are_declared(demo)
     await teams_move_in(demo)
