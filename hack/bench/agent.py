@@ -248,11 +248,13 @@ class _Used:
 
 def agent(testbed: Testbed) -> Iterator[Measured]:
     """Create a Node with eight SIMULATED GPUs and run the agent on it three times: with unused GPUs, with whole GPUs in
-    use, and with MIG instances in use. The first run only yields the CPU time for a reading that changes nothing; the
-    other two also yield the agent's memory and the CPU time for a scrape. The Node and its GPUNode are deleted at the
-    end, unless something failed. Raises ApiError if the Node exists, CalledProcessError if the GPUs cannot be divided,
-    RuntimeError if the agent's metrics do not show exactly the tenants, and TimeoutError if an agent does not start or
-    read often enough."""
+    use, and with MIG instances in use. For each run yield the CPU time of a reading that changes nothing, and for the
+    last two also the agent's memory and the CPU time of a scrape. The Node and its GPUNode are deleted at the end,
+    unless something failed.
+
+    Raises ApiError if the Node exists, CalledProcessError if the GPUs cannot be divided, RuntimeError if the agent's
+    metrics do not show exactly the tenants, and TimeoutError if an agent does not start or read often enough.
+    """
     machine = Simulator.create(testbed.directory / "nvml.state", ["h100-80gb"] * GPUS, seed="bench")
     testbed.api.create("/api/v1/nodes", {"metadata": {"name": NODE}})
     gpunode = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": {"name": NODE}, "spec": {}}

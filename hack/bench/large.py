@@ -53,7 +53,7 @@ def efficiency(name: str, testbed: Testbed, span: Spent, count: int, at_once: in
     """Return the shortest time in which `count` nodes could be changed, `at_once` at a time, divided by the time that
     the rollout in `span` took, from its first write to a Node to its last. Each round takes at least the waits to
     settle and to be idle, plus the median of `actuation_seconds`. `name` is the metric's name. Raises ValueError if no
-    node was changed, or the node software wrote nothing to one of them."""
+    node was changed, or the node software wrote nothing to one of the changed nodes."""
     writes, drain = (
         node_writes(testbed, span),
         (launch.WAITS["SETTLE"] + launch.WAITS["IDLE"]) / testbed.factor,
