@@ -64,8 +64,8 @@ def read_slips() -> Mapping[str, Slip]:
 
 
 def find_slips(module: str, text: str) -> Iterator[tuple[str, Slip]]:
-    """Yield (name, slip) for each slip of a module, whose source is `text`. If a function has several operands with
-    the same source, the names from the second one on end with (2), (3) and so on."""
+    """Yield (name, slip) for each slip of a module, whose source is `text`. If several operands would give the same
+    name, the second name and later ones end with (2), (3) and so on."""
     tree = ast.parse(text)
     for name, scope, is_default, node, index in _operands(module, tree):
         becomes = in_brackets(without(node, index))
