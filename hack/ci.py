@@ -124,8 +124,8 @@ class Checks:
         return status
 
     async def _status(self, process: asyncio.subprocess.Process, *, cleanup: bool) -> int:
-        """Wait for the process and return its exit status as a shell reports it, or 143 if it succeeded after a signal
-        had ended the run. The process is sent SIGTERM on a signal, unless it is a cleanup."""
+        """Wait for the process and return its exit status as a shell reports it. After a signal to the run, the process
+        is sent SIGTERM, and success counts as 143; neither applies to a cleanup."""
         if not cleanup:
             self._running.add(process)
             if self._stopped:  # The signal came while the process was being started.

@@ -22,7 +22,7 @@ class Panel:
     width: int = 12
     unit: str = "short"
     alarm: bool = False
-    """Whether a stat is red from 1 on."""
+    """Whether a stat is red if its value is 1 or more."""
     stacked: bool = False
     text: str = ""
     """The panel's description, for what the title does not say."""
@@ -55,7 +55,7 @@ def increase(metric: str, over: str) -> str:
 
 
 def _stat(title: str, expression: str, *, unit: str = "short", alarm: bool = False, text: str = "") -> Panel:
-    """Return a panel four columns wide that shows a single number. With `alarm` it is red from 1 on."""
+    """Return a panel four columns wide that shows a single number. With `alarm` it is red if it is 1 or more."""
     return Panel(title, expression, kind="stat", width=4, unit=unit, alarm=alarm, text=text)
 
 

@@ -276,7 +276,7 @@ def _cluster(
         cluster.add(NODES, node)
     for device_class in device_classes() if sim.dra else ():
         cluster.add(DEVICE_CLASSES, device_class)
-    if sim.dra:  # the chart brings it
+    if sim.dra:  # our chart creates it
         test = {"name": TAINT_TEST, "namespace": PlanSettings().namespace}
         cluster.add(REPLICA_SETS, {"metadata": test, "spec": {"replicas": 0}})
     for name, namespace in played_daemon_sets(sim):
@@ -321,7 +321,7 @@ async def embedded(
     are maintained from the start, and `sim` holds settings of the simulators.
 
     The operator, the node software and the workloads are ended with the context. If one of them had failed, its error
-    is raised then.
+    is raised then; after an error of the operator the other two are not ended.
     """
     sim_settings = SimSettings(time_factor=factor, play_daemon_sets=True, **(sim or {}))
     now, played = setup.get("now", wall_time), setup.get("played", True)

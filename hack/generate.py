@@ -57,9 +57,10 @@ FOLDERS = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write all generated files and print the path of each that changed, or with --check print each problem to stderr
-    and change nothing. Returns the exit status: 0, or with --check 1 if there is a problem. Raises ValueError if two
-    generators return the same path or a file lacks the mark. Errors of the generators pass through."""
+    """Write all generated files and print the path of each that changed or was removed, or with --check print each
+    problem to stderr and change nothing. Returns the exit status: 0, or with --check 1 if there is a problem. Raises
+    ValueError if two generators return the same path or a file lacks the mark. Errors of the generators pass through.
+    """
     parser = argparse.ArgumentParser(prog="python -m hack.generate", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing, fail on any difference")
     options = parser.parse_args(arguments)
@@ -104,8 +105,9 @@ def write(files: Files, root: Path) -> Iterator[str]:
 
 
 def find_problems(files: Files, root: Path) -> Iterator[str]:
-    """Yield a sentence for each generated file that is missing, differs, is not tracked by git, or is left over.
-    Outside of a checkout it does not matter what git tracks. Raises CalledProcessError if git fails."""
+    """Yield a clause, such as `PATH is missing`, for each generated file that is missing, differs, is not tracked by
+    git, or is left over. Outside of a checkout it does not matter what git tracks. Raises CalledProcessError if git
+    fails."""
     tracked = tracked_files(root)
     for path, content in files.items():
         target = root / path

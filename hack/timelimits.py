@@ -21,7 +21,7 @@ LIMITS = {
     4: 1500,
     5: 600,
 }
-"""The limit of each rung in seconds, for a test with its fixtures, which may have to build programs from rung 2 on."""
+"""The limit of each rung in seconds, for a test with its fixtures. From rung 2 they may have to build programs."""
 ENDLESS = "faults"
 """The marker of tests that consist of many runs, which take hours in the full matrix. Each run has its own limit."""
 
