@@ -39,7 +39,7 @@ GPU_NODES = {"nvidia.com/gpu.present": "true"}
 
 class DaemonSetPlayer:
     """Keeps one pod of a DaemonSet on every node that its selector matches, unless a ClusterPolicy turns the DaemonSet
-    off."""
+    off. It acts on a node only when `look` or `renew` is called for it."""
 
     def __init__(
         self,

@@ -182,9 +182,10 @@ class Workloads:
         self._wake.set()
 
     async def _play_test(self) -> None:
-        """Play the ReplicaSet of the operator's test of device taints. If it wants pods and there is none, create one
-        pod, with a claim to which the test's device is allocated; if it wants none, delete its pods with their claims.
-        NotFound and AlreadyExists end the call. Does nothing if the device plugin serves the GPUs."""
+        """Do what the ReplicaSet controller and the scheduler would do for the operator's test of device taints. If the
+        test wants pods and there is none, create one pod, with a claim to which the test's device is allocated; if it
+        wants none, delete its pods with their claims. NotFound and AlreadyExists end the call. Creates nothing if the
+        device plugin serves the GPUs."""
         where = self._test_namespace
         pods = [one for one in self._pods.values() if one["metadata"]["name"].startswith(TAINT_TEST)]
         with suppress(NotFound, AlreadyExists):
