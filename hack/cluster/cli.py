@@ -1,4 +1,4 @@
-"""The commands behind `make cluster`, `make cluster-down` and `make run`.
+"""The commands behind `make cluster` and `make cluster-down`, and one that writes a kubeconfig for a service account.
 
 Progress goes to stderr. Stdout has one line, so that a shell can evaluate it: `eval "$(make -s cluster)"`.
 """

@@ -1,5 +1,7 @@
-"""Background programs of a control plane. Each has its own process group and log file, and is stopped by its recorded
-pid."""
+"""Starts, watches and ends background programs, each with a process group of its own, and waits for conditions.
+
+Most are programs of a control plane (`Component`), which have a log file and can be ended by their recorded pid.
+"""
 
 import contextlib
 import os
