@@ -1,10 +1,10 @@
-"""Faults F3 to F12 of docs/design/faults.md. Each begins with one write, and hits either the calls about the object of
-that write or all calls.
+"""Faults F3 to F12 of docs/design/faults.md, a slow server, and a server whose clock is wrong. Each begins with one
+write (the last two can also begin at once), and hits calls or watches that concern the object of that write, or all.
 
-A fault begins when its write is sent or, if it concerns reads, when the write has been answered. It ends by itself.
-The faults show nothing that a real API server cannot show: a competing change is a write that the server accepted, a
-watch is late as a whole and never for single objects, and an old list is one that the server sent before. To kill the
-client, use `FaultProxy.arm`.
+A fault begins when its write is sent or, if it concerns watches, when the write has been answered. F3 to F12 end by
+themselves. With the exception of `EventsSwallowed`, they show nothing that a real API server cannot show: a competing
+change is a write that the server accepted, a watch is late as a whole and never for single objects, and an old list is
+one that the server sent before. To kill the client, use `FaultProxy.arm`.
 """
 
 import asyncio
