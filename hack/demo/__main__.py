@@ -1,4 +1,5 @@
-"""`python -m hack.demo` plays the story on a stage. The exit status is 0 only if everything that it showed is true."""
+"""`python -m hack.demo` shows the product on a simulated or a real cluster, which it calls its stage. The exit status
+is 0 only if everything that it showed is true."""
 
 import argparse
 import asyncio
@@ -58,9 +59,9 @@ def arguments() -> argparse.Namespace:
 
 
 async def run(options: argparse.Namespace, screen: Screen) -> None:
-    """Play the story on the stage of the driver `cluster`, or on the embedded stage for any other. SIGTERM cancels the
-    story. Raises DemoFailed if a check fails, and UnavailableError, ComponentError, LaunchError or TimeoutError if
-    the stage cannot be built."""
+    """Play the story on a real control plane if the driver is `cluster`, and otherwise in this process. SIGTERM cancels
+    the story. Raises DemoFailed if a check fails, and UnavailableError, ComponentError, LaunchError or TimeoutError if
+    the cluster cannot be built."""
     task = asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 
 
 class ClusterStage:
-    """The stage on a real control plane (see `stage.Stage`)."""
+    """The demo's cluster as a real control plane (see `stage.Stage`)."""
 
     patience = 6.0
     simulated = (

@@ -1,4 +1,5 @@
-"""The stage in one Python process, with FakeCluster as the API server and everything else as in hack/embedded.py."""
+"""The demo's cluster in one Python process, with FakeCluster as the API server and everything else as in
+hack/embedded.py."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +24,7 @@ LEASE = Timing(duration=6.0, deadline=5.0, retry=0.1)
 
 
 class EmbeddedStage:
-    """The stage in this process (see `stage.Stage`)."""
+    """The demo's cluster in this process (see `stage.Stage`)."""
 
     patience = 4.0
     simulated = (

@@ -1,4 +1,4 @@
-"""The fleet of the story: eleven nodes with 80 GPUs, four pools, the pods of five teams, and one PodDisruptionBudget.
+"""The fleet of the demo: eleven nodes with 80 GPUs, four pools, the pods of five teams, and one PodDisruptionBudget.
 
 Pools A to D are those of the article to which this operator is an answer. Its arithmetic is corrected: an instance of
 1g.20gb uses two of the eight memory slices, so an 80 GB H100 holds four of them and not seven.

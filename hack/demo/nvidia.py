@@ -1,4 +1,4 @@
-"""The story of DRIVER=nvidia: two nodes with NVIDIA's real node software go through every mode."""
+"""The demo with DRIVER=nvidia: two nodes with NVIDIA's real node software go through every mode."""
 
 import tempfile
 from pathlib import Path

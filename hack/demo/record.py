@@ -1,5 +1,5 @@
-"""States of the story, as data from which the README's pictures are drawn (hack/generate_picture.py): all pools in the
-middle of it, and one pool's rollout from its plan to its end.
+"""States of the demo's cluster, as data from which the README's pictures are drawn (hack/generate_picture.py): all
+pools in the middle of the demo, and one pool's rollout from its plan to its end.
 
 `python -m hack.demo --record hack/demo/record.json` writes them again; a test in tests/demo fails when that is due.
 """

@@ -1,4 +1,4 @@
-"""The interface of the stages on which the story is played. Everything that differs between them is behind it."""
+"""The interface of the clusters on which the demo can run, which are called stages. It hides how they differ."""
 
 from dataclasses import dataclass
 from pathlib import Path

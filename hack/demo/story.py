@@ -1,4 +1,4 @@
-"""The story, step by step. Every step checks what it shows. Terms: docs/design/glossary.md#fence"""
+"""The steps of the demo, in their order. Every step checks what it shows. Terms: docs/design/glossary.md#fence"""
 
 import asyncio
 import json
