@@ -1,4 +1,4 @@
-"""How long `kubectl gpusharing cost` takes for 30 days, and its memory, with a real Prometheus on this machine. The
+"""How long `kubectl gpusharing cost` takes to report 30 days, and its peak memory, with a real Prometheus here. The
 samples are SIMULATED, and are written into its storage beforehand."""
 
 import subprocess
