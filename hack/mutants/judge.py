@@ -179,9 +179,9 @@ def judge(path: str, mutation: Mutation, now: Side, before: Side) -> tuple[str, 
     files.
 
     The first part of the result is KILLED if the present tests do not pass: one fails, they do not end in time, or
-    pytest cannot run them. It is LIVED if both sets pass, and LOST if only the earlier set does not. The second part
-    is empty unless the first is LOST: then it names the earlier test that fails, or says that the earlier tests did
-    not end in time.
+    pytest cannot run them. It is LIVED if both sets pass, and LOST if only the earlier set does not. The second part is
+    empty unless the first is LOST: then it names the earlier test that fails. If there is none, it says that the
+    earlier tests did not end in time, even if pytest could not run them.
     """
     text = Path(path).read_text()
     try:

@@ -1,4 +1,4 @@
-"""Plays tests in processes of their own, so that the changes of a mutant end with its process.
+"""Runs tests in processes of their own, so that the changes of a mutant end with its process.
 
 Tests are collected once, in one session of pytest. Each trial of a test on a mutant is a fork of that session.
 """
@@ -141,10 +141,10 @@ def find_killers(
     """Return, by the name of each mutant, the id of the first candidate test that fails with it, or an empty string if
     none does.
 
-    A candidate is the id of a test, or the path of a file or folder, which stands for all tests in it. A test whose
-    setup fails, or whose process dies or does not end in time, does not count as failed. `collected` are the arguments
-    with which pytest collects tests; if there are none, it collects the files of all candidates. Raises RuntimeError
-    if the tests cannot be collected.
+    A candidate is the id of a test, or the path of a file or folder, which stands for all tests in it. One that matches
+    no collected test is ignored. A test whose setup fails, or whose process dies or does not end in time, does not
+    count as failed. `collected` are the arguments with which pytest collects tests; if there are none, it collects the
+    files of all candidates. Raises RuntimeError if the tests cannot be collected.
     """
 
     def play(items: Items) -> dict[str, str]:
