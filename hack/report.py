@@ -29,9 +29,9 @@ WIDTH = 110
 
 
 def count_lines(properties: Iterable[tuple[str, object]]) -> Iterator[str]:
-    """Yield the counts that tests left under the name PROPERTY, each as `COUNT x WHAT`, in lines of at most WIDTH
-    characters. The counts of each test are sorted by name, and are not added to those of other tests. `properties`
-    are the (name, value) pairs that the tests left; other names than PROPERTY are ignored."""
+    """Yield the counts that tests left under the name PROPERTY, each as `COUNT x WHAT`, in lines of about WIDTH
+    characters. The counts of each test are sorted by name, and are not added to those of other tests. `properties` are
+    the (name, value) pairs that the tests left; other names than PROPERTY are ignored."""
     row = ""
     for name, counts in properties:
         if name != PROPERTY or not isinstance(counts, Mapping):
