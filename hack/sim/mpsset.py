@@ -36,8 +36,8 @@ def is_notified(spec: JSON) -> bool:
     version 0.18.2, in which the daemon finds the configuration when it starts. Later versions depend on config-manager:
     it must look for exactly the daemon's process name and, before 0.20, the pod must not have `hostPID`.
 
-    The version is that of the daemon's image; a tag without a version counts as 0.20. Raises KeyError unless the spec
-    has both containers, with image, command and env.
+    The version is that of the daemon's image; a tag without a version counts as 0.20. Raises KeyError if the spec lacks
+    one of the two containers, or a field of theirs (image, command, env) that the answer depends on.
     """
     containers = {container["name"]: container for container in spec["containers"]}
     daemon, manager = containers[DAEMON], containers[MANAGER]

@@ -197,8 +197,8 @@ class NodeSoftware:
 
     def _take_node(self, raw: JSON, gone: bool) -> None:
         """Add, update or stop the simulation of a Node, let the DaemonSet players create or delete its pods, and start
-        to inject the faults that its annotation requests. A Node with unknown cards is ignored. Raises ValueError if
-        the Node states a number of GPUs that is not an integer."""
+        to inject the faults that its annotation requests. A new Node with unknown cards is ignored, and each later
+        version of it is tried again. Raises ValueError if the Node states a number of GPUs that is not an integer."""
         name = raw["metadata"]["name"]
         node = self.nodes.get(name)
         if gone:
@@ -354,8 +354,8 @@ class NodeSoftware:
 
     async def _inject_from_annotation(self, node: SimNode) -> None:
         """Inject the faults of the Node's annotation, then remove the annotation, which shows that they are injected.
-        Repeats if the annotation was set again meanwhile, and ends if the Node is gone. Unknown faults are logged;
-        InUse of `lose-instances` passes through and ends the simulation."""
+        Repeats if the annotation was set again meanwhile, and ends if the Node is gone. An unknown fault is logged, and
+        the others are injected all the same; InUse of `lose-instances` passes through and ends the simulation."""
         while (faults := node.object.annotations.get(ANNOTATION_INJECT)) and node.name in self.nodes:
             for fault in faults.split(","):
                 try:
