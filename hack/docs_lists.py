@@ -11,8 +11,8 @@ _ITEM = re.compile(r"(?:\d+\.|[-*]) +(?=\S)")
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Return the page with the content of top-level list items indented by 4 spaces. Lines belong to an item if they
-    are indented at least as far as its text; a new paragraph or a code fence at the margin ends the list. mkdocs
-    calls this function for each page."""
+    are indented at least as far as its text; a new paragraph that is indented less, or a code fence at the margin, ends
+    the list. mkdocs calls this function for each page."""
     lines, indent, fenced, blank = [], 0, False, True
     for line in markdown.splitlines():
         if line.startswith("```"):

@@ -183,9 +183,9 @@ class Embedded:
 
     async def until(self, condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
         """Wait until a condition on the stored objects holds; it is checked at once and after each write. Raises
-        AssertionError, with `what` and the state of the cluster, after `seconds`. If the operator ends
-        unexpectedly, its error is raised, or AssertionError if it ended without one. Errors of `condition` pass
-        through."""
+        AssertionError, with `what` and the state of the cluster, after `seconds`. If the operator ends, its error is
+        raised, or AssertionError if it ended without one; an operator that was killed or has lost its Lease is no
+        error. Errors of `condition` pass through."""
         changed = asyncio.Event()
         self.cluster.store.waiting.add(changed)
         try:
@@ -199,7 +199,8 @@ class Embedded:
 
     async def _wait(self, changed: asyncio.Event) -> None:
         """Wait until `changed` is set, which happens at the next write or when the operator ends, and clear it. If the
-        operator has ended without being killed, raise the error that ended it, or AssertionError if there was none."""
+        operator has ended by then, raise the error that ended it, or AssertionError if there was none, unless it was
+        killed or has lost its Lease."""
         operator, client = self._operator, self.client
 
         def ended(_: asyncio.Task[None]) -> None:

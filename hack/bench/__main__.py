@@ -108,12 +108,13 @@ PARTS = (
 
 
 def measure(wanted: frozenset[str], sizes: Sizes, lost: list[Lost]) -> Iterator[Measured]:
-    """Run the measurements of the planner, those of the plugin, and then the parts, each only if it yields one of the
-    `wanted` metrics. Yields every result of what ran, including metrics that are not wanted.
+    """Run the measurements of the planner, those of the plugin, those of `cost` on Prometheus (bill.py), and then the
+    parts, each only if it yields one of the `wanted` metrics. Yields every result of what ran, including metrics that
+    are not wanted.
 
     Parts of one kind share a control plane. A part that fails is appended to `lost`, and the remaining parts of its
     kind get a new testbed, because the failed one may have left anything behind. Errors of a testbed itself, and of
-    the planner's and the plugin's measurements, are raised.
+    all measurements that need none, are raised.
     """
     if wanted & set(PLANNED):
         yield from planner.planning(sizes.planned_nodes)
@@ -167,8 +168,8 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Measure, print the table and write the JSON; each result is also printed to stderr at once. Returns the exit
     status: 0 if everything could be measured, 1 if a part failed, 2 if a metric is unknown, in which case nothing is
-    measured. A missed aim is a result and not an error. Errors of a testbed itself, and of the planner's and the
-    plugin's measurements, are raised; then neither table nor JSON is written."""
+    measured. A missed aim is a result and not an error. Errors of a testbed itself, and of measurements that
+    need none, are raised; then neither table nor JSON is written."""
     options = arguments()
     wanted = frozenset(options.only.split(","))
     if unknown := sorted(wanted - set(AIMS)):

@@ -122,7 +122,8 @@ class _Trap:
 
 
 class FaultProxy:
-    """The proxy, in a thread of its own. Its methods may be called from any thread."""
+    """The proxy, in a thread of its own. Its methods may be called from any thread, but the function of `arm`, which
+    runs in the proxy's thread, must neither call `open_door` nor stop the proxy."""
 
     def __init__(self, upstream: str, ca_pem: str, *, tls: ssl.SSLContext | None = None) -> None:
         """Prepare a proxy for the server `upstream`, a URL as in a kubeconfig. `ca_pem` is the certificate of the
@@ -181,9 +182,10 @@ class FaultProxy:
         self._aimed = Aimed(aim)
 
     def arm(self, at: int, act: Callable[[], None], *, before: bool = False) -> None:
-        """Call `act` once, after the server has accepted write number `at` and before the client gets the answer. With
-        `before`, call it when that write or a later one arrives, which is then refused with 503 and never forwarded.
-        `act` is called in the proxy's thread, which waits for it. Replaces the trap that was armed before."""
+        """Call `act` once, after the server has accepted write number `at` and before the client gets the answer; an
+        eviction that a budget refuses has a number, too. With `before`, call it when that write or a later one arrives,
+        which is then refused with 503 and never forwarded. `act` is called in the proxy's thread, which waits for it.
+        Replaces the trap that was armed before."""
         self._trap = _Trap(at, act, before)
 
     def disturb(self, *faults: Fault) -> None:
