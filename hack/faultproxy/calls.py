@@ -16,6 +16,8 @@ BLOCKED = 429
 SUBRESOURCES = frozenset({"status", "eviction", "binding", "scale"})
 Aim = Callable[[str, str, bytes], bool]
 """A predicate that says whether a write counts for traps and faults, given its method, path and body."""
+PROTOBUF = b"k8s\x00"
+"""The first bytes of a body in the encoding that Go clients may use instead of JSON."""
 VERSION = re.compile(rb'"resourceVersion":\s*"(\d+)"')
 
 
@@ -67,8 +69,9 @@ class Incoming:
 
     @property
     def decoded(self) -> Any:
-        """The body parsed as JSON, or None if there is no body. Raises ValueError if the body is not JSON."""
-        return json.loads(self.body) if self.body else None
+        """The body parsed as JSON, or None if there is no body or if it is protobuf, in which helm writes its Secrets.
+        Raises ValueError if the body is neither."""
+        return json.loads(self.body) if self.body and not self.body.startswith(PROTOBUF) else None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -112,7 +115,7 @@ class ProxiedWrite:
     status: int
     user_agent: str
     body: Any
-    """The body as JSON, or None without one."""
+    """The body as JSON, or None if there is none or if it is protobuf."""
     door: str = ""
     since: int = 0
     """As in `Incoming`: the newest resourceVersion that had been sent when the call arrived."""
