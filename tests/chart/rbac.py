@@ -12,7 +12,6 @@ USERS = {
     "operator": "gpusharing-operator",
     "agent": "gpusharing-agent",
     "checks": "gpusharing-checks",
-    "rollback": "gpusharing-rollback-check",
 }
 """Service account of each subject; also the names of their roles and of the leader Lease."""
 
@@ -22,7 +21,7 @@ class RoleGrant:
     """One verb that one subject may use."""
 
     subject: str
-    """`operator`, `agent`, `checks` or `rollback`."""
+    """`operator`, `agent` or `checks`."""
     group: str
     resource: str
     subresource: str

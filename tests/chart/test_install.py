@@ -76,7 +76,7 @@ def test_no_admission_policy_has_a_type_error(installed: Installed) -> None:
     def checked() -> bool:
         found = installed.admin.list(f"{ADMISSION}/validatingadmissionpolicies")
         ours = [one for one in found if one["metadata"]["name"].startswith("gpusharing-")]
-        return len(ours) == 11 and all("typeChecking" in one.get("status", {}) for one in ours)
+        return len(ours) == 14 and all("typeChecking" in one.get("status", {}) for one in ours)
 
     wait_until(checked, SECONDS, "the controller to check the expressions")
     for policy in installed.admin.list(f"{ADMISSION}/validatingadmissionpolicies"):
@@ -160,8 +160,7 @@ def test_an_upgrade_changes_the_release_and_keeps_policies_and_gpunodes(
 def test_uninstalling_keeps_crds_policies_and_gpunodes_and_installing_takes_them_over(
     installed: Installed, policy: Object
 ) -> None:
-    # kwok runs no program, so the hook's Job would never end (tests/chart/test_uninstall.py runs what it runs).
-    done = installed.run_helm("uninstall", "--wait", "--no-hooks")
+    done = installed.run_helm("uninstall", "--wait")
     assert done.returncode == 0, done.stderr
     for path in REMOVED:
         assert not is_there(installed, path)

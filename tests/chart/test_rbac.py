@@ -108,11 +108,6 @@ def test_without_rbac_no_role_is_left(helm: Helm) -> None:
     )
 
 
-def test_the_account_of_the_rollback_check_only_reads(helm: Helm) -> None:
-    verbs = {grant.verb for grant in rendered(helm) if grant.subject == "rollback"}
-    assert verbs == {"get", "list"}
-
-
 def test_the_account_of_helm_test_only_reads(helm: Helm) -> None:
     """A SubjectAccessReview is a question; nothing is stored."""
     writes = {

@@ -1,32 +1,26 @@
-"""CRDs that grow over stored objects, and `helm rollback`, which puts the older ones back: its pre-rollback hook.
-
-kwok runs no program, so the test does what the hook's pod would do (controller/rollback.py), with its account and
-variables. Helm goes by how the Job ends.
+"""CRDs that grow over stored objects, and `helm rollback`, which puts the older ones back: an admission policy of the
+chart refuses that while a stored policy would lose a field.
 """
 
-import os
+import copy
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hack.cluster.api import ApiError, Object, selector
+import yaml
+from hack.cluster.api import ApiError, Object
 from hack.cluster.controlplane import ControlPlane
-from hack.cluster.kubeconfig import write_token_kubeconfig
 from hack.cluster.process import wait_until
-from tests.chart.charts import CHART, NAMESPACE, Helm
+from tests.chart.charts import CHART, NAMESPACE, ROOT, Helm, find
 from tests.chart.cluster import GPUNODES, POLICIES, POLICY, SECONDS, Installed, refusal, set_up
 
 pytestmark = pytest.mark.cluster
 
-HOOK = "gpusharing-rollback-check"
-PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gpusharingpolicies.gpusharing.dev"
 DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator"
-ACCOUNT = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{HOOK}"
+BINDING = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/gpusharing-policy-fields"
 HOURS = ["22:00-05:00"]
 NEW_FIELDS = {
     "gpusharingpolicies": (
@@ -100,39 +94,22 @@ def has(installed: Installed, field: str) -> bool:
     return field in answer["spec"]["rollout"]
 
 
-def rolled_back(installed: Installed, folder: Path, revision: int) -> tuple[int, str]:
-    """Exit status of `helm rollback`, and what the hook's program said, which ran in the place of its pod."""
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(installed.run_helm, "rollback", str(revision), "--timeout", "300s")
-        query = {"labelSelector": selector({"app.kubernetes.io/name": HOOK})}
-
-        def runs() -> list[Object]:  # that of an earlier rollback has ended, and may not be gone yet
-            pods = installed.admin.list(PODS, **query)
-            return [pod for pod in pods if pod["status"].get("phase") == "Running"]
-
-        wait_until(lambda: running.done() or bool(runs()), SECONDS, "the hook's pod")
-        assert not running.done(), running.result().stderr
-        (pod,) = runs()
-        done = answered(installed, pod, folder)
-        end: Object = {"phase": "Failed" if done.returncode else "Succeeded"}
-        installed.admin.merge_patch(f"{PODS}/{pod['metadata']['name']}/status", {"status": end})
-        return running.result().returncode, done.stdout + done.stderr
+def refusal_of(installed: Installed, crd: Object) -> str:
+    """Why the server would not take this CRD in place of its own; empty if it would."""
+    try:
+        installed.admin.request("PUT", CRD, crd, dryRun="All")
+    except ApiError as error:
+        if "gpusharing-policy-fields" not in error.message:
+            raise
+        return error.message
+    return ""
 
 
-def answered(installed: Installed, pod: Object, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run what the pod's container would run: its command, its variables, its account."""
-    (container,) = pod["spec"]["containers"]
-    account = pod["spec"]["serviceAccountName"]
-    kubeconfig = write_token_kubeconfig(installed.admin, folder / "kubeconfig", NAMESPACE, account)
-    environment = {one["name"]: one["value"] for one in container["env"]}
-    return subprocess.run(
-        [str(Path(sys.executable).with_name(container["command"][0]))],
-        env={"PATH": os.environ["PATH"], "KUBECONFIG": str(kubeconfig), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
+def older_crd(installed: Installed) -> Object:
+    """The chart's own CRD, as an update of the one that is stored now."""
+    chart = find(installed.helm.template(), "CustomResourceDefinition", "gpusharingpolicies.gpusharing.dev")
+    now: Object = installed.admin.get(CRD)
+    return now | {"spec": now["spec"] | {"versions": chart["spec"]["versions"]}}
 
 
 def test_a_stored_object_outlives_crds_with_new_optional_and_defaulted_fields(
@@ -155,8 +132,8 @@ def test_a_stored_object_outlives_crds_with_new_optional_and_defaulted_fields(
     assert refusal(admin, POLICY | {"metadata": {"name": "next"}}) == ""
 
 
-def test_a_rollback_that_would_cut_a_field_off_is_refused_before_anything_is_touched(
-    upgraded: Installed, tmp_path: Path
+def test_a_rollback_that_would_cut_a_field_off_is_refused_and_the_release_stays_usable(
+    upgraded: Installed,
 ) -> None:
     admin = upgraded.admin
     nightly = POLICY | {
@@ -164,48 +141,135 @@ def test_a_rollback_that_would_cut_a_field_off_is_refused_before_anything_is_tou
         "spec": POLICY["spec"] | {"rollout": {"hours": HOURS}},
     }
     admin.create(POLICIES, nightly)
-    before = [admin.get(path)["metadata"]["resourceVersion"] for path in (CRD, f"{POLICIES}/nightly")]
-    deployed = admin.get(DEPLOYMENT)["metadata"]["generation"]
-    status, told = rolled_back(upgraded, tmp_path, 1)
-    assert status != 0, told
-    assert told.startswith("NOT ROLLED BACK: 1 policy has fields")
-    assert "\n  nightly: spec.rollout.hours\n" in told
-    assert "pool-d" not in told, "a default is nothing that anybody wrote"
-    after = [admin.get(path)["metadata"]["resourceVersion"] for path in (CRD, f"{POLICIES}/nightly")]
-    assert (after, admin.get(DEPLOYMENT)["metadata"]["generation"]) == (before, deployed)
-    # What it says of the release: helm upgrades nothing until then.
-    upgrade = ("upgrade", str(CHART), "--dry-run=server", "--set", "crds.install=false")
-    assert "another operation" in upgraded.run_helm(*upgrade).stderr
-    (command,) = [line.strip() for line in told.splitlines() if "delete secret" in line]
-    upgraded.plane.kubectl(*command.split()[1:])
-    done = upgraded.run_helm(*upgrade)
-    assert done.returncode == 0, done.stderr
-
-
-def test_what_may_not_be_read_refuses_with_the_servers_words(upgraded: Installed, tmp_path: Path) -> None:
-    container = {
-        "command": [HOOK],
-        "env": [
-            {"name": "GPUSHARING_RELEASE", "value": "gpusharing"},
-            {"name": "GPUSHARING_NAMESPACE", "value": NAMESPACE},
-        ],
-    }
-    done = answered(
-        upgraded, {"spec": {"serviceAccountName": "default", "containers": [container]}}, tmp_path
+    wait_until(
+        lambda: refusal_of(upgraded, older_crd(upgraded)) != "", SECONDS, "the server to know the policy"
     )
-    assert done.returncode == 1, done.stderr
-    assert "not allowed to get customresourcedefinitions" in done.stdout
-    assert "--no-hooks" in done.stdout
+    done = upgraded.run_helm("rollback", "1")
+    assert done.returncode != 0
+    assert (
+        "policy nightly has fields that this version of the CRD would remove (spec.rollout.hours)"
+        in done.stderr
+    )
+    assert "pool-d" not in done.stderr, "a default is nothing that anybody wrote"
+    assert admin.get(f"{POLICIES}/nightly")["spec"]["rollout"]["hours"] == HOURS
+    assert has(upgraded, "hours"), "the newer CRD is still served"
+    last = upgraded.run_helm("history", "--max", "1").stdout.splitlines()[-1]
+    assert "failed" in last, "so nothing is locked"
+    done = upgraded.run_helm("rollback", "2")
+    assert done.returncode == 0, done.stderr
+    assert "0.2.0" in admin.get(DEPLOYMENT)["metadata"]["labels"]["helm.sh/chart"]
 
 
-def test_without_such_a_field_the_rollback_goes_on_and_takes_its_account_with_it(
-    upgraded: Installed, tmp_path: Path
-) -> None:
+def test_without_such_a_field_the_rollback_goes_on(upgraded: Installed) -> None:
     upgraded.admin.merge_patch(f"{POLICIES}/nightly", {"spec": {"rollout": {"hours": None}}})
-    status, told = rolled_back(upgraded, tmp_path, 1)
-    assert (status, told) == (0, "No policy has a field that the older version lacks.\n")
+    wait_until(
+        lambda: refusal_of(upgraded, older_crd(upgraded)) == "", SECONDS, "the server to know the policy"
+    )
+    done = upgraded.run_helm("rollback", "1")
+    assert done.returncode == 0, done.stderr
     wait_until(lambda: not has(upgraded, "hours"), SECONDS, "the older CRD to be served")
-    with pytest.raises(ApiError) as gone:
-        upgraded.admin.get(ACCOUNT)
-    assert gone.value.status == 404
     assert upgraded.admin.get(f"{POLICIES}/nightly")["spec"]["mode"] == "TimeSlicing"
+
+
+def test_of_all_fields_of_a_policy_those_that_somebody_set_may_not_be_removed_from_the_crd(
+    upgraded: Installed,
+) -> None:
+    """Each field of the examples, at any depth, is taken out of the CRD in turn, and out of no other."""
+    admin, specs = upgraded.admin, []
+    for path in sorted((ROOT / "examples").glob("pool-*.yaml")):
+        name = {"metadata": {"name": f"fields-{path.stem}"}}
+        for example in yaml.safe_load_all(path.read_text()):
+            if example["kind"] == "GPUSharingPolicy":
+                specs.append(admin.create(POLICIES, example | name)["spec"])
+    crd = loosened(admin.get(CRD))
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    last = f"{POLICIES}/{sorted(one['metadata']['name'] for one in admin.list(POLICIES))[-1]}"
+    wait_until(
+        lambda: refusal_of(upgraded, without(crd, ["mode"])) != "", SECONDS, f"the server to know {last}"
+    )
+    refused: list[list[str]] = []
+    free: list[list[str]] = []
+    for steps in properties(schema):
+        is_set = any(sets(spec, schema, steps) for spec in specs)
+        said = refusal_of(upgraded, without(crd, steps))
+        assert (f"(spec.{'.'.join(steps)}" in said) == is_set, (steps, said)
+        assert bool(said) == is_set, (steps, said)
+        (refused if is_set else free).append(steps)
+    assert len(refused) > 10, "examples that set fields"
+    assert len(free) > 10, "fields that no example sets, or only to the default"
+
+
+def loosened(crd: Object) -> Object:
+    """The CRD without what makes it invalid if a property of a spec is taken out."""
+    (version,) = crd["spec"]["versions"]
+    schema = version["schema"]["openAPIV3Schema"]
+    inner = schema | {"properties": schema["properties"] | {"spec": bare(schema["properties"]["spec"])}}
+    inner.pop("x-kubernetes-validations", None)
+    looser = {key: value for key, value in version.items() if key not in ("selectableFields", "schema")}
+    return crd | {"spec": crd["spec"] | {"versions": [looser | {"schema": {"openAPIV3Schema": inner}}]}}
+
+
+RELIANT = ("x-kubernetes-validations", "x-kubernetes-list-map-keys", "x-kubernetes-list-type")
+
+
+def bare(schema: Any) -> Any:
+    """The schema without rules, keys of lists, and lists of required fields, all of which name properties."""
+    if isinstance(schema, list):
+        return [bare(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: bare(value)
+        for key, value in schema.items()
+        if key not in RELIANT and not (key == "required" and isinstance(value, list))
+    }
+
+
+def below(schema: Any) -> Any:
+    """The schema of the objects in a list, or the schema itself."""
+    return schema.get("items", schema)
+
+
+def properties(schema: Any) -> Iterator[list[str]]:
+    """The path of each property, at any depth."""
+    for name, child in below(schema).get("properties", {}).items():
+        yield [name]
+        yield from ([name, *rest] for rest in properties(child))
+
+
+def without(crd: Object, steps: list[str]) -> Object:
+    """The CRD without the property at this path of a spec."""
+    smaller = copy.deepcopy(crd)
+    schema = smaller["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    for step in steps[:-1]:
+        schema = below(schema)["properties"][step]
+    del below(schema)["properties"][steps[-1]]
+    return smaller
+
+
+def sets(value: Any, schema: Any, steps: list[str]) -> bool:
+    """Whether a spec sets the field at this path, or one below it, to anything but its default."""
+    if isinstance(value, list):
+        return any(sets(item, schema, steps) for item in value)
+    name, *rest = steps
+    if not isinstance(value, dict) or name not in value:
+        return False
+    child = below(schema)["properties"][name]
+    if rest:
+        return sets(value[name], child, rest)
+    inner = value[name]
+    if isinstance(inner, dict) and inner:
+        known = child.get("properties", {})
+        return any(key not in known or sets(inner, child, [key]) for key in inner)
+    return "default" not in child or bool(inner != child["default"])
+
+
+def test_whoever_wants_to_lose_the_fields_deletes_the_binding(upgraded: Installed) -> None:
+    admin = upgraded.admin
+    crd = without(loosened(admin.get(CRD)), ["mode"])
+    (command,) = [part for part in refusal_of(upgraded, crd).split(": ") if part.startswith("kubectl delete")]
+    upgraded.plane.kubectl(*command.partition(",")[0].split()[1:])
+    wait_until(lambda: refusal_of(upgraded, crd) == "", SECONDS, "the policy not to be enforced")
+    done = upgraded.run_helm("upgrade", str(CHART))
+    assert done.returncode == 0, done.stderr
+    assert admin.get(BINDING)["spec"]["policyName"] == "gpusharing-policy-fields"

@@ -1,104 +1,118 @@
-"""controller/uninstall.py, the pre-delete hook: what its Job runs, with its rights, against a real API server."""
+"""What keeps `helm uninstall` from going on: the chart's pre-delete hook, and the admission policies that refuse it."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from hack.cluster.api import MERGE_PATCH
-from hack.cluster.kubeconfig import write_token_kubeconfig
+from hack.cluster.api import ApiError
+from hack.cluster.process import wait_until
 from tests.build import make_fence
 from tests.chart.charts import NAMESPACE, Helm, find
-from tests.chart.cluster import NODES, POLICIES, POLICY, Installed
+from tests.chart.cluster import NODES, POLICIES, POLICY, SECONDS, Installed
 
 from gpusharing.api.names import ANNOTATION_FENCE, FINALIZER
 from gpusharing.kube.fence import record_text
 
 pytestmark = pytest.mark.cluster
 
+HOOK = "gpusharing-uninstall-check"
+DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator"
 
-def asked(
-    installed: Installed, helm: Helm, folder: Path, account: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """The Job's command as a process: its environment, and the token of its service account (or of `account`)."""
-    job = find(
-        helm.template("--show-only", "templates/uninstall-check.yaml"), "Job", "gpusharing-uninstall-check"
-    )
-    pod = job["spec"]["template"]["spec"]
-    container = pod["containers"][0]
-    kubeconfig = write_token_kubeconfig(
-        installed.admin, folder / "kubeconfig", NAMESPACE, account or pod["serviceAccountName"]
-    )
-    environment = {"KUBECONFIG": str(kubeconfig), **{one["name"]: one["value"] for one in container["env"]}}
-    return subprocess.run(
-        [str(Path(sys.executable).with_name(container["command"][0])), *container["command"][1:]],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+
+def maps(namespace: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/configmaps"
+
+
+def answer(installed: Installed, helm: Helm, name: str = HOOK, namespace: str = NAMESPACE) -> str:
+    """What the server would answer to helm's first step; empty if it would go on."""
+    hook = find(helm.template("--show-only", "templates/uninstall-check.yaml"), "ConfigMap", HOOK)
+    hook["metadata"] |= {"name": name, "namespace": namespace}
+    try:
+        installed.admin.request("POST", maps(namespace), hook, dryRun="All")
+    except ApiError as error:
+        if "gpusharing-uninstall-" not in error.message:
+            raise
+        return error.message
+    return ""
 
 
 @pytest.fixture
-def fenced(installed: Installed) -> Iterator[str]:
+def fenced(installed: Installed, helm: Helm) -> Iterator[str]:
     """A node in the middle of a change."""
 
     def annotate(text: str | None) -> None:
         patch = {"metadata": {"annotations": {ANNOTATION_FENCE: text}}}
-        installed.admin.request("PATCH", f"{NODES}/{installed.node_a}", patch, MERGE_PATCH)
+        installed.admin.merge_patch(f"{NODES}/{installed.node_a}", patch)
 
     annotate(record_text(make_fence()))
+    wait_until(lambda: answer(installed, helm) != "", SECONDS, "the server to know of the fence")
     yield installed.node_a
     annotate(None)
+    wait_until(lambda: answer(installed, helm) == "", SECONDS, "the server to know that it is gone")
 
 
-def test_a_node_in_the_middle_of_a_change_ends_it_with_status_1_and_its_name(
-    installed: Installed, helm: Helm, tmp_path: Path, fenced: str
+def test_a_node_in_the_middle_of_a_change_refuses_it_by_name_and_with_every_way_out(
+    installed: Installed, helm: Helm, fenced: str
 ) -> None:
-    done = asked(installed, helm, tmp_path)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.startswith("NOT UNINSTALLED: 1 node is")
-    assert f"{fenced}: policy pool-b" in done.stdout
+    refused = answer(installed, helm)
+    assert f"NOT UNINSTALLED: node {fenced} is in the middle of a change" in refused
+    for way in (
+        "kubectl gpusharing pause --all",
+        "kubectl describe gpun NODE",
+        f"helm uninstall gpusharing -n {NAMESPACE} --no-hooks",
+        f"helm rollback gpusharing REVISION -n {NAMESPACE}",
+    ):
+        assert way in refused
+
+
+def test_only_that_configmap_of_that_namespace_is_refused(
+    installed: Installed, helm: Helm, fenced: str
+) -> None:
+    assert answer(installed, helm, name="another") == ""
+    assert answer(installed, helm, namespace="default") == ""
 
 
 @pytest.fixture
-def resetting(installed: Installed) -> Iterator[str]:
+def resetting(installed: Installed, helm: Helm) -> Iterator[str]:
     """A policy at rest that holds our finalizer."""
     metadata = {"name": "uninstall-resets", "finalizers": [FINALIZER]}
     spec = {**POLICY["spec"], "deletionPolicy": "Reset"}
-    installed.admin.request("POST", POLICIES, {**POLICY, "metadata": metadata, "spec": spec})
+    installed.admin.create(POLICIES, {**POLICY, "metadata": metadata, "spec": spec})
+    wait_until(lambda: answer(installed, helm) != "", SECONDS, "the server to know of the policy")
     yield "uninstall-resets"
     path = f"{POLICIES}/uninstall-resets"
-    given_up = {"metadata": {"finalizers": None}, "spec": {"deletionPolicy": "Retain"}}
-    installed.admin.request("PATCH", path, given_up, MERGE_PATCH)
-    installed.admin.request("DELETE", path)
+    released = {"metadata": {"finalizers": None}, "spec": {"deletionPolicy": "Retain"}}
+    installed.admin.merge_patch(path, released)
+    installed.admin.delete(path)
+    wait_until(lambda: answer(installed, helm) == "", SECONDS, "the server to know that it is gone")
 
 
-def test_a_policy_that_could_not_be_deleted_any_more_ends_it_with_status_1_and_its_name(
-    installed: Installed, helm: Helm, tmp_path: Path, resetting: str
+def test_a_policy_that_could_not_be_deleted_any_more_refuses_it_by_name_and_with_every_way_out(
+    installed: Installed, helm: Helm, resetting: str
 ) -> None:
-    done = asked(installed, helm, tmp_path)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert f"kubectl delete gsp {resetting} --wait=false" in done.stdout
+    refused = answer(installed, helm)
+    assert f"NOT UNINSTALLED: policy {resetting} has the finalizer {FINALIZER}" in refused
+    for way in (
+        f"kubectl delete gsp {resetting} --wait=false",
+        f'kubectl patch gsp {resetting} --type merge -p \'{{"spec":{{"deletionPolicy":"Retain"}}}}\'',
+        f"kubectl annotate gsp {resetting} gpusharing.dev/force-release=true",
+        f"helm uninstall gpusharing -n {NAMESPACE} --no-hooks",
+        f"helm rollback gpusharing REVISION -n {NAMESPACE}",
+    ):
+        assert way in refused
 
 
-def test_with_nothing_in_flight_it_ends_well_and_says_what_stays(
-    installed: Installed, helm: Helm, tmp_path: Path
+def test_helm_deletes_nothing_then_and_the_rollback_of_its_message_makes_the_release_usable(
+    installed: Installed, fenced: str
 ) -> None:
-    done = asked(installed, helm, tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "kubectl patch clusterpolicy cluster-policy --type merge" in done.stdout
-    assert (
-        "kubectl -n gpu-operator delete configmap gpusharing-device-plugin gpusharing-mig-parted"
-        in done.stdout
-    )
-
-
-def test_what_may_not_be_read_refuses_with_the_servers_words(
-    installed: Installed, helm: Helm, tmp_path: Path
-) -> None:
-    done = asked(installed, helm, tmp_path, account="default")
-    assert done.returncode == 1
-    assert "not allowed to list nodes" in done.stdout
-    assert "--no-hooks" in done.stdout
+    before = installed.admin.get(DEPLOYMENT)["metadata"]["uid"]
+    done = installed.run_helm("uninstall")
+    assert done.returncode != 0
+    assert f"NOT UNINSTALLED: node {fenced}" in done.stderr
+    assert installed.admin.get(DEPLOYMENT)["metadata"]["uid"] == before
+    assert [one for one in installed.admin.list(maps(NAMESPACE)) if one["metadata"]["name"] == HOOK] == []
+    last = installed.run_helm("history", "--max", "1").stdout.splitlines()[-1]
+    assert "uninstalling" in last
+    done = installed.run_helm("rollback", last.split()[0])
+    assert done.returncode == 0, done.stderr
+    assert "deployed" in installed.run_helm("history", "--max", "1").stdout.splitlines()[-1]
+    assert installed.admin.get(DEPLOYMENT)["metadata"]["uid"] == before

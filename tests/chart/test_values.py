@@ -81,7 +81,7 @@ def test_an_account_of_another_name_is_named_wherever_the_account_is_meant(helm:
     without = helm.template("--set", f"{set_},{part}.serviceAccount.create=false")
     left = {one["metadata"]["name"] for one in without if one["kind"] == "ServiceAccount"}
     (kept,) = (name for key, (_, name) in PARTS.items() if key != part)
-    assert left == {kept, "gpusharing-checks", "gpusharing-rollback-check"}
+    assert left == {kept, "gpusharing-checks"}
 
 
 def test_by_default_a_reading_is_hung_when_the_agent_itself_would_say_so(helm: Helm) -> None:

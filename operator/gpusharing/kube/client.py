@@ -81,7 +81,6 @@ RESOURCE_CLAIMS = Resource("resource.k8s.io", "v1", "resourceclaims", namespaced
 DEVICE_TAINT_RULES = Resource("resource.k8s.io", "v1beta2", "devicetaintrules")
 POLICIES = Resource("gpusharing.dev", "v1alpha1", "gpusharingpolicies")
 GPUNODES = Resource("gpusharing.dev", "v1alpha1", "gpunodes")
-CUSTOM_RESOURCE_DEFINITIONS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions")
 CLUSTER_POLICIES = Resource("nvidia.com", "v1", "clusterpolicies")
 GPU_CLUSTERS = Resource("nvidia.com", "v1alpha1", "gpuclusters")
 MEDIK8S_MAINTENANCES = Resource("nodemaintenance.medik8s.io", "v1beta1", "nodemaintenances")
