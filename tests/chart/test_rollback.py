@@ -3,6 +3,7 @@ chart refuses that while a stored policy would lose a field.
 """
 
 import copy
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,9 +142,16 @@ def test_a_rollback_that_would_cut_a_field_off_is_refused_and_the_release_stays_
         "spec": POLICY["spec"] | {"rollout": {"hours": HOURS}},
     }
     admin.create(POLICIES, nightly)
-    wait_until(
-        lambda: refusal_of(upgraded, older_crd(upgraded)) != "", SECONDS, "the server to know the policy"
-    )
+    touches = itertools.count()
+
+    def known() -> bool:
+        """What was written right after the CRD changed, the server's cache has without the new fields until it is written
+        again, as the operator does with every status."""
+        note = {"metadata": {"annotations": {"tests/touched": str(next(touches))}}}
+        admin.merge_patch(f"{POLICIES}/nightly", note)
+        return refusal_of(upgraded, older_crd(upgraded)) != ""
+
+    wait_until(known, SECONDS, "the server to know the policy")
     done = upgraded.run_helm("rollback", "1")
     assert done.returncode != 0
     assert (
