@@ -145,8 +145,8 @@ def test_a_rollback_that_would_cut_a_field_off_is_refused_and_the_release_stays_
     touches = itertools.count()
 
     def known() -> bool:
-        """What was written right after the CRD changed, the server's cache has without the new fields until it is written
-        again, as the operator does with every status."""
+        """What was written right after the CRD changed, the server's cache has without the new fields until it is
+        written again, as the operator does with every status."""
         note = {"metadata": {"annotations": {"tests/touched": str(next(touches))}}}
         admin.merge_patch(f"{POLICIES}/nightly", note)
         return refusal_of(upgraded, older_crd(upgraded)) != ""
