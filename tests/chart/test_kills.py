@@ -105,9 +105,11 @@ class Bench:
         return [(row["revision"], row["status"]) for row in json.loads(done.stdout)]
 
     def state(self) -> State:
+        """The objects of the release now, as `_object` describes each."""
         return {path: self._object(path) for path in sorted({*self.paths, HOOK})}
 
     def _object(self, path: str) -> Any:
+        """The object at this path without its status and what server and controllers write, or None if there is none."""
         try:
             found = self.installed.admin.get(path)
         except ApiError as error:
@@ -115,9 +117,8 @@ class Bench:
                 raise
             return None
         metadata = {key: value for key, value in found["metadata"].items() if key not in OF_THE_SERVER}
-        if (
-            "customresourcedefinitions" in path
-        ):  # Helm 3 leaves a foreign label on a CRD that outlived its release
+        # Helm 3 leaves a label of an earlier release on a CRD that outlived it.
+        if "customresourcedefinitions" in path:
             metadata["labels"] = {key: value for key, value in metadata["labels"].items() if key != "stage"}
         notes = metadata.get("annotations", {})
         metadata["annotations"] = {key: value for key, value in notes.items() if key not in OF_CONTROLLERS}
