@@ -109,7 +109,7 @@ class Bench:
         return {path: self._object(path) for path in sorted({*self.paths, HOOK})}
 
     def _object(self, path: str) -> Any:
-        """The object at this path without its status and what server and controllers write, or None if there is none."""
+        """The object at this path without status and what server or controllers write, or None if there is none."""
         try:
             found = self.installed.admin.get(path)
         except ApiError as error:
