@@ -100,7 +100,7 @@ def hooks(installed: Installed) -> Iterator[dict[str, Api]]:
 
 @pytest.mark.parametrize("what", ATTACKS)
 def test_with_the_token_of_a_hook_nobody_may(installed: Installed, hooks: dict[str, Api], what: str) -> None:
-    assert {"gpusharing-checks", "gpusharing-rollback-check"} <= hooks.keys()
+    assert {"gpusharing-checks"} <= hooks.keys()
     for name, api in hooks.items():
         assert f'"system:serviceaccount:{NAMESPACE}:{name}" cannot' in attack(api, what, installed.node_a)
 
