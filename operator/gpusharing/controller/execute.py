@@ -205,8 +205,9 @@ class Executor:
         """Make one shared write, and return whether the server has accepted it by now. No call is made, and False is
         returned, while calls about its subject are suspended, while an earlier one has not ended, or if all workers of
         the crew are busy. A write that hangs does not hold up the nodes in flight: it is awaited for SHARED_PATIENCE
-        seconds at most, and continues in the background. Raises a group with an error that concerns all calls."""
-        subject, before = subject_of(action), outcome.done
+        seconds at most, and continues in the background. A failure is recorded in `calls.failures`, which suspends the
+        subject, and not raised. Raises a group with an error that concerns all calls."""
+        subject, own = subject_of(action), Outcome()  # an earlier write may end, and be counted, during this one
         if self._is_suspended(subject):
             return False
 
@@ -214,14 +215,15 @@ class Executor:
             """Make the write. If it is that of a ConfigMap, set `calls.write_error`: to the error if the server
             refused the write or if it has failed several times in a row, otherwise to an empty string. A failure is
             recorded, not raised, unless it concerns all calls."""
-            error = await self._attempt(subject, action, snapshot, outcome)
+            error = await self._attempt(subject, action, snapshot, own)
+            outcome.done += own.done
             if isinstance(action, WriteConfig):
                 failure = self.calls.failures.get(subject)
                 lasts = isinstance(error, Forbidden | Invalid) or (failure is not None and failure.lasts)
                 self.calls.write_error = f"ConfigMap {self._shared.writing}: {error}" if lasts else ""
 
         await self.crew.each([subject], write, SHARED_PATIENCE)
-        return outcome.done > before
+        return own.done > 0
 
     async def _node(
         self,
