@@ -202,11 +202,7 @@ class Metrics(Observer):
             name: sum(member.node.name not in agents for member in pool.members)
             for name, pool in pools.items()
         }
-        conditions = [(name, row) for name in pools for row in self.status_of(name).get("conditions") or ()]
-        keys = ("type", "status", "reason")
-        _show(
-            self.conditions, {(name, *(str(row.get(key, "")) for key in keys)): 1 for name, row in conditions}
-        )
+        _show(self.conditions, {row: 1 for name in pools for row in self._conditions_of(name)})
         _show(self.agentless, {(name,): count for name, count in lacking.items()})
         _show(self.gpus, _gpus_by_mode(plan, snapshot))
         counted = {
@@ -219,6 +215,11 @@ class Metrics(Observer):
         )
         _show(self.idle, {(n, r): count for n, pool in counted.items() for r, count in pool.idle.items()})
         _show(self.pending, {(resource,): count for resource, count in waited_for(snapshot).items()})
+
+    def _conditions_of(self, policy: str) -> list[tuple[str, ...]]:
+        """Return the name of the policy with the type, status and reason of each condition in its stored status."""
+        rows = self.status_of(policy).get("conditions") or ()
+        return [(policy, *(str(row.get(key, "")) for key in ("type", "status", "reason"))) for row in rows]
 
     def passed(
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
