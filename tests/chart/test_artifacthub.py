@@ -4,9 +4,11 @@ The keys are those of https://artifacthub.io/docs/topics/annotations/helm. `arti
 it is for keys of PGP, and a release is signed without a key (Sigstore), which Artifact Hub finds by itself.
 """
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -148,3 +150,21 @@ def test_the_screenshot_shows_the_golden_output_without_times() -> None:
     assert all(f"{name}<" not in text and f" {name} " not in text for name in TIMES)
     table = ["NAME   SINCE   PODS   AGE", "a      since          age", "b              2"]
     assert without_times(table) == ["NAME   PODS", "a", "b      2"]
+
+
+def test_the_icon_is_a_square_drawing_that_loads_nothing() -> None:
+    text = (ROOT / "docs" / "images" / "icon.svg").read_text()
+    drawing = ElementTree.fromstring(text)
+    assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+    left, top, width, height = map(float, drawing.attrib["viewBox"].split())
+    assert (left, top) == (0, 0)
+    assert width == height
+    assert not re.search(r"href|url\(|<script|<image", text)
+
+
+def test_the_repository_names_its_owners_to_artifact_hub() -> None:
+    """By https://artifacthub.io/docs/topics/repositories: each owner has a name and the address of an account."""
+    told = yaml.safe_load((ROOT / "artifacthub-repo.yml").read_text())
+    assert set(told) <= {"repositoryID", "owners", "ignore"}
+    assert told["owners"]
+    assert all(set(owner) == {"name", "email"} for owner in told["owners"])
