@@ -3,6 +3,9 @@
 A policy that is approved, paused, resumed or skips a node there: test_output.py, by the verbs of the plugin.
 """
 
+import re
+import shlex
+import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -18,12 +21,15 @@ from tests.integration.product import (
     L40S,
     MIXED,
     NODES,
+    POLICIES,
     SECONDS,
     SLICED,
     Pool,
     Product,
 )
-from tests.integration.workloads import PODS, pod_spec
+from tests.integration.workloads import PODS, Workload, pod_spec
+
+from hack import launch
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -75,6 +81,48 @@ def test_the_others_wait_until_the_canary_is_proven_and_has_soaked(product: Prod
 
 def reasons(pool: Pool) -> set[str]:
     return {str(pool.transition(name).get("reason")) for name in pool.nodes}
+
+
+def test_the_first_policy_of_the_notes_touches_no_node_until_the_command_in_the_notes_starts_it(
+    product: Product,
+) -> None:
+    notes = helm_notes(product)
+    manifest = re.search(r"<<EOF\n(.+?)\n\s*EOF", notes, re.DOTALL)
+    start = re.search(r"kubectl (patch gsp pool-d .+)", notes)
+    assert manifest is not None
+    assert start is not None
+    with product.pool(H100, H100, name="d") as pool:
+        try:
+            in_use, idle = pool.nodes
+            busy = Workload(pool, in_use, 1)
+            pods = busy.wait_running(1)
+            for name in pool.nodes:
+                pool.wait_phase("Skipped", "Unowned", name)
+            since = product.mark()
+            product.plane.kubectl("apply", "-f", "-", stdin=textwrap.dedent(manifest[1]))
+            pool.wait_phase("Pending", "Paused", idle)
+            pool.wait(
+                lambda: pool.transition(in_use).get("phase") in ("Pending", "Blocked"),
+                "the node with a pod to be judged",
+                lambda: pool.transition(in_use),
+            )
+            assert [one for one in product.writes("nodes", since=since) if one.name in pool.nodes] == []
+            assert product.writes("pods/eviction", since=since) == []
+            assert busy.running() == pods
+            busy.scale(0)
+            product.plane.kubectl(*shlex.split(start[1]))
+            launch.wait_ready(product.api, "pool-d", SECONDS)
+            assert all(product.writes("nodes", name, since) for name in pool.nodes)
+        finally:
+            product.remove(f"{POLICIES}/pool-d")
+
+
+def helm_notes(product: Product) -> str:
+    """Return what `helm install` printed, as `helm get notes` repeats it."""
+    environment = product.plane.environment()
+    done = launch.helm(environment, "get", "notes", "gpusharing", "-n", launch.NAMESPACE)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 # --- the start-up taint (docs/design/transition.md#gate) ------------------------------------------------------------
