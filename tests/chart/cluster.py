@@ -143,6 +143,17 @@ def dry(api: Api, path: str, patch: dict[str, Any]) -> int:
     return 200
 
 
+def is_there(installed: Installed, path: str) -> bool:
+    """Whether the server has an object at the path."""
+    try:
+        installed.admin.get(path)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return False
+    return True
+
+
 def denied(call: Callable[[], object]) -> str:
     """What the server says when it forbids this call."""
     with pytest.raises(ApiError) as raised:

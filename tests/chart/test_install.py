@@ -5,10 +5,10 @@ import textwrap
 from collections.abc import Iterator
 
 import pytest
-from hack.cluster.api import Api, ApiError, Object, selector
+from hack.cluster.api import Api, Object, selector
 from hack.cluster.kubeconfig import service_account_token
 from hack.cluster.process import wait_until
-from tests.chart.charts import CHART, NAMESPACE, ROOT
+from tests.chart.charts import CHART, IMAGE, NAMESPACE, ROOT
 from tests.chart.cluster import (
     AGENT_NAMESPACE,
     GPUNODES,
@@ -18,6 +18,7 @@ from tests.chart.cluster import (
     SECONDS,
     Installed,
     denied,
+    is_there,
 )
 
 pytestmark = pytest.mark.cluster
@@ -47,16 +48,6 @@ def pointers(installed: Installed) -> Iterator[None]:
     """What ClusterPolicy says is as before at the end."""
     yield
     say(installed, *OURS, None)
-
-
-def is_there(installed: Installed, path: str) -> bool:
-    try:
-        installed.admin.get(path)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        return False
-    return True
 
 
 @pytest.mark.parametrize("name", RUNNING)
@@ -143,6 +134,36 @@ def test_what_the_cluster_lacks_is_named_before_anything_is_written(
     done = installed.run_helm("upgrade", str(CHART), "--set", value)
     assert done.returncode != 0
     assert wanted in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("marked", "words"),
+    [
+        (True, f"release gpusharing in namespace {NAMESPACE} is already this cluster's gpu-sharing-operator"),
+        (False, f"an operator is already installed in namespace {NAMESPACE}"),
+    ],
+    ids=["of helm", "of kubectl"],
+)
+def test_a_second_operator_in_another_namespace_is_refused_beside_one(
+    installed: Installed, marked: bool, words: str
+) -> None:
+    """Without helm's annotation on an object of the first operator, the account in the ClusterRoleBinding counts."""
+    path = f"{ADMISSION}/validatingadmissionpolicies/gpusharing-agent-own-node"
+    mark = "meta.helm.sh/release-name"
+    before = installed.admin.get(path)["metadata"]["annotations"][mark]
+    if not marked:
+        installed.admin.merge_patch(path, {"metadata": {"annotations": {mark: None}}})
+    try:
+        done = installed.helm.run(
+            *("install", "second", str(CHART), "-n", "default", "--take-ownership", *IMAGE),
+            environ={"KUBECONFIG": str(installed.plane.kubeconfig)},
+        )
+    finally:
+        installed.admin.merge_patch(path, {"metadata": {"annotations": {mark: before}}})
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert "a cluster can have only one" in done.stderr
+    assert not is_there(installed, "/apis/apps/v1/namespaces/default/deployments/gpusharing-operator")
 
 
 def test_an_upgrade_changes_the_release_and_keeps_policies_and_gpunodes(
