@@ -1,6 +1,7 @@
 """Who may read the agent's metrics: the API server decides, and without its answer nobody may."""
 
 import asyncio
+import ctypes
 import logging
 import socket
 import ssl
@@ -17,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from prometheus_client.registry import CollectorRegistry
 from tests.fakes.gpus import eventually
 
-from gpusharing.agent import access
+from gpusharing.agent import access, certificate
 from gpusharing.agent.access import ALLOWED, UNAUTHENTICATED, UNDECIDED, MetricsAccess
 from gpusharing.agent.certificate import self_signed
 from gpusharing.agent.probes import ProbeServer, Protection
@@ -153,6 +154,36 @@ async def test_a_flood_of_tokens_waits_in_few_places_and_keeps_no_known_reader_o
     authority.let_go.set()
     assert {await task for task in waiting_still} == {UNAUTHENTICATED}
     assert authority.tokens == ["good", "slow"], "the others take the answer of the first"
+
+
+async def test_a_user_without_a_name_is_nobody(authority: Authority) -> None:
+    authority.users = {"good": {"uid": "u-1"}}
+    assert await decide(MetricsAccess(authority), "Bearer good") is UNAUTHENTICATED
+    assert [kind for kind, _ in authority.specs] == ["tokenreviews"]
+
+
+async def test_a_slow_api_server_is_named_in_the_log(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, access.__name__):
+        assert await decide(MetricsAccess(authority), "Bearer slow") is UNDECIDED
+    assert [line.__dict__["error"] for line in caplog.records] == ["the API server gave no answer in time"]
+
+
+def test_the_limits_are_those_that_the_pages_and_the_servers_deadline_allow() -> None:
+    """A minute for a revoked token (docs/explanation/security.md); two reviews within a connection's ten seconds."""
+    limits = (access.REMEMBERED_SECONDS, access.MOST_REMEMBERED, access.PATIENCE, access.MOST_WAITING)
+    assert limits == (60.0, 32, 3.0, 4)
+
+
+def test_what_openssl_reports_as_a_failure_makes_no_certificate() -> None:
+    """NULL, 0 and what is negative; atoi stands for a function that answers so."""
+    with pytest.raises(ssl.SSLError, match="OpenSSL failed in X509_get_pubkey"):
+        certificate._call(certificate._Pointer, "X509_get_pubkey", None)
+    for answer in (b"0", b"-1"):
+        with pytest.raises(ssl.SSLError, match="OpenSSL failed in atoi"):
+            certificate._call(ctypes.c_int, "atoi", answer)
+    assert certificate._call(ctypes.c_int, "atoi", b"1") == 1
 
 
 async def test_a_thread_that_outlives_the_event_loop_lets_nobody_in(authority: Authority) -> None:

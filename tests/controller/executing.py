@@ -1,6 +1,7 @@
 """An executor on a FakeCluster with one node and one pod, and what it is told about."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from hack.sim.fakecluster import FakeCluster
@@ -10,7 +11,7 @@ from tests.kube.objects import node, pod
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Executor, Outcome
-from gpusharing.kube.client import NODES, PODS
+from gpusharing.kube.client import NODES, PODS, KubeClient
 from gpusharing.kube.convert import node_view
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.sources import Sources, SourceSettings
@@ -29,9 +30,12 @@ class Claims:
     """The Lease; raises what it is given."""
 
     error: Exception | None = None
+    seconds: float = 0.0
+    """How long each write takes."""
     written: list[Mapping[str, Claim]] = field(default_factory=list)
 
     async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
+        await asyncio.sleep(self.seconds)
         if self.error is not None:
             raise self.error
         self.written.append(claims)
@@ -48,6 +52,8 @@ class Executing:
     """Whether gpu-07 is in the middle of a change: refused evictions are remembered only then."""
     told: list[tuple[str, str]] = field(default_factory=list)
     stack: StackView = field(default_factory=make_stack)
+    through: Callable[[KubeClient], KubeClient] = lambda client: client
+    """What stands between the executor and the cluster."""
 
     def __post_init__(self) -> None:
         self.sources = Sources(self.cluster.client("sources"), SourceSettings(), lambda: None)
@@ -55,7 +61,7 @@ class Executing:
         uid = self.cluster.add(PODS, pod())["metadata"]["uid"]
         self.eviction = Evict("gpu-07", "team-a", "llm-0", uid)
         self.executor = Executor(
-            self.cluster.client("operator"),
+            self.through(self.cluster.client("operator")),
             self.sources,
             self.claims.set_claims,
             now=lambda: at(self.seconds),

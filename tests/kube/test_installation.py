@@ -91,15 +91,17 @@ async def test_a_good_installation_lacks_only_the_answers_about_rights(cluster: 
     assert view.unread == {}
 
 
-@pytest.mark.parametrize(("holder", "age", "stopped"), [("me", 1, False), ("me", 60, True), ("", 1, True)])
+@pytest.mark.parametrize(
+    ("holder", "age", "stopped"), [("me", 1, False), ("me", 60, True), ("me", None, True), ("", 1, True)]
+)
 async def test_an_operator_that_leads_from_outside_the_cluster_is_not_missed(
-    cluster: FakeCluster, holder: str, age: int, stopped: bool
+    cluster: FakeCluster, holder: str, age: int | None, stopped: bool
 ) -> None:
     """`make run` scales the Deployment to 0 and takes the Lease itself."""
     deployment = (DEPLOYMENTS, "gpusharing-operator")
     await cluster.client("me").patch(*deployment, {"spec": {"replicas": 0}}, namespace="gpusharing")
     assert "OperatorStopped" in reasons(await gathered(cluster)), "nobody has the Lease"
-    renewed = to_micro_time(datetime.now(UTC) - timedelta(seconds=age))
+    renewed = None if age is None else to_micro_time(datetime.now(UTC) - timedelta(seconds=age))
     spec = {"holderIdentity": holder, "renewTime": renewed, "leaseDurationSeconds": 15}
     metadata = {"name": "gpusharing-operator", "namespace": "gpusharing"}
     cluster.add(LEASES, {"metadata": metadata, "spec": spec})

@@ -207,7 +207,10 @@ class Executor:
         the crew are busy. A write that hangs does not hold up the nodes in flight: it is awaited for SHARED_PATIENCE
         seconds at most, and continues in the background. A failure is recorded in `calls.failures`, which suspends the
         subject, and not raised. Raises a group with an error that concerns all calls."""
-        subject, own = subject_of(action), Outcome()  # an earlier write may end, and be counted, during this one
+        subject, own = (
+            subject_of(action),
+            Outcome(),
+        )  # an earlier write may end, and be counted, during this one
         if self._is_suspended(subject):
             return False
 

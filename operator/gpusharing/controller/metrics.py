@@ -198,12 +198,8 @@ class Metrics(Observer):
         plan, snapshot = self._last
         pools, agents = plan.pools, snapshot.agents
         _show(self.drifted, {(name,): sum(map(_is_drifted, pool.members)) for name, pool in pools.items()})
-        lacking = {
-            name: sum(member.node.name not in agents for member in pool.members)
-            for name, pool in pools.items()
-        }
         _show(self.conditions, {row: 1 for name in pools for row in self._conditions_of(name)})
-        _show(self.agentless, {(name,): count for name, count in lacking.items()})
+        _show(self.agentless, {(name,): _without_agent(pool.names, agents) for name, pool in pools.items()})
         _show(self.gpus, _gpus_by_mode(plan, snapshot))
         counted = {
             name: count_slices((snapshot.nodes[node] for node in pool.names), snapshot)
@@ -284,6 +280,11 @@ class Metrics(Observer):
         """Count an API call by verb, kind and HTTP status. The kind is empty for discovery. See http.OnCall."""
         kind = request.kind if request.resource.plural else ""
         self.requests.labels(request.verb, kind, str(status)).inc()
+
+
+def _without_agent(nodes: Iterable[str], agents: Set[str]) -> int:
+    """Return how many of the nodes have no Ready agent."""
+    return sum(node not in agents for node in nodes)
 
 
 class _AtEachScrape(Collector):
