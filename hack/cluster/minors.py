@@ -108,8 +108,8 @@ def _build(version: str, files: dict[str, str], out: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment variables for running Go: the user's, as `build_environment` changes them for a tool
-    without cgo and without a source folder. Go may then update the go.mod of the folder in which it is called."""
+    """Return the environment variables with which Go is run here: those of `build_environment` for a tool that needs no
+    cgo and has no source folder. So Go may update the go.mod of the folder in which it is run."""
     return build_environment(ToolRecipe("kubernetes", "", (), (), ()))
 
 

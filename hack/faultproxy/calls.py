@@ -177,8 +177,8 @@ class PlayedRefusal:
 
 @dataclass(slots=True)
 class Sick:
-    """A fault of one path: calls with exactly this method and path are refused, or get no answer, instead of being
-    forwarded. Watches are always forwarded."""
+    """A fault of one path: calls with exactly this method and path, and with `query` in their decoded query, are
+    refused, or get no answer, instead of being forwarded. Watches are always forwarded."""
 
     method: str
     path: str
@@ -196,8 +196,8 @@ class Sick:
         self.times = 0
 
     def strikes(self, call: Incoming) -> bool:
-        """Whether this call is refused or left unanswered. If so, it is counted as a hit and uses up one of
-        `times`."""
+        """Whether this call is refused or left unanswered: it is not a watch, has this method and path, its query
+        contains `query`, and `times` is not used up. If so, count a hit and use up one of `times`."""
         if call.is_watch or self.times <= 0 or (call.method, call.path) != (self.method, self.path):
             return False
         if self.query not in unquote_plus(call.query):

@@ -198,8 +198,9 @@ class RealNode:
                 self._keep_running(uid, pod)
 
     def _keep_running(self, uid: str, pod: Object) -> None:
-        """Start the programs of a running pod, and restart those that have ended. A pod that is neither an operand of
-        NVIDIA's nor our agent is ignored."""
+        """Start the programs of a running pod once its init containers have succeeded, and restart those that have
+        ended and whose pause has passed; call this repeatedly. A pod that is neither one of NVIDIA's operands nor our
+        agent is ignored. Raises ApiError, and UnavailableError if a program cannot be built."""
         if uid not in self._pods and (processes := self.programs.of(pod)):
             self._pods[uid] = processes
         if uid in self._pods:

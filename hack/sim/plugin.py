@@ -91,7 +91,8 @@ def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
 
 
 def _flags(flags: JSONValue) -> None:
-    """Check the type of every flag, and raise PluginError for a wrong one."""
+    """Check the known flags as the plugin's parser does; null is accepted and unknown flags are ignored. Raises
+    PluginError for a flag of the wrong type, or for a sleepInterval that is not a duration."""
     plugin, gfd = _struct(_field(flags, "plugin")), _struct(_field(flags, "gfd"))
     for where, names in ((flags, _TEXTS), (plugin, _PLUGIN), (gfd, _GFD)):
         for name in names:

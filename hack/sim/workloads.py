@@ -146,7 +146,8 @@ class Workloads:
     # --- inside ------------------------------------------------------------------------------------------
 
     def _take_pod(self, pod: JSON, gone: bool) -> None:
-        """Store a version of a pod, or forget it if it is `gone`, and wake the loop."""
+        """Store a version of a pod unless the same or a newer one is known, or forget the pod if it is `gone`. Wake the
+        loop in any case."""
         uid = pod["metadata"]["uid"]
         if gone:
             self._pods.pop(uid, None)

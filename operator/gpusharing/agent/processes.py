@@ -103,8 +103,9 @@ class Processes:
         return None if uid is None else self._names.of(uid)
 
     def _examine(self, pid: int) -> _Known:
-        """Return what is known about a process now, and remember it. A process that is new, or whose `stat` differs,
-        is read in full. If a process was in no pod so far, its pod is read again."""
+        """Return what is known about a process now, and remember it. A process that is new, or whose `stat` differs or
+        cannot be read, is read in full; what cannot be read is empty or None. If a process was in no pod so far, only
+        its cgroup is read again. Never raises OSError."""
         head, _, tail = self._stat(pid).rpartition(b")")
         fields = tail.split(None, _START_TIME + 1)
         stat = (head, fields[_PARENT], fields[_START_TIME]) if len(fields) > _START_TIME else ()

@@ -202,11 +202,10 @@ class Executor:
         return blocked
 
     async def _write_one(self, action: Action, snapshot: ClusterSnapshot, outcome: Outcome) -> bool:
-        """Make one shared write, and return whether the server has accepted it by now. No call is made, and False is
-        returned, while calls about its subject are suspended, while an earlier one has not ended, or if all workers of
-        the crew are busy. A write that hangs does not hold up the nodes in flight: it is awaited for SHARED_PATIENCE
-        seconds at most, and continues in the background. A failure is recorded in `calls.failures`, which suspends the
-        subject, and not raised. Raises a group with an error that concerns all calls."""
+        """Make one shared write, and return whether the server has accepted it within SHARED_PATIENCE seconds; a slower
+        one goes on in the background. Nothing is sent while its subject is suspended or has an earlier write under way,
+        or if no worker is free. Failures are recorded in `calls`, those of a ConfigMap also as `calls.write_error`. An
+        error that concerns all calls is raised in a group."""
         subject, own = (
             subject_of(action),
             Outcome(),

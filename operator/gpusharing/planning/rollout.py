@@ -420,10 +420,9 @@ def _configure(
     *,
     nodes: Mapping[str, NodeView],
 ) -> tuple[WriteConfig | None, bool]:
-    """Plan the ConfigMaps for the policies whose entry in `wishes` is a Wish, in the order of `policies`; policies with
-    a Finding or without an entry are skipped. Return two things: the action that writes the ConfigMaps, or None if none
-    is needed, and whether the ConfigMaps hold entries that no policy, card or file of the admin needs, so that a later
-    pass may remove them."""
+    """Plan the ConfigMaps for the policies with a Wish in `wishes`, in the order of `policies`. Return the action that
+    writes them, or None if none is needed, and whether they hold entries that no policy, card or file of the admin
+    needs. Returns (None, False) if somebody else's ConfigMap with entries has one of our names."""
     readable = [found for one in policies if isinstance(found := wishes.get(one.name), Wish)]
     return plan_config(readable, nodes.values(), models, plugins, stack)
 

@@ -104,9 +104,9 @@ def cleaned(value: object) -> Any:
 
 
 def _cleaned(key: str, value: object) -> Any:
-    """Return the cleaned value of one key. From annotations, only those that begin with one of KEPT_ANNOTATIONS are
-    kept. A value whose key suggests a secret becomes REMOVED if it is a string, a list or an object; any other
-    value is `cleaned`."""
+    """Return the value of one key with secrets removed. Of annotations, only those whose names begin with one of
+    KEPT_ANNOTATIONS remain, and each of these is cleaned under its own name. A string, list or object whose key
+    suggests a secret becomes REMOVED. Any other value goes through `cleaned`."""
     if key == "annotations" and isinstance(value, dict):
         return {
             name: _cleaned(name, text) for name, text in value.items() if name.startswith(KEPT_ANNOTATIONS)

@@ -115,9 +115,9 @@ def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing:
 
 
 def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
-    """Return a sentence about when the operator lists the pods of a Blocked node again at the latest (ADR 18), and how
-    to have it done at once. Empty if the node is not blocked by pods. `seconds` is how long it takes to list the pods
-    of all blocked nodes if one node is listed per poll."""
+    """Return a sentence that says within what time the operator lists the pods of a Blocked node again
+    (docs/adr/0018-looks-at-blocked-nodes.md), and how to make it do so at once. Empty if the node is not blocked by
+    pods. `seconds` is how long a round over all blocked nodes takes if each poll lists one node."""
     if node.phase != Phase.BLOCKED or not node.blockers:
         return ()
     within = length(max(LONGEST, timedelta(seconds=seconds / LOOKS)))

@@ -70,9 +70,9 @@ def _describe(findings: Iterable[FindingData], paper: Paper) -> Iterator[Line]:
 
 
 def judge(documents: Sequence[Document]) -> Iterator[FindingData]:
-    """Yield each thing that is wrong with these documents, and each document that is not judged, as plain data. A
-    ClusterPolicy is judged as the only one in a cluster that has all the policies, and names the readers of ConfigMaps.
-    """
+    """Yield, as plain data, each problem in these documents and each document that is not judged. Each ClusterPolicy is
+    judged as if it were the cluster's only one and all policies among the documents were installed. The ClusterPolicies
+    also say which program reads which ConfigMap."""
     policies = tuple(policy_view(one.raw) for one in documents if text(one.raw, "kind") == KIND)
     readers: dict[str, str] = {}
     for view in (cluster_policy_view(one.raw) for one in documents if _is_cluster_policy(one.raw)):

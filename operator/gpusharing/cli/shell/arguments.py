@@ -61,7 +61,7 @@ def _meant(word: str, known: Iterable[str]) -> str:
 
 
 def _listed(outputs: Iterable[str]) -> str:
-    """Return the choices of a flag as a list with commas, with what must follow jsonpath."""
+    """Return the choices of a flag, separated by commas. `jsonpath` is shown as `jsonpath=TEMPLATE`."""
     return ", ".join(f"{output}=TEMPLATE" if output == JSONPATH else output for output in outputs)
 
 

@@ -80,6 +80,6 @@ def fits(requested: Mapping[str, int], available: Mapping[str, int]) -> bool:
 
 
 def remaining(available: Mapping[str, int], held: Mapping[str, int]) -> dict[str, int]:
-    """Return how many of the devices in `available` are not `held`, by the resource names of `available`. A resource of
-    which more are held than available has 0."""
+    """Return, for each resource name in `available`, how many of its devices are not `held`: 0 if more are held than
+    available."""
     return {name: max(0, count - held.get(name, 0)) for name, count in available.items()}

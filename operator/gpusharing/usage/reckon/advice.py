@@ -401,8 +401,8 @@ def describe_demand(demand: Demand) -> str:
 
 
 def advise_for(demand: Demand, card: Card) -> Advice | None:
-    """Return the advice of the first rule in DEMAND_RULES that gives any, which follows from the pods' requests alone,
-    or None if the user must answer questions."""
+    """Return the advice that follows from the pods' requests alone: that of the first rule in DEMAND_RULES that gives
+    any. None if no rule does, so that the user must answer questions."""
     return next((advice for rule in DEMAND_RULES if (advice := rule(demand, card)) is not None), None)
 
 

@@ -248,7 +248,8 @@ def _if(known: bool, number: int) -> int | None:
 
 
 def count_rows(inventory: Inventory, by: str) -> list[Row]:
-    """Return the rows of an answer, with the columns of `columns_of`, sorted by what they are about and by resource."""
+    """Return the rows of the table by `by`, a key of COLUMNS, with the columns of `columns_of`. They are sorted by the
+    object that the row is for (such as a node or a namespace), then by resource."""
     rows: dict[tuple[str, str], Row] = {}
     if by in ("resource", "node", "policy"):
         _count_nodes(inventory, by, rows)

@@ -158,9 +158,9 @@ def total_sentence(total: Total) -> str:
 
 
 def name_of(row: Row, query: MeterQuery) -> str:
-    """Return the name of a row for people. In a bill by policy that is the policy, whatever the part. In other bills
-    it is the tenant, or the part in parentheses for time that no tenant held. An empty name is replaced, for
-    example by `(no policy)`."""
+    """Return the name under which a row is shown. In a bill by policy, every row has the name of its policy. In other
+    bills, a row of held time has its tenant's name, and any other row its part in parentheses, such as `(idle)`. An
+    empty name becomes, for example, `(no policy)`."""
     if query.by == POLICY:
         return row.policy or "(no policy)"
     if row.part is not Part.HELD:

@@ -119,7 +119,7 @@ class FreeReport:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of the rows, which are the same without any rows."""
+        """The names of the columns, even if there are no rows."""
         return (*columns_of(self.inventory, self.by), *(() if self.usage is None else USED))
 
     def rows(self) -> list[Row]:
