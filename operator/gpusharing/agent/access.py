@@ -1,4 +1,4 @@
-"""Who may read the agent's metrics, which name the pods and namespaces of tenants.
+"""Decide who may read the agent's metrics, which contain names of pods and namespaces of tenants.
 
 The API server decides, as it does for a kubelet: a TokenReview says whose token it is, and a SubjectAccessReview
 whether that user may get `/metrics`.
@@ -48,7 +48,7 @@ class MetricsAccess:
     """Decides by the API server who may read the metrics. Safe to call from several threads.
 
     One token is reviewed at a time and few requests wait for that, so a flood of tokens costs the API server one call
-    at a time and keeps no reader out whose answer is cached.
+    at a time. A reader whose answer is cached does not wait, but reviews of other tokens may displace cached answers.
     """
 
     def __init__(self, api: KubeClient, clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,10 +63,10 @@ class MetricsAccess:
         """Why the last review failed; empty if it did not."""
 
     def decide(self, authorization: str) -> Decision:
-        """Return the decision about a request with this Authorization header, which is empty if it has none. Asks the
-        API server unless the answer is cached. That may block for PATIENCE, and for as long for each request that
-        waits already; with MOST_WAITING of them the decision is UNDECIDED at once. Must not be called from the event
-        loop."""
+        """Return the decision about a request with this Authorization header (empty if it has none). Without a Bearer
+        token that is UNAUTHENTICATED. A cached answer is returned at once; otherwise the API server is asked, and a
+        failure gives UNDECIDED. Waiting requests are reviewed one by one, for up to PATIENCE each; with MOST_WAITING of
+        them the decision is UNDECIDED at once. Must not be called from the event loop."""
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
@@ -89,8 +89,8 @@ class MetricsAccess:
         return decision if self._clock() - received < REMEMBERED_SECONDS else None
 
     def _remember(self, key: bytes, decision: Decision) -> Decision:
-        """Cache a decision for the hash of a token unless it is UNDECIDED, drop the oldest ones above MOST_REMEMBERED,
-        and return the decision. The caller must hold the lock."""
+        """Cache a decision, other than UNDECIDED, for the hash of a token, and drop the oldest decisions above
+        MOST_REMEMBERED. Return the decision. The caller must hold the lock."""
         if decision is not UNDECIDED:
             self._decisions.pop(key, None)
             self._decisions[key] = self._clock(), decision
@@ -99,8 +99,9 @@ class MetricsAccess:
         return decision
 
     def _ask(self, token: str) -> Decision:
-        """Return the API server's decision about a token, or UNDECIDED if a review fails, takes longer than PATIENCE,
-        or the event loop has ended. A failure is logged, unless the last review failed for the same reason."""
+        """Return the API server's decision about a token. UNDECIDED if a review fails, if the reviews together take
+        longer than PATIENCE, or if the event loop is closed. A failure or time-out is logged, unless the last review
+        failed for the same reason."""
         review = self._review(token)
         try:
             future = asyncio.run_coroutine_threadsafe(review, self._loop)
@@ -120,7 +121,8 @@ class MetricsAccess:
         return decision
 
     async def _review(self, token: str) -> Decision:
-        """Ask the API server who the owner of a token is, and whether that user may read the metrics. Raises
+        """Have the API server review a token, and return the decision. UNAUTHENTICATED if the token is not valid or the
+        answer names no user, ALLOWED if that user may get /metrics, and otherwise a decision with status 403. Raises
         KubeErrors."""
         answer = await self._create(TOKEN_REVIEWS, "TokenReview", {"token": token})
         user = section(answer, "user")
@@ -137,6 +139,7 @@ class MetricsAccess:
         )
 
     async def _create(self, kind: Resource, name: str, spec: JSON) -> JSON:
-        """Create a review of this kind, which stores nothing, and return its status. Raises KubeErrors."""
+        """Create a review, which the server answers and does not store. Return its status, empty if the answer has
+        none. `name` is the kind in the request. Raises KubeErrors."""
         answer = await self._api.create(kind, {"apiVersion": kind.api_version, "kind": name, "spec": spec})
         return section(answer, "status")

@@ -35,8 +35,9 @@ NO_LOGIN = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the agent until SIGTERM or SIGINT. Return the exit status: 0 after a signal, NO_LOGIN without credentials, 1
-    if only a new container can read the GPUs. Raises OSError if the address of the probes is in use, ValueError for an
-    unknown log level, and SystemExit with status 2 for invalid flags or if the node's name is missing."""
+    if only a new container can read the GPUs. Raises ValueError for an unknown log level, and SystemExit with status 2
+    for invalid flags or if the node's name is missing. The errors of `_serve` are raised, such as OSError if the
+    address of the probes is in use."""
     options = parse(arguments, os.environ)
     log_as_json(options.node_name, options.log_level)
     login = find_login(os.environ, options.kubeconfig, options.service_account)
@@ -46,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def address(text: str) -> tuple[str, int]:
-    """Parse `HOST:PORT` into host and port. An IPv6 host is in brackets, which are removed. Raises ValueError if the
-    host or the port is missing, or the port is not a number."""
+    """Parse `HOST:PORT` into host and port. Brackets around an IPv6 host are removed. Raises ValueError if the host or
+    the port is missing, or the port is not an integer; whether they can be used is not checked."""
     host, _, port = text.rpartition(":")
     if not host:
         raise ValueError(f"{text!r} is not HOST:PORT")
@@ -140,9 +141,9 @@ async def _serve(
     options: argparse.Namespace, login: Login, settings: LoopSettings, pods: KubeletPodResources
 ) -> int:
     """Check the credentials, serve the probes and metrics, and run the loop until a signal; then close `pods`. Return
-    the exit status and log its cause: 0 after a signal, NO_LOGIN without credentials, 1 if only a new container can
-    read the GPUs. Raises OSError if the address of the probes is in use, what `self_signed` raises if the metrics are
-    to be secure, and the loop's other errors in a group."""
+    the exit status, whose cause is logged: 0 after a signal, NO_LOGIN without credentials, 1 if only a new container
+    can read the GPUs. Raises OSError if the address of the probes is in use, ssl.SSLError or AttributeError if secure
+    metrics need a certificate and none can be made, and the loop's other errors in a group."""
     try:
         await login.access()
         await login.token()

@@ -24,8 +24,9 @@ class AgentCollector(Collector):
         self._version = own_version()
 
     def collect(self) -> Iterable[Metric]:
-        """Yield every metric, as documented in docs/reference/metrics.md. The metrics of the observation are absent
-        before the first one, and those of the GPUs before the first successful reading."""
+        """Yield every metric, as documented in docs/reference/metrics.md. Metrics of the observation are absent before
+        the first observation, and those of the GPUs before the first successful reading. While the GPUs cannot be read,
+        or are not read, the metrics show the last successful reading."""
         build = GaugeMetricFamily(
             "gpusharing_build_info",
             "1, with the version of the operator or of the agent.",

@@ -1,5 +1,5 @@
-"""Serve /healthz, /readyz and /metrics with the standard library, in a thread that outlives a stuck event loop. In
-plain HTTP, or with TLS; then only those whom the API server allows may read /metrics."""
+"""Serve /healthz, /readyz and /metrics with the standard library, in a thread that outlives a stuck event loop. The
+server uses plain HTTP or TLS. With TLS, only those whom the API server allows may read /metrics."""
 
 import socket
 import ssl
@@ -89,21 +89,21 @@ class _Server(ThreadingTCPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Shut down the connections that are older than SECONDS, whatever they are doing. The server calls this twice
-        a second."""
+        """Shut down the connections that are older than SECONDS, whatever they are doing. The server calls this at
+        least twice a second."""
         late = self._clock() - SECONDS
         with self._lock:
             for request in [each for each, began in self._open.items() if began < late]:
                 self._end(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print the traceback of an error in a request, unless it is an OSError: then the client went away or its
-        connection was closed."""
+        """Print the traceback of an error in a request, unless it is an OSError. Those are expected: the client went
+        away, its TLS handshake failed, or its connection was shut down."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
     def _end(self, request: socket.socket) -> None:
-        """Forget a connection and shut it down. That wakes up its thread, which closes it. The caller must hold the
+        """Forget a connection and shut it down, which makes its thread return and close it. The caller must hold the
         lock of this server."""
         self._open.pop(request, None)
         # SSLSocket.shutdown would take the TLS state away from the thread that reads, so the plain socket's is used.
@@ -125,8 +125,8 @@ class ProbeServer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Listen at `address` at once; port 0 means a free port. `alive` answers /healthz and `ready` answers /readyz.
-        Without `protection` everything is served in plain HTTP, and everybody may read the metrics. Raises OSError
-        if the address is in use."""
+        Without `protection` everything is served in plain HTTP, and everybody may read the metrics. Raises OSError if
+        the address is in use or cannot be used on this machine."""
         decide, tls = (protection.decide, protection.tls) if protection else (lambda _: ALLOWED, None)
         self._server = _Server(address, _handler(alive, ready, metrics, decide), clock, tls)
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
@@ -142,8 +142,8 @@ class ProbeServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop answering, free the port, and wait until the thread has ended. `start` must have been called: otherwise
-        this waits forever."""
+        """Accept no more connections, free the port, and wait until the accepting thread has ended. Requests under way
+        are not awaited. `start` must have been called: otherwise this waits forever."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -152,9 +152,9 @@ class ProbeServer:
 def _handler(
     alive: Probe, ready: Probe, metrics: CollectorRegistry, decide: Callable[[str], Decision]
 ) -> type[BaseHTTPRequestHandler]:
-    """Return the handler class that answers GET for /healthz, /readyz and /metrics, and 404 for any other path. A
-    probe that returns a reason is answered with 503. A request for /metrics that `decide` does not allow is answered
-    with the status and the message of the decision."""
+    """Return the handler class that answers GET requests for /healthz, /readyz and /metrics, and 404 for any other
+    path. A probe that returns a reason is answered with 503 and that reason. A request for /metrics that `decide` does
+    not allow is answered with the status and the message of the decision."""
 
     class Handler(BaseHTTPRequestHandler):
         """Answers the requests of one connection."""
@@ -183,7 +183,7 @@ def _handler(
             self._answer(503 if why_not else 200, _TEXT, f"{why_not or 'ok'}\n".encode())
 
         def _answer(self, status: int, kind: str, body: bytes) -> None:
-            """Send a whole answer with its type and length, and with 401 the scheme that is accepted."""
+            """Send a whole answer with its type and length. A 401 also names Bearer as the scheme that is accepted."""
             self.send_response(status)
             if status == 401:
                 self.send_header("WWW-Authenticate", "Bearer")

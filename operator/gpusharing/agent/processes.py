@@ -57,10 +57,10 @@ class Processes:
     """Finds processes by the process id that NVML reports. Ids must mean the same to NVML and procfs, so the agent's
     pod needs hostPID.
 
-    For an unchanged process only `stat` is read again, from a file that stays open, and NVML is not queried again for
-    a name that is only displayed. Another program in its place (execve) has another `comm`. A process in no pod may
-    still be moved into one, so its cgroup is read each time. A possible MPS daemon matters to drains, so its program
-    and its parent are read each time.
+    For an unchanged process only `stat` is read again, from a file that stays open, and NVML is not queried again for a
+    name that is only displayed. Another program in its place (execve) has another `comm`. A process in no pod may still
+    be moved into one, so its cgroup is read each time. A possible MPS daemon matters to drains, so `of` reads its
+    program and its parent each time.
     """
 
     def __init__(

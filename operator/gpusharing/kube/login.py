@@ -191,8 +191,8 @@ class OfficialLogin:
         self._loaded = None
 
     async def _configuration(self) -> Any:
-        """Return the official client's configuration. It is loaded by the first call, and by the first one after
-        `renew`. Raises Unauthorized if that fails."""
+        """Return the official client's configuration. The first call loads it and sets `_access`, and so does the first
+        call after `renew` or after a failure. Raises Unauthorized if the context cannot be loaded or used."""
         if self._loaded is None:
             loaded = await self._load()
             try:
@@ -205,9 +205,10 @@ class OfficialLogin:
 
     async def _load(self) -> Any:
         # Imported here because it costs 18 MiB, and is not installed in a pod, which needs only the class above.
-        """Return the official client's configuration for the context. Raises Unauthorized if the client is not
-        installed, if the kubeconfig cannot be read, or if the login program fails and there are no other
-        credentials."""
+        """Return the official client's configuration for the context, which may run a login program. Raises
+        Unauthorized if the client is not installed, if the kubeconfig cannot be read, or if the client logs an error,
+        such as that of a login program, and has neither a token nor a client certificate. Changes sys.modules
+        (`_without_init`)."""
         import yaml
 
         _without_init("kubernetes")
@@ -294,7 +295,7 @@ _complaining: ContextVar[list[str] | None] = ContextVar("complaints", default=No
 
 def _collect(record: logging.LogRecord) -> bool:
     """Append the message of an error to the list of `_complaints`, with a program's output decoded. Return whether the
-    record should be logged as usual, which is true only outside of `_complaints`."""
+    record should be logged as usual: True only outside of `_complaints`."""
     complaints = _complaining.get()
     if complaints is not None and record.levelno >= logging.ERROR:
         complaints.append(_readable(record.getMessage()))
@@ -302,8 +303,8 @@ def _collect(record: logging.LogRecord) -> bool:
 
 
 def _readable(text: str) -> str:
-    """Decode the output of a login program, which the official client renders as Python bytes at the end of its log
-    message `text`. Other messages are returned unchanged."""
+    """Return the message `text` of the official client with a login program's output decoded and on one line; the
+    client renders that output as Python bytes at the end. Other messages are returned unchanged."""
     head, found, rest = text.partition(". b")
     if not found:
         return text

@@ -1,5 +1,5 @@
-"""The pods of the nodes that a pass asks about: one LIST for each node, made as often as the drain needs it, the most
-urgent node first.
+"""List the pods of the nodes that a pass asks about: one LIST for each node, made as often as the drain needs it, the
+most urgent node first.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#gang.
 """
@@ -53,13 +53,13 @@ class NodePods:
     async def look(
         self, wanted: frozenset[str], proving: frozenset[str], now: datetime, began: float
     ) -> None:
-        """List the pods of each wanted node whose last LIST is missing or out of date (`_is_due`), the most urgent node
-        first, update `work`, and forget the other nodes. Every node in `work` also gets its evictions in `calls`, and
+        """List the pods of each wanted node that is due (`_is_due`), those in `proving` first (`_urgency`), and update
+        `work`. Nodes that are not wanted are forgotten. Every node in `work` also gets its evictions from `calls`, and
         the time since which its agent has kept NVML closed for the current request.
 
         A LIST that ends late is used by the next call. If a LIST was not sent, or was refused with 429 while the last
-        one is valid, `work` keeps the last one, with its age. `proving` are the nodes to list first, because nothing
-        else is missing to prove that they are idle. `now` is the time of day at the moment `began` of the loop's clock.
+        one is valid, `work` keeps the last one with its age. `now` is the time of day at the moment `began` of the
+        loop's clock.
 
         Raises:
             ExceptionGroup: with Unauthorized or ServerAway.
@@ -109,12 +109,12 @@ class NodePods:
         self._lists.clear()
 
     async def _take(self, lists: Mapping[str, tuple[NodeWork, Scope]]) -> None:
-        """Store finished LISTs in `work`. If a pod may have to leave any of these nodes, the PodDisruptionBudgets are
-        requested, and all nodes that are stored get them.
+        """Store finished LISTs in `work`. If any of these nodes has a pod that holds a GPU, or any pod if its scope
+        covers all, the PodDisruptionBudgets are requested, and all nodes that are stored get them.
 
-        If the budgets have not been answered yet, the LIST of each node with such a pod is put back into `_lists` for
-        the next round. If they cannot be listed, the `error` of each node with such a pod says why, unless it has an
-        error already. Raises an ExceptionGroup with Unauthorized or ServerAway.
+        Until the budgets have been answered, the LIST of each node with such a pod is put back into `_lists` for the
+        next round. If they cannot be listed, these nodes get no budgets, and the reason becomes their `error` unless
+        they have one already. Raises an ExceptionGroup with Unauthorized or ServerAway.
         """
         guarded = {
             node
@@ -133,9 +133,9 @@ class NodePods:
 
     async def _read(self, node: str, scope: Scope, at: datetime) -> tuple[NodeWork, Scope]:
         """List the pods of one node, and find the gangs of the pods that must leave according to `scope`. For a fenced
-        node, older results about gangs may be reused (`anew` of `Gangs.find`). Return the result and `scope`. If the
-        pods cannot be listed, the result carries the error. `at` is the time at which the LIST begins. Raises
-        Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
+        node, older results about gangs may be reused (without `anew` of `Gangs.find`). Return the result and `scope`.
+        If the pods cannot be listed, the result has the error and no pods. `at` is the time at which the LIST begins.
+        Raises Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
         view = self.sources.nodes.items.get(node)
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
@@ -166,10 +166,10 @@ class NodePods:
         return True, work.listed_at.timestamp() if work is not None else 0.0, name
 
     def _scope(self, node: str, reboots: bool) -> Scope:
-        """Return which pods on a node have to leave. If the node is fenced, these are all pods for the class Reboot,
-        else those that hold GPUs; the scope also has the time since which the fence keeps new pods off. Before there is
-        a fence, they are all pods if mig-manager may reboot nodes (`reboots`), because any change may then become a
-        reboot."""
+        """Return which pods on a node have to leave. On a fenced node these are all pods if the fence's class is
+        Reboot, else the pods that hold GPUs; the scope also has the time since which the fence keeps new pods off, or
+        None if that is unknown. Without a fence, all pods count if mig-manager may reboot nodes (`reboots`), because
+        any change may then become a reboot."""
         view, since = self.sources.nodes.items.get(node), None
         if view is not None and view.fence is not None:
             joined = self.sources.seen_node(node) if view.fence.tainted else view
@@ -178,10 +178,10 @@ class NodePods:
         return scope_of(self.sources.settings.plan, all_pods=reboots, cordoned_at=since)
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
-        """List the pods of one node. Return them and an empty string, or no pods and the reason why they cannot be
-        listed. If the chart's guard is on, a pod that the guard concerns is returned with the requirement that the
-        guard would add to its replacement (`with_guard`). Raises Unauthorized, ServerAway and HeldBack, and Throttled
-        while the last LIST is still valid."""
+        """List the pods of one node. Return them and an empty string, or no pods and the reason if they, or the other
+        objects that `PodLookups` needs, cannot be read. If the chart's guard is on, a pod that it concerns is returned
+        with the requirement that the guard would add to the pod's replacement (`with_guard`). Raises Unauthorized,
+        ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
             guard = self.sources.settings.plan.guard

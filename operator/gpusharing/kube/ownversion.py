@@ -5,11 +5,11 @@ from pathlib import Path
 
 
 def own_version() -> str:
-    """Return the version of the installed package gpu-sharing-operator, or an empty string if it runs from a source
-    folder without being installed.
+    """Return the version in the name of the metadata folder of the package gpu-sharing-operator
+    (NAME-VERSION.dist-info). The first such folder in a folder of sys.path counts. Return an empty string if there is
+    none, as in a source folder without an installation.
 
-    The version is taken from the name of the package's metadata folder, NAME-VERSION.dist-info. `importlib.metadata`
-    would cost each agent half a MiB.
+    `importlib.metadata` would cost each agent half a MiB.
     """
     for folder in sys.path:
         for metadata in Path(folder).glob("gpu_sharing_operator-*.dist-info"):

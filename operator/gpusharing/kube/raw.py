@@ -81,7 +81,8 @@ def has_condition(raw: object, kind: str) -> bool:
 
 
 def newer(a: str, b: str) -> bool:
-    """Whether the resourceVersion `a` is newer than `b`; False if they cannot be compared (see kube/reflector.py)."""
+    """Whether the resourceVersion `a` is a higher number than `b`. False if either is not a number (see
+    kube/reflector.py)."""
     try:
         return int(a) > int(b)
     except ValueError:
