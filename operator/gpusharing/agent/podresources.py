@@ -97,7 +97,7 @@ class Answers:
         self._last = Holdings()
 
     def holdings(self, listed: bytes, allocatable: bytes | None = None) -> Holdings:
-        """Return the holdings in a ListPodResourcesResponse, and the allocatable devices in an
+        """Return the holdings in a ListPodResourcesResponse, with the allocatable devices in an
         AllocatableResourcesResponse. The allocatable devices are None if `allocatable` is None or malformed. Raises
         ValueError if `listed` is malformed."""
         self._pods, rows = _decode(listed, _POD_RESOURCES, self._pods, _pod_devices)

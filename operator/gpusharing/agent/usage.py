@@ -177,9 +177,9 @@ class _Owners:
         return taken, others
 
     def unclear(self) -> set[tuple[PodName, str]]:
-        """Return the pairs of a pod and a device that it holds for which it is unknown how much the pod uses: processes
-        of unnamed pods compute on the device, it is not clear whose they are, and the pod has no named process on the
-        node."""
+        """Return the pairs of a pod and a device for which it is unknown how much the pod uses of the device: the pod
+        holds the device but has no named process on the node, and processes of unnamed pods, of which it is not clear
+        which pods they are, compute there."""
         return {
             (pod, device)
             for device in self._nameless

@@ -35,8 +35,9 @@ def agent_pod(raw: JSON) -> AgentPod:
 
 
 def has_secure_metrics(spec: JSON) -> bool:
-    """Whether an agent with this raw pod spec gives its metrics only to those whom the API server allows to read them
-    (chart value agent.secureMetrics)."""
+    """Whether a container of this raw pod spec has the environment variable METRICS_SECURE with the value `true`, as
+    the chart value agent.secureMetrics sets it. Its agent then gives its metrics only to those whom the API server
+    allows to read them. Arguments of the container are not checked."""
     variables = [row for container in entries(spec, "containers") for row in entries(container, "env")]
     return {"name": "METRICS_SECURE", "value": "true"} in variables
 

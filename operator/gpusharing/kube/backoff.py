@@ -17,7 +17,8 @@ class Backoff:
     def __init__(
         self, first: float, last: float, jitter: Callable[[], float] = half_to_one_and_a_half
     ) -> None:
-        """`first` and `last`: the shortest and the longest wait, in seconds; `jitter` returns a factor for each."""
+        """Begin with the shortest wait. `first` and `last` are the shortest and the longest wait before jitter, in
+        seconds; `jitter` returns the factor for each wait."""
         self.first = self._next = first
         self._last = last
         self._jitter = jitter

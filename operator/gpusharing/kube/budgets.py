@@ -71,7 +71,7 @@ class Budgets:
         and is ignored.
 
         After a 429, and while the call is on hold, the list recorded before stays valid for LIST_VALID_THROTTLED. A
-        call on hold was not sent, so the wait for an answer goes on, and an error on record counts as new.
+        call on hold was not sent, so the wait for an answer continues, and an error recorded before counts as new.
         Unauthorized and ServerAway are raised and end the wait; other KubeErrors are recorded.
         """
         try:

@@ -57,8 +57,8 @@ def wall_time() -> datetime:
 
 
 class SteadyClock:
-    """A time of day that cannot be set. Call the object to read it. The module's docstring says how it follows the API
-    server."""
+    """A time of day that cannot be set, and that follows the API server's time as its answers report it (`note_date`).
+    Call the object to read it."""
 
     def __init__(
         self, steady: Callable[[], float] = boot_time, wall: Callable[[], datetime] = wall_time

@@ -53,7 +53,8 @@ class CallTarget:
 
     @property
     def door(self) -> Door:
-        """Return the door of the call: its flow, its verb, and its kind (see the module docstring)."""
+        """Return the door of the call: whether the call only publishes, its verb, and its kind (see the module
+        docstring)."""
         return self.published, self.verb, self.kind
 
     @property
@@ -81,8 +82,8 @@ class Reachability:
     def failing(self, target: CallTarget, began: int, error: Unavailable) -> None:
         """Record that a call about `target` failed with `error`. `began` is the value of `successes` when the call
         began; if an answer has come since, the failure is ignored. Raises ServerAway if, since the last answer, calls
-        in the same flow have failed for at least AWAY_OBJECTS subjects and for at least AWAY_DOORS combinations of verb
-        and kind."""
+        in the same flow (those that decisions depend on, or those that only publish) have failed for at least
+        AWAY_OBJECTS subjects and at least AWAY_DOORS combinations of verb and kind."""
         if began != self.successes:
             return
         self.failed[target] = str(error)

@@ -52,7 +52,8 @@ class _Query:
 
     @property
     def shared(self) -> bool:
-        """Whether the label selector names no value, so that the LIST counts as one for several gangs."""
+        """Whether the label selector names no value (it is empty, or has keys alone), so that the LIST counts as one
+        for several gangs."""
         return "=" not in self.labels
 
 

@@ -32,8 +32,8 @@ _POLICIES = "/policies"
 
 @dataclass(slots=True)
 class Gatherer:
-    """Builds snapshots. Between two of them it remembers what saves reads, what lets unchanged inputs stay the same
-    objects, and since when it has observed some states."""
+    """Builds snapshots. Between two snapshots it remembers results that save reads, objects to reuse for inputs that
+    did not change, and since when it has observed some states."""
 
     client: KubeClient
     sources: Sources

@@ -161,11 +161,10 @@ class HttpClient(KubeClient):
         self, request: ApiRequest, timeout: aiohttp.ClientTimeout, token: str | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send one request with the Authorization header `token`, if any, and yield the response, whatever its status.
-        A connection whose answer was not read to its end is dropped afterwards. Calls `on_call`, with the status 0
-        if there was no answer, and corrects the clock. A failure of the network becomes Unavailable, also one
-        inside the block, and so does a server's address or a token that cannot be sent. An exception of
-        `before_write` is raised unchanged, and `on_call` is then not called. Raises Unauthorized if there are no
-        credentials."""
+        A connection whose answer was not read to its end is dropped afterwards. Calls `on_call`, with the status 0 if
+        there was no answer, and corrects the clock. Raises Unavailable for a failure of the network, also inside the
+        block, and for a server's address or a token that cannot be sent, and Unauthorized if there are no credentials.
+        An exception of `before_write` is raised unchanged, and `on_call` is then not called."""
         access = await self._login.access()
         session = self._opened()
         status = 0

@@ -79,8 +79,8 @@ class _Reader:
         return []
 
     async def read(self, resource: Resource, name: str, namespace: str | None = None) -> JSON | None:
-        """Return one object, or None if it does not exist or cannot be read. An error is recorded in `unread`. Raises
-        Unauthorized and Unavailable."""
+        """Return one object, or None if it does not exist or cannot be read. Why it cannot be read is recorded in
+        `unread`. Raises Unauthorized and Unavailable."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except (Unauthorized, Unavailable):

@@ -131,8 +131,8 @@ class MaintenanceIndex:
 
 def _joined(view: NodeView, maintenance: Maintenance) -> NodeView:
     """Return the view with this maintenance in place of the marker found on the Node, because the maintenance says
-    more. The view stays unchanged if the maintenance only waits, but a marker of somebody whose work may have begun is
-    on the Node."""
+    more. The view stays unchanged if the maintenance only waits and the Node has a marker of somebody whose work may
+    have begun. A maintenance that waits also counts as queued."""
     if maintenance.waits and view.foreign_works:
         return view
     waits = maintenance.waits

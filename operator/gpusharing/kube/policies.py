@@ -48,8 +48,8 @@ class PolicyCache:
         return self._dirty or self._restores() > self._restores_seen
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
-        """Record that the policies must be listed, because an event came for the policy `name` at this version; without
-        arguments, because any policy may have changed. Return True. But if the cache already has this version, as after
+        """Record that the policies must be listed again, and return True. `name` and `resource_version` come from an
+        event; without them, any policy may have changed. If the cache already has this version of the policy, as after
         our own write, nothing is recorded and False is returned."""
         if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
             return False
@@ -59,7 +59,8 @@ class PolicyCache:
 
     async def refresh(self) -> tuple[PolicyView, ...]:
         """Return the views of all policies, sorted by name; they are listed again only if the cache is `dirty`. While
-        another call is listing them, the views known before are returned at once.
+        another call is listing them, the views known before are returned at once, unless `touch` was called since that
+        call began.
 
         Raises a KubeError if they cannot be listed, and Unavailable if the server answers with an older state than it
         has shown already. The policies known before stay, and the next call lists again.

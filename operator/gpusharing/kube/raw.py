@@ -1,4 +1,4 @@
-"""Read raw JSON without trusting its shape: anything missing or malformed becomes an empty value."""
+"""Read raw JSON without trusting its shape: a part that is missing or malformed counts as None, empty, 0 or False."""
 
 from collections.abc import Mapping
 from sys import intern

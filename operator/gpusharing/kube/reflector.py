@@ -272,8 +272,8 @@ class Reflector(Generic[View]):
             self._list_due.set()
 
     def _list_failed(self, error: KubeError) -> None:
-        """Record the error that interrupted a list in `error`, and report it, unless the cache has missed nothing so
-        far, because then the watch keeps it up to date."""
+        """Record in `error`, and report, the error that interrupted a list. Do nothing if the cache has missed nothing
+        so far, because then the watch keeps it up to date."""
         if not self._whole:
             self._note(error)
 

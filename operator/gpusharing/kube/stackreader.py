@@ -121,8 +121,8 @@ class OurConfigMaps:
 
 @dataclass(slots=True)
 class StackReader:
-    """Builds the view from the watched objects, without a request to the API server, and remembers earlier entries of
-    our ConfigMaps."""
+    """Builds the StackView from the watched objects, without a request to the API server, and remembers earlier entries
+    of our ConfigMaps."""
 
     sources: Sources
     calls: CallMemory

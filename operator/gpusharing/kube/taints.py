@@ -1,4 +1,4 @@
-"""The taints of a raw Node: which of them pass by themselves, and how they are written."""
+"""The taints of a raw Node: which of them are removed when their cause ends, and how a taint is printed."""
 
 from gpusharing.api.names import TAINT_UNPROVEN
 from gpusharing.kube.client import JSON
