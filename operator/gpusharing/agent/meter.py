@@ -139,14 +139,14 @@ def allotment_of(
 
 def last_allocatable(reading: Reading, holdings: Holdings, before: AllocatableSlices) -> AllocatableSlices:
     """Return the slices of each device, by UUID and resource, as the kubelet lists them now. A device that it does not
-    list now keeps its slices from `before`, but has at least as many of each resource as the ids that pods hold
-    imply.
+    list now keeps its slices from `before`. It has more of a resource if the replica numbers that pods hold show that
+    there are more.
 
     A kubelet lists healthy devices only (kubernetes pkg/kubelet/cm/devicemanager/manager.go, GetAllocatableDevices,
     v1.36.3), and none of a plugin that is restarting. A pod that holds one of four slices still holds a quarter then.
-    For a device that was never listed, as after a restart of the agent, the replica numbers that pods hold give a
-    lower bound. Devices that no longer exist are dropped unless pods hold replicas of them; while a GPU cannot be
-    read, none is dropped.
+    For a device that was never listed, as after a restart of the agent, the replica numbers that pods hold give a lower
+    bound. Devices that no longer exist are dropped unless pods hold replicas of them; while a GPU cannot be read, none
+    is dropped.
     """
     allocatable, known = _allocatable(holdings), dict(before)
     if all(gpu.access == "Ok" for gpu in reading.gpus):

@@ -1,9 +1,9 @@
-"""Finds the name of a pod by its UID, with the folders in which the kubelet keeps the logs of pods.
+"""Finds the name of a pod by its UID, in the names of the folders in which the kubelet keeps the logs of pods.
 
 The cgroup of a process shows the UID of its pod. The kubelet's podresources name pods without UIDs, and the agent may
 not read pods: a token that may list them would show a thief what runs on every node. The kubelet calls the folder of a
-pod's logs NAMESPACE_NAME_UID (kubernetes v1.36.3 pkg/kubelet/kuberuntime/helpers.go, BuildPodLogsDirectory; none of
-the three can contain a `_`). Only the names of these folders are read.
+pod's logs NAMESPACE_NAME_UID (kubernetes v1.36.3 pkg/kubelet/kuberuntime/helpers.go, BuildPodLogsDirectory; none of the
+three can contain a `_`). Only the names of these folders are read.
 """
 
 import os

@@ -118,9 +118,9 @@ class Marker(NamedTuple):
 
 def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
     """Return the marker of whoever else is maintaining this Node, or an empty marker if nobody is. The first match
-    counts: METADATA_MARKERS, then taints, then conditions. After them, `keys` are searched for among the labels,
-    annotations and taints. A marker whose work only waits counts only if there is no other, and one whose work has
-    certainly not begun comes last."""
+    counts: METADATA_MARKERS, then taints, then conditions, then the labels, annotations and taints in `keys`. A marker
+    whose work only waits counts only if there is no other. Of several such markers, those whose work has certainly not
+    begun come last."""
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
     taints = [str(taint.get("key")) for taint in entries(node, "spec", "taints")]

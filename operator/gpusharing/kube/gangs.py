@@ -142,10 +142,10 @@ class Gangs:
         return fresh
 
     async def _list(self, query: _Query, now: datetime) -> _Known:
-        """List the unfinished pods of `query`, and return the members that it finds by gang; pods without a gang are
-        ignored. If the LIST fails, the result has its error. Reading stops once the limit of pods is reached: then the
-        members of a single gang are marked as partial, and a shared LIST counts as failed. Raises ServerAway,
-        Unauthorized and HeldBack."""
+        """List the unfinished pods of `query`, and return the members found, by gang; pods without a gang are ignored.
+        If the LIST fails, the result has its error. Reading stops once the limit of pods is reached: then the members
+        of a single gang are marked as partial, and a shared LIST counts as failed. Raises ServerAway, Unauthorized and
+        HeldBack."""
         members: defaultdict[Gang, list[GangMember]] = defaultdict(list)
         read, most = 0, self.most if query.shared else MAX_PODS
         fields = ",".join(filter(None, (query.fields, _RUNNING)))

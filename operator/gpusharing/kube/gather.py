@@ -82,8 +82,8 @@ class Gatherer:
     ) -> ClusterSnapshot:
         """Return everything that a plan depends on. A failed call about one node is recorded in the snapshot.
 
-        `wanted`: the nodes whose pods are listed. `memory`: what the last pass handed on. `claims`, by node name, and
-        `failed_nodes`, by UID: the records on the Lease.
+        The pods of the nodes in `wanted` are listed. `memory` comes from the last pass. `claims`, by node name, and
+        `failed_nodes`, by UID, are the records on the Lease.
 
         A slow LIST continues in the background (`Crew.each`); until it ends, the node keeps the result of its last one.
 

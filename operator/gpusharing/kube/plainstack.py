@@ -173,9 +173,9 @@ def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
 
 def lone_restarts(pod: JSON) -> tuple[int, str]:
     """Return how many more restarts config-manager has than the daemon's container in a raw pod of an MPS daemon, at
-    least 0, and why config-manager ended the last time, such as `Error, exit code 1`. These are the restarts during
-    which the daemon ran on: a reboot of the node restarts both. The cause is empty if it is unknown or there was no
-    such restart.
+    least 0, and why config-manager ended the last time, such as `Error, exit code 1`. The daemon kept running during
+    these restarts, because a reboot of the node restarts both. The cause is empty if it is unknown or there was no such
+    restart.
 
     Times are not compared: the kubelet takes them from the clock of the node.
     """

@@ -21,8 +21,8 @@ class PolicyCache:
     """
 
     def __init__(self, client: KubeClient, restores: Callable[[], int] = int, paused: str = "false") -> None:
-        """`restores` returns how often a write has proven that the store was restored from a backup (LeaderLease).
-        `paused`: see PlanSettings."""
+        """Begin without any policy. `restores` returns how often a write has proven that the store was restored from a
+        backup (LeaderLease). `paused` is the setting of that name in PlanSettings."""
         self._client, self._paused = client, paused
         self._restores, self._restores_seen, self._doubted = restores, restores(), False
         """`restores` as of the last list that was accepted, and whether one has been refused since."""

@@ -379,8 +379,8 @@ class Reflector(Generic[View]):
         self._clear(follows=follows)
 
     def _clear(self, *, follows: bool) -> None:
-        """If the cache `follows` the server, set `error` to None, and call `on_error` with an empty string if an error
-        was reported before, or nothing yet."""
+        """If the cache `follows` the server, set `error` to None, and call `on_error` with an empty string unless its
+        last call had one, too."""
         if follows:
             self._note(None)
 

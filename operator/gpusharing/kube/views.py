@@ -27,9 +27,9 @@ class Views(Generic[View]):
         long_names: bool,
         remembered: int,
     ) -> None:
-        """`project` converts a raw object to its view. `on_change` is called with the name of each object that
-        changes. `long_names`: whether objects are called `namespace/name`. `remembered`: how many deleted objects to
-        remember, so that late events about them are ignored."""
+        """`project` converts a raw object to its view. `on_change` is called with the name of each object that changes.
+        `long_names` says whether objects are called `namespace/name`. `remembered` is how many deleted objects are
+        remembered, so that late events about them are ignored."""
         self._project, self._on_change = project, on_change
         self._long_names, self._remembered = long_names, remembered
         self._views: dict[str, View] = {}
@@ -87,8 +87,8 @@ class Views(Generic[View]):
 
     def deleted(self, obj: JSON) -> None:
         """Drop an object that a watch reports as deleted, call `on_change`, and remember the deletion, because a list
-        may still contain the object. If no object or another one of that name is stored, the deletion is only
-        remembered. If this object has matched the selection again in the meantime, nothing is done."""
+        may still contain the object. If this object is not stored, the deletion is only remembered. If it has matched
+        the selection again in the meantime, nothing is done."""
         uid, name, version = obj["metadata"]["uid"], self.name(obj), obj["metadata"]["resourceVersion"]
         known = self._known.get(name, ("", ""))
         if known[0] != uid:
