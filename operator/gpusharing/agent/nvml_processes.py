@@ -56,8 +56,8 @@ class ProcessLists:
         UNKNOWN_PROCESS is included if `hidden` (there may be processes that no call lists), if the driver shows the
         agent no other process, or if a list is refused. Other errors of NVML are raised.
 
-        A driver that lists none for the whole GPU does not contradict the lists of its MIG devices, and neither does a
-        list that is not supported.
+        An empty list for the whole GPU does not contradict the lists of its MIG devices. A list that is not supported
+        counts as empty.
         """
         known = {each.process.pid for listed in lists for each in listed} - {UNKNOWN_PROCESS.pid}
         listed = self._listed(handle, "", required=(), hidden=hidden)

@@ -177,9 +177,9 @@ class _Owners:
         return taken, others
 
     def unclear(self) -> set[tuple[PodName, str]]:
-        """Return the pairs of a pod and a device for which it is unknown how much the pod uses of the device: the pod
-        holds the device but has no named process on the node, and processes of unnamed pods, of which it is not clear
-        which pods they are, compute there."""
+        """Return the pairs of a pod and a device for which it is unknown how much the pod uses. In such a pair, the pod
+        holds the device and has no named process on the node. Unnamed pods compute on the device, and it is not clear
+        which pods they are."""
         return {
             (pod, device)
             for device in self._nameless

@@ -40,9 +40,9 @@ def boot_time() -> float:
     """Return the seconds of a clock that cannot be set and that, where there is one, also advances while the machine
     sleeps.
 
-    Linux: CLOCK_BOOTTIME (clock_gettime(2)). macOS: CLOCK_MONOTONIC, which there goes on in sleep, unlike the
-    mach_absolute_time behind Python's `time.monotonic` (its clock_gettime(3)). Elsewhere: `time.monotonic`; Python
-    does not say whether it advances in sleep.
+    Linux: CLOCK_BOOTTIME (clock_gettime(2)). macOS: CLOCK_MONOTONIC, which advances in sleep there, unlike the
+    mach_absolute_time behind Python's `time.monotonic` (its clock_gettime(3)). Elsewhere: `time.monotonic`; Python does
+    not say whether it advances in sleep.
     """
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)

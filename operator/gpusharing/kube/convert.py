@@ -97,8 +97,8 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
 
 def other_plugin(raw: JSON) -> str:
     """Return the name of the device plugin that serves a Node without following our labels, or an empty string if none
-    is known. It is recognized by the Node's labels, its annotations, and the resources of which the Node has any
-    allocatable."""
+    is known. It is recognized by the Node's labels, its annotations, and the names of its allocatable resources; those
+    with the quantity 0 do not count."""
     metadata, allocatable = section(raw, "metadata"), section(raw, "status", "allocatable")
     resources = [name for name, number in allocatable.items() if name.startswith(RESOURCES) and count(number)]
     return find_other_plugin(texts(metadata.get("labels")), texts(metadata.get("annotations")), resources)

@@ -149,8 +149,8 @@ class Holds:
 
         The object waits at its door for `retry_after` seconds; if that is None, for FIRST_HOLD, doubled with each
         further refusal of the object. The wait is at least FIRST_HOLD and at most LONGEST_HOLD. Once SEVERAL objects
-        have been refused at one door without an answer there in between, all calls through that door, but none through
-        others, wait until this object's wait or an earlier hold of the door ends, whichever is later. Refusals older
+        have been refused at one door without an answer there in between, all calls through that door wait until this
+        object's wait or an earlier hold of the door ends, whichever is later. Other doors stay open. Refusals older
         than FORGET_AFTER are forgotten.
         """
         count = self.tries[target] = self.tries.get(target, 0) + 1

@@ -119,8 +119,8 @@ def _kueue_job(pod: PodMarks) -> tuple[str, str] | None:
     that job and not the pod itself. Kueue queues the job if the pod has the label KUEUE_PODSET, or if the pod has
     KUEUE_QUEUE and the job is a Job of the group batch.
 
-    The name is the job's kind in lower case, a dash and the job's name, with which the name of its Workload begins. The
-    selector is the label with the job's name if the pod has it and the job is a Job of the group batch, else a key
+    The name is the job's kind in lower case, a dash and the job's name; the name of the job's Workload begins with it.
+    The selector is the label with the job's name if the pod has it and the job is a Job of the group batch, else a key
     alone: KUEUE_PODSET if the pod has that label, else KUEUE_QUEUE.
     """
     labels = pod.labels

@@ -206,9 +206,9 @@ class OfficialLogin:
     async def _load(self) -> Any:
         # Imported here because it costs 18 MiB, and is not installed in a pod, which needs only the class above.
         """Return the official client's configuration for the context, which may run a login program. Raises
-        Unauthorized if the client is not installed, if the kubeconfig cannot be read, or if the client logs an error,
-        such as that of a login program, and has neither a token nor a client certificate. Changes sys.modules
-        (`_without_init`)."""
+        Unauthorized if the client is not installed, if the kubeconfig cannot be read, or if the client has logged an
+        error and has neither a token nor a client certificate, for example because a login program failed. Changes
+        sys.modules (`_without_init`)."""
         import yaml
 
         _without_init("kubernetes")

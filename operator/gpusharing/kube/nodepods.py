@@ -142,9 +142,9 @@ class NodePods:
         return NodeWork(pods, (), at, error=error, gangs=gangs), scope
 
     def _is_due(self, name: str, now: datetime) -> bool:
-        """Whether the pods of node `name` must be listed now: they were never listed, the node is in `calls.unsure`,
-        the last LIST is at least as old as the shorter of the settings `poll` and `idle`, or it began before the
-        agent's report that NVML is closed for the current request was seen."""
+        """Whether the pods of node `name` must be listed now. They must if they were never listed, if the node is in
+        `calls.unsure`, or if the last LIST is at least as old as the shorter of the settings `poll` and `idle`. They
+        also must if that LIST began before we saw the agent's report that NVML is closed for the current request."""
         settings, work = self.sources.settings.plan, self.work.get(name)
         age = timedelta(seconds=min(settings.poll, settings.idle))
         if work is None or name in self.calls.unsure or now - work.listed_at >= age:
@@ -167,8 +167,8 @@ class NodePods:
 
     def _scope(self, node: str, reboots: bool) -> Scope:
         """Return which pods on a node have to leave. On a fenced node these are all pods if the fence's class is
-        Reboot, else the pods that hold GPUs; the scope also has the time since which the fence keeps new pods off, or
-        None if that is unknown. Without a fence, all pods count if mig-manager may reboot nodes (`reboots`), because
+        Reboot, else the pods that hold GPUs. The scope then also has the time since which the fence keeps new pods off,
+        or None if that is unknown. Without a fence, all pods count if mig-manager may reboot nodes (`reboots`), because
         any change may then become a reboot."""
         view, since = self.sources.nodes.items.get(node), None
         if view is not None and view.fence is not None:
