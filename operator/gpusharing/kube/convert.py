@@ -232,9 +232,9 @@ class _Model:
 
 def _model(product: str, reported: Model | None) -> _Model:
     """Return what all GPUs of the card model `product` have in common. `reported` is the model in the agent's report,
-    or None if the report has none. The MIG profiles come from the report; our table's profiles replace them if the
-    report lists none, or if NVML is known to be wrong for this card. Only a reported model with MIG can differ from the
-    table (`doubt`). Without a report, `reset_in_guest` is False."""
+    or None if the report has none; `reset_in_guest` is then False. Our table's MIG profiles replace the reported ones
+    if none is reported, or if NVML is known to be wrong for this card. Only a reported model with MIG can differ from
+    the table (`doubt`)."""
     card = find_card(product)
     doubt = find_doubt(product, _listed(reported)) if reported and reported.mig_capable else None
     kind = (reported.mig_mode_change, reported.virtualization) if reported else ()

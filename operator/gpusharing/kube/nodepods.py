@@ -133,9 +133,9 @@ class NodePods:
 
     async def _read(self, node: str, scope: Scope, at: datetime) -> tuple[NodeWork, Scope]:
         """List the pods of one node, and find the gangs of the pods that must leave according to `scope`. For a fenced
-        node, older results about gangs may be reused (without `anew` of `Gangs.find`). Return the result and `scope`.
-        If the pods cannot be listed, the result has the error and no pods. `at` is the time at which the LIST begins.
-        Raises Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
+        node, older results about gangs may be reused. Return the result and `scope`. If the pods cannot be listed, the
+        result has the error and no pods. `at` is the time at which the LIST begins. Raises Unauthorized, ServerAway and
+        HeldBack, and Throttled while the last LIST is still valid."""
         view = self.sources.nodes.items.get(node)
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)

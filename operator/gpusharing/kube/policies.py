@@ -59,8 +59,7 @@ class PolicyCache:
 
     async def refresh(self) -> tuple[PolicyView, ...]:
         """Return the views of all policies, sorted by name; they are listed again only if the cache is `dirty`. While
-        another call is listing them, the views known before are returned at once, unless `touch` was called since that
-        call began.
+        another call is listing them, the views known before are returned at once, unless `touch` was called meanwhile.
 
         Raises a KubeError if they cannot be listed, and Unavailable if the server answers with an older state than it
         has shown already. The policies known before stay, and the next call lists again.
