@@ -1,9 +1,9 @@
 """Pictures of a terminal (SVG), for the docs and the chart's page on Artifact Hub.
 
 One shows the middle of `make demo`, and one is a recording of the rollout in it. Both are drawn by the plugin's own
-code from what hack/demo/record.py wrote. SIMULATED: the fleet runs 100 times as fast as we assume a real one to. The
-third shows the output of `kubectl get`. Its text is that of
-tests/integration/golden, which a test compares with kubectl's output on a real API server.
+code from what hack/demo/record.py wrote. The fleet is SIMULATED, and runs 100 times as fast as a real one is assumed
+to. The third shows the output of `kubectl get`. Its text is that of tests/integration/golden, which a test compares
+with kubectl's output on a real API server.
 """
 
 import json
@@ -75,7 +75,7 @@ def status(state: JSON) -> list[Line]:
 
 
 def screenshot() -> Mapping[str, str]:
-    """Return a mapping from the path of the SVG file to its text, the picture of kubectl's output."""
+    """Return the picture of kubectl's output as an SVG file, by its path."""
     lines: list[Line] = []
     for command, file in COMMANDS.items():
         table = without_times((GOLDEN / file).read_text().splitlines())
@@ -148,7 +148,8 @@ def _rows(lines: Sequence[Line]) -> list[str]:
 
 
 def _row(text: Line, y: int) -> list[str]:
-    """Return the SVG elements of one line at the height `y`, in pixels. Spans that are blank are left out."""
+    """Return the SVG elements of one line at the height `y`, in pixels. A blank span has no element, but keeps its
+    width."""
     rows, at = [], 0
     for span in text:
         if span.text.strip():

@@ -74,8 +74,8 @@ def krew() -> Mapping[str, str]:
 
 
 def manifest(source: str, hashes: Mapping[str, str]) -> str:
-    """Return krew's manifest of this version. `source` is the URL of the repository, and `hashes` holds the sha256 of
-    each platform's archive."""
+    """Return krew's manifest of this version. `source` is the URL of the repository. `hashes` holds the sha256 of each
+    platform's archive; other platforms are not in the manifest."""
     parts = [TEMPLATE.format(name=NAME, version=version(), source=source, program=PROGRAM)]
     for platform, value in hashes.items():
         os, _, arch = platform.partition("/")
@@ -147,8 +147,9 @@ class KrewError(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the archives and the manifest to build/krew, which is emptied first, and print their paths. Returns the
-    exit status: 1 if an archive cannot be built, otherwise 0."""
+    """Write the archives and the manifest to build/krew, which is emptied first, and print their paths. With
+    `--platform` the manifest has only the named platforms. Returns the exit status: 1 if an archive cannot be built, in
+    which case no manifest is written, otherwise 0."""
     parser = argparse.ArgumentParser(prog="python -m hack.krew", description=__doc__.splitlines()[0])
     parser.add_argument("source", help="address of the repository, for example https://HOST/TEAM/NAME")
     parser.add_argument(
@@ -170,8 +171,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def build(source: str, platforms: Iterable[str], folder: Path) -> None:
-    """Write an archive for each platform, and the manifest that names them, into the existing `folder`. `source` is the
-    URL of the repository. Raises KrewError if uv fails."""
+    """Write an archive for each platform, and then the manifest that names them, into the existing `folder`. `source`
+    is the URL of the repository. Raises KrewError if uv fails; archives that were written before stay, and there is no
+    manifest."""
     hashes = {}
     for platform in platforms:
         with tempfile.TemporaryDirectory() as scratch:

@@ -24,7 +24,7 @@ LOOK_SECONDS = 0.05
 
 
 class Recorder:
-    """Collects states of a stage."""
+    """Collects states of the cluster of a `Stage`, and writes them to a file."""
 
     def __init__(self, stage: Stage) -> None:
         """Start without any state."""
@@ -43,9 +43,10 @@ class Recorder:
 
     @asynccontextmanager
     async def following(self, policy: str) -> AsyncIterator[None]:
-        """Collect the states of this policy in `rollout` while the block runs. States that last less than LOOK_SECONDS
-        may be missed. If the block raises or a state cannot be read, the block ends and the error is raised in an
-        ExceptionGroup; the last state is then not collected."""
+        """Add states of this policy to `rollout` while the block runs: the first, the last, and between them one for
+        each outline (`_choose`). A state that lasts less than LOOK_SECONDS may be missed. If the block raises or a
+        state cannot be read meanwhile, the block ends and the error is raised in an ExceptionGroup; the last state is
+        then not added."""
         self.rollout.append(await _read(self.stage, policy))
         async with asyncio.TaskGroup() as group:
             follower = group.create_task(self._follow(policy))
@@ -54,7 +55,9 @@ class Recorder:
         self.rollout.append(await _read(self.stage, policy))
 
     async def _follow(self, policy: str) -> None:
-        """Collect the states of this policy until the task is canceled."""
+        """Read the state of this policy every LOOK_SECONDS until the task is canceled, and count in `_reads` how often
+        each state was read in a row. When the outline changes, first call `_choose` for the states before. Errors of
+        `_read` end the task."""
         while True:
             state = await _read(self.stage, policy)
             if self._reads and _outline(state) != _outline(self._reads[0][0]):
@@ -66,8 +69,8 @@ class Recorder:
             await asyncio.sleep(LOOK_SECONDS)
 
     def _choose(self) -> None:
-        """Add the state that was read most often to `rollout`, unless the last one there has its outline, and forget
-        the others."""
+        """Add the state that was read most often among `_reads` to `rollout`, unless the last state there has the same
+        outline. Empty `_reads` in any case."""
         state, _ = max(self._reads, key=lambda read: read[1])
         if _outline(state) != _outline(self.rollout[-1]):
             self.rollout.append(state)
@@ -81,8 +84,9 @@ class Recorder:
 
 async def _read(stage: Stage, policy: str = "") -> JSON:
     """Return the present policies and GPUNodes as users see them, without the fields that `kubectl gpusharing status`
-    does not read. If `policy` names one, only this policy and the nodes that follow it are included. Raises KeyError if
-    a policy has no status, or a GPUNode no report or no transition."""
+    does not read. If `policy` names one, only this policy and the nodes whose transition names it are included. Raises
+    KeyError if any policy in the cluster has no status, or any GPUNode no report or no transition, and KubeError if
+    they cannot be listed."""
     policies = [_policy(raw) for raw in await list_of(stage.client, POLICIES)]
     nodes = [_node(raw) for raw in await list_of(stage.client, GPUNODES)]
     return {

@@ -17,10 +17,10 @@ FOUND = 3
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build the images and return the exit status: 0 if every image is written, small enough, and free of parts that
-    an advisory names; FOUND if an advisory names a part of an image that is small enough; otherwise 1, if an image
-    is too big or after an expected error, which is printed to stderr. Exits with status 2 if the arguments cannot
-    be parsed, as argparse does."""
+    """Build all images, report each, and return the exit status: the highest that `report` returned. It is 1 if an
+    image cannot be built or the file of advisories is wrong; the error is then printed to stderr and no image is
+    reported. FOUND for one image hides that another is too big. Exits with status 2 if the arguments cannot be parsed,
+    as argparse does."""
     parser = argparse.ArgumentParser(prog="python -m hack.images", description="Build the image.")
     parser.add_argument("--arch", choices=ARCHITECTURES, action="append", help="default: this machine's")
     parser.add_argument(

@@ -29,7 +29,7 @@ EXAMPLE = (
 
 
 class AdvisoryError(ValueError):
-    """The file does not contain advisories; the message names the wrong field and shows a valid example."""
+    """A file of advisories, or of accepted ones, has a mistake; the message names it and shows a valid example."""
 
 
 @dataclass(frozen=True, order=True)
@@ -64,8 +64,8 @@ def read(path: Path) -> list[Advisory]:
 
 
 def _read_zip(path: Path) -> list[Any]:
-    """Return the content of each JSON file in a zip archive. Raises OSError or BadZipFile if it cannot be read, and
-    ValueError if a file is not JSON."""
+    """Return the parsed content of each file in a zip archive. Raises OSError or BadZipFile if the archive cannot be
+    read, and ValueError if one of its files is not JSON."""
     with zipfile.ZipFile(path) as archive:
         return [json.loads(archive.read(name)) for name in archive.namelist()]
 

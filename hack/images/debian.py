@@ -271,7 +271,8 @@ def _fetch(package: Package, stamp: str, folder: Path) -> Path:
 
 def locked(architecture: str) -> tuple[list[Package], str]:
     """Return the packages in deploy/debian.lock for one architecture, and the time at which the lock was written.
-    Raises LockError as `parse_lock` and `as_of` do."""
+    Raises LockError if a line of the lock is not a package, if the packages are not exactly those of PACKAGES, or if
+    the lock has no time."""
     text = LOCK.read_text()
     return [package for package in parse_lock(text) if package.architecture == architecture], as_of(text)
 

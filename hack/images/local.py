@@ -53,12 +53,11 @@ def build(
 ) -> Image:
     """Build the image for one architecture (`amd64` or `arm64`; this machine's by default), write the archive and the
     bill of materials into `out`, and return the image. `reference` is its name and tag, by default
-    localhost/NAME:VERSION of the project. `origin` is the commit and the project's metadata, by default those that
-    `read_origin` finds.
+    localhost/NAME:VERSION of the project. `origin` is by default what `read_origin` finds.
 
-    Raises FetchError if a Debian package cannot be downloaded, WheelError if a wheel cannot be downloaded, installed
-    or compiled, UnavailableError if the cache cannot be written, and TreeError if a program would not find a library.
-    LockError and ValueError of `debian.locked` and `read_origin` pass through.
+    Raises FetchError or WheelError if a Debian package or a wheel cannot be had, UnavailableError if the cache cannot
+    be written, TreeError if a program would not find a library, LockError if deploy/debian.lock is damaged, and
+    ValueError if $SOURCE_DATE_EPOCH is not a number.
     """
     native = wheels.native()
     architecture = architecture or native
@@ -99,8 +98,8 @@ def build(
 
 def _native_python(native: str, folder: Path) -> Path:
     """Unpack the Python of this machine's architecture into `folder`, and return `folder`. This Python compiles the
-    tree of another architecture, because bytecode is the same on every architecture. Raises FetchError and
-    LockError."""
+    tree of another architecture, because bytecode is the same on every architecture. Raises FetchError if a package
+    cannot be downloaded, and LockError if deploy/debian.lock is damaged."""
     packages, stamp = debian.locked(native)
     debian.unpack(debian.fetch(packages, stamp), folder)
     return folder

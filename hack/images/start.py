@@ -134,7 +134,8 @@ def summary(starts: Sequence[Start]) -> str:
 
 def main() -> int:
     """Build the image, measure the starts, and return the exit status: 0 if the operator is Ready soon enough, 1 if
-    not, 2 without root. Raises as `local.build` and `measure_starts` do."""
+    not, 2 without root. Raises RuntimeError, with the operator's log, if the operator does not become Ready. Other
+    errors of `local.build` and `measure_starts` pass through."""
     if os.geteuid() != 0:
         print("root is needed for chroot: sudo .venv/bin/python -m hack.images.start", file=sys.stderr)
         return 2

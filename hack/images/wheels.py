@@ -49,8 +49,8 @@ def native() -> str:
 
 def download(architecture: str) -> list[Path]:
     """Return the wheels in requirements.lock for this architecture, sorted by file name, from the cache or the package
-    index. Their hashes are checked only when they are downloaded. Raises WheelError if a distribution has no wheel
-    for the architecture, or pip fails for another reason."""
+    index. Their hashes are checked only when they are downloaded. Raises WheelError if a distribution has no wheel for
+    the architecture, or pip fails for another reason, and OSError if the cache cannot be written."""
     text = LOCK.read_bytes()
     folder = (
         cache_root() / "wheels" / f"{architecture}-{hashlib.sha256(text + PYTHON.encode()).hexdigest()[:16]}"

@@ -29,8 +29,8 @@ class Registry:
     temporary folder."""
 
     def __init__(self, address: str = "127.0.0.1") -> None:
-        """Choose a free port at `address`, one of this machine's; nothing runs yet. Raises UnavailableError if crane
-        cannot be built."""
+        """Choose a free port at `address`, one of this machine's addresses, and create the folder of the images, which
+        only `__exit__` deletes. Nothing runs yet. Raises UnavailableError if crane cannot be built."""
         self.host = f"{address}:{free_ports(1)[0]}"
         """Address and port, as in the names of images."""
         self._crane = toolchain.ensure("releasetools") / "crane"
@@ -39,7 +39,7 @@ class Registry:
 
     def __enter__(self) -> Self:
         """Start the server and return when it answers. Raises ComponentError if it ends, and TimeoutError if it does
-        not answer within SECONDS."""
+        not answer within SECONDS; it is then not stopped, and the folder stays."""
         command = [str(self._crane), "registry", "serve", "--address", self.host]
         self._server = start("registry", [*command, "--disk", str(self._folder)], self._folder / "log")
         wait_until(self._answers, SECONDS, "the registry", self._server.check)
@@ -60,7 +60,8 @@ class Registry:
             return False
 
     def admit(self, node: KubeletNode, name: str = "") -> None:
-        """Let a node pull from this registry, which images of that node call `name`, by default its address."""
+        """Let a node pull from this registry. Names of images on that node begin with `name`, by default with the
+        registry's address."""
         settings = node.files.registries / (name or self.host) / "hosts.toml"
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(f'server = "http://{self.host}"\n')  # without it containerd insists on TLS

@@ -35,8 +35,9 @@ EXPECTED = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one step and return the exit status: 0, or 1 if something forbids the release or fails, after printing why to
-    stderr. Exits with status 2 if the arguments cannot be parsed, as argparse does."""
+    """Run one step and return the exit status: 0 if it succeeded, or 1 if there are obstacles to the release or an
+    error of EXPECTED was raised. Obstacles and errors are printed to stderr. `publish` prints the digests of image and
+    chart. Other errors pass through. Exits with status 2 if the arguments cannot be parsed, as argparse does."""
     options = parser().parse_args(arguments)
     try:
         if options.step == "prepare":
@@ -100,7 +101,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_prepare(options: argparse.Namespace) -> int:
-    """Prepare the release, print the digest of the image and the files, and return 0. Raises as `prepare` does."""
+    """Prepare the release, print the image's name and digest and the size and path of each file, and return 0. Errors
+    of `prepare` pass through."""
     platforms = options.platform or krew.PLATFORMS
     wanted = options.version.removeprefix("v")
     prepared = prepare(wanted, options.registry, options.source, platforms, options.out)
@@ -111,9 +113,10 @@ def run_prepare(options: argparse.Namespace) -> int:
 
 
 def find_obstacles(prepared: Prepared, out: Path, files: list[Path]) -> list[str]:
-    """Return a sentence for each reason not to publish what is prepared in `out`: about commit, CI, notes and images
-    (gate.find_obstacles), and about the advisories in `files` (gate.scan). Empty if there is none. Raises LayoutError
-    if an archive is missing, and AdvisoryError if the file of accepted advisories is wrong."""
+    """Return a sentence for each reason not to publish the release prepared in `out`: about registry, repository,
+    commit, CI, notes and images (gate.find_obstacles), and about the advisories in `files` (gate.scan). Empty if there
+    is none. Raises LayoutError for a missing or wrong archive, AdvisoryError for a wrong line in ACCEPTED, and the
+    errors of `scan`."""
     origin = read_origin()
     stem = f"{origin.name}-{prepared.version}"
     archives = [out / "files" / f"{stem}-{architecture}.tar" for architecture in ARCHITECTURES]

@@ -29,9 +29,9 @@ def write_chart(
     target: Path, repository: str, digest: str, changes: Sequence[dict[str, str]] = (), source: str = ""
 ) -> Path:
     """Copy the chart to `target`, with this image as its default and in Artifact Hub's annotations, and return
-    `target`. An existing `target` is replaced. `changes` come from `notes.changes`; `source` is the URL of the
-    repository, or empty if it has none. Raises ValueError if a line to be replaced does not occur exactly once in
-    the chart; the copy then stays."""
+    `target`. An existing `target` is replaced. `changes` (`notes.changes`) become an annotation unless there are none.
+    If `source`, the URL of the repository, is not empty, links to it are added. Raises ValueError if a line to be
+    replaced does not occur exactly once in the chart; the unfinished copy then stays."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(CHART, target)
     values = target / "values.yaml"
@@ -50,8 +50,8 @@ def write_chart(
 
 
 def _addresses(source: str) -> list[str]:
-    """Return the annotations with the links and the picture, as lines of Chart.yaml. `source` is the URL of the
-    repository; the documentation and the picture are linked at the released tag."""
+    """Return the annotations with the links and the picture, as two lines of Chart.yaml. `source` is the URL of the
+    repository. The documentation and the picture are linked at the tag of the project's version."""
     tag = f"v{version()}"
     links = [
         {"name": "source", "url": source},

@@ -47,8 +47,8 @@ class Candidate:
 
 
 def find_obstacles(candidate: Candidate) -> list[str]:
-    """Return a sentence for each reason why the candidate must not be published, advisories apart; empty if there is
-    none."""
+    """Return a sentence for each reason why the candidate must not be published, except for the reasons that advisories
+    give (`scan`). Empty if there is none."""
     checks = (
         _find_placeholder,
         _find_wrong_commit,
@@ -89,8 +89,9 @@ def _find_missing_notes(candidate: Candidate) -> Iterator[str]:
 
 
 def _find_wrong_images(candidate: Candidate) -> Iterator[str]:
-    """Yield a sentence for each image that was built from another commit or version, or is not an archive that CI
-    ran."""
+    """Yield a sentence for each image that was built from another commit or version, and for each other image whose
+    archive is not one that CI ran. The archives are not compared if no run of CI passed, which `_find_missing_ci`
+    reports."""
     for image in candidate.images:
         built = (image.label("version"), image.label("revision"))
         if built != (candidate.version, candidate.commit):
@@ -107,9 +108,13 @@ def _find_wrong_images(candidate: Candidate) -> Iterator[str]:
 def scan(
     documents: Sequence[Path], files: Sequence[Path], accepted: Mapping[str, str], now: datetime
 ) -> list[str]:
-    """Return a sentence for each reason not to publish that advisories give: a file that is missing, wrong, partial or
-    old at the time `now`, or an advisory that names a part of an image and is not in `accepted`. Empty if there is
-    none. `documents` are the bills of materials, and `files` the files of advisories (advisories.read)."""
+    """Return a sentence for each reason not to publish that advisories give; empty if there is none. If no file is
+    named, one cannot be read, or an ecosystem is absent or too old at the time `now` (`_find_gaps`), only this is
+    returned. Otherwise each match with a part of an image counts unless `accepted` has the id of the advisory.
+
+    `documents` are the bills of materials, and `files` the files of advisories (advisories.read). Raises OSError,
+    ValueError or KeyError for a bill of materials that cannot be read.
+    """
     if not files:
         return [
             f"no file of advisories: name those of {PYPI} and {DEBIAN}, for example from {OSV}/{PYPI}/all.zip"
@@ -126,13 +131,14 @@ def scan(
 
 
 def read_parts_of(path: Path) -> tuple[ImagePart, ...]:
-    """Return the parts that a bill of materials lists. Raises OSError or ValueError if the file cannot be read."""
+    """Return the parts that a bill of materials lists. Raises OSError if the file cannot be read, ValueError if it is
+    not JSON, and KeyError if it is not an SPDX document of ours."""
     return read_parts(json.loads(path.read_text()))
 
 
 def _find_gaps(known: Sequence[Advisory], now: datetime) -> Iterator[str]:
-    """Yield a sentence for each ecosystem of which `known` has no advisory, or none that was modified in the time
-    OLDEST before `now`."""
+    """Yield a sentence for each ecosystem about which `known` has no advisory, or none that was modified in the time
+    OLDEST before `now`. An advisory without a time of modification in UTC is ignored."""
     for ecosystem in (DEBIAN, PYPI):
         times = [
             time

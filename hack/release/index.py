@@ -1,5 +1,5 @@
-"""The image of a release: the archives of all architectures, as `make images` wrote them and rung 4 ran them, under one
-index. Nothing is built or compressed anew, so that a released layer has the digest of the tested one."""
+"""The image of a release: one index of the archives that `make images` wrote for all architectures. Nothing is built or
+compressed anew, so a released layer has the digest of the layer that was tested."""
 
 import hashlib
 import json
@@ -41,8 +41,8 @@ class ArchivedImage:
 
 
 def read_archive(path: Path) -> ArchivedImage:
-    """Return the image in an archive of `make images`. Raises LayoutError if the file is missing, is not a tar, or has
-    not exactly one image."""
+    """Return the image in an archive of `make images`. Raises LayoutError if the file is missing or is not such an
+    archive, for example because it does not contain exactly one image."""
     try:
         with tarfile.open(path) as tar:
             files = {member.name: file.read() for member in tar if (file := tar.extractfile(member))}
@@ -58,8 +58,8 @@ def read_archive(path: Path) -> ArchivedImage:
 
 def write_layout(images: Sequence[ArchivedImage], target: Path) -> str:
     """Write the images as an OCI layout with one index of all platforms into the folder `target`, which is replaced,
-    and return the digest of the index. Equal images give equal digests, in whatever order they are passed. The index
-    is annotated with the labels that all images share."""
+    and return the digest of the index. There must be an image. Equal images give equal digests, in whatever order they
+    are passed. The index is annotated with the labels that all images share."""
     shutil.rmtree(target, ignore_errors=True)
     first = images[0].labels
     shared = {

@@ -19,7 +19,9 @@ def read_notes(text: str, version: str) -> str:
 
 
 def find_flaw(text: str, version: str) -> str:
-    """Return why the changelog `text` cannot serve as the notes of this version, as a sentence, or an empty string."""
+    """Return why the section of the changelog `text` about this version cannot serve as its notes: it is missing, has
+    no entry below a heading, or is longer than MOST_LINES. The result is a sentence, or empty if the section can serve.
+    """
     notes = read_notes(text, version)
     if not changes(notes):
         return f"CHANGELOG.md has no changes for {version}: add a section ## {version} with a heading and entries"
@@ -33,7 +35,8 @@ def find_flaw(text: str, version: str) -> str:
 
 def changes(notes: str) -> list[dict[str, str]]:
     """Return the entries of a section, as Artifact Hub's annotation lists them: `kind` is the heading above an entry in
-    lower case, and `description` the entry's first sentence. Empty if there is no entry below a heading."""
+    lower case, and `description` the entry's first sentence. A heading is `###` and one word. Empty if there is no
+    entry below a heading."""
     entries: list[dict[str, str]] = []
     for kind, body in re.findall(r"^### (\w+)\n(.*?)(?=^### |\Z)", notes, re.MULTILINE | re.DOTALL):
         # An entry ends at an empty line, since the heading of the next group may follow.

@@ -63,9 +63,9 @@ def write_source(target: Path, source: str) -> Path:
 
 
 def build(source: Path, out: Path, epoch: int) -> tuple[Path, Path]:
-    """Build a wheel and an sdist of the sources that `write_source` wrote, and return the paths of both, the wheel
-    first. `out` is the folder for them, and should have no others. Equal sources and equal `epoch` (seconds since 1970)
-    give equal bytes. Raises PackageError if the build backend fails."""
+    """Build a wheel and an sdist of the sources that `write_source` wrote, in the folder `out`, and return the paths of
+    both, the wheel first. Equal sources and equal `epoch` (seconds since 1970) give equal bytes. Raises PackageError if
+    the build backend fails, and ValueError if `out` has another wheel or another sdist of ours."""
     command = [sys.executable, "-m", "hatchling", "build", "-d", str(out), "-t", "wheel", "-t", "sdist"]
     environ = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
     done = subprocess.run(command, cwd=source, env=environ, capture_output=True, text=True, check=False)

@@ -61,12 +61,13 @@ def prepare(
     out: Path = OUT,
 ) -> Prepared:
     """Write everything that is published for the version `wanted` into `out`, which is emptied first, and return its
-    description. The image's archives are those of build/images; one that is missing or of another commit is built.
-    krew's archives are built for `platforms`. `registry` and `source` are written into chart, package and manifest;
-    they can be left out to look at the result, which then cannot be published.
+    description. The image's archives are those of build/images; one that is missing, or of another commit or
+    repository, is built. krew's archives are built for `platforms`. `registry` and `source` are written into chart,
+    package and manifest; a release without them cannot be published.
 
-    Raises PrepareError if `wanted` is not the project's version, the changelog has no notes for it, or helm refuses the
-    chart; KrewError, PackageError, TreeError, LockError and UnavailableError if something cannot be built.
+    Raises PrepareError if `wanted` is not the project's version or the changelog has no notes for it, in which case
+    `out` is left alone, or if helm refuses the chart. Raises KrewError, PackageError, TreeError, LockError or
+    UnavailableError if something cannot be built.
     """
     if wanted != version():
         raise PrepareError(
@@ -95,8 +96,9 @@ def prepare(
 
 def _find_image(architecture: str, origin: Origin, files: Path) -> ArchivedImage:
     """Return the image of one architecture, and copy its archive and bill of materials to `files`. The archive in
-    build/images is used if it was built from this commit and names this repository; otherwise it is built, which is
-    printed. Raises as `local.build` does."""
+    build/images is used if it was built from this commit and names this repository; otherwise it is built anew, which
+    is printed. Raises UnavailableError, TreeError or LockError if it cannot be built, and FileNotFoundError if an
+    archive in use lacks its bill of materials."""
     path = local.OUT / f"{origin.name}-{origin.version}-{architecture}.tar"
     try:
         image = read_archive(path)
@@ -119,14 +121,16 @@ def _helm(*arguments: str) -> None:
 
 
 def sums(folder: Path) -> str:
-    """Return the sha256 of each file in a folder, in the format of sha256sum, sorted by file name."""
+    """Return the sha256 of each file in a folder, in the format of sha256sum, sorted by file name. The file SUMS is
+    left out."""
     paths = sorted(path for path in folder.iterdir() if path.name != SUMS)
     return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths)
 
 
 def read_prepared(out: Path) -> Prepared:
-    """Return the description of the release that `prepare` wrote to `out`. Raises PrepareError if there is none, or a
-    file has been changed, added or removed since."""
+    """Return the description of the release that `prepare` wrote to `out`. Raises PrepareError if there is none, or if
+    a file in its folder `files` has been changed, added or removed since. The image's layout and the chart's folder are
+    not checked."""
     try:
         prepared = Prepared(**json.loads((out / "release.json").read_text()))
         listed = (out / "files" / SUMS).read_text()

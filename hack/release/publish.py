@@ -1,7 +1,8 @@
 """Publishing a prepared release in a registry: image, chart, signatures and bills of materials.
 
-crane pushes, cosign signs and helm packs; all three are built from pinned modules (hack/cluster/toolchain.py), and log
-in with what `crane auth login` and `helm registry login` wrote. Nothing is built here, and no tag that exists is moved.
+crane pushes, cosign signs and helm packs; all three are built from pinned modules (hack/cluster/toolchain.py), and use
+the logins that `crane auth login` and `helm registry login` wrote. No other thing is built here. No existing tag of an
+image is moved; a chart of the same version is replaced.
 """
 
 import json
@@ -22,7 +23,8 @@ IMAGE_LINE = re.compile(r'^\s*(?:- )?image: "?([^"\s]+)"?$', re.MULTILINE)
 
 
 class PublishError(Exception):
-    """A step failed, or would change what has been published; the message says which one. Steps before it are done."""
+    """A step failed, or would change what has been published; the message says which one. The effects of earlier steps
+    stay."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,10 @@ class Publisher:
     """Whether the registry is spoken to without TLS, as on loopback."""
 
     def publish(self, prepared: Prepared, out: Path) -> Published:
-        """Push image and chart that were prepared in `out`, sign both, and attach the bills of materials to the image's
-        platforms. Between the two pushes the chart is rendered, and each image that it names must be in the registry.
-        Raises PublishError if a step fails, or if a tag of this version names another image."""
+        """Push the image and the chart that were prepared in `out`, sign both, and attach the bills of materials to the
+        image's platforms. The image gets the tags X and vX of version X. Between the two pushes `check_rendered` checks
+        the chart. Raises PublishError if a tag of this version names another image, before anything is pushed, or if a
+        step fails; earlier steps then stay. Raises UnavailableError if a program cannot be built."""
         tags = [f"{prepared.image}:{tag}" for tag in (prepared.version, f"v{prepared.version}")]
         for tag in tags:
             if (there := self.find_digest(tag)) not in ("", prepared.digest):
@@ -75,8 +78,9 @@ class Publisher:
         return _output(done, f"crane digest {name}").strip()
 
     def check_rendered(self, archive: Path, prepared: Prepared) -> None:
-        """Render the packed chart as it is published, and once more without the digest, as someone does who mirrors the
-        image by tag. Raises PublishError if it names an image that the registry lacks or that is not this release."""
+        """Render the packed chart twice: as it is published, and without the digest, as someone does who mirrors the
+        image by tag. Raises PublishError if helm fails, if the chart names no image, or if an image that it names is
+        not in the registry or has another digest than this release."""
         for options in ((), ("--set", "image.digest=")):
             rendered = _output(_run("helm", "template", "release", str(archive), *options), "helm template")
             named = sorted(set(IMAGE_LINE.findall(rendered)))
@@ -128,9 +132,9 @@ class Publisher:
 
 
 def log_in(environ: Mapping[str, str]) -> None:
-    """Log in to the host of $REGISTRY as $REGISTRY_USER with the password $REGISTRY_PASSWORD, which no command line
-    shows. crane and cosign share a file of logins, and helm has its own. Raises PublishError if a variable is missing,
-    or the registry refuses the login."""
+    """Log in with crane and then with helm to the host of $REGISTRY, as $REGISTRY_USER with the password
+    $REGISTRY_PASSWORD, which no command line shows. cosign uses crane's login. Raises PublishError if a variable is
+    missing or empty, or the registry refuses a login, and UnavailableError if a program cannot be built."""
     names = ("REGISTRY", "REGISTRY_USER", "REGISTRY_PASSWORD")
     if lacking := [name for name in names if not environ.get(name)]:
         raise PublishError(f"set {' and '.join(lacking)} to log in to a registry")
@@ -160,7 +164,8 @@ def program(name: str) -> Path:
 
 
 def _run(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run one of our programs and return its result, whatever its status. Its command is printed to stderr."""
+    """Run crane, cosign or helm and return its result, whatever its status. Its command is printed to stderr. Raises
+    UnavailableError if the program cannot be built."""
     print(f"+ {name} {' '.join(arguments)}", file=sys.stderr, flush=True)
     return subprocess.run([str(program(name)), *arguments], capture_output=True, text=True, check=False)
 
