@@ -211,8 +211,9 @@ class LaunchedProcess:
         self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> None:
-        """Send a signal to the program and wait for its end. If it does not end within STOP_SECONDS, send SIGABRT,
-        which makes Python log where it hangs, and raise TimeoutExpired."""
+        """Send a signal to the program, unless it has ended, wait for its end, and close its standard input. If it does
+        not end within STOP_SECONDS, send SIGABRT, which makes Python log where it hangs, and raise TimeoutExpired. Does
+        nothing if the program was not started."""
         if self._running is None:
             return
         try:

@@ -52,8 +52,8 @@ class Screen:
         self._line(self._paint(" \\\n".join(lines), "36"))
 
     def output(self, text: str) -> None:
-        """Print the output of a program, indented, or nothing with `quiet`. The rest of a line that is too long
-        continues below the line's last column."""
+        """Print the output of a program, indented, or nothing with `quiet`. A line that is too long is continued on
+        further lines, indented to the last column of the table whose header is the first line (`last_column`)."""
         if self.quiet:
             return
         lines = text.rstrip().splitlines()

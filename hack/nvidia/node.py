@@ -186,7 +186,8 @@ class RealNode:
 
     def _follow(self, pods: Sequence[Object]) -> None:
         """Stop the processes of pods that are gone or terminating, delete the terminating pods that have the HOLD
-        annotation, and start or restart the programs of running pods."""
+        annotation, and start or restart the programs of pods in phase Running. Other pods are left alone. Raises
+        ApiError, and UnavailableError if a program cannot be built; later pods then wait for the next call."""
         present = {pod["metadata"]["uid"]: pod for pod in pods}
         for uid in list(self._pods):
             if uid not in present or "deletionTimestamp" in present[uid]["metadata"]:

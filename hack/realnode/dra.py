@@ -93,9 +93,9 @@ def chart_manifests(plane: ControlPlane) -> list[Object]:
 
 
 def _on_this_machine(manifest: Object) -> Object:
-    """Change the DaemonSet of the chart in place so that it runs here, and return the manifest; others are returned as
-    they are. The plugin gets the simulated machine from the RuntimeClass, which a real one finds in the kernel, and is
-    started without bash, which our image lacks."""
+    """Change the chart's DaemonSet in place so that it runs here, and return the manifest. Any other object is returned
+    unchanged. The RuntimeClass gives the plugin the simulated machine. The init containers are removed, and the plugin
+    is started without bash, which our image lacks."""
     if manifest["kind"] != "DaemonSet":
         return manifest
     pod = manifest["spec"]["template"]["spec"]

@@ -63,9 +63,9 @@ def install_plain(nodes: Sequence[KubeletNode]) -> None:
 
 
 def _on_this_machine(manifest: Object) -> Object:
-    """Change an object of mig-manager's in place so that it runs here, and return it: the registry, the RuntimeClass as
-    the how-to says, the entry point and variables that NVIDIA's image has and ours lacks, and a folder in place of
-    the host's root."""
+    """Change mig-manager's DaemonSet in place so that it runs here, and return it. Any other object is returned
+    unchanged. The DaemonSet gets a local registry, the RuntimeClass as the how-to says, the entry point and the
+    variable that NVIDIA's image has and ours lacks, and a folder in place of the host's root."""
     if manifest["kind"] != "DaemonSet":
         return manifest
     pod = manifest["spec"]["template"]["spec"]

@@ -29,8 +29,9 @@ class Registry:
     temporary folder."""
 
     def __init__(self, address: str = "127.0.0.1") -> None:
-        """Choose a free port at `address`, one of this machine's addresses, and create the folder of the images, which
-        only `__exit__` deletes. Nothing runs yet. Raises UnavailableError if crane cannot be built."""
+        """Choose a port that is free on loopback, for use at `address`, one of this machine's addresses, and create the
+        folder of the images, which only `__exit__` deletes. Nothing runs yet. Raises UnavailableError if crane cannot
+        be built."""
         self.host = f"{address}:{free_ports(1)[0]}"
         """Address and port, as in the names of images."""
         self._crane = toolchain.ensure("releasetools") / "crane"

@@ -156,8 +156,8 @@ def _option(arguments: Sequence[str], name: str) -> str:
 
 def _began(folder: Path, state: Object) -> None:
     """Start a follower that registers the container's first process on the devices that COMPUTES_ON lists, and return
-    when the process is registered. Does nothing if it lists none. The follower removes the process again when it ends.
-    `state` is what runc passes to hooks, and its pid is valid in the node's PID namespace.
+    when the process is registered. When that process ends, the follower removes it again. Does nothing if COMPUTES_ON
+    lists no device. `state` is what runc passes to hooks; its pid is valid in the node's PID namespace.
 
     Raises ProcessLookupError if the process has ended already, and RuntimeError if it cannot be registered; then the
     container is not created.

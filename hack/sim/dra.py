@@ -78,9 +78,9 @@ def driver_pod_spec(node_selector: dict[str, str], tolerations: Iterable[JSON]) 
 
 
 def published_devices(gpus: Iterable[GPU]) -> list[JSON]:
-    """Return the devices of a ResourceSlice for these GPUs: the GPU itself unless its MIG mode is Enabled, and
-    otherwise each of its MIG instances. So a GPU with MIG on and without instances has none. Raises LibraryError if
-    NVML cannot reach one of the GPUs, because the real program exits then."""
+    """Return the devices of a ResourceSlice for these GPUs. They are the MIG instances of each GPU whose MIG mode is
+    Enabled, which may be none, and each other GPU itself. Raises LibraryError if NVML cannot reach one of the GPUs,
+    because the real program exits then."""
     devices = []
     for gpu in gpus:
         if gpu.access != "Ok":

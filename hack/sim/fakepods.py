@@ -155,5 +155,6 @@ def _ignores_budgets(pod: JSON) -> bool:
 
 def _scaled(value: int | str, total: int) -> int:
     """Return an integer as it is, and a string as that percentage of `total`, rounded up as for both fields of a
-    PodDisruptionBudget. The percent sign may be missing. Raises ValueError if the string is not a number."""
+    PodDisruptionBudget. The percent sign may be missing. Raises ValueError if the string is not an integer with or
+    without that sign."""
     return math.ceil(total * int(value.removesuffix("%")) / 100) if isinstance(value, str) else value

@@ -152,9 +152,9 @@ class MigManager:
 
     async def _reconfigure(self, name: str) -> None:
         """Make one run for the configuration `name`, and write its state to the Node. If the GPUs already have the
-        configuration, the state `success` is written at once and nothing is changed. Errors of the configuration,
-        the apply or NVML are logged and end in the state `failed`, and so does a MIG mode that is still wrong after
-        the reboot that should have set it."""
+        configuration, the state `success` is written at once and nothing is changed. Errors of the configuration, the
+        apply or NVML are logged and end in the state `failed`, and so does a MIG mode that is still wrong after the
+        reboot that should have set it. Raises InUse (`_apply_all`)."""
         self._port.log(f"mig-manager: {name or '(empty)'}")
         deploy = {key: self._port.labels.get(key, "") for key in _pausable(self._port.labels)}  # 1
         before = self._port.labels.get(LABEL_MIG_STATE, "")

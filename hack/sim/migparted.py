@@ -292,12 +292,12 @@ def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPU
 
 
 def apply_layout(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPUs) -> None:
-    """Rebuild each GPU that differs from its target, one GPU after another (`apply` once the modes are right). GPUs
-    whose target is MIG off are skipped. A profile that the card does not have leaves the GPU without instances and
-    raises no error (docs/design/nvidia.md#unknown-profile).
+    """Rebuild each GPU that differs from its target, one after another. This is the second half of `apply`, after the
+    MIG modes have been set. GPUs whose target is MIG off are skipped. A profile that the card does not have leaves the
+    GPU without instances and raises no error (docs/design/nvidia.md#unknown-profile).
 
-    Raises ApplyError if an instance is in use, or if no ordering of the profiles fits, and ConfigError as `targets`
-    does.
+    Raises ApplyError if an instance is in use, or if no ordering of the profiles fits, in which case the GPU has no
+    instances left. Raises ConfigError as `targets` does.
     """
     for gpu, target in targets(items, gpus):
         if target is not None and present(gpu) != target:
