@@ -164,13 +164,13 @@ class Checks:
         )
 
     async def _rung3(self, out: IO[str]) -> int:
-        """Run rung 3 and return the status of `make test-nvidia`."""
+        """Run the tests with NVIDIA's programs (rung 3), and return the status of `make test-nvidia`."""
         return await self._part("test-nvidia", "make", "test-nvidia", out=out)
 
     async def _rung4(self, out: IO[str]) -> int:
-        """Install what rung 4 needs, run the rung for at most 35 minutes, and then sweep the nodes that a killed run
-        has left behind, even after a signal. Returns the first status that is not 0, or 0. If the needs cannot be
-        installed, nothing else is run."""
+        """Install what the tests with real kubelets (rung 4) need, run these tests for at most 35 minutes, and then
+        remove the nodes that a killed run has left behind, even after a signal. Returns the first status that is not 0,
+        or 0. If the needs cannot be installed, nothing else is run."""
         if status := await self._part("needs", PYTHON, "-m", "hack.realnode.needs", "--install", out=out):
             return status
         status = await self._part("e2e", "timeout", "--kill-after=90", "35m", "make", "e2e", out=out)
@@ -223,7 +223,8 @@ def count_tests() -> Counter[str]:
 
 
 def hash_images() -> list[str]:
-    """Return the sha256 of each archive in build/images, which rung 4 ran, in hexadecimal."""
+    """Return the sha256 in hexadecimal of each archive in build/images. These are the images that the tests with real
+    kubelets (rung 4) ran."""
     return [
         hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((BUILD / "images").glob("*.tar"))
     ]

@@ -1,4 +1,4 @@
-"""The time from an edit of a policy to the first write to a Node, for which a person at a terminal waits. Terms:
+"""How long a person who edits a policy waits for the operator's first write to a Node. Terms:
 docs/design/glossary.md#fence"""
 
 import random

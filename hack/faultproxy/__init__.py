@@ -1,12 +1,13 @@
-"""A reverse proxy on loopback in front of an API server, which acts at an exact write, for example kills the client.
+"""A reverse proxy on loopback in front of an API server. It can act at an exact write, for example by killing the
+client.
 
 with FaultProxy(api.url, api.ca_pem, tls=context) as proxy:      # plain http without `tls`; bearer tokens pass through
     account = operator_account(kubeconfig, directory, Door(proxy.url, authority))
     proxy.arm(7, lambda: os.kill(pid, signal.SIGKILL))       # write 7 is answered, but the answer is lost
     proxy.disturb(faults.AnswerLost(7, "one", times=3))      # the answers to three writes of that object are lost
 
-Answers, refusals and watches are the server's (docs/design/faults.md#proxy), except for paths that a test makes
-fail, once or forever:
+Answers, refusals and watches are the server's (docs/design/faults.md#proxy), except for paths that a test makes fail,
+once or forever:
 
     sick = proxy.fail("PATCH", NODES.path(None, "gpu-1"), PlayedRefusal(503))
     deaf = proxy.fail("GET", PODS.path(), None, query="spec.nodeName=gpu-2")     # no answer at all

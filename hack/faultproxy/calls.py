@@ -97,7 +97,8 @@ class ProxiedAnswer:
 
     @property
     def version(self) -> int:
-        """The resourceVersion of the object or list in the body, or 0 if it has none."""
+        """The resourceVersion of the object or list in the body: the first one after the first `metadata`, even if that
+        belongs to an item. 0 if there is none."""
         head = self.body.find(b'"metadata"')
         match = VERSION.search(self.body, head) if head >= 0 else None
         return int(match[1]) if match else 0
@@ -218,8 +219,8 @@ def is_renewal(path: str, body: bytes) -> bool:
 
 
 def object_of(path: str) -> str:
-    """Return the path without its subresource, which must be one of SUBRESOURCES. The path of a collection or of an
-    object itself is returned unchanged."""
+    """Return the path without its last part if that is one of SUBRESOURCES and follows the path of an object. Any other
+    path, such as that of a collection, an object or another subresource, is returned unchanged."""
     front, _, last = path.rpartition("/")
     return front if last in SUBRESOURCES and front.count("/") > 3 else path
 

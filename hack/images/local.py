@@ -55,9 +55,9 @@ def build(
     bill of materials into `out`, and return the image. `reference` is its name and tag, by default
     localhost/NAME:VERSION of the project. `origin` is by default what `read_origin` finds.
 
-    Raises FetchError or WheelError if a Debian package or a wheel cannot be had, UnavailableError if the cache cannot
-    be written, TreeError if a program would not find a library, LockError if deploy/debian.lock is damaged, and
-    ValueError if $SOURCE_DATE_EPOCH is not a number.
+    Raises FetchError if a Debian package cannot be downloaded, WheelError if a wheel cannot be downloaded, installed or
+    compiled, UnavailableError if the cache cannot be written, TreeError if a program would not find a library,
+    LockError if deploy/debian.lock is damaged, and ValueError if $SOURCE_DATE_EPOCH is not a number.
     """
     native = wheels.native()
     architecture = architecture or native

@@ -188,8 +188,9 @@ class PodPrograms:
         return PodProcesses(_uid(pod), tasks, init)
 
     def _config_manager(self, program: str, config: Path, proc: ProcessView, *flags: str) -> SandboxTask:
-        """Return the config-manager that links the configuration for `program` to `config` and signals the program.
-        `proc` holds the processes that it sees."""
+        """Return config-manager as a task that is not started yet. It links the configuration for `program` to
+        `config`, and signals the program. `proc` holds the processes that it sees. Raises UnavailableError if `program`
+        cannot be built."""
         return SandboxTask(
             self.sandbox, "config-manager", "--node-name", self.node, "--kubeconfig", str(self.kubeconfig),
             "--config-file-srcdir", str(self.plugin_configs.folder), "--config-file-dst", str(config),

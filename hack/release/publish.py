@@ -50,8 +50,9 @@ class Publisher:
     def publish(self, prepared: Prepared, out: Path) -> Published:
         """Push the image and the chart that were prepared in `out`, sign both, and attach the bills of materials to the
         image's platforms. The image gets the tags X and vX of version X. Between the two pushes `check_rendered` checks
-        the chart. Raises PublishError if a tag of this version names another image, before anything is pushed, or if a
-        step fails; earlier steps then stay. Raises UnavailableError if a program cannot be built."""
+        the chart. Raises PublishError before anything is pushed if a tag of this version names another image. Raises
+        PublishError later if a step fails, and UnavailableError if a program cannot be built; the effects of earlier
+        steps then stay."""
         tags = [f"{prepared.image}:{tag}" for tag in (prepared.version, f"v{prepared.version}")]
         for tag in tags:
             if (there := self.find_digest(tag)) not in ("", prepared.digest):

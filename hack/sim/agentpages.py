@@ -1,5 +1,5 @@
-"""The metrics of all agents of SIMULATED nodes on one port, and the clock `Lapse`, by which agents that are watched for
-hours run.
+"""The metrics of all agents of SIMULATED nodes on one port, and `Lapse`, a clock for agents that run through hours of
+simulated time.
 
 GET /NODE/metrics returns the metrics of a node's agent as long as that agent runs. GET /lapse returns the time of the
 agents that run by the SIMULATED clock `Lapse`, in seconds since 1970. Whoever scrapes calls /NODE/seen after each

@@ -166,7 +166,8 @@ def agent_pods(cluster: SimCluster) -> DaemonPods:
 
 def mps_pods(cluster: SimCluster) -> DaemonPods:
     """Return an empty record for the pods of the MPS control daemon, in the GPU Operator's namespace. With NVIDIA's
-    device-plugin chart (`plain_config`), which gives the plugin's labels to these pods too, that label selects them."""
+    device-plugin chart (`plain_config`), the record selects them by the label of the device plugin, because the chart
+    gives it to these pods, too."""
     if cluster.settings.plain_config:
         return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_AGENT, PLAIN_PLUGIN)
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MPS_DAEMON, MPS_DAEMON)

@@ -201,7 +201,7 @@ class KubeletPlugin:
             await client.patch(RESOURCE_SLICES, self._slice, {"spec": {"devices": devices}})
 
     async def _delete(self) -> None:
-        """Delete the node's slice. Does nothing but log a line if there is none. Other KubeErrors than NotFound are
+        """Log that the node's slice is deleted, and delete it if there is one. KubeErrors other than NotFound are
         raised."""
         self._cluster.log(f"{self._node.name}: kubelet: wipes the ResourceSlice of {DRA_DRIVER}")
         try:

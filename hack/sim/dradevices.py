@@ -38,8 +38,8 @@ class DraDevices:
     """ResourceSlices, DeviceClasses, ResourceClaims and DeviceTaintRules, kept up to date by watches."""
 
     def __init__(self, on_change: Callable[[], None], *, taints: bool = False) -> None:
-        """Begin without any object. `on_change` is called after each change. `taints`: DeviceTaintRules are obeyed, and
-        not ignored as without the feature gate."""
+        """Begin without any object. `on_change` is called after each change. With `taints`, DeviceTaintRules are
+        obeyed; otherwise they are ignored, as without the feature gate."""
         self._on_change = on_change
         self._obeys = taints
         self._rules: dict[str, JSON] = {}
