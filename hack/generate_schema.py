@@ -87,7 +87,8 @@ def _document(kind: Any, definitions: dict[str, Schema]) -> Schema:
 
 
 def _name(kind: Any) -> str:
-    """Return the kind of the documents that have this type."""
+    """Return the name of a type in the schema: that of its class without a final `Data`. For the type of a document it
+    is the document's kind."""
     return str(kind.__name__).removesuffix("Data")
 
 

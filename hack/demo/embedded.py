@@ -58,7 +58,8 @@ class EmbeddedStage:
         return render(view, await list_of(self.client, view.resource), datetime.now(UTC))
 
     async def deploy(self, workload: SimWorkload) -> None:
-        """Create the pods of a workload, and replace those that disappear."""
+        """Make the simulated ReplicaSet controller maintain the pods of a workload from now on. Returns at once; the
+        pods are created, and later replaced, in the background."""
         self._environment.workloads.apply(workload)
 
     async def start_operator(self) -> None:

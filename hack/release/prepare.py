@@ -49,7 +49,7 @@ class Prepared:
 
     @property
     def image(self) -> str:
-        """The image's name without tag and digest."""
+        """The image's name without tag and digest. It begins with `REGISTRY` if no registry was named."""
         return f"{self.registry or 'REGISTRY'}/{CHART.name}"
 
 

@@ -124,7 +124,7 @@ class Publisher:
             yield "--allow-http-registry"
 
     def _insecure(self) -> tuple[str, ...]:
-        """Return crane's option for a registry without TLS, if it has none."""
+        """Return crane's option for a registry without TLS; empty unless `plain_http` is set."""
         return ("--insecure",) if self.plain_http else ()
 
     def _crane(self, *arguments: str) -> None:
