@@ -56,7 +56,8 @@ def read_metrics(port: int, token: str = "") -> str:
 
 def read_metric(port: int, sample: str, token: str = "") -> float:
     """Return the value of one sample on the metrics page at this port, or 0 if the page does not have the sample.
-    `sample` is the name with its labels. Reads the page, and raises, as `read_metrics` does."""
+    `sample` is the name with its labels. With a token, the page is read with TLS. Raises OSError while nothing listens
+    on the port, and if the page is refused."""
     match = re.search(rf"^{re.escape(sample)} (\S+)$", read_metrics(port, token), re.MULTILINE)
     return float(match[1]) if match else 0.0
 

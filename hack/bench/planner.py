@@ -247,7 +247,7 @@ def fits() -> Measured:
 
 
 def _incremental(snapshot: ClusterSnapshot) -> float:
-    """Return the median CPU milliseconds of CHANGES passes, before each of which one more node has changed. A full pass
+    """Return the median CPU milliseconds of CHANGES passes. Before each pass one more node has changed. A full pass
     fills the memo first and is not counted. Raises AssertionError if that pass finds a node in another phase than
     Synced, Pending or Preflight."""
     memo = Memo()

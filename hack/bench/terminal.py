@@ -42,7 +42,7 @@ def terminal(count: int) -> Iterator[Measured]:
 
 
 def _free(count: int) -> Measured:
-    """Return the CPU time of `free` for `count` nodes with PODS_EACH pods each, every one of which holds a GPU."""
+    """Return the CPU time of `free` for `count` nodes with PODS_EACH pods each. Every pod holds a GPU."""
     lists = {
         NODES.path(): [_node(number) for number in range(count)],
         PODS.path(): [_pod(number) for number in range(count * PODS_EACH)],

@@ -27,8 +27,8 @@ EXPECTED = (UnavailableError, ComponentError, KubeconfigError, kind.KindError, T
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb `up`, `down` or `kubeconfig`, which prints the path of the kubeconfig, and return the exit status:
-    0, or 1 after one of the EXPECTED errors (KindError, ComponentError, KubeconfigError, UnavailableError,
+    """Run the verb `up`, `down` or `kubeconfig`; the last one prints the path of the kubeconfig. Return the exit
+    status: 0, or 1 after one of the EXPECTED errors (KindError, ComponentError, KubeconfigError, UnavailableError,
     TimeoutError), whose message is printed to stderr. Other errors, such as an ApiError, are raised. Exits with status
     2 if the arguments cannot be parsed."""
     options = _parser().parse_args(arguments)

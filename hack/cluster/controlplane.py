@@ -237,8 +237,8 @@ class ControlPlane:
         self._record()
 
     def restart_component(self, name: str, *flags: str) -> None:
-        """Kill one program with SIGKILL, and start it with these flags after its own, of which the last one wins if a
-        flag is set twice. Later starts of the program have these flags too. Returns before the program is ready. Raises
+        """Kill one program with SIGKILL, and start it with its own flags followed by these. If a flag is set twice, the
+        last one wins. Later starts of the program have these flags too. Returns before the program is ready. Raises
         KeyError if the program was not started or has been killed before."""
         self.kill_component(name)
         self._commands[name] = [*self._commands[name], *flags]

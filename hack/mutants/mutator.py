@@ -136,10 +136,10 @@ def _is_log(node: ast.AST) -> bool:
 
 
 def _mistakes(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
-    """Yield (node to replace, kind of mistake, new source) for each mistake that is possible in this node itself: a
-    comparison negated or shifted, `and` and `or` swapped, an operand or a `not` dropped, an arithmetic operator
-    replaced, a number increased by one, a bool negated, `min` and `max` or `any` and `all` swapped, and those of
-    `_control_flow`. Chained comparisons are left alone."""
+    """Yield (node to replace, kind of mistake, new source) for each mistake that is possible in this node itself. A
+    comparison is negated or shifted; chained ones are left alone. `and` and `or`, `min` and `max`, and `any` and `all`
+    are swapped. An operand or a `not` is dropped, an arithmetic operator is replaced, a number is increased by one, and
+    a bool is negated. For all other nodes the mistakes are those of `_control_flow`."""
     match node:
         case ast.Compare(left, [op], [right]):
             for kind, table in (("negated", NEGATED), ("shifted", SHIFTED)):

@@ -104,7 +104,7 @@ class RealNode:
             raise self.error
 
     def kill(self, app: str) -> None:
-        """Kill the main program of each pod of this operand on this node; it is restarted later, as by a kubelet.
+        """Kill the main program of each pod of this operand on this node; it is restarted later, as a kubelet does.
         `app` is a key of operands.SELECTORS. Does nothing if there is no such pod, or its programs have not been
         started. Raises ApiError if the pods cannot be listed."""
         for pod in self._list_pods():

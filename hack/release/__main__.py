@@ -115,8 +115,8 @@ def run_prepare(options: argparse.Namespace) -> int:
 def find_obstacles(prepared: Prepared, out: Path, files: list[Path]) -> list[str]:
     """Return a sentence for each reason not to publish the release prepared in `out`: about registry, repository,
     commit, CI, notes and images (gate.find_obstacles), and about the advisories in `files` (gate.scan). Empty if there
-    is none. Raises LayoutError for a missing or wrong archive, AdvisoryError for a wrong line in ACCEPTED, and the
-    errors of `scan`."""
+    is none. Raises LayoutError for a missing or wrong archive, AdvisoryError for a wrong line in ACCEPTED, and OSError,
+    ValueError or KeyError for an unreadable bill of materials."""
     origin = read_origin()
     stem = f"{origin.name}-{prepared.version}"
     archives = [out / "files" / f"{stem}-{architecture}.tar" for architecture in ARCHITECTURES]

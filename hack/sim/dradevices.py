@@ -90,8 +90,8 @@ class DraDevices:
     def allocate(self, node: str, wanted: Mapping[str, int]) -> list[JSON] | None:
         """Return free devices of a node for these numbers of devices by DeviceClass, as the results of an allocation in
         which each request has the name of its class. Devices of tainted pools are not free. Returns None if there are
-        too few, or if a class does not exist. Nothing is reserved: the caller creates the claim. Raises ValueError as
-        `matches` does."""
+        too few, or if a class does not exist. Nothing is reserved: the caller creates the claim. Raises ValueError if a
+        class has a selector that `matches` cannot evaluate."""
         taken = self._taken()
         results: list[JSON] = []
         for name, number in sorted(wanted.items()):
@@ -118,7 +118,7 @@ class DraDevices:
     def _devices(self, class_name: str, node: str) -> list[tuple[str, str, str]]:
         """Return driver, pool and name of each device of a node that a DeviceClass selects, in the order in which they
         are published. Devices that claims hold are included, and devices of tainted pools are not. Empty if there is no
-        such class. Raises ValueError as `matches` does."""
+        such class. Raises ValueError if the class has a selector that `matches` cannot evaluate."""
         found = [raw for raw in self._classes.values() if raw["metadata"]["name"] == class_name]
         if not found:
             return []

@@ -258,9 +258,9 @@ class FakeClient(KubeClient):
             watching.discard(wake)
 
     def _read(self, request: ApiRequest) -> JSON:
-        """Return the answer to a get or a list: a page of objects, the server's version, the discovery of a kind
-        (empty if it is uninstalled), one object, or under the key `log` the last `tailLines` lines of an existing
-        pod's log. Raises NotFound, Invalid or Expired."""
+        """Return the answer to a list, which is a page of objects, or to a get. A get returns one object, the server's
+        version, or the discovery of a kind, which is empty if the kind is uninstalled. A get of an existing pod's log
+        returns its last `tailLines` lines under the key `log`. Raises NotFound, Invalid or Expired."""
         cluster, namespace, name = self.cluster, request.namespace, request.name
         if request.verb == "list":
             match, query = _matcher(request), request.query

@@ -174,7 +174,8 @@ class SimulatedGPUs:
         return self._read(self._container)
 
     def read_as_operand(self) -> Reading:
-        """Return a reading with all rights, as one of NVIDIA's operands reads. Blocks and raises as `read` does."""
+        """Return a reading with all rights, as one of NVIDIA's operands reads. Blocks while NVML hangs, and raises the
+        error set by `fail`."""
         return self._read(ALL_RIGHTS)
 
     def _read(self, container: Container) -> Reading:

@@ -209,7 +209,8 @@ class MigManager:
 
     async def _apply_mode(self, items: tuple[Entry, ...], gpus: tuple[GPU, ...]) -> None:
         """Set the MIG modes if any is wrong. Raises ApplyError if something is in use or a mode stays pending,
-        _NeedsReboot if that was injected, ConfigError as `targets` does, and LibraryError."""
+        _NeedsReboot if that was injected, ConfigError if an item that turns MIG on lists the index of a GPU without
+        MIG, and LibraryError if NVML cannot be read."""
         if mode_applied(items, gpus):
             return
         await self._clock.sleep(self._times.apply / 2)
@@ -225,10 +226,11 @@ class MigManager:
             raise ApplyError("MIG mode is pending a reset")
 
     async def _apply_all(self, name: str, items: tuple[Entry, ...]) -> None:
-        """Set the MIG modes that are still wrong, and rebuild the instances. Raises ApplyError if a mode stays
-        pending, the configuration is the refused one, or the layout cannot be created, ConfigError as `targets`
-        does, and LibraryError. Before the refused configuration fails, it destroys the instances of the first GPU
-        if MIG is on there; InUse is raised instead if one of them is in use."""
+        """Set the MIG modes that are still wrong, and rebuild the instances. Raises ApplyError if a mode stays pending,
+        the configuration is the refused one, or the layout cannot be created. Raises ConfigError if an item that turns
+        MIG on lists the index of a GPU without MIG, and LibraryError if NVML cannot be read. Before the refused
+        configuration fails, the instances of the first GPU are destroyed if MIG is on there; InUse is raised if one of
+        them is in use."""
         await self._clock.sleep(self._times.apply / 2)
         gpus = await self._read()
         if not mode_applied(items, gpus):

@@ -254,26 +254,26 @@ class ApplyError(Exception):
 
 def mode_applied(items: Sequence[Entry], gpus: Sequence[GPU]) -> bool:
     """Whether every GPU is selected by an item and has the MIG mode that each of these items requests (`assert
-    --mode-only`). A GPU without MIG that `targets` skips needs only to be selected. Raises ConfigError as `targets`
-    does."""
+    --mode-only`). A GPU without MIG that `targets` skips needs only to be selected. Raises ConfigError if an item that
+    turns MIG on lists the index of a GPU without MIG."""
     wanted = targets(items, gpus)
     return covers_all(items, gpus) and all((t is not None) == _mig(gpu) for gpu, t in wanted)
 
 
 def applied(items: Sequence[Entry], gpus: Sequence[GPU]) -> bool:
-    """Whether every GPU is selected by an item and has exactly the layout that each of these items requests
-    (`assert`). A GPU without MIG that `targets` skips needs only to be selected. Raises ConfigError as `targets`
-    does."""
+    """Whether every GPU is selected by an item and has exactly the layout that each of these items requests (`assert`).
+    A GPU without MIG that `targets` skips needs only to be selected. Raises ConfigError if an item that turns MIG on
+    lists the index of a GPU without MIG."""
     return covers_all(items, gpus) and all(present(gpu) == target for gpu, target in targets(items, gpus))
 
 
 def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPUs) -> None:
     """Set the MIG modes (`apply --mode-only`). Does nothing if all modes, also the pending ones, are right. Otherwise
-    destroys the instances of every selected GPU, sets all modes, and resets all GPUs of the node if a mode is
-    pending.
+    destroys the instances of every selected GPU, sets all modes, and resets all GPUs of the node if a mode is pending.
 
     Raises ApplyError if something is in use, or if a virtual machine would have to reset a GPU; instances that were
-    destroyed until then are lost, and modes that are pending stay pending. Raises ConfigError as `targets` does.
+    destroyed until then are lost, and modes that are pending stay pending. Raises ConfigError if an item that turns MIG
+    on lists the index of a GPU without MIG.
     """
     wanted = [(gpu, t) for gpu, t in targets(items, gpus) if gpu.mig_mode != "NotSupported"]
     if all(
@@ -297,7 +297,7 @@ def apply_layout(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedG
     GPU without instances and raises no error (docs/design/nvidia.md#unknown-profile).
 
     Raises ApplyError if an instance is in use, or if no ordering of the profiles fits, in which case the GPU has no
-    instances left. Raises ConfigError as `targets` does.
+    instances left. Raises ConfigError if an item that turns MIG on lists the index of a GPU without MIG.
     """
     for gpu, target in targets(items, gpus):
         if target is not None and present(gpu) != target:

@@ -103,8 +103,8 @@ class DevicePlugin(Configured):
 
     async def serve(self, key: str) -> None:
         """Advertise the resources of this configuration, after the time that the kubelet takes. With MPS nothing is
-        advertised until the daemon serves. Raises PluginError or LibraryError where the plugin would exit, and
-        KeyError as `config` does."""
+        advertised until the daemon serves. Raises PluginError or LibraryError where the plugin would exit, and KeyError
+        if the ConfigMap has no such key."""
         config = self.config(key)
         counts = advertised((await self.read()).gpus, config, self.cluster.settings.plugin)
         await self.cluster.clock.sleep(self.cluster.settings.times.node_status)
@@ -136,7 +136,7 @@ class FeatureDiscovery(Configured):
 
     async def serve(self, key: str) -> None:
         """Restart with this configuration and label the node; the timestamp label gets the present time. Raises
-        PluginError or LibraryError where GFD would exit, and KeyError as `config` does."""
+        PluginError or LibraryError where GFD would exit, and KeyError if the ConfigMap has no such key."""
         self._config = self.config(key)
         self._started = self.cluster.clock.timestamp()
         await self.label()

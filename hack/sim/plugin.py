@@ -61,7 +61,7 @@ class SimPluginConfig:
 
 @lru_cache(maxsize=256)
 def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
-    """Return the parsed configuration file. Unknown keys are ignored, as by the plugin. If it has both kinds of
+    """Return the parsed configuration file. Unknown keys are ignored, as the plugin does. If it has both kinds of
     sharing, both must be valid, and mps counts. `strategy` is ClusterPolicy's mig.strategy, which takes precedence over
     the file (b.2). Raises PluginError where the plugin would exit with an error. Results are cached."""
     try:
