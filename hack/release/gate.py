@@ -111,11 +111,8 @@ def scan(
 ) -> list[str]:
     """Return a sentence for each reason not to publish that advisories give; empty if there is none. If no file is
     named, one cannot be read, or an ecosystem is absent or too old at the time `now` (`_find_gaps`), only this is
-    returned. Otherwise each match with a part of an image counts unless `accepted` has the id of the advisory.
-
-    `documents` are the bills of materials, and `files` the files of advisories (advisories.read). Raises OSError,
-    ValueError or KeyError for a bill of materials that cannot be read.
-    """
+    returned. Otherwise each match with a part of an image counts unless `accepted` has the advisory's id. `documents`
+    are the bills of materials; one that cannot be read raises OSError, ValueError or KeyError."""
     if not files:
         return [
             f"no file of advisories: name those of {PYPI} and {DEBIAN}, for example from {OSV}/{PYPI}/all.zip"

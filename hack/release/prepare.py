@@ -62,12 +62,12 @@ def prepare(
 ) -> Prepared:
     """Write everything that is published for the version `wanted` into `out`, which is emptied first, and return its
     description. The image's archives are those of build/images; one that is missing, or of another commit or
-    repository, is built. krew's archives are built for `platforms`. `registry` and `source` are written into chart,
-    package and manifest; a release without them cannot be published.
+    repository, is built. krew's archives are built for `platforms`. Without `registry` and `source` the release cannot
+    be published.
 
-    Raises PrepareError if `wanted` is not the project's version or the changelog has no notes for it, in which case
-    `out` is left alone, or if helm refuses the chart. Raises KrewError, PackageError, TreeError, LockError or
-    UnavailableError if something cannot be built.
+    Raises PrepareError if `wanted` is not the project's version or has no notes in the changelog (`out` is then left
+    alone), or if helm refuses the chart. Raises KrewError, PackageError, TreeError, LockError or UnavailableError if
+    something cannot be built.
     """
     if wanted != version():
         raise PrepareError(

@@ -226,11 +226,10 @@ class MigManager:
             raise ApplyError("MIG mode is pending a reset")
 
     async def _apply_all(self, name: str, items: tuple[Entry, ...]) -> None:
-        """Set the MIG modes that are still wrong, and rebuild the instances. Raises ApplyError if a mode stays pending,
-        the configuration is the refused one, or the layout cannot be created. Raises ConfigError if an item that turns
-        MIG on lists the index of a GPU without MIG, and LibraryError if NVML cannot be read. Before the refused
-        configuration fails, the instances of the first GPU are destroyed if MIG is on there; InUse is raised if one of
-        them is in use."""
+        """Set the MIG modes that are still wrong, and rebuild the instances. Before the refused configuration fails,
+        the instances of the first GPU are destroyed if MIG is on there; InUse is raised if one of them is in use.
+        Raises ApplyError if a mode stays pending, the configuration is the refused one, or the layout cannot be
+        created, ConfigError for the index of a GPU without MIG (`targets`), and LibraryError if NVML cannot be read."""
         await self._clock.sleep(self._times.apply / 2)
         gpus = await self._read()
         if not mode_applied(items, gpus):

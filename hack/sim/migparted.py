@@ -271,9 +271,8 @@ def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPU
     """Set the MIG modes (`apply --mode-only`). Does nothing if all modes, also the pending ones, are right. Otherwise
     destroys the instances of every selected GPU, sets all modes, and resets all GPUs of the node if a mode is pending.
 
-    Raises ApplyError if something is in use, or if a virtual machine would have to reset a GPU; instances that were
-    destroyed until then are lost, and modes that are pending stay pending. Raises ConfigError if an item that turns MIG
-    on lists the index of a GPU without MIG.
+    Raises ApplyError if something is in use, or if a virtual machine would have to reset a GPU; destroyed instances are
+    then lost, and pending modes stay pending. Raises ConfigError for the index of a GPU without MIG (`targets`).
     """
     wanted = [(gpu, t) for gpu, t in targets(items, gpus) if gpu.mig_mode != "NotSupported"]
     if all(
@@ -292,12 +291,12 @@ def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPU
 
 
 def apply_layout(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPUs) -> None:
-    """Rebuild each GPU that differs from its target, one after another. This is the second half of `apply`, after the
-    MIG modes have been set. GPUs whose target is MIG off are skipped. A profile that the card does not have leaves the
-    GPU without instances and raises no error (docs/design/nvidia.md#unknown-profile).
+    """Rebuild each GPU that differs from its target, one after another: the second half of `apply`, after the MIG modes
+    have been set. GPUs whose target is MIG off are skipped. A profile that the card does not have leaves the GPU
+    without instances and raises no error (docs/design/nvidia.md#unknown-profile).
 
-    Raises ApplyError if an instance is in use, or if no ordering of the profiles fits, in which case the GPU has no
-    instances left. Raises ConfigError if an item that turns MIG on lists the index of a GPU without MIG.
+    Raises ApplyError if an instance is in use, or if no ordering of the profiles fits; in the second case the GPU has
+    no instances left. Raises ConfigError for the index of a GPU without MIG (`targets`).
     """
     for gpu, target in targets(items, gpus):
         if target is not None and present(gpu) != target:
