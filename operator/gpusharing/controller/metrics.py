@@ -221,7 +221,8 @@ class Metrics(Observer):
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> None:
         """Record the duration of each step of a pass, set the gauges of its plan, and remember plan and snapshot for
-        the next scrape. The first call also creates a counter at 0 for each kind of action. See Observer."""
+        the next scrape. Create the counters of new policies at 0, and remove those of policies that are gone. The first
+        call also creates a counter at 0 for each kind of action. See Observer."""
         # These series begin at 0, because Prometheus does not count the first value of a series. Failures need no 0,
         # because they recur; transitions would have nearly 2,000 pairs of phase and reason.
         for kind in get_args(Action) if self._last is None else ():
@@ -263,8 +264,8 @@ class Metrics(Observer):
         self.actions.labels(type(action).__name__, result).inc()
 
     def changed(self, before: Verdict | None, after: Verdict) -> None:
-        """Count how often the MPS clients of a node ended. If the node has entered another phase, count that too, and
-        record how long the node was in the previous phase if that is known. Does nothing for a new node. The
+        """Count how often the MPS clients of a node ended. If the node has entered another phase, count and remember
+        that, and record how long it was in the previous phase if that is known. Does nothing for a new node. The
         counters by policy count only policies of the last pass. See Observer."""
         if before is not None and after.lapses is not None and after.policy in self._policies:
             self.lapses.labels(after.policy).inc(after.lapses.since(before.lapses))

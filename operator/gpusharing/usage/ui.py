@@ -66,8 +66,9 @@ source.onerror = () => state.textContent = "The connection to kubectl gpusharing
 
 
 def link(title: str, text: str) -> Child:
-    """Return the content of a cell below the heading `title`: a link to the page of a policy, a link to what `why` says
-    if `text` begins with a node or pod, or otherwise the text."""
+    """Return the content of a cell below the heading `title`. Under POLICY it is a link to the page of the policy.
+    Under a heading in KINDS it is a link to what `why` says about the first word of `text`, unless that is missing,
+    `-`, or a culprit without a slash. Otherwise it is `text`."""
     word, kind = text.partition(" ")[0], KINDS.get(title)
     if title != "POLICY" and (kind is None or word in ("", "-") or (title == "CULPRIT" and "/" not in word)):
         return text
@@ -87,7 +88,7 @@ class Sheet(Terminal):
         rows: object = None,
         names: object = (),
     ) -> None:
-        """Set `self.lines` to what `lines` draws on the paper of a page. The other formats are ignored."""
+        """Set `self.lines` to what `lines` draws on the paper of a page. The other arguments are ignored."""
         self.lines = lines(PAPER)
 
 
@@ -118,9 +119,9 @@ class Board:
         yield frame(title, script, tag("h1", title), nav, note, main)
 
     async def _events(self, query: Mapping[str, str]) -> Content:
-        """Yield server-sent events forever: `page` with the main element for this query whenever it has changed, and
-        `current` with the time of the data, at least every AGES seconds. The pause between two drawings is TICK, but at
-        least four times the CPU time of the last one."""
+        """Yield server-sent events forever, the first at once: `page` with the main element for this query whenever
+        that has changed, and `current` with the time of the data, about every AGES seconds or more often. The pause
+        after a drawing is TICK, or four times the CPU time that the process used meanwhile if that is longer."""
         shown, origin = "", None
         while True:
             begin = process_time()
@@ -136,7 +137,8 @@ class Board:
         return to_rfc3339(self.session.now() - self.cluster.silence)
 
     async def _main(self, query: Mapping[str, str]) -> Markup:
-        """Return the main element of a page: what `_draw` returns, or a sentence about its Trouble or other error."""
+        """Return the main element of a page: what `_draw` returns or, if it raises an Exception, a sentence about the
+        error."""
         try:
             return tag("main", *await self._draw(query))
         except Trouble as trouble:
@@ -146,9 +148,10 @@ class Board:
         return tag("main", tag("p", text, class_="bad"))
 
     async def _draw(self, query: Mapping[str, str]) -> list[Markup]:
-        """Return what `why` says about the `subject` of the query, what `free` says by what its `by` names, its
-        `policy` with all nodes, or all pools. Raises Trouble if what the query names does not exist or cannot be
-        read."""
+        """Return the content of the page for this query: what `why` says about its `subject`; else what `free` says by
+        its `by`; else its `policy` with all nodes; else all pools with at most MOST nodes each. Pools have a warning
+        above them while the cluster cannot be followed. Raises Trouble if an object does not exist or cannot be read.
+        """
         if subject := query.get("subject", "").strip():
             sheet = Sheet(StringIO())
             await why.run(self.session, Namespace(**vars(self.typed) | {"subject": subject}), sheet)
@@ -164,8 +167,9 @@ class Board:
         return parts + overview(self.session, self.cluster.known(), chosen, None if policy else MOST, link)
 
     async def _tenants(self, by: str) -> Sequence[Line]:
-        """Draw what `free` says by namespace, or by pod if `by` is pod, of Nodes and Pods that were read at most REREAD
-        seconds ago. Raises Trouble if they could not be read then."""
+        """Draw what `free` says by pod if `by` is `pod`, and otherwise by namespace. Nodes and Pods are read again once
+        the last attempt is more than REREAD seconds ago, one attempt at a time. If the last attempt failed, its Trouble
+        is raised, also without a new one."""
         async with self._reading:
             if loop_time() - self._read_at > REREAD:
                 try:
@@ -181,8 +185,9 @@ class Board:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print the address of the page, and serve it until Ctrl-C (see VerbModule). With --open, open it in a browser.
-    Raises Trouble if the port cannot be used, or if policies and GPUNodes cannot be read at the beginning."""
+    """Print the address of the page, and serve it until Ctrl-C (see VerbModule). With --open, also open it in a
+    browser; if none can be started, warn. Raises Trouble if the port cannot be used, or if policies and GPUNodes cannot
+    be read at the beginning."""
     if not (typed.port.isdecimal() and int(typed.port) < 65536):
         raise Trouble(
             f"--port {typed.port} is not a port: pass a number from 0 to 65535, such as --port 8321"
@@ -205,7 +210,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 def _open(address: str, file: Path) -> bool:
-    """Start the user's browser with this file, written to lead to the address, because other users of the machine can
-    read the arguments of programs. Return whether a browser could be started."""
+    """Write a page to `file` that leads to the address, and start the user's browser with that file. The address itself
+    would be visible to other users of the machine, who can read the arguments of programs. Return whether a browser
+    could be started."""
     file.write_text(document(tag("html", tag("meta", http_equiv="refresh", content=f"0;url={address}"))))
     return webbrowser.open(file.as_uri())

@@ -39,12 +39,14 @@ Pages = Mapping[str, Callable[[Mapping[str, str]], Content]]
 @asynccontextmanager
 async def listening(pages: Pages, port: int) -> AsyncIterator[str]:
     """Serve these pages on 127.0.0.1 while the context is open, and yield the address of the page with the empty name.
-    Port 0 stands for any free port. Raises Trouble if the port cannot be used."""
+    At the end, no further connection is accepted, but replies that have begun are not stopped. Port 0 stands for any
+    free port. Raises Trouble if the port cannot be used."""
     token = secrets.token_urlsafe(24)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request and close the connection. If it breaks, or brings no whole request within PATIENCE, it is
-        closed without an answer. CancelledError ends the reply without a traceback, because the program is ending."""
+        """Answer one request and close the connection. Without an answer, it is closed if it breaks, if its head is
+        longer than asyncio's limit, or if the head is not complete within PATIENCE. CancelledError ends the reply
+        without a traceback, because the program is ending."""
         broken = ConnectionError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
         try:
             with suppress(*broken, asyncio.CancelledError):
@@ -77,9 +79,10 @@ async def listening(pages: Pages, port: int) -> AsyncIterator[str]:
 
 
 def route(pages: Pages, token: str, head: str) -> tuple[HTTPStatus, str, Content]:
-    """Return the status, media type and content for a request with this head. A request is refused with a sentence if
-    it is not HTTP, its host is not loopback, its method is not GET, its path lacks the token, or no page has its name.
-    """
+    """Return the status, media type and content for a request with this head. The content is a page with one sentence
+    if the request line is malformed (400), if there is not exactly one Host header, with a name of loopback (403), if
+    the method is not GET (405), if the path begins with another token (403), or if no page has the name after it (404).
+    Otherwise it is the page, which gets the query without empty values."""
     first, *rows = head.split("\r\n")
     method, *target = first.split(" ")
     hosts = [row[5:].strip() for row in rows if row[:5].lower() == "host:"]

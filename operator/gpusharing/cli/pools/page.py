@@ -58,9 +58,9 @@ class Cards:
 
 
 def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, tuple[Cards, ...]]:
-    """Return the groups of equal cards of each policy, by the policy's name; a policy whose nodes report no GPUs has
-    no groups. The largest group comes first; among equally large groups, the order is by the name of the first
-    node. Nodes without a policy are under the empty name."""
+    """Return the groups of equal cards of each policy, by the policy's name. A policy whose nodes report no GPUs has an
+    empty tuple, and one without nodes is missing. The largest group comes first; among equally large groups, the order
+    is by the name of the first node. Nodes without a policy are under the empty name."""
     by_policy: dict[str, dict[Face, list[str]]] = {}
     for raw in gpunodes:
         transition = section(raw, "status", "transition")
@@ -132,8 +132,8 @@ def _mark(glyph: Glyph) -> str:
 
 
 def bar(members: Sequence[NodeStatus]) -> Markup:
-    """Return a picture with one cell for each node, sorted by state; those that are done come first. A cell is a square
-    with the mark of the node's state, whose tooltip has the node's name, phase and reason."""
+    """Return a picture with one cell for each node, sorted by state; those that are done come first. Each cell is a
+    square with the mark of the node's state. Its tooltip has the node's name, phase and reason."""
     order, cells = sorted(members, key=lambda node: list(State).index(node.state)), []
     per_line = PER_LINE if len(order) <= 4 * PER_LINE else 4 * PER_LINE
     for number, node in enumerate(order):
@@ -166,8 +166,8 @@ def track(timeline: Timeline, row: Track) -> Markup:
 
 def card(face: Face) -> Markup:
     """Return a picture of a card from its first memory unit to its last; free memory stays empty. A card without
-    instances is a single piece. If the size of the card or the start of an instance is unknown, all instances are
-    drawn with the same width."""
+    instances is a single piece. If the size of the card or the start of any instance is unknown, all instances have the
+    same width and fill the picture. A narrow piece shows its name only up to the dot."""
     names = [piece.profile for piece in face.slices] or [face.layout]
     spans = [(number * 100 / len(names), 100 / len(names)) for number in range(len(names))]
     if face.units and all(piece.start >= 0 for piece in face.slices):
@@ -181,15 +181,16 @@ def card(face: Face) -> Markup:
 
 
 def _piece(x: float, wide: float, title: str, text: str, kind: str) -> Markup:
-    """Return one part of a timeline or card, at `x` and `wide` percent of its width. `title` is the tooltip, `text` is
-    written in the middle, and `kind` is the CSS class."""
+    """Return one part of a timeline or card. `x` is where it begins and `wide` its width, both in percent of the
+    picture. `title` is the tooltip, `text` is written in the middle unless it is empty, and `kind` is the CSS class."""
     rect = tag("rect", x=f"{x:.2f}%", width=f"{wide:.2f}%", height=str(BAR))
     inside = [tag("text", text, x=f"{x + wide / 2:.2f}%", y=str(BAR // 2 + 4))] if text else []
     return tag("g", tag("title", title), rect, *inside, class_=kind)
 
 
 def page(session: Session, known: status.Known, typed: Namespace) -> str:
-    """Return the whole HTML page: a heading, the time, and what `overview` returns. Raises Trouble as that does."""
+    """Return the whole HTML page: a heading, the time, and what `overview` returns, with all nodes. Raises Trouble if a
+    named policy does not exist, or if both names and a selector are passed."""
     title = f"GPU pools of {session.name}"
     made = tag("p", f"As of {to_rfc3339(session.now())}, by kubectl gpusharing status.", class_="faint")
     head = [tag("meta", http_equiv="Content-Security-Policy", content=POLICY)]
@@ -200,8 +201,9 @@ def overview(
     session: Session, known: status.Known, typed: Namespace, most: int | None = None, link: Link = plain_cell
 ) -> list[Markup]:
     """Return what `status.describe_health` draws, the sections of the pools, and the GPU nodes without a policy. The
-    names and the selector of `typed` choose the pools (`status.choose`). At most `most` nodes of each pool are listed;
-    None stands for all. `link` makes the cells, as for `flow`. Raises Trouble if there is no such policy."""
+    names or the selector of `typed` choose the pools (`status.choose`, whose Trouble is raised). At most `most` nodes
+    of each pool are listed; None stands for all. `link` makes the cells of the tables of nodes, and the headings of
+    pools."""
     pools, unowned = status.read_shown(known, typed, session.where)
     now, cards = session.now(), read_cards(known[1])
     parts = flow(status.describe_health(pools, unowned, PAPER))
@@ -214,8 +216,9 @@ def _pool(
     pool: PoolStatus, name: str, now: datetime, cards: Sequence[Cards], most: int | None, link: Link
 ) -> Markup:
     """Return the section of one pool: heading, bar, facts, Events if they were read, nodes, last rollout and cards.
-    Among the nodes, those that need a person's attention come first and those that are done last. If not all are
-    listed, a sentence says how many are left out. `name` is the id of the heading."""
+    Nodes that need a person's attention come first and those that are done last. At most `most` nodes are listed, and a
+    sentence says how many are left out; with `most`, a pool of more than DRAWN nodes has no bar. `name` is the id of
+    the heading."""
     first = {node.name: rank for rank, node in enumerate(pool.changing)}
     members = sorted(pool.members, key=lambda node: (node.state is State.DONE, first.get(node.name, 0)))
     shown, (title, *_) = members[:most], status.describe_title(pool, PAPER)

@@ -120,8 +120,8 @@ def describe_health(pools: Sequence[PoolStatus], unowned: Sequence[NodeStatus], 
 
 
 def tell_health(pools: Sequence[PoolStatus]) -> tuple[str, str]:
-    """Return a sentence without its period that counts the pools in the states FAILED and BLOCKED and names at most
-    three of them, and the numbers of all pools, their nodes and their GPUs."""
+    """Return two texts. The first counts the pools in the states FAILED and BLOCKED and names at most three of them; it
+    is a sentence without its period. The second has the numbers of all pools and nodes, by state, and of their GPUs."""
     names = [pool.name for pool in pools if pool.state in (State.FAILED, State.BLOCKED)]
     health = f"{counted(len(names), 'pool needs', 'pools need')} attention{': ' * bool(names)}{some(names)}"
     members = [node for pool in pools for node in pool.members]
@@ -144,8 +144,8 @@ def count_states(noun: str, members: Sequence[NodeStatus | PoolStatus]) -> str:
 
 def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     """Draw one pool: its title, a cell for each node, what `describe_facts` does, a table of nodes, and its Events if
-    they were read. Wide paper has all nodes, other paper at most MOST of the `changing` nodes. A line below the table
-    says how many nodes are left out."""
+    they were read. On wide paper, the table has all nodes. On other paper it has the first MOST of the `changing`
+    nodes, and a line below says how many more of these there are."""
     lines = [*describe_title(pool, paper), *_bar(pool, paper), *describe_facts(pool, now, paper)]
     shown = pool.members if paper.wide else pool.changing[:MOST]
     if shown:
@@ -199,7 +199,7 @@ def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
 
 def describe_events(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     """Draw age, reason and note of each Event about a pool: all on wide paper, otherwise the newest MOST. Empty if
-    Events were not read."""
+    there are none or they were not read."""
     lines: list[Line] = []
     for event in (pool.events or ())[0 if paper.wide else -MOST :]:
         ink = Ink.WAITING if text(event, "type") == "Warning" else Ink.FAINT
@@ -212,7 +212,7 @@ def describe_events(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]
 def describe_title(pool: PoolStatus, paper: Paper) -> list[Line]:
     """Draw, on as many lines as that takes, the name, mode, layout and status of a pool, the numbers of its nodes and
     GPUs, how many devices are used, and how many pods are pending. The last two are left out if they are empty or 0. An
-    unknown number of nodes is drawn as 0/0."""
+    empty status is drawn as `new`, and an unknown number of nodes as 0/0."""
     ink = Ink.GOOD if pool.status == "Synced" else Ink.BUSY if pool.status else Ink.FAINT
     what = " ".join(filter(None, (pool.mode, pool.layout)))
     texts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
@@ -308,7 +308,8 @@ but not watch succeeds briefly at each attempt."""
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Show the pools once, or with --watch again and again until Ctrl-C, and return DONE (see VerbModule). Raises
-    Trouble if the cluster cannot be read, or if the named policy does not exist."""
+    Trouble if the cluster cannot be read, if a named policy does not exist, or if both names and a selector are passed.
+    """
     known = await session.lists(POLICIES, GPUNODES, policies=typed.selector)
     if typed.events:
         known.append(await session.all(EVENTS, "default", ABOUT_POLICIES["field_selector"]))
@@ -324,9 +325,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def ask(session: Session, typed: Namespace) -> Answer:
-    """Return the pools of one cluster, or only the one that was named (see FleetVerb). The remark names GPU nodes
-    without a policy, unless a pool was named. GPUNodes are reduced page by page, so that many clusters do not fill
-    the memory. Raises Trouble if the cluster cannot be read, or if the named policy does not exist."""
+    """Return the pools of one cluster that the user chose (see FleetVerb, `choose`). The remark names GPU nodes without
+    a policy, unless policies were chosen by name or labels. GPUNodes are reduced page by page, so that many clusters do
+    not fill the memory. Raises Trouble if the cluster cannot be read, and as `choose` does for a missing policy or
+    contradictory flags."""
     policies = await session.all(POLICIES, labels=typed.selector)
     nodes = [read_node(raw) async for page in session.each_page(GPUNODES) for raw in page]
     pools, unowned = choose(*read_pools(policies, nodes), typed, session.where)
@@ -370,7 +372,7 @@ def choose(
 
 @dataclass(slots=True)
 class Picture:
-    """Draws the pools to a terminal, and remembers what was drawn last."""
+    """Draws the pools to a terminal, and remembers what was drawn last. A page in HTML is drawn but not remembered."""
 
     session: Session
     typed: Namespace
@@ -379,10 +381,10 @@ class Picture:
     lines: Sequence[Line] = ()
 
     def draw(self, known: Known, stale: str = "") -> None:
-        """Draw the pools that the user chose. `known` has the policies, the GPUNodes and, if they are shown, the
-        Events. Sets `last` to what is drawn and, for a table, `lines` too. While the terminal is redrawing, pools that
-        do not fit become one row each; else nothing is drawn unless something changed since the last call. `stale` says
-        above a table why the data may be out of date. Raises Trouble if no policy has that name."""
+        """Draw the pools that the user chose (`choose`, whose Trouble is raised). `known` has the policies, the
+        GPUNodes and, if they are shown, the Events. HTML is always drawn. Other formats set `last`, and are drawn only
+        if the data have changed since the last call or the terminal is redrawing. A table also sets `lines`; `stale`
+        says above it why it may be out of date. If it does not fit a redrawn screen, each pool becomes one row."""
         if self.terminal.output == "html":
             from gpusharing.cli.pools.page import page  # only a page needs it
 

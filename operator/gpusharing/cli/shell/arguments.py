@@ -42,8 +42,8 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Exit with status 1 if `action` has choices and `value` is none of them. jsonpath is one only with a
-        template."""
+        """Exit with status 1 if `action` has choices and `value` is none of them. After `jsonpath`, `=` and a template
+        must follow, of which only the `=` is checked; after another choice, no `=` may."""
         choices = action.choices
         word, template, _ = str(value).partition("=")
         if choices is not None and (word not in choices or bool(template) != (word == JSONPATH)):
@@ -185,9 +185,9 @@ class Verb:
 
 
 def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False) -> Verb:
-    """Return a verb that patches objects, with its help `text` and the flags `more`. `what` is the kind of the objects,
-    as the help and the completion name it. With `alone`, one object must be named. Otherwise at least one must be, or
-    none if `more` has the flag --all."""
+    """Return a verb that patches objects, with its help `text`, the flags `more`, --dry-run and --yes. `what` is the
+    kind of the objects, as the help and the completion name it. With `alone`, exactly one object must be named.
+    Otherwise at least one must be; if `more` has the flag --all, none need be."""
     every = any("--all" in names for names, _ in more)
     objects = _words("name", what, "or --all" if every else "one or more", required=not every)
     flags = (
@@ -251,7 +251,8 @@ def parser() -> Parser:
 
 def _common(outputs: tuple[str, ...], *, hidden: bool = False) -> Parser:
     """Return a parser with the flags that every verb has; `outputs` are the choices of -o. With `hidden`, its help
-    shows only -o. The flags have no defaults, because those would override flags that are typed before the verb."""
+    shows only -o. A flag that is not typed sets no attribute, because a default would override a flag typed before the
+    verb."""
     common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("cluster and output")
     group.add_argument("--kubeconfig", metavar="FILE", help="instead of KUBECONFIG or ~/.kube/config")

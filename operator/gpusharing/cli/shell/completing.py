@@ -36,9 +36,9 @@ def main() -> None:
 
 
 def suggest(words: Sequence[str], names: Names) -> list[str] | None:
-    """Return the sorted completions of the last word: flags, the values of the flag before it, verbs, or values of an
-    argument that are not typed yet. Return None if the word is the name of a file. `names` lists the objects of a
-    kind."""
+    """Return the sorted completions of the last word: the values of the flag before it; else, after a dash, long flags;
+    else verbs or, once a verb was typed, values of its next argument. Verbs and arguments typed before are left out.
+    Return None if the word is the name of a file. `names` lists the objects of a kind."""
     # argparse has no public way to list its flags. These private names are the same from Python 3.11 to 3.14.
     top = parser()
     *before, begun = ("", *words)
@@ -58,8 +58,8 @@ def suggest(words: Sequence[str], names: Names) -> list[str] | None:
 
 
 def _plain(words: Sequence[str], valued: Collection[str]) -> list[str]:
-    """Return the words that are neither flags nor the values of the flags in `valued`, which take one. The first word
-    is left out."""
+    """Return the words that are neither flags nor the values of flags. `valued` has the flags that take a value. The
+    first word is always left out."""
     return [word for last, word in pairwise(words) if not word.startswith("-") and last not in valued]
 
 
@@ -70,7 +70,7 @@ def _begin(begun: str, suggestions: Iterable[str]) -> list[str]:
 
 def _argument(chosen: argparse.ArgumentParser, position: int) -> argparse.Action | None:
     """Return the argument of a verb that has the word at this position, counted from 0 and without flags and their
-    values. None if the verb takes fewer words."""
+    values. A last argument that takes several words has all further ones. None if the verb takes fewer words."""
     arguments = [action for action in chosen._actions if not action.option_strings]
     if arguments and arguments[-1].nargs in ("*", "+"):
         position = min(position, len(arguments) - 1)
@@ -78,9 +78,10 @@ def _argument(chosen: argparse.ArgumentParser, position: int) -> argparse.Action
 
 
 def _values(action: argparse.Action | None, begun: str, names: Names) -> Iterable[str] | None:
-    """Return the possible values of a flag or an argument; empty if any value is allowed or there is no such argument,
-    and None if it is a file. If the word `begun` has a slash, the part before it is the kind, and of several contexts
-    in it only the last one is completed."""
+    """Return the possible values of a flag or an argument: its choices, the cards with MIG, or names of objects. Empty
+    if `action` is None or any value is allowed; None if the value is a file. For `KIND/NAME`, the kind is what `begun`
+    has before the slash. Of several contexts separated by commas, only the last one is completed. The part before the
+    name is repeated in each value."""
     if action is None:
         return ()
     kind = KINDS.get(action.dest) or KINDS.get(str(action.metavar), "")
@@ -98,10 +99,10 @@ def _values(action: argparse.Action | None, begun: str, names: Names) -> Iterabl
 
 
 def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
-    """Return the names of all objects of a kind in the cluster, and in the namespace, that the typed words select.
-    `kind` is spelled as for `why`, or it is a namespace, whose pods are meant, or CONTEXTS, NAMESPACES or HASHES, which
-    are those of the policies among the words. Empty if the kubeconfig cannot be read, or if the cluster cannot be
-    reached or does not answer within SECONDS."""
+    """Return the names of all objects of a kind in the cluster and namespace that the typed words select. `kind` is
+    spelled as for `why`; any other word is taken for a namespace, whose pods are listed. CONTEXTS are read from the
+    kubeconfig, and HASHES are those of the plans of policies named in the words. Empty if the kubeconfig or the cluster
+    cannot be read, or after SECONDS."""
     from gpusharing.cli.shell.session import connected, find_kubeconfigs, find_subject, read_contexts
     from gpusharing.kube import client
     from gpusharing.kube.raw import text

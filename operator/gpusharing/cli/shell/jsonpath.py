@@ -37,8 +37,9 @@ def parse_template(template: str) -> Parts:
 
 
 def _read_parts(template: str, tokens: Iterator[re.Match[str]], *, inside: bool = False) -> Parts:
-    """Return the parts up to the end of the template or, `inside` a range, up to its end. The tokens of these parts are
-    taken from `tokens`. Raises Trouble if a range has no end, or an end no range."""
+    """Return the parts up to the end of the template or, `inside` a range, up to its `{end}`. The tokens of these parts
+    are taken from `tokens`. Raises Trouble if a range has no end, if an end has no range, or if the text of the
+    template cannot be parsed (`_tokens`)."""
     parts: Parts = []
     for token in tokens:
         if token["end"] and inside:
@@ -78,7 +79,8 @@ def _mistake(template: str, at: int, why: str) -> Trouble:
 
 def render(parts: Parts, value: object) -> str:
     """Return the text of a template for a JSON value. The values of a path are separated by spaces; strings are written
-    without quotes, everything else as JSON, and a path that leads nowhere as nothing."""
+    without quotes, and everything else as JSON. The body of a range is written once for each value of its path, and
+    paths in it begin at that value. A path that leads nowhere leaves nothing."""
     texts = list[str]()
     for part in parts:
         if isinstance(part, str):
@@ -96,7 +98,8 @@ def _written(value: object) -> str:
 
 
 def _values(path: str, value: object) -> Sequence[Any]:
-    """Return the values to which a path leads from `value`; empty if a field or an index does not exist."""
+    """Return the values to which a path leads from `value`; a leading `$` or `@` changes nothing. Empty if the path
+    leads nowhere: a field or an index does not exist, a filter accepts no item, or a value has another type."""
     values = [value]
     for step in _STEP.finditer(path):
         values = [following for each in values for following in _follow(step, each)]
@@ -104,8 +107,8 @@ def _values(path: str, value: object) -> Sequence[Any]:
 
 
 def _follow(step: re.Match[str], value: Any) -> Iterable[Any]:
-    """Return the values to which one step leads: an index or a filter from a list, a field from an object, `*` from
-    both. Empty if the value is of another type or has no such item."""
+    """Return the values to which one step leads: an index or a filter selects from a list, a field from an object, and
+    `*` from both. A negative index counts from the end. Empty if the value is of another type or has no such item."""
     if isinstance(value, dict):
         name = re.sub(r"\\(.)", r"\1", (step["field"] or "").lstrip("."))
         name = _literal(name.strip("[] ")) if name.startswith("[") else name
@@ -119,14 +122,16 @@ def _follow(step: re.Match[str], value: Any) -> Iterable[Any]:
 
 
 def _holds(step: re.Match[str], item: object) -> bool:
-    """Whether the filter of a step is true for an item: a value of its path is equal to the literal, or is not with !=.
-    Without a comparison, it is true if there is a value."""
+    """Whether the filter of a step accepts an item: at least one value of its path is equal to the literal or, with
+    `!=`, is not. Without a comparison, the path need only have a value. A path without a value is never accepted, not
+    even with `!=`."""
     values, wanted = _values(step["path"], item), _literal(step["wanted"] or "")
     return any(not step["sign"] or (value == wanted) == (step["sign"] == "==") for value in values)
 
 
 def _literal(text: str) -> Any:
-    """Return the string that a quoted text stands for, else the value of JSON, else the text itself."""
+    """Return the string that a quoted text stands for. Text without quotes is read as JSON, such as a number or true;
+    if it is not JSON, it is returned as it is. In single quotes, a backslash only stands for the character after it."""
     if text[:1] == "'":
         text = json.dumps(re.sub(r"\\(.)", r"\1", text[1:-1]))
     try:

@@ -84,8 +84,8 @@ Child = Markup | str
 
 
 def tag(name: str, /, *children: Child, **attributes: str | None) -> Markup:
-    """Return an HTML element. Children and attributes that are plain strings are escaped. Elements in VOID have no
-    children.
+    """Return an HTML element. Children and attributes that are plain strings are escaped. The children of an element in
+    VOID are ignored.
 
     In the names of `attributes`, a final underscore is dropped (`class_`) and any other becomes a dash. An attribute
     whose value is None is left out.
@@ -130,7 +130,8 @@ def document(root: Markup) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return the string escaped for HTML. Characters that a page must not contain are replaced."""
+    """Return the string escaped for HTML. Tabs and line breaks become spaces, and control characters and those that
+    change the direction of text become the replacement character."""
     return escape(text.translate(_HARMLESS), quote=True)
 
 
@@ -159,8 +160,9 @@ def plain_cell(_title: str, text: str) -> Child:
 
 
 def flow(lines: Iterable[Line], link: Link = plain_cell) -> list[Markup]:
-    """Return lines as HTML: a run of `Row` as a table, whose caption is the heading of its first column, and each other
-    line as a paragraph. Blank lines are left out. `link` makes the cells."""
+    """Return lines as HTML. Each run of `Row` becomes a table: the first row has the headings, of which the first is
+    also the caption. Each other line becomes a paragraph. Blank lines are left out first, so they do not separate
+    tables. `link` makes the cells below the headings."""
     parts: list[Markup] = []
     for is_table, run in groupby(filter(None, lines), lambda one: isinstance(one, Row)):
         if is_table:
