@@ -215,9 +215,9 @@ class RoomSearch:
 
     def _room(self, raw: JSON, node: NodeView) -> NodeRoom:
         """Return what one node has for the pod. `now` is empty if a rule excludes the pod, or if the device plugin
-        refuses it and the node is Synced. `free` is empty if `now` is, or if the node is not Ready, cordoned, or
-        tainted for its change or until it is proven. Otherwise it is None if no agent reports what pods hold, or if a
-        DRA driver serves the GPUs. `after` is empty if the plugin will refuse the pod once the changes are done, or a
+        refuses it and the node is Synced. `free` is empty if `now` is, or while the node is cordoned, not Ready, not
+        proven yet, or tainted for its change. Otherwise it is None if no agent reports what pods hold, or if a DRA
+        driver serves the GPUs. `after` is empty if the plugin will refuse the pod once the changes are done, or if a
         rule will exclude it with every set of labels that the node may have then."""
         plan, report = self.live.plan, self.live.snapshot.gpunodes.get(node.name)
         observed = report.observed if report is not None and node.devices is None else None

@@ -31,7 +31,8 @@ from gpusharing.planning.vocabulary.lengths import counted
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Explain what the user named, and return DONE (see VerbModule). For a policy, show its pool and explain the most
-    urgent of its `changing` nodes. Raises Trouble if the object does not exist or cannot be read."""
+    urgent of its `changing` nodes. For a workload, explain one of its pods (`_pod_of`). Raises Trouble if the object
+    does not exist or cannot be read, or if a workload has no pods."""
     kind, name, namespace = find_subject(typed.subject, getattr(typed, "namespace", session.namespace))
     now = session.now()
     if kind is POLICIES:

@@ -85,9 +85,9 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
 
 def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
     """Yield every object in these files, in order. A directory stands for its files in .yaml, .yml or .json, and `-`
-    for standard input. An object whose kind ends in `List` is replaced by its items; empty documents are left out. A
-    document that cannot be parsed is yielded with an Unreadable. Raises Trouble if a file cannot be read, or if a
-    directory has a kustomization; the message then says to pipe what it builds into `command`."""
+    for standard input. An object whose kind ends in `List` is replaced by its items; empty documents are left out. For
+    a document that cannot be parsed, see `_objects`. Raises Trouble if a file cannot be read, or if a directory has a
+    kustomization; the message then says to pipe what it builds into `command`."""
     for name in (file for one in names for file in _files(one, command)):
         try:
             content = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
@@ -102,8 +102,8 @@ def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
 
 def _objects(document: Document) -> Iterator[Document]:
     """Parse a document and yield a copy of it for each of its objects, with `raw` set, and `at` for the items of a
-    List. Yields nothing for an empty document. One that cannot be parsed is yielded with an Unreadable as `raw`, or
-    with its kind alone if no verb reads that kind."""
+    List. Yields nothing for an empty document. A document that cannot be parsed is yielded once, with an Unreadable as
+    `raw`, or with its kind alone if no verb reads that kind."""
     try:
         raw = parse_yaml(document.text)
     except Unreadable as error:

@@ -121,10 +121,10 @@ def _selectors(
     nodes: Mapping[str, NodeView],
 ) -> list[tuple[Sequence[str], Selector]]:
     """Return selectors that together match `members` and no other node, each with the nodes that it matches. The pool's
-    label alone is used if no other node has it. If fewer others than members have it, all of them with GPUs and host
-    names of their own, the label is used and these are excluded. Otherwise the selectors list at most MAX_NAMES host
-    names each. Empty if a host name is missing or belongs to several nodes, or if more than MAX_NAMES members are in no
-    pool."""
+    label alone is used if no other node has it. It is used with exclusions by host name if only a few other nodes have
+    it, fewer than members, and all of them have GPUs and unique host names. Otherwise the selectors list at most
+    MAX_NAMES host names each. Empty if a member's host name is missing or not unique, or if more than MAX_NAMES members
+    are in no pool."""
     hosts = {name: node.labels.get(LABEL_HOSTNAME, "") for name, node in nodes.items()}
     count = Counter(hosts.values())
     named = {name for name, host in hosts.items() if host and count[host] == 1}

@@ -97,8 +97,8 @@ def _find_faults(
     document: Document, policies: tuple[PolicyView, ...], readers: Mapping[str, str]
 ) -> Iterable[Fault]:
     """Return what is wrong with a document, or a single fault with severity IGNORED, which says that it is not judged.
-    One that cannot be read is an error if it mentions us or NVIDIA, and is ignored otherwise. `policies` are those of
-    the cluster, and `readers` the programs that read ConfigMaps, by the name of the ConfigMap."""
+    A document that cannot be read is an error if it mentions us or NVIDIA, and is ignored otherwise. `policies` are
+    those of the cluster, and `readers` the programs that read ConfigMaps, by the name of the ConfigMap."""
     raw, kind = document.raw, text(document.raw, "kind")
     if isinstance(raw, Unreadable):
         return [("", str(raw), ERROR if _OURS.search(document.text) else IGNORED)]

@@ -52,7 +52,7 @@ def carry_out(verb: Any, typed: Namespace) -> int:
 
 
 def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool) -> str:
-    """Return a message that says which flags contradict each other or the verb; empty if none do. `named` are the
+    """Return a message about the first flags that contradict each other or the verb; empty if none do. `named` are the
     contexts of --contexts. `several` is true if the verb may run in more than one context."""
     flags, verb = vars(typed), typed.row
     output, watch, everywhere = flags.get("output", "table"), flags.get("watch"), flags.get("all_contexts")

@@ -55,10 +55,10 @@ class ObservedPool:
 
 
 def find_pool(usage: Usage, where: str) -> ObservedPool:
-    """Return the pool that the usage shows. Workloads that had no pod in the last day of which anything is known are
-    left out, except CronJobs; a remark names them. Workloads that last held a GPU of another model are left out without
-    a remark. `where` names the chosen nodes in messages. Raises Trouble if no GPU was seen lately, if the GPUs are of
-    several models, or if their nodes also have GPUs of another model than the chosen card."""
+    """Return the pool that the usage shows. Workloads without a pod in the last day that has data are left out, except
+    CronJobs, and a remark names them. Workloads that last held a GPU of another model are left out without a remark.
+    `where` names the chosen nodes in messages. Raises Trouble if no GPU was seen lately, if the GPUs are of several
+    models, or if their nodes also have GPUs of another model than the chosen card."""
     fold = usage.fold
     records: list[Record | Gpu] = [*fold.records.values(), *fold.gpus.values()]
     latest = max((record.last for record in records), default=-1)  # the last hour of which anything is known

@@ -243,10 +243,10 @@ def advice_of(placed: Placed | Unplaced | None) -> str:
 
 
 def why_of(need: Need | None, placed: Placed | Unplaced | None) -> str:
-    """Return the reasons for the advice, comma-separated: why no smaller profile is enough, doubts, that the owner
-    declared the memory or else how little data there is, and how often the pods are idle, if that is more than half of
-    the time. If there is no advice, return why. If memory is probably preallocated and not declared, return only that.
-    """
+    """Return the reasons for the advice, comma-separated: why no smaller profile is enough; the doubts; that the owner
+    declared the memory or else, unless confidence is high, how much data there is; and how often the pods are idle, if
+    that is more than half of the time. If there is no advice, return why. If memory is probably preallocated and not
+    declared, return only that."""
     if need is None or placed is None:
         return "unknown card"
     if Doubt.PREALLOCATED in need.doubts and need.history.declared is None:
