@@ -208,8 +208,8 @@ async def _until_signalled(lease: LeaderLease, loop: Loop, watch: PolicyWatch) -
 
 @asynccontextmanager
 async def _servers(settings: Settings, health: Health, metrics: Metrics) -> AsyncIterator[None]:
-    """Serve probes and metrics on their ports while the block runs; a port of 0 turns its server off. Raises
-    PortTaken."""
+    """Serve probes and metrics on their ports while the block runs; a port of 0 turns its server off. Raises PortTaken
+    if it cannot listen on a port, for whatever reason."""
     runners = []
     try:
         for app, name in (

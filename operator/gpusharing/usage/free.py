@@ -55,7 +55,9 @@ def _names(report: FreeReport) -> Iterator[str]:
 
 
 def _find_rows(typed: Namespace, terminal: Terminal) -> str:
-    """Return what the rows are about. Raises Trouble if two flags contradict each other."""
+    """Return what the rows are about: the value of --by, or else pod with --usage and resource without it. Raises
+    Trouble for --usage with another --by, for --service without --usage, and for -o name if the rows are about
+    resources."""
     by = typed.by or ("pod" if typed.usage else "resource")
     if typed.usage and by != "pod":
         raise Trouble(f"--usage shows what each pod uses: leave out --by {by}, or write --by pod")

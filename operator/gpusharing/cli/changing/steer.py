@@ -87,7 +87,8 @@ def _changes(verb: SteeringVerb, objects: list[JSON], request: SteeringRequest, 
 
 
 def _end(kind: Resource, changes: Changes, terminal: Terminal, message: str, *, done: bool) -> None:
-    """Print `message`, or as data a document for each patch with the kind that it patches and `done`."""
+    """Print `message`. As data, print instead a document for each patch: the kind, the name, the patch, and `done`. If
+    `kind` is GPUNODES, the patch is the request that was written there."""
     for raw, change in changes if terminal.structured else ():
         name = text(raw, "metadata", "name")
         patch = _request(change.body) if kind == GPUNODES else change.body

@@ -198,7 +198,7 @@ class Terminal:
     @contextmanager
     def redrawing(self) -> Iterator[None]:
         """Make `show` draw over its earlier output while the context is open. It draws on a screen of its own, which
-        the terminal removes at the end. On a pipe, and for JSON and YAML, output is appended as usual."""
+        the terminal removes at the end. On a pipe, and for data (`structured`), output is appended as usual."""
         if self.width is None or self.structured:
             yield
             return

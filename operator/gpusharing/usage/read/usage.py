@@ -118,7 +118,7 @@ async def read_usage(prometheus: Prometheus, usage_query: UsageQuery) -> Usage:
 
 async def _series(prometheus: Prometheus, usage_query: UsageQuery) -> float:
     """Return the highest number of series at one time in the window; at least 1. Raises Trouble if it exceeds
-    MOST_SERIES."""
+    MOST_SERIES, or if the query fails."""
     counts = await prometheus.instant(
         most_series(usage_query.selector, round(usage_query.end - usage_query.start)), usage_query.end
     )

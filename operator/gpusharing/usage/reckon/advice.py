@@ -350,7 +350,8 @@ class Demand:
 
 
 def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
-    """Add up the GPU requests of the pods. Pods that have finished or request no GPU are left out."""
+    """Return the demand of these pods: the sum of their GPU requests, and how many of them have each property that the
+    advice depends on. Pods that have finished or request no GPU are left out."""
     devices: Counter[str] = Counter()
     several: list[str] = []
     sizes: Counter[str] = Counter()
