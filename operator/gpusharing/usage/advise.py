@@ -131,8 +131,8 @@ def _is_measured(typed: Namespace, terminal: Terminal) -> bool:
 
 
 async def _isolation(session: Session, namespace: str) -> str:
-    """Return the level of isolation that the label of the namespace demands; empty if it has none or cannot be read.
-    Raises Trouble if the value is not a level, because no mode would be admitted."""
+    """Return the level of isolation that the label of the namespace demands; empty if the namespace has no such label
+    or cannot be read. Raises Trouble if the value is not a level, because no mode would be admitted."""
     labels = await session.namespace_labels(namespace)
     if find_admitted(labels) == ():
         raise Trouble(describe_guard(namespace, labels))

@@ -1,6 +1,7 @@
 """`ui`: serve the page of `status -o html` on loopback, with the slices of each tenant, and `why` at a click.
 
-Open pages are kept up to date by server-sent events. However many are open, the cluster is read once for all.
+Open pages about pools and slices are kept up to date by server-sent events. However many are open, they share what was
+read from the cluster. A page of `why` is read anew for each request, and not updated.
 """
 
 import asyncio
@@ -93,7 +94,7 @@ class Sheet(Terminal):
 
 
 class Board:
-    """The pages, and what they show."""
+    """The pages of `ui`. `pages` has, by name, the functions that yield their content."""
 
     def __init__(self, session: Session, typed: Namespace, cluster: Followed) -> None:
         """Prepare the pages. `typed` are the flags of the verb."""
@@ -107,7 +108,8 @@ class Board:
         yield SCRIPT
 
     async def _page(self, query: Mapping[str, str]) -> Content:
-        """Yield the whole page with the main element for this query, below a heading, links and a form for `why`."""
+        """Yield the whole page with the main element for this query, below a heading, links and a form for `why`. A
+        page about a `subject` has no script, so it is not updated."""
         main = await self._main(query)
         title, state = f"GPU pools of {self.session.name}", f"As of {self._as_of()}. Reload to see changes."
         word = tag("input", name="subject", required="", placeholder="gpu-07 or team-a/llm-0")
@@ -167,9 +169,9 @@ class Board:
         return parts + overview(self.session, self.cluster.known(), chosen, None if policy else MOST, link)
 
     async def _tenants(self, by: str) -> Sequence[Line]:
-        """Draw what `free` says by pod if `by` is `pod`, and otherwise by namespace. Nodes and Pods are read again once
-        the last attempt is more than REREAD seconds ago, one attempt at a time. If the last attempt failed, its Trouble
-        is raised, also without a new one."""
+        """Draw what `free` says by pod if `by` is `pod`, and otherwise by namespace. Nodes and Pods are read again, one
+        attempt at a time, once the last attempt is more than REREAD seconds ago. If it failed, its Trouble is raised
+        until then."""
         async with self._reading:
             if loop_time() - self._read_at > REREAD:
                 try:

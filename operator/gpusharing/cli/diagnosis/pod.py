@@ -309,8 +309,8 @@ def _on_changing(case: PodCase) -> str:
 
 def _on_quiet(case: PodCase) -> str:
     """Explain a pod that has a node already. If anything is known about nodes, add that the operator is not changing
-    this one, which `_on_changing` has checked before. For a pod without a node, say so if nothing is known about nodes;
-    otherwise empty."""
+    this one, which `_on_changing` has checked before. For a pod without a node, return a clause only if nothing is
+    known about nodes: that it is unknown which of them have what the pod requests. Otherwise empty."""
     if case.node:
         return f"this pod is on node {case.node}{', which the operator is not changing now' if case.rooms else ''}"
     return "" if case.rooms else "it is unknown which nodes have what this pod requests"

@@ -1,4 +1,5 @@
-"""`status -o html`: an HTML page that shows the pools. Pure. The page loads nothing from elsewhere."""
+"""`status -o html`: an HTML page that shows the pools. Pure, apart from the time, which comes from the session. The
+page loads nothing from elsewhere."""
 
 from argparse import Namespace
 from collections import Counter
@@ -217,8 +218,8 @@ def _pool(
 ) -> Markup:
     """Return the section of one pool: heading, bar, facts, Events if they were read, nodes, last rollout and cards.
     Nodes that need a person's attention come first and those that are done last. At most `most` nodes are listed, and a
-    sentence says how many are left out; with `most`, a pool of more than DRAWN nodes has no bar. `name` is the id of
-    the heading."""
+    sentence says how many are left out. A pool without nodes has no bar, nor has, with `most`, a pool of more than
+    DRAWN nodes. `name` is the id of the heading."""
     first = {node.name: rank for rank, node in enumerate(pool.changing)}
     members = sorted(pool.members, key=lambda node: (node.state is State.DONE, first.get(node.name, 0)))
     shown, (title, *_) = members[:most], status.describe_title(pool, PAPER)

@@ -327,8 +327,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 async def ask(session: Session, typed: Namespace) -> Answer:
     """Return the pools of one cluster that the user chose (see FleetVerb, `choose`). The remark names GPU nodes without
     a policy, unless policies were chosen by name or labels. GPUNodes are reduced page by page, so that many clusters do
-    not fill the memory. Raises Trouble if the cluster cannot be read, and as `choose` does for a missing policy or
-    contradictory flags."""
+    not fill the memory. Raises Trouble if the cluster cannot be read, if a named policy does not exist, or if both
+    names and a selector are passed."""
     policies = await session.all(POLICIES, labels=typed.selector)
     nodes = [read_node(raw) async for page in session.each_page(GPUNODES) for raw in page]
     pools, unowned = choose(*read_pools(policies, nodes), typed, session.where)
@@ -384,7 +384,8 @@ class Picture:
         """Draw the pools that the user chose (`choose`, whose Trouble is raised). `known` has the policies, the
         GPUNodes and, if they are shown, the Events. HTML is always drawn. Other formats set `last`, and are drawn only
         if the data have changed since the last call or the terminal is redrawing. A table also sets `lines`; `stale`
-        says above it why it may be out of date. If it does not fit a redrawn screen, each pool becomes one row."""
+        says above it why it may be out of date. Several pools that do not fit on a redrawn screen become one row each.
+        """
         if self.terminal.output == "html":
             from gpusharing.cli.pools.page import page  # only a page needs it
 

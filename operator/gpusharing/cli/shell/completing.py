@@ -1,7 +1,8 @@
 """`kubectl_complete-gpusharing`: suggestions for kubectl's own shell completion.
 
 kubectl calls it with all the words typed so far, the last one possibly incomplete. It reads one suggestion from each
-line and a directive from the last (cobra, ShellCompDirective). If anything goes wrong, nothing is suggested.
+line and a directive from the last (cobra, ShellCompDirective). If the cluster cannot be read, no names of objects are
+suggested.
 """
 
 import argparse
@@ -101,8 +102,8 @@ def _values(action: argparse.Action | None, begun: str, names: Names) -> Iterabl
 def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
     """Return the names of all objects of a kind in the cluster and namespace that the typed words select. `kind` is
     spelled as for `why`; any other word is taken for a namespace, whose pods are listed. CONTEXTS are read from the
-    kubeconfig, and HASHES are those of the plans of policies named in the words. Empty if the kubeconfig or the cluster
-    cannot be read, or after SECONDS."""
+    kubeconfig, and HASHES are those of the plans of policies named in the words. Empty if the kubeconfig cannot be
+    read, or the cluster cannot be read within SECONDS."""
     from gpusharing.cli.shell.session import connected, find_kubeconfigs, find_subject, read_contexts
     from gpusharing.kube import client
     from gpusharing.kube.raw import text

@@ -166,8 +166,8 @@ def describe(report: FreeReport, paper: Paper) -> list[Line]:
 
 
 def _nothing(report: FreeReport) -> str:
-    """Return the sentence for an answer without rows: that no node has GPU resources, that no pod requests any, or
-    both, whichever the rows would be about."""
+    """Return the sentence for an answer without rows: that no node advertises GPU resources (by node or policy), that
+    no pod requests any (by namespace or pod), or both (by resource)."""
     nodes = f"node{' with these labels' * report.inventory.chosen} advertises a GPU resource"
     pods = f"pod{f' in namespace {report.inventory.namespace}' * bool(report.inventory.namespace)} requests"
     if report.by in ("namespace", "pod"):
