@@ -170,8 +170,8 @@ class Board:
 
     async def _tenants(self, by: str) -> Sequence[Line]:
         """Draw what `free` says by pod if `by` is `pod`, and otherwise by namespace. Nodes and Pods are read again, one
-        attempt at a time, once the last attempt is more than REREAD seconds ago. If it failed, its Trouble is raised
-        until then."""
+        attempt at a time, once the last attempt is more than REREAD seconds ago. If an attempt failed, its Trouble is
+        raised each time until the next one."""
         async with self._reading:
             if loop_time() - self._read_at > REREAD:
                 try:

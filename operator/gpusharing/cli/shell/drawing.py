@@ -48,7 +48,7 @@ Line = tuple[Span, ...]
 
 class Row(Line):
     """A line of a table: its indent, and then the cells with a GAP before each but the first. The first `Row` of a
-    table has the headings."""
+    table has the headings, unless the paper has none."""
 
 
 @dataclass(frozen=True, slots=True)
