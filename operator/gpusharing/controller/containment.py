@@ -49,9 +49,9 @@ class PolicyWatch:
 
     async def run(self) -> None:
         """Run kopf again and again until canceled. The wait in between grows, and is the shortest again after kopf has
-        run for LONG_LIFE seconds. The error that ended a run, whatever it is, is stored in `error`, and logged if
-        it differs from the one before. Each time kopf has stopped or could not be started, `restarts` is
-        incremented and `touch` is called for all policies."""
+        run for LONG_LIFE seconds. The error that ended a run, whatever it is, is stored in `error`, and logged if it
+        differs from the one before. Each time kopf has stopped or could not be started, `running` is cleared,
+        `restarts` is incremented, and `touch` is called for all policies."""
         while True:
             began = loop_time()
             try:

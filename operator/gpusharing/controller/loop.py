@@ -81,12 +81,12 @@ class Loop(LoopParts):
                 await self.close()
 
     async def _pass(self) -> datetime | None:
-        """Run one pass, unless the operator must be idle or the API server asks us to wait. Return when the next one is
-        due at the latest, or None if only an event or the regular interval can start it. An idle operator tries again
-        after a quarter of RETRY seconds, and one that has to wait when the wait is over. `on_first_pass` is called
-        after the first pass that succeeds. A pass that fails with a KubeError or a lost Lease is logged, and tried
-        again after RETRY seconds. After an error that concerns all calls (FATAL), policies and pods are listed anew.
-        Other errors are raised."""
+        """Clear `wake` and run one pass, unless the operator must be idle or the API server asks us to wait. Return
+        when the next one is due at the latest, or None if only an event or the regular interval can start it. An idle
+        operator tries again after a quarter of RETRY seconds, and one that has to wait when the wait is over.
+        `on_first_pass` is called after the first pass that succeeds. A pass that fails with a KubeError or a lost Lease
+        is logged, and tried again after RETRY seconds. After an error that concerns all calls (FATAL), policies and
+        pods are listed anew. Other errors are raised."""
         self.wake.clear()
         if self._idleness.lasts():
             return self.now() + timedelta(seconds=RETRY / 4)
@@ -131,9 +131,9 @@ class Loop(LoopParts):
         latest, or None if no time is known.
 
         That time is now if one of our writes was accepted, or if the plan still wants the pods of a node that were not
-        listed. While the policies may be out of date, it is always RETRY seconds from now. Raises Unavailable if the
-        policies have never been listed, and a group of errors that concern all calls, but no other error of the API
-        server.
+        listed. While the policies may be out of date, it is always RETRY seconds from now; the beginning and the end of
+        that time are logged. Raises Unavailable if the policies have never been listed, and a group of errors that
+        concern all calls, but no other error of the API server.
         """
         seconds: dict[str, float] = {}
         unseen = self.executor.under_way()
