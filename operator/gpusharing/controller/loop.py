@@ -131,9 +131,9 @@ class Loop(LoopParts):
         latest, or None if no time is known.
 
         That time is now if one of our writes was accepted, or if the plan still wants the pods of a node that were not
-        listed. While the policies may be out of date, it is always RETRY seconds from now; the beginning and the end of
-        that time are logged. Raises Unavailable if the policies have never been listed, and a group of errors that
-        concern all calls, but no other error of the API server.
+        listed. While the policies may be out of date, which is logged, it is always RETRY seconds from now. Raises
+        Unavailable if the policies have never been listed, and a group of errors that concern all calls, but no other
+        error of the API server.
         """
         seconds: dict[str, float] = {}
         unseen = self.executor.under_way()

@@ -79,10 +79,9 @@ async def listening(pages: Pages, port: int) -> AsyncIterator[str]:
 
 
 def route(pages: Pages, token: str, head: str) -> tuple[HTTPStatus, str, Content]:
-    """Return the status, media type and content for a request with this head. The content is a page with one sentence
-    if the request line is malformed (400), if there is not exactly one Host header, with a name of loopback (403), if
-    the method is not GET (405), if the path begins with another token (403), or if no page has the name after it (404).
-    Otherwise it is the page, which gets the query without empty values."""
+    """Return the status, media type and content for a request with this head. A refusal is a page with one sentence:
+    400 for a malformed request line, 403 unless there is exactly one Host header and it names loopback, 405 for any
+    method but GET, 403 for a wrong token, and 404 for an unknown page. A page gets the query without empty values."""
     first, *rows = head.split("\r\n")
     method, *target = first.split(" ")
     hosts = [row[5:].strip() for row in rows if row[:5].lower() == "host:"]

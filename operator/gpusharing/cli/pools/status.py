@@ -381,11 +381,10 @@ class Picture:
     lines: Sequence[Line] = ()
 
     def draw(self, known: Known, stale: str = "") -> None:
-        """Draw the pools that the user chose (`choose`, whose Trouble is raised). `known` has the policies, the
-        GPUNodes and, if they are shown, the Events. HTML is always drawn. Other formats set `last`, and are drawn only
-        if the data have changed since the last call or the terminal is redrawing. A table also sets `lines`; `stale`
-        says above it why it may be out of date. Several pools that do not fit on a redrawn screen become one row each.
-        """
+        """Draw the pools that the user chose. `known` has the policies, the GPUNodes and, if they are shown, the
+        Events. HTML is always drawn. Other formats set `last`, and are drawn only if the data have changed or the
+        terminal is redrawing. A table also sets `lines`, and `stale` says above it why it may be out of date. Several
+        pools that do not fit on a redrawn screen become one row each. Raises the Trouble of `choose`."""
         if self.terminal.output == "html":
             from gpusharing.cli.pools.page import page  # only a page needs it
 

@@ -80,9 +80,9 @@ def _argument(chosen: argparse.ArgumentParser, position: int) -> argparse.Action
 
 def _values(action: argparse.Action | None, begun: str, names: Names) -> Iterable[str] | None:
     """Return the possible values of a flag or an argument: its choices, the cards with MIG, or names of objects. Empty
-    if `action` is None or any value is allowed; None if the value is a file. For `KIND/NAME`, the kind is what `begun`
-    has before the slash. Of several contexts separated by commas, only the last one is completed. The part before the
-    name is repeated in each value."""
+    if `action` is None or any value is allowed; None if the value is a file. For `KIND/NAME`, `begun` has the kind. Of
+    several contexts separated by commas, only the last is completed. Each value repeats what precedes the name in
+    `begun`."""
     if action is None:
         return ()
     kind = KINDS.get(action.dest) or KINDS.get(str(action.metavar), "")
@@ -101,9 +101,9 @@ def _values(action: argparse.Action | None, begun: str, names: Names) -> Iterabl
 
 def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
     """Return the names of all objects of a kind in the cluster and namespace that the typed words select. `kind` is
-    spelled as for `why`; any other word is taken for a namespace, whose pods are listed. CONTEXTS are read from the
-    kubeconfig, and HASHES are those of the plans of policies named in the words. Empty if the kubeconfig cannot be
-    read, or the cluster cannot be read within SECONDS."""
+    spelled as for `why`; any other word is a namespace, whose pods are listed. CONTEXTS are read from the kubeconfig.
+    HASHES are those of the plans of policies named in the words. Empty if the kubeconfig cannot be read, or the cluster
+    cannot be within SECONDS."""
     from gpusharing.cli.shell.session import connected, find_kubeconfigs, find_subject, read_contexts
     from gpusharing.kube import client
     from gpusharing.kube.raw import text
