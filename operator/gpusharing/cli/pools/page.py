@@ -218,8 +218,8 @@ def _pool(
 ) -> Markup:
     """Return the section of one pool: heading, bar, facts, Events if they were read, nodes, last rollout and cards.
     Nodes that need a person's attention come first and those that are done last. At most `most` nodes are listed, and a
-    sentence says how many are left out. A pool without nodes has no bar, nor has, with `most`, a pool of more than
-    DRAWN nodes. `name` is the id of the heading."""
+    sentence says how many are left out. There is no bar without nodes, or if `most` is a number and the pool has more
+    than DRAWN nodes. `name` is the id of the heading."""
     first = {node.name: rank for rank, node in enumerate(pool.changing)}
     members = sorted(pool.members, key=lambda node: (node.state is State.DONE, first.get(node.name, 0)))
     shown, (title, *_) = members[:most], status.describe_title(pool, PAPER)

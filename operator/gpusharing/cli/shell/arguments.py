@@ -42,8 +42,8 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Exit with status 1 if `action` has choices and `value` is none of them. After `jsonpath`, `=` and a template
-        must follow, of which only the `=` is checked; after another choice, no `=` may."""
+        """Exit with status 1 if `action` has choices and `value` is none of them. `jsonpath` must be followed by `=`,
+        and no other value may be. The template after the `=` is not checked here."""
         choices = action.choices
         word, template, _ = str(value).partition("=")
         if choices is not None and (word not in choices or bool(template) != (word == JSONPATH)):

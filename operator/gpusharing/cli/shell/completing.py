@@ -102,8 +102,8 @@ def _values(action: argparse.Action | None, begun: str, names: Names) -> Iterabl
 def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
     """Return the names of all objects of a kind in the cluster and namespace that the typed words select. `kind` is
     spelled as for `why`; any other word is a namespace, whose pods are listed. CONTEXTS are read from the kubeconfig.
-    HASHES are those of the plans of policies named in the words. Empty if the kubeconfig cannot be read, or the cluster
-    cannot be within SECONDS."""
+    HASHES are those of the plans of policies named in the words. Empty if the kubeconfig or the cluster cannot be read,
+    or if that takes more than SECONDS."""
     from gpusharing.cli.shell.session import connected, find_kubeconfigs, find_subject, read_contexts
     from gpusharing.kube import client
     from gpusharing.kube.raw import text

@@ -52,8 +52,8 @@ def carry_out(verb: Any, typed: Namespace) -> int:
 
 
 def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool) -> str:
-    """Return a message about the first flags that contradict each other or the verb; empty if none do. `named` are the
-    contexts of --contexts. `several` is true if the verb may run in more than one context."""
+    """Return a message about the first contradiction between flags, or between a flag and the verb; empty if there is
+    none. `named` are the contexts of --contexts. `several` is true if the verb may run in more than one context."""
     flags, verb = vars(typed), typed.row
     output, watch, everywhere = flags.get("output", "table"), flags.get("watch"), flags.get("all_contexts")
     output = output.partition("=")[0]
