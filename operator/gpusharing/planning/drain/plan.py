@@ -183,8 +183,9 @@ def _unforced(remaining: Iterable[Standing], pods: Standings) -> list[Standing]:
 
 
 def _to_evict(pods: Standings) -> list[Standing]:
-    """Return the pods that will be evicted sooner or later. Pods that are never evicted are left out. Once the node is
-    cordoned, pods that still have time to end by themselves are left out too."""
+    """Return the remaining pods that will be evicted sooner or later, even if their gang is blocked now. Pods that are
+    never evicted (`spared`) are left out. Once the node is cordoned, pods that still have time to end by themselves are
+    left out too."""
     return [
         standing
         for standing in pods.remaining

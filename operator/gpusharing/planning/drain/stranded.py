@@ -108,8 +108,9 @@ class Afterwards:
 
     @cached_property
     def _demands(self) -> Mapping[str, DeviceDemand]:
-        """The demand by resource name, over all nodes. A node on which no pod can be scheduled counts only with the
-        devices that its pods keep."""
+        """The demand for each resource name, over all nodes and the Pending pods without a node. A node on which no pod
+        can be scheduled counts only with the devices that its pods hold. After the changes it does not count with these
+        either if its own change empties it."""
         requested, remain, before = Counter(self.pending), Counter[str](), Counter[str]()
         for place in self._places.values():
             for name in {*place.in_use, *place.before, *place.after}:

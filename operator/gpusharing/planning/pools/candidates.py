@@ -1,4 +1,4 @@
-"""A candidate of a pool (a node that waits only for a slot): what its pods allow, and how its change starts.
+"""A candidate of a pool (a node that every gate lets through): what its pods allow, and how its change starts.
 
 Terms: docs/design/glossary.md#candidate, docs/design/glossary.md#look, docs/design/glossary.md#fence,
 docs/design/glossary.md#slot, docs/design/glossary.md#gang, docs/design/glossary.md#wave.
@@ -225,11 +225,11 @@ def look_at(
 
 
 def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | None]:
-    """Return the verdict of a candidate that has a slot, and the look to record, or None. A change without a cordon
-    begins at once (None). Known blockers or full budgets give a Blocked verdict and the look with them. A LIST of the
-    pods is requested first (None) if they were not listed, or if a budget guards them while the pods of a node in
-    flight are unknown. Otherwise the change begins: its evictions are added to `ledger.crowd`, and the look has no
-    blockers."""
+    """Return the verdict of a candidate that has a slot, and the look to record or None. A change without a cordon
+    begins at once, with no look. Otherwise known blockers or full budgets give a Blocked verdict and a look with them.
+    If the pods were not listed, or a budget guards them while pods of a node in flight are unknown, the verdict asks
+    for a LIST, with no look. In all other cases the change begins: its evictions are added to `ledger.crowd`, and the
+    look has no blockers."""
     case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
     if not candidate.cordons:
         return begin(candidate), None

@@ -1,5 +1,5 @@
-"""The last step of a policy with deletionPolicy Reset: everything of ours is removed from its nodes
-(docs/design/transition.md#reset).
+"""The last step of a policy with deletionPolicy Reset: our labels and records are removed from its nodes
+(docs/design/transition.md#reset). What the actuator has written may stay.
 
 A rollout keeps its state on its nodes: which of them are being changed, which canaries serve and since when, what
 failed, and which plan was approved. So nodes with whole GPUs are not forgotten one by one, but all together when the

@@ -319,8 +319,9 @@ def _select(
     pool: Pool, queue: Queue, pooled: Pooled, cap: int, ledger: Ledger, past: AbstractSet[Reason]
 ) -> Selection:
     """Return which candidates start. Holds whose reason is in `past` have been checked already. If a further hold
-    applies, the candidates that it does not let through (`_PASSES`) wait for it, which may be all. The remaining holds
-    are checked only for the candidates that got through."""
+    applies, the candidates that it does not let through (`_PASSES`) wait for it; often these are all. The remaining
+    holds are checked only for the candidates that got through. The effects of a start on `ledger` are those of
+    `_choose`."""
     if (hold := find_hold(pooled, past)) is None:
         return _choose(pool, queue, pooled, cap, ledger)
     passes = _PASSES.get(hold.reason)

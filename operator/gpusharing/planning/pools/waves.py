@@ -1,4 +1,5 @@
-"""Nodes of one pool that share a gang change as one wave: they start in one pass, or wait until they can.
+"""Nodes of one pool that share a gang change as one wave: those that nothing blocks start in one pass, or wait until
+they can.
 
 Specification: docs/design/drain.md#waves.
 

@@ -201,11 +201,10 @@ def tell_proposal(
 def foresee(
     pool: Pool, snapshot: ClusterSnapshot, now: datetime, count: int, past: Sequence[timedelta]
 ) -> tuple[timedelta, ...]:
-    """Return how long the changes of `count` nodes of the pool take at least and at most, counted from `now`. Each is
-    assumed to take as long as the fastest or the slowest of the `past` changes. As many nodes change at once as the
-    policy and the operator-wide cap allow, and nodes start only within the windows and after the soak of the canaries.
-    Empty if `count` is 0, if there are no past changes, if no node may start, or if the windows that can be foreseen do
-    not suffice."""
+    """Return how long the changes of `count` nodes of the pool take at least and at most, counted from `now`, if each
+    takes as long as the fastest or the slowest of the `past` changes. Both limits on nodes at once, the windows and the
+    soak of the canaries are considered; other holds, such as a missing approval, are not. Empty if `count` is 0, `past`
+    is empty, a limit allows no node, the spec cannot be read, or the windows that can be foreseen do not suffice."""
     at_once, pooled = min(pool.limit, snapshot.settings.max_in_flight), pool.pooled(now)
     if not past or not count or not at_once or pooled is None:
         return ()
@@ -313,8 +312,9 @@ def _vanishing(
     snapshot: ClusterSnapshot,
     afterwards: Afterwards,
 ) -> Iterator[Vanishing]:
-    """Yield each resource of which `after` has fewer devices than `before`. Those with the fewest devices left come
-    first. Only pods on `nodes` are named, and only if the pods there were listed."""
+    """Yield each resource of which `after` has fewer devices than `before`; those with the fewest devices left come
+    first. Each names the unfinished pods that request it, except KAI's reservation pods, but only those on `nodes`
+    whose pods were listed."""
     fewer = [name for name, count in before.items() if after.get(name, 0) < count]
     for name in sorted(fewer, key=lambda name: (after.get(name, 0), name)):
         pods = [

@@ -88,10 +88,10 @@ def who_keeps(verdict: Verdict, node: NodeView) -> str:
 
 
 def until_when(verdict: Verdict, since: datetime) -> str:
-    """Return what ends the node's wait. Empty if it waits for nothing (`is_wait`). Otherwise PERSON for a Failed node,
-    a held drain, or a verdict with `stands`; else the deadline of the verdict in UTC, if it has one: a time of day
-    such as `14:30:00Z`, or a full timestamp if that is more than a day after `since`, when the phase began. Without
-    a deadline, return PERSON if the reason ends only when a person acts, else OTHERS; ForeignMaintenance counts as
+    """Return what ends the node's wait; empty if it waits for nothing (`is_wait`). PERSON for a Failed node, a held
+    drain, or a verdict with `stands`. Otherwise the verdict's deadline in UTC, unless that is None or NEVER: a time of
+    day such as `14:30:00Z`, or a full timestamp if it is more than a day after `since`, when the phase began. Without
+    such a deadline, PERSON if the reason ends only when a person acts, else OTHERS; ForeignMaintenance counts as
     OTHERS."""
     if not is_wait(verdict):
         return ""

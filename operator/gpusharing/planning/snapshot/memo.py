@@ -27,8 +27,8 @@ Column: TypeAlias = Mapping[str, Any] | AbstractSet[str]
 class Memo:
     """The answers of the last pass. Each planner has one Memo, which is empty at first.
 
-    If a pass does not ask about a name again, the answer for that name is dropped, so nodes and policies that are gone
-    leave nothing behind.
+    When a pass asks a question, the answers for names about which it no longer asks are dropped, so nodes and policies
+    that are gone leave nothing behind. A question that a pass does not ask at all keeps its answers.
     """
 
     def __init__(self) -> None:

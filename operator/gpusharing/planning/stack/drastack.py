@@ -281,10 +281,10 @@ def find_unshared(spec: GPUSharingPolicySpec) -> str:
 
 
 def refuse(spec: GPUSharingPolicySpec, stack: DraStack) -> str:
-    """Return why a policy cannot be carried out where NVIDIA's DRA stack serves the GPUs: because of its mode, or else
-    because of what is missing, with the commands that correct it. A clause that would make the message longer than
-    MAX_TEXT is left out, but from the first one only its command, so that the message is empty only if nothing is
-    missing, or if the DRA stack does not serve the GPUs."""
+    """Return why a policy cannot be carried out where NVIDIA's DRA stack serves the GPUs: its mode cannot exist there
+    or, if it can, what is missing, with the commands that correct it. The message is kept within MAX_TEXT: later
+    clauses that do not fit are left out, and a first one loses only its command. Empty if the DRA stack does not serve
+    the GPUs, or if the mode can exist and nothing is missing."""
     if not stack.serves:
         return ""
     if unshared := find_unshared(spec):

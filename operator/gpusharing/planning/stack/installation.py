@@ -328,8 +328,9 @@ _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-op
 
 
 def _stack(view: InstallationView) -> Symptoms:
-    """Yield an error if it is known that none of NVIDIA's stacks is there; a symptom for several ClusterPolicies (an
-    error if it is unknown which counts); and, with our chart, an error if NVIDIA's pods run in another namespace."""
+    """Yield an error if it is known that none of NVIDIA's stacks is there. Yield a symptom if there are several
+    ClusterPolicies: an error if it is unknown which one counts, else a warning. If our chart is installed, also yield
+    an error if NVIDIA's pods run in another namespace than the one that the chart names."""
     policies = view.cluster_policies
     unknown = {"clusterpolicies.nvidia.com", "daemonsets.apps"} & view.unread.keys()
     if not policies and view.plain is None and not unknown and not dra_stack_of(view).serves:

@@ -377,9 +377,9 @@ programs come before the deadline, so that an abort names its real cause."""
 
 
 def _limit(case: FencedCase) -> datetime:
-    """Return when the change ends by the clock: at the deadline, plus extra time in two cases. If no pod is left, or
-    if the change needs no cordon, the extra time is for the proof. If only terminating pods are left and the policy
-    deletes by force, it is for their termination."""
+    """Return when the change ends by the clock: at the deadline, or later in two cases. The proof gets extra time
+    (`proof_time`) if no pod is left, or if the change needs no cordon and there is no plan of a drain (`case.drain`).
+    Terminating pods get STUCK_AFTER if no other pod is left and the policy deletes by force."""
     gone = not case.fence.disruption.cordons
     if case.drain is not None:
         gone = case.drain.idle

@@ -186,9 +186,9 @@ def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bo
 
 
 def _listed_twice(case: FencedCase, work: NodeWork) -> bool:
-    """Whether an earlier LIST, as well as the last one, showed no pod that has to leave. The earlier LIST must have
-    been made at least `settings.idle` seconds before the last one, within LIST_AGE, and after the agent's answer
-    was seen. False if there is no such answer, or if the LISTs were made for another scope or under another cordon."""
+    """Whether two LISTs, the last one and an earlier one, showed no pod that has to leave. The earlier one must be at
+    least `settings.idle` seconds older than the last one, less than LIST_AGE old, and made after the agent's answer was
+    seen. False if there is no such answer, or if the LISTs were made for another scope or under another cordon."""
     alike = (work.all_pods, work.cordoned_at) == (case.scope.all_pods, case.scope.cordoned_at)
     if work.quiet_since is None or not alike:
         return False

@@ -129,10 +129,10 @@ def is_unavailable(node: NodeView) -> bool:
 
 
 def is_expected_away(node: NodeView) -> bool:
-    """Whether somebody else has begun to work on the node and may cordon and drain it at any moment.
+    """Whether somebody else has begun to work on the node and may cordon and drain it at any moment. False for work
+    that has not begun or was given up (`foreign_waits`).
 
-    Work that only waits for its turn takes no slot: a required driver upgrade may wait for weeks
-    (docs/design/nvidia.md#d4).
+    Such work takes no slot: a required driver upgrade may wait for weeks (docs/design/nvidia.md#d4).
     """
     return bool(node.foreign) and not node.foreign_waits
 

@@ -42,9 +42,9 @@ def ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
 def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
     """Return the verdict with a write to the node's GPUNode, if one is needed. The write creates the GPUNode or, on a
     node that we do not change, has NVML closed or opened. The verdict also wakes when NVML no longer has to stay
-    closed. No write is added to a verdict that has such a write already, for a Node that is being deleted, or for a
-    node without a GPU and without a GPUNode. If a person has left requests on the GPUNode, the only actions are those
-    that move them to the Node (`_move`), and the node is no candidate: the next pass decides with the requests."""
+    closed. No write is added to a verdict that has one already, for a Node that is being deleted, or for a node with
+    neither a GPU nor a GPUNode. If a person has left requests on the GPUNode of a Node that is not being deleted, the
+    only actions are those that move them to the Node (`_move`), and the node is no candidate."""
     gpunode, node = case.gpunode, case.node
     if gpunode is not None and gpunode.requests and not node.deleting:
         return replace(verdict, candidate=False).then(*_move(node, gpunode.requests))

@@ -96,11 +96,11 @@ class Owners:
                 self._others.append((selector, contender))
 
     def owner(self, node: NodeView) -> str:
-        """Return the name of the policy that owns the node, or an empty string if none does. The present owner is the
-        policy that the fence or else the label names. It keeps the node if its spec cannot be read. It also keeps the
-        node while its selector matches, unless a contender of strictly higher priority selects the node; one that is
-        `leaving` loses the node to any other that is not. Otherwise the first of the selecting contenders that is not
-        leaving gets the node."""
+        """Return the name of the policy that owns the node, or an empty string if none does. The present owner, which
+        the fence or else the label names, keeps the node if its spec cannot be read. While its selector matches, it
+        loses the node only to a contender of strictly higher priority or, if it is `leaving` itself, to any other. If
+        it does not keep the node, the first selecting contender gets it. A contender that is leaving never gets another
+        node."""
         present = node.fence.policy if node.fence is not None else node.labels.get(names.LABEL_POLICY, "")
         return present if present in self._unreadable else _choose(present, self.selecting(node))
 

@@ -314,9 +314,9 @@ def _plugin_config(compared: Comparison) -> str:
 
 
 def _mps_absent(compared: Comparison) -> str:
-    """If the target is MPS, return a message about the first GPU whose compute mode is neither ExclusiveProcess nor
-    NotSupported, because the MPS daemon does not serve it yet. Empty otherwise. The daemon sets a GPU to exclusive
-    mode and restores Default when it stops cleanly (docs/design/hardware.md#mps-mode)."""
+    """Return a message about the first GPU that the MPS daemon does not serve yet: its compute mode is neither
+    ExclusiveProcess nor NotSupported. Empty if there is none, or if the target is not MPS. The daemon sets a GPU to
+    exclusive mode and restores Default when it stops cleanly (docs/design/hardware.md#mps-mode)."""
     if compared.target.mode is not Mode.MPS:
         return ""
     kinds = compared.observed.hardware.kinds
