@@ -45,7 +45,7 @@ Order: TypeAlias = tuple[bool, bool, bool, bool, int, str]
 
 @value
 class Candidate:
-    """A node that may start, with what is known about its pods."""
+    """A node that every gate lets through, with what is known about its pods, which may still block it."""
 
     case: NodeCase
     """The node as it is now."""

@@ -39,9 +39,9 @@ def choose(
     are kept for nodes without a fence. `afterwards` is the cluster as it will be when all planned changes are done.
     `memo` caches the verdicts of the nodes that wait.
 
-    Return the selection, which has a verdict for every candidate, and whether the pods of every node in flight are
-    known; True if there are no candidates. If they are not known, candidates with a pod that a budget guards wait until
-    they are.
+    Return the selection, which has a verdict for every candidate, and whether the coming evictions on all nodes in
+    flight are known (`Ledger.crowd_known`); True if there are no candidates. While they are not known, candidates with
+    a pod that a budget guards wait.
     """
     chosen = Selection()
     waiting = [pool for _, pool in sorted(pools.items()) if pool.candidates]

@@ -33,7 +33,8 @@ class Ledger:
     crowd: Counter[str] = field(default_factory=Counter)
     """How many pods of nodes in flight still have to be evicted under each PodDisruptionBudget."""
     crowd_known: bool = True
-    """Whether, for every node in flight, the pods were listed or cannot be listed."""
+    """Whether `crowd` is complete. False if a node in flight settles after its cordon, its pods were not listed in this
+    pass, and no look without blockers shows which of them will be evicted."""
     due: frozenset[str] = frozenset()
     """The blocked nodes that are due for another look."""
     recent: int = 0

@@ -367,9 +367,9 @@ def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
 
 def _in_order(pool: Pool, queue: Queue, ledger: Ledger, left: Room, chosen: Selection) -> list[Candidate]:
     """Return the candidates that may start or have their pods listed, in the order in which they start. A candidate
-    that takes a slot and has neither listed pods nor a look on record is included only in three cases: it is among the
-    first `left.looks` of such candidates, it shares a gang with a candidate whose pods were listed, or its gang has
-    started without it.
+    that needs a cordon, takes a slot, and has neither listed pods nor a look on record is included only in three cases:
+    it is among the first `left.looks` of such candidates, it shares a gang with a candidate whose pods were listed, or
+    its gang has started without it.
 
     The others are put into `chosen`, as waiting or, if judging them raised an error, with a verdict that says so.
     """

@@ -121,9 +121,10 @@ def _is_later(node: NodeView, proof: Verified) -> bool:
 def try_wave(
     wave: Sequence[Candidate], room: int, most: int, full: Finding, *, ledger: Ledger, chosen: Selection
 ) -> int:
-    """In this pass, start either all nodes of a wave that nothing blocks or none of them. `most` is how many nodes can
-    ever change together; if more nodes are free, only the first `most` of them start, but at least one. Put the verdict
-    of every node of the wave into `chosen`, and return how many slots the wave takes, or reserves until it can start.
+    """Start, in this pass, either all nodes of a wave that have no known blockers, or none of them. If they are more
+    than `most`, the number of nodes that can ever change together, only the first `most` start, but at least one. Put
+    the verdict of every node of the wave into `chosen`, and return how many slots the wave takes, or reserves until it
+    can start.
 
     `full` is the Finding for nodes for which there will be no room. Blocked nodes are left behind; before the others
     start without them, their pods are listed once more. A start adds the evictions of its nodes to `ledger.crowd`.

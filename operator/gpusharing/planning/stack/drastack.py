@@ -282,7 +282,7 @@ def find_unshared(spec: GPUSharingPolicySpec) -> str:
 
 def refuse(spec: GPUSharingPolicySpec, stack: DraStack) -> str:
     """Return why a policy cannot be carried out where NVIDIA's DRA stack serves the GPUs: its mode cannot exist there
-    or, if it can, what is missing, with the commands that correct it. The message is kept within MAX_TEXT: later
+    or, if it can, what is missing, with the commands that correct it. To keep the message within MAX_TEXT, later
     clauses that do not fit are left out, and a first one loses only its command. Empty if the DRA stack does not serve
     the GPUs, or if the mode can exist and nothing is missing."""
     if not stack.serves:

@@ -302,9 +302,10 @@ def _rights(view: InstallationView) -> Symptoms:
 
 
 def _operator(view: InstallationView) -> Symptoms:
-    """Yield an error if the operator's Deployment does not exist, is scaled to 0 while no process outside of the
-    cluster leads, or has no Ready pod. Yields nothing if the Deployment could not be read, and does not check pods that
-    could not be read. A missing Deployment is not reported if one of our kinds is not served either."""
+    """Yield an error if the operator's Deployment does not exist, is scaled to 0, or has no Ready pod; the last two are
+    not reported while a process outside of the cluster leads. Yields nothing if the Deployment could not be read, and
+    does not check pods that could not be read. A missing Deployment is not reported if one of our kinds is not served
+    either."""
     namespace = view.place.namespace
     if view.operator_replicas is None:
         if not view.installed and not view.not_served:
@@ -390,8 +391,9 @@ def _operands(view: InstallationView) -> Symptoms:
 
 def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationView) -> Symptoms:
     """Yield a symptom about the program of this row, which `stack` does not run: an error if every mode or the mode of
-    a policy needs it, else a warning. If `stack` is NVIDIA's device-plugin chart, only the error is yielded, and
-    only for a program that a value of that chart adds."""
+    a policy needs it, else a warning. While another device plugin serves some node, no command switches NVIDIA's on. If
+    `stack` is NVIDIA's device-plugin chart, only the error is yielded, and only for a program that a value of that
+    chart adds."""
     every = row.modes == EVERY_MODE
     needed = every or any(
         policy.spec is not None and policy.spec.mode in row.modes for policy in view.policies
