@@ -100,9 +100,9 @@ def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
 
 def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
     """Yield a blocker for each pod that is deleted by force, in this pass (`forced`) or in an earlier one; pods whose
-    last deletion failed are left out. Then, if the policy deletes pods by force, yield a blocker for each remaining
-    pod whose grace period is too long for that and which is guarded either by a budget that allows no disruption or by
-    several budgets. Pods that the drain waits for are left out."""
+    last deletion failed are left out. If the policy deletes pods by force, also yield a blocker for each remaining pod
+    whose grace period is too long for that, unless the drain waits for the pod. Such a pod counts only if several
+    budgets guard it, or one that allows no disruption."""
     deleted = (standing for standing in pods.leaving if standing.answer is Reason.FORCE_DELETE)
     for standing in (*forced, *deleted):
         # A failed deletion is reported as failed until one is accepted.

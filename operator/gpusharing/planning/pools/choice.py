@@ -35,7 +35,7 @@ def choose(
     reserved: int,
     memo: Memo,
 ) -> tuple[Selection, bool]:
-    """Let every pool choose its next nodes within its allowance and the operator-wide cap, of which `reserved` slots
+    """Let every pool choose its next nodes within its allowance and the operator-wide cap. `reserved` slots of the cap
     are kept for nodes without a fence. `afterwards` is the cluster as it will be when all planned changes are done.
     `memo` caches the verdicts of the nodes that wait.
 

@@ -157,9 +157,10 @@ def plan_finalizers(
 
 
 def _keeps_finalizer(pool: Pool) -> bool:
-    """Whether a policy needs the finalizer although none of its nodes has a claim: while it resets its nodes and still
-    has any, while candidates wait and it already has the finalizer, and from the start if it will reset its nodes when
-    it is deleted. Must not be called for a policy that is being deleted without a reset."""
+    """Whether a policy needs the finalizer although none of its nodes has a claim. A policy that resets its nodes needs
+    it until it has none left. Any other policy keeps a finalizer that it has as long as it has candidates, and needs
+    one from the start if it will reset its nodes when it is deleted (`_resets`). Must not be called for a policy that
+    is being deleted without a reset."""
     if pool.policy.resetting:
         return bool(pool.names)
     return (pool.policy.finalizer and bool(pool.candidates)) or _resets(pool.policy)

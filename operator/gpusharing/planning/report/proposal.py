@@ -236,8 +236,8 @@ def _count_devices(
 
 
 def _find_unread(left_out: Iterable[Verdict], pool: Pool) -> Iterator[Verdict]:
-    """Yield the verdicts on nodes of which it is unknown whether they have their target: nobody has read the GPUs, the
-    agent or the kubelet is away, or the node cannot be judged."""
+    """Yield the verdicts in `left_out` on nodes that may or may not have their target; nobody knows, because the GPUs
+    were not read, the agent or the kubelet is away, or the node cannot be judged."""
     unseen = {one.node.name for one in pool.members if isinstance(one.assessment, Unobserved | None)}
     for verdict in left_out:
         if verdict.node in unseen or verdict.reason.keeper in ("agent", "kubelet"):
@@ -247,9 +247,10 @@ def _find_unread(left_out: Iterable[Verdict], pool: Pool) -> Iterator[Verdict]:
 def _single_would_do(
     policy: PolicyView, targets: Iterable[Mapping[str, int]], vanishing: Iterable[Vanishing]
 ) -> bool:
-    """Whether pods request nvidia.com/gpu, of which strategy mixed leaves fewer devices, and strategy single would
-    keep that name. Strategy single would keep it if each of `targets`, the resources of one node that changes, has
-    exactly one resource and that is not nvidia.com/gpu. False unless the policy asks for strategy mixed."""
+    """Whether MIG strategy single would keep the name nvidia.com/gpu for pods that request it, while strategy mixed
+    leaves fewer devices of that name (`vanishing`). Single keeps it if each of `targets`, the resources of one node
+    that changes, has exactly one resource and that is not nvidia.com/gpu. False if no pod requests nvidia.com/gpu, or
+    unless the policy asks for strategy mixed."""
     if policy.spec is None or policy.spec.mig is None or policy.spec.mig.strategy != "mixed":
         return False
     asked = any(one.resource == RESOURCE_GPU and (one.pods or one.pending) for one in vanishing)
@@ -312,7 +313,7 @@ def _vanishing(
     snapshot: ClusterSnapshot,
     afterwards: Afterwards,
 ) -> Iterator[Vanishing]:
-    """Yield each resource of which `after` has fewer devices than `before`; those with the fewest devices left come
+    """Yield each resource that has fewer devices in `after` than in `before`; those with the fewest devices left come
     first. Each names the unfinished pods that request it, except KAI's reservation pods, but only those on `nodes`
     whose pods were listed."""
     fewer = [name for name, count in before.items() if after.get(name, 0) < count]

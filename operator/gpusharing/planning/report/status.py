@@ -365,9 +365,9 @@ def _left_to_a_person(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 def _stuck(pool: Members, plan: RolloutPlan) -> Finding | None:
     """Return a Finding with the reason Blocked about the nodes whose change only a person can make begin
-    (`_needs_person`). None if there are none. Such nodes come last in a rollout, so the result is also None while any
-    node of the pool is in flight, even Failed, or waits without needing a person, or while another node is about to
-    join the pool."""
+    (`_needs_person`). None if there are none. Such nodes come last in a rollout, so the result is also None as long as
+    the others go on: a node of the pool is in flight, even Failed, or waits without needing a person, or another node
+    is about to join the pool."""
     stuck = [verdict for verdict in pool.verdicts if _needs_person(verdict)]
     going_on = any(verdict.phase.in_flight or _waits(verdict) for verdict in pool.verdicts)
     if not stuck or going_on or pool.coming:

@@ -32,9 +32,9 @@ DAY = timedelta(days=1)
 def transition(
     verdict: Verdict, node: NodeView, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
-    """Return `status.transition` after this pass. `previous` is the stored value, which provides the history and, if
-    the phase is unchanged, the time since which it has lasted. A new phase is added to the history, of which the
-    last MAX_HISTORY entries are kept. While the verdict and the node stay equal, the result does too."""
+    """Return `status.transition` after this pass. `previous` is the stored value: it gives the history and, if the
+    phase is unchanged, the time at which the phase began. A new phase is added to the history, which keeps its last
+    MAX_HISTORY entries. While the verdict and the node stay equal, the result does too."""
     phase, reason = str(verdict.phase), str(verdict.reason)
     same = previous.get("phase") == phase
     moment = to_rfc3339(now)

@@ -243,8 +243,8 @@ image for another architecture cannot be pulled, or its program exits at once.""
 
 def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding | None:
     """Return why the API server refuses further pods of the DaemonSet, and what a person can do about it. `warnings`
-    are the events about the DaemonSet, of which the latest counts. None if there are no such events, or if one of
-    `pods` was created after the latest one."""
+    are the events about the DaemonSet; only the latest counts. None if there are no such events, or if one of `pods`
+    was created after the latest one."""
     if not warnings:
         return None
     last = _latest(warnings)

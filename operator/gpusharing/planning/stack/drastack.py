@@ -216,8 +216,8 @@ def _old_mig_manager(stack: DraStack) -> Lack | None:
 
 
 def _other_config_map(stack: DraStack) -> Lack | None:
-    """Return a Lack that says that the mig-manager that runs by itself does not read our ConfigMap. None if it does,
-    if there is no such mig-manager, or if a ClusterPolicy is in charge of it."""
+    """Return a Lack if a mig-manager runs by itself and does not read our ConfigMap. None if it does, if there is no
+    such mig-manager, or if a ClusterPolicy is in charge of it."""
     dra, ours = stack.dra, stack.mig_config_map
     if stack.partitioner is not None or not dra.mig_manager or dra.mig_config_map == ours:
         return None

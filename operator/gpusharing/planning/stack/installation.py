@@ -149,9 +149,9 @@ def find_agent_symptoms(view: InstallationView) -> Symptoms:
 
 
 def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: InstallationView) -> Symptoms:
-    """Yield a symptom about the nodes in `nodes` without a Ready agent (an error if none of them has one, else a
-    warning), and an error about all other nodes, even outside `nodes`, whose agent reports that it cannot read the
-    GPUs."""
+    """Yield a symptom about the nodes in `nodes` without a Ready agent: an error if none of them has one, else a
+    warning. Also yield an error about all other nodes, even outside `nodes`, whose agent reports that it cannot read
+    the GPUs."""
     without = {one.name for one in nodes} - {pod.node for pod in agents.pods if pod.ready}
     if without:
         problem = next((f" ({pod.problem})" for pod in agents.pods if pod.problem and not pod.ready), "")

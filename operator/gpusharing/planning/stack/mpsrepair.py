@@ -152,9 +152,9 @@ class RepairRestraint:
 
 
 def _other_name(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a sentence if the operator may not patch this DaemonSet, because it has another namespace or name than the
-    one allowed, or if the daemon's process has another name than PROGRAM, the only value that the operator may write.
-    Otherwise return an empty string."""
+    """Return a sentence if the operator may not patch this DaemonSet, because it does not have the one namespace and
+    name that are allowed. Return it also if the daemon's process is not called PROGRAM, the only value that the
+    operator may write. Otherwise return an empty string."""
     known = (daemon.namespace, daemon.name, daemon.program) == (
         settings.gpu_operator_namespace,
         DAEMON_SET,

@@ -78,10 +78,10 @@ def _wanted(
 def _retain(
     plugin: dict[str, str], entries: dict[str, migfile.Entry], nodes: Iterable[NodeView], stack: StackView
 ) -> None:
-    """Add to `plugin` and `entries`, in place, the entries that no policy needs but that a Node still names or that
-    nodes without the label use. They have the content that this process read before, if somebody has edited or
-    deleted them since. If the admin's mig-parted file, or an entry in it, cannot be used, also add all other sound
-    entries of our present file."""
+    """Add to `plugin` and `entries`, in place, those of our present entries that they lack but that are still in use: a
+    Node names them (`referenced_entries`), or nodes without the label use them. If somebody has edited or deleted such
+    an entry, it has the content that this process read before. If the admin's mig-parted file, or an entry in it,
+    cannot be used, also add all other sound entries of our present file."""
     old_plugin = {**stack.plugin_configs, **stack.seen_plugin_configs}
     present = migfile.sound_entries(stack.mig_file)
     old_entries = {**present, **stack.seen_mig_entries}

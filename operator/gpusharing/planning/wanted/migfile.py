@@ -155,10 +155,10 @@ class AdminFile:
 
 @lru_cache(maxsize=64)
 def parse_admin(text: str) -> AdminFile:
-    """Return the entries of an admin's file that mig-parted would accept, with the problems of the others, of which
-    only the first three are named. One bad entry would make mig-parted refuse the whole file on every node. If the
-    file as a whole cannot be read, there are no entries, and the problem says why. Keys outside the entries are
-    ignored, because the operator renders the file itself. An empty string gives no entries and no problem."""
+    """Return the entries of an admin's file that mig-parted would accept, and a problem that names the first three of
+    the others. One bad entry would make mig-parted refuse the whole file on every node. If the file as a whole cannot
+    be read, there are no entries, and the problem says why. Keys outside the entries are ignored, because the operator
+    renders the file itself. An empty string gives no entries and no problem."""
     if not text:
         return AdminFile({})
     try:
@@ -376,11 +376,11 @@ def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...]
 
 def well_known_entries(models: Mapping[str, Sequence[CardView]]) -> dict[str, Entry]:
     """Return the entries for NVIDIA's well-known names on the card models that are present. all-disabled is always
-    among them. `models` maps each product to a non-empty sequence of GPUs, of which only the first is used.
+    among them. `models` maps each product to a non-empty sequence of GPUs; only the first GPU of each is used.
 
     A name that means the same on all models gets one row. Any other name gets one row for each model that has it,
-    limited to the PCI device ids of that model. A model whose ids are unknown is left out of such entries, and an
-    entry without rows is left out too.
+    limited to the PCI device ids of that model. A model whose ids are unknown is left out of such entries, and an entry
+    without rows is left out too.
     """
     meanings: dict[str, list[tuple[str, Layout | None]]] = {}
     for product in sorted(models):

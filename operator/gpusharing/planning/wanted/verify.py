@@ -46,8 +46,8 @@ SETTING = 'WITH_REBOOT "true" in ClusterPolicy migManager.env'
 
 
 def tell_guest_reset(observed: ObservedView | None, stack: StackView) -> str:
-    """Return a clause, which begins with a semicolon, that says why a MIG mode may stay pending in a virtual machine
-    and which setting helps. Empty if no GPU is known to need a reset by its virtual machine, if the setting is on
+    """Return a clause that says why a MIG mode may stay pending in a virtual machine, and which setting helps; it
+    begins with a semicolon. Empty if no GPU is known to need a reset by its virtual machine, if the setting is on
     already, or if there is neither a ClusterPolicy nor a mig-manager alongside NVIDIA's chart."""
     policy, kinds = stack.cluster_policy, observed.hardware.kinds if observed is not None else ()
     if policy is None or policy.with_reboot:
