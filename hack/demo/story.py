@@ -30,6 +30,12 @@ async def play(demo: Demo) -> None:
     before = len(await demo.stage.writes())
     recorder = Recorder(demo.stage)
     await plan_comes_first(demo)
+
+    async def held() -> bool:
+        """Whether all nodes of pool-b show that they wait."""
+        return all([(await demo.place(node)).get("phase") == "Pending" for node in POOL_B])
+
+    await demo.until("the nodes of pool-b to show the pause", held)
     async with recorder.following("pool-b") if demo.record_to else nullcontext():
         await budget_blocks(demo, recorder)
         await operator_dies(demo)

@@ -127,6 +127,16 @@ async def test_many_tokens_do_not_fill_the_memory(authority: Authority) -> None:
     assert len(authority.tokens) == asked + 1, "the oldest answer made room"
 
 
+async def test_made_up_tokens_do_not_displace_a_reader(authority: Authority) -> None:
+    gate = MetricsAccess(authority)
+    assert await decide(gate, "Bearer good") is ALLOWED
+    for number in range(access.MOST_REMEMBERED + 1):
+        assert await decide(gate, f"Bearer guess-{number}") is UNAUTHENTICATED
+    asked = len(authority.tokens)
+    assert await decide(gate, "Bearer good") is ALLOWED
+    assert len(authority.tokens) == asked
+
+
 async def test_while_the_api_server_refuses_nobody_reads_and_the_log_says_why_once(
     authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:

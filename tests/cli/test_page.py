@@ -16,7 +16,8 @@ from tests.cli.window import Window, window
 
 from gpusharing.cli.pools.fleet import State
 from gpusharing.cli.pools.page import MARKS, Face, Slice, card, page, read_cards
-from gpusharing.cli.shell.markup import CSS, VOID, document, style, tag
+from gpusharing.cli.shell.drawing import Column, Paper, Span, table
+from gpusharing.cli.shell.markup import CSS, VOID, document, flow, style, tag
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import DONE, FAILED
 from hack import browser as browsers
@@ -304,3 +305,9 @@ async def test_a_browser_that_finds_a_script_says_so(browser: Window, tmp_path: 
     assert await browser.value("document.documentElement.scrollWidth") == 2008
     assert len(browser.requested) == 2
     assert browser.troubles != []
+
+
+def test_a_blank_line_between_two_tables_keeps_them_apart() -> None:
+    first, second = (table([Column(name)], [[Span("x")]], Paper()) for name in ("NODE", "POD"))
+    page = "".join(map(str, flow([*first, (), *second])))
+    assert (page.count("<table"), page.count("<caption")) == (2, 2)

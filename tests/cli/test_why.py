@@ -114,6 +114,9 @@ async def test_a_source_that_disagrees_says_what_it_should_say() -> None:
         await scene.ready()
         scene.person("gpu-1", {"metadata": {"labels": {"nvidia.com/mig-3g.40gb.count": "9"}}})
         told = await ask(scene.e.cluster, "why", "gpu-1", "-o", "json")
+        bare = await ask(scene.e.cluster, "why", "gpu-1", "--no-headers")
+    assert (bare.status, "SOURCE" in bare.out) == (DONE, False), bare.out
+    assert "label nvidia.com/mig-3g.40gb.count is 9, but should be 4" in " ".join(bare.out.split())
     wrong = {one["source"]: one["message"] for one in told.data["proofs"] if not one["agrees"]}
     assert wrong == {"GFD labels": "label nvidia.com/mig-3g.40gb.count is 9, but should be 4"}
 
@@ -173,6 +176,8 @@ async def test_a_pod_that_asks_for_what_the_pool_no_longer_offers_is_told_what_i
         await scene.e.until(lambda: True, "", 1)
         scene.e.cluster.add(PODS, pending("old"))
         told = await ask(scene.e.cluster, "why", "pod/old")
+        bare = await ask(scene.e.cluster, "why", "pod/old", "--no-headers")
+    assert bare.status == DONE
     text = " ".join(told.out.split())
     assert "default/old Pending requests 1 nvidia.com/gpu" in text
     assert "Scheduler: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu." in text

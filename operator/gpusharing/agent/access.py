@@ -89,13 +89,15 @@ class MetricsAccess:
         return decision if self._clock() - received < REMEMBERED_SECONDS else None
 
     def _remember(self, key: bytes, decision: Decision) -> Decision:
-        """Cache a decision, other than UNDECIDED, for the hash of a token, and drop the oldest decisions above
-        MOST_REMEMBERED. Return the decision. The caller must hold the lock."""
+        """Cache a decision, other than UNDECIDED, for the hash of a token. If there are then more than MOST_REMEMBERED,
+        drop the oldest that is not ALLOWED, or else the oldest, so that made-up tokens displace no reader. Return the
+        decision. The caller must hold the lock."""
         if decision is not UNDECIDED:
             self._decisions.pop(key, None)
             self._decisions[key] = self._clock(), decision
-            while len(self._decisions) > MOST_REMEMBERED:
-                del self._decisions[next(iter(self._decisions))]
+            if len(self._decisions) > MOST_REMEMBERED:
+                refused = (old for old, (_, found) in self._decisions.items() if found is not ALLOWED)
+                del self._decisions[next(refused, next(iter(self._decisions)))]
         return decision
 
     def _ask(self, token: str) -> Decision:

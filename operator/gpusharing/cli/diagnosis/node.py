@@ -218,7 +218,7 @@ def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
         rows.append([Span(f"{mark} {proof.source}", ink), Span(proof.says), Span(proof.should)])
     drawn = table(PROOF, rows, paper)
     lines = list(drawn)
-    for proof, row in zip(answer.proofs, drawn[1:], strict=True):
+    for proof, row in zip(answer.proofs, drawn[-len(rows) :], strict=True):
         # The message adds nothing if the row shows completely what the source says and what it should say.
         whole = shows(row, proof.says) and shows(row, proof.should) and proof.says != proof.should
         if proof.disagrees is not None and (not whole or proof.source in _IN_WORDS):

@@ -459,7 +459,7 @@ def _service_lines(services: Sequence[Service], paper: Paper) -> list[Line]:
     ]
     drawn = table(COLUMNS, rows, paper)
     lines = [*drawn]
-    for service, row in zip(services, drawn[1:], strict=True):
+    for service, row in zip(services, drawn[len(drawn) - len(rows) :], strict=True):
         if not shows(row, service.but):
             lines += prose(f"{service.pool or 'no policy'}: {service.but}", paper, hang="  ", ink=Ink.WAITING)
     partly = {one.pool: one.kept for one in services if one.kept and one.but != _all_of(one.kept)}

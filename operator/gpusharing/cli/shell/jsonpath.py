@@ -126,7 +126,9 @@ def _holds(step: re.Match[str], item: object) -> bool:
     `!=`, is not. Without a comparison, the path need only have a value. A path without a value is never accepted, not
     even with `!=`."""
     values, wanted = _values(step["path"], item), _literal(step["wanted"] or "")
-    return any(not step["sign"] or (value == wanted) == (step["sign"] == "==") for value in values)
+    kind = isinstance(wanted, bool)  # in Python, True equals 1
+    equal = (value == wanted and isinstance(value, bool) is kind for value in values)
+    return any(not step["sign"] or same == (step["sign"] == "==") for same in equal)
 
 
 def _literal(text: str) -> Any:

@@ -161,10 +161,12 @@ def plain_cell(_title: str, text: str) -> Child:
 
 def flow(lines: Iterable[Line], link: Link = plain_cell) -> list[Markup]:
     """Return lines as HTML. Each run of `Row` becomes a table: the first row has the headings, of which the first is
-    also the caption. Each other line becomes a paragraph. Blank lines are left out first, so they do not separate
-    tables. `link` makes the cells below the headings."""
+    also the caption. Each other line becomes a paragraph. Blank lines are left out; they separate tables. `link` makes
+    the cells below the headings."""
     parts: list[Markup] = []
-    for is_table, run in groupby(filter(None, lines), lambda one: isinstance(one, Row)):
+    for (blank, is_table), run in groupby(lines, lambda one: (not one, isinstance(one, Row))):
+        if blank:
+            continue
         if is_table:
             titles, *rows = ([cell.text.strip() for cell in row[1::2]] for row in run)
             cells = (list(map(link, titles, row)) for row in rows)
