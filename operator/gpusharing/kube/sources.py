@@ -150,8 +150,7 @@ class Sources:
         wake: Callable[[], None],
         restores: Callable[[], int] = int,
     ) -> None:
-        """Prepare the reflectors, which make no call before `run`. `wake` is called after every change of an object
-        that is followed. `restores` returns how often a write has proven that the store was restored from a backup."""
+        """Make no call yet. `wake` is called after every change of a followed object. `restores`: see CacheSettings."""
         self._client, self._wake, self._restores = client, wake, restores
         self.settings, plan, admin = settings, settings.plan, settings.admin_maps
         self._read_maps = {plan.plugin_config_map, plan.mig_config_map, admin.plugin, admin.mig}

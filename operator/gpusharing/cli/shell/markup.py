@@ -164,15 +164,13 @@ def flow(lines: Iterable[Line], link: Link = plain_cell) -> list[Markup]:
     also the caption. Each other line becomes a paragraph. Blank lines are left out; they separate tables. `link` makes
     the cells below the headings."""
     parts: list[Markup] = []
-    for (blank, is_table), run in groupby(lines, lambda one: (not one, isinstance(one, Row))):
-        if blank:
-            continue
+    for is_table, run in groupby(lines, lambda one: isinstance(one, Row)):
         if is_table:
             titles, *rows = ([cell.text.strip() for cell in row[1::2]] for row in run)
             cells = (list(map(link, titles, row)) for row in rows)
             parts.append(grid(titles[0].capitalize(), "drawn", map(str.capitalize, titles), cells))
         else:
-            parts += map(_paragraph, run)
+            parts += map(_paragraph, filter(None, run))
     return parts
 
 
