@@ -23,9 +23,9 @@ WAIT_PER_NODE = 0.2
 
 
 def start(testbed: Testbed, count: int) -> Iterator[Measured]:
-    """Adopt `count` nodes and restart the operator. Yield the time until its first plan has been carried out, and its
-    memory once it is idle. Policy and nodes stay. Raises TimeoutError if a step takes longer than a minute plus
-    WAIT_PER_NODE for each node."""
+    """Create `count` nodes, write their agents' reports, apply a policy that adopts them, and restart the operator.
+    Yield the time until its first plan has been carried out, and its memory once it is idle. The policy and the nodes
+    stay. Raises TimeoutError if a step takes longer than a minute plus WAIT_PER_NODE for each node."""
     seconds = 60 + WAIT_PER_NODE * count
     made = [
         nodes.node_manifest(f"{POOL}-{i:04}", pool=POOL, product=PRODUCT, gpus=GPUS) for i in range(count)

@@ -64,7 +64,8 @@ class Mutation:
         return (source[: self.start] + self.becomes.encode() + source[self.end :]).decode()
 
     def __str__(self) -> str:
-        """Return the place of the mistake, its kind, and the piece of source before and after, on one line."""
+        """Return, on one line, the qualified name of the function or class around the mistake (`module` at the top
+        level), the kind of mistake, and the source before and after. The file and the line number are not included."""
         return f"{self.scope or 'module'}: {self.kind}: {self.was}  ->  {self.becomes}"
 
 

@@ -134,8 +134,9 @@ class PodPrograms:
         return self._configured(pod, "nvidia-device-plugin", *flags, added=True)
 
     def _gfd(self, pod: Object) -> PodProcesses:
-        """Return GFD, with or without config-manager, as the processes of this pod (`_configured`). GFD writes its
-        labels to a file, which LabelFeeder copies to the Node."""
+        """Return GFD as the processes of this pod, not started yet: with config-manager, or alone if there is a
+        ClusterPolicy that names no ConfigMap. GFD writes its labels to a file, which LabelFeeder copies to the Node.
+        Raises ApiError if ClusterPolicy cannot be read, and UnavailableError if GFD cannot be built."""
         output = ("--use-node-feature-api=false", "--output-file", str(self.labels))
         return self._configured(pod, "gpu-feature-discovery", *output, "--sleep-interval", GFD_SECONDS)
 

@@ -117,10 +117,11 @@ def test_nobody_replaced_the_value_because(view: NodeView) -> None:
     assert view.label_rewriters == {}
 
 
-def test_past_the_point_of_no_return_the_value_of_the_change_is_ours() -> None:
-    """What was proven before is then what somebody puts back."""
+@pytest.mark.parametrize("plugin_config", [PROOF.plugin_config, ""])
+def test_past_the_point_of_no_return_the_value_of_the_change_is_ours(plugin_config: str) -> None:
+    """What was proven before is then what somebody puts back. With NVIDIA's DRA driver, the device plugin has none."""
     fence = replace(
-        FENCE, stage="actuating", target_mig_config="all-7g.80gb", target_plugin_config=PROOF.plugin_config
+        FENCE, stage="actuating", target_mig_config="all-7g.80gb", target_plugin_config=plugin_config
     )
     back = {**THEIRS, LABEL_MIG_CONFIG: PROOF.mig_config}
     assert view_of(back, KYVERNO, fence=fence).label_rewriters == {

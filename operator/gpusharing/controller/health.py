@@ -51,10 +51,9 @@ class Health:
         return problems
 
     def unready(self) -> dict[str, str]:
-        """Return why the operator cannot decide at present, as a message for each part that prevents it, by the name
-        of the part; empty if it can decide. The parts are all that `dead` returns, the sources that are not listed
-        yet or have an error, the policies if kopf does not watch them, and the Lease if this process is not the
-        leader."""
+        """Return why the operator cannot decide at present, as a message by the name of each part; empty if it can
+        decide. The parts are those of `dead` and of `Sources.missing`, required sources with an error, the policies if
+        kopf does not watch them, and the Lease if this process is not the leader. Also requests overdue lists."""
         problems = dict(self.dead())
         problems |= self.loop.sources.missing()
         for name, source in self.loop.sources.required.items():

@@ -352,7 +352,7 @@ def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -
     `verified`, the record of the last proof.
     """
     written = (verified.mig_config, verified.plugin_config) if verified is not None else ("", "")
-    if fence is not None and fence.target_plugin_config:
+    if fence is not None and fence.stage == "actuating":
         written = fence.target_mig_config, fence.target_plugin_config
     return {
         label: manager

@@ -229,10 +229,11 @@ class Reflector(Generic[View]):
         return await self._client.list_page(self._resource, limit=limit, after=after, **self._where)
 
     def _begin(self, version: str) -> bool:
-        """Record the version of a list when its first page has arrived, and watch from it if the watch has no place.
-        Return whether the list is older than what the cache had seen when its first page was requested.
+        """Record the version of a list when its first page has arrived, and start the watch from it if the watch has no
+        version to start from. Return whether the list is older than what the cache had seen when that page was
+        requested.
 
-        If a write has proven that the store was restored from a backup, and the list before was already too old, the
+        If a write has proven that the store was restored from a backup, and the previous list was too old as well, the
         cache goes back to this version, and the list does not count as older.
         """
         older = newer(self._list_request[1], version)

@@ -47,9 +47,9 @@ def find_gang_blockers(
 def _forbid(
     members: Sequence[GangMember], work: NodeWork, options: Drain, now: datetime, scope: Scope
 ) -> Iterator[Blocker]:
-    """Yield why these members, wherever they run, must not be evicted: the options of the policy that changes this node
-    (`options`) forbid it, or a PodDisruptionBudget in `work` refuses it. A member that no filter blocks is also checked
-    against the options of the policy that governs the member's own node."""
+    """Yield why these members, with or without a GPU, must not be evicted: `options`, those of the policy that changes
+    this node, forbid it, or a PodDisruptionBudget in `work` refuses it and the pod cannot be deleted by force. Members
+    that no filter blocks are also checked against their own node's policy; one that cannot be read blocks them."""
     elsewhere = NodeWork(tuple(member.pod for member in members), work.pdbs, work.listed_at)
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     standings = find_standings(elsewhere, options, now, scope=everywhere, cordoned=False)

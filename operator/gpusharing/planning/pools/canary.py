@@ -211,8 +211,8 @@ def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
 
 def _unproven(message: str, begun: Sequence[Member]) -> Finding:
     """Return the CanarySoak Finding for nodes that wait for canaries to be proven. `begun` are the canaries whose
-    change is under way. Its message is `message` and the canaries whose change does not end by itself. `stands` is set
-    if one of these waits for a person, because no other node is proven in its place."""
+    change is under way. If the change of some does not end by itself, the message is `message` with their reasons, the
+    first of them by name is the `keeper`, and `stands` says whether one of them waits for a person."""
     kept = [one for one in begun if not goes_on(one.verdict)]
     told = f" ({keepers})" if (keepers := explain_keepers(kept)) else ""
     stands = any(map(is_for_a_person, kept))

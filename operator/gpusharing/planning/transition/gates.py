@@ -335,8 +335,9 @@ def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _configured(assessed: Assessed) -> datetime | None:
-    """Return when the last of the configurations that the labels will name was written: that of the target and, in a
-    change with two steps, that of the intermediate stop too. None if one of them is not written yet."""
+    """Return when the configurations that the labels will name were written; the latest time counts. They are the
+    target's and, in a change with two steps, the intermediate stop's. None if one of them is not written yet, ALWAYS if
+    no entry is needed."""
     since, goal = assessed.target.configured, assessed.goal
     if since is None or goal is assessed.target:
         return since

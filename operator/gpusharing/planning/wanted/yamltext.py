@@ -158,10 +158,9 @@ def parse_yaml(text: str) -> object:
 
 
 def find_line(text: str, path: str) -> int:
-    """Return the number of the line, from 1, on which the value at `path`, such as `data.config.yaml` or
-    `rows[0].name`, begins in the first YAML document of `text`. Keys may contain dots. If there is no such value,
-    return the line of the innermost one on the way to it. If the text is not YAML, return the line with the mistake, or
-    1 if that is unknown. No exception is raised for any text."""
+    """Return the line, from 1, of the key at `path`, such as `data.config.yaml`, or of the list item, such as
+    `rows[0]`, in the first YAML document of `text`. Keys may contain dots. A missing field gets the line of the
+    innermost one on the way to it, and invalid YAML that of the mistake, or 1. Never raises."""
     try:
         loader = _Loader(text)
         node = loader.get_node() if loader.check_node() else None

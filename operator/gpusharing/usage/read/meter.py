@@ -162,8 +162,9 @@ async def _read_days(
     prometheus: Prometheus, query: MeterQuery, group: Days
 ) -> list[tuple[Answers, Sightings]]:
     """Return the answers for each stretch of `group`, and which nodes were seen in it. Nodes that may have been absent
-    or were in transition are queried more closely (`close_queries`), and pods that used the GPUs of KAI-Scheduler's
-    reservations where there are any. Raises Trouble if a query fails or a node was metered twice."""
+    or were in transition are queried again, more closely (`close_queries`). If a node has reservations of
+    KAI-Scheduler, the pods that used the reserved GPUs are queried too. Raises Trouble if a query fails or a node was
+    metered twice."""
     answers = await group.read_all(prometheus, queries_of(query, group))
     devices = device_queries(query)
     at_end = await side_by_side(*(prometheus.instant(promql, group.ends[-1]) for promql in devices.values()))

@@ -132,9 +132,9 @@ async def _series(prometheus: Prometheus, usage_query: UsageQuery) -> float:
 
 
 def _stretches(usage_query: UsageQuery, hours: int, series: float) -> list[tuple[float, float]]:
-    """Divide the window, rounded to `hours` that end with it, into stretches of whole hours, at most a day each,
-    oldest first. The more `series` there are, the shorter the stretches. The hour that ends at the start of a
-    stretch belongs to the stretch before it."""
+    """Divide the last `hours` hours before the end of the window into stretches of whole hours, at most a day each,
+    oldest first. Each is a start and an end, in seconds since 1970. The more `series` there are, the shorter the
+    stretches. The hour that ends at a stretch's start belongs to the stretch before it."""
     at_once = max(1, min(round(DAY / HOUR), int(POINTS / max(1.0, series))))
     begin = usage_query.end - hours * HOUR
     stretches = []

@@ -305,9 +305,9 @@ def _part_of_activity(history: History, holds: Callable[[float], bool]) -> float
 
 
 def _reason(history: History, memory: Histogram, span: timedelta, doubts: tuple[Doubt, ...]) -> str:
-    """Return a clause for people about the first of these that applies: that the owner declared the memory, that the
-    history is too short, or that the memory is probably preallocated, so that the need is unknown; otherwise the number
-    of days of data."""
+    """Return a clause for people that says why the need is what it is: the owner declared the memory; or the history is
+    too short or the memory is probably preallocated, and the need is unknown; otherwise the number of days of data. The
+    first that applies is returned."""
     if history.declared is not None:
         return "its owner declared what it needs"
     if Doubt.TOO_LITTLE in doubts:

@@ -315,8 +315,9 @@ def _seats(
 
 
 def _undivided(seats: Sequence[Seat], unplaced: Sequence[Unplaced]) -> list[Seat]:
-    """Return the seats of these workloads if no GPU is divided: whole GPUs for each pod. Workloads that are APART from
-    the others only because these share GPUs then have seats, too; other `unplaced` workloads have none."""
+    """Return the seats of all these workloads if no GPU is divided: each pod gets whole GPUs, one if it would have got
+    an instance. `unplaced` workloads with the reason APART get seats too, because nothing is divided beside them; other
+    `unplaced` workloads get none. Sorted by workload."""
     whole = [replace(seat, gpus=seat.gpus or 1) for seat in seats]
     whole += [Seat(each.need, -1, each.gpus) for each in unplaced if each.why is Misplaced.APART]
     return sorted(whole, key=lambda seat: seat.need.workload)

@@ -52,8 +52,9 @@ class CostReport:
     """How much of what they held tenants used."""
 
     def used_by(self, row: Row, what: str) -> float | None:
-        """Return which part of the `memory` or `sm` time in a row was used, rounded to four decimals, or None if that
-        is unknown or if no tenant held it. It exceeds 1 if pods used more than their part of shared GPUs."""
+        """Return what fraction of the memory or SM time that a row's tenant held of its resource was used, rounded to
+        four decimals. `what` is `memory` or `sm`. Other rows of the same tenant and resource have the same value. None
+        if it is unknown or no tenant held the row. Can exceed 1 on shared GPUs."""
         key = whose(row, self.query), row.resource, what
         return round(self.used[key], 4) if row.part is Part.HELD and key in self.used else None
 

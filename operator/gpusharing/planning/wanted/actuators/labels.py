@@ -173,10 +173,9 @@ def _mig_manager_to_restart(case: ActuatorCase, goal: Target, *, again: bool) ->
 
 
 def _needs_new_pod(case: ActuatorCase, goal: Target, *, again: bool) -> bool:
-    """Whether the run needs a new mig-manager pod. A repeated run does if mig-manager's state is neither `success` nor
-    `failed`, because mig-manager is then stuck. Otherwise a run does only if the label already has the goal's
-    value, because mig-manager reacts to a new value by itself. A first run also requires that the node differs
-    (`needs_restart`)."""
+    """Whether the run needs a new mig-manager pod. A repeated run needs one if mig-manager's state is neither `success`
+    nor `failed`, because mig-manager is then stuck. Otherwise one is needed only if the label already has the goal's
+    value, to which mig-manager does not react, and in a first run only if the node differs (`needs_restart`)."""
     labels = case.node.labels
     if not again or labels.get(names.LABEL_MIG_STATE) in _ENDED:
         same = labels.get(names.LABEL_MIG_CONFIG) == goal.mig_config
