@@ -595,6 +595,6 @@ def test_the_plugin_advises_by_the_memory_that_pods_declare(product: Product, pe
     finally:
         product.remove(*(f"{pods}/pod-{number}" for number in range(len(sizes))))
     assert (told["mode"], told["layout"], told["gpus"]) == ("MIG", {"3g.40gb": 1, "1g.10gb": 4}, 2)
-    assert told["saving"] == {"gpus": 3, "perMonth": "7008.00", "currency": "USD"}
+    assert told["saving"] == {"gpus": 3, "perMonth": 7008.0, "currency": "USD"}
     stored = product.api.create(f"{POLICIES}?dryRun=All", told["policy"])
     assert stored["spec"]["mig"]["layouts"][0]["profiles"] == told["layout"]
