@@ -6,6 +6,7 @@ import copy
 import itertools
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,17 +192,27 @@ def test_of_all_fields_of_a_policy_those_that_somebody_set_may_not_be_removed_fr
                 specs.append(admin.create(POLICIES, example | name)["spec"])
     crd = loosened(admin.get(CRD))
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
-    last = f"{POLICIES}/{sorted(one['metadata']['name'] for one in admin.list(POLICIES))[-1]}"
-    wait_until(
-        lambda: refusal_of(upgraded, without(crd, ["mode"])) != "", SECONDS, f"the server to know {last}"
-    )
+    names = [one["metadata"]["name"] for one in admin.list(POLICIES)]
+    touches = itertools.count()
+
+    def is_kept(steps: list[str]) -> bool:
+        """Whether the server does not let this field go. It hears of each policy at a time of its own, and of some only
+        when they are written again (see above)."""
+        if f"(spec.{'.'.join(steps)}" in refusal_of(upgraded, without(crd, steps)):
+            return True
+        for name in names:
+            note = {"metadata": {"annotations": {"tests/touched": str(next(touches))}}}
+            admin.merge_patch(f"{POLICIES}/{name}", note)
+        return False
+
     refused: list[list[str]] = []
     free: list[list[str]] = []
     for steps in properties(schema):
         is_set = any(sets(spec, schema, steps) for spec in specs)
-        said = refusal_of(upgraded, without(crd, steps))
-        assert (f"(spec.{'.'.join(steps)}" in said) == is_set, (steps, said)
-        assert bool(said) == is_set, (steps, said)
+        if is_set:
+            wait_until(partial(is_kept, steps), SECONDS, f"{steps} to be kept")
+        else:
+            assert refusal_of(upgraded, without(crd, steps)) == "", steps
         (refused if is_set else free).append(steps)
     assert len(refused) > 10, "examples that set fields"
     assert len(free) > 10, "fields that no example sets, or only to the default"
