@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -169,17 +170,19 @@ async def test_a_held_write_is_done_when_the_act_is_over(
     assert await held == 200
 
 
+def stop(came: threading.Event, go: threading.Event) -> None:
+    """Say that a write came, and hold it until it may go on."""
+    came.set()
+    assert go.wait(30)
+
+
 async def test_where_two_writes_are_on_their_way_at_once_no_number_is_passed_over(
     proxy: FaultProxy, client: aiohttp.ClientSession
 ) -> None:
     came, go, killed = threading.Event(), threading.Event(), threading.Event()
 
-    def wait() -> None:
-        came.set()
-        assert go.wait(30)
-
     lost = faults.AnswerLost(2, "one", times=1)
-    proxy.disturb(faults.HeldWrite(1, "one", act=wait), lost)
+    proxy.disturb(faults.HeldWrite(1, "one", act=partial(stop, came, go)), lost)
     proxy.arm(2, killed.set, before=True)
     held = asyncio.create_task(patch(client, GPU_1))
     assert await asyncio.to_thread(came.wait, 30)
@@ -229,13 +232,9 @@ async def test_of_writes_on_their_way_at_once_each_is_aimed_at_in_its_turn(
 ) -> None:
     came, go = threading.Event(), threading.Event()
 
-    def wait() -> None:
-        came.set()
-        assert go.wait(30)
-
     lost, late = faults.AnswerLost(2, "one", times=1), faults.WatchLate(2, "one")
     proxy.aim(lambda method, path, body: path.startswith(GPU_1))
-    proxy.disturb(faults.HeldWrite(1, "one", act=wait), lost, late)
+    proxy.disturb(faults.HeldWrite(1, "one", act=partial(stop, came, go)), lost, late)
     held = asyncio.create_task(patch(client, GPU_1))
     assert await asyncio.to_thread(came.wait, 30)
     assert await patch(client, f"{GPU_1}/status") == 0, "the second one to come"
@@ -250,11 +249,7 @@ async def test_a_write_that_was_on_its_way_before_others_were_aimed_at_does_not_
 ) -> None:
     came, go, killed = threading.Event(), threading.Event(), threading.Event()
 
-    def wait() -> None:
-        came.set()
-        assert go.wait(30)
-
-    proxy.disturb(faults.HeldWrite(1, "one", act=wait))
+    proxy.disturb(faults.HeldWrite(1, "one", act=partial(stop, came, go)))
     held = asyncio.create_task(patch(client, GPU_2))
     assert await asyncio.to_thread(came.wait, 30)
     proxy.aim(lambda method, path, body: path == GPU_1)

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 REMEMBERED_SECONDS = 60.0
 """How long an answer about a token is used. A token that is revoked is accepted for as long."""
 MOST_REMEMBERED = 32
-"""The most tokens whose answers are cached; the oldest answer makes room for a new one."""
+"""The most tokens whose answers are cached; the oldest refusal makes room for a new one, or else the oldest answer."""
 PATIENCE = 3.0
 """Seconds for both reviews of a token together; the server ends a connection after ten."""
 MOST_WAITING = 4
@@ -48,7 +48,7 @@ class MetricsAccess:
     """Decides by the API server who may read the metrics. Safe to call from several threads.
 
     One token is reviewed at a time and few requests wait for that, so a flood of tokens costs the API server one call
-    at a time. A reader whose answer is cached does not wait, but reviews of other tokens may displace cached answers.
+    at a time. A reader whose answer is cached does not wait, and refused tokens do not displace that answer.
     """
 
     def __init__(self, api: KubeClient, clock: Callable[[], float] = time.monotonic) -> None:
