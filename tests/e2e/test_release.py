@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from hack.cluster import toolchain
+from hack.cluster.process import wait_until
 from hack.images.contents import Image, read_origin
 from hack.images.debian import ARCHITECTURES
 from hack.launch import AGENT_NAMESPACE, NAMESPACE
@@ -137,9 +138,20 @@ def test_the_chart_is_installed_from_the_registry_and_real_nodes_pull_the_image_
     try:
         name = f"{prepared.image}@{prepared.digest}"
         namespaces = [f"/api/v1/namespaces/{each}" for each in (NAMESPACE, AGENT_NAMESPACE)]
-        pods = [pod for each in namespaces for pod in site.api.list(f"{each}/pods")]
-        left = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-        assert {one["image"] for pod in left for one in pod["spec"]["containers"]} == {name}
+
+        def images() -> set[str]:
+            """The images of the pods that run or will run. Pods that are being deleted, or whose node was restarted
+            by another test (phase Failed), still have the previous one."""
+            pods = [pod for each in namespaces for pod in site.api.list(f"{each}/pods")]
+            left = [
+                pod
+                for pod in pods
+                if "deletionTimestamp" not in pod["metadata"]
+                and pod["status"]["phase"] not in ("Succeeded", "Failed")
+            ]
+            return {container["image"] for pod in left for container in pod["spec"]["containers"]}
+
+        wait_until(lambda: images() == {name}, 60.0, f"every pod to have the image {name}")
         events = [
             one
             for each in namespaces
