@@ -88,8 +88,8 @@ def _missing() -> list[str]:
 
 
 def _run(command: list[str], folder: Path) -> str:
-    """Run a command in `folder` and return its output. Raises UnavailableError, which says what to do, if the command
-    fails or takes longer than SECONDS."""
+    """Run a command in `folder` and return its standard output. Raises UnavailableError, which says what to do, if the
+    command cannot be started, fails, or takes longer than SECONDS."""
     try:
         done = subprocess.run(
             command,

@@ -76,7 +76,8 @@ class _Authority:
 
     def issue(self, subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
         """Return the builder of a certificate for `subject`, which `sign` turns into the certificate. It is valid from
-        BACKDATED before `now` until LIFETIME after it."""
+        BACKDATED before `now` until LIFETIME after it. Its only extension is the AuthorityKeyIdentifier; callers add
+        the others."""
         return (
             x509.CertificateBuilder()
             .subject_name(subject)

@@ -285,7 +285,8 @@ class ControlPlane:
         self._api = Api(layout.url, ca_pem, Credentials(cert=pki.cert("admin"), key=pki.key("admin")))
 
     def _command_lines(self, programs: toolchain.Programs, kwok: Path | None) -> dict[str, list[str]]:
-        """Return the command line of each program of the control plane, by its name."""
+        """Return the command line of each program that belongs to this control plane, by its name and in the order of
+        their start. kube-scheduler is left out if the options say so, and kwok if `kwok` is None."""
         layout, options = self.layout, self.options
         access = commands.kubelet_access(layout) if options.kubelets else []
         gates = [f"--feature-gates={options.feature_gates}"] if options.feature_gates else []
@@ -323,7 +324,8 @@ class ControlPlane:
             raise ComponentError(f"{error}; the last lines of {log}:\n{process.tail(log)}") from None
 
     def _answers(self, path: str) -> Callable[[], bool]:
-        """Return a predicate that says whether a GET of `path` succeeds when it is called."""
+        """Return a predicate that sends a GET of `path` as admin and returns whether it succeeded. An ApiError or
+        OSError counts as a failure, and an HTTPException is raised."""
 
         def ask() -> bool:
             """Send the GET, and return whether it succeeded: False after an ApiError or OSError."""

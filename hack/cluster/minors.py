@@ -28,9 +28,9 @@ MINUTES = 10
 
 
 def control_plane(minor: str) -> Path:
-    """Return the folder with the programs of a minor version such as `1.30`. They are built first if they are not
-    cached; Go looks up the newest patch release in both cases. Raises UnavailableError if `minor` is not written like
-    that, Go is missing, Go's proxy does not have the version, or the build fails."""
+    """Return the folder with the programs of the newest patch release of a minor version such as `1.30`. They are built
+    if they are not cached. Go looks the release up at every call. Raises UnavailableError if `minor` is not written
+    like that, Go is missing, Go's proxy does not have the version, or the build fails."""
     if not re.fullmatch(r"1\.\d+", minor):
         raise UnavailableError(
             f"VERSION={minor} is not a minor version of Kubernetes: write it as in VERSION=1.30"
