@@ -180,7 +180,8 @@ def custom_resource_definition(resource: CustomResource) -> Schema:
 
 
 def _root(resource: CustomResource) -> Schema:
-    """Return the schema of a whole object, with its spec, its status and the rules about the object as a whole."""
+    """Return the schema of a whole object, with its spec, its status and the rules about the object as a whole. Raises
+    SchemaError if a type has no structural schema."""
     schema: Schema = {
         "type": "object",
         "description": resource.description,

@@ -105,9 +105,9 @@ def kubelet_recipe() -> ToolRecipe:
 
 
 def _kubernetes_recipe(name: str, minutes: int, calls: tuple[str, ...]) -> ToolRecipe:
-    """Return the recipe for a program of Kubernetes in our module hack/`name`, whose go.mod pins the version.
-    `minutes` is roughly how long the build takes on two cores, and `calls` are the names under which the program is
-    linked."""
+    """Return the recipe for a program of Kubernetes in our module hack/`name`, whose go.mod pins the version. `minutes`
+    is roughly how long the build takes on two cores. `calls` are further names under which the program can be called.
+    """
     source = SOURCES / name
     files = {file: (source / file).read_text() for file in ("go.mod", "go.sum", "main.go")}
     version = kubernetes_version(files["go.mod"])
@@ -217,9 +217,9 @@ def control_plane_programs(environ: Mapping[str, str] = os.environ) -> Programs:
 
 
 def find_assets(directory: Path) -> dict[str, Path]:
-    """Return the control plane's programs in a KUBEBUILDER_ASSETS folder, by name; setup-envtest ships etcd,
-    kube-apiserver and kubectl. Raises UnavailableError if the folder lacks etcd or kube-apiserver, because the
-    variable then names a wrong folder."""
+    """Return those of CONTROLPLANE_CALLS that are executables in a KUBEBUILDER_ASSETS folder, by name; setup-envtest
+    ships etcd, kube-apiserver and kubectl. Raises UnavailableError if the folder lacks etcd or kube-apiserver, because
+    the variable then names a wrong folder."""
     programs = {name: directory / name for name in CONTROLPLANE_CALLS if os.access(directory / name, os.X_OK)}
     lacking = [name for name in ("etcd", "kube-apiserver") if name not in programs]
     if lacking:

@@ -94,7 +94,8 @@ def places(*nodes: str) -> KubectlView:
 
 
 def events_about(policy: str) -> KubectlView:
-    """Return a view of the events of one policy, oldest first."""
+    """Return a view of the Events whose regarding object has the name `policy`, with type, reason and note, oldest
+    first."""
     columns = (("TYPE", ".type"), ("REASON", ".reason"), ("NOTE", ".note"))
     return KubectlView(
         EVENTS,

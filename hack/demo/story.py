@@ -21,8 +21,9 @@ NAMES = tuple(f"pool-{pool}" for pool, *_ in fleet.POOLS)
 
 
 async def play(demo: Demo) -> None:
-    """Play the whole story. Raises DemoFailed at the first check that fails or state that is not reached in time; later
-    steps are then not played. With `record_to`, it comes in an ExceptionGroup while the rollout is recorded."""
+    """Play the whole story. If `demo.record_to` is set, write the recorded states to that file at the end. Raises
+    DemoFailed at the first check that fails or state that is not reached in time; later steps are then not played.
+    While the rollout is recorded, DemoFailed is wrapped in an ExceptionGroup."""
     await fleet_appears(demo)
     await pools_are_declared(demo)
     await teams_move_in(demo)
@@ -298,8 +299,9 @@ async def operator_dies(demo: Demo) -> None:
 
 
 async def owner_gives_way(demo: Demo) -> None:
-    """Change the budget so that the eviction is allowed, as its owner would, and check that the change completes
-    without further help. Raises DemoFailed if a check fails or a state is not reached in time."""
+    """Change the budget so that the eviction is allowed, as its owner would, and wait until the policy of pool-b is
+    Ready. Check that the ranker's pods run on their node again and what pool-b serves. Raises DemoFailed if a check
+    fails or a state is not reached in time."""
     screen = demo.screen
     screen.heading("8. The owner of the budget gives way")
     screen.command('kubectl -n team-b patch pdb ranker --type merge -p \'{"spec": {"minAvailable": 0}}\'')
