@@ -90,8 +90,9 @@ def generate(generators: tuple[Generator, ...]) -> dict[str, str]:
 
 
 def write(files: Files, root: Path) -> Iterator[str]:
-    """Write the files that differ, remove leftovers, and yield the path of each file that was changed, or its path and
-    ` (removed)`. Nothing is written until the result is iterated over."""
+    """Write the files that differ, remove leftovers (`find_leftovers`), and yield the path of each file that was
+    changed, or its path and ` (removed)`. Missing folders are created. Nothing is written until the result is iterated
+    over."""
     for path, content in files.items():
         target = root / path
         if target.is_file() and target.read_text() == content:

@@ -326,8 +326,9 @@ def gpus() -> str:
 
 
 def _card(card: Card) -> list[str]:
-    """Return the lines about one card: its names, ids, compute capability, memory and MPS, and its MIG profiles and
-    maximal layouts. For a card without MIG a last line says that, and its sources are not named."""
+    """Return the lines about one card: its names, ids, compute capability, memory and MPS, its sources and its MIG
+    profiles. Maximal layouts are added if the placements of all plain profiles are known. For a card without MIG a last
+    line says that, and its sources are not named."""
     major, minor = card.compute_capability
     facts = [
         f"- Names in NVML: {', '.join(card.products) or 'not known'}",

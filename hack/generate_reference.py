@@ -50,7 +50,7 @@ def _column(column: dict[str, Any]) -> str:
 
 def _sections(path: str, schema: Schema) -> Iterator[str]:
     """Yield the lines of a section about the object at `path`, and of a section about each object below it, in the
-    schema's order."""
+    schema's order. The items of a list get a section, too, and its path ends with `[]`."""
     yield f"## {path}\n"
     yield f"{schema['description']}\n"
     yield "| Field | Type | Default | Meaning |"
@@ -89,8 +89,9 @@ def _default(schema: Schema) -> str:
 
 
 def _type(schema: Schema) -> str:
-    """Return a field's type in words. For an enumeration these are only the allowed values. A number with both bounds
-    is followed by its range, and a nullable field by `, or null`; lists and maps name the type of their items."""
+    """Return a field's type in words. For an enumeration these are only the allowed values. A field with several types
+    gets the text `integer or string`, or its allowed words and `list`. A number with both bounds is followed by its
+    range, and a nullable field by `, or null`. Lists and maps name the type of their items."""
     if schema.get("x-kubernetes-int-or-string"):
         return "integer or string"
     if schema.get("x-kubernetes-preserve-unknown-fields"):

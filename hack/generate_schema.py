@@ -73,8 +73,8 @@ def schema() -> dict[str, str]:
 
 
 def _document(kind: Any, definitions: dict[str, Schema]) -> Schema:
-    """Return the schema of a document, and add those of the records in it to `definitions`. A document has an
-    apiVersion and a kind and, if it is about one of several clusters, the name and the UID of the cluster."""
+    """Return the schema of a document, and add those of the records in it to `definitions`. Every document has an
+    apiVersion and a kind. The name and the UID of the cluster (`context` and `clusterUID`) are optional."""
     head = {"apiVersion": {"const": API}, "kind": {"const": _name(kind)}}
     cluster = {"context": PLAIN[str], "clusterUID": {"type": ["string", "null"]}}
     body = _object(kind, definitions)
@@ -93,9 +93,9 @@ def _name(kind: Any) -> str:
 
 
 def _type(kind: Any, definitions: dict[str, Schema]) -> Schema:
-    """Return the schema of a type. A record (a TypedDict or a dataclass) becomes a reference, and its schema is added
-    to `definitions`, with those of the records in it. The items of a collection have the schema of its first type
-    argument. An enumeration is any string. Raises TypeError for a type that is none of these and not in PLAIN."""
+    """Return the schema of a type: one in PLAIN, a literal, a union, a mapping, another collection, an enumeration, or
+    a record (a TypedDict or a dataclass). A record becomes a reference, and its schema is added to `definitions`, with
+    those of the records in it. An enumeration is any string. Raises TypeError for any other type."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind in PLAIN:
         return dict(PLAIN[kind])
@@ -118,8 +118,9 @@ def _type(kind: Any, definitions: dict[str, Schema]) -> Schema:
 
 
 def _object(kind: Any, definitions: dict[str, Schema]) -> Schema:
-    """Return the schema of a TypedDict or a dataclass, with the record's fields for a type of FLATTENED. Every key is
-    required, and no other is allowed. The schemas of records in it are added to `definitions`."""
+    """Return the schema of a TypedDict or a dataclass. A TypedDict in FLATTENED also gets the fields of the record that
+    FLATTENED gives it, without those left out. Every key is required, and no other is allowed. The schemas of records
+    in it are added to `definitions`."""
     record, left_out = FLATTENED.get(kind, (None, ()))
     record = kind if is_dataclass(kind) else record
     hints = {} if record is None else get_type_hints(record)

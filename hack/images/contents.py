@@ -53,9 +53,10 @@ class Origin:
 
 
 def read_origin(environ: Mapping[str, str] = os.environ) -> Origin:
-    """Return the origin of this checkout. $SOURCE_DATE_EPOCH and $IMAGE_REVISION take precedence over what git says. A
-    revision that neither gives is `unknown`, and a time that neither gives is 0. Raises ValueError if
-    $SOURCE_DATE_EPOCH is not a number, and FileNotFoundError if git is needed and not installed."""
+    """Return the origin of this checkout. $SOURCE_DATE_EPOCH and $IMAGE_REVISION take precedence over git. A revision
+    from git ends with `-dirty` if tracked files were changed. A revision that neither gives is `unknown`, and a time
+    that neither gives is 0. Raises ValueError if $SOURCE_DATE_EPOCH is not a number, and FileNotFoundError if git is
+    needed and not installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     revision = environ.get("IMAGE_REVISION") or _git("rev-parse", "HEAD")
     if (

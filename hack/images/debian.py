@@ -361,9 +361,9 @@ def _lay(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path) -> None:
 
 
 def relock() -> str:
-    """Return the content of a lock with the versions that are in Debian's index now. The index is read with apt, which
-    uses a temporary folder. Raises FetchError if apt or Debian's keys are missing, or the index cannot be read, and
-    CalledProcessError if it lacks a package."""
+    """Return the content of a lock for all ARCHITECTURES with the versions that are in Debian's index now. The index is
+    read with apt, which uses a temporary folder. Raises FetchError if apt or Debian's keys are missing, or the index
+    cannot be read, and CalledProcessError if it lacks a package."""
     if not shutil.which("apt-get") or not KEYRING.is_file():
         raise FetchError(
             "apt and Debian's keys are needed; on Debian or Ubuntu: apt-get install apt debian-archive-keyring"
