@@ -119,9 +119,9 @@ def operator_account(kubeconfig: Path, directory: Path, door: Door | None = None
 
 
 def write_account(folder: Path, door: Door, token: str) -> dict[str, str]:
-    """Write the files that a pod gets from its ServiceAccount to `folder`, which is created if needed, and return the
-    environment variables that the pod gets. The variables name the folder and the server at `door`, and KUBECONFIG
-    is empty."""
+    """Write the files `token` and `ca.crt`, as a pod gets them from its ServiceAccount, to `folder`, which is created
+    if needed. Return the environment variables that the pod gets. The variables name the folder and the server at
+    `door`, and KUBECONFIG is empty."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "token").write_text(token)
     (folder / "ca.crt").write_text(door.authority)

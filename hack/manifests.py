@@ -63,10 +63,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def install_manifest(repository: str, digest: str = "") -> str:
     """Return the text of `install.yaml`: a header, the two namespaces, the CRDs, and the other objects of the chart in
-    Helm's order. The image is `repository` at `digest` or, if that is empty, at the tag of the chart's appVersion.
+    Helm's order, without hooks. The image is `repository` at `digest` or, if that is empty, at the tag of the chart's
+    appVersion.
 
     No cluster is read. Raises RenderError if helm refuses to render the chart, and UnavailableError if helm cannot be
-    built."""
+    built.
+    """
     image = f"image.repository={repository},image.digest={digest}"
     # Without a cluster's address in the environment helm cannot read the cluster of the person who runs it.
     done = helm(

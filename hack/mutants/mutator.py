@@ -166,10 +166,10 @@ def _mistakes(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
 
 
 def _control_flow(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
-    """Yield (node to replace, kind of mistake, new source) for each mistake of control flow that is possible in this
-    node itself. The condition of an `if`, of a conditional expression or of a comprehension becomes True or False,
-    and the condition of a `while` becomes False. A statement with an effect is dropped, the result of a function
-    becomes None, and `continue` and `break` are swapped."""
+    """Yield (node to replace, kind of mistake, new source) for each mistake of control flow in this node itself.
+    Conditions become True or False; that of a `while` becomes False, unless it is a constant. A statement with an
+    effect is dropped, except an assignment of a plain name. A returned value that is no constant becomes None.
+    `continue` and `break` are swapped."""
     match node:
         case ast.If(test) | ast.IfExp(test):
             yield test, "condition decided", "True"

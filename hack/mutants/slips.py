@@ -64,8 +64,9 @@ def read_slips() -> Mapping[str, Slip]:
 
 
 def find_slips(module: str, text: str) -> Iterator[tuple[str, Slip]]:
-    """Yield (name, slip) for each slip of a module, whose source is `text`. If several operands would give the same
-    name, the second name and later ones end with (2), (3) and so on."""
+    """Yield (name, slip) for each slip of a module, whose source is `text`. A slip drops an operand of `and` or `or`
+    (`_operands`), or changes a number that is assigned or is a default at import. If several operands would give the
+    same name, the second name and later ones end with (2), (3) and so on."""
     tree = ast.parse(text)
     for name, scope, is_default, node, index in _operands(module, tree):
         becomes = in_brackets(without(node, index))
@@ -79,8 +80,9 @@ def find_slips(module: str, text: str) -> Iterator[tuple[str, Slip]]:
 
 
 def _operands(module: str, tree: ast.Module) -> Iterator[tuple[str, str, bool, ast.BoolOp, int]]:
-    """Yield a tuple for each operand that a slip may drop: the name of the slip, the scope, whether that code is
-    evaluated only once (see `mutator.walk`), the condition, and the index of the operand in the condition."""
+    """Yield a tuple for each operand of an `and` or `or` except the first one: the name of the slip that drops it, the
+    scope, whether that code is evaluated only once (see `mutator.walk`), the condition, and the index of the operand in
+    the condition."""
     uses: Counter[str] = Counter()
     for scope, is_default, node in walk(tree):
         if not isinstance(node, ast.BoolOp):
