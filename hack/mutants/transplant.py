@@ -56,7 +56,8 @@ def _is_plain(value: object) -> bool:
 
 
 def _importers(module: str, name: str) -> list[ModuleType]:
-    """Return our loaded modules, except `module`, that got this constant by `from module import name`."""
+    """Return our loaded modules, except `module`, that got this constant by `from module import name`. An import under
+    another name does not count."""
     return [
         each
         for key, each in list(sys.modules.items())
@@ -106,9 +107,9 @@ def _transplant(module: str, old: Any, new: Any, done: set[int]) -> None:
 
 
 def _replace_function(old: FunctionType, new: FunctionType) -> None:
-    """Give `old` the code of `new`, and the defaults of `new` that are plain values and differ. Raises ValueError if
-    the two differ in the number of variables in their closures or of positional defaults, and KeyError if a keyword
-    has a default in `new` only."""
+    """Give `old` the code of `new`, and each default of `new` that is a plain value and differs. If only one of them
+    has defaults of a kind (positional or keyword), that kind is ignored. Raises ValueError if their numbers of closure
+    variables, or of positional defaults, differ. Raises KeyError if a keyword has a default in `new` only."""
     if old.__code__ != new.__code__:
         old.__code__ = new.__code__
     if old.__defaults__ and new.__defaults__:
@@ -141,7 +142,8 @@ def _replace_fields(old: Any, new: Any) -> None:
 
 
 def _parts(whole: Any) -> dict[object, Any]:
-    """Return the parts of an object that may be functions or contain functions, by attribute, index or key."""
+    """Return the parts of an object that may be functions or contain functions, by attribute, index or key. An object
+    of a type without known parts has only `wrapped`: the function that it wraps, or None."""
     match whole:
         case FunctionType():
             cells = [cell.cell_contents for cell in whole.__closure__ or () if cell != EMPTY]

@@ -98,8 +98,8 @@ def copy_plugin_chart(folder: Path) -> Path:
 
 def install_plugin_chart(plane: ControlPlane, *arguments: str) -> None:
     """Install or upgrade NVIDIA's device-plugin chart with the values that the how-to gives it. `arguments` are added
-    to helm's command line. A copy of the chart is left in the control plane's folder. Raises LaunchError if helm fails,
-    and UnavailableError if the chart cannot be fetched or helm cannot be built."""
+    to helm's command line. A copy of the chart is left in the control plane's folder and replaces an earlier one.
+    Raises LaunchError if helm fails, and UnavailableError if the chart cannot be fetched or helm cannot be built."""
     copies = plane.directory / "charts"
     shutil.rmtree(copies, ignore_errors=True)
     chart = copy_plugin_chart(copies)

@@ -104,8 +104,9 @@ class Sandbox:
     programs."""
 
     def __init__(self, simulator: Simulator, folder: Path) -> None:
-        """Create the files that the programs see, and build mig-parted's programs if they are missing. Raises
-        UnavailableError if they cannot be built."""
+        """Create the files that the programs see, for the GPUs that the machine has now, and build mig-parted's
+        programs if they are missing. No program is started. Raises FileNotFoundError if the simulated machine does not
+        exist, and UnavailableError if the programs cannot be built."""
         self.simulator = simulator
         self.folder = folder.resolve()
         self.plugins = self.folder / "device-plugins"

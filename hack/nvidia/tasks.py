@@ -91,8 +91,9 @@ class SandboxTask:
         self._end(signal.SIGTERM)
 
     def run(self, seconds: float) -> int:
-        """Run the program and wait for its end, as for an init container. Returns the exit status, or -1 if the program
-        was killed after `seconds`. Raises UnavailableError if the program cannot be built."""
+        """Run the program and wait for its end, as for an init container. What is left of its process group is killed
+        then. Returns the exit status, or -1 if the program was killed after `seconds`. Raises UnavailableError if the
+        program cannot be built, and SandboxError for mig-manager."""
         self.start()
         assert self._process is not None, "just started"
         try:

@@ -155,7 +155,8 @@ def _brand(product: str) -> int:
 
 
 def _fill_profile(slot: layout.SimProfile, profile: Profile, card: Card, units: int) -> None:
-    """Write a profile of the card into its slot. `units` is the number of memory units of the card."""
+    """Write a profile of the card into its slot. `units` is the number of memory units of the card. Raises KeyError if
+    NVML has no number for the profile."""
     suffix = profile_suffix(profile.name)
     engines = 0 if suffix == "-me" else profile.slices
     slot.index = profile_index(profile, card)
