@@ -66,8 +66,7 @@ def install_manifest(repository: str, digest: str = "") -> str:
     Helm's order, without hooks. The image is `repository` at `digest` or, if that is empty, at the tag of the chart's
     appVersion.
 
-    No cluster is read. Raises RenderError if helm refuses to render the chart, and UnavailableError if helm cannot be
-    built.
+    No cluster is read. Raises RenderError if helm refuses the chart, and UnavailableError if helm cannot be built.
     """
     image = f"image.repository={repository},image.digest={digest}"
     # Without a cluster's address in the environment helm cannot read the cluster of the person who runs it.

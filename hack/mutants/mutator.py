@@ -166,9 +166,9 @@ def _mistakes(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
 
 
 def _control_flow(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
-    """Yield (node to replace, kind of mistake, new source) for each mistake of control flow in this node itself.
-    Conditions become True or False; that of a `while` becomes False, unless it is a constant. A statement with an
-    effect is dropped, except an assignment of a plain name. A returned value that is no constant becomes None.
+    """Yield (node to replace, kind of mistake, new source) for each mistake of control flow in this node. Conditions
+    become True or False, that of a `while` only False. Dropped are expressions, `raise`, `del`, augmented assignments,
+    and assignments of more than a name to an attribute or item. A returned value becomes None. Constants stay.
     `continue` and `break` are swapped."""
     match node:
         case ast.If(test) | ast.IfExp(test):

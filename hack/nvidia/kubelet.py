@@ -90,10 +90,9 @@ class DeviceManager:
     # --- pods --------------------------------------------------------------------------------------------
 
     def _take_pods(self, pods: Mapping[str, Object]) -> None:
-        """Assign devices to pods that request some and have begun to run, and free the devices of pods that are gone or
-        finished; write the assignments to the stub's file if they changed. If too few devices are free, a pod gets
-        those, and never more. A pod that no longer runs but is still there, such as a terminating one, keeps its
-        devices, but its processes are ended."""
+        """Assign devices to pods that request some and have begun to run, and free those of pods that are gone or
+        finished. Write the assignments to the stub's file if they changed. If too few devices are free, a pod gets
+        those, and never more. A terminating pod keeps its devices, but its processes are ended."""
         before = len(self._assigned)
         for uid in [uid for uid in self._assigned if not _runs(pods.get(uid))]:
             self._end_processes(uid)

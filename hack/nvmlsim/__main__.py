@@ -182,11 +182,10 @@ VERBS: Mapping[str, Callable[[Simulator, argparse.Namespace], None]] = {
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Carry out the verb on the command line; `create` also prints the new machine. The state file is --state, or else
-    $NVMLSIM_STATE; only `models` and `build` need none. Raises SimulatorError if neither names one or the machine
-    refuses the change, UnknownModelError for an unknown model, UnavailableError if the library cannot be built,
-    FileNotFoundError if the state file does not exist, and ValueError if the value of a number field is not an integer.
-    """
+    """Carry out the verb; `create` also prints the new machine. The state file is --state, or else $NVMLSIM_STATE;
+    `models` and `build` need none. Raises SimulatorError if neither is set or the machine refuses, UnknownModelError,
+    UnavailableError if the library cannot be built, FileNotFoundError if there is no state file, and ValueError if a
+    number field's value is not an integer."""
     if options.verb == "models":
         print("\n".join(f"{card.key:36}{card.products[0]}" for card in simulated_cards()))
         return
