@@ -1,5 +1,5 @@
-"""Programs of one node's pods. They are started, stopped, and restarted when they end on their own, as by a
-kubelet."""
+"""The programs of one node's pods. They are started, stopped and, if they end on their own, restarted, as a kubelet
+does with containers."""
 
 import contextlib
 import os
