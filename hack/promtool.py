@@ -76,9 +76,9 @@ def _unpacked(package: Package) -> Path:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the paths of both programs. Returns the exit status: 1 if a program is unavailable or Debian's lock cannot
-    be read, otherwise 0. With `--install`, Debian's package is installed if the locked version cannot be downloaded
-    and PATH has no such program."""
+    """Print the paths of promtool and Prometheus. Returns the exit status: 0, or 1 after printing why the first one
+    that is missing is unavailable, or that Debian's lock cannot be read. With `--install`, Debian's package is
+    installed if neither the locked version nor PATH has the program."""
     try:
         for program in PROGRAMS:
             try:

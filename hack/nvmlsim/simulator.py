@@ -67,8 +67,8 @@ def _gpu(index: int, gpu: layout.SimGpu) -> dict[str, Any]:
 
 
 def _instance(gpu: layout.SimGpu, instance: layout.SimGpuInstance) -> dict[str, Any]:
-    """Return a GPU instance as plain data: id, name of its profile without `MIG `, start, size, and its compute
-    instances."""
+    """Return a GPU instance as plain data: id, name of its profile without `MIG `, start, size in memory slices, and
+    its compute instances, each with id, start, number of slices, UUID and MIG index."""
     profile = gpu.profiles[instance.profile]
     return {
         "id": instance.id,
@@ -358,9 +358,9 @@ class Simulator:
                 _reset_gpu(state.gpus[index])
 
     def reboot(self) -> None:
-        """Change the machine as a reboot does: all processes and clients end, lost GPUs answer again, and every GPU is
-        reset without further checks. Ampere gets the MIG mode that was pending, later cards lose theirs. Injected
-        faults stay."""
+        """Change the machine as a reboot does. All processes and clients end, lost GPUs answer again, and every GPU is
+        reset without further checks, which removes its MIG instances. Ampere cards get the pending MIG mode. On later
+        cards MIG is off afterwards. Injected faults stay."""
         with self._edit() as state:
             for process in state.processes:
                 process.used = 0

@@ -111,9 +111,9 @@ def _add(archive: tarfile.TarFile, path: str, entry: ImageFile) -> None:
 
 
 def c_program(name: str, flags: Sequence[str] = STATIC) -> Path:
-    """Return the path of the program that is compiled from `name`.c in hack/realnode/src, with these compiler flags.
-    It is kept in the user's cache, and compiled if it is not there. Raises UnavailableError if there is no C
-    compiler or, with STATIC, no static C library."""
+    """Return the path of the program that is compiled from `name`.c in hack/realnode/src, with these compiler flags. It
+    is kept in the user's cache, and compiled if it is not there or its source has changed. Raises UnavailableError if
+    it cannot be compiled, as without a compiler or a static C library, or if the cache cannot be written."""
     source = SOURCES / f"{name}.c"
     content = hashlib.sha256(" ".join(flags).encode() + source.read_bytes()).hexdigest()[:12]
 

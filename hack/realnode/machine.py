@@ -82,8 +82,8 @@ class Machine:
 
     def start(self) -> None:
         """Create the cgroup and the namespaces, and attach the machine to the bridge. Raises OSError if this computer
-        refuses the cgroup, ComponentError if it refuses one of the mounts, TimeoutError if the machine is not up
-        within READY_SECONDS, and NetworkError if the interface is refused."""
+        refuses the cgroup, ComponentError if it refuses one of the mounts, TimeoutError if the machine is not up within
+        READY_SECONDS, and NetworkError if the interface is refused. What exists by then stays until `stop`."""
         for folder in _FOLDERS:
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
         stand_ins = {**KERNEL_SETTINGS, BOOT_ID: str(uuid.uuid4())}

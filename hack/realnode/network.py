@@ -56,7 +56,7 @@ class Bridge:
 @contextlib.contextmanager
 def bridge() -> Iterator[Bridge]:
     """Remove bridges of killed owners, create a bridge, yield it, and remove it at the end of the context. Raises
-    NetworkError if this machine refuses the bridge, or has no free subnet."""
+    NetworkError if this machine has no free subnet, or if `ip` fails, also at the end."""
     sweep()
     made = Bridge(f"{PREFIX}{os.getpid()}", _free_subnet())
     _run("ip", "link", "add", made.name, "type", "bridge")
@@ -85,8 +85,8 @@ def service_route(service: str, server: str) -> list[Sequence[str]]:
 
 
 def _free_subnet() -> ipaddress.IPv4Network:
-    """Return the first subnet in SUBNETS that overlaps with no route of this machine. Raises NetworkError if there is
-    none."""
+    """Return the first subnet in SUBNETS that overlaps with no route of this machine other than the default one. Raises
+    NetworkError if there is none, or if `ip` fails."""
     routes = json.loads(_run("ip", "-json", "-4", "route", "show", "table", "all") or "[]")
     used = [
         ipaddress.IPv4Network(route["dst"], strict=False)

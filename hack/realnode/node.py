@@ -111,8 +111,9 @@ def cni_settings(files: NodeFiles, number: int) -> str:
 
 
 def kubelet_settings(address: str, ca: Path, cgroup: str) -> str:
-    """Return the configuration file of the kubelet: the defaults, except where this computer does not permit them. The
-    kubelet listens at `address`, `ca` is the authority of its clients, and `cgroup` the path of the node's cgroup."""
+    """Return the content of the kubelet's configuration file, as YAML. The kubelet listens at `address`, `ca` is the
+    authority of its clients, and `cgroup` the path of the node's cgroup. It evicts no pods and deletes no images,
+    whatever is left of memory and disk, and it accepts swap and cgroup v1."""
     return yaml.safe_dump(
         {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -248,10 +249,10 @@ class KubeletNode:
         self.wait_ready()
 
     def boot(self) -> None:
-        """Start the machine, write the configuration files of CNI, containerd and the kubelet, and start containerd,
-        but no kubelet. Raises UnavailableError if a program cannot be built, CalledProcessError if an iptables rule is
-        refused, TimeoutError if the machine is not up in time, and OSError, ComponentError or NetworkError if the node
-        cannot run here."""
+        """Start the machine, write the files of `_write_files`, and start containerd, but no kubelet. Returns when
+        containerd answers. Raises UnavailableError if a program cannot be built, CalledProcessError if an iptables rule
+        is refused, TimeoutError if the machine is not up in time, and OSError, ComponentError or NetworkError if the
+        node cannot run here."""
         self.machine.start()
         if self.gpus is not None:
             self.gpus.enter(self.machine)
@@ -370,8 +371,9 @@ class KubeletNode:
         return self.folder / f"{program}.log"
 
     def _write_files(self) -> None:
-        """Write the configuration files of the CNI plugins, containerd and the kubelet. Raises ComponentError if CNI
-        plugins are missing."""
+        """Write the configuration files of the CNI plugins, containerd and the kubelet, and copy the control plane's CA
+        and this node's kubeconfig into the node's folder. Files that exist are overwritten. Raises ComponentError if
+        CNI plugins are missing."""
         plugins = cni_folder()
         if plugins is None:
             raise ComponentError("CNI plugins are missing: apt-get install --yes containernetworking-plugins")

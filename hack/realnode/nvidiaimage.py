@@ -36,8 +36,8 @@ TOOLS = ("mount", "umount", "tail")
 
 def nvidia_image() -> OneLayerImage:
     """Return an image with the device plugin, GFD, config-manager, the MPS daemon, mig-parted, mig-manager and the DRA
-    driver's kubelet plugin in /usr/bin, and the programs that these run. Raises UnavailableError if a program cannot be
-    built here."""
+    driver's kubelet plugin in /usr/bin, and what they run: TOOLS, the SIMULATED programs of the driver, and libraries.
+    Its entry point is `enter`. Raises UnavailableError if a program cannot be built here or one of TOOLS is missing."""
     tools = {name: _tool(name) for name in TOOLS}
     built = {
         name: build.program(name)

@@ -115,7 +115,9 @@ def _configured(name: str, command: Sequence[str], folders: Mapping[str, tuple[s
 
 
 def _mig_manager() -> Object:
-    """Return the DaemonSet of mig-manager."""
+    """Return the DaemonSet of mig-manager. Its container is started by `enter`, may change MIG devices, sees the node's
+    processes, and has HOST_ROOT as the host's root. It reads its configurations from MIG_MAP, and does not reboot the
+    node."""
     environ = {
         "CONFIG_FILE": "/mig-parted-config/config.yaml",
         "HOST_ROOT_MOUNT": "/host",
@@ -141,8 +143,9 @@ def _host_folder(name: str, path: str) -> Object:
 
 
 def _container(name: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> Object:
-    """Return a privileged container of NVIDIA_IMAGE that sees all GPUs and runs `command`. `environ` is added to its
-    environment variables."""
+    """Return a privileged container of NVIDIA_IMAGE that sees all GPUs, may read MIG devices, and runs `command`. Its
+    variable NODE_NAME has the name of its node. `environ` is added to its other environment variables, and wins over
+    those of the same name."""
     driver = {
         "NVIDIA_VISIBLE_DEVICES": "all",
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",

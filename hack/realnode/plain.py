@@ -40,9 +40,9 @@ def label_node(api: Api, node: str) -> None:
 
 def install_plain(nodes: Sequence[KubeletNode]) -> None:
     """Install NVIDIA's chart with the how-to's values, and mig-manager by its kustomization. On each node, NVIDIA's
-    image gets the names that these use, and GFD is made to write its labels to a file. Call `label_node` only
-    afterwards: a pod that starts before all is installed would write to this machine's own /etc. Raises LaunchError if
-    helm fails, and CalledProcessError if kubectl or containerd does."""
+    image first gets both images' names. GFD writes its labels to a file. Call `label_node` afterwards: earlier pods
+    would write to this machine's /etc. Raises LaunchError (helm), CalledProcessError (kubectl, containerd),
+    UnavailableError (chart or helm missing) and ApiError (object refused)."""
     plane = nodes[0].plane
     manifests = [_on_this_machine(one) for one in mig_manager_manifests(plane)]
     (manager,) = (one for one in manifests if one["kind"] == "DaemonSet")

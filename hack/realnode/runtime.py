@@ -72,9 +72,9 @@ def state_file(folder: Path) -> Path:
 
 
 def edit(spec: Object, grant: Grant, folder: Path, bundle: Path) -> None:
-    """Change the OCI configuration `spec` in place, so that its container gets what `grant` says: device files, the
-    capability files in the bundle, the library if it is granted, the simulated machine's state with the variable that
-    names it, and the two hooks. No file is written."""
+    """Change the OCI configuration `spec` in place. Add the device nodes of `grant`, NVMLSIM_STATE, the hooks BEGAN and
+    MOUNT, and mounts: the machine's state (writable), the capability files in `bundle` and, if granted, the library. No
+    file is written. Raises KeyError if `spec` has no `mounts`, `process` or `linux`."""
     state = state_file(folder)
     mounts = [(state.parent, STATE, "rw"), (bundle / "nvmlsim", CAPABILITIES, "ro")]
     if grant.library:
@@ -111,10 +111,9 @@ def _loader_folder(spec: Object, bundle: Path) -> str:
 
 def _prepare(folder: Path, arguments: Sequence[str]) -> int:
     """Give a container its grant: change the OCI configuration in the bundle that runc's `arguments` name, and write
-    the capability files and COMPUTES_ON into the bundle. A container that has devices by CDI gets only COMPUTES_ON and
-    the hook that reads it, and any other container without a grant is left unchanged. Returns the exit status: 0, or 1
-    if the toolkit would refuse the container, after writing the reason to runc's log. Raises SystemExit if `--bundle`,
-    or then `--log`, is missing."""
+    the capability files and COMPUTES_ON there. Without a grant, a container with devices by CDI gets COMPUTES_ON and
+    the hook BEGAN, any other nothing. Returns 0, or 1 after logging for runc why the toolkit refuses. Raises SystemExit
+    without `--bundle` or `--log`."""
     bundle = Path(_option(arguments, "--bundle"))
     spec = json.loads((bundle / "config.json").read_text())
     devices = machine_devices(Simulator(state_file(folder)).show())
@@ -184,10 +183,10 @@ def _began(folder: Path, state: Object) -> None:
 
 
 def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> None:
-    """Register a process on the devices of its container, print FOLLOWED, wait until the process ends, and remove it
-    again. Without MPS, a GPU that accepts only one process and already has one is left out. `process` is a pidfd of
-    the process. Raises SimulatorError if the simulated machine has no room for another process, and IndexError or
-    SimulatorError if it has no such GPU."""
+    """Register a process, by `pid` and `name`, on its container's devices, print FOLLOWED, and wait until the process
+    ends. Then, and after an error, it is removed. Without MPS, a GPU that accepts only one process and already has one
+    is left out. `process` is a pidfd. Raises SimulatorError if the simulated machine is full, and IndexError or
+    SimulatorError for an unknown GPU."""
     simulator = Simulator(state_file(folder))
     ended = select.poll()
     ended.register(process, select.POLLIN)
