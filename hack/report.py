@@ -88,12 +88,10 @@ class Report:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Keep the tests of the verb, or all if none was named, remember each test's rung, and sort the tests by rung,
-        lowest first. The others are reported to pytest as deselected.
-
-        This is called after all other plugins: conftests have added their markers, and `-k` and `-m` have selected
-        tests. Raises pytest.UsageError if a test belongs to a verb that never collects the test's folder.
-        """
+        """Mark the tests (`add_markers`), keep those of the verb, or all if none was named, remember each test's rung,
+        and sort the tests by rung, lowest first. The others are reported to pytest as deselected. This is called after
+        all other plugins, whose markers and `-k` and `-m` have taken effect. Raises pytest.UsageError if a test belongs
+        to a verb that never collects the test's folder."""
         verb: MakeVerb | None = config.getoption("verb", None)
         for item in items:
             add_markers(item)
@@ -173,8 +171,9 @@ class Report:
     # --- what it makes of it ---------------------------------------------------------------------------
 
     def _lines(self, verb: str | None) -> Iterator[str]:
-        """Yield the lines for the terminal, except the line that names the file. If no test ran, the lines say to
-        which verbs the collected tests belong."""
+        """Yield the lines for the terminal, except the line that names the file: the outcomes by rung, the number of
+        skipped tests by reason, the SLOWEST tests with their seconds and, after a verb in SOON, the verbs to run next.
+        If no test ran, the lines say so, and to which verbs the collected tests belong."""
         yield "; ".join(self._by_rung()) or "no tests"
         for reason, count in sorted(self._skipped.items()):
             yield f"SKIPPED {count} x {reason}"

@@ -72,8 +72,8 @@ def runs(python: Path) -> bool:
 
 
 def pip(*arguments: str) -> str:
-    """Run `pip install` in .venv with these arguments. Returns an empty string, or why it failed: the broken
-    connection, the last line of its output, or its exit status if it printed nothing."""
+    """Run `pip install` in .venv with these arguments. Its errors are written to LOG, which is overwritten. Returns an
+    empty string, or why it failed: the last broken connection, else the last line in LOG, else the exit status."""
     command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", *arguments]
     # With this variable, `pip install --editable` of our own project would require a hash.
     environ = {key: value for key, value in os.environ.items() if key != "PIP_REQUIRE_HASHES"}

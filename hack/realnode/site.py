@@ -64,9 +64,9 @@ class HostServices:
         self._api.close()
 
     def _feed(self) -> None:
-        """Play NFD (SIMULATED) until `stop`: every LOOK_SECONDS, copy the labels in GFD's file to the Node, and remove
-        those that have left the file. While there is no file, the Node keeps its labels. ApiErrors and OSErrors are
-        logged to nfd.log and otherwise ignored."""
+        """Play NFD (SIMULATED) until `stop`. Every LOOK_SECONDS, if the labels in GFD's file have changed, copy them to
+        the Node, and remove those that have left the file. While the file is missing or empty, the Node keeps its
+        labels. ApiErrors and OSErrors are logged to nfd.log and otherwise ignored."""
         feeder = LabelFeeder(self._api, self._node.name, self._node.machine.path(LABELS))
         while not self._ended.wait(LOOK_SECONDS):
             try:
@@ -176,8 +176,9 @@ def node_labels() -> dict[str, str]:
 
 @contextlib.contextmanager
 def running_site(machines: Sequence[str], image: Image) -> Iterator[Site]:
-    """Yield a control plane with the objects of the GPU Operator and with nodes of these names, each with two GPUs,
-    `image` and NVIDIA's programs. Everything ends with the context.
+    """Yield a control plane with the objects of the GPU Operator and with Ready nodes of these names. Each has two
+    GPUs, the images `image` and NVIDIA_IMAGE, and running host services, but no operands. Everything ends with the
+    context.
 
     Raises UnavailableError if something cannot be built. Raises NetworkError, ComponentError, TimeoutError, OSError,
     CalledProcessError or ApiError if this computer cannot run it.

@@ -187,13 +187,10 @@ def _handler(
         """Answers the requests to an AgentPages."""
 
         def do_GET(self) -> None:
-            """Answer /lapse with the clock's time, /NODE/metrics with the metrics, and /NODE/seen, /NODE/lost and
-            /NODE/found with an empty page. After /NODE/lost, the node's metrics get 503 until /NODE/found; both are
-            accepted for any node.
-
-            Any other path gets 404, and so do the metrics of a node without an agent and /NODE/seen for an agent that
-            does not run by the clock. The answer to /lapse is empty while no agent runs by the clock.
-            """
+            """Answer /lapse with the clock's time, empty while no agent runs by the clock, and /NODE/metrics with the
+            metrics. /NODE/seen tells the clock that the node was scraped. From /NODE/lost to /NODE/found, both accepted
+            for any node, the metrics get 503. The last three answers are empty. 404 for other paths, metrics without an
+            agent, and /NODE/seen without a clock."""
             node, _, rest = self.path.lstrip("/").partition("/")
             registry, lapse = registries.get(node), lapses.get(node)
             if node == "lapse":

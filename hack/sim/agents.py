@@ -35,9 +35,10 @@ class SharedGPUNodes:
         return self._nodes.get(name)
 
     async def changes(self, name: str, since: str) -> AsyncGenerator[WatchEvent, None]:
-        """Yield the newest version of one GPUNode unless its resourceVersion is `since`, then every later change,
-        without end. Raises Expired at the start if there is no such object and `since` is not NOTHING_LISTED, and
-        later when a change has a lower version than `since`, because the store was then restored from a backup."""
+        """Yield the newest version of one GPUNode as a MODIFIED event, unless its resourceVersion is `since`. Then
+        yield every later event, without end. Raises Expired at the start if there is no such object and `since` is not
+        NOTHING_LISTED, and later when a change has a lower version than `since`, because the store was then restored
+        from a backup."""
         queue: asyncio.Queue[WatchEvent] = asyncio.Queue()
         self._listeners.setdefault(name, []).append(queue)
         try:

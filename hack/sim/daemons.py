@@ -197,10 +197,10 @@ def players(
     dra: DaemonPods,
     agents: DaemonPods,
 ) -> tuple[DaemonSetPlayer, ...]:
-    """Return one player for each simulated DaemonSet, or an empty tuple if real controllers create the pods
-    (`play_daemon_sets` is off). `mig`, `mps`, `dra` and `agents` record the pods of the DaemonSets. The agents have a
-    player only if the settings turn them on, a kubelet plugin only with `dra`, and mig-manager only with the GPU
-    Operator or with `plain_mig`."""
+    """Return the players of the simulated DaemonSets, each with its record of pods: mig-manager (only with the GPU
+    Operator or `plain_mig`), the MPS daemon (always), the DRA driver's kubelet plugin (only with `dra`) and the agents
+    (only if the settings turn them on), but not the device plugin. Empty if real controllers create the pods
+    (`play_daemon_sets` is off)."""
     if not cluster.settings.play_daemon_sets:
         return ()
     plain = bool(cluster.settings.plain_config)

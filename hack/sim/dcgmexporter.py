@@ -60,8 +60,9 @@ def samples(devices: Sequence[DCGMValues], setup: SetUp) -> Iterator[tuple[str, 
 
 
 def _exported_labels(device: DCGMValues, setup: SetUp) -> dict[str, str]:
-    """Return the labels of a device as dcgm-exporter serves them, with the names that `setup` selects. The labels of
-    the MIG profile and instance are left out for a whole GPU, and the pod's labels if no pod holds the device."""
+    """Return the labels of a device as dcgm-exporter serves them, with the names that `setup` selects: those of the
+    GPU, its model and its host, all made up but for index and UUID. A MIG device has its profile and instance, too. If
+    a pod holds the device, the pod's name and namespace are added."""
     labels = {
         "gpu": str(device.gpu),
         "uuid" if setup.old_namespace else "UUID": device.gpu_uuid,

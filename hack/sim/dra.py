@@ -36,7 +36,9 @@ _CLASSES = {
 
 
 def device_classes() -> list[JSON]:
-    """Return the DeviceClasses that the driver's chart installs (deployments/helm, templates/deviceclass-*.yaml)."""
+    """Return the DeviceClasses that the driver's chart installs (deployments/helm, templates/deviceclass-*.yaml). There
+    is one for each entry of _CLASSES: GPUs, MIG devices, GPUs for VMs, and the daemons and default channels of compute
+    domains. Each selects its devices by driver and type. Only that of GPUs has an extended resource."""
     classes = []
     for name, (driver, kind, resource) in _CLASSES.items():
         words = f"device.driver == '{driver}' && device.attributes['{driver}'].type == '{kind}'"
