@@ -17,9 +17,10 @@ _TERM = re.compile(r"device\.(?:driver|attributes\['([^']+)'\]\.(\w+)) == (?:'([
 
 
 def matches(expression: str, driver: str, device: JSON) -> bool:
-    """Whether a device of this driver satisfies a CEL expression. An attribute of another driver, or one that the
-    device lacks, equals no constant. Raises ValueError at a term that does not compare the driver or an attribute with
-    a constant; terms are joined by `&&`, and those after the first false one are not examined."""
+    """Whether a device of this driver satisfies a CEL expression, whose terms are joined by `&&`. An attribute of
+    another driver, or one that the device lacks, equals no constant. Raises ValueError at a term that does not compare
+    the driver or an attribute, by `==`, with a quoted string or a whole number. Terms after the first false one are not
+    examined."""
     for words in expression.split("&&"):
         term = _TERM.fullmatch(words.strip())
         if term is None:

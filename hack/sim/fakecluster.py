@@ -221,9 +221,9 @@ class FakeClient(KubeClient):
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         """Watch as KubeClient does, until the server closes all watches. A watch of a kind with bookmarks gets one
-        every `bookmark_every` seconds; a watch of a kind without them ends after that time. Raises Expired if the
-        requested version is too old, NotFound for an uninstalled kind, Invalid for a bad selector, and the error of
-        a scripted fault."""
+        every `bookmark_every` seconds; a watch of another kind ends after that time. At the start it raises NotFound
+        for an uninstalled kind, Invalid for a bad selector, or the error of a scripted fault. Raises Expired whenever
+        changes after its version were dropped."""
         await self._enter(_call(self.identity, request))
         cluster, resource, wake = self.cluster, request.resource, asyncio.Event()
         match, version = _matcher(request), int(request.query.get("resourceVersion", "0"))

@@ -185,8 +185,9 @@ class Faults:
         return result
 
     def _carry_out(self, call: Call, apply: Callable[[], JSON | None]) -> JSON | None:
-        """Number and log the write, call `apply`, and record the new version or the KubeError, which is raised again.
-        The hook is called before the write is logged, and after it if it succeeded."""
+        """Number and log the write, call `apply` and return its result. The write records the new version or the
+        KubeError, which is raised again. The hook is called before the write is logged, and after it if it succeeded.
+        """
         self._numbers[call.identity] += 1
         write = Write(self._numbers[call.identity], call)
         if self.on_write:

@@ -41,9 +41,9 @@ class Pods:
         self.delete(pod)
 
     def delete(self, pod: JSON, *, at_once: bool = False) -> None:
-        """Delete a pod. If it has no finalizers and is unbound or finished, or `at_once` is set, it vanishes at once.
-        Otherwise it is marked as deleted, and vanishes when its grace period ends (without `later`, at the next
-        `finish`), provided that it has no finalizers then. Raises NotFound if it is no longer stored."""
+        """Delete a pod. A pod without finalizers vanishes at once if it is unbound or finished, or if `at_once` is set.
+        Any other is marked as deleted, and vanishes when its grace period ends (without `later`, at the next `finish`),
+        provided that it has no finalizers then. Raises NotFound if it is no longer stored."""
         metadata = pod["metadata"]
         key = (metadata["namespace"], metadata["name"])
         nobody = at_once or not (pod.get("spec") or {}).get("nodeName") or _phase(pod) in FINISHED

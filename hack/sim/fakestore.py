@@ -153,10 +153,10 @@ class Store:
         return self.commit(resource, key, None, obj)
 
     def patch(self, resource: Resource, key: Key, body: JSON, subresource: str | None) -> JSON:
-        """Merge a patch into an object, or only its `status` into the object's status, and return the stored object. A
-        patch that changes nothing makes no new version. A patch that removes the last finalizer of a deleted object
-        removes the object, unless it is a pod. A patch of the `scale` of a ReplicaSet sets its replicas. Raises
-        NotFound, Conflict, TypeError for a value that JSON cannot hold, or Invalid, also for any other subresource."""
+        """Merge a patch into an object, or only its `status` into the object's status, and return the object. A patch
+        that changes nothing makes no new version. One that removes a deleted object's last finalizer removes the
+        object, unless it is a pod; its final state is returned. `scale` sets a ReplicaSet's replicas. Raises NotFound,
+        Conflict, TypeError (not JSON) or Invalid (also for another subresource)."""
         old = self.get(resource, key)
         self._check_preconditions(resource, old, body.get("metadata") or {})
         if subresource == "status":

@@ -80,9 +80,9 @@ async def _watch(
     known: dict[tuple[str, str], JSON],
     version: str,
 ) -> str:
-    """Deliver the events of one watch that begins at `version`, updating `known`, and return the resourceVersion of
-    the last event, or `version` if there was none. If a resourceVersion is lower than the one before, all known
-    objects are delivered as gone and Expired is raised."""
+    """Deliver the changes of one watch that begins at `version`, and update `known`. Bookmarks, and versions that are
+    already known, are not delivered. Return the resourceVersion of the last event, or `version` if there was none. If a
+    resourceVersion is lower than the one before, deliver all known objects as gone, forget them and raise Expired."""
     async for event in client.watch(resource, version, namespace=namespace):
         before, version = version, event.object["metadata"]["resourceVersion"]
         if int(version) < int(before):  # the store was restored from a backup, so no known object is certain

@@ -181,9 +181,9 @@ def _mixed(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str,
 def _instances(
     prefix: str, resource: str, name: str, count: int, model: Model, config: SimPluginConfig
 ) -> dict[str, str]:
-    """Return the labels for `count` MIG instances of the profile `name`. `prefix` is the beginning of the labels'
-    names, and `resource` the name under which the configuration lists replicas. Raises StopIteration if the model
-    has no such profile."""
+    """Return the labels for `count` MIG instances of the profile `name`: product, count, replicas, sharing strategy,
+    memory, and slices of GPU and compute instance. `prefix` is the beginning of the labels' names, and `resource` the
+    name under which the configuration lists replicas. Raises StopIteration if the model has no such profile."""
     profile = next(known for known in model.profiles if known.name == name)
     replicas, strategy, suffix = _sharing(config, resource)
     return {

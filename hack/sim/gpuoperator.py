@@ -56,10 +56,10 @@ class ClusterPolicy:
 
 
 def default_policy(settings: SimSettings) -> ClusterPolicy:
-    """Return the settings that apply before any ClusterPolicy is seen; with the GPU Operator these are the defaults,
-    `ClusterPolicy()`. With `plain_config` (NVIDIA's device-plugin chart), and with both `dra` and `plain_mig`, they are
-    marked as `plain` and name the ConfigMaps of the simulation settings. Without `plain_config`, all operands that can
-    be turned off are then off, except mig-manager."""
+    """Return the settings that apply before any ClusterPolicy is seen. With `plain_config` (NVIDIA's device-plugin
+    chart), or with both `dra` and `plain_mig`, they are marked as `plain`, name the ConfigMaps of the simulation
+    settings, and have no default for MIG. In the second case all operands that can be turned off are off, except
+    mig-manager. Otherwise they are `ClusterPolicy()`."""
     config, mig_config = settings.plain_config, settings.plain_mig
     if not config and not (settings.dra and mig_config):
         return ClusterPolicy()

@@ -61,8 +61,8 @@ class Handout:
         return Holdings(counted.allocated, counted.pods, assigned, rows)
 
     def _give(self, uid: str, pod: DeviceHolder, advertised: Devices) -> None:
-        """Assign free devices to a pod, and start its process if it uses memory and holds a device. Assigns nothing if
-        any resource has too few free devices; the next reading tries again."""
+        """Assign free devices to a pod. If the pod uses memory and holds a device, also start its process on the first
+        one. Assigns nothing if any resource has too few free devices; the next reading tries again."""
         taken = {device for pod_ids in self._assigned.values() for ids in pod_ids.values() for device in ids}
         assigned = {}
         for resource, wanted in pod.resources.items():
@@ -96,12 +96,9 @@ class Handout:
 
 
 def advertised_ids(gpus: Sequence[GPU], allocatable: Mapping[str, int]) -> dict[str, list[str]]:
-    """Return the device ids that the plugin advertises for the numbers in `allocatable`, by resource name. Replicas of
-    one device are as far apart in the list as possible.
-
-    A resource is left out if it has no devices, or if its number is 0 or not a multiple of the number of its devices:
-    its layout is then being changed, and the kubelet reports healthy devices only.
-    """
+    """Return the device ids that the plugin advertises for the numbers in `allocatable`, by resource name. The id of a
+    shared device is `UUID::REPLICA`, that of another its UUID. Replicas of one device are as far apart as possible. A
+    resource is left out if it has no devices, or if its number is 0 or not a multiple of theirs, as during a change."""
     advertised: dict[str, list[str]] = {}
     for resource, wanted in allocatable.items():
         devices = _devices(gpus, resource.removesuffix(SHARED))

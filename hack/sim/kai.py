@@ -39,8 +39,9 @@ class Kai:
         self._groups = 0
 
     async def run(self) -> None:
-        """Watch pods and nodes, and schedule until canceled. NotFound and Conflict of a binding or deletion are
-        ignored; any other error of the API server ends the scheduler, in an ExceptionGroup."""
+        """Watch pods and nodes, and schedule until canceled. Errors of the watches are logged and retried. NotFound and
+        Conflict of a binding or deletion are ignored; any other KubeError of these ends the scheduler, in an
+        ExceptionGroup."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take(self._pods, "uid"), log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take(self._nodes, "name"), log=self._log))
