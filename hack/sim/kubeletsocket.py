@@ -202,8 +202,9 @@ def shuffled(parts: Sequence[bytes]) -> Callable[[], bytes]:
 def serving(
     socket: Path, holders: Sequence[PodDevices], healthy: Sequence[tuple[str, str]]
 ) -> Iterator[None]:
-    """Run a kubelet in a thread of this process for the length of the block. `holders` are its pods with their
-    devices, and `healthy` its devices by resource name and id. Raises OSError if the socket cannot be created."""
+    """Run a kubelet in a thread of this process for the length of the block. `holders` are its pods with their devices,
+    and `healthy` its devices by resource name and id. Each answer lists them in another order. Raises OSError if the
+    socket cannot be created."""
     pods, devices = [listed([row]) for row in holders], [allocatable([row]) for row in healthy]
     kubelet = Kubelet(shuffled(pods), allocatable=shuffled(devices))
     started: Future[Callable[[], object]] = Future()

@@ -152,8 +152,8 @@ class MigManager:
 
     async def _reconfigure(self, name: str) -> None:
         """Make one run for the configuration `name`, and write its state to the Node. If the GPUs already have the
-        configuration, the state `success` is written at once and nothing is changed. Errors of the configuration, the
-        apply or NVML are logged and end in the state `failed`, and so does a MIG mode that is still wrong after the
+        configuration, they are left alone, and the run ends with `success` (`_leave`). Errors of the configuration, the
+        apply or NVML are logged and end it with `failed` (`_leave`), and so does a MIG mode still wrong after the
         reboot that should have set it. Raises InUse (`_apply_all`)."""
         self._port.log(f"mig-manager: {name or '(empty)'}")
         deploy = {key: self._port.labels.get(key, "") for key in _pausable(self._port.labels)}  # 1
@@ -174,11 +174,11 @@ class MigManager:
     async def _change(
         self, name: str, items: tuple[Entry, ...], gpus: tuple[GPU, ...], deploy: Mapping[str, str]
     ) -> None:
-        """Pause the operands, change the GPUs, restore the operands, and write `success` (steps 6 to 13). If setting
-        the MIG modes fails, the node reboots if WITH_REBOOT is set or the fault `reboot` was injected; otherwise the
-        error is logged and the run continues. Returns early, with the operands paused, after a reboot, the fault
-        `wedge_pending`, or the time-out of 0.13.1. Raises ApplyError (in 0.15.1 also if the operand pods do not stop in
-        time), ConfigError, LibraryError, and InUse (`_apply_all`)."""
+        """Pause the operands, change the GPUs, restore the operands, write `success` (steps 6 to 13), and remember this
+        complete run. If the MIG modes cannot be set, the node reboots with WITH_REBOOT or the fault `reboot`, else the
+        error is only logged. Returns early, with paused operands, after a reboot, the fault `wedge_pending`, or
+        0.13.1's time-out, which raises ApplyError in 0.15.1. Raises ApplyError, ConfigError, LibraryError and InUse
+        (`_apply_all`)."""
         await self._state("pending")  # 6
         await self._port.patch_labels(
             {key: "false" if value == "false" else PAUSED_FOR_MIG for key, value in deploy.items()}
@@ -226,10 +226,10 @@ class MigManager:
             raise ApplyError("MIG mode is pending a reset")
 
     async def _apply_all(self, name: str, items: tuple[Entry, ...]) -> None:
-        """Set the MIG modes that are still wrong, and rebuild the instances. Before the refused configuration fails,
-        the instances of the first GPU are destroyed if MIG is on there; InUse is raised if one of them is in use.
-        Raises ApplyError if a mode stays pending, the configuration is the refused one, or the layout cannot be
-        created, ConfigError for the index of a GPU without MIG (`targets`), and LibraryError if NVML cannot be read."""
+        """Set the MIG modes that are still wrong, and rebuild the instances. The refused configuration fails after the
+        first GPU's instances are destroyed if MIG is on there, or with InUse if one is in use. Raises ApplyError for
+        it, for modes that cannot be set or stay pending, and for a layout that cannot be created; ConfigError for the
+        index of a GPU without MIG; LibraryError if NVML cannot be read."""
         await self._clock.sleep(self._times.apply / 2)
         gpus = await self._read()
         if not mode_applied(items, gpus):

@@ -203,9 +203,9 @@ def _int(raw: object) -> int:
 
 
 def _target(raw: Mapping[str, Any]) -> Target:
-    """Return the layout that an item requests, or None if it turns MIG off (mig-enabled is false or null). A count of
-    null is 0. Raises ConfigError for a bad profile or count, if all counts are 0, if mig-devices is missing with
-    MIG on, or if it lists profiles with MIG off."""
+    """Return the layout that an item requests, without counts of 0 or null, or None if it turns MIG off (mig-enabled is
+    false or null). An empty mig-devices gives an empty layout. Raises ConfigError for a bad profile or count, if all
+    counts are 0, if mig-devices is missing with MIG on, or if it lists profiles with MIG off."""
     enabled, counts = raw["mig-enabled"], raw.get("mig-devices")
     if type(enabled) not in (bool, NoneType):
         raise ConfigError(f"mig-enabled is true or false: {enabled!r}")

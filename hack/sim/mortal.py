@@ -80,9 +80,9 @@ class MortalClient(PassingClient):
 
     async def call(self, request: ApiRequest) -> JSON:
         """Make a call as KubeClient does. A write calls its disturbances, the one for `after` even if the write fails.
-        Before anything else, an interference that matches a patch is called, even if the process is dead. Raises
-        Crash if the process is dead, and the error of `cut`. Writes of a Lease are neither counted nor disturbed,
-        but can be cut."""
+        A write that is `cut` raises that error instead. Such writes, and those of a Lease, are neither counted nor
+        disturbed. First of all, a matching patch calls the interference, once, even after death. Raises Crash if the
+        process is dead."""
         if (
             request.verb == "patch"
             and self._interference is not None

@@ -275,9 +275,9 @@ class NodeSoftware:
                     player.look(node.name, node.object.labels)
 
     def _take_daemon_set(self, raw: JSON, gone: bool) -> None:
-        """Store the pod spec of the MPS DaemonSet. If it differs from one that was stored before, the DaemonSet
-        players replace the pods. Other DaemonSets are ignored, and so are the deletion of this one and a version
-        whose pods lack NVIDIA's two containers."""
+        """Store the pod spec of the MPS DaemonSet. If it differs from one that was stored before, the player of this
+        DaemonSet replaces its pods on all simulated nodes. Other DaemonSets are ignored, and so are the deletion of
+        this one and a version whose pods lack NVIDIA's two containers."""
         spec = ((raw.get("spec") or {}).get("template") or {}).get("spec") or {}
         named = {container["name"] for container in spec.get("containers", ())}
         if raw["metadata"]["name"] != MPS_DAEMON or gone or not {DAEMON, MANAGER} <= named:
@@ -299,8 +299,9 @@ class NodeSoftware:
 
     def _look_at_agent(self, name: str) -> None:
         """Start or stop the agent of a node, so that it runs if and only if the node is simulated and the agent's pod
-        runs. A pod with another UID gets a new agent. When an agent stops, the clock `Lapse` no longer waits for it
-        and `pages` hides it. Does nothing if the settings turn agents off."""
+        runs. A pod with another UID gets a new agent. RestartNeeded restarts an agent after CRASH_BACKOFF. A stopped
+        agent no longer holds up the clock `Lapse`, and `pages` hides it. Does nothing if the settings turn agents off.
+        """
         node, pod = self.nodes.get(name), self._agent_pods.running(name)
         uid = pod["metadata"]["uid"] if pod is not None and node is not None else ""
         running, task = self._agents.get(name, ("", None))
