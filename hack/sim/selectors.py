@@ -85,7 +85,8 @@ def _field_checks(selector: str) -> Iterator[Matcher]:
 
 def _field_check(path: list[str], value: str, equal: bool) -> Matcher:
     """Return the predicate for the field at `path`: the field must have this value if `equal`, and must not have it
-    otherwise. A field that is absent, false or 0 counts as empty."""
+    otherwise. The texts are compared. That of an absent field, of false and of 0 is empty, and that of true is `True`.
+    """
 
     def check(obj: JSON) -> bool:
         """Whether an object satisfies the requirement."""

@@ -122,9 +122,9 @@ class Workloads:
         self._wake.set()
 
     async def run(self) -> None:
-        """Watch pods and nodes, and replace, bind and start pods, until canceled. AlreadyExists of a creation, and
-        NotFound and Conflict of a binding, are ignored; any other error of the API server ends the simulation, in
-        an ExceptionGroup."""
+        """Watch pods and nodes, and replace, bind and start pods, until canceled. Errors of the watches are logged and
+        retried. AlreadyExists of a creation, and NotFound and Conflict of a binding, are ignored; any other KubeError
+        of a write ends the simulation, in an ExceptionGroup."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take_pod, log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take_node, log=self._log))
@@ -307,8 +307,9 @@ class Workloads:
         return self._devices.allocate(name, wanted)
 
     async def _claim(self, pod: JSON, request: Counter[str], name: str) -> None:
-        """Create the ResourceClaim of a pod that will be bound to the node `name`, and name it in the pod's status.
-        Does nothing if the pod needs no device, or if the device plugin serves the GPUs. KubeErrors are raised."""
+        """Create the ResourceClaim of a pod that will be bound to the node `name`, count its devices as taken, and name
+        it in the pod's status. Does nothing if the pod needs no device, if too few are free, or if the device plugin
+        serves the GPUs. KubeErrors are raised."""
         if self._devices is None or not (results := self._allocate(pod, request, name)):
             return
         namespace = pod["metadata"]["namespace"]
