@@ -89,9 +89,9 @@ class Report:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Mark the tests (`add_markers`), keep those of the verb, or all if none was named, remember each test's rung,
-        and sort the tests by rung, lowest first. The others are reported to pytest as deselected. This is called after
-        all other plugins, whose markers and `-k` and `-m` have taken effect. Raises pytest.UsageError if a test belongs
-        to a verb that never collects the test's folder."""
+        and sort the tests by rung, lowest first. Others are reported to pytest as deselected. Called after all other
+        plugins, so `-k`, `-m` and their markers count. Raises pytest.UsageError if a test's verb never collects its
+        folder."""
         verb: MakeVerb | None = config.getoption("verb", None)
         for item in items:
             add_markers(item)

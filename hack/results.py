@@ -65,7 +65,8 @@ class Results:
                 self._counts[str(model), str(column)] += int(number)
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines of the table and its legend. Yields nothing if nothing was counted."""
+        """Yield the lines of the table, with one row for each model and a last row with the sums, and then its legend.
+        Yields nothing if nothing was counted."""
         models = sorted({model for model, _ in self._counts})
         if not models:
             return

@@ -116,8 +116,8 @@ def _configured(name: str, command: Sequence[str], folders: Mapping[str, tuple[s
 
 def _mig_manager() -> Object:
     """Return the DaemonSet of mig-manager. Its container is started by `enter`, may change MIG devices, sees the node's
-    processes, and has HOST_ROOT as the host's root. It reads its configurations from MIG_MAP, and does not reboot the
-    node."""
+    processes, and has HOST_ROOT as the host's root. It reads its configurations from the ConfigMap MIG_MAP, and does
+    not reboot the node."""
     environ = {
         "CONFIG_FILE": "/mig-parted-config/config.yaml",
         "HOST_ROOT_MOUNT": "/host",

@@ -40,8 +40,8 @@ def label_node(api: Api, node: str) -> None:
 
 def install_plain(nodes: Sequence[KubeletNode]) -> None:
     """Install NVIDIA's chart with the how-to's values, and mig-manager by its kustomization. On each node, NVIDIA's
-    image first gets both images' names. GFD writes its labels to a file. Call `label_node` afterwards: earlier pods
-    would write to this machine's /etc. Raises LaunchError (helm), CalledProcessError (kubectl, containerd),
+    image first gets the names of their images. GFD writes its labels to a file. Call `label_node` afterwards: earlier
+    pods would write to this machine's /etc. Raises LaunchError (helm), CalledProcessError (kubectl, containerd),
     UnavailableError (chart or helm missing) and ApiError (object refused)."""
     plane = nodes[0].plane
     manifests = [_on_this_machine(one) for one in mig_manager_manifests(plane)]

@@ -112,8 +112,8 @@ def _loader_folder(spec: Object, bundle: Path) -> str:
 def _prepare(folder: Path, arguments: Sequence[str]) -> int:
     """Give a container its grant: change the OCI configuration in the bundle that runc's `arguments` name, and write
     the capability files and COMPUTES_ON there. Without a grant, a container with devices by CDI gets COMPUTES_ON and
-    the hook BEGAN, any other nothing. Returns 0, or 1 after logging for runc why the toolkit refuses. Raises SystemExit
-    without `--bundle` or `--log`."""
+    the hook BEGAN, and any other gets nothing. Returns 0, or 1 after logging for runc why the toolkit refuses. Raises
+    SystemExit without `--bundle` or `--log`."""
     bundle = Path(_option(arguments, "--bundle"))
     spec = json.loads((bundle / "config.json").read_text())
     devices = machine_devices(Simulator(state_file(folder)).show())

@@ -61,8 +61,8 @@ def samples(devices: Sequence[DCGMValues], setup: SetUp) -> Iterator[tuple[str, 
 
 def _exported_labels(device: DCGMValues, setup: SetUp) -> dict[str, str]:
     """Return the labels of a device as dcgm-exporter serves them, with the names that `setup` selects: those of the
-    GPU, its model and its host, all made up but for index and UUID. A MIG device has its profile and instance, too. If
-    a pod holds the device, the pod's name and namespace are added."""
+    GPU, its model and its host. Of these only index and UUID are the device's own. A MIG device has its profile and
+    instance, too. If a pod holds the device, the pod's name and namespace are added."""
     labels = {
         "gpu": str(device.gpu),
         "uuid" if setup.old_namespace else "UUID": device.gpu_uuid,

@@ -98,7 +98,8 @@ class Handout:
 def advertised_ids(gpus: Sequence[GPU], allocatable: Mapping[str, int]) -> dict[str, list[str]]:
     """Return the device ids that the plugin advertises for the numbers in `allocatable`, by resource name. The id of a
     shared device is `UUID::REPLICA`, that of another its UUID. Replicas of one device are as far apart as possible. A
-    resource is left out if it has no devices, or if its number is 0 or not a multiple of theirs, as during a change."""
+    resource without devices is left out, and one whose number is 0 or not a multiple of the number of its devices, as
+    during a change."""
     advertised: dict[str, list[str]] = {}
     for resource, wanted in allocatable.items():
         devices = _devices(gpus, resource.removesuffix(SHARED))

@@ -151,10 +151,10 @@ class MigManager:
             await self._reconfigure(name)
 
     async def _reconfigure(self, name: str) -> None:
-        """Make one run for the configuration `name`, and write its state to the Node. If the GPUs already have the
-        configuration, they are left alone, and the run ends with `success` (`_leave`). Errors of the configuration, the
-        apply or NVML are logged and end it with `failed` (`_leave`), and so does a MIG mode still wrong after the
-        reboot that should have set it. Raises InUse (`_apply_all`)."""
+        """Make one run for the configuration `name`. If the GPUs already have it, they are left alone, and the run ends
+        with the state `success` (`_leave`). Errors of the configuration, the apply or NVML are logged and end it with
+        `failed` (`_leave`), and so does a MIG mode still wrong after the reboot that should have set it. Raises InUse
+        (`_apply_all`)."""
         self._port.log(f"mig-manager: {name or '(empty)'}")
         deploy = {key: self._port.labels.get(key, "") for key in _pausable(self._port.labels)}  # 1
         before = self._port.labels.get(LABEL_MIG_STATE, "")
@@ -176,9 +176,8 @@ class MigManager:
     ) -> None:
         """Pause the operands, change the GPUs, restore the operands, write `success` (steps 6 to 13), and remember this
         complete run. If the MIG modes cannot be set, the node reboots with WITH_REBOOT or the fault `reboot`, else the
-        error is only logged. Returns early, with paused operands, after a reboot, the fault `wedge_pending`, or
-        0.13.1's time-out, which raises ApplyError in 0.15.1. Raises ApplyError, ConfigError, LibraryError and InUse
-        (`_apply_all`)."""
+        error is logged. Operands stay paused after a reboot, the fault `wedge_pending`, and 0.13.1's time-out (an
+        ApplyError in 0.15.1). Raises ApplyError, ConfigError, LibraryError and InUse."""
         await self._state("pending")  # 6
         await self._port.patch_labels(
             {key: "false" if value == "false" else PAUSED_FOR_MIG for key, value in deploy.items()}
@@ -226,10 +225,10 @@ class MigManager:
             raise ApplyError("MIG mode is pending a reset")
 
     async def _apply_all(self, name: str, items: tuple[Entry, ...]) -> None:
-        """Set the MIG modes that are still wrong, and rebuild the instances. The refused configuration fails after the
-        first GPU's instances are destroyed if MIG is on there, or with InUse if one is in use. Raises ApplyError for
-        it, for modes that cannot be set or stay pending, and for a layout that cannot be created; ConfigError for the
-        index of a GPU without MIG; LibraryError if NVML cannot be read."""
+        """Set the MIG modes that are still wrong, and rebuild the instances. For the refused configuration, only the
+        first GPU's instances are destroyed if MIG is on there; InUse is raised if one is in use. Raises ApplyError for
+        that configuration, for modes that cannot be set or stay pending, and for an impossible layout, ConfigError for
+        a GPU without MIG, and LibraryError (NVML)."""
         await self._clock.sleep(self._times.apply / 2)
         gpus = await self._read()
         if not mode_applied(items, gpus):
