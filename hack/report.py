@@ -196,7 +196,8 @@ class Report:
                 yield f"rung {rung} ({name}): {', '.join(parts)}"
 
     def _write(self, config: pytest.Config) -> Path:
-        """Write the verb's report file below build/, and return its path relative to the checkout."""
+        """Write the verb's report file below build/, or report.txt if no verb was named, in place of an earlier one.
+        Returns its path relative to the checkout."""
         verb = config.getoption("verb", None)
         path = Path("build", f"report-{verb}.txt" if verb else "report.txt")
         whole = config.rootpath / path

@@ -41,9 +41,10 @@ class HostServices:
         self._feeder = threading.Thread(target=self._feed, name=f"nfd-{node.name}")
 
     def start(self) -> None:
-        """Start both services, and return when the D-Bus socket exists. mig-manager needs the bus before anything
-        else, to reach systemd. Raises ComponentError if the D-Bus daemon ends, TimeoutError if there is no socket
-        after BUS_SECONDS, and RuntimeError if the node's machine is not started."""
+        """Start D-Bus, wait until its socket exists, and then start NFD. mig-manager needs the bus before anything
+        else, to reach systemd. Raises ComponentError if the D-Bus daemon ends, TimeoutError if there is no socket after
+        BUS_SECONDS, and RuntimeError if the node's machine is not started. A daemon that has started runs until `stop`,
+        also after an error."""
         socket = Path(HOST_ROOT) / "run" / "dbus" / "system_bus_socket"
         config = self._node.folder / "bus.conf"
         config.write_text(BUS.format(socket=socket))

@@ -529,8 +529,8 @@ def _processes(gpu: GPU, uses: Mapping[int, ProcessUse]) -> Iterator[ProcessUse]
 
 
 def _devices(gpu: GPU, card: Card, processes: Sequence[ProcessUse]) -> Iterator[DeviceUse]:
-    """Yield the used and total memory of a whole GPU or, if MIG is on, of each of its instances. Each says whether all
-    of the GPU's processes are visible. Yields nothing if NVML cannot reach the GPU."""
+    """Yield the used and total memory, in bytes, of a whole GPU or, if MIG is on, of each of its instances. Each says
+    whether all of the GPU's processes are visible. Yields nothing if NVML cannot reach the GPU."""
     if gpu.access != "Ok":
         return
     all_seen = UNKNOWN_PROCESS not in gpu.processes

@@ -116,10 +116,10 @@ class Kai:
         return sorted(waiting, key=lambda pod: str(pod["metadata"]["name"]))
 
     async def _bind(self, pod: JSON) -> list[JSON]:
-        """Bind a pod to a node with room for it. For a GPU that no group uses yet, a reservation pod is created first.
-        Returns the pods that start to run, which are also recorded: the new reservation, if any, and the bound pod.
-        Empty if no node has room. If the pod is gone or was changed meanwhile, it is left out, and the scheduler is
-        woken. Other KubeErrors are raised."""
+        """Bind a pod to the first node by name with room, and label it with its GPU's group. For a new group, a
+        reservation pod is created first. Returns the pods that start to run, which are also recorded: the new
+        reservation, if any, and the bound pod. Empty without room. A pod that is gone or changed is left out, and the
+        scheduler is woken. Other KubeErrors are raised."""
         first = next((place for name in sorted(self._nodes) if (place := self._place(pod, name))), None)
         if first is None:
             return []
@@ -145,7 +145,8 @@ class Kai:
 
     def _place(self, pod: JSON, name: str) -> tuple[str, str] | None:
         """Return where node `name` has room for the pod: (node, group) of a shared GPU, otherwise (node, empty string)
-        if a GPU of the node is free. Returns None if the node is cordoned or has no room."""
+        if a GPU of the node is free. Returns None if the node is cordoned or has no room. Taints, node selectors and
+        readiness are ignored."""
         node = self._nodes[name]
         if (node.get("spec") or {}).get("unschedulable"):
             return None
@@ -184,7 +185,8 @@ def phase_of(pod: JSON) -> str:
 
 
 def _reservation(node: str, group: str) -> JSON:
-    """Return the manifest of the pod with which KAI reserves a GPU of the node for a group."""
+    """Return the manifest of the pod with which KAI reserves a GPU of the node for a group. The pod is bound to the
+    node, requests one GPU, and has the group's label."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",

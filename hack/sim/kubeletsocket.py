@@ -121,8 +121,8 @@ class Kubelet:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the calls of one connection until the client hangs up, or until `instead` was sent in place of an
-        answer."""
+        """Answer the calls of one connection, and pass the headers of each to `heard`, until the client hangs up, or
+        until `instead` was sent in place of an answer. Raises KeyError for an unknown path."""
         session = _Session(self._answers)
         while True:
             writer.write(session.http2.data_to_send())

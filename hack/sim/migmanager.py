@@ -207,9 +207,10 @@ class MigManager:
         self._no_restart_on_exit = True  # from now on `_leave` does not restore the operands
 
     async def _apply_mode(self, items: tuple[Entry, ...], gpus: tuple[GPU, ...]) -> None:
-        """Set the MIG modes if any is wrong. Raises ApplyError if something is in use or a mode stays pending,
-        _NeedsReboot if that was injected, ConfigError if an item that turns MIG on lists the index of a GPU without
-        MIG, and LibraryError if NVML cannot be read."""
+        """Set the MIG modes if any is wrong or no item selects a GPU, and reset the fault `reboot`. Raises ApplyError
+        if they cannot be set or that still holds afterwards, _NeedsReboot if they cannot be set because of that fault,
+        ConfigError if an item that turns MIG on lists the index of a GPU without MIG, and LibraryError if NVML cannot
+        be read."""
         if mode_applied(items, gpus):
             return
         await self._clock.sleep(self._times.apply / 2)

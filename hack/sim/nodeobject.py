@@ -120,8 +120,9 @@ class NodeObject:
         await self._write({"status": {"conditions": conditions}}, "status")
 
     async def _write(self, body: dict[str, Any], subresource: str | None) -> None:
-        """Patch the Node and store the answer. Logs and retries while the server is unavailable or throttles; does
-        nothing if the Node does not exist. Other KubeErrors are raised."""
+        """Patch the Node and store the answer, which calls `on_labels` if the labels changed (`take`). Logs and retries
+        while the server is unavailable or throttles; does nothing if the Node does not exist. Other KubeErrors are
+        raised."""
         while True:
             try:
                 answer = await self._cluster.client.patch(NODES, self.name, body, subresource=subresource)

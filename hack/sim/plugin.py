@@ -248,8 +248,9 @@ def advertised(
     gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVersion = "0.20.0"
 ) -> dict[str, int]:
     """Return the number of devices that the plugin registers, replicas included, by resource name. A resource without
-    devices is left out. Raises PluginError where the plugin exits instead (b.6): for MPS with MIG or strategy mixed,
-    and for GPUs that strategy single cannot serve."""
+    devices is left out. Strategy none counts GPUs with MIG as whole ones, and version 0.19.3 names profiles without
+    attributes such as `+me`. Raises PluginError where the plugin exits instead (b.6): for MPS with MIG or strategy
+    mixed, and for GPUs that strategy single cannot serve."""
     if config.sharing == "mps":
         _refuse_mig(gpus, config)
     counts = Counter(_devices(gpus, config.mig_strategy, version))

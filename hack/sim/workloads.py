@@ -210,8 +210,9 @@ class Workloads:
                 await self._client.delete(RESOURCE_CLAIMS, name, uid=raw["metadata"]["uid"], namespace=where)
 
     async def _replace(self) -> None:
-        """Create the pods that each workload lacks, and store them. A terminating pod counts as missing, as it does for
-        a ReplicaSet. Surplus pods are not deleted. AlreadyExists is ignored; the pod is then still missing."""
+        """Create the pods that each workload lacks, and store them. A terminating or finished pod counts as missing, as
+        it does for a ReplicaSet. Surplus pods are not deleted. AlreadyExists is ignored, so that the pod is still
+        missing; other KubeErrors are raised."""
         for (namespace, name), workload in self._wanted.items():
             alive = [pod for pod in self._pods.values() if _belongs(pod, namespace, name) and _alive(pod)]
             for _ in range(workload.replicas - len(alive)):
@@ -223,9 +224,9 @@ class Workloads:
                 self._store(pod)
 
     async def _schedule(self) -> list[JSON]:
-        """Bind every pending pod to the first node by name on which it fits, store the answers, and return the bound
-        pods. If DRA serves the GPUs, a pod gets its ResourceClaim before that. NotFound, Conflict and AlreadyExists
-        skip a pod that is gone or was changed meanwhile; other KubeErrors are raised."""
+        """Bind every pod of `_pending` to the first node by name on which it fits, store the answers, and return the
+        bound pods. If DRA serves the GPUs, a pod gets its ResourceClaim before that. NotFound, Conflict and
+        AlreadyExists skip a pod that is gone or was changed meanwhile; other KubeErrors are raised."""
         bound = []
         used = self._device_counts()
         for pod in self._pending():
