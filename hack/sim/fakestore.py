@@ -153,10 +153,10 @@ class Store:
         return self.commit(resource, key, None, obj)
 
     def patch(self, resource: Resource, key: Key, body: JSON, subresource: str | None) -> JSON:
-        """Merge a patch into an object, or only its `status` into the object's status, and return the object. A patch
-        that changes nothing makes no new version. One that removes a deleted object's last finalizer removes the
-        object, unless it is a pod; its final state is returned. `scale` sets a ReplicaSet's replicas. Raises NotFound,
-        Conflict, TypeError (not JSON) or Invalid (also for another subresource)."""
+        """Merge a patch into an object, or only its `status`, and return the object. A patch that changes nothing makes
+        no new version. One that removes a deleted object's last finalizer removes the object, unless it is a pod, and
+        returns its final state. `scale` sets a ReplicaSet's replicas. Raises NotFound, Conflict, TypeError (not JSON)
+        or Invalid (also for another subresource)."""
         old = self.get(resource, key)
         self._check_preconditions(resource, old, body.get("metadata") or {})
         if subresource == "status":

@@ -96,10 +96,10 @@ class Handout:
 
 
 def advertised_ids(gpus: Sequence[GPU], allocatable: Mapping[str, int]) -> dict[str, list[str]]:
-    """Return the device ids that the plugin advertises for the numbers in `allocatable`, by resource name. The id of a
-    shared device is `UUID::REPLICA`, that of another its UUID. Replicas of one device are as far apart as possible. A
-    resource without devices is left out, and one whose number is 0 or not a multiple of the number of its devices, as
-    during a change."""
+    """Return the device ids that the plugin advertises for the numbers in `allocatable`, by resource name: the UUID of
+    each device, or `UUID::REPLICA` of a shared one. Replicas of one device are as far apart as possible. A resource
+    without devices is left out, and one whose number is 0 or not a multiple of the number of its devices, as during a
+    change."""
     advertised: dict[str, list[str]] = {}
     for resource, wanted in allocatable.items():
         devices = _devices(gpus, resource.removesuffix(SHARED))

@@ -117,9 +117,9 @@ class Kai:
 
     async def _bind(self, pod: JSON) -> list[JSON]:
         """Bind a pod to the first node by name with room, and label it with its GPU's group. For a new group, a
-        reservation pod is created first. Returns the pods that start to run, which are also recorded: the new
-        reservation, if any, and the bound pod. Empty without room. A pod that is gone or changed is left out, and the
-        scheduler is woken. Other KubeErrors are raised."""
+        reservation pod is created first. Returns and records the pods that start to run: the new reservation, if any,
+        and the bound pod. A pod that is gone or changed is left out, and wakes the scheduler. Other KubeErrors are
+        raised."""
         first = next((place for name in sorted(self._nodes) if (place := self._place(pod, name))), None)
         if first is None:
             return []

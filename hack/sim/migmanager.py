@@ -208,9 +208,8 @@ class MigManager:
 
     async def _apply_mode(self, items: tuple[Entry, ...], gpus: tuple[GPU, ...]) -> None:
         """Set the MIG modes if any is wrong or no item selects a GPU, and reset the fault `reboot`. Raises ApplyError
-        if they cannot be set or that still holds afterwards, _NeedsReboot if they cannot be set because of that fault,
-        ConfigError if an item that turns MIG on lists the index of a GPU without MIG, and LibraryError if NVML cannot
-        be read."""
+        if they cannot be set or that still holds afterwards, _NeedsReboot if the fault prevents it, ConfigError if an
+        item that turns MIG on lists the index of a GPU without MIG, and LibraryError if NVML cannot be read."""
         if mode_applied(items, gpus):
             return
         await self._clock.sleep(self._times.apply / 2)
@@ -227,9 +226,9 @@ class MigManager:
 
     async def _apply_all(self, name: str, items: tuple[Entry, ...]) -> None:
         """Set the MIG modes that are still wrong, and rebuild the instances. For the refused configuration, only the
-        first GPU's instances are destroyed if MIG is on there; InUse is raised if one is in use. Raises ApplyError for
-        that configuration, for modes that cannot be set or stay pending, and for an impossible layout, ConfigError for
-        a GPU without MIG, and LibraryError (NVML)."""
+        first GPU's instances are destroyed if MIG is on there, or InUse is raised. Raises ApplyError for that
+        configuration, for modes that cannot be set or stay pending, and for an impossible layout, ConfigError for a GPU
+        without MIG, and LibraryError (NVML)."""
         await self._clock.sleep(self._times.apply / 2)
         gpus = await self._read()
         if not mode_applied(items, gpus):

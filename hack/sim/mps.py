@@ -85,8 +85,8 @@ class MpsDaemon(Configured):
     async def _start(self) -> bool:
         """Start the pod. If MPS is configured, the daemon serves: each GPU without MIG becomes ExclusiveProcess and
         gets a server process. Returns False if the pod crash-loops instead, because of its configuration or NVML, which
-        is logged; otherwise True. With the GPU Operator, a daemon that config-manager does not notify (`is_notified`)
-        never serves; that is logged too, and counts as started."""
+        is logged; otherwise True. With the GPU Operator, a daemon that is not notified (`is_notified`) never serves;
+        that is logged too, and counts as started."""
         key = self.key(new_pod=True)
         try:
             if key is None:

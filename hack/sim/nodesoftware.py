@@ -300,8 +300,8 @@ class NodeSoftware:
     def _look_at_agent(self, name: str) -> None:
         """Start or stop the agent of a node, so that it runs if and only if the node is simulated and the agent's pod
         runs. A pod with another UID gets a new agent. An agent that raises RestartNeeded is replaced after
-        CRASH_BACKOFF. A stopped agent no longer holds up the clock `Lapse`, and `pages` hides it. Does nothing if the
-        settings turn agents off."""
+        CRASH_BACKOFF. Stopping one removes it from the clock `Lapse` and from `pages`. Does nothing if agents are
+        turned off."""
         node, pod = self.nodes.get(name), self._agent_pods.running(name)
         uid = pod["metadata"]["uid"] if pod is not None and node is not None else ""
         running, task = self._agents.get(name, ("", None))
