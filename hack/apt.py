@@ -12,9 +12,9 @@ from hack.cache import UnavailableError, alone, cache_root, writable
 
 @contextmanager
 def alone_with_apt() -> Iterator[None]:
-    """Hold our lock for running apt during the `with` block. Raises UnavailableError if another process holds the lock
-    for more than an hour, or the cache that contains the lock cannot be written. An OSError in the block about the
-    cache or a full disk becomes an UnavailableError, too."""
+    """Hold our lock for running apt during the `with` block. The lock file is in our cache. Raises UnavailableError if
+    another process holds the lock for more than an hour, or if the cache cannot be created. In the block, an OSError
+    about a path in the cache or about a full disk becomes an UnavailableError. Other errors pass through."""
     root = cache_root()
     with writable(root), alone(root / "apt.lock", "running apt"):
         yield

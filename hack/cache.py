@@ -128,7 +128,7 @@ def _try_lock(file: TextIO) -> bool:
 
 
 def _sweep(root: Path, own: Path) -> None:
-    """Remove the unfinished folders below `root` that killed builders have left behind.
+    """Remove the unfinished folders in `root` that killed builders have left behind. Errors of the removal are ignored.
 
     A folder stays if another process holds a lock for the same `name`, because that process may be its builder. `own`
     is the lock that we hold ourselves, and does not count. The folders are listed before the locks are tried, so the
@@ -159,8 +159,8 @@ def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def state_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder for running control planes, which need not exist: `$GPUSHARING_STATE` itself, otherwise the
-    folder APP in `$XDG_RUNTIME_DIR` if that is writable, otherwise `run` in the cache. It holds keys and tokens of the
+    """Return the folder for running control planes, which need not exist: `$GPUSHARING_STATE` itself; otherwise, if
+    `$XDG_RUNTIME_DIR` is a writable folder, APP in it; otherwise `run` in the cache. It holds keys and tokens of the
     control planes, so callers must make it readable by its owner only."""
     if chosen := environ.get("GPUSHARING_STATE"):
         return Path(chosen).expanduser()

@@ -212,8 +212,8 @@ class Checks:
 
 
 def count_tests() -> Counter[str]:
-    """Return how many tests passed, failed and were skipped, under these three words, summed over all reports in
-    build/. Only the first line of a report is read. Empty if no report has such a number."""
+    """Return how many tests passed, failed and were skipped, with these three words as keys, summed over the files
+    build/report-*.txt. Only the first line of each file is read. Empty if no file has such a number."""
     total: Counter[str] = Counter()
     for path in BUILD.glob("report-*.txt"):
         line = path.read_text().partition("\n")[0]
@@ -223,16 +223,16 @@ def count_tests() -> Counter[str]:
 
 
 def hash_images() -> list[str]:
-    """Return the sha256 in hexadecimal of each archive in build/images. These are the images that the tests with real
-    kubelets (rung 4) ran."""
+    """Return the sha256 in hexadecimal of each .tar file in build/images, in the order of their names. These are the
+    images that the tests with real kubelets (rung 4) ran. Empty if there are none."""
     return [
         hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((BUILD / "images").glob("*.tar"))
     ]
 
 
 def clean_commit() -> str:
-    """Return the commit of the checkout, or an empty string if a tracked file has been changed, there is no commit, or
-    git fails."""
+    """Return the full commit hash of the checkout, or an empty string if a tracked file has been changed, there is no
+    commit, or git fails. Untracked files do not count. Raises FileNotFoundError if git is not installed."""
     commands = (["git", "status", "--porcelain", "--untracked-files=no"], ["git", "rev-parse", "HEAD"])
     changed, commit = (subprocess.run(each, capture_output=True, text=True, check=False) for each in commands)
     return "" if changed.stdout or changed.returncode or commit.returncode else commit.stdout.strip()
@@ -245,8 +245,8 @@ def _terminate(process: asyncio.subprocess.Process) -> None:
 
 
 def main() -> int:
-    """Run all parts in the root of the checkout with CI=true, after removing old reports. Returns the exit status of
-    the run."""
+    """Run all parts and return the exit status of the run. Before that, change this process's folder to the root of the
+    checkout, set CI=true in its environment, create build/, and remove the old reports and PASSED."""
     os.chdir(Path(__file__).resolve().parent.parent)
     os.environ["CI"] = "true"
     BUILD.mkdir(exist_ok=True)
