@@ -189,7 +189,7 @@ def _pem(certificate: x509.Certificate) -> bytes:
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return a private key as unencrypted PEM."""
+    """Return a private key as unencrypted PEM in the traditional form `EC PRIVATE KEY`."""
     encryption = serialization.NoEncryption()
     # kube-apiserver reads the traditional form "EC PRIVATE KEY" for service-account keys.
     return key.private_bytes(

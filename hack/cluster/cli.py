@@ -177,8 +177,8 @@ def _step(what: str, work: Callable[[], object]) -> None:
 
 
 def _say_kubectl() -> None:
-    """Print to stderr how to put our kubectl on PATH, or nothing if PATH has a kubectl. Builds kubectl if it is not
-    cached, and raises UnavailableError if that fails."""
+    """If PATH has no kubectl, print to stderr how to put ours there. Ours is built first if it is not cached; raises
+    UnavailableError if that fails. Does nothing if PATH has a kubectl."""
     if shutil.which("kubectl") is None:
         folder = toolchain.control_plane_programs().kubectl.parent
         _say(
@@ -193,8 +193,8 @@ def _kubeconfig(directory: Path) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path`, which is created if it is missing, for the length of the block, so
-    that only one `up` or `down` runs at a time. Waits for the lock without a limit."""
+    """Hold an exclusive lock on the file `path` during the block, so that only one `up` or `down` runs at a time. The
+    file is emptied, or created if it is missing. Waits for the lock without a limit."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -235,8 +235,8 @@ def _count(text: str) -> int:
 
 
 def _driver(text: str) -> str:
-    """Return `text` if it names a driver, otherwise raise ArgumentTypeError. argparse does not apply `choices` to a
-    default, and this default comes from the environment."""
+    """Return `text` if it is `cluster` or `kind`, otherwise raise ArgumentTypeError. argparse does not apply `choices`
+    to a default, and this default comes from the environment."""
     if text not in ("cluster", "kind"):
         raise argparse.ArgumentTypeError(f"DRIVER must be cluster or kind, not {text!r}")
     return text

@@ -96,8 +96,8 @@ def versions() -> tuple[CRDVersion, ...]:
 
 
 def _put(root: Object, item: Field) -> None:
-    """Add a field with its default, if it has one, to the schema `root`, and create the blocks that contain it if they
-    are missing."""
+    """Add a field with its default, if it has one, to the schema `root`, in place. Blocks that contain it are created
+    if they are missing. A field that is already at that path is replaced."""
     *blocks, last = item.path
     for block in blocks:
         root = root["properties"].setdefault(block, {"type": "object", "properties": {}})

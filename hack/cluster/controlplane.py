@@ -265,9 +265,9 @@ class ControlPlane:
         return toolchain.control_plane_programs()
 
     def _make_directory(self) -> Path:
-        """Create the folder of this control plane and return it. Before a temporary folder is created, control planes
-        whose owners were killed are stopped and their folders removed (`sweep`), which raises ValueError or TypeError
-        at a damaged record."""
+        """Create the folder of this control plane with mode 0700, unless it exists, and return its resolved path.
+        Before a temporary folder is created, control planes whose owners were killed are stopped and their folders
+        removed (`sweep`). That raises ValueError or TypeError for a damaged record."""
         if self._chosen_directory is not None:
             return private_directory(self._chosen_directory.resolve())
         root = private_directory(state_root())

@@ -114,8 +114,9 @@ def _environment() -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the folder of the control plane's programs for the minor version in the first argument; other arguments
-    are ignored. Returns the exit status: 0, or 1 after printing why there are no such programs."""
+    """Print the folder of the control plane's programs for the minor version in the first argument; other arguments are
+    ignored. Returns the exit status: 0, or 1 after printing to stderr why there are no such programs. Without an
+    argument the status is 1."""
     try:
         print(control_plane(arguments[0] if arguments else ""))
     except UnavailableError as error:

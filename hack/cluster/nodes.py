@@ -125,7 +125,7 @@ def wait_nodes_ready(api: Api, node_names: Sequence[str], seconds: float = 120.0
     missing = set(node_names)
 
     def all_ready() -> bool:
-        """Remove the nodes that have become Ready from `missing`, and return whether none is left."""
+        """Remove from `missing` the nodes that are Ready or no longer exist, and return whether none is left."""
         missing.intersection_update(
             item["metadata"]["name"] for item in api.list("/api/v1/nodes") if not is_ready(item)
         )
@@ -141,7 +141,7 @@ def wait_nodes_ready(api: Api, node_names: Sequence[str], seconds: float = 120.0
 
 
 def is_ready(node: Object) -> bool:
-    """Whether the node's Ready condition is True and it no longer has the taint of new nodes."""
+    """Whether the node's Ready condition is True and it does not have the taint `node.kubernetes.io/not-ready`."""
     conditions = node.get("status", {}).get("conditions", [])
     ready = any(row["type"] == "Ready" and row["status"] == "True" for row in conditions)
     taints = {taint["key"] for taint in node["spec"].get("taints", [])}

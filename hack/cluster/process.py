@@ -38,7 +38,8 @@ class Component:
     """The process object, or None if another process started the program (`up` starts it, `down` stops it)."""
 
     def alive(self) -> bool:
-        """Whether the program is still running or, if another process started it, whether its pid exists."""
+        """Whether the program is still running. If another process started it, any process with its pid counts, except
+        a zombie."""
         if self.process is not None:
             return self.process.poll() is None
         return pid_exists(self.pid)
@@ -108,7 +109,8 @@ def pid_exists(pid: int) -> bool:
 
 
 def end_group(leader: subprocess.Popen[Any], sign: signal.Signals = signal.SIGKILL) -> None:
-    """Send a signal to the process group of a program that we started, including children that it left behind.
+    """Send a signal to the process group of a program that we started, including children that it left behind. Does
+    nothing if the group has ended.
 
     Nothing is sent if the leader has ended and a process has its pid, because that is an unrelated process: while any
     member of the group lives, the kernel does not reuse the number. If no process has the pid, the number still means
@@ -147,8 +149,8 @@ def free_ports(count: int) -> list[int]:
 
 
 def _any_port() -> int:
-    """Return a random port from PORTS_FROM up to the range from which the system itself assigns ports. If there are
-    fewer than ENOUGH_PORTS, return 0, which lets the system choose."""
+    """Return a random port from PORTS_FROM up to the range from which the system itself assigns ports; it may be in
+    use. If that leaves fewer than ENOUGH_PORTS to choose from, return 0, which lets the system choose."""
     try:
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except OSError:

@@ -82,8 +82,8 @@ def kubernetes_version(go_mod: str) -> str:
 
 
 def version_flags(version: str) -> str:
-    """Return linker flags that stamp a Kubernetes version such as `v1.36.3`; one that does not have three parts raises
-    ValueError. Without the stamp clients see v0.0.0 and refuse features."""
+    """Return linker flags that stamp a Kubernetes version such as `v1.36.3` and leave out debug information. Raises
+    ValueError if the version does not have three parts. Without the stamp clients see v0.0.0 and refuse features."""
     major, minor, _ = version.removeprefix("v").split(".")
     stamps = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
@@ -141,8 +141,8 @@ def containerd_recipe() -> ToolRecipe:
 
 
 def helm3_recipe() -> ToolRecipe:
-    """Return the recipe for Helm 3. As in Helm's own releases, our minor version of Kubernetes is linked in. Without
-    it Helm assumes that every cluster is 1.20. Raises UnavailableError as `kubernetes_version` does."""
+    """Return the recipe for Helm 3. As in Helm's own releases, our minor version of Kubernetes is linked in. Without it
+    Helm assumes that every cluster is 1.20. Raises UnavailableError if hack/controlplane/go.mod pins no Kubernetes."""
     minor = kubernetes_version((CONTROLPLANE_SOURCE / "go.mod").read_text()).split(".")[1]
     packages = ("chartutil", "lint/rules")
     known = [f"-X helm.sh/helm/v3/pkg/{package}.k8sVersionMinor={minor}" for package in packages]
