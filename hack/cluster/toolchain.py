@@ -256,7 +256,8 @@ def _build(recipe: ToolRecipe, out: Path) -> None:
 
 def build_environment(recipe: ToolRecipe) -> dict[str, str]:
     """Return the environment for a build: the user's, without GOOS and GOARCH, with Go's workspaces off, and with cgo
-    on only if the recipe needs it. Go may change a go.mod only if the recipe has no source folder (`cwd`)."""
+    on only if the recipe needs it. GOFLAGS is replaced, so that Go may change a go.mod only if the recipe has no source
+    folder (`cwd`)."""
     environ = {key: value for key, value in os.environ.items() if key not in ("GOOS", "GOARCH")}
     mode = "-mod=mod" if recipe.cwd is None else "-mod=readonly"
     return {**environ, "GOWORK": "off", "GOFLAGS": mode, "CGO_ENABLED": str(int(recipe.cgo))}

@@ -69,16 +69,17 @@ class ClusterStage:
         await asyncio.to_thread(self._plane.api.create, path, deployment(workload))
 
     async def start_operator(self) -> None:
-        """Start the shipped operator as a new process, whose log is appended to LOG. Raises ApiError if the chart is
-        not installed."""
+        """Start the operator as a new process with the rights that the chart grants. Its settings come from FACTOR and
+        LEASE, not from the values of the installed chart. Its log is appended to LOG. Returns before it leads. Raises
+        ApiError if the chart is not installed."""
         start = partial(product.operator, self._plane.kubeconfig, self._plane.directory, FACTOR, **LEASE)
         self._operator = await asyncio.to_thread(start)
         self._operator.log = LOG
         self._operator.start()
 
     async def kill_operator(self) -> str:
-        """Kill the operator with SIGKILL and return a sentence that says so. Raises RuntimeError if no operator was
-        started."""
+        """Kill the operator with SIGKILL, wait for its end, and return a sentence with its pid and exit status. Raises
+        RuntimeError if no operator was started."""
         if self._operator is None:
             raise RuntimeError("no operator was started")
         pid = self._operator.pid
@@ -97,8 +98,8 @@ class ClusterStage:
         return await asyncio.to_thread(self._writes)
 
     async def changed(self) -> None:
-        """Wait 0.2 s. Raises ComponentError, with the end of the operator's log, if the operator has ended and was not
-        killed."""
+        """Raise ComponentError at once, with the end of the operator's log, if the operator has ended and was not
+        killed. Otherwise wait 0.2 s."""
         if self._operator is not None and self._operator.exit_status not in (None, -signal.SIGKILL):
             raise ComponentError(
                 f"the operator ended with status {self._operator.exit_status}; its last lines ({LOG}):\n{tail(LOG)}"

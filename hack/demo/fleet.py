@@ -68,8 +68,9 @@ def example(pool: str) -> JSON:
 
 
 def with_layout(pool: str, profiles: dict[str, int], **rollout: Any) -> JSON:
-    """Return the example policy of a pool in mode MIG, changed so that every card gets the layout `profiles` and
-    `spec.rollout` has the given fields. Raises KeyError for a pool in another mode."""
+    """Return a copy of the example policy of a pool in mode MIG, in which every card gets the layout `profiles`. The
+    given fields of `spec.rollout` are set, and its others stay as they are. Raises KeyError for a pool in another mode.
+    """
     manifest = copy.deepcopy(example(pool))
     manifest["spec"]["mig"]["layouts"] = [{"devices": "all", "profiles": profiles}]
     manifest["spec"].setdefault("rollout", {}).update(rollout)

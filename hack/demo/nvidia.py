@@ -85,7 +85,8 @@ def _check_sources(screen: Screen, loop: NvidiaLoop, node: str) -> None:
 
 
 def _show(screen: Screen, loop: NvidiaLoop) -> None:
-    """Print `kubectl get` of policies and GPUNodes with its output."""
+    """Print the commands `kubectl get gpusharingpolicies` and `kubectl get gpunodes`, each with its output. Both are
+    run even if the screen is quiet."""
     for kind in ("gpusharingpolicies", "gpunodes"):
         screen.command(f"kubectl get {kind}")
         screen.output(loop.plane.kubectl("get", kind))

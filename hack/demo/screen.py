@@ -16,8 +16,8 @@ class Screen:
     """The terminal, or the file, to which the demo prints."""
 
     def __init__(self, out: TextIO | None = None, *, color: bool = True, quiet: bool = False) -> None:
-        """Prepare to print to `out` (standard output by default). With `quiet` only headings, notices and checks are
-        printed. Colors are used only on a terminal."""
+        """Prepare to print to `out` (standard output by default), and start the clock of `heading`. With `quiet` only
+        headings, notices and checks are printed. Colors are used if `color` is set and `out` is a terminal."""
         self.out = out or sys.stdout
         self.color = color and self.out.isatty()
         self.quiet = quiet

@@ -257,7 +257,7 @@ async def _settled(demo: Demo) -> None:
 
 async def _reported(demo: Demo) -> None:
     """Wait until the summary of pool-b's policy names what blocks the drain, and counts the one pod that fits nowhere
-    yet. Raises DemoFailed if that takes too long."""
+    yet. Raises DemoFailed after 15 s times the stage's patience."""
 
     async def up_to_date() -> bool:
         """Whether the summary counts one pending pod and its message has the expected words."""
