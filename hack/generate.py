@@ -123,8 +123,8 @@ def find_problems(files: Files, root: Path) -> Iterator[str]:
 
 
 def find_leftovers(files: Files, root: Path) -> list[str]:
-    """Return the paths of files that carry the mark but are no longer generated. Only files directly in one of FOLDERS
-    are searched."""
+    """Return the paths, relative to `root`, of files whose first lines contain MARK and that are not in `files`, so
+    that they are no longer generated. Only files directly in one of FOLDERS are searched."""
     return [
         path
         for folder in FOLDERS
@@ -135,8 +135,8 @@ def find_leftovers(files: Files, root: Path) -> list[str]:
 
 
 def tracked_files(root: Path) -> frozenset[str] | None:
-    """Return the paths that git tracks, or None outside of a checkout, such as in a source archive. Raises
-    CalledProcessError if git fails."""
+    """Return the paths that git tracks, relative to `root`, together with an empty string. None outside of a checkout,
+    such as in a source archive. Raises CalledProcessError if git fails."""
     if not (root / ".git").exists():
         return None
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True)

@@ -253,8 +253,8 @@ def rows_of_metrics(source: str, values: Mapping[str, object]) -> list[tuple[str
 
 
 def _makers(tree: ast.Module) -> dict[str, str]:
-    """Return the type of the metric family that a function of a module returns, by the function's name. Functions that
-    return no metric family are left out."""
+    """Return the type of the metric family that each function in a module returns according to its annotation, by the
+    function's name. Functions that return no metric family are left out."""
     made = {node.name: node.returns for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     named = {name: ast.unparse(kind) for name, kind in made.items() if kind is not None}
     return {name: _FAMILIES[kind] for name, kind in named.items() if kind in _FAMILIES}

@@ -75,7 +75,8 @@ def status(state: JSON) -> list[Line]:
 
 
 def screenshot() -> Mapping[str, str]:
-    """Return the picture of kubectl's output as an SVG file, by its path."""
+    """Return one item: the path of the picture and its content, an SVG file. It shows the commands in COMMANDS with
+    their output, which comes from the golden files, without the columns in TIMES."""
     lines: list[Line] = []
     for command, file in COMMANDS.items():
         table = without_times((GOLDEN / file).read_text().splitlines())

@@ -100,8 +100,8 @@ def _is_explained(node: yaml.MappingNode, lines: Sequence[str]) -> bool:
 
 
 def _comment(lines: Sequence[str], line: int) -> str:
-    """Return the comment directly above the key in line `line`, on one line, if it has the key's indentation,
-    otherwise an empty string. Only lines that begin with `# ` belong to it."""
+    """Return the comment directly above the key in line `line` (counted from 0), joined into one line, if it has the
+    key's indentation, otherwise an empty string. Only lines that begin with `# ` belong to it."""
     indent = lines[line][: len(lines[line]) - len(lines[line].lstrip())]
     comment: list[str] = []
     for text in reversed(lines[:line]):

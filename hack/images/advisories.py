@@ -90,8 +90,8 @@ def find(parts: Sequence[ImagePart], advisories: Sequence[Advisory]) -> list[Adv
 
 
 def concerns(package: dict[str, Any], part: ImagePart) -> bool:
-    """Whether `package`, the package that an advisory names, is this part. Debian's advisories name source packages,
-    for one release or for all. PyPI names are compared in normalized form."""
+    """Whether `package`, the package that an advisory names, is this part. Debian's advisories name source packages. If
+    one names a release of Debian, it must be the image's. PyPI names are compared in normalized form."""
     ecosystem, _, release = str(package.get("ecosystem", "")).partition(":")
     if ecosystem != part.ecosystem or (release and release != DISTRO.removeprefix("debian-")):
         return False

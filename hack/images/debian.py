@@ -177,7 +177,8 @@ def as_of(text: str) -> str:
 
 
 def render_lock(packages: Iterable[Package], stamp: str) -> str:
-    """Return the content of a lock with these packages. `stamp` is the time at which they were resolved."""
+    """Return the content of a lock with these packages, sorted. `stamp` is the time at which they were resolved, in the
+    format of `as_of`."""
     head = (
         f"# Debian packages of the image that `make images` builds; {SUITE}, from its signed index.\n"
         "# Written by: python -m hack.images.debian\n"
