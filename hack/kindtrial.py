@@ -58,7 +58,7 @@ def main() -> int:
 
 def find_archive(folder: Path) -> Path:
     """Return the path of the archive that `make images` has written into `folder`. Raises TrialError unless there is
-    exactly one."""
+    exactly one .tar file."""
     archives = sorted(folder.glob("*.tar"))
     if len(archives) != 1:
         names = ", ".join(path.name for path in archives) or "none"

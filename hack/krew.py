@@ -300,8 +300,9 @@ def _shared(libraries: Mapping[str, Path]) -> set[str]:
 
 
 def _modules(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (relative path, content) of each file in a folder, sorted by path, except for bytecode, console scripts,
-    hidden files at the top and files that the installer leaves."""
+    """Yield (relative path, content) of each file in a folder and its subfolders, sorted by path. Left out are
+    bytecode, everything in the top folder `bin`, hidden files and folders at the top, and files whose names are in
+    TRACES."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         wanted = "__pycache__" not in name and not name.startswith(("bin/", ".")) and path.name not in TRACES

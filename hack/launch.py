@@ -269,7 +269,8 @@ def wait_ready(api: Api, policy: str, seconds: float = 120.0) -> None:
     policy does not exist."""
 
     def ready() -> bool:
-        """Whether the Ready condition is True for the current generation."""
+        """Whether the policy's Ready condition is True for its current generation. Raises ApiError if there is no such
+        policy."""
         raw = api.get(f"/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/{policy}")
         return any(
             row["type"] == "Ready"

@@ -306,7 +306,7 @@ def open_part(deb: bytes, part: str) -> tarfile.TarFile:
 
 def control(deb: bytes) -> str:
     """Return the content of the package's control file, with its name, version and dependencies. Raises ValueError if
-    the data is not a package."""
+    the data is not a package, and KeyError if the package has no such file."""
     with open_part(deb, "control") as tar:
         file = tar.extractfile("./control")
         assert file is not None

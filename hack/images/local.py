@@ -159,7 +159,7 @@ def needed(data: bytes) -> list[str]:
 
 def missing(trees: list[Path]) -> list[str]:
     """Return a sorted list of messages "FILE needs LIBRARY", one for each file and each library that it needs and that
-    is in none of the trees."""
+    is in none of the trees. Both are file names without a folder. A library may be in any folder of a tree."""
     files = [path for tree in trees for path in tree.rglob("*") if path.is_file() or path.is_symlink()]
     there = {path.name for path in files}
     return sorted(f"{path.name} needs {name}" for path, name in _wants(files) if name not in there)

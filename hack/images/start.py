@@ -126,7 +126,8 @@ def is_soon(starts: Sequence[Start]) -> bool:
 
 
 def summary(starts: Sequence[Start]) -> str:
-    """Return one line with the measured times and the limit."""
+    """Return one line with the seconds that each start took, the median of their CPU seconds, and LIMIT. There must be
+    at least one start."""
     times = ", ".join(f"{item.seconds:.2f}" for item in starts)
     median = statistics.median(item.cpu_seconds for item in starts)
     return f"start to Ready: {times} s; median CPU {median:.2f} s, at most {LIMIT:.0f} s are allowed"

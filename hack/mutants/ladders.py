@@ -122,8 +122,8 @@ def read_rows() -> Mapping[str, LadderRow]:
 
 
 def find_strays(ladders: Iterable[Ladder] = LADDERS) -> list[str]:
-    """Return the names, as `module.TUPLE`, of tuples in the planner that look like a ladder and contain a row that
-    none of `ladders` contains."""
+    """Return the names, as `module.TUPLE`, of the planner's tuples that look like a ladder (`_asks` is true of every
+    row) and contain a row that none of `ladders` contains."""
     known = {id(row) for ladder in ladders for row in ladder.rows()}
     return [
         f"{module}.{name}"
@@ -133,8 +133,8 @@ def find_strays(ladders: Iterable[Ladder] = LADDERS) -> list[str]:
 
 
 def _tuples() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
-    """Yield (module, name, tuple) for each tuple of at least two elements at the top level of the planner's
-    modules."""
+    """Yield (module, name, tuple) for each tuple of at least two elements among the top-level names of the planner's
+    modules. A tuple that a module imports is yielded there, too."""
     package = import_module(PLANNING)
     for module in pkgutil.walk_packages(package.__path__, f"{PLANNING}."):
         for name, value in vars(import_module(module.name)).items():

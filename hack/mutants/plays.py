@@ -148,7 +148,7 @@ def find_killers(
     """
 
     def play(items: Items) -> dict[str, str]:
-        """Return the first test that notices each mutant, or an empty string, by the mutant's name."""
+        """Return the first candidate test that notices each mutant, by the mutant's name: an empty string if none does."""
         return {
             name: next(
                 (test for test in _expand(candidates.get(name, ()), items) if _notices(items[test], mutant)),
