@@ -148,7 +148,8 @@ def find_killers(
     """
 
     def play(items: Items) -> dict[str, str]:
-        """Return the first candidate test that notices each mutant, by the mutant's name: an empty string if none does."""
+        """Return, by the mutant's name, the first of its candidate tests that notices it, or an empty string if none
+        does."""
         return {
             name: next(
                 (test for test in _expand(candidates.get(name, ()), items) if _notices(items[test], mutant)),
@@ -191,8 +192,9 @@ def _notices(item: pytest.Item, mutant: Mutant) -> bool:
 
 
 def _fails(item: pytest.Item, mutant: Mutant) -> bool:
-    """Plant the mutant in this process, which must be a forked one, and return whether the test itself then fails. A
-    failure of its setup or teardown does not count."""
+    """Limit this process, which must be a forked one, to CPU_SECONDS of CPU time, plant the mutant in it, and run the
+    test with its setup and teardown. Return whether the test itself fails. A failure of its setup or teardown does not
+    count."""
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     mutant.plant()
     reports = runtestprotocol(item, log=False, nextitem=None)

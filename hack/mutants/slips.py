@@ -53,7 +53,8 @@ class Slip:
 
 
 def read_slips() -> Mapping[str, Slip]:
-    """Return, by name, the slips of all modules in PACKAGES, except the modules that are OUT_OF_REACH."""
+    """Return, by name, the slips of the modules directly in PACKAGES, except the modules whose names begin with
+    OUT_OF_REACH."""
     files = [(package, path) for package in PACKAGES for path in sorted((PRODUCT / package).glob("*.py"))]
     files = [(package, path) for package, path in files if not path.stem.startswith(OUT_OF_REACH)]
     return {

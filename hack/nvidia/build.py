@@ -139,9 +139,9 @@ def ensure(release: UpstreamRelease) -> Path:
 
 
 def program(name: str) -> Path:
-    """Return the path of one of NVIDIA's programs or of our own that is built beside them. If it is not cached, its
-    whole release is built first; mig-parted's is the release that MIG_PARTED selects. Raises UnavailableError if that
-    fails, or for an unknown name."""
+    """Return the path of a program: one of NVIDIA's, or one of our own that is built beside them. If it is not cached,
+    its whole release is built first. For mig-parted that is the release that MIG_PARTED selects. Raises
+    UnavailableError if the build fails, or for an unknown name."""
     for release in (*RELEASES, DRA_DRIVER):
         if name in (*release.programs, *release.ours):
             return ensure(release) / name
@@ -168,8 +168,8 @@ def module_folder(release: UpstreamRelease, module: str) -> Path:
 
 def main() -> int:
     """Build the release of the device plugin and the selected release of mig-parted, but not the DRA driver, unless
-    they are cached, and print the folder of each. Returns 0, or 1 after printing why one could not be built; later ones
-    are then not tried."""
+    they are cached, and print the folder of each. Returns 0, or 1 after printing to stderr why one could not be built;
+    later ones are then not tried."""
     try:
         for release in RELEASES:
             print(ensure(release), flush=True)

@@ -96,8 +96,8 @@ class NvidiaLoop:
         return labels
 
     def served(self, node: str) -> dict[str, int]:
-        """Return the allocatable number of each GPU resource of a Node, without those that are 0. Raises ApiError if
-        there is no such Node."""
+        """Return how many of each resource of a Node are allocatable, for the resources whose names begin with
+        `nvidia.com/`, without those that are 0. Raises ApiError if there is no such Node."""
         allocatable = self.api.get(f"{NODES}/{node}")["status"]["allocatable"]
         return {
             name: int(count)

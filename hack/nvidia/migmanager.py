@@ -73,8 +73,9 @@ class MigManagerProgram:
         self._end_manager(signal.SIGKILL)
 
     def stop(self) -> None:
-        """Stop mig-manager and the bus. Does nothing for one that is not running. Raises TimeoutExpired if one of them
-        does not end within SECONDS."""
+        """Stop mig-manager and then its D-Bus with SIGTERM, and wait for the end of each. Does nothing for one that is
+        not running. Raises TimeoutExpired if one of them does not end within SECONDS; the other is then left as it is.
+        """
         self._end_manager(signal.SIGTERM)
         if self._bus is not None:
             self._bus.terminate()

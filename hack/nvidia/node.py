@@ -156,7 +156,8 @@ class RealNode:
 
     def _look(self) -> None:
         """Bring processes, devices and labels up to date with the API server, in this order. Raises ApiError or OSError
-        if a request fails; what comes later in the order is then left as it was."""
+        if a request fails, and UnavailableError if a program cannot be built. What comes later in the order is then
+        left as it was."""
         pods = self._list_pods()
         self._follow(pods)
         self._devices.look(pods)
@@ -167,8 +168,8 @@ class RealNode:
         return self._api.list("/api/v1/pods", fieldSelector=f"spec.nodeName={self.name}")
 
     def _mount(self) -> None:
-        """Update the mounted ConfigMaps of the device plugin and of mig-manager. The content of a ConfigMap that does
-        not exist any more stays mounted."""
+        """Update the mounted ConfigMaps of the device plugin and of mig-manager, whose names `_named` returns. The
+        content of a ConfigMap that does not exist any more stays mounted. Raises ApiError if a request fails."""
         maps = self._api.list(f"/api/v1/namespaces/{self.installation.namespace}/configmaps")
         data = {row["metadata"]["name"]: row.get("data") or {} for row in maps}
         plugin, mig = self._named()
@@ -208,8 +209,9 @@ class RealNode:
             self._pods[uid].look()
 
     def _remove(self, pod: Object) -> None:
-        """Delete a terminating pod whose processes have ended, as the kubelet does. Pods without the HOLD annotation
-        are left to kwok. ApiErrors are ignored."""
+        """Delete a pod that has the HOLD annotation, without a grace period, as the kubelet does once the processes of
+        a terminating pod have ended. Neither is checked here. Pods without the annotation are left to kwok. ApiErrors
+        are ignored."""
         metadata = pod["metadata"]
         if (metadata.get("annotations") or {}).items() >= operands.HOLD.items():
             with contextlib.suppress(ApiError):

@@ -189,9 +189,9 @@ class PodPrograms:
         return PodProcesses(_uid(pod), tasks, init)
 
     def _config_manager(self, program: str, config: Path, proc: ProcessView, *flags: str) -> SandboxTask:
-        """Return config-manager as a task that is not started yet. It links the configuration for `program` to
-        `config`, and signals the program. `proc` holds the processes that it sees. Raises UnavailableError if `program`
-        cannot be built."""
+        """Return config-manager as a task that is not started yet. At the path `config` it creates a link to the
+        configuration of this node, and it signals `program`. `proc` holds the processes that it sees. Raises
+        UnavailableError if `program` cannot be built."""
         return SandboxTask(
             self.sandbox, "config-manager", "--node-name", self.node, "--kubeconfig", str(self.kubeconfig),
             "--config-file-srcdir", str(self.plugin_configs.folder), "--config-file-dst", str(config),
@@ -225,8 +225,8 @@ class PodPrograms:
 
 
 def read_cluster_policy(api: Api) -> Object | None:
-    """Return the spec of the ClusterPolicy, which the GPU Operator reads when it creates a pod, or None if there is no
-    ClusterPolicy or its kind is not served. Other ApiErrors are raised."""
+    """Return the spec of the first ClusterPolicy, empty if it has none. Return None if there is no ClusterPolicy or its
+    kind is not served. Other ApiErrors are raised. The GPU Operator reads it when it creates a pod."""
     try:
         listed = api.list("/apis/nvidia.com/v1/clusterpolicies")
     except ApiError as error:
@@ -246,17 +246,18 @@ WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all
 
 
 def command_around(pod: Object) -> tuple[str, ...]:
-    """Return the command that runs a program with the rights of the pod's first container. Only what NVML checks is
-    simulated: capabilities, and a PID namespace of its own unless the pod has hostPID."""
+    """Return the words that, put before a program's command line, run the program with the rights of the pod's first
+    container; empty if nothing limits it. Only what NVML checks is simulated: capabilities, and a PID namespace of its
+    own unless the pod has hostPID."""
     spec = pod["spec"]
     namespace = () if spec.get("hostPID") else OWN_PID_NAMESPACE
     return (*namespace, *_capabilities(spec["containers"][0].get("securityContext") or {}))
 
 
 def _capabilities(context: Object) -> tuple[str, ...]:
-    """Return the command that runs a program without any capability if this securityContext drops ALL, and otherwise
-    without SYS_ADMIN. Empty if the context is privileged or adds SYS_ADMIN or ALL. Other capabilities in it are
-    ignored."""
+    """Return the words that, put before a program's command line, run it without any capability if this securityContext
+    drops ALL, and otherwise without SYS_ADMIN. Empty if the context is privileged or adds SYS_ADMIN or ALL. Other
+    capabilities in it are ignored."""
     capabilities = context.get("capabilities") or {}
     added, dropped = capabilities.get("add") or [], capabilities.get("drop") or []
     if context.get("privileged") or not {"SYS_ADMIN", "ALL"}.isdisjoint(added):

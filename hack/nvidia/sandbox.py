@@ -211,7 +211,7 @@ class Sandbox:
 
     def _write_stubs(self) -> None:
         """Write the stubs of nvidia-smi and nvidia-cuda-mps-control, and links to mig-parted's programs, into the
-        folder that is first on the programs' PATH."""
+        folder that is first on the programs' PATH. Raises UnavailableError if mig-parted cannot be built."""
         smi = _SMI.format(repository=REPOSITORY, python=sys.executable)
         for name, text in (("nvidia-smi", smi), ("nvidia-cuda-mps-control", _MPS_CONTROL)):
             stub = self.folder / "bin" / name
