@@ -62,7 +62,8 @@ def _unpacked(package: Package) -> Path:
     holds its lock for an hour, and LockError if deploy/debian.lock is damaged."""
 
     def make(out: Path) -> None:
-        """Fetch the package and unpack its one program into the folder `out`."""
+        """Fetch the package and unpack its one program into the folder `out`. Raises FetchError if it cannot be
+        downloaded, and LockError if deploy/debian.lock is damaged."""
         _, stamp = debian.locked(package.architecture)
         (deb,) = debian.fetch([package], stamp)
         with debian.open_part(deb.read_bytes(), "data") as tar:

@@ -119,7 +119,7 @@ def _content_hash(program: str, flags: tuple[str, ...], generated: dict[str, str
 
 def _compile(flags: tuple[str, ...], generated: dict[str, str], out: Path) -> None:
     """Compile the library into the folder `out`. `generated` holds the sources that are not in the checkout, by file
-    name. Raises UnavailableError if there is no compiler or it refuses the sources."""
+    name, among them `stubs.c`. Raises UnavailableError if there is no compiler or it refuses the sources."""
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         work = Path(scratch)
         for name, text in generated.items():

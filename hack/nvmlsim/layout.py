@@ -256,8 +256,8 @@ def declarations() -> list[str]:
 
 
 def _declare(types: dict[Any, str], name: str, kind: Any) -> str:
-    """Return the declaration of one field in C, an array or a single value. `types` holds the name of each type in C,
-    by its ctypes class."""
+    """Return the declaration of one field in C, an array or a single value, without a semicolon. `types` holds the name
+    of each type in C, by its ctypes class."""
     if hasattr(kind, "_length_"):
         return f"{types[kind._type_]} {name}[{kind._length_}]"
     return f"{types[kind]} {name}"

@@ -95,7 +95,8 @@ def _process(process: layout.SimProcess) -> dict[str, Any]:
 
 
 def _fault(fault: layout.SimFault) -> dict[str, Any]:
-    """Return a fault as plain data. `fault` is the name of its result in RESULTS, or `hang`."""
+    """Return a fault as plain data: its function, GPU, `skip`, `remaining` and `hits`, and as `fault` the name of its
+    result in RESULTS, or `hang`."""
     names = {code: name for name, code in RESULTS.items()}
     shown = _plain(fault, "function", "gpu", "skip", "remaining", "hits")
     return {**shown, "fault": "hang" if fault.kind == layout.FAULT_HANG else names[fault.result]}
@@ -468,8 +469,7 @@ def _fill_state(state: layout.SimState, cards: Sequence[Card], driver: str, seed
 
 
 def _namespace(kind: str) -> int:
-    """Return the inode of our namespace of this kind, which becomes the machine's own, or 0 if this system
-    has none."""
+    """Return the inode number of this process's namespace of this kind, such as `pid`, or 0 if it cannot be read."""
     try:
         return os.stat(f"/proc/self/ns/{kind}").st_ino
     except OSError:
@@ -529,7 +529,8 @@ def of_device(gpu: int, gpu_instance: int, compute_instance: int) -> tuple[str, 
 
 def cap_minors(gpus: int) -> dict[str, int]:
     """Return the minor number of each capability that a machine with this many GPUs can have, by the capability's file
-    as `of_device` names it: a number for each possible GPU instance and compute instance."""
+    as `of_device` names it. CONFIG has 1 and MONITOR 2. From FIRST_CAP_MINOR on, every possible GPU instance and
+    compute instance has a number."""
     names = []
     for gpu, instance in itertools.product(range(gpus), GPU_INSTANCE_IDS):
         names.append(of_device(gpu, instance, 0)[0])

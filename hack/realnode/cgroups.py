@@ -55,8 +55,8 @@ def sweep() -> list[Path]:
 
 
 def _inherit_cpuset(folder: Path) -> None:
-    """Fill an empty cpuset with its parent's CPUs and memory nodes, because cgroup v1 refuses processes in an empty
-    one."""
+    """Give an empty cpuset its parent's CPUs and memory nodes, because cgroup v1 refuses processes in an empty one.
+    Does nothing to a cpuset that is not empty, or if the cgroup has none."""
     for file in ("cpuset.cpus", "cpuset.mems"):
         if (folder / file).exists() and not (folder / file).read_text().strip():
             (folder / file).write_text((folder.parent / file).read_text())

@@ -76,7 +76,7 @@ def find_injected(spec: Object, devices: Sequence[MachineDevice]) -> tuple[Machi
     divided = {device.gpu for device in devices if device.instance}
 
     def has(device: MachineDevice) -> bool:
-        """Whether the container has the files of this device."""
+        """Whether the container has the files of this device. False for a GPU that is divided into MIG devices."""
         if device.instance is None:
             return device.gpu not in divided and f"/dev/nvidia{device.gpu}" in files
         return files.issuperset(f"{CAPS}{minors[name]}" for name in of_device(device.gpu, *device.instance))

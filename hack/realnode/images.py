@@ -118,7 +118,7 @@ def c_program(name: str, flags: Sequence[str] = STATIC) -> Path:
     content = hashlib.sha256(" ".join(flags).encode() + source.read_bytes()).hexdigest()[:12]
 
     def make(out: Path) -> None:
-        """Compile the program into the folder `out`."""
+        """Compile the program into the folder `out`. Raises UnavailableError if it cannot be compiled."""
         compile_c(
             f"the program {name} of a real node", "-O2", *flags, "-s", "-o", str(out / name), str(source)
         )

@@ -100,7 +100,8 @@ def _free_subnet() -> ipaddress.IPv4Network:
 
 
 def _run(*command: str) -> str:
-    """Run a command and return its standard output. Raises NetworkError with its error output if it fails."""
+    """Run a command and return its standard output. Raises NetworkError with its error output if it fails, and
+    FileNotFoundError if there is no such program."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise NetworkError(f"{' '.join(command)}: {done.stderr.strip()}")

@@ -160,7 +160,8 @@ class NodeGpus:
         self.runtime = runtime.write_runtime(folder)
 
     def enter(self, machine: Machine) -> None:
-        """Make the simulated driver check rights against the namespaces of this machine, which must be started."""
+        """Make the simulated driver check rights as on this machine: with the machine's PID namespace as its own, and
+        in the folders runtime.CAPABILITIES and runtime.DEV. Raises RuntimeError if the machine is not started."""
         self.simulator.set_machine(
             pid_namespace=machine.namespace("pid"), capabilities=runtime.CAPABILITIES, devices=runtime.DEV
         )
@@ -272,9 +273,9 @@ class KubeletNode:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def power_off(self) -> None:
-        """Kill all processes of the node at once. The content of /run and the settings of the GPUs are lost, and the
-        disk stays. `boot` starts the node again, without its kubelet. Raises TimeoutError if a process in the
-        machine does not end."""
+        """Kill all processes of the node at once. The content of /run is lost, the GPUs are changed as
+        `Simulator.reboot` does, and the disk stays. `boot` starts the node again, without its kubelet. Raises
+        TimeoutError if a process in the machine does not end."""
         self.machine.stop()
         for program in self._programs.values():
             program.stop(kill=True)
@@ -423,8 +424,8 @@ def _now() -> str:
 
 
 def sweep() -> Path:
-    """Remove the folders of nodes whose owners were killed, because their machines ended with them. Returns the folder
-    that contains the folders of all nodes."""
+    """Remove the folders of nodes whose owners were killed, because their machines ended with them. Errors of the
+    removal are ignored. Returns the folder that contains the folders of all nodes, after creating it if needed."""
     root = private_directory(cache_root() / "nodes")
     for folder in root.iterdir():
         owner = folder.name.partition("-")[0]
