@@ -112,8 +112,8 @@ class Report:
     def pytest_runtest_makereport(
         self, item: pytest.Item
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Add the test's rung to its report. For a failure also add the complete text, and shorten what the terminal
-        shows."""
+        """Add the test's rung to its report, as `rung`. For a failure also add the complete text, as `whole`, and
+        shorten what the terminal shows."""
         report = yield
         vars(report)["rung"] = find_rung(item)
         if report.failed:
@@ -142,8 +142,8 @@ class Report:
             self._properties += report.user_properties
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """If this process is a worker, send the numbers of deselected tests and the collection time to the first
-        process."""
+        """If this process is a worker of xdist, leave the numbers of deselected tests and the collection time in its
+        output, which the process that started the workers reads (`pytest_testnodedown`). Otherwise do nothing."""
         if (output := getattr(session.config, "workeroutput", None)) is not None:
             left_out = {str(verb): count for verb, count in self._left_out.items()}
             output[FROM_WORKER] = {"left out": left_out, "collected": self._collected}
@@ -158,8 +158,8 @@ class Report:
             self._collected = output["collected"]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Write the file and print the ten lines, which pytest's own closing line follows. Does nothing with `-q`, or
-        if no test was collected."""
+        """Write the report's file, and print the lines of the summary and then the file's path. pytest's own closing
+        line follows. Does nothing with `-q`, or if no test was collected."""
         config = terminalreporter.config
         if config.get_verbosity() < 0 or not (self._rungs or self._seconds or self._left_out):
             return
@@ -188,7 +188,8 @@ class Report:
             yield f"next: {', '.join(others)}; make test-all plays everything"
 
     def _by_rung(self) -> Iterator[str]:
-        """Yield one statement for each rung on which a test ran: how many tests passed, failed and were skipped."""
+        """Yield one statement for each rung on which a test ran: how many tests passed, failed and were skipped.
+        Numbers that are 0 are left out."""
         for rung, name in RUNGS.items():
             counts = self._outcomes[rung]
             parts = [f"{counts[key]} {key}" for key in ("passed", "failed", "skipped") if counts[key]]

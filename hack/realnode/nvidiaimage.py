@@ -79,8 +79,8 @@ def _libraries(program: Path) -> list[Path]:
 
 
 def _place(library: Path) -> str:
-    """Return the path in the image at which the loader looks for a library. The loader itself keeps its own path,
-    because programs name it."""
+    """Return the path in the image, without a leading slash, at which the loader looks for a library. The loader itself
+    keeps its own path, because programs name it."""
     if library.name.startswith("ld-linux"):
         return str(library).lstrip("/")
     return f"usr/lib/{platform.machine()}-linux-gnu/{library.name}"

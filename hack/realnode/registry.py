@@ -53,7 +53,7 @@ class Registry:
         shutil.rmtree(self._folder)
 
     def _answers(self) -> bool:
-        """Whether the server answers a request for its version."""
+        """Whether the server answers `GET /v2/` with status 200 within 5 s."""
         try:
             with urllib.request.urlopen(f"http://{self.host}/v2/", timeout=5) as answer:
                 return bool(answer.status == 200)
@@ -61,8 +61,8 @@ class Registry:
             return False
 
     def admit(self, node: KubeletNode, name: str = "") -> None:
-        """Let a node pull from this registry. Names of images on that node begin with `name`, by default with the
-        registry's address."""
+        """Let the node's containerd pull from this registry without TLS, by a file hosts.toml that is written or
+        replaced. Names of images on that node begin with `name`, by default with the registry's address."""
         settings = node.files.registries / (name or self.host) / "hosts.toml"
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(f'server = "http://{self.host}"\n')  # without it containerd insists on TLS

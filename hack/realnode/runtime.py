@@ -94,16 +94,17 @@ def edit(spec: Object, grant: Grant, folder: Path, bundle: Path) -> None:
 
 
 def add_hooks(spec: Object, folder: Path, *hooks: tuple[str, str]) -> None:
-    """Add hooks to the OCI configuration `spec` in place: each calls our program in `folder` with a verb, at a stage of
-    the container's creation."""
+    """Append `hooks` to those of the OCI configuration `spec`, in place. Each is a pair of the stage of the container's
+    creation, such as `createRuntime`, and the verb with which our program in `folder` is called then."""
     for stage, verb in hooks:
         stages = spec.setdefault("hooks", {})
         stages.setdefault(stage, []).append({"path": str(folder / "hook"), "args": ["hook", verb]})
 
 
 def _loader_folder(spec: Object, bundle: Path) -> str:
-    """Return the absolute path, in the container, of the folder in which the dynamic loader looks by default: Debian's
-    multiarch folder, or /usr/lib64 if the root file system has only that."""
+    """Return the absolute path, in the container, of the folder in which the dynamic loader looks by default:
+    /usr/lib64 if the root file system has it but not Debian's multiarch folder, otherwise the multiarch folder, which
+    may be missing."""
     root = bundle / spec["root"]["path"]
     multiarch = f"usr/lib/{platform.machine()}-linux-gnu"
     return next((f"/{name}" for name in (multiarch, "usr/lib64") if (root / name).is_dir()), f"/{multiarch}")
@@ -144,7 +145,8 @@ def _prepare(folder: Path, arguments: Sequence[str]) -> int:
 
 
 def _option(arguments: Sequence[str], name: str) -> str:
-    """Return the value of the option `name` in runc's command line. Raises SystemExit if the option is missing."""
+    """Return the value of the option `name` in runc's command line, given as `NAME VALUE` or `NAME=VALUE`. The first
+    one counts. Raises SystemExit if the option is missing, and IndexError if it is the last word."""
     for index, argument in enumerate(arguments):
         if argument == name:
             return arguments[index + 1]
