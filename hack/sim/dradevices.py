@@ -133,7 +133,8 @@ class DraDevices:
         ]
 
     def _taken(self) -> Counter[tuple[str, str, str]]:
-        """Return driver, pool and name of each device that is allocated to any claim, whatever its namespace."""
+        """Return how many claims each device is allocated to, whatever their namespaces. A device is the key (driver,
+        pool, device name)."""
         return Counter(
             (one["driver"], one["pool"], one["device"])
             for raw in self._claims.values()

@@ -148,9 +148,9 @@ class FakeCluster:
         return self.store.backup()
 
     def restore(self, backup: Backup, *, bump: int = 0) -> None:
-        """Restore the store from a backup and restart the API server, so that all watches end. Changes since the
-        backup are lost, and the next resourceVersions follow the backup's, raised by `bump` (as etcdutl
-        --bump-revision does)."""
+        """Restore the store from a backup and restart the API server, so that all watches end and the tokens of
+        unfinished lists expire. Changes since the backup are lost. The next resourceVersions follow the sum of the
+        backup's and `bump` (as with etcdutl --bump-revision)."""
         self.store.restore(backup, bump)
         self.lists.compact()
         self.close_watches()
@@ -172,7 +172,7 @@ class FakeCluster:
 
     def uninstall(self, resource: Resource) -> None:
         """Remove the CRD of a kind and all its objects, and end the open watches of all kinds. No watch delivers the
-        deletions of this kind. Later calls for the kind get NotFound."""
+        deletions of this kind. Later calls of clients for the kind get NotFound."""
         for obj in self.objects(resource):
             self.store.swallow[resource] = self.store.swallow.get(resource, 0) + 1
             metadata = obj["metadata"]

@@ -160,7 +160,8 @@ class Faults:
 
     def crash(self, identity: str, *, before: int | None = None, after: int | None = None) -> None:
         """Arrange that write number `before` of an identity raises Crash before it is applied, or write number `after`
-        once it has succeeded. Writes are counted from 1 over the life of the cluster. Replaces `on_write`."""
+        once it has succeeded. Each identity's writes are counted from 1 over the life of the cluster, without those
+        that a fault keeps from the server. Replaces `on_write`."""
 
         def hook(write: Write, when: Literal["before", "after"]) -> None:
             """Raise Crash if this is the write and the moment to crash at."""

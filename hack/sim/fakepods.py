@@ -32,8 +32,9 @@ class Pods:
 
     def evict(self, namespace: str, name: str, uid: str | None) -> None:
         """Evict a pod through the Eviction subresource, which deletes it as `delete` does. Raises NotFound, or Conflict
-        if `uid` is not None and not the pod's. Unless budgets do not apply (`_ignores_budgets`), EvictionBlocked and
-        EvictionFailed are raised as `_ask_budgets` does."""
+        if `uid` is not None and not the pod's. Unless the pod is finished, pending or terminating, raises
+        EvictionFailed if several budgets match it, and EvictionBlocked if its only one allows no disruption
+        (`_ask_budgets`)."""
         pod = self.store.get(kinds.PODS, (namespace, name))
         self.store.check_uid(pod, uid)
         if not _ignores_budgets(pod):

@@ -76,9 +76,9 @@ def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 
 
 
 def _shown(reading: Reading, turn: int) -> Model:
-    """Return the model whose labels win in this turn. Successive turns cycle through the models of the GPUs that
-    answer or, if some of these GPUs are whole, through the models of the whole ones only. Raises PluginError if no
-    GPU answers."""
+    """Return the model whose labels win in this turn. The candidates are the models of the GPUs that answer, but if MIG
+    is off on some of these, only the models of those. They take turns in the order of the GPUs. Raises PluginError if
+    no GPU answers."""
     answering = [gpu for gpu in reading.gpus if gpu.access == "Ok"]
     if not answering:
         raise PluginError("no GPU answers")
