@@ -88,7 +88,8 @@ class Handout:
         self._gpus.add_process(index, "python3", pid, device)
 
     def _end(self, uid: str) -> None:
-        """Free the devices of a pod that has ended. If it has a process, end it and remove its use from `uses`."""
+        """Free the devices of a pod that has ended. If it has a process, end it and remove its use from `uses`. Raises
+        KeyError if nothing was ever assigned to the pod."""
         del self._assigned[uid]
         if (pid := self._pids.pop(uid, None)) is not None:
             self._gpus.remove_process(pid)

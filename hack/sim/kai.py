@@ -59,7 +59,7 @@ class Kai:
         removes it once it is gone, and wakes the scheduler."""
 
         def take(raw: JSON, gone: bool) -> None:
-            """Store or remove an object, and wake the scheduler."""
+            """Store an object in `known`, or remove it if it is `gone`, and wake the scheduler."""
             if gone:
                 known.pop(raw["metadata"][key], None)
             else:
@@ -77,9 +77,9 @@ class Kai:
         return reserving, [pod for pod in sharing if phase_of(pod) in ("Pending", "Running")]
 
     async def _sync(self) -> None:
-        """Delete the reservation pods, without a grace period, of groups that no Pending or Running pod uses any more,
-        and the running pods of groups whose reservation pod is gone. Raises KubeErrors other than NotFound and
-        Conflict."""
+        """Delete the reservation pods of each group that no Pending or Running pod uses any more, with a grace period
+        of 0. Delete the running pods of each group whose reservation pod is gone, with their own grace period.
+        Terminating pods are left alone. Raises KubeErrors other than NotFound and Conflict."""
         for group in sorted({group_of(pod) for pod in self._pods.values()} - {""}):
             reserving, sharing = self._members(group)
             if reserving and not sharing:

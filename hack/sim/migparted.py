@@ -329,8 +329,8 @@ def _rebuild(index: int, layout: Layout, driver: SimulatedGPUs) -> None:
 
 
 def _arrange(counts: dict[str, int]) -> Iterator[tuple[str, ...]]:
-    """Yield the distinct orderings of the instances, whose numbers are given by profile. The first ordering follows
-    the order of `counts`."""
+    """Yield the distinct orderings of the instances, whose numbers are given by profile. The first ordering follows the
+    order of `counts`. Without instances, one empty ordering is yielded."""
     left = [name for name, count in counts.items() if count]
     if not left:
         yield ()

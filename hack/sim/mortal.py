@@ -43,8 +43,9 @@ class MortalClient(PassingClient):
         self._disturbances[write, when] = disturbance
 
     def die_at(self, write: int, when: When) -> None:
-        """Die at write number `write`: `before` it reaches the server, so that the write is lost, or `after`, so that
-        only its answer is lost."""
+        """Let the process die at write number `write`, as `disturb` counts them: `before` it reaches the server, so
+        that the write is lost, or `after`, so that only its answer is lost. That call and all later ones raise Crash.
+        Replaces a disturbance of the same moment."""
 
         def end(resource: Resource, name: str) -> None:
             """Kill the process and raise Crash."""

@@ -116,8 +116,8 @@ class MpsDaemon(Configured):
         return True
 
     async def _stop(self) -> None:
-        """Stop the daemon cleanly: its process ends, and the GPUs return to their default compute mode. If it is
-        killed meanwhile, the GPUs stay exclusive."""
+        """Stop the daemon cleanly, after the simulated time of a reload: its process ends, and the GPUs return to their
+        default compute mode. If it is killed meanwhile, the GPUs stay exclusive."""
         await self.cluster.clock.sleep(self.cluster.settings.times.reload)
         if self._pid is not None:
             self.gpus.remove_process(self._pid)
