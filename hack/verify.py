@@ -46,8 +46,9 @@ class Steps:
             self.process.terminate()
 
     def run(self, name: str) -> tuple[int, float]:
-        """Print the command of one step, run it, and return its exit status and its duration in seconds. If SIGTERM
-        has come already, the step is ended at once."""
+        """Print the command of one step, run it in the root of the checkout, and return its exit status, which is
+        negative if a signal ended it, and its duration in seconds. If SIGTERM has come already, the step is ended at
+        once. Raises KeyError for an unknown step."""
         print(f"== {name}: {STEPS[name]}", flush=True)
         program, *arguments = shlex.split(STEPS[name])
         begin = time.monotonic()

@@ -186,8 +186,8 @@ class NodeSoftware:
         return node
 
     def inject(self, node: str, fault: str) -> None:
-        """Inject a fault of `FAULTS` on a node, and log it. Raises ValueError for an unknown fault, KeyError for a
-        node that is not simulated, and InUse if `lose-instances` meets an instance in use."""
+        """Log a fault of `FAULTS`, and then inject it on a node. Raises ValueError for an unknown fault, before it is
+        logged, KeyError for a node that is not simulated, and InUse if `lose-instances` meets an instance in use."""
         if fault not in FAULTS:
             raise ValueError(f"unknown fault {fault!r}; choose from {', '.join(FAULTS)}")
         self._cluster.log(f"{node}: inject {fault}")

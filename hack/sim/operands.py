@@ -42,8 +42,8 @@ class Configured:
         self._pod_started = 0.0
 
     def deployed(self) -> bool:
-        """Whether a DaemonSet runs the operand on the node. With the GPU Operator the deploy label must be true, and
-        ClusterPolicy must not turn the operand off. With the device-plugin chart, nothing is required, except that
+        """Whether a DaemonSet runs the operand on the node. False if ClusterPolicy turns the operand off. With the GPU
+        Operator its deploy label must be true. With the device-plugin chart nothing else is required, except that
         nvidia.com/gpu.deploy.client must be true if mig-manager runs alongside it."""
         policy = self.cluster.policy
         if self.operand in policy.off:
@@ -102,9 +102,9 @@ class DevicePlugin(Configured):
         self._waits = False
 
     async def serve(self, key: str) -> None:
-        """Advertise the resources of this configuration, after the time that the kubelet takes. With MPS nothing is
-        advertised until the daemon serves. Raises PluginError or LibraryError where the plugin would exit, and KeyError
-        if the ConfigMap has no such key."""
+        """Advertise the resources of this configuration, after the time that the kubelet takes. With MPS, advertise
+        none if the daemon does not serve then; `again` says when to call this once more. Raises PluginError or
+        LibraryError where the plugin would exit, and KeyError if the ConfigMap has no such key."""
         config = self.config(key)
         counts = advertised((await self.read()).gpus, config, self.cluster.settings.plugin)
         await self.cluster.clock.sleep(self.cluster.settings.times.node_status)
@@ -190,11 +190,12 @@ class OperandStep(Enum):
 
 
 def decide(pod: Pod, *, deployed: bool, key: str | None, again: bool = False) -> OperandStep:
-    """Return the next step of an operand's pod: STOP if it exists and is not `deployed`; START while its main
-    container does not run; RELOAD if `key` is not the loaded one, or with `again`; otherwise REST.
+    """Return the next step of an operand's pod. If it is not `deployed`: STOP if the pod exists, otherwise REST. If it
+    is: START while the main container does not run; RELOAD if `key` is not the loaded one, or with `again`; otherwise
+    REST.
 
-    `key` is the key that config-manager would load now, or None if the key does not exist. Then the step is INIT_CRASH
-    in place of START, and SIDECAR_CRASH while the main container runs.
+    `key` is the key that config-manager would load now, or None if the key does not exist. With None and `deployed`,
+    the step is INIT_CRASH in place of START, and SIDECAR_CRASH while the main container runs.
     """
     if not deployed:
         return OperandStep.STOP if pod.exists else OperandStep.REST

@@ -278,8 +278,9 @@ def single_profile(gpus: Sequence[GPU]) -> str:
 
 
 def _refuse_mig(gpus: Sequence[GPU], config: SimPluginConfig) -> None:
-    """Raise PluginError for MPS on a node with MIG or with strategy mixed, because they exclude each other
-    (docs/design/hardware.md#mig-mps). The card's limit of clients is checked by the daemon, not here."""
+    """Raise PluginError if the strategy is mixed or a GPU has MIG on. Called only for a configuration with MPS, because
+    MPS and MIG exclude each other (docs/design/hardware.md#mig-mps). The card's limit of clients is checked by the
+    daemon, not here."""
     if config.mig_strategy == "mixed":
         raise PluginError("using --mig-strategy=mixed is not supported with MPS")
     if any(map(_mig, gpus)):
@@ -287,8 +288,8 @@ def _refuse_mig(gpus: Sequence[GPU], config: SimPluginConfig) -> None:
 
 
 def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion) -> list[str]:
-    """Return the resource name of each device, one entry per device. Raises PluginError if strategy single cannot
-    serve the GPUs."""
+    """Return the resource name of each device, one entry per device. With strategy none every GPU counts as a whole
+    one, even with MIG. Raises PluginError if strategy single cannot serve the GPUs."""
     if strategy == "none":  # the plugin's mistake, reproduced (docs/design/hardware.md#mig-none)
         return [RESOURCE_GPU for _ in gpus]
     if strategy == "single":

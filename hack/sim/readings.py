@@ -98,7 +98,8 @@ class Readings:
 
 
 def _settle(future: asyncio.Future[T], result: Any, error: Exception | None) -> None:
-    """Set the result or the error of a future, unless it was canceled."""
+    """Set the result of a future or, if `error` is not None, that error. Does nothing if the future is done, because
+    its caller canceled it."""
     if future.done():  # the caller gave up
         return
     if error is not None:
@@ -150,7 +151,7 @@ def _other_profiles(reading: Reading) -> Reading:
     unlike in our table."""
 
     def changed(model: Model) -> Model:
-        """Return the model with its profiles of three slices changed."""
+        """Return the model with its profiles of three slices limited to their first start and one instance per GPU."""
         rows = (
             replace(row, starts=row.starts[:1], max_count=1) if row.slices == 3 else row
             for row in model.profiles
@@ -166,8 +167,8 @@ def _silent(reading: Reading) -> Reading:
 
 
 def _old_driver(reading: Reading) -> Reading:
-    """Return the reading as if an old driver reported neither profiles, nor the effect of a mode change, nor the
-    health of the memory."""
+    """Return the reading as if the driver were 450.80.02, and reported neither profiles, nor the effect of a mode
+    change, nor the health of the memory."""
     models = tuple(replace(model, mig_mode_change="Unknown") for model in _silent(reading).models)
     gpus = tuple(replace(gpu, ecc_uncorrected=None, remapped_rows=None) for gpu in reading.gpus)
     return replace(reading, driver_version="450.80.02", models=models, gpus=gpus)

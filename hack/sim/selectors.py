@@ -89,7 +89,8 @@ def _field_check(path: list[str], value: str, equal: bool) -> Matcher:
     """
 
     def check(obj: JSON) -> bool:
-        """Whether an object satisfies the requirement."""
+        """Whether the object's field satisfies the requirement. The field is compared as a string. A field that is
+        missing, or a false value, counts as empty."""
         content: Any = obj
         for step in path:
             content = content.get(step) if isinstance(content, dict) else None

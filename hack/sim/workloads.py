@@ -174,8 +174,8 @@ class Workloads:
             self._wake.set()
 
     def _take_test(self, raw: JSON, gone: bool) -> None:
-        """Store the namespace of the ReplicaSet of the operator's test of device taints and how many pods it wants, 0
-        if it is `gone`, and wake the loop. Other ReplicaSets are ignored."""
+        """If this is the ReplicaSet of the operator's test of device taints, store its namespace and the number of pods
+        that it wants (0 if it is `gone`), and wake the loop. Other ReplicaSets are ignored."""
         if raw["metadata"]["name"] != TAINT_TEST:
             return
         self._tests = 0 if gone else raw["spec"].get("replicas", 0)
@@ -297,9 +297,10 @@ class Workloads:
         )
 
     def _allocate(self, pod: JSON, request: Counter[str], name: str) -> list[JSON] | None:
-        """Return the devices of the node `name` that a pod with this request would get: those of its claim's class, and
-        those of the classes that serve its extended resources. Empty if it requests none. None if too few are free, or
-        if no class serves a resource. Only called if DRA serves the GPUs."""
+        """Return the devices of the node `name` that a pod with this request would get: one for each entry of its
+        `resourceClaims`, whose name is that of a class, and those of the classes that serve its extended resources.
+        Empty if it requests none. None if too few are free, or if no class serves a resource. Only called if DRA serves
+        the GPUs."""
         assert self._devices is not None, "on the DRA stack"
         wanted = {row["name"]: 1 for row in pod["spec"].get("resourceClaims") or ()}
         for resource, number in request.items():
