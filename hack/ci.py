@@ -53,7 +53,8 @@ Parts = Callable[[IO[str]], Awaitable[int]]
 
 
 class Checks:
-    """One run of all parts. SIGTERM and SIGINT end the running parts, and no further one starts."""
+    """One run of all parts. SIGTERM and SIGINT end the running parts, and no further one starts, except for parts that
+    clean up."""
 
     def __init__(self) -> None:
         """Start the clock. The value of $CI_ELAPSED_S counts as seconds that have already passed."""

@@ -125,9 +125,9 @@ def _replace_function(old: FunctionType, new: FunctionType) -> None:
 
 
 def _replace_class(old: type, new: type) -> None:
-    """Copy to the class `old` the plain values of `new` that differ. Only names that both bodies have are looked at,
-    without those that begin with two underscores. For a NamedTuple, the code and defaults of its constructor are also
-    replaced (`_replace_function`)."""
+    """Copy to the class `old` the plain values of `new` that differ. Only names that both bodies have are compared, and
+    none that begins with two underscores. For a NamedTuple, the code and defaults of its constructor are also replaced
+    (`_replace_function`)."""
     if hasattr(old, "_field_defaults"):  # a NamedTuple, whose functions have another `__module__`
         _replace_function(vars(old)["__new__"].__func__, vars(new)["__new__"].__func__)
     for name, value in list(vars(old).items()):

@@ -74,8 +74,8 @@ class MigManagerProgram:
 
     def stop(self) -> None:
         """Stop mig-manager and then its D-Bus with SIGTERM, and wait for the end of each. Does nothing for one that is
-        not running. Raises TimeoutExpired if one of them does not end within SECONDS; the other is then left as it is.
-        """
+        not running. Raises TimeoutExpired if one of them does not end within SECONDS. If that is mig-manager, the D-Bus
+        keeps running."""
         self._end_manager(signal.SIGTERM)
         if self._bus is not None:
             self._bus.terminate()
