@@ -35,7 +35,8 @@ class Browser:
 
 
 def find() -> Browser | None:
-    """Return the browser in the cache, otherwise the first of NAMES that is on PATH, or None if there is neither."""
+    """Return the browser in the cache, with the folders of the libraries unpacked beside it; otherwise the first of
+    NAMES that is on PATH, without such folders; or None if there is neither."""
     if (_folder() / PROGRAM).is_file():
         libraries = sorted(path for path in (_folder() / "usr/lib").glob("*-linux-gnu*") if path.is_dir())
         folders = [folder for path in libraries for folder in (path, path / "pulseaudio")]

@@ -20,8 +20,8 @@ def find_compiler() -> str | None:
 
 
 def need_compiler(what: str) -> str:
-    """Return the path of the C compiler. Raises UnavailableError if there is none; the message names `what`, the thing
-    to be built."""
+    """Return the path of the C compiler: `cc` or, if there is none on PATH, `gcc`. Raises UnavailableError if there is
+    neither; the message names `what`, the thing to be built."""
     program = find_compiler()
     if program is None:
         raise UnavailableError(

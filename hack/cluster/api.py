@@ -156,9 +156,9 @@ class Api:
         return patched
 
     def apply(self, path: str, manifest: Object, manager: str = "gpusharing-dev") -> Object:
-        """Create or change an object by server-side apply, with conflicts forced, and return the object as stored.
-        Fields that are not in `manifest` stay as they are, unless only `manager` had applied them: then they are
-        removed. Raises ApiError, OSError and HTTPException, as `request` does."""
+        """Create or change the object at `path`, its own path, by server-side apply, with conflicts forced. Return the
+        object as stored. Fields that are not in `manifest` stay as they are, unless only `manager` had applied them:
+        then they are removed. Raises ApiError, OSError and HTTPException, as `request` does."""
         applied: Object = self.request(
             "PATCH", path, manifest, APPLY_PATCH, fieldManager=manager, force="true"
         )

@@ -53,7 +53,8 @@ class ClusterStage:
         self.client: KubeClient = client
 
     async def apply(self, manifest: JSON) -> str:
-        """Run `kubectl apply` and return its output. Raises ApplyRefused if kubectl fails."""
+        """Run `kubectl apply` and return its standard output. Raises ApplyRefused, with kubectl's error output, if
+        kubectl fails for any reason."""
         try:
             return await self._kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
         except subprocess.CalledProcessError as error:

@@ -86,8 +86,8 @@ _GPUNODE_PATHS = {column.name.upper(): column.path for column in GPUNODE.columns
 
 
 def places(*nodes: str) -> KubectlView:
-    """Return a view of these GPUNodes, or of all if none is named, with the columns of `-o wide` that fit on a narrow
-    screen."""
+    """Return a view of these GPUNodes, or of all if none is named, with the columns NAME, OBSERVED, PHASE, REASON, PODS
+    and CULPRIT. Those of `-o wide` that make the table too broad are left out."""
     shown = ("OBSERVED", "PHASE", "REASON", "PODS", "CULPRIT")
     columns = (("NAME", ".metadata.name"), *((name, _GPUNODE_PATHS[name]) for name in shown))
     return KubectlView(GPUNODES, columns, "gpunodes", names=nodes)

@@ -91,8 +91,8 @@ def last_column(header: str) -> int:
 
 
 def fold(line: str, indent: int) -> list[str]:
-    """Split a line, without its trailing spaces, into pieces that fit on the screen. All pieces but the first begin
-    with `indent` spaces."""
+    """Split a line, without its trailing spaces, into pieces that fit on the screen. A line that fits is the only
+    piece. All pieces but the first begin with `indent` spaces."""
     line = line.rstrip()
     if len(line) <= WIDTH - 2:
         return [line]

@@ -47,7 +47,8 @@ async def play(demo: Demo) -> None:
 
 
 async def fleet_appears(demo: Demo) -> None:
-    """Show the nodes, and check that they serve as many whole GPUs as the fleet has. Raises DemoFailed if not."""
+    """Print a heading and the table of the nodes, and check that the Nodes' allocatable whole GPUs are as many as the
+    fleet has. Raises DemoFailed if not, and KeyError for a Node that has no such resource."""
     screen = demo.screen
     screen.heading(f"1. The fleet: {fleet.GPUS} GPUs, none shared")
     await demo.show(FLEET)
@@ -199,7 +200,8 @@ async def plan_comes_first(demo: Demo) -> None:
 
 
 def _plan_lines(plan: JSON) -> str:
-    """Return the plan in readable form, one field per line."""
+    """Return the plan in readable form, one field per line as `KEY: VALUE`. The items of a list are joined with commas.
+    Any other value is JSON without quotation marks."""
     return "\n".join(
         f"{key}: {', '.join(value) if isinstance(value, list) else json.dumps(value).replace(chr(34), '')}"
         for key, value in plan.items()

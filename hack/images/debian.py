@@ -124,7 +124,7 @@ class Package:
     sha256: str
 
     def line(self) -> str:
-        """Return the package as a line of the lock."""
+        """Return the package as a line of the lock, without a line end."""
         return " ".join(
             (self.architecture, self.name, self.version, self.archive, self.path, f"sha256:{self.sha256}")
         )

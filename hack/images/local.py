@@ -115,7 +115,8 @@ def _compile(python: Path, *parts: tuple[Path, str]) -> int:
 def _write(
     architecture: str, reference: str, origin: Origin, layers: tuple[Layer, ...], out: Path
 ) -> tuple[Path, str]:
-    """Write the image's archive into `out`, and return its path and the manifest's digest."""
+    """Write the image's archive into `out` as `NAME-VERSION-ARCHITECTURE.tar`, replacing an earlier one, and return its
+    path and the manifest's digest."""
     marks = labels(origin, DISTRO)
     config = configuration(architecture, layers, RUN, marks, origin.created)
     data, digest = archive(reference, config, layers, marks, origin.epoch)

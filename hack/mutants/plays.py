@@ -176,7 +176,7 @@ def _collect(arguments: Sequence[str], play: Callable[[Items], object]) -> objec
 
 def _expand(candidates: Sequence[str], items: Items) -> Iterator[str]:
     """Yield, candidate by candidate, the ids of the collected tests that are the candidate itself or are in it, if it
-    is a file or folder."""
+    is a file or folder. A test that several candidates contain is yielded once for each of them."""
     for candidate in candidates:
         yield from (
             test

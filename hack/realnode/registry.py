@@ -47,7 +47,7 @@ class Registry:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the server and delete its images."""
+        """Stop the server and delete the folder with its images and its log."""
         assert self._server is not None
         self._server.stop()
         shutil.rmtree(self._folder)

@@ -115,8 +115,8 @@ class AgentPages:
     """An HTTP server with a metrics page for each agent; all agents run in one process, a thousand in large tests."""
 
     def __init__(self, port: int) -> None:
-        """Start to listen on `port` of the loopback address; port 0 takes a free port. Raises OSError if the port is
-        in use."""
+        """Listen on `port` of the loopback address, and answer in a thread of its own; port 0 takes a free port. Raises
+        OSError if the port is in use."""
         self._registries: dict[str, CollectorRegistry] = {}
         self._lapses: dict[str, Lapse] = {}
         self._server = _Server(("127.0.0.1", port), _handler(self._registries, self._lapses, set()))

@@ -165,8 +165,8 @@ def group_of(pod: JSON) -> str:
 
 
 def gpus_of(pod: JSON) -> int:
-    """Return how many whole GPUs the pod's containers request in their limits. A pod that has finished counts as 0, a
-    terminating one in full."""
+    """Return how many whole GPUs the pod's containers request in their limits, without its init containers. A pod that
+    has finished counts as 0, a terminating one in full."""
     if phase_of(pod) in ("Succeeded", "Failed"):
         return 0
     resources = (container.get("resources") or {} for container in pod["spec"]["containers"])
