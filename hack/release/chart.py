@@ -14,6 +14,7 @@ PLATFORMS = ("linux/amd64", "linux/arm64")
 """The platforms of the released image."""
 SCREENSHOT = "docs/images/kubectl-get.svg"
 SCREENSHOT_TITLE = "kubectl get gpusharingpolicies and gpunodes (SIMULATED GPUs)"
+ICON = "docs/images/icon.svg"
 
 
 def chart_version() -> Mapping[str, str]:
@@ -30,8 +31,8 @@ def write_chart(
 ) -> Path:
     """Copy the chart to `target`, with this image as its default and in Artifact Hub's annotations, and return
     `target`. An existing `target` is replaced. `changes` (`notes.changes`) become an annotation unless there are none.
-    If `source`, the URL of the repository, is not empty, links to it are added. Raises ValueError if a line to be
-    replaced does not occur exactly once in the chart; the unfinished copy then stays."""
+    If `source`, the URL of the repository, is not empty, the icon and links to it are added. Raises ValueError if a
+    line to be replaced does not occur exactly once in the chart; the unfinished copy then stays."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(CHART, target)
     values = target / "values.yaml"
@@ -44,23 +45,34 @@ def write_chart(
         # JSON is YAML, so that every character of a sentence is quoted correctly.
         rows += ["  artifacthub.io/changes: |", *(f"    - {json.dumps(change)}" for change in changes)]
     if source:
-        rows = [f"home: {source}", f"sources: [{source}]", *rows, *_addresses(source)]
+        about_source = [f"home: {source}", f"sources: [{source}]", f"icon: {raw_url(source, ICON)}"]
+        rows = [*about_source, *rows, *_addresses(source)]
     about.write_text(_put(about.read_text(), "annotations:", "\n".join(rows)))
     return target
 
 
-def _addresses(source: str) -> list[str]:
-    """Return the annotations with the links and the picture, as two lines of Chart.yaml. `source` is the URL of the
-    repository. The documentation and the picture are linked at the tag of the project's version."""
-    tag = f"v{version()}"
-    links = [
+def raw_url(source: str, path: str) -> str:
+    """Return the URL of the file `path` itself, not of a page that shows it, in the repository `source` at the tag of
+    the project's version."""
+    return f"{source}/raw/v{version()}/{path}"
+
+
+def links(source: str) -> list[dict[str, str]]:
+    """Return the name and URL of each link that stores show beside the product. `source` is the URL of the repository.
+    The documentation is linked at the tag of the project's version."""
+    return [
         {"name": "source", "url": source},
-        {"name": "documentation", "url": f"{source}/tree/{tag}/docs"},
+        {"name": "documentation", "url": f"{source}/tree/v{version()}/docs"},
         {"name": "support", "url": f"{source}/issues"},
     ]
-    shown = [{"title": SCREENSHOT_TITLE, "url": f"{source}/raw/{tag}/{SCREENSHOT}"}]
+
+
+def _addresses(source: str) -> list[str]:
+    """Return the annotations with the links and the picture, as two lines of Chart.yaml. `source` is the URL of the
+    repository."""
+    shown = [{"title": SCREENSHOT_TITLE, "url": raw_url(source, SCREENSHOT)}]
     return [
-        f"  artifacthub.io/links: '{json.dumps(links)}'",
+        f"  artifacthub.io/links: '{json.dumps(links(source))}'",
         f"  artifacthub.io/screenshots: '{json.dumps(shown)}'",
     ]
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from hack.generate_picture import SCREENSHOT_PATH, TIMES, screenshot, without_times
 from hack.images.debian import ARCHITECTURES
-from hack.release.chart import PLATFORMS, write_chart
+from hack.release.chart import ICON, PLATFORMS, write_chart
 from tests.chart.charts import CHART, NAMESPACE, ROOT, Helm
 from tests.chart.cluster import Installed, refusal
 
@@ -152,8 +152,18 @@ def test_the_screenshot_shows_the_golden_output_without_times() -> None:
     assert without_times(table) == ["NAME   PODS", "a", "b      2"]
 
 
+def test_the_icon_is_the_repositorys_at_the_tag_and_helm_lint_recommends_nothing(
+    helm: Helm, published: Path
+) -> None:
+    about = yaml.safe_load((published / "Chart.yaml").read_text())
+    assert about["icon"] == f"{SOURCE}/raw/v{about['version']}/{ICON}"
+    done = helm.run("lint", "--strict", str(published))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[INFO]" not in done.stdout
+
+
 def test_the_icon_is_a_square_drawing_that_loads_nothing() -> None:
-    text = (ROOT / "docs" / "images" / "icon.svg").read_text()
+    text = (ROOT / ICON).read_text()
     drawing = ElementTree.fromstring(text)
     assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
     left, top, width, height = map(float, drawing.attrib["viewBox"].split())
