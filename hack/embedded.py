@@ -142,20 +142,20 @@ class Embedded:
 
     async def kill_operator(self) -> None:
         """Kill the operator that was started last, as `kill -9` does: it stops at once, and its Lease stays until it
-        expires. If the operator had already ended with errors other than Crash, they are raised as an exception group.
-        Does nothing if no operator was started."""
+        expires. If the operator had already ended with errors other than Crash, they are raised as an exception group,
+        once. Does nothing if no operator was started, or it was killed before."""
         if self._operator is None or self.client is None:
             return
         self.client.die()
-        self._operator.cancel()
+        operator, self._operator = self._operator, None
+        operator.cancel()
         try:
-            await self._operator
+            await operator
         except asyncio.CancelledError:
             pass
         except BaseExceptionGroup as group:
             if (others := group.split((Crash, asyncio.CancelledError))[1]) is not None:
                 raise others from None
-        self._operator = None
 
     # --- what a person does --------------------------------------------------------------------------------
 
@@ -322,7 +322,7 @@ async def embedded(
     are maintained from the start, and `sim` holds settings of the simulators.
 
     The operator, the node software and the workloads are ended with the context. If one of them had failed, its error
-    is raised then; after an error of the operator the other two are not ended.
+    is raised then, the operator's first.
     """
     sim_settings = SimSettings(time_factor=factor, play_daemon_sets=True, **(sim or {}))
     now, played = setup.get("now", wall_time), setup.get("played", True)
@@ -345,9 +345,12 @@ async def embedded(
     try:
         yield environment
     finally:
-        await environment.kill_operator()
-        for task in tasks:
-            task.cancel()
-        for result in await asyncio.gather(*tasks, return_exceptions=True):
+        try:
+            await environment.kill_operator()
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
             if isinstance(result, Exception) and not isinstance(result, asyncio.CancelledError):
                 raise result

@@ -45,13 +45,16 @@ class Recorder:
     async def following(self, policy: str) -> AsyncIterator[None]:
         """Add states of this policy to `rollout` while the block runs: the first, the last, and between them one for
         each outline (`_choose`). A state that lasts less than LOOK_SECONDS may be missed. If the block raises or a
-        state cannot be read meanwhile, the block ends and the error is raised in an ExceptionGroup; the last state is
-        then not added."""
+        state cannot be read meanwhile, the block ends and that error is raised, the block's if there are both; the last
+        state is then not added."""
         self.rollout.append(await _read(self.stage, policy))
-        async with asyncio.TaskGroup() as group:
-            follower = group.create_task(self._follow(policy))
-            yield
-            follower.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                follower = group.create_task(self._follow(policy))
+                yield
+                follower.cancel()
+        except ExceptionGroup as errors:
+            raise errors.exceptions[-1] from None
         self.rollout.append(await _read(self.stage, policy))
 
     async def _follow(self, policy: str) -> None:

@@ -210,12 +210,15 @@ class Sick:
 
 def is_renewal(path: str, body: bytes) -> bool:
     """Whether a write only acquires, renews or releases a Lease: `path` is that of a Lease, and `body` has no
-    annotations. A write to a Lease without a body, such as a deletion, counts as well. Raises ValueError if the
-    body of a write to a Lease is not JSON."""
+    annotations. A write to a Lease without a body, such as a deletion, counts as well, and so does a JSON patch, which
+    is a list, if none of its operations is about annotations. Raises ValueError if the body of a write to a Lease is
+    not JSON."""
     if "/leases" not in path:
         return False
-    metadata = json.loads(body).get("metadata", {}) if body else {}
-    return not metadata.get("annotations")
+    content = json.loads(body) if body else {}
+    if isinstance(content, list):
+        return not any(str(row.get("path", "")).startswith("/metadata/annotations") for row in content)
+    return not (content.get("metadata") or {}).get("annotations")
 
 
 def object_of(path: str) -> str:

@@ -3,6 +3,7 @@ hack/images/__init__.py."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpusharing.planning.vocabulary.lengths import counted
@@ -12,15 +13,14 @@ from hack.images.contents import Image
 from hack.images.debian import ARCHITECTURES, LockError
 from hack.images.local import TreeError, by_kind, table, too_big
 
-FOUND = 3
-"""The exit status if an advisory names a part of the image."""
+TOO_BIG, FOUND = 1, 3
+"""The exit statuses if an image is too big, and if an advisory names a part of an image that is not."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build all images, report each, and return the exit status: the highest that `report` returned. It is 1 if an
-    image cannot be built or the file of advisories is wrong; the error is then printed to stderr and no image is
-    reported. FOUND for one image hides that another is too big. Exits with status 2 if the arguments cannot be parsed,
-    as argparse does."""
+    """Build all images, report each, and return the exit status for all (`overall`). The status is 1 if an image
+    cannot be built or the file of advisories is wrong; the error is then printed to stderr and no image is reported.
+    Exits with status 2 if the arguments cannot be parsed, as argparse does."""
     parser = argparse.ArgumentParser(prog="python -m hack.images", description="Build the image.")
     parser.add_argument("--arch", choices=ARCHITECTURES, action="append", help="default: this machine's")
     parser.add_argument(
@@ -34,13 +34,19 @@ def main(arguments: list[str] | None = None) -> int:
     except (UnavailableError, LockError, TreeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    return max(report(image, known) for image in images)
+    return overall([report(image, known) for image in images])
+
+
+def overall(statuses: Sequence[int]) -> int:
+    """Return the exit status for all images, from the status of each (`report`): TOO_BIG if one of them is too big,
+    else FOUND if an advisory names a part of one, otherwise 0."""
+    return next((status for status in (TOO_BIG, FOUND) if status in statuses), 0)
 
 
 def report(image: Image, known: list[advisories.Advisory] | None) -> int:
     """Print the facts of one image and the advisories in `known` that name a part of it. Returns the exit status for
-    this image: 1 if it is too big, in which case advisories are not compared, FOUND if an advisory names a part,
-    otherwise 0. `known` is None if no file of advisories was given."""
+    this image: TOO_BIG, in which case advisories are not compared, FOUND if an advisory names a part, otherwise
+    0. `known` is None if no file of advisories was given."""
     print(
         f"\n{image.reference} for {image.architecture}: {image.size / 1e6:.1f} MB compressed, {image.digest}"
     )
@@ -50,7 +56,7 @@ def report(image: Image, known: list[advisories.Advisory] | None) -> int:
     print(table(by_kind(image.tree), image.size))
     if problem := too_big(image.size):
         print(problem, file=sys.stderr)
-        return 1
+        return TOO_BIG
     if known is None:
         print("  advisories: not compared; to compare, name a file in OSV's format: ADVISORIES=osv.json")
         return 0

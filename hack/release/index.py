@@ -42,18 +42,21 @@ class ArchivedImage:
 
 def read_archive(path: Path) -> ArchivedImage:
     """Return the image in an archive of `make images`. Raises LayoutError if the file is missing or is not such an
-    archive, for example because it does not contain exactly one image."""
+    archive, for example because it does not contain exactly one image or its index lacks an entry."""
     try:
         with tarfile.open(path) as tar:
             files = {member.name: file.read() for member in tar if (file := tar.extractfile(member))}
         (manifest,) = json.loads(files["index.json"])["manifests"]
         blobs = {name: data for name, data in files.items() if name.startswith("blobs/")}
         config = json.loads(blobs[_path(json.loads(blobs[_path(manifest)])["config"])])
-    except (OSError, tarfile.TarError, KeyError, ValueError) as error:
+        plain = {key: manifest[key] for key in ("mediaType", "digest", "size", "platform")}
+        _ = plain["platform"]["architecture"]  # ArchivedImage relies on it
+        labels = config["config"].get("Labels", {})
+    except KeyError as error:
+        raise LayoutError(f"{path} is no image that `make images` wrote: it lacks {error}") from error
+    except (OSError, tarfile.TarError, ValueError, TypeError, AttributeError) as error:
         raise LayoutError(f"{path} is no image that `make images` wrote: {error}") from error
-    plain = {key: manifest[key] for key in ("mediaType", "digest", "size", "platform")}
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return ArchivedImage(plain, config["config"].get("Labels", {}), blobs, digest)
+    return ArchivedImage(plain, labels, blobs, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def write_layout(images: Sequence[ArchivedImage], target: Path) -> str:

@@ -66,7 +66,9 @@ def build(source: Path, out: Path, epoch: int) -> tuple[Path, Path]:
     """Build a wheel and an sdist of the sources that `write_source` wrote, in the folder `out`, and return the paths of
     both, the wheel first. Equal sources and equal `epoch` (seconds since 1970) give equal bytes. Raises PackageError if
     the build backend fails, and ValueError if `out` has another wheel or another sdist of ours."""
-    command = [sys.executable, "-m", "hatchling", "build", "-d", str(out), "-t", "wheel", "-t", "sdist"]
+    # The backend runs in `source`, so a relative path would mean another folder there.
+    folder = str(out.resolve())
+    command = [sys.executable, "-m", "hatchling", "build", "-d", folder, "-t", "wheel", "-t", "sdist"]
     environ = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
     done = subprocess.run(command, cwd=source, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -29,6 +29,8 @@ from hack.release.package import ROOT, UNKNOWN_SOURCE, version
 
 OUT = ROOT / "build" / "release"
 SUMS = "SHA256SUMS"
+UNKNOWN_REGISTRY = "registry.invalid"
+"""In place of a registry that was not named. The chart's schema accepts it, and no host has such a name (RFC 2606)."""
 
 
 class PrepareError(Exception):
@@ -49,8 +51,8 @@ class Prepared:
 
     @property
     def image(self) -> str:
-        """The image's name without tag and digest. It begins with `REGISTRY` if no registry was named."""
-        return f"{self.registry or 'REGISTRY'}/{CHART.name}"
+        """The image's name without tag and digest. It begins with UNKNOWN_REGISTRY if no registry was named."""
+        return f"{self.registry or UNKNOWN_REGISTRY}/{CHART.name}"
 
 
 def prepare(

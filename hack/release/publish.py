@@ -1,10 +1,11 @@
 """Publishing a prepared release in a registry: image, chart, signatures and bills of materials.
 
 crane pushes, cosign signs and helm packs; all three are built from pinned modules (hack/cluster/toolchain.py), and use
-the logins that `crane auth login` and `helm registry login` wrote. No other thing is built here. No existing tag of an
-image is moved; a chart of the same version is replaced.
+the logins that `crane auth login` and `helm registry login` wrote. No other thing is built here. No existing tag is
+moved, neither an image's nor a chart's.
 """
 
+import hashlib
 import json
 import re
 import subprocess
@@ -19,6 +20,7 @@ from hack.release.prepare import Prepared
 
 MISSING = re.compile(r"MANIFEST_UNKNOWN|NAME_UNKNOWN")
 """What crane prints if a registry answers that it has no such image."""
+NEVER_MOVED = "a released tag is never moved"
 IMAGE_LINE = re.compile(r'^\s*(?:- )?image: "?([^"\s]+)"?$', re.MULTILINE)
 
 
@@ -50,23 +52,26 @@ class Publisher:
     def publish(self, prepared: Prepared, out: Path) -> Published:
         """Push the image and the chart that were prepared in `out`, sign both, and attach the bills of materials to the
         image's platforms. The image gets the tags X and vX of version X. Between the two pushes `check_rendered` checks
-        the chart. Raises PublishError before any push if one of these tags names another image, and later if a step
-        fails; the effects of earlier steps then stay. Raises UnavailableError if a program cannot be built."""
+        the chart. A chart that is in the registry already is signed again, but not pushed. Raises PublishError before
+        any push if one of these tags names another image or the chart's tag another chart, and later if a step fails;
+        the effects of earlier steps then stay. Raises UnavailableError if a program cannot be built."""
         tags = [f"{prepared.image}:{tag}" for tag in (prepared.version, f"v{prepared.version}")]
         for tag in tags:
             if (there := self.find_digest(tag)) not in ("", prepared.digest):
-                raise PublishError(f"{tag} is published already as {there}: a released tag is never moved")
+                raise PublishError(f"{tag} is published already as {there}: {NEVER_MOVED}")
+        archive = out / "files" / f"{CHART.name}-{prepared.version}.tgz"
+        charts = f"{prepared.registry}/charts"
+        chart = self.find_chart(archive, f"{charts}/{CHART.name}:{prepared.version}")
         for tag in tags:
             self._crane("push", str(out / "image"), tag)
-        archive = out / "files" / f"{CHART.name}-{prepared.version}.tgz"
         self.check_rendered(archive, prepared)
         image = f"{prepared.image}@{prepared.digest}"
         self._sign(image)
         for architecture, digest in read_platforms(out / "image", prepared.digest):
             bill = out / "files" / f"{CHART.name}-{prepared.version}-{architecture}.spdx.json"
             self._attest(f"{prepared.image}@{digest}", bill)
-        chart = self._push_chart(archive, prepared.registry)
-        self._sign(f"{prepared.registry}/charts/{CHART.name}@{chart}")
+        chart = chart or self.push_chart(archive, charts)
+        self._sign(f"{charts}/{CHART.name}@{chart}")
         return Published(prepared.digest, chart)
 
     def find_digest(self, name: str) -> str:
@@ -91,11 +96,24 @@ class Publisher:
                     what = f"is {there}, and not {prepared.digest}" if there else "is not in the registry"
                     raise PublishError(f"the chart names {name}, which {what}")
 
-    def _push_chart(self, archive: Path, registry: str) -> str:
-        """Push the packed chart to `charts` in the registry, and return its digest. Raises PublishError if helm fails
-        or prints no digest."""
+    def find_chart(self, archive: Path, tag: str) -> str:
+        """Return the digest of the chart `tag` in the registry, or an empty string if there is none. Raises
+        PublishError if that chart is not the one in `archive`, or the registry cannot be asked. The archive's own hash
+        is compared: the digest of a chart in a registry also covers the time at which helm pushed it."""
+        if not (there := self.find_digest(tag)):
+            return ""
+        done = _run("crane", *self._insecure(), "manifest", tag)
+        manifest = json.loads(_output(done, f"crane manifest {tag}"))
+        own = f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}"
+        if own not in [layer["digest"] for layer in manifest["layers"]]:
+            raise PublishError(f"{tag} is published already as {there}, another chart: {NEVER_MOVED}")
+        return there
+
+    def push_chart(self, archive: Path, charts: str) -> str:
+        """Push the packed chart to the repositories `charts`, and return its digest. A chart of the same name and
+        version there is replaced. Raises PublishError if helm fails or prints no digest."""
         plain = ("--plain-http",) if self.plain_http else ()
-        done = _run("helm", "push", str(archive), f"oci://{registry}/charts", *plain)
+        done = _run("helm", "push", str(archive), f"oci://{charts}", *plain)
         text = _output(done, f"helm push {archive.name}") + done.stderr
         digest = re.search(r"^Digest: (sha256:[0-9a-f]{64})$", text, re.MULTILINE)
         if digest is None:

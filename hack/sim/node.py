@@ -137,7 +137,9 @@ class SimNode:
         """The NVML library of the node's agent, whose readings can be changed."""
         self.faults = MigManagerFaults()
         self.generated_file = ""
-        self._spawn = spawn
+        self._spawn_task = spawn
+        self._running: set[asyncio.Task[None]] = set()
+        """All tasks of this node that have not ended, those of `_tasks` among them."""
         self.mps = MpsDaemon(cluster, self.object, gpus, self._wake_operands)
         self.kubelet_plugin = KubeletPlugin(cluster, self.object, gpus)
         self._gfd = FeatureDiscovery(cluster, self.object, gpus)
@@ -164,10 +166,12 @@ class SimNode:
         self._start_pods()
 
     def stop(self) -> None:
-        """Kill all programs, because the Node was deleted. A reboot that is in progress ends too. Other work in the
-        background, such as writes of labels and the restart that `policy_changed` began, is not canceled."""
+        """Cancel all tasks of the node, because the Node was deleted: its programs, a reboot or a restart that is in
+        progress, and writes of labels. Does not wait for their end."""
         for key in list(self._tasks):
             self._kill(key)
+        for task in list(self._running):
+            task.cancel()
 
     def take(self, raw: JSON) -> None:
         """Store a version of the Node, and wake the programs that a change of its labels affects. Ignored unless it is
@@ -232,6 +236,13 @@ class SimNode:
         self.cluster.log(f"{self.name}: {line}")
 
     # --- inside ------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Start a task of this node, which `stop` cancels, and return it."""
+        task = self._spawn_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
 
     def _labels_changed(self, before: Labels, after: Labels) -> None:
         """Wake the programs that a label change affects: the GPU Operator or the operands if one of their labels

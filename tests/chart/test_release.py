@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 from hack.release.chart import write_chart
 from hack.release.notes import changes, read_notes
+from hack.release.prepare import Prepared
 from tests.chart.charts import NAMESPACE, Helm
 
 DIGEST = "sha256:" + "a" * 64
@@ -22,6 +23,13 @@ def test_the_packaged_chart_needs_no_value_and_runs_the_image_by_digest(helm: He
     (image,) = yaml.safe_load(about["annotations"]["artifacthub.io/images"])
     assert image["image"] == f"registry.test/team/x@{DIGEST}"
     assert "artifacthub.io/crds" in about["annotations"]
+
+
+def test_a_chart_that_is_prepared_without_a_registry_passes_helm_lint(helm: Helm, tmp_path: Path) -> None:
+    prepared = Prepared("0.1.0", "", "https://example.test/team/x", DIGEST)
+    chart = write_chart(tmp_path / "gpu-sharing-operator", prepared.image, DIGEST)
+    done = helm.run("lint", "--strict", str(chart))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_it_says_what_changed_and_where_it_comes_from(helm: Helm, tmp_path: Path) -> None:

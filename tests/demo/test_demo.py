@@ -14,7 +14,7 @@ from hack.demo import fleet
 from hack.demo.__main__ import TRY_NEXT
 from hack.demo.demo import Demo
 from hack.demo.embedded import EmbeddedStage
-from hack.demo.record import RECORD
+from hack.demo.record import RECORD, Recorder
 from hack.demo.screen import WIDTH, DemoFailed, Screen
 from hack.demo.stage import ROOT
 from hack.demo.story import fleet_appears
@@ -138,3 +138,11 @@ async def test_what_does_not_come_ends_the_story_with_where_everything_stands() 
         await demo.stage.apply(fleet.example("a"))  # and no operator
         with pytest.raises(DemoFailed, match=r"this did not happen within 0 s: pool-a Ready\nNAME +MODE"):
             await demo.ready("pool-a", seconds=0.1)
+
+
+async def test_a_story_that_fails_while_it_is_recorded_says_only_why() -> None:
+    async with embedded(fleet.nodes()) as environment:
+        recorder = Recorder(EmbeddedStage(environment))
+        with pytest.raises(DemoFailed, match="this does not hold"):
+            async with recorder.following("pool-b"):
+                raise DemoFailed("this does not hold")

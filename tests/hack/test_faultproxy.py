@@ -7,6 +7,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from hack.faultproxy import FaultProxy, PlayedRefusal
+from hack.faultproxy.calls import is_renewal
 
 from gpusharing.kube.answers import error_of
 from gpusharing.kube.client import NODES, PODS, ApiRequest
@@ -75,3 +76,24 @@ async def test_a_refusal_reads_as_an_api_servers_own(upstream: str) -> None:
         async with aiohttp.ClientSession(proxy.url) as session, session.post(path) as answer:
             error = error_of(ApiRequest("create", PODS, "eviction"), answer.status, await answer.json())
     assert isinstance(error, EvictionBlocked)
+
+
+LEASE = "/apis/coordination.k8s.io/v1/namespaces/gpusharing/leases/gpusharing-operator"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "renewal"),
+    [
+        (LEASE, b"", True),
+        (LEASE, b'{"spec": {"holderIdentity": "a"}}', True),
+        (LEASE, b'{"metadata": null}', True),
+        (LEASE, b'{"metadata": {"annotations": {"a": "b"}}}', False),
+        (LEASE, b'[{"op": "replace", "path": "/spec/holderIdentity", "value": "a"}]', True),
+        (LEASE, b'[{"op": "add", "path": "/metadata/annotations/a", "value": "b"}]', False),
+        (NODES.path(None, "gpu-1"), b"", False),
+    ],
+)
+def test_a_write_to_the_lease_without_annotations_only_renews_it(
+    path: str, body: bytes, renewal: bool
+) -> None:
+    assert is_renewal(path, body) is renewal

@@ -3,6 +3,7 @@
 Pushing, signing and installing are played on real nodes: tests/e2e/test_release.py.
 """
 
+import io
 import json
 import re
 import tarfile
@@ -130,6 +131,13 @@ def test_without_an_address_the_package_names_none(tmp_path: Path) -> None:
     assert (folder / "README.md").read_text() == (ROOT / "README.md").read_text()
 
 
+def test_a_relative_folder_is_that_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = package.write_source(tmp_path / "source", SOURCE)
+    monkeypatch.chdir(tmp_path)
+    package.build(source, Path("out"), 1_763_676_000)
+    assert [path.suffix for path in sorted((tmp_path / "out").iterdir())] == [".whl", ".gz"]
+
+
 def test_equal_sources_give_equal_bytes(built: tuple[Path, Path], tmp_path: Path) -> None:
     again = package.build(package.write_source(tmp_path / "s", SOURCE), tmp_path / "out", 1_763_676_000)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in built]
@@ -212,6 +220,29 @@ def test_what_is_no_image_is_refused_by_name(tmp_path: Path, content: bytes | No
         path.write_bytes(content)
     with pytest.raises(LayoutError, match=r"x\.tar is no image that `make images` wrote"):
         read_archive(path)
+
+
+@pytest.mark.parametrize("lacking", ["mediaType", "size", "platform", "platform.architecture"])
+def test_an_image_with_an_incomplete_index_is_refused_with_what_it_lacks(
+    tmp_path: Path, lacking: str
+) -> None:
+    whole, spoiled = write_archive(tmp_path, "amd64"), tmp_path / "spoiled.tar"
+    with tarfile.open(whole) as before, tarfile.open(spoiled, "w") as after:
+        for member in before:
+            data = extracted.read() if (extracted := before.extractfile(member)) else b""
+            if member.name == "index.json":
+                index = json.loads(data)
+                entry, (*parents, last) = index["manifests"][0], lacking.split(".")
+                for parent in parents:
+                    entry = entry[parent]
+                del entry[last]
+                data = json.dumps(index).encode()
+                member.size = len(data)
+            after.addfile(member, io.BytesIO(data))
+    with pytest.raises(
+        LayoutError, match=rf"spoiled\.tar is no image .*: it lacks '{lacking.split('.')[-1]}'"
+    ):
+        read_archive(spoiled)
 
 
 # --- what forbids it --------------------------------------------------------------------------------------

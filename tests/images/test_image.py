@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from hack.images import local
+from hack.images.__main__ import FOUND, TOO_BIG, overall
 from hack.images.contents import Origin, labels, read_origin
 from hack.images.local import LIMIT, by_kind, kind, missing, needed, table, too_big
 from hack.images.wheels import scripts
@@ -78,6 +79,16 @@ def test_the_table_adds_up(tmp_path: Path) -> None:
     assert (count, size) == (1, 1000), "a link is no file"
     assert 0 < packed < size
     assert table(found, 500_000).splitlines()[-1].split() == ["all,", "as", "transferred", "1", "0.0", "0.5"]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status"),
+    [((0, 0), 0), ((0, FOUND), FOUND), ((TOO_BIG, FOUND), TOO_BIG), ((FOUND, TOO_BIG), 1)],
+)
+def test_an_advisory_about_one_image_does_not_hide_that_another_is_too_big(
+    statuses: tuple[int, ...], status: int
+) -> None:
+    assert overall(statuses) == status
 
 
 def test_an_image_that_is_too_big_is_refused() -> None:

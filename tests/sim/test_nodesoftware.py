@@ -1,11 +1,14 @@
 """The node software on FakeCluster: labels and ConfigMaps in, allocatable and labels out."""
 
 import asyncio
+from collections.abc import Coroutine
 from functools import partial
+from typing import Any
 
 import pytest
 from hack.cluster.nodes import node_manifest
 from hack.sim.fakecluster import FakeClient
+from hack.sim.node import SimNode
 from hack.sim.nodesoftware import ANNOTATION_INJECT
 from hack.sim.settings import SimSettings, Times
 from tests.fakes.gpus import eventually
@@ -312,6 +315,24 @@ async def test_instances_lost_by_hand_show_in_the_labels_only() -> None:
         stage.software.inject("n1", "lose-instances")
         await stage.until(lambda: "nvidia.com/mig-1g.10gb.count" not in stage.labels())
         assert stage.offered()["nvidia.com/mig-1g.10gb"] == "14"
+
+
+async def test_a_node_that_is_deleted_in_the_middle_of_a_restart_leaves_no_task_behind() -> None:
+    tasks: list[asyncio.Task[None]] = []
+
+    def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        tasks.append(asyncio.create_task(work))
+        return tasks[-1]
+
+    async with playing() as stage:
+        known = stage.software.nodes["n1"]
+        node = SimNode(known.cluster, node_manifest("n2"), known.gpus, spawn)
+        node.start()
+        node.policy_changed(plugin=True, mig=False)
+        node.stop()
+        async with asyncio.timeout(60):
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert [task for task in tasks if not task.done()] == []
 
 
 async def test_a_card_without_mig_has_no_mig_manager() -> None:
