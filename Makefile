@@ -28,7 +28,7 @@ test: setup ## rungs 0 and 1 of the test ladder, Python only; ARGS="tests/planni
 	@$(PLAY)
 
 test-cluster: setup ## rung 2, a real control plane, and what else Go or a C compiler builds; without kills and faults
-	$(call BUILD,cluster.toolchain controlplane kwok helm helm3 kind actionlint charttools krewtools)
+	$(call BUILD,cluster.toolchain controlplane kwok helm helm3 kind actionlint charttools krewtools olmtools)
 	@$(PLAY)
 
 test-hack: setup ## the tests of hack/, Python only

@@ -40,6 +40,7 @@ TOOLS = [
     "actionlint",
     "charttools",
     "krewtools",
+    "olmtools",
     "releasetools",
 ]
 """The tools that tests of rung 2 need and `hack.cluster.toolchain` builds."""

@@ -279,7 +279,7 @@ def pack(libraries: Mapping[str, Path], path: Path) -> str:
         for name, data in _modules(folder):
             place = "any" if name.split("/")[0] in shared else python
             files[f"lib/{place}/{name}"] = (data, 0o644)
-    data = _tar(files)
+    data = tarball(files)
     path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
@@ -310,7 +310,7 @@ def _modules(folder: Path) -> Iterator[tuple[str, bytes]]:
             yield name, path.read_bytes()
 
 
-def _tar(files: Mapping[str, tuple[bytes, int]]) -> bytes:
+def tarball(files: Mapping[str, tuple[bytes, int]]) -> bytes:
     """Return a compressed tar of the files, which are given as (content, mode) by name. Equal files give equal
     bytes."""
     buffer = io.BytesIO()

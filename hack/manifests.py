@@ -61,10 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def install_manifest(repository: str, digest: str = "") -> str:
+def install_manifest(repository: str, digest: str = "", *options: str) -> str:
     """Return the text of `install.yaml`: a header, the two namespaces, the CRDs, and the other objects of the chart in
     Helm's order, without hooks. The image is `repository` at `digest` or, if that is empty, at the tag of the chart's
-    appVersion.
+    appVersion. `options` are further ones of `helm template`, such as `-f` and a file of values.
 
     No cluster is read. Raises RenderError if helm refuses the chart, and UnavailableError if helm cannot be built.
     """
@@ -72,7 +72,7 @@ def install_manifest(repository: str, digest: str = "") -> str:
     # Without a cluster's address in the environment helm cannot read the cluster of the person who runs it.
     done = helm(
         {**os.environ, "KUBECONFIG": os.devnull},
-        *("template", RELEASE, str(CHART), "-n", NAMESPACE, "--no-hooks", "--set-string", image),
+        *("template", RELEASE, str(CHART), "-n", NAMESPACE, "--no-hooks", "--set-string", image, *options),
     )
     if done.returncode:
         raise RenderError(done.stderr.strip())

@@ -2,7 +2,7 @@
 
 `python -m hack.cluster.toolchain [controlplane] [kwok] [helm]` builds what is missing and prints the paths. Rarely
 needed tools are built only if they are named: `kubelet` and `containerd` (tests with real kubelets), `kind`, `helm3`,
-`actionlint` (workflows), `charttools` (helm-unittest and chart-testing) and `krewtools` (krew).
+`actionlint` (workflows), `charttools` (helm-unittest and chart-testing), `krewtools` (krew) and `olmtools` (OLM).
 """
 
 import hashlib
@@ -181,6 +181,9 @@ RECIPES: Mapping[str, Callable[[], ToolRecipe]] = {
     ),
     "krewtools": lambda: module_recipe(
         SOURCES / "krewtools", "sigs.k8s.io/krew", ("krew", "validate-krew-manifest")
+    ),
+    "olmtools": lambda: module_recipe(
+        SOURCES / "olmtools", "github.com/operator-framework/api", ("operator-verify",)
     ),
 }
 WITHOUT_A_NAME = ("controlplane", "kwok", "helm")

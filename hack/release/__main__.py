@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gpusharing.planning.vocabulary.lengths import counted
-from hack import krew
+from hack import krew, olm
 from hack.cache import UnavailableError
 from hack.ci import PASSED
 from hack.images.advisories import AdvisoryError
@@ -30,6 +30,8 @@ EXPECTED = (
     TreeError,
     UnavailableError,
     krew.KrewError,
+    olm.BundleError,
+    olm.RenderError,
 )
 """The errors whose message is all that a person needs."""
 

@@ -3,8 +3,9 @@
 - NOTES: the notes, from CHANGELOG.md
 - image/: an OCI layout, with one index of the archives for all architectures
 - chart/: the chart, which names the image by digest
-- files/: what is attached to the release. These are the packed chart, wheel, sdist, krew's archives and manifest, the
-  image's archives and bills of materials, and SHA256SUMS
+- olm/: the bundle for OLM
+- files/: what is attached to the release. These are the packed chart, OLM's bundle and the file beside it, wheel,
+  sdist, krew's archives and manifest, the image's archives and bills of materials, and SHA256SUMS
 - release.json: version, registry, repository and digest, for the steps that follow
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hack import krew
+from hack import krew, olm
 from hack.cluster import toolchain
 from hack.images import local
 from hack.images.contents import Origin, read_origin
@@ -68,8 +69,8 @@ def prepare(
     be published.
 
     Raises PrepareError if `wanted` is not the project's version or has no notes in the changelog (`out` is then left
-    alone), or if helm refuses the chart. Raises KrewError, PackageError, TreeError, LockError or UnavailableError if
-    something cannot be built.
+    alone), or if helm refuses the chart. Raises KrewError, BundleError, RenderError, PackageError, TreeError, LockError
+    or UnavailableError if something cannot be built.
     """
     if wanted != version():
         raise PrepareError(
@@ -89,6 +90,7 @@ def prepare(
     )
     _helm("lint", "--strict", str(chart))
     _helm("package", str(chart), "--destination", str(files))
+    _write_bundle(prepared, out)
     package.build(package.write_source(out / "source", origin.source), files, origin.epoch)
     krew.build(source, platforms, files)
     (files / SUMS).write_text(sums(files))
@@ -112,6 +114,17 @@ def _find_image(architecture: str, origin: Origin, files: Path) -> ArchivedImage
     shutil.copy(path, files)
     shutil.copy(path.with_suffix(".spdx.json"), files)
     return image
+
+
+def _write_bundle(prepared: Prepared, out: Path) -> None:
+    """Write OLM's bundle to `out`/olm, and copy it, as an archive, and the file beside it to the folder `files`. Raises
+    BundleError, RenderError or UnavailableError, as `olm.build` does."""
+    beside = olm.build(prepared.image, prepared.digest, prepared.source, out / "olm")
+    shutil.copy(beside, out / "files")
+    folder = out / "olm" / "bundle"
+    paths = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    packed = krew.tarball({name: (path.read_bytes(), 0o644) for name, path in paths.items()})
+    (out / "files" / f"{CHART.name}-{prepared.version}-olm-bundle.tar.gz").write_bytes(packed)
 
 
 def _helm(*arguments: str) -> None:
