@@ -67,6 +67,23 @@ EXAMPLE_GPUNODE = {
 }
 """The operator creates the GPUNodes. OLM's validator expects an example of each kind; consoles hide this one."""
 
+SPEC: Mapping[str, object] = {
+    "displayName": "GPU sharing operator",
+    "maturity": "alpha",
+    "provider": {"name": "The authors of gpu-sharing-operator"},
+    "installModes": [
+        {"type": mode, "supported": mode == "AllNamespaces"}
+        for mode in ("OwnNamespace", "SingleNamespace", "MultiNamespace", "AllNamespaces")
+    ],
+}
+"""The fields of a ClusterServiceVersion's spec that are the same in each version."""
+ANNOTATIONS: Mapping[str, str] = {
+    "capabilities": "Basic Install",  # an upgrade also needs the new file
+    "categories": "AI/Machine Learning",
+    "operatorframework.io/suggested-namespace": NAMESPACE,
+    "operators.operatorframework.io/internal-objects": '["gpunodes.gpusharing.dev"]',
+}
+"""The annotations of a ClusterServiceVersion that are the same in each version."""
 Object = dict[str, Any]
 
 
@@ -99,10 +116,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build(repository: str, digest: str, source: str, target: Path) -> Path:
     """Write the bundle to the folder `bundle` in `target`, and beside it the file with all other objects of the chart,
-    whose path is returned. An existing `target` is replaced. The image is `repository` at `digest`, or at the tag of
-    the chart's version if that is empty; `source` is the URL of the repository. Raises RenderError if helm refuses to
-    render the chart, BundleError if the validator refuses the bundle, which stays for inspection, and UnavailableError
-    if helm or the validator cannot be built."""
+    whose path is returned. The chart has its values for OpenShift; Helm's hooks are in neither. An existing `target`
+    is replaced. The image is `repository` at `digest`, or at the tag of the chart's version if that is empty; `source`
+    is the URL of the repository. Raises RenderError if helm refuses to render the chart, BundleError if the validator
+    refuses the bundle, which stays for inspection, and UnavailableError if helm or the validator cannot be built."""
     documents = yaml.safe_load_all(install_manifest(repository, digest, "-f", str(OPENSHIFT)))
     deployment, bundled, others = divide(document for document in documents if document)
     shutil.rmtree(target, ignore_errors=True)
@@ -130,7 +147,8 @@ def divide(objects: Iterable[Object]) -> tuple[Object, list[Object], list[Object
     order of `objects`. The bundle carries the objects of the kinds in BUNDLED, except for ClusterRoles that a binding
     among `objects` grants. Raises ValueError unless there is exactly one Deployment."""
     everything = list(objects)
-    granted = {one["roleRef"]["name"] for one in everything if one["kind"] == "ClusterRoleBinding"}
+    roles = [one["roleRef"] for one in everything if "roleRef" in one]
+    granted = {role["name"] for role in roles if role["kind"] == "ClusterRole"}
     (deployment,) = (one for one in everything if one["kind"] == "Deployment")
     bundled = [
         one
@@ -146,69 +164,41 @@ def cluster_service_version(
 ) -> Object:
     """Return the ClusterServiceVersion of the project's version, which installs `deployment`. Texts, examples and what
     is said of the CRDs among `bundled` are those of Chart.yaml. The description names the kinds in `others` and
-    `beside`, the URL of the file with these objects. Raises KeyError if Chart.yaml does not describe one of the CRDs.
-    """
+    `beside`, the URL of the file with these objects. `source` is the URL of the repository. Raises KeyError if
+    Chart.yaml does not describe one of the CRDs."""
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     notes = {key.partition("/")[2]: yaml.safe_load(text) for key, text in chart["annotations"].items()}
     described = {one["name"]: one for one in notes["crds"]}
     crds = [one["metadata"]["name"] for one in bundled if one["kind"] == "CustomResourceDefinition"]
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    about, image = chart["description"], deployment["spec"]["template"]["spec"]["containers"][0]["image"]
     kinds = ", ".join(sorted({one["kind"] for one in others}))
-    text = DESCRIPTION.format(about=chart["description"], kinds=kinds, beside=beside, namespace=NAMESPACE)
+    icon = base64.b64encode((ROOT / ICON).read_bytes()).decode()
+    named = {"name": deployment["metadata"]["name"], "label": deployment["metadata"]["labels"]}
     spec = {
-        "displayName": "GPU sharing operator",
-        "description": text,
+        **SPEC,
+        "description": DESCRIPTION.format(about=about, kinds=kinds, beside=beside, namespace=NAMESPACE),
         "version": version(),
-        "maturity": "alpha",
         "minKubeVersion": re.sub(r"^>=|-0$", "", chart["kubeVersion"]),
         "keywords": chart["keywords"],
-        "provider": {"name": "The authors of gpu-sharing-operator", "url": source},
         "links": links(source),
-        "icon": [
-            {
-                "base64data": base64.b64encode((ROOT / ICON).read_bytes()).decode(),
-                "mediatype": "image/svg+xml",
-            }
-        ],
-        "installModes": [
-            {"type": mode, "supported": mode == "AllNamespaces"}
-            for mode in ("OwnNamespace", "SingleNamespace", "MultiNamespace", "AllNamespaces")
-        ],
+        "icon": [{"base64data": icon, "mediatype": "image/svg+xml"}],
         "customresourcedefinitions": {"owned": [described[name] for name in crds]},
         "install": {
             "strategy": "deployment",
-            "spec": {
-                "deployments": [
-                    {
-                        "name": deployment["metadata"]["name"],
-                        "label": deployment["metadata"]["labels"],
-                        "spec": deployment["spec"],
-                    }
-                ]
-            },
+            "spec": {"deployments": [{**named, "spec": deployment["spec"]}]},
         },
-        "relatedImages": [{"name": "operator", "image": container["image"]}],
+        "relatedImages": [{"name": "operator", "image": image}],
     }
     annotations = {
+        **ANNOTATIONS,
         "alm-examples": json.dumps([*notes["crdsExamples"], EXAMPLE_GPUNODE]),
-        "capabilities": "Basic Install",  # an upgrade also needs the new file
-        "categories": "AI/Machine Learning",
-        "containerImage": container["image"],
-        "description": chart["description"],
-        "operatorframework.io/suggested-namespace": NAMESPACE,
-        "operators.operatorframework.io/internal-objects": json.dumps(["gpunodes.gpusharing.dev"]),
+        "containerImage": image,
+        "description": about,
         "repository": source,
     }
-    return {
-        "apiVersion": "operators.coreos.com/v1alpha1",
-        "kind": "ClusterServiceVersion",
-        "metadata": {
-            "name": f"{CHART.name}.v{version()}",
-            "namespace": NAMESPACE,
-            "annotations": annotations,
-        },
-        "spec": spec,
-    }
+    name = {"name": f"{CHART.name}.v{version()}", "namespace": NAMESPACE}
+    kind = {"apiVersion": "operators.coreos.com/v1alpha1", "kind": "ClusterServiceVersion"}
+    return {**kind, "metadata": {**name, "annotations": annotations}, "spec": spec}
 
 
 def validate(bundle: Path) -> None:

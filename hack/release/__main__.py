@@ -14,6 +14,7 @@ from hack.images.advisories import AdvisoryError
 from hack.images.contents import read_origin
 from hack.images.debian import ARCHITECTURES, LockError
 from hack.images.local import TreeError
+from hack.manifests import RenderError
 from hack.release import gate, notes
 from hack.release.index import LayoutError, read_archive
 from hack.release.package import ROOT, UNKNOWN_SOURCE, PackageError
@@ -31,7 +32,7 @@ EXPECTED = (
     UnavailableError,
     krew.KrewError,
     olm.BundleError,
-    olm.RenderError,
+    RenderError,
 )
 """The errors whose message is all that a person needs."""
 

@@ -105,13 +105,13 @@ class Publisher:
         done = _run("crane", *self._insecure(), "manifest", tag)
         manifest = json.loads(_output(done, f"crane manifest {tag}"))
         own = f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}"
-        if own not in [layer["digest"] for layer in manifest["layers"]]:
+        if own not in [layer["digest"] for layer in manifest.get("layers", ())]:
             raise PublishError(f"{tag} is published already as {there}, another chart: {NEVER_MOVED}")
         return there
 
     def push_chart(self, archive: Path, charts: str) -> str:
-        """Push the packed chart to the repositories `charts`, and return its digest. A chart of the same name and
-        version there is replaced. Raises PublishError if helm fails or prints no digest."""
+        """Push the packed chart below `charts`, such as registry.example/team/charts, and return its digest. A chart of
+        the same name and version there is replaced. Raises PublishError if helm fails or prints no digest."""
         plain = ("--plain-http",) if self.plain_http else ()
         done = _run("helm", "push", str(archive), f"oci://{charts}", *plain)
         text = _output(done, f"helm push {archive.name}") + done.stderr

@@ -165,7 +165,10 @@ def in_the_csv(change: Callable[[Manifest], object]) -> Callable[[Path], None]:
         (without_a_crd, "owned CRD .*GPUNode.* not found in bundle"),
         (in_the_csv(lambda csv: csv["spec"].pop("installModes")), "install modes not found"),
         (in_the_csv(lambda csv: csv["spec"]["icon"][0].update(mediatype="image/x")), "valid mediatype"),
-        (in_the_csv(lambda csv: csv["metadata"]["annotations"].update(categories="GPU")), "not in the set of standard categories"),
+        (
+            in_the_csv(lambda csv: csv["metadata"]["annotations"].update(categories="GPU")),
+            "not in the set of standard categories",
+        ),
         (in_the_csv(lambda csv: csv["spec"].pop("minKubeVersion")), "minKubeVersion is not informed"),
         (in_the_csv(lambda csv: csv.update(kind="Other")), "unable to find a csv"),
     ],
