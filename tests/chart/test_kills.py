@@ -2,7 +2,8 @@
 docs/how-to/upgrade.md repair.
 
 A proxy in front of the API server kills helm -9 as soon as the server has accepted write number N, so helm never sees
-the answer. By default a few writes of each verb are taken; FULL=1 takes all of them. HELM=helm3 runs the other major.
+the answer. By default a few writes of each verb are taken; FULL=1 takes all of them, FULL=49 those from the 49th on.
+HELM=helm3 runs the other major.
 """
 
 import json
@@ -224,10 +225,10 @@ def command(verb: str, revision: int) -> tuple[str, ...]:
 
 
 def points(verb: str, writes: list[ProxiedWrite]) -> list[int]:
-    """The numbers of the writes after which helm is killed: all with FULL=1, otherwise the first, the last, those of
-    hooks, and the first of each kind of object, of which each verb takes a fourth."""
-    if os.environ.get("FULL"):
-        return list(range(1, len(writes) + 1))
+    """The numbers of the writes after which helm is killed: all from number FULL on if that is set, otherwise the
+    first, the last, those of hooks, and the first of each kind of object, of which each verb takes a fourth."""
+    if first := os.environ.get("FULL"):
+        return list(range(int(first), len(writes) + 1))
     kinds = [kind_of(write) for write in writes]
     own = sorted(set(kinds) - {"secrets"})[VERBS.index(verb) :: len(VERBS)]
     hooks = [
