@@ -123,9 +123,11 @@ class Embedded:
         )
 
         async def process() -> None:
-            """Run the Lease, the watch of policies and the loop until one of them fails."""
+            """Run the Lease and, once this operator leads, the watch of policies and the loop, until one of them
+            fails."""
             async with asyncio.TaskGroup() as group:
                 group.create_task(lease.run())
+                await lease.acquired.wait()
                 group.create_task(policies.run())
                 group.create_task(loop.run())
 

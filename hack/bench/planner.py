@@ -15,7 +15,7 @@ from itertools import product
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.controller.main import settle_heap
+from gpusharing.controller.leading import settle_heap
 from gpusharing.kube.zones import find_zones
 from gpusharing.planning.gpus.cards import Card, find_card
 from gpusharing.planning.gpus.geometry import find_fit, normalize

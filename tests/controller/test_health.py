@@ -12,10 +12,12 @@ from tests.fakes.cluster import FakeCluster
 from tests.fakes.login import AnonymousLogin
 
 from gpusharing.controller.containment import PolicyWatch
-from gpusharing.controller.health import SILENT, STUCK, Health, application
+from gpusharing.controller.health import SILENT, STUCK, Health
 from gpusharing.controller.loop import Loop
 from gpusharing.controller.observer import Observer
+from gpusharing.controller.probes import application
 from gpusharing.controller.progress import Progress
+from gpusharing.controller.role import Role
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import LEASES, NODES, ApiRequest
 from gpusharing.kube.errors import Forbidden, Unavailable
@@ -58,7 +60,7 @@ async def probed() -> AsyncIterator[Probed]:
     watch.running.set()
     health = Health(loop, lease, watch)
     tasks = [asyncio.create_task(lease.run()), asyncio.create_task(loop.sources.run())]
-    async with asyncio.timeout(60), TestServer(application(health), host="127.0.0.1") as server:
+    async with asyncio.timeout(60), TestServer(application(Role(lease, health)), host="127.0.0.1") as server:
         await lease.acquired.wait()
         for source in (*loop.sources.required.values(), *loop.sources.optional.values()):
             await source.synced.wait()

@@ -21,42 +21,24 @@ HOUR = 3600.0
 async def test_where_everything_is_forbidden_each_reason_is_said_once() -> None:
     cluster = FakeCluster(now=virtual_now)
     sick = [cluster.faults.fail("list", None, Forbidden("no right"), times=EVER)]
-    leader = Leader(is_leader=False, error=Forbidden("not allowed to get leases"))
     with capture_logs() as said:
-        async with running(cluster, leader):
+        async with running(cluster):
             await asyncio.sleep(HOUR)
             begun = [line["event"] for line in said]
             warnings = "Warning events about the agent's pods cannot be read; trying again"
             assert sorted(begun) == [
                 warnings,
                 "some objects cannot be read; the operator changes nothing until it can read them",
-                "this process is waiting to become the leader",
             ]
-            assert "not allowed to get leases" in str(said)
-            leader.is_leader, leader.error = True, None
             for fault in sick:
                 fault.lift()
             await asyncio.sleep(120)
-    ended = [line["event"] for line in said if line["event"] != "the ConfigMap was written"][3:]
+    ended = [line["event"] for line in said if line["event"] != "the ConfigMap was written"][2:]
     over = [
         "resolved: some objects cannot be read",
         "resolved: Warning events about the agent's pods cannot be read",
-        "resolved: this process is waiting to become the leader",
     ]
-    assert sorted(ended) == sorted(["this process is the leader now", *over])
-
-
-@virtually
-async def test_who_leads_is_said_once_it_is_known() -> None:
-    leader = Leader(is_leader=False)
-    with capture_logs() as said:
-        async with running(FakeCluster(now=virtual_now), leader):
-            await asyncio.sleep(60)
-            assert [line for line in said if "leader" in line["event"]] == []
-            leader.holder = "operator-1"
-            await asyncio.sleep(HOUR)
-    (line,) = [one for one in said if one["event"] == "this process is waiting to become the leader"]
-    assert line["error"] == "operator-1 leads, or its Lease has not expired yet"
+    assert sorted(ended) == sorted(over)
 
 
 @virtually

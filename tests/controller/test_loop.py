@@ -37,9 +37,7 @@ class Leader:
 
     is_leader: bool = True
     claims: Mapping[str, Claim] = field(default_factory=dict)
-    error: Exception | None = None
     claims_error: str = ""
-    holder: str = ""
     restores: int = 0
 
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)

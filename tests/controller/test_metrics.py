@@ -17,8 +17,9 @@ from tests.planning.world import World
 
 from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Outcome
-from gpusharing.controller.health import metrics_application
 from gpusharing.controller.metrics import Metrics
+from gpusharing.controller.probes import metrics_application
+from gpusharing.controller.processmetrics import ProcessMetrics
 from gpusharing.kube.client import GPUNODES, NODES, ApiRequest
 from gpusharing.planning.snapshot.actions import Action, SetFinalizer
 from gpusharing.planning.stack.mpslapse import MpsLapses
@@ -45,7 +46,7 @@ def samples(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
 
 
 async def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: Metrics) -> None:
-    metrics.called(ApiRequest("patch", GPUNODES, "status"), 200)
+    metrics.process.called(ApiRequest("patch", GPUNODES, "status"), 200)
     async with (
         TestServer(metrics_application(metrics.registry), host="127.0.0.1") as server,
         ClientSession() as session,
@@ -86,10 +87,15 @@ def test_the_version_of_the_operator_is_a_metric(metrics: Metrics) -> None:
     assert samples(metrics, "gpusharing_build_info") == {(version("gpu-sharing-operator"), "operator"): 1}
 
 
+def test_a_standby_has_no_metric_that_a_sum_over_both_processes_would_count_twice() -> None:
+    names = {family.name for family in ProcessMetrics().registry.collect()}
+    assert names == {"gpusharing_api_requests", "gpusharing_build_info", "gpusharing_leader"}
+
+
 def test_calls_count_by_verb_resource_and_status(metrics: Metrics) -> None:
-    metrics.called(ApiRequest("patch", GPUNODES, "status"), 200)
-    metrics.called(ApiRequest("patch", GPUNODES, "status"), 200)
-    metrics.called(ApiRequest("list", NODES), 0)
+    metrics.process.called(ApiRequest("patch", GPUNODES, "status"), 200)
+    metrics.process.called(ApiRequest("patch", GPUNODES, "status"), 200)
+    metrics.process.called(ApiRequest("list", NODES), 0)
     assert samples(metrics, "gpusharing_api_requests") == {
         ("patch", "gpunodes/status", "200"): 2,
         ("list", "nodes", "0"): 1,
@@ -105,7 +111,7 @@ def test_a_phase_counts_when_it_is_entered_and_not_when_it_is_found(metrics: Met
 
 def test_a_phase_is_timed_from_its_beginning_to_its_end() -> None:
     now = iter((100.0, 190.0, 190.0))
-    metrics = Metrics(lambda: next(now))
+    metrics = Metrics(clock=lambda: next(now))
     metrics.changed(DRAINING, CHANGING)
     metrics.changed(CHANGING, replace(CHANGING, phase=Phase.VERIFYING))
     drained = metrics.registry.get_sample_value("gpusharing_phase_seconds_count", {"phase": "Draining"})

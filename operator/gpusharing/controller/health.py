@@ -1,16 +1,12 @@
-"""The pages /healthz, /readyz and /metrics. kopf has an endpoint of its own, which answers 200 whatever its watchers
-do.
+"""Whether the parts of a leader work.
 
-/healthz fails when only a new process can help: the loop neither finishes a pass nor gets answers (progress.py), or a
-reflector has received nothing for so long that its connection must be dead. /readyz fails while too little is known to
-decide.
+A leader is dead when only a new process can help: the loop neither finishes a pass nor gets answers (progress.py), or a
+reflector has received nothing for so long that its connection must be dead. It is not ready while too little is known
+to decide.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
 
 from gpusharing.controller.containment import PolicyWatch
 from gpusharing.controller.loop import Loop
@@ -64,37 +60,3 @@ class Health:
         if not self.lease.is_leader:
             problems["lease"] = str(self.lease.error or "another process is the leader")
         return problems
-
-
-def application(health: Health) -> web.Application:
-    """Return the web application that serves /healthz and /readyz."""
-
-    async def healthz(_: web.Request) -> web.Response:
-        """Answer 503 with the problems that only a restart can solve, or 200 if there is none."""
-        return _answer(health.dead())
-
-    async def readyz(_: web.Request) -> web.Response:
-        """Answer 503 with the reasons why the operator cannot decide, or 200 if there is none."""
-        return _answer(health.unready())
-
-    app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
-    return app
-
-
-def metrics_application(registry: CollectorRegistry) -> web.Application:
-    """Return the web application that serves /metrics."""
-
-    async def metrics(_: web.Request) -> web.Response:
-        """Answer with all metrics of the registry."""
-        return web.Response(body=generate_latest(registry), content_type="text/plain")
-
-    app = web.Application()
-    app.add_routes([web.get("/metrics", metrics)])
-    return app
-
-
-def _answer(trouble: dict[str, str]) -> web.Response:
-    """Return status 200 and `ok` if `trouble` is empty, else 503 and one line `part: reason` for each part."""
-    text = "\n".join(f"{part}: {why}" for part, why in sorted(trouble.items())) or "ok"
-    return web.Response(text=text + "\n", status=503 if trouble else 200)

@@ -7,13 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import structlog
-
 from gpusharing.controller.complaints import Complaints
 from gpusharing.kube.sources import NOT_YET, Sources
 from gpusharing.planning.snapshot.records import Claim, FailedNode
-
-log = structlog.get_logger()
 
 
 class Leader(Protocol):
@@ -27,16 +23,6 @@ class Leader(Protocol):
     @property
     def claims(self) -> Mapping[str, Claim]:
         """The claims on the Lease as last read or written, by node name."""
-        ...
-
-    @property
-    def holder(self) -> str:
-        """The process that held the Lease when this one last tried to acquire it; empty before, or if nobody did."""
-        ...
-
-    @property
-    def error(self) -> Exception | None:
-        """Why the Lease could not be acquired or renewed, or None if it could."""
         ...
 
     @property
@@ -68,17 +54,14 @@ class Idleness:
     leader: Leader
     sources: Sources
     complaints: Complaints
-    _led: bool = False
-    """Whether this process has ever led."""
     _refused: set[str] = field(default_factory=set)
     """The sources that could not be read at some time since all of them last could."""
 
     def lasts(self) -> bool:
-        """Whether no pass may run, because another process is the leader or some source cannot be relied on, as before
-        its first list or after the store was restored (`Sources.missing`). Logs these problems when they begin and when
+        """Whether no pass may run, because this process does not lead or some source cannot be relied on, as before its
+        first list or after the store was restored (`Sources.missing`). Logs these problems when they begin and when
         they end; also logs problems with claims or Warning events, which stop no pass."""
         leads, missing = self.leader.is_leader, self.sources.missing()
-        self._log_lease(leads)
         if leads and (why := self.leader.claims_error):
             self.complaints.begins(
                 "claims",
@@ -98,31 +81,6 @@ class Idleness:
             event = "Warning events about the agent's pods cannot be read; trying again"
             self.complaints.begins("agent warnings", event, error=str(error) or repr(error))
         return not leads or bool(missing)
-
-    def _log_lease(self, leads: bool) -> None:
-        """Log why this process does not lead, if the reason has changed, and when that is over. Log that it leads the
-        first time that it does. Before the first answer about the Lease, log nothing. `leads` is whether it does now.
-        """
-        if leads:
-            self.complaints.ends("lease")
-            if not self._led:
-                self._led = True
-                log.info("this process is the leader now", claims=len(self.leader.claims))
-            return
-        error = self.leader.error
-        if error is None and not self.leader.holder and not self._led:
-            return
-        why = (
-            str(error)
-            if error is not None
-            else f"{self.leader.holder or 'another process'} leads, or its Lease has not expired yet"
-        )
-        event = (
-            "this process is no longer the leader"
-            if self._led
-            else "this process is waiting to become the leader"
-        )
-        self.complaints.begins("lease", event, type(error).__name__, error=why)
 
     def _log_sources(self, missing: Mapping[str, str]) -> None:
         """Log the sources in `missing` that cannot be read. A warning is repeated only when a further source is added,

@@ -1,7 +1,9 @@
-"""The operator's process: `gpusharing-operator`. One process in the cluster leads."""
+"""The operator's process: `gpusharing-operator`. One process in the cluster leads, and others stand by.
+
+Nothing here imports what only a leader needs (`leading.py`): a standby would pay for it with memory.
+"""
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -9,18 +11,18 @@ import socket
 import sys
 import uuid
 from asyncio import sslproto
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from importlib import import_module
+from typing import Any
 
 import structlog
 from aiohttp import web
 
-from gpusharing.controller.containment import PolicyWatch
-from gpusharing.controller.health import Health, application, metrics_application
-from gpusharing.controller.loop import Loop
-from gpusharing.controller.metrics import Metrics
+from gpusharing.controller.probes import application, metrics_application
+from gpusharing.controller.processmetrics import ProcessMetrics
+from gpusharing.controller.role import Role
 from gpusharing.controller.settings import PREFIX, Settings, SettingsError, from_environment
-from gpusharing.kube.client import ApiRequest
 from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.http import HttpClient
@@ -47,7 +49,6 @@ def main() -> None:
         sys.exit(f"gpusharing-operator: {error}")
     configure_logs(settings)
     read_in_small_pieces()
-    settle_heap()  # modules and types are loaded now
     try:
         status = asyncio.run(serve(settings, os.environ))
     except Exception:
@@ -63,16 +64,6 @@ def read_in_small_pieces() -> None:
     MALLOC_MMAP_THRESHOLD_ that is a separate mapping each time, which costs a fifth of the CPU time of a call.
     """
     sslproto.SSLProtocol.max_size = 64 * 1024
-
-
-def settle_heap() -> None:
-    """Collect garbage, then exempt all present objects from the cycle collector permanently, because they live long.
-
-    Reference counts still free them. This is done again once the cluster has been read: thousands of views, none of
-    them in a cycle, would cost 90 ms in every full collection.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def configure_logs(settings: Settings) -> None:
@@ -116,8 +107,7 @@ def configure_logs(settings: Settings) -> None:
 async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
     """Run the operator until it is stopped, and return the exit status: 0 after a signal, NO_LOGIN without
     credentials, FAULT if a port is taken; the cause is logged. Errors of the operator's parts are raised."""
-    login = environment_login(environment)
-    metrics = Metrics()
+    login, metrics = environment_login(environment), ProcessMetrics()
     try:
         await login.access()
     except Unauthorized as error:
@@ -125,31 +115,27 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
         return NO_LOGIN
     identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     clock = SteadyClock()
-
-    def called(request: ApiRequest, status: int) -> None:
-        """Report a call to the metrics and to the loop's progress."""
-        metrics.called(request, status)
-        loop.progress.called(request, status)
-
-    # Two sessions, each with its own connections and slots, so that a renewal of the Lease never waits for other
+    # The Lease has a session of its own, with its own connections and slots, so that a renewal never waits for other
     # calls.
     async with HttpClient(login, on_call=metrics.called, clock=clock) as own:
-        lease = _lease(own, settings, identity, clock)
-        async with HttpClient(login, on_call=called, before_write=lease.must_lead) as client:
-            loop = Loop(
-                client, lease, settings, metrics, identity=identity, now=clock, on_first_pass=settle_heap
-            )
-            metrics.status_of = loop.sources.policies.status
-            watch = PolicyWatch(client, login, lambda name, version: _touched(loop, name, version))
-            metrics.leader.set_function(lambda: float(lease.is_leader))
-            try:
-                async with _servers(settings, Health(loop, lease, watch), metrics):
-                    log.info("started", identity=identity, namespace=settings.plan.namespace)
-                    await _until_signalled(lease, loop, watch)
-            except PortTaken as error:
-                reason = str(error.__cause__)
-                log.error("cannot listen on a port", variable=error.variable, port=error.port, error=reason)
-                return FAULT
+        role = Role(_lease(own, settings, identity, clock))
+        metrics.leader.set_function(lambda: float(role.lease.is_leader))
+
+        async def work() -> None:
+            """Wait until this process leads, import what only a leader needs in a thread, because the Lease is renewed
+            meanwhile, and lead until canceled."""
+            await role.wait_to_lead(settings.retry_period)
+            leading = await asyncio.to_thread(import_module, "gpusharing.controller.leading")
+            await leading.lead(role, login, settings, metrics, clock)
+
+        try:
+            async with _servers(settings, role, metrics):
+                log.info("started", identity=identity, namespace=settings.plan.namespace)
+                await _until_signalled(role.lease, work())
+        except PortTaken as error:
+            reason = str(error.__cause__)
+            log.error("cannot listen on a port", variable=error.variable, port=error.port, error=reason)
+            return FAULT
     log.info("stopped")
     return 0
 
@@ -170,13 +156,6 @@ def _lease(client: HttpClient, settings: Settings, identity: str, clock: SteadyC
     return LeaderLease(client, *where, identity, on_lost=_lost, timing=timing, now=clock)
 
 
-def _touched(loop: Loop, name: str, version: str) -> None:
-    """Record the event of a policy, and wake the loop unless the cache already has this version of the policy, as after
-    our own write."""
-    if loop.sources.policies.touch(name, version):
-        loop.wake.set()
-
-
 def _lost() -> None:
     """Log that the Lease is lost and end the process at once. Another process may lead now, so nothing may be written,
     not even on the way out (cilium#42920)."""
@@ -184,36 +163,35 @@ def _lost() -> None:
     os._exit(LOST_LEASE)
 
 
-async def _until_signalled(lease: LeaderLease, loop: Loop, watch: PolicyWatch) -> None:
-    """Run the loop, the watch and the Lease until a signal arrives or one of them ends; then stop all of them, the
-    Lease last. Raises the error of a part that ended first; errors during the stop are dropped."""
+async def _until_signalled(lease: LeaderLease, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` and the Lease until a signal arrives or one of them ends; then stop both, the Lease last. Raises the
+    error of the one that ended first; errors during the stop are dropped."""
     stop = asyncio.Event()
     running = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         running.add_signal_handler(number, stop.set)
-    parts = [asyncio.create_task(part) for part in (loop.run(), watch.run())]
-    leading = asyncio.create_task(lease.run())
-    stopped = asyncio.create_task(stop.wait())
+    working, contending = asyncio.create_task(work), asyncio.create_task(lease.run())
+    stopped: asyncio.Task[Any] = asyncio.create_task(stop.wait())
     try:
-        done, _ = await asyncio.wait([*parts, leading, stopped], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([working, contending, stopped], return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (*parts, stopped):
+        for task in (working, stopped):
             task.cancel()
-        await asyncio.wait([*parts, stopped])
-        leading.cancel()
-        await asyncio.wait([leading])
+        await asyncio.wait([working, stopped])
+        contending.cancel()
+        await asyncio.wait([contending])
     for task in done - {stopped}:
         task.result()
 
 
 @asynccontextmanager
-async def _servers(settings: Settings, health: Health, metrics: Metrics) -> AsyncIterator[None]:
+async def _servers(settings: Settings, role: Role, metrics: ProcessMetrics) -> AsyncIterator[None]:
     """Serve probes and metrics on their ports while the block runs; a port of 0 turns its server off. Raises PortTaken
     if it cannot listen on a port, for whatever reason."""
     runners = []
     try:
         for app, name in (
-            (application(health), "probe_port"),
+            (application(role), "probe_port"),
             (metrics_application(metrics.registry), "metrics_port"),
         ):
             if port := getattr(settings, name):

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from itertools import chain
 from typing import Any, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client import Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
 from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Outcome
 from gpusharing.controller.observer import Observer
-from gpusharing.kube.client import ApiRequest
-from gpusharing.kube.ownversion import own_version
+from gpusharing.controller.processmetrics import ProcessMetrics
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.report.counts import count_slices, waited_for
 from gpusharing.planning.rollout import RolloutPlan
@@ -30,15 +29,19 @@ from gpusharing.planning.wanted.assess import Assessed
 
 
 class Metrics(Observer):
-    """The operator's metrics, in a registry of their own."""
+    """The leader's metrics. A standby has those of `ProcessMetrics` only, so that no sum counts a node twice."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Create all metrics. `clock` returns seconds and never goes back."""
-        self.registry = CollectorRegistry()
+    def __init__(
+        self, process: ProcessMetrics | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Add all metrics to the registry of `process`, by default a new one. `clock` returns seconds and never goes
+        back."""
+        self.process = process or ProcessMetrics()
+        self.registry = self.process.registry
         self._clock = clock
         self._entered: dict[str, float] = {}
         """When each node entered its phase, by node name, if this process saw that."""
-        # First in the registry, so that the metrics after it are up to date at each scrape.
+        # Before the others in the registry, so that the metrics after it are up to date at each scrape.
         self.registry.register(_AtEachScrape(self._count))
         self._last: tuple[RolloutPlan, ClusterSnapshot] | None = None
         """Plan and snapshot of the last pass, or None before the first."""
@@ -51,8 +54,8 @@ class Metrics(Observer):
         self._describe_slices()
 
     def _describe_passes(self) -> None:
-        """Create the metrics of passes, actions, transitions, API calls, the version and leadership. The durations of
-        all phases exist from the start."""
+        """Create the metrics of passes, actions, transitions and phases. The durations of all phases exist from the
+        start."""
         self.pass_seconds = Histogram(
             "gpusharing_pass_seconds",
             "Duration of one step of a pass: gather, plan, execute or publish.",
@@ -82,17 +85,6 @@ class Metrics(Observer):
         )
         for phase in Phase:  # increase() does not count the first value of a series
             self.phase_seconds.labels(str(phase))
-        self.requests = Counter(
-            "gpusharing_api_requests_total",
-            "Calls to the API server by verb, resource and HTTP status (0: no response).",
-            ["verb", "resource", "status"],
-            registry=self.registry,
-        )
-        build = "1, with the version of the operator or of the agent."
-        self.build = Gauge("gpusharing_build_info", build, ["version", "component"], registry=self.registry)
-        self.build.labels(own_version(), "operator").set(1)
-        leads = "1 while this process holds the Lease."
-        self.leader = Gauge("gpusharing_leader", leads, registry=self.registry)
 
     def _describe_pools(self) -> None:
         """Create the metrics of nodes, conditions, health, budgets, halts, prices and drains by policy, and of orphaned
@@ -276,11 +268,6 @@ class Metrics(Observer):
             if (began := self._entered.get(after.node)) is not None:
                 self.phase_seconds.labels(str(before.phase)).observe(self._clock() - began)
             self._entered[after.node] = self._clock()
-
-    def called(self, request: ApiRequest, status: int) -> None:
-        """Count an API call by verb, kind and HTTP status. The kind is empty for discovery. See http.OnCall."""
-        kind = request.kind if request.resource.plural else ""
-        self.requests.labels(request.verb, kind, str(status)).inc()
 
 
 def _without_agent(nodes: Iterable[str], agents: Set[str]) -> int:

@@ -17,7 +17,7 @@ from gpusharing.kube.errors import KubeError
 from gpusharing.kube.fanout import Fanout, PublishingClient
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.http import Limits
-from gpusharing.kube.sources import Sources
+from gpusharing.kube.sources import AdminMaps, Sources, SourceSettings
 from gpusharing.planning.snapshot.actions import Action, RepairMps, SetPointers
 
 
@@ -41,7 +41,7 @@ class LoopParts:
         wake, limit = self.wake.set, Limits().parallel
         self.calls = Fanout(client, parallel=min(settings.parallel, limit))
         """The client that every call of the loop goes through, except the calls about the Lease."""
-        self.sources = Sources(self.calls, settings.sources, wake, lambda: leader.restores)
+        self.sources = Sources(self.calls, _source_settings(settings), wake, lambda: leader.restores)
         crew = Crew(max(1, settings.parallel // 8), wake)
         self.publisher = Publisher(
             PublishingClient(self.calls),
@@ -122,3 +122,11 @@ class LoopParts:
                 self.executor.calls.taint_proof = proof
                 self.wake.set()
             await asyncio.sleep(PERIOD if ready else self.settings.pending_period)
+
+
+def _source_settings(settings: Settings) -> SourceSettings:
+    """Return the settings of the sources: which objects are read, and the planner's own settings."""
+    theirs = AdminMaps(settings.admin_plugin_config_map, settings.admin_mig_config_map)
+    return SourceSettings(
+        settings.plan, theirs, settings.agent_namespace, frozenset(settings.maintenance_keys)
+    )

@@ -14,7 +14,6 @@ from pydantic import Field, TypeAdapter, ValidationError
 from gpusharing.api.settingtypes import Period, Port, Seconds, listed
 from gpusharing.kube.fence import MOST_CLAIMS
 from gpusharing.kube.foreign import find_problem
-from gpusharing.kube.sources import AdminMaps, SourceSettings
 from gpusharing.planning.snapshot.views import PlanSettings
 
 PREFIX = "GPUSHARING_"
@@ -87,12 +86,6 @@ class Settings:
     """Port of /healthz and /readyz; 0 switches it off."""
     listen: str = "0.0.0.0"
     """Address on which the two ports listen."""
-
-    @property
-    def sources(self) -> SourceSettings:
-        """The settings of the sources: which objects are read, and the planner's own settings."""
-        theirs = AdminMaps(self.admin_plugin_config_map, self.admin_mig_config_map)
-        return SourceSettings(self.plan, theirs, self.agent_namespace, frozenset(self.maintenance_keys))
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:

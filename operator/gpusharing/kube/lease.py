@@ -105,6 +105,8 @@ class LeaderLease:
         """Whether we have tried to take the Lease. Until the answer arrives, we may hold it without knowing."""
         self._observation: tuple[object, float] = (None, float("-inf"))
         """The spec and claims of another holder's Lease, and when this process first saw them."""
+        self._expires_at = float("-inf")
+        """When another holder's Lease expires unless it is renewed; in the past if no other holder is known."""
 
     @property
     def is_leader(self) -> bool:
@@ -128,7 +130,9 @@ class LeaderLease:
             while True:
                 if await self._attempt(self._acquire, lambda: self._timing.deadline):
                     break
-                await asyncio.sleep(self._timing.retry)
+                # An attempt at the end of the other holder's time, not up to `retry` seconds later.
+                left = self._expires_at - self._clock()
+                await asyncio.sleep(left if 0 < left < self._timing.retry else self._timing.retry)
             self.acquired.set()
             while self.is_leader:
                 await asyncio.sleep(min(self._timing.retry, self._left()))
@@ -266,12 +270,14 @@ class LeaderLease:
     def _expired(self, lease: JSON) -> bool:
         """Whether the holder of this Lease has changed neither its spec nor its claims for the Lease's duration,
         measured by our own clock from when this process first saw them. A change is recorded in `_observation` and
-        restarts that time. If the Lease names no duration, the one in our settings applies."""
+        restarts that time, whose end is recorded in `_expires_at`. If the Lease names no duration, the one in our
+        settings applies."""
         written = part(lease, "spec"), _claims_of(lease)
         if written != self._observation[0]:
             self._observation = (written, self._clock())
         duration = whole(lease, "spec", "leaseDurationSeconds") or self._timing.duration
-        return self._clock() - self._observation[1] >= duration
+        self._expires_at = self._observation[1] + duration
+        return self._clock() >= self._expires_at
 
     async def _reread(self) -> None:
         """Read the Lease and adopt its version, claims and failures. Raises LeaseLost, after calling `on_lost`, if

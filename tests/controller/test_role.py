@@ -1,0 +1,97 @@
+"""A process that stands by: its probes, its log, and that it imports nothing that only a leader needs."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER
+from structlog.testing import capture_logs
+from tests.fakes.virtualtime import virtual_now, virtually
+
+from gpusharing.controller.role import Role
+from gpusharing.kube.client import LEASES
+from gpusharing.kube.errors import Forbidden
+from gpusharing.kube.lease import LeaderLease
+
+MODULES = """
+import sys
+import gpusharing.controller.main
+print(*sys.modules)
+"""
+OF_A_LEADER = ("kopf", "gpusharing.controller.loop", "gpusharing.kube.reflector", "gpusharing.kube.sources")
+
+
+@asynccontextmanager
+async def standing_by(cluster: FakeCluster) -> AsyncIterator[Role]:
+    """A process that contends for the Lease and waits to lead."""
+    lease = LeaderLease(
+        cluster.client("operator"),
+        "gpusharing",
+        "gpusharing-operator",
+        "us",
+        on_lost=lambda: None,
+        now=virtual_now,
+    )
+    role = Role(lease)
+    tasks = [asyncio.create_task(lease.run()), asyncio.create_task(role.wait_to_lead(1.0))]
+    try:
+        yield role
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def held_by(cluster: FakeCluster, holder: str) -> None:
+    """Another process, which renews nothing, holds the Lease for an hour."""
+    metadata = {"name": "gpusharing-operator", "namespace": "gpusharing"}
+    spec = {"holderIdentity": holder, "leaseDurationSeconds": 3600}
+    cluster.add(LEASES, {"metadata": metadata, "spec": spec})
+
+
+@virtually
+async def test_a_standby_works_once_it_knows_who_leads_and_says_so() -> None:
+    cluster = FakeCluster(now=virtual_now)
+    held_by(cluster, "operator-1")
+    with capture_logs() as logged:
+        async with standing_by(cluster) as role:
+            assert role.unready() == {"lease": "nobody is known to hold the Lease yet"}
+            await asyncio.sleep(60)
+            assert (role.dead(), role.unready()) == ({}, {})
+            assert role.summary() == "ok: standby, operator-1 leads"
+            cluster.patch(
+                LEASES, "gpusharing-operator", {"spec": {"holderIdentity": "operator-2"}}, "gpusharing"
+            )
+            await asyncio.sleep(60)
+            assert role.summary() == "ok: standby, operator-2 leads"
+    assert [line["leader"] for line in logged] == ["operator-1", "operator-2"]
+    assert {line["log_level"] for line in logged} == {"info"}
+
+
+@virtually
+async def test_a_standby_that_may_not_read_the_lease_is_unready_and_says_so_once() -> None:
+    cluster = FakeCluster(now=virtual_now)
+    refusal = cluster.faults.fail("get", LEASES, Forbidden("not allowed to get leases"), times=EVER)
+    with capture_logs() as logged:
+        async with standing_by(cluster) as role:
+            await asyncio.sleep(3600)
+            assert role.unready() == {"lease": "not allowed to get leases"}
+            assert role.dead() == {}, "a restart would not help"
+            refusal.lift()
+            await asyncio.sleep(60)
+            assert role.unready() == {"loop": "this process has just become the leader and is starting"}
+            assert role.summary() == "ok"
+    assert [line["event"] for line in logged] == [
+        "this process is waiting to become the leader",
+        "resolved: this process is waiting to become the leader",
+        "this process is the leader now",
+    ]
+
+
+def test_a_standby_imports_nothing_that_only_a_leader_needs() -> None:
+    done = subprocess.run([sys.executable, "-c", MODULES], capture_output=True, text=True, check=True)
+    assert "gpusharing.kube.lease" in done.stdout.split()
+    assert set(OF_A_LEADER).isdisjoint(done.stdout.split())
