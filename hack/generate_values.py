@@ -30,7 +30,7 @@ has a values file each for OpenShift, k3s, RKE2, GKE, EKS, AKS, and for clusters
 labels, or with NVIDIA's device-plugin chart alone. Suites for helm-unittest show what the values do (`tests/` in the
 repository).
 
-The chart installs the operator (Deployment, one replica), the agent (DaemonSet on nodes with
+The chart installs the operator (Deployment, two replicas of which one leads), the agent (DaemonSet on nodes with
 `nvidia.com/gpu.present=true`), privileged and in its own namespace, the CRDs GPUSharingPolicy and GPUNode (kept on
 uninstall), least-privilege roles, ValidatingAdmissionPolicies that narrow what roles cannot, and the ClusterRoles
 gpusharing-viewer (aggregated to view), gpusharing-planner and gpusharing-editor.

@@ -24,6 +24,8 @@ from hack.verbs import RUNGS, MakeVerb, add_markers, find_rung, find_verb, folde
 
 PROPERTY = "what happened in the random world"
 """The name of pytest's `user_properties` under which a test leaves its counts, as a mapping."""
+MEASURED = "measured"
+"""The name under which a test leaves a line that states what it measured."""
 WIDTH = 110
 """The largest number of characters in a line of counts."""
 
@@ -207,6 +209,7 @@ class Report:
             "where the time went": [*self._places(), *pace_of(time.monotonic() - self._begin)],
             "slowest 40": [f"{took:7.2f} s  {nodeid}" for nodeid, took in largest(self._seconds)[:40]],
             "what happened in the random world": list(count_lines(self._properties)),
+            MEASURED: [str(line) for name, line in self._properties if name == MEASURED],
             "NVIDIA's programs on SIMULATED GPUs, model by model": list(self._results.lines()),
             "failed": self._logs,
         }

@@ -144,12 +144,21 @@ class Site:
         self.software.clear()
 
     def reboot(self, name: str) -> None:
-        """Kill all processes of the node, boot it, restart its host services, and return when its new kubelet reports
-        that it is Ready. Raises KeyError, before anything else is done, if its host services are not running,
-        ComponentError or TimeoutError if a program does not come up again, and ApiError if the Node cannot be read."""
-        node = self.nodes[name]
+        """Kill all processes of the node, and start it again. Raises what `stop` and `restart` raise."""
+        self.stop(name)
+        self.restart(name)
+
+    def stop(self, name: str) -> None:
+        """Kill all processes of the node `name`, its host services included. Raises KeyError, before anything else is
+        done, if its host services are not running, and TimeoutError if a process does not end."""
         self.software.pop(name).stop()
-        node.power_off()
+        self.nodes[name].power_off()
+
+    def restart(self, name: str) -> None:
+        """Boot the node `name` after `stop`, start its host services, and return when its new kubelet reports that it
+        is Ready. Raises ComponentError or TimeoutError if a program does not come up again, and ApiError if the Node
+        cannot be read."""
+        node = self.nodes[name]
         node.boot()
         self.start_software(name)
         node.start_kubelet()

@@ -109,6 +109,11 @@ class Incident:
         stay = [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
         return [pod for pod in stay if phase in ("", pod["status"]["phase"])]
 
+    def leading_pod(self) -> Object:
+        """The pod of the operator that leads."""
+        name = self.leader().rpartition("-")[0]
+        return self.walk.site.api.get(f"{OPERATOR_PODS}/{name}")
+
     def pods_on(self, node: str) -> set[str]:
         """Names of all pods on a node."""
         found = self.walk.site.api.list("/api/v1/pods", fieldSelector=f"spec.nodeName={node}")

@@ -52,7 +52,7 @@ def test_helm_install_waits_until_operator_and_agents_are_ready(site: Site, note
     assert "is installed in namespace gpusharing" in notes
     operator = site.api.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator")["status"]
     agents = site.api.get(f"/apis/apps/v1/namespaces/{AGENT_NAMESPACE}/daemonsets/gpusharing-agent")["status"]
-    assert (operator["readyReplicas"], agents["numberReady"]) == (1, len(NODES))
+    assert (operator["readyReplicas"], agents["numberReady"]) == (2, len(NODES))
 
 
 def test_every_agent_reads_its_gpus_and_the_real_kubelet(site: Site, notes: str) -> None:

@@ -19,7 +19,6 @@ from hack import launch
 
 pytestmark = pytest.mark.e2e
 CHANGES = cycle((sliced(4), sliced(3)))
-DEPLOYMENT = f"/apis/apps/v1/namespaces/{launch.NAMESPACE}/deployments/gpusharing-operator"
 NEXT = "next"
 PATIENCE = "--timeout=300s"
 FUTURE = {"ofANewerVersion": {"kept": True}}
@@ -138,7 +137,7 @@ def test_the_operators_pod_is_killed_in_the_middle_of_a_change(one: Incident) ->
     """Both nodes may change at once, but the operator keeps a place for its pod."""
     node = one.begin(next(CHANGES), at_once=2)
     change, killed = one.fence(node)["op"], one.leader()
-    (pod,) = one.operator_pods()
+    pod = one.leading_pod()
     (other,) = set(NODES) - {node}
     one.walk.wait(lambda: one.waits_for_a_place(other), f"{other} to wait for the operator's sake")
     at_once = {"gracePeriodSeconds": 0}
@@ -169,7 +168,7 @@ def test_the_node_in_the_change_is_rebooted_before_its_pods_have_left(one: Incid
 
 def test_the_node_with_the_operator_is_drained_by_hand_in_the_middle_of_a_change(one: Incident) -> None:
     site = one.walk.site
-    (pod,) = one.operator_pods()
+    pod = one.leading_pod()
     drained = pod["spec"]["nodeName"]
     (other,) = set(NODES) - {drained}
     one.begin(next(CHANGES))
@@ -184,22 +183,17 @@ def test_the_node_with_the_operator_is_drained_by_hand_in_the_middle_of_a_change
     one.ends_well()
 
 
-def test_of_two_pods_that_a_scaled_deployment_runs_one_acts_and_the_other_waits(one: Incident) -> None:
+def test_of_the_two_pods_one_acts_and_the_other_stands_by(one: Incident) -> None:
     site = one.walk.site
-    site.api.merge_patch(DEPLOYMENT, {"spec": {"replicas": 2}})
-    try:
-        one.walk.wait(lambda: len(one.operator_pods("Running")) == 2, "two operators to run")
-        since = one.walk.mark()
-        one.begin(next(CHANGES))
-        one.ends_well()
-        in_order = sorted(acts(site, since), key=lambda request: request.at)
-        acted = [pod for pod, _ in groupby(request.pod for request in in_order)]
-        assert acted[-1] == one.leader().rpartition("-")[0]
-        assert len(set(acted)) == len(acted), "one acts after the other, if at all"
-        assert len(one.operator_pods("Running")) == 2
-    finally:
-        site.api.merge_patch(DEPLOYMENT, {"spec": {"replicas": 1}})
-        one.walk.wait(lambda: len(one.operator_pods()) == 1, "one operator to be left")
+    one.walk.wait(lambda: len(one.operator_pods("Running")) == 2, "two operators to run")
+    since = one.walk.mark()
+    one.begin(next(CHANGES))
+    one.ends_well()
+    in_order = sorted(acts(site, since), key=lambda request: request.at)
+    acted = [pod for pod, _ in groupby(request.pod for request in in_order)]
+    assert acted[-1] == one.leader().rpartition("-")[0]
+    assert len(set(acted)) == len(acted), "one acts after the other, if at all"
+    assert len(one.operator_pods("Running")) == 2
 
 
 def test_the_node_in_the_change_is_rebooted_after_the_point_of_no_return(one: Incident) -> None:

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import signal
 import threading
 import time
 import urllib.error
@@ -10,11 +12,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from hack.cluster.api import Api
 from hack.cluster.kubeconfig import write_token_kubeconfig
 from hack.cluster.process import free_ports, wait_until
 from tests.integration.product import FULL, HELD, LEASE, MIXED, NODES, SECONDS, SLICED, Product
 
+from gpusharing.controller.main import LOST_LEASE
 from hack import launch
 
 LEASE_TIMES = {"lease_seconds": "15", "renew_deadline": "14", "retry_period": "0.5"}
@@ -185,13 +189,15 @@ def test_an_operator_outside_a_pod_logs_in_with_a_kubeconfig(product: Product, t
         assert process.exit_status == 0, watched.log()
 
 
-def test_a_second_operator_waits_and_finishes_what_a_dead_leader_began(product: Product) -> None:
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_a_standby_finishes_what_a_leader_began_that_was(product: Product, end: signal.Signals) -> None:
+    """One that was only frozen wakes when the other has long been the leader, and writes nothing any more."""
     first, second = (Watched(product, name, **LEASE_TIMES, **HELD) for name in ("first", "second"))
     with first.process as leader, product.pool() as pool:
         first.wait("/readyz", 200)
         began_as = holder(product)
         with second.process as other:
-            second.wait("/readyz", 503, "lease: another process is the leader")
+            second.wait("/readyz", 200, f"ok: standby, {began_as} leads")
             assert second.get("/healthz")[0] == 200
             pool.apply(FULL)
             pool.wait_synced()
@@ -200,13 +206,23 @@ def test_a_second_operator_waits_and_finishes_what_a_dead_leader_began(product: 
             pool.wait_held()
             metrics = second.get("/metrics")[1]
             assert "gpusharing_leader 0.0" in metrics
-            assert "gpusharing_actions_total{" not in metrics
+            assert "gpusharing_actions_total" not in metrics
             assert holder(product) == began_as
-            leader.kill()
-            second.wait("/readyz", 200, "ok")
+            os.kill(leader.pid, end)
+            second.wait("/metrics", 200, "gpusharing_leader 1.0")
             assert holder(product) not in ("", began_as)
             pool.let_go()
             pool.wait_synced()
+            second.wait("/readyz", 200, "ok\n")
+            if end is signal.SIGSTOP:
+                before, since = pool.node()["metadata"]["resourceVersion"], product.mark()
+                os.kill(leader.pid, signal.SIGCONT)
+                wait_until(lambda: leader.exit_status is not None, SECONDS, "the one that woke up to end")
+                assert leader.exit_status == LOST_LEASE, first.log()
+                assert pool.node()["metadata"]["resourceVersion"] == before
+                # The new leader may still be writing statuses and Events.
+                for resource in ("nodes", "pods/eviction", "configmaps"):
+                    assert product.writes(resource, since=since) == []
             assert other.exit_status is None
 
 

@@ -143,12 +143,18 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         replace(GOOD, operator_replicas=0, operator_pods=()),
         "OperatorStopped",
         Severity.ERROR,
-        "operator.replicas=1",
+        "operator.replicas=2",
     ),
     "the operator's image cannot be pulled": (
         replace(GOOD, operator_pods=UNREADY[1:]),
         "OperatorNotReady",
         Severity.ERROR,
+        "describe pods",
+    ),
+    "the standby's image cannot be pulled": (
+        replace(GOOD, operator_replicas=2, operator_pods=(*GOOD.operator_pods, *UNREADY[1:])),
+        "OperatorNotReady",
+        Severity.WARNING,
         "describe pods",
     ),
     "the DRA stack serves the GPUs, and nothing divides them": (

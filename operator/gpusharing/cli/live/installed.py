@@ -71,8 +71,8 @@ async def read_installed(client: KubeClient) -> InstalledOperator:
     settings, notes = settings_of(deployment)
     version = texts(section(deployment, "metadata", "labels")).get("app.kubernetes.io/version", "")
     notes += find_difference(version)
-    name = await _pod_name(client, namespace)
-    written, more = await _written_claims(client, namespace)
+    written, holder, more = await _read_lease(client, namespace)
+    name = await _leaders_pod(client, namespace, holder)
     claims, damaged = parse_claims(written) if written else ({}, "")
     failed_nodes, unread = parse_failed_nodes(written) if written else ({}, "")
     if damaged or unread:
@@ -135,27 +135,31 @@ def find_difference(theirs: str) -> tuple[str, ...]:
     return (f"the operator is version {theirs} and this plugin is version {ours}: their plans may differ",)
 
 
-async def _pod_name(client: KubeClient, namespace: str) -> str:
-    """Return the name of the operator's own pod, which is never evicted, or the first by name if there are several.
-    Empty if there is none or pods cannot be listed (Forbidden or NotFound). Raises any other KubeError."""
+async def _leaders_pod(client: KubeClient, namespace: str, holder: str) -> str:
+    """Return the name of the pod of the operator that leads, which is never evicted. `holder` is the identity on the
+    Lease, which begins with that name. Return the first pod by name if `holder` names none of them. Empty if there is
+    none or pods cannot be listed (Forbidden or NotFound). Raises any other KubeError."""
     try:
         pods = await list_of(client, PODS, namespace=namespace, label_selector=SELECTOR)
     except (Forbidden, NotFound):
         return ""
-    return min((text(raw, "metadata", "name") for raw in pods), default="")
+    names = sorted(text(raw, "metadata", "name") for raw in pods)
+    leader = holder.rpartition("-")[0]
+    return leader if leader in names else next(iter(names), "")
 
 
-async def _written_claims(client: KubeClient, namespace: str) -> tuple[str, tuple[str, ...]]:
-    """Return the annotation of the operator's Lease that records slots and failures, and no note. The annotation is
-    empty if the Lease does not exist or lacks it. If the user may not read the Lease (Forbidden), or the server
-    rejects the request (Invalid), return an empty string and a note. Raises any other KubeError."""
+async def _read_lease(client: KubeClient, namespace: str) -> tuple[str, str, tuple[str, ...]]:
+    """Return the annotation of the operator's Lease that records slots and failures, its holder, and no note. Each is
+    empty if the Lease does not exist or lacks it. If the user may not read the Lease (Forbidden), or the server rejects
+    the request (Invalid), return two empty strings and a note. Raises any other KubeError."""
     try:
         lease = await client.get(LEASES, OPERATOR, namespace=namespace)
     except NotFound:
-        return "", ()
+        return "", "", ()
     except (Forbidden, Invalid) as error:
-        return "", (_without_lease(error_text(error)),)
-    return texts(section(lease, "metadata", "annotations")).get(ANNOTATION_CLAIMS, ""), ()
+        return "", "", (_without_lease(error_text(error)),)
+    claims = texts(section(lease, "metadata", "annotations")).get(ANNOTATION_CLAIMS, "")
+    return claims, text(lease, "spec", "holderIdentity"), ()
 
 
 def _without_lease(why: str) -> str:

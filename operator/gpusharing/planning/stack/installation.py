@@ -70,10 +70,15 @@ def start(view: InstallationView) -> str:
         ]
         return helm_install(place.release, place.namespace, place.gpu_operator_namespace, merged)
     if view.operator_replicas == 0:
-        return upgrade(view, "operator.replicas=1")
+        return upgrade(view, "operator.replicas=2")
     if "pods" not in view.unread and not any(pod.ready for pod in view.operator_pods):
-        return f"kubectl -n {place.namespace} describe pods -l app.kubernetes.io/name=gpusharing-operator"
+        return _describe_pods(view)
     return f"kubectl -n {place.namespace} rollout restart deployment/gpusharing-operator"
+
+
+def _describe_pods(view: InstallationView) -> str:
+    """Return the command that describes the operator's pods."""
+    return f"kubectl -n {view.place.namespace} describe pods -l app.kubernetes.io/name=gpusharing-operator"
 
 
 def _is_admins(view: InstallationView, name: str) -> bool:
@@ -302,8 +307,8 @@ def _rights(view: InstallationView) -> Symptoms:
 
 
 def _operator(view: InstallationView) -> Symptoms:
-    """Yield an error if the operator's Deployment does not exist, is scaled to 0, or has no Ready pod; the last two are
-    not reported while a process outside of the cluster leads. Yields nothing if the Deployment could not be read, and
+    """Yield an error if the operator's Deployment does not exist, is scaled to 0, or has no Ready pod, and a warning if
+    only some of its pods are Ready; the last three are not reported while a process outside of the cluster leads. Yields nothing if the Deployment could not be read, and
     does not check pods that could not be read. A missing Deployment is not reported if one of our kinds is not served
     either."""
     namespace = view.place.namespace
@@ -316,10 +321,18 @@ def _operator(view: InstallationView) -> Symptoms:
     elif view.operator_replicas == 0:
         message = "the operator is scaled to 0 replicas, so policies have no effect"
         yield error(Topic.OPERATOR, "OperatorStopped", message, start(view))
-    elif "pods" not in view.unread and not any(pod.ready for pod in view.operator_pods):
-        troubles = sorted(f"{pod.name}: {pod.problem or 'not Ready'}" for pod in view.operator_pods)
-        message = f"no operator pod is Ready: {'; '.join(troubles[:2]) or 'none was created'}"
-        yield error(Topic.OPERATOR, "OperatorNotReady", message, start(view))
+    elif "pods" not in view.unread:
+        pods = view.operator_pods
+        troubles = sorted(f"{pod.name}: {pod.problem or 'not Ready'}" for pod in pods if not pod.ready)
+        if len(troubles) == len(pods):
+            message = f"no operator pod is Ready: {'; '.join(troubles[:2]) or 'none was created'}"
+            yield error(Topic.OPERATOR, "OperatorNotReady", message, start(view))
+        elif troubles:
+            verb = "is" if len(troubles) == 1 else "are"
+            message = (
+                f"{len(troubles)} of {len(pods)} operator pods {verb} not Ready: {'; '.join(troubles[:2])}"
+            )
+            yield warning(Topic.OPERATOR, "OperatorNotReady", message, _describe_pods(view))
 
 
 _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-operator --create-namespace"
