@@ -112,7 +112,8 @@ class Incident:
     def leading_pod(self) -> Object:
         """The pod of the operator that leads."""
         name = self.leader().rpartition("-")[0]
-        return self.walk.site.api.get(f"{OPERATOR_PODS}/{name}")
+        pod: Object = self.walk.site.api.get(f"{OPERATOR_PODS}/{name}")
+        return pod
 
     def pods_on(self, node: str) -> set[str]:
         """Names of all pods on a node."""

@@ -308,9 +308,9 @@ def _rights(view: InstallationView) -> Symptoms:
 
 def _operator(view: InstallationView) -> Symptoms:
     """Yield an error if the operator's Deployment does not exist, is scaled to 0, or has no Ready pod, and a warning if
-    only some of its pods are Ready; the last three are not reported while a process outside of the cluster leads. Yields nothing if the Deployment could not be read, and
-    does not check pods that could not be read. A missing Deployment is not reported if one of our kinds is not served
-    either."""
+    only some of its pods are Ready. The last three are not reported while a process outside of the cluster leads.
+    Yields nothing if the Deployment could not be read, and does not check pods that could not be read. A missing
+    Deployment is not reported if one of our kinds is not served either."""
     namespace = view.place.namespace
     if view.operator_replicas is None:
         if not view.installed and not view.not_served:
