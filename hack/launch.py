@@ -200,6 +200,11 @@ class LaunchedProcess:
         """Whether the program has been started and has not ended."""
         return self._running is not None and self._running.poll() is None
 
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the program, which must have been started. Does nothing if it has ended."""
+        assert self._running is not None, "not started"
+        self._running.send_signal(number)
+
     def kill(self) -> None:
         """Kill the program with SIGKILL and wait for its end. Does nothing if it was not started or has ended. Raises
         TimeoutExpired if it does not end within STOP_SECONDS."""

@@ -15,9 +15,8 @@ from gpusharing.controller.containment import PolicyWatch
 from gpusharing.controller.health import SILENT, STUCK, Health
 from gpusharing.controller.loop import Loop
 from gpusharing.controller.observer import Observer
-from gpusharing.controller.probes import application
 from gpusharing.controller.progress import Progress
-from gpusharing.controller.role import Role
+from gpusharing.controller.role import Role, application
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import LEASES, NODES, ApiRequest
 from gpusharing.kube.errors import Forbidden, Unavailable

@@ -1,4 +1,7 @@
-"""The operator as a process against an API server on loopback: how it starts, what it logs, and how it ends."""
+"""The operator as a process against an API server on loopback: how it starts, what it logs, and how it ends.
+
+What it does while it leads (controller/leading.py) is tested through it.
+"""
 
 import asyncio
 import json

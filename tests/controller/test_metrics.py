@@ -18,8 +18,8 @@ from tests.planning.world import World
 from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Outcome
 from gpusharing.controller.metrics import Metrics
-from gpusharing.controller.probes import metrics_application
 from gpusharing.controller.processmetrics import ProcessMetrics
+from gpusharing.controller.role import metrics_application
 from gpusharing.kube.client import GPUNODES, NODES, ApiRequest
 from gpusharing.planning.snapshot.actions import Action, SetFinalizer
 from gpusharing.planning.stack.mpslapse import MpsLapses

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import signal
 import threading
 import time
@@ -208,7 +207,7 @@ def test_a_standby_finishes_what_a_leader_began_that_was(product: Product, end: 
             assert "gpusharing_leader 0.0" in metrics
             assert "gpusharing_actions_total" not in metrics
             assert holder(product) == began_as
-            os.kill(leader.pid, end)
+            leader.send(end)
             second.wait("/metrics", 200, "gpusharing_leader 1.0")
             assert holder(product) not in ("", began_as)
             pool.let_go()
@@ -216,7 +215,7 @@ def test_a_standby_finishes_what_a_leader_began_that_was(product: Product, end: 
             second.wait("/readyz", 200, "ok\n")
             if end is signal.SIGSTOP:
                 before, since = pool.node()["metadata"]["resourceVersion"], product.mark()
-                os.kill(leader.pid, signal.SIGCONT)
+                leader.send(signal.SIGCONT)
                 wait_until(lambda: leader.exit_status is not None, SECONDS, "the one that woke up to end")
                 assert leader.exit_status == LOST_LEASE, first.log()
                 assert pool.node()["metadata"]["resourceVersion"] == before

@@ -18,33 +18,27 @@ class Leader(Protocol):
     @property
     def is_leader(self) -> bool:
         """Whether this process holds the Lease and renewed it in time."""
-        ...
 
     @property
     def claims(self) -> Mapping[str, Claim]:
         """The claims on the Lease as last read or written, by node name."""
-        ...
 
     @property
     def claims_error(self) -> str:
         """Why claims or failures on the Lease cannot be read; empty if they can. Claims that cannot be read are made
         again from the fences."""
-        ...
 
     @property
     def failed_nodes(self) -> Mapping[str, FailedNode]:
         """The failures on record as last read or written, by UID of the Node."""
-        ...
 
     @property
     def restores(self) -> int:
         """How often a write of the Lease has proven that the store was restored from a backup."""
-        ...
 
     async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
         """Replace all claims and failures on the Lease by compare-and-swap. Raises LeaseLost if this process does not
         lead any more, and KubeErrors."""
-        ...
 
 
 @dataclass(slots=True)

@@ -19,9 +19,8 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from gpusharing.controller.probes import application, metrics_application
 from gpusharing.controller.processmetrics import ProcessMetrics
-from gpusharing.controller.role import Role
+from gpusharing.controller.role import Role, application, metrics_application
 from gpusharing.controller.settings import PREFIX, Settings, SettingsError, from_environment
 from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unauthorized

@@ -41,7 +41,10 @@ class LoopParts:
         wake, limit = self.wake.set, Limits().parallel
         self.calls = Fanout(client, parallel=min(settings.parallel, limit))
         """The client that every call of the loop goes through, except the calls about the Lease."""
-        self.sources = Sources(self.calls, _source_settings(settings), wake, lambda: leader.restores)
+        admin_maps = AdminMaps(settings.admin_plugin_config_map, settings.admin_mig_config_map)
+        keys = frozenset(settings.maintenance_keys)
+        read = SourceSettings(settings.plan, admin_maps, settings.agent_namespace, keys)
+        self.sources = Sources(self.calls, read, wake, lambda: leader.restores)
         crew = Crew(max(1, settings.parallel // 8), wake)
         self.publisher = Publisher(
             PublishingClient(self.calls),
@@ -122,11 +125,3 @@ class LoopParts:
                 self.executor.calls.taint_proof = proof
                 self.wake.set()
             await asyncio.sleep(PERIOD if ready else self.settings.pending_period)
-
-
-def _source_settings(settings: Settings) -> SourceSettings:
-    """Return the settings of the sources: which objects are read, and the planner's own settings."""
-    theirs = AdminMaps(settings.admin_plugin_config_map, settings.admin_mig_config_map)
-    return SourceSettings(
-        settings.plan, theirs, settings.agent_namespace, frozenset(settings.maintenance_keys)
-    )

@@ -1,14 +1,18 @@
-"""What a process of the operator is: a standby, which waits for the Lease and reads nothing else, or the leader.
+"""What a process of the operator is, a standby or the leader, and its pages /healthz, /readyz and /metrics. kopf has an
+endpoint of its own, which answers 200 whatever its watchers do.
 
-A standby imports none of the modules that only a leader needs (`leading.py`), so it uses less memory
-(docs/adr/0085-a-standby-that-knows-nothing.md).
+A standby waits for the Lease and reads nothing else. It imports none of the modules that only a leader needs
+(`leading.py`), so it uses less memory (docs/adr/0085-a-standby-that-knows-nothing.md).
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
 
 from gpusharing.controller.complaints import Complaints
 from gpusharing.kube.lease import LeaderLease
@@ -21,11 +25,9 @@ class LeaderHealth(Protocol):
 
     def dead(self) -> dict[str, str]:
         """Return the problems that only a restart can solve, by the name of each part; empty if there is none."""
-        ...
 
     def unready(self) -> dict[str, str]:
         """Return why the leader cannot decide at present, by the name of each part; empty if it can."""
-        ...
 
 
 @dataclass(slots=True)
@@ -36,9 +38,6 @@ class Role:
     """The contender for the Lease."""
     health: LeaderHealth | None = None
     """The health of the leader's parts; None until this process leads and has created them."""
-    _complaints: Complaints = field(default_factory=Complaints)
-    _announced: str = ""
-    """The leader that was logged last; empty before the first."""
 
     def dead(self) -> dict[str, str]:
         """Return the problems that only a restart can solve, by the name of each part. Always empty before this
@@ -58,31 +57,59 @@ class Role:
         return {} if self.lease.holder else {"lease": "nobody is known to hold the Lease yet"}
 
     def summary(self) -> str:
-        """Return what the probes answer if nothing is wrong: `ok`, for a standby followed by the holder of the
-        Lease."""
+        """Return the answer of the probes if nothing is wrong: `ok`, which for a standby is followed by who leads."""
         return "ok" if self.lease.acquired.is_set() else f"ok: standby, {self.lease.holder or 'nobody'} leads"
 
     async def wait_to_lead(self, seconds: float) -> None:
         """Return as soon as this process leads, and log that it does. Until then, check the Lease every `seconds`: log
         each new leader once, and an error of the Lease as a problem that begins and ends."""
+        complaints, announced = Complaints(), ""
         while not self.lease.acquired.is_set():
-            self._log_wait()
-            try:
+            if (error := self.lease.error) is not None:
+                event, text = "this process is waiting to become the leader", str(error) or repr(error)
+                complaints.begins("lease", event, type(error).__name__, error=text)
+            else:
+                complaints.ends("lease")
+                if self.lease.holder not in ("", announced):
+                    announced = self.lease.holder
+                    log.info("this process stands by; another one is the leader", leader=announced)
+            with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self.lease.acquired.wait()
-            except TimeoutError:
-                continue
-        self._complaints.ends("lease")
+        complaints.ends("lease")
         log.info("this process is the leader now", claims=len(self.lease.claims))
 
-    def _log_wait(self) -> None:
-        """Log who leads if that has changed, or why the Lease cannot be read if that has changed. Log nothing before
-        the first answer about the Lease."""
-        if (error := self.lease.error) is not None:
-            event = "this process is waiting to become the leader"
-            self._complaints.begins("lease", event, type(error).__name__, error=str(error) or repr(error))
-            return
-        self._complaints.ends("lease")
-        if self.lease.holder not in ("", self._announced):
-            self._announced = self.lease.holder
-            log.info("this process stands by; another one is the leader", leader=self.lease.holder)
+
+def application(role: Role) -> web.Application:
+    """Return the web application that serves /healthz and /readyz."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        """Answer 503 with the problems that only a restart can solve, or 200 if there is none."""
+        return _answer(role, role.dead())
+
+    async def readyz(_: web.Request) -> web.Response:
+        """Answer 503 with the reasons why this process does not work, or 200 if there is none."""
+        return _answer(role, role.unready())
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    return app
+
+
+def metrics_application(registry: CollectorRegistry) -> web.Application:
+    """Return the web application that serves /metrics."""
+
+    async def metrics(_: web.Request) -> web.Response:
+        """Answer with all metrics of the registry."""
+        return web.Response(body=generate_latest(registry), content_type="text/plain")
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", metrics)])
+    return app
+
+
+def _answer(role: Role, trouble: dict[str, str]) -> web.Response:
+    """Return status 200 and the summary of `role` if `trouble` is empty, else 503 and one line `part: reason` for each
+    part."""
+    text = "\n".join(f"{part}: {why}" for part, why in sorted(trouble.items())) or role.summary()
+    return web.Response(text=text + "\n", status=503 if trouble else 200)

@@ -99,14 +99,13 @@ class LeaderLease:
         self._reached = ""
         """The version that our last write got; before our first write, the highest version that we have read."""
         self._claims_before = ""
-        self._renewed_at = float("-inf")
+        self._renewed_at = self._expires_at = float("-inf")
+        """When we last renewed the Lease, and when that of another holder expires unless it is renewed."""
         self._lost = False
         self._taking = False
         """Whether we have tried to take the Lease. Until the answer arrives, we may hold it without knowing."""
         self._observation: tuple[object, float] = (None, float("-inf"))
         """The spec and claims of another holder's Lease, and when this process first saw them."""
-        self._expires_at = float("-inf")
-        """When another holder's Lease expires unless it is renewed; in the past if no other holder is known."""
 
     @property
     def is_leader(self) -> bool:

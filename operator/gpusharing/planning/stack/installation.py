@@ -61,7 +61,7 @@ from gpusharing.planning.vocabulary.values import value
 def start(view: InstallationView) -> str:
     """Return the command that installs the chart, with values that merge the admin's ConfigMaps that ClusterPolicy
     names now. If the chart is installed, return the command that scales the operator up if it has 0 replicas. Otherwise
-    return the one that describes its pods if they were read and none is Ready, else the one that restarts it."""
+    return the one that describes its pods if they were read and not all are Ready, else the one that restarts it."""
     place, stack = view.place, view.followed_policy
     if not view.installed:
         maps = {"Plugin": stack.plugin_config_name, "Mig": stack.mig_config_name} if stack is not None else {}
@@ -71,14 +71,9 @@ def start(view: InstallationView) -> str:
         return helm_install(place.release, place.namespace, place.gpu_operator_namespace, merged)
     if view.operator_replicas == 0:
         return upgrade(view, "operator.replicas=2")
-    if "pods" not in view.unread and not any(pod.ready for pod in view.operator_pods):
-        return _describe_pods(view)
+    if not view.operator_ready:
+        return f"kubectl -n {place.namespace} describe pods -l app.kubernetes.io/name=gpusharing-operator"
     return f"kubectl -n {place.namespace} rollout restart deployment/gpusharing-operator"
-
-
-def _describe_pods(view: InstallationView) -> str:
-    """Return the command that describes the operator's pods."""
-    return f"kubectl -n {view.place.namespace} describe pods -l app.kubernetes.io/name=gpusharing-operator"
 
 
 def _is_admins(view: InstallationView, name: str) -> bool:
@@ -321,18 +316,14 @@ def _operator(view: InstallationView) -> Symptoms:
     elif view.operator_replicas == 0:
         message = "the operator is scaled to 0 replicas, so policies have no effect"
         yield error(Topic.OPERATOR, "OperatorStopped", message, start(view))
-    elif "pods" not in view.unread:
-        pods = view.operator_pods
-        troubles = sorted(f"{pod.name}: {pod.problem or 'not Ready'}" for pod in pods if not pod.ready)
-        if len(troubles) == len(pods):
-            message = f"no operator pod is Ready: {'; '.join(troubles[:2]) or 'none was created'}"
-            yield error(Topic.OPERATOR, "OperatorNotReady", message, start(view))
-        elif troubles:
-            verb = "is" if len(troubles) == 1 else "are"
-            message = (
-                f"{len(troubles)} of {len(pods)} operator pods {verb} not Ready: {'; '.join(troubles[:2])}"
-            )
-            yield warning(Topic.OPERATOR, "OperatorNotReady", message, _describe_pods(view))
+    elif not view.operator_ready:
+        troubles = sorted(
+            f"{one.name}: {one.problem or 'not Ready'}" for one in view.operator_pods if not one.ready
+        )
+        some = len(troubles) < len(view.operator_pods)
+        which = "not every operator pod is Ready" if some else "no operator pod is Ready"
+        message = f"{which}: {'; '.join(troubles[:2]) or 'none was created'}"
+        yield (warning if some else error)(Topic.OPERATOR, "OperatorNotReady", message, start(view))
 
 
 _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-operator --create-namespace"

@@ -154,6 +154,11 @@ class InstallationView:
     """Every GPUSharingPolicy."""
 
     @property
+    def operator_ready(self) -> bool:
+        """Whether the operator has pods, all of which are Ready. True if pods could not be read."""
+        return "pods" in self.unread or min((pod.ready for pod in self.operator_pods), default=False)
+
+    @property
     def named_entries(self) -> frozenset[str]:
         """The entries of the device plugin's ConfigMap that Nodes name."""
         return frozenset(one.labels.get(LABEL_PLUGIN_CONFIG, "") for one in self.nodes) - {""}
