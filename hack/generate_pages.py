@@ -208,10 +208,14 @@ def metrics() -> str:
     body += _table(header, sorted(_agent_metrics()))
     text = (
         "Metrics are served at /metrics; see the chart's values for the ports and for PodMonitors. Agents give theirs"
-        " only to [accounts that may read them](../how-to/usage.md#let-prometheus-read-the-agents)."
+        " only to [accounts that may read them](../how-to/usage.md#let-prometheus-read-the-agents). A standby of the"
+        " operator has three metrics: `gpusharing_api_requests_total`, `gpusharing_build_info` and `gpusharing_leader`."
     )
     return _page(
-        "controller/metrics.py, agent/metrics.py, usagemetrics.py and metermetrics.py", "Metrics", text, body
+        "controller/metrics.py, processmetrics.py, agent/metrics.py, usagemetrics.py and metermetrics.py",
+        "Metrics",
+        text,
+        body,
     )
 
 

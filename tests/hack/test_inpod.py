@@ -11,7 +11,7 @@ ASKED = """
 import json, sys
 from hack import inpod
 inpod.hide()
-import gpusharing.controller.main
+import gpusharing.controller.leading, gpusharing.controller.main
 there = {name for name, module in sys.modules.items() if module is not None}
 print(json.dumps(sorted(there & set(inpod.ABSENT))))
 try:

@@ -24,6 +24,7 @@ MOTHER = """\
 import json, os, sys
 from hack import inpod
 inpod.hide()
+import gpusharing.controller.leading  # which main imports once the process leads
 import gpusharing.controller.main as program
 print("ready", flush=True)
 for line in sys.stdin:

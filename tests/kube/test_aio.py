@@ -20,7 +20,12 @@ assert "SSL_CERT_DIR" not in os.environ
 
 @pytest.mark.parametrize(
     "module",
-    ["gpusharing.controller.main", "gpusharing.cli.shell.running", "gpusharing.usage.prometheus.client"],
+    [
+        "gpusharing.controller.leading",
+        "gpusharing.controller.main",
+        "gpusharing.cli.shell.running",
+        "gpusharing.usage.prometheus.client",
+    ],
 )
 def test_what_aiohttp_would_trust_by_itself_is_not_read_and_the_rest_stays(
     module: str, tmp_path: Path
