@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
 from hack.sim.workloads import SimWorkload
 from tests.cli.asking import ME, ask, install, operated, writes, written
@@ -13,6 +14,7 @@ from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, at_once, gpu_pod, 
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.changing.conclusion import Outcome
+from gpusharing.cli.live.installed import read_installed
 from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
@@ -338,6 +340,23 @@ async def test_a_lease_that_cannot_be_read_or_is_damaged_is_told_with_a_plan() -
     assert f"{said}no right" in " ".join(forbidden.out.split())
     why = "annotation gpusharing.dev/claims: the failure of the Node with UID u9: it is 7, not an object"
     assert said + why in " ".join(damaged.out.split())
+
+
+@pytest.mark.parametrize(
+    ("holder", "own"),
+    [("operator-b-1a2b3c4d", "operator-b"), ("laptop-1a2b3c4d", "operator-a"), (None, "operator-a")],
+    ids=["a pod", "a process outside of the cluster", "nobody"],
+)
+async def test_of_two_pods_the_one_that_leads_is_the_operators_own(holder: str | None, own: str) -> None:
+    cluster = FakeCluster()
+    install(cluster)
+    labels = {"app.kubernetes.io/name": "gpusharing-operator"}
+    for name in ("operator-b", "operator-a"):
+        cluster.add(PODS, {"metadata": {"name": name, "namespace": "gpusharing", "labels": labels}})
+    metadata = {"name": "gpusharing-operator", "namespace": "gpusharing"}
+    cluster.add(LEASES, {"metadata": metadata, "spec": {"holderIdentity": holder}})
+    installed = await read_installed(cluster.client("me"))
+    assert installed.settings.plan.pod_name == own
 
 
 @virtually
