@@ -296,6 +296,28 @@ async def test_a_process_that_was_frozen_beyond_its_lease_wakes_to_answers_and_w
     assert len(server.cluster.objects(GPUNODES)) < 12, "it had more to write"
 
 
+async def test_a_leader_that_sleeps_until_a_standby_leads_wakes_and_writes_nothing(
+    server: FakeServer, environment: dict[str, str]
+) -> None:
+    short = {"GPUSHARING_LEASE_SECONDS": "4", "GPUSHARING_RENEW_DEADLINE": "3"}
+    beside = {**environment, **short, "GPUSHARING_PROBE_PORT": str(free_ports(1)[0])}
+    async with operator({**environment, **short}) as sleeper:
+        assert await ready(environment) == "ok\n"
+        leader = holder(server)
+        async with operator(beside):
+            assert await ready(beside) == f"ok: standby, {leader} leads\n"
+            sleeper.send_signal(signal.SIGSTOP)
+            await until(server, lambda: holder(server) not in ("", leader))
+            while await ready(beside) != "ok\n":  # noqa: ASYNC110 - a page of another process sets no event
+                await asyncio.sleep(0.1)
+            written, successor = len(server.writes), holder(server)
+            sleeper.send_signal(signal.SIGCONT)
+            _, errors = await sleeper.communicate()
+            assert sleeper.returncode == LOST_LEASE, errors.decode()
+            assert holder(server) == successor
+            assert [path for _, path, _ in server.writes[written:] if "/leases/" not in path] == []
+
+
 async def test_a_second_operator_waits_for_the_lease_and_says_who_leads(
     server: FakeServer, environment: dict[str, str]
 ) -> None:
