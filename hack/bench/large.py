@@ -114,7 +114,7 @@ def fleet(testbed: Testbed, count: int) -> Iterator[Measured]:
     operator = _seconds(_on_nodes(testbed.requests(span)))
     long_lived = rss_mib(testbed.operator.pid)
     span, used = testbed.span(), time.process_time()
-    asyncio.run(_relabel(testbed, added))
+    asyncio.run(relabel(testbed, added))
     used = (time.process_time() - used) * 1000 / count
     raw = _seconds(_on_nodes(testbed.requests(span)))
     how = f"{count} Node PATCHes, first to last: adoption {operator:.2f} s; raw loop {raw:.2f} s; {PARALLEL} at once"
@@ -159,7 +159,7 @@ def _seconds(requests: Sequence[AuditedRequest]) -> float:
     return (max(moments) - min(moments)).total_seconds()
 
 
-async def _relabel(testbed: Testbed, node_names: Sequence[str]) -> None:
+async def relabel(testbed: Testbed, node_names: Sequence[str]) -> None:
     """Patch each node with a label and an annotation, as the operator's user and PARALLEL nodes at a time. The bodies
     are as large as the operator's. Writes a kubeconfig of that user into the testbed's folder. Raises KubeError if a
     PATCH fails."""

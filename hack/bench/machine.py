@@ -72,7 +72,25 @@ def stolen_s() -> float:
 def rss_mib(pid: int) -> float:
     """Return the resident memory of a process in MiB. Raises ProcessLookupError if the process is a zombie or a kernel
     thread, and FileNotFoundError if it does not exist."""
-    match = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return _status_mib(pid, "VmRSS")
+
+
+def peak_mib(pid: int) -> float:
+    """Return the largest resident memory of a process in MiB, since it started or since `reset_peak`. Raises the same
+    errors as `rss_mib`."""
+    return _status_mib(pid, "VmHWM")
+
+
+def reset_peak(pid: int) -> None:
+    """Make the present resident memory of a process the largest one from now on (proc_pid_clear_refs(5)). Raises OSError
+    if there is no such process, or if it belongs to another user."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def _status_mib(pid: int, field: str) -> float:
+    """Return a field of /proc/PID/status that is in kB, in MiB. Raises ProcessLookupError if the process does not have
+    the field, and FileNotFoundError if there is no such process."""
+    match = re.search(rf"^{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     if match is None:
         raise ProcessLookupError(pid)
     return int(match[1]) / 1024

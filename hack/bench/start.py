@@ -31,14 +31,14 @@ def start(testbed: Testbed, count: int) -> Iterator[Measured]:
         nodes.node_manifest(f"{POOL}-{i:04}", pool=POOL, product=PRODUCT, gpus=GPUS) for i in range(count)
     ]
     nodes.create_nodes(testbed.api, map(as_kubelets_report, made))
-    _report(testbed, count, seconds)
+    report(testbed, count, seconds)
     testbed.apply_policy(POOL, POOL, FULL)
     testbed.wait_ready([POOL], seconds)
     testbed.wait_silent(at_most=seconds)
     testbed.operator.stop()
     begun = time.monotonic()
     testbed.operator.start()
-    wait_until(lambda: _planned(testbed.metrics_port), seconds, "the first plan")
+    wait_planned(testbed, seconds)
     took, used = time.monotonic() - begun, cpu_ms(testbed.operator.pid)
     how = (
         f"process started to first plan carried out, {count} adopted nodes of 18 KB, their GPUNodes and agent pods;"
@@ -50,7 +50,7 @@ def start(testbed: Testbed, count: int) -> Iterator[Measured]:
     yield Measured("rss_5000_nodes_mib", rss_mib(testbed.operator.pid), how)
 
 
-def _report(testbed: Testbed, count: int, seconds: float) -> None:
+def report(testbed: Testbed, count: int, seconds: float) -> None:
     """Write the report of each node's agent to its GPUNode, as soon as the operator has created the GPUNode. Raises
     TimeoutError after `seconds`."""
     reported: set[str] = set()
@@ -71,6 +71,11 @@ def _observe(testbed: Testbed, raw: Object) -> None:
     gpus = SimulatedGPUs(name, [PRODUCT] * GPUS)
     observation = Observation.after(request_of(raw), gpus.read(), simulated=True).held_by(Holdings({}, 0))
     testbed.api.merge_patch(f"{GPUNODES}/{name}/status", observation.patch(raw) or {})
+
+
+def wait_planned(testbed: Testbed, seconds: float) -> None:
+    """Wait until the operator, which was just started, has planned once. Raises TimeoutError after `seconds`."""
+    wait_until(lambda: _planned(testbed.metrics_port), seconds, "the first plan")
 
 
 def _planned(metrics_port: int) -> bool:

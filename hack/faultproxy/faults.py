@@ -10,6 +10,7 @@ one that the server sent before. To kill the client, use `FaultProxy.arm`.
 import asyncio
 import json
 import math
+import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -166,6 +167,21 @@ class RefusedCalls(Fault):
             return await forward()
         self.hit()
         return self.answers[(self.at + self.hits) % len(self.answers)].answer()
+
+
+@dataclass
+class RandomRefusals(RefusedCalls):
+    """The server refuses a share of all calls other than watches. Which ones is drawn at random, and is the same in each
+    run with the same order of calls. Begins with the first call and does not end; `at`, `scope` and `times` do not
+    matter."""
+
+    share: float = 0.05
+    """The probability with which a call is refused, from 0 to 1."""
+    _dice: random.Random = field(default_factory=lambda: random.Random(1))
+
+    def concerns(self, call: Incoming) -> bool:
+        """Whether this call is refused, drawn anew each time."""
+        return self._dice.random() < self.share
 
 
 @dataclass

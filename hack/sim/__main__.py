@@ -29,6 +29,7 @@ HINT = (
 OPTIONS = {
     "time_factor": (float, "simulated seconds per second"),
     "seed": (int, "seed of the random jitter"),
+    "node_prefix": (str, "simulate only nodes whose names begin with this"),
     "agent_interval": (float, "seconds between an agent's readings"),
     "agent_hung_after": (float, "seconds after which an agent reports that a reading hangs"),
     "agent_port": (int, "serve the agents' metrics on this port, as /NODE/metrics; 0 takes a free port"),

@@ -78,6 +78,8 @@ class SimSettings:
     agent_namespace: str = "gpusharing-agent"
     agents: bool = True
     """Whether to run the shipped agent loop for every node whose agent pod is Running."""
+    node_prefix: str = ""
+    """Only nodes whose names begin with this are simulated; empty for all nodes."""
     agent_interval: float = 30.0
     """Real seconds between two readings of an agent that nothing wakes."""
     agent_hung_after: float = _SHIPPED.hung_after

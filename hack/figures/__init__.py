@@ -1,0 +1,1 @@
+"""`make report`: the figures for users on docs/explanation/performance.md."""
