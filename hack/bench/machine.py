@@ -82,8 +82,8 @@ def peak_mib(pid: int) -> float:
 
 
 def reset_peak(pid: int) -> None:
-    """Make the present resident memory of a process the largest one from now on (proc_pid_clear_refs(5)). Raises OSError
-    if there is no such process, or if it belongs to another user."""
+    """Make the present resident memory of a process the largest one from now on (proc_pid_clear_refs(5)). Raises
+    OSError if there is no such process, or if it belongs to another user."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 

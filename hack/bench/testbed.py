@@ -241,30 +241,35 @@ class Testbed:
 
 @contextmanager
 def open_testbed(
-    factor: float = FACTOR, *, node_software: bool = True, arguments: tuple[str, ...] = ()
+    factor: float = FACTOR,
+    *,
+    node_software: bool = True,
+    arguments: tuple[str, ...] = (),
+    directory: Path | None = None,
 ) -> Iterator[Testbed]:
     """Start a control plane, the node software and the operator, yield the testbed once the operator serves its
     metrics, and stop them all at the end.
 
     Hardware and waits run `factor` times as fast as in reality. `arguments` are passed to the node software. Without
-    `node_software` nothing reads or changes GPUs.
+    `node_software` nothing reads or changes GPUs. The control plane's files are in `directory`, which may be that of an
+    earlier one, whose objects are then there, or by default in a temporary folder.
 
     Raises UnavailableError, ComponentError, LaunchError or TimeoutError if something cannot be built, installed or
     started.
     """
-    with ControlPlane(options=Options(audit=True)) as plane, tempfile.TemporaryDirectory() as folder:
-        directory = Path(folder)
+    with ControlPlane(directory, Options(audit=True)) as plane, tempfile.TemporaryDirectory() as folder:
+        files = Path(folder)
         install.install_gpu_operator(plane.api)
         launch.install_chart(plane.kubeconfig)
         port = free_ports(1)[0]
         settings = {**SHELL_DEFAULTS, "metrics_port": str(port)}
         with (
-            launch.node_software(plane.kubeconfig, directory, factor, *arguments)
+            launch.node_software(plane.kubeconfig, files, factor, *arguments)
             if node_software
             else nullcontext(),
-            image.operator(plane.api, directory, factor, **settings) as operator,
+            image.operator(plane.api, files, factor, **settings) as operator,
         ):
-            testbed = Testbed(plane, directory, operator, port, factor)
+            testbed = Testbed(plane, files, operator, port, factor)
             testbed.wait_started()
             yield testbed
 

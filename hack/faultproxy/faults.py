@@ -171,8 +171,8 @@ class RefusedCalls(Fault):
 
 @dataclass
 class RandomRefusals(RefusedCalls):
-    """The server refuses a share of all calls other than watches. Which ones is drawn at random, and is the same in each
-    run with the same order of calls. Begins with the first call and does not end; `at`, `scope` and `times` do not
+    """The server refuses a share of all calls other than watches. Which ones is drawn at random, and is the same in
+    each run with the same order of calls. Begins with the first call and does not end; `at`, `scope` and `times` do not
     matter."""
 
     share: float = 0.05

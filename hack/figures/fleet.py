@@ -1,14 +1,17 @@
-"""5,000 nodes and 50 policies on a real control plane: adoption, start, idleness and a rollout of 500 nodes, two of
-them beside a raw loop.
+"""5,000 nodes and 50 policies on a real control plane: adoption, start, idleness and a rollout of 500 nodes, beside a
+raw loop.
 
 Node software is SIMULATED for the nodes that roll. Nothing changes on the others, so this module writes their agents'
-reports once.
+reports once. The adopted cluster is stored in `SAVED`, from where the other measurements begin, each on its own copy.
 """
 
 import asyncio
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from gpusharing.api import names
 from gpusharing.kube.client import NODES, PODS
@@ -20,65 +23,71 @@ from hack.bench.machine import cpu_ms, peak_mib, reset_peak
 from hack.bench.plain import MIG_OFF
 from hack.bench.testbed import FULL, ROLL_FACTOR, SMALL_SLICES, Spent, Testbed, open_testbed
 from hack.cluster import nodes
-from hack.figures.page import Cell, Figures
+from hack.figures.page import ROOT, Cell, Figures
 
-NAMES = ("adopt", "start", "idle", "roll")
 POOLS, EACH, ROLLED, AT_ONCE, GPUS = 50, 100, 5, 100, 8
 """Pools, nodes of each, how many of the pools roll, how many nodes change at once, and GPUs of a node."""
 PREFIX = "roll"
 """The names of the nodes with SIMULATED node software begin with it."""
-PATIENCE = 600.0
+ROLLING = [f"{PREFIX}-{number}" for number in range(ROLLED)]
+STILL = [f"still-{number:02}" for number in range(POOLS - ROLLED)]
+PATIENCE = 900.0
 IDLE = 60.0
+SAVED = ROOT / "build" / "figures" / "adopted"
+"""The folder of the control plane after the adoption. Incomplete while the folder has no file DONE."""
+DONE = "done"
 
 
 def measure(wanted: frozenset[str]) -> Iterator[tuple[str, Figures]]:
-    """Open a testbed, let the operator adopt all nodes, and yield the figures of the wanted steps, one after another.
-    Raises TimeoutError if a step takes longer than PATIENCE."""
-    with open_testbed(ROLL_FACTOR, arguments=("--node-prefix", PREFIX)) as testbed:
-        pools = _create_nodes(testbed)
-        with spending(testbed) as adopted:
+    """Adopt the nodes, if that is wanted or was not done before, and yield the figures of the wanted measurements, one
+    after another. Raises TimeoutError if a step takes longer than PATIENCE."""
+    if "adopt" in wanted or not (SAVED / DONE).exists():
+        adopted = _adopt()
+        if "adopt" in wanted:
+            yield "adopt", adopted
+    for name, step in STEPS.items():
+        if name not in wanted:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            copy = shutil.copytree(SAVED, Path(folder) / "plane", ignore=shutil.ignore_patterns("*.log"))
+            with open_testbed(ROLL_FACTOR, arguments=("--node-prefix", PREFIX), directory=copy) as testbed:
+                testbed.wait_silent(seconds=10, at_most=PATIENCE)
+                yield name, step(testbed)
+
+
+def _adopt() -> Figures:
+    """Create the nodes and let the operator adopt them. Stores the cluster in SAVED, in place of an earlier one, and
+    returns the figures `adopt`."""
+    shutil.rmtree(SAVED, ignore_errors=True)
+    SAVED.parent.mkdir(parents=True, exist_ok=True)
+    with open_testbed(ROLL_FACTOR, arguments=("--node-prefix", PREFIX), directory=SAVED) as testbed:
+        made = _manifests(STILL, start.PRODUCT)
+        nodes.create_nodes(testbed.api, made)
+        start.report(testbed, len(made), PATIENCE)
+        testbed.create_nodes(_manifests(ROLLING, "NVIDIA H100 80GB HBM3"))
+        testbed.wait_silent(at_most=PATIENCE)
+        pools = [*ROLLING, *STILL]
+        with spending(testbed) as costs:
             for pool in pools:
                 testbed.apply_policy(pool, pool, {**FULL, "rollout": {"maxUnavailable": AT_ONCE}})
             testbed.wait_ready(pools, PATIENCE)
         testbed.wait_silent(at_most=PATIENCE)
-        if "adopt" in wanted:
-            everyone = [f"{pool}-{index:04}" for pool in pools for index in range(EACH)]
-            span, used, begun = testbed.span(), time.process_time(), time.monotonic()
-            asyncio.run(large.relabel(testbed, everyone))
-            raw = [time.monotonic() - begun, time.process_time() - used, None, len(everyone), 0]
-            yield "adopt", Figures([["adopt", "operator", *adopted], ["adopt", "raw loop", *raw]], "")
-        if "start" in wanted:
-            testbed.operator.stop()
-            with spending(testbed, stopped=True) as spent:
-                testbed.operator.start()
-                start.wait_planned(testbed, PATIENCE)
-            yield "start", Figures([["start", "operator", *spent]], "")
-        if "idle" in wanted:
-            testbed.wait_silent(seconds=10, at_most=PATIENCE)
-            with spending(testbed) as spent:
-                time.sleep(IDLE)
-            yield "idle", Figures([["idle", "operator", *spent]], "")
-        if "roll" in wanted:
-            yield "roll", _roll(testbed, pools[:ROLLED])
+    (SAVED / DONE).touch()
+    return Figures([["adopt", "operator", *costs]], "")
 
 
-def _create_nodes(testbed: Testbed) -> list[str]:
-    """Create the nodes of all pools, wait until each has an agent's report, and return the names of the pools. Those
-    that roll come first. Raises TimeoutError after PATIENCE."""
-    rolled = [f"{PREFIX}-{number}" for number in range(ROLLED)]
-    still = [f"still-{number:02}" for number in range(POOLS - ROLLED)]
-    for pools, product in ((still, start.PRODUCT), (rolled, "NVIDIA H100 80GB HBM3")):
-        made = [
-            nodes.node_manifest(f"{pool}-{index:04}", pool=pool, product=product, gpus=GPUS)
-            for pool in pools
-            for index in range(EACH)
-        ]
-        if pools is still:
-            nodes.create_nodes(testbed.api, map(large.as_kubelets_report, made))
-            start.report(testbed, len(made), PATIENCE)
-        else:
-            testbed.create_nodes([large.as_kubelets_report(one) for one in made])
-    return [*rolled, *still]
+def _manifests(pools: Sequence[str], product: str) -> list[dict[str, object]]:
+    """Return the Nodes of these pools, each as large as a kubelet reports it."""
+    return [
+        large.as_kubelets_report(nodes.node_manifest(name, pool=pool, product=product, gpus=GPUS))
+        for pool in pools
+        for name in _nodes_of([pool])
+    ]
+
+
+def _nodes_of(pools: Sequence[str]) -> list[str]:
+    """Return the names of all nodes of these pools."""
+    return [f"{pool}-{index:04}" for pool in pools for index in range(EACH)]
 
 
 @contextmanager
@@ -97,24 +106,59 @@ def spending(testbed: Testbed, *, stopped: bool = False) -> Iterator[list[Cell]]
     costs += [seconds, cpu, peak_mib(testbed.operator.pid), counts.writes, counts.reads + counts.polls]
 
 
-def _roll(testbed: Testbed, pools: Sequence[str]) -> Figures:
-    """Let the operator change the pools to MIG, and then, without an operator, the raw loop change them back. Raises
-    TimeoutError if either takes longer than PATIENCE."""
-    with spending(testbed) as spent:
-        span = testbed.span()
-        for pool in pools:
-            testbed.edit(pool, SMALL_SLICES)
-        testbed.wait_ready(pools, PATIENCE)
-    counted = large.efficiency("", testbed, span, len(pools) * EACH, AT_ONCE)
+def _adopt_by_loop(testbed: Testbed) -> Figures:
+    """Let the raw loop write a label and an annotation to every node, as the adoption does."""
+    everyone = _nodes_of([*ROLLING, *STILL])
+    begun, used = time.monotonic(), time.process_time()
+    asyncio.run(large.relabel(testbed, everyone))
+    costs = [time.monotonic() - begun, time.process_time() - used, None, len(everyone), 0]
+    return Figures([["adopt", "raw loop", *costs]], "")
+
+
+def _start(testbed: Testbed) -> Figures:
+    """Replace the operator with a new process, until it has planned once."""
     testbed.operator.stop()
-    raw = asyncio.run(_loop(testbed, [f"{pool}-{index:04}" for pool in pools for index in range(EACH)]))
-    return Figures([["roll", "operator", *spent], ["roll", "raw loop", *raw]], f"{counted.how}.")
+    with spending(testbed, stopped=True) as costs:
+        testbed.operator.start()
+        start.wait_planned(testbed, PATIENCE)
+    return Figures([["start", "operator", *costs]], "")
+
+
+def _idle(testbed: Testbed) -> Figures:
+    """Wait for IDLE seconds in which nothing changes."""
+    with spending(testbed) as costs:
+        time.sleep(IDLE)
+    return Figures([["idle", "operator", *costs]], "")
+
+
+def _roll(testbed: Testbed) -> Figures:
+    """Let the operator change the pools ROLLING to MIG, and then, without an operator, the raw loop change them
+    back."""
+    with spending(testbed) as costs:
+        span = testbed.span()
+        for pool in ROLLING:
+            testbed.edit(pool, SMALL_SLICES)
+        testbed.wait_ready(ROLLING, PATIENCE)
+    counted = large.efficiency("", testbed, span, ROLLED * EACH, AT_ONCE)
+    testbed.operator.stop()
+    raw = asyncio.run(_loop(testbed, _nodes_of(ROLLING)))
+    return Figures([["roll", "operator", *costs], ["roll", "raw loop", *raw]], f"{counted.how}.")
+
+
+STEPS: dict[str, Callable[[Testbed], Figures]] = {
+    "adopt-loop": _adopt_by_loop,
+    "start": _start,
+    "idle": _idle,
+    "roll": _roll,
+}
+"""The measurements on a copy of the adopted cluster, each with the function that takes it on an idle testbed."""
+NAMES = ("adopt", *STEPS)
 
 
 async def _loop(testbed: Testbed, node_names: Sequence[str]) -> list[Cell]:
-    """Change the nodes to whole GPUs as a script would that knows NVIDIA's labels, AT_ONCE at a time and with the rights
-    of an admin. Returns seconds, CPU seconds, None, and the numbers of writes and reads. Raises KubeError if a call
-    fails, and TimeoutError after PATIENCE."""
+    """Change the nodes to whole GPUs as a script would that knows NVIDIA's labels, AT_ONCE at a time and as admin.
+    Returns seconds, CPU seconds, None, and the numbers of writes and reads. Raises KubeError if a call fails, and
+    TimeoutError after PATIENCE."""
     slots, verbs = asyncio.Semaphore(AT_ONCE), list[str]()
     begun, used = time.monotonic(), time.process_time()
     login = OfficialLogin(testbed.plane.kubeconfig)
@@ -125,14 +169,14 @@ async def _loop(testbed: Testbed, node_names: Sequence[str]) -> list[Cell]:
     ):
         for name in node_names:
             tasks.create_task(_change(client, name, slots))
-    writes = verbs.count("patch")
-    reads = verbs.count("list")
-    return [time.monotonic() - begun, time.process_time() - used, None, writes, reads]
+    seconds, cpu = time.monotonic() - begun, time.process_time() - used
+    return [seconds, cpu, None, verbs.count("patch"), verbs.count("list")]
 
 
 async def _change(client: HttpClient, name: str, slots: asyncio.Semaphore) -> None:
-    """Once a slot is free, cordon a node, list its pods, set NVIDIA's labels for whole GPUs, watch until mig-manager has
-    succeeded and the GPUs are allocatable, and uncordon the node. Evicts nothing. Raises KubeError if a call fails."""
+    """Once a slot is free, cordon a node, list its pods, set NVIDIA's labels for whole GPUs, watch until mig-manager
+    has succeeded and the GPUs are allocatable, and uncordon the node. Evicts nothing. Raises KubeError if a call
+    fails."""
     async with slots:
         await client.patch(NODES, name, {"spec": {"unschedulable": True}})
         await client.list_page(PODS, field_selector=f"spec.nodeName={name}")

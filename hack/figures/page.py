@@ -46,7 +46,7 @@ class FigureTable:
 TABLES = (
     FigureTable(
         "5,000 nodes and 50 policies",
-        ("adopt", "start", "idle", "roll"),
+        ("adopt", "adopt-loop", "start", "idle", "roll"),
         ("Step", "By", "Seconds", "CPU seconds", "Peak memory (MiB)", "Writes", "Reads"),
         "The API server, scheduler and controllers are real; kubelets (kwok) and NVIDIA's software are SIMULATED. Each"
         " policy owns 100 nodes of eight GPUs.\n*adopt*: the nodes already carry NVIDIA's labels, and 50 policies are"

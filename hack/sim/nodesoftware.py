@@ -168,10 +168,10 @@ class NodeSoftware:
             self._spawn(follow(client, NODES, self._take_node, log=log))
 
     def add_node(self, raw: JSON) -> SimNode | None:
-        """Begin to simulate this Node with the pods that are known for it, and return it, or None if the card table
-        does not know its GPUs or its name does not begin with the `node_prefix` of the settings. GPUs in `hardware` take precedence over the Node's labels. Called by the watch for
-        every new Node; `run` must be running. Raises ValueError if the Node states a number of GPUs that is not an
-        integer."""
+        """Begin to simulate this Node with the pods that are known for it, and return it. Returns None if the card
+        table does not know its GPUs, or if its name does not begin with the `node_prefix` of the settings. GPUs in
+        `hardware` take precedence over the Node's labels. Called by the watch for every new Node; `run` must be
+        running. Raises ValueError if the Node states a number of GPUs that is not an integer."""
         name = raw["metadata"]["name"]
         gpus = self._hardware.get(name) or simulated_gpus(raw)
         if gpus is None or not name.startswith(self.settings.node_prefix):
