@@ -1,96 +1,80 @@
 """Measure the figures of docs/explanation/performance.md, save each in hack/figures/measured.json, and write the page.
-What is not measured, or fails, keeps its earlier figures."""
+A measurement that is not wanted, or fails, keeps its earlier figures."""
 
 import argparse
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from hack.bench.machine import facts, pace_ms
-from hack.figures import fleet, page, slowapi
-from hack.figures.page import MEASURED, NAMES, ROOT, Figures
+from hack.figures import faulty, fleet, page
+from hack.figures.page import NAMES, Figures
+from hack.launch import ROOT
 
 LONGEST = 3600.0
 """Seconds after which a measurement in a process of its own is ended."""
-Taken = Iterator[tuple[str, Figures]]
 
 
-def in_process(name: str, *arguments: str) -> Taken:
-    """Run `python -m ARGUMENTS`, which must print the figures of the measurement `name` as its last line, and yield
-    them. Raises CalledProcessError if it fails and TimeoutExpired after LONGEST seconds."""
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-        timeout=LONGEST,
-    )
-    yield name, Figures(**json.loads(done.stdout.splitlines()[-1]))
+def in_process(*arguments: str) -> Figures:
+    """Run `python -m ARGUMENTS` and return the figures that it prints as JSON in its last line. Raises
+    CalledProcessError if it fails and TimeoutExpired after LONGEST seconds."""
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True, timeout=LONGEST)
+    return Figures(**json.loads(done.stdout.splitlines()[-1]))
 
 
-MEASUREMENTS: tuple[tuple[tuple[str, ...], Callable[[frozenset[str]], Taken]], ...] = (
-    (fleet.NAMES, fleet.measure),
-    (("faulty",), slowapi.measure),
-    (("day",), lambda _: in_process("day", "tests.embedded.fleetday")),
-    (("sample",), lambda _: in_process("sample", "tests.faults.cases", "--figures", "build/faults/sample")),
-    (("full",), lambda _: in_process("full", "tests.faults.cases", "--figures", "build/faults/full")),
-)
-"""The measurements that are taken together, and the function that takes those of them that are wanted."""
+MEASUREMENTS: Mapping[str, Callable[[], Figures]] = {
+    **{name: partial(fleet.measure, name) for name in fleet.NAMES},
+    "day": partial(in_process, "tests.embedded.fleetday"),
+    "faulty": faulty.measure,
+    "sample": partial(in_process, "tests.faults.cases", "--figures", "build/faults/sample"),
+    "full": partial(in_process, "tests.faults.cases", "--figures", "build/faults/full"),
+}
+"""The function that takes each measurement; `sample` and `full` sum up what `make test-faults` has left."""
 
 
-def taken_by(wanted: frozenset[str], measure: Callable[[frozenset[str]], Taken]) -> Taken:
-    """Yield the wanted figures with day, commit, machine and pace added."""
-    machine = facts()
-    words = f"{machine['cores']} cores ({machine['cpu']}), Python {machine['python']}"
+def take(name: str) -> Figures:
+    """Take one measurement, and return its figures with the conditions under which it was taken. Raises whatever the
+    measurement raises."""
+    machine, before = facts(), pace_ms()
+    figures = MEASUREMENTS[name]()
     command = ["git", "log", "-1", "--format=%h", "--", "operator", "deploy"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    before = pace_ms()
-    for name, figures in measure(wanted):
-        after, today = pace_ms(), datetime.now(UTC).date().isoformat()
-        yield (
-            name,
-            replace(figures, date=today, commit=commit, machine=words, pace_ms=round((before + after) / 2)),
-        )
-        before = after
+    conditions = (
+        f"{datetime.now(UTC).date()}, operator of commit {commit}, {machine['cores']} cores ({machine['cpu']}),"
+        f" Python {machine['python']}, pace {(before + pace_ms()) / 2:.0f} ms, load {os.getloadavg()[2]:.0f}"
+    )
+    return replace(figures, conditions=conditions)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, save and write the page. Returns the exit status: 0, 1 if a measurement failed, which is printed to
-    stderr while the others go on, or 2 if a name is unknown."""
+def main(arguments: list[str] | None = None, taken: Callable[[str], Figures] = take) -> int:
+    """Measure, save, and write the page if the figures go into its file. Returns the exit status: 0, 1 if a measurement
+    failed, which is printed while the others go on, or 2 if a name is unknown; then nothing is measured."""
     parser = argparse.ArgumentParser(prog="python -m hack.figures", description=__doc__)
     parser.add_argument("--only", default=",".join(NAMES), help=f"some of {','.join(NAMES)}")
-    parser.add_argument("--file", type=Path, default=MEASURED, help="the file with the figures")
+    parser.add_argument("--file", type=Path, default=page.MEASURED, help="the file with the figures")
     options = parser.parse_args(arguments)
-    wanted = frozenset(options.only.split(","))
-    if unknown := sorted(wanted - set(NAMES)):
-        print(
-            f"hack.figures: there is no measurement {unknown[0]}; choose from {', '.join(NAMES)}",
-            file=sys.stderr,
-        )
+    wanted = options.only.split(",")
+    if unknown := [name for name in wanted if name not in NAMES]:
+        print(f"hack.figures: there is no measurement {unknown[0]!r}; choose from {', '.join(NAMES)}")
         return 2
-    failed = False
-    for names, measure in MEASUREMENTS:
-        missing = wanted & set(names)
+    status = 0
+    for name in wanted:
         try:
-            for name, figures in taken_by(missing, measure) if missing else ():
-                page.merge(name, figures, options.file)
-                missing -= {name}
-                print(f"{name}: {figures.rows}", file=sys.stderr, flush=True)
+            page.merge(name, taken(name), options.file)
+            print(f"{name}: measured", flush=True)
         except Exception as error:  # noqa: BLE001 - any error: the other measurements can still be taken
-            failed = True
-            print(
-                f"hack.figures: {', '.join(sorted(missing))} could not be measured, and the earlier figures stay:"
-                f" {type(error).__name__}: {error}",
-                file=sys.stderr,
-            )
-    for path, text in page.performance().items():
+            status = 1
+            print(f"{name}: failed, so earlier figures stay: {type(error).__name__}: {error}", flush=True)
+    for path, text in page.performance().items() if options.file == page.MEASURED else ():
         (ROOT / path).write_text(text)
-    return int(failed)
+    return status
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,12 +23,14 @@ from hack.bench.machine import cpu_ms, peak_mib, reset_peak
 from hack.bench.plain import MIG_OFF
 from hack.bench.testbed import FULL, ROLL_FACTOR, SMALL_SLICES, Spent, Testbed, open_testbed
 from hack.cluster import nodes
-from hack.figures.page import ROOT, Cell, Figures
+from hack.figures.page import Cell, Figures
+from hack.launch import ROOT
 
 POOLS, EACH, ROLLED, AT_ONCE, GPUS = 50, 100, 5, 100, 8
 """Pools, nodes of each, how many of the pools roll, how many nodes change at once, and GPUs of a node."""
 PREFIX = "roll"
-"""The names of the nodes with SIMULATED node software begin with it."""
+SOFTWARE = ("--node-prefix", PREFIX)
+"""Arguments of the node software: only nodes whose names begin with PREFIX are simulated."""
 ROLLING = [f"{PREFIX}-{number}" for number in range(ROLLED)]
 STILL = [f"still-{number:02}" for number in range(POOLS - ROLLED)]
 PATIENCE = 900.0
@@ -38,21 +40,18 @@ SAVED = ROOT / "build" / "figures" / "adopted"
 DONE = "done"
 
 
-def measure(wanted: frozenset[str]) -> Iterator[tuple[str, Figures]]:
-    """Adopt the nodes, if that is wanted or was not done before, and yield the figures of the wanted measurements, one
-    after another. Raises TimeoutError if a step takes longer than PATIENCE."""
-    if "adopt" in wanted or not (SAVED / DONE).exists():
+def measure(name: str) -> Figures:
+    """Adopt the nodes, if `name` is `adopt` or that was not done before, and return the figures `name`. Raises
+    TimeoutError if a step takes longer than PATIENCE."""
+    if name == "adopt" or not (SAVED / DONE).exists():
         adopted = _adopt()
-        if "adopt" in wanted:
-            yield "adopt", adopted
-    for name, step in STEPS.items():
-        if name not in wanted:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            copy = shutil.copytree(SAVED, Path(folder) / "plane", ignore=shutil.ignore_patterns("*.log"))
-            with open_testbed(ROLL_FACTOR, arguments=("--node-prefix", PREFIX), directory=copy) as testbed:
-                testbed.wait_silent(seconds=10, at_most=PATIENCE)
-                yield name, step(testbed)
+        if name == "adopt":
+            return adopted
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copytree(SAVED, Path(folder) / "plane", ignore=shutil.ignore_patterns("*.log"))
+        with open_testbed(ROLL_FACTOR, arguments=SOFTWARE, directory=copy) as testbed:
+            testbed.wait_silent(seconds=10, at_most=PATIENCE)
+            return STEPS[name](testbed)
 
 
 def _adopt() -> Figures:
@@ -60,7 +59,7 @@ def _adopt() -> Figures:
     returns the figures `adopt`."""
     shutil.rmtree(SAVED, ignore_errors=True)
     SAVED.parent.mkdir(parents=True, exist_ok=True)
-    with open_testbed(ROLL_FACTOR, arguments=("--node-prefix", PREFIX), directory=SAVED) as testbed:
+    with open_testbed(ROLL_FACTOR, arguments=SOFTWARE, directory=SAVED) as testbed:
         made = _manifests(STILL, start.PRODUCT)
         nodes.create_nodes(testbed.api, made)
         start.report(testbed, len(made), PATIENCE)
@@ -73,7 +72,7 @@ def _adopt() -> Figures:
             testbed.wait_ready(pools, PATIENCE)
         testbed.wait_silent(at_most=PATIENCE)
     (SAVED / DONE).touch()
-    return Figures([["adopt", "operator", *costs]], "")
+    return Figures([["adopt", "operator", *costs]])
 
 
 def _manifests(pools: Sequence[str], product: str) -> list[dict[str, object]]:
@@ -112,7 +111,7 @@ def _adopt_by_loop(testbed: Testbed) -> Figures:
     begun, used = time.monotonic(), time.process_time()
     asyncio.run(large.relabel(testbed, everyone))
     costs = [time.monotonic() - begun, time.process_time() - used, None, len(everyone), 0]
-    return Figures([["adopt", "raw loop", *costs]], "")
+    return Figures([["adopt", "raw loop", *costs]])
 
 
 def _start(testbed: Testbed) -> Figures:
@@ -121,14 +120,14 @@ def _start(testbed: Testbed) -> Figures:
     with spending(testbed, stopped=True) as costs:
         testbed.operator.start()
         start.wait_planned(testbed, PATIENCE)
-    return Figures([["start", "operator", *costs]], "")
+    return Figures([["start", "operator", *costs]])
 
 
 def _idle(testbed: Testbed) -> Figures:
     """Wait for IDLE seconds in which nothing changes."""
     with spending(testbed) as costs:
         time.sleep(IDLE)
-    return Figures([["idle", "operator", *costs]], "")
+    return Figures([["idle", "operator", *costs]])
 
 
 def _roll(testbed: Testbed) -> Figures:
@@ -142,10 +141,10 @@ def _roll(testbed: Testbed) -> Figures:
     counted = large.efficiency("", testbed, span, ROLLED * EACH, AT_ONCE)
     testbed.operator.stop()
     raw = asyncio.run(_loop(testbed, _nodes_of(ROLLING)))
-    return Figures([["roll", "operator", *costs], ["roll", "raw loop", *raw]], f"{counted.how}.")
+    return Figures([["roll", "operator", *costs], ["roll", "raw loop", *raw]], counted.how)
 
 
-STEPS: dict[str, Callable[[Testbed], Figures]] = {
+STEPS: Mapping[str, Callable[[Testbed], Figures]] = {
     "adopt-loop": _adopt_by_loop,
     "start": _start,
     "idle": _idle,

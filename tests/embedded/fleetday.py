@@ -18,6 +18,7 @@ import structlog
 from hack.cluster.nodes import LABEL_POOL
 from hack.sim.fakecluster import FakeClient, FakeCluster
 from hack.sim.fakestore import StoredChange
+from hack.sim.settings import Times
 from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import FULL, HOUR, RARELY, SINGLE, Scene, node, open_scene
 from tests.fakes.virtualtime import run_virtually
@@ -27,8 +28,9 @@ from gpusharing.kube.client import NODES, PODS, Resource
 
 POOLS, EACH, GPUS, PODS_EACH = 10, 50, 2, 40
 """Pools, nodes of a pool, GPUs of a node, and pods with one GPU in each pool."""
-INTERVAL = 300.0
-"""Seconds between two readings of an agent. The shipped 30 s would take ten times as long to simulate."""
+INTERVAL = 600.0
+"""Seconds between two readings of an agent that nothing wakes, and between two rounds of NVIDIA's GPU Feature
+Discovery. The shipped 30 and 60 s would take hours to simulate."""
 OUTSIDE = (
     type,
     ModuleType,
@@ -101,7 +103,10 @@ async def day(hours: int = 24) -> dict[str, object]:
     released = 0
     begun = time.monotonic()
     async with open_scene(
-        *manifests, workloads=workloads(), lease=RARELY, sim={"agent_interval": INTERVAL}
+        *manifests,
+        workloads=workloads(),
+        lease=RARELY,
+        sim={"agent_interval": INTERVAL, "times": Times(gfd_loop=INTERVAL)},
     ) as scene:
 
         def note_release(resource: Resource, change: StoredChange) -> None:
