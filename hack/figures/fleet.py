@@ -2,7 +2,7 @@
 raw loop.
 
 Node software is SIMULATED for the nodes that roll. Nothing changes on the others, so this module writes their agents'
-reports once. The adopted cluster is stored in `SAVED`, from where the other measurements begin, each on its own copy.
+reports once. The created and the adopted cluster are stored, and each measurement begins on a copy of one of them.
 """
 
 import asyncio
@@ -33,45 +33,61 @@ SOFTWARE = ("--node-prefix", PREFIX)
 """Arguments of the node software: only nodes whose names begin with PREFIX are simulated."""
 ROLLING = [f"{PREFIX}-{number}" for number in range(ROLLED)]
 STILL = [f"still-{number:02}" for number in range(POOLS - ROLLED)]
+POLICIES = [*ROLLING, *STILL]
 PATIENCE = 900.0
 IDLE = 60.0
-SAVED = ROOT / "build" / "figures" / "adopted"
-"""The folder of the control plane after the adoption. Incomplete while the folder has no file DONE."""
+STATES = ROOT / "build" / "figures"
+CREATED, ADOPTED = STATES / "created", STATES / "adopted"
+"""The folders of the control plane with the nodes, and with the nodes adopted. Incomplete without the file DONE."""
 DONE = "done"
 
 
 def measure(name: str) -> Figures:
-    """Adopt the nodes, if `name` is `adopt` or that was not done before, and return the figures `name`. Raises
-    TimeoutError if a step takes longer than PATIENCE."""
-    if name == "adopt" or not (SAVED / DONE).exists():
+    """Create and adopt the nodes, as far as that was not done before or `name` is `adopt`, and return the figures
+    `name`. Raises TimeoutError if a step takes longer than PATIENCE."""
+    if not (CREATED / DONE).exists():
+        _create()
+    if name == "adopt" or not (ADOPTED / DONE).exists():
         adopted = _adopt()
         if name == "adopt":
             return adopted
-    with tempfile.TemporaryDirectory() as folder:
-        copy = shutil.copytree(SAVED, Path(folder) / "plane", ignore=shutil.ignore_patterns("*.log"))
-        with open_testbed(ROLL_FACTOR, arguments=SOFTWARE, directory=copy) as testbed:
-            testbed.wait_silent(seconds=10, at_most=PATIENCE)
-            return STEPS[name](testbed)
+    with tempfile.TemporaryDirectory() as folder, _testbed(Path(folder) / "plane", ADOPTED) as testbed:
+        testbed.wait_silent(seconds=10, at_most=PATIENCE)
+        return STEPS[name](testbed)
+
+
+@contextmanager
+def _testbed(folder: Path, begin: Path | None = None) -> Iterator[Testbed]:
+    """Open a testbed whose control plane has its files in `folder`, which is replaced by a copy of `begin`, or removed
+    if that is None."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if begin is not None:
+        shutil.copytree(begin, folder, ignore=shutil.ignore_patterns("*.log", DONE))
+    with open_testbed(ROLL_FACTOR, arguments=SOFTWARE, directory=folder) as testbed:
+        yield testbed
+
+
+def _create() -> None:
+    """Create the nodes with their agents' reports, and store the cluster in CREATED."""
+    STATES.mkdir(parents=True, exist_ok=True)
+    with _testbed(CREATED) as testbed:
+        testbed.create_nodes(_manifests(ROLLING, "NVIDIA H100 80GB HBM3"))
+        nodes.create_nodes(testbed.api, _manifests(STILL, start.PRODUCT))
+        start.report(testbed, POOLS * EACH, PATIENCE, lambda name: not name.startswith(PREFIX))
+        testbed.wait_silent(at_most=PATIENCE)
+    (CREATED / DONE).touch()
 
 
 def _adopt() -> Figures:
-    """Create the nodes and let the operator adopt them. Stores the cluster in SAVED, in place of an earlier one, and
-    returns the figures `adopt`."""
-    shutil.rmtree(SAVED, ignore_errors=True)
-    SAVED.parent.mkdir(parents=True, exist_ok=True)
-    with open_testbed(ROLL_FACTOR, arguments=SOFTWARE, directory=SAVED) as testbed:
-        made = _manifests(STILL, start.PRODUCT)
-        nodes.create_nodes(testbed.api, made)
-        start.report(testbed, len(made), PATIENCE)
-        testbed.create_nodes(_manifests(ROLLING, "NVIDIA H100 80GB HBM3"))
-        testbed.wait_silent(at_most=PATIENCE)
-        pools = [*ROLLING, *STILL]
+    """Let the operator adopt the nodes, store the cluster in ADOPTED, and return the figures `adopt`."""
+    with _testbed(ADOPTED, CREATED) as testbed:
+        testbed.wait_silent(seconds=10, at_most=PATIENCE)
         with spending(testbed) as costs:
-            for pool in pools:
+            for pool in POLICIES:
                 testbed.apply_policy(pool, pool, {**FULL, "rollout": {"maxUnavailable": AT_ONCE}})
-            testbed.wait_ready(pools, PATIENCE)
+            testbed.wait_ready(POLICIES, PATIENCE)
         testbed.wait_silent(at_most=PATIENCE)
-    (SAVED / DONE).touch()
+    (ADOPTED / DONE).touch()
     return Figures([["adopt", "operator", *costs]])
 
 
@@ -107,7 +123,7 @@ def spending(testbed: Testbed, *, stopped: bool = False) -> Iterator[list[Cell]]
 
 def _adopt_by_loop(testbed: Testbed) -> Figures:
     """Let the raw loop write a label and an annotation to every node, as the adoption does."""
-    everyone = _nodes_of([*ROLLING, *STILL])
+    everyone = _nodes_of(POLICIES)
     begun, used = time.monotonic(), time.process_time()
     asyncio.run(large.relabel(testbed, everyone))
     costs = [time.monotonic() - begun, time.process_time() - used, None, len(everyone), 0]
