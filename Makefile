@@ -13,7 +13,7 @@ ON_ANOTHER_MINOR = tests/integration/test_rollout.py tests/kube/test_contract_cl
 unexport PYTHONDONTWRITEBYTECODE
 # `exec` replaces the shell with pytest, so that whoever ends make ends the tests too.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster test-hack test-long test-all test-random test-crash test-faults test-nvidia test-nvidia-old test-kubernetes test-gpu e2e verify gen fmt lock docs cluster cluster-down run bench mutants size images release clean
+.PHONY: help setup demo test test-cluster test-hack test-long test-all test-random test-crash test-faults test-nvidia test-nvidia-old test-kubernetes test-gpu e2e verify gen fmt lock docs cluster cluster-down run bench report mutants size images release clean
 
 help: ## show these verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -113,6 +113,9 @@ test-nvidia-old: setup ## the tests of mig-parted and mig-manager of rung 3, wit
 	$(call BUILD,cluster.toolchain)
 	$(call BUILD,nvidia.build)
 	@exec $(PY) -m pytest --verb=test-nvidia $(or $(ARGS),$(wildcard tests/nvidia/test_mig_*.py) tests/nvidia/test_layouts.py tests/nvidia/test_foreign_files.py tests/nvidia/test_whole_wait.py)
+
+report: setup ## measure what users may expect, and write it into docs/explanation/performance.md; ONLY=idle,start
+	@$(PY) -m hack.figures $(if $(ONLY),--only $(ONLY))
 
 images: setup ## the image, under build/images; ARCH="amd64 arm64", IMAGE=, ADVISORIES=
 	@$(PY) -m hack.images $(foreach arch,$(ARCH),--arch $(arch)) \

@@ -4,7 +4,7 @@ No node software runs, because nothing changes; this module writes the agents' r
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from gpusharing.agent.observation import Observation, request_of
 from gpusharing.agent.podresources import Holdings
@@ -50,18 +50,17 @@ def start(testbed: Testbed, count: int) -> Iterator[Measured]:
     yield Measured("rss_5000_nodes_mib", rss_mib(testbed.operator.pid), how)
 
 
-def report(
-    testbed: Testbed, count: int, seconds: float, ours: Callable[[str], bool] = lambda name: True
-) -> None:
-    """Write the report of each node's agent to its GPUNode, as soon as the operator has created the GPUNode, until
-    there are `count` GPUNodes. Those whose name `ours` rejects get none. Raises TimeoutError after `seconds`."""
+def report(testbed: Testbed, count: int, seconds: float) -> None:
+    """Write the report of each node's agent to its GPUNode, unless it has one, as soon as the operator has created the
+    GPUNode, until there are `count` GPUNodes. Raises TimeoutError after `seconds`."""
     reported: set[str] = set()
 
     def all_reported() -> bool:
         """Write the reports of new GPUNodes, and return whether all nodes have one."""
         missing = [raw for raw in testbed.api.list(GPUNODES) if raw["metadata"]["name"] not in reported]
         in_parallel(
-            lambda raw: _observe(testbed, raw), [raw for raw in missing if ours(raw["metadata"]["name"])]
+            lambda raw: _observe(testbed, raw),
+            [raw for raw in missing if not raw.get("status", {}).get("observed")],
         )
         reported.update(raw["metadata"]["name"] for raw in missing)
         return len(reported) >= count

@@ -73,7 +73,7 @@ def _create() -> None:
     with _testbed(CREATED) as testbed:
         testbed.create_nodes(_manifests(ROLLING, "NVIDIA H100 80GB HBM3"))
         nodes.create_nodes(testbed.api, _manifests(STILL, start.PRODUCT))
-        start.report(testbed, POOLS * EACH, PATIENCE, lambda name: not name.startswith(PREFIX))
+        start.report(testbed, POOLS * EACH, PATIENCE)
         testbed.wait_silent(at_most=PATIENCE)
     (CREATED / DONE).touch()
 

@@ -4,7 +4,8 @@ With FULL=1 or FULL=2 these are the points of a scenario (points.py); else it is
 seed, and holds every kind and every scenario.
 
 `python -m tests.faults.cases FOLDER [DEPTH]` sums up the results in a folder and says what is missing at that depth (1
-by default); without a folder it prints how many workers play side by side, with `--full` for the full matrix.
+by default); without a folder it prints how many workers play side by side, with `--full` for the full matrix. With
+`--figures FOLDER` the last line is JSON for `make report` (hack/figures/page.py).
 """
 
 import json
@@ -232,6 +233,29 @@ def summary(results: Sequence[Result]) -> str:
     )
 
 
+def figures(folder: Path) -> dict[str, object]:
+    """Return the counts of the results in a folder as one row of a table, with what is missing. Exits with a message if
+    there are no results."""
+    found = load(folder)
+    if not found:
+        sys.exit(
+            f"{folder} has no results: run make test-faults, or make test-faults FULL=1 for the full matrix"
+        )
+    cases, reached = [result.case for result in found], [result for result in found if result.reached]
+    row = [
+        folder.name,
+        len({case.scenario for case in cases}),
+        len({case.kind for case in cases}),
+        len({(case.scenario, case.number or case.place) for case in cases}),
+        len(found),
+        sum(bool(result.complaints) for result in found),
+        len(found) - len(reached),
+        max((result.extra_writes for result in reached), default=0),
+        sum(max(0, result.extra_evictions) for result in reached),
+    ]
+    return {"rows": [row], "how": missing(found, expected_in(folder)).partition(": about")[0]}
+
+
 def _parts(folder: Path) -> list[Path]:
     """The files of what was played last; a scenario that is gone may have left one of something else."""
     found = sorted(folder.glob("*.jsonl"))
@@ -277,6 +301,8 @@ def tell(folder: Path, depth: int = 1) -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == [f"--{FULL}"]:
         print(FULL_WORKERS)
+    elif sys.argv[1:2] == ["--figures"]:
+        print(json.dumps(figures(Path(sys.argv[2]))))
     elif sys.argv[1:]:
         tell(Path(sys.argv[1]), *map(int, sys.argv[2:]))
     else:

@@ -1,0 +1,90 @@
+"""`make report`: what is measured goes into one file, and from there onto the page. Nothing is measured here."""
+
+from pathlib import Path
+
+import pytest
+from hack.faultproxy.calls import Incoming
+from hack.faultproxy.faults import RandomRefusals
+from hack.figures import page
+from hack.figures.__main__ import MEASUREMENTS, main
+from hack.figures.page import NAMES, TABLES, Figures
+
+from hack import generate
+
+PLACES = "\n".join(f"<!-- figures {name}: words -->\n<!-- end of figures -->\n" for name in TABLES)
+IDLE = Figures([["idle", "operator", 60.04, 0.512, 98.4, 0, 12]], "a word", "2026-11-27, 2 cores")
+
+
+def test_the_page_shows_the_saved_figures_and_says_what_was_not_measured() -> None:
+    shown = page.written(f"Before.\n{PLACES}After.\n", {"idle": IDLE})
+    assert "| idle | operator | 60 | 0.512 | 98.4 | 0 | 12 |\n" in shown
+    assert "- *idle*: 2026-11-27, 2 cores; a word\n" in shown
+    assert shown.count("is not measured yet: `make report ONLY=") == len(NAMES) - 1
+    assert shown.startswith("Before.\n")
+    assert shown.endswith("After.\n")
+    assert page.written(shown, {"idle": IDLE}) == shown, "a second time nothing changes"
+    assert page.written(shown, {}) != shown
+
+
+def test_cells_are_rounded_and_a_missing_number_is_a_dash() -> None:
+    cells = (None, 5000, 1234.5, 12.345, "a|b")
+    assert [page.shown(cell) for cell in cells] == ["–", "5,000", "1,234", "12.3", "a\\|b"]
+
+
+def test_a_page_without_a_place_for_each_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="one place for each table: fleet, day"):
+        page.written(PLACES.replace("figures day", "figures night"), {})
+
+
+def test_every_figure_has_the_columns_of_its_table() -> None:
+    saved = page.load()
+    assert set(saved) <= set(NAMES) == set(MEASUREMENTS)
+    widths = {name: len(columns) for names, columns in TABLES.values() for name in names}
+    assert {
+        name for name, figures in saved.items() for row in figures.rows if len(row) != widths[name]
+    } == set()
+
+
+def test_a_measurement_alone_leaves_the_others_and_one_that_fails_keeps_its_earlier_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "measured.json"
+    page.merge("roll", Figures([["roll", "operator"]]), file)
+    page.merge("idle", IDLE, file)
+
+    def taken(name: str) -> Figures:
+        if name == "idle":
+            raise TimeoutError("the operator did not fall silent")
+        return Figures([[name, "new"]])
+
+    assert main(["--only", "idle,roll,start", "--file", str(file)], taken) == 1
+    assert page.load(file) == {
+        "start": Figures([["start", "new"]]),
+        "idle": IDLE,
+        "roll": Figures([["roll", "new"]]),
+    }
+    assert (
+        "idle: failed, so earlier figures stay: TimeoutError: the operator did not" in capsys.readouterr().out
+    )
+
+
+def test_an_unknown_measurement_is_named_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--only", "idle,idel"], pytest.fail) == 2
+    assert "no measurement 'idel'; choose from adopt, " in capsys.readouterr().out
+
+
+def test_a_page_that_is_older_than_its_figures_is_named(tmp_path: Path) -> None:
+    files = {page.PAGE: page.written(PLACES, {})}
+    list(generate.write(files, tmp_path))
+    newer = {page.PAGE: page.written(PLACES, {"idle": IDLE})}
+    assert list(generate.find_problems(newer, tmp_path)) == [
+        f"{page.PAGE} differs from what its source generates"
+    ]
+
+
+def test_a_proxy_refuses_about_the_share_of_calls_that_it_was_told() -> None:
+    call = Incoming("GET", "/api/v1/nodes", "", b"", "", "", 0, 0)
+    fault = RandomRefusals(0, "all", share=0.05)
+    assert 60 < sum(fault.concerns(call) for _ in range(2000)) < 140
