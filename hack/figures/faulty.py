@@ -13,7 +13,7 @@ from hack.faultproxy import FaultProxy, PlayedRefusal
 from hack.faultproxy.faults import Fault, RandomRefusals, Slow
 from hack.figures.page import Cell, Figures
 
-POOL, NODES, AT_ONCE = "faulty", 50, 10
+POOL, NODES, AT_ONCE = "faulty", 50, 25
 PATIENCE = 900.0
 ERRORS = tuple(PlayedRefusal(status) for status in (500, 503, 504))
 BUSY = (PlayedRefusal(429, "too many requests", "TooManyRequests", retry_after=1),)
