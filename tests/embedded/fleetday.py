@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import CodeType, FrameType, FunctionType, ModuleType
 
 import structlog
@@ -93,6 +93,23 @@ async def replace_node(scene: Scene, number: int, hour: int) -> None:
     scene.e.cluster.add(NODES, node(f"{name}-new", pool=pool_of(number), gpus=GPUS))
 
 
+def figures_of(scene: Scene, released: int, sizes: Sequence[float]) -> dict[str, object]:
+    """Return the figures of a day. `sizes` are the MiB of the operator's objects after each hour."""
+    events, writes, evicted = scene.events(), scene.writes(), len(scene.evicted())
+    kinds = Counter(write.call.resource.plural for write in writes if write.error is None)
+    by_kind = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    rows = [
+        ["nodes changed and returned to service", released],
+        ["pods evicted", evicted],
+        ["changes given up or failed", events["NodeFailed"] + events["ChangeGivenUp"]],
+        [f"writes of the operator ({by_kind})", kinds.total()],
+        ["refused writes", sum(write.error is not None for write in writes)],
+        ["operator's Python objects after one hour (MiB)", sizes[0]],
+        [f"operator's Python objects after {len(sizes)} hours (MiB)", sizes[-1]],
+    ]
+    return {"rows": rows}
+
+
 async def day(hours: int = 24) -> dict[str, object]:
     """Play the day and return its figures. Raises AssertionError if an invariant breaks, or if a rollout takes longer
     than 50 minutes."""
@@ -131,19 +148,7 @@ async def day(hours: int = 24) -> dict[str, object]:
             gc.collect()
             sizes.append(footprint(scene.e.loop, scene.e.lease) / 2**20)
             print(f"hour {hour + 1}: {sizes[-1]:.1f} MiB, {time.monotonic() - begun:.0f} s", file=sys.stderr)
-        events, writes, evicted = scene.events(), scene.writes(), len(scene.evicted())
-    kinds = Counter(write.call.resource.plural for write in writes if write.error is None)
-    by_kind = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-    rows = [
-        ["nodes changed and returned to service", released],
-        ["pods evicted", evicted],
-        ["changes given up or failed", events["NodeFailed"] + events["ChangeGivenUp"]],
-        [f"writes of the operator ({by_kind})", kinds.total()],
-        ["refused writes", sum(write.error is not None for write in writes)],
-        ["operator's Python objects after one hour (MiB)", sizes[0]],
-        [f"operator's Python objects after {hours} hours (MiB)", sizes[-1]],
-    ]
-    return {"rows": rows, "how": ""}
+        return figures_of(scene, released, sizes)
 
 
 if __name__ == "__main__":
