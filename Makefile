@@ -114,8 +114,8 @@ test-nvidia-old: setup ## the tests of mig-parted and mig-manager of rung 3, wit
 	$(call BUILD,nvidia.build)
 	@exec $(PY) -m pytest --verb=test-nvidia $(or $(ARGS),$(wildcard tests/nvidia/test_mig_*.py) tests/nvidia/test_layouts.py tests/nvidia/test_foreign_files.py tests/nvidia/test_whole_wait.py)
 
-report: setup ## measure what users may expect, and write it into docs/explanation/performance.md; ONLY=idle,start
-	@$(PY) -m hack.figures $(if $(ONLY),--only $(ONLY))
+report: setup ## measure what users may expect, and write it into docs/explanation/performance.md; ONLY=idle,roll NODES=5000
+	@$(if $(NODES),NODES=$(NODES)) $(PY) -m hack.figures $(if $(ONLY),--only $(ONLY))
 
 images: setup ## the image, under build/images; ARCH="amd64 arm64", IMAGE=, ADVISORIES=
 	@$(PY) -m hack.images $(foreach arch,$(ARCH),--arch $(arch)) \

@@ -1,11 +1,12 @@
-"""5,000 nodes and 50 policies on a real control plane: adoption, start, idleness and a rollout of 500 nodes, beside a
-raw loop.
+"""5,000 nodes (or NODES=) and 50 policies on a real control plane: adoption, start, idleness and a rollout of a tenth
+of the nodes, beside a raw loop.
 
 Node software is SIMULATED for the nodes that roll. Nothing changes on the others, so this module writes their agents'
 reports once. The created and the adopted cluster are stored, and each measurement begins on a copy of one of them.
 """
 
 import asyncio
+import os
 import shutil
 import tempfile
 import time
@@ -26,8 +27,11 @@ from hack.cluster import nodes
 from hack.figures.page import Cell, Figures
 from hack.launch import ROOT
 
-POOLS, EACH, ROLLED, AT_ONCE, GPUS = 50, 100, 5, 100, 8
-"""Pools, nodes of each, how many of the pools roll, how many nodes change at once, and GPUs of a node."""
+POOLS, ROLLED, GPUS = 50, 5, 8
+"""Pools with a policy each, how many of them roll, and GPUs of a node."""
+EACH = AT_ONCE = int(os.environ.get("NODES", "5000")) // POOLS
+"""Nodes of each pool, and how many nodes change at once."""
+COUNT = POOLS * EACH
 PREFIX = "roll"
 SOFTWARE = ("--node-prefix", PREFIX)
 """Arguments of the node software: only nodes whose names begin with PREFIX are simulated."""
@@ -36,7 +40,7 @@ STILL = [f"still-{number:02}" for number in range(POOLS - ROLLED)]
 POLICIES = [*ROLLING, *STILL]
 PATIENCE = 900.0
 IDLE = 60.0
-STATES = ROOT / "build" / "figures"
+STATES = ROOT / "build" / "figures" / f"{COUNT}"
 CREATED, ADOPTED = STATES / "created", STATES / "adopted"
 """The folders of the control plane with the nodes, and with the nodes adopted. Incomplete without the file DONE."""
 DONE = "done"
@@ -58,22 +62,23 @@ def measure(name: str) -> Figures:
 
 @contextmanager
 def _testbed(folder: Path, begin: Path | None = None) -> Iterator[Testbed]:
-    """Open a testbed whose control plane has its files in `folder`, which is replaced by a copy of `begin`, or removed
-    if that is None."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Open a testbed whose control plane has its files in `folder`. It continues there, or begins on a copy of `begin`
+    if that is not None."""
     if begin is not None:
+        shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(begin, folder, ignore=shutil.ignore_patterns("*.log", DONE))
     with open_testbed(ROLL_FACTOR, arguments=SOFTWARE, directory=folder) as testbed:
         yield testbed
 
 
 def _create() -> None:
-    """Create the nodes with their agents' reports, and store the cluster in CREATED."""
+    """Create the nodes with their agents' reports, except those that an earlier call created before it was ended,
+    and store the cluster in CREATED."""
     STATES.mkdir(parents=True, exist_ok=True)
     with _testbed(CREATED) as testbed:
         testbed.create_nodes(_manifests(ROLLING, "NVIDIA H100 80GB HBM3"))
         nodes.create_nodes(testbed.api, _manifests(STILL, start.PRODUCT))
-        start.report(testbed, POOLS * EACH, PATIENCE)
+        start.report(testbed, COUNT, PATIENCE)
         testbed.wait_silent(at_most=PATIENCE)
     (CREATED / DONE).touch()
 
@@ -88,7 +93,7 @@ def _adopt() -> Figures:
             testbed.wait_ready(POLICIES, PATIENCE)
         testbed.wait_silent(at_most=PATIENCE)
     (ADOPTED / DONE).touch()
-    return Figures([["adopt", "operator", *costs]])
+    return Figures([["adopt", "operator", COUNT, *costs]])
 
 
 def _manifests(pools: Sequence[str], product: str) -> list[dict[str, object]]:
@@ -127,7 +132,7 @@ def _adopt_by_loop(testbed: Testbed) -> Figures:
     begun, used = time.monotonic(), time.process_time()
     asyncio.run(large.relabel(testbed, everyone))
     costs = [time.monotonic() - begun, time.process_time() - used, None, len(everyone), 0]
-    return Figures([["adopt", "raw loop", *costs]])
+    return Figures([["adopt", "raw loop", COUNT, *costs]])
 
 
 def _start(testbed: Testbed) -> Figures:
@@ -136,14 +141,14 @@ def _start(testbed: Testbed) -> Figures:
     with spending(testbed, stopped=True) as costs:
         testbed.operator.start()
         start.wait_planned(testbed, PATIENCE)
-    return Figures([["start", "operator", *costs]])
+    return Figures([["start", "operator", COUNT, *costs]])
 
 
 def _idle(testbed: Testbed) -> Figures:
     """Wait for IDLE seconds in which nothing changes."""
     with spending(testbed) as costs:
         time.sleep(IDLE)
-    return Figures([["idle", "operator", *costs]])
+    return Figures([["idle", "operator", COUNT, *costs]])
 
 
 def _roll(testbed: Testbed) -> Figures:
@@ -154,10 +159,12 @@ def _roll(testbed: Testbed) -> Figures:
         for pool in ROLLING:
             testbed.edit(pool, SMALL_SLICES)
         testbed.wait_ready(ROLLING, PATIENCE)
-    counted = large.efficiency("", testbed, span, ROLLED * EACH, AT_ONCE)
+    rolled = _nodes_of(ROLLING)
+    counted = large.efficiency("", testbed, span, len(rolled), AT_ONCE)
     testbed.operator.stop()
-    raw = asyncio.run(_loop(testbed, _nodes_of(ROLLING)))
-    return Figures([["roll", "operator", *costs], ["roll", "raw loop", *raw]], counted.how)
+    raw = asyncio.run(_loop(testbed, rolled))
+    rows = [["roll", "operator", len(rolled), *costs], ["roll", "raw loop", len(rolled), *raw]]
+    return Figures(rows, f"{counted.how}; {COUNT:,} nodes in all")
 
 
 STEPS: Mapping[str, Callable[[Testbed], Figures]] = {

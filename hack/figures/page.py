@@ -40,7 +40,7 @@ COUNTS = (
     "Extra evictions",
 )
 TABLES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "fleet": (("adopt", "adopt-loop", "start", "idle", "roll"), ("Step", "By", *COSTS)),
+    "fleet": (("adopt", "adopt-loop", "start", "idle", "roll"), ("Step", "By", "Nodes", *COSTS)),
     "day": (("day",), ("What", "Number")),
     "faulty": (
         ("faulty",),

@@ -12,12 +12,12 @@ from hack.figures.page import NAMES, TABLES, Figures
 from hack import generate
 
 PLACES = "\n".join(f"<!-- figures {name}: words -->\n<!-- end of figures -->\n" for name in TABLES)
-IDLE = Figures([["idle", "operator", 60.04, 0.512, 98.4, 0, 12]], "a word", "2026-11-27, 2 cores")
+IDLE = Figures([["idle", "operator", 5000, 60.04, 0.512, 98.4, 0, 12]], "a word", "2026-11-27, 2 cores")
 
 
 def test_the_page_shows_the_saved_figures_and_says_what_was_not_measured() -> None:
     shown = page.written(f"Before.\n{PLACES}After.\n", {"idle": IDLE})
-    assert "| idle | operator | 60 | 0.512 | 98.4 | 0 | 12 |\n" in shown
+    assert "| idle | operator | 5,000 | 60 | 0.512 | 98.4 | 0 | 12 |\n" in shown
     assert "- *idle*: 2026-11-27, 2 cores; a word\n" in shown
     assert shown.count("is not measured yet: `make report ONLY=") == len(NAMES) - 1
     assert shown.startswith("Before.\n")
