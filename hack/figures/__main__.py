@@ -39,7 +39,7 @@ MEASUREMENTS: Mapping[str, Callable[[], Figures]] = {
 """The function that takes each measurement; `sample` and `full` sum up what `make test-faults` has left."""
 
 
-def take(name: str) -> Figures:
+def measure(name: str) -> Figures:
     """Take one measurement, and return its figures with the conditions under which it was taken. Raises whatever the
     measurement raises."""
     machine, before = facts(), pace_ms()
@@ -53,7 +53,7 @@ def take(name: str) -> Figures:
     return replace(figures, conditions=conditions)
 
 
-def main(arguments: list[str] | None = None, taken: Callable[[str], Figures] = take) -> int:
+def main(arguments: list[str] | None = None, measurement: Callable[[str], Figures] = measure) -> int:
     """Measure, save, and write the page if the figures go into its file. Returns the exit status: 0, 1 if a measurement
     failed, which is printed while the others go on, or 2 if a name is unknown; then nothing is measured."""
     parser = argparse.ArgumentParser(prog="python -m hack.figures", description=__doc__)
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None, taken: Callable[[str], Figures] = t
     status = 0
     for name in wanted:
         try:
-            page.merge(name, taken(name), options.file)
+            page.merge(name, measurement(name), options.file)
             print(f"{name}: measured", flush=True)
         except Exception as error:  # noqa: BLE001 - any error: the other measurements can still be taken
             status = 1

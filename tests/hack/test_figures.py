@@ -52,12 +52,12 @@ def test_a_measurement_alone_leaves_the_others_and_one_that_fails_keeps_its_earl
     page.merge("roll", Figures([["roll", "operator"]]), file)
     page.merge("idle", IDLE, file)
 
-    def taken(name: str) -> Figures:
+    def measure(name: str) -> Figures:
         if name == "idle":
             raise TimeoutError("the operator did not fall silent")
         return Figures([[name, "new"]])
 
-    assert main(["--only", "idle,roll,start", "--file", str(file)], taken) == 1
+    assert main(["--only", "idle,roll,start", "--file", str(file)], measure) == 1
     assert page.load(file) == {
         "start": Figures([["start", "new"]]),
         "idle": IDLE,
