@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hack.launch import ROOT
@@ -59,10 +59,12 @@ def load(path: Path = MEASURED) -> dict[str, Figures]:
 
 
 def merge(name: str, figures: Figures, path: Path = MEASURED) -> None:
-    """Save the figures of the measurement `name`, in place of its earlier ones. Others in the file stay."""
-    saved = {**load(path), name: figures}
+    """Save the figures of the measurement `name`, in place of its earlier ones, with three decimals. Others in the file
+    stay."""
+    rows = [[round(cell, 3) if isinstance(cell, float) else cell for cell in row] for row in figures.rows]
+    saved = {**load(path), name: replace(figures, rows=rows)}
     ordered = {key: asdict(saved[key]) for key in NAMES if key in saved}
-    path.write_text(json.dumps(ordered, indent=1) + "\n")
+    path.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
 
 
 def performance() -> dict[str, str]:
