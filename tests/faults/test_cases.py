@@ -17,6 +17,7 @@ from tests.faults.cases import (
     FaultCase,
     Result,
     expected_in,
+    figures,
     load,
     missing,
     sample,
@@ -174,3 +175,18 @@ def test_the_closing_line_tells_the_numbers() -> None:
         "faults: 4 runs, 1 failures, at most 4 extra writes, 0 extra evictions;"
         " 1 not reached, 1 without anything to disturb; 4 s"
     )
+
+
+def test_the_counts_of_a_folder_are_one_row_and_an_empty_one_is_refused(tmp_path: Path) -> None:
+    one, two, _ = cases = sample(["a"], "1", 3)
+    results = CaseResults(tmp_path / "sample" / "a.jsonl", "stamp")
+    results.expect(cases)
+    results.add(result(one, "bad", extra=4))
+    results.add(result(two, reached=False))
+    kinds = len({one.kind, two.kind})
+    assert figures(tmp_path / "sample") == {
+        "rows": [["sample", 1, kinds, 2, 2, 1, 1, 4, 0]],
+        "how": "incomplete: 1 of 3 cases have not been played",
+    }
+    with pytest.raises(SystemExit, match="has no results: run make test-faults"):
+        figures(tmp_path)
