@@ -24,7 +24,8 @@ class Ladder:
     """The module's name below `gpusharing.planning`."""
     name: str
     part: str
-    """The field of a row that holds the function which says whether the row applies."""
+    """The field of a row that holds the function which says whether the row applies. Empty if the row is the
+    function."""
     blind: object
     """The value that this function returns if the row does not apply."""
     tests: tuple[str, ...]
@@ -41,14 +42,17 @@ class Ladder:
 
     def _name(self, row: Any) -> str:
         """Return the name of a row: the name of its function or, if the function is a lambda, the row's reason."""
-        name: str = getattr(row, self.part).__name__
+        name: str = (getattr(row, self.part) if self.part else row).__name__
         return str(row.reason) if name == "<lambda>" else name
 
     def plant(self, name: str) -> None:
         """Make the row with this name never apply in this process. This cannot be undone. Raises ValueError unless
         exactly one row has the name."""
         (row,) = [row for row in self.rows() if self._name(row) == name]
-        object.__setattr__(row, self.part, _blind(self.blind, getattr(row, self.part).__name__))
+        if self.part:
+            object.__setattr__(row, self.part, _blind(self.blind, getattr(row, self.part).__name__))
+        else:
+            row.__code__ = (_find_nothing if self.blind is None else _say_nothing).__code__
 
 
 def _blind(answer: object, name: str) -> Callable[..., object]:
@@ -60,6 +64,15 @@ def _blind(answer: object, name: str) -> Callable[..., object]:
 
     never.__name__ = name
     return never
+
+
+def _say_nothing(*_: object, **__: object) -> str:
+    """Return an empty string, whatever the arguments."""
+    return ""
+
+
+def _find_nothing(*_: object, **__: object) -> None:
+    """Return None, whatever the arguments."""
 
 
 LADDERS = (
@@ -80,16 +93,16 @@ LADDERS = (
     Ladder("wanted.actuators.dra", "SIGNS", "find", "", ("dra",)),
     Ladder("snapshot.agents", "HINDRANCES", "find", None, ("agents",)),
     Ladder("wanted.verify", "CHECKS", "find", "", ("verify", "doubts", "assess")),
-    Ladder("wanted.migfile", "ROW_FAULTS", "find", None, ("migfile",)),
+    Ladder("wanted.migfile", "ROW_FAULTS", "", None, ("migfile",)),
     Ladder("drain.holders", "FILTERS", "applies", False, ("holders", "protection", "rules", "kai")),
     Ladder("pools.holds", "HOLDS", "find", "", ("holds", "hours")),
     Ladder("pools.keepers", "KEEPERS", "holds", False, ("keepers",)),
     Ladder("pools.canary", "LAPSES", "holds", False, ("broken_canaries",)),
     Ladder("stack.acceptance", "OBJECTIONS", "find", "", ("acceptance",)),
     Ladder("stack.acceptance", "FIELDS", "find", None, ("acceptance",)),
-    Ladder("stack.mpsrepair", "RESTRAINTS", "find", "", ("mpsrepair",)),
-    Ladder("stack.drastack", "NEEDS", "find", None, ("drastack",)),
-    Ladder("stack.pointers", "RESTRAINTS", "find", "", ("pointers",)),
+    Ladder("stack.mpsrepair", "RESTRAINTS", "", "", ("mpsrepair",)),
+    Ladder("stack.drastack", "NEEDS", "", None, ("drastack",)),
+    Ladder("stack.pointers", "RESTRAINTS", "", "", ("pointers",)),
     Ladder(
         "stack.installation", "INSPECTIONS", "find", (), ("installation", "startgate", "agents", "rights")
     ),

@@ -175,7 +175,7 @@ def test_what_is_missing_is_named_with_what_corrects_it(stack: DraStack, says: s
 
 
 def test_every_need_is_tried() -> None:
-    tried = [need for need in NEEDS if any(need.find(stack) is not None for stack, _, _ in LACKS.values())]
+    tried = [need for need in NEEDS if any(need(stack) is not None for stack, _, _ in LACKS.values())]
     assert tried == list(NEEDS)
 
 

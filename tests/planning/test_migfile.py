@@ -108,7 +108,7 @@ REFUSED = {
 
 
 def test_the_order_of_the_faults_of_a_row_is_part_of_the_product() -> None:
-    assert [fault.find.__name__ for fault in migfile.ROW_FAULTS] == [
+    assert [fault.__name__ for fault in migfile.ROW_FAULTS] == [
         "_unknown_field",
         "_bad_devices",
         "_bad_switch",

@@ -145,7 +145,7 @@ SAID: dict[str, tuple[StackView, str]] = {
 
 
 def test_the_order_of_the_restraints_is_part_of_the_product() -> None:
-    assert [restraint.find.__name__ for restraint in RESTRAINTS] == [
+    assert [restraint.__name__ for restraint in RESTRAINTS] == [
         "_set_back",
         "_taken",
         "_default_unheld",

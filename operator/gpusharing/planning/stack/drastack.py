@@ -5,7 +5,7 @@ A policy needs everything in NEEDS, in a cluster with a ClusterPolicy whose devi
 GPUCluster, or with neither (docs/adr/0078-dra-with-static-partitions.md).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
@@ -228,23 +228,15 @@ def _other_config_map(stack: DraStack) -> Lack | None:
     )
 
 
-@value
-class Need:
-    """One thing that DRA with static partitions needs."""
-
-    find: Callable[[DraStack], Lack | None]
-    """Returns what the cluster lacks of it, or None if the cluster has it."""
-
-
 NEEDS = (
-    Need(_not_readable),
-    Need(_no_driver),
-    Need(_without_gpus),
-    Need(_keeps_open),
-    Need(_served_twice),
-    Need(_no_mig_manager),
-    Need(_old_mig_manager),
-    Need(_other_config_map),
+    _not_readable,
+    _no_driver,
+    _without_gpus,
+    _keeps_open,
+    _served_twice,
+    _no_mig_manager,
+    _old_mig_manager,
+    _other_config_map,
 )
 """What DRA with static partitions needs, in the order in which people should check it."""
 
@@ -254,7 +246,7 @@ def find_lacks(stack: DraStack) -> tuple[Lack, ...]:
     nothing, or if NVIDIA's DRA stack does not serve the GPUs."""
     if not stack.serves:
         return ()
-    return tuple(lack for need in NEEDS if (lack := need.find(stack)) is not None)
+    return tuple(lack for need in NEEDS if (lack := need(stack)) is not None)
 
 
 def is_complete(stack: DraStack) -> bool:

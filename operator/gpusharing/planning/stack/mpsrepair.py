@@ -14,7 +14,6 @@ from gpusharing.planning.snapshot.actions import RepairMps
 from gpusharing.planning.snapshot.stackviews import MpsDaemonView, MpsRepairs, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
 from gpusharing.planning.vocabulary.lengths import some
-from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.toolversions import SKIPS_THREADS, find_deafness, find_remedy
 from gpusharing.planning.wanted.verify import EXCLUSIVE, is_told_mps
 
@@ -32,7 +31,7 @@ def plan_repair(stack: StackView, settings: PlanSettings) -> RepairMps | None:
     chart value is off, if no daemon is known to ignore labels, or if one of RESTRAINTS applies, such as a node that
     serves MPS."""
     daemon = find_daemon(stack, settings)
-    if daemon is None or any(restraint.find(daemon, stack, settings) for restraint in RESTRAINTS):
+    if daemon is None or any(restraint(daemon, stack, settings) for restraint in RESTRAINTS):
         return None
     policy = stack.cluster_policy
     return None if policy is None else RepairMps(policy, daemon, count_repair(stack.mps_repairs, daemon))
@@ -66,7 +65,7 @@ def explain_repair(stack: StackView, settings: PlanSettings) -> str:
     if daemon is None:
         return ""
     for restraint in RESTRAINTS:
-        if why := restraint.find(daemon, stack, settings):
+        if why := restraint(daemon, stack, settings):
             return f". {why} ({VALUE})"
     failed = (
         f"could not set it and will try again: {stack.repair_error}" if stack.repair_error else "sets it now"
@@ -143,14 +142,6 @@ def _is_free(gpunode: GPUNodeView | None) -> bool:
     return all(gpu.compute_mode == "Default" for gpu in observed.hardware.kinds)
 
 
-@value
-class RepairRestraint:
-    """A reason why the operator does not repair the MPS daemon although the chart value is on."""
-
-    find: Callable[[MpsDaemonView, StackView, PlanSettings], str]
-    """Returns the cause as a sentence without its period, or an empty string if it does not apply."""
-
-
 def _other_name(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
     """Return a sentence if the operator may not patch this DaemonSet, because it does not have the one namespace and
     name that are allowed. Return it also if the daemon's process is not called PROGRAM, the only value that the
@@ -210,12 +201,12 @@ def _in_service(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings)
     return f"The operator will set it once no node uses MPS; {some(stack.mps_nodes)} still {do}"
 
 
-RESTRAINTS: tuple[RepairRestraint, ...] = (
-    RepairRestraint(_other_name),
-    RepairRestraint(_old_plugin),
-    RepairRestraint(_uncountable),
-    RepairRestraint(_given_up),
-    RepairRestraint(_in_service),
+RESTRAINTS = (
+    _other_name,
+    _old_plugin,
+    _uncountable,
+    _given_up,
+    _in_service,
 )
 """The first match wins. The nodes in service come last: they are looked for only if nothing else prevents a repair."""
 
@@ -227,6 +218,6 @@ def with_serving(
     not or may not repair the MPS daemon (`find_daemon`, RESTRAINTS), `find` is not called and the stack is returned
     unchanged. `stack.mps_nodes` should be empty before."""
     daemon = find_daemon(stack, settings)
-    if daemon is None or any(restraint.find(daemon, stack, settings) for restraint in RESTRAINTS):
+    if daemon is None or any(restraint(daemon, stack, settings) for restraint in RESTRAINTS):
         return stack
     return replace(stack, mps_nodes=find(stack))

@@ -6,7 +6,7 @@ set it to anything else. An annotation in the same write remembers that. If some
 leaves it alone.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG
 from gpusharing.planning.snapshot.actions import SetPointers
@@ -181,21 +181,12 @@ def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, configure: bool,
     if not configure:
         return ""
     for restraint in RESTRAINTS:
-        if why := restraint.find(pointer, policy, error):
+        if why := restraint(pointer, policy, error):
             return why
     return (
         f"; the operator will set it ({VALUE}) once both ConfigMaps have been written and no node is in the middle of"
         " a change"
     )
-
-
-@value
-class Restraint:
-    """A reason why the operator does not set a pointer although chart value gpuOperator.configure is on."""
-
-    find: Callable[[Pointer, ClusterPolicyView, str], str]
-    """Returns the cause as a clause that begins with a semicolon, or an empty string if it does not apply. The last
-    argument is the error of the last write."""
 
 
 def _set_back(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
@@ -241,11 +232,11 @@ def _failed(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
     return f"; the operator could not set it ({VALUE}): {error}" if error else ""
 
 
-RESTRAINTS: tuple[Restraint, ...] = (
-    Restraint(_set_back),
-    Restraint(_taken),
-    Restraint(_default_unheld),
-    Restraint(_entries_unheld),
-    Restraint(_failed),
+RESTRAINTS = (
+    _set_back,
+    _taken,
+    _default_unheld,
+    _entries_unheld,
+    _failed,
 )
 """The first match wins."""

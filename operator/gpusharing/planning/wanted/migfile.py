@@ -7,7 +7,7 @@ meaning.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -179,17 +179,9 @@ def _find_in_entry(entry: object) -> Iterator[Flaw]:
         yield Flaw("", "it is an empty list")
     else:
         for index, row in enumerate(entry):
-            flaw = next((flaw for fault in ROW_FAULTS if (flaw := fault.find(row))), None)
+            flaw = next((flaw for fault in ROW_FAULTS if (flaw := fault(row))), None)
             if flaw is not None:
                 yield Flaw(f"[{index}].{flaw.path}", flaw.why)
-
-
-@value
-class RowFault:
-    """A mistake in a row of an entry that makes mig-parted refuse the whole file."""
-
-    find: Callable[[Mapping[str, Any]], Flaw | None]
-    """Returns what is wrong, with a path that begins at the row, or None if the row does not have this mistake."""
 
 
 def _unknown_field(row: Mapping[str, Any]) -> Flaw | None:
@@ -256,14 +248,14 @@ def _bad_filter(row: Mapping[str, Any]) -> Flaw | None:
     return None
 
 
-ROW_FAULTS: tuple[RowFault, ...] = (
-    RowFault(_unknown_field),
-    RowFault(_bad_devices),
-    RowFault(_bad_switch),
-    RowFault(_no_instances),
-    RowFault(_instances_without_mig),
-    RowFault(_bad_instances),
-    RowFault(_bad_filter),
+ROW_FAULTS = (
+    _unknown_field,
+    _bad_devices,
+    _bad_switch,
+    _no_instances,
+    _instances_without_mig,
+    _bad_instances,
+    _bad_filter,
 )
 """All checks of a row, in order; the first fault is reported."""
 
