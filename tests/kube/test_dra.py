@@ -26,12 +26,11 @@ from gpusharing.kube.client import (
     RESOURCE_SLICES,
     Resource,
 )
-from gpusharing.kube.dra import DeviceIndex, SliceView, slice_view
+from gpusharing.kube.dra import RULES_UNSERVED, DeviceIndex, SliceView, slice_view
 from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.plainstack import daemon_set_view, find_dra
 from gpusharing.kube.sources import Sources, SourceSettings, by_node
 from gpusharing.kube.stackreader import StackReader
-from gpusharing.kube.taintrules import UNSERVED
 from gpusharing.planning.snapshot.draviews import DraDriverView, DraView, NodeDevices, key_of
 from gpusharing.planning.snapshot.stackviews import Program
 from gpusharing.planning.snapshot.views import PlanSettings
@@ -141,20 +140,19 @@ def test_what_the_real_driver_published_is_read_as_the_layouts_that_mig_parted_m
     assert devices(*published) == {"gpu-1": NodeDevices(((("3g.40gb", 1), ("1g.10gb", 4)), None))}
 
 
-def test_a_view_stays_the_same_object_until_its_node_or_its_devices_change() -> None:
+def test_the_devices_of_a_node_stay_the_same_object_until_a_slice_changes() -> None:
     slices: dict[str, SliceView] = {}
-    index, nodes = DeviceIndex(lambda: slices), {name: make_node(name) for name in ("gpu-a", "gpu-b")}
+    index = DeviceIndex(lambda: slices)
     slices["a"] = slice_view(resource_slice("gpu-a", [whole_gpu(0)]))
     slices["other"] = slice_view(resource_slice("not-a-node", [whole_gpu(0)]))
-    first = index.join_all(nodes)
-    assert first == {"gpu-a": replace(nodes["gpu-a"], devices=ONE_GPU), "gpu-b": nodes["gpu-b"]}
+    first = index.by_node()
+    assert first["gpu-a"] == ONE_GPU
     slices["a"] = slice_view(resource_slice("gpu-a", [whole_gpu(0)]))
-    assert index.join_all(nodes)["gpu-a"] is first["gpu-a"]
+    assert index.by_node()["gpu-a"] is first["gpu-a"]
     slices["a"] = slice_view(resource_slice("gpu-a", [mig_device(0, "1g.10gb", 1)]))
-    second = index.join_all(nodes)
-    assert second["gpu-a"].devices == NodeDevices(((("1g.10gb", 1),),), key=key_of(["MIG-0-1"]))
-    assert index.join_all({**nodes, "gpu-a": replace(nodes["gpu-a"], ready=False)})["gpu-a"].ready is False
-    assert index.join(nodes["gpu-b"]) is nodes["gpu-b"]
+    second = index.by_node()
+    assert second["gpu-a"] == NodeDevices(((("1g.10gb", 1),),), key=key_of(["MIG-0-1"]))
+    assert second["not-a-node"] is first["not-a-node"]
 
 
 def test_devices_count_as_the_resources_by_which_pods_request_them() -> None:
@@ -285,7 +283,7 @@ async def test_rules_that_are_not_served_are_told_where_they_were_asked_for() ->
         await asyncio.sleep(5)
         taints = reader.read(NOW).dra.taints
         assert taints is not None
-        assert taints.error == UNSERVED
+        assert taints.error == RULES_UNSERVED
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

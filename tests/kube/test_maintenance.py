@@ -1,12 +1,20 @@
 """NodeMaintenance objects of other operators: for which node they are, and what a person is told of them."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 from tests.build import make_node
 
 from gpusharing.kube.client import JSON
-from gpusharing.kube.maintenance import Maintenance, MaintenanceIndex, medik8s_maintenance, nvidia_maintenance
+from gpusharing.kube.maintenance import (
+    Maintenance,
+    find_maintained,
+    medik8s_maintenance,
+    nvidia_maintenance,
+    with_maintenance,
+)
+from gpusharing.planning.snapshot.views import NodeView
 
 
 def medik8s(name: str = "nm-07", **parts: JSON) -> JSON:
@@ -21,6 +29,11 @@ def nvidia(*conditions: JSON, **metadata: object) -> JSON:
         "spec": {"nodeName": "gpu-07", "requestorID": "nvidia.gpu.operator"},
         "status": {"conditions": list(conditions)},
     }
+
+
+def joined(node: NodeView, *kinds: Mapping[str, Maintenance]) -> NodeView:
+    """The view of a node with the one of these objects that counts for it."""
+    return with_maintenance(node, find_maintained(*kinds).get(node.name))
 
 
 def ready(reason: str) -> JSON:
@@ -81,13 +94,13 @@ def test_who_waits_gives_way_to_who_works() -> None:
     waiting = {"a": Maintenance("gpu-07", "A", waits=True)}
     at_rest, driver = make_node("gpu-07"), replace(make_node("gpu-07", foreign="D"), foreign_waits=True)
     busy = make_node("gpu-07", foreign="kured reboot")
-    assert [MaintenanceIndex(waiting).join(one).foreign_waits for one in (at_rest, driver)] == [True, True]
-    assert MaintenanceIndex(waiting).join(busy) == busy
-    assert not MaintenanceIndex(waiting).join(at_rest).foreign_works
-    assert MaintenanceIndex(waiting).join(driver) == driver, "it may have begun"
-    both = MaintenanceIndex(waiting, {"b": Maintenance("gpu-07", "B")}).join(at_rest)
+    assert [joined(one, waiting).foreign_waits for one in (at_rest, driver)] == [True, True]
+    assert joined(busy, waiting) == busy
+    assert not joined(at_rest, waiting).foreign_works
+    assert joined(driver, waiting) == driver, "it may have begun"
+    both = joined(at_rest, waiting, {"b": Maintenance("gpu-07", "B")})
     assert (both.foreign, both.foreign_waits, both.foreign_works) == ("B", False, True)
-    two = MaintenanceIndex(waiting, {"b": Maintenance("gpu-07", "B", waits=True)}).join(at_rest)
+    two = joined(at_rest, waiting, {"b": Maintenance("gpu-07", "B", waits=True)})
     assert two.foreign == "A", "of two who wait it is the first, as ever"
 
 
@@ -97,18 +110,16 @@ def test_who_waits_gives_way_to_who_works() -> None:
 def test_one_that_cannot_be_read_is_for_no_node(raw: JSON) -> None:
     nodes = {"gpu-07": make_node("gpu-07")}
     found = {"x": medik8s_maintenance(raw), "y": nvidia_maintenance(raw)}
-    assert MaintenanceIndex(found).join_all(nodes) == nodes
+    assert {name: joined(node, found) for name, node in nodes.items()} == nodes
 
 
 def test_of_several_for_a_node_the_first_kind_and_name_speaks_whatever_their_order() -> None:
     second = {"b": Maintenance("gpu-07", "B"), "a": Maintenance("gpu-07", "A")}
     node = make_node("gpu-07", foreign="medik8s node maintenance")
-    assert MaintenanceIndex({}, second).join(node).foreign == "A"
-    assert MaintenanceIndex({"z": Maintenance("gpu-07", "Z")}, second).join(node).foreign == "Z"
+    assert joined(node, {}, second).foreign == "A"
+    assert joined(node, {"z": Maintenance("gpu-07", "Z")}, second).foreign == "Z"
 
 
 def test_one_for_a_node_that_is_not_there_touches_nothing() -> None:
-    nodes = {"gpu-08": make_node("gpu-08", foreign="kured reboot")}
-    maintained = MaintenanceIndex({"a": Maintenance("gpu-07", "A")})
-    assert maintained.join_all(nodes) == nodes
-    assert maintained.join(nodes["gpu-08"]) is nodes["gpu-08"]
+    node = make_node("gpu-08", foreign="kured reboot")
+    assert joined(node, {"a": Maintenance("gpu-07", "A")}) is node

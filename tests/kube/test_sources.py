@@ -13,6 +13,7 @@ from tests.kube.objects import node, pod
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
+    DEVICE_TAINT_RULES,
     GPU_CLUSTERS,
     GPUNODES,
     JSON,
@@ -22,6 +23,7 @@ from gpusharing.kube.client import (
     PODS,
     Resource,
 )
+from gpusharing.kube.dra import rule_for
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unavailable
 from gpusharing.kube.sources import RESTORE_NOTE, AdminMaps, PodPlace, Sources, SourceSettings, by_node
 from gpusharing.planning.snapshot.views import GPUNodeView
@@ -216,6 +218,25 @@ async def test_a_node_with_a_node_maintenance_keeps_its_identity_until_one_of_bo
         cluster.delete(MEDIK8S_MAINTENANCES, "nm")
         await asyncio.sleep(0.1)
         assert sources.node_views()["gpu-07"] is sources.nodes.items["gpu-07"]
+
+
+@virtually
+async def test_a_node_with_a_device_taint_rule_keeps_its_identity_until_the_rule_changes() -> None:
+    cluster = FakeCluster()
+    for name in ("gpu-07", "gpu-08"):
+        cluster.add(NODES, node(name))
+    cluster.add(GPU_CLUSTERS, {"metadata": {"name": "gpus"}})
+    cluster.add(DEVICE_TAINT_RULES, rule_for("gpu-07"))
+    async with following(cluster) as followed:
+        await asyncio.sleep(5)
+        first, second = followed.sources.node_views(), followed.sources.node_views()
+        assert first["gpu-07"].rule_since is not None
+        assert first["gpu-08"].rule_since is None
+        assert all(first[name] is second[name] for name in first)
+        assert followed.sources.seen_node("gpu-07") is first["gpu-07"]
+        cluster.delete(DEVICE_TAINT_RULES, rule_for("gpu-07")["metadata"]["name"])
+        await asyncio.sleep(0.1)
+        assert followed.sources.node_views()["gpu-07"] is followed.sources.nodes.items["gpu-07"]
 
 
 @virtually

@@ -12,10 +12,10 @@ import structlog
 from gpusharing.api import names
 from gpusharing.controller.sharedwrites import TRIES
 from gpusharing.kube.client import DEVICE_TAINT_RULES, GPUNODES, JSON, NODES, PODS, KubeClient
+from gpusharing.kube.dra import taint_rule_view
 from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
 from gpusharing.kube.fence import NodePatch, patch_for
 from gpusharing.kube.sources import Sources
-from gpusharing.kube.taintrules import taint_rule_view
 from gpusharing.planning.drain.evictions import ODD_AFTER
 from gpusharing.planning.snapshot.actions import Actuate, ClearRequests, EnsureGPUNode, RestartOperand
 from gpusharing.planning.snapshot.draviews import RULE_PREFIX

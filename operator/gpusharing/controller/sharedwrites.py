@@ -25,12 +25,11 @@ from gpusharing.kube.client import (
     POLICIES,
     KubeClient,
 )
-from gpusharing.kube.deviceclasses import class_spec, device_class
+from gpusharing.kube.dra import class_spec, device_class, rule_for
 from gpusharing.kube.errors import Conflict, Invalid, KubeError, NotFound, ServerAway, Unauthorized
 from gpusharing.kube.plainstack import daemon_set_view, signal
 from gpusharing.kube.sources import MIG_KEY, Sources
 from gpusharing.kube.stackreader import render_repairs
-from gpusharing.kube.taintrules import rule_for
 from gpusharing.planning.snapshot import callfailures
 from gpusharing.planning.snapshot.actions import (
     Action,

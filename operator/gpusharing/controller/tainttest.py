@@ -21,10 +21,10 @@ from gpusharing.kube.client import (
     KubeClient,
 )
 from gpusharing.kube.clock import loop_time
+from gpusharing.kube.dra import taint_rule
 from gpusharing.kube.errors import AlreadyExists, KubeError, NotFound, Unavailable
 from gpusharing.kube.paging import list_of
 from gpusharing.kube.raw import entries, text
-from gpusharing.kube.taintrules import taint_rule
 from gpusharing.planning.snapshot.draviews import TAINT_TEST, TaintProof
 
 log = structlog.get_logger()

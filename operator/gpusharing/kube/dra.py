@@ -1,21 +1,35 @@
-"""Reads what NVIDIA's DRA driver publishes, and recognizes the driver's DaemonSet.
+"""The objects of DRA: the DaemonSet of NVIDIA's driver, the ResourceSlices that it publishes, and our own DeviceClasses
+(planning/wanted/deviceclasses.py) and DeviceTaintRules.
 
 The driver has one pool for each node, named after it. A whole GPU is a device of type `gpu` with its `uuid`; a MIG
 device has type `mig`, its `profile` and the `parentUUID` of its GPU (dra-driver-nvidia-gpu v0.5.0,
 cmd/gpu-kubelet-plugin/deviceinfo.go and mig.go).
+
+The scheduler gives no pod a device that a DeviceTaintRule with effect NoSchedule selects (Kubernetes v1.36,
+resource.k8s.io/v1beta2). Pods that have the device keep it.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from gpusharing.kube.client import JSON
+from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY, PREFIX
+from gpusharing.api.times import from_rfc3339
+from gpusharing.kube.client import DEVICE_CLASSES, DEVICE_TAINT_RULES, JSON
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
-from gpusharing.kube.raw import entries, is_true, section, strings, text, texts, variable, whole
+from gpusharing.kube.raw import entries, is_true, part, section, strings, text, texts, variable, whole
 from gpusharing.kube.startgate import tolerates, tolerations_text
 from gpusharing.planning.gpus.geometry import Layout, normalize
-from gpusharing.planning.snapshot.draviews import DRA_DRIVER, DraDriverView, NodeDevices, key_of
-from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.snapshot.draviews import (
+    DRA_DRIVER,
+    RULE_PREFIX,
+    DeviceClassView,
+    DraDriverView,
+    NodeDevices,
+    TaintRuleView,
+    WantedClass,
+    key_of,
+)
 
 GPUS, GPU_PROGRAM = "gpus", "gpu-kubelet-plugin"
 DOMAINS, DOMAIN_PROGRAM = "compute-domains", "compute-domain-kubelet-plugin"
@@ -109,10 +123,10 @@ def _device(raw: JSON) -> Device:
     return Device(name, uuid, read("parentUUID") if kind == "mig" and profile and uuid else "", profile)
 
 
-UNSERVED = "the API server does not serve resource.k8s.io/v1, which requires Kubernetes 1.34 or newer"
+SLICES_UNSERVED = "the API server does not serve resource.k8s.io/v1, which requires Kubernetes 1.34 or newer"
 
 
-def tell_unread(error: KubeError | None, kind: str, unserved: str = UNSERVED) -> str:
+def tell_unread(error: KubeError | None, kind: str, unserved: str = SLICES_UNSERVED) -> str:
     """Return why objects of `kind`, of the group resource.k8s.io, cannot be read: `unserved` for a NotFound, because
     the API server does not serve them, or a message for a Forbidden. Empty for None, and for any other error, because
     that may go away by itself."""
@@ -125,18 +139,17 @@ def tell_unread(error: KubeError | None, kind: str, unserved: str = UNSERVED) ->
 
 
 class DeviceIndex:
-    """Adds what ResourceSlices publish to the views of their Nodes. In `join_all`, a view whose inputs did not change
-    stays the same object; `join` returns a new one."""
+    """Finds the devices that ResourceSlices publish for each node."""
 
     def __init__(self, slices: Callable[[], Mapping[str, SliceView]]) -> None:
         """`slices` returns all ResourceSlices of NVIDIA's GPUs by name."""
         self._slices = slices
         self._pools: dict[str, tuple[list[SliceView], NodeDevices]] = {}
-        self._joined: dict[str, tuple[NodeView, NodeView]] = {}
 
     def by_node(self) -> dict[str, NodeDevices]:
         """Return the devices that are published for each node, by node name. A pool has the name of its node. Only the
-        slices of the newest generation of a pool count. Nodes without a ResourceSlice are left out."""
+        slices of the newest generation of a pool count. Nodes without a ResourceSlice are left out. The devices of a
+        node stay the same object as long as its slices are equal."""
         pools: defaultdict[str, list[SliceView]] = defaultdict(list)
         for one in self._slices().values():
             pools[one.pool].append(one)
@@ -145,28 +158,6 @@ class DeviceIndex:
             known = before.get(name)
             self._pools[name] = known if known is not None and known[0] == slices else (slices, _pool(slices))
         return {name: devices for name, (_, devices) in self._pools.items()}
-
-    def join(self, view: NodeView) -> NodeView:
-        """Return `view` with the devices that are published for its node; unchanged if there is no ResourceSlice for
-        it."""
-        devices = self.by_node().get(view.name)
-        return view if devices is None else replace(view, devices=devices)
-
-    def join_all(self, nodes: dict[str, NodeView]) -> dict[str, NodeView]:
-        """Return a copy of `nodes`, by name, in which each view has the devices of its node. If neither a node's view
-        nor its devices have changed since the last call, the same joined view is returned. Devices of a node that
-        is not in `nodes` are ignored."""
-        copy, joined = dict(nodes), {}
-        for name, devices in self.by_node().items():
-            if (view := nodes.get(name)) is None:
-                continue
-            before, after = self._joined.get(name, (None, view))
-            if before is not view or after.devices is not devices:
-                after = replace(view, devices=devices)
-            joined[name] = view, after
-            copy[name] = after
-        self._joined = joined
-        return copy
 
 
 def _pool(slices: list[SliceView]) -> NodeDevices:
@@ -189,3 +180,84 @@ def _pool(slices: list[SliceView]) -> NodeDevices:
         missing=max(0, max(one.of for one in current) - len(current)),
         key=key_of(device.uuid for device in devices),
     )
+
+
+# --- our objects
+
+
+_SPEC = frozenset({"selectors", "extendedResourceName"})
+
+
+def device_class_view(raw: JSON) -> DeviceClassView:
+    """Convert a raw DeviceClass. Missing or malformed parts become empty. `ours` is True if it has our label. `plain`
+    is True if its spec sets nothing but selectors and an extended resource; empty fields do not count."""
+    spec = section(raw, "spec")
+    return DeviceClassView(
+        name=text(raw, "metadata", "name"),
+        uid=text(raw, "metadata", "uid"),
+        version=text(raw, "metadata", "resourceVersion"),
+        ours=texts(part(raw, "metadata", "labels")).get(LABEL_MANAGED_BY) == MANAGED_BY,
+        resource=text(spec, "extendedResourceName"),
+        selectors=tuple(text(row, "cel", "expression") for row in entries(spec, "selectors")),
+        plain={key for key, setting in spec.items() if setting} <= _SPEC,
+    )
+
+
+def device_class(wanted: WantedClass) -> JSON:
+    """Return the manifest with which a DeviceClass of ours is created."""
+    return {
+        "apiVersion": DEVICE_CLASSES.api_version,
+        "kind": "DeviceClass",
+        "metadata": {"name": wanted.name, "labels": {LABEL_MANAGED_BY: MANAGED_BY}},
+        "spec": class_spec(wanted),
+    }
+
+
+def class_spec(wanted: WantedClass) -> JSON:
+    """Return the spec of a DeviceClass of ours: its one selector and its extended resource."""
+    return {
+        "selectors": [{"cel": {"expression": wanted.selector}}],
+        "extendedResourceName": wanted.resource,
+    }
+
+
+OUR_RULES = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
+"""Selects the DeviceTaintRules with our label."""
+
+
+def taint_rule(name: str, devices: Mapping[str, str]) -> JSON:
+    """Return the manifest of a DeviceTaintRule of ours that keeps new pods off `devices`, a selector by driver, pool
+    and device."""
+    return {
+        "apiVersion": DEVICE_TAINT_RULES.api_version,
+        "kind": "DeviceTaintRule",
+        "metadata": {"name": name, "labels": {LABEL_MANAGED_BY: MANAGED_BY}},
+        "spec": {
+            "deviceSelector": dict(devices),
+            "taint": {"key": f"{PREFIX}changing", "value": "true", "effect": "NoSchedule"},
+        },
+    }
+
+
+def rule_for(node: str) -> JSON:
+    """Return the manifest of the DeviceTaintRule for all devices that NVIDIA's DRA driver publishes for a node."""
+    return taint_rule(RULE_PREFIX + node, {"driver": DRA_DRIVER, "pool": node})
+
+
+def taint_rule_view(raw: JSON) -> TaintRuleView:
+    """Convert a raw DeviceTaintRule. Its `since` is the time of its creation if it has the device selector and the
+    taint of `rule_for` and is not being deleted, else None. When the taint was added makes no difference."""
+    view = TaintRuleView(text(raw, "metadata", "name"), text(raw, "metadata", "uid"), None)
+    spec, wanted = section(raw, "spec"), rule_for(view.node)["spec"]
+    taint = {key: value for key, value in section(spec, "taint").items() if key != "timeAdded"}
+    right = section(spec, "deviceSelector") == wanted["deviceSelector"] and taint == wanted["taint"]
+    if not right or "deletionTimestamp" in section(raw, "metadata"):
+        return view
+    return replace(view, since=from_rfc3339(text(raw, "metadata", "creationTimestamp")))
+
+
+RULES_UNSERVED = (
+    f"the API server does not serve DeviceTaintRules in {DEVICE_TAINT_RULES.api_version}"
+    f" (--runtime-config={DEVICE_TAINT_RULES.api_version}=true)"
+)
+"""Why DeviceTaintRules cannot be read if the API server answers NotFound."""

@@ -81,59 +81,24 @@ def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Main
     return Maintenance(text(raw, "spec", "nodeName"), f"{operator} NodeMaintenance {name}{behalf}{state}")
 
 
-class MaintenanceIndex:
-    """Joins NodeMaintenance objects to the Nodes that they name. In `join_all`, a view whose inputs did not change
-    stays the same object; `join` returns a new one."""
-
-    def __init__(self, *kinds: Mapping[str, Maintenance]) -> None:
-        """`kinds` are live mappings, one for each kind, with the maintenances by name. If several name the same node,
-        earlier kinds come first, and within a kind the order of names decides."""
-        self._kinds = kinds
-        self._joined: dict[str, tuple[NodeView, NodeView]] = {}
-
-    def by_node(self) -> dict[str, Maintenance]:
-        """Return the maintenance of each node that has one, by node name. If a node has several, the first that does
-        not wait counts, else the first one."""
-        chosen: dict[str, Maintenance] = {}
-        for kind in self._kinds:
-            for name in sorted(kind):
-                row = kind[name]
-                if row.node not in chosen or (chosen[row.node].waits and not row.waits):
-                    chosen[row.node] = row
-        return chosen
-
-    def join(self, view: NodeView) -> NodeView:
-        """Return `view` with the NodeMaintenance of its node in place of the marker found on the Node. The view is
-        unchanged if the node has no NodeMaintenance, or has one that only waits while somebody else already works on
-        the node."""
-        maintenance = self.by_node().get(view.name)
-        return _joined(view, maintenance) if maintenance is not None else view
-
-    def join_all(self, nodes: Mapping[str, NodeView]) -> dict[str, NodeView]:
-        """Return a copy of `nodes`, by name, in which each view is joined to the NodeMaintenance of its node as by
-        `join`. A NodeMaintenance that names no node in `nodes` is ignored. As long as a node's view and maintenance
-        stay the same, its joined view stays the same object."""
-        copy, joined = dict(nodes), {}
-        for name, maintenance in self.by_node().items():
-            if (view := nodes.get(name)) is None:
-                continue
-            before, after = self._joined.get(name, (None, view))
-            if before is not view or (after.foreign, after.foreign_waits) != (
-                maintenance.who,
-                maintenance.waits,
-            ):
-                after = _joined(view, maintenance)
-            joined[name] = (view, after)
-            copy[name] = after
-        self._joined = joined
-        return copy
+def find_maintained(*kinds: Mapping[str, Maintenance]) -> dict[str, Maintenance]:
+    """Return the maintenance of each node that has one, by node name. `kinds` are mappings, one for each kind, with the
+    maintenances by name. If a node has several, the first that does not wait counts, else the first one: earlier kinds
+    come first, and within a kind the order of names decides."""
+    chosen: dict[str, Maintenance] = {}
+    for kind in kinds:
+        for name in sorted(kind):
+            row = kind[name]
+            if row.node not in chosen or (chosen[row.node].waits and not row.waits):
+                chosen[row.node] = row
+    return chosen
 
 
-def _joined(view: NodeView, maintenance: Maintenance) -> NodeView:
+def with_maintenance(view: NodeView, maintenance: Maintenance | None) -> NodeView:
     """Return the view with this maintenance in place of the marker found on the Node, because the maintenance says
-    more. The view stays unchanged if the maintenance only waits and the Node has a marker of somebody whose work may
-    have begun. A maintenance that waits also counts as queued."""
-    if maintenance.waits and view.foreign_works:
+    more. The same view is returned if there is no maintenance, or if it only waits and the Node has a marker of
+    somebody whose work may have begun. A maintenance that waits also counts as queued."""
+    if maintenance is None or (maintenance.waits and view.foreign_works):
         return view
     waits = maintenance.waits
     return replace(view, foreign=maintenance.who, foreign_waits=waits, foreign_queued=waits)

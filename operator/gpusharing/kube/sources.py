@@ -5,8 +5,9 @@ import asyncio
 import json
 import marshal
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import is_
 from typing import Any, TypeVar, Unpack
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
@@ -31,17 +32,29 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, node_view
-from gpusharing.kube.deviceclasses import device_class_view
-from gpusharing.kube.dra import FIELD_SELECTOR, GPUS, DeviceIndex, SliceView, slice_view
+from gpusharing.kube.dra import (
+    FIELD_SELECTOR,
+    GPUS,
+    OUR_RULES,
+    DeviceIndex,
+    device_class_view,
+    slice_view,
+    taint_rule_view,
+)
 from gpusharing.kube.errors import Forbidden, NotFound
-from gpusharing.kube.maintenance import MaintenanceIndex, medik8s_maintenance, nvidia_maintenance
+from gpusharing.kube.maintenance import (
+    Maintenance,
+    find_maintained,
+    medik8s_maintenance,
+    nvidia_maintenance,
+    with_maintenance,
+)
 from gpusharing.kube.plainstack import daemon_set_view, lone_restarts
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, has_condition, part, section, text
 from gpusharing.kube.reflector import CacheSettings, Reflector
-from gpusharing.kube.taintrules import OURS, taint_rule_view, with_rule, with_rules
 from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
-from gpusharing.planning.snapshot.draviews import DeviceClassView, TaintRuleView
+from gpusharing.planning.snapshot.draviews import NodeDevices, TaintRuleView
 from gpusharing.planning.snapshot.stackviews import Operand, Program
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
 
@@ -134,9 +147,19 @@ def _pod_place(raw: JSON) -> PodPlace:
     return PodPlace(raw.get("spec", {}).get("nodeName", ""), operand, app)
 
 
-def _name_of(raw: JSON) -> str:
-    """Return the name of an object, as the view of kinds where only the existence of an object matters."""
-    return str(raw["metadata"]["name"])
+_Parts = tuple[NodeView, Maintenance | None, NodeDevices | None, TaintRuleView | None]
+"""The view of a Node, its NodeMaintenance, the devices of its DRA driver and its DeviceTaintRule."""
+
+
+def _joined(
+    view: NodeView, maintenance: Maintenance | None, devices: NodeDevices | None, rule: TaintRuleView | None
+) -> NodeView:
+    """Return the view of a Node with its NodeMaintenance (`with_maintenance`), its devices, and the time since which
+    its DeviceTaintRule keeps pods off. Without any of them, the same view is returned."""
+    view = with_maintenance(view, maintenance)
+    if devices is None and rule is None:
+        return view
+    return replace(view, devices=devices, rule_since=rule.since if rule is not None else None)
 
 
 class Sources:
@@ -172,12 +195,23 @@ class Sources:
         self.config_maps = self._follow(CONFIG_MAPS, self._config_map, namespace=namespace)
         self.cluster_policies = self._follow(CLUSTER_POLICIES, cluster_policy_view)
         self.daemon_sets = self._follow(DAEMON_SETS, daemon_set_view, self._dra_changed, namespace=namespace)
-        self.gpu_clusters = self._follow(GPU_CLUSTERS, _name_of, self._dra_changed)
+        self.gpu_clusters = self._follow(GPU_CLUSTERS, lambda raw: None, self._dra_changed)
         maintenances = {
             "medik8s nodemaintenances": self._follow(MEDIK8S_MAINTENANCES, medik8s_maintenance),
             "nvidia nodemaintenances": self._follow(NVIDIA_MAINTENANCES, nvidia_maintenance),
         }
-        self._maintained = MaintenanceIndex(*(kind.items for kind in maintenances.values()))
+        self._maintenances = [kind.items for kind in maintenances.values()]
+        self.resource_slices = self._follow(RESOURCE_SLICES, slice_view, field_selector=FIELD_SELECTOR)
+        self.kubelet_plugins = self._follow(
+            PODS, _pod_place, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR
+        )
+        self.device_classes = self._follow(DEVICE_CLASSES, device_class_view)
+        self.taint_rules = self._follow(DEVICE_TAINT_RULES, taint_rule_view, label_selector=OUR_RULES)
+        self._dra_seen = asyncio.Event()
+        """Set once NVIDIA's DRA stack has been seen, and never cleared."""
+        self.devices = DeviceIndex(lambda: self.resource_slices.items)
+        self._joined: dict[str, tuple[_Parts, NodeView]] = {}
+        """The nodes with something joined to their view, by name: the parts of the view, and the view."""
         self.required: Mapping[str, Reflector[Any]] = {
             "nodes": self.nodes,
             "gpunodes": self.gpunodes,
@@ -214,46 +248,11 @@ class Sources:
             self._reports.pop(name, None)
         self._wake()
 
-    @cached_property
-    def resource_slices(self) -> Reflector[SliceView]:
-        """The reflector of the ResourceSlices of NVIDIA's GPUs, created at the first use. It makes no call before
-        NVIDIA's DRA stack has been seen."""
-        return self._follow(RESOURCE_SLICES, slice_view, field_selector=FIELD_SELECTOR)
-
-    @cached_property
-    def kubelet_plugins(self) -> Reflector[PodPlace]:
-        """The reflector of the pods of NVIDIA's DRA driver, created at the first use. It makes no call before NVIDIA's
-        DRA stack has been seen."""
-        namespace = self.settings.plan.gpu_operator_namespace
-        return self._follow(PODS, _pod_place, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR)
-
-    @cached_property
-    def device_classes(self) -> Reflector[DeviceClassView]:
-        """The reflector of all DeviceClasses, created at the first use. It makes no call before NVIDIA's DRA stack has
-        been seen."""
-        return self._follow(DEVICE_CLASSES, device_class_view)
-
-    @cached_property
-    def taint_rules(self) -> Reflector[TaintRuleView]:
-        """The reflector of the DeviceTaintRules with our label, created at the first use. It makes no call before
-        NVIDIA's DRA stack has been seen."""
-        return self._follow(DEVICE_TAINT_RULES, taint_rule_view, label_selector=OURS)
-
     @property
     def rules(self) -> Mapping[str, TaintRuleView]:
         """The DeviceTaintRules with our label, by name. Empty while the API server does not serve them or we may not
         read them (NotFound, Forbidden), because the scheduler may not follow them then."""
         return {} if isinstance(self.taint_rules.error, NotFound | Forbidden) else self.taint_rules.items
-
-    @cached_property
-    def devices(self) -> DeviceIndex:
-        """The index that joins the devices of the ResourceSlices to their Nodes."""
-        return DeviceIndex(lambda: self.resource_slices.items)
-
-    @cached_property
-    def _dra_seen(self) -> asyncio.Event:
-        """The event that is set once NVIDIA's DRA stack has been seen; created at the first use and never cleared."""
-        return asyncio.Event()
 
     def _dra_changed(self, _: str) -> None:
         """Call `wake`. If there is a GPUCluster or a DaemonSet of a DRA driver that serves GPUs, also begin to follow
@@ -267,32 +266,39 @@ class Sources:
         """Follow the kinds of `of_dra` until canceled, as soon as NVIDIA's DRA stack is seen."""
         await self._dra_seen.wait()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.resource_slices.run())
-            group.create_task(self.kubelet_plugins.run())
-            group.create_task(self.device_classes.run())
-            group.create_task(self.taint_rules.run())
+            for reflector in self.of_dra.values():
+                group.create_task(reflector.run())
 
     def node_view(self, raw: JSON) -> NodeView:
         """Convert a raw Node, and add the NodeMaintenance that names it, what the DRA driver publishes for it and its
         DeviceTaintRule, if any."""
-        return self._join(self._node(raw))
+        view = self._node(raw)
+        return self._join({view.name: view}).get(view.name, (None, view))[1]
 
     def seen_node(self, name: str) -> NodeView | None:
         """Return the latest known view of a Node, with its NodeMaintenance, the devices of its DRA driver and its
         DeviceTaintRule; None if the Node is not known."""
         view = self.nodes.items.get(name)
-        return self._join(view) if view is not None else None
-
-    def _join(self, view: NodeView) -> NodeView:
-        """Return the view of a Node with its NodeMaintenance, the devices of its DRA driver and its DeviceTaintRule, if
-        any."""
-        return with_rule(self.devices.join(self._maintained.join(view)), self.rules)
+        return None if view is None else self._join({name: view}).get(name, (None, view))[1]
 
     def node_views(self) -> dict[str, NodeView]:
         """Return the views of all Nodes by name, each with its NodeMaintenance, the devices of its DRA driver and its
-        DeviceTaintRule, if any. As long as its inputs do not change, a view stays the same object, unless the node has
-        a DeviceTaintRule: such a view is made anew each time."""
-        return with_rules(self.devices.join_all(self._maintained.join_all(self.nodes.items)), self.rules)
+        DeviceTaintRule, if any. As long as its parts do not change, a view stays the same object."""
+        self._joined = self._join(self.nodes.items)
+        return {**self.nodes.items, **{name: view for name, (_, view) in self._joined.items()}}
+
+    def _join(self, nodes: Mapping[str, NodeView]) -> dict[str, tuple[_Parts, NodeView]]:
+        """Return the nodes of `nodes` that have a NodeMaintenance, devices of a DRA driver or a DeviceTaintRule, by
+        name: the parts, and the view with all of them. If the parts are those of the last call of `node_views`, its
+        view is returned again. Objects that name no node in `nodes` are ignored."""
+        maintained, devices = find_maintained(*self._maintenances), self.devices.by_node()
+        rules = {rule.node: rule for rule in self.rules.values()}
+        joined: dict[str, tuple[_Parts, NodeView]] = {}
+        for name in (maintained.keys() | devices.keys() | rules.keys()) & nodes.keys():
+            parts = nodes[name], maintained.get(name), devices.get(name), rules.get(name)
+            known = self._joined.get(name)
+            joined[name] = known if known and all(map(is_, known[0], parts)) else (parts, _joined(*parts))
+        return joined
 
     @property
     def agent_troubles(self) -> AgentTroubles:

@@ -11,11 +11,10 @@ import structlog
 from gpusharing.api.names import ANNOTATION_MPS_REPAIRS, ANNOTATION_WRITTEN, LABEL_PLUGIN_CONFIG
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.dra import tell_unread
+from gpusharing.kube.dra import RULES_UNSERVED, tell_unread
 from gpusharing.kube.plainstack import DaemonSetView, find_dra, plain_stack, with_mps_daemon
 from gpusharing.kube.raw import text, whole
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
-from gpusharing.kube.taintrules import UNSERVED
 from gpusharing.planning.snapshot.callfailures import (
     CLUSTER_POLICY,
     DEVICE_CLASS,
@@ -205,7 +204,7 @@ class StackReader:
         published = {name for name, one in sources.devices.by_node().items() if one.layouts}
         slices, classes = sources.resource_slices, sources.device_classes
         rule_error = self._lasting_error(TAINT_RULE) or tell_unread(
-            sources.taint_rules.error, "devicetaintrules", UNSERVED
+            sources.taint_rules.error, "devicetaintrules", RULES_UNSERVED
         )
         taints = TaintProof(error=rule_error) if rule_error else self.calls.taint_proof
         return replace(
