@@ -5,9 +5,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from gpusharing.agent.loop import AgentLoop, RestartNeeded
-from gpusharing.kube.client import JSON, ApiRequest, KubeClient, WatchEvent
+from gpusharing.kube.client import JSON, ApiRequest, KubeClient, PassingClient, WatchEvent
 from gpusharing.kube.errors import Expired
-from gpusharing.kube.passing import PassingClient
 
 
 class SharedGPUNodes:

@@ -9,9 +9,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Literal
 
-from gpusharing.kube.client import JSON, LEASES, ApiRequest, KubeClient, Resource, WatchEvent
+from gpusharing.kube.client import JSON, LEASES, ApiRequest, KubeClient, PassingClient, Resource, WatchEvent
 from gpusharing.kube.errors import KubeError
-from gpusharing.kube.passing import PassingClient
 from hack.sim.fakefaults import Crash
 
 When = Literal["before", "after"]

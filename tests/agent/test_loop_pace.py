@@ -14,9 +14,8 @@ from gpusharing.agent.library import Replaced
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.own import OwnNode
 from gpusharing.agent.podresources import Holdings, PodDevices
-from gpusharing.kube.client import GPUNODES, ApiRequest, WatchEvent
+from gpusharing.kube.client import GPUNODES, ApiRequest, PassingClient, WatchEvent
 from gpusharing.kube.errors import Unavailable
-from gpusharing.kube.passing import PassingClient
 
 RESOURCE = "nvidia.com/gpu"
 METERED = replace(PROMPT, meter_lag=0.0)

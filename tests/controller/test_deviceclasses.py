@@ -11,7 +11,7 @@ from tests.planning.test_deviceclasses import plan
 
 from gpusharing.controller.sharedwrites import SharedWrites
 from gpusharing.kube.client import DEVICE_CLASSES, JSON
-from gpusharing.kube.deviceclasses import device_class, device_class_view
+from gpusharing.kube.dra import device_class, device_class_view
 from gpusharing.kube.errors import AlreadyExists, Conflict, Invalid
 from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.planning.snapshot.actions import WriteClasses

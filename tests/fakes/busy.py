@@ -2,9 +2,8 @@
 
 from collections.abc import AsyncGenerator, Callable
 
-from gpusharing.kube.client import JSON, LEASES, ApiRequest, KubeClient, WatchEvent
+from gpusharing.kube.client import JSON, LEASES, ApiRequest, KubeClient, PassingClient, WatchEvent
 from gpusharing.kube.errors import Throttled
-from gpusharing.kube.passing import PassingClient
 
 
 class BusyClient(PassingClient):

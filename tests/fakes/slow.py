@@ -2,10 +2,9 @@
 
 import asyncio
 
-from gpusharing.kube.client import JSON, ApiRequest, KubeClient, Resource
+from gpusharing.kube.client import JSON, ApiRequest, KubeClient, PassingClient, Resource
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import Limits, OnCall
-from gpusharing.kube.passing import PassingClient
 
 
 class SlowClient(PassingClient):

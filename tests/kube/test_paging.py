@@ -17,7 +17,7 @@ from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import Expired, Forbidden, HeldBack, KubeError, ServerAway, Throttled, Unavailable
 from gpusharing.kube.fanout import Fanout
 from gpusharing.kube.paging import list_of, pages_of
-from gpusharing.kube.pending import PendingPods
+from gpusharing.kube.podrequests import PendingPods
 
 GANG = {"labels": {"jobset.sigs.k8s.io/jobset-name": "train"}}
 

@@ -7,7 +7,7 @@ from tests.plainchart import TOLERATIONS, daemon_set, discovery, mig_manager, pl
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import cluster_policy_view
 from gpusharing.kube.plainstack import daemon_set_view, lone_restarts, plain_stack, with_mps_daemon
-from gpusharing.kube.startgate import tolerations_text
+from gpusharing.kube.taints import rows_text
 from gpusharing.planning.snapshot.stackviews import (
     ClusterPolicyView,
     FinderState,
@@ -29,7 +29,7 @@ def test_the_chart_with_our_configmap_is_a_stack_without_mig_manager() -> None:
         plugin_default="base",
         plugin_version="v0.19.3",
         tolerates_gate=False,
-        tolerations=tolerations_text(TOLERATIONS),
+        tolerations=rows_text(TOLERATIONS),
         plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp"),
     )
     assert not daemon_set_view(plugin()).with_reboot, "it does not run mig-manager"
@@ -177,7 +177,7 @@ def test_the_worker_of_node_feature_discovery_is_known_by_what_it_runs() -> None
     template = {"containers": [{"name": "worker", "command": ["nfd-worker"]}], "tolerations": TOLERATIONS}
     metadata = {"name": "nfd-worker", "labels": {"app.kubernetes.io/instance": "gpu-operator"}}
     view = daemon_set_view({"metadata": metadata, "spec": {"template": {"spec": template}}})
-    kept = tolerations_text(TOLERATIONS)
+    kept = rows_text(TOLERATIONS)
     assert view.finder == FinderState("nfd-worker", "gpu-operator", tolerates_gate=False, tolerations=kept)
     assert plain_stack([view]) is None
     assert daemon_set_view(plugin(default="base")).finder is None

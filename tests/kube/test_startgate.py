@@ -11,7 +11,7 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import cluster_policy_view, node_view
 from gpusharing.kube.fence import parse_fence, patch_for, record_text
 from gpusharing.kube.plainstack import daemon_set_view, plain_stack
-from gpusharing.kube.startgate import tolerates
+from gpusharing.kube.taints import tolerates
 from gpusharing.planning.snapshot.actions import LabelNode, Release
 from gpusharing.planning.snapshot.records import Verified
 

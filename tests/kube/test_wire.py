@@ -6,9 +6,8 @@ import pytest
 from hack.sim.fakecluster import FakeCluster
 
 from gpusharing.kube.answers import MOST_SECONDS, error_of
-from gpusharing.kube.client import GPUNODES, JSON, ApiRequest, Resource, WatchEvent
+from gpusharing.kube.client import GPUNODES, JSON, ApiRequest, PassingClient, Resource, WatchEvent
 from gpusharing.kube.errors import Expired, Forbidden, Throttled, Unavailable
-from gpusharing.kube.passing import PassingClient
 from gpusharing.kube.wire import (
     INACTIVITY,
     event_of,

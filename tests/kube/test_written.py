@@ -13,6 +13,7 @@ from gpusharing.kube.stackreader import OurConfigMaps, parse_repairs, parse_writ
 from gpusharing.planning.snapshot.stackviews import MpsRepairs
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.pluginconfig import key_for
+from gpusharing.planning.wanted.target import known_times
 
 
 def test_the_time_of_every_entry_is_read() -> None:
@@ -86,9 +87,9 @@ def test_each_of_the_two_is_read_again_though_the_other_one_stayed_the_same() ->
 
 def test_one_of_somebody_else_has_entries_and_never_had_a_mark_of_ours() -> None:
     full = ConfigMapView({"theirs": "x"}, {}, "1")
-    assert OurConfigMaps.is_foreign(full)
-    assert not OurConfigMaps.is_foreign(replace(full, ours=True))
-    assert not OurConfigMaps.is_foreign(replace(full, data={}))
+    assert full.is_foreign
+    assert not replace(full, ours=True).is_foreign
+    assert not replace(full, data={}).is_foreign
 
 
 def test_only_so_many_are_remembered_the_newest_ones() -> None:
@@ -102,4 +103,4 @@ def test_a_time_that_is_yet_to_come_counts_as_never_stamped() -> None:
     ours = OurConfigMaps()
     times = {"a": at(-1).isoformat(), "b": at(0).isoformat(), "c": at(60).isoformat()}
     ours.read(plugin_map(True, written=json.dumps(times)), None)
-    assert ours.written(NOW).keys() == {"a", "b"}
+    assert known_times(ours.times, NOW).keys() == {"a", "b"}

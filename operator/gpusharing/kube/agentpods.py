@@ -7,7 +7,7 @@ from sys import intern
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, has_condition, part, section, text, whole
-from gpusharing.kube.startgate import tolerates
+from gpusharing.kube.taints import tolerates
 from gpusharing.planning.snapshot.agents import AgentPod, AgentWarning
 
 AGENT = "gpusharing-agent"

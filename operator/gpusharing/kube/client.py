@@ -9,8 +9,7 @@ Two clients reach a server: `HttpClient` of `kube/http.py`, over aiohttp, for th
 how they log in (`kube/login.py`). In tests and the demo, the SIMULATED `FakeClient` of `hack/sim/fakecluster.py` takes
 their place. One suite says what we rely on: `tests/kube/contract.py`.
 
-A `PassingClient` of `kube/passing.py` stands in front of any `KubeClient`; the operator's loop calls through the one of
-`kube/fanout.py`.
+A `PassingClient` stands in front of any `KubeClient`; the operator's loop calls through the one of `kube/fanout.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -319,6 +318,23 @@ class KubeClient(ABC):
             "deleteOptions": {"preconditions": {"uid": uid}},
         }
         await self.call(ApiRequest("create", PODS, EVICTION, namespace=namespace, name=name, body=eviction))
+
+
+class PassingClient(KubeClient):
+    """Passes every request on to another client, unchanged. A subclass overrides `call` or `stream`, and writes only
+    its own part."""
+
+    def __init__(self, client: KubeClient) -> None:
+        """Pass requests on to `client`."""
+        self.client = client
+
+    async def call(self, request: ApiRequest) -> JSON:
+        """Pass the request on, and return the answer."""
+        return await self.client.call(request)
+
+    def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
+        """Pass the request of a watch on, and return its events."""
+        return self.client.stream(request)
 
 
 def _selectors(filters: Filters) -> dict[str, str]:

@@ -65,7 +65,8 @@ class SteadyClock:
     ) -> None:
         """`steady` returns the seconds of a clock that cannot be set. `wall` is read once, now, and gives the time of
         day until the API server has reported its own."""
-        self._steady = steady
+        self.steady = steady
+        """Returns the seconds of the clock that cannot be set, for the parameter `sent_at` of `note_date`."""
         self._offset = wall().timestamp() - steady()
         """Seconds to add to the steady clock."""
         self._dated_at: float | None = None
@@ -76,12 +77,8 @@ class SteadyClock:
     def __call__(self) -> datetime:
         """Return the time of day in UTC. The result never goes back, except once if the first time that the API server
         reports is earlier."""
-        self._shown = max(self._shown, self._steady() + self._offset)
+        self._shown = max(self._shown, self.steady() + self._offset)
         return datetime.fromtimestamp(self._shown, UTC)
-
-    def steady(self) -> float:
-        """Return the seconds of the underlying steady clock, for the parameter `sent_at` of `note_date`."""
-        return self._steady()
 
     def note_date(self, date: str, sent_at: float) -> None:
         """Correct the clock by the server's time. Call it when an answer with this `Date` header has just arrived;
@@ -96,7 +93,7 @@ class SteadyClock:
             server_time = parsedate_to_datetime(date).timestamp()
         except (ValueError, TypeError, OverflowError):
             return
-        now = self._steady()
+        now = self.steady()
         earliest, latest = server_time - now, server_time + 1 - sent_at
         if self._dated_at is None:
             self._offset, self._shown = (earliest + latest) / 2, float("-inf")

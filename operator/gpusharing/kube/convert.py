@@ -35,11 +35,11 @@ from gpusharing.kube.raw import (
     variable,
     whole,
 )
-from gpusharing.kube.startgate import operand_tolerations, start_gate, tolerates, tolerations_text
+from gpusharing.kube.taints import GPU_TOLERATION, rows_text, start_gate, tolerates
 from gpusharing.kube.zones import find_zones
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
 from gpusharing.planning.gpus.doubts import find_doubt
-from gpusharing.planning.gpus.geometry import Layout, is_profile, normalize
+from gpusharing.planning.gpus.geometry import is_profile, normalize
 from gpusharing.planning.gpus.health import vitals_of
 from gpusharing.planning.snapshot.draviews import key_of
 from gpusharing.planning.snapshot.records import Fence, Verified
@@ -193,7 +193,8 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
     """Convert NVIDIA's raw ClusterPolicy. Missing or malformed fields become empty values, but without tolerations the
     GPU Operator's default ones count. The MPS daemon, which no ClusterPolicy describes, is left out; see
     `with_mps_daemon`."""
-    spec, tolerations = section(raw, "spec"), operand_tolerations(raw)
+    spec = section(raw, "spec")
+    tolerations = entries(spec, "daemonsets", "tolerations") or [GPU_TOLERATION]
     annotations = texts(part(raw, "metadata", "annotations"))
     return ClusterPolicyView(
         plugin_config_name=text(spec, "devicePlugin", "config", "name"),
@@ -213,7 +214,7 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         mig_config_setter=setter(raw, "spec", "migManager", "config", "name"),
         configured=frozenset(filter(None, annotations.get(names.ANNOTATION_CONFIGURED, "").split(","))),
         tolerates_gate=tolerates(tolerations),
-        tolerations=tolerations_text(tolerations),
+        tolerations=rows_text(tolerations),
         with_reboot=is_true(variable(section(spec, "migManager"), "WITH_REBOOT")),
     )
 
@@ -250,7 +251,10 @@ def _gpu_view(gpu: GPU, model: _Model) -> GpuView:
         mig_enabled=gpu.mig_mode == "Enabled",
         mig_pending=gpu.mig_mode_pending != gpu.mig_mode,
         compute_mode=gpu.compute_mode,
-        layout=_layout(gpu),
+        # Empty if MIG is enabled but no instance exists.
+        layout=normalize(Counter(instance.profile for instance in gpu.instances))
+        if gpu.mig_mode == "Enabled"
+        else None,
         profiles=model.profiles,
         doubt=model.doubt,
         processes=tuple(process.name for process in gpu.processes),
@@ -258,14 +262,6 @@ def _gpu_view(gpu: GPU, model: _Model) -> GpuView:
         instances_withheld=gpu.instances_withheld,
         reset_in_guest=model.reset_in_guest,
     )
-
-
-def _layout(gpu: GPU) -> Layout | None:
-    """Return the MIG layout of a GPU, or None if MIG is not enabled on it. The layout is empty if MIG is enabled but
-    no instance exists."""
-    if gpu.mig_mode != "Enabled":
-        return None
-    return normalize(Counter(instance.profile for instance in gpu.instances))
 
 
 def _listed(model: Model) -> tuple[Profile, ...]:

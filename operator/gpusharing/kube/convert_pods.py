@@ -17,6 +17,7 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.podrequests import pod_requests
 from gpusharing.kube.raw import entries, has_condition, interned, part, section, strings, text, texts, whole
+from gpusharing.kube.taints import tolerates
 from gpusharing.planning.drain.holders import gpu_groups
 from gpusharing.planning.drain.rules import ANNOTATION_MARKS, LABEL_MARKS
 from gpusharing.planning.snapshot.podviews import Owner, PdbView, PodView
@@ -24,6 +25,7 @@ from gpusharing.planning.snapshot.podviews import Owner, PdbView, PodView
 DRA_DRIVER = "gpu.nvidia.com"
 """NVIDIA's DRA driver for GPUs, as allocations of ResourceClaims name it."""
 CORDON_TAINT = "node.kubernetes.io/unschedulable"
+"""The taint of a cordon (P15), which has the effect NoSchedule and no value."""
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 
 ResourceClaimUse = Literal["none", "gpu", "unresolved"]
@@ -56,7 +58,7 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
         deleted_at=_deleted_at(metadata),
         ready=has_condition(raw, "Ready"),
         finalizers=strings(metadata.get("finalizers")),
-        tolerates_cordon=any(map(_matches_cordon, entries(raw, "spec", "tolerations"))),
+        tolerates_cordon=tolerates(entries(raw, "spec", "tolerations"), CORDON_TAINT, ""),
         created=from_rfc3339(metadata.get("creationTimestamp")),
         started=from_rfc3339(part(raw, "status", "startTime")),
         marks=_marks(metadata),
@@ -217,15 +219,6 @@ def _dra_use(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> Reso
     if "gpu" in uses:
         return "gpu"
     return "unresolved" if "unresolved" in uses else "none"
-
-
-def _matches_cordon(toleration: JSON) -> bool:
-    """Whether a toleration matches the taint of a cordon (P15), `node.kubernetes.io/unschedulable:NoSchedule`, which
-    has no value (core/v1 Toleration)."""
-    key, exists = text(toleration, "key"), text(toleration, "operator") == "Exists"
-    if text(toleration, "effect") not in ("", "NoSchedule"):
-        return False
-    return exists if not key else key == CORDON_TAINT and (exists or not text(toleration, "value"))
 
 
 def _deleted_at(metadata: JSON) -> datetime | None:

@@ -18,7 +18,7 @@ from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import DEVICE_CLASSES, DEVICE_TAINT_RULES, JSON
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.raw import entries, is_true, part, section, strings, text, texts, variable, whole
-from gpusharing.kube.startgate import tolerates, tolerations_text
+from gpusharing.kube.taints import rows_text, tolerates
 from gpusharing.planning.gpus.geometry import Layout, normalize
 from gpusharing.planning.snapshot.draviews import (
     DRA_DRIVER,
@@ -62,7 +62,7 @@ def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DraDriverView 
         serves_gpus=gpus,
         gates=frozenset(name for name, _, state in pairs if is_true(state.strip())),
         tolerates_gate=tolerates(tolerations),
-        tolerations=tolerations_text(tolerations),
+        tolerations=rows_text(tolerations),
     )
 
 

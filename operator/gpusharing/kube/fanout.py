@@ -14,10 +14,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from gpusharing.kube.client import JSON, NODES, ApiRequest, KubeClient, WatchEvent
+from gpusharing.kube.client import JSON, NODES, ApiRequest, KubeClient, PassingClient, WatchEvent
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unavailable
-from gpusharing.kube.passing import PassingClient
 
 AWAY_OBJECTS = 3
 """Different objects about which calls must fail, without one answer in between, before the server counts as away."""

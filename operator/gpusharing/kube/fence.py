@@ -22,7 +22,6 @@ from pydantic.alias_generators import to_camel
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
-from gpusharing.kube.startgate import opened
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
 
@@ -159,7 +158,7 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
         annotations[names.ANNOTATION_VERIFIED] = record_text(action.verified)
         keeps_fence = isinstance(action, Release) and action.fence is not None
         if action.node.gate is not None and not keeps_fence:
-            opens, spec["taints"] = True, opened(action.node.gate)
+            opens, spec["taints"] = True, json.loads(action.node.gate) or None  # null removes an empty list
     metadata: JSON = {"uid": action.node.uid, "labels": dict(labels), "annotations": annotations}
     if opens or not isinstance(action, LabelNode) or action.forget or action.requests is not None:
         metadata["resourceVersion"] = resource_version

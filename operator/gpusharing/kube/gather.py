@@ -16,7 +16,7 @@ from gpusharing.kube.clock import loop_time
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized, Unavailable
 from gpusharing.kube.nodepods import NodePods
-from gpusharing.kube.pending import PendingPods
+from gpusharing.kube.podrequests import PendingPods
 from gpusharing.kube.sources import Sources, by_node
 from gpusharing.kube.stackreader import StackReader
 from gpusharing.planning.snapshot.callfailures import POLICIES, CallFailure, failed_again

@@ -319,20 +319,16 @@ def _access(configuration: Any, environment: Mapping[str, str]) -> Access:
     """Return how to reach the server of the official client's `configuration`. `environment` may name a proxy if the
     kubeconfig does not. Raises Unauthorized for a proxy that cannot be used, and OSError or ValueError for
     certificates that cannot be used."""
+    from kubernetes.aio.client.rest import RESTClientObject
+
+    https = configuration.host.startswith("https")
     return Access(
         server=configuration.host.rstrip("/"),
-        tls=_tls(configuration) if configuration.host.startswith("https") else None,
+        # The context that the official transport creates; no connection is opened.
+        tls=RESTClientObject(configuration).ssl_context if https else None,
         proxy=find_proxy(configuration.host, configuration.proxy, environment),
         tls_server_name=configuration.tls_server_name,
     )
-
-
-def _tls(configuration: Any) -> Any:
-    """Return the TLS context that the official transport creates for this configuration; no connection is opened.
-    Raises OSError or ValueError for certificates that cannot be used."""
-    from kubernetes.aio.client.rest import RESTClientObject
-
-    return RESTClientObject(configuration).ssl_context
 
 
 def environment_login(environment: Mapping[str, str]) -> Login:

@@ -16,7 +16,7 @@ from gpusharing.kube.dra import GPU_PROGRAM, GPUS, dra_driver_view, starts
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.paging import list_of
 from gpusharing.kube.raw import entries, is_true, part, section, strings, text, texts, variable, whole
-from gpusharing.kube.startgate import tolerates, tolerations_text
+from gpusharing.kube.taints import rows_text, tolerates
 from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
 from gpusharing.planning.snapshot.stackviews import (
     MIG_MANAGER_SWITCH,
@@ -112,7 +112,7 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
         mig_strategy=variable(main, "MIG_STRATEGY"),
         version=_version(main),
         tolerates_gate=tolerates(entries(template, "tolerations")),
-        tolerations=tolerations_text(entries(template, "tolerations")),
+        tolerations=rows_text(entries(template, "tolerations")),
         pausable=texts(part(template, "nodeSelector")).get(LABEL_DEPLOY_CLIENT) == "true",
     )
 
@@ -152,7 +152,7 @@ def finder_state(daemon_set: JSON) -> FinderState | None:
         name=text(daemon_set, "metadata", "name"),
         release=texts(part(daemon_set, "metadata", "labels")).get("app.kubernetes.io/instance", ""),
         tolerates_gate=tolerates(tolerations),
-        tolerations=tolerations_text(tolerations),
+        tolerations=rows_text(tolerations),
     )
 
 

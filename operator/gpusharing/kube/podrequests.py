@@ -1,12 +1,16 @@
-"""GPU resources that a pod requests: from its node, as the scheduler adds them up, and in one container."""
+"""GPU resources that pods request: one pod from its node, as the scheduler adds them up, and in one container, and all
+pods that wait for a node."""
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from sys import intern
 
 from gpusharing.api.names import is_gpu_resource
-from gpusharing.kube.client import JSON
+from gpusharing.kube.client import JSON, PODS, KubeClient
+from gpusharing.kube.paging import pages_of
 from gpusharing.kube.quantity import count
-from gpusharing.kube.raw import entries, section, text
+from gpusharing.kube.raw import entries, part, section, text
 
 
 def pod_requests(pod: JSON) -> Counter[str]:
@@ -47,3 +51,26 @@ def container_requests(container: JSON) -> Counter[str]:
     requests = {**section(container, "resources", "requests"), **section(container, "resources", "limits")}
     counts = {intern(key): count(quantity) for key, quantity in requests.items() if is_gpu_resource(key)}
     return Counter({key: 1 if number is None else number for key, number in counts.items() if number != 0})
+
+
+@dataclass(slots=True)
+class PendingPods:
+    """The last count of the Pending pods without a node, by the GPU resource that they request."""
+
+    client: KubeClient
+    pods: Mapping[str, int] = field(default_factory=dict)
+    """How many pods request each resource, by resource name."""
+    devices: Mapping[str, int] = field(default_factory=dict)
+    """How many devices these pods request in total, by resource name."""
+
+    async def count(self) -> None:
+        """List the Pending pods without a node, and replace `pods` and `devices`. Pods that are being deleted are not
+        counted. If the LIST fails, a KubeError is raised and both stay as they were."""
+        pods, devices = Counter[str](), Counter[str]()
+        selector = "spec.nodeName=,status.phase=Pending"
+        async for page in pages_of(self.client, PODS, field_selector=selector):
+            for raw in page.items:
+                requests = {} if part(raw, "metadata", "deletionTimestamp") else pod_requests(raw)
+                pods.update(requests.keys())
+                devices.update(requests)
+        self.pods, self.devices = dict(pods), dict(devices)

@@ -65,10 +65,6 @@ class CacheSettings:
 DEFAULTS = CacheSettings()
 
 
-def _ignore(_: str) -> None:
-    """Do nothing; the default of both callbacks."""
-
-
 class Reflector(Generic[View]):
     """A cache of one kind. Run `run()` as a task; read from any other task of the same loop."""
 
@@ -90,8 +86,8 @@ class Reflector(Generic[View]):
         resource: Resource,
         project: Callable[[JSON], View],
         *,
-        on_change: Callable[[str], None] = _ignore,
-        on_error: Callable[[str], None] = _ignore,
+        on_change: Callable[[str], None] = lambda _: None,
+        on_error: Callable[[str], None] = lambda _: None,
         settings: CacheSettings = DEFAULTS,
         **where: Unpack[Filters],
     ) -> None:
@@ -311,7 +307,8 @@ class Reflector(Generic[View]):
             # without any event.
             if error is None and lasted >= (SHORT_WATCH if self._watched else BACKOFF_MOST):
                 pause.success()
-                self._clear(follows=self._whole)
+                if self._whole:
+                    self._note(None)
             else:
                 await asyncio.sleep(pause.after_failure())
             if lost:
@@ -377,11 +374,6 @@ class Reflector(Generic[View]):
         """Record that the server has answered just now. `follows` says whether the cache is up to date with that
         answer, as far as we know; if so, the error is cleared."""
         self.last_contact = self._clock()
-        self._clear(follows=follows)
-
-    def _clear(self, *, follows: bool) -> None:
-        """If the cache `follows` the server, set `error` to None, and call `on_error` with an empty string unless its
-        last call had one, too."""
         if follows:
             self._note(None)
 

@@ -130,6 +130,11 @@ class ConfigMapView:
     ours: bool = False
     """Whether it has a mark of ours, or this process has seen one on it."""
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether somebody else created the ConfigMap: it has entries and is not `ours`."""
+        return bool(self.data) and not self.ours
+
 
 def _pod_place(raw: JSON) -> PodPlace:
     """Convert a raw pod of NVIDIA's components. A pod that is being deleted is not Ready. A pod of the DRA driver that

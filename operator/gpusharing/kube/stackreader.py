@@ -83,7 +83,7 @@ class OurConfigMaps:
     """Remembered device-plugin configurations, by name."""
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Remembered mig-parted configurations, by name."""
-    _times: Mapping[str, datetime] = field(default_factory=dict)
+    times: Mapping[str, datetime] = field(default_factory=dict)
     """When each entry was written according to the annotations, by key."""
 
     def read(self, plugin: ConfigMapView | None, mig: ConfigMapView | None) -> None:
@@ -100,22 +100,11 @@ class OurConfigMaps:
             self.mig = mig or _ABSENT
             own = migfile.lasting_entries(self.mig.data.get(MIG_KEY, ""))
             self.seen_mig_entries = _newest({**self.seen_mig_entries, **own})
-        self._times = {
+        self.times = {
             key: moment
             for config_map in (self.plugin, self.mig)
             for key, moment in parse_written(config_map.annotations.get(ANNOTATION_WRITTEN, "")).items()
         }
-
-    @staticmethod
-    def is_foreign(config_map: ConfigMapView) -> bool:
-        """Whether somebody else created the ConfigMap: it has entries, but neither our label nor our annotation, and
-        this process has never seen one of them on it."""
-        return bool(config_map.data) and not config_map.ours
-
-    def written(self, now: datetime) -> dict[str, datetime]:
-        """Return when the entries of both ConfigMaps were written, by key. Times that are not known, or that `now`
-        shows to be wrong (`known_times`), are left out."""
-        return known_times(self._times, now)
 
 
 @dataclass(slots=True)
@@ -151,7 +140,7 @@ class StackReader:
             gpu_cluster=bool(self.sources.gpu_clusters.items),
             plugin_configs=ours.plugin.data,
             mig_file=ours.mig.data.get(MIG_KEY, ""),
-            written=ours.written(now),
+            written=known_times(ours.times, now),
             admin_mig_file=admin.data.get(MIG_KEY, "") if admin else "",
             admin_plugin_configs=admin_plugin.data if admin_plugin else {},
             missing_entries=self._missing_entries(cluster_policy, ours.plugin.data),
@@ -242,9 +231,8 @@ class StackReader:
         """Return the name of one of our two ConfigMaps that somebody else created (`is_foreign`), the device plugin's
         first; empty if neither was."""
         ours, settings = self._config_maps, self.sources.settings.plan
-        if ours.is_foreign(ours.plugin):
-            return settings.plugin_config_map
-        return settings.mig_config_map if ours.is_foreign(ours.mig) else ""
+        maps = {settings.plugin_config_map: ours.plugin, settings.mig_config_map: ours.mig}
+        return next((name for name, each in maps.items() if each.is_foreign), "")
 
     def _tell(self, before: StackView | None, now: StackView) -> None:
         """Log each of the admin's ConfigMaps that is missing now and was not missing in `before`. Log bad entries in

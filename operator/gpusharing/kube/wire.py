@@ -86,16 +86,11 @@ def parsed(request: ApiRequest, raw: bytes) -> JSON:
 
 
 def refusal(request: ApiRequest, status: int, raw: bytes, retry_after: str | None) -> KubeError:
-    """Return the error for an answer with an HTTP status of 300 or above. `raw` is its body, `retry_after` its
-    Retry-After header."""
-    return error_of(request, status, _status_of(raw), retry_after)
-
-
-def _status_of(raw: bytes) -> object:
-    """Return the parsed body of a refusal, usually a Status. A body that is not JSON, such as the plain text of a
-    proxy, becomes the message of a Status, cut to 200 bytes."""
+    """Return the error for an answer with an HTTP status of 300 or above. `raw` is its body, usually a Status, and
+    `retry_after` its Retry-After header. A body that is not JSON, such as the plain text of a proxy, becomes the
+    message of the error, cut to 200 bytes."""
     try:
-        found: object = json.loads(raw)
+        answer: object = json.loads(raw)
     except (ValueError, RecursionError):
-        return {"message": raw[:200].decode(errors="replace").strip()}
-    return found
+        answer = {"message": raw[:200].decode(errors="replace").strip()}
+    return error_of(request, status, answer, retry_after)

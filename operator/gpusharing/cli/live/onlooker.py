@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpusharing.api.validation import validate_policy
-from gpusharing.kube.client import GPUNODES, JSON, POLICIES, ApiRequest, KubeClient
+from gpusharing.kube.client import GPUNODES, JSON, POLICIES, ApiRequest, KubeClient, PassingClient
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.paging import pages_of
-from gpusharing.kube.passing import PassingClient
 from gpusharing.kube.raw import section, text, whole
 
 
