@@ -20,7 +20,7 @@ MOST_NARROWINGS = 8
 MOST_LOOP_LINES = 200
 CACHED = {
     "drain/stranded.py",
-    "gpus/doubts.py", "gpus/geometry.py",
+    "gpus/cards.py", "gpus/geometry.py",
     "pools/candidates.py", "pools/hours.py", "snapshot/views.py", "wanted/gfdlabels.py",
     "wanted/migfile.py", "wanted/pluginconfig.py", "wanted/target.py", "transition/verdict.py",
 }  # fmt: skip

@@ -16,7 +16,7 @@ from gpusharing.kube.errors import AlreadyExists, Conflict, Invalid
 from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.planning.snapshot.actions import WriteClasses
 from gpusharing.planning.snapshot.draviews import DeviceClassView
-from gpusharing.planning.wanted.deviceclasses import wanted_class
+from gpusharing.planning.wanted.draobjects import wanted_class
 
 SMALL = wanted_class("1g.10gb")
 

@@ -22,7 +22,7 @@ from gpusharing.controller.processmetrics import ProcessMetrics
 from gpusharing.controller.role import metrics_application
 from gpusharing.kube.client import GPUNODES, NODES, ApiRequest
 from gpusharing.planning.snapshot.actions import Action, SetFinalizer
-from gpusharing.planning.stack.mpslapse import MpsLapses
+from gpusharing.planning.stack.mpsdaemon import MpsLapses
 from gpusharing.planning.vocabulary.blockers import Blocker
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason

@@ -99,7 +99,7 @@ def test_the_order_of_the_objections_is_part_of_the_product() -> None:
         ("<lambda>", Reason.PLUGIN_DISABLED),
         ("<lambda>", Reason.FEATURE_DISCOVERY_DISABLED),
         ("_plugin_config", Reason.PLUGIN_CONFIG_NOT_OURS),
-        ("<lambda>", Reason.FEATURE_DISCOVERY_MISSING),
+        ("_discovery_missing", Reason.FEATURE_DISCOVERY_MISSING),
         ("_config_maps", Reason.CONFIG_MAP_TAKEN),
         ("_plain_mig", Reason.MIG_MANAGER_MISSING),
         ("<lambda>", Reason.MIG_MANAGER_DISABLED),

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 from tests.build import H100, NOW, make_gpu, make_gpunode, make_node, make_policy, make_snapshot, make_spec
 
-from gpusharing.planning.gpus.cards import CARDS, Profile, find_card
-from gpusharing.planning.gpus.doubts import find_doubt
+from gpusharing.planning.gpus.cards import CARDS, Profile, find_card, find_doubt
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.views import GpuView

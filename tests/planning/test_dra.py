@@ -49,7 +49,7 @@ from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.actuators.dra import DRA, SIGNS
-from gpusharing.planning.wanted.deviceclasses import wanted_class
+from gpusharing.planning.wanted.draobjects import wanted_class
 from gpusharing.planning.wanted.target import Target, Targets, find_last_proven, find_wish
 from gpusharing.planning.wanted.verify import Source
 

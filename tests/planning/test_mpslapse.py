@@ -12,7 +12,7 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.report.events import Event, node_events
 from gpusharing.planning.snapshot.stackviews import Operand
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.stack.mpslapse import MpsLapses
+from gpusharing.planning.stack.mpsdaemon import MpsLapses
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.wanted.toolversions import RELEASED_DAEMON

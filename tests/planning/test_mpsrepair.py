@@ -27,9 +27,9 @@ from gpusharing.planning.stack.mpsrepair import (
     RESTRAINTS,
     count_repair,
     explain_repair,
+    find_due,
     find_serving,
     plan_repair,
-    with_serving,
 )
 from gpusharing.planning.transition.gates import find_gate
 
@@ -195,13 +195,10 @@ def test_whether_a_restart_of_all_daemons_could_end_clients_there(what: str) -> 
     assert found == ((name,) if counts else ())
 
 
-def test_the_nodes_that_serve_mps_are_looked_for_only_where_a_repair_is_due() -> None:
-    def find(_: StackView) -> tuple[str, ...]:
-        return ("gpu-07",)
-
-    assert with_serving(stack(), ASKED, find).mps_nodes == ("gpu-07",)
+def test_a_repair_is_due_only_where_the_daemon_is_deaf_and_nothing_else_restrains_the_operator() -> None:
+    assert find_due(stack(), ASKED) == DEAF
     for found, settings in ((stack(), SETTINGS), (stack(mps_repairs=SPENT), ASKED), (stack(None), ASKED)):
-        assert with_serving(found, settings, find) is found
+        assert find_due(found, settings) is None
 
 
 # --- in a plan ------------------------------------------------------------------------------------------

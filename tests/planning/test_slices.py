@@ -7,7 +7,7 @@ from tests.build import make_gpu, make_gpunode, make_node
 
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.draviews import NodeDevices
-from gpusharing.planning.wanted.slices import find_slice_mismatch
+from gpusharing.planning.wanted.verify import find_slice_mismatch
 
 SMALL: Layout = (("1g.10gb", 7),)
 MIXED: Layout = (("3g.40gb", 1), ("1g.10gb", 4))

@@ -26,7 +26,7 @@ from gpusharing.planning.snapshot.draviews import RULE_PREFIX, TaintProof, Taint
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.transition.taintfence import may_taint
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.taintrules import plan_rules
+from gpusharing.planning.wanted.draobjects import plan_rules
 
 RULE = f"DeviceTaintRule {RULE_PREFIX}gpu-1"
 

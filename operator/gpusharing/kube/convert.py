@@ -37,8 +37,7 @@ from gpusharing.kube.raw import (
 )
 from gpusharing.kube.taints import GPU_TOLERATION, rows_text, start_gate, tolerates
 from gpusharing.kube.zones import find_zones
-from gpusharing.planning.gpus.cards import Card, Profile, find_card
-from gpusharing.planning.gpus.doubts import find_doubt
+from gpusharing.planning.gpus.cards import Card, Profile, find_card, find_doubt
 from gpusharing.planning.gpus.geometry import is_profile, normalize
 from gpusharing.planning.gpus.health import vitals_of
 from gpusharing.planning.snapshot.draviews import key_of

@@ -1,5 +1,5 @@
 """The objects of DRA: the DaemonSet of NVIDIA's driver, the ResourceSlices that it publishes, and our own DeviceClasses
-(planning/wanted/deviceclasses.py) and DeviceTaintRules.
+(planning/wanted/draobjects.py) and DeviceTaintRules.
 
 The driver has one pool for each node, named after it. A whole GPU is a device of type `gpu` with its `uuid`; a MIG
 device has type `mig`, its `profile` and the `parentUUID` of its GPU (dra-driver-nvidia-gpu v0.5.0,

@@ -30,7 +30,7 @@ from gpusharing.planning.snapshot.stackviews import (
     find_active,
 )
 from gpusharing.planning.stack.drastack import find_doubles
-from gpusharing.planning.stack.mpsrepair import find_serving, with_serving
+from gpusharing.planning.stack.mpsrepair import find_due, find_serving
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.target import known_times
 
@@ -162,7 +162,8 @@ class StackReader:
             seen_mig_entries=ours.seen_mig_entries,
             dra=dra,
         )
-        view = with_serving(view, settings, self._mps_nodes)
+        if find_due(view, settings) is not None:
+            view = replace(view, mps_nodes=self._mps_nodes(view))
         if self._view != view:
             if not self.silent:
                 self._tell(self._view, view)

@@ -15,9 +15,13 @@ Compute capabilities: NVIDIA's "CUDA GPU compute capability" table.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Literal
 
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 # How reliable a fact is. real: read on that hardware. doc: NVIDIA's guide or playbook. cfg: only in mig-parted's
@@ -330,3 +334,58 @@ def find_card(product_name: str) -> Card | None:
     """Return the card with this product name, which may have the form that NVML prints or that of GPU Feature
     Discovery's label. None if the card is not in the table."""
     return _BY_PRODUCT.get(bare_product(product_name))
+
+
+# --- how a card differs from this table ---
+
+
+MOST_DIFFERENCES = 3
+"""The largest number of differences that a message names."""
+
+
+@lru_cache(maxsize=64)
+def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
+    """Return a Finding with the first differences (at most MOST_DIFFERENCES) between the `reported` profiles of a card
+    and our table. If none are reported, the Finding says that the table is used. It is shown to people; no decision
+    depends on it.
+
+    None if both agree, if the table lacks the card or has no profiles for it, or if NVML is known to report wrong
+    counts for the card. Profiles of the table that are not reported do not count as a difference.
+    """
+    card = find_card(product)
+    if card is None or not card.profiles or card.nvml_counts_wrong:
+        return None
+    if not reported:
+        return Finding(
+            Reason.PROFILES_FROM_TABLE,
+            f"the driver lists no MIG profiles for {product}, so the operator uses its own table; if the operator"
+            " rejects a layout that should fit, update the driver",
+        )
+    known = {profile.name: profile for profile in card.profiles}
+    differences = [text for profile in reported if (text := _difference(profile, known))]
+    if not differences:
+        return None
+    return Finding(
+        Reason.CARD_DIFFERS,
+        f"{product} reports {'; '.join(differences[:MOST_DIFFERENCES])}. The operator uses what the card reports;"
+        " please open an issue, so that the operator's table can be corrected",
+    )
+
+
+def _difference(profile: Profile, known: Mapping[str, Profile]) -> str:
+    """Return the first difference between the reported profile and the one of the same name in `known`, which maps
+    names to our table's profiles. Empty if there is none. The table may lack the name, or have other placements or
+    another maximum count. Placements that are unknown on either side are not compared."""
+    same = known.get(profile.name)
+    if same is None:
+        return f"{profile.name}, which the operator's table does not have"
+    if profile.starts and same.starts and (profile.starts, profile.size) != (same.starts, same.size):
+        return f"{profile.name} at {_places(profile)}, but the operator's table has {_places(same)}"
+    if profile.max_count != same.max_count:
+        return f"at most {profile.max_count} of {profile.name}, but the operator's table has {same.max_count}"
+    return ""
+
+
+def _places(profile: Profile) -> str:
+    """Return the placements of a profile for a message, such as `0, 4 (size 4)`."""
+    return f"{', '.join(map(str, profile.starts))} (size {profile.size})"

@@ -29,7 +29,7 @@ from gpusharing.planning.stack.mpsrepair import plan_repair
 from gpusharing.planning.stack.pointers import plan_pointers
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.taintrules import plan_rules
+from gpusharing.planning.wanted.draobjects import plan_rules
 
 CLOCKS = timedelta(seconds=1.5)
 """How far the clocks of two processes may differ, because each was set from a Date header with whole seconds

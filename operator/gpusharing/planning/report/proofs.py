@@ -15,7 +15,6 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.choice import find_actuator
-from gpusharing.planning.wanted.slices import tell_devices
 from gpusharing.planning.wanted.target import Target, describe_layouts
 from gpusharing.planning.wanted.verify import (
     Comparison,
@@ -23,6 +22,7 @@ from gpusharing.planning.wanted.verify import (
     find_disagreements,
     paused_operands,
     served,
+    tell_devices,
 )
 
 

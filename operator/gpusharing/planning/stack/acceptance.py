@@ -183,15 +183,6 @@ def _plugin_config(
     return _explain_from(Reason.PLUGIN_CONFIG_NOT_OURS, spec, cluster_policy, stack, settings)
 
 
-def _why_not_set(
-    pointer: Pointer, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> str:
-    """Return why the operator has not set this field of ClusterPolicy itself, or when it will, as a clause that begins
-    with a semicolon. Empty if chart value gpuOperator.configure is off."""
-    configure = settings.configure_gpu_operator
-    return why_not_set(pointer, cluster_policy, configure=configure, error=stack.pointer_error)
-
-
 def _plugin_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
@@ -202,7 +193,8 @@ def _plugin_field(
     if cluster_policy.plugin_config_name == ours or stack.by_dra:
         return None
     pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs, stack.missing_entries)
-    why = _why_not_set(pointer, cluster_policy, stack, settings)
+    configure = settings.configure_gpu_operator
+    why = why_not_set(pointer, cluster_policy, configure=configure, error=stack.pointer_error)
     message = f"ClusterPolicy {pointer.field} is {pointer.text}, so {ours} is not read{why}{_unmerged(pointer, stack)}"
     return WrongField(message, {} if pointer.stops else pointer.patch)
 
@@ -227,20 +219,17 @@ def _unmerged(pointer: Pointer, stack: StackView) -> str:
     )
 
 
-def _not_in_chart(
-    row: NeededProgram,
-    spec: GPUSharingPolicySpec,
-    cluster_policy: ClusterPolicyView,
-    stack: StackView,
-    settings: PlanSettings,
+@_against
+def _discovery_missing(
+    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
-    """Return a message with the remedy if the policy's mode needs the program of this row and NVIDIA's device-plugin
-    chart does not run it. Empty if the program runs, if the mode does not need it, or if there is a ClusterPolicy."""
+    """Return a message with the remedy if the policy's mode needs GPU Feature Discovery and NVIDIA's device-plugin
+    chart does not run it. Empty if it runs, if the mode does not need it, or if there is a ClusterPolicy."""
     plain = cluster_policy.plain
-    if plain is None or not lacks(row, spec.mode, stack):
+    if plain is None or not lacks(_DISCOVERY, spec.mode, stack):
         return ""
-    command = plain_upgrade(plain, settings.gpu_operator_namespace, row.helm_value)
-    return f"{tell_off(row, cluster_policy)}; run: {command}"
+    command = plain_upgrade(plain, settings.gpu_operator_namespace, _DISCOVERY.helm_value)
+    return f"{tell_off(_DISCOVERY, cluster_policy)}; run: {command}"
 
 
 def _plain_mig(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str | Finding:
@@ -254,15 +243,6 @@ def _plain_mig(policy: PolicyView, stack: StackView, settings: PlanSettings) -> 
     if obstacle is None:
         return ""
     return Finding(obstacle.reason, f"{obstacle.message}; run: {obstacle.command}")
-
-
-def _in_chart(row: NeededProgram, missing: Reason) -> Objection:
-    """Return an objection, with the reason `missing`, that applies if a mode needs the program of this row and
-    NVIDIA's device-plugin chart does not run it."""
-    return Objection(
-        _against(lambda spec, policy, stack, settings: _not_in_chart(row, spec, policy, stack, settings)),
-        missing,
-    )
 
 
 def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
@@ -280,20 +260,17 @@ def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -
     )
 
 
-def _off_field(
-    row: NeededProgram, spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView
-) -> WrongField | None:
-    """Return the field with which ClusterPolicy turns off the program of this row, as a WrongField. None if it does not
-    turn it off, or if there is no ClusterPolicy. Also None if the policy's mode does not need the program, or if
-    NVIDIA's DRA driver takes its place."""
-    if cluster_policy.plain is not None or not lacks(row, spec.mode, stack):
-        return None
-    return WrongField(tell_off(row, cluster_policy), row.patch)
-
-
 def _switched_off(row: NeededProgram) -> FieldCheck:
-    """Return a check of the ClusterPolicy field that can turn off the program of this row."""
-    return FieldCheck(lambda spec, policy, stack, _: _off_field(row, spec, policy, stack), row.disabled)
+    """Return a check of the ClusterPolicy field that can turn off the program of this row. It finds nothing if there is
+    no ClusterPolicy, if the policy's mode does not need the program, or if NVIDIA's DRA driver takes its place."""
+    return FieldCheck(
+        lambda spec, policy, stack, _: (
+            WrongField(tell_off(row, policy), row.patch)
+            if policy.plain is None and lacks(row, spec.mode, stack)
+            else None
+        ),
+        row.disabled,
+    )
 
 
 def _strategy_field(
@@ -320,7 +297,8 @@ def _layouts_field(
     if stack.serves_our_mig_file:
         return None
     pointer = mig_pointer(cluster_policy, settings.mig_config_map)
-    why = _why_not_set(pointer, cluster_policy, stack, settings)
+    configure = settings.configure_gpu_operator
+    why = why_not_set(pointer, cluster_policy, configure=configure, error=stack.pointer_error)
     message = (
         f"spec.mig.layouts has no effect unless ClusterPolicy {pointer.field} is {pointer.ours}; it is now"
         f" {pointer.text}{why}"
@@ -384,7 +362,7 @@ OBJECTIONS = (
     _to_field(Reason.PLUGIN_DISABLED),
     _to_field(Reason.FEATURE_DISCOVERY_DISABLED),
     Objection(_plugin_config, Reason.PLUGIN_CONFIG_NOT_OURS),
-    _in_chart(_DISCOVERY, Reason.FEATURE_DISCOVERY_MISSING),
+    Objection(_discovery_missing, Reason.FEATURE_DISCOVERY_MISSING),
     Objection(_config_maps, Reason.CONFIG_MAP_TAKEN),
     Objection(_plain_mig, Reason.MIG_MANAGER_MISSING),  # or another reason for which it is of no use
     _to_field(Reason.MIG_MANAGER_DISABLED),

@@ -6,8 +6,7 @@ daemons of the whole cluster, so it is made only while no node serves MPS.
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.actions import RepairMps
@@ -30,11 +29,19 @@ def plan_repair(stack: StackView, settings: PlanSettings) -> RepairMps | None:
     """Return the write that lets the MPS daemons follow labels, with the count of repairs that it records. None if the
     chart value is off, if no daemon is known to ignore labels, or if one of RESTRAINTS applies, such as a node that
     serves MPS."""
+    daemon, policy = find_due(stack, settings), stack.cluster_policy
+    if daemon is None or policy is None:
+        return None
+    return RepairMps(policy, daemon, count_repair(stack.mps_repairs, daemon))
+
+
+def find_due(stack: StackView, settings: PlanSettings) -> MpsDaemonView | None:
+    """Return the MPS daemon that the operator must repair (`find_daemon`) and may repair now, because none of
+    RESTRAINTS applies, or None."""
     daemon = find_daemon(stack, settings)
     if daemon is None or any(restraint(daemon, stack, settings) for restraint in RESTRAINTS):
         return None
-    policy = stack.cluster_policy
-    return None if policy is None else RepairMps(policy, daemon, count_repair(stack.mps_repairs, daemon))
+    return daemon
 
 
 def find_daemon(stack: StackView, settings: PlanSettings) -> MpsDaemonView | None:
@@ -88,18 +95,7 @@ def find_serving(
     emptied it and no report shows a GPU that a daemon serves, or if its Ready agent reports that no daemon serves any
     GPU.
     """
-    return tuple(sorted(_serving(nodes, gpunodes, agents, daemons, stack)))
-
-
-def _serving(
-    nodes: Mapping[str, NodeView],
-    gpunodes: Mapping[str, GPUNodeView],
-    agents: Collection[str],
-    daemons: Collection[str],
-    stack: StackView,
-) -> Iterator[str]:
-    """Yield the names of the nodes whose MPS clients would end if all MPS daemons were restarted, in the order of
-    `nodes`. The rule is that of `find_serving`."""
+    serving = []
     for name, node in nodes.items():
         capable = node.labels.get(names.LABEL_MPS_CAPABLE) == "true"
         if not (name in daemons or capable or is_told_mps(node, stack)):
@@ -108,7 +104,8 @@ def _serving(
         if _is_emptied(node) and not _is_served(gpunode):
             continue
         if name not in agents or not _is_free(gpunode):
-            yield name
+            serving.append(name)
+    return tuple(sorted(serving))
 
 
 def _is_emptied(node: NodeView) -> bool:
@@ -209,15 +206,3 @@ RESTRAINTS = (
     _in_service,
 )
 """The first match wins. The nodes in service come last: they are looked for only if nothing else prevents a repair."""
-
-
-def with_serving(
-    stack: StackView, settings: PlanSettings, find: Callable[[StackView], tuple[str, ...]]
-) -> StackView:
-    """Return the stack with the nodes that serve MPS, which `find` returns, as its `mps_nodes`. If the operator need
-    not or may not repair the MPS daemon (`find_daemon`, RESTRAINTS), `find` is not called and the stack is returned
-    unchanged. `stack.mps_nodes` should be empty before."""
-    daemon = find_daemon(stack, settings)
-    if daemon is None or any(restraint(daemon, stack, settings) for restraint in RESTRAINTS):
-        return stack
-    return replace(stack, mps_nodes=find(stack))

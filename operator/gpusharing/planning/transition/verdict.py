@@ -19,7 +19,7 @@ from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
-from gpusharing.planning.stack.mpslapse import MpsLapses, find_lapses
+from gpusharing.planning.stack.mpsdaemon import MpsLapses, find_lapses
 from gpusharing.planning.vocabulary.blockers import Blocker
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason

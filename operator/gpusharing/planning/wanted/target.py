@@ -441,17 +441,12 @@ def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) ->
     return shared
 
 
-def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str:
+@lru_cache(maxsize=1024)
+def describe_layouts(layouts: tuple[Layout | None, ...], replicas: int = 1) -> str:
     """Return the layouts of a node's GPUs for people, such as `2x3g.40gb`. If they differ, each is listed with its
     number of GPUs: `2x3g.40gb (4 GPUs), 1x full (4 GPUs)`. If `replicas` is above 1, for example 4, `4x shared`
-    replaces `1x full` and is appended to the layouts of GPUs with MIG. Empty without GPUs."""
-    return _describe(tuple(layouts), replicas)
-
-
-@lru_cache(maxsize=1024)
-def _describe(layouts: tuple[Layout | None, ...], replicas: int) -> str:
-    """Return the layouts for people, each with its number of GPUs if they differ (`describe_layouts`). The result is
-    cached, because many nodes have equal layouts."""
+    replaces `1x full` and is appended to the layouts of GPUs with MIG. Empty without GPUs. The result is cached,
+    because many nodes have equal layouts."""
     texts: Counter[str] = Counter()
     shared = f"{replicas}x shared" if replicas > 1 else ""
     for layout in layouts:

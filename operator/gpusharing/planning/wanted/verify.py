@@ -17,6 +17,7 @@ Terms: docs/design/glossary.md#drift.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
@@ -27,7 +28,7 @@ from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import Hardware, NodeView, ObservedView
 from gpusharing.planning.vocabulary.findings import Finding
-from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted import toolversions
@@ -140,12 +141,6 @@ def _unreachable(compared: Comparison) -> str:
     return f"GPU {gone.index} is not responding, so its last known state is shown; see the Healthy condition"
 
 
-def _withheld(compared: Comparison) -> str:
-    """Return a message if the agent is not allowed to list the MIG instances of a GPU (`find_withheld`). Empty if it
-    may, or if neither the target nor any GPU has MIG."""
-    return find_withheld(compared.target, compared.observed)
-
-
 def find_withheld(target: Target, observed: ObservedView) -> str:
     """Return a message if the agent is not allowed to list the MIG instances of a GPU, so that its report proves no
     layout. Empty if there is no such GPU, or if the target has no MIG and no GPU has MIG on."""
@@ -157,12 +152,6 @@ def find_withheld(target: Target, observed: ObservedView) -> str:
         f"NVML does not show the agent all MIG instances of GPU {blind.index}; grant the agent's container the rights"
         " listed in docs/reference/agent-fields.md"
     )
-
-
-def _missing(compared: Comparison) -> str:
-    """Return a message if NVML lists fewer GPUs than were last proven on the node, else an empty string
-    (`find_missing`)."""
-    return find_missing(compared.node, compared.observed)
 
 
 def find_missing(node: NodeView, observed: ObservedView) -> str:
@@ -407,12 +396,56 @@ def _counts(resources: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(resources.items())) or "no GPU resource"
 
 
+# What the scheduler sees where NVIDIA's DRA driver serves the GPUs, in place of the kubelet's allocatable counts and of
+# GPU Feature Discovery's labels.
+
+
+def find_slice_mismatch(
+    node: NodeView, layouts: Sequence[Layout | None], observed: ObservedView | None
+) -> str:
+    """Return how the devices that NVIDIA's DRA driver publishes for `node` differ from `layouts`, one per GPU, or from
+    the devices that the agent has read. Only the first difference is reported. Empty if they agree. It counts as a
+    difference if the driver has published nothing, not everything yet, or a device that is neither a GPU nor a MIG
+    device.
+
+    The GPUs are compared without regard to their order, because the driver names them by UUID. A GPU with MIG on and
+    without instances has no device. The UUIDs are compared only if `observed` has a `devices_key`, because devices that
+    are made anew with the same layout may have other UUIDs.
+    """
+    if (devices := node.devices) is None:
+        return f"NVIDIA's DRA driver publishes no ResourceSlice for {node.name}"
+    if devices.missing:
+        slices = counted(devices.missing, "ResourceSlice")
+        return f"NVIDIA's DRA driver has not published {slices} of pool {node.name} yet"
+    if devices.others:
+        return (
+            f"NVIDIA's DRA driver publishes devices of {node.name} that are neither GPUs nor MIG devices:"
+            f" {some(devices.others)}"
+        )
+    wanted = tuple(layout for layout in layouts if layout is None or layout)
+    when = "NVIDIA's DRA driver looks for MIG devices only when its pod starts"
+    if Counter(wanted) != Counter(devices.layouts):
+        now, due = tell_devices(devices.layouts), tell_devices(wanted)
+        return f"the ResourceSlices of {node.name} show {now} instead of {due}; {when}"
+    if observed is not None and observed.devices_key and devices.key != observed.devices_key:
+        return f"the ResourceSlices of {node.name} list different devices than NVML reports; {when}"
+    return ""
+
+
+def tell_devices(layouts: tuple[Layout | None, ...]) -> str:
+    """Return the layouts for people, with the number of GPUs even if all have the same layout, or `no device` if there
+    are none."""
+    if len(set(layouts)) > 1:
+        return describe_layouts(layouts)
+    return f"{describe_layouts(layouts)} ({counted(len(layouts), 'GPU')})" if layouts else "no device"
+
+
 AGENT_CHECKS = (
     Check(_unreadable, Reason.AGENT_ERROR, Source.AGENT),
     Check(_quiet, Reason.OBSERVATION_PENDING, Source.AGENT),
     Check(_unreachable, Reason.GPU_UNHEALTHY, Source.NVML),
-    Check(_withheld, Reason.AGENT_LACKS_RIGHTS, Source.NVML),
-    Check(_missing, Reason.GPU_MISSING, Source.NVML),
+    Check(lambda it: find_withheld(it.target, it.observed), Reason.AGENT_LACKS_RIGHTS, Source.NVML),
+    Check(lambda it: find_missing(it.node, it.observed), Reason.GPU_MISSING, Source.NVML),
     Check(_other_layout, Reason.LAYOUT_MISMATCH, Source.NVML),
     Check(_mode_pending, Reason.MIG_MODE_PENDING, Source.NVML),
 )

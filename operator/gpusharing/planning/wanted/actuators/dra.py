@@ -15,7 +15,6 @@ from datetime import datetime, timedelta
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, Program
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
-from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.actuator import (
     ActuatorCase,
@@ -26,16 +25,15 @@ from gpusharing.planning.wanted.actuators.actuator import (
     find_sign,
 )
 from gpusharing.planning.wanted.actuators.labels import LABELS
-from gpusharing.planning.wanted.deviceclasses import find_unrequestable
-from gpusharing.planning.wanted.slices import find_slice_mismatch
+from gpusharing.planning.wanted.draobjects import find_unrequestable
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import (
     AGENT_CHECKS,
     COMPUTE_MODE,
     MIG_CHECKS,
     Check,
-    Comparison,
     Source,
+    find_slice_mismatch,
 )
 
 WHAT = "NVIDIA's DRA kubelet plugin"
@@ -64,12 +62,6 @@ def _is_published(node: NodeView) -> bool:
     """Whether the driver has published all devices of the node, and nothing but GPUs and MIG devices. Otherwise it is
     not running, is about to publish, or serves a GPU in another way, so a drain would not help."""
     return node.devices is not None and not node.devices.missing and not node.devices.others
-
-
-def _no_class(case: ActuatorCase, target: Target) -> str | Finding:
-    """Return why pods could not request the MIG devices of the target, or an empty string if they could. A Finding is
-    returned if the operator is about to create the class that is missing."""
-    return find_unrequestable(target.layouts, case.stack)
 
 
 # --- what a run writes -------------------------------------------------------------------------------------
@@ -187,20 +179,6 @@ def _next_look(case: ActuatorCase, fence: Fence) -> datetime | None:
     return min((moment for moment in moments if moment is not None and moment > case.now), default=None)
 
 
-# --- the proof ---------------------------------------------------------------------------------------------
-
-
-def _published(compared: Comparison) -> str:
-    """Return how the ResourceSlices of the node differ from the target, or an empty string if they do not."""
-    return find_slice_mismatch(compared.node, compared.target.layouts, compared.observed)
-
-
-def _tell_left(node: NodeView) -> str:
-    """Return an empty string. mig-manager's label then means whole GPUs, and nothing reads the other labels."""
-    del node
-    return ""
-
-
 DRA = replace(
     LABELS,
     needs=frozenset({"mig-manager", "driver", "container-toolkit"}),
@@ -208,7 +186,9 @@ DRA = replace(
         *LABELS.obstacles,
         Obstacle(_no_plugin, Reason.ACTUATOR_MISSING),
         Obstacle(_unpublished, Reason.ACTUATOR_MISSING),
-        Obstacle(_no_class, Reason.ACTUATOR_MISSING),
+        Obstacle(
+            lambda case, target: find_unrequestable(target.layouts, case.stack), Reason.ACTUATOR_MISSING
+        ),
     ),
     needs_run=_needs_run,
     find_missing=_find_missing,
@@ -220,7 +200,12 @@ DRA = replace(
         *AGENT_CHECKS,
         *MIG_CHECKS,
         COMPUTE_MODE,
-        Check(_published, Reason.ALLOCATABLE_MISMATCH, Source.SLICES),
+        Check(
+            lambda it: find_slice_mismatch(it.node, it.target.layouts, it.observed),
+            Reason.ALLOCATABLE_MISMATCH,
+            Source.SLICES,
+        ),
     ),
-    tell_left=_tell_left,
+    # mig-manager's label then means whole GPUs, and nothing reads the other labels.
+    tell_left=lambda node: "",
 )

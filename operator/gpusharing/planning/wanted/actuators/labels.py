@@ -164,23 +164,18 @@ def _find_changed(node: NodeView, goal: Target, idle: ObservedView | None) -> di
 
 
 def _mig_manager_to_restart(case: ActuatorCase, goal: Target, *, again: bool) -> str:
-    """Return the UID of the mig-manager pod that must be deleted before the run begins. Empty if none must be
-    (`_needs_new_pod`), if the goal does not need mig-manager, or if there is no pod."""
-    pod = case.operands.get(Program.MIG_MANAGER)
+    """Return the UID of the mig-manager pod that must be deleted before the run begins. Empty if none must be, if the
+    goal does not need mig-manager, or if there is no pod.
+
+    A repeated run needs a new pod if mig-manager's state is neither `success` nor `failed`, because mig-manager is then
+    stuck. Otherwise one is needed only if the label already has the goal's value, to which mig-manager does not react,
+    and in a first run only if the node differs (`needs_restart`)."""
+    pod, labels = case.operands.get(Program.MIG_MANAGER), case.node.labels
     if not goal.mig_config or pod is None:
         return ""
-    return pod.uid if _needs_new_pod(case, goal, again=again) else ""
-
-
-def _needs_new_pod(case: ActuatorCase, goal: Target, *, again: bool) -> bool:
-    """Whether the run needs a new mig-manager pod. A repeated run needs one if mig-manager's state is neither `success`
-    nor `failed`, because mig-manager is then stuck. Otherwise one is needed only if the label already has the goal's
-    value, to which mig-manager does not react, and in a first run only if the node differs (`needs_restart`)."""
-    labels = case.node.labels
-    if not again or labels.get(names.LABEL_MIG_STATE) in _ENDED:
-        same = labels.get(names.LABEL_MIG_CONFIG) == goal.mig_config
-        return needs_restart(case, goal) or (again and same)
-    return True
+    stuck = again and labels.get(names.LABEL_MIG_STATE) not in _ENDED
+    same = again and labels.get(names.LABEL_MIG_CONFIG) == goal.mig_config
+    return pod.uid if stuck or same or needs_restart(case, goal) else ""
 
 
 def _daemon_to_restart(case: ActuatorCase, target: Target) -> str:
