@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import yaml
 
-from gpusharing.api.crd import Schema, structural_schema
 from gpusharing.api.gpunode import GPUNodeSpec, GPUNodeStatus
 from gpusharing.api.names import GPUNODES, GROUP, POLICIES, VERSION
 from gpusharing.api.policy import GPUSharingPolicySpec, WireModel
 from gpusharing.api.policystatus import GPUSharingPolicyStatus
 from gpusharing.api.records import WireRecord
 from gpusharing.api.rules import NAME_LENGTH, ApiRule, cel
+from hack.crdschema import Schema, structural_schema
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from gpusharing.api.crd import Schema
 from gpusharing.api.names import API_VERSION
+from hack.crdschema import Schema
 from hack.customresources import GPUNODE, POLICY, CustomResource, custom_resource_definition
 
 HEADER = (

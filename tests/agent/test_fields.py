@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from hack.agentfields import SESSION, SOURCES, USAGE, FieldSource, NeededRight
+from hack.crdschema import structural_schema
 from hack.nvmlsim.simulator import Simulator
 from tests.agent.nvml_machine import in_process, needs_compiler, read
 
 from gpusharing.agent import nvml, nvml_health, nvml_mig, nvml_processes, nvml_use
-from gpusharing.api.crd import structural_schema
 from gpusharing.api.gpunode import Observed
 
 

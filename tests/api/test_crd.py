@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import pytest
 import yaml
+from hack.crdschema import SchemaError, structural_schema
 from hack.customresources import GPUNODE, POLICY, RESOURCES, CustomResource, chart_crds, crds
 from hack.generate import ROOT
 from pydantic import BaseModel, Field
 
-from gpusharing.api.crd import SchemaError, structural_schema
 from gpusharing.api.gpunode import GPUNodeSpec
 from gpusharing.api.policy import GPUSharingPolicySpec, WireModel
 from gpusharing.api.records import WireRecord, wire_name

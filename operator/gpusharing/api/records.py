@@ -1,8 +1,8 @@
 """Records of GPUNode as plain dataclasses: their names in JSON, how they are written, and how they are read.
 
 The agent and `kubectl gpusharing status` use the records without pydantic, whose models would take 10 MiB of the
-agent's 45. Where an object has to be checked (kube/convert.py) or described (api/crd.py), pydantic reads the same
-classes (docs/adr/0072-one-record-for-gpunode.md).
+agent's 45. Where an object has to be checked (kube/convert.py) or described (hack/crdschema.py), pydantic reads the
+same classes (docs/adr/0072-one-record-for-gpunode.md).
 """
 
 from collections.abc import Callable, Mapping
