@@ -9,11 +9,9 @@ from tests.planning.placing import placement_sets
 
 from gpusharing.planning.gpus.cards import CARDS, Card, Profile
 from gpusharing.planning.gpus.geometry import (
-    DoesNotFit,
     Layout,
     Legal,
-    Misfit,
-    UnknownProfile,
+    Refusal,
     describe,
     find_fit,
     legal_layouts,
@@ -61,8 +59,8 @@ def test_one_more_than_the_maximum_is_refused(card: Card) -> None:
     for p in card.profiles:
         assert isinstance(find_fit(((p.name, p.max_count),), card.profiles), Legal)
         verdict = find_fit(((p.name, p.max_count + 1),), card.profiles)
-        assert isinstance(verdict, DoesNotFit)
-        assert verdict.reason is Misfit.TOO_MANY
+        assert isinstance(verdict, Refusal)
+        assert "the card has room for at most" in verdict.why
 
 
 # --- rules that no real card needs, or that placements cannot say ---
@@ -71,8 +69,8 @@ def test_one_more_than_the_maximum_is_refused(card: Card) -> None:
 def test_eight_places_for_1g_do_not_make_eight_compute_slices() -> None:
     made_up = [Profile("1g.10gb", tuple(range(8)), 1, 8, 1, 10), Profile("7g.80gb", (0,), 8, 1, 7, 80)]
     verdict = find_fit(layout("8x1g.10gb"), made_up)
-    assert isinstance(verdict, DoesNotFit)
-    assert verdict.reason is Misfit.COMPUTE_SLICES
+    assert isinstance(verdict, Refusal)
+    assert "compute slices, but the card has" in verdict.why
     assert isinstance(find_fit(layout("7x1g.10gb"), made_up), Legal)
 
 
@@ -81,16 +79,16 @@ def test_room_in_sum_but_not_in_place_is_refused() -> None:
     made_up.append(Profile("4g.40gb", (0,), 4, 1, 4, 40))
     assert isinstance(find_fit(layout("1x2g.20gb 1x1g.10gb"), made_up), Legal)
     verdict = find_fit(layout("1x2g.20gb 2x1g.10gb"), made_up)
-    assert isinstance(verdict, DoesNotFit)
-    assert verdict.reason is Misfit.PLACEMENT
+    assert isinstance(verdict, Refusal)
+    assert "overlap in every placement" in verdict.why
 
 
 def test_a_card_that_somebody_made_up_is_refused_without_trying_all_sets_of_its_places() -> None:
     """There are 341 million sets of seven."""
     made_up = [Profile("1g.10gb", tuple(range(5, 64)), 10, 7, 1, 10), Profile("7g.80gb", (0,), 73, 1, 7, 80)]
     verdict = find_fit(layout("7x1g.10gb"), made_up)
-    assert isinstance(verdict, DoesNotFit)
-    assert verdict.reason is Misfit.PLACEMENT
+    assert isinstance(verdict, Refusal)
+    assert "overlap in every placement" in verdict.why
     assert isinstance(find_fit(layout("6x1g.10gb"), made_up), Legal)
 
 
@@ -116,11 +114,12 @@ def test_without_known_placements_profiles_are_not_mixed(card: Card) -> None:
     first, second = card.profiles[0], card.profiles[1]
     assert find_fit(((first.name, first.max_count),), card.profiles) == Legal(())
     verdict = find_fit(normalize({first.name: 1, second.name: 1}), card.profiles)
-    assert isinstance(verdict, DoesNotFit)
-    assert verdict.reason is Misfit.PLACEMENTS_UNKNOWN
+    assert isinstance(verdict, Refusal)
+    assert "placements on this card are unknown" in verdict.why
     assert "placements on this card are unknown" in verdict.message
-    assert verdict.alternative is not None
-    assert isinstance(find_fit(verdict.alternative, card.profiles), Legal)
+    near = nearest_layout(verdict.layout, card.profiles)
+    assert near is not None
+    assert isinstance(find_fit(near, card.profiles), Legal)
 
 
 # --- what people get wrong ---
@@ -172,7 +171,7 @@ H200_OFFERS = (
 )
 def test_a_mistake_is_refused_with_what_the_card_offers(model: str, wanted: str, message: str) -> None:
     verdict = find_fit(layout(wanted), BY_KEY[model].profiles)
-    assert isinstance(verdict, UnknownProfile | DoesNotFit)
+    assert isinstance(verdict, Refusal)
     assert verdict.message == message
 
 
@@ -227,8 +226,8 @@ def test_nearest_is_always_legal_and_keeps_what_is_legal(
 
 def test_nothing_is_near_a_name_that_is_like_no_profile() -> None:
     verdict = find_fit(layout("1xhalf"), BY_KEY["h100-80gb"].profiles)
-    assert isinstance(verdict, UnknownProfile)
-    assert verdict.alternative is None
+    assert isinstance(verdict, Refusal)
+    assert nearest_layout(verdict.layout, verdict.profiles) is None
     assert verdict.message == f"this card has no profile half; {H100_OFFERS}"
 
 

@@ -18,7 +18,6 @@ Legality is downward closed: taking an instance away from a legal layout leaves 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from enum import StrEnum
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -33,17 +32,6 @@ MIG is on without instances. A GPU with MIG off has no layout, for which None is
 
 # "1g.10gb+me", "1g.24gb-me", "1c.3g.40gb" (a compute instance smaller than its GPU instance).
 _NAME = re.compile(r"(?:\d+c\.)?(?P<slices>\d+)g\.(?P<gb>\d+)gb(?P<attribute>(?:[+-][a-z.,]+)*)")
-
-
-class Misfit(StrEnum):
-    """Why profiles that a card offers cannot be combined."""
-
-    TOO_MANY = "TooMany"
-    MEDIA_ENGINES = "MediaEngines"
-    COMPUTE_SLICES = "ComputeSlices"
-    MEMORY = "Memory"
-    PLACEMENT = "Placement"
-    PLACEMENTS_UNKNOWN = "PlacementsUnknown"
 
 
 @value
@@ -67,40 +55,15 @@ class Refusal:
     """Why it does not fit, as a clause for people."""
 
     @property
-    def alternative(self) -> Layout | None:
-        """The legal layout that is nearest to the requested one. None if the card does not support MIG, or if no
-        requested name is like that of a profile that it offers."""
-        return nearest_layout(self.layout, self.profiles)
-
-    @property
     def message(self) -> str:
         """Why the layout does not fit, as one sentence without its period. It also names what the card offers and the
         nearest legal layout if there is one, or says that the card has no MIG profiles."""
         if not self.profiles:
             return f"{self.why}; the card has no MIG profiles"
         offers = ", ".join(f"{profile.name} (max {profile.max_count})" for profile in self.profiles)
-        near = "" if (layout := self.alternative) is None else f"; nearest legal layout: {describe(layout)}"
+        nearest = nearest_layout(self.layout, self.profiles)
+        near = "" if nearest is None else f"; nearest legal layout: {describe(nearest)}"
         return f"{self.why}; the card offers {offers}{near}"
-
-
-@value
-class UnknownProfile(Refusal):
-    """The layout names profiles that the card does not offer."""
-
-    names: tuple[str, ...]
-    """The names in the layout that the card does not offer."""
-
-
-@value
-class DoesNotFit(Refusal):
-    """The card offers every profile of the layout, but not these counts together."""
-
-    reason: Misfit
-    """The rule that the layout breaks."""
-
-
-Fit: TypeAlias = Legal | UnknownProfile | DoesNotFit
-"""The result of `find_fit`."""
 
 
 def normalize(counts: Mapping[str, int]) -> Layout:
@@ -117,19 +80,16 @@ def describe(layout: Layout) -> str:
     return "+".join(f"{count}x{name}" for name, count in layout) or "empty"
 
 
-def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Fit:
-    """Return Legal if a GPU with these profiles can hold the layout; an empty layout always fits. Otherwise return
-    UnknownProfile if the card lacks a profile of the layout, or else DoesNotFit with the rule that the layout
-    breaks. The check is exact unless the placements of the profiles are unknown."""
+def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Legal | Refusal:
+    """Return Legal if a GPU with these profiles can hold the layout; an empty layout always fits. Otherwise return a
+    Refusal that names the profiles which the card lacks, or else the rule that the layout breaks. The check is exact
+    unless the placements of the profiles are unknown."""
     offer = _Offer.of(profiles)
-    unknown = tuple(name for name, _ in layout if name not in offer.by_name)
+    unknown = ", ".join(name for name, _ in layout if name not in offer.by_name)
     if unknown:
-        why = f"this card has no profile {', '.join(unknown)}"
-        return UnknownProfile(layout, tuple(profiles), why, unknown)
-    misfit = offer.why_not(layout)
-    if misfit:
-        reason, detail = misfit
-        return DoesNotFit(layout, tuple(profiles), f"{describe(layout)} does not fit: {detail}", reason)
+        return Refusal(layout, tuple(profiles), f"this card has no profile {unknown}")
+    if misfit := offer.why_not(layout):
+        return Refusal(layout, tuple(profiles), f"{describe(layout)} does not fit: {misfit}")
     return Legal(offer.place(layout))
 
 
@@ -193,17 +153,12 @@ def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
     for profile in sorted(profiles, key=lambda p: -p.max_count):
         if not _attribute(profile.name):
             base.setdefault(profile.slices, profile)
-        layouts[named_configuration(profile.name)] = ((profile.name, profile.max_count),)
+        # Named as all-1g.10gb.me for 1g.10gb+me.
+        layouts["all-" + profile.name.replace("+", ".")] = ((profile.name, profile.max_count),)
     formula = _BALANCED.get(max(base, default=0), {})
     if formula and formula.keys() <= base.keys():
         layouts["all-balanced"] = normalize({base[g].name: count for g, count in formula.items()})
     return dict(sorted(layouts.items()))
-
-
-def named_configuration(profile: str) -> str:
-    """Return the name of the configuration that fills a card with instances of this profile: ``all-1g.10gb.me`` for
-    1g.10gb+me."""
-    return "all-" + profile.replace("+", ".")
 
 
 def is_profile(name: str) -> bool:
@@ -247,34 +202,31 @@ class _Offer:
         units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
         return cls({profile.name: profile for profile in profiles}, slices, units)
 
-    def why_not(self, layout: Layout) -> tuple[Misfit, str] | None:
-        """Return the first rule that the layout breaks, with a clause for people, or None if the layout is legal.
+    def why_not(self, layout: Layout) -> str:
+        """Return the first rule that the layout breaks, as a clause for people. Empty if the layout is legal.
         Rules are checked in a fixed order: counts, media engines, compute slices, unknown placements, memory units,
         then placements. If the placements of one of its profiles are unknown, a layout with several profiles is
         refused, and one with a single profile is legal. All profiles of the layout must be offered by the card;
         otherwise KeyError is raised."""
         for name, count in layout:
             if count > (most := self.by_name[name].max_count):
-                return Misfit.TOO_MANY, f"the card has room for at most {most}x{name}"
+                return f"the card has room for at most {most}x{name}"
         media = _media_conflict(layout)
         if media:
-            return Misfit.MEDIA_ENGINES, media
+            return media
         slices = sum(self.by_name[name].slices * count for name, count in layout)
         if slices > self.slices:
-            return Misfit.COMPUTE_SLICES, f"it needs {slices} compute slices, but the card has {self.slices}"
+            return f"it needs {slices} compute slices, but the card has {self.slices}"
         if any(not self.by_name[name].starts for name, _ in layout):
             if len(layout) == 1:
-                return None
-            return (
-                Misfit.PLACEMENTS_UNKNOWN,
-                "placements on this card are unknown, so profiles cannot be mixed",
-            )
+                return ""
+            return "placements on this card are unknown, so profiles cannot be mixed"
         units = sum(self.by_name[name].size * count for name, count in layout)
         if units > self.units:
-            return Misfit.MEMORY, f"it needs {units} memory units, but the card has {self.units}"
+            return f"it needs {units} memory units, but the card has {self.units}"
         if _place(self._shapes(layout)) is None:
-            return Misfit.PLACEMENT, "its instances overlap in every placement that the card allows"
-        return None
+            return "its instances overlap in every placement that the card allows"
+        return ""
 
     def place(self, layout: Layout) -> tuple[tuple[str, int], ...]:
         """Return one placement of a legal layout as pairs of profile and start, one for each instance, in the order of

@@ -272,20 +272,11 @@ def resolve_name(
     name: str, node: str, gpus: Sequence[CardView], stack: StackView
 ) -> tuple[Layout | None, ...] | str:
     """Return the layout that the mig.config value `name` gives each GPU of the node, or a clause for people that says
-    why it gives none. If mig-manager reads our file, the name is looked up in the admin's entries, our file, and
-    NVIDIA's well-known names, in this order; otherwise only in the file that mig-manager generated for the node."""
-    return find_meaning(name, node, stack, gpus, stack.generated_mig_file(node))
-
-
-def find_meaning(
-    name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
-) -> tuple[Layout | None, ...] | str:
-    """Return the layout that the mig.config value `name` gives each GPU of the node, or a clause for people that says
     why it gives none. If mig-manager reads our file, the admin's entries, our file and NVIDIA's well-known names are
-    searched in this order. Otherwise only `generated` is searched, the file that mig-manager generated for the node. If
-    none of the three has the name, the clause also names the problem of the admin's file, if there is one."""
+    searched in this order. Otherwise only the file that mig-manager generated for the node is searched. If none of the
+    three has the name, the clause also names the problem of the admin's file, if there is one."""
     if not stack.serves_our_mig_file:
-        return _generated_name(name, node, gpus, generated)
+        return _generated_name(name, node, gpus, stack.generated_mig_file(node))
     admin = parse_admin(stack.admin_mig_file)
     for entries in (admin.entries, parse(stack.mig_file)):
         if entry := entries.get(name):

@@ -147,23 +147,19 @@ def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
 
 
 def _find_target(
-    request: Wish,
-    node: str,
-    stack: StackView,
-    gpus: Sequence[CardView],
-    generated: str,
+    request: Wish, node: str, stack: StackView, gpus: Sequence[CardView], _generated: str
 ) -> Target | Finding:
     """Return what `node` with these GPUs should become, or a Finding that names the node if it cannot become what the
     policy asks for: a product is not listed, a layout is impossible, a card serves too few MPS clients, or one of
-    NVIDIA's programs is too old. `generated` is the file that mig-manager generated for the node, or an empty string if
-    mig-manager does not read that file or the file is unknown."""
+    NVIDIA's programs is too old. The last argument only distinguishes nodes in the cache: it is the file that
+    mig-manager generated for the node."""
     spec = request.spec
     if spec.products and (other := _unlisted_product(spec, gpus)):
         return Finding(
             Reason.PRODUCT_SKIPPED,
             f"{node} has {other}, which spec.products does not list ({', '.join(spec.products)})",
         )
-    layouts = _wanted_layouts(request, node, stack, gpus, generated)
+    layouts = _wanted_layouts(request, node, stack, gpus)
     if isinstance(layouts, Finding):
         return layouts
     if (refused := _too_many_clients(spec, node, gpus)) is not None:
@@ -323,11 +319,7 @@ def _foreseen(spec: GPUSharingPolicySpec) -> tuple[PluginConfig, ...]:
 
 
 def _wanted_layouts(
-    request: Wish,
-    node: str,
-    stack: StackView,
-    gpus: Sequence[CardView],
-    generated: str,
+    request: Wish, node: str, stack: StackView, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
     """Return the layout of each GPU that the policy asks for, or a Finding that says why the node cannot have it, such
     as a GPU without MIG support. Unless the mode is MIG, all layouts are None and there is no Finding."""
@@ -340,18 +332,18 @@ def _wanted_layouts(
             f"{node}: {incapable.product} does not support MIG; use mode TimeSlicing or Full",
         )
     if spec.mig.config is not None:
-        layouts = _named(spec.mig.config, node, stack, gpus, generated)
+        layouts = _named(spec.mig.config, node, stack, gpus)
     else:
         layouts = _own(spec.mig.layouts or (), request.entry or [], node, gpus)
     return layouts if isinstance(layouts, Finding) else _legal(layouts, spec, node, gpus)
 
 
 def _named(
-    name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
+    name: str, node: str, stack: StackView, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
     """Return the layouts that the configuration `name` (spec.mig.config) gives the GPUs, or a Finding if that
     configuration is not usable on the node."""
-    meaning = migfile.find_meaning(name, node, stack, gpus, generated)
+    meaning = migfile.resolve_name(name, node, gpus, stack)
     if isinstance(meaning, str):
         return Finding(Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {meaning}")
     return meaning
