@@ -57,7 +57,7 @@ KEYS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a Workload of a group of pods, since Kueue 0.18": (
         QUEUED_SINCE_0_18,
         "Workload team-a/batch",
-        "kueue.x-k8s.io/managed=true",
+        "kueue.x-k8s.io/managed",
     ),
     "a Workload of a Job": (
         {"labels": PODSET, "annotations": ADMITTED, "ownerReferences": JOB},

@@ -26,6 +26,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.errors import Forbidden, KubeError, Unavailable
 from gpusharing.kube.fence import record_text
+from gpusharing.kube.gangkeys import gang_of
 from gpusharing.planning.drain.gangkeepers import describe_gang
 from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.snapshot.podviews import Gang, GangView
@@ -296,6 +297,12 @@ class Crowded(FakeClient):
 
 WHOLE = Gang("JobSet", "team-a", "train", f"{LABEL}=train", "")
 PICKED = Gang("Workload", "team-a", "train", "kueue.x-k8s.io/podset", "")
+KUEUE = {
+    "labels": {"kueue.x-k8s.io/managed": "true"},
+    "annotations": {"kueue.x-k8s.io/pod-group-name": "train"},
+}
+GROUPED = gang_of(pod(metadata=KUEUE))
+TOO_MANY = "finding the gang would require reading 20,000 or more pods in namespace team-a"
 
 
 @pytest.mark.parametrize(
@@ -304,14 +311,18 @@ PICKED = Gang("Workload", "team-a", "train", "kueue.x-k8s.io/podset", "")
         (WHOLE, 4_999, False, ""),
         (WHOLE, 5_000, True, ""),
         (PICKED, 19_999, False, ""),
-        (
-            PICKED,
-            20_000,
-            True,
-            "finding the gang would require reading 20,000 or more pods in namespace team-a",
-        ),
+        (PICKED, 20_000, True, TOO_MANY),
+        (GROUPED, 5_000, False, ""),
+        (GROUPED, 20_000, True, TOO_MANY),
     ],
-    ids=["4999 of its own", "5000 of its own", "19999 among others", "20000 among others"],
+    ids=[
+        "4999 of its own",
+        "5000 of its own",
+        "19999 among others",
+        "20000 among others",
+        "5000 among Kueue's other groups",
+        "20000 among Kueue's other groups",
+    ],
 )
 async def test_of_a_gang_5000_pods_are_read_and_20000_where_others_are_listed_with_it(
     gang: Gang, count: int, partial: bool, error: str

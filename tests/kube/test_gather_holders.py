@@ -56,22 +56,25 @@ def owned_by_daemon_set() -> JSON:
     return pod(metadata={"ownerReferences": [owner]})
 
 
-OWNERS: dict[str, tuple[KubeError | None, bool | None]] = {
-    "there": (None, True),
+OWNERS: dict[str, tuple[KubeError | str, bool | None]] = {
+    "there": ("ds", True),
+    "another one of its name": ("created-anew", False),
     "gone": (NotFound("gone"), False),
     "not for us to read": (Forbidden("no right"), None),
 }
 
 
-@pytest.mark.parametrize(("error", "exists"), OWNERS.values(), ids=OWNERS.keys())
+@pytest.mark.parametrize(("answer", "exists"), OWNERS.values(), ids=OWNERS.keys())
 @virtually
 async def test_whether_the_daemon_set_of_a_gpu_pod_exists_is_looked_up_every_30_seconds(
-    error: KubeError | None, exists: bool | None
+    answer: KubeError | str, exists: bool | None
 ) -> None:
     async with gathering((PODS, owned_by_daemon_set())) as stage:
-        stage.cluster.add(DAEMON_SETS, {"metadata": {"name": "monitor", "namespace": "team-a"}})
-        if error is not None:
-            stage.cluster.faults.fail("get", DAEMON_SETS, error, times=9)
+        if isinstance(answer, str):
+            metadata = {"name": "monitor", "namespace": "team-a", "uid": answer}
+            stage.cluster.add(DAEMON_SETS, {"metadata": metadata})
+        else:
+            stage.cluster.faults.fail("get", DAEMON_SETS, answer, times=9)
         for seconds in (0, 3, 6, 27):
             owner = (await stage.work(seconds)).pods[0].owner
             assert owner is not None

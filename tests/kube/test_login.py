@@ -204,6 +204,15 @@ async def test_a_projected_token_is_read_again_each_minute_and_at_once_when_refu
     assert await login.token() == "Bearer three"
 
 
+async def test_an_empty_token_is_an_error_until_the_kubelet_has_written_it(tmp_path: Path) -> None:
+    login = ServiceAccountLogin({}, mounted(tmp_path, "\n"))
+    for _ in range(2):
+        with pytest.raises(Unauthorized, match=r"token is empty; if the kubelet does not write it soon"):
+            await login.token()
+    (tmp_path / "token").write_text("one\n")
+    assert await login.token() == "Bearer one"
+
+
 @pytest.mark.parametrize(
     ("host", "port", "server"),
     [

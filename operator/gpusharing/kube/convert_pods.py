@@ -155,7 +155,8 @@ def _controller(metadata: JSON) -> Owner | None:
     """Return the owner that controls the object, or None if no owner does."""
     for owner in entries(metadata, "ownerReferences"):
         if owner.get("controller") is True:
-            return Owner(intern(text(owner, "apiVersion")), intern(text(owner, "kind")), text(owner, "name"))
+            api_version, kind = intern(text(owner, "apiVersion")), intern(text(owner, "kind"))
+            return Owner(api_version, kind, text(owner, "name"), intern(text(owner, "uid")))
     return None
 
 

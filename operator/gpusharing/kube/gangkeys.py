@@ -96,11 +96,11 @@ def _workload_ref(pod: PodMarks) -> tuple[str, str] | None:
 
 
 def _kueue_group(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the group that Kueue's annotation names (since 0.18), with the label selector
-    `kueue.x-k8s.io/managed=true` if Kueue queues the pod itself, else with an empty one. None if the annotation is
-    missing or empty."""
+    """Return the group that Kueue's annotation names (since 0.18). The selector is the key KUEUE_MANAGED alone if Kueue
+    queues the pod itself, because its value tells no group from another, else empty. None if the annotation is missing
+    or empty."""
     name = pod.annotations.get(KUEUE_GROUP)
-    return (name, f"{KUEUE_MANAGED}=true" if pod.plain else "") if name else None
+    return (name, KUEUE_MANAGED if pod.plain else "") if name else None
 
 
 def _kueue_workload(pod: PodMarks) -> tuple[str, str] | None:

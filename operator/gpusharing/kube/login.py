@@ -108,10 +108,14 @@ class ServiceAccountLogin:
 
     async def token(self) -> str | None:
         """Return the projected token as `Bearer TOKEN`, never None. It is read again after TOKEN_SECONDS, and after
-        `renew`, because the kubelet replaces it. Raises Unauthorized if it cannot be read."""
+        `renew`, because the kubelet replaces it. Raises Unauthorized if it cannot be read or is empty; the next call
+        then reads it again."""
         if self.clock() - self._read_at >= TOKEN_SECONDS:
-            self._token = f"Bearer {self._file('token').strip()}"
-            self._read_at = self.clock()
+            if not (token := self._file("token").strip()):
+                raise Unauthorized(
+                    f"{self.directory / 'token'} is empty; if the kubelet does not write it soon, delete the pod"
+                )
+            self._token, self._read_at = f"Bearer {token}", self.clock()
         return self._token
 
     def _trust(self, authority: str) -> ssl.SSLContext:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from gpusharing.kube.client import DAEMON_SETS, JSON, NAMESPACES, RESOURCE_CLAIMS, KubeClient, Resource
 from gpusharing.kube.convert_pods import ResourceClaimUse, pod_view, resource_claim_names, resource_claim_use
 from gpusharing.kube.errors import Forbidden, NotFound
-from gpusharing.kube.raw import interned, part
+from gpusharing.kube.raw import interned, part, text
 from gpusharing.planning.drain.holders import Scope, holds_gpu
 from gpusharing.planning.snapshot.podviews import PodView
 
@@ -29,8 +29,9 @@ class PodLookups:
     of DaemonSets and namespaces is reused for ANSWER_VALID."""
 
     client: KubeClient
-    owners: dict[tuple[str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
-    """DaemonSets by namespace and name: when each was read, and whether it existed; None if we may not read it."""
+    owners: dict[tuple[str, str], tuple[datetime, str | None]] = field(default_factory=dict)
+    """DaemonSets by namespace and name: when each was read, and its UID, which is empty if it was gone; None if we may
+    not read it."""
     namespaces: dict[str, tuple[datetime, Mapping[str, str] | None]] = field(default_factory=dict)
     """Namespaces by name: when each was read, and its labels, or None if they cannot be read."""
 
@@ -72,15 +73,16 @@ class PodLookups:
         return uses
 
     async def _with_owner(self, pod: PodView, now: datetime) -> PodView:
-        """Return the pod with `owner.exists` set: whether a DaemonSet with the name of its owner exists, or None where
-        we may not read it (docs/design/drain.md#p3, P5). The answer may be up to ANSWER_VALID old. A pod that no
-        DaemonSet controls is returned unchanged. Raises KubeErrors other than NotFound and Forbidden."""
+        """Return the pod with `owner.exists` set: whether the DaemonSet that is its owner exists, or None where we may
+        not read it (docs/design/drain.md#p3, P5). Another DaemonSet under the same name is not its owner. The answer
+        may be up to ANSWER_VALID old. A pod that no DaemonSet controls is returned unchanged. Raises KubeErrors other
+        than NotFound and Forbidden."""
         owner = pod.owner
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod
-        read = partial(self._exists, DAEMON_SETS, owner.name, pod.namespace)
-        exists = await _ask(self.owners, (pod.namespace, owner.name), now, read)
-        return replace(pod, owner=replace(owner, exists=exists))
+        key = pod.namespace, owner.name
+        uid = await _ask(self.owners, key, now, partial(self._daemon_set, *key))
+        return replace(pod, owner=replace(owner, exists=None if uid is None else uid == owner.uid))
 
     async def _labels(self, namespace: str) -> Mapping[str, str] | None:
         """Return the labels of a namespace (docs/design/drain.md#p19), or None if it is gone or may not be read. Raises
@@ -88,16 +90,15 @@ class PodLookups:
         raw = await self._get(NAMESPACES, namespace, None)
         return None if raw is None else interned(part(raw, "metadata", "labels"))
 
-    async def _exists(self, resource: Resource, name: str, namespace: str) -> bool | None:
-        """Return whether an object exists, or None if we may not read it. Raises KubeErrors other than NotFound and
-        Forbidden."""
+    async def _daemon_set(self, namespace: str, name: str) -> str | None:
+        """Return the UID of a DaemonSet. Empty if it is gone, and None if we may not read it. Raises KubeErrors other
+        than NotFound and Forbidden."""
         try:
-            await self.client.get(resource, name, namespace=namespace)
+            return text(await self.client.get(DAEMON_SETS, name, namespace=namespace), "metadata", "uid")
         except NotFound:
-            return False
+            return ""
         except Forbidden:
             return None
-        return True
 
     async def _get(self, resource: Resource, name: str, namespace: str | None) -> JSON | None:
         """Return an object, or None if it is gone or we may not read it. Raises KubeErrors other than NotFound and

@@ -26,6 +26,8 @@ class Owner:
     """Kind, such as `ReplicaSet`."""
     name: str
     """Name, in the namespace of the pod."""
+    uid: str = ""
+    """UID of the controller. Empty in a view that no decision about its existence is made from."""
     exists: bool | None = None
     """True if the controller was looked up and exists, False if it is gone. None if it was not looked up, because its
     kind cannot be read or need not be."""

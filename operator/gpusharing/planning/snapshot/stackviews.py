@@ -216,11 +216,11 @@ class StackView:
 
 def is_served_by_dra(gpu_cluster: bool, policy: ClusterPolicyView | None, dra: DraView) -> bool:
     """Whether NVIDIA's DRA stack serves the GPUs of a cluster. True if there is a GPUCluster, or if there is a DRA
-    driver and neither a ClusterPolicy nor NVIDIA's chart. Beside a ClusterPolicy, its device plugin must be off, and
-    the driver must serve GPUs and not only compute domains. `policy` may also stand for NVIDIA's chart."""
+    driver that serves GPUs and not only compute domains, unless a device plugin serves them: that of a ClusterPolicy
+    that does not switch it off, or that of NVIDIA's chart, for which `policy` may also stand."""
     if gpu_cluster or dra.driver is None:
         return gpu_cluster
-    return policy is None or (dra.driver.serves_gpus and policy.is_off(PLUGIN_SWITCH))
+    return dra.driver.serves_gpus and (policy is None or policy.is_off(PLUGIN_SWITCH))
 
 
 class Program(StrEnum):
