@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from gpusharing.agent import metermetrics, usagemetrics
 from gpusharing.agent import metrics as agent_metrics
+from gpusharing.agent import usagemetrics
 from gpusharing.controller import settings as settings_module
 from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.settings import PREFIX, Settings, default_text
@@ -212,7 +212,7 @@ def metrics() -> str:
         " operator has three metrics: `gpusharing_api_requests_total`, `gpusharing_build_info` and `gpusharing_leader`."
     )
     return _page(
-        "controller/metrics.py, processmetrics.py, agent/metrics.py, usagemetrics.py and metermetrics.py",
+        "controller/metrics.py, processmetrics.py, agent/metrics.py and usagemetrics.py",
         "Metrics",
         text,
         body,
@@ -228,7 +228,7 @@ def _metric_row(name: str, kind: str, text: str) -> tuple[str, str, str]:
 def _agent_metrics() -> list[tuple[str, str, str]]:
     """Return (name, type, description) of each of the agent's metrics, from the source of its collectors. Raises
     ValueError or KeyError if a name or description cannot be read there (`rows_of_metrics`)."""
-    modules = (agent_metrics, usagemetrics, metermetrics)
+    modules = (agent_metrics, usagemetrics)
     return [row for module in modules for row in rows_of_metrics(inspect.getsource(module), vars(module))]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from prometheus_client.registry import CollectorRegistry
 
 from gpusharing.agent.meter import Meter
-from gpusharing.agent.metermetrics import MeterCollector
+from gpusharing.agent.usagemetrics import MeterCollector
 
 PARTS = ("slice", "idle_slice", "stranded_slice", "transition_slice")
 GPUS = "gpu"

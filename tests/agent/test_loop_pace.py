@@ -81,6 +81,16 @@ async def test_an_agent_whose_reports_are_refused_is_not_ready_and_says_why() ->
         assert loop.why_not_ready() == "connection reset"
 
 
+async def test_a_refused_report_is_forgotten_with_its_gpunode() -> None:
+    bench = Bench()
+    bench.node.cluster.faults.fail("patch", GPUNODES, Unavailable("connection reset"))
+    bench.node.ask("r1")
+    async with bench.running(replace(PROMPT, retry_first=NEVER)) as loop:
+        await eventually(lambda: loop.why_not_ready() == "connection reset")
+        bench.node.delete()
+        await eventually(lambda: "does not exist" in loop.why_not_ready())
+
+
 async def test_a_report_that_was_lost_with_its_gpunode_is_sent_to_the_new_one() -> None:
     bench = Bench()
     bench.node.ask("r1")

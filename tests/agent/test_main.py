@@ -36,6 +36,29 @@ def test_what_cannot_work_is_refused_with_the_flag_named(
     assert ("--metrics-addr" if arguments else "--node-name") in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--interval", "nan"],
+            "argument --interval: 'nan' is not a number of seconds above 0, for example 30",
+        ),
+        (["--interval", "0"], "argument --interval: '0' is not a number of seconds above 0"),
+        (["--hung-after", "inf"], "argument --hung-after: 'inf' is not a number of seconds above 0"),
+        (
+            ["--log-level", "loud"],
+            "argument --log-level: 'loud' is not a log level: use debug, info, warning or",
+        ),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_in_a_sentence_with_an_example(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--node-name", "n", *arguments], {})
+    assert words in capsys.readouterr().err
+
+
 def test_a_variable_that_is_empty_counts_as_not_set() -> None:
     empty = {variable: "" for _, variable, *_ in _FLAGS}
     assert parse(["--node-name", "n"], empty) == parse(["--node-name", "n"], {})

@@ -18,10 +18,9 @@ from tests.chart.scraping import RunningPrometheus, dcgm_exporter, page, scrapin
 from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.loop import AgentLoop, LoopSettings
-from gpusharing.agent.metermetrics import MeterCollector
 from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.probes import ProbeServer
-from gpusharing.agent.usagemetrics import UsageCollector
+from gpusharing.agent.usagemetrics import MeterCollector, UsageCollector
 
 pytestmark = pytest.mark.tools
 

@@ -13,7 +13,7 @@ from hack.sim.fakestore import StoredChange
 from prometheus_client.registry import CollectorRegistry
 
 from gpusharing.agent.loop import AgentLoop
-from gpusharing.agent.metermetrics import MeterCollector
+from gpusharing.agent.usagemetrics import MeterCollector
 from gpusharing.kube.client import JSON, NODES, PODS, Resource
 
 SCRAPE = 60.0

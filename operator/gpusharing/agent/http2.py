@@ -157,9 +157,11 @@ class Conversation:
             case DataFrame():
                 self._take_data(frame)
             case RstStreamFrame():
-                self._take_reset(frame)
+                if self._stream(frame) is not None:
+                    self._take_back(frame.stream_id)
             case PingFrame():
-                self._take_ping(frame)
+                if "ACK" not in frame.flags:  # we send no pings that the server could answer
+                    self._unsent.append(PingFrame(0, frame.opaque_data, flags=("ACK",)).serialize())
             case SettingsFrame():
                 self._take_settings(frame)
             case GoAwayFrame():
@@ -229,12 +231,6 @@ class Conversation:
         if "END_STREAM" in frame.flags:
             self._open.pop(frame.stream_id).ended = True
 
-    def _take_reset(self, frame: RstStreamFrame) -> None:
-        """End the call that the server reset, without an answer; a call that has already ended stays as it is. Raises
-        ValueError for a stream that we never opened."""
-        if self._stream(frame) is not None:
-            self._take_back(frame.stream_id)
-
     def _take_settings(self, frame: SettingsFrame) -> None:
         """Queue the acknowledgment of the server's settings. The server's acknowledgment of our settings is ignored.
         Raises ValueError if the settings allow no call. Other settings do not matter, because our headers use no
@@ -245,11 +241,6 @@ class Conversation:
         if window < len(_EMPTY_MESSAGE) or not frame.settings.get(SettingsFrame.MAX_CONCURRENT_STREAMS, 1):
             raise _refused("the server's settings do not allow any calls")
         self._unsent.append(SettingsFrame(flags=("ACK",)).serialize())
-
-    def _take_ping(self, frame: PingFrame) -> None:
-        """Queue the answer to a ping of the server. We send no pings, so a frame that answers one is ignored."""
-        if "ACK" not in frame.flags:
-            self._unsent.append(PingFrame(0, frame.opaque_data, flags=("ACK",)).serialize())
 
     def _take_goaway(self, frame: GoAwayFrame) -> None:
         """Record that the connection accepts no more calls, and end the calls after the last one that the server

@@ -113,7 +113,6 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._error: Exception | None = None
         """The error that ended the connection, or None while it is open."""
-        self._awaited: Sequence[Stream] = ()
         self._woken: asyncio.Future[None] | None = None
 
     @property
@@ -174,14 +173,9 @@ class _Connection(asyncio.Protocol):
 
     async def _until_ended(self, streams: Sequence[Stream]) -> None:
         """Wait until all `streams` have ended, or the connection has."""
-        self._awaited = streams
-        while not self._is_settled():
+        while self._error is None and not all(stream.ended for stream in streams):
             self._woken = asyncio.get_running_loop().create_future()
             await self._woken
-
-    def _is_settled(self) -> bool:
-        """Whether all streams that are awaited now have ended, or the connection has."""
-        return self._error is not None or all(stream.ended for stream in self._awaited)
 
     def _wake(self) -> None:
         """Wake the waiting call, if there is one, so that it checks its streams again."""

@@ -75,11 +75,6 @@ class Stats:
     """Patches that it did not accept."""
 
 
-def _policy_and_phase(node: JSON) -> tuple[str, str]:
-    """Return the policy and the phase in `status.transition` of a GPUNode; each is empty if it is not set."""
-    return text(node, "status", "transition", "policy"), text(node, "status", "transition", "phase")
-
-
 class AgentLoop:
     """The agent of one node. Several may run in one event loop, each with its own api, library and pods."""
 
@@ -176,11 +171,14 @@ class AgentLoop:
         """
         node = self._own.node
         if node is None:  # no request and nowhere to report; in the middle of a change NVML must stay closed
-            self.use = None
+            self.use, self._write_error = None, ""
             if self.reading is not None:  # the kubelet still reports who holds what
                 self.meter.turn(self._clock(), self._current_allotment(await self._read_holdings()))
             return
-        self._shown = _policy_and_phase(node)
+        self._shown = (
+            text(node, "status", "transition", "policy"),
+            text(node, "status", "transition", "phase"),
+        )
         request = request_of(node)
         last = self.observed or Observation.of(node)
         holdings = await self._read_holdings()
@@ -192,7 +190,10 @@ class AgentLoop:
         self.meter.turn(self._clock(), self._current_allotment(holdings))
         await self._publish(self.observed)
         self._end_when_hopeless(self.observed.error)
-        if not self.observed.error and self.observed.request_id != self._request_id():
+        current = self._own.node
+        if not self.observed.error and self.observed.request_id != (
+            request_of(current).id if current else ""
+        ):
             self._wake.set()  # a newer request came while we read
 
     async def _turns(self) -> None:
@@ -202,16 +203,15 @@ class AgentLoop:
             self._last_turn = self._clock()
             self._wake.clear()
             await self.cycle()
-            failed = bool(self._write_error)
-            delay = self._backoff.after_failure() if failed else self._interval()
+            delay = self.settings.interval * random.uniform(
+                1 - self.settings.jitter, 1 + self.settings.jitter
+            )
+            if self._write_error:
+                delay = self._backoff.after_failure()
             with suppress(TimeoutError):
                 # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
                 async with asyncio.timeout(delay):
                     await self._wake.wait()
-
-    def _interval(self) -> float:
-        """Return the seconds to wait until the next turn if there is no event, with the jitter applied."""
-        return self.settings.interval * random.uniform(1 - self.settings.jitter, 1 + self.settings.jitter)
 
     async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:
         """Read the GPUs, and return the new observation and the use of the GPUs. The observation answers `request`, or
@@ -293,7 +293,9 @@ class AgentLoop:
         GPUNode that no longer exists is dropped from the cache. Any other KubeError is counted, logged if it is
         new, and stored in `_write_error`, which is cleared once a patch succeeds or none is needed."""
         node, doubted = self._own.node, self._own.doubted
-        if node is None or (not doubted and self._is_published(node, observed)):
+        # Exactly this version of the GPUNode, as an object in memory, may be known to contain an equal observation.
+        version, known = self._published or (None, None)
+        if node is None or (not doubted and version is node and known == observed):
             self._write_error = ""
             return
         if (patch := observed.patch({} if doubted else node)) is None:
@@ -313,14 +315,3 @@ class AgentLoop:
             self._write_error = ""
             self._backoff.success()
             self._own.take(written, node)
-
-    def _is_published(self, node: JSON, observed: Observation) -> bool:
-        """Whether exactly this version of the GPUNode, as an object in memory, is known to contain an equal
-        observation."""
-        if self._published is None or self._published[0] is not node:
-            return False
-        return self._published[1] == observed
-
-    def _request_id(self) -> str:
-        """Return the id of the current request; empty if the GPUNode does not exist or has no request."""
-        return "" if self._own.node is None else request_of(self._own.node).id

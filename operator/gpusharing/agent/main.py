@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from math import inf
 from pathlib import Path
 
 from prometheus_client.registry import CollectorRegistry
@@ -16,14 +18,13 @@ from gpusharing.agent.certificate import self_signed
 from gpusharing.agent.kubelet import SOCKET, KubeletPodResources
 from gpusharing.agent.logs import log_as_json
 from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
-from gpusharing.agent.metermetrics import MeterCollector
 from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.nvml import NVML
 from gpusharing.agent.podnames import PodNames
 from gpusharing.agent.probes import ProbeServer, Protection
 from gpusharing.agent.processes import Processes
 from gpusharing.agent.rest import RestClient
-from gpusharing.agent.usagemetrics import UsageCollector
+from gpusharing.agent.usagemetrics import MeterCollector, UsageCollector
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import SERVICE_ACCOUNT, Login, find_login
 
@@ -35,9 +36,8 @@ NO_LOGIN = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the agent until SIGTERM or SIGINT. Return the exit status: 0 after a signal, NO_LOGIN without credentials, 1
-    if only a new container can read the GPUs. Raises ValueError for an unknown log level, and SystemExit with status 2
-    for invalid flags or if the node's name is missing. The errors of `_serve` are raised, such as OSError if the
-    address of the probes is in use."""
+    if only a new container can read the GPUs. Raises SystemExit with status 2 for invalid flags or if the node's name
+    is missing. The errors of `_serve` are raised, such as OSError if the address of the probes is in use."""
     options = parse(arguments, os.environ)
     log_as_json(options.node_name, options.log_level)
     login = find_login(os.environ, options.kubeconfig, options.service_account)
@@ -55,6 +55,22 @@ def address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def seconds(text: str) -> float:
+    """Parse a number of seconds above 0. Raises ArgumentTypeError, with a valid example, for any other text, among them
+    `nan` and `inf`."""
+    with suppress(ValueError):
+        if 0 < (number := float(text)) < inf:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0, for example 30")
+
+
+def log_level(text: str) -> str:
+    """Parse the name of a log level, in any case. Raises ArgumentTypeError for a word that is none."""
+    if text.upper() not in logging.getLevelNamesMapping():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a log level: use debug, info, warning or error")
+    return text
+
+
 def switch(text: str) -> bool:
     """Parse `true` or `false`. Raises ValueError for any other text."""
     if text not in ("true", "false"):
@@ -67,10 +83,16 @@ _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
         "--interval",
         "INTERVAL_SECONDS",
         "30",
-        float,
+        seconds,
         "seconds between two readings of the GPUs when no event occurs",
     ),
-    ("--hung-after", "HUNG_AFTER_SECONDS", "40", float, "seconds after which a reading is reported as hung"),
+    (
+        "--hung-after",
+        "HUNG_AFTER_SECONDS",
+        "40",
+        seconds,
+        "seconds after which a reading is reported as hung",
+    ),
     (
         "--pod-resources-socket",
         "POD_RESOURCES_SOCKET",
@@ -113,7 +135,7 @@ _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
         Path,
         "directory with `token` and `ca.crt`",
     ),
-    ("--log-level", "LOG_LEVEL", "info", str, "debug, info, warning or error"),
+    ("--log-level", "LOG_LEVEL", "info", log_level, "debug, info, warning or error"),
 )
 
 

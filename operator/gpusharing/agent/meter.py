@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from fractions import Fraction
 from typing import NamedTuple
 
-from gpusharing.agent.lagging import LaggingCounts
+from gpusharing.agent.lagging import Key, LaggingCounts
 from gpusharing.agent.library import Reading
 from gpusharing.agent.podresources import Holdings
 from gpusharing.agent.usage import base
@@ -325,7 +325,7 @@ class Meter:
         """Add the time from `since` to `until` to the counters of everyone in this allotment, and create those that
         are missing. A negative time counts as 0."""
         seconds = max(0.0, until - since)
-        policy = self._policy(allotment.policy, until)
+        policy = self._key(self._gpus, allotment.policy, self._bounds.policies, OTHERS, until)
         self._gpus.add(policy, 0.0, until)
         self._stranded.add(policy, float(allotment.stranded) * seconds, until)
         self._transition.add(policy, float(allotment.transition) * seconds, until)
@@ -333,13 +333,8 @@ class Meter:
             account = self._account(Account(policy, namespace, resource), until)
             self._allocated.add(account, float(part) * seconds, until)
         for resource, part in allotment.idle.items():
-            self._idle.add(self._pair((policy, resource), until), float(part) * seconds, until)
-
-    def _policy(self, policy: str, now: float) -> str:
-        """Return the policy to count under: `policy` itself if it has a counter or there is room for one, else OTHERS.
-        To make room, counters that have not changed for long may be dropped (`_has_room`)."""
-        known = policy in self._gpus or self._has_room(self._gpus, self._bounds.policies, now)
-        return policy if known else OTHERS
+            pair = self._key(self._idle, (policy, resource), self._bounds.idle, (policy, OTHERS), until)
+            self._idle.add(pair, float(part) * seconds, until)
 
     def _account(self, account: Account, now: float) -> Account:
         """Return the account to count under: `account` itself if it has a counter or there is room for one, else the
@@ -352,12 +347,10 @@ class Meter:
             return others
         return Account(account.policy, OTHERS, OTHERS)
 
-    def _pair(self, pair: tuple[str, str], now: float) -> tuple[str, str]:
-        """Return the pair of policy and resource to count idle slices under: `pair` itself if it has a counter or there
-        is room for one, else the policy with the resource OTHERS. To make room, counters that have not changed for long
-        may be dropped (`_has_room`)."""
-        known = pair in self._idle or self._has_room(self._idle, self._bounds.idle, now)
-        return pair if known else (pair[0], OTHERS)
+    def _key(self, counts: LaggingCounts[Key], key: Key, most: int, other: Key, now: float) -> Key:
+        """Return the key to count under: `key` itself if it has a counter or there is room for one, else `other`. To
+        make room, counters that have not changed for long may be dropped (`_has_room`)."""
+        return key if key in counts or self._has_room(counts, most, now) else other
 
     def _has_room(self, counts: Sized, most: int, now: float) -> bool:
         """Whether one more counter fits into `counts`, of which there may be `most`. If `counts` is full, counters of

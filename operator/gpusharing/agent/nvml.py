@@ -3,8 +3,7 @@
 Calls and their traps: docs/design/hardware.md#nvml, nvml.h of NVML 13.3 and NVIDIA's reference for it.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -95,8 +94,9 @@ class NVML:
 
     def __init__(self, processes: Processes | None = None) -> None:
         """Begin without any known card. `processes` finds processes by pid, with procfs at /proc by default."""
-        self._lists = ProcessLists(processes or Processes())
-        self._use = UseOfGPUs(self._lists.pod_of)
+        self._processes = processes or Processes()
+        self._lists = ProcessLists(self._processes)
+        self._use = UseOfGPUs(self._processes.pod_of)
         self._xids: dict[int, int] = {}
         """First critical XID of each GPU, by index. NVML does not remember any; only the driver's recovery action
         lasts."""
@@ -111,8 +111,11 @@ class NVML:
         read is reported as unreachable. Raises LibraryError if NVML cannot be opened or closed, for an error that
         concerns the whole node, and if the agent lacks access to all GPUs."""
         try:
-            with _session():
+            pynvml.nvmlInit()
+            try:
                 return self._read()
+            finally:
+                pynvml.nvmlShutdown()  # raises if it fails, because the devices may still be held open
         except pynvml.NVMLError as error:
             raise _library_error(error) from error
 
@@ -121,7 +124,7 @@ class NVML:
         unreachable and does not stop the others. Raises NVMLError if it concerns the whole node, or if all GPUs fail
         because the agent lacks access."""
         cards = dict(self._cards)
-        self._lists.begin()
+        self._processes.begin()
         self._use.begin()
         with Xids() as listening:
             gpus, errors = self._gpus(cards, listening)
@@ -161,7 +164,7 @@ class NVML:
         raised."""
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         xids.listen(index, handle)
-        uuid = _uuid(handle)
+        uuid: str = pynvml.nvmlDeviceGetUUID(handle)
         product = self._products.get(uuid) or pynvml.nvmlDeviceGetName(handle)
         known, modes = cards.get(product), _mig_mode(handle)
         capable = modes[0] != "NotSupported"
@@ -222,23 +225,6 @@ def _refuse_without_access(errors: Sequence[Any]) -> None:
     (code, *others) = {error.value for error in errors}
     if not others and (code == REFUSED or (code in _NO_ACCESS and len(errors) > 1)):
         raise errors[0]
-
-
-@contextmanager
-def _session() -> Iterator[None]:
-    """Keep NVML open while the block runs. Raises NVMLError if it cannot be opened, and also if the shutdown fails,
-    because the devices may still be held open."""
-    pynvml.nvmlInit()
-    try:
-        yield
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _uuid(handle: Any) -> str:
-    """Return the UUID of a GPU. Errors of NVML are raised."""
-    uuid: str = pynvml.nvmlDeviceGetUUID(handle)
-    return uuid
 
 
 def _mig_mode(handle: Any) -> tuple[MigMode, MigMode]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pynvml
 
-from gpusharing.agent.library import UNKNOWN_PROCESS, PodID
+from gpusharing.agent.library import UNKNOWN_PROCESS
 from gpusharing.agent.nvml_health import REFUSED, UNSUPPORTED
 from gpusharing.agent.processes import Processes
 from gpusharing.api.gpunode import Process
@@ -40,10 +40,6 @@ class ProcessLists:
     def __init__(self, processes: Processes) -> None:
         """`processes` finds the name and the pod of each pid."""
         self._processes = processes
-
-    def begin(self) -> None:
-        """Begin a new reading: forget the processes that were not in the last one, and close their files."""
-        self._processes.begin()
 
     def of(self, handle: Any, device: str = "") -> list[Listed]:
         """Return the processes of a whole GPU, or of the MIG device with the UUID `device`. UNKNOWN_PROCESS is
@@ -83,11 +79,6 @@ class ProcessLists:
             Listed(self._processes.of(pid, device, _reported_name), memory)
             for pid, memory in sorted(known.items())
         ]
-
-    def pod_of(self, pid: int) -> PodID | None:
-        """Return the pod whose cgroup a process is in. None if the process is in no pod, has ended, or its cgroup
-        cannot be read."""
-        return self._processes.pod_of(pid)
 
 
 def _add(known: dict[int, int | None], processes: Iterable[Any]) -> None:

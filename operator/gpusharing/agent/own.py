@@ -76,7 +76,10 @@ class OwnNode:
     def _changed(self, _: str) -> None:
         """Call `on_change` if the GPUNode has another UID or request than at the last event, or has appeared or
         disappeared since then."""
-        before, self._request = self._request, _uid_and_request(self.node)
+        before, node = self._request, self.node
+        self._request = (
+            None if node is None else (node["metadata"]["uid"], node.get("spec", {}).get("request"))
+        )
         if self._request != before:
             self._on_change()
 
@@ -86,8 +89,3 @@ class OwnNode:
             log.warning("cannot watch the GPUNode", extra={"error": error})
         else:
             log.info("following GPUNode", extra={"gpunode": self.name})
-
-
-def _uid_and_request(node: JSON | None) -> tuple[str, Any] | None:
-    """Return the UID and the request of a GPUNode, or None if it does not exist."""
-    return None if node is None else (node["metadata"]["uid"], node.get("spec", {}).get("request"))

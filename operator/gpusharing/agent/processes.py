@@ -48,11 +48,6 @@ class _Known:
     """The name that NVML reported, without path and arguments; empty if it reported none."""
 
 
-def _unnamed(pid: int) -> str:
-    """Return an empty name, for callers that have none to report."""
-    return ""
-
-
 class Processes:
     """Finds processes by the process id that NVML reports. Ids must mean the same to NVML and procfs, so the agent's
     pod needs hostPID.
@@ -88,7 +83,7 @@ class Processes:
         for file in self._open.values():
             os.close(file)
 
-    def of(self, pid: int, device: str = "", ask: Callable[[int], str] = _unnamed) -> Process:
+    def of(self, pid: int, device: str = "", ask: Callable[[int], str] = lambda pid: "") -> Process:
         """Return the process with this id, which uses `device`. If the id is not positive, or no id can be trusted
         (`blind`), return UNKNOWN_PROCESS with `device`. `ask` returns the name that NVML reports for a process id;
         it is called at each reading until it has returned a name for this process."""

@@ -69,7 +69,9 @@ class Reader:
 
         A second reading never starts while one hangs: it would hang too, and leak a thread at every turn.
         """
-        attempt = self._attempt or self._begin(request)
+        if (attempt := self._attempt) is None:
+            future = self._background(self._library.read, "nvml-reading")
+            self._attempt = attempt = _Attempt(request, future, self._clock())
         left = attempt.started + self._hung_after - self._clock()
         await asyncio.wait({attempt.future}, timeout=max(0.0, left))
         seconds = self._clock() - attempt.started
@@ -81,12 +83,6 @@ class Reader:
         except LibraryError as error:
             text = f"{error.reason}: {error}"
             return Answer(attempt.request, "failed", seconds, error=text, patience=error.patience)
-
-    def _begin(self, request: Request) -> _Attempt:
-        """Start a reading for `request` in the background and remember it."""
-        future = self._background(self._library.read, "nvml-reading")
-        self._attempt = _Attempt(request, future, self._clock())
-        return self._attempt
 
     def _hung(self, attempt: _Attempt, seconds: float) -> Answer:
         """Return an answer with outcome `hung`, and have `on_late` called once if the reading returns after all. The

@@ -7,7 +7,7 @@ so what it uses there is unknown. A process in no pod's cgroup belongs to nobody
 never attributed to a tenant.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 
@@ -90,7 +90,10 @@ def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
         busy[process.device] += process.sm_percent or 0
     by_pod = () if holdings is None else holdings.by_pod
     slices = _slices(by_pod)
-    owners = _Owners(use.processes, _holding(slices))
+    holding: defaultdict[str, set[PodName]] = defaultdict(set)
+    for pod, uuid in slices:
+        holding[uuid].add(pod)
+    owners = _Owners(use.processes, holding)
     taken, others = owners.attribute()
     unclear = owners.unclear()
     pairs = sorted(
@@ -127,15 +130,6 @@ def _slices(by_pod: Iterable[PodDevices]) -> dict[tuple[PodName, str], dict[str,
         for device in each.devices:
             _add(slices.setdefault(((each.namespace, each.pod), base(device)), {}), each.resource)
     return slices
-
-
-def _holding(pairs: Iterable[tuple[PodName, str]]) -> dict[str, set[PodName]]:
-    """Return the pods that hold slices of each device, by UUID. `pairs` are the pairs of a pod and a device that it
-    holds."""
-    holding: dict[str, set[PodName]] = {}
-    for pod, uuid in pairs:
-        holding.setdefault(uuid, set()).add(pod)
-    return holding
 
 
 def base(device: str) -> str:

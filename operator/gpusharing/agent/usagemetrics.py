@@ -1,5 +1,5 @@
-"""What the GPUs of a node are used for, as Prometheus metrics, without DCGM. Made at each scrape from the loop's last
-turn.
+"""What the GPUs of a node are used for, and the meter's counters, as Prometheus metrics, without DCGM. Made at each
+scrape from the loop's last turn.
 
 A node has at most MOST_DEVICES devices and MOST_HOLDERS pairs of a pod and a device, each with at most MOST_RESOURCES
 names, so the number of series is bounded whatever tenants do; `gpusharing_usage_left_out` counts the devices and pairs
@@ -17,12 +17,66 @@ from prometheus_client.registry import Collector
 from gpusharing.agent.lagging import LaggingCounts
 from gpusharing.agent.library import DeviceUse, Use
 from gpusharing.agent.loop import AgentLoop
+from gpusharing.agent.meter import Meter
 from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES, DeviceUsage, Holder, Sum, usage
 
 PREFIX = "gpusharing"
 DEVICE = ("gpu", "uuid", "profile")
 """Labels of a device: the index of its GPU, its own UUID, and its MIG profile, which is empty for a whole GPU."""
 POD = ("namespace", "pod", *DEVICE)
+
+
+class MeterCollector(Collector):
+    """Collects the counters of one meter. The growth of all parts adds up to that of `gpusharing_gpu_seconds_total`."""
+
+    def __init__(self, meter: Meter) -> None:
+        """Collect the counters of `meter`."""
+        self._meter = meter
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric, as documented in docs/reference/metrics.md."""
+        metered = self._meter.metered
+        allocated = _counter(
+            "slice_seconds",
+            "GPU-seconds of slices allocated to a namespace: the time of each slice, multiplied by its share of the"
+            " GPU. A replica of a shared GPU counts as long as it is allocated, whether or not its pod uses the GPU.",
+            "policy",
+            "namespace",
+            "resource",
+        )
+        for account, seconds in metered.allocated.items():
+            allocated.add_metric([account.policy, account.namespace, account.resource], seconds)
+        yield allocated
+        idle = _counter(
+            "idle_slice_seconds",
+            "GPU-seconds of slices that were not allocated to a pod.",
+            "policy",
+            "resource",
+        )
+        for (policy, resource), seconds in metered.idle.items():
+            idle.add_metric([policy, resource], seconds)
+        yield idle
+        stranded = _counter(
+            "stranded_slice_seconds",
+            "GPU-seconds of capacity that no slice of the layout covers.",
+            "policy",
+        )
+        changing = _counter(
+            "transition_slice_seconds",
+            "GPU-seconds not allocated to a pod, on nodes in the middle of a change.",
+            "policy",
+        )
+        gpus = _counter(
+            "gpu_seconds",
+            "All metered GPU-seconds: the sum of allocated, idle, stranded and in transition.",
+            "policy",
+        )
+        for family, counts in (
+            (stranded, metered.stranded), (changing, metered.transition), (gpus, metered.gpus)
+        ):  # fmt: skip
+            for policy, seconds in counts.items():
+                family.add_metric([policy], seconds)
+            yield family
 
 
 class UsageCollector(Collector):
@@ -202,11 +256,12 @@ class _Xids:
 
 def _of_xids(heard: Mapping[tuple[int, int], float]) -> Metric:
     """Return the metric of XIDs. `heard` holds the counts by GPU index and XID."""
-    xids = CounterMetricFamily(
-        f"{PREFIX}_xid_errors",
+    xids = _counter(
+        "xid_errors",
         "XIDs received from a GPU since the agent started; a new one is exported as 0 for 90 s, so that"
         " increase() also counts its first occurrence. XIDs that are raised between two readings are missed.",
-        labels=["gpu", "xid"],
+        "gpu",
+        "xid",
     )
     for (gpu, xid), count in heard.items():
         xids.add_metric([str(gpu), str(xid)], count)
@@ -248,3 +303,8 @@ def _per_device(
 def _family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
     """Return an empty gauge with this name, help text and labels."""
     return GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+
+
+def _counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
+    """Return an empty counter with this name, help text and labels."""
+    return CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
