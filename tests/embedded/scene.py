@@ -22,7 +22,7 @@ from gpusharing.api import names
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, LEASES, NODES, PDBS, PODS
 from gpusharing.kube.errors import NotFound
-from gpusharing.kube.fence import parse_fence
+from gpusharing.kube.fence import parse_record
 from gpusharing.kube.lease import Timing
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PlanSettings
@@ -216,7 +216,7 @@ class Scene:
     def fence(self, node_name: str) -> Fence | None:
         """Our fence on a Node."""
         text = self.annotations(node_name).get(names.ANNOTATION_FENCE)
-        return parse_fence(text)[0] if text else None
+        return parse_record(Fence, text)[0] if text else None
 
     def writes(self, since: int = 0, plural: str = "") -> list[Write]:
         """What the operator wrote since that position of the log, the Lease apart."""

@@ -9,7 +9,8 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON, NAMESPACES, PODS
-from gpusharing.kube.fence import parse_fence
+from gpusharing.kube.fence import parse_record
+from gpusharing.planning.snapshot.records import Fence
 
 LABEL = "jobset.sigs.k8s.io/jobset-name"
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "name": "train-0", "uid": "job", "controller": True}
@@ -182,7 +183,7 @@ def fenced_in_order(scene: Scene, since: int) -> list[tuple[str, str]]:
     for write in scene.writes(since, "nodes"):
         body = write.call.body or {}
         text = (body.get("metadata", {}).get("annotations") or {}).get(names.ANNOTATION_FENCE)
-        fence = parse_fence(text)[0] if text else None
+        fence = parse_record(Fence, text)[0] if text else None
         if fence is not None and fence.stage == "fenced" and write.error is None:
             found.setdefault(write.call.name, fence.wave)
     return list(found.items())

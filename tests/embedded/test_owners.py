@@ -9,7 +9,8 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
 from gpusharing.kube.client import POLICIES
-from gpusharing.kube.fence import parse_deferred
+from gpusharing.kube.fence import parse_record
+from gpusharing.planning.snapshot.records import Deferred
 
 
 def policies(scene: Scene) -> set[str]:
@@ -78,7 +79,7 @@ async def test_a_label_that_comes_and_goes_with_our_fence_costs_one_cordon_per_w
         with pytest.raises(AssertionError, match="for ever did not come"):
             await scene.e.until(tool, "for ever", 1000)
         assert 1 <= fences <= 3, "at the start, and after 5 and 10 more minutes"
-        record = parse_deferred(scene.annotations("gpu-1")[names.ANNOTATION_DEFERRED])[0]
+        record = parse_record(Deferred, scene.annotations("gpu-1")[names.ANNOTATION_DEFERRED])[0]
         assert record is not None
         assert (record.reason, record.version.uid) == (
             "Superseded",

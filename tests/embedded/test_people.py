@@ -11,8 +11,8 @@ from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON, LEASES, NODES
-from gpusharing.kube.fence import parse_claims, parse_fence
-from gpusharing.planning.snapshot.records import Claim
+from gpusharing.kube.fence import parse_claims, parse_record
+from gpusharing.planning.snapshot.records import Claim, Fence
 
 
 def claimed(scene: Scene) -> dict[str, Claim]:
@@ -348,6 +348,6 @@ def way(scene: Scene, name: str) -> list[tuple[str, str]]:
     for write in scene.writes(plural="nodes"):
         annotations = ((write.call.body or {}).get("metadata") or {}).get("annotations") or {}
         if write.call.name == name and write.error is None and names.ANNOTATION_FENCE in annotations:
-            fence = parse_fence(annotations[names.ANNOTATION_FENCE] or "")[0]
+            fence = parse_record(Fence, annotations[names.ANNOTATION_FENCE] or "")[0]
             found.append((fence.policy, fence.stage) if fence is not None else ("", ""))
     return found

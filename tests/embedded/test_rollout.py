@@ -26,7 +26,8 @@ from tests.fakes.virtualtime import BEGIN, virtual_now, virtually
 
 from gpusharing.api import names
 from gpusharing.kube.client import NODES, PODS, POLICIES
-from gpusharing.kube.fence import parse_verified
+from gpusharing.kube.fence import parse_record
+from gpusharing.planning.snapshot.records import Verified
 
 NIGHT = {"schedule": "0 22 * * *", "duration": "6h", "timeZone": "Pacific/Tarawa"}
 LATE = BEGIN.replace(hour=10)
@@ -88,7 +89,7 @@ async def test_the_canary_soaks_before_the_others_start_and_another_leader_knows
         scene.e.start_operator()
         await asyncio.sleep(1800)
         assert len(begun(scene)) == 1
-        proof = parse_verified(scene.annotations(first)[names.ANNOTATION_VERIFIED])[0]
+        proof = parse_record(Verified, scene.annotations(first)[names.ANNOTATION_VERIFIED])[0]
         assert proof is not None
         assert proof.changed_at is not None
         await scene.ready(seconds=2 * HOUR)

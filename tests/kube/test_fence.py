@@ -64,14 +64,14 @@ MOMENTS = st.datetimes(EARLIEST.replace(tzinfo=None), NEVER.replace(tzinfo=None)
     )
 )
 def test_a_fence_is_read_back_as_it_was_written(fence: Fence) -> None:
-    assert records.parse_fence(records.record_text(fence)) == (fence, "")
+    assert records.parse_record(Fence, records.record_text(fence)) == (fence, "")
 
 
 def test_a_fence_that_waits_for_jobs_is_unreadable_to_an_operator_that_would_take_it_for_a_drain() -> None:
     waiting, draining = (json.loads(records.record_text(replace(FENCE, jobs=jobs))) for jobs in (True, False))
     assert (waiting["v"], draining["v"]) == (2, 1), "older operators read version 1 only"
-    assert records.parse_fence(json.dumps(waiting)) == (replace(FENCE, jobs=True), "")
-    assert records.parse_fence(json.dumps({**draining, "v": 2})) == (FENCE, "")
+    assert records.parse_record(Fence, json.dumps(waiting)) == (replace(FENCE, jobs=True), "")
+    assert records.parse_record(Fence, json.dumps({**draining, "v": 2})) == (FENCE, "")
 
 
 def test_a_fence_by_a_rule_is_unreadable_to_an_operator_that_would_take_it_for_a_lifted_cordon() -> None:
@@ -79,23 +79,23 @@ def test_a_fence_by_a_rule_is_unreadable_to_an_operator_that_would_take_it_for_a
         fence = replace(FENCE, tainted=True, jobs=jobs)
         written = json.loads(records.record_text(fence))
         assert written["v"] == 3, "older operators read versions 1 and 2 only"
-        assert records.parse_fence(json.dumps(written)) == (fence, "")
+        assert records.parse_record(Fence, json.dumps(written)) == (fence, "")
 
 
 def test_version_2_is_known_of_fences_only_so_that_another_record_of_it_is_a_newer_operators() -> None:
-    assert "version 2" in records.parse_deferred('{"v":2}')[1]
-    assert "version 2" in records.parse_verified('{"v":2}')[1]
+    assert "version 2" in records.parse_record(Deferred, '{"v":2}')[1]
+    assert "version 2" in records.parse_record(Verified, '{"v":2}')[1]
     assert "version 2" in records.parse_claims('{"v":2,"claims":{}}')[1]
 
 
 @given(st.builds(Verified, TEXTS, TEXTS, TEXTS, st.integers()))
 def test_a_proof_is_read_back_as_it_was_written(verified: Verified) -> None:
-    assert records.parse_verified(records.record_text(verified)) == (verified, "")
+    assert records.parse_record(Verified, records.record_text(verified)) == (verified, "")
 
 
 @given(st.builds(Deferred, NUMBERS, MOMENTS, TEXTS, st.builds(SpecVersion, TEXTS, st.integers()), TEXTS))
 def test_a_deferral_is_read_back_as_it_was_written(deferred: Deferred) -> None:
-    assert records.parse_deferred(records.record_text(deferred)) == (deferred, "")
+    assert records.parse_record(Deferred, records.record_text(deferred)) == (deferred, "")
 
 
 @given(st.dictionaries(TEXTS, st.builds(Claim, TEXTS, TEXTS, TEXTS), max_size=4))
@@ -113,13 +113,13 @@ JUNK = st.recursive(
 @given(st.sampled_from(sorted(json.loads(records.record_text(FENCE)))), JUNK)
 def test_a_fence_with_one_damaged_field_is_read_or_explained(field: str, junk: object) -> None:
     damaged = {**json.loads(records.record_text(FENCE)), field: junk}
-    fence, error = records.parse_fence(json.dumps(damaged))
+    fence, error = records.parse_record(Fence, json.dumps(damaged))
     assert (fence is None) == bool(error)
 
 
 @given(TEXTS | JUNK.map(json.dumps))
 def test_any_text_is_read_or_explained_by_every_reader(text: str) -> None:
-    for parsed, error in (records.parse_fence(text), records.parse_deferred(text)):
+    for parsed, error in (records.parse_record(Fence, text), records.parse_record(Deferred, text)):
         assert (parsed is None) == bool(error)
     claims, error = records.parse_claims(text)
     assert not claims or not error
@@ -159,7 +159,9 @@ def test_any_text_is_read_or_explained_by_every_reader(text: str) -> None:
 def test_the_error_of_a_damaged_fence_names_the_annotation_and_the_field(
     change: dict[str, object], part: str
 ) -> None:
-    fence, error = records.parse_fence(json.dumps({**json.loads(records.record_text(FENCE)), **change}))
+    fence, error = records.parse_record(
+        Fence, json.dumps({**json.loads(records.record_text(FENCE)), **change})
+    )
     assert fence is None
     assert error.startswith("annotation gpusharing.dev/fence: ")
     assert part in error
@@ -175,23 +177,23 @@ def test_the_error_of_a_damaged_fence_names_the_annotation_and_the_field(
 def test_a_number_or_time_that_nothing_can_be_added_to_is_no_proof(field: str) -> None:
     """Windows and canaries go by the proofs of all nodes of a pool: one annotation must not end the pass for all."""
     text = records.record_text(Verified("pool-b", "x", "y"))
-    assert records.parse_verified(text)[0] is not None
-    found, why = records.parse_verified(f"{text[:-1]},{field}}}")
+    assert records.parse_record(Verified, text)[0] is not None
+    found, why = records.parse_record(Verified, f"{text[:-1]},{field}}}")
     assert found is None
     assert f"{field.split(chr(34))[1]} cannot be" in why
 
 
 def test_a_deadline_that_never_comes_is_read_back() -> None:
     fence = replace(FENCE, deadline=NEVER)
-    assert records.parse_fence(records.record_text(fence)) == (fence, "")
+    assert records.parse_record(Fence, records.record_text(fence)) == (fence, "")
 
 
 def test_a_record_of_an_older_operator_lacks_only_fields_with_a_default() -> None:
     data = json.loads(records.record_text(FENCE))
     older = {key: value for key, value in data.items() if key not in ("drift", "restartUid", "gfdTimestamp")}
-    assert records.parse_fence(json.dumps(older)) == (FENCE, "")
+    assert records.parse_record(Fence, json.dumps(older)) == (FENCE, "")
     del older["op"]
-    assert records.parse_fence(json.dumps(older))[1].endswith("op is missing")
+    assert records.parse_record(Fence, json.dumps(older))[1].endswith("op is missing")
 
 
 NEWER = {
@@ -203,7 +205,7 @@ NEWER = {
 
 def test_what_a_newer_operator_wrote_in_a_fence_survives_every_write_of_this_one() -> None:
     newer = json.dumps({**json.loads(records.record_text(FENCE)), **NEWER})
-    fence, error = records.parse_fence(newer)
+    fence, error = records.parse_record(Fence, newer)
     assert fence is not None, error
     later = json.loads(records.record_text(replace(fence, stage="actuating", attempt=2)))
     assert {key: later[key] for key in NEWER} == NEWER
@@ -285,7 +287,7 @@ def test_a_proof_under_somebody_elses_work_leaves_the_fence_that_remembers_our_c
         "gpusharing.dev/verified": records.record_text(VERIFIED),
     }
     assert "spec" not in patch
-    assert records.parse_fence(records.record_text(aside)) == (aside, "")
+    assert records.parse_record(Fence, records.record_text(aside)) == (aside, "")
 
 
 def test_an_abort_leaves_when_to_try_again_and_keeps_the_earlier_proof() -> None:

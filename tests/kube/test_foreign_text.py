@@ -44,6 +44,7 @@ from gpusharing.kube.sources import NO_MAPS, AdminMaps, ConfigMapView
 from gpusharing.kube.stackreader import OurConfigMaps, parse_written
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import WriteConfig
+from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -160,7 +161,7 @@ def test_what_is_damaged_below_can_be_read_before() -> None:
     """Or every damage would be met by the same complaint."""
     assert convert.observed_view(OBSERVED).error == ""
     assert convert.policy_view(POLICY).problems == ()
-    assert fence.parse_fence(json.dumps(RECORD))[1] == ""
+    assert fence.parse_record(Fence, json.dumps(RECORD))[1] == ""
 
 
 @given(damaged(OBSERVED))
@@ -204,8 +205,8 @@ RECORD = json.loads(fence.record_text(make_fence()))
 @given(damaged(RECORD))
 def test_a_damaged_record_is_no_record(record: Any) -> None:
     text = json.dumps(record)
-    for parse in (fence.parse_fence, fence.parse_deferred, fence.parse_verified):
-        found, why = parse(text)
+    for kind in (Fence, Deferred, Verified):
+        found, why = fence.parse_record(kind, text)
         assert (found is None) == bool(why)
     claims, why = fence.parse_claims(json.dumps({"v": 1, "claims": {"gpu-07": record}}))
     assert bool(claims) != bool(why)
@@ -216,7 +217,7 @@ def test_a_damaged_record_is_no_record(record: Any) -> None:
 )
 def test_an_odd_value_is_no_record_no_stamp_and_no_quantity(odd: Any) -> None:
     text = odd if isinstance(odd, str) else json.dumps(odd)
-    assert fence.parse_fence(text)[0] is None
+    assert fence.parse_record(Fence, text)[0] is None
     assert fence.parse_claims(text)[0] == {}
     for stamps in (text, json.dumps({"a": odd})):
         assert all(moment <= now or moment > now for moment in parse_written(stamps).values())

@@ -3,6 +3,7 @@ an upgrade and its way back may meet changes in flight."""
 
 import json
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tests.kube.test_fence import FENCE, NOW
 
 from gpusharing.kube import fence as records
-from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, SpecVersion, Verified
+from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, SpecVersion, Verified
 
 OURS, THEIRS = SpecVersion("uid-b", 7), SpecVersion("uid-c", 7)
 BEGUN = replace(FENCE, version=OURS)
@@ -30,11 +31,11 @@ def test_whatever_failed_under_whatever_policy_is_read_back(
     version: SpecVersion, failed: SpecVersion | None
 ) -> None:
     fence = replace(FENCE, version=version, failed_version=failed)
-    assert records.parse_fence(records.record_text(fence)) == (fence, "")
+    assert records.parse_record(Fence, records.record_text(fence)) == (fence, "")
     proof = Verified("pool-b", "x", "y", version=version, failed_version=failed)
-    assert records.parse_verified(records.record_text(proof)) == (proof, "")
+    assert records.parse_record(Verified, records.record_text(proof)) == (proof, "")
     given = Deferred(1, NOW, "PDB", version, failed_version=failed)
-    assert records.parse_deferred(records.record_text(given)) == (given, "")
+    assert records.parse_record(Deferred, records.record_text(given)) == (given, "")
 
 
 def test_a_failure_under_the_same_policy_is_written_as_older_operators_write_it() -> None:
@@ -52,7 +53,7 @@ def test_an_older_operator_counts_no_failure_under_another_policy_as_one_of_this
 def test_a_failure_that_an_older_operator_recorded_since_counts_more_than_the_one_it_could_not_read() -> None:
     """It keeps in a fence what it does not know."""
     record = json.loads(records.record_text(replace(BEGUN, failed_version=THEIRS)))
-    fence, _ = records.parse_fence(json.dumps({**record, "failedGeneration": 7}))
+    fence, _ = records.parse_record(Fence, json.dumps({**record, "failedGeneration": 7}))
     assert fence is not None
     assert fence.failed_version == OURS
 
@@ -60,10 +61,10 @@ def test_a_failure_that_an_older_operator_recorded_since_counts_more_than_the_on
 def test_a_fence_from_before_policies_were_named_by_uid_is_readable() -> None:
     record = json.loads(records.record_text(BEGUN))
     del record["policyUid"]
-    assert records.parse_fence(json.dumps(record)) == (replace(BEGUN, version=SpecVersion("", 7)), "")
+    assert records.parse_record(Fence, json.dumps(record)) == (replace(BEGUN, version=SpecVersion("", 7)), "")
 
 
-MISSING = {"fence": records.parse_fence, "deferral": records.parse_deferred}
+MISSING = {"fence": partial(records.parse_record, Fence), "deferral": partial(records.parse_record, Deferred)}
 
 
 @pytest.mark.parametrize("what", MISSING)

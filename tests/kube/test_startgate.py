@@ -9,11 +9,11 @@ from tests.build import make_fence
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import cluster_policy_view, node_view
-from gpusharing.kube.fence import parse_fence, patch_for, record_text
+from gpusharing.kube.fence import parse_record, patch_for, record_text
 from gpusharing.kube.plainstack import daemon_set_view, plain_stack
 from gpusharing.kube.taints import tolerates
 from gpusharing.planning.snapshot.actions import LabelNode, Release
-from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.snapshot.records import Fence, Verified
 
 GATE = {"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}
 OTHER = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
@@ -138,9 +138,9 @@ def test_the_taint_stays_until_a_node_is_proven_and_given_back(action: Release |
 
 def test_a_fence_remembers_that_the_node_took_no_slot() -> None:
     written = record_text(make_fence(newcomer=True))
-    fence, problem = parse_fence(written)
+    fence, problem = parse_record(Fence, written)
     assert fence is not None, problem
     assert fence.newcomer
-    older, _ = parse_fence(written.replace(',"newcomer":true', ""))
+    older, _ = parse_record(Fence, written.replace(',"newcomer":true', ""))
     assert older is not None, "an older operator wrote it without"
     assert not older.newcomer

@@ -14,9 +14,10 @@ from tests.planning.drains import FENCE, fenced, released
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.kube.fence import parse_fence, patch_for, record_text
+from gpusharing.kube.fence import parse_record, patch_for, record_text
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetFinalizer, UpdateFence
+from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.transition.before import before_pnr
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import FencedCase, Verdict
@@ -45,7 +46,7 @@ def test_a_foreign_marker_takes_our_marks_away_and_leaves_fence_and_cordon() -> 
     body = patch_for(action, "7")
     assert body["metadata"]["labels"] == {names.LABEL_UPGRADE_SKIP: None}
     annotations = dict(body["metadata"]["annotations"])
-    assert parse_fence(annotations.pop(names.ANNOTATION_FENCE))[0] == action.fence
+    assert parse_record(Fence, annotations.pop(names.ANNOTATION_FENCE))[0] == action.fence
     assert annotations == dict.fromkeys(names.NEIGHBOUR_ANNOTATIONS)
     assert "spec" not in body
 
@@ -182,8 +183,8 @@ def test_a_fence_of_an_older_operator_is_readable() -> None:
     record = json.loads(record_text(FENCE))
     for key in ("owed", "policyUid"):
         del record[key]
-    assert parse_fence(json.dumps(record)) == (FENCE, "")
-    assert parse_fence(record_text(ASIDE)) == (ASIDE, "")
+    assert parse_record(Fence, json.dumps(record)) == (FENCE, "")
+    assert parse_record(Fence, record_text(ASIDE)) == (ASIDE, "")
 
 
 def test_a_yielded_node_takes_a_slot_of_its_pool_and_none_of_the_whole_operator() -> None:

@@ -19,7 +19,7 @@ from gpusharing.api import names
 from gpusharing.api.gpunode import GPU, Model, Observed
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.client import JSON
-from gpusharing.kube.fence import parse_deferred, parse_verified, read_fence
+from gpusharing.kube.fence import parse_record, read_fence
 from gpusharing.kube.foreign import find_marker
 from gpusharing.kube.quantity import count, gpu_counts
 from gpusharing.kube.raw import (
@@ -41,7 +41,7 @@ from gpusharing.planning.gpus.cards import Card, Profile, find_card, find_doubt
 from gpusharing.planning.gpus.geometry import is_profile, normalize
 from gpusharing.planning.gpus.health import vitals_of
 from gpusharing.planning.snapshot.draviews import key_of
-from gpusharing.planning.snapshot.records import Fence, Verified
+from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.stack.otherplugins import RESOURCES, find_other_plugin
@@ -65,7 +65,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
     deferred_text, verified_text = map(
         annotations.get, (names.ANNOTATION_DEFERRED, names.ANNOTATION_VERIFIED)
     )
-    verified = None if verified_text is None else parse_verified(verified_text)[0]
+    verified = None if verified_text is None else parse_record(Verified, verified_text)[0]
     foreign = find_marker(raw, maintenance_keys)
     return NodeView(
         name=intern(text(metadata, "name")),
@@ -78,7 +78,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         barred=_is_barred(raw),
         fence=fence,
         fence_error=fence_error,
-        deferred=None if deferred_text is None else parse_deferred(deferred_text)[0],
+        deferred=None if deferred_text is None else parse_record(Deferred, deferred_text)[0],
         verified=verified,
         neighbour_marks=frozenset(annotations.keys() & set(names.NEIGHBOUR_ANNOTATIONS)),
         hold_cordon=annotations.get(names.ANNOTATION_HOLD_CORDON) == "true",

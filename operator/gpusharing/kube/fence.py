@@ -43,6 +43,7 @@ NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 """The actions that are carried out by one PATCH of a Node."""
 
 Record = TypeVar("Record", Fence, Deferred, Verified, Claim, FailedNode)
+NodeRecord = TypeVar("NodeRecord", Fence, Deferred, Verified)
 
 
 def record_text(record: Fence | Deferred | Verified) -> str:
@@ -65,22 +66,15 @@ def read_fence(annotations: Mapping[str, str]) -> tuple[Fence | None, str]:
     """Return the fence in the annotations of a Node, and an empty string. If the annotation is missing, return None and
     an empty string; if it cannot be read, None and the reason."""
     recorded = annotations.get(names.ANNOTATION_FENCE)
-    return (None, "") if recorded is None else parse_fence(recorded)
+    return (None, "") if recorded is None else parse_record(Fence, recorded)
 
 
-def parse_fence(text: str) -> tuple[Fence | None, str]:
-    """Return the fence in `text` and an empty string, or None and the reason why it cannot be read."""
-    return _parse(Fence, names.ANNOTATION_FENCE, text)
-
-
-def parse_deferred(text: str) -> tuple[Deferred | None, str]:
-    """Return the record of the last abort and an empty string, or None and the reason why it cannot be read."""
-    return _parse(Deferred, names.ANNOTATION_DEFERRED, text)
-
-
-def parse_verified(text: str) -> tuple[Verified | None, str]:
-    """Return the record of the last proof and an empty string, or None and the reason why it cannot be read."""
-    return _parse(Verified, names.ANNOTATION_VERIFIED, text)
+ANNOTATIONS: Mapping[type, str] = {
+    Fence: names.ANNOTATION_FENCE,
+    Deferred: names.ANNOTATION_DEFERRED,
+    Verified: names.ANNOTATION_VERIFIED,
+}
+"""The annotation of a Node that holds each kind of record: its fence, its last abort, its last proof."""
 
 
 def claims_text(
@@ -228,13 +222,13 @@ class _Damaged(ValueError):
 
 # A Node is parsed again whenever one of its labels changes, usually with the same records, so the results are cached.
 @lru_cache(maxsize=256)
-def _parse(kind: type[Record], annotation: str, text: str) -> tuple[Record | None, str]:
-    """Return the record of this kind in `text` and an empty string, or None and the reason why the annotation named
-    `annotation` cannot be read."""
+def parse_record(kind: type[NodeRecord], text: str) -> tuple[NodeRecord | None, str]:
+    """Return the record of this kind in `text` and an empty string, or None and the reason why the annotation that
+    holds it cannot be read."""
     try:
         return _decode(kind, _load(text, _READ_FENCES if kind is Fence else _READ)), ""
     except _Damaged as error:
-        return None, f"annotation {annotation}: {error}"
+        return None, f"annotation {ANNOTATIONS[kind]}: {error}"
 
 
 def _dump(record: JSON, *, version: int = RECORD_VERSION) -> str:

@@ -193,23 +193,15 @@ def signal(raw: JSON, program: str) -> JSON:
     """Return a merge patch for a raw DaemonSet of MPS daemons that sets PROCESS_TO_SIGNAL of its config-manager to
     `program`, if it has that variable. The patch repeats all containers, because a merge patch replaces lists, and
     is conditional on this version of the DaemonSet."""
-    containers = [
-        _signalling(one, program) if text(one, "name") == MANAGER else one
-        for one in entries(raw, "spec", "template", "spec", "containers")
-    ]
+    containers = entries(raw, "spec", "template", "spec", "containers")
+    for index, container in enumerate(containers):
+        if text(container, "name") == MANAGER:
+            env = entries(container, "env")
+            env = [{**row, "value": program} if row.get("name") == SIGNALLED else row for row in env]
+            containers[index] = {**container, "env": env}
     return {
         "metadata": {"resourceVersion": text(raw, "metadata", "resourceVersion")},
         "spec": {"template": {"spec": {"containers": containers}}},
-    }
-
-
-def _signalling(container: JSON, program: str) -> JSON:
-    """Return a copy of a container in which the environment variable PROCESS_TO_SIGNAL has the value `program`, if the
-    container has that variable."""
-    env = entries(container, "env")
-    return {
-        **container,
-        "env": [{**row, "value": program} if row.get("name") == SIGNALLED else row for row in env],
     }
 
 
