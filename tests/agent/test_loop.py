@@ -345,6 +345,17 @@ async def test_a_server_that_forgets_the_watchs_place_for_ever_is_listed_at_a_sl
     assert 3 <= bench.node.lists <= 14
 
 
+async def test_a_change_is_reported_to_a_gpunode_that_holds_all_that_was_known_before(bench: Bench) -> None:
+    bench.node.ask("r1")
+    async with bench.running() as loop:
+        await bench.node.answered("r1")
+        await loop.cycle()
+        bench.pods.holdings = Holdings({"nvidia.com/gpu": 1}, 1)
+        await loop.cycle()
+        assert bench.node.observed is not None
+        assert bench.node.observed.pods == 1
+
+
 async def test_a_resource_that_nobody_holds_any_more_leaves_the_server(bench: Bench) -> None:
     bench.pods.holdings = Holdings({"nvidia.com/gpu": 1}, 1)
     bench.node.ask("r1")
