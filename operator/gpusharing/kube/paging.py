@@ -106,7 +106,7 @@ async def whole_list(
         except Expired as error:
             if expired or not after:
                 raise
-            after, limit, expired = error.rest, limit if error.rest else 0, True
+            after, limit, expired = *_resumed(error, limit), True
             continue
         except KubeError as error:
             failing = min(failing, began)
@@ -121,6 +121,18 @@ async def whole_list(
         if not page.more:
             return
         pause.success()
-        if SLOW < took < SLOWEST:
-            limit = max(limit, min(2 * limit, MOST_OBJECTS))
+        limit = _next_limit(limit, took)
         after, expired, failing = page.more, False, inf
+
+
+def _next_limit(limit: int, took: float) -> int:
+    """Return how many objects to request after a page of `limit` objects that took `took` seconds. If it took between
+    SLOW and SLOWEST, that is twice as many, but not more than MOST_OBJECTS; otherwise it is `limit`. The result is
+    never less than `limit`."""
+    return max(limit, min(2 * limit, MOST_OBJECTS)) if SLOW < took < SLOWEST else limit
+
+
+def _resumed(error: Expired, limit: int) -> tuple[str, int]:
+    """Return the token and the limit with which to continue a list whose token has expired: the token in `error` and
+    the same limit, or, if the server gave none, an empty token and 0, which request everything at once."""
+    return error.rest, limit if error.rest else 0

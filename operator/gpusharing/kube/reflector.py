@@ -307,8 +307,7 @@ class Reflector(Generic[View]):
             # without any event.
             if error is None and lasted >= (SHORT_WATCH if self._watched else BACKOFF_MOST):
                 pause.success()
-                if self._whole:
-                    self._note(None)
+                self._clear(follows=self._whole)
             else:
                 await asyncio.sleep(pause.after_failure())
             if lost:
@@ -374,6 +373,11 @@ class Reflector(Generic[View]):
         """Record that the server has answered just now. `follows` says whether the cache is up to date with that
         answer, as far as we know; if so, the error is cleared."""
         self.last_contact = self._clock()
+        self._clear(follows=follows)
+
+    def _clear(self, *, follows: bool) -> None:
+        """If the cache `follows` the server, set `error` to None, and call `on_error` with an empty string unless its
+        last call had one, too."""
         if follows:
             self._note(None)
 
