@@ -64,7 +64,11 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
         marks=_marks(metadata),
         restarts=text(raw, "spec", "restartPolicy") not in ("Never", "OnFailure"),
         system=text(raw, "spec", "priorityClassName").startswith("system-"),
-        local_files=any(map(_is_local, entries(raw, "spec", "volumes"))),
+        # Files of an emptyDir on the node's disk (P8). One in memory, such as /dev/shm, does not count.
+        local_files=any(
+            "emptyDir" in row and not text(row, "emptyDir", "medium")
+            for row in entries(raw, "spec", "volumes")
+        ),
         gang=gang_of(raw),
         evades_rules=_evades_rules(raw),
         grace=_grace(raw),
@@ -175,12 +179,6 @@ def _marks(metadata: JSON) -> tuple[tuple[str, str], ...]:
         if isinstance(written, dict):
             marks |= {key: written[key] for key in keys if key in written}
     return tuple(sorted((key, str(value)) for key, value in marks.items()))
-
-
-def _is_local(volume: JSON) -> bool:
-    """Whether a volume is an emptyDir on the node's disk (P8). An emptyDir in memory, such as /dev/shm, does not
-    count."""
-    return "emptyDir" in volume and not text(volume, "emptyDir", "medium")
 
 
 NO_NODE: Row = (f"{FIELD}metadata.name", "In", ())

@@ -53,11 +53,9 @@ class Unauthorized(KubeError):
 
 
 @dataclass
-class Forbidden(KubeError):
+class Forbidden(_Worded):
     """403: we lack a right; the message names verb and resource."""
 
-    message: str
-    """What is not allowed, with verb and resource."""
     namespace_terminating: bool = False
     """Whether no right is missing: the namespace is being deleted."""
     hint: str = ""

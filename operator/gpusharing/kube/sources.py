@@ -206,17 +206,9 @@ class Sources:
             "nvidia nodemaintenances": self._follow(NVIDIA_MAINTENANCES, nvidia_maintenance),
         }
         self._maintenances = [kind.items for kind in maintenances.values()]
-        self.resource_slices = self._follow(RESOURCE_SLICES, slice_view, field_selector=FIELD_SELECTOR)
-        self.kubelet_plugins = self._follow(
-            PODS, _pod_place, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR
-        )
-        self.device_classes = self._follow(DEVICE_CLASSES, device_class_view)
-        self.taint_rules = self._follow(DEVICE_TAINT_RULES, taint_rule_view, label_selector=OUR_RULES)
-        self._dra_seen = asyncio.Event()
-        """Set once NVIDIA's DRA stack has been seen, and never cleared."""
-        self.devices = DeviceIndex(lambda: self.resource_slices.items)
         self._joined: dict[str, tuple[_Parts, NodeView]] = {}
         """The nodes with something joined to their view, by name: the parts of the view, and the view."""
+        self._prepare_dra(namespace)
         self.required: Mapping[str, Reflector[Any]] = {
             "nodes": self.nodes,
             "gpunodes": self.gpunodes,
@@ -232,6 +224,19 @@ class Sources:
             **maintenances,
         }
         """Other programs' kinds: one that is not installed, or that we may not read, counts as empty."""
+
+    def _prepare_dra(self, namespace: str) -> None:
+        """Create the reflectors of the kinds that NVIDIA's DRA stack needs, whose pods are in `namespace`. They make no
+        call before that stack has been seen."""
+        self.resource_slices = self._follow(RESOURCE_SLICES, slice_view, field_selector=FIELD_SELECTOR)
+        self.kubelet_plugins = self._follow(
+            PODS, _pod_place, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR
+        )
+        self.device_classes = self._follow(DEVICE_CLASSES, device_class_view)
+        self.taint_rules = self._follow(DEVICE_TAINT_RULES, taint_rule_view, label_selector=OUR_RULES)
+        self._dra_seen = asyncio.Event()
+        """Set once NVIDIA's DRA stack has been seen, and never cleared."""
+        self.devices = DeviceIndex(lambda: self.resource_slices.items)
 
     def _follow(
         self,

@@ -162,8 +162,7 @@ class StackReader:
             seen_mig_entries=ours.seen_mig_entries,
             dra=dra,
         )
-        if find_due(view, settings) is not None:
-            view = replace(view, mps_nodes=self._mps_nodes(view))
+        view = self._with_mps_nodes(view)
         if self._view != view:
             if not self.silent:
                 self._tell(self._view, view)
@@ -177,13 +176,17 @@ class StackReader:
         failure = self.calls.failures.get(subject)
         return failure.message if failure is not None and failure.lasts else ""
 
-    def _mps_nodes(self, view: StackView) -> tuple[str, ...]:
-        """Return the nodes whose MPS clients would end if all MPS daemons were restarted, sorted, as `find_serving`
-        decides from Nodes, GPUNodes, Ready agents and the pods of MPS daemons."""
+    def _with_mps_nodes(self, view: StackView) -> StackView:
+        """Return the view with the nodes whose MPS clients would end if all MPS daemons were restarted, sorted, as
+        `find_serving` decides from Nodes, GPUNodes, Ready agents and the pods of MPS daemons. The view is returned
+        unchanged unless the operator may repair the MPS daemon now (`find_due`)."""
         sources = self.sources
+        if find_due(view, sources.settings.plan) is None:
+            return view
         agents = {pod.node for pod in sources.agents.items.values() if pod.ready}
         daemons = {pod.node for pod in sources.operands.items.values() if pod.app == Program.MPS_DAEMON}
-        return find_serving(sources.nodes.items, sources.gpunodes.items, agents, daemons, view)
+        serving = find_serving(sources.nodes.items, sources.gpunodes.items, agents, daemons, view)
+        return replace(view, mps_nodes=serving)
 
     def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
         """Return NVIDIA's DRA driver among these DaemonSets, with the nodes whose GPUs are served twice and the

@@ -215,12 +215,6 @@ def _state(case: ActuatorCase) -> str:
     return case.node.labels.get(names.LABEL_MIG_STATE, "")
 
 
-def _waited(case: ActuatorCase, fence: Fence) -> float:
-    """Return the seconds since the latest run passed the point of no return. A repeated run, which may restart
-    mig-manager, counts from its own beginning."""
-    return (case.now - fence.stage_since).total_seconds()
-
-
 def _restarts(case: ActuatorCase, fence: Fence) -> str:
     """Return the message that mig-manager is restarting and its state dates from before the restart. Empty if the
     state is about this run, or is neither `success` nor `failed`."""
@@ -275,7 +269,8 @@ def _pending(case: ActuatorCase) -> str:
 def _paused_for_long(case: ActuatorCase, fence: Fence) -> str:
     """Return the message that operands are still paused although mig-manager reports success (`_paused`), once
     `wedge_paused` seconds have passed since the latest run began. Empty before that, or if `_paused` finds nothing."""
-    return _paused(case, fence) if _waited(case, fence) >= case.settings.wedge_paused else ""
+    waited = (case.now - fence.stage_since).total_seconds()
+    return _paused(case, fence) if waited >= case.settings.wedge_paused else ""
 
 
 def _paused(case: ActuatorCase, fence: Fence) -> str:
@@ -292,7 +287,7 @@ def _stuck(case: ActuatorCase, fence: Fence) -> str:
     Empty before that time, and also if mig-manager has succeeded or failed or is rebooting the node. Only the
     deadline of the change limits a reboot."""
     limit = case.settings.wedge_pending
-    if _waited(case, fence) < limit or _state(case) == "rebooting":
+    if (case.now - fence.stage_since).total_seconds() < limit or _state(case) == "rebooting":
         return ""
     # The limit and not the time itself: a message with the seconds so far would be written again on every pass.
     return f"{doing}, for more than {limit:.0f} s now" if (doing := _at_work(case, fence)) else ""
