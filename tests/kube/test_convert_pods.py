@@ -35,7 +35,7 @@ def gpus(number: object, resource: str = "nvidia.com/gpu", where: str = "limits"
 def test_a_running_pod_of_a_replica_set_holds_its_gpu() -> None:
     view = pod_view(pod(), {})
     assert (view.ref, view.uid, view.phase, view.ready) == ("team-a/llm-0", "uid-of-llm-0", "Running", True)
-    assert view.owner == Owner("apps/v1", "ReplicaSet", "llm")
+    assert view.owner == Owner("apps/v1", "ReplicaSet", "llm", "rs")
     assert view.resources == {"nvidia.com/gpu": 1}
     assert (view.mirror, view.dra, view.deleted_at) == (False, "none", None)
 

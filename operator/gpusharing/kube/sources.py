@@ -205,10 +205,7 @@ class Sources:
             "medik8s nodemaintenances": self._follow(MEDIK8S_MAINTENANCES, medik8s_maintenance),
             "nvidia nodemaintenances": self._follow(NVIDIA_MAINTENANCES, nvidia_maintenance),
         }
-        self._maintenances = [kind.items for kind in maintenances.values()]
-        self._joined: dict[str, tuple[_Parts, NodeView]] = {}
-        """The nodes with something joined to their view, by name: the parts of the view, and the view."""
-        self._prepare_dra(namespace)
+        self._prepare_joins(namespace, [kind.items for kind in maintenances.values()])
         self.required: Mapping[str, Reflector[Any]] = {
             "nodes": self.nodes,
             "gpunodes": self.gpunodes,
@@ -225,9 +222,13 @@ class Sources:
         }
         """Other programs' kinds: one that is not installed, or that we may not read, counts as empty."""
 
-    def _prepare_dra(self, namespace: str) -> None:
-        """Create the reflectors of the kinds that NVIDIA's DRA stack needs, whose pods are in `namespace`. They make no
-        call before that stack has been seen."""
+    def _prepare_joins(self, namespace: str, maintenances: list[Mapping[str, Maintenance]]) -> None:
+        """Create what the views of Nodes are joined with, besides the given NodeMaintenances: the reflectors of the
+        kinds that NVIDIA's DRA stack needs, whose pods are in `namespace`. They make no call before that stack has been
+        seen."""
+        self._maintenances = maintenances
+        self._joined: dict[str, tuple[_Parts, NodeView]] = {}
+        """The nodes with something joined to their view, by name: the parts of the view, and the view."""
         self.resource_slices = self._follow(RESOURCE_SLICES, slice_view, field_selector=FIELD_SELECTOR)
         self.kubelet_plugins = self._follow(
             PODS, _pod_place, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR
