@@ -315,15 +315,13 @@ class Sources:
     def agent_troubles(self) -> AgentTroubles:
         """Return why agents do not run, by node, and why the API server refuses further pods of their DaemonSet, as
         their pods and the Warning events about them show (`find_troubles`)."""
+        agents, nodes = self.agents.items.values(), self.nodes.items
+        # The architecture of a node is such as amd64 or arm64, and empty if its Node is unknown or has no such label.
         return find_troubles(
-            self.agents.items.values(), self.agent_warnings.items.values(), self._architecture
+            agents,
+            self.agent_warnings.items.values(),
+            lambda name: nodes[name].labels.get(LABEL_ARCH, "") if name in nodes else "",
         )
-
-    def _architecture(self, name: str) -> str:
-        """Return the architecture of the node `name`, such as `amd64` or `arm64`; empty if its Node is unknown or has
-        no such label."""
-        view = self.nodes.items.get(name)
-        return view.labels.get(LABEL_ARCH, "") if view is not None else ""
 
     def _gpunode(self, raw: JSON) -> GPUNodeView:
         """Convert a raw GPUNode. The view does not contain `status.transition` and the conditions, because no decision
