@@ -2,7 +2,18 @@
 
 from typing import Any
 
+from hack.sim.fakecluster import FakeCluster
+
+from gpusharing.kube.client import DAEMON_SETS, PODS
+
 JSON = dict[str, Any]
+
+
+def adopt(cluster: FakeCluster, daemon_set: str, name: str) -> None:
+    """Make this DaemonSet of team-a, as the server stored it, the controller of a pod there."""
+    uid = cluster.get(DAEMON_SETS, daemon_set, "team-a")["metadata"]["uid"]
+    owner = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": daemon_set, "uid": uid, "controller": True}
+    cluster.patch(PODS, name, {"metadata": {"ownerReferences": [owner]}}, "team-a")
 
 
 def node(name: str = "gpu-07", **changes: Any) -> JSON:

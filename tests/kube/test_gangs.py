@@ -8,7 +8,7 @@ from hack.sim.fakecluster import FakeClient, FakeCluster
 from tests.build import at, make_fence
 from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import Gathering, gathering
-from tests.kube.objects import node, pod
+from tests.kube.objects import adopt, node, pod
 from tests.kube.test_gather_holders import REBOOTING
 
 from gpusharing.api import names
@@ -104,6 +104,7 @@ async def test_where_a_change_may_reboot_the_node_the_gangs_of_pods_without_a_gp
     daemons = (DAEMON_SETS, {"metadata": {"name": "monitor", "namespace": "team-a"}})
     pods = [(PODS, one) for one in (launcher, monitor, rank(1, "gpu-08"))]
     async with gathering((CLUSTER_POLICIES, reboots), daemons, *pods) as stage:
+        adopt(stage.cluster, "monitor", "monitor")
         view = await seen(stage)
         assert [(one.node, one.pod.name) for one in view.members] == [
             ("gpu-07", "rank-0"),

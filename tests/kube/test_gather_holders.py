@@ -5,7 +5,7 @@ from hack.sim.fakecluster import FakeCluster
 from tests.build import at, make_fence
 from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import gathering
-from tests.kube.objects import pod
+from tests.kube.objects import adopt, pod
 from tests.plainchart import discovery, mig_manager, plugin
 
 from gpusharing.api import names
@@ -71,8 +71,9 @@ async def test_whether_the_daemon_set_of_a_gpu_pod_exists_is_looked_up_every_30_
 ) -> None:
     async with gathering((PODS, owned_by_daemon_set())) as stage:
         if isinstance(answer, str):
-            metadata = {"name": "monitor", "namespace": "team-a", "uid": answer}
-            stage.cluster.add(DAEMON_SETS, {"metadata": metadata})
+            stage.cluster.add(DAEMON_SETS, {"metadata": {"name": "monitor", "namespace": "team-a"}})
+            if answer == "ds":
+                adopt(stage.cluster, "monitor", stage.cluster.objects(PODS)[0]["metadata"]["name"])
         else:
             stage.cluster.faults.fail("get", DAEMON_SETS, answer, times=9)
         for seconds in (0, 3, 6, 27):
