@@ -201,7 +201,10 @@ async def test_what_may_not_be_evicted_blocks_before_the_cordon_and_is_named(
 ) -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.add(RESOURCE_CLAIMS, CLAIM)
-        scene.e.cluster.add(DAEMON_SETS, {"metadata": {"name": "monitor", "namespace": "default"}})
+        daemon_set = {"metadata": {"name": "monitor", "namespace": "default"}}
+        uid = scene.e.cluster.add(DAEMON_SETS, daemon_set)["metadata"]["uid"]
+        if metadata == {"ownerReferences": [OWNER]}:
+            metadata = {"ownerReferences": [OWNER | {"uid": uid}]}
         scene.e.cluster.add(PODS, gpu_pod("odd", "gpu-1", metadata=metadata, spec=spec))
         scene.apply(SLICED)
         transition = await scene.reason("gpu-1", reason)
