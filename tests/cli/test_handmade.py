@@ -10,7 +10,7 @@ from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, 
 from tests.recipes import MIG, PLUGIN
 
 from gpusharing.cli.setup.adoption import AdminConfigMaps, find_steps, named_maps
-from gpusharing.cli.setup.handmade import BEYOND_POLICIES, Handmade, find_handmade, find_inexpressible
+from gpusharing.cli.setup.handmade import Handmade, find_handmade, find_inexpressible
 from gpusharing.cli.setup.likeness import MAX_NAMES, propose
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.gpus.geometry import Layout
@@ -35,17 +35,6 @@ def read(
     labels = {PLUGIN: "theirs", MIG: label, STATE: "success"} if label else {PLUGIN: "theirs"}
     plugin = PluginEntries("time-slicing-config", "gpu-operator", {"theirs": entry})
     return find_handmade(make_node(labels=labels), observed, stack, plugin)
-
-
-def test_the_order_of_what_no_policy_says_is_part_of_the_product() -> None:
-    assert [said.__name__ for said in BEYOND_POLICIES] == [
-        "_whole_despite_mig",
-        "_uneven",
-        "_too_many",
-        "_partly_shared",
-        "_mps_on_mig",
-        "_lenient_mps",
-    ]
 
 
 SEVEN: Layout = (("1g.10gb", 7),)
@@ -161,6 +150,36 @@ UNSAYABLE: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", UNSAYABLE)
 def test_no_policy_says(name: str) -> None:
     given, words = UNSAYABLE[name]
+    found = read(**given)
+    assert isinstance(found, str)
+    assert words in found
+
+
+LENIENT = "failRequestsGreaterThanOne: false, "
+WHOLE = shared({"gpu": 2}, "mps").replace("mixed", "none")
+FIRST: dict[str, tuple[dict[str, Any], str]] = {
+    "whole GPUs before MPS on MIG": ({"layout": SEVEN, "label": ALL, "entry": WHOLE}, "migStrategy none"),
+    "numbers that differ before too many": (
+        {
+            "layout": (("3g.40gb", 1), ("1g.10gb", 4)),
+            "label": "own",
+            "entry": shared({"mig-1g.10gb": 2, "mig-3g.40gb": 16384}),
+            "admin_mig_file": "mig-configs: {own: [{devices: all, mig-enabled: true, mig-devices: {3g.40gb: 1,"
+            " 1g.10gb: 4}}]}",
+        },
+        "different replica counts",
+    ),
+    "too many before MPS that grants two": ({"entry": shared({"gpu": 16384}, "mps", LENIENT)}, "too many"),
+    "MPS on MIG before MPS that grants two": (
+        {"layout": SEVEN, "label": ALL, "entry": shared({"mig-1g.10gb": 2}, "mps", LENIENT)},
+        "does not support",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_of_several_objections_the_first_is_named(name: str) -> None:
+    given, words = FIRST[name]
     found = read(**given)
     assert isinstance(found, str)
     assert words in found

@@ -5,7 +5,7 @@ ClusterPolicy's default names. Policies can express less than NVIDIA's files; no
 needs more.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,8 +77,8 @@ def find_handmade(
     layouts = observed.hardware.layouts
     advertised = predict_resources(layouts, PluginConfig(config.mig_strategy))
     here = config.on(advertised)
-    use = PluginUse(here, any(layout is not None for layout in layouts), frozenset(advertised))
-    if why := next((text for check in BEYOND_POLICIES if (text := check(use))), ""):
+    with_mig = any(layout is not None for layout in layouts)
+    if why := _find_beyond(here, advertised.keys(), with_mig=with_mig):
         return why
     entry = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
     return Handmade(
@@ -181,102 +181,36 @@ def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class PluginUse:
-    """How the device plugin presents the GPUs of one node."""
-
-    config: PluginConfig
-    """The configuration of the plugin, with a row for each of `advertised`."""
-    with_mig: bool
-    """Whether any of the GPUs has MIG on."""
-    advertised: frozenset[str]
-    """The resource names that the plugin would advertise without sharing."""
-
-    @property
-    def replicas(self) -> tuple[tuple[str, int], ...]:
-        """The resources that the plugin shares, each with its number of replicas; empty if it shares none."""
-        return self.config.sharing.replicas if self.config.sharing is not None else ()
-
-    @property
-    def counts(self) -> str:
-        """The shared resources with their numbers of replicas, such as `nvidia.com/gpu: 4`, comma-separated."""
-        return ", ".join(f"{name}: {count}" for name, count in self.replicas)
-
-    @property
-    def with_mps(self) -> bool:
-        """Whether the plugin shares GPUs with MPS."""
-        return self.config.sharing is not None and self.config.sharing.strategy == "mps"
-
-
-def _whole_despite_mig(use: PluginUse) -> str:
-    """Return an objection if any GPU has MIG on but the plugin advertises whole GPUs (migStrategy none), whether or not
-    it shares them; empty otherwise."""
-    if not use.with_mig or use.config.mig_strategy != "none":
-        return ""
-    return (
-        "MIG is on, but its device plugin advertises whole GPUs (migStrategy none), which no policy mode does"
-    )
-
-
-def _uneven(use: PluginUse) -> str:
-    """Return an objection if the plugin shares resources with different numbers of replicas; empty otherwise. Checked
-    before `_partly_shared`: sharing the other resources too would not help while the numbers differ."""
-    if len({count for _, count in use.replicas}) <= 1:
-        return ""
-    return (
-        f"its device plugin uses different replica counts ({use.counts}), but a policy sets one count for all"
-        " resources"
-    )
-
-
-def _too_many(use: PluginUse) -> str:
-    """Return an objection if the plugin divides any resource into more replicas than a policy allows (MAX_REPLICAS);
-    empty otherwise."""
-    if all(count <= MAX_REPLICAS for _, count in use.replicas):
-        return ""
-    return f"its device plugin uses too many replicas ({use.counts}); a policy allows {MIN_REPLICAS} to {MAX_REPLICAS}"
-
-
-def _partly_shared(use: PluginUse) -> str:
-    """Return an objection if the plugin shares some of the resources that it advertises and not the others. Empty
-    otherwise, and if it shares none."""
-    missing = sorted(use.advertised - dict(use.replicas).keys())
-    if use.config.sharing is None or not missing:
-        return ""
-    return (
-        f"its device plugin leaves {', '.join(missing)} whole and shares only some resources ({use.counts}), but a"
-        " policy shares all or none"
-    )
-
-
-def _mps_on_mig(use: PluginUse) -> str:
-    """Return an objection if the plugin is configured for MPS and any GPU has MIG on, because NVIDIA's device plugin
-    refuses MPS on MIG instances; empty otherwise."""
-    text = "its device plugin is configured for MPS on MIG instances, which NVIDIA's device plugin does not support"
-    return text if use.with_mps and use.with_mig else ""
-
-
-def _lenient_mps(use: PluginUse) -> str:
-    """Return an objection if containers may now request several MPS shares, which a policy would refuse; empty
-    otherwise."""
-    sharing = use.config.sharing
-    if sharing is None or not use.with_mps or sharing.fail_requests_greater_than_one:
-        return ""
-    return (
+def _find_beyond(config: PluginConfig, advertised: Set[str], *, with_mig: bool) -> str:
+    """Return the first objection to a device plugin that does what no policy can express; empty if there is none.
+    `config` has a row for each of `advertised`, the resource names that the plugin would advertise without sharing.
+    `with_mig` is true if any of the GPUs has MIG on."""
+    sharing = config.sharing
+    replicas = sharing.replicas if sharing is not None else ()
+    counts = ", ".join(f"{name}: {count}" for name, count in replicas)
+    whole = sorted(advertised - dict(replicas).keys())
+    with_mps = sharing is not None and sharing.strategy == "mps"
+    rejects = sharing is not None and sharing.fail_requests_greater_than_one
+    objections = {
+        "MIG is on, but its device plugin advertises whole GPUs (migStrategy none), which no policy mode does": (
+            with_mig and config.mig_strategy == "none"
+        ),
+        # Sharing the other resources too would not help while the numbers differ, so this comes before `whole`.
+        f"its device plugin uses different replica counts ({counts}), but a policy sets one count for all resources": (
+            len({count for _, count in replicas}) > 1
+        ),
+        f"its device plugin uses too many replicas ({counts}); a policy allows {MIN_REPLICAS} to {MAX_REPLICAS}": (
+            any(count > MAX_REPLICAS for _, count in replicas)
+        ),
+        f"its device plugin leaves {', '.join(whole)} whole and shares only some resources ({counts}), but a policy"
+        " shares all or none": (sharing is not None and whole),
+        "its device plugin is configured for MPS on MIG instances, which NVIDIA's device plugin does not support": (
+            with_mps and with_mig
+        ),
         "its device plugin uses MPS with failRequestsGreaterThanOne: false, but a policy with MPS always rejects"
-        " requests for more than one share"
-    )
-
-
-BEYOND_POLICIES: tuple[Callable[[PluginUse], str], ...] = (
-    _whole_despite_mig,
-    _uneven,
-    _too_many,
-    _partly_shared,
-    _mps_on_mig,
-    _lenient_mps,
-)
-"""Checks for what a device plugin does and no policy can express. The first objection is reported."""
+        " requests for more than one share": (with_mps and not rejects),
+    }
+    return next((text for text, applies in objections.items() if applies), "")
 
 
 def find_inexpressible(text: str) -> tuple[str, ...]:
@@ -324,7 +258,7 @@ def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: 
 
 def _shares(sharing: Sharing) -> dict[str, Any]:
     """Return the block of a policy that describes how GPUs are shared, without fields that have their default. The
-    first resource's number of replicas is used, because `_uneven` ensures that all have the same."""
+    first resource's number of replicas is used, because `_find_beyond` refuses different numbers."""
     block: dict[str, Any] = {"replicas": sharing.replicas[0][1]}
     if sharing.rename:
         block["renameByDefault"] = True
