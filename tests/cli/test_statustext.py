@@ -313,6 +313,16 @@ def test_a_change_that_was_given_up_says_nothing_about_how_long_one_takes() -> N
     assert found.each == timedelta(minutes=3)
 
 
+def test_the_time_that_a_node_stood_failed_is_no_part_of_its_change() -> None:
+    took = history(("Cordoned", 300), ("Failed", 290), ("Reconfiguring", 20), ("Synced", 15))
+    again = history(("Cordoned", 200), ("Failed", 195), ("Reconfiguring", 5))
+    nodes = [gpunode("n-0", history=took), gpunode("n-1", "Reconfiguring", "Waits", history=again)]
+    (pool,), _ = pools_of([policy()], nodes)
+    found = find_estimate(pool, NOW)
+    assert found is not None
+    assert (found.each, found.left) == (timedelta(minutes=15), timedelta(minutes=5))
+
+
 def test_data_says_when_the_next_window_is_and_whether_a_pool_is_paused() -> None:
     paused = policy(nextWindow="2026-11-20T22:00:00Z")
     paused["spec"]["rollout"]["paused"] = True

@@ -441,6 +441,6 @@ async def _read_past(session: Session, node: str) -> list[timedelta]:
     """Return how long each change in the history of a GPUNode took that ended in Synced (`durations`). Empty if the
     GPUNode cannot be read (any KubeError)."""
     try:
-        return durations([read_node(await session.client.get(GPUNODES, node))])
+        return durations([read_node(await session.client.get(GPUNODES, node))], session.now())
     except KubeError:
         return []

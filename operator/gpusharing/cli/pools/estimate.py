@@ -1,14 +1,12 @@
 """Estimate how long a pool's change may still take, from how long past changes of its nodes took. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
 
-from gpusharing.api.gpunode import HistoryEntry
-from gpusharing.api.names import Phase
-from gpusharing.api.times import from_rfc3339
-from gpusharing.cli.pools.fleet import OTHERS, PERSON, NodeStatus, PoolStatus, State, known_phase
+from gpusharing.cli.pools.fleet import OTHERS, PERSON, NodeStatus, PoolStatus, State
+from gpusharing.cli.pools.timeline import read_stretches
 
 _BY_THE_CLOCK = frozenset({"WindowClosed", "CanarySoak"})
 
@@ -35,11 +33,11 @@ def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
     left = [node for node in pool.members if node.state is not State.DONE]
     if not left or pool.paused or any(_is_open_ended(node) for node in left):
         return None
-    took = durations(pool.members)
+    took = durations(pool.members, now)
     if not took:
         return None
     each = timedelta(seconds=median(one.total_seconds() for one in took))
-    gone = [now - began for node in left if (began := _began(node)) is not None]
+    gone = [taken for node in left if (taken := _changes(node, now)[1]) is not None]
     if any(one > max(took) for one in gone) or not (gone or any(node.deadline != OTHERS for node in left)):
         return None
     rounds = -(-len(left) // max(1, len(gone)))
@@ -55,41 +53,26 @@ def _is_open_ended(node: NodeStatus) -> bool:
     )
 
 
-def _began(node: NodeStatus) -> datetime | None:
-    """Return when the node's current change began; None if that is unknown, or if no change is under way. A failed
-    change does not count as under way."""
-    if node.state is not State.MOVES:
-        return None
-    began = node.entered
-    for step in reversed(node.history):
-        phase = known_phase(step.phase)
-        entered = from_rfc3339(step.at)
-        if phase is None or not phase.in_flight or entered is None:
-            break
-        began = entered if began is None else min(began, entered)
-    return began
-
-
-def durations(members: Iterable[NodeStatus]) -> list[timedelta]:
+def durations(members: Iterable[NodeStatus], now: datetime) -> list[timedelta]:
     """Return how long each past change of these nodes took, from its first phase to Synced. A change that does not end
     in Synced, such as one that was given up, is left out. One that failed and was then retried to Synced counts as one
-    change, including the time in Failed. If the history no longer includes the beginning of a change, it is measured
-    from the oldest phase."""
-    return [took for node in members for took in _changes(node.history)]
+    change, without the time in Failed. If the history no longer includes the beginning of a change, it is measured from
+    the oldest phase."""
+    return [took for node in members for took in _changes(node, now)[0]]
 
 
-def _changes(history: Sequence[HistoryEntry]) -> list[timedelta]:
-    """Return how long each change in one history took, from its first phase to Synced. A change that has not ended in
-    Synced, because it was given up or is still under way or failed, is left out."""
+def _changes(node: NodeStatus, now: datetime) -> tuple[list[timedelta], timedelta | None]:
+    """Return how long each past change of a node took (`durations`), and how long the one that is under way has taken
+    so far, without the time in Failed. The second result is None if no change is under way."""
     lengths: list[timedelta] = []
-    began: datetime | None = None
-    for step in history:
-        phase = known_phase(step.phase)
-        if phase is not None and phase.in_flight:
-            began = from_rfc3339(step.at) if began is None else began
+    # The phase that the node is in may be missing in the history; its time then counts as that of the change.
+    taken = now - node.entered if node.entered is not None and not node.history else None
+    for stretch in read_stretches(node, now):
+        if stretch.moves:
+            lasted = timedelta() if stretch.state is State.FAILED else stretch.end - stretch.begin
+            taken = lasted if taken is None else taken + lasted
             continue
-        ended = from_rfc3339(step.at) if phase is Phase.SYNCED else None
-        if began is not None and ended is not None and ended >= began:
-            lengths.append(ended - began)
-        began = None
-    return lengths
+        if taken is not None and stretch.state is State.DONE:
+            lengths.append(taken)
+        taken = None
+    return lengths, taken if node.state is State.MOVES else None

@@ -78,26 +78,38 @@ def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
     begin = _beginning([moving for _, change in changes if (moving := _moving(change))])
     if begin is None:
         return None
-    shown = [(node, change) for node, change in changes if _belongs(node, change, begin)]
+    shown = [
+        (node, change)
+        for node, change in changes
+        if node.state is not State.DONE or ((moving := _moving(change)) and moving[0] >= begin)
+    ]
     over = all(node.state is State.DONE for node, _ in shown)
     # Some room after a successful change makes its end visible.
     end = max(change[-1].begin if over else change[-1].end for _, change in shown)
     if over:
         end += (end - begin) / 20
     tracks = [_track(node.name, change, begin, end) for node, change in shown]
-    return Timeline(begin, end, tuple(sorted(tracks, key=lambda track: _order(track, end))))
+    tracks.sort(
+        key=lambda track: (next((one.begin for one in track.stretches if one.moves), end), track.node)
+    )
+    return Timeline(begin, end, tuple(tracks))
+
+
+def read_stretches(node: NodeStatus, now: datetime) -> list[Stretch]:
+    """Return the periods in the history of a node, the oldest first. Entries without a readable time are ignored."""
+    steps = [(step, at) for step in node.history if (at := from_rfc3339(step.at)) is not None]
+    ends = [*(at for _, at in steps), now][1:]
+    return [
+        Stretch(step.phase, step.reason, at, max(at, end))
+        for (step, at), end in zip(steps, ends, strict=True)
+    ]
 
 
 def _last_change(node: NodeStatus, now: datetime) -> tuple[Stretch, ...]:
     """Return the periods of a node since it was last Synced, or all of its history if it never was, oldest first. If it
-    is Synced again, that last period is included, because it ends the change. Entries of the history without a readable
-    time are ignored. Empty if the result would contain nothing but Synced."""
-    steps = [(step, at) for step in node.history if (at := from_rfc3339(step.at)) is not None]
-    ends = [*(at for _, at in steps), now][1:]
-    stretches = [
-        Stretch(step.phase, step.reason, at, max(at, end))
-        for (step, at), end in zip(steps, ends, strict=True)
-    ]
+    is Synced again, that last period is included, because it ends the change. Empty if the result would contain nothing
+    but Synced."""
+    stretches = read_stretches(node, now)
     rests = [number for number, one in enumerate(stretches[:-1]) if one.state is State.DONE]
     change = stretches[rests[-1] + 1 :] if rests else stretches
     return tuple(change) if any(one.state is not State.DONE for one in change) else ()
@@ -120,19 +132,6 @@ def _beginning(spans: Iterable[tuple[datetime, datetime]]) -> datetime | None:
             break
         begin = first if begin is None else min(begin, first)
     return begin
-
-
-def _belongs(node: NodeStatus, change: Sequence[Stretch], begin: datetime) -> bool:
-    """Whether a node belongs to the rollout that began at `begin`: it is not done, or its change began at that time or
-    later."""
-    moving = _moving(change)
-    return node.state is not State.DONE or (moving is not None and moving[0] >= begin)
-
-
-def _order(track: Track, end: datetime) -> tuple[datetime, str]:
-    """Return the sort key of a track: the beginning of the change, or `end` if it has not begun, and then the node's
-    name."""
-    return next((one.begin for one in track.stretches if one.moves), end), track.node
 
 
 def _track(node: str, change: Sequence[Stretch], begin: datetime, end: datetime) -> Track:
