@@ -2,6 +2,8 @@
 paused does so without the plugin (planning/snapshot/views.py, PolicyView.paused_by)."""
 
 import asyncio
+import io
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -79,14 +81,21 @@ async def test_where_every_policy_is_as_wanted_that_is_said(verb: str) -> None:
     assert writes(cluster) == []
 
 
+@pytest.mark.parametrize(
+    ("output", "names_printed"), [("table", []), ("json", ["a", "c"]), ("name", ["a", "c"])]
+)
 @virtually
-async def test_a_policy_that_cannot_be_patched_does_not_keep_the_others_from_being_paused() -> None:
+async def test_a_policy_that_cannot_be_patched_does_not_keep_the_others_from_being_paused(
+    output: str, names_printed: list[str]
+) -> None:
     cluster = fleet(a={}, b={}, c={})
     refusal = Forbidden('User "me" cannot patch resource "gpusharingpolicies"')
     cluster.faults.fail("patch", POLICIES, refusal, identity=ME, name="b")
+    printed = io.StringIO()
     with pytest.raises(Trouble, match=r"cannot patch resource.*2 of 3 policies were changed$"):
-        await ask(cluster, "pause", "--all")
+        await ask(cluster, "pause", "--all", "-o", output, stream=printed)
     assert rollouts(cluster) == {"a": PAUSED, "b": {}, "c": PAUSED}
+    assert re.findall(r'(?:"name": "|gpusharing.dev/)([abc])\b', printed.getvalue()) == names_printed
 
 
 @virtually

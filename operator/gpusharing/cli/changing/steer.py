@@ -19,9 +19,9 @@ from gpusharing.cli.shell.documents import PatchData
 from gpusharing.cli.shell.drawing import Ink, Span, line, prose
 from gpusharing.cli.shell.session import Session, object_name
 from gpusharing.cli.shell.terminal import Terminal, agrees
-from gpusharing.cli.shell.troubles import DONE, FAILED, INSTALL, Trouble, sentence
+from gpusharing.cli.shell.troubles import DONE, FAILED, INSTALL, Trouble, explained
 from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, Resource
-from gpusharing.kube.errors import Conflict, Forbidden, KubeError, NotFound
+from gpusharing.kube.errors import Conflict, Forbidden, NotFound
 from gpusharing.kube.fence import read_fence
 from gpusharing.kube.raw import section, text, whole
 
@@ -35,8 +35,8 @@ TRIES = 5
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Show the patch, request a confirmation if it may evict pods and --yes is not given, and send it (see VerbModule).
-    With --dry-run, nothing is confirmed or sent. With -o json, yaml or jsonpath, only the patch and whether it was sent
-    are printed, at the end. Returns DONE, or FAILED if the user does not confirm.
+    With --dry-run, nothing is confirmed or sent. With -o json, yaml or jsonpath, only a document for each patch is
+    printed, at the end; a patch that failed has none. Returns DONE, or FAILED if the user does not confirm.
 
     Raises Trouble if the object cannot be read, or if the patch would have no effect, cannot be sent, or needs a
     confirmation for which there is no terminal. With --all, every policy on which the patch has an effect
@@ -61,16 +61,18 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     if typed.dry_run or (moves and not typed.yes and not is_wanted(sys.stdin)):
         _end(verb.resource, changes, terminal, "Nothing was changed.", done=False)
         return DONE if typed.dry_run else FAILED
-    written, failures = verb.resource, list[str]()
+    written, sent, failures = verb.resource, Changes(), list[str]()
     for shown, change in changes:
         try:
             written = await _send(session, verb.resource, shown, change, lambda raw: verb.find(raw, request))
+            sent.append((shown, change))
         except Trouble as trouble:
             failures.append(str(trouble))
+    if terminal.structured or not failures:
+        _end(written, sent, terminal, absent or (DID if written == verb.resource else ASKED), done=True)
     if failures:
-        changed = f". {len(changes) - len(failures)} of {len(changes)} policies were changed"
+        changed = f". {len(sent)} of {len(changes)} policies were changed"
         raise Trouble("; ".join(failures) + changed * every)
-    _end(written, changes, terminal, absent or (DID if written == verb.resource else ASKED), done=True)
     return DONE
 
 
@@ -117,10 +119,8 @@ async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> s
     Raises Trouble if no operator is installed and `lasts` is false, because the patch would have no effect, and for
     errors of the API server.
     """
-    try:
+    with explained(session.where):
         paused = await read_pause(session.client)
-    except KubeError as error:
-        raise Trouble(sentence(error, session.where)) from error
     if paused is not None:
         waits = paused != "false" and typed.verb in ("approve", "resume", "retry")
         return f"Done, but no node starts while the chart's value paused is {paused}." if waits else ""
@@ -156,7 +156,7 @@ async def _send(
         # The patch names the version that was read, so the server refuses it (Conflict) if the object has changed.
         version = {"resourceVersion": text(now, "metadata", "resourceVersion")}
         body = {**change.body, "metadata": {**section(change.body, "metadata"), **version}}
-        try:
+        with explained(session.where), suppress(Conflict):
             try:
                 await session.client.patch(resource, name, body)
             except Forbidden:
@@ -165,11 +165,7 @@ async def _send(
                         await session.client.patch(GPUNODES, name, _request(change.body))
                         return GPUNODES
                 raise
-        except Conflict:
-            continue
-        except KubeError as error:
-            raise Trouble(sentence(error, session.where)) from error
-        return resource
+            return resource
     raise Trouble(
         f"{what} was modified by somebody else {TRIES} times in a row, so nothing was written; try again"
     )

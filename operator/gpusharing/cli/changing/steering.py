@@ -6,6 +6,7 @@ Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,9 +14,9 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.cli.pools.fleet import NodeStatus, known_phase, read_node
 from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.troubles import Trouble, sentence
+from gpusharing.cli.shell.troubles import Trouble, explained
 from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, Resource
-from gpusharing.kube.errors import Forbidden, KubeError, NotFound
+from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.fence import read_fence
 from gpusharing.kube.raw import part, section, text, texts, whole
 from gpusharing.planning.pools.resuming import read_value
@@ -230,16 +231,14 @@ async def _read_gpunode(session: Session, node: str) -> tuple[NodeStatus, ...]:
     """Return the status of a node as a tuple of one, or an empty tuple if the user may not read it. Raises Trouble if
     the node has no GPUNode: every node with GPUs or a policy has one, so there is nothing to retry. Raises Trouble
     for any other KubeError too."""
-    try:
-        return (read_node(await session.client.get(GPUNODES, node)),)
-    except Forbidden:
-        return ()
-    except NotFound as error:
-        raise Trouble(
-            f"there is nothing to retry on {node}: it has no GPUNode, so the operator does not manage its GPUs"
-        ) from error
-    except KubeError as error:
-        raise Trouble(sentence(error, session.where)) from error
+    with explained(session.where), suppress(Forbidden):
+        try:
+            return (read_node(await session.client.get(GPUNODES, node)),)
+        except NotFound as error:
+            raise Trouble(
+                f"there is nothing to retry on {node}: it has no GPUNode, so the operator does not manage its GPUs"
+            ) from error
+    return ()
 
 
 STEERING: Mapping[str, SteeringVerb] = {

@@ -26,7 +26,7 @@ from gpusharing.cli.shell.documents import SupportBundleData
 from gpusharing.cli.shell.drawing import Ink, Span, fold, line, prose, simulated_sentence
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
-from gpusharing.cli.shell.troubles import DONE, Trouble, error_text, sentence
+from gpusharing.cli.shell.troubles import DONE, Trouble, error_text, explained
 from gpusharing.kube import client as kinds
 from gpusharing.kube.client import DEPLOYMENTS, JSON, KubeClient, Resource
 from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
@@ -217,10 +217,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     at = session.now()
     folder = f"gpusharing-support-{at:%Y%m%dT%H%M%SZ}"
     path = Path(typed.file or f"{folder}.tar.gz")
-    try:
+    with explained(session.where):
         bundle = await gather(session, at)
-    except KubeError as error:
-        raise Trouble(sentence(error, session.where)) from error
     try:
         path.write_bytes(bundle.tar(folder, at))  # noqa: ASYNC240 - nothing else goes on here
     except OSError as error:

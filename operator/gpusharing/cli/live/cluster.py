@@ -15,11 +15,11 @@ from gpusharing.cli.live.installed import read_installed
 from gpusharing.cli.live.onlooker import Onlooker
 from gpusharing.cli.shell.drawing import length
 from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.troubles import INSTALL, Denied, Trouble, error_text, trouble
+from gpusharing.cli.shell.troubles import INSTALL, Denied, Trouble, error_text, explained
 from gpusharing.kube.client import GPUNODES, JSON
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.crew import Crew
-from gpusharing.kube.errors import Forbidden, KubeError, NotFound, first_of
+from gpusharing.kube.errors import Forbidden, NotFound, first_of
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.reflector import Reflector
 from gpusharing.kube.sources import Sources
@@ -140,32 +140,33 @@ async def gathered(
     open. If something inessential may not be read, a note says so. Raises Trouble if the cluster cannot be read, or
     if the operator is not installed and `beforehand` is false. A KubeError that is raised in the context becomes a
     Trouble too. The Trouble is a Denied if the user lacks a permission."""
-    try:
-        installed = await read_installed(session.client)
-        missing = beforehand and installed.missing
-        # A user without a right to a kind gets Forbidden even if it is not served; discovery tells whether it is.
-        bare = missing and not await session.client.served(GPUNODES)
-        client = Onlooker(session.client, proposed, beforehand=bare)
-        sources = Sources(client, installed.settings, lambda: None)
-        gatherer = Gatherer(client, sources, crew=Crew(8), silent=True)
-        async with asyncio.TaskGroup() as group:
-            following = group.create_task(sources.run())
-            try:
-                notes = [*installed.notes, *await _listed(sources, session.where, missing=missing, bare=bare)]
+    with explained(session.where):
+        try:
+            installed = await read_installed(session.client)
+            missing = beforehand and installed.missing
+            # A user without a right to a kind gets Forbidden even if it is not served; discovery tells whether it is.
+            bare = missing and not await session.client.served(GPUNODES)
+            client = Onlooker(session.client, proposed, beforehand=bare)
+            sources = Sources(client, installed.settings, lambda: None)
+            gatherer = Gatherer(client, sources, crew=Crew(8), silent=True)
+            async with asyncio.TaskGroup() as group:
+                following = group.create_task(sources.run())
                 try:
-                    await gatherer.pending.count()
-                except Forbidden as error:
-                    notes.append(f"pods that are waiting for a GPU were not counted: {error_text(error)}")
-                claims, failed = dict(installed.claims), installed.failed_nodes
-                yield Cluster(gatherer, claims, notes, missing, session.now, failed)
-            finally:
-                following.cancel()
-                await gatherer.close()
-    except BaseExceptionGroup as errors:
-        first = first_of(errors)
-        raise (trouble(first, session.where) if isinstance(first, KubeError) else first) from None
-    except KubeError as error:
-        raise trouble(error, session.where) from error
+                    notes = [
+                        *installed.notes,
+                        *await _listed(sources, session.where, missing=missing, bare=bare),
+                    ]
+                    try:
+                        await gatherer.pending.count()
+                    except Forbidden as error:
+                        notes.append(f"pods that are waiting for a GPU were not counted: {error_text(error)}")
+                    claims, failed = dict(installed.claims), installed.failed_nodes
+                    yield Cluster(gatherer, claims, notes, missing, session.now, failed)
+                finally:
+                    following.cancel()
+                    await gatherer.close()
+        except BaseExceptionGroup as errors:
+            raise first_of(errors) from None
 
 
 async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) -> list[str]:

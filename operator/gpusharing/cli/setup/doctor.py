@@ -26,10 +26,10 @@ from gpusharing.cli.shell.drawing import (
 )
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
-from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, sentence
+from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, explained
 from gpusharing.kube.answers import HINT
 from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, DEPLOYMENTS, GPUNODES, KubeClient
-from gpusharing.kube.errors import Forbidden, KubeError, NotFound
+from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.installation import find_namespaces, gather_installation
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.plainstack import find_gpu_operator, gpu_server
@@ -111,10 +111,8 @@ def _status(examined: Examination) -> int:
 async def _examined(session: Session) -> Examination:
     """Examine the cluster. Raises Trouble for any KubeError of `_examine`, for example if the server does not answer.
     Also raises Trouble if one of the kinds in NEEDED could not be read and no error was found in the rest."""
-    try:
+    with explained(session.where):
         examined = await _examine(session.client)
-    except KubeError as error:
-        raise Trouble(sentence(error, session.where)) from error
     blind = sorted(NEEDED & examined.view.unread.keys())
     if blind and _status(examined) == DONE:
         why = examined.view.unread[blind[0]].replace(f" ({HINT})", "")

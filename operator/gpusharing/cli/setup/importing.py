@@ -11,6 +11,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from gpusharing.cli.live.cluster import gathered
 from gpusharing.cli.setup.adoption import AdminConfigMaps, Import, find_import, named_maps
@@ -19,9 +20,9 @@ from gpusharing.cli.shell.drawing import printable, simulated_sentence
 from gpusharing.cli.shell.manifests import comment
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
-from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Denied, Trouble, sentence
+from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Denied, explained
 from gpusharing.kube.client import CONFIG_MAPS, NODES, PODS
-from gpusharing.kube.errors import KubeError, NotFound
+from gpusharing.kube.errors import NotFound
 from gpusharing.kube.installation import find_namespaces
 from gpusharing.kube.raw import section, text, texts
 from gpusharing.kube.sources import MIG_KEY
@@ -114,10 +115,8 @@ async def read_admin_maps(session: Session, snapshot: ClusterSnapshot) -> AdminC
     mig = await _data(session, snapshot, maps.mig)
     file = mig.get(MIG_KEY, "") if mig is not None else None
     absent = maps.plugin if plugin is None else ""
-    try:
+    with explained(session.where):
         namespaces = await find_namespaces(session.client, absent)
-    except KubeError as error:
-        raise Trouble(sentence(error, session.where)) from error
     return AdminConfigMaps(maps, plugin, file, namespaces)
 
 
@@ -126,13 +125,10 @@ async def _data(session: Session, snapshot: ClusterSnapshot, name: str) -> Mappi
     ConfigMap does not exist. Raises Trouble for any other error."""
     if not name:
         return None
-    try:
-        namespace = snapshot.settings.gpu_operator_namespace
+    namespace = snapshot.settings.gpu_operator_namespace
+    with explained(session.where), suppress(NotFound):
         return texts(section(await session.client.get(CONFIG_MAPS, name, namespace=namespace), "data"))
-    except NotFound:
-        return None
-    except KubeError as error:
-        raise Trouble(sentence(error, session.where)) from error
+    return None
 
 
 # --- in words ------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import asyncio
 import textwrap
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,9 +26,9 @@ from gpusharing.cli.shell.drawing import (
 )
 from gpusharing.cli.shell.session import Session, connected
 from gpusharing.cli.shell.terminal import Terminal
-from gpusharing.cli.shell.troubles import Trouble, sentence, worst
+from gpusharing.cli.shell.troubles import Trouble, explained, worst
 from gpusharing.kube.client import NAMESPACES
-from gpusharing.kube.errors import Forbidden, KubeError, NotFound
+from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.login import ProgramLoop
 from gpusharing.kube.raw import text
 from gpusharing.planning.vocabulary.lengths import counted
@@ -153,12 +154,9 @@ async def _reply(
 async def _identify(session: Session) -> str:
     """Return the UID of the namespace kube-system, or an empty string if the user may not read it (Forbidden) or it
     does not exist. Raises Trouble for any other KubeError, for example if the server does not answer."""
-    try:
+    with explained(session.where), suppress(Forbidden, NotFound):
         return text(await session.client.get(NAMESPACES, "kube-system"), "metadata", "uid")
-    except (Forbidden, NotFound):
-        return ""
-    except KubeError as error:
-        raise Trouble(sentence(error, session.where)) from error
+    return ""
 
 
 def describe_clusters(verb: FleetVerb, replies: Sequence[Reply], paper: Paper) -> list[Line]:

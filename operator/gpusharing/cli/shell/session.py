@@ -7,14 +7,14 @@ not follow kubectl's rule for several files: the first file that names a current
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import yaml
 
-from gpusharing.cli.shell.troubles import INSTALL, Denied, Trouble, error_text, nearest, trouble
+from gpusharing.cli.shell.troubles import INSTALL, Denied, Trouble, error_text, explained, nearest
 from gpusharing.kube.client import (
     DEPLOYMENTS,
     JSON,
@@ -121,16 +121,15 @@ class Session:
         error of the server, including when the kind is not installed, and its subclass Denied if the user lacks
         permission."""
         where: Filters = {"namespace": namespace, "field_selector": fields, "label_selector": labels}
-        try:
-            async for page in pages_of(self.client, resource, **where):
-                yield page.items
-        except NotFound as error:
-            raise Trouble(
-                f"{self.where} has no {resource.full_name} in version {resource.version}: the operator is not installed"
-                f" there, or this plugin does not know its version. To install: {INSTALL}"
-            ) from error
-        except KubeError as error:
-            raise trouble(error, self.where) from error
+        with explained(self.where):
+            try:
+                async for page in pages_of(self.client, resource, **where):
+                    yield page.items
+            except NotFound as error:
+                raise Trouble(
+                    f"{self.where} has no {resource.full_name} in version {resource.version}: the operator is not"
+                    f" installed there, or this plugin does not know its version. To install: {INSTALL}"
+                ) from error
 
     async def all(
         self, resource: Resource, namespace: str | None = None, fields: str = "", labels: str = ""
@@ -160,17 +159,14 @@ class Session:
         """Return one object. Raises Denied if the user may not read it, and Trouble for every other error of the
         server. If no object has this name, the others are listed, so that the message can suggest similar names; if the
         user may not list them, the message says so."""
-        try:
+        with explained(self.where), suppress(NotFound):
             return await self.client.get(resource, name, namespace=namespace)
-        except NotFound as error:
-            try:
-                names = [raw["metadata"]["name"] for raw in await self.all(resource, namespace)]
-            except Denied:
-                none = f"there is no {resource.plural}/{name} in {self.where}"
-                raise Trouble(f"{none}; you are not allowed to list the existing ones") from error
-            raise Trouble(no_such(resource, name, names, self.where)) from error
-        except KubeError as error:
-            raise trouble(error, self.where) from error
+        try:
+            names = [raw["metadata"]["name"] for raw in await self.all(resource, namespace)]
+        except Denied as error:
+            none = f"there is no {resource.plural}/{name} in {self.where}"
+            raise Trouble(f"{none}; you are not allowed to list the existing ones") from error
+        raise Trouble(no_such(resource, name, names, self.where))
 
     async def namespace_labels(self, namespace: str) -> Mapping[str, str]:
         """Return the labels of a namespace; empty if it cannot be read. Raises no KubeError."""

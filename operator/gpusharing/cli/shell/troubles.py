@@ -1,7 +1,8 @@
 """Errors that end a command without a result. Each is a sentence for the person who typed the command, with an exit
 status."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 from gpusharing.api.names import GROUP
 from gpusharing.api.nearest import nearest as nearest
@@ -56,9 +57,14 @@ def sentence(error: KubeError, where: str) -> str:
     )
 
 
-def trouble(error: KubeError, where: str) -> Trouble:
-    """Return the `sentence` about an error as a Trouble, which is a Denied if the user lacks a permission."""
-    return (Denied if isinstance(error, Forbidden) else Trouble)(sentence(error, where))
+@contextmanager
+def explained(where: str) -> Iterator[None]:
+    """Raise a Trouble with the `sentence` about the error in place of a KubeError that is raised in this context. It is
+    a Denied if the user lacks a permission."""
+    try:
+        yield
+    except KubeError as error:
+        raise (Denied if isinstance(error, Forbidden) else Trouble)(sentence(error, where)) from error
 
 
 def error_text(error: Exception) -> str:
