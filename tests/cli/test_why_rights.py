@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hack.sim.fakefaults import EVER
 from tests.cli.asking import ME, ask, operated
-from tests.cli.test_whypod import GPU, LARGE, SLICED, asking
+from tests.cli.test_whypod import GPU, LARGE, MPS, SLICED, asking
 from tests.embedded.scene import FULL, MIXED, Scene, gpu_pod
 from tests.fakes.virtualtime import virtually
 
@@ -19,7 +19,10 @@ from gpusharing.kube.errors import Forbidden
 
 JSON = dict[str, Any]
 JOBS = next(kind for kind in SPELLINGS if kind.plural == "jobs")
-NOTE = f"rules and taints that may exclude this pod from nodes were not considered. {MORE}"
+NOTE = (
+    "rules and taints that may exclude this pod from nodes, the guard for tenants and the devices of ResourceClaims"
+    f" were not considered. {MORE}"
+)
 NAMED: JSON = {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-3g.40gb"}}
 
 
@@ -71,6 +74,18 @@ async def test_what_pods_hold_by_the_agents_reports_is_not_free() -> None:
         data = await answer(scene, asking({GPU: 8}))
     (service,) = data["services"]
     assert (service["now"], service["free"], service["but"]) == (8, 7, "other pods use 1 of 8")
+
+
+@virtually
+async def test_without_a_plan_too_no_container_gets_two_shares_of_mps() -> None:
+    async with operated(1) as scene:
+        scene.apply(MPS)
+        await scene.ready()
+        forbid(scene, NODES)
+        data = await answer(scene, asking({GPU: 2}))
+    (service,) = data["services"]
+    rule = "policy pool-b has mode MPS, which implies failRequestsGreaterThanOne; request 1 in each container"
+    assert (service["but"], data["conclusion"]) == (rule, f"kubelets would reject this pod: {rule}")
 
 
 @virtually

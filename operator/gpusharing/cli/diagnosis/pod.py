@@ -10,12 +10,12 @@ from gpusharing.api.names import RESOURCE_GPU, Phase
 from gpusharing.cli.diagnosis.rooms import (
     NOTE,
     NodeRoom,
-    RoomSearch,
     find_fraction,
     find_overlooked,
     read_room,
 )
 from gpusharing.cli.diagnosis.tenant import explain_guard
+from gpusharing.cli.live.cluster import LivePlan
 from gpusharing.cli.pools.fleet import read_node, read_pools, simulated_nodes
 from gpusharing.cli.shell.drawing import (
     BLANK,
@@ -122,32 +122,36 @@ class PodAnswer:
     """A description of the fraction of a GPU that the pod requests from KAI-Scheduler; empty if it requests none."""
 
 
-def pod_answer(search: RoomSearch, namespace_labels: Mapping[str, str]) -> PodAnswer:
-    """Return the answer about the pod of `search`, which must have examined all Nodes. `namespace_labels` are the
-    labels of the pod's namespace, empty if they could not be read. They are used only for what the answer says
-    about the isolation of tenants, not to find room."""
-    live, statuses = search.live, dict[str, str]()
+def pod_answer(
+    pod: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, namespace_labels: Mapping[str, str]
+) -> PodAnswer:
+    """Return the answer about a pod. `rooms` has what each Node of the plan has for it, by the name of the Node.
+    `namespace_labels` are the labels of the pod's namespace, empty if they could not be read. They are used only for
+    what the answer says about the isolation of tenants, not to find room."""
+    statuses: dict[str, str] = {}
     for policy in live.snapshot.policies:
         summary = policy_status(policy, live.plan, live.snapshot, {}, live.now)["summary"]
         statuses[policy.name] = f"{summary['status']}: {summary['message']}"
     phases = {name: str(verdict.phase) for name, verdict in live.plan.verdicts.items()}
-    answer = _answer(search.pod, search.rooms, statuses, phases)
+    answer = _answer(pod, rooms, statuses, phases)
     plugins = {name: one.other_plugin for name, one in live.snapshot.nodes.items()}
     notes = (*live.notes, *answer.notes, *name_resources(answer.asks, plugins))
-    guard = explain_guard(search, namespace_labels)
+    guard = explain_guard(pod, rooms, live, namespace_labels)
     return replace(answer, guard=guard, notes=notes, simulated=live.simulated())
 
 
 def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSON]) -> PodAnswer:
     """Return the answer about a pod from what the policies and the GPUNodes show, which are empty if they could not be
-    read. A note says that rules and taints which exclude the pod from nodes were not considered, and what more rights
-    would add."""
+    read. A note says what may exclude the pod from nodes and was not considered, and what more rights would add."""
     nodes, views = [*map(read_node, gpunodes)], map(policy_view, policies)
     targets = {one.name: Targets(one, find_wish(one.name, one.spec), BARE) for one in views if one.spec}
-    rooms = {node.name: read_room(one, targets) for node, one in zip(nodes, gpunodes, strict=True)}
+    rooms = {node.name: read_room(raw, one, targets) for node, one in zip(nodes, gpunodes, strict=True)}
     statuses = {one.name: f"{one.status}: {one.message}" for one in read_pools(policies, nodes)[0]}
     answer = _answer(raw, rooms, statuses, {node.name: node.phase for node in nodes})
-    note = f"rules and taints that may exclude this pod from nodes were not considered. {MORE}"
+    note = (
+        "rules and taints that may exclude this pod from nodes, the guard for tenants and the devices of ResourceClaims"
+        f" were not considered. {MORE}"
+    )
     return replace(answer, notes=(*answer.notes, note), simulated=tuple(simulated_nodes((), nodes)))
 
 
@@ -162,7 +166,11 @@ def _answer(
     fraction, devices = find_fraction(raw)
     asks = asks or ({RESOURCE_GPU: devices} if devices else {})
     rooms = [found[name] for name in sorted(found)]
-    services = tuple(_services(asks, rooms, statuses))
+    services = tuple(
+        service
+        for pool, status in {**statuses, "": ""}.items()
+        for service in _services(pool, status, asks, [room for room in rooms if room.pool == pool])
+    )
     node = text(raw, "spec", "nodeName")
     case = PodCase(raw, node, asks, services, rooms, phases.get(node, ""))
     lasting = any(fits(asks, room.after) for room in rooms)
@@ -187,21 +195,12 @@ def _answer(
 
 
 def _services(
-    asks: Mapping[str, int], rooms: Sequence[NodeRoom], statuses: Mapping[str, str]
-) -> Iterator[Service]:
-    """Yield what the best node of each pool has, for each requested resource that a node of the pool has or will have.
-    All nodes without a policy count as one pool. `statuses` has the status of each policy as shown to people; nodes of
-    other policies are ignored."""
-    for pool, status in {**statuses, "": ""}.items():
-        yield from _services_of(pool, status, asks, [room for room in rooms if room.pool == pool])
-
-
-def _services_of(
     pool: str, status: str, asks: Mapping[str, int], members: Sequence[NodeRoom]
 ) -> Iterator[Service]:
-    """Yield, for each requested resource that a member has or will have, what the best node of the pool provides. The
-    best node is chosen once for the whole request. If no member is usable for the pod, now or later, the node's
-    name is empty and the counts are 0."""
+    """Yield, for each requested resource that a member has or will have, what the best node of the pool provides. All
+    nodes without a policy count as one pool, with an empty name. `status` is the status of the policy as shown to
+    people. The best node is chosen once for the whole request. If no member is usable for the pod, now or later, the
+    node's name is empty and the counts are 0."""
     reached = (room for room in members if room.now or room.after)
     none = NodeRoom("", pool, {}, {}, {}, "", "", "", {}, frozenset())
     best = max(reached, key=lambda room: room.rank(asks), default=none)

@@ -54,8 +54,8 @@ def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None
         return f"the pod's spec.affinity.nodeAffinity requires {why}"
     tolerations = entries(spec, "tolerations")
     for taint in entries(node, "spec", "taints"):
-        transient = text(taint, "key") in TRANSIENT_TAINTS
-        if text(taint, "effect") in KEEPS_OUT and not transient and not _tolerated(taint, tolerations):
+        counts = text(taint, "effect") in KEEPS_OUT and text(taint, "key") not in TRANSIENT_TAINTS
+        if counts and not any(_tolerates(one, taint) for one in tolerations):
             return f"the pod does not tolerate the taint {taint_text(taint)}"
     return ""
 
@@ -100,11 +100,6 @@ def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
 
 
 # --- taints --------------------------------------------------------------------------------------------------
-
-
-def _tolerated(taint: JSON, tolerations: Sequence[JSON]) -> bool:
-    """Whether one of the tolerations matches the taint."""
-    return any(_tolerates(one, taint) for one in tolerations)
 
 
 def _tolerates(toleration: JSON, taint: JSON) -> bool:
@@ -194,65 +189,51 @@ class NodeRoom:
         return self.has_free(requests), lasts, fits(requests, self.now), not self.closed, most
 
 
-class RoomSearch:
-    """A search through all Nodes for room for one pod. Only the `NodeRoom` of each Node is kept, because there may be
-    thousands of Nodes."""
+def find_rooms(pod: JSON, nodes: Iterable[JSON], live: LivePlan) -> dict[str, NodeRoom]:
+    """Return what each of these Nodes has for the pod, by the name of the Node. A Node that is not in the snapshot of
+    the plan is left out."""
+    known = ((raw, live.snapshot.nodes.get(text(raw, "metadata", "name"))) for raw in nodes)
+    return {node.name: _find_room(pod, raw, node, live) for raw, node in known if node is not None}
 
-    def __init__(self, pod: JSON, live: LivePlan) -> None:
-        """Begin a search for room for this pod, with `rooms` empty. The caller must then pass all Nodes to `look`."""
-        self.pod, self.live = pod, live
-        self._specs = {policy.name: policy.spec for policy in live.snapshot.policies}
-        self._several = any(n > 1 for name, n in largest_requests(pod).items() if is_plugin_resource(name))
-        self.rooms: dict[str, NodeRoom] = {}
-        """The room on each node, by name of the node."""
 
-    def look(self, nodes: Iterable[JSON]) -> None:
-        """Record in `rooms` what each of these Nodes has for the pod. A Node that is not in the snapshot
-        is ignored."""
-        for raw in nodes:
-            if (node := self.live.snapshot.nodes.get(text(raw, "metadata", "name"))) is not None:
-                self.rooms[node.name] = self._room(raw, node)
-
-    def _room(self, raw: JSON, node: NodeView) -> NodeRoom:
-        """Return what one node has for the pod. `now` is empty if a rule excludes the pod, or if the device plugin
-        refuses it and the node is Synced. `free` is empty if `now` is, or while the node is cordoned, not Ready, not
-        proven yet, or tainted for its change. Otherwise it is None if no agent reports what pods hold, or if a DRA
-        driver serves the GPUs. `after` is empty if the plugin will refuse the pod once the changes are done, or if a
-        rule will exclude it with every set of labels that the node may have then."""
-        plan, report = self.live.plan, self.live.snapshot.gpunodes.get(node.name)
-        observed = report.observed if report is not None and node.devices is None else None
-        verdict = plan.verdicts.get(node.name)
-        pool = "" if verdict is None else verdict.policy
-        spec = self._specs.get(pool)
-        refusal = find_refusal(pool, spec) if spec is not None and self._several else ""
-        lasts = spec is None or verdict is None or verdict.phase is Phase.SYNCED
-        obstacle = find_obstacle(self.pod, raw) or (refusal if lasts else "")
-        advertised = {**node.resources, **served(node)}
-        planned, now = advertised, {} if obstacle else advertised
-        if (
-            target := plan.targets.get(node.name)
-        ) is not None:  # a change does not touch what other plugins serve
-            planned = {name: n for name, n in planned.items() if not is_plugin_resource(name)} | dict(target)
-        becomes = plan.afterwards.find_node(node.name)
-        futures: tuple[Mapping[str, str] | None, ...] = (None,) if becomes is None else becomes.labels
-        later = min(find_obstacle(self.pod, raw, labels) for labels in futures) or refusal
-        gated = node.gate is not None
-        tainted = node.fence is not None and node.fence.tainted
-        shut = gated or node.unschedulable or not node.ready or tainted
-        return NodeRoom(
-            node=node.name,
-            pool=pool,
-            now=now,
-            free={} if shut or not now else _find_free(observed, now),
-            after={} if later else planned,
-            closed=f"{'fenced' if tainted else 'cordoned'}{', not proven yet' if gated else ''} or not Ready"
-            if shut
-            else "",
-            later=later,
-            refusal=refusal,
-            planned=planned,
-            names=frozenset((*advertised, *planned)),
-        )
+def _find_room(pod: JSON, raw: JSON, node: NodeView, live: LivePlan) -> NodeRoom:
+    """Return what one node has for the pod. `now` is empty if a rule excludes the pod, or if the device plugin refuses
+    it and the node is Synced. `free` is empty if `now` is, or while the node is cordoned, not Ready, not proven yet, or
+    tainted for its change. Otherwise it is None if no agent reports what pods hold, or if a DRA driver serves the GPUs.
+    `after` is empty if the plugin will refuse the pod once the changes are done, or if a rule will exclude it with
+    every set of labels that the node may have then."""
+    plan, report = live.plan, live.snapshot.gpunodes.get(node.name)
+    observed = report.observed if report is not None and node.devices is None else None
+    verdict = plan.verdicts.get(node.name)
+    pool = "" if verdict is None else verdict.policy
+    spec = next((policy.spec for policy in live.snapshot.policies if policy.name == pool), None)
+    refusal = find_refusal(pod, pool, spec)
+    lasts = spec is None or verdict is None or verdict.phase is Phase.SYNCED
+    obstacle = find_obstacle(pod, raw) or (refusal if lasts else "")
+    advertised = {**node.resources, **served(node)}
+    planned, now = advertised, {} if obstacle else advertised
+    if (target := plan.targets.get(node.name)) is not None:
+        # A change does not touch what other plugins serve.
+        planned = {name: n for name, n in planned.items() if not is_plugin_resource(name)} | dict(target)
+    becomes = plan.afterwards.find_node(node.name)
+    futures: tuple[Mapping[str, str] | None, ...] = (None,) if becomes is None else becomes.labels
+    later = min(find_obstacle(pod, raw, labels) for labels in futures) or refusal
+    gated = node.gate is not None
+    tainted = node.fence is not None and node.fence.tainted
+    shut = gated or node.unschedulable or not node.ready or tainted
+    why = f"{'fenced' if tainted else 'cordoned'}{', not proven yet' if gated else ''} or not Ready"
+    return NodeRoom(
+        node=node.name,
+        pool=pool,
+        now=now,
+        free={} if shut or not now else _find_free(observed, now),
+        after={} if later else planned,
+        closed=why if shut else "",
+        later=later,
+        refusal=refusal,
+        planned=planned,
+        names=frozenset((*advertised, *planned)),
+    )
 
 
 def _find_free(observed: ObservedView | None, now: Mapping[str, int]) -> Mapping[str, int] | None:
@@ -263,24 +244,30 @@ def _find_free(observed: ObservedView | None, now: Mapping[str, int]) -> Mapping
     return remaining(now, observed.allocated)
 
 
-def read_room(raw: JSON, targets: Mapping[str, Targets]) -> NodeRoom:
-    """Return what a node has for any pod, as its GPUNode shows it. `targets` has the targets of each policy, by the
-    policy's name. `after` has the resources of the node's target, and is empty without one. `now` is equal to it if the
-    node is Synced, else empty. `free` is empty if the node is cordoned, and None if no agent reports what pods hold.
-    Rules that exclude pods, and what ResourceClaims hold, are ignored."""
+def read_room(pod: JSON, raw: JSON, targets: Mapping[str, Targets]) -> NodeRoom:
+    """Return what a node has for the pod, as its GPUNode shows it. `targets` has the targets of each policy, by the
+    policy's name. `planned` has the resources of the node's target, and is empty without one. `after` is equal to it
+    unless the device plugin refuses the pod; then it is empty. `now` is equal to `after` if the node is Synced, else
+    empty. `free` is empty if the node is cordoned, and None if no agent reports what pods hold. Rules that exclude
+    pods, and what ResourceClaims hold, are ignored."""
     node, observed = read_node(raw), gpunode_view(raw).observed
     policy = targets.get(node.policy)
     target = policy.find(node.name, observed.hardware) if policy and observed and observed.gpus else None
-    after = target.resources if isinstance(target, Target) else {}
+    planned = target.resources if isinstance(target, Target) else {}
+    refusal = find_refusal(pod, node.policy, policy.policy.spec if policy else None)
+    after = {} if refusal else planned
     now = after if node.phase == Phase.SYNCED else {}
     closed, free = node.cordon and "cordoned", {} if node.cordon else _find_free(observed, now)
-    return NodeRoom(node.name, node.policy, now, free, after, closed, "", "", after, frozenset(after))
+    names = frozenset(planned)
+    return NodeRoom(node.name, node.policy, now, free, after, closed, refusal, refusal, planned, names)
 
 
-def find_refusal(policy: str, spec: GPUSharingPolicySpec) -> str:
-    """Return why, under a policy with this spec, the device plugin refuses a container that requests several shares:
-    the policy sets failRequestsGreaterThanOne, or its mode is MPS. Empty if the plugin does not refuse it."""
-    sharing = plugin_config(spec, ()).sharing
+def find_refusal(pod: JSON, policy: str, spec: GPUSharingPolicySpec | None) -> str:
+    """Return why, under a policy with this spec, the device plugin refuses the pod, one of whose containers requests
+    several shares: the policy sets failRequestsGreaterThanOne, or its mode is MPS. Empty if the plugin does not refuse
+    it, or if there is no spec."""
+    several = any(n > 1 for name, n in largest_requests(pod).items() if is_plugin_resource(name))
+    sharing = plugin_config(spec, ()).sharing if spec is not None and several else None
     if sharing is None or not sharing.fail_requests_greater_than_one:
         return ""
     how = "has mode MPS, which implies" if sharing.strategy == "mps" else "sets"

@@ -2,10 +2,11 @@
 the nodes with these modes lack. Pure."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from gpusharing.api.names import LABEL_MODE
-from gpusharing.cli.diagnosis.rooms import RoomSearch
+from gpusharing.cli.diagnosis.rooms import NodeRoom
+from gpusharing.cli.live.cluster import LivePlan
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert_pods import node_terms
 from gpusharing.kube.podrequests import pod_requests
@@ -14,45 +15,38 @@ from gpusharing.planning.drain.isolation import describe_guard, find_admitted
 from gpusharing.planning.vocabulary.lengths import some
 
 
-def explain_guard(search: RoomSearch, namespace_labels: Mapping[str, str]) -> str:
-    """Return sentences about the isolation label of the namespace of `search.pod`, and about nodes with an admitted
-    mode that do not have what the pod requests. The last sentence has no period. Empty if the namespace has no such
-    label, if the pod requests no GPU resource, or if it already has a node. Empty also if neither its node selector
-    nor its required node affinity names the routing label, as in a pod that is older than the isolation label."""
-    raw, asks = search.pod, pod_requests(search.pod)
-    admitted = find_admitted(namespace_labels)
+def explain_guard(
+    raw: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, namespace_labels: Mapping[str, str]
+) -> str:
+    """Return sentences about the isolation label of the namespace of a pod, and about nodes with an admitted mode that
+    do not have what the pod requests (`rooms`). The last sentence has no period. Empty if the namespace has no such
+    label, if the pod requests no GPU resource, or if it already has a node. Empty also if neither its node selector nor
+    its required node affinity names the routing label, as in a pod that is older than the isolation label."""
+    asks, admitted = pod_requests(raw), find_admitted(namespace_labels)
     if admitted is None or not asks or text(raw, "spec", "nodeName") or not _requires_mode(raw):
         return ""
     guard = describe_guard(text(raw, "metadata", "namespace"), namespace_labels)
     sentences = [guard[:1].upper() + guard[1:]]
-    modes = {
-        name: found for name in sorted(search.rooms) if (found := _find_modes(search, name) & {*admitted})
-    }
+    modes = {name: found for name in sorted(rooms) if (found := _find_modes(live, name) & {*admitted})}
     if admitted and not modes:
         sentences.append(
             f"No node has mode {' or '.join(admitted)}, and none will under the existing policies"
         )
     lacking: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, found in modes.items():
-        absent = sorted(asks.keys() - search.rooms[name].names)
+        absent = sorted(asks.keys() - rooms[name].names)
         if absent:
             lacking[", ".join(absent), " or ".join(sorted(found))].append(name)
-    sentences += _lines(lacking)
+    for (resources, mode), nodes in sorted(lacking.items()):
+        verb = "does" if len(nodes) == 1 else "do"
+        sentences.append(f"{some(nodes)} (mode {mode}) {verb} not advertise {resources}")
     return ". ".join(sentences)
 
 
-def _lines(lacking: Mapping[tuple[str, str], list[str]]) -> Iterator[str]:
-    """Yield a sentence for each key of `lacking`, which has two parts: the resources that the nodes lack, and the mode
-    of these nodes. The sentences are sorted by key."""
-    for (resources, mode), nodes in sorted(lacking.items()):
-        verb = "does" if len(nodes) == 1 else "do"
-        yield f"{some(nodes)} (mode {mode}) {verb} not advertise {resources}"
-
-
-def _find_modes(search: RoomSearch, name: str) -> set[str]:
+def _find_modes(live: LivePlan, name: str) -> set[str]:
     """Return the values of the routing label (LABEL_MODE) that the node has now or may have after the changes; empty if
     it never has the label."""
-    node, becomes = search.live.snapshot.nodes[name], search.live.plan.afterwards.find_node(name)
+    node, becomes = live.snapshot.nodes[name], live.plan.afterwards.find_node(name)
     labels = (node.labels, *(() if becomes is None else becomes.labels))
     return {one[LABEL_MODE] for one in labels if LABEL_MODE in one}
 

@@ -14,7 +14,7 @@ from typing import cast
 from gpusharing.api.selectors import matches
 from gpusharing.cli.diagnosis.node import NodeAnswer, describe_node, node_answer
 from gpusharing.cli.diagnosis.pod import MORE, PodAnswer, describe_pod, pod_answer, published_answer
-from gpusharing.cli.diagnosis.rooms import RoomSearch
+from gpusharing.cli.diagnosis.rooms import NodeRoom, find_rooms
 from gpusharing.cli.live.cluster import gathered
 from gpusharing.cli.pools.fleet import read_node, read_pools
 from gpusharing.cli.pools.status import describe_pool, find_pool, pool_data
@@ -89,10 +89,12 @@ async def _pod(session: Session, pod: JSON) -> PodAnswer:
     or, if these may not be read either, from the pod alone. Raises Trouble for all errors but missing permissions."""
     try:
         async with gathered(session) as cluster:
-            search = RoomSearch(pod, await cluster.decide(()))
+            live, rooms = await cluster.decide(()), dict[str, NodeRoom]()
             async for nodes in session.each_page(NODES):
-                search.look(nodes)
-        return pod_answer(search, await session.namespace_labels(text(pod, "metadata", "namespace")))
+                rooms |= find_rooms(pod, nodes, live)
+        return pod_answer(
+            pod, rooms, live, await session.namespace_labels(text(pod, "metadata", "namespace"))
+        )
     except Denied:
         with suppress(Denied):
             return published_answer(pod, *await session.lists(POLICIES, GPUNODES))
