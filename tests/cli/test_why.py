@@ -13,10 +13,10 @@ from tests.cli.objects import gpunode
 from tests.embedded.scene import FULL, MIXED, gpu_pod, node, pdb
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.diagnosis.node import _next_look, remedy_of
+from gpusharing.cli.diagnosis.node import NodeAnswer, _next_look
 from gpusharing.cli.diagnosis.pod import CONCLUSIONS, MORE
 from gpusharing.cli.live.installed import OPERATOR
-from gpusharing.cli.pools.fleet import read_node
+from gpusharing.cli.pools.fleet import NodeStatus, read_node
 from gpusharing.cli.shell.session import SPELLINGS, find_subject
 from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import DEPLOYMENTS, NODES, PODS, POLICIES
@@ -355,5 +355,6 @@ def test_where_more_nodes_are_blocked_than_a_minute_has_looks_for_it_takes_longe
 
 
 def test_a_reason_that_an_operator_of_another_version_gave_has_no_remedy() -> None:
-    assert remedy_of("PDB").startswith("Get the unready pods running again")
-    assert remedy_of("pdb") == ""
+    known, unknown = (NodeAnswer(NodeStatus(reason=word)).remedy for word in ("PDB", "pdb"))
+    assert known.startswith("Get the unready pods running again")
+    assert unknown == ""

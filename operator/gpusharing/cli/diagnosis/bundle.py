@@ -16,7 +16,6 @@ from argparse import Namespace
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,12 +182,14 @@ class Bundle:
         """Add `value` to the bundle as a JSON file of this name."""
         self.files[name] = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
-    async def read(self, name: str, what: Callable[[], Awaitable[object]]) -> None:
-        """Call `what` and add its result as the JSON file `name`. A KubeError is recorded in `gaps` and `errors`
-        instead. Unauthorized is raised, because then nothing can be read. Unavailable is recorded and then raised if it
-        is the third (AWAY) while no file has been read."""
+    async def read(
+        self, name: str, what: Awaitable[object], clean: Callable[[object], object] = lambda value: value
+    ) -> None:
+        """Await `what` and add its result, changed by `clean`, as the JSON file `name`. A KubeError is recorded in
+        `gaps` and `errors` instead. Unauthorized is raised, because then nothing can be read. Unavailable is recorded
+        and then raised if it is the third (AWAY) while no file has been read."""
         try:
-            self.add(name, await what())
+            self.add(name, clean(await what))
         except Unauthorized:
             raise
         except KubeError as error:
@@ -248,12 +249,11 @@ async def gather(session: Session, at: datetime) -> Bundle:
     ours = {plan.namespace, installed.settings.agent_namespace}
     namespaces = sorted({*ours, plan.gpu_operator_namespace})
     for file, resource, namespace in _lists(sorted(ours), namespaces):
-        await bundle.read(file, partial(_all, client, resource, namespace))
+        await bundle.read(file, _all(client, resource, namespace))
     for name in (plan.plugin_config_map, plan.mig_config_map):
-        await bundle.read(
-            f"{plan.gpu_operator_namespace}/configmap-{name}.json",
-            partial(_object, client, kinds.CONFIG_MAPS, name, plan.gpu_operator_namespace),
-        )
+        where = plan.gpu_operator_namespace
+        read = client.get(kinds.CONFIG_MAPS, name, namespace=where)
+        await bundle.read(f"{where}/configmap-{name}.json", read, cleaned)
     if not bundle.files:
         raise bundle.errors[0]
     for namespace in namespaces:
@@ -289,12 +289,6 @@ def _lists(ours: Sequence[str], namespaces: Sequence[str]) -> Iterator[tuple[str
         yield f"{namespace}/events.json", kinds.EVENTS, namespace
 
 
-async def _object(client: KubeClient, resource: Resource, name: str, namespace: str) -> JSON:
-    """Read one object and return it `cleaned`. Raises KubeError."""
-    clean: JSON = cleaned(await client.get(resource, name, namespace=namespace))
-    return clean
-
-
 async def _all(client: KubeClient, resource: Resource, namespace: str | None) -> list[JSON]:
     """Read all objects of a kind and return them `cleaned`. For Nodes, only `node_facts` are returned. `namespace` is
     None for all namespaces. Raises KubeError."""
@@ -314,7 +308,7 @@ async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
     for workload in WORKLOADS:
         matching = sorted(
             (raw for raw in pods if workload in (text(raw, "metadata", "labels", one) for one in LABELS)),
-            key=_ready,
+            key=lambda raw: (has_condition(raw, "Ready"), text(raw, "metadata", "name")),
         )
         if len(matching) > MOST_LOGS:
             more = counted(len(matching) - MOST_LOGS, "more pod")
@@ -327,8 +321,3 @@ async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
                 bundle.gaps.append(f"log of {namespace}/{name}: {error_text(error)}")
             else:
                 bundle.files[f"{namespace}/logs/{name}.log"] = scrubbed(log).encode()
-
-
-def _ready(raw: JSON) -> tuple[bool, str]:
-    """Return the sort key of a Pod: pods that are not Ready come first, then the order is by name."""
-    return has_condition(raw, "Ready"), text(raw, "metadata", "name")

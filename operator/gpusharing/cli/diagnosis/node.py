@@ -61,8 +61,11 @@ class NodeAnswer:
     """Why there are no proofs; empty if there are."""
     notes: tuple[str, ...] = ()
     """Sentences about what could not be read or is uncertain."""
-    remedy: str = ""
-    """What to do; empty if there is nothing to do."""
+
+    @property
+    def remedy(self) -> str:
+        """What to do; empty if there is nothing to do, or if this version does not know the node's reason."""
+        return BY_WORD[self.node.reason].remedy if self.node.reason in BY_WORD else ""
 
     def as_data(self) -> NodeExplanationData:
         """Return the answer as plain data, for JSON and YAML. The reason and message of a proof are empty if its source
@@ -96,7 +99,7 @@ def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing:
     planned one or, without a verdict, says that no policy selects the node."""
     node = NodeStatus(name=name) if gpunode is None else read_node(gpunode)
     if live is None:
-        return NodeAnswer(node, unproven=missing, notes=_next_look(node, 0.0), remedy=remedy_of(node.reason))
+        return NodeAnswer(node, unproven=missing, notes=_next_look(node, 0.0))
     here, verdict = live.snapshot.nodes.get(name), live.plan.verdicts.get(name)
     if here is not None:
         node = replace(node, cordon=whose_cordon(here))
@@ -111,7 +114,7 @@ def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing:
     proofs, unproven = _proofs(name, live)
     blocked = sum(one.phase is Phase.BLOCKED and bool(one.blockers) for one in live.plan.verdicts.values())
     notes = (*live.notes, *_next_look(node, live.snapshot.settings.poll * blocked))
-    return NodeAnswer(node, proofs, unproven, notes, remedy_of(node.reason))
+    return NodeAnswer(node, proofs, unproven, notes)
 
 
 def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
@@ -123,12 +126,6 @@ def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
     within = length(max(LONGEST, timedelta(seconds=seconds / LOOKS)))
     retry = f"or at once after: kubectl gpusharing retry {node.name}"
     return (f"the operator looks at the pods of this node again within {within}, {retry}",)
-
-
-def remedy_of(word: str) -> str:
-    """Return the remedy for the reason with this name. Empty if there is nothing to do, or if this version does not
-    know the reason."""
-    return BY_WORD[word].remedy if word in BY_WORD else ""
 
 
 def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
@@ -149,7 +146,8 @@ def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
 
 def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
     """Draw the answer: the state, message, remedy, short facts, unhealthy GPUs, proofs, blockers, history, and notes.
-    Without proofs, the reason is drawn in their place. Other parts that are empty are left out, and so is a remedy
+    Without proofs, the reason is drawn in their place. The history has the last LAST transitions, or all on wide paper.
+    Other parts that are empty are left out, and so is a remedy
     that the message contains already. A node with SIMULATED GPUs is named first."""
     lines = describe_simulated([answer.node.name] if answer.node.simulated else [], paper)
     lines += fold(_title(answer, now), paper)
@@ -164,8 +162,9 @@ def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]
     if answer.node.blockers:
         lines += [BLANK, line(Span("What blocks it", Ink.TITLE))]
         lines += [one for text in answer.node.blockers for one in prose(text, paper, indent="  ", hang="  ")]
-    if answer.node.history:
-        lines += [BLANK, *_history(answer, now, paper)]
+    if history := answer.node.history[0 if paper.wide else -LAST :]:
+        rows = [line(f"{age(from_rfc3339(one.at), now)} ago", one.phase, one.reason) for one in history]
+        lines += [BLANK, *table(HISTORY, rows, paper)]
     for note in answer.notes:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
     return lines
@@ -224,12 +223,3 @@ def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
         if proof.disagrees is not None and (not whole or proof.source in _IN_WORDS):
             lines += prose(f"{proof.source}: {proof.disagrees.message}", paper, hang="  ", ink=Ink.BAD)
     return lines
-
-
-def _history(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
-    """Draw a table of the node's transitions, each with its age, oldest first: the last LAST, or all on wide paper."""
-    shown = answer.node.history if paper.wide else answer.node.history[-LAST:]
-    rows = [
-        [Span(f"{age(from_rfc3339(one.at), now)} ago"), Span(one.phase), Span(one.reason)] for one in shown
-    ]
-    return table(HISTORY, rows, paper)
