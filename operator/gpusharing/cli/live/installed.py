@@ -5,9 +5,9 @@ If these do not exist or may not be read, the chart's defaults are assumed and a
 Terms: docs/design/glossary.md#claim, docs/design/glossary.md#slot.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -27,6 +27,8 @@ from gpusharing.planning.snapshot.views import PlanSettings
 OPERATOR = "gpusharing-operator"
 SELECTOR = f"app.kubernetes.io/name={OPERATOR}"
 PREFIX = "GPUSHARING_"
+Value = TypeVar("Value")
+Other = TypeVar("Other")
 _PLAN = TypeAdapter(PlanSettings)
 DEFAULTS = SourceSettings(agent_namespace="gpusharing-agent")
 """The default settings of the chart."""
@@ -71,25 +73,38 @@ async def read_installed(client: KubeClient) -> InstalledOperator:
     settings, notes = settings_of(deployment)
     version = texts(section(deployment, "metadata", "labels")).get("app.kubernetes.io/version", "")
     notes += find_difference(version)
-    written, holder, more = await _read_lease(client, namespace)
-    name = await _leaders_pod(client, namespace, holder)
-    claims, damaged = parse_claims(written) if written else ({}, "")
-    failed_nodes, unread = parse_failed_nodes(written) if written else ({}, "")
-    if damaged or unread:
-        more = (_without_lease(damaged or unread),)
+    claims, failed_nodes, holder, why = await _read_lease(client, namespace)
+    # The operator's own pod, the leader's, is never evicted. The holder's identity begins with the name of its pod.
+    own = await unless_hidden(list_of(client, PODS, namespace=namespace, label_selector=SELECTOR), [])
+    names = sorted(text(raw, "metadata", "name") for raw in own)
+    leader = holder.rpartition("-")[0]
+    name = leader if leader in names else next(iter(names), "")
+    if why:
+        notes += (
+            "the operator's Lease could not be used, so only changes that are recorded on Nodes are counted, and"
+            f" failures on deleted nodes are unknown: {why}",
+        )
     settings = replace(settings, plan=replace(settings.plan, pod_name=name))
-    return InstalledOperator(settings, claims, failed_nodes, version, (*notes, *more))
+    return InstalledOperator(settings, claims, failed_nodes, version, notes)
 
 
 async def read_pause(client: KubeClient) -> str | None:
     """Return the operator's setting PlanSettings.paused, a string, or None if no namespace has a Deployment of the
     operator. If Deployments cannot be listed (Forbidden or NotFound), or the value cannot be used, return the default.
     Raises any other KubeError."""
-    try:
-        deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
-    except (Forbidden, NotFound):
+    deployments = await unless_hidden(list_of(client, DEPLOYMENTS, label_selector=SELECTOR), None)
+    if deployments is None:
         return DEFAULTS.plan.paused
     return settings_of(deployments[0])[0].plan.paused if deployments else None
+
+
+async def unless_hidden(read: Awaitable[Value], otherwise: Other) -> Value | Other:
+    """Return what `read` returns, or `otherwise` if the user may not read it (Forbidden) or it does not exist
+    (NotFound). Raises any other KubeError."""
+    try:
+        return await read
+    except (Forbidden, NotFound):
+        return otherwise
 
 
 def settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
@@ -135,36 +150,20 @@ def find_difference(theirs: str) -> tuple[str, ...]:
     return (f"the operator is version {theirs} and this plugin is version {ours}: their plans may differ",)
 
 
-async def _leaders_pod(client: KubeClient, namespace: str, holder: str) -> str:
-    """Return the name of the pod of the operator that leads, which is never evicted. `holder` is the identity on the
-    Lease, which begins with that name. Return the first pod by name if `holder` names none of them. Empty if there is
-    none or pods cannot be listed (Forbidden or NotFound). Raises any other KubeError."""
-    try:
-        pods = await list_of(client, PODS, namespace=namespace, label_selector=SELECTOR)
-    except (Forbidden, NotFound):
-        return ""
-    names = sorted(text(raw, "metadata", "name") for raw in pods)
-    leader = holder.rpartition("-")[0]
-    return leader if leader in names else next(iter(names), "")
-
-
-async def _read_lease(client: KubeClient, namespace: str) -> tuple[str, str, tuple[str, ...]]:
-    """Return the annotation of the operator's Lease that records slots and failures, its holder, and no note. Each is
-    empty if the Lease does not exist or lacks it. If the user may not read the Lease (Forbidden), or the server rejects
-    the request (Invalid), return two empty strings and a note. Raises any other KubeError."""
+async def _read_lease(
+    client: KubeClient, namespace: str
+) -> tuple[Mapping[str, Claim], Mapping[str, FailedNode], str, str]:
+    """Return the claims and the failures that the operator's Lease records, the identity of its holder, and an empty
+    string. Each is empty if the Lease does not exist or lacks it. If a record is damaged, the user may not read the
+    Lease (Forbidden), or the server rejects the request (Invalid), the last result says why. Raises any other
+    KubeError."""
     try:
         lease = await client.get(LEASES, OPERATOR, namespace=namespace)
     except NotFound:
-        return "", "", ()
+        return {}, {}, "", ""
     except (Forbidden, Invalid) as error:
-        return "", "", (_without_lease(error_text(error)),)
-    claims = texts(section(lease, "metadata", "annotations")).get(ANNOTATION_CLAIMS, "")
-    return claims, text(lease, "spec", "holderIdentity"), ()
-
-
-def _without_lease(why: str) -> str:
-    """Return a note that says that the Lease could not be used, what follows from that, and why."""
-    return (
-        "the operator's Lease could not be used, so only changes that are recorded on Nodes are counted, and failures"
-        f" on deleted nodes are unknown: {why}"
-    )
+        return {}, {}, "", error_text(error)
+    written = texts(section(lease, "metadata", "annotations")).get(ANNOTATION_CLAIMS, "")
+    claims, damaged = parse_claims(written) if written else ({}, "")
+    failed_nodes, unread = parse_failed_nodes(written) if written else ({}, "")
+    return claims, failed_nodes, text(lease, "spec", "holderIdentity"), damaged or unread

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
-from gpusharing.cli.live.installed import SELECTOR, find_difference, settings_of
+from gpusharing.cli.live.installed import SELECTOR, find_difference, settings_of, unless_hidden
 from gpusharing.cli.shell.clusters import Answer, FleetVerb
 from gpusharing.cli.shell.documents import DoctorReportData
 from gpusharing.cli.shell.drawing import (
@@ -128,18 +128,22 @@ async def _examine(client: KubeClient) -> Examination:
     place, notes = await _place(client)
     view = await _as_installed(client, await gather_installation(client, place))
     view, entries = await _with_pointed(client, view)
-    version = await _version(client)
+    version = await unless_hidden(client.version(), "")
     mig_entries = await _mig_entries(client, view)
-    servers, unlisted = await _servers(client)
+    servers = await unless_hidden(_servers(client), None)
     symptoms = [
         *find_symptoms(view),
         *_entry_symptoms(view, entries),
         *find_kubelet_symptoms(view, version),
         *find_node_symptoms(view, mig_entries),
-        *find_rival_symptoms(servers, view.nodes, place.gpu_operator_namespace),
+        *find_rival_symptoms(servers or (), view.nodes, place.gpu_operator_namespace),
     ]
     symptoms = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
-    unseen = join_unseen(find_unread_topics(view), {} if version else NO_VERSION, unlisted)
+    unseen = join_unseen(
+        find_unread_topics(view),
+        {} if version else NO_VERSION,
+        NO_SERVERS if servers is None else {},
+    )
     return Examination(view, symptoms, notes, unseen)
 
 
@@ -164,27 +168,11 @@ async def _as_installed(client: KubeClient, view: InstallationView) -> Installat
     return replace(view, unread=unread, not_served=view.not_served | hidden)
 
 
-async def _version(client: KubeClient) -> str:
-    """Return the version of the API server; empty if it cannot be read (Forbidden or NotFound). Raises any other
-    KubeError."""
-    try:
-        return await client.version()
-    except (Forbidden, NotFound):
-        return ""
-
-
-async def _servers(client: KubeClient) -> tuple[list[Server], Unseen]:
-    """Return the DaemonSets of all namespaces that serve GPUs, and an empty mapping. If DaemonSets cannot be listed
-    (Forbidden or NotFound), return no servers, not even those of earlier pages, and NO_SERVERS. Raises any other
-    KubeError."""
-    try:
-        pages = pages_of(client, DAEMON_SETS)
-        servers = [
-            server async for page in pages for raw in page.items if (server := gpu_server(raw)) is not None
-        ]
-    except (Forbidden, NotFound):
-        return [], NO_SERVERS
-    return servers, {}
+async def _servers(client: KubeClient) -> list[Server]:
+    """Return the DaemonSets of all namespaces that serve GPUs. Raises KubeError."""
+    pages = pages_of(client, DAEMON_SETS)
+    servers = [gpu_server(raw) async for page in pages for raw in page.items]
+    return [server for server in servers if server is not None]
 
 
 async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
@@ -193,10 +181,7 @@ async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
     listed (Forbidden or NotFound), return the chart's defaults with the namespace in which the GPU Operator was
     found, and no notes. Raises any other KubeError."""
     place = Place()
-    try:
-        deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
-    except (Forbidden, NotFound):
-        deployments = []
+    deployments = await unless_hidden(list_of(client, DEPLOYMENTS, label_selector=SELECTOR), None)
     if not deployments:
         namespace = await find_gpu_operator(client, place.gpu_operator_namespace)
         return replace(place, gpu_operator_namespace=namespace), ()
@@ -257,24 +242,20 @@ async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, 
     if not named or stack is None or stack.plain is not None or stack.is_off(MIG_MANAGER_SWITCH):
         return {}
     wanted = {name: stack.mig_config_name or f"{name}{NODE_CONFIG_SUFFIX}" for name in named}
-    maps = await _mig_maps(client, view.place.gpu_operator_namespace, stack.mig_config_name)
+    read = _mig_maps(client, view.place.gpu_operator_namespace, stack.mig_config_name)
+    maps = await unless_hidden(read, dict[str, frozenset[str]]())
     return {node: MigEntries(name, maps[name]) for node, name in wanted.items() if maps.get(name)}
 
 
 async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, frozenset[str]]:
     """Return the entry names in ConfigMaps of mig-manager, by the ConfigMap's name. Only the ConfigMap called `name`
-    is read or, if that is empty, all that mig-managers have generated. Empty if they cannot be read (Forbidden or
-    NotFound). Raises any other KubeError."""
-    maps = []
-    try:
-        if name:
-            maps = [await client.get(CONFIG_MAPS, name, namespace=namespace)]
-        else:
-            pages = pages_of(client, CONFIG_MAPS, namespace=namespace)
-            objects = [raw async for page in pages for raw in page.items]
-            maps = [raw for raw in objects if text(raw, "metadata", "name").endswith(NODE_CONFIG_SUFFIX)]
-    except (Forbidden, NotFound):
-        return {}
+    is read or, if that is empty, all that mig-managers have generated. Raises KubeError."""
+    if name:
+        maps = [await client.get(CONFIG_MAPS, name, namespace=namespace)]
+    else:
+        pages = pages_of(client, CONFIG_MAPS, namespace=namespace)
+        objects = [raw async for page in pages for raw in page.items]
+        maps = [raw for raw in objects if text(raw, "metadata", "name").endswith(NODE_CONFIG_SUFFIX)]
     return {text(raw, "metadata", "name"): frozenset(parse(text(raw, "data", MIG_KEY))) for raw in maps}
 
 
