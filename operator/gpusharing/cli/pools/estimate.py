@@ -9,6 +9,7 @@ from gpusharing.cli.pools.fleet import OTHERS, PERSON, NodeStatus, PoolStatus, S
 from gpusharing.cli.pools.timeline import read_stretches
 
 _BY_THE_CLOCK = frozenset({"WindowClosed", "CanarySoak"})
+"""The reasons of nodes that wait for a window or for the canary's soak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,11 @@ def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
     person, a window or the canary's soak, a node has been changing for longer than any past change took, or no node is
     changing and all wait for other nodes or programs."""
     left = [node for node in pool.members if node.state is not State.DONE]
-    if not left or pool.paused or any(_is_open_ended(node) for node in left):
+    open_ended = any(
+        node.state in (State.BLOCKED, State.FAILED) or node.deadline == PERSON or node.reason in _BY_THE_CLOCK
+        for node in left
+    )
+    if not left or pool.paused or open_ended:
         return None
     took = durations(pool.members, now)
     if not took:
@@ -43,14 +48,6 @@ def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
     rounds = -(-len(left) // max(1, len(gone)))
     rest = each * rounds - min(gone, default=timedelta())
     return Estimate(max(rest, timedelta()), len(left), each, len(took))
-
-
-def _is_open_ended(node: NodeStatus) -> bool:
-    """Whether past changes do not show how long the node will still take: it is blocked, skipped or failed, it waits
-    for a person, or it waits for a window (WindowClosed) or for the canary's soak (CanarySoak)."""
-    return (
-        node.state in (State.BLOCKED, State.FAILED) or node.deadline == PERSON or node.reason in _BY_THE_CLOCK
-    )
 
 
 def durations(members: Iterable[NodeStatus], now: datetime) -> list[timedelta]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
 
+from gpusharing.api.gpunode import DriverProfile
+from gpusharing.api.records import from_wire
 from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.pools import status
 from gpusharing.cli.pools.fleet import NodeStatus, PoolStatus, State
@@ -16,7 +18,7 @@ from gpusharing.cli.shell.drawing import Glyph, Ink, length, prose
 from gpusharing.cli.shell.markup import PAPER, POLICY, Link, Markup, flow, frame, grid, plain_cell, tag
 from gpusharing.cli.shell.session import Session
 from gpusharing.kube.client import JSON
-from gpusharing.kube.raw import entries, section, text, whole
+from gpusharing.kube.raw import entries, section, text
 from gpusharing.planning.vocabulary.lengths import counted, some
 
 
@@ -26,9 +28,9 @@ class Slice:
 
     profile: str
     """The profile of the instance, such as 3g.40gb."""
-    start: int
+    start: int = -1
     """The first memory unit that the instance covers; -1 if the agent may not read it."""
-    size: int
+    size: int = 0
     """How many memory units the instance covers; 0 if the agent may not read it."""
 
 
@@ -46,22 +48,11 @@ class Face:
     """The layout of a card without instances, as the operator writes it: `1x full`, `4x shared`. Otherwise empty."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cards:
-    """A group of cards with the same product and the same division."""
-
-    face: Face
-    """The appearance that these cards have in common."""
-    gpus: int
-    """How many such cards there are."""
-    nodes: tuple[str, ...]
-    """The sorted names of the nodes that have such cards."""
-
-
-def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, tuple[Cards, ...]]:
-    """Return the groups of equal cards of each policy, by the policy's name. A policy whose nodes report no GPUs has an
-    empty tuple, and one without nodes is missing. The largest group comes first; among equally large groups, the order
-    is by the name of the first node. Nodes without a policy are under the empty name."""
+def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Mapping[Face, Sequence[str]]]:
+    """Return the names of the nodes that have cards of each appearance, by the policy's name. A node is named once for
+    each of its cards. A policy whose nodes report no GPUs has an empty mapping, and one without nodes is missing. The
+    most frequent appearance comes first; among equally frequent ones, the order is by the name of the first node. Nodes
+    without a policy are under the empty name."""
     by_policy: dict[str, dict[Face, list[str]]] = {}
     for raw in gpunodes:
         transition = section(raw, "status", "transition")
@@ -69,45 +60,27 @@ def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, tuple[Cards, ...]]:
         for face in _faces(raw, text(transition, "observed")):
             faces.setdefault(face, []).append(text(raw, "metadata", "name"))
     return {
-        policy: tuple(
-            Cards(face, len(nodes), tuple(sorted(set(nodes))))
-            for face, nodes in sorted(faces.items(), key=lambda item: (-len(item[1]), min(item[1])))
-        )
+        policy: dict(sorted(faces.items(), key=lambda item: (-len(item[1]), min(item[1]))))
         for policy, faces in by_policy.items()
     }
 
 
 def _faces(raw: JSON, layout: str) -> list[Face]:
     """Return the `Face` of each card of a node, in the order of the agent's report. A card without MIG instances gets
-    `layout`, the layout that the operator observed on the node, and 0 memory units."""
+    `layout`, the layout that the operator observed on the node, and 0 memory units. The memory units of another card
+    end where its last possible instance does; they are 0 if the agent reports no placements for its profiles."""
     observed = section(raw, "status", "observed")
-    units = {text(model, "product"): _units(model) for model in entries(observed, "models")}
-    faces = []
+    units, faces = dict[str, int](), list[Face]()
+    for model in entries(observed, "models"):
+        profiles = [from_wire(DriverProfile, profile) for profile in entries(model, "profiles")]
+        ends = (start + profile.size for profile in profiles for start in profile.starts)
+        units[text(model, "product")] = max(ends, default=0)
     for gpu in entries(observed, "gpus"):
         product = text(gpu, "product")
-        slices = tuple(
-            sorted(map(_read_slice, entries(gpu, "instances")), key=attrgetter("start", "profile"))
-        )
+        instances = (from_wire(Slice, instance) for instance in entries(gpu, "instances"))
+        slices = tuple(sorted(instances, key=attrgetter("start", "profile")))
         faces.append(Face(product, units.get(product, 0) if slices else 0, slices, "" if slices else layout))
     return faces
-
-
-def _read_slice(raw: JSON) -> Slice:
-    """Convert the JSON of one MIG instance. A start that is missing or is not an integer becomes -1, a missing profile
-    an empty string, and a missing size 0."""
-    start = raw.get("start")
-    return Slice(text(raw, "profile"), start if isinstance(start, int) else -1, whole(raw, "size"))
-
-
-def _units(model: JSON) -> int:
-    """Return the number of memory units of a card, which is where its last possible instance ends. Return 0 if the
-    agent reports no placements for the card's profiles."""
-    ends = [0]
-    for profile in entries(model, "profiles"):
-        starts = profile.get("starts")
-        numbers = [start for start in starts if isinstance(start, int)] if isinstance(starts, list) else []
-        ends += [start + whole(profile, "size") for start in numbers]
-    return max(ends)
 
 
 CELL = 26
@@ -209,12 +182,17 @@ def overview(
     now, cards = session.now(), read_cards(known[1])
     parts = flow(status.describe_health(pools, unowned, PAPER))
     for number, pool in enumerate(pools):
-        parts.append(_pool(pool, f"pool-{number}", now, cards.get(pool.name, ()), most, link))
+        parts.append(_pool(pool, f"pool-{number}", now, cards.get(pool.name, {}), most, link))
     return parts + flow(prose(status.tell_unowned(unowned), PAPER))
 
 
 def _pool(
-    pool: PoolStatus, name: str, now: datetime, cards: Sequence[Cards], most: int | None, link: Link
+    pool: PoolStatus,
+    name: str,
+    now: datetime,
+    cards: Mapping[Face, Sequence[str]],
+    most: int | None,
+    link: Link,
 ) -> Markup:
     """Return the section of one pool: heading, bar, facts, Events if they were read, nodes, last rollout and cards.
     Nodes that need a person's attention come first and those that are done last. At most `most` nodes are listed, and a
@@ -258,9 +236,12 @@ def _timeline(pool: PoolStatus, now: datetime, most: int | None) -> list[Markup]
     ]
 
 
-def _cards(cards: Sequence[Cards]) -> list[Markup]:
-    """Return the table of a pool's cards, with one row for each group of equal cards, which names at most three of its
-    nodes; empty without cards."""
+def _cards(cards: Mapping[Face, Sequence[str]]) -> list[Markup]:
+    """Return the table of a pool's cards (`read_cards`), with one row for each group of equal cards, which names at
+    most three of its nodes; empty without cards."""
     titles = "GPUs", "Nodes", "Product", "Divided into"
-    rows = [(counted(one.gpus, "GPU"), some(one.nodes), one.face.product, card(one.face)) for one in cards]
+    rows = [
+        (counted(len(nodes), "GPU"), some(sorted(set(nodes))), face.product, card(face))
+        for face, nodes in cards.items()
+    ]
     return [grid("Cards as they are now", "pictures", titles, rows)] if rows else []
