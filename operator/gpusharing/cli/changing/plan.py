@@ -135,7 +135,8 @@ def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bo
     shown = proposal.steps if paper.wide else proposal.steps[:MOST]
     if shown:
         lines += table(COLUMNS, [_row(step) for step in shown], paper, "  ")
-        lines += _more(len(proposal.steps) - len(shown), "nodes")
+        if (more := len(proposal.steps) - len(shown)) > 0:
+            lines.append(line(Span(f"  and {more} more nodes; -o wide lists all", Ink.FAINT)))
         lines += _evicted(proposal, paper)
     lines += _resources(proposal, paper)
     for blocker in _blockers(proposal):
@@ -197,8 +198,12 @@ def _summary(proposal: Proposal) -> str:
 
 def _row(step: Step) -> list[Span]:
     """Return the cells of one node in the table of nodes; see COLUMNS. If the node's pods were not listed, their
-    number is ? and the budgets are empty."""
+    number is ? and the budgets are empty. WHEN is `at once` if the change would begin in this pass, and `under way` if
+    it has begun and is not over, also if it failed. Otherwise it is the phase of the node and the reason why its change
+    does not begin."""
     verdict, preview = step.verdict, step.preview
+    # Only the operator knows the progress of a change, because it has sent the evictions.
+    when = "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
     return [
         Span(verdict.node),
         Span(str(verdict.disruption)),
@@ -206,18 +211,8 @@ def _row(step: Step) -> list[Span]:
         Span(verdict.wanted),
         Span("?" if preview is None else str(len(preview.pods))),
         Span("" if preview is None else ", ".join(preview.budgets)),
-        Span(_when(step), Ink.GOOD if step.starts else Ink.WAITING),
+        Span("at once", Ink.GOOD) if step.starts else Span(when, Ink.WAITING),
     ]
-
-
-def _when(step: Step) -> str:
-    """Return `at once` if the change would begin in this pass, and `under way` if it has begun and is not over, also if
-    it failed. Otherwise return the phase of the node and the reason why its change does not begin."""
-    verdict = step.verdict
-    if step.starts:
-        return "at once"
-    # Only the operator knows the progress of a change, because it has sent the evictions.
-    return "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
 
 
 def _evicted(proposal: Proposal, paper: Paper) -> list[Line]:
@@ -338,12 +333,6 @@ def _proposal_data(proposal: Proposal, *, estimate: bool) -> ProposalData:
         "clientMemoryGiB": dict(proposal.client_memory),
         "clientThreadsPercent": proposal.client_threads,
     }
-
-
-def _more(count: int, what: str) -> list[Line]:
-    """Return a line that says how many more items of the kind `what` there are than those shown; empty if `count` is
-    not positive."""
-    return [line(Span(f"  and {count} more {what}; -o wide lists all", Ink.FAINT))] if count > 0 else []
 
 
 def _step_data(step: Step) -> StepData:

@@ -55,8 +55,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         gpunodes=() if every or verb.read is None else await verb.read(session, typed.name),
     )
     changes = _changes(verb, objects, request, every=every)
-    if not terminal.structured:
-        _show(verb.resource, changes, terminal)
+    _show(verb.resource, changes, terminal)
     moves = any(change.moves for _, change in changes)
     if typed.dry_run or (moves and not typed.yes and not is_wanted(sys.stdin)):
         _end(verb.resource, changes, terminal, "Nothing was changed.", done=False)
@@ -102,7 +101,9 @@ def _end(kind: Resource, changes: Changes, terminal: Terminal, message: str, *, 
 
 
 def _show(resource: Resource, changes: Changes, terminal: Terminal) -> None:
-    """Print a line with the patch of each object, and then the consequences, each only once."""
+    """Print a line with the patch of each object, and then the consequences, each only once; nothing as data."""
+    if terminal.structured:
+        return
     for raw, change in changes:
         patch = json.dumps(change.body, separators=(",", ":"))
         reference = _reference(resource, text(raw, "metadata", "name"))

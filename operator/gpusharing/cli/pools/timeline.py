@@ -187,11 +187,7 @@ def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Lin
     tracks = timeline.tracks if paper.wide else timeline.tracks[:MOST]
     name = max(len(track.node) for track in tracks)
     name = name if paper.width is None else min(name, NAME, paper.width // 3)
-    phases = [track.stretches[-1].phase if track.stretches else "" for track in tracks]
-    ends = [
-        phase if track.took is None else length(track.took)
-        for phase, track in zip(phases, tracks, strict=True)
-    ]
+    ends = [_outcome(track) for track in tracks]
     tail = max(map(len, ends))
     cells = CELLS if paper.width is None else min(CELLS, paper.width - name - tail - 6)
     if cells < FEWEST and paper.width is not None:
@@ -199,16 +195,9 @@ def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Lin
     cell = (timeline.end - timeline.begin) / cells
     period = f"{moment(timeline.begin, timeline.end)} to {moment(timeline.end, timeline.begin)}"
     lines = prose(f"{period}; each cell stands for {length(cell)}", paper, indent="  ", ink=Ink.FAINT)
-    begins = [timeline.begin + number * cell for number in range(cells)]
     for track, end in zip(tracks, ends, strict=True):
-        shown = (busiest(track, begin, begin + cell) for begin in begins)
-        glyphs = [Glyph(" ", " ", Ink.PLAIN) if one is None else glyph_of(one) for one in shown]
-        row: list[str | Span] = [
-            "  ",
-            shorten(track.node, name).ljust(name),
-            "  ",
-            *bar(glyphs, paper, cells),
-        ]
+        drawn = _cells(track, timeline.begin, cell, cells, paper)
+        row: list[str | Span] = ["  ", shorten(track.node, name).ljust(name), "  ", *drawn]
         lines.append(line(*row, "  ", Span(end, Ink.FAINT)) if tail else line(*row))
     if (more := len(timeline.tracks) - len(tracks)) > 0:
         lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide shows them all", Ink.FAINT)))
@@ -227,6 +216,21 @@ def glyph_of(stretch: Stretch) -> Glyph:
 def moment(at: datetime, beside: datetime) -> str:
     """Format a time of day in UTC, with the date if `beside` is on another day."""
     return at.strftime("%H:%M:%SZ" if at.date() == beside.date() else "%Y-%m-%d %H:%M:%SZ")
+
+
+def _outcome(track: Track) -> str:
+    """Return how long the change took if it succeeded, otherwise the phase that the node is in; empty if the track has
+    no phases."""
+    if track.took is not None:
+        return length(track.took)
+    return track.stretches[-1].phase if track.stretches else ""
+
+
+def _cells(track: Track, begin: datetime, cell: timedelta, cells: int, paper: Paper) -> Line:
+    """Draw the track of one node as a number of `cells`, each of which stands for a period as long as `cell`."""
+    shown = (busiest(track, begin + number * cell, begin + (number + 1) * cell) for number in range(cells))
+    glyphs = [Glyph(" ", " ", Ink.PLAIN) if one is None else glyph_of(one) for one in shown]
+    return bar(glyphs, paper, cells)
 
 
 def glyphs_of(tracks: Iterable[Track]) -> list[Glyph]:

@@ -161,8 +161,8 @@ def plain_cell(_title: str, text: str) -> Child:
 
 def flow(lines: Iterable[Line], link: Link = plain_cell) -> list[Markup]:
     """Return lines as HTML. Each run of `Row` becomes a table: the first row has the headings, of which the first is
-    also the caption. Each other line becomes a paragraph, with the inks as CSS classes. Blank lines are left out; they
-    separate tables. `link` makes the cells below the headings."""
+    also the caption. Each other line becomes a paragraph. Blank lines are left out; they separate tables. `link` makes
+    the cells below the headings."""
     parts: list[Markup] = []
     for is_table, run in groupby(lines, lambda one: isinstance(one, Row)):
         if is_table:
@@ -170,9 +170,10 @@ def flow(lines: Iterable[Line], link: Link = plain_cell) -> list[Markup]:
             cells = (list(map(link, titles, row)) for row in rows)
             parts.append(grid(titles[0].capitalize(), "drawn", map(str.capitalize, titles), cells))
         else:
-            parts += (
-                tag("p", *(tag("span", one.text, class_=one.ink or None) for one in line))
-                for line in run
-                if line
-            )
+            parts += map(_paragraph, filter(None, run))
     return parts
+
+
+def _paragraph(line: Line) -> Markup:
+    """Return a line as a paragraph, with the inks as CSS classes."""
+    return tag("p", *(tag("span", one.text, class_=one.ink or None) for one in line))
