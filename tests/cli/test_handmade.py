@@ -391,7 +391,7 @@ def test_between_the_merge_and_the_pointer_somebody_waits_for_the_entries() -> N
     given = AdminConfigMaps(
         AdminMaps("theirs", "parted"), {"default": "version: v1", "ts.4": "version: v1"}, mig
     )
-    merge, wait, point = (one.command for one in find_steps(snapshot, given, NO_MAPS))
+    merge, wait, point = (command for _, command in find_steps(snapshot, given, NO_MAPS))
     assert merge.startswith("helm upgrade")
     assert wait == (
         "until kubectl get configmap gpusharing-device-plugin -n gpu-operator -o jsonpath='{.data.ts\\.4}' | grep -q ."
@@ -399,5 +399,5 @@ def test_between_the_merge_and_the_pointer_somebody_waits_for_the_entries() -> N
         " | grep -qF own:; do sleep 2; done"
     )
     assert point.startswith("kubectl patch clusterpolicy")
-    waiting, _ = (one.command for one in find_steps(snapshot, given, given.maps))
+    waiting, _ = (command for _, command in find_steps(snapshot, given, given.maps))
     assert waiting == wait, "the chart merges them, and the operator has not written them yet"

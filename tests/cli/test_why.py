@@ -37,11 +37,9 @@ def test_the_order_of_the_conclusions_about_a_pod_is_part_of_the_product() -> No
     assert [conclude.__name__ for conclude in CONCLUSIONS] == [
         "_ended",
         "_asks_nothing",
-        "_on_changing",
-        "_on_quiet",
+        "_on_node",
         "_unadvertised",
         "_available",
-        "_to_come",
         "_too_large",
         "_never",
     ]

@@ -10,11 +10,11 @@ from gpusharing.api.names import RESOURCE_GPU, Phase
 from gpusharing.cli.diagnosis.rooms import (
     NOTE,
     NodeRoom,
+    explain_guard,
     find_fraction,
     find_overlooked,
     read_room,
 )
-from gpusharing.cli.diagnosis.tenant import explain_guard
 from gpusharing.cli.live.cluster import LivePlan
 from gpusharing.cli.pools.fleet import read_node, read_pools, simulated_nodes
 from gpusharing.cli.shell.drawing import (
@@ -297,27 +297,25 @@ def _asks_nothing(case: PodCase) -> str:
     return "this pod requests no GPU resource, so it is not waiting for a GPU pool"
 
 
-def _on_changing(case: PodCase) -> str:
-    """Explain a pod on a managed node in any phase but Synced, even if no change has begun there: name the phase, and
-    the command that explains it. Empty for any other pod."""
-    if case.phase in ("", Phase.SYNCED):
+def _on_node(case: PodCase) -> str:
+    """Explain a pod that has a node already. If the node is managed and in any phase but Synced, even if no change has
+    begun there, name the phase and the command that explains it. Otherwise, if anything is known about nodes, add that
+    the operator is not changing this one. Empty for a pod without a node."""
+    if not case.node:
         return ""
-    what = f"this pod is on node {case.node}, which is {case.phase}"
-    return f"{what}; to see why: kubectl gpusharing why {case.node}"
-
-
-def _on_quiet(case: PodCase) -> str:
-    """Explain a pod that has a node already. If anything is known about nodes, add that the operator is not changing
-    this one, which `_on_changing` has checked before. For a pod without a node, return a clause only if nothing is
-    known about nodes: that it is unknown which of them have what the pod requests. Otherwise empty."""
-    if case.node:
-        return f"this pod is on node {case.node}{', which the operator is not changing now' if case.rooms else ''}"
-    return "" if case.rooms else "it is unknown which nodes have what this pod requests"
+    if case.phase not in ("", Phase.SYNCED):
+        what = f"this pod is on node {case.node}, which is {case.phase}"
+        return f"{what}; to see why: kubectl gpusharing why {case.node}"
+    return (
+        f"this pod is on node {case.node}{', which the operator is not changing now' if case.rooms else ''}"
+    )
 
 
 def _unadvertised(case: PodCase) -> str:
     """Explain a pod that requests a resource which no node advertises or will advertise, so that waiting does not help.
-    Empty if there is no such resource."""
+    If nothing is known about nodes, say so instead. Empty if there is no such resource."""
+    if not case.rooms:
+        return "it is unknown which nodes have what this pod requests"
     absent = sorted(case.asks.keys() - {name for room in case.rooms for name in room.names})
     if not absent:
         return ""
@@ -345,26 +343,19 @@ def _suggest(case: PodCase, absent: str) -> str:
 
 def _available(case: PodCase) -> str:
     """Explain a pod for which at least one node has everything free (`has_free`), so that only the scheduler knows why
-    the pod waits. Empty if there is no such node."""
-    nodes = [room.node for room in case.rooms if room.has_free(case.asks)]
+    the pod waits; or else one for which some node will have everything after the changes, whether or not it has
+    everything now, so that the pod must wait, or a person must remove the obstacle that the table shows. Empty if there
+    is no such node."""
+    free = [room.node for room in case.rooms if room.has_free(case.asks)]
+    nodes = free or [room.node for room in case.rooms if fits(case.asks, room.after)]
     if not nodes:
         return ""
-    have = "has" if len(nodes) == 1 else "have"
+    have = f"{some(nodes)} {'has' if len(nodes) == 1 else 'have'}"
+    if free:
+        return f"{have} enough free for this pod; see the scheduler's message for why it is not placed there"
     return (
-        f"{some(nodes)} {have} enough free for this pod; see the scheduler's message for why it is not"
-        " placed there"
-    )
-
-
-def _to_come(case: PodCase) -> str:
-    """Explain a pod for which some node will have everything after the changes, whether or not it has everything now.
-    The pod must wait, or a person must remove the obstacle that the table shows. Empty if there is no such node."""
-    nodes = [room.node for room in case.rooms if fits(case.asks, room.after)]
-    if not nodes:
-        return ""
-    return (
-        f"{some(nodes)} {'has' if len(nodes) == 1 else 'have'} everything that this pod requests, or will have it once"
-        " the changes are done; the OBSTACLE column shows what is in the way"
+        f"{have} everything that this pod requests, or will have it once the changes are done; the OBSTACLE column"
+        " shows what is in the way"
     )
 
 
@@ -404,11 +395,9 @@ def _never(case: PodCase) -> str:
 CONCLUSIONS: tuple[Callable[[PodCase], str], ...] = (
     _ended,
     _asks_nothing,
-    _on_changing,
-    _on_quiet,
+    _on_node,
     _unadvertised,
     _available,
-    _to_come,
     _too_large,
     _never,
 )

@@ -65,16 +65,6 @@ class AdminConfigMaps:
 
 
 @dataclass(frozen=True, slots=True)
-class AdoptionStep:
-    """A command that must be run before the policies can take effect."""
-
-    command: str
-    """The complete command."""
-    about: str
-    """The purpose of the command."""
-
-
-@dataclass(frozen=True, slots=True)
 class Import:
     """The policies to apply, the steps before that, and the nodes that are left out."""
 
@@ -84,8 +74,8 @@ class Import:
     """The nodes with GPUs that no policy would leave as they are, each with the reason."""
     owned: int
     """How many nodes are owned by a policy already."""
-    steps: tuple[AdoptionStep, ...]
-    """The steps to take before the policies are applied, in order."""
+    steps: tuple[tuple[str, str], ...]
+    """The steps to take before the policies are applied, in order: the purpose and the complete command of each."""
     presumed: bool = False
     """True if no agent has read the GPUs, so that they were inferred from labels and from what Nodes advertise."""
 
@@ -277,7 +267,7 @@ def _plan(snapshot: ClusterSnapshot, proposed: Iterable[ProposedPolicy], now: da
 
 def find_steps(
     snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps
-) -> Iterator[AdoptionStep]:
+) -> Iterator[tuple[str, str]]:
     """Yield the steps that remain if the operator is installed, as far as they are needed: merge the admin's entries
     into the operator's ConfigMaps (`helm upgrade`), wait until these are written, and name them in ClusterPolicy, or in
     NVIDIA's own chart of the device plugin. They are named last, because a device plugin does not start if its Node
@@ -285,10 +275,10 @@ def find_steps(
     if values := ",".join(_values(admin, merged)):
         upgrade = f"helm upgrade gpusharing CHART -n {snapshot.settings.namespace} --reset-then-reuse-values"
         about = "Merge the entries used by node labels into the operator's ConfigMaps"
-        yield AdoptionStep(f"{upgrade} --set {values}", about)
+        yield about, f"{upgrade} --set {values}"
     if command := _point(snapshot, admin):
         if waiting := _wait(snapshot, admin):
-            yield AdoptionStep(waiting, "Wait until the operator has written its ConfigMaps")
+            yield "Wait until the operator has written its ConfigMaps", waiting
         policy = snapshot.stack.cluster_policy
         plain = policy is not None and policy.plain is not None
         who = (
@@ -300,25 +290,21 @@ def find_steps(
             f"Point {who}; until then no policy is accepted. NVIDIA's operands restart once on every GPU node; running"
             " pods keep their devices"
         )
-        yield AdoptionStep(command, about)
+        yield about, command
 
 
 def first_steps(
     snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps
-) -> Iterator[AdoptionStep]:
+) -> Iterator[tuple[str, str]]:
     """Yield the steps if the operator is not installed: install it with the admin's ConfigMaps, then run import again.
     That run yields the steps after which ClusterPolicy names our ConfigMaps, because agents have read the GPUs by then.
     """
     settings = snapshot.settings
     values = _values(admin, merged)
-    yield AdoptionStep(
-        helm_install("gpusharing", settings.namespace, settings.gpu_operator_namespace, values),
-        "Install the operator. It will not change any node until there is a policy",
-    )
-    again = "kubectl gpusharing import > policies.yaml"
-    yield AdoptionStep(
-        again, "Run import again before you apply anything: by then the agents will have read the GPUs"
-    )
+    install = helm_install("gpusharing", settings.namespace, settings.gpu_operator_namespace, values)
+    yield "Install the operator. It will not change any node until there is a policy", install
+    about = "Run import again before you apply anything: by then the agents will have read the GPUs"
+    yield about, "kubectl gpusharing import > policies.yaml"
 
 
 def _values(admin: AdminConfigMaps, merged: AdminMaps) -> list[str]:

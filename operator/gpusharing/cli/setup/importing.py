@@ -151,9 +151,9 @@ def find_remarks(answer: Import) -> Iterator[str]:
     """Yield what the user must know in addition to the policies, one line each: the steps to take first, each followed
     by its command; which nodes are left out and why; and what the policies do not express. A reason that differs
     between nodes only in the name of the node is given once, with NODE in its place."""
-    for number, step in enumerate(answer.steps, 1):
-        yield f"{number}. {step.about}:"
-        yield f"   {step.command}"
+    for number, (about, command) in enumerate(answer.steps, 1):
+        yield f"{number}. {about}:"
+        yield f"   {command}"
     by_reason: dict[str, dict[str, str]] = {}
     for node, why in answer.left_out.items():
         by_reason.setdefault(re.sub(rf"(?<![\w.-]){re.escape(node)}(?![\w.-])", "NODE", why), {})[node] = why

@@ -7,7 +7,7 @@ No information is in the color alone: each state has a glyph of its own, in ASCI
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -149,18 +149,16 @@ def table(
     width and is not wide, the columns with the highest `drop` are left out until the rest fits, and then long cells are
     cut."""
     rows = _justified(columns, rows)
-    shown = [index for index in range(len(columns)) if any(row[index].text for row in rows)]
-    widths = {
-        index: max(len(columns[index].title), *(len(row[index].text) for row in rows)) for index in shown
-    }
-    room = None if paper.width is None or paper.wide else max(NARROW, paper.width) - len(indent)
-    if room is not None:
-        shown = _fitting(columns, shown, widths, room)
-        widths = _cut(shown, widths, room)
     header = [Span(one.title, Ink.FAINT) for one in columns]
-    sizes = [widths[i] for i in shown]
+    widths = {
+        index: max(len(row[index].text) for row in (header, *rows))
+        for index in range(len(columns))
+        if any(row[index].text for row in rows)
+    }
+    if paper.width is not None and not paper.wide:
+        widths = _fitted(columns, widths, max(NARROW, paper.width) - len(indent))
     drawn: list[Line] = [
-        Row((Span(indent), *_row([row[i] for i in shown], sizes))) for row in (header, *rows)
+        Row((Span(indent), *_row([row[i] for i in widths], [*widths.values()]))) for row in (header, *rows)
     ]
     return drawn if paper.headers else drawn[1:]
 
@@ -176,33 +174,27 @@ def _justified(columns: Sequence[Column], rows: Sequence[Sequence[Span]]) -> lis
     ]
 
 
-def _fitting(columns: Sequence[Column], shown: list[int], widths: dict[int, int], room: int) -> list[int]:
-    """Return the columns of `shown` that remain when those with the highest `drop` are left out, one by one, until the
-    rest fits into `room`. Columns whose `drop` is 0 always remain, even if they do not fit."""
-    shown = list(shown)
-    while _total(shown, widths) > room:
-        loose = [index for index in shown if columns[index].drop]
-        if not loose:
+def _fitted(columns: Sequence[Column], widths: Mapping[int, int], room: int) -> dict[int, int]:
+    """Return the width of each column, by its index, with which a row fits into `room`. `widths` has those that the
+    cells need. The columns with the highest `drop` are left out, one by one, until the rest fits; then the widest of
+    those with 0 is narrowed, again and again. No column becomes narrower than 5 characters, even if the row is then too
+    long."""
+    fitted = dict(widths)
+    while _total(fitted) > room:
+        loose = [index for index in fitted if columns[index].drop]
+        widest = max(fitted, key=lambda index: fitted[index])
+        if loose:
+            del fitted[max(loose, key=lambda index: (columns[index].drop, index))]
+        elif fitted[widest] <= 5:
             break
-        shown.remove(max(loose, key=lambda index: (columns[index].drop, index)))
-    return shown
+        else:
+            fitted[widest] -= 1
+    return fitted
 
 
-def _cut(shown: Sequence[int], widths: dict[int, int], room: int) -> dict[int, int]:
-    """Return `widths` with the widest of the columns `shown` narrowed, again and again, until all of them fit into
-    `room`. No column becomes narrower than 5 characters, even if the row is then too long."""
-    widths = dict(widths)
-    while shown and _total(shown, widths) > room:
-        widest = max(shown, key=lambda index: widths[index])
-        if widths[widest] <= 5:
-            break
-        widths[widest] -= 1
-    return widths
-
-
-def _total(shown: Sequence[int], widths: dict[int, int]) -> int:
-    """Return the width of a row with the columns `shown`, including the gaps between them."""
-    return sum(widths[index] for index in shown) + len(GAP) * max(0, len(shown) - 1)
+def _total(widths: Mapping[int, int]) -> int:
+    """Return the width of a row with columns of these widths, including the gaps between them."""
+    return sum(widths.values()) + len(GAP) * max(0, len(widths) - 1)
 
 
 def _row(cells: Sequence[Span], widths: Sequence[int]) -> list[Span]:
