@@ -42,6 +42,7 @@ PRINTED = {
     '{"{"}{.kind}{"}"}': "{Config}",
     "{.clusters[0].cluster.insecure-skip-tls-verify}": "true",
     "{range .clusters[*]}<{range .cluster}{.server}{end}>{end}": "<https://a:6443><https://b>",
+    "{'a\\n'}{'\\t'}{'it\\'s'}{'\"'}": "a\n\tit's\"",
     "{ .kind }": "Config",
     "none": "none",
 }

@@ -27,6 +27,8 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _START = re.compile(rf"\{{\s*(?:range\s+)?[$@]?(?:{_STEPS})*", re.VERBOSE)
+_BACKSLASH = re.compile(r"""(?P<escape>\\["\\/bfnrtu])|\\(?P<other>.)|(?P<quote>")""")
+"""Matches an escape of JSON, another character after a backslash, or a double quote."""
 
 
 def parse_template(template: str) -> Parts:
@@ -132,11 +134,17 @@ def _holds(step: re.Match[str], item: object) -> bool:
 
 
 def _literal(text: str) -> Any:
-    """Return the string that a quoted text stands for. Text without quotes is read as JSON, such as a number or true;
-    if it is not JSON, it is returned as it is. In single quotes, a backslash only stands for the character after it."""
+    """Return the string that a quoted text stands for; an escape such as `\\n` means the same in both kinds of quotes.
+    Text without quotes is read as JSON, such as a number or true; if it is not JSON, it is returned as it is. In single
+    quotes, a backslash that begins no escape only stands for the character after it."""
     if text[:1] == "'":
-        text = json.dumps(re.sub(r"\\(.)", r"\1", text[1:-1]))
+        text = f'"{re.sub(_BACKSLASH, _in_json, text[1:-1])}"'
     try:
-        return json.loads(text)
+        return json.loads(text, strict=False)
     except ValueError:
         return text.strip('"')
+
+
+def _in_json(found: re.Match[str]) -> str:
+    """Return how a match of _BACKSLASH in single quotes is written in JSON. A backslash that begins no escape goes."""
+    return found["escape"] or found["other"] or '\\"'
