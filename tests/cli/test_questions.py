@@ -5,7 +5,7 @@ import signal
 from contextlib import redirect_stderr
 from io import StringIO
 
-from gpusharing.cli.shell.terminal import agrees, ask_line
+from gpusharing.cli.shell.terminal import ask_line
 
 
 class Screen(StringIO):
@@ -37,6 +37,5 @@ def test_ctrl_c_ends_a_question_from_the_moment_in_which_it_can_be_read() -> Non
 def test_afterwards_ctrl_c_does_what_it_did_before() -> None:
     before = signal.getsignal(signal.SIGINT)
     with redirect_stderr(StringIO()):
-        assert agrees("Continue?", StringIO("YES\n"))
-        assert not agrees("Continue?", StringIO("\n"))
+        assert ask_line("Continue?", StringIO("YES\n")) == "YES"
     assert signal.getsignal(signal.SIGINT) is before

@@ -18,7 +18,7 @@ from gpusharing.cli.live.installed import read_pause
 from gpusharing.cli.shell.documents import PatchData
 from gpusharing.cli.shell.drawing import Ink, Span, line, prose
 from gpusharing.cli.shell.session import Session, object_name
-from gpusharing.cli.shell.terminal import Terminal, agrees
+from gpusharing.cli.shell.terminal import Terminal, ask_line
 from gpusharing.cli.shell.troubles import DONE, FAILED, INSTALL, Trouble, explained
 from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, Resource
 from gpusharing.kube.errors import Conflict, Forbidden, NotFound
@@ -194,10 +194,13 @@ def _reference(resource: Resource, name: str) -> str:
 
 
 def is_wanted(answers: TextIO) -> bool:
-    """Ask at the terminal `answers` whether to continue although pods may be evicted, and return the answer. Raises
-    Trouble if it is not a terminal."""
+    """Ask at the terminal `answers` whether to continue although pods may be evicted, and return whether the answer was
+    y or yes, case-insensitively; any other answer, and the end of the input, counts as no. Raises Trouble if `answers`
+    is not a terminal."""
     if not answers.isatty():
         raise Trouble(
             "this may evict pods and must be confirmed, but there is no terminal: pass --yes or --dry-run"
         )
-    return agrees("This may evict pods. Continue?", answers)
+    with suppress(EOFError):
+        return ask_line("This may evict pods. Continue? [y/N]", answers).lower() in ("y", "yes")
+    return False

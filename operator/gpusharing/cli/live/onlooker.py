@@ -28,7 +28,8 @@ class Onlooker(PassingClient):
 
     async def call(self, request: ApiRequest) -> JSON:
         """Make a request as KubeClient does. Raises RuntimeError for all verbs other than get and list. With
-        `beforehand`, a list of policies or GPUNodes that fails with Forbidden or NotFound is empty.
+        `beforehand`, a list of policies or GPUNodes that fails with Forbidden or NotFound has the proposed policies
+        alone, or is empty.
 
         If there are proposed policies, a list of policies always returns a single page with all of them, sorted by
         name, whatever page was requested. A get of one policy is passed on, so it returns the policy as it is now.
@@ -37,29 +38,21 @@ class Onlooker(PassingClient):
             raise RuntimeError(
                 f"a read-only client was asked to {request.verb} {request.resource.plural} {request.full_name}"
             )
-        if request.verb != "list" or request.resource not in (POLICIES, GPUNODES):
-            return await self.client.call(request)
-        if request.resource == POLICIES and self._proposed:
-            return await self._merged_policies()
+        merges = request.verb == "list" and request.resource == POLICIES and bool(self._proposed)
         try:
-            return await self.client.call(request)
+            return await (self._merged_policies() if merges else self.client.call(request))
         except (Forbidden, NotFound):
-            if not self._beforehand:
+            if not self._beforehand or request.verb != "list" or request.resource not in (POLICIES, GPUNODES):
                 raise
-            return _list([], "0")
+            return _list([applied(None, raw) for _, raw in sorted(self._proposed.items()) if merges], "0")
 
     async def _merged_policies(self) -> JSON:
-        """List all policies and return the list with the proposed ones applied, sorted by name. Raises KubeError. With
-        `beforehand`, Forbidden and NotFound are not raised, and only the proposed policies are returned."""
+        """List all policies and return the list with the proposed ones applied, sorted by name. Raises KubeError."""
         policies: dict[str, JSON] = {}
         version = "0"
-        try:
-            async for page in pages_of(self.client, POLICIES):
-                policies |= {text(raw, "metadata", "name"): raw for raw in page.items}
-                version = page.resource_version
-        except (Forbidden, NotFound):
-            if not self._beforehand:
-                raise
+        async for page in pages_of(self.client, POLICIES):
+            policies |= {text(raw, "metadata", "name"): raw for raw in page.items}
+            version = page.resource_version
         for name, raw in self._proposed.items():
             policies[name] = applied(policies.get(name), raw)
         return _list([raw for _, raw in sorted(policies.items())], version)

@@ -53,11 +53,9 @@ async def listening(pages: Pages, port: int) -> AsyncIterator[str]:
                 async with asyncio.timeout(PATIENCE):
                     head = await reader.readuntil(b"\r\n\r\n")
                 status, kind, content = route(pages, token, head.decode("latin-1"))
-                begin, last = (
-                    f"HTTP/1.1 {status.value} {status.phrase}",
-                    f"Content-Type: {kind}; charset=utf-8",
-                )
-                writer.write("\r\n".join((begin, *HEADERS, last, "", "")).encode())
+                begin = f"HTTP/1.1 {status.value} {status.phrase}"
+                rows = (begin, *HEADERS, f"Content-Type: {kind}; charset=utf-8", "", "")
+                writer.write("\r\n".join(rows).encode())
                 async with aclosing(content):
                     async for piece in content:
                         writer.write(piece.encode())

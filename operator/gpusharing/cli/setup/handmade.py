@@ -238,22 +238,24 @@ def _paths(value: object, path: str) -> Iterator[str]:
 
 def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: StackView) -> Spec:
     """Return the mode and its settings that describe what the node serves. If the node's label is a well-known name
-    for its MIG layout, that name is used; otherwise the layout is written out."""
-    with_mig, sharing = any(gpu.layout is not None for gpu in gpus), config.sharing
-    if not with_mig:
-        if sharing is None:
-            return {"mode": "Full"}
-        if sharing.strategy == "mps":
-            return {"mode": "MPS", "mps": _shares(sharing)}
-        return {"mode": "TimeSlicing", "timeSlicing": _shares(sharing)}
-    mig: dict[str, Any] = {"strategy": config.mig_strategy}
+    for its MIG layout, that name is used. Otherwise each layout is written out, with the indexes of the GPUs that have
+    it, or `all` if all GPUs have the same; a GPU without instances has no profiles."""
+    sharing, layouts = config.sharing, tuple(gpu.layout for gpu in gpus)
+    mode = "Full" if sharing is None else "MPS" if sharing.strategy == "mps" else "TimeSlicing"
+    shares = {} if sharing is None else {"mps" if mode == "MPS" else "timeSlicing": _shares(sharing)}
+    if not any(layout is not None for layout in layouts):
+        return {"mode": mode, **shares}
     label = node.labels.get(names.LABEL_MIG_CONFIG, "")
-    if well_known(gpus, label) == tuple(gpu.layout for gpu in gpus):
-        mig["config"] = label
-    else:
-        mig["layouts"] = _layouts(gpus)
-    slicing = {"timeSlicing": _shares(sharing)} if sharing is not None else {}
-    return {"mode": "MIG", "mig": mig, **slicing}
+    rows: dict[Layout | None, list[int]] = {}
+    for gpu in gpus:
+        rows.setdefault(gpu.layout, []).append(gpu.index)
+    written = [
+        {"devices": "all" if len(rows) == 1 else indexes, "profiles": dict(layout or ())}
+        for layout, indexes in rows.items()
+    ]
+    known = well_known(gpus, label) == layouts
+    mig = {"strategy": config.mig_strategy, **({"config": label} if known else {"layouts": written})}
+    return {"mode": "MIG", "mig": mig, **shares}
 
 
 def _shares(sharing: Sharing) -> dict[str, Any]:
@@ -265,18 +267,6 @@ def _shares(sharing: Sharing) -> dict[str, Any]:
     if sharing.fail_requests_greater_than_one and sharing.strategy != "mps":
         block["failRequestsGreaterThanOne"] = True
     return block
-
-
-def _layouts(gpus: Sequence[GpuView]) -> list[dict[str, Any]]:
-    """Return `spec.mig.layouts`: a row for each layout with the indexes of the GPUs that have it, or `all` if all GPUs
-    have the same. A GPU without instances has no profiles."""
-    rows: dict[Layout | None, list[int]] = {}
-    for gpu in gpus:
-        rows.setdefault(gpu.layout, []).append(gpu.index)
-    return [
-        {"devices": "all" if len(rows) == 1 else indexes, "profiles": dict(layout or ())}
-        for layout, indexes in rows.items()
-    ]
 
 
 INSTANCE = "-MIG-"

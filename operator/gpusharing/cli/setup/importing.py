@@ -15,7 +15,6 @@ from contextlib import suppress
 
 from gpusharing.cli.live.cluster import gathered
 from gpusharing.cli.setup.adoption import AdminConfigMaps, Import, find_import, named_maps
-from gpusharing.cli.setup.likeness import ProposedPolicy
 from gpusharing.cli.shell.drawing import printable, simulated_sentence
 from gpusharing.cli.shell.manifests import comment
 from gpusharing.cli.shell.session import Session
@@ -179,22 +178,19 @@ def find_remarks(answer: Import) -> Iterator[str]:
 
 
 def as_yaml(answer: Import, remarks: Sequence[str]) -> str:
-    """Return a YAML file for `kubectl apply -f -`: the remarks as comments, then the policies. If there are policies
-    and they are not presumed, PROVEN comes first."""
-    proven = [PROVEN] if answer.proposed and not answer.presumed else []
-    parts = ["".join(map(comment, [*proven, *remarks]))]
-    parts += [_document(policy) for policy in answer.proposed]
-    return "---\n".join(parts)
-
-
-def _document(policy: ProposedPolicy) -> str:
-    """Return one policy as YAML, preceded by a comment that says which nodes it is for."""
+    """Return a YAML file for `kubectl apply -f -`: the remarks as comments, then the policies, each preceded by a
+    comment that says which nodes it is for. If there are policies and they are not presumed, PROVEN comes first."""
     import yaml  # importing it takes as long as a short command
 
-    first = policy.members[0]
-    cards = f"{first.gpus}x {' and '.join(first.products)}"
-    about = f"{counted(len(policy.nodes), 'node')} ({some(policy.nodes, MOST)}) with {cards}: {first.text}"
-    manifest = json.loads(
-        json.dumps(policy.manifest)
-    )  # equal parts are no longer the same object, hence no aliases
-    return comment(about) + yaml.safe_dump(manifest, sort_keys=False)
+    proven = [PROVEN] if answer.proposed and not answer.presumed else []
+    parts = ["".join(map(comment, [*proven, *remarks]))]
+    for policy in answer.proposed:
+        first = policy.members[0]
+        cards = f"{first.gpus}x {' and '.join(first.products)}"
+        about = (
+            f"{counted(len(policy.nodes), 'node')} ({some(policy.nodes, MOST)}) with {cards}: {first.text}"
+        )
+        # In the copy, equal parts are no longer the same object, so there are no aliases.
+        manifest = json.loads(json.dumps(policy.manifest))
+        parts.append(comment(about) + yaml.safe_dump(manifest, sort_keys=False))
+    return "---\n".join(parts)

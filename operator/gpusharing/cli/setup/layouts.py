@@ -23,6 +23,13 @@ from gpusharing.planning.vocabulary.lengths import counted
 CARD_WIDTH = 40
 """Width of a whole card, in characters."""
 _INKS = (Ink.GOOD, Ink.BUSY)
+NOTES = {
+    "unknown": "The placements of instances on this card are unknown, so no layout is drawn and mixed layouts are not"
+    " listed.",
+    "family": "Instance placements are taken from cards of the same family; if the driver reports different ones, those"
+    " apply.",
+}
+"""Remarks about the placements of a card, by where they are from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +49,9 @@ class LegalLayouts:
 
 
 def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
-    """Draw the card, each layout with its picture and the compute slices that it uses, and remarks below. If the
-    wanted instances do not fit or the card has no MIG, draw only the card and say so."""
+    """Draw the card, each layout with its picture and the compute slices that it uses, and remarks below: NOTES,
+    and that profiles were left out. If the wanted instances do not fit or the card has no MIG, draw only the card and
+    say so."""
     card = answer.card
     slices = f"{_slices(card)} compute slices" if card.profiles else ""
     size = ", ".join(filter(None, (f"{card.memory_gb} GB" if card.memory_gb or not slices else "", slices)))
@@ -64,29 +72,13 @@ def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
             lines += [*prose(f"{layout_text(layout)} {used}", paper), line("  ", *picture)]
         else:
             lines.append(line(layout_text(layout).ljust(name), "  ", *picture, "  ", Span(used, Ink.FAINT)))
-    return [*lines, *_notes(answer, paper)]
-
-
-def _notes(answer: LegalLayouts, paper: Paper) -> list[Line]:
-    """Draw, below a blank line, remarks that the placements are unknown or taken from cards of the same family, and
-    that profiles were left out. Empty if no remark applies."""
-    lines: list[Line] = []
-    known = answer.card.source.placements
-    if known == "unknown":
-        text = (
-            "The placements of instances on this card are unknown, so no layout is drawn and mixed layouts are"
-            " not listed."
-        )
-        lines += prose(text, paper, ink=Ink.FAINT)
-    elif known == "family":
-        text = (
-            "Instance placements are taken from cards of the same family; if the driver reports different"
-            " ones, those apply."
-        )
-        lines += prose(text, paper, ink=Ink.FAINT)
-    if answer.hidden:
-        lines += prose("--all also shows profiles with attributes, such as +me.", paper, ink=Ink.FAINT)
-    return [BLANK, *lines] if lines else []
+    notes = [NOTES[card.source.placements]] if card.source.placements in NOTES else []
+    notes += ["--all also shows profiles with attributes, such as +me."] * answer.hidden
+    return [
+        *lines,
+        *([BLANK] * bool(notes)),
+        *(one for note in notes for one in prose(note, paper, ink=Ink.FAINT)),
+    ]
 
 
 def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal, TextIO, TypeVar, cast
@@ -37,14 +37,6 @@ def ask_line(question: str, answers: TextIO) -> str:
         return answer.strip()
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def agrees(question: str, answers: TextIO) -> bool:
-    """Ask a question as `ask_line` does, and return whether the answer was y or yes, case-insensitively; any other
-    answer, and the end of the input, counts as no."""
-    with suppress(EOFError):
-        return ask_line(f"{question} [y/N]", answers).lower() in ("y", "yes")
-    return False
 
 
 Output = Literal["table", "wide", "json", "yaml", "jsonpath", "name", "html", "csv"]
