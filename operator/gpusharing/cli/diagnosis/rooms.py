@@ -31,14 +31,6 @@ from gpusharing.planning.wanted.verify import served
 
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _OPERATORS = frozenset({"In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"})
-_NOT_EVALUATED = {
-    "spec.affinity.podAffinity": ("affinity", "podAffinity", _REQUIRED),
-    "spec.affinity.podAntiAffinity": ("affinity", "podAntiAffinity", _REQUIRED),
-    "spec.resourceClaims": ("resourceClaims",),
-}
-
-_PERSISTENT = ("persistentVolumeClaim", "ephemeral")
-"""Kinds of volumes that may be available only on some nodes."""
 
 
 def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None) -> str:
@@ -67,23 +59,23 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
     here: rules about other pods and topology, ResourceClaims, volumes with claims, another scheduler, and host ports.
     Empty if it has none of them."""
     spec = section(pod, "spec")
-    overlooked = [field for field, path in _NOT_EVALUATED.items() if entries(spec, *path)]
+    volumes, containers = entries(spec, "volumes"), entries(spec, "containers")
     spreads = entries(spec, "topologySpreadConstraints")
-    if any(text(spread, "whenUnsatisfiable") != "ScheduleAnyway" for spread in spreads):
-        overlooked.append("spec.topologySpreadConstraints")
-    volumes = entries(spec, "volumes")
-    overlooked += [
-        f"spec.volumes[].{kind}" for kind in _PERSISTENT if any(kind in volume for volume in volumes)
-    ]
-    if text(spec, "schedulerName") not in ("", "default-scheduler"):
-        overlooked.append("spec.schedulerName")
-    if any(
-        "hostPort" in port
-        for container in entries(spec, "containers")
-        for port in entries(container, "ports")
-    ):
-        overlooked.append("spec.containers[].ports[].hostPort")
-    return tuple(overlooked)
+    overlooked: dict[str, object] = {
+        "spec.affinity.podAffinity": entries(spec, "affinity", "podAffinity", _REQUIRED),
+        "spec.affinity.podAntiAffinity": entries(spec, "affinity", "podAntiAffinity", _REQUIRED),
+        "spec.resourceClaims": entries(spec, "resourceClaims"),
+        "spec.topologySpreadConstraints": any(
+            text(spread, "whenUnsatisfiable") != "ScheduleAnyway" for spread in spreads
+        ),
+        "spec.volumes[].persistentVolumeClaim": any("persistentVolumeClaim" in volume for volume in volumes),
+        "spec.volumes[].ephemeral": any("ephemeral" in volume for volume in volumes),
+        "spec.schedulerName": text(spec, "schedulerName") not in ("", "default-scheduler"),
+        "spec.containers[].ports[].hostPort": any(
+            "hostPort" in port for container in containers for port in entries(container, "ports")
+        ),
+    }
+    return tuple(field for field, applies in overlooked.items() if applies)
 
 
 def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:

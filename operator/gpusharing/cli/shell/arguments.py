@@ -80,51 +80,33 @@ Flag = tuple[tuple[str, ...], dict[str, Any]]
 """A flag or argument of a verb, as `add_argument` of argparse takes it."""
 
 
-def _word(name: str, metavar: str, text: str) -> Flag:
-    """Return an optional positional argument, which is an empty string if it is left out."""
-    return (name,), {"nargs": "?", "default": "", "metavar": metavar, "help": text}
+def _argument(name: str, metavar: str, text: str, nargs: str = "*") -> Flag:
+    """Return a positional argument. With `?` it may be left out, and is an empty string then. With `*` or `+` its
+    values are a list; `+` says that at least one is needed."""
+    default = {"default": ""} if nargs == "?" else {}
+    return (name,), {"nargs": nargs, "metavar": metavar, "help": text, **default}
 
 
-def _words(name: str, metavar: str, text: str, *, required: bool = False) -> Flag:
-    """Return a positional argument that may be given several times; its values are a list, which is empty if it is left
-    out. `required` says that at least one is needed."""
-    return (name,), {"nargs": "+" if required else "*", "metavar": metavar, "help": text}
-
-
-def _value(name: str, metavar: str, text: str, default: str = "", *, short: str = "", also: str = "") -> Flag:
-    """Return a flag that takes a value. `short` and `also` are other spellings, such as `-l`, or empty."""
-    names = tuple(filter(None, (short, name, also)))
-    return names, {"default": default, "metavar": metavar, "help": text}
-
-
-def _repeated(name: str, metavar: str, text: str, short: str = "") -> Flag:
-    """Return a flag that takes a value and may be given several times; its values are a list, which may be empty."""
-    options = {"metavar": metavar, "action": "append", "default": [], "help": f"{text}. Can be repeated"}
-    return (*filter(None, (short,)), name), options
-
-
-def _choice(name: str, choices: tuple[str, ...], default: str, text: str, metavar: str | None = None) -> Flag:
-    """Return a flag that takes one of `choices`. Its value is `default` if it is not given. The help lists the choices
-    unless `metavar` stands for them."""
-    return (name,), {"choices": choices, "default": default, "help": text, "metavar": metavar}
-
-
-def _switch(name: str, text: str, short: str = "") -> Flag:
-    """Return a flag without a value, which is false by default."""
-    return (*filter(None, (short,)), name), {"action": "store_true", "help": text}
+def _flag(spelling: str, text: str, **options: Any) -> Flag:
+    """Return a flag. `spelling` has its names, and a word for its value if it takes one, such as `-l, --nodes LABELS`.
+    A flag that takes a value or has `choices` is an empty string by default, and any other is false. `options` are
+    passed to `add_argument`, and override what follows from the spelling."""
+    words = spelling.replace(",", "").split()
+    names = tuple(word for word in words if word.startswith("-"))
+    metavar = next((word for word in words if not word.startswith("-")), None)
+    valued = metavar is not None or "choices" in options
+    kind = {"metavar": metavar, "default": ""} if valued else {"action": "store_true"}
+    return names, {**kind, "help": text, **options}
 
 
 def _window(default: str, most: str) -> tuple[Flag, ...]:
     """Return the flags --window and --until. `default` and `most` are the default and the greatest length of the
     window, as a user would type them."""
     return (
-        _value(
-            "--window",
-            "TIME",
-            f"length, such as 12h or 4w, at most {most}; default: {default}",
-            default,
+        _flag(
+            "--window TIME", f"length, such as 12h or 4w, at most {most}; default: {default}", default=default
         ),
-        _value("--until", "TIME", "end of the window, a day or a time; default: now"),
+        _flag("--until TIME", "end of the window, a day or a time; default: now"),
     )
 
 
@@ -134,15 +116,14 @@ PER_NODE = tuple(map(str, range(1, 17)))
 """How many GPUs a node may have; the largest index that a policy may name is 15."""
 CARD = "for example h100-80gb, or the name that NVML reports"
 PROMETHEUS: tuple[Flag, ...] = (
-    _value("--prometheus", "URL", "the address of Prometheus; contacts no cluster"),
-    _value("--token-file", "FILE", "a bearer token for --prometheus"),
-    _value("--ca-file", "FILE", "PEM file of the CA that signed the certificate of --prometheus"),
-    _value(
-        "--service",
-        "NAMESPACE/NAME:PORT",
+    _flag("--prometheus URL", "the address of Prometheus; contacts no cluster"),
+    _flag("--token-file FILE", "a bearer token for --prometheus"),
+    _flag("--ca-file FILE", "PEM file of the CA that signed the certificate of --prometheus"),
+    _flag(
+        "--service NAMESPACE/NAME:PORT",
         "the Service to reach through the API server; default: the one that looks like a Prometheus",
     ),
-    _value("--selector", "MATCHERS", 'use only the series that match, for example cluster="east"'),
+    _flag("--selector MATCHERS", 'use only the series that match, for example cluster="east"'),
 )
 
 
@@ -189,12 +170,12 @@ def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False)
     kind of the objects, as the help and the completion name it. With `alone`, exactly one object must be named.
     Otherwise at least one must be; if `more` has the flag --all, none need be."""
     every = any("--all" in names for names, _ in more)
-    objects = _words("name", what, "or --all" if every else "one or more", required=not every)
+    objects = _argument("name", what, "or --all" if every else "one or more", "*" if every else "+")
     flags = (
         (("name",), {"metavar": what}) if alone else objects,
         *more,
-        _switch("--dry-run", "show the patch without sending it"),
-        _switch("--yes", "do not ask for confirmation, even if pods may be evicted", "-y"),
+        _flag("--dry-run", "show the patch without sending it"),
+        _flag("-y, --yes", "do not ask for confirmation, even if pods may be evicted"),
     )
     return Verb(name, "cli.changing.steer", text, flags, formats=(NAMES,), each="" if alone else "name")
 
@@ -290,26 +271,23 @@ def _common(outputs: tuple[str, ...], *, hidden: bool = False) -> Parser:
 
 
 MEASURED: tuple[Flag, ...] = (
-    _value("--card", "CARD", f"{CARD}; where needs are measured, only GPUs of this model"),
-    _value(
-        "--price", "PRICE", "what a GPU costs an hour, for example 3.20 or 3.20EUR; default: as in Prometheus"
+    _flag("--card CARD", f"{CARD}; where needs are measured, only GPUs of this model"),
+    _flag(
+        "--price PRICE", "what a GPU costs an hour, for example 3.20 or 3.20EUR; default: as in Prometheus"
     ),
-    _value(
-        "--nodes",
-        "LABELS",
+    _flag(
+        "-l, --nodes LABELS",
         "only nodes with these labels, for example gpusharing.dev/pool=a; default: all nodes in Prometheus",
-        short="-l",
     ),
-    _value("--policy", "POLICY", "the nodes of this policy"),
-    _choice(
+    _flag("--policy POLICY", "the nodes of this policy"),
+    _flag(
         "--goal",
-        ("cost", "performance"),
-        "",
         "cost: the fewest GPUs that suffice; performance: as much headroom as the pool allows; default: cost",
+        choices=("cost", "performance"),
     ),
-    _switch("--verbose", "show what each answer is based on: hourly peaks, samples, reason", "-v"),
-    _value(
-        "--write", "FILE", "write the policy to FILE; it requires approval and is never applied automatically"
+    _flag("-v, --verbose", "show what each answer is based on: hourly peaks, samples, reason"),
+    _flag(
+        "--write FILE", "write the policy to FILE; it requires approval and is never applied automatically"
     ),
     *_window("14d", "30d"),
 )
@@ -320,21 +298,22 @@ ADVISE = Verb(
     "Suggest a mode and a layout, with reasons and savings: from your answers, from the pods in a namespace (-n), or"
     " from what workloads used (--from-prometheus).",
     (
-        _repeated("--need", "NxSIZE", "N workloads that need this memory at their peak, for example 4x20Gi"),
-        _value("--memory", "SIZE", "what each workload needs at its peak, for example 15Gi"),
-        _switch("--promise", "users were promised a certain latency or availability"),
-        _switch("--strangers", "people who do not trust each other share the GPUs"),
-        _switch("--bill", "each workload is billed for its share of a GPU"),
-        _switch("--bursts", "the workloads use the GPU only now and then"),
-        _choice(
-            "--gpus-per-node", PER_NODE, "", "default: 1, for a layout that suits nodes of any size", "N"
+        _flag(
+            "--need NxSIZE",
+            "N workloads that need this memory at their peak, for example 4x20Gi. Can be repeated",
+            action="append",
+            default=[],
         ),
-        _value("--gpu-operator", "VERSION", "version of NVIDIA's GPU Operator, for example v26.3.3"),
-        _value("--name", "NAME", "name of the policy; default: pool"),
-        _value(
-            "--pool", "POOL", "value of the gpusharing.dev/pool label that the policy selects; default: pool"
-        ),
-        _switch(
+        _flag("--memory SIZE", "what each workload needs at its peak, for example 15Gi"),
+        _flag("--promise", "users were promised a certain latency or availability"),
+        _flag("--strangers", "people who do not trust each other share the GPUs"),
+        _flag("--bill", "each workload is billed for its share of a GPU"),
+        _flag("--bursts", "the workloads use the GPU only now and then"),
+        _flag("--gpus-per-node N", "default: 1, for a layout that suits nodes of any size", choices=PER_NODE),
+        _flag("--gpu-operator VERSION", "version of NVIDIA's GPU Operator, for example v26.3.3"),
+        _flag("--name NAME", "name of the policy; default: pool"),
+        _flag("--pool POOL", "value of the gpusharing.dev/pool label that the policy selects; default: pool"),
+        _flag(
             "--from-prometheus",
             "measure the needs of a pool's workloads; for the flags below, like recommend",
         ),
@@ -352,11 +331,11 @@ VERBS: tuple[Verb, ...] = (
         "cli.pools.status",
         "Show the state of every pool: its layout, what it is waiting for, why, since when and until when.",
         (
-            _words("policy", "POLICY", "only these"),
-            _value("--selector", "LABELS", "only policies with these labels, for example team=a", short="-l"),
-            _switch("--watch", "keep running and redraw on every change; Ctrl-C ends it", "-w"),
-            _switch("--timeline", "also show the last rollout: which node was in which phase when"),
-            _switch("--events", "also show the Events of the last hour about each policy"),
+            _argument("policy", "POLICY", "only these"),
+            _flag("-l, --selector LABELS", "only policies with these labels, for example team=a"),
+            _flag("-w, --watch", "keep running and redraw on every change; Ctrl-C ends it"),
+            _flag("--timeline", "also show the last rollout: which node was in which phase when"),
+            _flag("--events", "also show the Events of the last hour about each policy"),
         ),
         formats=(NAMES, PAGE),
         beside=60.0,
@@ -366,8 +345,8 @@ VERBS: tuple[Verb, ...] = (
         "usage.ui",
         "Serve a live page about the pools, for a browser on this machine; read only.",
         (
-            _value("--port", "PORT", "the port of 127.0.0.1; default: any free one", "0"),
-            _switch("--open", "also open the page in your browser"),
+            _flag("--port PORT", "the port of 127.0.0.1; default: any free one", default="0"),
+            _flag("--open", "also open the page in your browser"),
         ),
         alone=True,
     ),
@@ -376,17 +355,16 @@ VERBS: tuple[Verb, ...] = (
         "cli.changing.plan",
         "Show what an edit would do, or what the operator is about to do; changes nothing.",
         (
-            _words("policy", "POLICY", "only these"),
-            _repeated(
-                "--filename",
-                "FILE",
+            _argument("policy", "POLICY", "only these"),
+            _flag(
+                "-f, --filename FILE",
                 "a file or directory of policies in YAML or JSON; - reads standard input, such as the"
-                " output of kubectl kustomize",
-                "-f",
+                " output of kubectl kustomize. Can be repeated",
+                action="append",
+                default=[],
             ),
-            _value(
-                "--fail-on",
-                "WORDS",
+            _flag(
+                "--fail-on WORDS",
                 "for CI: exit with status 5 if the plan has any of evictions,shortfall, and with 0 for other changes",
             ),
         ),
@@ -397,11 +375,11 @@ VERBS: tuple[Verb, ...] = (
         "cli.diagnosis.why",
         "Explain why a node is not done or a pod is waiting: which sources disagree, what blocks it, what to do.",
         (
-            _words(
+            _argument(
                 "subject",
                 "NODE|KIND/NAME",
                 "gpu-07, no/gpu-07, pod/NAME, NAMESPACE/NAME, deploy/NAME, sts/NAME, job/NAME or gsp/NAME",
-                required=True,
+                "+",
             ),
         ),
         formats=(NAMES,),
@@ -412,22 +390,18 @@ VERBS: tuple[Verb, ...] = (
         "usage.free",
         "Show who holds the GPUs and what is free now, from Nodes and Pods alone.",
         (
-            _choice("--by", BY, "", "what each row is about; default: resource"),
-            _value(
-                "--nodes",
-                "LABELS",
+            _flag("--by", "what each row is about; default: resource", choices=BY),
+            _flag(
+                "-l, --nodes, --selector LABELS",
                 "only nodes with these labels, for example gpusharing.dev/pool=a",
-                short="-l",
-                also="--selector",
             ),
-            _switch(
+            _flag(
                 "--usage",
                 "show the memory and the SM time that each pod uses: from the agents if the chart has"
                 " agent.secureMetrics=false, otherwise from Prometheus",
             ),
-            _value(
-                "--service",
-                "NAMESPACE/NAME:PORT",
+            _flag(
+                "--service NAMESPACE/NAME:PORT",
                 "the Prometheus to use for --usage if the agents cannot be queried",
             ),
         ),
@@ -437,26 +411,25 @@ VERBS: tuple[Verb, ...] = (
         "approve",
         "POLICY",
         "Approve a policy's plan, so that the operator carries it out.",
-        _word("hash", "HASH", "hash of the plan that you read; it must match the current plan"),
+        _argument("hash", "HASH", "hash of the plan that you read; it must match the current plan", "?"),
         alone=True,
     ),
     _steering(
         "pause",
         "POLICY",
         "Pause policies, so that no further node starts to change.",
-        _switch("--all", "stop the fleet: pause every policy"),
-        _choice(
+        _flag("--all", "stop the fleet: pause every policy"),
+        _flag(
             "--when-paused",
-            ("Finish", "Hold", "Abort"),
-            "",
             "what happens to changes in flight; default: as set in the policy",
+            choices=("Finish", "Hold", "Abort"),
         ),
     ),
     _steering(
         "resume",
         "POLICY",
         "End a pause, or continue a rollout after failures.",
-        _switch("--all", "end the pause of every policy; rollouts that failures halted stay halted"),
+        _flag("--all", "end the pause of every policy; rollouts that failures halted stay halted"),
     ),
     _steering("retry", "NODE", "Try failed or deferred nodes again."),
     _steering("abort", "NODE", "Abort the changes that are in progress on nodes."),
@@ -464,20 +437,18 @@ VERBS: tuple[Verb, ...] = (
         "skip",
         "NODE",
         "Keep changes from starting on nodes.",
-        _switch("--undo", "let changes start there again"),
+        _flag("--undo", "let changes start there again"),
     ),
     Verb(
         "layouts",
         "cli.setup.layouts",
         "Draw every MIG layout of a card as slices; contacts no cluster.",
         (
-            _word("product", "CARD", f"{CARD}; without it, the cards with MIG are listed"),
-            _value(
-                "--fits",
-                "PROFILES",
-                "only layouts that contain these profiles, for example 3g.40gb,2x1g.10gb",
+            _argument("product", "CARD", f"{CARD}; without it, the cards with MIG are listed", "?"),
+            _flag(
+                "--fits PROFILES", "only layouts that contain these profiles, for example 3g.40gb,2x1g.10gb"
             ),
-            _switch("--all", "also show profiles with attributes: +me, +gfx, -me"),
+            _flag("--all", "also show profiles with attributes: +me, +gfx, -me"),
         ),
         offline=True,
     ),
@@ -485,7 +456,7 @@ VERBS: tuple[Verb, ...] = (
         "lint",
         "cli.setup.lint",
         "Check policies, ClusterPolicies, and files of mig-parted and the device plugin; contacts no cluster.",
-        (_words("file", "FILE", "a file, a directory, or - for standard input", required=True),),
+        (_argument("file", "FILE", "a file, a directory, or - for standard input", "+"),),
         offline=True,
     ),
     Verb(
@@ -498,7 +469,7 @@ VERBS: tuple[Verb, ...] = (
         "support-bundle",
         "cli.diagnosis.bundle",
         "Write a tar archive for troubleshooting, without secrets.",
-        (_word("file", "FILE", "default: gpusharing-support-TIME.tar.gz in the current directory"),),
+        (_argument("file", "FILE", "default: gpusharing-support-TIME.tar.gz in the current directory", "?"),),
         alone=True,
     ),
     Verb(
@@ -513,18 +484,16 @@ VERBS: tuple[Verb, ...] = (
         "usage.cost",
         "Show what the GPUs cost per namespace, policy, pod or label, and how much was used; reads only Prometheus.",
         (
-            _value(
-                "--by",
-                "namespace|policy|pod|LABEL",
+            _flag(
+                "--by namespace|policy|pod|LABEL",
                 "LABEL is a namespace label, for example team",
-                "namespace",
+                default="namespace",
             ),
             *_window("30d", "366d"),
-            _value(
-                "--currency",
-                "CODE",
+            _flag(
+                "--currency CODE",
                 "currency of OpenCost's prices, which OpenCost does not report; default: USD",
-                "USD",
+                default="USD",
             ),
         ),
         asks_prometheus=True,

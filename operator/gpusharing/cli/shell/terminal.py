@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Literal, TextIO, TypeVar, cast
+from typing import Any, TextIO, TypeVar
 
 from gpusharing.api.names import GROUP
 from gpusharing.cli.shell.drawing import Ink, Line, Paper, Span, line, plain, shorten
@@ -39,7 +39,6 @@ def ask_line(question: str, answers: TextIO) -> str:
         signal.signal(signal.SIGINT, before)
 
 
-Output = Literal["table", "wide", "json", "yaml", "jsonpath", "name", "html", "csv"]
 COLORS: Mapping[Ink, str] = {
     Ink.PLAIN: "",
     Ink.TITLE: "bold",
@@ -58,7 +57,7 @@ class Terminal:
     """A stream that output is written to, in one format."""
 
     stream: TextIO
-    output: Output = "table"
+    output: str = "table"
     color: bool = False
     width: int | None = None
     """The number of columns, or None if the stream is not a terminal, so that lines may be of any length."""
@@ -80,7 +79,7 @@ class Terminal:
         standard output is not a terminal, and for NO_COLOR (https://no-color.org) and TERM=dumb. Raises Trouble if the
         template of -o jsonpath has a mistake."""
         stream, (output, equals, template) = sys.stdout, typed.partition("=")
-        here = cls(stream, cast(Output, output), headers=headers)
+        here = cls(stream, output, headers=headers)
         here.template = parse_template(template) if equals else []
         if stream.isatty():
             here.color = color and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
