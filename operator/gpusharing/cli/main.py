@@ -21,13 +21,19 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Carry out one command line and return its exit status. A `Trouble` is printed on standard error as one sentence,
+    """Carry out one command line and return its exit status. Garbage collection is turned off for the rest of the
+    process, and the module of the verb is imported. A `Trouble` is printed on standard error as one sentence,
     and the status is FAILED. After Ctrl-C, and when the reader of standard output is gone, the status is what a
     shell would report; in the second case standard output is redirected to the null device. If the reader is found
     to be gone only when a Trouble is about to be printed, BrokenPipeError is raised. The SystemExit of --help and
     of invalid flags passes through."""
     try:
-        status = _carry_out(_parsed(arguments))
+        typed = _parsed(arguments)
+        # A command ends before garbage matters, and collecting it takes as long as reading a thousand nodes.
+        gc.disable()
+        from gpusharing.cli.shell.running import carry_out
+
+        status = carry_out(import_module(f"gpusharing.{typed.module}"), typed)
         sys.stdout.flush()
         return status
     except Trouble as trouble:
@@ -50,13 +56,3 @@ def _parsed(arguments: Sequence[str]) -> Namespace:
     except SystemExit:
         sys.stdout.flush()  # if the reader of --help is gone, raise BrokenPipeError here and not on exit
         raise
-
-
-def _carry_out(typed: Namespace) -> int:
-    """Turn garbage collection off for the rest of the process, import the module of the verb, run it and return its
-    exit status. Raises Trouble."""
-    # A command ends before garbage matters, and collecting it takes as long as reading a thousand nodes.
-    gc.disable()
-    from gpusharing.cli.shell.running import carry_out
-
-    return carry_out(import_module(f"gpusharing.{typed.module}"), typed)

@@ -279,7 +279,11 @@ def explain_guard(
     label, if the pod requests no GPU resource, or if it already has a node. Empty also if neither its node selector nor
     its required node affinity names the routing label, as in a pod that is older than the isolation label."""
     asks, admitted = pod_requests(raw), find_admitted(namespace_labels)
-    if admitted is None or not asks or text(raw, "spec", "nodeName") or not _requires_mode(raw):
+    required = {
+        *texts(part(raw, "spec", "nodeSelector")),
+        *(row[0] for term in node_terms(raw) for row in term),
+    }
+    if admitted is None or not asks or text(raw, "spec", "nodeName") or LABEL_MODE not in required:
         return ""
     guard = describe_guard(text(raw, "metadata", "namespace"), namespace_labels)
     sentences = [guard[:1].upper() + guard[1:]]
@@ -305,9 +309,3 @@ def _find_modes(live: LivePlan, name: str) -> set[str]:
     node, becomes = live.snapshot.nodes[name], live.plan.afterwards.find_node(name)
     labels = (node.labels, *(() if becomes is None else becomes.labels))
     return {one[LABEL_MODE] for one in labels if LABEL_MODE in one}
-
-
-def _requires_mode(raw: JSON) -> bool:
-    """Whether the pod's node selector or required node affinity is about the routing label."""
-    rows = (row for term in node_terms(raw) for row in term)
-    return LABEL_MODE in texts(part(raw, "spec", "nodeSelector")) or any(row[0] == LABEL_MODE for row in rows)

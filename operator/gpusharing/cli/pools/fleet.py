@@ -36,7 +36,12 @@ URGENCY = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS, State.DONE)
 PERSON, OTHERS = "person", "others"
 """The deadlines that the operator publishes for a wait that ends when a person acts, and for one that ends when other
 nodes or programs are done (planning/report/transition.py)."""
-_STATES = {Phase.SYNCED: State.DONE, Phase.BLOCKED: State.BLOCKED, Phase.SKIPPED: State.BLOCKED}
+_STATES: Mapping[Phase | None, State] = {
+    Phase.SYNCED: State.DONE,
+    Phase.BLOCKED: State.BLOCKED,
+    Phase.SKIPPED: State.BLOCKED,
+    Phase.FAILED: State.FAILED,
+}
 _PHASES: Mapping[str, Phase] = {str(phase): phase for phase in Phase}
 
 
@@ -51,11 +56,8 @@ def state_of(word: str) -> State:
     do except Failed. Skipped counts as blocked. Pending, Preflight, and a phase that this version does not know count
     as waiting."""
     phase = known_phase(word)
-    if phase is Phase.FAILED:
-        return State.FAILED
-    if phase is not None and phase.in_flight:
-        return State.MOVES
-    return _STATES.get(phase, State.WAITS) if phase is not None else State.WAITS
+    moves = phase is not None and phase.in_flight
+    return _STATES.get(phase, State.MOVES if moves else State.WAITS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,7 @@ def find_import(
         nodes = {name: handmade for name, handmade in nodes.items() if name not in refused}
         proposed, unnamed = propose(nodes.values(), pointed.nodes, taken)
     left_out |= dict.fromkeys(unnamed, NO_LABEL)
-    steps = tuple((first_steps if missing else find_steps)(snapshot, admin, merged))
+    steps = tuple(find_steps(snapshot, admin, merged, missing=missing))
     return Import(proposed, dict(sorted(left_out.items())), len(ours), steps, missing)
 
 
@@ -266,12 +266,24 @@ def _plan(snapshot: ClusterSnapshot, proposed: Iterable[ProposedPolicy], now: da
 
 
 def find_steps(
-    snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps
+    snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps, *, missing: bool = False
 ) -> Iterator[tuple[str, str]]:
-    """Yield the steps that remain if the operator is installed, as far as they are needed: merge the admin's entries
+    """Yield the purpose and the command of each step that remains, as far as it is needed: merge the admin's entries
     into the operator's ConfigMaps (`helm upgrade`), wait until these are written, and name them in ClusterPolicy, or in
     NVIDIA's own chart of the device plugin. They are named last, because a device plugin does not start if its Node
-    names an entry that the ConfigMap lacks."""
+    names an entry that the ConfigMap lacks.
+
+    If the operator is `missing`, the steps are to install it with the admin's ConfigMaps, and to run import again. That
+    run yields the others, because agents have read the GPUs by then.
+    """
+    if missing:
+        settings = snapshot.settings
+        names = settings.namespace, settings.gpu_operator_namespace
+        install = helm_install("gpusharing", *names, _values(admin, merged))
+        yield "Install the operator. It will not change any node until there is a policy", install
+        about = "Run import again before you apply anything: by then the agents will have read the GPUs"
+        yield about, "kubectl gpusharing import > policies.yaml"
+        return
     if values := ",".join(_values(admin, merged)):
         upgrade = f"helm upgrade gpusharing CHART -n {snapshot.settings.namespace} --reset-then-reuse-values"
         about = "Merge the entries used by node labels into the operator's ConfigMaps"
@@ -291,20 +303,6 @@ def find_steps(
             " pods keep their devices"
         )
         yield about, command
-
-
-def first_steps(
-    snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps
-) -> Iterator[tuple[str, str]]:
-    """Yield the steps if the operator is not installed: install it with the admin's ConfigMaps, then run import again.
-    That run yields the steps after which ClusterPolicy names our ConfigMaps, because agents have read the GPUs by then.
-    """
-    settings = snapshot.settings
-    values = _values(admin, merged)
-    install = helm_install("gpusharing", settings.namespace, settings.gpu_operator_namespace, values)
-    yield "Install the operator. It will not change any node until there is a policy", install
-    about = "Run import again before you apply anything: by then the agents will have read the GPUs"
-    yield about, "kubectl gpusharing import > policies.yaml"
 
 
 def _values(admin: AdminConfigMaps, merged: AdminMaps) -> list[str]:

@@ -45,7 +45,6 @@ from gpusharing.planning.stack.installationviews import (
     Place,
     Severity,
     Symptom,
-    Symptoms,
     Topic,
     Unseen,
     find_unread_topics,
@@ -131,9 +130,16 @@ async def _examine(client: KubeClient) -> Examination:
     version = await unless_hidden(client.version(), "")
     mig_entries = await _mig_entries(client, view)
     servers = await unless_hidden(_servers(client), None)
+    if entries is not None and entries.config_map == place.plugin_config_map and entries.texts is None:
+        entries = None  # `find_symptoms` reports that the operator's own ConfigMap does not exist
+    used = {*view.named_entries, view.followed_policy.plugin_default if view.followed_policy else ""}
     symptoms = [
         *find_symptoms(view),
-        *_entry_symptoms(view, entries),
+        *(
+            find_entry_symptoms(entries, used, "" if view.installed else start(view))
+            if entries is not None
+            else ()
+        ),
         *find_kubelet_symptoms(view, version),
         *find_node_symptoms(view, mig_entries),
         *find_rival_symptoms(servers or (), view.nodes, place.gpu_operator_namespace),
@@ -145,16 +151,6 @@ async def _examine(client: KubeClient) -> Examination:
         NO_SERVERS if servers is None else {},
     )
     return Examination(view, symptoms, notes, unseen)
-
-
-def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Symptoms:
-    """Return what is wrong with the entries of the device plugin's ConfigMap. Empty if `entries` is None, or if the
-    ConfigMap is the operator's own and does not exist, because `find_symptoms` reports that."""
-    if entries is None or (entries.config_map == view.place.plugin_config_map and entries.texts is None):
-        return ()
-    stack = view.followed_policy
-    install = "" if view.installed else start(view)
-    return find_entry_symptoms(entries, {*view.named_entries, stack.plugin_default if stack else ""}, install)
 
 
 async def _as_installed(client: KubeClient, view: InstallationView) -> InstallationView:

@@ -138,7 +138,9 @@ async def _reply(
     try:
         async with places, asyncio.timeout(first) as limit, connected(kubeconfig, context) as session:
             late = f"the API server of context {context} did not respond within {first:g} s"
-            cluster = await _identify(session)
+            cluster = ""
+            with explained(session.where), suppress(Forbidden, NotFound):
+                cluster = text(await session.client.get(NAMESPACES, "kube-system"), "metadata", "uid")
             seconds = typed.row.beside
             late = f"it took longer than {seconds:g} s. Use --context {context}, which has no such limit"
             limit.reschedule(asyncio.get_running_loop().time() + seconds)
@@ -149,14 +151,6 @@ async def _reply(
         return Reply(context, error=str(trouble))
     except Exception as error:  # noqa: BLE001 - a fault of one cluster must not hide the other answers
         return Reply(context, error=f"unexpected error: {type(error).__name__}: {error}; please report it")
-
-
-async def _identify(session: Session) -> str:
-    """Return the UID of the namespace kube-system, or an empty string if the user may not read it (Forbidden) or it
-    does not exist. Raises Trouble for any other KubeError, for example if the server does not answer."""
-    with explained(session.where), suppress(Forbidden, NotFound):
-        return text(await session.client.get(NAMESPACES, "kube-system"), "metadata", "uid")
-    return ""
 
 
 def describe_clusters(verb: FleetVerb, replies: Sequence[Reply], paper: Paper) -> list[Line]:

@@ -180,7 +180,7 @@ def _fitted(columns: Sequence[Column], widths: Mapping[int, int], room: int) -> 
     those with 0 is narrowed, again and again. No column becomes narrower than 5 characters, even if the row is then too
     long."""
     fitted = dict(widths)
-    while _total(fitted) > room:
+    while sum(fitted.values()) + len(GAP) * max(0, len(fitted) - 1) > room:
         loose = [index for index in fitted if columns[index].drop]
         widest = max(fitted, key=lambda index: fitted[index])
         if loose:
@@ -190,11 +190,6 @@ def _fitted(columns: Sequence[Column], widths: Mapping[int, int], room: int) -> 
         else:
             fitted[widest] -= 1
     return fitted
-
-
-def _total(widths: Mapping[int, int]) -> int:
-    """Return the width of a row with columns of these widths, including the gaps between them."""
-    return sum(widths.values()) + len(GAP) * max(0, len(widths) - 1)
 
 
 def _row(cells: Sequence[Span], widths: Sequence[int]) -> list[Span]:
