@@ -1,4 +1,4 @@
-"""The pools at a glance, from what the operator published (cli/pools/fleet.py, cli/pools/estimate.py,
+"""The pools at a glance, from what the operator published (cli/pools/fleet.py, cli/pools/timeline.py,
 cli/shell/drawing.py)."""
 
 from datetime import timedelta
@@ -9,11 +9,11 @@ from hack.customresources import GPUNODE, POLICY
 from tests.build import NOW
 from tests.cli.objects import ago, fleet, gpunode, history, policy, pools_of
 
-from gpusharing.cli.pools.estimate import find_estimate
 from gpusharing.cli.pools.fleet import State, state_of
 from gpusharing.cli.pools.status import BESIDE, COLUMNS, describe
 from gpusharing.cli.pools.status import WIDE as WIDE_COLUMNS
 from gpusharing.cli.pools.status import as_data as typed_data
+from gpusharing.cli.pools.timeline import find_estimate
 from gpusharing.cli.shell.drawing import Glyph, Ink, Paper, bar, length, plain
 from gpusharing.kube.client import JSON
 

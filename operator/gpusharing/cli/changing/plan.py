@@ -27,8 +27,8 @@ from gpusharing.cli.changing.conclusion import (
 from gpusharing.cli.changing.dependents import find_vanishing, read_dependents, read_tenants
 from gpusharing.cli.live.cluster import MAX_LISTED, LivePlan, gathered
 from gpusharing.cli.live.files import read_policies
-from gpusharing.cli.pools.estimate import durations
 from gpusharing.cli.pools.fleet import read_node
+from gpusharing.cli.pools.timeline import durations
 from gpusharing.cli.setup.adoption import with_pointers, with_presumed
 from gpusharing.cli.setup.importing import read_admin_maps
 from gpusharing.cli.shell.documents import PlanData, ProposalData, StepData

@@ -16,7 +16,6 @@ from operator import attrgetter
 from gpusharing.api.names import WAY, Phase
 from gpusharing.api.records import to_wire
 from gpusharing.api.times import from_rfc3339
-from gpusharing.cli.pools.estimate import find_estimate
 from gpusharing.cli.pools.fleet import (
     NodeStatus,
     PoolStatus,
@@ -26,7 +25,7 @@ from gpusharing.cli.pools.fleet import (
     read_pools,
     simulated_nodes,
 )
-from gpusharing.cli.pools.timeline import describe_timeline
+from gpusharing.cli.pools.timeline import describe_timeline, find_estimate
 from gpusharing.cli.shell.clusters import Answer, FleetVerb
 from gpusharing.cli.shell.documents import NodeData, PoolData, PoolListData
 from gpusharing.cli.shell.drawing import (

@@ -91,7 +91,7 @@ def _flag(spelling: str, text: str, **options: Any) -> Flag:
     """Return a flag. `spelling` has its names, and a word for its value if it takes one, such as `-l, --nodes LABELS`.
     A flag that takes a value or has `choices` is an empty string by default, and any other is false. `options` are
     passed to `add_argument`, and override what follows from the spelling."""
-    words = spelling.replace(",", "").split()
+    words = [word.rstrip(",") for word in spelling.split()]
     names = tuple(word for word in words if word.startswith("-"))
     metavar = next((word for word in words if not word.startswith("-")), None)
     valued = metavar is not None or "choices" in options
@@ -234,37 +234,25 @@ def _common(outputs: tuple[str, ...], *, hidden: bool = False) -> Parser:
     """Return a parser with the flags that every verb has; `outputs` are the choices of -o. With `hidden`, its help
     shows only -o. A flag that is not typed sets no attribute, because a default would override a flag typed before the
     verb."""
-    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = Parser(add_help=False)
     group = common.add_argument_group("cluster and output")
-    group.add_argument("--kubeconfig", metavar="FILE", help="instead of KUBECONFIG or ~/.kube/config")
-    group.add_argument(
-        "--context", metavar="NAME", help="a context in the kubeconfig; default: the current context"
-    )
-    group.add_argument(
-        "--contexts",
-        metavar="A,B",
-        help="several contexts, shown in one table; works with status, doctor and cost",
-    )
-    group.add_argument(
-        "--all-contexts",
-        action="store_true",
-        help="all contexts in the kubeconfig, shown in one table; works with status, doctor and cost",
-    )
-    group.add_argument(
-        "-n",
-        "--namespace",
-        metavar="NAME",
-        help="namespace of the given pod; for free and advise, the namespace whose pods to include",
-    )
-    group.add_argument(
-        "-o",
-        "--output",
-        choices=outputs,
-        metavar="FORMAT",
-        help=f"{_listed(outputs)}; default: table",
-    )
-    group.add_argument("--no-headers", action="store_true", help="no headings of tables")
-    group.add_argument("--no-color", action="store_true", help="no colors; NO_COLOR does the same")
+    for names, options in (
+        _flag("--kubeconfig FILE", "instead of KUBECONFIG or ~/.kube/config"),
+        _flag("--context NAME", "a context in the kubeconfig; default: the current context"),
+        _flag("--contexts A,B", "several contexts, shown in one table; works with status, doctor and cost"),
+        _flag(
+            "--all-contexts",
+            "all contexts in the kubeconfig, shown in one table; works with status, doctor and cost",
+        ),
+        _flag(
+            "-n, --namespace NAME",
+            "namespace of the given pod; for free and advise, the namespace whose pods to include",
+        ),
+        _flag("-o, --output FORMAT", f"{_listed(outputs)}; default: table", choices=outputs),
+        _flag("--no-headers", "no headings of tables"),
+        _flag("--no-color", "no colors; NO_COLOR does the same"),
+    ):
+        group.add_argument(*names, **options | {"default": argparse.SUPPRESS})
     for action in common._actions if hidden else ():
         action.help = action.help if action.dest == "output" else argparse.SUPPRESS
     return common
