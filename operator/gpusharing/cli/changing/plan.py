@@ -255,19 +255,13 @@ def _who_asks(resource: Vanishing) -> str:
     """Return a clause about a resource whose number of devices in the pool falls: which pods of the pool request it
     (five are named at most), how many pods are waiting for it, and whether other nodes still advertise enough
     devices. Empty if no pod requests it or is waiting for it."""
-    if not resource.pods and not resource.pending:
-        return ""
-    named = some(resource.pods, 5)
     here, pending = len(resource.pods), resource.pending
-    parts = [
-        f"{counted(here, 'pod')} here {'request' if here > 1 else 'requests'} it ({named})" if here else ""
-    ]
-    parts.append(
-        f"{counted(pending, 'pod')} {'are' if pending > 1 else 'is'} waiting for it" if pending else ""
-    )
+    requests = counted(here, "pod here requests", "pods here request")
+    parts = [f"{requests} it ({some(resource.pods, 5)})"] if here else []
+    parts += [f"{counted(pending, 'pod is', 'pods are')} waiting for it"] if pending else []
     where = resource.demand.text if resource.demand.waiting else "other nodes still advertise it"
     where = where if resource.demand.remain else "no node would advertise it any more"
-    return f"{'; '.join(filter(None, parts))}; {where}"
+    return "; ".join((*parts, where)) if parts else ""
 
 
 def _blockers(proposal: Proposal) -> tuple[str, ...]:

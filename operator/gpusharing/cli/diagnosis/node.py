@@ -189,18 +189,15 @@ def _facts(answer: NodeAnswer) -> list[str]:
     """Return short facts about the node: its present and wanted layout, the class of its change, the step with the
     number of the attempt, and who has cordoned it. The wanted layout is left out if it is the present one, and so is
     any fact that does not apply."""
-    facts = []
-    if answer.node.wanted and answer.node.wanted != answer.node.observed:
-        facts.append(f"{answer.node.observed or '?'} -> {answer.node.wanted}")
-    elif answer.node.observed:
-        facts.append(answer.node.observed)
-    if answer.node.disruption not in ("", "None"):
-        facts.append(f"disruption class {answer.node.disruption}")
-    if answer.node.step:
-        facts.append(f"step {answer.node.step}, attempt {answer.node.attempt}")
-    if answer.node.cordon:
-        facts.append(_CORDONED.get(answer.node.cordon, f"cordoned by {answer.node.cordon}"))
-    return facts
+    node = answer.node
+    facts = {
+        node.observed: node.observed and node.wanted in ("", node.observed),
+        f"{node.observed or '?'} -> {node.wanted}": node.wanted not in ("", node.observed),
+        f"disruption class {node.disruption}": node.disruption not in ("", "None"),
+        f"step {node.step}, attempt {node.attempt}": node.step,
+        _CORDONED.get(node.cordon, f"cordoned by {node.cordon}"): node.cordon,
+    }
+    return [fact for fact, applies in facts.items() if applies]
 
 
 def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:

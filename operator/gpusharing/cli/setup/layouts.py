@@ -7,7 +7,7 @@ The card comes from our table (`planning/gpus/cards.py`). Whether instances fit 
 import re
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gpusharing.api.nearest import nearest
@@ -115,24 +115,18 @@ def _slices(card: Card) -> int:
 CARDS_TABLE = (Column("CARD"), Column("PRODUCT", drop=1), Column("LARGEST"), Column("SMALLEST"))
 
 
-def describe_cards(cards: Iterable[Card], paper: Paper) -> list[Line]:
-    """Draw a table of those cards that have MIG, with the largest and the smallest profile of each; profiles with
+def describe_cards(paper: Paper) -> list[Line]:
+    """Draw a table of the cards that have MIG, with the largest and the smallest profile of each; profiles with
     attributes do not count."""
     rows = []
-    for card in cards:
-        if card.profiles:
-            plain = [one for one in card.profiles if not {"+", "-"} & set(one.name)]
-            large, small = (
-                max(plain, key=lambda p: p.slices),
-                min(plain, key=lambda p: (p.slices, p.memory_gb)),
-            )
-            product = card.products[0] if card.products else ""
-            most = f"{small.name} (max {small.max_count})"
-            rows.append([Span(card.key), Span(product), Span(large.name), Span(most)])
-    return [
-        *prose("Cards with MIG (kubectl gpusharing layouts CARD draws the layouts of one card):", paper),
-        *table(CARDS_TABLE, rows, paper),
-    ]
+    for card in (one for one in CARDS if one.profiles):
+        plain = [one for one in card.profiles if not {"+", "-"} & set(one.name)]
+        large = max(plain, key=lambda one: one.slices)
+        small = min(plain, key=lambda one: (one.slices, one.memory_gb))
+        most = f"{small.name} (max {small.max_count})"
+        rows.append(line(card.key, card.products[0] if card.products else "", large.name, most))
+    title = "Cards with MIG (kubectl gpusharing layouts CARD draws the layouts of one card):"
+    return [*prose(title, paper), *table(CARDS_TABLE, rows, paper)]
 
 
 def as_data(answer: LegalLayouts) -> LayoutListData:
@@ -169,7 +163,7 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
         terminal.answer(
             CardListData,
             lambda: {"cards": [card.key for card in CARDS if card.profiles]},
-            lambda paper: describe_cards(CARDS, paper),
+            describe_cards,
         )
         return DONE
     answer = find_answer(pick(typed.product), wanted_of(typed.fits), everything=typed.all)
