@@ -136,7 +136,7 @@ def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bo
     if shown:
         lines += table(COLUMNS, [_row(step) for step in shown], paper, "  ")
         if (more := len(proposal.steps) - len(shown)) > 0:
-            lines.append(line(Span(f"  and {more} more nodes; -o wide lists all", Ink.FAINT)))
+            lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
         lines += _evicted(proposal, paper)
     lines += _resources(proposal, paper)
     for blocker in _blockers(proposal):
