@@ -401,14 +401,12 @@ class Picture:
             lines = prose(f"This may be out of date: {stale}", paper, ink=Ink.BAD) if stale else []
             drawn = describe(pools, unowned, self.session.now(), paper, timeline=self.typed.timeline)
             self.lines = [*lines, *drawn]
-            hint = (
-                "; pass a POLICY to see one pool"
-                if len(pools) > 1
-                else "; make the terminal taller to see them"
-            )
-            rows = table(BESIDE.columns, [*map(_cluster_row, pools)], paper)
-            short = [*lines, *describe_health(pools, unowned, paper), *rows] if len(pools) > 1 else ()
-            self.terminal.show(self.lines, hint, short)
+            if len(pools) > 1:
+                rows = table(BESIDE.columns, [*map(_cluster_row, pools)], paper)
+                short = [*lines, *describe_health(pools, unowned, paper), *rows]
+                self.terminal.show(self.lines, "; pass a POLICY to see one pool", short)
+            else:
+                self.terminal.show(self.lines, "; make the terminal taller to see them")
 
 
 def read_shown(known: Known, typed: Namespace, where: str) -> tuple[Pools, Sequence[NodeStatus]]:

@@ -195,7 +195,7 @@ def _find_beyond(config: PluginConfig, advertised: Set[str], *, with_mig: bool) 
         "MIG is on, but its device plugin advertises whole GPUs (migStrategy none), which no policy mode does": (
             with_mig and config.mig_strategy == "none"
         ),
-        # Sharing the other resources too would not help while the numbers differ, so this comes before `whole`.
+        # Sharing the other resources too would not help while the numbers differ, so these are named first.
         f"its device plugin uses different replica counts ({counts}), but a policy sets one count for all resources": (
             len({count for _, count in replicas}) > 1
         ),

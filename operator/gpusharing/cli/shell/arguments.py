@@ -81,8 +81,8 @@ Flag = tuple[tuple[str, ...], dict[str, Any]]
 
 
 def _argument(name: str, metavar: str, text: str, nargs: str = "*") -> Flag:
-    """Return a positional argument. With `?` it may be left out, and is an empty string then. With `*` or `+` its
-    values are a list; `+` says that at least one is needed."""
+    """Return a positional argument. If `nargs` is `?`, it may be left out, and is an empty string then. If `nargs` is
+    `*` or `+`, its values are a list; `+` says that at least one is needed."""
     default = {"default": ""} if nargs == "?" else {}
     return (name,), {"nargs": nargs, "metavar": metavar, "help": text, **default}
 

@@ -146,5 +146,6 @@ def _literal(text: str) -> Any:
 
 
 def _in_json(found: re.Match[str]) -> str:
-    """Return how a match of _BACKSLASH in single quotes is written in JSON. A backslash that begins no escape goes."""
+    """Return how a match of _BACKSLASH in single quotes is written in JSON. A backslash that begins no escape is
+    dropped."""
     return found["escape"] or found["other"] or '\\"'
