@@ -93,7 +93,7 @@ DAY: Mapping[str, Answer] = {
         ({"policy": "pool-x", "currency": "USD"}, "2")
     ),
     "gpusharing_device_slices": vector(({"node": "gpu-1", "resource": "nvidia.com/gpu"}, "1")),
-    "group by (node) (count_over_time(gpusharing_gpu_seconds_total": vector(({"node": "gpu-1"}, "1")),
+    "group by (node) (count_over_time(gpusharing_gpu_seconds_total": vector((GPU, "1")),
 }
 """A GPU for a day, by what is in the query: half of it team-a's. Its agent may have been away for a moment."""
 

@@ -112,7 +112,9 @@ def _samples(history: History) -> Iterator[tuple[str, str, int]]:
 
 def _gauges(node: Node) -> Iterator[Gauge]:
     where = {"node": node.name, **node.labels}
-    yield Gauge("gpusharing_agent_gpu_info", {**where, "gpu": "0", "uuid": "u", "product": node.product}, "1")
+    for gpu in range(node.gpus):
+        labels = {**where, "gpu": str(gpu), "uuid": f"u{gpu}" if gpu else "u", "product": node.product}
+        yield Gauge("gpusharing_agent_gpu_info", labels, "1")
     yield Gauge("gpusharing_agent_simulated", where, str(node.simulated))
     for resource, count in node.slices.items():
         labels = {**where, "gpu": "0", "uuid": "u", "profile": "", "resource": resource}

@@ -93,6 +93,9 @@ PARTS, REST, WHOLE = (
                 PARTS: vector((HELD, "0"), ({**HELD, "node": "gpu-2"}, "86400")),
                 REST: vector(),
                 WHOLE: vector((GPU, "86400"), ({**GPU, "node": "gpu-2"}, "0")),
+                "group by (node) (count_over_time": vector(
+                    *(({"node": f"gpu-{one}"}, "1") for one in (1, 2))
+                ),
             },
             "the allocated, idle, stranded and transition time of pool-x on gpu-1, gpu-2 differs from the"
             " metered time of the GPUs there by 48.0 GPU-hours:"
@@ -201,4 +204,4 @@ def test_a_short_window_asks_for_no_day_of_anything(desk: Desk, fake: FakePromet
     asked = heard_by(fake)
     assert desk.type("cost", "--prometheus", fake.url, "--window", "6h").err == ""
     spans = {span for query in asked for span in re.findall(r"\[(\w+)", query)}
-    assert spans == {"21600s", "21600001ms", "20400s", "600s"}
+    assert spans == {"21600s", "21600001ms", "20400s", "600s", "300s"}

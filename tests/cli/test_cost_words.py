@@ -17,8 +17,16 @@ from gpusharing.usage.cost import query_of
 from gpusharing.usage.prometheus.client import Series, place_of
 from gpusharing.usage.prometheus.matchers import of_others, selector_of, simulated_query
 from gpusharing.usage.prometheus.windows import Days, days, seconds_of
+from gpusharing.usage.read.meter import find_growth, find_unsteady
 from gpusharing.usage.read.pricing import Prices, read_prices
-from gpusharing.usage.read.queries import MeterQuery, label_of, queries_of
+from gpusharing.usage.read.queries import (
+    COUNTERS,
+    MeterQuery,
+    growth_queries,
+    label_of,
+    mark_query,
+    queries_of,
+)
 from gpusharing.usage.reckon.bills import HOUR, Price
 from gpusharing.usage.say.cost import amount, hours_of, money
 
@@ -94,15 +102,20 @@ def test_labels_are_called_as_kube_state_metrics_calls_them() -> None:
 def test_what_selects_agents_selects_no_prices() -> None:
     assert of_others('cluster="a,b", job="x",replica=~"1|2"') == 'cluster="a,b",replica=~"1|2"'
     assert of_others('node="gpu-1"') == ""
-    queries = list(queries_of(MeterQuery(0, 86400, "team", 'job="x"'), DAY).values())
-    assert [query for query in queries if "job=" not in query] == [queries[5], *queries[7:]]
+    query = MeterQuery(0, 86400, "team", 'job="x"')
+    queries = queries_of(query, DAY)
+    assert [name for name, promql in queries.items() if "job=" in promql] == ["suspects"]
+    growth = growth_queries(query, 86400)
+    assert [name for name, promql in growth.items() if "job=" in promql] == [*COUNTERS]
+    assert mark_query(query).count("job=") == 2
 
 
 def test_what_selects_a_policy_selects_all_that_has_no_policy() -> None:
-    queries = queries_of(MeterQuery(0, 86400, "team", 'cluster="east",policy="a"'), DAY).values()
-    assert all('cluster="east"' in query for query in queries)
-    parted = [query.count("policy=") for query in queries]
-    assert parted == [1, 1, 1, 1, 1, 0, 2, 0, 0, 1, 0, 2, 0, 0]
+    query = MeterQuery(0, 86400, "team", 'cluster="east",policy="a"')
+    queries = [*growth_queries(query, 86400).values(), *queries_of(query, DAY).values(), mark_query(query)]
+    assert all('cluster="east"' in promql for promql in queries)
+    parted = [promql.count("policy=") for promql in queries]
+    assert parted == [1, 1, 1, 1, 1, 0, 2, 0, 0, 1, 0, 2, 0, 0, 1]
 
 
 @pytest.mark.parametrize("label", ["namespace", "exported_namespace", "resource", "uuid", "currency"])
@@ -255,3 +268,54 @@ def test_an_address_is_reached_through_the_proxy_of_the_environment_as_an_api_se
 def test_a_proxy_that_cannot_be_used_is_refused_in_one_sentence() -> None:
     with pytest.raises(Trouble, match=r"^HTTPS_PROXY names a proxy that cannot be used here"):
         place_of("https://far.example.com", "", "", {"HTTPS_PROXY": "socks5://proxy:1080"})
+
+
+def mark(
+    held: float, idle: float, gpus: float | None = None, node: str = "n", count: int = 2
+) -> list[Series]:
+    """The counters of a node with `count` GPUs, in seconds."""
+    told = {
+        "gpusharing_slice_seconds_total": held,
+        "gpusharing_idle_slice_seconds_total": idle,
+        "gpusharing_gpu_seconds_total": held + idle if gpus is None else gpus,
+        "gpusharing_agent_gpu_info": count,
+    }
+    return [Series({"__name__": name, "node": node}, ((0.0, value),)) for name, value in told.items()]
+
+
+def test_a_counter_grows_by_the_difference_and_one_that_is_new_by_all_of_it() -> None:
+    before, after = mark(100, 50), [*mark(160, 50), *mark(7, 0, node="new")]
+    growth = find_growth(before, after)
+    held = {series.labels["node"]: series.value for series in growth["gpusharing_slice_seconds_total"]}
+    assert held == {"n": 60, "new": 7}
+    assert [series.value for series in growth["gpusharing_agent_gpu_info"]] == [2, 2], (
+        "a number, not a counter"
+    )
+
+
+STEADY = mark(86_400, 86_400)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "unsteady"),
+    [
+        ([], STEADY, False),
+        (mark(5e5, 3e5), mark(5e5 + 86_400, 3e5 + 86_400), False),
+        (mark(5e5, 3e5), mark(5e5 + 86_460, 3e5 + 86_460), False),
+        (mark(5e5, 3e5), mark(5e5 + 86_461, 3e5 + 86_461), True),
+        (mark(5e5, 3e5), mark(100, 50), True),
+        (mark(100, 50), mark(86_400, 43_200), True),
+        (mark(5e5, 3e5), [], True),
+        ([], mark(5e5, 3e5), True),
+        (mark(5e5, 3e5), mark(5e5 + 43_200, 3e5 + 86_400, 8e5 + 172_800), True),
+        (mark(5e5, 3e5), mark(5e5 + 86_400, 3e5 + 86_400, count=3), True),
+    ],
+    ids=[
+        "began with the day", "steady", "scraped later", "scraped too late", "restarted", "restarted when young",
+        "gone", "unseen before", "a part restarted", "other GPUs",
+    ],
+)  # fmt: skip
+def test_the_ends_of_a_day_say_which_nodes_need_a_closer_look(
+    before: list[Series], after: list[Series], unsteady: bool
+) -> None:
+    assert find_unsteady(["n"], find_growth(before, after)) == ({"n"} if unsteady else set())

@@ -100,7 +100,7 @@ async def _read_nodes(session: Session, inventory: Inventory, labels: str) -> No
         async for page in session.each_page(NODES, labels=labels):
             inventory.stocks |= {stock.name: stock for stock in map(read_stock, page)}
     except Denied as error:
-        inventory.no_nodes = str(error)
+        inventory.stocks, inventory.no_nodes = {}, str(error)
 
 
 async def _read_pods(session: Session, inventory: Inventory) -> None:
@@ -118,7 +118,8 @@ async def _read_pods(session: Session, inventory: Inventory) -> None:
                     elif part(raw, "metadata", "labels", "app.kubernetes.io/name") == AGENT:
                         inventory.agents.append(raw)
                     inventory.with_claims += bool(part(raw, "spec", "resourceClaims"))
-        except Denied as error:
+        except Denied as error:  # perhaps only after some pages, whose pods the next namespace may have again
+            inventory.pods, inventory.agents, inventory.with_claims = [], [], 0
             inventory.no_pods = inventory.no_pods or str(error)
             inventory.blind, inventory.namespace = namespace is not None, own
         else:

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
+from sys import intern
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -457,7 +458,8 @@ def _series(raw: Any) -> Series:
     OverflowError if it does not have the expected form."""
     points = raw["values"] if "values" in raw else [raw["value"]]
     numbers = ((float(at), float(value)) for at, value in points)
-    labels = {printable(name): printable(text) for name, text in raw["metric"].items()}
+    # Many series have the same labels, and a bill holds a hundred thousand series.
+    labels = {intern(printable(name)): intern(printable(text)) for name, text in raw["metric"].items()}
     return Series(labels, tuple(numbers))
 
 

@@ -8,22 +8,31 @@ counters that restarted.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from shlex import quote
 
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
-from gpusharing.usage.prometheus.matchers import TARGET, braced, matcher_of, nodes_of, of_others
-from gpusharing.usage.prometheus.windows import Days, batched, days, find_gaps
+from gpusharing.usage.prometheus.matchers import (
+    TARGET,
+    braced,
+    matcher_of,
+    nodes_of,
+    of_others,
+    simulated_query,
+)
+from gpusharing.usage.prometheus.windows import DAY, LOOKBACK, Days, batched, days, find_gaps
 from gpusharing.usage.read.absences import PRESENCE, Sightings, Stretch, by_node, find_losses, holes_in
 from gpusharing.usage.read.pricing import CHOOSE, MOST, NO_NUMBER, REMEDY, Prices, read_prices
 from gpusharing.usage.read.queries import (
+    COUNTERS,
     GPUS,
+    INFO_OF_GPUS,
     NAMESPACE,
     OF_PARTS,
     POINT,
@@ -31,7 +40,9 @@ from gpusharing.usage.read.queries import (
     MeterQuery,
     close_queries,
     device_queries,
+    growth_queries,
     label_of,
+    mark_query,
     queries_of,
     users_query,
 )
@@ -63,7 +74,9 @@ COUNTED = (*Part, "gpus")
 """The names of the answers that come from the meter: one for each Part of the GPU time, and one for all of it."""
 PRICED = ("opencost", "policies", "products", "cards")
 """The names of the answers that prices come from."""
-AHEAD = 3
+FEW = 8
+"""How many nodes are read first to see whether Prometheus was always there: names of so many fit into a URL."""
+AHEAD = 2
 """How many groups of days are queried at the same time, so that a Prometheus with several cores uses them."""
 Answers = defaultdict[str, list[Series]]
 """The answers for one stretch of time, by the names of their queries; empty for a query that was not necessary."""
@@ -166,14 +179,21 @@ async def _read_days(
     KAI-Scheduler, the pods that used the reserved GPUs are queried too. Raises Trouble if a query fails or a node was
     metered twice."""
     answers = await group.read_all(prometheus, queries_of(query, group))
-    devices = device_queries(query)
-    at_end = await side_by_side(*(prometheus.instant(promql, group.ends[-1]) for promql in devices.values()))
     suspects = [nodes_of(answer) for answer in answers["suspects"]]
+    growth, unsteady = await _read_growth(prometheus, query, group)
+    now = {**device_queries(query), "simulated": simulated_query(query.selector, round(LOOKBACK))}
+    at_end = await side_by_side(*(prometheus.instant(promql, group.ends[-1]) for promql in now.values()))
     # Where no node changed, its devices are those at the end.
-    changed = nodes_of(series for series in chain.from_iterable(answers["transition"]) if series.value > 0)
-    if others := changed.union(*suspects):
+    changed = nodes_of(series for series in chain.from_iterable(growth["transition"]) if series.value > 0)
+    others = changed.union(unsteady, *suspects)
+    if others:
         close = close_queries(query, group.seconds, matcher_of(others))
+        if group.seconds == DAY:
+            close |= growth_queries(query, group.seconds, matcher_of(others))
         answers |= await (group.read_all if matcher_of(others) else group.read_apart)(prometheus, close)
+    for name, stretches in growth.items():
+        close_up = answers.get(name)
+        answers[name] = stretches if close_up is None else _replaced(stretches, close_up, others)
     held = chain.from_iterable(answers["held"])
     if reserved := nodes_of(series for series in held if exported_label(series, NAMESPACE) in RESERVATIONS):
         users = users_query(query, group.seconds, matcher_of(reserved))
@@ -181,8 +201,8 @@ async def _read_days(
     found = []
     for index, end in enumerate(group.ends):
         day = defaultdict(list, {name: answer[index] for name, answer in answers.items()})
-        for name, now in zip(devices, at_end, strict=True):
-            day[name] = [*now, *day[name]]
+        for name, answer_now in zip(now, at_end, strict=True):
+            day[name] = [*answer_now, *day[name]]
         _refuse_doubles(day["twice"])
         nodes, begin = nodes_of(day["gpus"]), end - group.seconds
         # A node that is no suspect was seen all the time, so it was never the case that none was.
@@ -190,6 +210,69 @@ async def _read_days(
         presence = {name: by_node(day[name]) for name in PRESENCE}
         found.append((day, Sightings(begin, end, nodes, suspects[index], presence, holes)))
     return found
+
+
+def _replaced(
+    stretches: Iterable[list[Series]], close_up: Iterable[list[Series]], nodes: Set[str]
+) -> list[list[Series]]:
+    """Return the answers for each stretch, in which the series of `nodes` are those of `close_up`."""
+    return [
+        [series for series in far if _node(series)[0] not in nodes]
+        + [series for series in near if _node(series)[0] in nodes]
+        for far, near in zip(stretches, close_up, strict=True)
+    ]
+
+
+async def _read_growth(
+    prometheus: Prometheus, query: MeterQuery, group: Days
+) -> tuple[dict[str, list[list[Series]]], frozenset[str]]:
+    """Return how much each of COUNTERS grew in each stretch of `group`, by their names, and the nodes for which that
+    may be wrong (`find_unsteady`). On whole days, counters are only read at both ends of each day: Prometheus would
+    need many times longer to read all of their samples. In other stretches, the nodes with SIMULATED GPUs are returned
+    too. Raises Trouble if a query fails."""
+    if group.seconds != DAY:
+        return await group.read_all(prometheus, growth_queries(query, group.seconds)), frozenset()
+    growth: dict[str, list[list[Series]]] = {name: [] for name in COUNTERS}
+    unsteady: set[str] = set()
+    times = (group.start, *group.ends)
+    marks = await side_by_side(*(prometheus.instant(mark_query(query), at) for at in times))
+    for before, after in pairwise(marks):
+        day = find_growth(before, after)
+        unsteady |= find_unsteady(nodes_of([*before, *after]), day)
+        for name, stretches in growth.items():
+            stretches.append(day[COUNTERS[name][0]])
+    return growth, frozenset(unsteady)
+
+
+def find_growth(before: Iterable[Series], after: Iterable[Series]) -> Answers:
+    """Return, by the name of the metric, the series of `after`. Each has the difference to its value in `before`, which
+    is 0 if it is not there, but the number of GPUs (INFO_OF_GPUS) is that of `after`."""
+    old = {frozenset(series.labels.items()): series.value for series in before}
+    growth: Answers = defaultdict(list)
+    for series in after:
+        name, (at, value) = series.labels.get("__name__", ""), series.points[-1]
+        less = 0.0 if name == INFO_OF_GPUS else old.get(frozenset(series.labels.items()), 0.0)
+        growth[name].append(Series(series.labels, ((at, value - less),)))
+    return growth
+
+
+def find_unsteady(nodes: Iterable[str], growth: Answers) -> set[str]:
+    """Return those of `nodes` whose counters may have grown by more than the `growth` of a day shows (`find_growth`),
+    because a counter restarted or vanished. Such a counter's growth is too low. It is right if the GPU time of the node
+    is a day of each of its GPUs and the parts add up to that time. Both may differ by ENDS for each GPU. A node whose
+    number of GPUs is unknown at the end of the day is included."""
+    gpus, whole, parts = (defaultdict[str, float](float) for _ in range(3))
+    for name, answer in growth.items():
+        for series in answer:
+            sums = gpus if name == INFO_OF_GPUS else whole if name == GPUS else parts
+            sums[_node(series)[0]] += series.value
+    return {
+        node
+        for node in nodes
+        if not gpus[node]
+        or abs(whole[node] - DAY * gpus[node]) > ENDS * gpus[node]
+        or abs(parts[node] - whole[node]) > ENDS * gpus[node]
+    }
 
 
 async def _find_holes(prometheus: Prometheus, query: MeterQuery, begin: float, end: float) -> list[Stretch]:
@@ -215,7 +298,8 @@ async def read_price(prometheus: Prometheus, query: MeterQuery, nodes: Iterable[
     price. Each node counts once, however many GPUs it has. None if there are no nodes, if the price of one is unknown
     or ambiguous, or if they have prices in several currencies. Raises Trouble if a query fails."""
     window = Days((query.end,), round(query.end - query.start))
-    queries = queries_of(query, window) | device_queries(query, span=f"[{window.seconds}s]")
+    queries = queries_of(query, window) | growth_queries(query, window.seconds)
+    queries |= device_queries(query, span=f"[{window.seconds}s]")
     names = ("opencost", "policies", "products", "cards", "rivals", "gpus")
     answers = await window.read_all(prometheus, {name: queries[name] for name in names})
     opencost, charged, products, cards, rivals, owners = (answers[name][0] for name in names)
@@ -343,19 +427,26 @@ def _node(series: Series) -> NodePool:
 
 async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:
     """Return sentences about the parts of the window without data of the meter; empty if there are none (`find_gaps`).
-    Raises Trouble if there is no data at all, or if the query fails."""
+    If some nodes that were there at both ends were never all away, the others are not read. Raises Trouble if there
+    is no data at all, or if a query fails."""
     chosen = braced(query.selector)
     where = f" for {chosen}" if chosen else ""
-    return await find_gaps(
+    read = partial(
+        find_gaps,
         prometheus,
-        f"count({GPUS}{chosen})",
-        query.start,
-        query.end,
+        start=query.start,
+        end=query.end,
         nothing=f"{prometheus.place.where} has no data from the meter in this window ({GPUS}){where}: does it scrape"
         " the agents? In the chart: monitoring.podMonitor.enabled=true, with the labels by which your Prometheus"
         " selects PodMonitors",
         lost="usage during that time is only partly known",
     )
+    offset = f" offset {query.end - query.start:.0f}s"
+    both = " and ".join(f"group by (node) ({GPUS}{chosen}{moved})" for moved in ("", offset))
+    few = nodes_of(await prometheus.instant(f"topk({FEW}, {both})", query.end))
+    if few and not await read(query=f"count({GPUS}{braced(query.selector, matcher_of(few))})"):
+        return []
+    return await read(query=f"count({GPUS}{chosen})")
 
 
 def _refuse_doubles(twice: Iterable[Series]) -> None:

@@ -28,10 +28,19 @@ AGENTS = 'job="gpusharing-agent"'
 """A matcher for the job of the chart's PodMonitor (templates/podmonitor.yaml, jobLabel). It is not used if the
 selector has a matcher for `job`."""
 NAMESPACE, POLICY, POD, EXPORTED = "namespace", "policy", "pod", "exported_namespace"
-GPUS = "gpusharing_gpu_seconds_total"
+GPUS, INFO_OF_GPUS = "gpusharing_gpu_seconds_total", "gpusharing_agent_gpu_info"
 OF_PARTS = frozenset((NAMESPACE, EXPORTED, "resource", "gpu", "uuid", "profile", "product", "currency"))
 """Labels that only some series of a bill have. If a selector used them, the parts would not add up. (Time that no pod
 held has no tenant: in those series `namespace` is the agent's namespace, or is missing.)"""
+COUNTERS = {
+    "held": ("gpusharing_slice_seconds_total", f"{POLICY}, {NAMESPACE}, {EXPORTED}, resource"),
+    "idle": ("gpusharing_idle_slice_seconds_total", f"{POLICY}, resource"),
+    "stranded": ("gpusharing_stranded_slice_seconds_total", POLICY),
+    "transition": ("gpusharing_transition_slice_seconds_total", POLICY),
+    "gpus": (GPUS, POLICY),
+}
+"""The counters of the meter and the labels by which they are summed beside the node, by the name of the answer: one for
+each Part of the GPU time, and one for all of it."""
 _PRICES = (
     ("opencost", OPENCOST_METRIC, "node", " != 0"),
     ("policies", POLICY_METRIC, f"{POLICY}, currency", ""),
@@ -76,23 +85,11 @@ def refuse_parts(selector: str) -> None:
 
 
 def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
-    """Return the queries of a bill, by the name of their answer. They must be evaluated at the end of each stretch of
-    `days`. The query for the slices of pods is only included in a bill by pod, and those for labels of namespaces only
-    in a bill by such a label."""
-    chosen, seconds = braced(query.selector), days.seconds
-
-    def increase_of(name: str, *labels: str) -> str:
-        """Return the query for the growth of the counter `name` in a stretch of `days`, summed by node and these
-        labels."""
-        return f"sum by (node, {', '.join(labels)}) (increase({name}{chosen}[{seconds}s]))"
-
+    """Return the queries of a bill, except those of `growth_queries`, by the name of their answer. They must be
+    evaluated at the end of each stretch of `days`. The query for the slices of pods is only included in a bill by pod,
+    and those for labels of namespaces only in a bill by such a label."""
+    seconds = days.seconds
     queries = {
-        "held": increase_of("gpusharing_slice_seconds_total", POLICY, NAMESPACE, EXPORTED, "resource"),
-        "idle": increase_of("gpusharing_idle_slice_seconds_total", POLICY, "resource"),
-        "stranded": increase_of("gpusharing_stranded_slice_seconds_total", POLICY),
-        "transition": increase_of("gpusharing_transition_slice_seconds_total", POLICY),
-        "gpus": increase_of(GPUS, POLICY),
-        "simulated": simulated_query(query.selector, seconds),
         "suspects": _suspects(query, days),
         "fractions": _fractions(query, seconds),
         **_prices(query, seconds),
@@ -107,6 +104,25 @@ def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
         queries["labels"] = f"max by ({NAMESPACE}, {EXPORTED}, {label}) (max_over_time({last}))"
         queries["rival labels"] = _rival_labels(f"kube_namespace_labels{{{matchers}}}", label, seconds)
     return queries
+
+
+def growth_queries(query: MeterQuery, seconds: int, nodes: str = "") -> dict[str, str]:
+    """Return the queries for how much the COUNTERS grew in the last `seconds`, and for the nodes with SIMULATED GPUs in
+    that time, by the name of their answer. `nodes` is the matcher for the nodes of the counters; empty for all."""
+    chosen = f"{braced(query.selector, nodes)}[{seconds}s]"
+    growth = {
+        name: f"sum by (node, {labels}) (increase({counter}{chosen}))"
+        for name, (counter, labels) in COUNTERS.items()
+    }
+    return {**growth, "simulated": simulated_query(query.selector, seconds)}
+
+
+def mark_query(query: MeterQuery) -> str:
+    """Return the query for the values of the COUNTERS at one moment, and for the number of GPUs of each node, which has
+    the name INFO_OF_GPUS."""
+    counters = f'__name__=~"{"|".join(counter for counter, _ in COUNTERS.values())}"'
+    series = f"{braced(query.selector, counters)} or {INFO_OF_GPUS}{_of_devices(query)}"
+    return f"sum by (__name__, node, {COUNTERS['held'][1]}) ({series})"
 
 
 def _suspects(query: MeterQuery, days: Days) -> str:
@@ -162,7 +178,7 @@ def device_queries(query: MeterQuery, nodes: str = "", span: str = "") -> dict[s
     over = "max_over_time" if span else ""
     return {
         "shared": f"max by (node, resource) ({over}(gpusharing_device_slices{chosen}))",
-        "cards": f"max by (node, product) ({over}(gpusharing_agent_gpu_info{chosen}))",
+        "cards": f"max by (node, product) ({over}({INFO_OF_GPUS}{chosen}))",
     }
 
 
