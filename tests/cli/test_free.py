@@ -1,6 +1,7 @@
 """`free`: who holds what and what is free, from Nodes and Pods, with whatever rights there are (usage/free.py,
 usage/reckon/holdings.py, usage/say/free.py)."""
 
+import asyncio
 import csv
 import io
 import json
@@ -11,7 +12,8 @@ import pytest
 import yaml
 from tests.cli.desk import GPUNODES, Desk, Said
 
-from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
+from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Denied
+from gpusharing.usage.free import read_inventory
 
 JSON = dict[str, Any]
 NODES, PODS, TEAM_A = "/api/v1/nodes", "/api/v1/pods", "/api/v1/namespaces/team-a/pods"
@@ -389,6 +391,37 @@ def test_who_may_not_list_all_pods_gets_those_of_a_namespace_and_why_free_is_unk
     row = rows(fleet, "-n", "team-a")[GPU]
     assert (row["requested"], row["allocatable"], row["waiting"]) == (6, 18, 8)
     assert (row["free"], row["others"], row["largest"]) == (None, None, None)
+
+
+class Revoked:
+    """A session whose user loses the right to list all Pods and all Nodes after the first page."""
+
+    namespace = "team-a"
+
+    def __init__(self, pods: list[Any], nodes: list[Any]) -> None:
+        self.pages = {NODES: nodes, PODS: pods}
+        self.own = pods
+
+    async def each_page(self, kind: Any, namespace: str | None = None, *_: str, **__: str) -> Any:
+        """Yield a page, and raise Denied in place of a second one unless it is about a namespace."""
+        yield self.own if namespace else self.pages[f"/api/v1/{kind.plural}"]
+        if namespace is None:
+            raise Denied(f"{kind.plural} is forbidden")
+
+    async def all(self, *_: Any) -> list[Any]:
+        """Return no GPUNodes."""
+        return []
+
+
+def test_pods_on_a_page_before_the_right_was_lost_count_once(fleet: Desk) -> None:
+    lists = fleet.server.lists
+    own = [pod for pod in lists[PODS] if pod["metadata"]["namespace"] == "team-a"]
+    found = asyncio.run(read_inventory(Revoked(own, lists[NODES]), "", ""))  # type: ignore[arg-type]  # all it calls
+    names = [pod.name for pod in found.pods]
+    assert sorted(names) == sorted(set(names))
+    assert names
+    assert found.stocks == {}, "a part of the nodes would look like all of them"
+    assert (found.no_nodes, found.no_pods) == ("nodes is forbidden", "pods is forbidden")
 
 
 def test_what_the_agents_report_as_allocated_stands_for_pods_that_may_not_be_read(fleet: Desk) -> None:

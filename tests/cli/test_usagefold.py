@@ -13,7 +13,7 @@ from gpusharing.usage.prometheus.client import Series
 from gpusharing.usage.read.fold import Fold, HourAnswers, Record
 from gpusharing.usage.read.histories import find_pool
 from gpusharing.usage.read.series import PodOwners, devices_of
-from gpusharing.usage.read.usage import Usage, add_gpus
+from gpusharing.usage.read.usage import add_gpus
 from gpusharing.usage.reckon.needs import History
 
 HOURS = 100
@@ -46,7 +46,7 @@ def folded(found: HourAnswers) -> Fold:
 
 def histories(fold: Fold) -> tuple[History, ...]:
     """Of the workloads of the pool."""
-    return find_pool(Usage(fold, {}, {}, (), ()), "the pool").histories
+    return find_pool(fold, "the pool").histories
 
 
 def test_a_pod_that_two_scrape_with_different_labels_shares_its_gpu_with_nobody() -> None:
@@ -144,7 +144,7 @@ def test_pods_of_mig_devices_share_no_gpu_where_agents_alone_tell() -> None:
         for pod, uuid in (("llm", "MIG-1"), ("chat", "GPU-1"))
     ]
     fold = folded(part(used, [], held=held))
-    seen = find_pool(Usage(fold, {}, {}, (), ()), "the pool")
+    seen = find_pool(fold, "the pool")
     assert fold.gpus["GPU-1"].divided == HOURS - 1
     assert not seen.occupied
 
@@ -215,13 +215,13 @@ def test_of_a_new_workload_nothing_is_known() -> None:
     assert Record.of(2).pods == array(Record.of(2).pods.typecode, [0, 0])
 
 
-def beside(hours: int, **labels: str) -> Usage:
+def beside(hours: int, **labels: str) -> Fold:
     """An H100 that a pod has, and a GPU of another model that was seen in the first hours; only H100s are asked for."""
     used = [series("llm", dict.fromkeys(range(HOURS), 6144.0))]
     used.append(series("", dict.fromkeys(range(hours), 0.0), UUID="GPU-2", modelName="NVIDIA A30", **labels))
     fold = Fold(3600.0 * (HOURS - 1), HOURS, card=find_card("NVIDIA H100 80GB HBM3"))
     fold.add(part(used, []))
-    return Usage(fold, {}, {}, (), ())
+    return fold
 
 
 def test_a_card_beside_another_model_on_its_node_gets_no_layout() -> None:
@@ -233,7 +233,7 @@ def test_a_card_beside_another_model_on_its_node_gets_no_layout() -> None:
 
 
 @pytest.mark.parametrize("usage", [beside(HOURS, Hostname="gpu-2"), beside(HOURS - 30)], ids=["far", "gone"])
-def test_another_model_elsewhere_or_before_is_no_hindrance(usage: Usage) -> None:
+def test_another_model_elsewhere_or_before_is_no_hindrance(usage: Fold) -> None:
     assert find_pool(usage, "the pool").nodes == (1,)
 
 
@@ -255,7 +255,7 @@ def replaced(at: int) -> Fold:
     [(1, (2, 2), False), (2, (2,), True), (5, (2,), True), (23, (2,), True), (24, (2,), False)],
 )
 def test_a_node_that_was_replaced_today_counts_once(ago: int, nodes: tuple[int, ...], *, named: bool) -> None:
-    seen = find_pool(Usage(replaced(HOURS - ago), {}, {}, (), ()), "the pool")
+    seen = find_pool(replaced(HOURS - ago), "the pool")
     assert (seen.nodes, seen.used) == (nodes, 2)
     assert [one.workload.name for one in seen.histories] == ["llm"]
     assert [one for one in seen.remarks if one.startswith(f"2 GPUs of old (not seen for {ago} h) are")] == (
@@ -284,7 +284,7 @@ def test_a_cron_job_counts_whether_the_node_of_its_last_run_is_there_or_not(*, t
         series("train-1-x", dict.fromkeys(range(20, 60), 30_000.0), **elsewhere),
         *([series("", dict.fromkeys(range(HOURS), 0.0), **elsewhere)] if there else []),
     ]
-    seen = find_pool(Usage(folded(replace(part(used, used), owners=owners)), {}, {}, (), ()), "the pool")
+    seen = find_pool(folded(replace(part(used, used), owners=owners)), "the pool")
     assert [one.workload.name for one in seen.histories] == ["train", "llm"]
     assert seen.nodes == ((1, 1) if there else (1,))
 
@@ -294,7 +294,7 @@ def test_what_ran_on_a_node_that_is_gone_is_named() -> None:
         series("llm", dict.fromkeys(range(HOURS), 6144.0)),
         series("chat", dict.fromkeys(range(60), 6144.0), UUID="GPU-9", Hostname="gpu-9"),
     ]
-    seen = find_pool(Usage(folded(part(used, used)), {}, {}, (), ()), "the pool")
+    seen = find_pool(folded(part(used, used)), "the pool")
     assert seen.remarks[-1] == "1 workload had no pod in the last day and is left out: a/chat"
 
 
@@ -305,7 +305,7 @@ def test_a_workload_of_another_model_that_is_gone_is_none_of_the_pools() -> None
             "chat", dict.fromkeys(range(60), 6144.0), UUID="GPU-9", modelName="NVIDIA A30", Hostname="gpu-9"
         ),
     ]
-    seen = find_pool(Usage(folded(part(used, used)), {}, {}, (), ()), "the pool")
+    seen = find_pool(folded(part(used, used)), "the pool")
     assert not any("left out" in one for one in seen.remarks)
 
 
@@ -323,7 +323,7 @@ def test_history_of_nodes_that_were_replaced_counts_or_is_said_to_be_left_out(
     ]
     fold = Fold(3600.0 * (HOURS - 1), HOURS, nodes=chosen)
     fold.add(part(rows, rows))
-    seen = find_pool(Usage(fold, {}, {}, (), ()), "the pool")
+    seen = find_pool(fold, "the pool")
     told = [
         one for one in seen.remarks if one.startswith("the history of 1 node with GPUs (old) is left out")
     ]

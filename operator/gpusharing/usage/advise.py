@@ -105,8 +105,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         )
     answers = None
     if (advice := advise_for(demand, card)) is None:
-        level = await _isolation(session, typed.namespace)
-        answers = _find_answers(typed, card, demand, level)
+        labels = await session.namespace_labels(typed.namespace)
+        if find_admitted(labels) == ():
+            raise Trouble(describe_guard(typed.namespace, labels))
+        answers = _find_answers(typed, card, demand, labels.get(LABEL_ISOLATION, ""))
         # The installed DaemonSet outweighs the flag.
         if advise(replace(answers, no_mps=None)).mode is Mode.MPS:
             why, remedy = await _deafness(session)
@@ -128,15 +130,6 @@ def _is_measured(typed: Namespace, terminal: Terminal) -> bool:
     if terminal.output == "csv" and not measured:
         raise Trouble(f"-o csv works only where needs are {scope}")
     return measured
-
-
-async def _isolation(session: Session, namespace: str) -> str:
-    """Return the level of isolation that the label of the namespace demands; empty if the namespace has no such label
-    or cannot be read. Raises Trouble if the value is not a level, because no mode would be admitted."""
-    labels = await session.namespace_labels(namespace)
-    if find_admitted(labels) == ():
-        raise Trouble(describe_guard(namespace, labels))
-    return labels.get(LABEL_ISOLATION, "")
 
 
 async def _obstacle(session: Session, mode: Mode) -> str:

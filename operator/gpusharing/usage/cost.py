@@ -12,8 +12,8 @@ from gpusharing.cli.shell.drawing import Column, Span
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble
-from gpusharing.usage.flags import place_found, place_named
-from gpusharing.usage.prometheus.client import Endpoint, Prometheus, prometheus_at
+from gpusharing.usage.flags import find_endpoint
+from gpusharing.usage.prometheus.client import Prometheus, prometheus_at
 from gpusharing.usage.prometheus.matchers import selector_of
 from gpusharing.usage.prometheus.windows import span_of
 from gpusharing.usage.read.meter import read_metered
@@ -31,26 +31,17 @@ from gpusharing.usage.say.cost import (
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Print the bill from the Prometheus at the address in `--prometheus`, without contacting a cluster. Return DONE,
-    or CHANGES if the bill is incomplete. Raises Trouble if a flag, or a file that it names, cannot be used, or as
-    `find_answer` does."""
-    return asyncio.run(_answer(place_named(typed), typed, terminal))
+    """Print the bill from the Prometheus at the address in `--prometheus`, as `run` does, without a cluster."""
+    return asyncio.run(run(None, typed, terminal))
 
 
-async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print the bill from a Prometheus in the cluster. Return DONE, or CHANGES if the bill is incomplete. Mistakes in
-    flags raise Trouble before the cluster is contacted, except an `--until` in the future, which is only found by the
-    clock of the Prometheus. Also raises Trouble if no Prometheus is found, or as `find_answer` does."""
-    query_of(typed, 0.0)  # reports mistakes before the cluster is contacted
-    return await _answer(await place_found(session, typed), typed, terminal)
-
-
-async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
-    """Query the Prometheus at `place`, which may be behind an API server, and print the bill and how much has been read
-    so far. Return DONE, or CHANGES if the bill is incomplete. Raises Trouble if a flag cannot be used, before anything
-    is sent, or as `find_answer` does."""
-    query_of(typed, 0.0)
-    async with prometheus_at(place) as prometheus:
+async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:
+    """Print the bill from a Prometheus in the cluster or, without a `session`, the one in `--prometheus`, and how much
+    has been read so far. Return DONE, or CHANGES if the bill is incomplete. Mistakes in flags raise Trouble before
+    anything is sent, except an `--until` in the future, which is only found by the clock of the Prometheus. Also raises
+    Trouble as `find_endpoint` and `find_answer` do."""
+    query_of(typed, 0.0)  # reports mistakes before anything is sent
+    async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed, terminal.progress)
     terminal.answer(
         BillData, lambda: as_data(answer), lambda paper: describe(answer, paper), lambda: as_rows(answer)
@@ -62,7 +53,7 @@ async def ask(session: Session, typed: Namespace) -> Answer:
     """Return the bill of one cluster (see FleetVerb), with the status CHANGES if it is incomplete, else DONE. Its
     totals, its remarks and a `PARTIAL:` line for each thing that is missing become remarks of the Answer. Raises
     Trouble if no Prometheus is found, or as `find_answer` does."""
-    async with prometheus_at(await place_found(session, typed)) as prometheus:
+    async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed)
     status, rows = CHANGES if answer.missing else DONE, [[*cells, Span("")] for cells in cells_of(answer)]
     totals = [total_sentence(total).rstrip(".") for total in answer.bill.totals]

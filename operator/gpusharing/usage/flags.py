@@ -15,19 +15,15 @@ from gpusharing.usage.prometheus.services import find_place
 from gpusharing.usage.reckon.bills import Price
 
 
-def place_named(typed: Namespace) -> Endpoint:
-    """Return how to reach the Prometheus at the address in `--prometheus`. Raises Trouble if `--service` is given too,
-    if a flag or the proxy cannot be used, if a file cannot be read, or if the token would be sent unencrypted to
-    another machine (`place_of`)."""
-    if typed.service:
-        raise Trouble("pass either --prometheus or --service, not both")
-    return place_of(typed.prometheus, typed.token_file, typed.ca_file)
-
-
-async def place_found(session: Session, typed: Namespace) -> Endpoint:
-    """Return how to reach a Prometheus in the cluster: the Service that `--service` names or, without that flag, the
-    only Service that looks like a Prometheus. Raises Trouble if `--token-file` or `--ca-file` is given, which only work
-    with `--prometheus`, if the login fails, or if not exactly one such Service is found (`find_place`)."""
+async def find_endpoint(session: Session | None, typed: Namespace) -> Endpoint:
+    """Return how to reach the Prometheus at the address in `--prometheus` or, with a `session`, a Prometheus in its
+    cluster: the Service that `--service` names or, without that flag, the only Service that looks like one. Raises
+    Trouble if flags do not belong together or cannot be used, if a file cannot be read (`place_of`), if the login
+    fails, or if not exactly one such Service is found (`find_place`)."""
+    if session is None:
+        if typed.service:
+            raise Trouble("pass either --prometheus or --service, not both")
+        return place_of(typed.prometheus, typed.token_file, typed.ca_file)
     if typed.token_file or typed.ca_file:
         raise Trouble(
             "--token-file and --ca-file only work with --prometheus URL; a Service is reached with your kubeconfig"

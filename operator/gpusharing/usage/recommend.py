@@ -16,15 +16,16 @@ from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble, error_text
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.usage.flags import place_found, place_named, price_of
+from gpusharing.usage.flags import find_endpoint, price_of
 from gpusharing.usage.prometheus.client import Prometheus, prometheus_at
 from gpusharing.usage.prometheus.matchers import selector_of
 from gpusharing.usage.prometheus.windows import DAY, span_of
+from gpusharing.usage.read.fold import Fold
 from gpusharing.usage.read.histories import ObservedPool, find_pool
 from gpusharing.usage.read.meter import read_price
 from gpusharing.usage.read.poolnodes import NodeScope, find_in_cluster, find_in_prometheus, narrow, rows_of
-from gpusharing.usage.read.queries import MeterQuery
-from gpusharing.usage.read.usage import UsageQuery, read_usage
+from gpusharing.usage.read.queries import HOUR, MeterQuery
+from gpusharing.usage.read.usage import read_usage
 from gpusharing.usage.reckon.needs import MIN_POINTS, MIN_SPAN, Confidence, Doubt, Goal, Need, find_need
 from gpusharing.usage.reckon.recommendation import ModelPool, recommend
 from gpusharing.usage.say.recommend import (
@@ -50,7 +51,7 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
     policy to write, Trouble is raised after the answer is printed.
     """
     _check(typed)
-    place = place_named(typed) if session is None else await place_found(session, typed)
+    place = await find_endpoint(session, typed)
     async with prometheus_at(place) as prometheus:
         answer = await find_answer(prometheus, typed, session)
     if answer.policy is not None and terminal.output != "csv":
@@ -109,8 +110,9 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
     inside = None if session is None else await find_in_cluster(session, typed)
     scope = inside or await find_in_prometheus(prometheus, typed, selector, end)
     card = pick(typed.card) if typed.card else None
-    usage = await read_usage(prometheus, UsageQuery(start, end, selector, scope.nodes, card))
-    observed = find_pool(usage, scope.where)
+    fold = Fold(end, max(1, round((end - start) / HOUR)), scope.nodes, card)
+    missing = await read_usage(prometheus, fold, start, selector)
+    observed = find_pool(fold, scope.where)
     if not observed.histories:
         raise Trouble(
             f"no pod used a GPU of {scope.where} during this window, or dcgm-exporter does not report pods (set"
@@ -118,7 +120,6 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
         )
     scope, unseen = narrow(scope, len(observed.nodes), "" if card is None else card.key)
     goal = Goal(typed.goal or "cost")
-    missing = list(usage.missing)
     remarks = [*filter(None, (prometheus.place.remark,)), *scope.remarks, *unseen, *observed.remarks]
     needs: tuple[Need, ...] = ()
     recommendation = None

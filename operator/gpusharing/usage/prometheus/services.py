@@ -40,7 +40,12 @@ async def find_place(session: Session, named: str) -> Endpoint:
     exists is not checked."""
     if session.login is None:
         raise Trouble("there is no API server through which a Service can be reached: pass --prometheus URL")
-    path = _path_of(named or _name(_one_of(await _services(session), session.where)))
+    if not named:
+        try:
+            services = await session.all(SERVICES)
+        except Trouble as trouble:
+            raise Trouble(f"{trouble}. To skip the search, pass {NAME}") from trouble
+    path = _path_of(named or _name(_one_of(services, session.where)))
     try:
         return await _place(session.login, session.where, path, chosen=not named)
     except KubeError as error:
@@ -76,15 +81,6 @@ async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endp
         if chosen
         else "",
     )
-
-
-async def _services(session: Session) -> list[JSON]:
-    """Return all Services of the cluster. If they cannot be listed, raises a Trouble that also says how to name a
-    Service, which makes the list unnecessary."""
-    try:
-        return await session.all(SERVICES)
-    except Trouble as trouble:
-        raise Trouble(f"{trouble}. To skip the search, pass {NAME}") from trouble
 
 
 def _path_of(flag: str) -> str:

@@ -140,8 +140,14 @@ class Fold:
     """The nodes whose GPUs count, or None for all."""
     card: Card | None = None
     """The model of the GPUs that count, or None for all. A workload may also have pods on GPUs of other models."""
-    replicated: frozenset[str] = frozenset()
-    """Nodes that advertise more GPUs than they have."""
+    replicas: dict[str, int] = field(default_factory=dict)
+    """How many times each GPU is advertised, by node. It has only nodes where that is more than once."""
+    slices: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """The highest number of replicas of a device, by node and resource, as the agents report it."""
+    remarks: tuple[str, ...] = ()
+    """What a reader should know about the series."""
+    simulated: frozenset[str] = frozenset()
+    """The names of nodes whose agents report SIMULATED GPUs."""
     records: dict[Workload, Record] = field(default_factory=dict)
     """The history of each workload."""
     gpus: dict[str, Gpu] = field(default_factory=dict)
@@ -159,6 +165,7 @@ class Fold:
         """Add the answers for the next stretch of time: update the records of workloads, the GPUs (`gpus` and
         `others`), the nodes that are not chosen (`beyond`), and the pods whose owner is unknown (`unnamed`)."""
         self._workloads.clear()
+        self.simulated |= part.simulated
         read_own = partial(read_agent, devices=part.devices)
         read_exporter = partial(read_dcgm, exporters=part.exporters)
         scraped = [(read_exporter(series), series) for series in part.used]
@@ -166,7 +173,10 @@ class Fold:
         for labels, series in scraped:
             if labels.model and self._is_there(labels) and not self._is_ours(labels):
                 self._see(self.others, labels, series)
-        self._look_beyond([*scraped, *((read_own(series), series) for series in part.slices)])
+        for labels, series in [*scraped, *((read_own(series), series) for series in part.slices)]:
+            if labels.node and self.nodes is not None and labels.node not in self.nodes and series.points:
+                last = self.hour(series.points[-1][0])
+                self.beyond[labels.node] = max(last, self.beyond.get(labels.node, -1))
         live = self._ours(part.live, read_exporter)
         for labels, series in used:
             self._see(self.gpus, labels, series)
@@ -204,14 +214,6 @@ class Fold:
         """Return the series about devices that count (`_is_ours`), each with its labels as `read` parses them."""
         return [(labels, series) for series in answer if self._is_ours(labels := read(series))]
 
-    def _look_beyond(self, readings: Iterable[Reading]) -> None:
-        """Record in `beyond` when nodes that are not chosen were last seen with GPUs. Does nothing if all nodes are
-        chosen (`nodes` is None)."""
-        for labels, series in readings:
-            if labels.node and self.nodes is not None and labels.node not in self.nodes and series.points:
-                last = self.hour(series.points[-1][0])
-                self.beyond[labels.node] = max(last, self.beyond.get(labels.node, -1))
-
     def _see(self, gpus: dict[str, Gpu], labels: DeviceLabels, series: Series) -> None:
         """Record in `gpus` the GPU that `labels` name: when it was last seen, on which node and as which model, and
         when it last had MIG devices. An empty node or model in the labels does not replace a known one."""
@@ -238,7 +240,7 @@ class Fold:
         for labels, series in live:
             if labels.pod is None:
                 continue
-            if not labels.profile and labels.node in self.replicated:
+            if not labels.profile and labels.node in self.replicas:
                 replicas[labels.device] = labels.node
             for at, value in series.points:
                 # Keyed by pod, because a pod that is scraped twice with different labels is still one pod.

@@ -15,7 +15,6 @@ from gpusharing.planning.gpus.geometry import resource_name
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.read.fold import Fold, Gpu, Record
 from gpusharing.usage.read.series import RECURS
-from gpusharing.usage.read.usage import Usage
 from gpusharing.usage.reckon.histogram import Sample
 from gpusharing.usage.reckon.needs import History, Holding, Workload
 from gpusharing.usage.reckon.recommendation import Occupied
@@ -25,6 +24,10 @@ RECENT = 24
 PRESENT = 2
 """Hours without a sighting after which a GPU does not count: its node was replaced or is unavailable. Peaks are
 queried for full hours, so the value cannot be lower."""
+NO_NODE = (
+    "the node of some GPUs is unknown (they have no node, Hostname or hostname label): each counts as a "
+    "separate node"
+)
 AT_ONCE = 0.98
 """The part of a workload's hours in which its number of pods must not be exceeded. It is below 1 because old and new
 pods coexist during an update."""
@@ -54,12 +57,11 @@ class ObservedPool:
     """The sorted names of the nodes; the UUID of a GPU whose node is unknown."""
 
 
-def find_pool(usage: Usage, where: str) -> ObservedPool:
-    """Return the pool that the usage shows. Workloads without a pod in the last day that has data are left out, except
+def find_pool(fold: Fold, where: str) -> ObservedPool:
+    """Return the pool that `fold` shows. Workloads without a pod in the last day that has data are left out, except
     CronJobs, and a remark names them. Workloads that last held a GPU of another model are left out without a remark.
     `where` names the chosen nodes in messages. Raises Trouble if no GPU was seen lately, if the GPUs are of several
     models, or if their nodes also have GPUs of another model than the chosen card."""
-    fold = usage.fold
     records: list[Record | Gpu] = [*fold.records.values(), *fold.gpus.values()]
     latest = max((record.last for record in records), default=-1)  # the last hour of which anything is known
     gpus = _gpus(fold, latest, where)
@@ -79,7 +81,7 @@ def find_pool(usage: Usage, where: str) -> ObservedPool:
         History(
             workload,
             _pods(record),
-            _holding(usage, record, known[record.gpu], card),
+            _holding(fold, record, known[record.gpu], card),
             tuple(_samples(fold, record.memory)),
             tuple(_samples(fold, record.activity)) or None,
             record.declared,
@@ -93,15 +95,20 @@ def find_pool(usage: Usage, where: str) -> ObservedPool:
         tuple(nodes[name] for name in sorted(nodes)),
         sum(1 for gpu in gpus.values() if gpu.held_at == latest),
         histories,
-        tuple(_occupied(gpus, latest)),
+        # MIG devices are not shared, even if several pods hold devices of one GPU.
+        tuple(
+            Occupied(f"{gpu.node}/{uuid}", tuple(sorted(gpu.holders.items())))
+            for uuid, gpu in sorted(gpus.items())
+            if gpu.held_at == latest and gpu.divided != latest and sum(gpu.holders.values()) > 1
+        ),
         (
-            *usage.remarks,
-            *_without_node(gpus.values()),
+            *fold.remarks,
+            *([NO_NODE] if any(not gpu.node for gpu in gpus.values()) else []),
             *_away([gpu for uuid, gpu in known.items() if uuid not in gpus], latest),
             *_gone(ours.keys() - there.keys()),
             *_replaced(fold, latest),
         ),
-        tuple(sorted(usage.simulated & {gpu.node for gpu in gpus.values()})),
+        tuple(sorted(fold.simulated & {gpu.node for gpu in gpus.values()})),
         tuple(sorted(nodes)),
     )
 
@@ -139,15 +146,6 @@ def _refuse_mixed(fold: Fold, gpus: Mapping[str, Gpu], latest: int, where: str) 
             f"{counted(len(mixed), 'node')} of {where} ({some(mixed)}) also {'have' if len(mixed) > 1 else 'has'} GPUs"
             f" of another model ({models}), and a layout identifies GPUs by their index on the node, so it would divide"
             " the wrong ones. Choose nodes with GPUs of one model: -l gpusharing.dev/pool=a"
-        )
-
-
-def _without_node(gpus: Iterable[Gpu]) -> Iterator[str]:
-    """Yield a remark if the node of some GPU is unknown."""
-    if any(not gpu.node for gpu in gpus):
-        yield (
-            "the node of some GPUs is unknown (they have no node, Hostname or hostname label): each counts as a"
-            " separate node"
         )
 
 
@@ -206,7 +204,7 @@ def _devices(record: Record) -> int:
     return max((1, *record.devices[max(0, record.last - RECENT + 1) : record.last + 1]))
 
 
-def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holding:
+def _holding(fold: Fold, record: Record, gpu: Gpu, card: Card | None) -> Holding:
     """Return what each pod of a workload holds now: the resource, the number of devices, and the parts of a card's
     memory and compute that one device has. Replicas divide the memory, but not the compute. `gpu` is the GPU that the
     workload held last. The part of the memory is None if it is unknown: for an instance of unknown size, or for a GPU
@@ -214,12 +212,12 @@ def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holdi
     if record.profile:
         resource = record.resource or resource_name(record.profile)
         share, compute = _of_instance(record.profile, card)
-        times = int(usage.slices.get((record.node, resource), 1))
+        times = int(fold.slices.get((record.node, resource), 1))
         return Holding(
             resource, _devices(record), share / times if share is not None and times > 1 else share, compute
         )
     resource = record.resource or RESOURCE_GPU
-    times = int(usage.slices.get((record.node, resource), 0)) or usage.replicas.get(record.node, 0)
+    times = int(fold.slices.get((record.node, resource), 0)) or fold.replicas.get(record.node, 0)
     if times > 1:
         return Holding(resource, _devices(record), Fraction(max(1, int(record.slices)), times))
     together = sum(gpu.holders.values())
@@ -242,11 +240,3 @@ def _samples(fold: Fold, values: "Iterable[float]") -> Iterator[Sample]:
         if not isnan(value):
             at = fold.end - (fold.hours - 1 - hour) * 3600
             yield Sample(datetime.fromtimestamp(at, UTC), value)
-
-
-def _occupied(gpus: dict[str, Gpu], latest: int) -> Iterator[Occupied]:
-    """Yield each GPU that several pods held in the hour `latest` and that had no MIG devices then, with the number of
-    pods of each workload. GPUs are sorted by UUID and named `NODE/UUID`."""
-    for uuid, gpu in sorted(gpus.items()):
-        if gpu.held_at == latest and gpu.divided != latest and sum(gpu.holders.values()) > 1:
-            yield Occupied(f"{gpu.node}/{uuid}", tuple(sorted(gpu.holders.items())))

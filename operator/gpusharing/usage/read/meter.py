@@ -198,6 +198,7 @@ async def _read_days(
     if reserved := nodes_of(series for series in held if exported_label(series, NAMESPACE) in RESERVATIONS):
         users = users_query(query, group.seconds, matcher_of(reserved))
         answers |= await group.read_apart(prometheus, {"users": users})
+    anybody = f"count({GPUS}{braced(of_others(query.selector, frozenset({POLICY})))})"
     found = []
     for index, end in enumerate(group.ends):
         day = defaultdict(list, {name: answer[index] for name, answer in answers.items()})
@@ -206,7 +207,9 @@ async def _read_days(
         _refuse_doubles(day["twice"])
         nodes, begin = nodes_of(day["gpus"]), end - group.seconds
         # A node that is no suspect was seen all the time, so it was never the case that none was.
-        holes = await _find_holes(prometheus, query, begin, end) if nodes <= suspects[index] else []
+        holes: list[Stretch] = []
+        if nodes <= suspects[index]:
+            holes = holes_in(begin, end, await prometheus.between(anybody, begin, end, POINT))
         presence = {name: by_node(day[name]) for name in PRESENCE}
         found.append((day, Sightings(begin, end, nodes, suspects[index], presence, holes)))
     return found
@@ -273,13 +276,6 @@ def find_unsteady(nodes: Iterable[str], growth: Answers) -> set[str]:
         or abs(whole[node] - DAY * gpus[node]) > ENDS * gpus[node]
         or abs(parts[node] - whole[node]) > ENDS * gpus[node]
     }
-
-
-async def _find_holes(prometheus: Prometheus, query: MeterQuery, begin: float, end: float) -> list[Stretch]:
-    """Return the times between `begin` and `end` in which Prometheus saw no node at all, of whatever policy, with the
-    tolerances of `holes_in`. Raises Trouble if the query fails."""
-    chosen = braced(of_others(query.selector, frozenset({POLICY})))
-    return holes_in(begin, end, await prometheus.between(f"count({GPUS}{chosen})", begin, end, POINT))
 
 
 def _most_slices(answer: Iterable[Series]) -> dict[tuple[str, str], float]:

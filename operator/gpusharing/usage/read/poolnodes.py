@@ -151,10 +151,8 @@ def _name(equal: Mapping[str, str]) -> str:
 
 async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
     """Return the scope that `--policy` or `-l` selects, as read from the API server. Without either flag, return the
-    whole fleet and request nothing. Raises Trouble if both flags are given, if `-l` cannot be parsed, if an object
+    whole fleet and request nothing. `--policy` precedes `-l`. Raises Trouble if `-l` cannot be parsed, if an object
     cannot be read, if no node is selected, or if other policies own all nodes that the policy selects."""
-    if typed.policy and typed.nodes:
-        raise Trouble("pass either --policy or -l, not both")
     if typed.policy:
         policy = await session.get(POLICIES, typed.policy)
         return _of_policy(policy, *await session.lists(POLICIES, NODES))

@@ -3,7 +3,7 @@ Prometheus."""
 
 import asyncio
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -16,6 +16,7 @@ from gpusharing.kube.raw import entries, section, text, whole
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.usage.prometheus.client import prometheus_at
 from gpusharing.usage.prometheus.services import find_place
+from gpusharing.usage.read.queries import OWN, SLICES, SM
 from gpusharing.usage.read.series import Pod, pod_of
 from gpusharing.usage.reckon.holdings import Row
 
@@ -23,9 +24,8 @@ PORT = 8080
 """The port with the metrics of an agent whose pod names none."""
 MOST_ASKED = 100
 """The most agents that are queried one by one. If there are more, none is queried, and Prometheus is used instead."""
-SLICES, MEMORY, SM = "gpusharing_pod_slices", "gpusharing_pod_memory_used_bytes", "gpusharing_pod_sm_ratio"
 SIZE, SIMULATED = "gpusharing_device_memory_bytes", "gpusharing_agent_simulated"
-METRICS = (SLICES, MEMORY, SM, SIZE, SIMULATED)
+METRICS = (SLICES, OWN, SM, SIZE, SIMULATED)
 """Metrics of the agent (docs/reference/metrics.md)."""
 _SAMPLE = re.compile(rf"^({'|'.join(METRICS)})(?:{{(.*)}})? (\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -36,7 +36,7 @@ USED = ("gpu", "profile", "memoryBytes", "deviceMemoryBytes", "smRatio")
 """The columns about what a pod uses of a GPU or MIG device: the index of the GPU, the MIG profile, which is empty for a
 whole GPU, the bytes of memory that the pod uses, the memory of the device, and the share of the GPU's SM time that the
 pod used, from 0 to 1. Each is None if it is unknown, as the last one always is on a MIG device."""
-_COLUMN_OF = {MEMORY: "memoryBytes", SM: "smRatio"}
+_COLUMN_OF = {OWN: "memoryBytes", SM: "smRatio"}
 """The column for the value of a metric of a pod."""
 
 
@@ -156,14 +156,11 @@ async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Sample], 
         return node, [], ("you may not ask the agent on", f": {error_text(error)}")
     except KubeError as error:
         return node, [], ("the agent on", f" did not respond: {error_text(error)}")
-    return node, list(parse_page(page, node)), ("the agent on", " reports no pods")
-
-
-def parse_page(page: str, node: str) -> Iterator[Sample]:
-    """Yield the samples of METRICS in the metrics page of the agent on `node`, each with the label `node`. A sample
-    whose value is negative or not a finite number is left out."""
-    for name, labels, value in _SAMPLE.findall(page):
-        yield name, {**dict(_LABEL.findall(labels)), "node": node}, float(value)
+    samples: list[Sample] = [
+        (name, {**dict(_LABEL.findall(labels)), "node": node}, float(value))
+        for name, labels, value in _SAMPLE.findall(page)
+    ]
+    return node, samples, ("the agent on", " reports no pods")
 
 
 def _fold(samples: Iterable[Sample]) -> UsageNow:
@@ -177,17 +174,12 @@ def _fold(samples: Iterable[Sample]) -> UsageNow:
         if pod is None:
             continue
         use = by_pod.setdefault(pod, {}).setdefault(labels.get("uuid", ""), _device(labels, sizes))
-        use |= _measured(name, labels, value)
+        if name in _COLUMN_OF:
+            use[_COLUMN_OF[name]] = value if name == SM else int(value)
+        elif labels.get("resource"):
+            use["resource"] = labels["resource"]
     simulated = {labels.get("node", "") for name, labels, value in kept if name == SIMULATED and value}
     return UsageNow(by_pod, simulated=tuple(sorted(simulated)))
-
-
-def _measured(name: str, labels: Mapping[str, str], value: float) -> Row:
-    """Return what one sample of a pod adds to the row of its device: a column of USED for a measured value, else the
-    resource that its labels name; empty if they name none."""
-    if name in _COLUMN_OF:
-        return {_COLUMN_OF[name]: value if name == SM else int(value)}
-    return {"resource": labels["resource"]} if labels.get("resource") else {}
 
 
 def _device(labels: Mapping[str, str], sizes: Mapping[str, float]) -> Row:

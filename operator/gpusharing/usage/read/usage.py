@@ -4,14 +4,13 @@ The use is reported by dcgm-exporter, with either of its label sets, by our agen
 come from kube-state-metrics, if it is there.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from math import isnan
 
 from gpusharing.api.names import ANNOTATION_GPU_MEMORY
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.kube.quantity import count
-from gpusharing.planning.gpus.cards import Card, find_card
+from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
 from gpusharing.usage.prometheus.matchers import braced, nodes_of
@@ -41,87 +40,46 @@ POINTS = 500_000
 stays bounded."""
 
 
-@dataclass(frozen=True, slots=True)
-class UsageQuery:
-    """The window and the GPUs to read."""
-
-    start: float
-    """Start of the window, in seconds since 1970."""
-    end: float
-    """End of the window, in seconds since 1970."""
-    selector: str = ""
-    """PromQL matchers, without braces."""
-    nodes: frozenset[str] | None = None
-    """The nodes whose GPUs are read, or None for all."""
-    card: Card | None = None
-    """The model of the GPUs that are read, or None for all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """The use of GPUs that was read for a UsageQuery."""
-
-    fold: Fold
-    """The records of workloads and GPUs, folded from the answers for all hours."""
-    slices: Mapping[tuple[str, str], float]
-    """The highest number of replicas of a device, by node and resource, as the agents report it."""
-    replicas: Mapping[str, int]
-    """How many times each GPU is advertised, by node. It has only nodes where that is more than once."""
-    missing: tuple[str, ...]
-    """Why the answer is incomplete; empty if it is complete."""
-    remarks: tuple[str, ...]
-    """What a reader should know about the series."""
-    simulated: frozenset[str] = frozenset()
-    """The names of nodes whose agents report SIMULATED GPUs."""
-
-
-async def read_usage(prometheus: Prometheus, usage_query: UsageQuery) -> Usage:
-    """Read the use of the chosen GPUs in the window, rounded to whole hours that end with it, and return it with what
-    is missing and with remarks. Raises Trouble if a query fails, or if Prometheus has no GPU metrics in the window, has
-    too many series, or has GPUs of several clusters."""
-    chosen = braced(usage_query.selector)
+async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector: str) -> list[str]:
+    """Read the use of the GPUs that count for `fold`, an empty one, and add it there. The window is from `start`, in
+    seconds since 1970, to the end of `fold`, whose whole hours are read. `selector` has PromQL matchers, without
+    braces. Return the reasons why the use is incomplete; empty if it is complete. Raises Trouble if a query fails, or
+    if Prometheus has no GPU metrics in the window, has too many series, or has GPUs of several clusters."""
+    chosen = braced(selector)
     where = f" for {chosen}" if chosen else ""
-    most_series_at_once = await _series(prometheus, usage_query)
+    most_series_at_once = await _series(prometheus, selector, start, fold.end)
     missing = await find_gaps(
         prometheus,
-        usage_count(usage_query.selector),
-        usage_query.start,
-        usage_query.end,
+        usage_count(selector),
+        start,
+        fold.end,
         nothing=f"{prometheus.place.where} has no GPU metrics in this window ({USED}, {OWN}){where}: does it scrape"
         " dcgm-exporter or the operator's agents? In the GPU Operator: dcgmExporter.serviceMonitor.enabled=true; in"
         " the operator's chart: monitoring.podMonitor.enabled=true",
         lost="usage during that time is unknown",
         points=min(MOST_POINTS, SAMPLES / most_series_at_once),
     )
-    hours = max(1, round((usage_query.end - usage_query.start) / HOUR))
     allocatable, infos, slices = await side_by_side(
-        *(prometheus.instant(query, usage_query.end) for query in latest(usage_query.selector))
+        *(prometheus.instant(query, fold.end) for query in latest(selector))
     )
-    fold = Fold(usage_query.end, hours, usage_query.nodes, usage_query.card)
     add_gpus(fold, infos)
-    remarks: list[str] = []
-    replicas: dict[str, int] = {}
-    simulated: frozenset[str] = frozenset()
-    for start, end in _stretches(usage_query, hours, most_series_at_once):
-        part = await _read_part(prometheus, usage_query, start, end, remarks)
-        replicas |= _replicas(allocatable, part.used, fold)
-        fold.replicated = frozenset(replicas)
-        fold.add(part)
-        simulated |= part.simulated
-    missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
-    most = {
+    fold.slices = {
         (series.labels.get("node", ""), series.labels.get("resource", "")): series.value for series in slices
     }
-    notes = (*_remarks(fold), *dict.fromkeys(remarks))
-    return Usage(fold, most, replicas, tuple(missing), notes, simulated)
+    remarks: list[str] = []
+    for begin, end in _stretches(fold, most_series_at_once):
+        part = await _read_part(prometheus, fold, selector, (begin, end), remarks)
+        fold.replicas |= _replicas(allocatable, part.used, fold)
+        fold.add(part)
+    missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
+    fold.remarks = (*_remarks(fold), *dict.fromkeys(remarks))
+    return missing
 
 
-async def _series(prometheus: Prometheus, usage_query: UsageQuery) -> float:
-    """Return the highest number of series at one time in the window; at least 1. Raises Trouble if it exceeds
+async def _series(prometheus: Prometheus, selector: str, start: float, end: float) -> float:
+    """Return the highest number of series at one time from `start` to `end`; at least 1. Raises Trouble if it exceeds
     MOST_SERIES, or if the query fails."""
-    counts = await prometheus.instant(
-        most_series(usage_query.selector, round(usage_query.end - usage_query.start)), usage_query.end
-    )
+    counts = await prometheus.instant(most_series(selector, round(end - start)), end)
     most = max((1.0, *(series.value for series in counts)))
     if most > MOST_SERIES:
         raise Trouble(
@@ -131,33 +89,34 @@ async def _series(prometheus: Prometheus, usage_query: UsageQuery) -> float:
     return most
 
 
-def _stretches(usage_query: UsageQuery, hours: int, series: float) -> list[tuple[float, float]]:
-    """Divide the last `hours` hours before the end of the window into stretches of whole hours, at most a day each,
+def _stretches(fold: Fold, series: float) -> list[tuple[float, float]]:
+    """Divide the hours of the window into stretches of whole hours, at most a day each,
     oldest first. Each is a start and an end, in seconds since 1970. The more `series` there are, the shorter the
     stretches. The hour that ends at a stretch's start belongs to the stretch before it."""
     at_once = max(1, min(round(DAY / HOUR), int(POINTS / max(1.0, series))))
-    begin = usage_query.end - hours * HOUR
+    begin = fold.end - fold.hours * HOUR
     stretches = []
-    for first in range(0, hours, at_once):
-        last = min(hours, first + at_once)
+    for first in range(0, fold.hours, at_once):
+        last = min(fold.hours, first + at_once)
         stretches.append((begin + first * HOUR, begin + last * HOUR))
     return stretches
 
 
 async def _read_part(
-    prometheus: Prometheus, usage_query: UsageQuery, start: float, end: float, remarks: list[str]
+    prometheus: Prometheus, fold: Fold, selector: str, stretch: tuple[float, float], remarks: list[str]
 ) -> HourAnswers:
-    """Query one stretch and return its answers. Remarks about unreadable annotations are added to `remarks`. Raises
+    """Query the `stretch` from a start to an end and return its answers. `fold` has the window, and is not changed.
+    Remarks about unreadable annotations are added to `remarks`. Raises
     Trouble if a query fails, or if the GPUs are in several clusters."""
-    hours = max(1, round((usage_query.end - usage_query.start) / HOUR))
-    whole = (usage_query.end - (hours - 1) * HOUR, usage_query.end)
-    queries = hourly(usage_query.selector)
+    start, end = stretch
+    whole = (fold.end - (fold.hours - 1) * HOUR, fold.end)
+    queries = hourly(selector)
     answers = await side_by_side(
         *(
             prometheus.between(query, start + HOUR, end, float(HOUR), whole=whole)
             for query in queries.values()
         ),
-        *(prometheus.instant(query, end) for query in ownership(usage_query.selector, round(end - start))),
+        *(prometheus.instant(query, end) for query in ownership(selector, round(end - start))),
     )
     hours_of = dict(zip(queries, answers, strict=False))
     pods, replicasets, jobs, annotated, exporters, infos, simulated = answers[len(queries) :]

@@ -299,13 +299,13 @@ NOTEBOOKS = {"notebook-name": "", "component": "singleuser-server"}
 _FINISHED = frozenset({"Succeeded", "Failed"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Demand:
     """The GPU requests of the pods in a namespace, added up."""
 
     namespace: str
     """The name of the namespace."""
-    pods: int
+    pods: int = 0
     """How many pods request a GPU and have not finished."""
     devices: Counter[str] = field(default_factory=Counter)
     """How many devices of each resource name all pods request."""
@@ -352,25 +352,22 @@ class Demand:
 def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
     """Return the demand of these pods: the sum of their GPU requests, and how many of them have each property that the
     advice depends on. Pods that have finished or request no GPU are left out."""
-    devices: Counter[str] = Counter()
-    several: list[str] = []
-    sizes: Counter[str] = Counter()
-    count = spread = guaranteed = ranked = notebooks = 0
+    demand, several = Demand(namespace), list[str]()
     for raw in pods:
         asks, largest = pod_requests(raw), largest_requests(raw)
         if not asks or text(raw, "status", "phase") in _FINISHED:
             continue
-        count += 1
-        devices.update(asks)
+        demand.pods += 1
+        demand.devices.update(asks)
         if max(largest[RESOURCE_GPU], largest[RESOURCE_GPU_SHARED]) > 1:
             several.append(text(raw, "metadata", "name"))
-        spread += sum(map(bool, map(container_requests, entries(raw, "spec", "containers")))) > 1
-        guaranteed += text(raw, "status", "qosClass") == "Guaranteed"
-        ranked += whole(raw, "spec", "priority") > 0
-        notebooks += _is_notebook(raw)
-        sizes[texts(section(raw, "metadata", "annotations")).get(ANNOTATION_GPU_MEMORY, "")] += 1
-    names = tuple(sorted(several))
-    return Demand(namespace, count, devices, names, spread, guaranteed, ranked, notebooks, sizes)
+        demand.spread += sum(map(bool, map(container_requests, entries(raw, "spec", "containers")))) > 1
+        demand.guaranteed += text(raw, "status", "qosClass") == "Guaranteed"
+        demand.ranked += whole(raw, "spec", "priority") > 0
+        demand.notebooks += _is_notebook(raw)
+        demand.sizes[texts(section(raw, "metadata", "annotations")).get(ANNOTATION_GPU_MEMORY, "")] += 1
+    demand.several = tuple(sorted(several))
+    return demand
 
 
 def _is_notebook(raw: JSON) -> bool:

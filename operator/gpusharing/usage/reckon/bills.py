@@ -152,7 +152,13 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
     for (policy, currency), cells in groupby(_in_order(counted), key=_pool):
         members = list(cells)
         prices = {cell.price for cell, _ in members if cell.price is not None}
-        cents, parts = _price(members) if currency else (None, [None] * len(members))
+        cents, parts = None, list[int | None]([None] * len(members))
+        if currency:
+            exact = [
+                cell.price.amount * 100 * micros / HOUR for cell, micros in members if cell.price is not None
+            ]
+            cents = round(sum(exact, Fraction(0)))
+            parts = [*apportion(exact, cents)]
         items += [(cell, micros, part) for (cell, micros), part in zip(members, parts, strict=True)]
         micros = sum(micros for _, micros in members)
         ordered = tuple(sorted(prices, key=attrgetter("amount", "source")))
@@ -167,14 +173,6 @@ def _in_order(counted: Mapping[Cell, int]) -> list[tuple[Cell, int]]:
         if micros < 0 or (cell.price is not None and cell.price.amount < 0):
             raise ValueError(f"{cell} has {micros} microseconds: neither time nor price may be negative")
     return sorted(((cell, micros) for cell, micros in counted.items() if micros), key=_pool_key)
-
-
-def _price(members: Iterable[tuple[Cell, int]]) -> tuple[int, Sequence[int | None]]:
-    """Return the amount of a pool in cents, rounded once, and the cents of each of its cells, in the same order. The
-    cents of the cells add up to that amount. All members must have a price."""
-    exact = [cell.price.amount * 100 * micros / HOUR for cell, micros in members if cell.price is not None]
-    cents = round(sum(exact, Fraction(0)))
-    return cents, apportion(exact, cents)
 
 
 def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:

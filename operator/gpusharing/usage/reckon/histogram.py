@@ -9,7 +9,7 @@ is reported more than 5 % too high.
 Histograms are built anew for each recommendation, because Prometheus stores the samples (docs/adr/0048).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from math import ceil, fsum, inf, isfinite, log
 from typing import NamedTuple
@@ -114,19 +114,14 @@ def build(scale: Scale, samples: Iterable[Sample | tuple[datetime, float]]) -> H
         weights.setdefault(scale.bucket(sample.value), []).append(
             float(0.5 ** ((last - sample.at) / HALF_LIFE))
         )
+    sums = {bucket: fsum(parts) for bucket, parts in weights.items()}
+    least = max(sums.values()) * _NEGLIGIBLE
     return Histogram(
         scale,
-        _heavy_weights({bucket: fsum(parts) for bucket, parts in weights.items()}),
+        tuple(sorted((bucket, weight) for bucket, weight in sums.items() if weight >= least)),
         len(all_samples),
         min(sample.at for sample in all_samples),
         last,
         min(sample.value for sample in all_samples),
         max(sample.value for sample in all_samples),
     )
-
-
-def _heavy_weights(weights: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
-    """Return the weights sorted by bucket, without those that are too small to change a percentile (_NEGLIGIBLE).
-    `weights` must not be empty."""
-    least = max(weights.values()) * _NEGLIGIBLE
-    return tuple(sorted((bucket, weight) for bucket, weight in weights.items() if weight >= least))

@@ -127,16 +127,6 @@ class Portion:
 
 
 @value
-class Stranded:
-    """The parts of GPUs that no instance covers, summed over all GPUs that are needed."""
-
-    slices: int
-    """The number of compute slices."""
-    units: int
-    """The number of memory units, which are eighths of the card's memory on most cards."""
-
-
-@value
 class CoLocation:
     """A shared GPU whose pods, if all reached their highest peak at once, would use more memory than the pods of any
     other shared GPU."""
@@ -178,8 +168,9 @@ class Recommendation:
     """The number of nodes needed."""
     gpus: int
     """The number of GPUs needed: the divided ones on these nodes, and those that pods get whole."""
-    stranded: Stranded
-    """What no instance covers."""
+    stranded: tuple[int, int]
+    """The numbers of compute slices and of memory units that no instance covers, on all GPUs that are needed. A memory
+    unit is an eighth of the card's memory on most cards."""
     idle: Layout
     """The instances on these nodes that no workload needs, as room to grow."""
     worst: CoLocation | None
@@ -259,6 +250,7 @@ def recommend(
         seats, unplaced = undivided, tuple(each for each in unplaced if each.why is not Misplaced.APART)
         chosen = choose(packer, sizes, seats, fleet, goal)
     template = _template(packer, chosen, fleet)
+    lost = [packer.stranded(layout) for layout in template if layout is not None]
     placed = tuple(Placed(seat.need, *_granted(packer, sizes, seat, chosen)) for seat in seats)
     return Recommendation(
         pool=pool,
@@ -268,7 +260,10 @@ def recommend(
         unplaced=unplaced,
         nodes=chosen.nodes if alike else _nodes_for(pool.nodes, chosen.nodes),
         gpus=chosen.gpus,
-        stranded=_stranded(packer, template, chosen.nodes),
+        stranded=(
+            sum(slices for _, slices in lost) * chosen.nodes,
+            sum(units for units, _ in lost) * chosen.nodes,
+        ),
         idle=_idle(template, placed, chosen.nodes),
         worst=_worst(pool.card, needs, occupied),
     )
@@ -380,12 +375,6 @@ def _nodes_for(nodes: Sequence[int], gpus: int) -> int:
         if sum(ordered[:count]) >= gpus:
             return count
     return len(ordered) + -(-(gpus - sum(ordered)) // ordered[0])
-
-
-def _stranded(packer: Packer, template: Sequence[Layout | None], nodes: int) -> Stranded:
-    """Return what the template's layouts leave uncovered on all `nodes` together."""
-    lost = [packer.stranded(layout) for layout in template if layout is not None]
-    return Stranded(sum(slices for _, slices in lost) * nodes, sum(units for units, _ in lost) * nodes)
 
 
 def _idle(template: Sequence[Layout | None], placed: Sequence[Placed], nodes: int) -> Layout:

@@ -10,7 +10,7 @@ largest first.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from math import inf
 
@@ -20,8 +20,6 @@ from gpusharing.usage.reckon.needs import Goal, Need
 from gpusharing.usage.reckon.packing import Counts, Packer
 
 _Key = tuple[float | int | tuple[tuple[int, int], ...], ...]
-
-
 ROUNDING = 1e-6
 """Tolerance for compute: a full 1g instance is measured as 1/7 of the card, perhaps in single precision, and must not
 seem to need more than that."""
@@ -103,7 +101,7 @@ def choose(
     """Return the best template: the one with the fewest additional nodes and, of these, the one that the goal prefers,
     with the layouts of its divided GPUs. `sizes` has the size of each of the packer's profiles and, last, that of a
     whole GPU. Raises ValueError if a node has no room for instances beside the whole GPUs of one pod."""
-    key = _dearness(seats) if goal is Goal.COST else _tightness(seats, sizes)
+    key = partial(_key, sizes=sizes, seats=seats, goal=goal)
     best = _best(packer, _ways(sizes, seats), seats, fleet, key)
     if best is None:
         raise ValueError("whole GPUs leave no room for instances on any node")
@@ -161,36 +159,17 @@ def _best(
     return best
 
 
-def _dearness(seats: Sequence[Seat]) -> Callable[[TemplateChoice], _Key]:
-    """Return the sort key function for the goal cost: it prefers few GPUs, then few nodes, then few pods that get more
-    than they need."""
-
-    def key(choice: TemplateChoice) -> _Key:
-        """Return the sort key of a choice; the best one has the lowest."""
-        raised = sum(seat.pods for seat in seats if not seat.gpus and choice.index(seat) != seat.index)
+def _key(choice: TemplateChoice, sizes: Sequence[Size], seats: Sequence[Seat], goal: Goal) -> _Key:
+    """Return the sort key of a choice; the best one has the lowest. The goal cost prefers few GPUs, then few nodes,
+    then few pods that get more than they need. The goal performance prefers much room for the workload that has the
+    least room (in memory or compute, whichever is tighter), then much compute for all pods, then few GPUs."""
+    got = [(seat, choice.index(seat)) for seat in seats if not seat.gpus]
+    if goal is Goal.COST:
+        raised = sum(seat.pods for seat, index in got if index != seat.index)
         return choice.gpus, choice.nodes, raised, choice.assignment
-
-    return key
-
-
-def _tightness(seats: Sequence[Seat], sizes: Sequence[Size]) -> Callable[[TemplateChoice], _Key]:
-    """Return the sort key function for the goal performance: it prefers much room for the workload that has the least
-    room (in memory or compute, whichever is tighter), then much compute for all pods, then few GPUs."""
-    shared = [seat for seat in seats if not seat.gpus]
-
-    def key(choice: TemplateChoice) -> _Key:
-        """Return the sort key of a choice; the best one has the lowest."""
-        got = [(seat, sizes[choice.index(seat)]) for seat in shared]
-        room = min((_room(seat.need, size) for seat, size in got), default=inf)
-        return (
-            -room,
-            -sum(seat.pods * size.compute for seat, size in got),
-            choice.gpus,
-            choice.nodes,
-            choice.assignment,
-        )
-
-    return key
+    room = min((_room(seat.need, sizes[index]) for seat, index in got), default=inf)
+    compute = sum(seat.pods * sizes[index].compute for seat, index in got)
+    return -room, -compute, choice.gpus, choice.nodes, choice.assignment
 
 
 def _room(need: Need, size: Size) -> float:

@@ -177,7 +177,10 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
                 Span(f"{workload.kind}/{workload.name}"),
                 Span(str(history.pods)),
                 Span(now_of(history), Ink.FAINT),
-                *(Span(text) for text in _peaks(need)),
+                *(
+                    Span(_size(peak) if need and need.samples else UNKNOWN)
+                    for peak in ((need.highest, need.peak) if need else (0.0, 0.0))
+                ),
                 Span(UNKNOWN if need is None or need.compute is None else f"{need.compute:.0%}"),
                 Span(advice_of(placed.get(workload)), Ink.TITLE),
                 Span(str(sure), _INKS.get(sure, Ink.PLAIN)),
@@ -200,11 +203,6 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
     )
     legend = f"99% MEM, {busy}: so many of the hours stay at or below this value; recent hours count more."
     return [*table(columns, rows, paper), *prose(legend, paper, ink=Ink.FAINT)]
-
-
-def _peaks(need: Need | None) -> tuple[str, str]:
-    """Return the highest memory of an hour, and what 99 % of the hours did not exceed; UNKNOWN without samples."""
-    return (_size(need.highest), _size(need.peak)) if need and need.samples else (UNKNOWN, UNKNOWN)
 
 
 def placed_of(recommendation: Recommendation | None) -> dict[Workload, Placed | Unplaced]:
@@ -379,7 +377,7 @@ def packing_of(recommendation: Recommendation) -> str:
         clauses.append(f"that is {recommendation.gpus - pool.gpus} more than the pool has")
     if recommendation.idle:
         clauses.append(f"instances left free: {layout_text(recommendation.idle).replace('+', ', ')}")
-    lost = ((recommendation.stranded.slices, "compute slice"), (recommendation.stranded.units, "memory unit"))
+    lost = tuple(zip(recommendation.stranded, ("compute slice", "memory unit"), strict=True))
     if any(count for count, _ in lost):
         clauses.append(f"unused: {' and '.join(counted(count, what) for count, what in lost if count)}")
     if (worst := recommendation.worst) is not None:
@@ -567,8 +565,8 @@ def _recommendation_data(recommendation: Recommendation, price: Price | None) ->
         "nodes": recommendation.nodes,
         "idle": dict(recommendation.idle),
         "stranded": {
-            "computeSlices": recommendation.stranded.slices,
-            "memoryUnits": recommendation.stranded.units,
+            "computeSlices": recommendation.stranded[0],
+            "memoryUnits": recommendation.stranded[1],
         },
         "shared": None if shared is None else _shared(shared),
         "saving": saving_data(recommendation.saved, price),
