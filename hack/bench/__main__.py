@@ -63,7 +63,7 @@ PLANNED = (
     "plan_5000_nodes_windows_incremental_ms",
     "layout_fit_ms",
 )
-BILLED = ("cost_30_days_1000_nodes_s", "cost_30_days_1000_nodes_mib")
+BILLED = ("cost_30_days_1000_nodes_ms", "cost_30_days_1000_nodes_mib")
 TYPED = ("cli_help_ms", "cli_status_1000_nodes_ms", "cli_free_1000_nodes_ms")
 PARTS = (
     BenchPart(

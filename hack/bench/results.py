@@ -52,7 +52,7 @@ AIMS: Mapping[str, Aim] = {
     "cli_help_ms": Aim(150, cpu=True),
     "cli_status_1000_nodes_ms": Aim(700, cpu=True),
     "cli_free_1000_nodes_ms": Aim(700, cpu=True),
-    "cost_30_days_1000_nodes_s": Aim(10),
+    "cost_30_days_1000_nodes_ms": Aim(10_000, cpu=True),
     "cost_30_days_1000_nodes_mib": Aim(100),
     "roll_efficiency": Aim(0.8, at_least=True),
     "roll_efficiency_60s": Aim(0.95, at_least=True),
