@@ -95,12 +95,7 @@ def find_pool(fold: Fold, where: str) -> ObservedPool:
         tuple(nodes[name] for name in sorted(nodes)),
         sum(1 for gpu in gpus.values() if gpu.held_at == latest),
         histories,
-        # MIG devices are not shared, even if several pods hold devices of one GPU.
-        tuple(
-            Occupied(f"{gpu.node}/{uuid}", tuple(sorted(gpu.holders.items())))
-            for uuid, gpu in sorted(gpus.items())
-            if gpu.held_at == latest and gpu.divided != latest and sum(gpu.holders.values()) > 1
-        ),
+        tuple(_occupied(gpus, latest)),
         (
             *fold.remarks,
             *([NO_NODE] if any(not gpu.node for gpu in gpus.values()) else []),
@@ -240,3 +235,11 @@ def _samples(fold: Fold, values: "Iterable[float]") -> Iterator[Sample]:
         if not isnan(value):
             at = fold.end - (fold.hours - 1 - hour) * 3600
             yield Sample(datetime.fromtimestamp(at, UTC), value)
+
+
+def _occupied(gpus: dict[str, Gpu], latest: int) -> Iterator[Occupied]:
+    """Yield each GPU that several pods held in the hour `latest` and that had no MIG devices then, with the number of
+    pods of each workload. GPUs are sorted by UUID and named `NODE/UUID`."""
+    for uuid, gpu in sorted(gpus.items()):
+        if gpu.held_at == latest and gpu.divided != latest and sum(gpu.holders.values()) > 1:
+            yield Occupied(f"{gpu.node}/{uuid}", tuple(sorted(gpu.holders.items())))
