@@ -16,7 +16,7 @@ from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_terms, wish_of
-from gpusharing.planning.transition.members import Member, is_marked
+from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.requests import last_event
 from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict
 from gpusharing.planning.wanted.actuators.labels import LABELS
@@ -163,7 +163,7 @@ def make_member(node: NodeView, verdict: Verdict, case: NodeCase | None = None) 
         policy="",
         away=False,
         newcomer=False,
-        marked=is_marked(node),
+        marked=True,
         to_go=False,
         outside=False,
         target=None,

@@ -348,16 +348,16 @@ def test_blocked_nodes_of_all_policies_share_the_looks_of_one_poll() -> None:
     looks = {node.name: Look(SpecVersion(f"uid-{node.name[0]}", 1), "", at(-90), 9, held) for node in nodes}
     snapshot = make_snapshot(nodes, policies, memory=PassMemory(looks=looks))
     plan = plan_rollout(snapshot, NOW)
-    assert len(plan.wants_pods) == LOOKS
+    assert len(plan.memory.wants_pods) == LOOKS
     assert plan.memory.looks == looks, "what was found last stays"
     assert {verdict.reason for verdict in plan.verdicts.values()} == {Reason.UNMANAGED}
-    work = {name: make_work(make_pod("db-0", owner=None)) for name in plan.wants_pods}
+    work = {name: make_work(make_pod("db-0", owner=None)) for name in plan.memory.wants_pods}
     after = plan_rollout(replace(snapshot, work=work), NOW)
-    assert after.wants_pods == frozenset(), "they were listed a moment ago"
+    assert after.memory.wants_pods == frozenset(), "they were listed a moment ago"
     assert {name for name, look in after.memory.looks.items() if look.at == NOW} == set(work)
     assert after.wake_at == at(5)
     still = plan_rollout(replace(snapshot, memory=after.memory), at(4))
-    assert still.wants_pods == frozenset()
+    assert still.memory.wants_pods == frozenset()
     following = plan_rollout(replace(snapshot, memory=after.memory), at(5))
-    assert len(following.wants_pods) == LOOKS
-    assert not following.wants_pods & plan.wants_pods, "the others come next"
+    assert len(following.memory.wants_pods) == LOOKS
+    assert not following.memory.wants_pods & plan.memory.wants_pods, "the others come next"

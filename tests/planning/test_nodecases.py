@@ -65,15 +65,16 @@ def judged(given: tuple[NodeCase, Terms | None]) -> Member:
 def test_a_node_that_waits_is_told_so_until_something_changes() -> None:
     mine = terms(PAUSED)
     told = judged(case_of(make_node(), mine, mine))
-    assert (told.verdict.reason, told.candidate, told.differs) == (Reason.PAUSED, None, True)
+    assert (told.verdict.reason, told.verdict.candidate, told.differs) == (Reason.PAUSED, False, True)
     assert keeps_verdict(told)
 
 
 def test_a_candidate_is_told_apart_and_has_its_case() -> None:
     node, mine = make_node(), terms(make_policy())
     told = judged(case_of(node, mine, mine))
-    assert told.candidate is not None
-    assert (told.candidate.node, told.candidate.now, told.differs) == (node, NOW, True)
+    assert told.verdict.candidate
+    assert told.case is not None
+    assert (told.case.node, told.case.now, told.differs) == (node, NOW, True)
     assert keeps_verdict(told)
 
 

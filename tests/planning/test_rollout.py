@@ -362,6 +362,6 @@ def test_the_pods_of_few_nodes_are_asked_for_at_once() -> None:
     asked = []
     for _ in range(3):
         world.now += timedelta(seconds=30)
-        asked.append(len(world.step().wants_pods))
+        asked.append(len(world.step().memory.wants_pods))
     assert max(asked) > 0
     assert all(count <= 3 + LOOKS for count in asked)

@@ -362,7 +362,7 @@ class World:
     def remember(self, plan: RolloutPlan) -> None:
         """What the operator keeps of a pass for the next one."""
         memory = self.memory
-        for name in memory.work.keys() - plan.wants_pods:
+        for name in memory.work.keys() - plan.memory.wants_pods:
             del memory.work[name]
         memory.passed = plan.memory
 
@@ -402,7 +402,7 @@ class World:
             acted = people is not None and people(self, plan)
             # Pods that a plan has named already are listed again for ever, every few minutes.
             asked = {one.node for one in plan.verdicts.values() if one.wants_pods}
-            news = asked | (plan.wants_pods - plan.memory.previews.keys())
+            news = asked | (plan.memory.wants_pods - plan.memory.previews.keys())
             moved = acted or self._state() != before or bool(news - wanted)
             still = 0 if moved else still + 1
             if rules.is_settled(plan) and (still > POLLS or (still and plan.wake_at is None)):

@@ -116,11 +116,6 @@ class Executor:
             self.client, self.now, self.jitter, self.eviction_wait, self.calls, self.on_action
         )
 
-    def under_way(self) -> frozenset[str]:
-        """Return the nodes that are being written to now, and the subjects of shared writes under way. Call this
-        before a snapshot begins, because the snapshot may not show the results of these writes."""
-        return frozenset(self.crew.busy)
-
     async def execute(
         self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()
     ) -> Outcome:
@@ -131,9 +126,10 @@ class Executor:
         while an earlier one has not ended.
 
         If calls are slow (`Crew.each`), they continue in the background, and nodes whose actions have not begun are
-        left to the next pass. So are the nodes in `unseen`, which were `under_way` when the snapshot was begun. Return
-        how many writes were accepted, and when the first suspended call may be tried again. Failed calls are recorded
-        in `calls`. Raises only a group of errors that concern all calls (FATAL); such an error cancels all other calls.
+        left to the next pass. So are the nodes in `unseen`, which were being written to when the snapshot was begun.
+        Return how many writes were accepted, and when the first suspended call may be tried again. Failed calls are
+        recorded in `calls`. Raises only a group of errors that concern all calls (FATAL); such an error cancels all
+        other calls.
         """
         outcome = Outcome()
         self._evictor.forget(snapshot)

@@ -136,16 +136,17 @@ class Loop(LoopParts):
         error of the API server.
         """
         seconds: dict[str, float] = {}
-        unseen = self.executor.under_way()
-        wanted = self.plan.wants_pods if self.plan else frozenset[str]()
+        # The snapshot may not show the results of writes that are under way when it begins.
+        unseen = frozenset(self.executor.crew.busy)
+        wanted = self.plan.memory.wants_pods if self.plan else frozenset[str]()
         with timing(seconds, "gather"):
             snapshot = await self._gather(wanted, self.now())
         with timing(seconds, "plan"):
             now = self.now()  # gathering took time, so the snapshot is that much older
             plan = plan_rollout(snapshot, now, self.memo)
-            if plan.wants_pods - wanted:
+            if plan.memory.wants_pods - wanted:
                 # The pods of nodes that may start are listed now, and not only after this pass has written statuses.
-                wanted |= plan.wants_pods
+                wanted |= plan.memory.wants_pods
                 snapshot = await self._gather(wanted, now)
                 now = self.now()
                 plan = plan_rollout(snapshot, now, self.memo)
@@ -153,7 +154,7 @@ class Loop(LoopParts):
         with timing(seconds, "execute"):
             outcome = await self.executor.execute(plan, snapshot, unseen)
             self.memory = plan.memory
-        at_once = bool(outcome.done or plan.wants_pods - wanted)
+        at_once = bool(outcome.done or plan.memory.wants_pods - wanted)
         with timing(seconds, "publish"):
             await self.publisher.ended()
             self.publisher.begin(plan, snapshot, now)

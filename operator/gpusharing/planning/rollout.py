@@ -109,11 +109,6 @@ class RolloutPlan:
     """The cluster as it will be when all planned changes are done, which shows which pods could not run then. This is
     derived from the snapshot, so comparisons of plans ignore it."""
 
-    @property
-    def wants_pods(self) -> frozenset[str]:
-        """The nodes whose pods have to be listed for the next pass."""
-        return self.memory.wants_pods
-
 
 @value
 class Known:

@@ -114,8 +114,8 @@ class Pool:
         pool = Pool(policy)
         for member in members:
             name = member.verdict.node
-            if (case := member.candidate) is not None and name not in failing:
-                pool.candidates.append(case)
+            if member.case is not None and member.verdict.candidate and name not in failing:
+                pool.candidates.append(member.case)
             pool.count(member, claimed=name in claimed)
         for member in joining:
             pool.reserve(member)

@@ -193,7 +193,9 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
             return case.verdict(
                 Phase.SYNCED, Reason.GPU_UNHEALTHY, f"{target.text} proven; {unhealthy.message}"
             )
-        return case.verdict(Phase.SYNCED, Reason.SYNCED, f"{target.text} proven{_tell_lapses(case)}")
+        lapses = case.lapses
+        ended = f"; {lapses.text}" if lapses is not None and lapses.text else ""
+        return case.verdict(Phase.SYNCED, Reason.SYNCED, f"{target.text} proven{ended}")
     if not case.agent_ready:
         return _blocked(case, case.no_agent(", so the node cannot be proven to match its target"))
     if not node.ready:
@@ -203,13 +205,6 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
         return case.verdict(Phase.BLOCKED, Reason.GPU_UNHEALTHY, f"{already}, but {unhealthy.message}")
     verdict = case.verdict(Phase.PENDING, Reason.ADOPTABLE, f"{already}; it is adopted without a change")
     return verdict.then(LabelNode(node, missing, verified=adopted(case, assessed)))
-
-
-def _tell_lapses(case: NodeCase) -> str:
-    """Return a clause, preceded by a semicolon, that says what has ended MPS clients on the node since the daemon's
-    pod started. Empty if nothing has."""
-    lapses = case.lapses
-    return f"; {lapses.text}" if lapses is not None and lapses.text else ""
 
 
 def _unseen(case: NodeCase) -> Verdict | None:

@@ -32,12 +32,13 @@ class Member:
     """The policy whose budget counts the node: the policy with which the node is compared or, if there is none, the
     policy that its verdict names."""
     away: bool
-    """Whether the node counts as used, because it is unavailable or will soon be, due to somebody else's work
-    (`is_unavailable`, `is_expected_away`)."""
+    """Whether the node counts as used: it is unavailable (`is_unavailable`), or somebody else has begun to work on it
+    and may cordon and drain it at any moment. Work that has not begun or was given up (`NodeView.foreign_waits`) takes
+    no slot: a required driver upgrade may wait for weeks (docs/design/nvidia.md#d4)."""
     newcomer: bool
     """Whether the node takes no slot of the budget (`is_newcomer`)."""
     marked: bool
-    """Whether the Node has any record that can show a failure (`is_marked`)."""
+    """Whether the Node has a fence or a record of a failed change. Any other node cannot have failed."""
     to_go: bool
     """Whether the node has yet to be drained."""
     outside: bool
@@ -55,11 +56,6 @@ class Member:
         """The comparison of the node with its policy, or None if it has no policy or cannot be judged."""
         return self.case.assessment if self.case is not None else None
 
-    @property
-    def candidate(self) -> NodeCase | None:
-        """The case of a node that waits only for a slot, or None if it does not."""
-        return self.case if self.verdict.candidate else None
-
 
 def find_member(
     verdict: Verdict,
@@ -74,19 +70,20 @@ def find_member(
     waits = verdict.phase.part == "before" and verdict.phase is not Phase.SKIPPED
     assessment = case.assessment if case is not None else None
     policy = assessment.policy.name if assessment is not None else verdict.policy
+    records = (node.verified, node.deferred)
     return Member(
         node,
         verdict,
         case,
         policy=policy,
-        away=is_unavailable(node) or is_expected_away(node),
+        away=is_unavailable(node) or (bool(node.foreign) and not node.foreign_waits),
         newcomer=is_newcomer(node, gpunode),
-        marked=is_marked(node),
+        marked=node.fence is not None or any(record and record.failed_version for record in records),
         to_go=verdict.disruption.cordons and waits and node.fence is None,
         outside=is_outside(verdict, node),
         target=assessment.target if isinstance(assessment, Assessed) else None,
         differs=differs,
-        heir=find_heir(case, policy, verdict) if case is not None else "",
+        heir=find_heir(case, policy, verdict) if case is not None and node.fence is not None else "",
     )
 
 
@@ -116,25 +113,10 @@ def is_begun(node: NodeView) -> bool:
     return node.fence is not None or bool(node.fence_error)
 
 
-def is_marked(node: NodeView) -> bool:
-    """Whether the Node has a fence or a record of a failed change. Any other node cannot have failed."""
-    records = (one for one in (node.verified, node.deferred) if one is not None)
-    return node.fence is not None or any(one.failed_version for one in records)
-
-
 def is_unavailable(node: NodeView) -> bool:
     """Whether the node is not Ready, cordoned, being deleted, or in a change that has begun (`is_begun`). A change
     counts even if it needs no cordon, so that pods can still be placed on the node."""
     return not node.ready or node.unschedulable or node.deleting or is_begun(node)
-
-
-def is_expected_away(node: NodeView) -> bool:
-    """Whether somebody else has begun to work on the node and may cordon and drain it at any moment. False for work
-    that has not begun or was given up (`foreign_waits`).
-
-    Such work takes no slot: a required driver upgrade may wait for weeks (docs/design/nvidia.md#d4).
-    """
-    return bool(node.foreign) and not node.foreign_waits
 
 
 # --- states of a node that messages of pools/ name -----------------------------------------------------------

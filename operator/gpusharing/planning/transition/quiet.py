@@ -9,7 +9,6 @@ only does what `spec.request.quiet` says.
 from datetime import timedelta
 
 from gpusharing.api import names
-from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -32,34 +31,23 @@ PAUSED = "paused-for-driver-upgrade"
 
 def find_quiet(case: NodeCase) -> Finding | None:
     """Return why the agent of a node that we do not change must keep NVML closed, or None if it may read. Always None
-    for a node that we are changing; a node that we yielded does not count as one."""
-    if case.node.fence is not None and case.node.fence.stage != "yielded":
+    for a node that we are changing; a node that we yielded does not count as one.
+
+    NVIDIA's driver is being replaced if the label of the driver upgrade has a state in UNLOADING, or if an operand's
+    label is paused for the upgrade. States that may last for weeks do not count: those in UPGRADE_LASTING, and
+    ASKED_FOR while the work waits for its turn. An actuator at work is a reason too, until it has been working for
+    `settings.wedge_pending` seconds, because only a reading shows whether a program that never ends has done its work
+    (a.7).
+    """
+    node = case.node
+    if node.fence is not None and node.fence.stage != "yielded":
         return None
-    return _driver(case.node) or _actuator(case)
-
-
-def _driver(node: NodeView) -> Finding | None:
-    """Return the Finding that NVIDIA's driver is being replaced on the node, or None if it is not. It is being replaced
-    if the label of the driver upgrade has a state in UNLOADING, or if an operand's label is paused for the upgrade.
-    States that may last for weeks do not count: those in UPGRADE_LASTING, and ASKED_FOR while the work waits for its
-    turn."""
     state = node.labels.get(names.LABEL_UPGRADE_STATE, "")
-    if state in names.UPGRADE_LASTING or (state == ASKED_FOR and node.foreign_queued):
-        return None
-    paused = any(PAUSED in value for value in node.held_off.values())
-    if state not in UNLOADING and not paused:
-        return None
-    return Finding(
-        Reason.FOREIGN_MAINTENANCE,
-        f"NVIDIA's driver is being replaced on {node.name}; the agent keeps NVML closed until that is done",
-    )
-
-
-def _actuator(case: NodeCase) -> Finding | None:
-    """Return the Finding that the actuator is working without a change by us, or None if it is not. None also once it
-    has been working for `settings.wedge_pending` seconds, because only a reading shows whether a program that never
-    ends has done its work (a.7)."""
-    work = case.actuator.find_work(case.node)
+    may_last = state in names.UPGRADE_LASTING or (state == ASKED_FOR and node.foreign_queued)
+    if not may_last and (state in UNLOADING or any(PAUSED in value for value in node.held_off.values())):
+        message = f"NVIDIA's driver is being replaced on {node.name}; the agent keeps NVML closed until that is done"
+        return Finding(Reason.FOREIGN_MAINTENANCE, message)
+    work = case.actuator.find_work(node)
     until = (case.at_work_since or case.now) + timedelta(seconds=case.settings.wedge_pending)
     if not work or case.now >= until:
         return None

@@ -140,12 +140,6 @@ class NodeCase(ActuatorCase):
         """The policy with which the node was compared, or None if it was not compared."""
         return self.assessment.policy if self.assessment is not None else None
 
-    @property
-    def health(self) -> Finding | None:
-        """The Finding about the health of the node's GPUs as last reported, which is NO_TROUBLE if all are healthy.
-        None while no GPU was reported."""
-        return find_health(self.gpunode)
-
     def at(self, now: datetime) -> "NodeCase":
         """Return the same case at another time."""
         return self if self.now == now else replace(self, now=now)
@@ -166,7 +160,7 @@ class NodeCase(ActuatorCase):
     @property
     def unhealthy(self) -> Finding | None:
         """What makes a GPU of the node unhealthy, or None if nothing does or nothing is known."""
-        health = self.health
+        health = find_health(self.gpunode)
         return None if health is None or is_healthy(health) else health
 
     @property
@@ -192,23 +186,6 @@ class NodeCase(ActuatorCase):
         listed."""
         return ending_gangs(self.work, self.scope) if self.work is not None and self.work.gangs else ()
 
-    def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
-        """Return an empty tuple, because a node without a fence is not drained. FencedCase returns how many pods the
-        drain of the node still has to evict under each PodDisruptionBudget."""
-        del phase
-        return ()
-
-    def _observed_text(self) -> str:
-        """Return the layout that the GPUs have now, as shown to people; empty if unknown."""
-        return describe_observed(self.node, self.gpunode.observed if self.gpunode else None)
-
-    def _behind_gate(self, phase: Phase) -> str:
-        """Return the start of a message, which says that the start-up taint keeps workloads off the node. Empty if
-        there is no taint, or once the change has begun."""
-        if self.node.gate is None or phase.part != "before":
-            return ""
-        return f"no workload starts on this node until it is proven (taint {names.TAINT_UNPROVEN}): "
-
     def verdict(
         self,
         phase: Phase,
@@ -219,27 +196,31 @@ class NodeCase(ActuatorCase):
         candidate: bool = False,
     ) -> Verdict:
         """Return a verdict with this phase, reason and message, and with every other field that follows from the case
-        filled in. It has no actions, pods or blockers. Before the change begins, the message is preceded by the text
-        of `_behind_gate`."""
+        filled in. It has no actions, pods or blockers. On a node behind the start-up taint whose change has not begun,
+        the message begins with the fact that the taint keeps workloads off the node."""
         assessment = self.assessment
         fence = self.node.fence
         target = assessment.target if isinstance(assessment, Assessed) else None
+        if self.node.gate is not None and phase.part == "before":
+            gated = f"no workload starts on this node until it is proven (taint {names.TAINT_UNPROVEN})"
+            message = f"{gated}: {message}"
+        observed = self.gpunode.observed if self.gpunode is not None else None
         return Verdict(
             node=self.node.name,
             policy=fence.policy if fence else self.owner_name,
             phase=phase,
             reason=reason,
-            message=self._behind_gate(phase) + message,
+            message=message,
             disruption=self.disruption,
             wanted=target.text if target else fence.to_layout if fence else "",
-            observed=assessment.observed_text if assessment else self._observed_text(),
+            observed=assessment.observed_text if assessment else describe_observed(self.node, observed),
             deadline=fence.deadline if fence else None,
             attempt=fence.attempt if fence else 0,
             step=f"{fence.step}/{fence.steps}" if fence else "",
-            needs=self.needs(phase),
+            needs=self.needs(phase) if isinstance(self, FencedCase) else (),
             wake=wake,
             candidate=candidate,
-            health=self.health,
+            health=find_health(self.gpunode),
             lapses=self.lapses,
         )
 
