@@ -16,7 +16,6 @@ from gpusharing.planning.pools.canary import find_canary, find_note
 from gpusharing.planning.pools.holds import HOLDS, find_hold
 from gpusharing.planning.pools.hours import ALWAYS
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.transition.members import Member
@@ -47,10 +46,10 @@ def member(name: str, phase: Phase = Phase.PENDING, **node: Any) -> Member:
     return make_member(view, Verdict(name, "pool-b", phase, reason, ""))
 
 
-def pooled(*members: Member, policy: PolicyView = POOL, seconds: float = 0, **rollout: Any) -> Pooled:
+def pooled(*members: Member, policy: PolicyView = POOL, seconds: float = 0, **rollout: Any) -> Pool:
     assert policy.spec is not None
     spec = policy.spec.model_copy(update={"rollout": Rollout.model_validate(rollout)})
-    return Pooled(replace(policy, spec=spec), spec, members, (), False, ALWAYS, at(seconds))
+    return Pool(replace(policy, spec=spec), members=list(members), hours=ALWAYS, now=at(seconds))
 
 
 # --- halting --------------------------------------------------------------------------------------------------
@@ -381,9 +380,12 @@ def test_a_canary_that_becomes_too_large_in_the_middle_freezes_the_nodes_that_ha
 
 def test_a_policy_without_a_readable_spec_moves_nothing() -> None:
     pool = Pool(replace(POOL, spec=None), ["a", "b"]).with_hours(NOW)
-    assert (pool.limit, pool.hours, pool.pooled(NOW)) == (0, ALWAYS, None)
+    assert (pool.limit, pool.hours) == (0, ALWAYS)
+    with pytest.raises(ValueError, match="the spec of policy pool-b cannot be read"):
+        _ = pool.spec
 
 
-def test_nobody_learns_what_windows_say_that_were_not_asked() -> None:
-    with pytest.raises(ValueError, match="policy pool-b: its windows have not been computed"):
-        _ = Pool(POOL).hours
+def test_no_node_starts_while_it_is_unknown_what_the_windows_say() -> None:
+    hold = find_hold(Pool(POOL))
+    assert hold is not None
+    assert hold.reason is Reason.WINDOW_CLOSED

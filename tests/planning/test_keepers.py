@@ -13,7 +13,8 @@ from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
 from gpusharing.planning.pools.keepers import KEEPERS
 from gpusharing.planning.pools.ledger import Ledger
-from gpusharing.planning.pools.pool import Pool, select
+from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.pools.room import select
 from gpusharing.planning.transition.members import Member, find_member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.blockers import Blocker

@@ -26,7 +26,8 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.validation import is_rewritten
 from gpusharing.planning.pools.candidates import Queue, Selection
 from gpusharing.planning.pools.ledger import Ledger
-from gpusharing.planning.pools.pool import LOOKAHEAD, Pool, select
+from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.pools.room import LOOKAHEAD, select
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look, find_due
 from gpusharing.planning.snapshot.podviews import NodeWork

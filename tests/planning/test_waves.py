@@ -31,7 +31,8 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.times import NEVER as FOREVER
 from gpusharing.planning.pools.candidates import Selection, op_of
 from gpusharing.planning.pools.ledger import Ledger, find_mates
-from gpusharing.planning.pools.pool import Pool, select
+from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.pools.room import select
 from gpusharing.planning.pools.waves import find_waves
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode

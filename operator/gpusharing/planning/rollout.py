@@ -50,7 +50,6 @@ from gpusharing.planning.pools.afterwards import find_afterwards, is_skipped
 from gpusharing.planning.pools.choice import choose
 from gpusharing.planning.pools.failures import count_failures, find_gone
 from gpusharing.planning.pools.forgetting import find_forgotten
-from gpusharing.planning.pools.objections import find_objections, judge_windows
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.previews import Previews, find_previews
 from gpusharing.planning.pools.returning import hold_together
@@ -67,7 +66,7 @@ from gpusharing.planning.stack.drastack import find_dra_stack, is_complete
 from gpusharing.planning.transition.callverdicts import Failing
 from gpusharing.planning.transition.cases import Cases, find_models, judge_case, keeps_verdict
 from gpusharing.planning.transition.gangrules import with_rules
-from gpusharing.planning.transition.guard import UnjudgedPolicyError, not_judged
+from gpusharing.planning.transition.guard import UnjudgedPolicyError, not_judged, of_policy
 from gpusharing.planning.transition.members import Member, find_member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
@@ -145,7 +144,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     members = _in_waves(snapshot, failing.find_late(found), now)
     verdicts = {name: member.verdict for name, member in members.items()}
     counted = _pools(snapshot, members, failing, memo)
-    pools = {name: judge_windows(pool, now) for name, pool in counted.items()}
+    pools = {name: pool.with_hours(now) for name, pool in counted.items()}
     gone = find_gone(snapshot.claims, snapshot.nodes)
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
     kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.uncertain_claims
@@ -169,7 +168,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     return RolloutPlan(
         verdicts=verdicts,
         pools=pools,
-        objections=find_objections(known.terms, known.unread, pools),
+        objections=_object(known.terms, known.unread, pools),
         shared=shared,
         targets={
             name: one.resources for name, one in targets.items() if not is_skipped(snapshot.nodes[name])
@@ -205,6 +204,20 @@ def _remember(
         previews=previews.known,
         vain_passes=vain_passes,
     )
+
+
+def _object(
+    terms: Mapping[str, Terms], unread: Mapping[str, Exception], pools: Mapping[str, Pool]
+) -> dict[str, Finding]:
+    """Return why policies are not accepted, by policy; accepted ones are left out. `unread` has the errors of policies
+    that cannot be judged, and `pools` may show that a policy's windows cannot be computed. Windows that are closed,
+    invalid or too short are no objection."""
+    found = {name: one.targets for name, one in terms.items() if isinstance(one.targets, Finding)}
+    found |= {name: of_policy(name, error) for name, error in unread.items()}
+    closed = ((name, pool.hours.closed) for name, pool in pools.items() if name not in found)
+    return found | {
+        name: why for name, why in closed if why is not None and why.reason is Reason.POLICY_NOT_JUDGED
+    }
 
 
 def _wake(

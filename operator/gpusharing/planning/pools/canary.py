@@ -22,7 +22,7 @@ from gpusharing.api.names import WAY, Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.pools.keepers import explain_keepers, first_keeper, goes_on, is_for_a_person
-from gpusharing.planning.pools.pooled import Pooled
+from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.transition.members import Member, MemberState, cordoned, going, is_begun, unready
 from gpusharing.planning.vocabulary.findings import Finding
@@ -31,7 +31,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.revision import find_revision, is_of
 
 
-def find_canary(pooled: Pooled) -> int | Finding | None:
+def find_canary(pool: Pool) -> int | Finding | None:
     """Return how many more nodes may start as canaries, or the Finding that says why no further node may start: a
     canary no longer serves what was proven on it, is not proven yet, or has not served for long enough. None if the
     canary keeps no node from starting. That is so if the policy has no canary, if the pool is empty or has exactly as
@@ -40,22 +40,22 @@ def find_canary(pooled: Pooled) -> int | Finding | None:
     If the canary `outnumbers` the pool, the first node that has begun counts as the canary. Until a node has begun, the
     Finding says that the canary is too large.
     """
-    canary, policy, members = pooled.spec.rollout.canary, pooled.policy, pooled.members
+    canary, policy, members = pool.spec.rollout.canary, pool.policy, pool.members
     if canary is None or not members or canary.nodes == len(members):
         return None
     nodes, revision = canary.nodes, find_revision(policy)
-    if outnumbers(pooled):
+    if outnumbers(pool):
         nodes, members = 1, [one for one in members if not _is_apart(one, policy, revision)]
     proven = _find_proven(members, policy, revision)
     end = proven[nodes - 1][0] + parse_duration(canary.soak) if len(proven) >= nodes else None
     canaries = [one for _, _, one in proven[:nodes]]
-    if broken := _broken(pooled, canaries, members, end):
+    if broken := _broken(pool, canaries, members, end):
         return broken
     if end is not None:
-        return None if pooled.now >= end else _soaks(nodes, canary.soak, end)
+        return None if pool.now >= end else _soaks(nodes, canary.soak, end)
     begun = _find_begun(members, policy, revision)
     if (left := nodes - len(proven) - len(begun)) > 0:
-        return _too_large(pooled, canary.nodes, canary.soak) if outnumbers(pooled) else left
+        return _too_large(pool, canary.nodes, canary.soak) if outnumbers(pool) else left
     return _unproven(
         f"waiting for the canary of {counted(nodes, 'node')} (spec.rollout.canary) to be proven", begun
     )
@@ -70,11 +70,11 @@ def _find_proven(
     return sorted((at, name, one) for at, name, one in proofs if at is not None)
 
 
-def outnumbers(pooled: Pooled) -> bool:
+def outnumbers(pool: Pool) -> bool:
     """Whether the canary has more nodes than the pool, and the pool is not empty. False for a policy that resets its
     nodes, because nobody can correct such a policy any more."""
-    canary = pooled.spec.rollout.canary
-    return canary is not None and 0 < len(pooled.members) < canary.nodes and not pooled.policy.resetting
+    canary = pool.spec.rollout.canary
+    return canary is not None and 0 < len(pool.members) < canary.nodes and not pool.policy.resetting
 
 
 def is_proven(node: NodeView, policy: PolicyView) -> bool:
@@ -121,7 +121,7 @@ def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
 
 
 def _broken(
-    pooled: Pooled, canaries: Sequence[Member], members: Sequence[Member], end: datetime | None
+    pool: Pool, canaries: Sequence[Member], members: Sequence[Member], end: datetime | None
 ) -> Finding | None:
     """Return the Finding about the first canary by name that no longer serves what was proven on it. `end` is when the
     soak ends, or None if not all canaries are proven.
@@ -129,14 +129,14 @@ def _broken(
     None if all canaries serve what was proven, or if another node has started since `end`. None also if the policy
     resets its nodes, because nobody can correct such a policy any more.
     """
-    if pooled.policy.resetting:
+    if pool.policy.resetting:
         return None
     for canary in sorted(canaries, key=lambda canary: canary.node.name):
         if why := _why_not_serving(canary):
             break
     else:
         return None
-    if end is not None and _others_began(pooled, canaries, members, end):
+    if end is not None and _others_began(pool, canaries, members, end):
         return None
     message = (
         f"{canary.node.name}, a canary (spec.rollout.canary), no longer serves the layout that was proven there:"
@@ -182,12 +182,10 @@ LAPSES: tuple[MemberState, ...] = (
 {reason} is the reason of the node's verdict."""
 
 
-def _others_began(
-    pooled: Pooled, canaries: Sequence[Member], members: Sequence[Member], end: datetime
-) -> bool:
+def _others_began(pool: Pool, canaries: Sequence[Member], members: Sequence[Member], end: datetime) -> bool:
     """Whether a node that is not a canary has been proven after the soak ended at `end`, or is in a change to this
     revision that began at or after `end`. From then on the state of the canaries no longer holds other nodes back."""
-    policy, revision = pooled.policy, find_revision(pooled.policy)
+    policy, revision = pool.policy, find_revision(pool.policy)
     known = {member.node.name for member in canaries}
     for member in members:
         if member.node.name in known:
@@ -219,40 +217,40 @@ def _unproven(message: str, begun: Sequence[Member]) -> Finding:
     return Finding(Reason.CANARY_SOAK, message + told, keeper=first_keeper(kept), stands=stands)
 
 
-def _too_large(pooled: Pooled, nodes: int, soak: str) -> Finding:
+def _too_large(pool: Pool, nodes: int, soak: str) -> Finding:
     """Return the Finding that the canary is larger than the pool, with a value to set instead."""
-    total = len(pooled.members)
+    total = len(pool.members)
     message = (
-        f"policy {pooled.policy.name}: {_sizes(pooled, nodes)}, so the operator does not change any node in service."
+        f"policy {pool.policy.name}: {_sizes(pool, nodes)}, so the operator does not change any node in service."
         f" Set that field to {total} or less, for example canary: {{nodes: 1, soak: {soak}}}"
     )
     return Finding(Reason.CANARY_TOO_LARGE, message)
 
 
-def wait_for_canaries(pooled: Pooled) -> Finding:
+def wait_for_canaries(pool: Pool) -> Finding:
     """Return the CanarySoak Finding for nodes that are not canaries while the canaries start. It also names the
     canaries whose change does not end by itself (`_unproven`)."""
-    canary, policy, revision = pooled.spec.rollout.canary, pooled.policy, find_revision(pooled.policy)
+    canary, policy, revision = pool.spec.rollout.canary, pool.policy, find_revision(pool.policy)
     nodes = counted(canary.nodes if canary is not None else 0, "node")
-    begun = _find_begun(pooled.members, policy, revision)
+    begun = _find_begun(pool.members, policy, revision)
     return _unproven(f"the canary of {nodes} (spec.rollout.canary) goes before this node", begun)
 
 
-def find_note(pooled: Pooled) -> str:
+def find_note(pool: Pool) -> str:
     """Return a note if the canary has at least as many nodes as the pool. The note says that the whole pool is the
     canary, that the canary is too large, or that by now only the first remaining node is the canary. Empty if the
     canary has fewer nodes, or if there is no canary or no member."""
-    canary, total = pooled.spec.rollout.canary, len(pooled.members)
+    canary, total = pool.spec.rollout.canary, len(pool.members)
     if canary is None or not total or canary.nodes < total:
         return ""
     if canary.nodes == total:
-        return f"{_sizes(pooled, total)}, so the whole pool is the canary"
-    state = find_canary(pooled)
+        return f"{_sizes(pool, total)}, so the whole pool is the canary"
+    state = find_canary(pool)
     if isinstance(state, Finding) and state.reason is Reason.CANARY_TOO_LARGE:
         return state.message
-    return f"{_sizes(pooled, canary.nodes)} by now, so the first of the remaining nodes is the canary"
+    return f"{_sizes(pool, canary.nodes)} by now, so the first of the remaining nodes is the canary"
 
 
-def _sizes(pooled: Pooled, nodes: int) -> str:
+def _sizes(pool: Pool, nodes: int) -> str:
     """Return the clause that compares the canary's `nodes` with the size of the pool."""
-    return f"spec.rollout.canary.nodes is {nodes}, and the pool has {counted(len(pooled.members), 'node')}"
+    return f"spec.rollout.canary.nodes is {nodes}, and the pool has {counted(len(pool.members), 'node')}"

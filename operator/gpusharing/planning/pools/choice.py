@@ -14,7 +14,8 @@ from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.candidates import Queue, Selection
 from gpusharing.planning.pools.holds import Wait
 from gpusharing.planning.pools.ledger import Ledger
-from gpusharing.planning.pools.pool import Pool, select
+from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.pools.room import select
 from gpusharing.planning.pools.slots import fences_of
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.memo import Memo

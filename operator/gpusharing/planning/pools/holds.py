@@ -13,9 +13,10 @@ from dataclasses import replace
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
+from gpusharing.api.validation import allowance
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.canary import find_canary, outnumbers
-from gpusharing.planning.pools.pooled import Pooled
+from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.resuming import explain_halt
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.attempts import failed_in
@@ -30,28 +31,28 @@ from gpusharing.planning.vocabulary.values import value
 class Hold:
     """A rule that may keep every node of a policy from starting."""
 
-    find: Callable[[Pooled], str | Finding]
+    find: Callable[[Pool], str | Finding]
     """Returns the message that says why no node starts, or an empty string if the hold does not apply. A Finding is
     returned instead if the clock ends the hold, or if it has a reason of its own."""
     reason: Reason
     """The reason shown on the nodes that wait, unless the hold's Finding has another one."""
 
 
-def _frozen(pooled: Pooled) -> str:
-    """Return the message that maxUnavailable is 0, or an empty string if it is not."""
-    return (
-        "spec.rollout.maxUnavailable is 0, so the operator does not start a change" if pooled.frozen else ""
-    )
+def _frozen(pool: Pool) -> str:
+    """Return the message that maxUnavailable allows no node at all, whatever the size of the pool, or an empty string
+    if it allows some."""
+    frozen = allowance(pool.spec.rollout.max_unavailable, 1) == 0
+    return "spec.rollout.maxUnavailable is 0, so the operator does not start a change" if frozen else ""
 
 
-def _halted(pooled: Pooled) -> str:
+def _halted(pool: Pool) -> str:
     """Return the message that no further node starts, with the command that lets the rollout go on, if as many nodes
     have failed in this generation as maxFailures and the policy's annotation gpusharing.dev/resume allow. Empty if
     fewer have. Failures that are known only from the record (`failed_before`) count too."""
-    policy = pooled.policy
-    failing = (one.node.name for one in pooled.members if one.marked and has_failed(one, policy))
-    failed = sorted({*failing, *pooled.failed_before})
-    return explain_halt(policy, failed, pooled.spec.rollout.max_failures)
+    policy = pool.policy
+    failing = (one.node.name for one in pool.members if one.marked and has_failed(one, policy))
+    failed = sorted({*failing, *pool.failed_before})
+    return explain_halt(policy, failed, pool.spec.rollout.max_failures)
 
 
 def has_failed(member: Member, policy: PolicyView) -> bool:
@@ -66,25 +67,25 @@ def has_failed(member: Member, policy: PolicyView) -> bool:
     return failed_in(member.node, policy) == policy.version
 
 
-def _outnumbered(pooled: Pooled) -> str | Finding:
+def _outnumbered(pool: Pool) -> str | Finding:
     """Return the Finding that the canary is larger than the pool. Empty if it is not, or if a remaining node has begun
     or proven the change and so stands in for the canary."""
-    return _by_canary(pooled, Reason.CANARY_TOO_LARGE) if outnumbers(pooled) else ""
+    return _by_canary(pool, Reason.CANARY_TOO_LARGE) if outnumbers(pool) else ""
 
 
-def _broken(pooled: Pooled) -> str | Finding:
+def _broken(pool: Pool) -> str | Finding:
     """Return the Finding that a canary no longer serves what was proven on it. Empty otherwise, even while nodes wait
     for the canary for another reason (`_soaking`)."""
-    return _by_canary(pooled, Reason.CANARY_NOT_SERVING)
+    return _by_canary(pool, Reason.CANARY_NOT_SERVING)
 
 
-def _unapproved(pooled: Pooled) -> str:
+def _unapproved(pool: Pool) -> str:
     """Return the message that a person has to approve the plan, with the command for it. Empty if the policy needs no
     approval, or if this plan is approved."""
-    policy = pooled.policy
-    if pooled.spec.rollout.approval != "Manual":
+    policy = pool.policy
+    if pool.spec.rollout.approval != "Manual":
         return ""
-    plan = plan_hash(policy, pooled.members)
+    plan = plan_hash(policy, pool.members)
     if policy.approved == plan:
         return ""
     old = (
@@ -99,22 +100,22 @@ def _unapproved(pooled: Pooled) -> str:
     )
 
 
-def _soaking(pooled: Pooled) -> str | Finding:
+def _soaking(pool: Pool) -> str | Finding:
     """Return the Finding that the canaries are not proven yet or have not served long enough. Empty otherwise, even
     while the canary holds nodes back for another reason."""
-    return _by_canary(pooled, Reason.CANARY_SOAK)
+    return _by_canary(pool, Reason.CANARY_SOAK)
 
 
-def _by_canary(pooled: Pooled, reason: Reason) -> str | Finding:
+def _by_canary(pool: Pool, reason: Reason) -> str | Finding:
     """Return the Finding of `find_canary` if it has this reason, else an empty string."""
-    canary = find_canary(pooled)
+    canary = find_canary(pool)
     return canary if isinstance(canary, Finding) and canary.reason is reason else ""
 
 
-def _closed(pooled: Pooled) -> str | Finding:
+def _closed(pool: Pool) -> str | Finding:
     """Return the Finding that no window is open or that the windows cannot be followed, or an empty string if nodes
     may start."""
-    return pooled.hours.closed or ""
+    return pool.hours.closed or ""
 
 
 HOLDS = (
@@ -130,13 +131,13 @@ HOLDS = (
 ends."""
 
 
-def find_hold(pooled: Pooled, past: AbstractSet[Reason] = frozenset()) -> Finding | None:
+def find_hold(pool: Pool, past: AbstractSet[Reason] = frozenset()) -> Finding | None:
     """Return the Finding of the first of HOLDS that applies. Holds with a reason in `past` are not checked; None if no
     other applies."""
     for hold in HOLDS:
         if hold.reason in past:
             continue
-        if found := hold.find(pooled):
+        if found := hold.find(pool):
             return Finding.of(found, hold.reason)
     return None
 

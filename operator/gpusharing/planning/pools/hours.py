@@ -141,6 +141,7 @@ def foresee_end(
 
 
 ALWAYS = Hours()
+UNJUDGED = Hours(closed=Finding(Reason.WINDOW_CLOSED, "the windows have not been evaluated yet"))
 _MOMENT = timedelta(seconds=1)
 Zoned = tuple[ZonedWindow, ...]
 """Windows or blackouts of a policy, in its order."""

@@ -205,21 +205,21 @@ def foresee(
     takes as long as the fastest or the slowest of the `past` changes. Both limits on nodes at once, the windows and the
     soak of the canaries are considered; other holds, such as a missing approval, are not. Empty if `count` is 0, `past`
     is empty, a limit allows no node, the spec cannot be read, or the windows that can be foreseen do not suffice."""
-    at_once, pooled = min(pool.limit, snapshot.settings.max_in_flight), pool.pooled(now)
-    if not past or not count or not at_once or pooled is None:
+    at_once = min(pool.limit, snapshot.settings.max_in_flight)
+    if not past or not count or not at_once or pool.policy.spec is None:
         return ()
-    canary, first, soak, begins = find_canary(pooled), 0, timedelta(0), now
+    canary, first, soak, begins = find_canary(pool), 0, timedelta(0), now
     if isinstance(canary, Finding):
         begins = max(now, canary.until or now)
-    elif canary is not None and pooled.spec.rollout.canary is not None and canary < count:
-        first, soak = -(-canary // at_once), parse_duration(pooled.spec.rollout.canary.soak)
+    elif canary is not None and pool.spec.rollout.canary is not None and canary < count:
+        first, soak = -(-canary // at_once), parse_duration(pool.spec.rollout.canary.soak)
         count -= canary
-    nodes, ends = [member.node for member in pooled.members], []
+    nodes, ends = [member.node for member in pool.members], []
     for took in (min(past), max(past)):
         lengths = [took] * (first + -(-count // at_once))
         if first:
             lengths[first - 1] += soak
-        ends.append(foresee_end(pooled.spec, pooled.policy.zones, nodes, begins, lengths))
+        ends.append(foresee_end(pool.spec, pool.policy.zones, nodes, begins, lengths))
     return tuple(end - now for end in ends if end is not None) if all(ends) else ()
 
 

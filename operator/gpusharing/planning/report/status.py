@@ -17,7 +17,7 @@ from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.drain.force import find_force_note
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.canary import find_note
-from gpusharing.planning.pools.hours import ALWAYS, Hours
+from gpusharing.planning.pools.hours import Hours
 from gpusharing.planning.pools.standstill import MOST
 from gpusharing.planning.report.counts import count_pending, count_used
 from gpusharing.planning.report.headline import Headline, find_headline, tell_coming
@@ -88,8 +88,8 @@ def policy_status(
     remove the key. `previous` is the stored status: conditions whose status is unchanged keep their lastTransitionTime
     from there."""
     pool = members(policy, plan, snapshot)
-    pooled = plan.pools[policy.name].pooled(now)
-    hours, note = (pooled.hours, find_note(pooled)) if pooled is not None else (ALWAYS, "")
+    own = plan.pools[policy.name]
+    note = find_note(own) if policy.spec is not None else ""
     reason, headline = find_headline(pool, plan)
     ready = reason is Reason.SYNCED, reason, headline.ready
     stalled = _stalled(pool, plan)
@@ -101,8 +101,8 @@ def policy_status(
     }
     return {
         "observedGeneration": policy.generation,
-        "summary": _summary(pool, plan, snapshot, hours, headline),
-        "plan": _plan(policy, pool.verdicts, plan, snapshot, hours),
+        "summary": _summary(pool, plan, snapshot, own.hours, headline),
+        "plan": _plan(policy, pool.verdicts, plan, snapshot),
         "failures": [
             {"node": verdict.node, "reason": str(verdict.reason), "message": cut(verdict.message, MAX_TEXT)}
             for verdict in pool.failures
@@ -476,7 +476,6 @@ def _plan(
     verdicts: Sequence[Verdict],
     plan: RolloutPlan,
     snapshot: ClusterSnapshot,
-    hours: Hours,
 ) -> dict[str, Any] | None:
     """Return `status.plan`, or None if no node changes. A node changes if it is not Synced and the class of its change
     is not None; blocked and skipped nodes that differ from their target count too. The plan has its hash, these nodes,
@@ -509,7 +508,7 @@ def _plan(
         "shortages": [f"{name}: {demand.text}" for name, demand in demands.items() if demand.waiting][
             :MAX_LISTED
         ],
-        "windows": hours.listed,
+        "windows": plan.pools[policy.name].hours.listed,
         "capacityBefore": dict(sorted(before.items())),
         "capacityAfter": dict(sorted(after.items())),
     }
