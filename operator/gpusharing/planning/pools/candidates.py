@@ -121,16 +121,10 @@ class Queue:
         """The candidates whose pods must be known before they may start but were not listed in this pass, by name and
         in the order of `find_place`. Newcomers are left out: they take no slot of the policy's budget. Computed once.
         """
-        unlisted = [case for case in self.cases if case.work is None and _needs_pods(case)]
+        unlisted = [case for case in self.cases if case.work is None and case.disruption.cordons]
+        unlisted = [case for case in unlisted if not is_newcomer(case.node, case.gpunode)]
         unlisted.sort(key=lambda case: find_place(case, self.policy))
         return {case.node.name: case for case in unlisted}
-
-
-def _needs_pods(case: NodeCase) -> bool:
-    """Whether the change cordons the node, and the node takes a slot of its policy's budget."""
-    assessed = case.assessment
-    cordons = isinstance(assessed, Assessed) and assessed.disruption.cordons
-    return cordons and not is_newcomer(case.node, case.gpunode)
 
 
 @dataclass(slots=True)
@@ -236,10 +230,10 @@ def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | Non
     if look is not None:
         return blocked(case, look, again=pods is None and case.node.name in ledger.due), look
     if pods is None:
-        return looking(case), None
+        return looking(candidate), None
     needed = budget_room(pods)
     if needed and not ledger.crowd_known:
-        return looking(case), None
+        return looking(candidate), None
     if crowded := crowding(pods, ledger.crowd):
         # Other nodes make room within seconds, so the pods of this one are listed again at every poll.
         look = look_at(case, policy, None, pods, crowded, slower=False)
@@ -264,11 +258,11 @@ def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> 
     return verdict.then(replace(action, fence=replace(action.fence, wave=wave, mates=mates)))
 
 
-def looking(case: NodeCase) -> Verdict:
-    """Return the Preflight verdict of a candidate whose pods have to be listed in the next pass before it can start.
-    The node stays a candidate."""
+def looking(candidate: Candidate) -> Verdict:
+    """Return the Preflight verdict of a candidate that cannot start before its pods, or those of another node of its
+    wave, are listed in the next pass. The node stays a candidate."""
     message = "listing the pods on the node"
-    verdict = case.verdict(Phase.PREFLIGHT, Reason.PROGRESSING, message, candidate=True)
+    verdict = candidate.case.verdict(Phase.PREFLIGHT, Reason.PROGRESSING, message, candidate=True)
     return replace(verdict, wants_pods=True)
 
 

@@ -60,17 +60,11 @@ def choose(
         taken = len(in_flight) + reserved + len(chosen.claims)
         chosen.add(_select(pool, queues[pool.policy.name], snapshot.settings.max_in_flight - taken, ledger))
     chosen.verdicts |= _find_waits(chosen, memo)
-    for pool in waiting:
-        chosen.verdicts |= _with_gpunodes(pool, verdicts, chosen)
+    for case in (case for pool in waiting for case in pool.candidates):
+        # The few candidates whose verdict from before the choice has actions need that write to their GPUNode still.
+        if verdicts[case.node.name].actions:
+            chosen.verdicts[case.node.name] = with_gpunode(chosen.verdicts[case.node.name], case)
     return chosen, ledger.crowd_known
-
-
-def _with_gpunodes(pool: Pool, verdicts: Mapping[str, Verdict], chosen: Selection) -> dict[str, Verdict]:
-    """Return new verdicts, by name, for the candidates that need a write to their GPUNode: their verdicts in `chosen`
-    with that write added. They are the few candidates whose entries in `verdicts`, made before the pools chose, have
-    actions."""
-    cases = [case for case in pool.candidates if verdicts[case.node.name].actions]
-    return {case.node.name: with_gpunode(chosen.verdicts[case.node.name], case) for case in cases}
 
 
 def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:

@@ -45,21 +45,11 @@ def is_for_a_person(member: Member) -> bool:
 
 def goes_on(verdict: Verdict) -> bool:
     """Whether our change of the node is under way and ends by itself at some deadline. False if it has failed, if
-    calls about the node fail, or if its drain has no deadline."""
+    calls about the node fail, or if its drain has no deadline: it is held past its time, or it waits for jobs for as
+    long as they run."""
     ends = verdict.phase is not Phase.FAILED and not calls_fail(verdict)
-    return verdict.phase.in_flight and ends and not _lasts(verdict)
-
-
-def _lasts(verdict: Verdict) -> bool:
-    """Whether the node is being drained without a deadline: the drain is held past its time, or it waits for jobs for
-    as long as they run."""
-    return verdict.phase.part == "emptying" and verdict.deadline in (None, NEVER)
-
-
-def keeps_its_slot(verdict: Verdict) -> bool:
-    """Whether a fenced node with this verdict occupies a slot of the operator-wide cap until somebody acts: its change
-    failed, its drain is held after the deadline, or its phase is not one of a change in flight."""
-    return verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD or not verdict.phase.in_flight
+    lasts = verdict.phase.part == "emptying" and verdict.deadline in (None, NEVER)
+    return verdict.phase.in_flight and ends and not lasts
 
 
 def _why(member: Member) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from gpusharing.api.names import Phase
 from gpusharing.planning.drain.stranded import Afterwards
-from gpusharing.planning.pools.keepers import keeps_its_slot
 from gpusharing.planning.pools.places import Places
 from gpusharing.planning.snapshot.looks import Look, count_recent, find_due
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
@@ -88,12 +88,14 @@ class Ledger:
         were just listed, its verdict has the numbers. While the node settles after the cordon, the numbers come from
         the look made before its fence; if there is none, or it found blockers, `crowd_known` becomes false. Nothing is
         added in other phases without a LIST, for a node that cannot be judged, or if the change needs no cordon. In any
-        case, add the node to `keepers` if it occupies its slot until somebody acts.
+        case, add the node to `keepers` if it occupies its slot until somebody acts: its change failed, its drain is held
+        after the deadline, or its phase is not one of a change in flight.
 
         Return the look if it was used, so that the caller can keep it, else None.
         """
         node = snapshot.nodes[verdict.node]
-        if keeps_its_slot(verdict):
+        held = verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD
+        if held or not verdict.phase.in_flight:
             self.keepers.append(find_member(verdict, node, None))
         fence = node.fence
         if fence is None or not fence.disruption.cordons or verdict.reason is Reason.NODE_NOT_JUDGED:

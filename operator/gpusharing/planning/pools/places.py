@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.verdict import NodeCase
-from gpusharing.planning.wanted.assess import Assessed
 
 LAST_PLACE = (
     "this is one of the last schedulable nodes, and the operator's own pod needs one; waiting until another node is"
@@ -39,11 +38,11 @@ class Places:
 
     def spare(self, candidates: Iterable[NodeCase]) -> int | None:
         """Return how many open nodes may be cordoned so that one is left: their number less one, whichever candidates
-        there are. None if there is no limit: either no candidate is open and would be cordoned by its change, or no
-        second node is open or may ever open, so that waiting would not help."""
-        if self.all <= 1 or not any(case.node.name in self.open and _cordons(case) for case in candidates):
-            return None
-        return len(self.open) - 1
+        there are. None if there is no limit: either no candidate is open and has a change of a class that cordons
+        (even if a DeviceTaintRule would fence it), or no second node is open or may ever open, so that waiting would
+        not help."""
+        closes = any(case.node.name in self.open and case.disruption.cordons for case in candidates)
+        return len(self.open) - 1 if closes and self.all > 1 else None
 
     def close(self, names: Iterable[str]) -> None:
         """Remove these nodes from the open ones, because their changes begin in this pass."""
@@ -68,9 +67,3 @@ def _is_able(node: NodeView) -> bool:
     deleted, and has no NoSchedule or NoExecute taint, tolerated or not. Taints of node.kubernetes.io/, such as that of
     a cordon, are ignored."""
     return not node.barred and not node.deleting
-
-
-def _cordons(case: NodeCase) -> bool:
-    """Whether the change of the candidate is of a class that cordons the node, even if a DeviceTaintRule would fence it
-    in place of the cordon. False without a target."""
-    return isinstance(case.assessment, Assessed) and case.assessment.disruption.cordons

@@ -65,7 +65,9 @@ def find_previews(
     looked_at: set[str] = set()
     for policy, verdict in _to_go(pools, verdicts):
         name = verdict.node
-        before = _standing(snapshot.memory.previews.get(name), policy)
+        before = snapshot.memory.previews.get(name)
+        if before is not None and before.version != policy.version:
+            before = None
         work = snapshot.work.get(name)
         if work is not None and (before is None or work.listed_at > before.at):
             try:
@@ -112,11 +114,6 @@ def _to_go(
         yield from islice(
             ((pool.policy, verdict) for verdict in waiting if not verdict.phase.in_flight), MAX_NODES
         )
-
-
-def _standing(preview: Preview | None, policy: PolicyView) -> Preview | None:
-    """Return the preview if it is for the present version of the spec, else None."""
-    return None if preview is None or preview.version != policy.version else preview
 
 
 def preview_of(

@@ -35,7 +35,8 @@ def explain_halt(policy: PolicyView, failed: Sequence[str], most: int) -> str:
     batches = find_batches(policy)
     if len(failed) < most * (1 + batches):
         return ""
-    resumed, value = _resumed(policy, most * (1 + batches)), _next_value(policy, len(failed) // most)
+    resumed, needed = _resumed(policy, most * (1 + batches)), len(failed) // most
+    value = f"{policy.generation}.{needed}" if needed > 1 else str(policy.generation)
     return (
         f"{some(failed)} failed in this generation, and spec.rollout.maxFailures is {most}{resumed}: no further"
         f" node starts. When the cause is fixed, run kubectl annotate gsp {policy.name} --overwrite"
@@ -47,11 +48,6 @@ def read_value(message: str) -> str:
     """Return the value of the annotation in the command at the end of a message from `explain_halt`. A message without
     such a command is returned unchanged."""
     return message.rpartition(f" {names.ANNOTATION_RESUME}=")[2]
-
-
-def _next_value(policy: PolicyView, batches: int) -> str:
-    """Return the annotation's value that allows `batches` times maxFailures in addition to the first."""
-    return f"{policy.generation}.{batches}" if batches > 1 else str(policy.generation)
 
 
 def _resumed(policy: PolicyView, limit: int) -> str:

@@ -34,7 +34,10 @@ def hold_together(
     proof. They stop waiting once one of the others has failed or is being rolled back, because then the gang could not
     come back whole. If that time-out is unknown, they do not wait.
     """
-    waves = _find_waves({name: fence for name, fence in fences.items() if name in verdicts}, nodes)
+    waves: dict[str, list[str]] = {}
+    for name, fence in fences.items():  # a Node that was deleted and created again is in no wave any more
+        if fence.wave and fence.stage != "yielded" and name in verdicts and fence.node_uid == nodes[name].uid:
+            waves.setdefault(fence.wave, []).append(name)
     if not waves:
         return {}
     by_name = {policy.name: policy for policy in policies}
@@ -53,20 +56,17 @@ def hold_together(
 def _find_awaited(
     names: Iterable[str], verdicts: Mapping[str, Verdict], fences: Mapping[str, Fence]
 ) -> list[str]:
-    """Return the nodes of a wave that this pass does not release, sorted by name. Empty once a node of the wave has
-    failed or is being rolled back."""
-    others = sorted(name for name in names if not _is_leaving(verdicts[name]))
-    return [] if any(_will_not_come(verdicts[name], fences[name]) for name in others) else others
-
-
-def _find_waves(fences: Mapping[str, Fence], nodes: Mapping[str, NodeView]) -> dict[str, list[str]]:
-    """Return the nodes whose change in a wave is still under way, by the id of the wave. Nodes whose fence names no
-    wave or is yielded are left out, and so is a Node that was deleted and created again."""
-    waves: dict[str, list[str]] = {}
-    for name, fence in fences.items():
-        if fence.wave and fence.stage != "yielded" and fence.node_uid == nodes[name].uid:
-            waves.setdefault(fence.wave, []).append(name)
-    return waves
+    """Return the nodes of a wave that this pass does not release, proven or not, sorted by name. Empty once the change
+    of such a node has failed, so that the node stays cordoned or is rolled back."""
+    others = []
+    for name in sorted(names):
+        verdict = verdicts[name]
+        if any(isinstance(action, Release) for action in verdict.actions):
+            continue
+        if verdict.phase is Phase.FAILED or fences[name].rolls_back:
+            return []
+        others.append(name)
+    return others
 
 
 def returns_proven(verdict: Verdict) -> bool:
@@ -74,16 +74,6 @@ def returns_proven(verdict: Verdict) -> bool:
     works on the node. False if it was rolled back."""
     given = (action.verified for action in verdict.actions if isinstance(action, Release))
     return any(record is not None and not record.rolled_back for record in given)
-
-
-def _will_not_come(verdict: Verdict, fence: Fence) -> bool:
-    """Whether the change of the node has failed, so that the node stays cordoned or is rolled back."""
-    return verdict.phase is Phase.FAILED or fence.rolls_back
-
-
-def _is_leaving(verdict: Verdict) -> bool:
-    """Whether this pass releases the node, proven or not."""
-    return any(isinstance(action, Release) for action in verdict.actions)
 
 
 def _until(

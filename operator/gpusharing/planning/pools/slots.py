@@ -24,7 +24,7 @@ from gpusharing.planning.snapshot.actions import (
     WriteConfig,
 )
 from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.mpsrepair import plan_repair
 from gpusharing.planning.stack.pointers import plan_pointers
 from gpusharing.planning.transition.verdict import Verdict
@@ -159,18 +159,15 @@ def plan_finalizers(
 def _keeps_finalizer(pool: Pool) -> bool:
     """Whether a policy needs the finalizer although none of its nodes has a claim. A policy that resets its nodes needs
     it until it has none left. Any other policy keeps a finalizer that it has as long as it has candidates, and needs
-    one from the start if it will reset its nodes when it is deleted (`_resets`). Must not be called for a policy that
-    is being deleted without a reset."""
-    if pool.policy.resetting:
+    one from the start if it will reset its nodes when it is deleted, because none can be added once the policy is being
+    deleted. A spec that cannot be read may have asked for a reset, so a policy with such a spec keeps the finalizer
+    if it has one. Must not be called for a policy that is being deleted without a reset."""
+    policy = pool.policy
+    if policy.resetting:
         return bool(pool.names)
-    return (pool.policy.finalizer and bool(pool.candidates)) or _resets(pool.policy)
-
-
-def _resets(policy: PolicyView) -> bool:
-    """Whether the policy will reset its nodes when it is deleted. Its finalizer is then added from the start, because
-    it cannot be added once the policy is being deleted. A spec that cannot be read may have asked for a reset, so a
-    policy with such a spec keeps the finalizer if it has one."""
-    return policy.finalizer if policy.spec is None else policy.spec.deletion_policy == "Reset"
+    if policy.finalizer and (pool.candidates or policy.spec is None):
+        return True
+    return policy.spec is not None and policy.spec.deletion_policy == "Reset"
 
 
 def _holds_up(node: NodeView, policy: str, verdict: Verdict) -> bool:

@@ -7,7 +7,7 @@ Terms: docs/design/glossary.md#gang, docs/design/glossary.md#wave, docs/design/g
 docs/design/glossary.md#slot, docs/design/glossary.md#drift.
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -25,7 +25,6 @@ from gpusharing.planning.pools.candidates import (
 )
 from gpusharing.planning.pools.holds import Wait
 from gpusharing.planning.pools.ledger import Ledger, find_mates
-from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.transition.members import Member
@@ -104,15 +103,13 @@ def find_following(
 
 def _is_left(node: NodeView, proofs: Iterable[Verified]) -> bool:
     """Whether one of these proofs of other nodes names this node as left behind, and the node has not been changed
-    since that proof."""
-    return any(node.name in proof.mates and not _is_later(node, proof) for proof in proofs)
-
-
-def _is_later(node: NodeView, proof: Verified) -> bool:
-    """Whether the node has been changed since this proof of another node, so that the proof no longer makes the node
-    follow the other node's gang. False if either time is unknown."""
+    since that proof. If the time of either change is unknown, the node counts as not changed since."""
     changed = node.verified.changed_at if node.verified is not None else None
-    return changed is not None and proof.changed_at is not None and changed >= proof.changed_at
+    return any(
+        node.name in proof.mates
+        and (changed is None or proof.changed_at is None or changed < proof.changed_at)
+        for proof in proofs
+    )
 
 
 # --- how they start ----------------------------------------------------------------------------------------------
@@ -129,7 +126,11 @@ def try_wave(
     `full` is the Finding for nodes for which there will be no room. Blocked nodes are left behind; before the others
     start without them, their pods are listed once more. A start adds the evictions of its nodes to `ledger.crowd`.
     """
-    free = sorted((candidate for candidate in wave if candidate.look is None), key=_listed_first)
+    # Nodes whose pods were listed come first, before the cost decides: only a LIST shows the real cost of a gang. If
+    # cost came first, each pass of a wave that cannot start as a whole would ask for the pods of yet another node, and
+    # none would ever start.
+    free = [candidate for candidate in wave if candidate.look is None]
+    free.sort(key=lambda candidate: (*candidate.order[:3], candidate.pods is None))
     free = free[: max(1, most)]
     stale = [candidate for candidate in wave if candidate.look is not None and candidate.pods is None]
     stale = stale[: max(0, most - len(free))]
@@ -139,36 +140,20 @@ def try_wave(
     for candidate in wave:
         case, name = candidate.case, candidate.case.node.name
         if candidate.look is not None:
-            _stay_blocked(candidate, candidate.look, again, chosen)
+            unlisted = candidate.pods is None and name in again
+            chosen.put(case, blocked(case, candidate.look, again=unlisted), candidate.look)
         elif name not in going:
             chosen.put(case, Wait(full).verdict(case))
         elif not starts:
-            chosen.put(case, (wait or _look_first)(candidate))
+            chosen.put(case, (wait or looking)(candidate))
     if starts:
         _start(free, wave, ledger, chosen)
     return min(room, len(free))
 
 
-def _stay_blocked(candidate: Candidate, look: Look, again: Container[str], chosen: Selection) -> None:
-    """Put the verdict of a blocked node of a wave into `chosen`, together with `look`, which later passes need. If the
-    node is in `again` and its pods were not listed in this pass, the verdict requests that the next pass lists
-    them."""
-    case = candidate.case
-    unlisted = candidate.pods is None and case.node.name in again
-    chosen.put(case, blocked(case, look, again=unlisted), look)
-
-
 def _names(candidates: Iterable[Candidate]) -> frozenset[str]:
     """Return the names of the candidates' nodes."""
     return frozenset(candidate.case.node.name for candidate in candidates)
-
-
-def _listed_first(candidate: Candidate) -> tuple[bool, ...]:
-    """Return the sort key of a candidate within its wave: the first three parts of its `order`, then whether its pods
-    were not listed. Only a LIST shows the real cost of a gang. If nodes with listed pods did not come first, each
-    pass of a wave that cannot start as a whole would ask for the pods of yet another node, and none would ever
-    start."""
-    return (*candidate.order[:3], candidate.pods is None)
 
 
 def _find_wait(free: Sequence[Candidate], room: int, ledger: Ledger) -> Callable[[Candidate], Verdict] | None:
@@ -178,16 +163,10 @@ def _find_wait(free: Sequence[Candidate], room: int, ledger: Ledger) -> Callable
     or use up one of these budgets."""
     pods = [candidate.pods for candidate in free if candidate.pods is not None]
     if len(pods) < len(free) or (not ledger.crowd_known and any(map(budget_room, pods))):
-        return _look_first
+        return looking
     if crowded := merge(blocker for found in pods for blocker in crowding(found, ledger.crowd)):
         return partial(_crowded, blockers=crowded)
     return partial(_gathering, size=len(free)) if room < len(free) else None
-
-
-def _look_first(candidate: Candidate) -> Verdict:
-    """Return the verdict of a node of a wave that waits until its own pods or those of another node of the wave are
-    listed."""
-    return looking(candidate.case)
 
 
 def _crowded(candidate: Candidate, blockers: tuple[Blocker, ...]) -> Verdict:
