@@ -17,7 +17,7 @@ from gpusharing.kube.fence import record_text
 from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Action, Evict, FenceNode
-from gpusharing.planning.snapshot.passmemory import PassMemory
+from gpusharing.planning.snapshot.looks import PassMemory
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import NodeView

@@ -28,7 +28,7 @@ from gpusharing.kube.errors import (
 from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.passmemory import PassMemory
+from gpusharing.planning.snapshot.looks import PassMemory
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.verdict import Verdict

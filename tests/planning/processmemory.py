@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from gpusharing.planning.snapshot.callfailures import CallFailure
+from gpusharing.planning.snapshot.looks import PassMemory
 from gpusharing.planning.snapshot.memo import Memo
-from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork
 
 if TYPE_CHECKING:

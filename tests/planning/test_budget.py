@@ -30,9 +30,8 @@ from gpusharing.planning.gpus.cards import bare_product
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
-from gpusharing.planning.snapshot.looks import LOOKS, Look
+from gpusharing.planning.snapshot.looks import LOOKS, Look, PassMemory
 from gpusharing.planning.snapshot.memo import Memo
-from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Fence, SpecVersion
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView

@@ -19,8 +19,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.previews import AGAIN, MAX_NODES, find_previews
 from gpusharing.planning.report.status import policy_status
-from gpusharing.planning.snapshot.looks import LOOKS, Preview
-from gpusharing.planning.snapshot.passmemory import PassMemory
+from gpusharing.planning.snapshot.looks import LOOKS, PassMemory, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.snapshot.views import PlanSettings

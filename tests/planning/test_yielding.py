@@ -1,6 +1,6 @@
 """A fenced node on which somebody else begins to work: we stand aside with our cordon, and lift it afterwards.
 
-Through `planning/transition/yielding.py`: `planning/transition/cordon.py`.
+`planning/transition/yielding.py`.
 """
 
 import json

@@ -23,8 +23,8 @@ from gpusharing.kube.client import KubeClient
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import KubeError, first_of
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
+from gpusharing.planning.snapshot.looks import PassMemory
 from gpusharing.planning.snapshot.memo import Memo
-from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 

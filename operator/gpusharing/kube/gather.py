@@ -20,7 +20,7 @@ from gpusharing.kube.podrequests import PendingPods
 from gpusharing.kube.sources import Sources, by_node
 from gpusharing.kube.stackreader import StackReader
 from gpusharing.planning.snapshot.callfailures import POLICIES, CallFailure, failed_again
-from gpusharing.planning.snapshot.passmemory import PassMemory
+from gpusharing.planning.snapshot.looks import PassMemory
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.stackviews import Operand, Program
 from gpusharing.planning.snapshot.views import ClusterSnapshot

@@ -56,9 +56,8 @@ from gpusharing.planning.pools.returning import hold_together
 from gpusharing.planning.pools.slots import fences_of, find_resumed, share
 from gpusharing.planning.pools.standstill import count_vain
 from gpusharing.planning.snapshot.actions import Action, WriteClasses, WriteConfig
-from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.snapshot.looks import Look, PassMemory
 from gpusharing.planning.snapshot.memo import Memo
-from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of

@@ -92,12 +92,6 @@ def is_seen(memory: EvictionMemory, listed_at: datetime | None) -> bool:
     return listed_at is not None and listed_at > memory.asked_at
 
 
-def forget_old(memories: Mapping[str, EvictionMemory], now: datetime) -> Mapping[str, EvictionMemory]:
-    """Return a copy of `memories` (answers by pod UID) without the outdated answers. An answer is outdated if its wait
-    is over and it accepted neither an eviction nor a deletion."""
-    return {uid: memory for uid, memory in memories.items() if memory.next_try > now or is_accepted(memory)}
-
-
 def throttled_until(memories: Mapping[str, EvictionMemory], now: datetime) -> datetime | None:
     """Return the time until which the server's throttling forbids evictions on this node (E7), or None if evictions
     may be sent."""

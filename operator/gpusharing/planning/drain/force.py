@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.evictions import is_seen
-from gpusharing.planning.drain.standing import STUCK_AFTER, Standing, Standings, asks_for_force, stuck_from
+from gpusharing.planning.drain.standing import STUCK_AFTER, Standing, Standings, stuck_from
 from gpusharing.planning.vocabulary.blockers import Blocker
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasonkinds import Mark
@@ -27,7 +27,7 @@ def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding
     """Return a Finding, with the command that grants the right, for a policy that says ForceDelete while the operator
     lacks the right to delete pods. None if the policy does not say ForceDelete, or if the right is `granted`.
     `namespace` is the operator's own, for the command."""
-    if granted or not asks_for_force(options):
+    if granted or options.on_timeout != "ForceDelete":
         return None
     return Finding(
         Reason.FORCE_DELETE_OFF,
@@ -83,14 +83,6 @@ def find_unasked(pods: Standings, end: datetime | None, now: datetime) -> list[S
     return [standing for standing in come if _is_unasked(standing, now) or _is_stale(standing, pods, end)]
 
 
-def next_force(pods: Standings, end: datetime | None) -> Iterator[datetime]:
-    """Yield, for each remaining pod that may be deleted by force, the time from which it may be, even if that time is
-    in the past. Whether its eviction is refused makes no difference. Yields nothing if `end` is None."""
-    for standing in pods.remaining:
-        if (moment := _moment(standing, pods, end)) is not None:
-            yield moment
-
-
 def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
     """Whether every pod that still holds a GPU is leaving and the policy deletes pods by force, so that waiting one
     more minute after `end` may be enough. False if `end` is None, or if no pod is left."""
@@ -124,7 +116,7 @@ def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
             yield Blocker(Reason.GRACE_TOO_LONG, (standing.pod.ref,), message=message)
 
 
-def _moment(standing: Standing, pods: Standings, end: datetime | None) -> datetime | None:
+def force_moment(standing: Standing, pods: Standings, end: datetime | None) -> datetime | None:
     """Return the time from which the pod may be deleted, chosen so that its grace period ends with the drain. None if
     the pod must not be deleted by force: `end` is None, the policy does not ask for force, the pod's grace period is
     too long, or the chosen time was before the cordon."""
@@ -137,7 +129,7 @@ def _moment(standing: Standing, pods: Standings, end: datetime | None) -> dateti
 
 def _has_come(standing: Standing, pods: Standings, end: datetime, now: datetime) -> bool:
     """Whether the pod may be deleted by force and its time to be deleted has come."""
-    moment = _moment(standing, pods, end)
+    moment = force_moment(standing, pods, end)
     return moment is not None and moment <= now
 
 
@@ -178,7 +170,7 @@ def _is_stale(standing: Standing, pods: Standings, end: datetime) -> bool:
         or standing.answer not in (Reason.PDB, Reason.EVICTION_ERROR)
     ):
         return False
-    moment, asked = _moment(standing, pods, end), standing.memory.asked_at
+    moment, asked = force_moment(standing, pods, end), standing.memory.asked_at
     return (
         moment is not None and is_seen(standing.memory, pods.listed_at) and (asked is None or asked < moment)
     )
@@ -192,20 +184,16 @@ def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
     if pods.silent or pods.blocked or any(standing.gang_blocked for standing in pods.remaining):
         return True
     if any(
-        standing.waits or Mark.DENIED in standing.marks or _moment(standing, pods, end) is None
+        standing.waits or Mark.DENIED in standing.marks or force_moment(standing, pods, end) is None
         for standing in pods.remaining
     ):
         return True
-    return any(_stays(standing, end, now) for standing in pods.leaving) or any(
-        _is_too_late(standing, end, now) for standing in pods.remaining
-    )
-
-
-def _is_too_late(standing: Standing, end: datetime, now: datetime) -> bool:
-    """Whether the pod would still exist STUCK_AFTER after `end`, the end of the drain, even if it were deleted now.
-    That happens if the time to delete the pod was missed because no operator ran, the node was silent, or calls
-    failed."""
-    return now + timedelta(seconds=max(1, standing.pod.grace)) + SLACK > end + STUCK_AFTER
+    # Deleted now, a pod would still exist after its grace period. That is too late if the time to delete it was missed,
+    # because no operator ran, the node was silent, or calls failed.
+    left = end + STUCK_AFTER - SLACK - now
+    if any(timedelta(seconds=max(1, standing.pod.grace)) > left for standing in pods.remaining):
+        return True
+    return any(_stays(standing, end, now) for standing in pods.leaving)
 
 
 def _stays(standing: Standing, end: datetime, now: datetime) -> bool:

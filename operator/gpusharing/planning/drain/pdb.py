@@ -27,8 +27,8 @@ def binding_budgets(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...
     none, or if the only budget lets the pod go because it is unready. A single budget decides alone. Two or more make
     every eviction of the pod fail, even if the pod is unready (500, kubernetes#75957).
     """
-    if _exempt(pod):
-        return ()
+    if pod.phase in ("Succeeded", "Failed", "Pending") or pod.deleted_at is not None:
+        return ()  # canIgnorePDB in eviction.go
     selected = selecting(pod, pdbs)
     return () if len(selected) == 1 and _lets_unready_go(selected[0], pod) else selected
 
@@ -37,12 +37,6 @@ def never_allows(pdb: PdbView) -> bool:
     """Whether the budget requires all of its expected pods to be healthy, so that it never allows a disruption
     (docs/design/drain.md#e9). False for a budget that expects no pods."""
     return pdb.expected_pods > 0 and pdb.desired_healthy >= pdb.expected_pods
-
-
-def _exempt(pod: PodView) -> bool:
-    """Whether the pod may be evicted without checking any budget, because it is finished, pending or terminating
-    (canIgnorePDB in eviction.go)."""
-    return pod.phase in ("Succeeded", "Failed", "Pending") or pod.deleted_at is not None
 
 
 def _lets_unready_go(pdb: PdbView, pod: PodView) -> bool:

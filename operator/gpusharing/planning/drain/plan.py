@@ -25,7 +25,7 @@ from gpusharing.planning.drain.force import (
     find_forced,
     find_unasked,
     fits,
-    next_force,
+    force_moment,
     waits_for_forced,
 )
 from gpusharing.planning.drain.holders import by_ref
@@ -169,10 +169,14 @@ def forbidding(pods: Standings) -> tuple[Blocker, ...]:
 def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) -> Iterator[Blocker]:
     """Yield what stops pods from leaving, before or during a drain: rules that block pods, pods that are stuck,
     budgets, and other refusals by the server. On a node that is not Ready, the pods that no rule blocks are reported as
-    unreachable, and none as stuck. The pace of evictions does not count. Budgets count only for the pods in `guarded`.
+    unreachable (T6), and none as stuck. The pace of evictions does not count. Budgets count only for the pods in
+    `guarded`.
     """
     yield from pods.blockers
-    yield from _unheard(pods) if pods.silent else _stuck(pods.leaving, now)
+    if not pods.silent:
+        yield from _stuck(pods.leaving, now)
+    elif refs := tuple(standing.pod.ref for standing in (*pods.leaving, *pods.remaining)):
+        yield Blocker(Reason.NODE_UNREACHABLE, refs, message="The node is not Ready")
     yield from _budgets(guarded)
     yield from _refused(pods.remaining, now)
 
@@ -216,16 +220,6 @@ def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
 def _list_failed(pods: Standings) -> Blocker:
     """Return the blocker that says why the pods could not be listed."""
     return Blocker(Reason.LIST_FAILED, message=pods.error)
-
-
-def _unheard(pods: Standings) -> Iterator[Blocker]:
-    """Yield one NodeUnreachable blocker for all pods that are leaving or still have to be evicted, or nothing if there
-    are none (T6).
-
-    Only called for a node that is not Ready, where it is unknown whether the terminating pods still run.
-    """
-    if refs := tuple(standing.pod.ref for standing in (*pods.leaving, *pods.remaining)):
-        yield Blocker(Reason.NODE_UNREACHABLE, refs, message="The node is not Ready")
 
 
 def _stuck(leaving: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
@@ -320,14 +314,8 @@ def _in_turn(pods: Standings, unasked: Sequence[Standing]) -> list[Standing]:
     """Return the pods that are due, and the pods in `unasked` even if it is not their turn. Pods with the fewest
     refusals come first, so that refused pods do not crowd out the others."""
     early = {standing.pod.uid for standing in unasked}
-    return sorted(
-        (standing for standing in pods.remaining if standing.due or standing.pod.uid in early), key=_turn
-    )
-
-
-def _turn(standing: Standing) -> tuple[int, tuple[str, str]]:
-    """Sort key: how often the last answer was repeated, then the pod's name."""
-    return 0 if standing.memory is None else standing.memory.tries, by_ref(standing.pod)
+    due = [standing for standing in pods.remaining if standing.due or standing.pod.uid in early]
+    return sorted(due, key=lambda one: (one.memory.tries if one.memory is not None else 0, by_ref(one.pod)))
 
 
 def _pick(due: Iterable[Standing], most: int, unasked: Sequence[Standing]) -> tuple[PodView, ...]:
@@ -357,8 +345,12 @@ def _next_wake(pods: Standings, sent: int, end: datetime | None, now: datetime) 
     """Return the first moment after `now` at which the passing of time alone may change the plan, or None if there is
     none. `sent` counts the evictions and deletions of this pass."""
     moments = [moment for standing in pods.leaving if (moment := stuck_from(standing.pod)) is not None]
-    moments += next_force(pods, end)
-    moments += _next_tries(pods.remaining)
+    forced = (force_moment(standing, pods, end) for standing in pods.remaining)
+    moments += [moment for moment in forced if moment is not None]
+    for memory in (standing.memory for standing in pods.remaining if standing.memory is not None):
+        moments.append(memory.next_try)
+        if memory.reason is Reason.PDB_NOT_OBSERVED:  # it is shown as a blocker from then on
+            moments.append(memory.since + timedelta(seconds=QUIET_WAIT))
     moments += [standing.ends for standing in pods.remaining if standing.ends not in (None, NEVER)]
     moments += [blocker.until for blocker in pods.blockers if blocker.until is not None]
     if pods.throttled_until is not None:
@@ -366,12 +358,3 @@ def _next_wake(pods: Standings, sent: int, end: datetime | None, now: datetime) 
     if sent + len(pods.sent_at) >= MAX_EVICTIONS:
         moments += [moment + PACE for moment in pods.sent_at] or [now + PACE]
     return min((moment for moment in moments if moment > now), default=None)
-
-
-def _next_tries(remaining: Iterable[Standing]) -> Iterator[datetime]:
-    """Yield, for each pod about which the server has answered, when its eviction may be sent again. If the answer was
-    that a budget's controller is behind, also yield when that starts to be shown as a blocker."""
-    for memory in (standing.memory for standing in remaining if standing.memory is not None):
-        yield memory.next_try
-        if memory.reason is Reason.PDB_NOT_OBSERVED:
-            yield memory.since + timedelta(seconds=QUIET_WAIT)

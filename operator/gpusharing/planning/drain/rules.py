@@ -95,12 +95,7 @@ def patience(pod: PodView, options: Drain) -> timedelta | None:
     as the pod runs. The timeout of the rule that `find_rule` returns takes precedence over the timeout in
     spec.drain.jobs. Raises ValueError if the timeout is neither a duration nor `Never`."""
     ruled = find_rule(pod, options)
-    own = ruled.rule.timeout if ruled is not None else None
-    return _wait(own or options.jobs.timeout)
-
-
-def _wait(text: str) -> timedelta | None:
-    """Parse a timeout such as `30m`; None if it is `Never`. Raises ValueError for any other text."""
+    text = (ruled.rule.timeout if ruled is not None else None) or options.jobs.timeout
     return None if text == NEVER else parse_duration(text)
 
 
@@ -143,16 +138,12 @@ def find_protection(pod: PodView, now: datetime | None) -> Protection | None:
 
     Must not be called for a pod that has finished or is leaving, because such requests no longer count.
     """
-    protections = [protection for key, value in pod.marks if (protection := _read(pod, key, value, now))]
+    readers = ((_READERS.get(key), key, value) for key, value in pod.marks)
+    found = [reader(pod, key, value, now) for reader, key, value in readers if reader is not None]
+    protections = [protection for protection in found if protection is not None]
     return max(
         protections, key=lambda protection: (protection.until or _NEVER, protection.text), default=None
     )
-
-
-def _read(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
-    """Return the protection that one annotation or label gives, or None if it gives none or its key is unknown."""
-    reader = _READERS.get(key)
-    return reader(pod, key, value, now) if reader is not None else None
 
 
 def _do_not_disrupt(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:

@@ -16,7 +16,6 @@ from gpusharing.api.times import NEVER
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.drain import pdb
 from gpusharing.planning.drain.evictions import (
-    forget_old,
     is_accepted,
     is_seen,
     sent_lately,
@@ -139,7 +138,11 @@ def find_standings(
     """
     if work.error:
         return Standings(work.listed_at, error=work.error)
-    memories = work.evictions if cordoned else forget_old(work.evictions, now)
+    memories = work.evictions
+    if not cordoned:
+        memories = {
+            uid: memory for uid, memory in memories.items() if memory.next_try > now or is_accepted(memory)
+        }
     scope = replace(scope, now=now)
     classified = classify(work.pods, options, scope)
     front = min(
@@ -154,7 +157,7 @@ def find_standings(
             [_waited(standing, classified, options, scope, now=now, gangs=waits) for standing in standings],
             front,
         )
-    gangs = _remaining_gangs(standings) if cordoned else frozenset()
+    gangs = {one.pod.gang for one in standings if cordoned and not one.leaves and one.pod.gang is not None}
     blocked_gangs, why = find_blocked_gangs(work, classified, gangs, options, scope)
     standings = [
         replace(standing, gang_blocked=True, due=False) if standing.pod.gang in blocked_gangs else standing
@@ -176,12 +179,6 @@ def find_standings(
     )
 
 
-def _remaining_gangs(standings: list[Standing]) -> frozenset[Gang]:
-    """Return the gangs with at least one pod that still has to be evicted."""
-    gangs = (standing.pod.gang for standing in standings if not standing.leaves)
-    return frozenset(gang for gang in gangs if gang is not None)
-
-
 def stuck_from(pod: PodView) -> datetime | None:
     """Return when a leaving pod counts as stuck (T5). None if the pod is not leaving, or if the time is too late for a
     datetime."""
@@ -194,12 +191,8 @@ def stuck_from(pod: PodView) -> datetime | None:
 def force_within(options: Drain, scope: Scope) -> timedelta | None:
     """Return the length of the drain if pods may be deleted by force at its end (T4). None if the policy does not ask
     for that or the operator lacks the right."""
-    return parse_duration(options.timeout) if asks_for_force(options) and scope.forces else None
-
-
-def asks_for_force(options: Drain) -> bool:
-    """Whether the policy wants the pods that remain at the end of the drain to be deleted by force."""
-    return options.on_timeout == "ForceDelete"
+    forces = scope.forces and options.on_timeout == "ForceDelete"
+    return parse_duration(options.timeout) if forces else None
 
 
 def _waited(

@@ -88,8 +88,8 @@ class Ledger:
         were just listed, its verdict has the numbers. While the node settles after the cordon, the numbers come from
         the look made before its fence; if there is none, or it found blockers, `crowd_known` becomes false. Nothing is
         added in other phases without a LIST, for a node that cannot be judged, or if the change needs no cordon. In any
-        case, add the node to `keepers` if it occupies its slot until somebody acts: its change failed, its drain is held
-        after the deadline, or its phase is not one of a change in flight.
+        case, add the node to `keepers` if it occupies its slot until somebody acts: its change failed, its drain is
+        held after the deadline, or its phase is not one of a change in flight.
 
         Return the look if it was used, so that the caller can keep it, else None.
         """

@@ -161,8 +161,8 @@ class UpdateFence:
 
 
 @value
-class Evict:
-    """Evict a pod through its Eviction subresource, with the pod's UID as precondition."""
+class _PodAction:
+    """An action on one pod, with the pod's UID as precondition."""
 
     node: str
     """Name of the pod's node."""
@@ -175,34 +175,22 @@ class Evict:
 
 
 @value
-class ForceDelete:
+class Evict(_PodAction):
+    """Evict a pod through its Eviction subresource, with the pod's UID as precondition."""
+
+
+@value
+class ForceDelete(_PodAction):
     """Delete a pod at the end of its drain, with its UID as precondition (docs/design/drain.md#t4)."""
 
-    node: str
-    """Name of the pod's node."""
-    namespace: str
-    """Namespace of the pod."""
-    name: str
-    """Name of the pod."""
-    uid: str
-    """UID of the pod."""
     grace: int | None = None
     """Grace period in seconds, never shorter than the pod's own, or None for the pod's own."""
 
 
 @value
-class RestartOperand:
+class RestartOperand(_PodAction):
     """Delete a pod of one of NVIDIA's programs on a node, so that a new one starts: of mig-manager, of the MPS daemon,
     or of the DRA driver's kubelet plugin (docs/design/nvidia.md#a6)."""
-
-    node: str
-    """Name of the pod's node."""
-    namespace: str
-    """Namespace of the pod."""
-    name: str
-    """Name of the pod."""
-    uid: str
-    """UID of the pod."""
 
 
 @value

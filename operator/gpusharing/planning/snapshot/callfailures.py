@@ -63,11 +63,6 @@ class CallFailure:
         `next_try`."""
         return now < self.next_try
 
-    def is_fresh(self, now: datetime) -> bool:
-        """Whether the failure is so recent that the next attempt may still lie ahead. The attempt may come as late as
-        LONGEST_WAIT after `next_try`, because much has to be proven again before some calls."""
-        return now < self.next_try + timedelta(seconds=LONGEST_WAIT)
-
     @property
     def lasts(self) -> bool:
         """Whether there were enough failures in a row (LASTING) to show them to people and to give up a slot that was

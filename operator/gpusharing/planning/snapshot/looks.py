@@ -1,14 +1,16 @@
 """Looks (LISTs) at the pods of blocked nodes: only a few at a time, in turn, and less often the longer a node stays
-blocked.
+blocked. Also what else one pass remembers for the next one, because the cluster does not record it.
 
 A LIST of pods costs the API server the same whether it finds the old blocker or a node that can start. The blocked
 nodes of all policies therefore share at most LOOKS such LISTs per poll. The caller remembers what each look found and
 puts that into the next snapshot, so the functions here are pure.
 
-Terms: docs/design/glossary.md#look, docs/design/glossary.md#blocker, docs/design/glossary.md#gang.
+Terms: docs/design/glossary.md#pass, docs/design/glossary.md#fence, docs/design/glossary.md#look,
+docs/design/glossary.md#blocker, docs/design/glossary.md#gang.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import field
 from datetime import datetime, timedelta
 
 from gpusharing.planning.snapshot.records import SpecVersion
@@ -68,6 +70,26 @@ class Preview:
     """Descriptions of the gangs that those pods belong to, for people."""
     blockers: tuple[Blocker, ...] = ()
     """What would keep the drain from succeeding."""
+
+
+@value
+class PassMemory:
+    """State that each plan returns and that the next plan receives. It is kept in memory only, so a new process starts
+    without it."""
+
+    wants_pods: frozenset[str] = frozenset()
+    """Nodes whose pods have to be listed for the next pass."""
+    proving: frozenset[str] = frozenset()
+    """Nodes that count as idle as soon as one last LIST of their pods confirms it."""
+    drifting_since: Mapping[str, datetime] = field(default_factory=dict)
+    """By node: since when this process has seen that the node, which is Ready and has no fence, differs from its
+    target."""
+    looks: Mapping[str, Look] = field(default_factory=dict)
+    """By node: the result of the latest LIST of its pods before its change starts."""
+    previews: Mapping[str, Preview] = field(default_factory=dict)
+    """By waiting node: what its change would disturb."""
+    vain_passes: Mapping[str, int] = field(default_factory=dict)
+    """By policy: how many passes in a row made no progress (`count_vain`)."""
 
 
 def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> frozenset[str]:

@@ -24,7 +24,7 @@ from gpusharing.planning.gpus.health import HEALTHY, Vitals, diagnose
 from gpusharing.planning.snapshot.agents import AgentTroubles
 from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.draviews import NodeDevices, TaintRuleView
-from gpusharing.planning.snapshot.passmemory import PassMemory
+from gpusharing.planning.snapshot.looks import PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import (
     CLOCK_ERROR,

@@ -29,7 +29,6 @@ from gpusharing.planning.transition.attempts import (
     retry_command,
     was_asked_again,
 )
-from gpusharing.planning.transition.cordon import may_uncordon
 from gpusharing.planning.transition.marks import unmarked
 from gpusharing.planning.transition.requests import (
     FreshReading,
@@ -40,7 +39,7 @@ from gpusharing.planning.transition.requests import (
 from gpusharing.planning.transition.taintfence import restore_rule
 from gpusharing.planning.transition.verdict import FencedCase, Verdict
 from gpusharing.planning.transition.wayback import find_way_back, present_way_back, turn_back
-from gpusharing.planning.transition.yielding import fence_after_proof, tell_wait
+from gpusharing.planning.transition.yielding import fence_after_proof, may_uncordon, tell_wait
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason

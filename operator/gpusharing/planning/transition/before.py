@@ -24,14 +24,13 @@ from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.transition.actuation import run
 from gpusharing.planning.transition.attempts import next_deferral, owed_for, proof_time, remembered
-from gpusharing.planning.transition.cordon import may_uncordon
 from gpusharing.planning.transition.gates import AIM, find_gate, tell_pause
 from gpusharing.planning.transition.idle import JOBS_PACE, escalate, holds, next_poll, outlasts
 from gpusharing.planning.transition.marks import routing_before, unmarked
 from gpusharing.planning.transition.requests import last_busy
 from gpusharing.planning.transition.taintfence import cordon_instead, restore_rule
 from gpusharing.planning.transition.verdict import FencedCase, Verdict
-from gpusharing.planning.transition.yielding import give_way, keeps_cordon
+from gpusharing.planning.transition.yielding import give_way, keeps_cordon, may_uncordon
 from gpusharing.planning.vocabulary.blockers import MAX_PODS, explain_blockers
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import some

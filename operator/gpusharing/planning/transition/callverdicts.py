@@ -55,7 +55,9 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | 
     actions stay. Without `fence`, a late request to the agent does not make the verdict Failed.
     """
     suspended = failure.holds(now)
-    on_its_way = verdict.phase.in_flight and failure.is_fresh(now)
+    # Much has to be proven again before some calls, so the next attempt may come this late.
+    recent = now < failure.next_try + timedelta(seconds=LONGEST_WAIT)
+    on_its_way = verdict.phase.in_flight and recent
     silent = not verdict.actions and not (suspended and verdict.candidate) and not on_its_way
     if silent or calls_fail(verdict):
         return verdict
@@ -205,18 +207,15 @@ class Failing:
         return changed
 
     def name(self, verdicts: dict[str, Verdict]) -> None:
-        """Add the failures to the verdicts of their nodes, in place. The failure of a write that several nodes depend
-        on is added to each of these nodes that would start now."""
+        """Add the failures to the verdicts of their nodes, in place. The failure to write the claims or, if
+        there is none, the finalizer of a policy keeps every fence of the policy from being written, so it is added to
+        each of the policy's nodes that would start now."""
         for node, failure in self.failures.items():
             if (verdict := verdicts.get(node)) is not None:
                 verdicts[node] = named(verdict, failure, self.now)
         if self.failures.keys() - verdicts.keys():
             for node, verdict in verdicts.items():
                 starts = any(isinstance(action, FenceNode) for action in verdict.actions)
-                if starts and (common := self._common(verdict.policy)) is not None:
+                common = self.failures.get(CLAIMS) or self.failures.get(policy_subject(verdict.policy))
+                if starts and common is not None:
                     verdicts[node] = named(verdict, common, self.now)
-
-    def _common(self, policy: str) -> CallFailure | None:
-        """Return the failure to write the claims or, if there is none, this policy's finalizer. Either failure keeps
-        every fence of the policy from being written. None if both writes work."""
-        return self.failures.get(CLAIMS) or self.failures.get(policy_subject(policy))

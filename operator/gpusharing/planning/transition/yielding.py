@@ -17,11 +17,36 @@ from dataclasses import replace
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.attempts import next_deferral
-from gpusharing.planning.transition.cordon import holds_our_cordon, may_uncordon, tell_foreign
 from gpusharing.planning.transition.marks import routing_before, unmarked
 from gpusharing.planning.transition.verdict import FencedCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
+
+
+def holds_our_cordon(case: FencedCase) -> bool:
+    """Whether the node is cordoned and, as far as we can tell, only by us: our change cordons, the node was not
+    cordoned before, and the fence was written for this same Node object."""
+    node, fence = case.node, case.fence
+    ours = fence.cordons and not fence.prior_unschedulable
+    return ours and node.unschedulable and fence.node_uid == node.uid
+
+
+def may_uncordon(case: FencedCase) -> bool:
+    """Whether the release may lift the cordon (docs/design/drain.md#rule-5). The cordon must be ours alone, nobody may
+    have asked to keep it, and nobody else may be working on the node. False also while the Node object is being
+    deleted. Others that are merely waiting their turn do not count; they cordon the node themselves when they
+    begin."""
+    node = case.node
+    return holds_our_cordon(case) and not node.hold_cordon and not node.foreign_works and not node.deleting
+
+
+def tell_foreign(node: NodeView) -> str:
+    """Return a clause that says who else maintains the node, and whether they are working on it, are still waiting for
+    it, or may have stopped halfway. `node.foreign` must not be empty."""
+    if node.foreign_queued:
+        return f"{node.foreign} is waiting for {node.name}"
+    return f"{node.foreign} {'has not finished with' if node.foreign_waits else 'is working on'} {node.name}"
 
 
 def give_way(case: FencedCase, message: str) -> Verdict:
