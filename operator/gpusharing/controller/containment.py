@@ -55,7 +55,8 @@ class PolicyWatch:
         while True:
             began = loop_time()
             try:
-                await self._check_served()
+                # Before the CRD of the policies is installed, kopf would start and never look for it again.
+                await self._client.list_page(POLICIES, limit=1)
                 await self._run_once()
             except Exception as error:  # noqa: BLE001 -- kopf's watchers raise anything; all of it means: restart
                 before, self.error = self.error, str(error) or repr(error)
@@ -68,11 +69,6 @@ class PolicyWatch:
             if loop_time() - began >= LONG_LIFE:
                 self._backoff.success()
             await asyncio.sleep(self._backoff.after_failure())
-
-    async def _check_served(self) -> None:
-        """Raise a KubeError if the policies cannot be listed, as before their CRD is installed: kopf would start, and
-        never look for the CRD again."""
-        await self._client.list_page(POLICIES, limit=1)
 
     async def _run_once(self) -> None:
         """Run kopf in a thread of its own until it stops, and raise the error that stopped it, if any. When canceled,
@@ -107,19 +103,20 @@ class PolicyWatch:
         are passed to our own event loop. Raises the error that stopped kopf."""
 
         async def credentials() -> tuple[Access, str | None]:
-            """Return the credentials, which are read in our own event loop. Raises Unauthorized if there are none."""
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._credentials(), own_loop))
+            """Return how to reach the API server, and the value of the Authorization header or None, as read in our
+            own event loop. Raises Unauthorized if there are no credentials."""
+
+            async def read() -> tuple[Access, str | None]:
+                """Read the credentials, in our own event loop."""
+                return await self._login.access(), await self._login.token()
+
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(read(), own_loop))
 
         def touch(name: str, version: str) -> None:
             """Call `touch` in our own event loop, without waiting for it."""
             own_loop.call_soon_threadsafe(self._touch, name, version)
 
         await follow_policies(credentials, touch, sessions, self.running)
-
-    async def _credentials(self) -> tuple[Access, str | None]:
-        """Return how to reach the API server, and the value of the Authorization header or None. Raises Unauthorized
-        if there are no credentials."""
-        return await self._login.access(), await self._login.token()
 
 
 class KopfLoop(asyncio.SelectorEventLoop):

@@ -4,7 +4,7 @@ T4). No pod is evicted twice.
 Terms: docs/design/glossary.md#fence.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -99,14 +99,6 @@ class Evictor:
             log.info(what, **where, reason=memory.reason)
         return False
 
-    def _call(self, action: Evict | ForceDelete) -> Awaitable[None]:
-        """Return the call for an action, to be awaited. Both kinds of call name the UID, so that a new pod with the
-        same name is safe."""
-        space, name, uid = action.namespace, action.name, action.uid
-        if isinstance(action, Evict):
-            return self.client.evict(space, name, uid)
-        return self.client.delete(PODS, name, namespace=space, uid=uid, grace=action.grace)
-
     async def _ask(self, action: Evict | ForceDelete) -> tuple[Reason, str, float | None]:
         """Send the call. Return the reason for its answer, the server's message, and the seconds that it asks us to
         wait, or None. A pod that is gone or was replaced gives PODS_LEAVING without a message; after ODD_AFTER such
@@ -117,8 +109,12 @@ class Evictor:
         done, failed = Reason.EVICTED, Reason.EVICTION_ERROR
         if isinstance(action, ForceDelete):
             done, failed = Reason.FORCE_DELETE, Reason.FORCE_DELETE_FAILED
+        space, name, uid = action.namespace, action.name, action.uid  # a new pod of that name is safe
         try:
-            await self._call(action)
+            if isinstance(action, Evict):
+                await self.client.evict(space, name, uid)
+            else:
+                await self.client.delete(PODS, name, namespace=space, uid=uid, grace=action.grace)
         except (NotFound, Conflict) as error:
             # The pod is gone or was replaced (E2, E3); the next LIST shows which. A pod that LISTs keep showing is
             # neither.

@@ -75,7 +75,6 @@ class Loop(LoopParts):
                 while True:
                     with self.progress.of_a_pass():
                         due = await self._pass()
-                    self.progress.made()
                     await self._pace.rest(due)
             finally:
                 await self.close()

@@ -190,8 +190,10 @@ class Metrics(Observer):
         plan, snapshot = self._last
         pools, agents = plan.pools, snapshot.agents
         _show(self.drifted, {(name,): sum(map(_is_drifted, pool.members)) for name, pool in pools.items()})
-        _show(self.conditions, {row: 1 for name in pools for row in self._conditions_of(name)})
-        _show(self.agentless, {(name,): _without_agent(pool.names, agents) for name, pool in pools.items()})
+        rows = ((name, row) for name in pools for row in self.status_of(name).get("conditions") or ())
+        keys = ("type", "status", "reason")
+        _show(self.conditions, {(name, *(str(row.get(key, "")) for key in keys)): 1 for name, row in rows})
+        _show(self.agentless, {(name,): len(set(pool.names) - agents) for name, pool in pools.items()})
         _show(self.gpus, _gpus_by_mode(plan, snapshot))
         counted = {
             name: count_slices((snapshot.nodes[node] for node in pool.names), snapshot)
@@ -203,11 +205,6 @@ class Metrics(Observer):
         )
         _show(self.idle, {(n, r): count for n, pool in counted.items() for r, count in pool.idle.items()})
         _show(self.pending, {(resource,): count for resource, count in waited_for(snapshot).items()})
-
-    def _conditions_of(self, policy: str) -> list[tuple[str, ...]]:
-        """Return the name of the policy with the type, status and reason of each condition in its stored status."""
-        rows = self.status_of(policy).get("conditions") or ()
-        return [(policy, *(str(row.get(key, "")) for key in ("type", "status", "reason"))) for row in rows]
 
     def passed(
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
@@ -268,11 +265,6 @@ class Metrics(Observer):
             if (began := self._entered.get(after.node)) is not None:
                 self.phase_seconds.labels(str(before.phase)).observe(self._clock() - began)
             self._entered[after.node] = self._clock()
-
-
-def _without_agent(nodes: Iterable[str], agents: Set[str]) -> int:
-    """Return how many of the nodes have no Ready agent."""
-    return sum(node not in agents for node in nodes)
 
 
 class _AtEachScrape(Collector):

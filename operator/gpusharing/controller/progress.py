@@ -25,17 +25,14 @@ class Progress:
         self.last = clock()
         """When the loop last made progress, in seconds by the clock."""
 
-    def made(self) -> None:
-        """Record that the loop has made progress now."""
-        self.last = self._clock()
-
     @contextmanager
     def of_a_pass(self) -> Iterator[None]:
         """Let the calls in this block, and the calls in tasks that are started in it, count as calls of a pass, also if
-        such a task continues after the block."""
+        such a task continues after the block. Record progress when the block ends without an error."""
         token = _OF_A_PASS.set(True)
         try:
             yield
+            self.last = self._clock()
         finally:
             _OF_A_PASS.reset(token)
 
@@ -43,4 +40,4 @@ class Progress:
         """Record progress if a call of a pass was answered, whatever the answer. A status of 0 means that there was
         none. See http.OnCall."""
         if status and _OF_A_PASS.get():
-            self.made()
+            self.last = self._clock()

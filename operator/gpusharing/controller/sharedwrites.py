@@ -58,25 +58,21 @@ TRIES = 3
 """How many attempts a conditional write gets. After each 409 it is decided again whether to write."""
 
 
+_SUBJECTS = {
+    SetClaims: CLAIMS,
+    SetPointers: CLUSTER_POLICY,
+    RepairMps: MPS_DAEMON_SET,
+    WriteClasses: DEVICE_CLASS,
+    WriteRules: TAINT_RULE,
+}
+
+
 def subject_of(action: Action) -> str:
     """Return the name under which failures of a shared write are recorded: the subject of the policy for a finalizer,
-    and CLAIMS, CLUSTER_POLICY, MPS_DAEMON_SET, DEVICE_CLASS or TAINT_RULE for the writes of these. Every other action
-    has CONFIG_MAPS."""
-    match action:
-        case SetFinalizer():
-            return policy_subject(action.policy)
-        case SetClaims():
-            return CLAIMS
-        case SetPointers():
-            return CLUSTER_POLICY
-        case RepairMps():
-            return MPS_DAEMON_SET
-        case WriteClasses():
-            return DEVICE_CLASS
-        case WriteRules():
-            return TAINT_RULE
-        case _:
-            return callfailures.CONFIG_MAPS
+    the value in _SUBJECTS for the kinds of writes there, and callfailures.CONFIG_MAPS for every other action."""
+    if isinstance(action, SetFinalizer):
+        return policy_subject(action.policy)
+    return _SUBJECTS.get(type(action), callfailures.CONFIG_MAPS)
 
 
 @dataclass(slots=True)

@@ -140,8 +140,11 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     known = find_known(snapshot, now, memo)
     snapshot, found = known.snapshot, known.members
     failing = Failing.of(snapshot, found, now)
-    members = _in_waves(snapshot, failing.find_late(found), now)
+    members = failing.find_late(found)
     verdicts = {name: member.verdict for name, member in members.items()}
+    held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
+    members = members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
+    verdicts |= held
     counted = _pools(snapshot, members, failing, memo)
     pools = {name: pool.with_hours(now) for name, pool in counted.items()}
     gone = find_gone(snapshot.claims, snapshot.nodes)
@@ -158,7 +161,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     verdicts |= find_forgotten(pools, verdicts, snapshot.nodes, find_actuator(snapshot.stack))
     previews = find_previews(pools, verdicts, snapshot, afterwards, now)
 
-    targets = _targets(members)
+    targets = {name: one.target for name, one in members.items() if one.target is not None}
     config = configure(snapshot, targets.values(), known.models, known.wishes, memo)
     unfenced, classes = {**choice.claims, **kept_claims}, _classes(snapshot, targets.values())
     shared = share(snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, classes=classes)
@@ -341,14 +344,6 @@ def _with_failed(
 # --- count ----------------------------------------------------------------------------------------------------
 
 
-def _in_waves(snapshot: ClusterSnapshot, members: dict[str, Member], now: datetime) -> dict[str, Member]:
-    """Return a copy of `members` in which each node that was proven before the rest of its wave has a new verdict that
-    makes it wait. All other members are the same objects."""
-    verdicts = {name: member.verdict for name, member in members.items()}
-    held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
-    return members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
-
-
 def _pools(
     snapshot: ClusterSnapshot, members: Mapping[str, Member], failing: Failing, memo: Memo
 ) -> dict[str, Pool]:
@@ -415,7 +410,7 @@ def configure(
     question = partial(_configure, nodes=snapshot.nodes)
     wishes, models = memo.same("wishes", wishes), memo.same("models", models)
     known = (snapshot.policies, wishes, models, memo.same("plugins", plugins), snapshot.stack)
-    return memo.ask(question, *known, lasts=_is_settled)[0]
+    return memo.ask(question, *known, lasts=lambda found: found == (None, False))[0]
 
 
 def _configure(
@@ -439,13 +434,3 @@ def _classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteClass
     NVIDIA's DRA stack does not serve the GPUs or lacks something."""
     complete = is_complete(find_dra_stack(snapshot.stack, snapshot.settings))
     return plan_classes(snapshot, targets) if complete else None
-
-
-def _is_settled(configured: tuple[WriteConfig | None, bool]) -> bool:
-    """Whether there is nothing to write and the ConfigMaps hold no entry that a later pass may remove."""
-    return configured == (None, False)
-
-
-def _targets(members: Mapping[str, Member]) -> dict[str, Target]:
-    """Return the targets of the nodes that have one, by node."""
-    return {name: member.target for name, member in members.items() if member.target is not None}

@@ -37,6 +37,19 @@ def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
     return f"{used}{'' if known else '+?'}/{total}"
 
 
+def count_devices(
+    nodes: Iterable[NodeView], targets: Mapping[str, Mapping[str, int]]
+) -> tuple[Counter[str], Counter[str]]:
+    """Return how many devices of each resource the nodes serve now, and how many they would serve after all changes.
+    `targets` maps the name of each node that has a target to the resources that it should serve."""
+    before, after = Counter[str](), Counter[str]()
+    for node in nodes:
+        resources = served(node)
+        before.update(resources)
+        after.update(targets.get(node.name, resources))
+    return before, after
+
+
 def count_pending(
     nodes: Iterable[NodeView],
     spec: GPUSharingPolicySpec | None,
@@ -78,16 +91,13 @@ def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Slices
     for node in nodes:
         now = served(node)
         totals.update(now)
-        holdings = find_holdings(node, snapshot) if _takes_pods(node) else None
+        # The scheduler places no pod on a node that is unavailable, even by a change without a cordon, or behind the
+        # start-up taint.
+        takes_pods = not is_unavailable(node) and node.gate is None
+        holdings = find_holdings(node, snapshot) if takes_pods else None
         if holdings is not None:
             idle.update({name: max(0, count - holdings.get(name, 0)) for name, count in now.items()})
     return Slices(totals, {name: idle[name] for name in totals})
-
-
-def _takes_pods(node: NodeView) -> bool:
-    """Whether idle devices of the node count, because the scheduler may place pods there. False if the node is
-    unavailable (`is_unavailable`), even by a change without a cordon, or has the start-up taint."""
-    return not is_unavailable(node) and node.gate is None
 
 
 def waited_for(snapshot: ClusterSnapshot) -> Mapping[str, int]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from gpusharing.api.names import Phase
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
-from gpusharing.planning.transition.members import is_outside
+from gpusharing.planning.transition.members import is_begun
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -34,37 +34,16 @@ class Members:
     coming: tuple[str, ...] = ()
     """Nodes that the policy owns but that are still in a change which another policy began."""
 
-    @property
-    def done(self) -> int:
-        """How many of the nodes are Synced and Ready, with no action left in their verdicts (`is_done`)."""
-        return sum(is_done(verdict, node) for verdict, node in zip(self.verdicts, self.nodes, strict=True))
-
-    @property
-    def unproven(self) -> list[Verdict]:
-        """The verdicts of the nodes that are not proven, which are those in any phase but Synced."""
-        return [verdict for verdict in self.verdicts if verdict.phase is not Phase.SYNCED]
-
-    @property
-    def away(self) -> str:
-        """The name of the first node that is proven (Synced) but whose kubelet does not report Ready. Empty if there is
-        none."""
-        pairs = zip(self.verdicts, self.nodes, strict=True)
-        return next((node.name for v, node in pairs if v.phase is Phase.SYNCED and not node.ready), "")
-
-    @property
-    def failures(self) -> list[Verdict]:
-        """The verdicts of the nodes whose change failed: those that are held as Failed, are being rolled back, or were
-        rolled back and have the reason RolledBack.
-
-        The reason of a node that is being rolled back may name whatever it waits for, so its fence is checked as well.
-        """
-        return [
-            verdict
-            for verdict, node in zip(self.verdicts, self.nodes, strict=True)
-            if verdict.phase is Phase.FAILED
-            or verdict.reason in (Reason.ROLLING_BACK, Reason.ROLLED_BACK)
-            or (node.fence is not None and node.fence.rolls_back)
-        ]
+    done: int = 0
+    """How many of the nodes are Synced and Ready, with no action left in their verdicts (`is_done`)."""
+    unproven: tuple[Verdict, ...] = ()
+    """The verdicts of the nodes that are not proven, which are those in any phase but Synced."""
+    away: str = ""
+    """The name of the first node that is proven (Synced) but whose kubelet does not report Ready. Empty if there is
+    none."""
+    failures: tuple[Verdict, ...] = ()
+    """The verdicts of the nodes whose change failed: those that are held as Failed, are being rolled back, or were
+    rolled back and have the reason RolledBack."""
 
 
 def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
@@ -80,13 +59,32 @@ def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) ->
     nodes = tuple(snapshot.nodes[verdict.node] for verdict in counted)
     coming = plan.coming.get(policy.name, ())
     lost = () if verdicts or coming else _lost(policy, plan, snapshot)
-    return Members(policy, counted, nodes, skipped, lost, coming)
+    pairs = tuple(zip(counted, nodes, strict=True))
+    return Members(
+        policy,
+        counted,
+        nodes,
+        skipped,
+        lost,
+        coming,
+        done=sum(is_done(verdict, node) for verdict, node in pairs),
+        unproven=tuple(verdict for verdict in counted if verdict.phase is not Phase.SYNCED),
+        away=next((node.name for v, node in pairs if v.phase is Phase.SYNCED and not node.ready), ""),
+        failures=tuple(
+            verdict
+            for verdict, node in pairs
+            if verdict.phase is Phase.FAILED
+            or verdict.reason in (Reason.ROLLING_BACK, Reason.ROLLED_BACK)
+            # The reason of a node that is being rolled back may name whatever it waits for.
+            or (node.fence is not None and node.fence.rolls_back)
+        ),
+    )
 
 
 def is_product_skipped(verdict: Verdict, node: NodeView) -> bool:
     """Whether spec.products leaves the node out and no change has begun on it. A node on which one has begun counts as
     skipped only after it is returned to service."""
-    return verdict.reason is Reason.PRODUCT_SKIPPED and is_outside(verdict, node)
+    return verdict.reason is Reason.PRODUCT_SKIPPED and not is_begun(node)
 
 
 def _lost(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ The decisions are those of `plan_rollout`; this module only collects them.
 Terms: docs/design/glossary.md#class, docs/design/glossary.md#fence.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from datetime import datetime, timedelta
@@ -23,7 +22,8 @@ from gpusharing.planning.pools.hours import foresee_end
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.previews import preview_of
-from gpusharing.planning.report.members import Members, members
+from gpusharing.planning.report.counts import count_devices
+from gpusharing.planning.report.members import members
 from gpusharing.planning.report.status import tell_status
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import FenceNode, WriteConfig
@@ -36,7 +36,6 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.assess import Unobserved
-from gpusharing.planning.wanted.verify import served
 
 
 @value
@@ -169,7 +168,7 @@ def tell_proposal(
     adopted = tuple(v.node for v in pool.verdicts if v.reason is Reason.ADOPTABLE)
     names = {verdict.node for verdict in changing}
     told = {*names, *adopted}
-    before, after = _count_devices(pool, plan, snapshot)
+    before, after = count_devices(pool.nodes, plan.targets)
     vanishing = tuple(_vanishing(before, after, names, snapshot, plan.afterwards))
     left_out = tuple(v for v in pool.verdicts if v.node not in told and v.phase is not Phase.SYNCED)
     return Proposal(
@@ -221,18 +220,6 @@ def foresee(
             lengths[first - 1] += soak
         ends.append(foresee_end(pool.spec, pool.policy.zones, nodes, begins, lengths))
     return tuple(end - now for end in ends if end is not None) if all(ends) else ()
-
-
-def _count_devices(
-    pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot
-) -> tuple[Counter[str], Counter[str]]:
-    """Return how many devices of each resource the pool serves now, and how many it would after all changes."""
-    before, after = Counter[str](), Counter[str]()
-    for verdict in pool.verdicts:
-        resources = served(snapshot.nodes[verdict.node])
-        before.update(resources)
-        after.update(plan.targets.get(verdict.node, resources))
-    return before, after
 
 
 def _find_unread(left_out: Iterable[Verdict], pool: Pool) -> Iterator[Verdict]:

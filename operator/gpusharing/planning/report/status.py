@@ -12,14 +12,13 @@ from datetime import datetime
 from typing import Any
 
 from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
-from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.drain.force import find_force_note
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.canary import find_note
 from gpusharing.planning.pools.hours import Hours
 from gpusharing.planning.pools.standstill import MOST
-from gpusharing.planning.report.counts import count_pending, count_used
+from gpusharing.planning.report.counts import count_devices, count_pending, count_used
 from gpusharing.planning.report.headline import Headline, find_headline, tell_coming
 from gpusharing.planning.report.members import (
     Members,
@@ -41,7 +40,7 @@ from gpusharing.planning.vocabulary.lengths import MAX_TEXT, counted, cut, some
 from gpusharing.planning.vocabulary.reasonkinds import Mark, Passes
 from gpusharing.planning.vocabulary.reasons import Reason, most_urgent
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.verify import served, tell_guest_reset
+from gpusharing.planning.wanted.verify import tell_guest_reset
 
 MAX_LISTED = 20
 """The largest number of entries in each list of a status, such as the nodes, pods, budgets and shortages of the plan,
@@ -92,7 +91,7 @@ def policy_status(
     note = find_note(own) if policy.spec is not None else ""
     reason, headline = find_headline(pool, plan)
     ready = reason is Reason.SYNCED, reason, headline.ready
-    stalled = _stalled(pool, plan)
+    stalled = _first(STALLS, pool, plan) or (False, Reason.PROGRESSING, "no action is needed")
     conditions = {
         ConditionType.ACCEPTED: _accepted(pool, plan, snapshot, note),
         ConditionType.READY: ready,
@@ -195,12 +194,17 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note:
     (about the canary) if it is not empty."""
     if (answer := _first(ACCEPTANCES, pool, plan)) is not None:
         return answer
-    doubts = [found for found in (_force(pool, snapshot), _doubt(pool, snapshot)) if found is not None]
+    spec, granted, force = pool.policy.spec, snapshot.settings.force_delete, None
+    if spec is not None:
+        force = find_force_note(spec.drain, granted=granted, namespace=snapshot.settings.namespace)
+    doubts = [found for found in (force, _doubt(pool, snapshot)) if found is not None]
+    untaintable = snapshot.stack.dra.taints.error if snapshot.stack.by_dra else ""
+    taints = f"dra.deviceTaints is on, but nodes are cordoned while they change, because {untaintable}"
     parts = [
         _legal(pool),
         *(found.message for found in doubts),
         _guest(pool, snapshot),
-        _taints(snapshot),
+        taints if untaintable else "",
         note,
     ]
     return True, doubts[0].reason if doubts else Reason.VALID, "; ".join(filter(None, parts))
@@ -254,16 +258,6 @@ ACCEPTANCES: tuple[Circumstance, ...] = (
 )
 
 
-def _force(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
-    """Return a Finding that the policy asks for pods to be force-deleted at the end of a drain, but the operator is
-    not allowed to do that. None if the policy does not ask for it, if the operator is allowed to, or if the spec
-    cannot be read."""
-    spec, settings = pool.policy.spec, snapshot.settings
-    if spec is None:
-        return None
-    return find_force_note(spec.drain, granted=settings.force_delete, namespace=settings.namespace)
-
-
 def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
     """Return the first doubt about the MIG profiles of a card in the pool. None if there is none, if the policy is not
     in mode MIG, or if its spec cannot be read."""
@@ -281,15 +275,6 @@ def _guest(pool: Members, snapshot: ClusterSnapshot) -> str:
     reports = {name: snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes}
     notes = {name: why for name, seen in reports.items() if (why := tell_guest_reset(seen, snapshot.stack))}
     return f"a MIG mode change on {some(sorted(notes))} may stay pending{notes[min(notes)]}" if notes else ""
-
-
-def _taints(snapshot: ClusterSnapshot) -> str:
-    """Return a clause that says why nodes are cordoned although the chart's value dra.deviceTaints is on. Empty if the
-    value is off, if nothing is wrong, or if NVIDIA's DRA driver does not serve the GPUs."""
-    error = snapshot.stack.dra.taints.error if snapshot.stack.by_dra else ""
-    return (
-        f"dra.deviceTaints is on, but nodes are cordoned while they change, because {error}" if error else ""
-    )
 
 
 def _legal(pool: Members) -> str:
@@ -336,12 +321,6 @@ def _waits(verdict: Verdict) -> bool:
     if verdict.phase is Phase.BLOCKED:
         return verdict.reason.passes is not Passes.BY_A_PERSON
     return verdict.phase in (Phase.PENDING, Phase.PREFLIGHT)
-
-
-def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
-    """Return the condition Stalled, from the first of STALLS that applies. If none does, it is False with the reason
-    Progressing, and says that nothing needs a person."""
-    return _first(STALLS, pool, plan) or (False, Reason.PROGRESSING, "no action is needed")
 
 
 def _failed(pool: Members, plan: RolloutPlan) -> Finding | None:
@@ -434,6 +413,9 @@ def _summary(
     of all. Nodes that are still in another policy's change are among these, but their GPUs and devices are not
     counted."""
     spec = pool.policy.spec
+    mode = str(spec.mode) if spec is not None else ""
+    if spec is not None and spec.mode is Mode.MIG and spec.time_slicing:
+        mode = "MIG+TS"
     gpus = [gpu for verdict in pool.verdicts for gpu in _gpus(verdict, snapshot)]
     layouts = Counter(one.wanted for one in pool.verdicts if one.wanted)
     # A policy that is not accepted has no target, so only the present layout of the GPUs can be shown.
@@ -443,7 +425,7 @@ def _summary(
         for verdict, node in zip(pool.verdicts, pool.nodes, strict=True)
     )
     return {
-        "mode": _mode(spec) if spec else "",
+        "mode": mode,
         "layout": cut(", ".join(text for text, _ in layouts.most_common(2)), MAX_TEXT),
         "nodes": f"{usable}/{len(pool.verdicts) + len(pool.coming)}",
         "gpus": len(gpus),
@@ -455,11 +437,6 @@ def _summary(
         "status": headline.word,
         "message": cut(headline.message, MAX_TEXT),
     }
-
-
-def _mode(spec: GPUSharingPolicySpec) -> str:
-    """Return the value of the MODE column: the mode, or `MIG+TS` for MIG with time-slicing."""
-    return "MIG+TS" if spec.mode is Mode.MIG and spec.time_slicing else str(spec.mode)
 
 
 def _gpus(verdict: Verdict, snapshot: ClusterSnapshot) -> Sequence[Any]:
@@ -488,12 +465,7 @@ def _plan(
     ]
     if not changing:
         return None
-    before: Counter[str] = Counter()
-    after: Counter[str] = Counter()
-    for verdict in verdicts:
-        now = served(snapshot.nodes[verdict.node])
-        before.update(now)
-        after.update(plan.targets.get(verdict.node, now))
+    before, after = count_devices((snapshot.nodes[verdict.node] for verdict in verdicts), plan.targets)
     lost = [name for name in sorted(before) if after[name] < before[name]]
     demands = {name: plan.afterwards.find_demand(name) for name in lost}
     worst = max((verdict.disruption for verdict in changing), key=lambda disruption: disruption.severity)

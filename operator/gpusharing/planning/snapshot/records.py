@@ -191,6 +191,11 @@ class Fence:
         """Whether the change keeps the node cordoned: it needs an idle node, and no DeviceTaintRule keeps pods off."""
         return self.disruption.cordons and not self.tainted
 
+    @property
+    def closed(self) -> str:
+        """How pods are kept off the node during a change that needs an idle node, as a participle for messages."""
+        return "closed to GPU pods by a DeviceTaintRule" if self.tainted else "cordoned"
+
 
 @value
 class Deferred:

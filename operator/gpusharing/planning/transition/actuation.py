@@ -47,7 +47,8 @@ def run(
     `again`: the last run is repeated; the same values are written and the pods are replaced. `step_proven`: the
     previous step is proven, and this is the next one.
     """
-    goal = _goal(case, assessed, again=again)
+    # If the first of two steps is repeated, it leads to the intermediate stop, no matter how far the node has come.
+    goal = assessed.stop if again and case.fence.step < case.fence.steps else assessed.goal
     waiting = _waiting(case, assessed, goal, again=again)
     if not case.fence.disruption.cordons:
         if case.disruption.cordons or case.actuator.needs_run(case, goal):
@@ -93,12 +94,6 @@ def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
 
 
 # --- what a run needs --------------------------------------------------------------------------------------
-
-
-def _goal(case: FencedCase, assessed: Assessed, *, again: bool) -> Target:
-    """Return the target of this run. If the first of two steps is repeated, this is the intermediate stop, no matter
-    how far the node has come; otherwise it is `assessed.goal`."""
-    return assessed.stop if again and case.fence.step < case.fence.steps else assessed.goal
 
 
 def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:

@@ -252,7 +252,10 @@ class _Aimed:
         fence = case.fence
         aim = assessed.stop if fence.step < fence.steps else assessed.target
         owed = fence.owed == owed_for(assessed.target)
-        return _Aimed(case, assessed, aim, _aims_at(case, aim), owed, case.actuator.find_trouble(case, fence))
+        # The layout is compared too, because an administrator may since have given a configuration another meaning.
+        written = (fence.target_mig_config, fence.target_plugin_config, fence.to_layout)
+        on_course = written == (aim.mig_config, aim.plugin_key, aim.text)
+        return _Aimed(case, assessed, aim, on_course, owed, case.actuator.find_trouble(case, fence))
 
     def run(self, *, again: bool = False, step_proven: bool = False) -> Verdict:
         """Return the verdict of the next run; see `actuation.run`."""
@@ -263,14 +266,6 @@ class _Aimed:
         the change has failed so far."""
         verdict = self.case.verdict(Phase.RECONFIGURING, reason, message)
         return verdict.then(owe(self.case, self.assessed, attempt, failed=failed))
-
-
-def _aims_at(case: FencedCase, target: Target) -> bool:
-    """Whether the fence records this target at the PNR: the same two configuration names and the same layout. The
-    layout is compared too, because an administrator may since have given one of the names another meaning."""
-    fence = case.fence
-    aims = (fence.target_mig_config, fence.target_plugin_config, fence.to_layout)
-    return aims == (target.mig_config, target.plugin_key, target.text)
 
 
 def _old_pod(aimed: _Aimed, reason: Reason) -> Verdict | None:
@@ -384,8 +379,7 @@ def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
     back = turn_back(case, mismatch, known=known)
     if isinstance(back, Verdict):
         return back
-    closed = "fenced" if case.fence.tainted else "cordoned"
-    kept = f"The node stays {closed}. Once" if case.fence.disruption.cordons else "Once"
+    kept = f"The node stays {case.fence.closed}. Once" if case.fence.disruption.cordons else "Once"
     retry = retry_command(case.node.name, case.fence.retry)
     message = f"{mismatch.message}{back and '; '}{back}. {kept} the cause is fixed, run: {retry}"
     verdict = case.verdict(Phase.FAILED, mismatch.reason, message)

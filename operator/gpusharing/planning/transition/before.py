@@ -74,8 +74,7 @@ def _next_step(case: FencedCase) -> Verdict:
         return escalated
     settled = (case.node.closed_since or case.fence.since) + timedelta(seconds=case.settings.settle)
     if case.now < settled:
-        how = "closed to GPU pods by a DeviceTaintRule" if case.fence.tainted else "cordoned"
-        message = f"{how}; pods that were scheduled just before may still appear"
+        message = f"{case.fence.closed}; pods that were scheduled just before may still appear"
         return case.verdict(Phase.CORDONED, Reason.SETTLING, message, wake=settled)
     return _begin_jobs(case) or run(case, assessment)
 
@@ -91,12 +90,13 @@ def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
     if not case.fence.jobs:
         if outlasts(case):
             text = (
-                f"{message}; drain.timeout has expired and drain.onTimeout is Hold, so the node stays cordoned until"
-                f" this is resolved. To abort the change, run: kubectl annotate gpunode {case.node.name}"
-                f" --overwrite {names.ANNOTATION_ABORT}={case.fence.op}"
+                f"{message}; drain.timeout has expired and drain.onTimeout is Hold, so the node stays"
+                f" {case.fence.closed} until this is resolved. To abort the change, run: kubectl annotate gpunode"
+                f" {case.node.name} --overwrite {names.ANNOTATION_ABORT}={case.fence.op}"
             )
             return case.verdict(Phase.CORDONED, reason, text)
-        return case.verdict(Phase.CORDONED, reason, message, wake=_next_limit(case))
+        ends = case.fence.deadline if case.now < case.fence.deadline else _limit(case)
+        return case.verdict(Phase.CORDONED, reason, message, wake=ends)
     verdict = case.verdict(Phase.CORDONED, reason, message, wake=next_poll(case, JOBS_PACE))
     return replace(verdict, wants_pods=True)
 
@@ -116,7 +116,7 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
     ends_now = fence.deadline == NEVER and until != NEVER
     if fence.jobs and until <= fence.deadline and not ends_now:
         return None
-    message = "the node is cordoned and is waiting for its jobs to finish"
+    message = f"the node is {fence.closed} and is waiting for its jobs to finish"
     verdict = case.verdict(Phase.WAITING_FOR_JOBS, Reason.JOBS_RUNNING, message)
     return _set_clock(case, plan, verdict, replace(fence, jobs=True, deadline=until))
 
@@ -377,20 +377,15 @@ programs come before the deadline, so that an abort names its real cause."""
 
 def _limit(case: FencedCase) -> datetime:
     """Return when the change ends by the clock: at the deadline, or later in two cases. The proof gets extra time
-    (`proof_time`) if no pod is left, or if the change needs no cordon and there is no plan of a drain (`case.drain`).
-    Terminating pods get STUCK_AFTER if no other pod is left and the policy deletes by force."""
-    gone = not case.fence.disruption.cordons
-    if case.drain is not None:
-        gone = case.drain.idle
-        if case.drain.only_leaving:  # pods deleted by force have their grace period until the deadline
-            return case.fence.deadline + STUCK_AFTER
+    (`proof_time`) if no pod is left, or if the change needs no cordon, whatever pods the node has. Terminating pods get
+    STUCK_AFTER if no other pod is left and the policy deletes by force."""
+    plan = case.drain if case.fence.disruption.cordons else None
+    if (
+        plan is not None and plan.only_leaving
+    ):  # pods deleted by force have their grace period until the deadline
+        return case.fence.deadline + STUCK_AFTER
+    gone = plan.idle if plan is not None else not case.fence.disruption.cordons
     return case.fence.deadline + proof_time(case) if gone else case.fence.deadline
-
-
-def _next_limit(case: FencedCase) -> datetime:
-    """Return when the clock may next end the drain: at the deadline or, once the deadline has passed, at the end of
-    the extra time."""
-    return case.fence.deadline if case.now < case.fence.deadline else _limit(case)
 
 
 def _time_out(case: FencedCase) -> str | Finding:

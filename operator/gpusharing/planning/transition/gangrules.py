@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from gpusharing.api.policy import Drain
-from gpusharing.planning.snapshot.podviews import GangMember, GangView
+from gpusharing.planning.snapshot.podviews import GangView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.stack.acceptance import Terms, find_spec
 from gpusharing.planning.transition.guard import find_fault
@@ -78,14 +78,13 @@ def _with_rules(
     }
     if not others:
         return view
-    return replace(view, members=tuple(_ruled(one, others.get(one.node)) for one in view.members))
-
-
-def _ruled(member: GangMember, rules: _Rules | None) -> GangMember:
-    """Return the member with these rules, or unchanged if `rules` is None."""
-    if rules is None:
-        return member
-    return replace(member, policy=rules.policy, drain=rules.drain, unruled=rules.unruled)
+    members = (
+        one
+        if (rules := others.get(one.node)) is None
+        else replace(one, policy=rules.policy, drain=rules.drain, unruled=rules.unruled)
+        for one in view.members
+    )
+    return replace(view, members=tuple(members))
 
 
 def _rules_of(policy: PolicyView) -> _Rules:

@@ -113,7 +113,8 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
     lines = explain_blockers(plan.blockers)
     text = _tell_left(case, plan)
     if outlasts(case) and not plan.jobs:
-        text = f"drain.timeout has expired and drain.onTimeout is Hold, so the node stays cordoned; {text}"
+        stays = f"the node stays {case.fence.closed}"
+        text = f"drain.timeout has expired and drain.onTimeout is Hold, so {stays}; {text}"
         reason = Reason.DRAIN_HELD
     if case.old_views and (plan.evict or plan.delete):  # the cordon may have been lifted since
         plan, reason = replace(plan, evict=(), delete=()), Reason.OBSERVATION_PENDING
