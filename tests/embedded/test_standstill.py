@@ -9,7 +9,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON, NODES, PODS, ApiRequest
-from gpusharing.planning.pools.standstill import MOST
+from gpusharing.planning.pools.choice import MOST_VAIN
 
 
 class Lookout(FakeClient):
@@ -33,7 +33,7 @@ class Lookout(FakeClient):
             loop = self.scene.e.loop
             assert loop is not None
             # The pass that lists these pods has the memory already: it is changed in place.
-            object.__setattr__(loop.memory, "vain_passes", {"pool-b": MOST - 1})
+            object.__setattr__(loop.memory, "vain_passes", {"pool-b": MOST_VAIN - 1})
             object.__setattr__(loop.memory, "wants_pods", loop.memory.wants_pods | self.missing)
         return await super().call(request)
 

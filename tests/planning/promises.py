@@ -17,7 +17,7 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec, Window
 from gpusharing.api.validation import allowance, parse_duration
-from gpusharing.planning.pools.standstill import MOST
+from gpusharing.planning.pools.choice import MOST_VAIN
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import (
     Action,
@@ -283,7 +283,7 @@ def check_plan(world: "World", plan: RolloutPlan) -> None:
         _whole_gangs(world, plan, start, {one.node.name for one in starts})
     _returned_together(world, plan)
     gangpromises.told(world, plan)
-    hold(max(plan.memory.vain_passes.values(), default=0) < MOST, "passes make no progress")
+    hold(max(plan.memory.vain_passes.values(), default=0) < MOST_VAIN, "passes make no progress")
 
 
 def _note_failures(world: "World", plan: RolloutPlan) -> None:

@@ -9,7 +9,7 @@ from tests.build import NOW, at, make_fence, make_node, make_policy
 from tests.planning.cases import pool_of, run_until
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.pools.returning import hold_together
+from gpusharing.planning.pools.waves import hold_together
 from gpusharing.planning.report.transition import until_when, who_keeps
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence, Verified

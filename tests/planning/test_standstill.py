@@ -13,8 +13,8 @@ from tests.planning.test_pool import candidate
 from tests.planning.told import PENDING, SYNCED, StatusInput, answers, message, verdict
 
 from gpusharing.api.names import Phase
+from gpusharing.planning.pools.choice import MOST_VAIN, count_vain
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.pools.standstill import MOST, count_vain
 from gpusharing.planning.report.status import find_grounds
 from gpusharing.planning.snapshot.actions import LabelNode
 from gpusharing.planning.snapshot.looks import Look, PassMemory
@@ -39,7 +39,7 @@ def counted(before: int = 3, **changes: Any) -> dict[str, int]:
 
 def test_a_pass_that_looks_on_although_nothing_came_of_the_last_look_was_in_vain() -> None:
     assert counted() == {"pool-b": 4}
-    assert counted(before=MOST) == {"pool-b": MOST}, "a status that grows would be written for ever"
+    assert counted(before=MOST_VAIN) == {"pool-b": MOST_VAIN}, "a status that grows would be written for ever"
 
 
 GOES_ON: dict[str, dict[str, Any]] = {
@@ -94,16 +94,16 @@ def test_a_wait_for_the_pods_of_a_node_that_a_predecessor_has_just_cordoned_is_n
 
 def test_a_world_in_which_passes_make_no_progress_breaks_a_promise() -> None:
     world = pool_of(1)
-    plan = replace(world.step(), memory=PassMemory(vain_passes={"pool-b": MOST}))
+    plan = replace(world.step(), memory=PassMemory(vain_passes={"pool-b": MOST_VAIN}))
     with pytest.raises(Broken, match="passes make no progress"):
         check_plan(world, plan)
 
 
 def test_a_policy_whose_passes_are_in_vain_is_stalled_and_asks_for_a_report() -> None:
-    waits = StatusInput([SYNCED, PENDING], vain_passes={"pool-b": MOST})
+    waits = StatusInput([SYNCED, PENDING], vain_passes={"pool-b": MOST_VAIN})
     status = waits.status()
     assert answers(status)["Stalled"] == "True NoProgress"
     assert message(status, "Stalled").startswith("for 60 passes in a row the planner listed the pods")
-    fewer = StatusInput([SYNCED, PENDING], vain_passes={"pool-b": MOST - 1})
+    fewer = StatusInput([SYNCED, PENDING], vain_passes={"pool-b": MOST_VAIN - 1})
     assert answers(fewer.status())["Stalled"] == "False Progressing"
     assert find_grounds(waits.policy, *waits.found()) != find_grounds(fewer.policy, *fewer.found())

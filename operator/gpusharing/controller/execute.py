@@ -119,7 +119,9 @@ class Executor:
     async def execute(
         self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()
     ) -> Outcome:
-        """Make the shared writes, then carry out the actions of the nodes: several nodes at once, those in flight
+        """Forget what the plan no longer needs: the failures of shared writes that it does not contain, and those about
+        nodes that it does not contain or that need no write (`is_moot`), unless a call about them is under way.
+        Make the shared writes, then carry out the actions of the nodes: several nodes at once, those in flight
         first, and the actions of one node in order. A node's actions end at the first that fails or depends on a shared
         write that was not made, or once the node has changed since the plan. While the policies may be out of date, no
         node is fenced. Calls about a node or a shared object are left out while they are suspended after a failure, or
@@ -133,7 +135,12 @@ class Executor:
         """
         outcome = Outcome()
         self._evictor.forget(snapshot)
-        self._forget_failures(plan)
+        self._nodes.forget(plan.verdicts)
+        wanted = {subject_of(action) for action in plan.shared}
+        for subject in self.calls.failures.keys() - wanted - self.crew.busy:
+            verdict = plan.verdicts.get(subject)
+            if verdict is None or is_moot(verdict):
+                self._note_success(subject)
         blocked = await self._write_shared(plan.shared, snapshot, outcome)
         if snapshot.policies_error:
             blocked.add("*")
@@ -159,18 +166,6 @@ class Executor:
         """Whether calls about `subject`, a node or a shared object, are suspended because one has failed."""
         failure = self.calls.failures.get(subject)
         return failure is not None and failure.holds(self.now())
-
-    def _forget_failures(self, plan: RolloutPlan) -> None:
-        """Forget the failures of shared writes that the plan does not contain, and those about nodes that it does not
-        contain or that are Synced or Skipped and need no write (`is_moot`), and log that they are over. Failures are
-        kept while a call about the same subject is under way. Also forget the GPUNodes created for Nodes that are gone.
-        """
-        self._nodes.forget(plan.verdicts)
-        wanted = {subject_of(action) for action in plan.shared}
-        for subject in self.calls.failures.keys() - wanted - self.crew.busy:
-            verdict = plan.verdicts.get(subject)
-            if verdict is None or is_moot(verdict):
-                self._note_success(subject)
 
     async def _write_shared(
         self, actions: tuple[Action, ...], snapshot: ClusterSnapshot, outcome: Outcome

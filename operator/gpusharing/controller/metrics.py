@@ -28,7 +28,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed
 
 
-class Metrics(Observer):
+class Metrics(Observer, Collector):
     """The leader's metrics. A standby has those of `ProcessMetrics` only, so that no sum counts a node twice."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Metrics(Observer):
         self._entered: dict[str, float] = {}
         """When each node entered its phase, by node name, if this process saw that."""
         # Before the others in the registry, so that the metrics after it are up to date at each scrape.
-        self.registry.register(_AtEachScrape(self._count))
+        self.registry.register(self)
         self._last: tuple[RolloutPlan, ClusterSnapshot] | None = None
         """Plan and snapshot of the last pass, or None before the first."""
         self.status_of: Callable[[str], Mapping[str, Any]] = lambda policy: {}
@@ -181,12 +181,13 @@ class Metrics(Observer):
         """Create and return a gauge with the label `policy` and the labels in `labels`."""
         return Gauge(name, text, ["policy", *labels], registry=self.registry)
 
-    def _count(self) -> None:
-        """Set the gauges that are computed only for a scrape: the conditions as the policies show them, and, from the
-        last pass, drift, nodes without a Ready agent, GPUs, slices, idle slices and Pending pods. They are expensive
-        with thousands of nodes, so passes do not set them. Nothing is set before the first pass."""
+    def collect(self) -> Iterable[Metric]:
+        """Set the gauges that are computed only for a scrape, and return no metric. These are the conditions as the
+        policies show them, and, from the last pass, drift, nodes without a Ready agent, GPUs, slices, idle slices and
+        Pending pods. They are expensive with thousands of nodes, so passes do not set them. Nothing is set before the
+        first pass. The registry calls this at each scrape, before it reads the gauges."""
         if self._last is None:
-            return
+            return ()
         plan, snapshot = self._last
         pools, agents = plan.pools, snapshot.agents
         _show(self.drifted, {(name,): sum(map(_is_drifted, pool.members)) for name, pool in pools.items()})
@@ -205,6 +206,7 @@ class Metrics(Observer):
         )
         _show(self.idle, {(n, r): count for n, pool in counted.items() for r, count in pool.idle.items()})
         _show(self.pending, {(resource,): count for resource, count in waited_for(snapshot).items()})
+        return ()
 
     def passed(
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
@@ -265,20 +267,6 @@ class Metrics(Observer):
             if (began := self._entered.get(after.node)) is not None:
                 self.phase_seconds.labels(str(before.phase)).observe(self._clock() - began)
             self._entered[after.node] = self._clock()
-
-
-class _AtEachScrape(Collector):
-    """Calls a function at each scrape, before the metrics that follow it in the registry are read. It has no metric of
-    its own."""
-
-    def __init__(self, count: Callable[[], None]) -> None:
-        """`count` is the function to call at each scrape."""
-        self._count = count
-
-    def collect(self) -> Iterable[Metric]:
-        """Call the function, and return no metric."""
-        self._count()
-        return []
 
 
 def _is_drifted(member: Member) -> bool:

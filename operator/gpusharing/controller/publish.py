@@ -199,9 +199,10 @@ class Publisher:
 
     def _notice(self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
         """Record that the transition of a node may have to be written. If its verdict changed, report that to
-        `on_verdict`, and log and queue its Events. If the operator has cordoned or released the Node since the last
-        pass, queue an Event about the Node. Remembers the Node and its GPUNode for the next pass and, if the new
-        verdict is Draining with pods left, the node's change, so that each drain is reported once."""
+        `on_verdict`, and log and queue its Events, unless its policy has no pool. If the operator has cordoned or
+        released the Node since the last pass, queue an Event about the Node. Remembers the Node and its GPUNode for the
+        next pass and, if the new verdict is Draining with pods left, the node's change, so that each drain is reported
+        once."""
         before, node = self._verdicts.get(verdict.node), snapshot.nodes[verdict.node]
         known, _ = self._objects.get(verdict.node, (None, None))
         self._objects[verdict.node] = node, snapshot.gpunodes.get(verdict.node)
@@ -215,7 +216,13 @@ class Publisher:
             self.on_verdict(before, verdict)
             change = node.fence.op if node.fence is not None else ""
             events = node_events(before, verdict, drained=self._drains.get(verdict.node) == change)
-            self._queue_events(events, verdict, plan, now)
+            pool = plan.pools.get(verdict.policy)
+            regarding = _policy_of(pool.policy) if pool is not None else {}
+            for event in events if regarding else ():
+                related = {"apiVersion": "v1", "kind": "Node", "name": verdict.node}
+                body = self._event(event, regarding, now)
+                self._pending_events.append({**body, "related": related})
+                _log(event, node=verdict.node, policy=verdict.policy, phase=str(verdict.phase))
             if verdict.phase is Phase.DRAINING and verdict.pods:
                 self._drains[verdict.node] = change
 
@@ -324,19 +331,6 @@ class Publisher:
         self._complaints.ends(key)
 
     # --- events --------------------------------------------------------------------------------------------
-
-    def _queue_events(
-        self, events: tuple[Event, ...], verdict: Verdict, plan: RolloutPlan, now: datetime
-    ) -> None:
-        """Queue `events`, which concern the node of the verdict, and log them. Does nothing if the policy of the
-        verdict has no pool."""
-        pool = plan.pools.get(verdict.policy)
-        if pool is None:
-            return
-        for event in events:
-            node = {"apiVersion": "v1", "kind": "Node", "name": verdict.node}
-            self._pending_events.append({**self._event(event, _policy_of(pool.policy), now), "related": node})
-            _log(event, node=verdict.node, policy=verdict.policy, phase=str(verdict.phase))
 
     def report_shared(self, action: SetPointers | RepairMps, now: datetime) -> None:
         """Queue an Event about the ClusterPolicy, which says that the operator has changed the ClusterPolicy or its

@@ -5,11 +5,10 @@ No node is fenced before the first three are written.
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 
 import structlog
 
@@ -49,7 +48,6 @@ from gpusharing.planning.snapshot.callfailures import (
     TAINT_RULE,
     policy_subject,
 )
-from gpusharing.planning.snapshot.draviews import DeviceClassView, TaintRuleView, WantedClass
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 log = structlog.get_logger()
@@ -177,76 +175,46 @@ class SharedWrites:
 
     async def write_classes(self, action: WriteClasses) -> None:
         """Create, correct and remove DeviceClasses of ours, in this order, log each write, and store the answers in the
-        cache. A class that is gone already counts as removed. After an error, such as AlreadyExists or Conflict, the
-        other writes are still made, and the first error is raised at the end; Unauthorized and ServerAway are raised at
-        once."""
-        await self._make_each(
-            (
-                *(partial(self._create_class, wanted) for wanted in action.create),
-                *(partial(self._correct_class, wanted, current) for wanted, current in action.correct),
-                *(partial(self._remove_class, current) for current in action.remove),
-            )
-        )
+        cache; a removal is left to the watch. A class that is gone already counts as removed. After an error, such as
+        AlreadyExists or Conflict, the other writes are still made, and the first error is raised at the end;
+        Unauthorized and ServerAway are raised at once."""
+        classes, errors = self.sources.device_classes, list[KubeError]()
+        for wanted in action.create:
+            with _kept_for_later(errors):
+                classes.accept(await self.client.create(DEVICE_CLASSES, device_class(wanted)))
+                log.info("the DeviceClass was created", deviceclass=wanted.name, resource=wanted.resource)
+        for wanted, current in action.correct:
+            with _kept_for_later(errors):
+                spec = {"config": None, **class_spec(wanted)}
+                body: JSON = {"metadata": {"resourceVersion": current.version}, "spec": spec}
+                classes.accept(await self.client.patch(DEVICE_CLASSES, wanted.name, body))
+                log.info("the DeviceClass was corrected", deviceclass=wanted.name)
+        for current in action.remove:
+            with _kept_for_later(errors):
+                with suppress(NotFound):
+                    await self.client.delete(DEVICE_CLASSES, current.name, uid=current.uid)
+                log.info("the DeviceClass was removed, because nothing uses it", deviceclass=current.name)
+        if errors:
+            raise errors[0]
 
     async def write_rules(self, action: WriteRules) -> None:
         """Create and remove DeviceTaintRules of ours, in this order, log each write, and update the cache. A rule that
         is gone already counts as removed. After an error, such as AlreadyExists if somebody else has a rule of that
         name, the other writes are still made, and the first error is raised at the end; Unauthorized and ServerAway are
         raised at once."""
-        await self._make_each(
-            (
-                *(partial(self._create_rule, node) for node in action.create),
-                *(partial(self._remove_rule, current) for current in action.remove),
-            )
-        )
-
-    async def _create_rule(self, node: str) -> None:
-        """Create the DeviceTaintRule of a node, log that and store the answer in the cache."""
-        self.sources.taint_rules.accept(await self.client.create(DEVICE_TAINT_RULES, rule_for(node)))
-        log.info("a DeviceTaintRule now keeps GPU pods off the node", node=node)
-
-    async def _remove_rule(self, current: TaintRuleView) -> None:
-        """Delete a DeviceTaintRule unless it is gone already, drop it from the cache, and log that. Raises Conflict if
-        another object has its name now."""
-        with suppress(NotFound):
-            await self.client.delete(DEVICE_TAINT_RULES, current.name, uid=current.uid)
-        self.sources.taint_rules.drop(current.name)
-        log.info("the DeviceTaintRule was removed", node=current.node)
-
-    async def _make_each(self, writes: Iterable[Callable[[], Awaitable[None]]]) -> None:
-        """Make all of these writes in order. One that fails does not keep the others from being made: the first error
-        is raised at the end. Unauthorized and ServerAway are raised at once."""
-        failed: KubeError | None = None
-        for write in writes:
-            try:
-                await write()
-            except (Unauthorized, ServerAway):
-                raise
-            except KubeError as error:
-                failed = failed or error
-        if failed is not None:
-            raise failed
-
-    async def _create_class(self, wanted: WantedClass) -> None:
-        """Create a DeviceClass, log that and store the answer in the cache. Raises AlreadyExists if it exists."""
-        raw = await self.client.create(DEVICE_CLASSES, device_class(wanted))
-        self.sources.device_classes.accept(raw)
-        log.info("the DeviceClass was created", deviceclass=wanted.name, resource=wanted.resource)
-
-    async def _correct_class(self, wanted: WantedClass, current: DeviceClassView) -> None:
-        """Give a DeviceClass the wanted spec, log that and store the answer in the cache. Raises Conflict if the class
-        has changed since `current` was read."""
-        spec = {"config": None, **class_spec(wanted)}
-        body: JSON = {"metadata": {"resourceVersion": current.version}, "spec": spec}
-        self.sources.device_classes.accept(await self.client.patch(DEVICE_CLASSES, wanted.name, body))
-        log.info("the DeviceClass was corrected", deviceclass=wanted.name)
-
-    async def _remove_class(self, current: DeviceClassView) -> None:
-        """Delete a DeviceClass unless it is gone already, and log that; the cache is left to the watch. Raises Conflict
-        if another object has its name now."""
-        with suppress(NotFound):
-            await self.client.delete(DEVICE_CLASSES, current.name, uid=current.uid)
-        log.info("the DeviceClass was removed, because nothing uses it", deviceclass=current.name)
+        rules, errors = self.sources.taint_rules, list[KubeError]()
+        for node in action.create:
+            with _kept_for_later(errors):
+                rules.accept(await self.client.create(DEVICE_TAINT_RULES, rule_for(node)))
+                log.info("a DeviceTaintRule now keeps GPU pods off the node", node=node)
+        for current in action.remove:
+            with _kept_for_later(errors):
+                with suppress(NotFound):
+                    await self.client.delete(DEVICE_TAINT_RULES, current.name, uid=current.uid)
+                rules.drop(current.name)
+                log.info("the DeviceTaintRule was removed", node=current.node)
+        if errors:
+            raise errors[0]
 
     async def set_finalizer(self, action: SetFinalizer) -> None:
         """Add our finalizer to a policy, or remove it. Nothing is written if that is already done, or if the policy
@@ -293,6 +261,18 @@ class SharedWrites:
             return None
         self.sources.policies.accept(raw)
         return raw
+
+
+@contextmanager
+def _kept_for_later(errors: list[KubeError]) -> Iterator[None]:
+    """Append a KubeError of the block to `errors` instead of raising it. Unauthorized and ServerAway, which concern all
+    calls, are raised at once."""
+    try:
+        yield
+    except (Unauthorized, ServerAway):
+        raise
+    except KubeError as error:
+        errors.append(error)
 
 
 def _finalizers(present: tuple[str, ...], action: SetFinalizer) -> JSON:

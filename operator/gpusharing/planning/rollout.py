@@ -47,15 +47,14 @@ from functools import partial
 from gpusharing.api.names import LABEL_POLICY, Phase
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.afterwards import find_afterwards, is_skipped
-from gpusharing.planning.pools.choice import choose
+from gpusharing.planning.pools.choice import choose, count_vain
 from gpusharing.planning.pools.failures import count_failures, find_gone
 from gpusharing.planning.pools.forgetting import find_forgotten
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.previews import Previews, find_previews
-from gpusharing.planning.pools.returning import hold_together
 from gpusharing.planning.pools.slots import fences_of, find_resumed, share
-from gpusharing.planning.pools.standstill import count_vain
-from gpusharing.planning.snapshot.actions import Action, WriteClasses, WriteConfig
+from gpusharing.planning.pools.waves import hold_together
+from gpusharing.planning.snapshot.actions import Action, WriteConfig
 from gpusharing.planning.snapshot.looks import Look, PassMemory
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.stackviews import StackView
@@ -163,7 +162,9 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
 
     targets = {name: one.target for name, one in members.items() if one.target is not None}
     config = configure(snapshot, targets.values(), known.models, known.wishes, memo)
-    unfenced, classes = {**choice.claims, **kept_claims}, _classes(snapshot, targets.values())
+    by_dra = is_complete(find_dra_stack(snapshot.stack, snapshot.settings))
+    classes = plan_classes(snapshot, targets.values()) if by_dra else None
+    unfenced = {**choice.claims, **kept_claims}
     shared = share(snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, classes=classes)
     failing.name(verdicts)
     vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
@@ -427,10 +428,3 @@ def _configure(
     needs. Returns (None, False) if somebody else's ConfigMap with entries has one of our names."""
     readable = [found for one in policies if isinstance(found := wishes.get(one.name), Wish)]
     return plan_config(readable, nodes.values(), models, plugins, stack)
-
-
-def _classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteClasses | None:
-    """Return the action that brings our DeviceClasses up to date. None if they are up to date or were not read, or if
-    NVIDIA's DRA stack does not serve the GPUs or lacks something."""
-    complete = is_complete(find_dra_stack(snapshot.stack, snapshot.settings))
-    return plan_classes(snapshot, targets) if complete else None

@@ -81,7 +81,7 @@ def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: date
     stranded pods. If the pods could not be listed, the failed LIST is the only blocker.
     """
     if pods.error:
-        return (_list_failed(pods),)
+        return (Blocker(Reason.LIST_FAILED, message=pods.error),)
     lost = (standing.pod for standing in _to_evict(pods)) if options.stranded_pods == "Hold" else ()
     stranded = afterwards.find_stranded(pods.node, lost)
     return merge(
@@ -102,7 +102,8 @@ def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> D
     blocker.
     """
     if pods.error:
-        return DrainPlan(holders=pods.holders, blockers=(_list_failed(pods),))
+        failed = Blocker(Reason.LIST_FAILED, message=pods.error)
+        return DrainPlan(holders=pods.holders, blockers=(failed,))
     throttled = pods.throttled_until is not None
     jobs, most = _jobs(pods), MAX_EVICTIONS - len(pods.sent_at)
     forced = find_forced(pods, end, now)[: max(0, most)]
@@ -215,11 +216,6 @@ def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
         elif standing.ends is not None:
             message = f"The drain waits until {to_rfc3339(standing.ends)}{why}"
             yield Blocker(Reason.JOBS_RUNNING, (standing.pod.ref,), message=message, until=standing.ends)
-
-
-def _list_failed(pods: Standings) -> Blocker:
-    """Return the blocker that says why the pods could not be listed."""
-    return Blocker(Reason.LIST_FAILED, message=pods.error)
 
 
 def _stuck(leaving: Iterable[Standing], now: datetime) -> Iterator[Blocker]:

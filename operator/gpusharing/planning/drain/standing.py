@@ -241,19 +241,12 @@ def _stand(
     if several budgets guard the pod, or until the wait after the last answer is over and a newer LIST was made. The
     tier and all waits are left unset."""
     budgets = pdb.binding_budgets(pod, work.pdbs)
-    leaves = pod.deleted_at is not None or _is_answered(memory, work)
+    # A pod that the server no longer knew needs no eviction before a newer LIST shows it (E2, E3).
+    unknown = memory is not None and memory.reason is Reason.PODS_LEAVING
+    gone = memory is not None and unknown and not is_seen(memory, work.listed_at)
+    leaves = pod.deleted_at is not None or is_accepted(memory) or gone
     # A pod that was evicted since the LIST began is left alone: an eviction whose answer was lost may have been
     # accepted. With two budgets the server always refuses.
     waits = memory is not None and not (memory.next_try <= now and is_seen(memory, work.listed_at))
     due = not (leaves or waits or len(budgets) > 1 or silent)
     return Standing(pod, memory, budgets, leaves, due)
-
-
-def _is_answered(memory: EvictionMemory | None, work: NodeWork) -> bool:
-    """Whether the pod needs no further eviction: an eviction or deletion was accepted (E1), or the server no longer
-    knew the pod and no newer LIST has shown it since (E2, E3). False if no answer is remembered."""
-    if memory is None:
-        return False
-    if memory.reason is Reason.PODS_LEAVING:
-        return not is_seen(memory, work.listed_at)
-    return is_accepted(memory)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.snapshot.records import Fence, SpecVersion
+from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.transition.attempts import owed_by, owed_for
 from gpusharing.planning.transition.members import Member
@@ -43,10 +43,14 @@ def _row(version: SpecVersion, member: Member) -> tuple[str, str, str] | None:
     assessment = member.assessment
     if not isinstance(assessment, Assessed):
         return _row_on_record(version, member.node)
-    if _ends_anyway(version, member.node.fence, assessment):
+    fence, owed = member.node.fence, owed_for(assessment.target)
+    earlier = fence is not None and fence.stage == "actuating" and fence.version != version
+    if fence is not None and earlier and fence.version.uid == version.uid and fence.approved == owed:
+        # The node is past the point of no return and on its way to a target that the policy still wants, which needs no
+        # new approval. Its proof will say nothing about this generation, so an entry would disappear with the proof.
         return None
     planned = _planned(version, member, assessment)
-    return None if planned is None else (member.node.uid, owed_for(assessment.target), str(planned))
+    return None if planned is None else (member.node.uid, owed, str(planned))
 
 
 def _row_on_record(version: SpecVersion, node: NodeView) -> tuple[str, str, str] | None:
@@ -75,12 +79,3 @@ def _planned(version: SpecVersion, member: Member, assessed: Assessed) -> Disrup
     if shown is None or (fence is None and assessed.disruption.severity > shown.severity):
         return assessed.disruption
     return shown
-
-
-def _ends_anyway(version: SpecVersion, fence: Fence | None, assessed: Assessed) -> bool:
-    """Whether the node has passed the point of no return for an earlier generation and is on its way to a target that
-    the policy still wants. Such a change needs no new approval. Its proof will say nothing about this generation, so
-    an entry in the plan would disappear when the node is proven, which would change the hash."""
-    if fence is None or fence.stage != "actuating" or fence.version == version:
-        return False
-    return fence.version.uid == version.uid and fence.approved == owed_for(assessed.target)

@@ -10,6 +10,7 @@ docs/design/glossary.md#newcomer.
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
+from gpusharing.api.names import Phase
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.candidates import Queue, Selection
 from gpusharing.planning.pools.holds import Wait
@@ -24,6 +25,10 @@ from gpusharing.planning.transition.guard import not_judged
 from gpusharing.planning.transition.requests import with_gpunode
 from gpusharing.planning.transition.startgate import is_newcomer
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
+
+MOST_VAIN = 60
+"""The limit of the count. This many passes without progress are a fault of the planner, because every look at pods
+should lead to a start or to a blocker."""
 
 
 def choose(
@@ -112,3 +117,28 @@ def _able_to_begin(
                 continue
             if pool.limit > pool.used or is_newcomer(case.node, case.gpunode):
                 yield case, pool.policy
+
+
+def count_vain(
+    pools: Mapping[str, Pool],
+    verdicts: Mapping[str, Verdict],
+    looks: Mapping[str, Look],
+    snapshot: ClusterSnapshot,
+) -> dict[str, int]:
+    """Return how many passes in a row, at most MOST_VAIN, made no progress, by policy; policies that make progress are
+    left out. A pass makes no progress if three conditions hold. It wants to list the pods of a candidate for the first
+    time, although the pods of another candidate are known; no candidate starts or has another action; and no
+    candidate got its first look.
+
+    The count starts anew while pods that the last pass asked for are missing, because then the API server delays a
+    LIST and the planner can only ask again.
+    """
+    counts, before = {}, snapshot.memory
+    vain = before.vain_passes if before.wants_pods <= snapshot.work.keys() else {}
+    for name, pool in pools.items():
+        own = {case.node.name: verdicts[case.node.name] for case in pool.candidates}
+        news = any(one.actions for one in own.values()) or own.keys() & looks.keys() - before.looks.keys()
+        unknown = [own[case.node.name].phase for case in pool.candidates if case.work is None]
+        if len(unknown) < len(own) and not news and Phase.PREFLIGHT in unknown:
+            counts[name] = min(vain.get(name, 0) + 1, MOST_VAIN)
+    return counts

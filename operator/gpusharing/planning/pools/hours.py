@@ -96,7 +96,8 @@ def find_hours(
     needed = needed_time(spec, nodes)
     minute = now.replace(second=0, microsecond=0)
     candidates, longest = _spans(windows, blackouts, needed, minute)
-    if not candidates and (long_ones := _long(windows, needed)):
+    long_ones = tuple(one for one in windows if parse_duration(one.window.duration) >= needed)
+    if not candidates and long_ones:
         # There may be so many short spans before it that no long one was examined.
         candidates, _ = _spans(long_ones, blackouts, needed, minute)
     spans = tuple(span for span in candidates if span.lasts(needed, now))[:SHOWN]
@@ -176,11 +177,6 @@ def _flaw(windows: Zoned, blackouts: Zoned) -> str:
                 place = f"spec.rollout.{field}[{index}].{name}"
                 return f'{place} "{value}": {why}. No change starts until this is corrected'
     return ""
-
-
-def _long(windows: Zoned, needed: timedelta) -> Zoned:
-    """Return the windows whose own duration, regardless of blackouts, is at least `needed`."""
-    return tuple(one for one in windows if parse_duration(one.window.duration) >= needed)
 
 
 def _too_short(needed: timedelta, longest: timedelta) -> str:

@@ -7,8 +7,7 @@ over all pools (docs/design/drain.md#preview).
 Terms: docs/design/glossary.md#look, docs/design/glossary.md#gang.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator, Mapping
 from dataclasses import field, replace
 from datetime import datetime, timedelta
 from itertools import islice
@@ -59,7 +58,11 @@ def find_previews(
     first MAX_NODES waiting nodes of each pool are considered. A preview is computed anew whenever the node's pods were
     listed; otherwise an earlier one is kept while the policy's spec has the same version. Nodes with known blockers get
     no LIST for a first preview. `afterwards`: the cluster when all planned changes are done. A node whose preview
-    cannot be computed gets a preview with a blocker that says so."""
+    cannot be computed gets a preview with a blocker that says so.
+
+    Listed next are first the nodes without a preview, then the nodes whose previews are oldest and at least AGAIN old,
+    at most LOOKS of them within one poll. Blocked nodes are left out and not counted, because looks.py has their pods
+    listed. `wake` is set only while nodes have no preview yet, because any change to pods starts a pass anyway."""
     known: dict[str, Preview] = {}
     missing: list[str] = []
     looked_at: set[str] = set()
@@ -81,20 +84,7 @@ def find_previews(
             missing.append(name)
         if name in known and verdict.blockers:
             looked_at.add(name)
-    return _pace(known, missing, looked_at, now, timedelta(seconds=snapshot.settings.poll))
-
-
-def _pace(
-    known: Mapping[str, Preview],
-    missing: Sequence[str],
-    looked_at: AbstractSet[str],
-    now: datetime,
-    poll: timedelta,
-) -> Previews:
-    """Return the known previews, with the nodes whose pods are listed next: first the `missing` nodes, then the nodes
-    with the oldest previews, if these are at least AGAIN old. At most LOOKS of them are listed within one `poll`. The
-    nodes in `looked_at` are blocked; looks.py has their pods listed, so they are left out and not counted. `wake` is
-    set only while nodes are missing, because any change to pods starts a pass anyway."""
+    poll = timedelta(seconds=snapshot.settings.poll)
     ours = {name: one.at for name, one in known.items() if name not in looked_at}
     old = sorted((at, name) for name, at in ours.items() if at + AGAIN <= now)
     due = [*missing, *(name for _, name in old)]

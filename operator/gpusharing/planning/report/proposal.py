@@ -28,7 +28,6 @@ from gpusharing.planning.report.status import tell_status
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import FenceNode, WriteConfig
 from gpusharing.planning.snapshot.looks import Preview
-from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
@@ -171,6 +170,8 @@ def tell_proposal(
     before, after = count_devices(pool.nodes, plan.targets)
     vanishing = tuple(_vanishing(before, after, names, snapshot, plan.afterwards))
     left_out = tuple(v for v in pool.verdicts if v.node not in told and v.phase is not Phase.SYNCED)
+    members_ = plan.pools[policy.name].members
+    unseen = {one.node.name for one in members_ if isinstance(one.assessment, Unobserved | None)}
     return Proposal(
         policy=policy.name,
         accepted=accepted["status"] == "True",
@@ -178,7 +179,7 @@ def tell_proposal(
         reason=accepted["reason"],
         steps=tuple(_steps(policy, changing, plan, snapshot, now)),
         left_out=left_out,
-        unread=tuple(_find_unread(left_out, plan.pools[policy.name])),
+        unread=tuple(v for v in left_out if v.node in unseen or v.reason.keeper in ("agent", "kubelet")),
         lost={name: plan.verdicts[name].policy for name in pool.lost},
         coming=pool.coming,
         adopted=adopted,
@@ -220,15 +221,6 @@ def foresee(
             lengths[first - 1] += soak
         ends.append(foresee_end(pool.spec, pool.policy.zones, nodes, begins, lengths))
     return tuple(end - now for end in ends if end is not None) if all(ends) else ()
-
-
-def _find_unread(left_out: Iterable[Verdict], pool: Pool) -> Iterator[Verdict]:
-    """Yield the verdicts in `left_out` on nodes that may or may not have their target; nobody knows, because the GPUs
-    were not read, the agent or the kubelet is away, or the node cannot be judged."""
-    unseen = {one.node.name for one in pool.members if isinstance(one.assessment, Unobserved | None)}
-    for verdict in left_out:
-        if verdict.node in unseen or verdict.reason.keeper in ("agent", "kubelet"):
-            yield verdict
 
 
 def _single_would_do(
@@ -310,7 +302,7 @@ def _vanishing(
             for node, work in sorted(snapshot.work.items())
             if node in nodes
             for pod in work.pods
-            if _asks(pod, name)
+            if name in gpu_resources(pod) and not is_reservation(pod) and not has_finished(pod)
         ]
         yield Vanishing(
             resource=name,
@@ -320,9 +312,3 @@ def _vanishing(
             pods=tuple(sorted(pods)),
             pending=snapshot.pending.get(name, 0),
         )
-
-
-def _asks(pod: PodView, resource: str) -> bool:
-    """Whether the pod has not finished and requests the resource. False for KAI's reservation pods, because the pods
-    that share their GPU are counted."""
-    return resource in gpu_resources(pod) and not is_reservation(pod) and not has_finished(pod)

@@ -16,8 +16,8 @@ from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.drain.force import find_force_note
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.canary import find_note
+from gpusharing.planning.pools.choice import MOST_VAIN
 from gpusharing.planning.pools.hours import Hours
-from gpusharing.planning.pools.standstill import MOST
 from gpusharing.planning.report.counts import count_devices, count_pending, count_used
 from gpusharing.planning.report.headline import Headline, find_headline, tell_coming
 from gpusharing.planning.report.members import (
@@ -357,22 +357,23 @@ def _stuck(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return a Finding with the reason NoProgress if the planner made no progress for MOST passes in a row, else None.
+    """Return a Finding with the reason NoProgress if the planner made no progress for MOST_VAIN passes in a row, else
+    None.
 
     Only a bug in this operator can cause that, so the message asks the reader to report it.
     """
     if not _stands_still(pool.policy, plan):
         return None
     fact = (
-        f"for {MOST} passes in a row the planner listed the pods on nodes that could start a change, but did not start"
-        " a change on any of them"
+        f"for {MOST_VAIN} passes in a row the planner listed the pods on nodes that could start a change, but did not"
+        " start a change on any of them"
     )
     return Finding(Reason.NO_PROGRESS, f"{fact}. This is a bug in this operator; please report it")
 
 
 def _stands_still(policy: PolicyView, plan: RolloutPlan) -> bool:
-    """Whether the planner has made no progress on the policy for MOST passes in a row."""
-    return plan.memory.vain_passes.get(policy.name, 0) >= MOST
+    """Whether the planner has made no progress on the policy for MOST_VAIN passes in a row."""
+    return plan.memory.vain_passes.get(policy.name, 0) >= MOST_VAIN
 
 
 def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:

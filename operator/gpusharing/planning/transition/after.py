@@ -39,7 +39,7 @@ from gpusharing.planning.transition.requests import (
 from gpusharing.planning.transition.taintfence import restore_rule
 from gpusharing.planning.transition.verdict import FencedCase, Verdict
 from gpusharing.planning.transition.wayback import find_way_back, present_way_back, turn_back
-from gpusharing.planning.transition.yielding import fence_after_proof, may_uncordon, tell_wait
+from gpusharing.planning.transition.yielding import aside_fence, keeps_cordon, may_uncordon, tell_wait
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -257,10 +257,6 @@ class _Aimed:
         on_course = written == (aim.mig_config, aim.plugin_key, aim.text)
         return _Aimed(case, assessed, aim, on_course, owed, case.actuator.find_trouble(case, fence))
 
-    def run(self, *, again: bool = False, step_proven: bool = False) -> Verdict:
-        """Return the verdict of the next run; see `actuation.run`."""
-        return run(self.case, self.assessed, again=again, step_proven=step_proven)
-
     def owe(self, reason: Reason, message: str, attempt: int, *, failed: bool = False) -> Verdict:
         """Return the verdict that records in the fence that another run is due, as attempt number `attempt`. `failed`:
         the change has failed so far."""
@@ -279,7 +275,7 @@ def _old_pod(aimed: _Aimed, reason: Reason) -> Verdict | None:
 def _owes_run(aimed: _Aimed, reason: Reason) -> Verdict | None:
     """Return the verdict for the run that the fence records as due. None if no run towards the present target is due,
     or if the values written last lead to another target."""
-    return aimed.run(again=True) if aimed.on_course and aimed.owed else None
+    return run(aimed.case, aimed.assessed, again=True) if aimed.on_course and aimed.owed else None
 
 
 def _still_at_work(aimed: _Aimed, reason: Reason) -> Verdict | None:
@@ -294,7 +290,7 @@ def _stop_proven(aimed: _Aimed, reason: Reason) -> Verdict | None:
     again. None if the last run did not lead to the intermediate stop, or if the stop is not proven yet. The stop counts
     as proven if the current request to the agent records the proof (`prepares_next_step`)."""
     proven = aimed.on_course and aimed.aim is aimed.assessed.stop and prepares_next_step(aimed.case)
-    return aimed.run(step_proven=True) if proven else None
+    return run(aimed.case, aimed.assessed, step_proven=True) if proven else None
 
 
 def _run_ended(aimed: _Aimed, reason: Reason) -> Verdict | None:
@@ -328,7 +324,7 @@ def _changed(aimed: _Aimed, reason: Reason) -> Verdict | None:
     """Return the verdict for a run towards a target that has changed since the last run. A change that cordons must
     first prove the node idle again. None if the deadline has passed, unless the fence records that a run towards the
     target is due."""
-    return aimed.run() if aimed.owed or not is_late(aimed.case) else None
+    return run(aimed.case, aimed.assessed) if aimed.owed or not is_late(aimed.case) else None
 
 
 def _changed_late(aimed: _Aimed) -> Verdict:
@@ -424,7 +420,8 @@ def _release(case: FencedCase, target: Target, policy: PolicyView) -> Verdict:
     fence, node = case.fence, case.node
     labels, annotations = unmarked(fence, node)
     labels[names.LABEL_POLICY] = policy.name
-    if (aside := fence_after_proof(case, target.routing)) is None:
+    aside = aside_fence(case, proven=case.now, from_mode=target.routing) if keeps_cordon(case) else None
+    if aside is None:
         labels[names.LABEL_MODE] = target.routing
     uncordon = may_uncordon(case)
     kept = node.unschedulable and not uncordon

@@ -42,7 +42,9 @@ class Member:
     to_go: bool
     """Whether the node has yet to be drained."""
     outside: bool
-    """Whether the policy selects the node but the node does not concern it (`is_outside`)."""
+    """Whether the policy selects the node but the node does not concern it, because it has no GPU or only a product
+    that the policy leaves out. A node whose change has begun always concerns the policy, because nobody else releases
+    the node."""
     target: Target | None
     """What the node will become, or None if it has no target or cannot be judged."""
     differs: bool = False
@@ -80,7 +82,7 @@ def find_member(
         newcomer=is_newcomer(node, gpunode),
         marked=node.fence is not None or any(record and record.failed_version for record in records),
         to_go=verdict.disruption.cordons and waits and node.fence is None,
-        outside=is_outside(verdict, node),
+        outside=Mark.OUTSIDE in verdict.reason.marks and not is_begun(node),
         target=assessment.target if isinstance(assessment, Assessed) else None,
         differs=differs,
         heir=find_heir(case, policy, verdict) if case is not None and node.fence is not None else "",
@@ -99,13 +101,6 @@ def find_heir(case: NodeCase, policy: str, verdict: Verdict) -> str:
         elif isinstance(action, Release) and case.node.unschedulable and not action.uncordon:
             heir = case.owner_name
     return "" if heir == policy else heir
-
-
-def is_outside(verdict: Verdict, node: NodeView) -> bool:
-    """Whether a node that the policy selects does not concern the policy, because the node has no GPU or only a
-    product that the policy leaves out. A node whose change has begun always concerns the policy, because nobody else
-    releases the node."""
-    return Mark.OUTSIDE in verdict.reason.marks and not is_begun(node)
 
 
 def is_begun(node: NodeView) -> bool:

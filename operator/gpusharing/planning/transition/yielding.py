@@ -13,6 +13,7 @@ Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/
 """
 
 from dataclasses import replace
+from datetime import datetime
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
@@ -55,7 +56,7 @@ def give_way(case: FencedCase, message: str) -> Verdict:
     long as somebody else works on the node."""
     labels, annotations = unmarked(case.fence, case.node)
     verdict = case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message)
-    return verdict.then(UpdateFence(case.node, _aside(case), labels=labels, annotations=annotations))
+    return verdict.then(UpdateFence(case.node, aside_fence(case), labels=labels, annotations=annotations))
 
 
 def keeps_cordon(case: FencedCase) -> bool:
@@ -64,17 +65,12 @@ def keeps_cordon(case: FencedCase) -> bool:
     return case.node.foreign_works and holds_our_cordon(case)
 
 
-def fence_after_proof(case: FencedCase, routing: str) -> Fence | None:
-    """Return the fence that remembers our cordon on a proven node while somebody else works on the node. None if
-    nobody else works on the node, or if the cordon is not ours alone; the proof then removes the fence. `routing` is
-    the value that the routing label gets when the node is released."""
-    return replace(_aside(case), proven=case.now, from_mode=routing) if keeps_cordon(case) else None
-
-
-def _aside(case: FencedCase) -> Fence:
-    """Return the fence with the stage `yielded`. Its `added` is empty, because the PATCH that writes it removes the
-    labels and annotations that are listed there."""
-    return replace(case.fence, stage="yielded", stage_since=case.now, added=())
+def aside_fence(case: FencedCase, proven: datetime | None = None, from_mode: str | None = None) -> Fence:
+    """Return the fence with the stage `yielded`, which remembers our cordon while somebody else works on the node. Its
+    `added` is empty, because the PATCH that writes it removes the labels and annotations that are listed there. For a
+    node that was just `proven`, `from_mode` is the value that the routing label gets when the node is released."""
+    fence = replace(case.fence, stage="yielded", stage_since=case.now, added=())
+    return fence if from_mode is None else replace(fence, proven=proven, from_mode=from_mode)
 
 
 def tell_wait(case: FencedCase) -> str:
