@@ -49,7 +49,7 @@ def test_the_last_place_is_kept_only_where_another_may_open_again(case: str) -> 
 def test_nodes_that_begin_are_no_places_any_more() -> None:
     nodes = (A, make_node("b"), make_node("c"))
     places = Places.of(nodes)
-    places.close(["b"])
+    places.open.discard("b")
     assert places.spare([replace(make_case(MIXED), node=A)]) == 1
 
 

@@ -131,19 +131,14 @@ class KopfLoop(asyncio.SelectorEventLoop):
         """Create the loop, with no task or connection remembered."""
         super().__init__()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._connections: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
+        self.connections: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
         self.set_task_factory(self._remember)
 
     async def create_connection(self, *args: Any, **kwargs: Any) -> Any:
         """Open a connection as asyncio.loop.create_connection does, and remember it."""
         made = await super().create_connection(*args, **kwargs)
-        self._connections.add(made[0])
+        self.connections.add(made[0])
         return made
-
-    def abort_connections(self) -> None:
-        """Close all connections without waiting for the server. They end in the next turn of the loop."""
-        for transport in list(self._connections):
-            transport.abort()
 
     def _remember(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         """Create a task, and keep a reference to it until it is done."""
@@ -162,7 +157,8 @@ def _run(loop: KopfLoop, life: asyncio.Task[None], sessions: list[aiohttp.Client
             loop.run_until_complete(life)
     finally:
         loop.run_until_complete(_clear_up(sessions))
-        loop.abort_connections()
+        for transport in list(loop.connections):
+            transport.abort()  # without waiting for the server; they end in the next turn of the loop
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 

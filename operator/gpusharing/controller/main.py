@@ -117,7 +117,9 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
     # The Lease has a session of its own, with its own connections and slots, so that a renewal never waits for other
     # calls.
     async with HttpClient(login, on_call=metrics.called, clock=clock) as own:
-        role = Role(_lease(own, settings, identity, clock))
+        timing = Timing(settings.lease_seconds, settings.renew_deadline, settings.retry_period)
+        where = settings.plan.namespace, settings.lease_name
+        role = Role(LeaderLease(own, *where, identity, on_lost=_lost, timing=timing, now=clock))
         metrics.leader.set_function(lambda: float(role.lease.is_leader))
 
         async def work() -> None:
@@ -146,13 +148,6 @@ class PortTaken(Exception):
         """`name` is the setting that holds the port."""
         super().__init__(name, port)
         self.variable, self.port = f"{PREFIX}{name.upper()}", port
-
-
-def _lease(client: HttpClient, settings: Settings, identity: str, clock: SteadyClock) -> LeaderLease:
-    """Return the contender for the Lease that the settings name. The process ends when it loses the Lease."""
-    timing = Timing(settings.lease_seconds, settings.renew_deadline, settings.retry_period)
-    where = settings.plan.namespace, settings.lease_name
-    return LeaderLease(client, *where, identity, on_lost=_lost, timing=timing, now=clock)
 
 
 def _lost() -> None:

@@ -103,10 +103,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         settings = _SHELL.validate_python({**own, "plan": planner})
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
-    _check_lease(settings)
-    _check_cap(settings)
-    _check_marks(settings)
-    _check_admin_maps(settings)
+    _check(settings)
     return settings
 
 
@@ -142,48 +139,34 @@ def _explain(error: ValidationError) -> str:
     return f"{variable}={text}{why}; for example {variable}={example}"
 
 
-def _check_lease(settings: Settings) -> None:
-    """Raise SettingsError unless RETRY_PERIOD < RENEW_DEADLINE < LEASE_SECONDS: a leader needs time to renew before it
-    must stop, and must stop before another process takes over."""
+def _check(settings: Settings) -> None:
+    """Raise SettingsError if settings that are valid by themselves do not fit together."""
+    # A leader needs time to renew before it must stop, and must stop before another process takes over.
     if not settings.retry_period < settings.renew_deadline < settings.lease_seconds:
         raise SettingsError(
             f"{PREFIX}RETRY_PERIOD={settings.retry_period:g}, {PREFIX}RENEW_DEADLINE={settings.renew_deadline:g} and"
             f" {PREFIX}LEASE_SECONDS={settings.lease_seconds:g} must each be larger than the one before;"
             " for example 2, 10 and 15"
         )
-
-
-def _check_cap(settings: Settings) -> None:
-    """Raise SettingsError if more nodes may be in flight than the Lease can hold claims for (MOST_CLAIMS)."""
     if settings.plan.max_in_flight > MOST_CLAIMS:
         raise SettingsError(
             f"{PREFIX}MAX_IN_FLIGHT={settings.plan.max_in_flight} is more than {MOST_CLAIMS}, the number of nodes that"
             f" the leader's Lease can record; for example {PREFIX}MAX_IN_FLIGHT=100"
         )
-
-
-def _check_marks(settings: Settings) -> None:
-    """Raise SettingsError if a key in MAINTENANCE_KEYS, which keep the operator away from nodes, is also the key of a
-    label in NEIGHBOUR_LABELS, which the operator sets during a change."""
-    for entry in settings.plan.neighbour_labels:
-        key = entry.partition("=")[0]
+    # Keys of the one list keep the operator away from nodes, and those of the other are set during its own change.
+    for key in (entry.partition("=")[0] for entry in settings.plan.neighbour_labels):
         if key in settings.maintenance_keys:
             raise SettingsError(
                 f"{PREFIX}MAINTENANCE_KEYS and {PREFIX}NEIGHBOUR_LABELS both name {key}: the operator would block"
                 " itself on every node that it changes"
             )
-
-
-def _check_admin_maps(settings: Settings) -> None:
-    """Raise SettingsError if an admin's ConfigMap is one of ours: merged into itself, it would keep every entry
-    forever and never be corrected."""
-    ours = settings.plan.plugin_config_map, settings.plan.mig_config_map
+    # An admin's ConfigMap that is ours, merged into itself, would keep every entry forever and never be corrected.
     admin_maps = {
         "ADMIN_PLUGIN_CONFIG_MAP": settings.admin_plugin_config_map,
         "ADMIN_MIG_CONFIG_MAP": settings.admin_mig_config_map,
     }
     for name, value in admin_maps.items():
-        if value in ours:
+        if value in (settings.plan.plugin_config_map, settings.plan.mig_config_map):
             raise SettingsError(
                 f"{PREFIX}{name}={value} is the operator's own ConfigMap: name the one whose entries should be"
                 " merged into it, or none"

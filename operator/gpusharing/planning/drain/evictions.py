@@ -99,13 +99,6 @@ def throttled_until(memories: Mapping[str, EvictionMemory], now: datetime) -> da
     return max(later, default=None)
 
 
-def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[datetime, ...]:
-    """Return when evictions and deletions were sent within the last `PACE`: one time for each pod, whatever the answer
-    was. These requests count against the limit of this pass, because passes can follow each other immediately."""
-    times = (memory.asked_at for memory in memories.values())
-    return tuple(moment for moment in times if moment is not None and now - PACE < moment)
-
-
 def _wait(reason: Reason, tries: int, jitter: float, retry_after: float | None, first_wait: float) -> float:
     """Return the seconds until the next try. They are 0 for a pod that is gone. Otherwise the server's Retry-After
     counts if there is one, but at least 1 and at most SLOW_WAIT. Without one, the wait is SLOW_WAIT for a refusal

@@ -98,7 +98,11 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
         waits = [_wait_of(member, view, options) for member in members if member.pod.uid in waited.waited]
         waits += _ruled_waits(view, members, everywhere)
         if waits:
-            longest = min(waits, key=_longest_first)
+            # Unlimited waits come first, then longer waits before shorter ones, then the member's name decides.
+            longest = min(
+                waits,
+                key=lambda one: (one.patience is not None, -(one.patience or timedelta(0)), one.member.ref),
+            )
             waits_by_gang[view.gang] = replace(longest, spared=any(wait.spared for wait in waits))
     return waits_by_gang
 
@@ -131,12 +135,6 @@ def _wait_of(member: GangMember, view: GangView, options: Drain) -> GangWait:
     member_text = f"{member.pod.ref}{where}"
     text = f"evicting the pod would end {view.gang.ref}, whose member {member_text} may still complete on its own"
     return GangWait(patience(member.pod, options), member.pod, text)
-
-
-def _longest_first(wait: GangWait) -> tuple[bool, timedelta, str]:
-    """Sort key: unlimited waits first, then longer waits before shorter ones, then by the member's name."""
-    longest = wait.patience
-    return longest is not None, -(longest or timedelta(0)), wait.member.ref
 
 
 _KEEPS_ALL = Drain.model_validate({"rules": [{"behavior": "Block"}]})

@@ -80,11 +80,6 @@ class DeviceDemand:
         return max(0, self.requested - self.remain)
 
     @property
-    def worsens(self) -> bool:
-        """Whether more devices will be missing after the changes than would be without them."""
-        return self.remain < min(self.requested, self.before)
-
-    @property
     def text(self) -> str:
         """The demand and the shortage in words, such as `pods request 6, but only 4 will remain`."""
         return f"pods request {self.requested}, but only {self.remain} will remain"
@@ -170,7 +165,9 @@ class Afterwards:
         had = {name: max(own.before.get(name, 0), own.in_use.get(name, 0)) for name in wanted}
         fewer = [name for name in wanted if own.after.get(name, 0) < had[name]]
         demands = {name: self.find_demand(name) for name in fewer}
-        return "; ".join(f"{name}: {one.text}" for name, one in demands.items() if one.worsens)
+        # More devices would be missing after the changes than without them.
+        worse = (pair for pair in demands.items() if pair[1].remain < min(pair[1].requested, pair[1].before))
+        return "; ".join(f"{name}: {one.text}" for name, one in worse)
 
     def _has_place(self, pod: PodView, own: FutureNode) -> bool:
         """Whether the pod's own node or any other node would accept the pod if no other pod were there. The answer for

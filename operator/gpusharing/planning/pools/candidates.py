@@ -187,7 +187,7 @@ def find_candidate(case: NodeCase, policy: PolicyView, ledger: Ledger, *, follow
     `case` may come from an earlier pass, so its time is set to the time of this pass. It must have a target. `follows`:
     other nodes of its gang have started without it.
     """
-    case = case.at(ledger.now)
+    case = replace(case, now=ledger.now)
     assessed, before = case.assessment, standing_look(case, policy, ledger.looks)
     assert isinstance(assessed, Assessed), "candidates have a target"
     if case.work is None:

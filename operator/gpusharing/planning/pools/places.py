@@ -44,10 +44,6 @@ class Places:
         closes = any(case.node.name in self.open and case.disruption.cordons for case in candidates)
         return len(self.open) - 1 if closes and self.all > 1 else None
 
-    def close(self, names: Iterable[str]) -> None:
-        """Remove these nodes from the open ones, because their changes begin in this pass."""
-        self.open.difference_update(names)
-
 
 def becomes_place(node: NodeView) -> bool:
     """Whether our fence is on the node and pods cannot be scheduled there now, because it is cordoned or not Ready, but

@@ -99,7 +99,7 @@ def _choose(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
         elif candidate.follows and not candidate.newcomer and look is None:
             left.room -= 1  # nobody takes the slot of the rest of a gang while its pods are looked at
     if ledger.places is not None:
-        ledger.places.close(chosen.claims)
+        ledger.places.open.difference_update(chosen.claims)
     return chosen
 
 

@@ -206,13 +206,6 @@ def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
 # --- drift -------------------------------------------------------------------------------------------------
 
 
-def may_correct_at_once(case: NodeCase) -> bool:
-    """Whether a person has asked for another try since the proof, so that drift is corrected without a wait. False if
-    nothing was proven on the node."""
-    verified = case.node.verified
-    return verified is not None and is_new_value(case.node.retry, verified.retry)
-
-
 def was_corrected(case: NodeCase, policy: PolicyView) -> bool:
     """Whether drift has already been corrected in the present generation of this policy."""
     verified = case.node.verified

@@ -49,6 +49,13 @@ class Cases:
         self.followed = followed
         self.actuator = find_actuator(snapshot.stack)
         self.operands = tuple(snapshot.operands.get(program, {}) for program in Program)
+        rows = [one for one in vars(self).values() if isinstance(one, Mapping | AbstractSet)]
+        self.shared = [
+            one for one in vars(self).values() if not isinstance(one, Mapping | AbstractSet | tuple)
+        ]
+        """The values that are the same for all nodes."""
+        self.columns: list[Column] = [*rows, *self.operands]
+        """The mappings and sets that have an entry per node."""
 
     def find(self, name: str, now: datetime) -> tuple[NodeCase, Terms | None]:
         """Return the arguments of `judge_case` for one node in `followed`: its case and its terms. Raises KeyError for
@@ -77,19 +84,6 @@ class Cases:
             old_views=self.old_views,
         )
         return case, self.followed[name]
-
-    @property
-    def columns(self) -> list[Column]:
-        """The mappings and sets that have an entry per node."""
-        return [
-            *(one for one in vars(self).values() if isinstance(one, Mapping | AbstractSet)),
-            *self.operands,
-        ]
-
-    @property
-    def shared(self) -> list[object]:
-        """The values that are the same for all nodes."""
-        return [one for one in vars(self).values() if not isinstance(one, Mapping | AbstractSet | tuple)]
 
 
 def compare(case: NodeCase, terms: Terms | None) -> NodeCase:

@@ -19,7 +19,6 @@ from gpusharing.planning.stack.requirements import find_bare_host, find_disabled
 from gpusharing.planning.transition.attempts import (
     goes_back,
     is_new_value,
-    may_correct_at_once,
     retry_command,
     standing_deferral,
     was_corrected,
@@ -249,7 +248,9 @@ def _drifted_again(case: NodeCase, assessed: Assessed) -> str:
 def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
     """Return how the node drifted, or None if it did not drift or a person asked for the drift to be corrected at
     once."""
-    return None if may_correct_at_once(case) else assessed.drift
+    verified = case.node.verified
+    asked = verified is not None and is_new_value(case.node.retry, verified.retry)
+    return None if asked else assessed.drift
 
 
 def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:

@@ -54,17 +54,11 @@ def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
 
 def explain_error(error: Exception) -> str:
     """Return a clause with the type and the text of the error and the place where it was raised, such as `KeyError: 'a'
-    (plan.py, plan_drain, line 80)`. The error's text is cut to 200 characters."""
-    return f"{type(error).__name__}: {str(error)[:200]} ({_place(error)})"
-
-
-def _place(error: Exception) -> str:
-    """Return the name of the file without its folder, the function and the line that raised the error, separated by
-    commas, or `place unknown` if the error has no traceback."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    (plan.py, plan_drain, line 80)`, or `place unknown` if the error has no traceback. The error's text is cut to 200
+    characters."""
+    trace, place = error.__traceback__, "place unknown"
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        place = f"{code.co_filename.rpartition('/')[2]}, {code.co_name}, line {trace.tb_lineno}"
         trace = trace.tb_next
-    if trace is None:
-        return "place unknown"
-    code = trace.tb_frame.f_code
-    return f"{code.co_filename.rpartition('/')[2]}, {code.co_name}, line {trace.tb_lineno}"
+    return f"{type(error).__name__}: {str(error)[:200]} ({place})"

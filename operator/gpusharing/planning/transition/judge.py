@@ -173,7 +173,8 @@ def _gated(case: NodeCase, gate: Finding) -> Verdict:
 
 def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
     """Return the verdict for a node that matches its target. The node is Synced if the match is proven, our labels are
-    right and the start-up taint is gone; if its policy resets its nodes, `_unseen` must also return None. Otherwise
+    right and the start-up taint is gone; if its policy resets its nodes, its whole GPUs must also be confirmed by a
+    Ready agent on a Ready node, for which the policy waits (forgetting.py). Otherwise
     the node is adopted, by writing our labels and a new proof, or Blocked if the agent or the node is not Ready. An
     unhealthy GPU leaves a proven node Synced, but keeps a node behind the taint from being adopted."""
     node, verified, target = case.node, case.node.verified, assessed.target
@@ -187,7 +188,7 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
         key: value for key, value in marks.items() if node.labels.get(key) != value
     }
     if proven and not missing and node.gate is None:
-        if assessed.policy.resetting and (unseen := _unseen(case)) is not None:
+        if assessed.policy.resetting and (unseen := _unseen(case, "have whole GPUs")) is not None:
             return unseen
         if (unhealthy := case.unhealthy) is not None:
             return case.verdict(
@@ -196,10 +197,8 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
         lapses = case.lapses
         ended = f"; {lapses.text}" if lapses is not None and lapses.text else ""
         return case.verdict(Phase.SYNCED, Reason.SYNCED, f"{target.text} proven{ended}")
-    if not case.agent_ready:
-        return _blocked(case, case.no_agent(", so the node cannot be proven to match its target"))
-    if not node.ready:
-        return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{node.name} is not Ready")
+    if (unseen := _unseen(case, "match its target")) is not None:
+        return unseen
     already = f"the node already has {target.text}"
     if node.gate is not None and (unhealthy := case.unhealthy) is not None:
         return case.verdict(Phase.BLOCKED, Reason.GPU_UNHEALTHY, f"{already}, but {unhealthy.message}")
@@ -207,12 +206,11 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
     return verdict.then(LabelNode(node, missing, verified=adopted(case, assessed)))
 
 
-def _unseen(case: NodeCase) -> Verdict | None:
-    """Return the Blocked verdict for a node whose policy is being deleted, but whose return to whole GPUs cannot be
-    confirmed because the agent or the node is not Ready. None if both are Ready. The policy waits for the confirmation
-    (forgetting.py)."""
+def _unseen(case: NodeCase, fact: str) -> Verdict | None:
+    """Return the Blocked verdict for a node that cannot be proven to `fact`, because the agent or the node is not
+    Ready. None if both are Ready."""
     if not case.agent_ready:
-        return _blocked(case, case.no_agent(", so the node cannot be proven to have whole GPUs"))
+        return _blocked(case, case.no_agent(f", so the node cannot be proven to {fact}"))
     if not case.node.ready:
         return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{case.node.name} is not Ready")
     return None

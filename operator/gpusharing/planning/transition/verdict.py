@@ -140,10 +140,6 @@ class NodeCase(ActuatorCase):
         """The policy with which the node was compared, or None if it was not compared."""
         return self.assessment.policy if self.assessment is not None else None
 
-    def at(self, now: datetime) -> "NodeCase":
-        """Return the same case at another time."""
-        return self if self.now == now else replace(self, now=now)
-
     def no_agent(self, consequence: str) -> Finding:
         """Return the Finding that no agent is Ready on the node. If the cause is known, the Finding has the cause's
         reason and message. Otherwise its reason is AgentNotReady, and `consequence` is added to the message."""
