@@ -8,7 +8,7 @@ from tests.build import NOW, at, make_stack
 from tests.controller.executing import Executing
 
 from gpusharing.api.names import ANNOTATION_WRITTEN
-from gpusharing.controller.configwrites import mig_patch, plugin_patch
+from gpusharing.controller.sharedwrites import mig_patch, plugin_patch
 from gpusharing.kube.client import CONFIG_MAPS, JSON
 from gpusharing.kube.errors import HeldBack, Unavailable
 from gpusharing.planning.snapshot.actions import WriteConfig

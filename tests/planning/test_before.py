@@ -32,6 +32,7 @@ from gpusharing.planning.snapshot.actions import Actuate, Evict, UpdateFence
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Deferred, SpecVersion
 from gpusharing.planning.snapshot.stackviews import Program
+from gpusharing.planning.transition.attempts import proof_time
 from gpusharing.planning.transition.before import ENDINGS, before_pnr
 from gpusharing.planning.transition.idle import JOBS_PACE
 from gpusharing.planning.transition.verdict import FencedCase
@@ -237,6 +238,29 @@ def test_a_plugin_restart_passes_without_a_look_at_pods() -> None:
     labels = {MIG_CONFIG: "all-disabled", MIG_STATE: "success"}
     case = fenced_of(make_case(STRICT, was=SLICED, fence=RESTART, labels=labels))
     assert passed(case).labels.keys() == {PLUGIN}
+
+
+@pytest.mark.parametrize("work", [None, make_work(make_pod())], ids=["nobody has looked", "a pod has a GPU"])
+def test_a_plugin_restart_gets_the_time_of_its_proof_whatever_pods_were_listed(work: NodeWork | None) -> None:
+    case = fenced_of(make_case(STRICT, was=SLICED, fence=replace(RESTART, deadline=at(-1)), work=work))
+    case = replace(case, old_views="nodes")  # so that it does not begin at once
+    assert before_pnr(case).phase is Phase.PREFLIGHT
+    over = fenced_of(make_case(STRICT, was=SLICED, fence=replace(RESTART, deadline=NOW - proof_time(case))))
+    assert before_pnr(replace(over, work=work, old_views="nodes")).reason is Reason.DRAIN_TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("tainted", "closed"), [(False, "cordoned"), (True, "closed to GPU pods by a DeviceTaintRule")]
+)
+def test_what_keeps_pods_off_the_node_is_named_as_it_is(closed: str, *, tainted: bool) -> None:
+    fence = replace(FENCE, tainted=tainted, deadline=at(-1))
+    rule = {"rule_since": EARLIER, "unschedulable": not tainted}
+    held = make_policy(drain={"onTimeout": "Hold"})
+    draining = before_pnr(fenced(held, fence=fence, node=rule, work=make_work(make_pod())))
+    assert f"so the node stays {closed};" in draining.message
+    held = make_policy(drain={"onTimeout": "Hold"}, rollout={"paused": True, "whenPaused": "Hold"})
+    paused = before_pnr(fenced(held, fence=fence, node=rule))
+    assert (paused.phase, f"so the node stays {closed} until" in paused.message) == (Phase.CORDONED, True)
 
 
 # --- giving up --------------------------------------------------------------------------------------------------

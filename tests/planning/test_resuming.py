@@ -1,4 +1,4 @@
-"""How far a person lets a rollout go on after failures, by the annotation that a message names (pools/resuming.py)."""
+"""How far a person lets a rollout go on after failures, by the annotation that a message names (pools/holds.py)."""
 
 from dataclasses import replace
 
@@ -6,8 +6,7 @@ import pytest
 from tests.planning.test_holds import ACTUATING, POOL, member, pooled
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.pools.holds import find_hold
-from gpusharing.planning.pools.resuming import read_value
+from gpusharing.planning.pools.holds import find_hold, read_value
 from gpusharing.planning.vocabulary.reasons import Reason
 
 FAILED_NOW = tuple(member(f"n{number}", Phase.FAILED, fence=ACTUATING) for number in range(1, 7))

@@ -135,7 +135,8 @@ class Executor:
         """
         outcome = Outcome()
         self._evictor.forget(snapshot)
-        self._nodes.forget(plan.verdicts)
+        for name in self._nodes.created.keys() - plan.verdicts.keys():
+            del self._nodes.created[name]
         wanted = {subject_of(action) for action in plan.shared}
         for subject in self.calls.failures.keys() - wanted - self.crew.busy:
             verdict = plan.verdicts.get(subject)

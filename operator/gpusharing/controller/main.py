@@ -47,22 +47,16 @@ def main() -> None:
     except SettingsError as error:
         sys.exit(f"gpusharing-operator: {error}")
     configure_logs(settings)
-    read_in_small_pieces()
+    # Read 64 KiB at once from TLS instead of 256 KiB. asyncio allocates a buffer of that size each time it checks for
+    # more data, twice for each answer, and above MALLOC_MMAP_THRESHOLD_ that is a separate mapping each time, which
+    # costs a fifth of the CPU time of a call.
+    sslproto.SSLProtocol.max_size = 64 * 1024
     try:
         status = asyncio.run(serve(settings, os.environ))
     except Exception:
         log.exception("the operator is stopping because of an internal error")
         status = FAULT
     sys.exit(status)
-
-
-def read_in_small_pieces() -> None:
-    """Make asyncio read 64 KiB at once from TLS instead of 256 KiB.
-
-    asyncio allocates a buffer of that size each time it checks for more data, twice for each answer. Above
-    MALLOC_MMAP_THRESHOLD_ that is a separate mapping each time, which costs a fifth of the CPU time of a call.
-    """
-    sslproto.SSLProtocol.max_size = 64 * 1024
 
 
 def configure_logs(settings: Settings) -> None:

@@ -4,7 +4,6 @@ Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return
 """
 
 from collections import Counter
-from collections.abc import Container
 from dataclasses import dataclass, field
 
 import structlog
@@ -30,17 +29,12 @@ class NodeWrites:
     client: KubeClient
     sources: Sources
     """The cache that holds the versions which writes are conditional on, and takes the server's answers."""
-    _created: dict[str, str] = field(default_factory=dict)
-    """UID of the Node for which a GPUNode was last created, by node name."""
+    created: dict[str, str] = field(default_factory=dict)
+    """UID of the Node for which a GPUNode was last created, by node name. The executor removes Nodes that are gone."""
     _deleted: set[str] = field(default_factory=set)
     """UIDs of pods to restart whose deletion the server accepted; there are only a few in the life of a process."""
     _missed: Counter[str] = field(default_factory=Counter)
     """How often the server said that a pod to restart is gone or was replaced, by UID of the pod."""
-
-    def forget(self, nodes: Container[str]) -> None:
-        """Forget the Nodes for which a GPUNode was created, except those in `nodes`."""
-        for name in [name for name in self._created if name not in nodes]:
-            del self._created[name]
 
     async def patch(self, action: NodePatch) -> bool:
         """Patch the Node on condition that it still has its newest known resourceVersion, and return True. After a 409
@@ -108,7 +102,7 @@ class NodeWrites:
         self.sources.gpunodes.accept(raw)
 
     async def _new_gpunode(self, action: EnsureGPUNode, spec: JSON) -> JSON:
-        """Create a GPUNode that the Node owns, record that in `_created`, and return it. If one was created for this
+        """Create a GPUNode that the Node owns, record that in `created`, and return it. If one was created for this
         Node before, the Node is read first. A slow watch may not have shown yet that the Node is gone; Kubernetes
         would then delete the object at once, and we would create it again and again.
 
@@ -116,9 +110,9 @@ class NodeWrites:
         has created the GPUNode meanwhile.
         """
         name, uid = action.node, action.node_uid
-        if self._created.get(name) == uid and (await self.client.get(NODES, name))["metadata"]["uid"] != uid:
+        if self.created.get(name) == uid and (await self.client.get(NODES, name))["metadata"]["uid"] != uid:
             raise NotFound(f"the Node {name} was deleted and created again")
-        self._created[name] = uid
+        self.created[name] = uid
         owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}
         metadata = {"name": name, "ownerReferences": [owner]}
         manifest = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": metadata, "spec": spec}

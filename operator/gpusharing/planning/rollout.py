@@ -139,11 +139,8 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     known = find_known(snapshot, now, memo)
     snapshot, found = known.snapshot, known.members
     failing = Failing.of(snapshot, found, now)
-    members = failing.find_late(found)
+    members = _in_waves(snapshot, failing.find_late(found), now)
     verdicts = {name: member.verdict for name, member in members.items()}
-    held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
-    members = members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
-    verdicts |= held
     counted = _pools(snapshot, members, failing, memo)
     pools = {name: pool.with_hours(now) for name, pool in counted.items()}
     gone = find_gone(snapshot.claims, snapshot.nodes)
@@ -159,7 +156,6 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     verdicts |= choice.verdicts
     verdicts |= find_forgotten(pools, verdicts, snapshot.nodes, find_actuator(snapshot.stack))
     previews = find_previews(pools, verdicts, snapshot, afterwards, now)
-
     targets = {name: one.target for name, one in members.items() if one.target is not None}
     config = configure(snapshot, targets.values(), known.models, known.wishes, memo)
     by_dra = is_complete(find_dra_stack(snapshot.stack, snapshot.settings))
@@ -343,6 +339,14 @@ def _with_failed(
 
 
 # --- count ----------------------------------------------------------------------------------------------------
+
+
+def _in_waves(snapshot: ClusterSnapshot, members: dict[str, Member], now: datetime) -> dict[str, Member]:
+    """Return a copy of `members` in which each node that was proven before the rest of its wave has a new verdict that
+    makes it wait. All other members are the same objects."""
+    verdicts = {name: member.verdict for name, member in members.items()}
+    held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
+    return members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
 
 
 def _pools(

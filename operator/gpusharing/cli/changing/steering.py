@@ -19,7 +19,7 @@ from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, Resource
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.fence import read_fence
 from gpusharing.kube.raw import part, section, text, texts, whole
-from gpusharing.planning.pools.resuming import read_value
+from gpusharing.planning.pools.holds import read_value
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason

@@ -92,11 +92,24 @@ def is_seen(memory: EvictionMemory, listed_at: datetime | None) -> bool:
     return listed_at is not None and listed_at > memory.asked_at
 
 
+def forget_old(memories: Mapping[str, EvictionMemory], now: datetime) -> Mapping[str, EvictionMemory]:
+    """Return a copy of `memories` (answers by pod UID) without the outdated answers. An answer is outdated if its wait
+    is over and it accepted neither an eviction nor a deletion."""
+    return {uid: memory for uid, memory in memories.items() if memory.next_try > now or is_accepted(memory)}
+
+
 def throttled_until(memories: Mapping[str, EvictionMemory], now: datetime) -> datetime | None:
     """Return the time until which the server's throttling forbids evictions on this node (E7), or None if evictions
     may be sent."""
     later = [m.next_try for m in memories.values() if m.reason is Reason.THROTTLED and m.next_try > now]
     return max(later, default=None)
+
+
+def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[datetime, ...]:
+    """Return when evictions and deletions were sent within the last `PACE`: one time for each pod, whatever the answer
+    was. These requests count against the limit of this pass, because passes can follow each other immediately."""
+    times = (memory.asked_at for memory in memories.values())
+    return tuple(moment for moment in times if moment is not None and now - PACE < moment)
 
 
 def _wait(reason: Reason, tries: int, jitter: float, retry_after: float | None, first_wait: float) -> float:

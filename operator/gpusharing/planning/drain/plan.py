@@ -343,10 +343,7 @@ def _next_wake(pods: Standings, sent: int, end: datetime | None, now: datetime) 
     moments = [moment for standing in pods.leaving if (moment := stuck_from(standing.pod)) is not None]
     forced = (force_moment(standing, pods, end) for standing in pods.remaining)
     moments += [moment for moment in forced if moment is not None]
-    for memory in (standing.memory for standing in pods.remaining if standing.memory is not None):
-        moments.append(memory.next_try)
-        if memory.reason is Reason.PDB_NOT_OBSERVED:  # it is shown as a blocker from then on
-            moments.append(memory.since + timedelta(seconds=QUIET_WAIT))
+    moments += _next_tries(pods.remaining)
     moments += [standing.ends for standing in pods.remaining if standing.ends not in (None, NEVER)]
     moments += [blocker.until for blocker in pods.blockers if blocker.until is not None]
     if pods.throttled_until is not None:
@@ -354,3 +351,12 @@ def _next_wake(pods: Standings, sent: int, end: datetime | None, now: datetime) 
     if sent + len(pods.sent_at) >= MAX_EVICTIONS:
         moments += [moment + PACE for moment in pods.sent_at] or [now + PACE]
     return min((moment for moment in moments if moment > now), default=None)
+
+
+def _next_tries(remaining: Iterable[Standing]) -> Iterator[datetime]:
+    """Yield, for each pod about which the server has answered, when its eviction may be sent again. If the answer was
+    that a budget's controller is behind, also yield when that starts to be shown as a blocker."""
+    for memory in (standing.memory for standing in remaining if standing.memory is not None):
+        yield memory.next_try
+        if memory.reason is Reason.PDB_NOT_OBSERVED:
+            yield memory.since + timedelta(seconds=QUIET_WAIT)

@@ -16,9 +16,10 @@ from gpusharing.api.times import NEVER
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.drain import pdb
 from gpusharing.planning.drain.evictions import (
-    PACE,
+    forget_old,
     is_accepted,
     is_seen,
+    sent_lately,
     throttled_until,
 )
 from gpusharing.planning.drain.gangkeepers import GangWait, find_blocked_gangs, find_gang_waits
@@ -138,11 +139,7 @@ def find_standings(
     """
     if work.error:
         return Standings(work.listed_at, error=work.error)
-    memories = work.evictions
-    if not cordoned:
-        memories = {
-            uid: memory for uid, memory in memories.items() if memory.next_try > now or is_accepted(memory)
-        }
+    memories = work.evictions if cordoned else forget_old(work.evictions, now)
     scope = replace(scope, now=now)
     classified = classify(work.pods, options, scope)
     front = min(
@@ -163,9 +160,6 @@ def find_standings(
         replace(standing, gang_blocked=True, due=False) if standing.pod.gang in blocked_gangs else standing
         for standing in standings
     ]
-    # One time for each pod, whatever the answer was. Passes can follow each other immediately, so these evictions and
-    # deletions count against the limit of this pass.
-    asked = (memory.asked_at for memory in memories.values())
     return Standings(
         work.listed_at,
         leaving=tuple(standing for standing in standings if standing.leaves),
@@ -173,7 +167,7 @@ def find_standings(
         blocked=len(classified.blocked),
         blockers=merge((*classified.blockers, *why)) if why else classified.blockers,
         front=front,
-        sent_at=tuple(moment for moment in asked if moment is not None and now - PACE < moment),
+        sent_at=sent_lately(memories, now),
         throttled_until=throttled_until(memories, now),
         force_within=force_within(options, scope),
         cordoned_at=scope.cordoned_at,

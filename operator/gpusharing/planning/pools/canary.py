@@ -46,20 +46,28 @@ def find_canary(pool: Pool) -> int | Finding | None:
     nodes, revision = canary.nodes, find_revision(policy)
     if outnumbers(pool):
         nodes, members = 1, [one for one in members if not _is_apart(one, policy, revision)]
-    proofs = ((proven_at(one.node, policy, revision), one.node.name, one) for one in members)
-    proven = sorted((at, name, one) for at, name, one in proofs if at is not None)
+    proven = _find_proven(members, policy, revision)
     end = proven[nodes - 1][0] + parse_duration(canary.soak) if len(proven) >= nodes else None
     canaries = [one for _, _, one in proven[:nodes]]
     if broken := _broken(pool, canaries, members, end):
         return broken
     if end is not None:
         return None if pool.now >= end else _soaks(nodes, canary.soak, end)
-    begun = [one for one in members if _has_begun(one, policy, revision)]
+    begun = _find_begun(members, policy, revision)
     if (left := nodes - len(proven) - len(begun)) > 0:
         return _too_large(pool, canary.nodes, canary.soak) if outnumbers(pool) else left
     return _unproven(
         f"waiting for the canary of {counted(nodes, 'node')} (spec.rollout.canary) to be proven", begun
     )
+
+
+def _find_proven(
+    members: Sequence[Member], policy: PolicyView, revision: str
+) -> list[tuple[datetime, str, Member]]:
+    """Return the nodes on which a change to this revision was proven, oldest proof first. Each tuple has the time of
+    the proof, the node's name and the member."""
+    proofs = ((proven_at(one.node, policy, revision), one.node.name, one) for one in members)
+    return sorted((at, name, one) for at, name, one in proofs if at is not None)
 
 
 def outnumbers(pool: Pool) -> bool:
@@ -92,6 +100,11 @@ def _is_apart(member: Member, policy: PolicyView, revision: str) -> bool:
     if fence is not None:
         return fence.newcomer or fence.turned or not is_of(fence, policy, revision)
     return verified is not None and verified.apart
+
+
+def _find_begun(members: Sequence[Member], policy: PolicyView, revision: str) -> list[Member]:
+    """Return the nodes on which a change that will prove this revision is under way."""
+    return [one for one in members if _has_begun(one, policy, revision)]
 
 
 def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
@@ -219,7 +232,7 @@ def wait_for_canaries(pool: Pool) -> Finding:
     canaries whose change does not end by itself (`_unproven`)."""
     canary, policy, revision = pool.spec.rollout.canary, pool.policy, find_revision(pool.policy)
     nodes = counted(canary.nodes if canary is not None else 0, "node")
-    begun = [one for one in pool.members if _has_begun(one, policy, revision)]
+    begun = _find_begun(pool.members, policy, revision)
     return _unproven(f"the canary of {nodes} (spec.rollout.canary) goes before this node", begun)
 
 

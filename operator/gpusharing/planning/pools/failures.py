@@ -3,7 +3,7 @@
 Terms: docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#claim, docs/design/glossary.md#fence.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.holds import has_failed
@@ -36,7 +36,7 @@ def count_failures(
     record.
 
     A failure counts until its node is proven or the policy gets a new generation. It still counts if a person allows
-    further failures (`resuming.py`), and if its node is deleted, leaves the pool, or has its fence removed by a person,
+    further failures (`holds.py`), and if its node is deleted, leaves the pool, or has its fence removed by a person,
     because none of these proves the node. `gone`: see `find_gone`.
     """
     recorded = {**gone, **recorded}
@@ -45,14 +45,23 @@ def count_failures(
         version = pool.policy.version
         marked = (one for one in pool.members if one.marked)
         failing = {one.node.uid: one.node for one in marked if has_failed(one, pool.policy)}
-        lost = {uid: one for uid, one in recorded.items() if one.version == version and uid not in failing}
-        for member in pool.members if lost else ():
-            if _is_proven(member):
-                lost.pop(member.node.uid, None)
-        pool.failed_before = tuple(sorted(one.display_name for one in lost.values()))
+        lost = _find_lost(pool, recorded, failing)
+        ends = {True: " (deleted in the middle of its change)", False: ""}
+        pool.failed_before = tuple(sorted(f"{one.node}{ends[one.gone]}" for one in lost.values()))
         shown = {uid: FailedNode(node.name, version) for uid, node in failing.items()}
         failures |= dict(sorted((lost | shown).items())[: MOST - len(failures)])
     return failures
+
+
+def _find_lost(
+    pool: Pool, recorded: Mapping[str, FailedNode], failing: Container[str]
+) -> dict[str, FailedNode]:
+    """Return the recorded failures of the pool's generation, by UID of the Node. Nodes that still show the failure
+    themselves (`failing`) or have been proven since are left out."""
+    version = pool.policy.version
+    lost = {uid: one for uid, one in recorded.items() if one.version == version and uid not in failing}
+    proven = {one.node.uid for one in pool.members if _is_proven(one)} if lost else set()
+    return {uid: one for uid, one in lost.items() if uid not in proven}
 
 
 def _is_proven(member: Member) -> bool:

@@ -25,26 +25,25 @@ def find_forgotten(
     nodes: Mapping[str, NodeView],
     actuator: Actuator,
 ) -> dict[str, Verdict]:
-    """Return the new verdicts, by name, of the nodes from which our labels and records are removed now: all nodes of
-    each policy that resets its nodes, once every one of them is Synced. If the operator is killed in between, the next
+    """Return the new verdicts, by name, of the nodes from which our labels and records are removed now, in place of
+    other actions: all nodes of each policy that resets its nodes, once every one of them is Synced. What the actuator
+    has written stays, and the message names it if it matters. If the operator is killed in between, the next
     pass removes the rest."""
     forgotten: dict[str, Verdict] = {}
     for pool in pools.values():
         if not pool.policy.resetting:
             continue
         nodes_of_policy = [one.node.name for one in pool.members]
-        if all(verdicts[name].phase is Phase.SYNCED for name in nodes_of_policy):
-            forgotten |= {name: _forget(verdicts[name], nodes[name], actuator) for name in nodes_of_policy}
+        if any(verdicts[name].phase is not Phase.SYNCED for name in nodes_of_policy):
+            continue
+        for name in nodes_of_policy:
+            verdict, node = verdicts[name], nodes[name]
+            ours = (names.LABEL_POLICY, names.LABEL_MODE)
+            message = (
+                f"{verdict.message}, and the policy is being deleted, so the operator removes its labels"
+            )
+            message += actuator.tell_left(node)
+            verdict = replace(verdict, reason=Reason.DELETING, message=message)
+            labels = dict.fromkeys(key for key in ours if key in node.labels)
+            forgotten[name] = verdict.then(LabelNode(node, labels, forget=True))
     return forgotten
-
-
-def _forget(verdict: Verdict, node: NodeView, actuator: Actuator) -> Verdict:
-    """Return the verdict that removes our labels and records from the node, in place of its other actions. What the
-    actuator has written stays, and the message names it if it matters."""
-    labels: dict[str, str | None] = {
-        key: None for key in (names.LABEL_POLICY, names.LABEL_MODE) if key in node.labels
-    }
-    message = f"{verdict.message}, and the policy is being deleted, so the operator removes its labels"
-    message += actuator.tell_left(node)
-    forgotten = replace(verdict, reason=Reason.DELETING, message=message)
-    return forgotten.then(LabelNode(node, labels, forget=True))

@@ -7,7 +7,8 @@ wins. Nodes in flight go on, and some holds let a few nodes through (`_PASSES` i
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
@@ -17,12 +18,12 @@ from gpusharing.api.validation import allowance
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.canary import find_canary, outnumbers
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.pools.resuming import explain_halt
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.attempts import failed_in
 from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
@@ -140,6 +141,64 @@ def find_hold(pool: Pool, past: AbstractSet[Reason] = frozenset()) -> Finding | 
         if found := hold.find(pool):
             return Finding.of(found, hold.reason)
     return None
+
+
+# --- how far a person lets a rollout go on after failures -----------------------------------------------------
+# The value `<generation>` of the policy's annotation gpusharing.dev/resume allows as many further failures as
+# spec.rollout.maxFailures says, `<generation>.<k>` k times as many, and any other value none. So a person who has
+# examined further failures writes a new value, and the operator has nothing else to remember.
+
+
+_WRITTEN = re.compile(r"([0-9]{1,18})(?:\.([1-9][0-9]{0,4}))?")
+_SHOWN = 64
+"""The maximum number of characters shown of a value that allows nothing."""
+
+
+def find_batches(policy: PolicyView) -> int:
+    """Return how many times maxFailures a person has allowed in this generation in addition to the first maxFailures: 1
+    for the annotation value `<generation>`, and k for `<generation>.<k>`. 0 if the annotation is missing, cannot be
+    read or is for another generation."""
+    found = _WRITTEN.fullmatch(policy.resumed)
+    if found is None or found[1] != str(policy.generation):
+        return 0
+    return int(found[2] or 1)
+
+
+def explain_halt(policy: PolicyView, failed: Sequence[str], most: int) -> str:
+    """Return the message that no further node starts, with the command that lets the rollout go on. Empty if nodes may
+    start, because fewer nodes have failed in this generation than maxFailures and the policy's annotation
+    gpusharing.dev/resume allow together. `failed` has the failed nodes, named as the message shows them, and `most` is
+    maxFailures."""
+    batches = find_batches(policy)
+    if len(failed) < most * (1 + batches):
+        return ""
+    resumed, needed = _resumed(policy, most * (1 + batches)), len(failed) // most
+    value = f"{policy.generation}.{needed}" if needed > 1 else str(policy.generation)
+    return (
+        f"{some(failed)} failed in this generation, and spec.rollout.maxFailures is {most}{resumed}: no further"
+        f" node starts. When the cause is fixed, run kubectl annotate gsp {policy.name} --overwrite"
+        f" {names.ANNOTATION_RESUME}={value}"
+    )
+
+
+def read_value(message: str) -> str:
+    """Return the value of the annotation in the command at the end of a message from `explain_halt`. A message without
+    such a command is returned unchanged."""
+    return message.rpartition(f" {names.ANNOTATION_RESUME}=")[2]
+
+
+def _resumed(policy: PolicyView, limit: int) -> str:
+    """Return a clause in parentheses that shows the present value of the annotation and says how many failures it
+    allows, or that it is not for this generation. Empty if the annotation is not set."""
+    if not policy.resumed:
+        return ""
+    value = f'{names.ANNOTATION_RESUME} "{policy.resumed[:_SHOWN]}"'
+    if find_batches(policy):
+        return f" ({value} allows the rollout to continue until {counted(limit, 'node has', 'nodes have')} failed)"
+    return f" ({value} is not for generation {policy.generation})"
+
+
+# --- what waiting nodes show ----------------------------------------------------------------------------------
 
 
 @value

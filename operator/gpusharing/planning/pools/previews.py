@@ -7,7 +7,8 @@ over all pools (docs/design/drain.md#preview).
 Terms: docs/design/glossary.md#look, docs/design/glossary.md#gang.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import field, replace
 from datetime import datetime, timedelta
 from itertools import islice
@@ -58,19 +59,13 @@ def find_previews(
     first MAX_NODES waiting nodes of each pool are considered. A preview is computed anew whenever the node's pods were
     listed; otherwise an earlier one is kept while the policy's spec has the same version. Nodes with known blockers get
     no LIST for a first preview. `afterwards`: the cluster when all planned changes are done. A node whose preview
-    cannot be computed gets a preview with a blocker that says so.
-
-    Listed next are first the nodes without a preview, then the nodes whose previews are oldest and at least AGAIN old,
-    at most LOOKS of them within one poll. Blocked nodes are left out and not counted, because looks.py has their pods
-    listed. `wake` is set only while nodes have no preview yet, because any change to pods starts a pass anyway."""
+    cannot be computed gets a preview with a blocker that says so."""
     known: dict[str, Preview] = {}
     missing: list[str] = []
     looked_at: set[str] = set()
     for policy, verdict in _to_go(pools, verdicts):
         name = verdict.node
-        before = snapshot.memory.previews.get(name)
-        if before is not None and before.version != policy.version:
-            before = None
+        before = _standing(snapshot.memory.previews.get(name), policy)
         work = snapshot.work.get(name)
         if work is not None and (before is None or work.listed_at > before.at):
             try:
@@ -84,7 +79,20 @@ def find_previews(
             missing.append(name)
         if name in known and verdict.blockers:
             looked_at.add(name)
-    poll = timedelta(seconds=snapshot.settings.poll)
+    return _pace(known, missing, looked_at, now, timedelta(seconds=snapshot.settings.poll))
+
+
+def _pace(
+    known: Mapping[str, Preview],
+    missing: Sequence[str],
+    looked_at: AbstractSet[str],
+    now: datetime,
+    poll: timedelta,
+) -> Previews:
+    """Return the known previews, with the nodes whose pods are listed next: first the `missing` nodes, then the nodes
+    with the oldest previews, if these are at least AGAIN old. At most LOOKS of them are listed within one `poll`. The
+    nodes in `looked_at` are blocked; looks.py has their pods listed, so they are left out and not counted. `wake` is
+    set only while nodes are missing, because any change to pods starts a pass anyway."""
     ours = {name: one.at for name, one in known.items() if name not in looked_at}
     old = sorted((at, name) for name, at in ours.items() if at + AGAIN <= now)
     due = [*missing, *(name for _, name in old)]
@@ -104,6 +112,11 @@ def _to_go(
         yield from islice(
             ((pool.policy, verdict) for verdict in waiting if not verdict.phase.in_flight), MAX_NODES
         )
+
+
+def _standing(preview: Preview | None, policy: PolicyView) -> Preview | None:
+    """Return the preview if it is for the present version of the spec, else None."""
+    return None if preview is None or preview.version != policy.version else preview
 
 
 def preview_of(

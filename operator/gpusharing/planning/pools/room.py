@@ -24,12 +24,12 @@ from gpusharing.planning.pools.ledger import Ledger, find_mates
 from gpusharing.planning.pools.places import LAST_PLACE
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.waves import find_following, group, try_wave
-from gpusharing.planning.snapshot.looks import FIRST_LOOKS
+from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.attempts import is_tried_again
 from gpusharing.planning.transition.guard import not_judged
 from gpusharing.planning.transition.startgate import is_newcomer
-from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -88,11 +88,7 @@ def _choose(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
             taken = try_wave(wave, left.room, left.most, left.full, ledger=ledger, chosen=chosen)
             left.room, left.cap = left.room - taken, left.cap - taken
             continue
-        if (wait := left.find_wait(candidate)) is not None:
-            verdict, look = wait.verdict(case), candidate.look
-        else:
-            verdict, look = try_start(candidate, ledger)
-            left.listed += candidate.needs_list and verdict.wants_pods
+        verdict, look = _try(candidate, left, ledger)
         if chosen.put(case, verdict, look):
             left.cap -= 1
             left.room = min(left.room - (not candidate.newcomer), left.cap)
@@ -137,6 +133,17 @@ class Room:
         if slots <= 0 or (candidate.needs_list and beyond):
             return Wait(self.capped if candidate.newcomer else self.full)
         return None
+
+
+def _try(candidate: Candidate, left: Room, ledger: Ledger) -> tuple[Verdict, Look | None]:
+    """Return the verdict of a candidate that is not part of a wave, and the look to record or None. A candidate for
+    which there is no room waits and keeps the look that it has; any other gets the result of `try_start`. A candidate
+    whose pods must be listed first is counted in `left.listed`."""
+    if (wait := left.find_wait(candidate)) is not None:
+        return wait.verdict(candidate.case), candidate.look
+    verdict, look = try_start(candidate, ledger)
+    left.listed += candidate.needs_list and verdict.wants_pods
+    return verdict, look
 
 
 def _find_room(pool: Pool, cap: int, ledger: Ledger) -> Room:

@@ -99,19 +99,6 @@ def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim |
     return before if before == replace(claim, version=later) else claim
 
 
-def opens_again(verdict: Verdict, now: datetime) -> bool:
-    """Whether the node's change will soon begin by itself: the verdict's `wake` is at most CLOCKS away, or its reason
-    is Drifted, whose `wake` is the end of the grace period, however far away that is. False if the verdict has no
-    `wake`.
-
-    By another clock, a wait that was just over may last a moment longer. And only the process that saw a node drift
-    knows since when, so a new process waits again.
-    """
-    if verdict.wake is None:
-        return False
-    return verdict.reason is Reason.DRIFTED or verdict.wake - now <= CLOCKS
-
-
 def find_resumed(
     claims: Mapping[str, Claim],
     nodes: Mapping[str, NodeView],
@@ -120,14 +107,17 @@ def find_resumed(
 ) -> dict[str, Claim]:
     """Return, by node, the claims that are kept although their nodes have no readable fence. A claim is kept if the
     fence cannot be read, because a newer operator may have written it and the change goes on. It is also kept if the
-    node's verdict is still of the claim's policy and the change will soon begin by itself (`opens_again`). Claims of
+    node's verdict is still of the claim's policy and the change will soon begin by itself: its `wake` is at most CLOCKS
+    away, or its reason is Drifted, whose `wake` is the end of the grace period, however far away that is. Claims of
     Nodes that were deleted or created again, or that have no verdict, are never kept."""
     resumed = {}
     for name, claim in claims.items():
         node, verdict = nodes.get(name), verdicts.get(name)
         if node is None or verdict is None or node.fence is not None or node.uid != claim.node_uid:
             continue
-        if node.fence_error or (verdict.policy == claim.policy and opens_again(verdict, now)):
+        # Only the process that saw a node drift knows since when, so a new process waits for the whole period again.
+        soon = verdict.wake is not None and (verdict.reason is Reason.DRIFTED or verdict.wake - now <= CLOCKS)
+        if node.fence_error or (verdict.policy == claim.policy and soon):
             resumed[name] = claim
     return resumed
 

@@ -233,10 +233,7 @@ def hold_together(
     proof. They stop waiting once one of the others has failed or is being rolled back, because then the gang could not
     come back whole. If that time-out is unknown, they do not wait.
     """
-    waves: dict[str, list[str]] = {}
-    for name, fence in fences.items():  # a Node that was deleted and created again is in no wave any more
-        if fence.wave and fence.stage != "yielded" and name in verdicts and fence.node_uid == nodes[name].uid:
-            waves.setdefault(fence.wave, []).append(name)
+    waves = _group_by_wave({name: fence for name, fence in fences.items() if name in verdicts}, nodes)
     if not waves:
         return {}
     by_name = {policy.name: policy for policy in policies}
@@ -266,6 +263,16 @@ def _find_awaited(
             return []
         others.append(name)
     return others
+
+
+def _group_by_wave(fences: Mapping[str, Fence], nodes: Mapping[str, NodeView]) -> dict[str, list[str]]:
+    """Return the nodes whose change in a wave is still under way, by the id of the wave. Nodes whose fence names no
+    wave or is yielded are left out, and so is a Node that was deleted and created again."""
+    waves: dict[str, list[str]] = {}
+    for name, fence in fences.items():
+        if fence.wave and fence.stage != "yielded" and fence.node_uid == nodes[name].uid:
+            waves.setdefault(fence.wave, []).append(name)
+    return waves
 
 
 def returns_proven(verdict: Verdict) -> bool:

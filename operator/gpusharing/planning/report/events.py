@@ -50,9 +50,7 @@ def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False
     if before is None or before is after:
         return ()
     events: list[Event | None] = []
-    # A drain begins before its pods are listed, so its start is reported only once they are.
-    draining = before.phase is Phase.DRAINING and before.pods > 0
-    if after.phase is Phase.DRAINING and after.pods > 0 and not draining and not drained:
+    if _drain_started(before, after) and not drained:
         text = f"{after.node}: {counted(after.pods, 'GPU pod')} will be evicted before the change to {after.wanted}"
         events.append(Event("Normal", "DrainStarted", text))
     entered = _entered(before, after) if before.phase is not after.phase else None
@@ -201,6 +199,13 @@ def _turns_back(verdict: Verdict) -> bool:
         one.fence.rolls_back and one.node.fence is not None and not one.node.fence.rolls_back
         for one in records
     )
+
+
+def _drain_started(before: Verdict, after: Verdict) -> bool:
+    """Whether the drain has pods to evict for the first time: `after` is Draining with a count of pods above 0, and
+    `before` was not. A drain begins before its pods are listed, so its start is reported only once they are."""
+    draining = before.phase is Phase.DRAINING and before.pods > 0
+    return after.phase is Phase.DRAINING and after.pods > 0 and not draining
 
 
 def _newly_blocked(before: Verdict, after: Verdict) -> tuple[Blocker, ...]:

@@ -48,8 +48,8 @@ class Members:
 
 def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
     """Return the nodes of a policy with their verdicts, sorted by name. The nodes that spec.products leaves out are in
-    a field of their own, and `lost` is filled in only if the policy has no nodes at all and none is coming. `plan` must
-    have been made from this snapshot, with this policy."""
+    a field of their own, and `lost` is filled in only if the policy has no nodes at all, none is coming and its spec
+    can be read. `plan` must have been made from this snapshot, with this policy."""
     verdicts = [plan.verdicts[name] for name in sorted(plan.pools[policy.name].names)]
     skipped = tuple(
         verdict for verdict in verdicts if is_product_skipped(verdict, snapshot.nodes[verdict.node])

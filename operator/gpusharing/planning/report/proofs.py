@@ -51,8 +51,9 @@ def tell_proofs(
         find_disagreements(Comparison(node, observed, target, stack), checks),
         {row.source for row in checks},
     )
+    says = "is quiet" if observed.quiet else f"reads {counted(len(observed.gpus), 'GPU')}"
     rows = {
-        Source.AGENT: (_agent(observed), "reads GPUs"),
+        Source.AGENT: (observed.error or says, "reads GPUs"),
         Source.NVML: (describe_layouts(observed.hardware.layouts), describe_layouts(target.layouts)),
         Source.MIG_MANAGER: _mig_manager(node, target),
         Source.OPERANDS: (", ".join(paused_operands(node)) or "none paused", "none paused"),
@@ -72,14 +73,6 @@ def tell_proofs(
         for source, (says, should) in rows.items()
         if source in used
     )
-
-
-def _agent(observed: ObservedView) -> str:
-    """Return in words what the agent reports: its error, or else that it has closed NVML, or else how many GPUs it
-    reads."""
-    if observed.error:
-        return observed.error
-    return "is quiet" if observed.quiet else f"reads {counted(len(observed.gpus), 'GPU')}"
 
 
 def _mig_manager(node: NodeView, target: Target) -> tuple[str, str]:

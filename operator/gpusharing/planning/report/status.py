@@ -7,7 +7,7 @@ Terms: docs/design/glossary.md#gang, docs/design/glossary.md#class.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -122,8 +122,9 @@ def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsho
         for v, node in own
     }
     bearings = {bearing(verdict, node) for verdict, node in kinds.values()}
+    vain = plan.memory.vain_passes.get(policy.name, 0)
     of_others = plan.objections.get(policy.name), plan.coming.get(policy.name)
-    return policy.uid, policy.generation, policy.going, *of_others, _stands_still(policy, plan), bearings
+    return policy.uid, policy.generation, policy.going, *of_others, vain >= MOST_VAIN, bearings
 
 
 def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
@@ -294,7 +295,10 @@ def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
     moving = [verdict for verdict in pool.verdicts if _moves(verdict)]
     waiting = [verdict for verdict in pool.verdicts if _waits(verdict)]
     if moving:
-        return True, Reason.ROLLOUT_IN_PROGRESS, _phases(moving)
+        # Such as `2 nodes are Draining, 1 node is Verifying`.
+        rows = sorted(Counter(str(verdict.phase) for verdict in moving).items())
+        phases = (f"{counted(count, 'node is', 'nodes are')} {phase}" for phase, count in rows)
+        return True, Reason.ROLLOUT_IN_PROGRESS, ", ".join(phases)
     if waiting:
         urgent, nodes = min(waiting, key=urgency), counted(len(waiting), "node has", "nodes have")
         return True, urgent.reason, f"{nodes} yet to change; {tell_first([urgent])}"
@@ -362,18 +366,13 @@ def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
 
     Only a bug in this operator can cause that, so the message asks the reader to report it.
     """
-    if not _stands_still(pool.policy, plan):
+    if plan.memory.vain_passes.get(pool.policy.name, 0) < MOST_VAIN:
         return None
     fact = (
         f"for {MOST_VAIN} passes in a row the planner listed the pods on nodes that could start a change, but did not"
         " start a change on any of them"
     )
     return Finding(Reason.NO_PROGRESS, f"{fact}. This is a bug in this operator; please report it")
-
-
-def _stands_still(policy: PolicyView, plan: RolloutPlan) -> bool:
-    """Whether the planner has made no progress on the policy for MOST_VAIN passes in a row."""
-    return plan.memory.vain_passes.get(policy.name, 0) >= MOST_VAIN
 
 
 def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:
@@ -507,13 +506,3 @@ def _pods_on(verdict: Verdict, snapshot: ClusterSnapshot) -> int:
     reports. 0 if neither is known."""
     gpunode = snapshot.gpunodes.get(verdict.node)
     return verdict.pods or (gpunode.observed.pods if gpunode and gpunode.observed else None) or 0
-
-
-# --- text --------------------------------------------------------------------------------------------------
-
-
-def _phases(verdicts: Iterable[Verdict]) -> str:
-    """Return how many nodes are in each phase, sorted by phase, such as `2 nodes are Draining, 1 node is Verifying`."""
-    by_phase = Counter(str(verdict.phase) for verdict in verdicts)
-    rows = sorted(by_phase.items())
-    return ", ".join(f"{counted(count, 'node is', 'nodes are')} {phase}" for phase, count in rows)

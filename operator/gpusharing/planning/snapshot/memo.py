@@ -131,9 +131,7 @@ class Memo:
                 continue
             if lasts is not None and not lasts(answer):
                 passing.add(name)
-        # Copies, so that the next pass can tell whether a column was changed in place.
-        copies = tuple(dict(one) if isinstance(one, Mapping) else frozenset(one) for one in columns)
-        self._known[key] = _Known(answers, frozenset(passing), copies, tuple(shared))
+        self._known[key] = _Known(answers, frozenset(passing), tuple(map(_copy, columns)), tuple(shared))
         return answers.copy()
 
 
@@ -162,6 +160,12 @@ def _find_changed(before: Column, now: Column) -> AbstractSet[str]:
         name for name, value in now.items() if (old := known(name, before)) is not value and old != value
     }
     return changed | (before.keys() - now.keys())
+
+
+def _copy(column: Column) -> Column:
+    """Return a shallow copy of the column, so that the next pass can tell whether the original was changed in
+    place."""
+    return dict(column) if isinstance(column, Mapping) else frozenset(column)
 
 
 class AnswersByKind:

@@ -290,11 +290,6 @@ class FailedNode:
     gone: bool = False
     """Whether the Node was deleted before its change was proven or found to have failed."""
 
-    @property
-    def display_name(self) -> str:
-        """The name of the node for a message, followed by `(deleted in the middle of its change)` if that is so."""
-        return f"{self.node} (deleted in the middle of its change)" if self.gone else self.node
-
 
 @value
 class Claim:

@@ -297,7 +297,7 @@ class PolicyView:
     """The hash of the plan that a person last approved. Empty if there is none."""
     resumed: str = ""
     """The annotation value with which a person allowed nodes to start despite failures. It names the generation and a
-    count (`pools/resuming.py`). Empty if nobody did."""
+    count (`pools/holds.py`). Empty if nobody did."""
     zones: Mapping[str, tzinfo] = field(default_factory=lambda: {"UTC": UTC})
     """The time zones that its windows and blackouts name, by IANA name, loaded when the policy was converted. Names
     that the time zone database does not have are missing."""

@@ -194,9 +194,7 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
             return case.verdict(
                 Phase.SYNCED, Reason.GPU_UNHEALTHY, f"{target.text} proven; {unhealthy.message}"
             )
-        lapses = case.lapses
-        ended = f"; {lapses.text}" if lapses is not None and lapses.text else ""
-        return case.verdict(Phase.SYNCED, Reason.SYNCED, f"{target.text} proven{ended}")
+        return case.verdict(Phase.SYNCED, Reason.SYNCED, f"{target.text} proven{_tell_lapses(case)}")
     if (unseen := _unseen(case, "match its target")) is not None:
         return unseen
     already = f"the node already has {target.text}"
@@ -204,6 +202,13 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
         return case.verdict(Phase.BLOCKED, Reason.GPU_UNHEALTHY, f"{already}, but {unhealthy.message}")
     verdict = case.verdict(Phase.PENDING, Reason.ADOPTABLE, f"{already}; it is adopted without a change")
     return verdict.then(LabelNode(node, missing, verified=adopted(case, assessed)))
+
+
+def _tell_lapses(case: NodeCase) -> str:
+    """Return a clause, preceded by a semicolon, that says what has ended MPS clients on the node since the daemon's
+    pod started. Empty if nothing has."""
+    lapses = case.lapses
+    return f"; {lapses.text}" if lapses is not None and lapses.text else ""
 
 
 def _unseen(case: NodeCase, fact: str) -> Verdict | None:

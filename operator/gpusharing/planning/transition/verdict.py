@@ -235,8 +235,11 @@ class FencedCase(NodeCase):
         spec = self.assessment.policy.spec if self.assessment is not None else None
         if self.work is None or spec is None:
             return None
-        found = find_standings(self.work, spec.drain, self.now, scope=self.scope)
-        return plan_drain(found, self.now, self._force_end)
+        found, fence = find_standings(self.work, spec.drain, self.now, scope=self.scope), self.fence
+        # No pod is deleted by force after the point of no return, while jobs still have time to end, or on a node that
+        # is not Ready, where a deletion would remove the object while its containers keep running.
+        forcible = fence.stage == "fenced" and not fence.jobs and self.node.ready
+        return plan_drain(found, self.now, fence.deadline if forcible else None)
 
     def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
         """Return how many pods the drain still has to evict under each PodDisruptionBudget. Empty while that is
@@ -245,17 +248,6 @@ class FencedCase(NodeCase):
         ends = phase in (Phase.ABORTING, Phase.UNCORDONING)  # no further pod is evicted
         drains = not ends and self.fence.disruption.cordons
         return self.drain.needs if drains and self.drain is not None else ()
-
-    @property
-    def _force_end(self) -> datetime | None:
-        """When the remaining pods must be gone if the drain ends by deleting pods by force, or None if no pod may be
-        deleted by force for now. Whether the policy asks for force is not checked.
-
-        None after the point of no return, while jobs still have time to end, and on a node that is not Ready, where a
-        deletion would remove the object while its containers keep running.
-        """
-        fence = self.fence
-        return fence.deadline if fence.stage == "fenced" and not fence.jobs and self.node.ready else None
 
     @staticmethod
     def of(case: NodeCase, fence: Fence) -> "FencedCase":
