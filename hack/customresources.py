@@ -134,7 +134,7 @@ GPUNODE = CustomResource(
             "What blocks the node: a pod or another object.",
             wide=True,
         ),
-        PrinterColumn("Cordon", ".status.transition.yielding", "Who cordoned the node.", wide=True),
+        PrinterColumn("Cordon", ".status.transition.cordon", "Who cordoned the node.", wide=True),
         PrinterColumn("Step", ".status.transition.step", "The step, and how many there are.", wide=True),
         PrinterColumn(
             "Message", ".status.transition.message", "What happens, why, and what to do.", wide=True
