@@ -75,7 +75,8 @@ async def read_installed(client: KubeClient) -> InstalledOperator:
     notes += find_difference(version)
     claims, failed_nodes, holder, why = await _read_lease(client, namespace)
     # The operator's own pod, the leader's, is never evicted. The holder's identity begins with the name of its pod.
-    own = await unless_hidden(list_of(client, PODS, namespace=namespace, label_selector=SELECTOR), [])
+    none: list[JSON] = []
+    own = await unless_hidden(list_of(client, PODS, namespace=namespace, label_selector=SELECTOR), none)
     names = sorted(text(raw, "metadata", "name") for raw in own)
     leader = holder.rpartition("-")[0]
     name = leader if leader in names else next(iter(names), "")
