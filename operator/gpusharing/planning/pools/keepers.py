@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
 from gpusharing.planning.transition.callverdicts import calls_fail
+from gpusharing.planning.transition.marks import tell_foreign
 from gpusharing.planning.transition.members import Member, MemberState, cordoned, going, unready
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.transition.yielding import tell_foreign
 from gpusharing.planning.vocabulary.reasons import Reason
 
 MOST = 3

@@ -24,9 +24,9 @@ from gpusharing.planning.transition.attempts import (
     was_corrected,
     was_rolled_back,
 )
+from gpusharing.planning.transition.marks import tell_foreign
 from gpusharing.planning.transition.quiet import find_quiet
 from gpusharing.planning.transition.verdict import FencedCase, NodeCase
-from gpusharing.planning.transition.yielding import tell_foreign
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value

@@ -35,6 +35,14 @@ def routing_before(fence: Fence, node: NodeView) -> Marks:
     return {names.LABEL_MODE: fence.from_mode} if kept else {}
 
 
+def tell_foreign(node: NodeView) -> str:
+    """Return a clause that says who else maintains the node, and whether they are working on it, are still waiting for
+    it, or may have stopped halfway. `node.foreign` must not be empty."""
+    if node.foreign_queued:
+        return f"{node.foreign} is waiting for {node.name}"
+    return f"{node.foreign} {'has not finished with' if node.foreign_waits else 'is working on'} {node.name}"
+
+
 _MAINTAINED = ("medik8s NodeMaintenance", "medik8s node maintenance")
 """The prefixes of `NodeView.foreign` for nodes that medik8s's maintenance operator works on (kube/maintenance.py,
 kube/foreign.py). medik8s's remediation never removes the label, so our label would stay for good if we left its

@@ -18,9 +18,8 @@ from datetime import datetime
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.attempts import next_deferral
-from gpusharing.planning.transition.marks import routing_before, unmarked
+from gpusharing.planning.transition.marks import routing_before, tell_foreign, unmarked
 from gpusharing.planning.transition.verdict import FencedCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -40,14 +39,6 @@ def may_uncordon(case: FencedCase) -> bool:
     begin."""
     node = case.node
     return holds_our_cordon(case) and not node.hold_cordon and not node.foreign_works and not node.deleting
-
-
-def tell_foreign(node: NodeView) -> str:
-    """Return a clause that says who else maintains the node, and whether they are working on it, are still waiting for
-    it, or may have stopped halfway. `node.foreign` must not be empty."""
-    if node.foreign_queued:
-        return f"{node.foreign} is waiting for {node.name}"
-    return f"{node.foreign} {'has not finished with' if node.foreign_waits else 'is working on'} {node.name}"
 
 
 def give_way(case: FencedCase, message: str) -> Verdict:

@@ -198,21 +198,31 @@ async def _read_days(
     if reserved := nodes_of(series for series in held if exported_label(series, NAMESPACE) in RESERVATIONS):
         users = users_query(query, group.seconds, matcher_of(reserved))
         answers |= await group.read_apart(prometheus, {"users": users})
-    anybody = f"count({GPUS}{braced(of_others(query.selector, frozenset({POLICY})))})"
     found = []
     for index, end in enumerate(group.ends):
         day = defaultdict(list, {name: answer[index] for name, answer in answers.items()})
         for name, answer_now in zip(now, at_end, strict=True):
             day[name] = [*answer_now, *day[name]]
         _refuse_doubles(day["twice"])
-        nodes, begin = nodes_of(day["gpus"]), end - group.seconds
-        # A node that is no suspect was seen all the time, so it was never the case that none was.
-        holes: list[Stretch] = []
-        if nodes <= suspects[index]:
-            holes = holes_in(begin, end, await prometheus.between(anybody, begin, end, POINT))
-        presence = {name: by_node(day[name]) for name in PRESENCE}
-        found.append((day, Sightings(begin, end, nodes, suspects[index], presence, holes)))
+        found.append(
+            (day, await _sightings(prometheus, query, day, suspects[index], end - group.seconds, end))
+        )
     return found
+
+
+async def _sightings(
+    prometheus: Prometheus, query: MeterQuery, day: Answers, suspects: Set[str], begin: float, end: float
+) -> Sightings:
+    """Return which nodes were seen between two times, in Unix seconds, from the answers for that stretch, `day`.
+    Prometheus is asked when no node at all was seen only if every node may have been absent: otherwise one that was
+    seen all the time shows that there was no such hole. Raises Trouble if that query fails."""
+    nodes = nodes_of(day["gpus"])
+    holes: list[Stretch] = []
+    if nodes <= suspects:
+        anybody = f"count({GPUS}{braced(of_others(query.selector, frozenset({POLICY})))})"
+        holes = holes_in(begin, end, await prometheus.between(anybody, begin, end, POINT))
+    presence = {name: by_node(day[name]) for name in PRESENCE}
+    return Sightings(begin, end, nodes, suspects, presence, holes)
 
 
 def _replaced(

@@ -170,16 +170,19 @@ def _fold(samples: Iterable[Sample]) -> UsageNow:
     sizes = {labels.get("uuid", ""): int(value) for name, labels, value in kept if name == SIZE}
     by_pod: dict[Pod, dict[str, Row]] = {}
     for name, labels, value in kept:
-        pod = pod_of(labels) if name in (SLICES, *_COLUMN_OF) else None
-        if pod is None:
-            continue
-        use = by_pod.setdefault(pod, {}).setdefault(labels.get("uuid", ""), _device(labels, sizes))
-        if name in _COLUMN_OF:
-            use[_COLUMN_OF[name]] = value if name == SM else int(value)
-        elif labels.get("resource"):
-            use["resource"] = labels["resource"]
+        if name in (SLICES, *_COLUMN_OF) and (pod := pod_of(labels)) is not None:
+            use = by_pod.setdefault(pod, {}).setdefault(labels.get("uuid", ""), _device(labels, sizes))
+            use |= _column(name, labels, value)
     simulated = {labels.get("node", "") for name, labels, value in kept if name == SIMULATED and value}
     return UsageNow(by_pod, simulated=tuple(sorted(simulated)))
+
+
+def _column(name: str, labels: Mapping[str, str], value: float) -> Row:
+    """Return the column of USED that a sample of a pod's device gives: the measured value as a whole number, except
+    for SM, or the resource from the labels of SLICES. Empty if SLICES has no such label."""
+    if name in _COLUMN_OF:
+        return {_COLUMN_OF[name]: value if name == SM else int(value)}
+    return {"resource": labels["resource"]} if labels.get("resource") else {}
 
 
 def _device(labels: Mapping[str, str], sizes: Mapping[str, float]) -> Row:
