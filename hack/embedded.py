@@ -13,6 +13,7 @@ from typing import Any, TypedDict, Unpack
 
 from gpusharing.controller.loop import Loop
 from gpusharing.controller.observer import Observer
+from gpusharing.controller.role import Role
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
@@ -127,7 +128,7 @@ class Embedded:
             fails."""
             async with asyncio.TaskGroup() as group:
                 group.create_task(lease.run())
-                await lease.acquired.wait()
+                await Role(lease).wait_to_lead(self.settings.retry_period)
                 group.create_task(policies.run())
                 group.create_task(loop.run())
 

@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping
 
 from gpusharing.api.names import LABEL_DEPLOY_CLIENT, LABEL_DEPLOY_PREFIX, LABEL_MPS_CAPABLE, TAINT_UNPROVEN
-from gpusharing.kube.client import JSON, PODS
+from gpusharing.kube.client import DAEMON_SETS, JSON, PODS
 from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
 from hack.sim.dra import DRA_SET, KUBELET_PLUGIN, LABEL_DRA
 from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
@@ -92,7 +92,8 @@ class DaemonSetPlayer:
         client, namespace = self._cluster.client, self._pods.namespace
         suffix = "".join(self._random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
         try:
-            pod = await client.create(PODS, self._body(f"{self.name}-{suffix}", node), namespace=namespace)
+            body = self._body(f"{self.name}-{suffix}", node, await self._uid())
+            pod = await client.create(PODS, body, namespace=namespace)
             await self._cluster.clock.sleep(self._cluster.settings.times.pod_start / 4)
             name = pod["metadata"]["name"]
             await client.patch(
@@ -116,14 +117,22 @@ class DaemonSetPlayer:
         finally:
             self._busy.discard(node)
 
-    def _body(self, name: str, node: str) -> JSON:
+    async def _uid(self) -> str:
+        """Return the UID of the DaemonSet, or one that is made up from its name if the cluster has no such object."""
+        try:
+            found = await self._cluster.client.get(DAEMON_SETS, self.name, namespace=self._pods.namespace)
+        except NotFound:
+            return f"daemonset-{self.name}"
+        return str(found["metadata"]["uid"])
+
+    def _body(self, name: str, node: str, uid: str) -> JSON:
         """Return the manifest of a pod that is already bound to the node, has the label of the DaemonSet's pods, and
-        tolerates TOLERATED. Its owner is the DaemonSet, with a uid that is made up from the DaemonSet's name."""
+        tolerates TOLERATED. Its owner is the DaemonSet, with this UID."""
         owner = {
             "apiVersion": "apps/v1",
             "kind": "DaemonSet",
             "name": self.name,
-            "uid": f"daemonset-{self.name}",
+            "uid": uid,
             "controller": True,
             "blockOwnerDeletion": True,
         }

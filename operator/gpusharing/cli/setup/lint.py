@@ -208,6 +208,7 @@ def _find_unfit(
     fits = {card.key: find_fit(layout, card.profiles) for card in cards if card.profiles}
     refusals = {key: fit for key, fit in fits.items() if not isinstance(fit, Legal)}
     if fits and len(refusals) == len(fits):
-        key = min(refusals, key=lambda key: len(getattr(refusals[key], "names", ())))
+        wanted = {name for name, _ in layout}
+        key = min(refusals, key=lambda key: len(wanted - {one.name for one in refusals[key].profiles}))
         why = f"no card in the operator's table can hold this layout; {key}: {refusals[key].message}"
         yield path, f"{path}: {why}", severity
