@@ -63,10 +63,10 @@ class MetricsAccess:
         """Why the last review failed; empty if it did not."""
 
     def decide(self, authorization: str) -> Decision:
-        """Return the decision about a request with this Authorization header (empty if it has none). Without a Bearer
-        token that is UNAUTHENTICATED. A cached answer is returned at once; otherwise the API server is asked, and a
-        failure gives UNDECIDED. Waiting requests are reviewed one by one, for up to PATIENCE each; with MOST_WAITING of
-        them the decision is UNDECIDED at once. Must not be called from the event loop."""
+        """Return the decision about a request with this Authorization header (empty if it has none): UNAUTHENTICATED
+        without a Bearer token, a cached decision at once, and otherwise the API server's, or UNDECIDED if the review
+        fails. One token is reviewed at a time, for up to PATIENCE. If MOST_WAITING requests are already waiting, the
+        decision is UNDECIDED at once. Must not be called from the event loop."""
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:

@@ -22,8 +22,9 @@ class _Pointer(ctypes.c_void_p):
 
 def self_signed(name: str) -> ssl.SSLContext:
     """Return a context for a TLS server with a new P-256 key and a self-signed certificate for it, valid for DAYS_VALID
-    days from now. `name` is the common name in the certificate, at most 64 characters. Raises ssl.SSLError if OpenSSL
-    fails, and AttributeError if Python is not linked with a shared library of OpenSSL 3.0 or newer."""
+    days from now. `name` is the common name, at most 64 characters. The key is never written to a disk. Raises
+    ssl.SSLError if OpenSSL fails, and AttributeError if Python is not linked with a shared library of OpenSSL 3.0 or
+    newer."""
     key, certificate = _make(name)
     encoded = base64.encodebytes(key).decode()
     text = f"-----BEGIN EC PRIVATE KEY-----\n{encoded}-----END EC PRIVATE KEY-----\n"

@@ -141,10 +141,10 @@ class Conversation:
             yield frame
 
     def _take(self, frame: Frame) -> None:
-        """Process one frame. Frames that do not matter to these calls are ignored. Raises ValueError for a frame that
-        is not allowed here: a push, a frame that interrupts a block of headers, a frame on a stream that we never
-        opened, a block of headers that is too long, or settings that allow no call. Raises HPACKError for headers
-        that cannot be decoded."""
+        """Process one frame, and queue the answer to a ping. Frames that do not matter to these calls are ignored.
+        Raises ValueError for a push, a frame that interrupts a block of headers, a CONTINUATION frame without a block,
+        a frame of a stream that we never opened, a block that is too long, or settings that allow no call. Raises
+        HPACKError for headers that cannot be decoded."""
         if (self._headers is None) is isinstance(frame, ContinuationFrame):
             raise _refused(
                 "another frame interrupted a header block, or a CONTINUATION frame arrived outside a header block"
@@ -233,8 +233,8 @@ class Conversation:
 
     def _take_settings(self, frame: SettingsFrame) -> None:
         """Queue the acknowledgment of the server's settings. The server's acknowledgment of our settings is ignored.
-        Raises ValueError if the settings allow no call. Other settings do not matter, because our headers use no
-        table and our messages have five bytes."""
+        Raises ValueError if the settings allow no call: no concurrent stream, or a first window that is smaller than an
+        empty message. All other settings are ignored."""
         if "ACK" in frame.flags:
             return
         window = frame.settings.get(SettingsFrame.INITIAL_WINDOW_SIZE, _FIRST_WINDOW)
@@ -251,7 +251,7 @@ class Conversation:
 
     def _take_back(self, number: int) -> None:
         """End an open call without an answer. The headers that have arrived for it are dropped, so that it has no gRPC
-        status."""
+        status. Raises KeyError if no call with this stream number is open."""
         stream = self._open.pop(number)
         stream.headers.clear()
         stream.ended = True

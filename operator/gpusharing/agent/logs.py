@@ -18,7 +18,7 @@ class JSONLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the JSON line of a record, with the keys passed as `extra`, and with its traceback under `exception`.
-        Values that JSON cannot hold are converted to strings."""
+        A key of `extra` replaces ours of the same name. Values that JSON cannot hold are converted to strings."""
         line = {
             "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -34,7 +34,7 @@ class JSONLines(logging.Formatter):
 
 def log_as_json(node: str, level: str) -> None:
     """Write every log record of this process whose level is at least `level` to stderr as a JSON line, in place of any
-    other handler. Raises ValueError if `level` is not the name of a log level."""
+    other handler. `level` may be in lower case. Raises ValueError if it is not the name of a log level."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines(node))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

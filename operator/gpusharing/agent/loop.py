@@ -216,8 +216,8 @@ class AgentLoop:
     async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:
         """Read the GPUs, and return the new observation and the use of the GPUs. The observation answers `request`, or
         an earlier one if its reading was still under way. If the reading failed or hangs, return `last` with the error,
-        and None. Updates `stats`, `reading` and the count of readings that failed with an error that a new process
-        might not have, and logs when the error changes."""
+        and None. Updates `stats`, `reading` and `_hopeless`, and logs when the error changes. `_hopeless` becomes 0
+        after a success, and after an error that a new process would have too."""
         answer = await self._reader.read(request)
         self.stats.readings[answer.outcome] += 1
         if answer.outcome == "ok":
@@ -249,11 +249,10 @@ class AgentLoop:
             raise RestartNeeded(error)
 
     def _current_allotment(self, holdings: Holdings | None) -> Allotment | None:
-        """Return who has how much of the GPUs now, for the meter, and remember it; while nothing has changed, the
-        remembered allotment is returned. Return None if it is unknown: `holdings` is None, nothing was read yet, or
-        the kubelet reported the allocatable devices for the remembered allotment but does not do so now. Policy and
-        phase are the ones that the operator publishes, which is accurate enough for a bill; no decision depends on
-        them."""
+        """Return who has how much of the GPUs now, and remember it; the remembered one is returned while nothing has
+        changed. None if `holdings` is None, nothing was read yet, or the kubelet no longer reports allocatable devices
+        as it did for the remembered one. Policy and phase are those that the GPUNode last had. A quiet node counts as
+        changing, too. Updates `_allocatable`."""
         if self.reading is None or holdings is None:
             return None
         policy, phase = self._shown
