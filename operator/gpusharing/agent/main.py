@@ -65,7 +65,7 @@ def seconds(text: str) -> float:
 
 
 def log_level(text: str) -> str:
-    """Parse the name of a log level, in any case. Raises ArgumentTypeError for a word that is none."""
+    """Return `text` unchanged if it is the name of a log level, in any case. Raises ArgumentTypeError otherwise."""
     if text.upper() not in logging.getLevelNamesMapping():
         raise argparse.ArgumentTypeError(f"{text!r} is not a log level: use debug, info, warning or error")
     return text

@@ -236,9 +236,9 @@ def _under_holder(
 
 
 def _shares(gpu: GPU, model: Model | None) -> Sequence[tuple[str, Fraction]]:
-    """Return the UUID and the fraction of each device of a GPU: of the GPU itself without MIG, else of its instances.
-    Empty for a GPU without MIG whose UUID is unknown; an instance whose profile is not in `model` has the fraction
-    0."""
+    """Return the UUID and the fraction of each device of a GPU: of the GPU itself without MIG, else of its instances,
+    which `shares` weighs by compute slices and memory. Empty for a GPU without MIG whose UUID is unknown. An instance
+    whose profile is not in `model` has the fraction 0, and one whose UUID is unknown is included."""
     if gpu.mig_mode != "Enabled":
         return ((gpu.uuid, WHOLE),) if gpu.uuid else ()
     profiles = () if model is None else model.profiles
@@ -322,8 +322,9 @@ class Meter:
         return Metered(allocated, idle, stranded, transition, self._gpus.export(now))
 
     def _count(self, allotment: Allotment, since: float, until: float) -> None:
-        """Add the time from `since` to `until` to the counters of everyone in this allotment, and create those that
-        are missing. A negative time counts as 0."""
+        """Add the time from `since` to `until` to the counters of the tenants, idle slices, stranded capacity and
+        transition in this allotment. Missing counters are created, and the policy's sum at 0. Where there is no room
+        for a new counter, OTHERS is counted instead. A negative time counts as 0."""
         seconds = max(0.0, until - since)
         policy = self._key(self._gpus, allotment.policy, self._bounds.policies, OTHERS, until)
         self._gpus.add(policy, 0.0, until)

@@ -147,7 +147,8 @@ def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
 def _per_gpu(
     name: str, text: str, gpus: Iterable[GPU], value: Callable[[GPU], float | None]
 ) -> GaugeMetricFamily:
-    """Return a gauge with the `value` of each GPU. GPUs whose value is None are absent."""
+    """Return a gauge named PREFIX_`name` with the `value` of each GPU, labeled with the GPU's index only. GPUs whose
+    value is None are absent."""
     family = _family(name, text, "gpu")
     for gpu in gpus:
         number = value(gpu)

@@ -109,7 +109,8 @@ class NVML:
     def read(self) -> Reading:
         """Open NVML, read everything about the GPUs, and close NVML again even after an error. A GPU that cannot be
         read is reported as unreachable. Raises LibraryError if NVML cannot be opened or closed, for an error that
-        concerns the whole node, and if the agent lacks access to all GPUs."""
+        concerns the whole node, and if the agent lacks access to all GPUs. If reading and closing both fail, the error
+        is that of closing."""
         try:
             pynvml.nvmlInit()
             try:
@@ -120,9 +121,9 @@ class NVML:
             raise _library_error(error) from error
 
     def _read(self) -> Reading:
-        """Read all GPUs, and update what is remembered of cards, products and XIDs. A GPU that fails is reported as
-        unreachable and does not stop the others. Raises NVMLError if it concerns the whole node, or if all GPUs fail
-        because the agent lacks access."""
+        """Read all GPUs, and remember the complete cards, the products and the first critical XID of each GPU. A GPU
+        that fails is reported as unreachable and does not stop the others. Raises NVMLError if it concerns the whole
+        node, or if all GPUs fail because the agent lacks access; cards and products are not updated then."""
         cards = dict(self._cards)
         self._processes.begin()
         self._use.begin()

@@ -56,8 +56,8 @@ def mig_profiles(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
 
 def _profile_infos(handle: Any) -> Iterator[Any]:
     """Yield NVML's information about each profile of a card; profiles that are not supported or not permitted are
-    skipped. Other errors are raised. Profiles are requested by enum index and identified by their id, which differs
-    between cards (docs/design/hardware.md#nvml-profiles)."""
+    skipped. NVML's INVALID_ARGUMENT ends the iteration; other errors are raised. Profiles are requested by enum index
+    and identified by their id, which differs between cards (docs/design/hardware.md#nvml-profiles)."""
     for enum in _PROFILE_ENUM:
         try:
             info = maybe(None, pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, enum)
@@ -70,8 +70,8 @@ def _profile_infos(handle: Any) -> Iterator[Any]:
 
 
 def _profile(info: Any, placements: list[Any]) -> DriverProfile:
-    """Convert NVML's information about a profile to the reported record. Without placements it has no starts and the
-    size 0."""
+    """Convert NVML's information about a profile to the reported record. The name is without `MIG `, and `memory_gb` is
+    the number of GB in it. The starts are sorted. Without placements there are no starts, and the size is 0."""
     name = info.name.removeprefix("MIG ")
     return DriverProfile(
         name=name,
@@ -120,10 +120,10 @@ def mig_devices(handle: Any) -> Iterator[MigDevice]:
 
 
 def mig_instances(handle: Any, profiles: Sequence[DriverProfile], migs: Sequence[MigDevice]) -> MigInstances:
-    """Return the instances of a GPU with MIG on, sorted by start and id: the instances that NVML lists, and further
-    ones that are known only from the visible MIG devices `migs`. `withheld` is True if there are further ones, or
-    if NVML cannot list instances. `hidden` is True in the same cases, and also if a listed instance has no visible
-    device but may have compute instances. Errors of NVML are raised.
+    """Return the instances of a GPU with MIG on, sorted by start and id: those that NVML lists, and further ones that
+    are known only from the visible MIG devices `migs`. `devices` has the instance of each of `migs`, in their order.
+    `withheld` is True if there are further ones, or if NVML cannot list instances. `hidden` is True in the same cases,
+    and also if a listed instance has no visible device but may have compute instances. Errors of NVML are raised.
 
     An instance without a compute instance, which a creation that failed midway leaves behind, hides no process.
     """

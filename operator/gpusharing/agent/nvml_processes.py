@@ -48,9 +48,9 @@ class ProcessLists:
         return self._listed(handle, device, required=_ALWAYS, hidden=False)
 
     def beside(self, handle: Any, lists: Iterable[Iterable[Listed]], *, hidden: bool) -> list[Listed]:
-        """Return the processes of a GPU with MIG on that are not in `lists`, the processes of its MIG devices.
-        UNKNOWN_PROCESS is included if `hidden` (there may be processes that no call lists), if the driver shows the
-        agent no other process, or if a list is refused. Other errors of NVML are raised.
+        """Return the processes of a GPU with MIG on that are not in `lists`, the processes of its MIG devices, sorted
+        by pid. UNKNOWN_PROCESS is included if `hidden` (there may be processes that no call lists), if the driver shows
+        the agent no other process, or if a list is refused. Other errors of NVML are raised.
 
         An empty list for the whole GPU does not contradict the lists of its MIG devices. A list that is not supported
         counts as empty.
