@@ -37,7 +37,8 @@ class PodNames:
         return self._known.get(uid) or PodID(uid)
 
     def _listed(self) -> dict[str, PodID]:
-        """Return the pods that the folders name, by UID; empty if the folders cannot be listed."""
+        """Return the pods that the folders name, by UID. Folders with names of another form, or not in ASCII, are
+        skipped. Empty if the folders cannot be listed or there is no log folder (`logs` is None)."""
         try:
             folders = [] if self._logs is None else os.listdir(self._logs)
         except OSError:

@@ -56,8 +56,9 @@ class _Server(ThreadingTCPServer):
         clock: Callable[[], float],
         tls: ssl.SSLContext | None,
     ) -> None:
-        """Listen at `address`, with TLS if there is a context for it, and answer requests with `handler`. `clock`
-        returns monotonic seconds."""
+        """Listen at `address`, with TLS if there is a context for it, and answer requests with `handler`. A host that
+        contains a colon is an IPv6 address. `clock` returns monotonic seconds. Raises OSError if the address is in use
+        or cannot be used on this machine."""
         self._clock, self._tls = clock, tls
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._lock = threading.Lock()

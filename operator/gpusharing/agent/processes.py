@@ -62,7 +62,8 @@ class Processes:
         self, proc: Path = Path("/proc"), own_pid: int | None = None, names: PodNames | None = None
     ) -> None:
         """`proc` is where procfs is mounted. `own_pid` is this process's own id in its PID namespace, by default
-        os.getpid(). `names` finds the names of pods; without it pods are known only by their UIDs."""
+        os.getpid(); if it is 1, no process id can be trusted (`blind`). `names` finds the names of pods; without it
+        pods are known only by their UIDs."""
         self._proc = str(proc)
         self._names = names or PodNames(None)
         self._seen: dict[int, _Known] = {}
@@ -84,9 +85,9 @@ class Processes:
             os.close(file)
 
     def of(self, pid: int, device: str = "", ask: Callable[[int], str] = lambda pid: "") -> Process:
-        """Return the process with this id, which uses `device`. If the id is not positive, or no id can be trusted
-        (`blind`), return UNKNOWN_PROCESS with `device`. `ask` returns the name that NVML reports for a process id;
-        it is called at each reading until it has returned a name for this process."""
+        """Return the process as its id, its name (`_name`, empty if unknown) and `device`. If the id is not positive,
+        or no id can be trusted (`blind`), return UNKNOWN_PROCESS with `device`. `ask` returns the name that NVML
+        reports for a process id; it is called each time until it has returned a name for this process."""
         if pid <= 0 or self.blind:
             return Process(UNKNOWN_PROCESS.pid, UNKNOWN_PROCESS.name, device)
         return Process(pid, self._name(pid, ask), device)
@@ -113,10 +114,10 @@ class Processes:
         return known
 
     def _name(self, pid: int, ask: Callable[[int], str]) -> str:
-        """Return the name of a process without path and arguments: the one that NVML reports, else that of its
-        executable; empty if both are unknown. If a process calls itself an MPS daemon without being one, its real
-        program and its parent are added in parentheses. A process counts as the MPS server only if the MPS control
-        daemon is its parent."""
+        """Return the name of a process without path and arguments. A real MPS daemon has its own name, whatever NVML
+        reports; an MPS server is real only if the MPS control daemon is its parent. Any other process has the name that
+        NVML reports, else that of its executable, else an empty one. If that is a daemon's name, its real program and
+        its parent are added in parentheses."""
         known = self._examine(pid)
         if not known.reported_name and (reported := _first_word(ask(pid))):
             self._seen[pid] = known = replace(known, reported_name=reported)
