@@ -80,10 +80,10 @@ class DeviceUsage:
 
 
 def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
-    """Combine the use of the GPUs with the kubelet's holdings, which are None if unknown. `devices` has only the first
-    MOST_DEVICES devices, in the order of `use`, and `holders` only the first MOST_HOLDERS pairs of a pod and one of
-    these devices, sorted; `left_out` says how many of both are missing. The mappings by UUID are not limited to
-    these devices."""
+    """Combine the use of the GPUs with the kubelet's holdings. If these are None, `allocated` is None, and only pods
+    that compute are holders. `devices` has the first MOST_DEVICES of `use`, and `holders` the first MOST_HOLDERS of
+    their pairs with pods, sorted by pod. `left_out` is the number of devices and pairs beyond that. The mappings by
+    UUID have all devices."""
     devices = {device.uuid: device for device in use.devices[:MOST_DEVICES]}
     busy: Counter[str] = Counter()
     for process in use.processes:

@@ -108,7 +108,8 @@ class UsageCollector(Collector):
 
 
 def _device_info(devices: Iterable[DeviceUse]) -> Metric:
-    """Return the metric that describes the devices, with one series for each."""
+    """Return the metric `device_info`, which is 1 for each device. Besides those in DEVICE, its labels are the UUID of
+    the GPU, and the id and the placement of the instance (`_where`)."""
     info = _family(
         "device_info",
         "1 for each whole GPU without MIG and each MIG device; placement is START:SIZE in NVML placement units.",
@@ -280,8 +281,8 @@ def _device(device: DeviceUse) -> list[str]:
 
 
 def _where(device: DeviceUse) -> tuple[str, str]:
-    """Return the id and the placement of a device's GPU instance, as label values. Both are empty for a whole GPU, and
-    the placement is empty if the agent may not read it."""
+    """Return the id and the placement, written START:SIZE, of a device's GPU instance, as label values. Both are empty
+    for a whole GPU, and the placement is empty if the agent may not read it."""
     instance = device.instance
     if instance is None:
         return "", ""
@@ -291,7 +292,8 @@ def _where(device: DeviceUse) -> tuple[str, str]:
 def _per_device(
     name: str, text: str, devices: Iterable[DeviceUse], value: Callable[[DeviceUse], float | None]
 ) -> GaugeMetricFamily:
-    """Return a gauge with the `value` of each device. Devices whose value is None are absent."""
+    """Return a gauge named PREFIX_`name` with the `value` of each device, with the labels in DEVICE. Devices whose
+    value is None are absent."""
     family = _family(name, text, *DEVICE)
     for device in devices:
         number = value(device)

@@ -8,8 +8,9 @@ MOST_MEANT = 3
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """Return at most MOST_MEANT of `names` that are similar to `name`: first those with similar letters, the most
-    similar first, then those that contain it or are a part of it; empty if there are none."""
+    """Return at most MOST_MEANT of `names` that are similar to `name`, case-sensitively: first those with similar
+    letters, the most similar first, then those that contain it or are a part of it. Empty if there are none, or if
+    `name` is empty."""
     known = sorted(set(names))
     part = [other for other in known if name in other or other in name][:MOST_MEANT] if name else []
     close = get_close_matches(name, known, n=MOST_MEANT, cutoff=0.6)

@@ -78,7 +78,8 @@ class WireRecord:
 
 
 def to_wire(value: Any) -> Any:
-    """Return the JSON of a record, or of a tuple or list of records. Any other value is returned unchanged."""
+    """Return the JSON of a record, or of a tuple or list of records. Every field is included, as null if it is None.
+    Any other value, such as a map, is returned unchanged."""
     if names := _wire_names(type(value)):  # type: ignore[arg-type]  # mypy takes classes for unhashable
         return {key: to_wire(getattr(value, name)) for name, key in names}
     if isinstance(value, tuple | list):
@@ -87,10 +88,10 @@ def to_wire(value: Any) -> Any:
 
 
 def from_wire(kind: type[Record], raw: object) -> Record:
-    """Return the record of this kind that the JSON object `raw` holds. A field that is missing or has another type gets
-    its default, or the empty value of its type if it has none; an optional field gets None. Items of
-    another type are left out of a tuple. If `raw` is not an object, all fields count as missing. Bounds, the words of a
-    Literal, and the contents of a map are not checked."""
+    """Return the record of this kind that the JSON object `raw` holds. A field that is missing or not exactly of its
+    type (1 is no float) gets its default, or the empty value of its type if it has none; an optional field gets None.
+    Items of another type are left out of a tuple. If `raw` is not an object, all fields count as missing. Bounds, the
+    words of a Literal, and the contents of a map are not checked."""
     values = raw if isinstance(raw, dict) else {}
     readers = _readers(kind)  # type: ignore[arg-type]  # mypy takes classes for unhashable
     return kind(**{name: read(values.get(key)) for name, key, read in readers})

@@ -56,7 +56,8 @@ class ApiRule:
     none."""
 
     def manifest(self) -> dict[str, str]:
-        """Return the rule as an item of x-kubernetes-validations. Optional keys that would be empty are left out."""
+        """Return the rule as an item of x-kubernetes-validations, with `rule` and `message`. `messageExpression` and
+        `fieldPath` are left out if they would be empty."""
         item = {"rule": self.cel, "message": self.message}
         if self.message_cel:
             item["messageExpression"] = self.message_cel

@@ -22,8 +22,9 @@ def listed(find_problem: Callable[[str], str]) -> BeforeValidator:
 
 
 def _split(find_problem: Callable[[str], str], text: str) -> tuple[str, ...]:
-    """Return the comma-separated entries of `text`, without surrounding blanks. Raises ValueError with the problem of
-    the first entry that is not valid."""
+    """Return the comma-separated entries of `text`, without surrounding blanks; none if `text` is blank. Raises
+    ValueError with the problem of the first entry that is not valid. Two commas in a row enclose an empty entry, which
+    is checked like any other."""
     entries = tuple(entry.strip() for entry in text.split(",")) if text.strip() else ()
     for entry in entries:
         if problem := find_problem(entry):
@@ -38,7 +39,8 @@ def _find_no_namespace(entry: str) -> str:
 
 def _find_no_mark(entry: str) -> str:
     """Return why `entry` is not a label with a value that an admin may name here, or an empty string if it is one.
-    Refused are malformed entries, and labels that the operator's changes or NVIDIA's software write."""
+    Refused are malformed entries, all labels that begin with our prefix or nvidia.com/, and labels that a mode change
+    rewrites."""
     key, equals, value = entry.partition("=")
     if not (equals and re.fullmatch(LABEL_KEY, key) and _VALUE.fullmatch(value)):
         return f"{entry!r} is not a label with a value, for example example.com/hands-off=true"

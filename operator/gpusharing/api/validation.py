@@ -79,8 +79,8 @@ class Problem:
 
 
 def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Problem, ...]:
-    """Check a raw GPUSharingPolicy, which must hold nothing but JSON, as the API server does. Return its spec, or the
-    problems if there are any.
+    """Check the spec and the name of a raw GPUSharingPolicy, which must hold nothing but JSON, as the API server does.
+    Return its spec, or the problems if there are any, each with the field's value. The rest of the object is ignored.
 
     Types are taken literally, as in JSON ("4" is not a number). A field that we do not know is refused: the API server
     keeps one only if the CRDs are newer than the operator, and it may be a field that forbids drains. Rules beyond
@@ -181,8 +181,8 @@ def _window_problems(rollout: Rollout) -> Iterator[Problem]:
 
 
 def parse_duration(text: str) -> timedelta:
-    """Return the duration that `text` holds: hours, minutes and seconds, each at most once and in this order, such as
-    "1h30m", "15m" or "90s".
+    """Return the duration that `text` holds: hours, minutes and seconds, each at most once, in this order and with at
+    most six digits, such as "1h30m", "15m" or "90s".
 
     Raises:
         ValueError: `text` is not such a duration.

@@ -63,7 +63,8 @@ class Conclusion:
 
     @property
     def text(self) -> str:
-        """The verdict as the first sentences of the answer."""
+        """The verdict as the first sentences of the answer: the outcome, whether it is an estimate, why, and the words
+        of --fail-on that apply."""
         failed = f" --fail-on found: {', '.join(self.failed_on)}." if self.failed_on else ""
         estimate = " (estimate, because the operator is not installed)" if self.estimate else ""
         return f"{str(self.outcome).capitalize()}{estimate}: {self.why}{failed}"
