@@ -99,7 +99,7 @@ class Planned:
 
 def describe(planned: Planned, paper: Paper) -> list[Line]:
     """Draw the verdict with the totals, the nodes with SIMULATED GPUs, all proposals, the objects that depend on what
-    vanishes, and the notes about what is uncertain."""
+    vanishes, the notes about what is uncertain, and a sentence that nothing was changed."""
     verdict = planned.verdict
     lines = prose(verdict.text, paper, hang="  ", ink=INKS[verdict.outcome])
     lines += [*describe_simulated(planned.simulated, paper), BLANK]
@@ -116,10 +116,10 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
 
 
 def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bool) -> list[Line]:
-    """Draw what would happen to one pool: whether its policy is accepted and why, the share of each MPS client, the
-    table of nodes that would change (at most MOST unless the paper is wide), the pods that would be evicted, the
-    resources whose numbers change, what blocks the changes, and which nodes stay as they are and why. The acceptance is
-    left out if `explained` is true, because the verdict above has it."""
+    """Draw what would happen to one pool: the title, whether its policy is accepted and why, the summary, the share of
+    each MPS client, the table of nodes that would change (at most MOST unless the paper is wide), the pods that would
+    be evicted, the resources whose numbers change, what blocks the changes, and which nodes stay as they are and why.
+    The acceptance is left out if `explained` is true, because the verdict above has it."""
     lines = fold(_title(proposal, estimate=estimate), paper)
     if not explained:
         text, ink = ("Accepted", Ink.PLAIN) if proposal.accepted else ("Refused", Ink.BAD)
@@ -168,8 +168,9 @@ def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _title(proposal: Proposal, *, estimate: bool) -> Line:
-    """Return the first line about a policy: why it cannot be carried out, what is unknown, that there is nothing to
-    change, or which layouts would change and on how many of its nodes."""
+    """Return the policy's name and what would happen, in one line: the reason why the policy is refused; or the outcome
+    with its explanation if nothing changes; or `nothing to change`; or at most two of the changes of layout, and how
+    many of its nodes will change."""
     outcome, why = judge(proposal, estimate=estimate)
     count = len(proposal.steps)
     size = count + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
@@ -404,8 +405,8 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
 
 async def _with_length(session: Session, proposal: Proposal, live: LivePlan, most: int) -> Proposal:
     """Return the proposal with how long its changes take, judging by the changes in the histories of the `most` nodes
-    that changed last; those of its own pool come first. No history is read if no node changes. A GPUNode that cannot be
-    read counts as one without a history."""
+    that changed last; those of its own pool come first. All histories are read at once, but none if no node changes. A
+    GPUNode that cannot be read counts as one without a history."""
     pool = live.plan.pools[proposal.policy]
     own = {*pool.names}
     dated = [

@@ -38,9 +38,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     With --dry-run, nothing is confirmed or sent. With -o json, yaml or jsonpath, only a document for each patch is
     printed, at the end; a patch that failed has none. Returns DONE, or FAILED if the user does not confirm.
 
-    Raises Trouble if the object cannot be read, or if the patch would have no effect, cannot be sent, or needs a
-    confirmation for which there is no terminal. With --all, every policy on which the patch has an effect
-    is patched, even if another one cannot be; what failed is then raised in one Trouble at the end.
+    Raises Trouble unless either a name or --all is given, if the object cannot be read, or if the patch would have no
+    effect, cannot be sent, or needs a confirmation for which there is no terminal. With --all, every policy on which
+    the patch has an effect is patched, even if another one cannot be; what failed is then raised in one Trouble at the
+    end.
     """
     verb, flags = STEERING[typed.verb], vars(typed)
     if (every := flags.get("all", False)) == bool(typed.name):

@@ -121,8 +121,9 @@ def _pause(policy: JSON, request: SteeringRequest) -> Change:
 
 def _resume(policy: JSON, request: SteeringRequest) -> Change:
     """Return the patch that ends the pause of a policy or, if it is not paused, continues a rollout that was halted by
-    failures. Raises Trouble if the policy is not paused and either its rollout is not halted or the operator has not
-    processed its generation yet. With --all no GPUNodes are read, so only pauses can be ended."""
+    failures. Both need a confirmation. Raises Trouble if the policy is not paused and either its rollout is not halted
+    or the operator has not processed its generation yet. With --all no GPUNodes are read, so only pauses can be ended.
+    """
     name, generation = text(policy, "metadata", "name"), whole(policy, "metadata", "generation")
     if part(policy, "spec", "rollout", "paused") is True:
         means = "nodes will start to change again, and earlier failures no longer count"
@@ -141,8 +142,8 @@ def _resume(policy: JSON, request: SteeringRequest) -> Change:
 
 
 def _retry(node: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that makes the operator try a failed or deferred node again. Raises Trouble if the operator
-    would ignore it. If the status of the node may not be read, this is not checked."""
+    """Return the patch that makes the operator try a failed or deferred node again. It needs a confirmation. Raises
+    Trouble if the operator would ignore it. If the status of the node may not be read, this is not checked."""
     means = (
         "the operator will retry this node under its policy's rules and drain it first, which may evict pods"
     )

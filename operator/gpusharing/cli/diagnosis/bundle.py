@@ -298,9 +298,10 @@ async def _all(client: KubeClient, resource: Resource, namespace: str | None) ->
 
 
 async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
-    """Add to `bundle` the last LINES lines of the logs, `scrubbed`, of each of WORKLOADS in this namespace, from at
-    most MOST_LOGS pods of each; pods that are not Ready come first. Pods that are left out and logs that cannot be read
-    are recorded in `gaps`. If the pods cannot be listed, nothing is added or recorded. No KubeError is raised."""
+    """Add to `bundle`, as NAMESPACE/logs/POD.log, the last LINES lines of the logs, `scrubbed`, of each of WORKLOADS in
+    this namespace, from at most MOST_LOGS pods of each; pods that are not Ready come first. Pods that are left out and
+    logs that cannot be read are recorded in `gaps`. If the pods cannot be listed, nothing is added or recorded. No
+    KubeError is raised."""
     try:
         pods = await list_of(session.client, kinds.PODS, namespace=namespace)
     except KubeError:
