@@ -120,7 +120,8 @@ def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing:
 def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
     """Return a sentence that says within what time the operator lists the pods of a Blocked node again
     (docs/adr/0018-looks-at-blocked-nodes.md), and how to make it do so at once. Empty if the node is not blocked by
-    pods. `seconds` is how long a round over all blocked nodes takes if each poll lists one node."""
+    pods. `seconds` is how long a round over all blocked nodes takes if each poll lists one node. The time is never
+    below LONGEST."""
     if node.phase != Phase.BLOCKED or not node.blockers:
         return ()
     within = length(max(LONGEST, timedelta(seconds=seconds / LOOKS)))
@@ -171,8 +172,8 @@ def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]
 
 
 def _title(answer: NodeAnswer, now: datetime) -> Line:
-    """Return the first line: the node, its policy, its phase and reason (or `not managed` if it has no phase), how
-    long ago the phase began, and until when it lasts. The last two are left out if they are unknown."""
+    """Return the first line: the node, its policy (or `no policy`), its phase and reason (or `not managed` if it has no
+    phase), how long ago the phase began, and until when it lasts. The last two are left out if they are unknown."""
     since = age(answer.node.entered, now)
     when = f"  since {since}" if since else ""
     until = f", until {_ENDS.get(answer.node.deadline, answer.node.deadline)}" if answer.node.deadline else ""

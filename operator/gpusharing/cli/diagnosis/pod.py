@@ -312,8 +312,9 @@ def _on_node(case: PodCase) -> str:
 
 
 def _unadvertised(case: PodCase) -> str:
-    """Explain a pod that requests a resource which no node advertises or will advertise, so that waiting does not help.
-    If nothing is known about nodes, say so instead. Empty if there is no such resource."""
+    """Explain a pod that requests resources which no node advertises or will advertise, so that waiting does not help.
+    All of them are named, each with the question of `_suggest`. If nothing is known about nodes, say so instead. Empty
+    if there is no such resource."""
     if not case.rooms:
         return "it is unknown which nodes have what this pod requests"
     absent = sorted(case.asks.keys() - {name for room in case.rooms for name in room.names})
@@ -328,8 +329,8 @@ def _unadvertised(case: PodCase) -> str:
 
 def _suggest(case: PodCase, absent: str) -> str:
     """Return a question, preceded by a space, whether another resource that the pod may use was meant instead of
-    `absent`, and how many of it are known to be free. For a MIG profile it is the smallest with at least as many slices
-    and as much memory, for any other name the most similar. Empty if there is none."""
+    `absent`. It ends with how many of it are known to be free, which may be 0. For a MIG profile it is the smallest
+    with at least as many slices and as much memory, for any other name the most similar. Empty if there is none."""
     bare = {name.partition("/")[2]: name for room in case.rooms for name in (*room.now, *room.after)}
     word = absent.partition("/")[2]
     sizes = {one: tuple(map(int, size.groups())) for one in (word, *bare) if (size := _PROFILE.match(one))}
@@ -409,8 +410,9 @@ is empty."""
 
 
 def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
-    """Draw the answer: the pod and its status, what each pool has for it, the guard for tenants, the conclusion, and
-    the notes. Nodes with SIMULATED GPUs are named above it."""
+    """Draw the answer: the pod with its request, its status, the scheduler's message, what each pool has for it, the
+    other resources that will be advertised, the guard for tenants, the conclusion, and the notes. Empty parts are left
+    out. Nodes with SIMULATED GPUs are named above it."""
     requests = ", ".join(f"{count} {name}" for name, count in sorted(answer.asks.items()))
     asks = answer.fraction or requests or "no GPU"
     ink = Ink.GOOD if answer.node else Ink.WAITING

@@ -55,9 +55,9 @@ def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None
 
 
 def find_overlooked(pod: JSON) -> tuple[str, ...]:
-    """Return those fields of the pod because of which the scheduler may exclude nodes, but which are not evaluated
-    here: rules about other pods and topology, ResourceClaims, volumes with claims, another scheduler, and host ports.
-    Empty if it has none of them."""
+    """Return the paths of those fields of the pod because of which the scheduler may exclude nodes, but which are not
+    evaluated here, such as `spec.affinity.podAffinity`: required rules about other pods and topology, ResourceClaims,
+    volumes with claims, another scheduler, and host ports. Empty if it has none of them."""
     spec = section(pod, "spec")
     volumes, containers = entries(spec, "volumes"), entries(spec, "containers")
     spreads = entries(spec, "topologySpreadConstraints")
@@ -80,8 +80,9 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
 
 def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
     """Return what the terms require of a node that matches none of them: the first unmet row of each term, joined by
-    `or`. Empty if the node's `labels` match a term, or if there are no terms. A row with an unknown operator
-    matches no node: the API server refuses such rows, and the scheduler treats them as unmet."""
+    `or`. Empty if the node's `labels` match a term, or if there are no terms. A term without rows matches every node. A
+    row with an unknown operator matches no node: the API server refuses such rows, and the scheduler treats them as
+    unmet."""
     wanted = []
     for term in terms:
         missing = [row for row in term if row[1] not in _OPERATORS or not holds(labels, row)]
@@ -126,7 +127,8 @@ NOTE = (
 def find_fraction(raw: JSON) -> tuple[str, int]:
     """Return a description of the fraction of a GPU that the Pod's annotations request from KAI-Scheduler, and the
     number of GPUs of which it requests that fraction, at least 1. Return an empty string and 0 if it requests none, or
-    if its scheduler is the default one."""
+    if its scheduler is the default one. The fraction is shown as it is written; a number that is not valid counts as 1.
+    """
     annotations = texts(part(raw, "metadata", "annotations"))
     memory, devices = annotations.get("gpu-memory", ""), annotations.get("gpu-fraction-num-devices", "1")
     share = annotations.get("gpu-fraction", f"{memory} MiB" if memory else "")
@@ -274,10 +276,10 @@ def find_refusal(pod: JSON, policy: str, spec: GPUSharingPolicySpec | None) -> s
 def explain_guard(
     raw: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, namespace_labels: Mapping[str, str]
 ) -> str:
-    """Return sentences about the isolation label of the namespace of a pod, and about nodes with an admitted mode that
-    do not have what the pod requests (`rooms`). The last sentence has no period. Empty if the namespace has no such
-    label, if the pod requests no GPU resource, or if it already has a node. Empty also if neither its node selector nor
-    its required node affinity names the routing label, as in a pod that is older than the isolation label."""
+    """Return sentences about the isolation label of the namespace of a pod: what it admits, whether no node has an
+    admitted mode, and which nodes with one do not advertise what the pod requests. The last sentence has no period.
+    Empty if the namespace has no such label, if the pod requests no GPU resource or already has a node, or if neither
+    its node selector nor its required node affinity names the routing label."""
     asks, admitted = pod_requests(raw), find_admitted(namespace_labels)
     required = {
         *texts(part(raw, "spec", "nodeSelector")),

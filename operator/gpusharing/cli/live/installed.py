@@ -54,10 +54,11 @@ class InstalledOperator:
 
 async def read_installed(client: KubeClient) -> InstalledOperator:
     """Find the operator's Deployment in any namespace (the first, if there are several). Return its settings, its
-    version, and the claims and failures on its Lease, with notes about what could not be read and about a version
-    other than this plugin's. If there is no Deployment, return the chart's defaults with the namespace of the GPU
-    Operator, a note, and `missing` set. If Deployments cannot be listed (Forbidden or NotFound), return the chart's
-    defaults with a note. Raises any other KubeError."""
+    version, and the claims and failures on its Lease, with notes about what could not be read and about a version other
+    than this plugin's. The setting `pod_name` is the leader's pod, or else any pod of the operator. If there is no
+    Deployment, return the chart's defaults with the namespace of the GPU Operator, a note, and `missing` set. If
+    Deployments cannot be listed (Forbidden or NotFound), return the chart's defaults with a note. Raises any other
+    KubeError."""
     try:
         deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound) as error:
