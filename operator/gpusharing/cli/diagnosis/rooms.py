@@ -80,9 +80,9 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
 
 def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
     """Return what the terms require of a node that matches none of them: the first unmet row of each term, joined by
-    `or`. Empty if the node's `labels` match a term, or if there are no terms. A term without rows matches every node. A
-    row with an unknown operator matches no node: the API server refuses such rows, and the scheduler treats them as
-    unmet."""
+    `or`. Empty if the node's `labels` match a term, or if there are no terms. Each term must have a row, as those of
+    `node_terms` do. A row with an unknown operator matches no node: the API server refuses such rows, and the scheduler
+    treats them as unmet."""
     wanted = []
     for term in terms:
         missing = [row for row in term if row[1] not in _OPERATORS or not holds(labels, row)]

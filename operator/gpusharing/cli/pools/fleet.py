@@ -105,9 +105,10 @@ class PoolStatus(Summary):
 
     @property
     def state(self) -> State:
-        """The most urgent state of its nodes, but at least BLOCKED if a node waits for a person. If all nodes are done,
-        or there are none, but the policy is not Synced or its generation not yet processed, the state is WAITS if the
-        operator will go on by itself, else BLOCKED. A Synced policy without nodes is DONE."""
+        """The most urgent state of its nodes, but at least BLOCKED if a node waits for a person. A policy that is not
+        Synced, or whose generation is not yet processed, is not DONE even if all its nodes are or it has none. It is
+        then WAITS if its generation is unprocessed or its status is empty, `Deleting` or the name of a phase, else
+        BLOCKED."""
         states = {node.state for node in self.members}
         if any(node.deadline == PERSON for node in self.members):
             states.add(State.BLOCKED)

@@ -119,8 +119,9 @@ def describe_health(pools: Sequence[PoolStatus], unowned: Sequence[NodeStatus], 
 
 
 def tell_health(pools: Sequence[PoolStatus]) -> tuple[str, str]:
-    """Return two texts. The first counts the pools in the states FAILED and BLOCKED and names at most three of them; it
-    is a sentence without its period. The second has the numbers of all pools and nodes, by state, and of their GPUs."""
+    """Return two texts. The first counts the pools in the states FAILED and BLOCKED, also if there are none, and names
+    at most three of them; it is a sentence without its period. The second has the numbers of all pools and nodes, by
+    state, and of their GPUs."""
     names = [pool.name for pool in pools if pool.state in (State.FAILED, State.BLOCKED)]
     health = f"{counted(len(names), 'pool needs', 'pools need')} attention{': ' * bool(names)}{some(names)}"
     members = [node for pool in pools for node in pool.members]
@@ -197,8 +198,8 @@ def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
 
 
 def describe_events(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
-    """Draw age, reason and note of each Event about a pool: all on wide paper, otherwise the newest MOST. Empty if
-    there are none or they were not read."""
+    """Draw age, reason and note of each Event about a pool, the oldest first: all on wide paper, otherwise the newest
+    MOST. Empty if there are none or they were not read."""
     lines: list[Line] = []
     for event in (pool.events or ())[0 if paper.wide else -MOST :]:
         ink = Ink.WAITING if text(event, "type") == "Warning" else Ink.FAINT
@@ -277,8 +278,9 @@ def as_data(
 
 
 def pool_data(pool: PoolStatus, now: datetime) -> PoolData:
-    """Return one pool as plain data, including all of its nodes, but not their histories, and all of its Events;
-    `events` is None if they were not read."""
+    """Return one pool as plain data, including all of its nodes, but not their histories, and how many seconds its
+    change may still take, or None. `events` has all of its Events, each as its time, type, reason and note; None if
+    they were not read."""
     estimate, keys = find_estimate(pool, now), ("eventTime", "type", "reason", "note")
     data = to_wire(replace(pool, members=()))
     members = [
@@ -360,9 +362,9 @@ BESIDE = FleetVerb(
 def choose(
     pools: Pools, unowned: Sequence[NodeStatus], typed: Namespace, where: str
 ) -> tuple[Pools, Sequence[NodeStatus]]:
-    """Return the pools that the user named, or all `pools`, which are already those of the selector. Return the nodes
-    without a policy, too, if the user chose no policies. Raises Trouble if the cluster `where` has no pool with one of
-    the names, or if there are both names and a selector."""
+    """Return the pools that the user named, in the order of the names, or all `pools`, which are already those of the
+    selector. Return the nodes without a policy, too; none if the user chose policies by name or selector. Raises
+    Trouble if the cluster `where` has no pool with one of the names, or if there are both names and a selector."""
     if typed.policy and typed.selector:
         raise Trouble("pass either names of policies or -l LABELS, not both")
     chosen = [find_pool(pools, name, where) for name in dict.fromkeys(typed.policy)]

@@ -137,7 +137,8 @@ def _beginning(spans: Iterable[tuple[datetime, datetime]]) -> datetime | None:
 
 def _track(node: str, change: Sequence[Stretch], begin: datetime, end: datetime) -> Track:
     """Return the part of a node's change that lies between `begin` and `end`. Its duration is that of the whole change,
-    from its first phase to Synced, or None unless the change has ended in Synced."""
+    from the first phase that belongs to it (`Stretch.moves`, so without Pending or Blocked) to Synced. The duration is
+    None unless the change has ended in Synced."""
     cut = (replace(one, begin=max(one.begin, begin), end=min(one.end, end)) for one in change)
     moving = _moving(change)
     took = None if moving is None or change[-1].state is not State.DONE else change[-1].begin - moving[0]
@@ -212,7 +213,8 @@ def durations(members: Iterable[NodeStatus], now: datetime) -> list[timedelta]:
 
 def _changes(node: NodeStatus, now: datetime) -> tuple[list[timedelta], timedelta | None]:
     """Return how long each past change of a node took (`durations`), and how long the one that is under way has taken
-    so far, without the time in Failed. The second result is None if no change is under way."""
+    so far. Both are without the time in Failed. The second result is None unless the node is in the state MOVES.
+    Without a history, that change began when the node entered its phase."""
     lengths: list[timedelta] = []
     # The phase that the node is in may be missing in the history; its time then counts as that of the change.
     taken = now - node.entered if node.entered is not None and not node.history else None
