@@ -52,7 +52,8 @@ class MetricsAccess:
     """
 
     def __init__(self, api: KubeClient, clock: Callable[[], float] = time.monotonic) -> None:
-        """Send the reviews through `api`, in the event loop that is running now. `clock` returns monotonic seconds."""
+        """Send the reviews through `api`, in the event loop that is running now. `clock` returns monotonic seconds.
+        Raises RuntimeError outside a running event loop."""
         self._api, self._clock = api, clock
         self._loop = asyncio.get_running_loop()
         self._alone, self._places = threading.Lock(), threading.Semaphore(MOST_WAITING)

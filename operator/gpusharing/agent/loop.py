@@ -166,8 +166,8 @@ class AgentLoop:
         and `use`, update the meter, and report if something changed. If a newer request came meanwhile and the GPUs can
         be read, `_turns` is woken, so that the next turn follows at once. Raises RestartNeeded.
 
-        While the GPUNode does not exist, nothing is read or reported: `use` becomes None, and the meter is updated with
-        what pods hold if this process has read the GPUs before.
+        While the GPUNode does not exist, nothing is read or reported: `use` becomes None, the error of the last report
+        is cleared, and the meter is updated with what pods hold if this process has read the GPUs before.
         """
         node = self._own.node
         if node is None:  # no request and nowhere to report; in the middle of a change NVML must stay closed

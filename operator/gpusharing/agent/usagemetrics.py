@@ -192,7 +192,8 @@ def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
 
 def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
     """Yield the metrics of each pair of a pod and a device. A pair has no metrics about processes if some processes on
-    the device cannot be seen, or if some belong to a pod whose name is unknown, because that may be this pod."""
+    the device cannot be seen, or if some belong to a pod whose name is unknown, because that may be this pod. Memory or
+    SM time that the driver does not report is absent too."""
     slices = _family("pod_slices", "Slices of a device that are allocated to a pod.", *POD, "resource")
     processes = _family(
         "pod_processes",

@@ -71,7 +71,9 @@ class Conclusion:
 
     @property
     def data(self) -> ConclusionData:
-        """The verdict as plain data. The seconds are None if they are unknown or nothing changes."""
+        """The verdict as plain data: outcome, exit status, text, the numbers of nodes and evicted pods, how long the
+        changes take, whether it is an estimate, and the words of --fail-on that apply. The seconds are None if they are
+        unknown or nothing changes."""
         pods, complete = count_evicted(self.steps)
         low, high = [int(one.total_seconds()) for one in self.lasts] or (None, None)
         return {

@@ -274,7 +274,7 @@ async def gather(session: Session, at: datetime) -> Bundle:
 def _lists(ours: Sequence[str], namespaces: Sequence[str]) -> Iterator[tuple[str, Resource, str | None]]:
     """Yield the file, the kind and the namespace (None for all namespaces) of each list in the bundle. `ours` are the
     namespaces of our workloads, whose Deployments are read; `namespaces` also include that of NVIDIA's components.
-    DaemonSets, Pods and Events are read in all of these."""
+    DaemonSets, Pods and Events are read in all of these, and Events in `default` too."""
     yield "policies.json", kinds.POLICIES, None
     yield "gpunodes.json", kinds.GPUNODES, None
     yield "nodes.json", kinds.NODES, None

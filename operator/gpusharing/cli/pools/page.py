@@ -194,10 +194,10 @@ def _pool(
     most: int | None,
     link: Link,
 ) -> Markup:
-    """Return the section of one pool: heading, bar, facts, Events if they were read, nodes, last rollout and cards.
-    Nodes that need a person's attention come first and those that are done last. At most `most` nodes are listed, and a
-    sentence says how many are left out. There is no bar without nodes, or if `most` is a number and the pool has more
-    than DRAWN nodes. `name` is the id of the heading."""
+    """Return the section of one pool: heading, product, bar with a legend, facts, Events if they were read, nodes, last
+    rollout and cards. Nodes that need a person's attention come first and those that are done last. At most `most`
+    nodes are listed, and a sentence says how many are left out. There is no bar without nodes, or if `most` is a number
+    and the pool has more than DRAWN nodes. `name` is the id of the heading."""
     first = {node.name: rank for rank, node in enumerate(pool.changing)}
     members = sorted(pool.members, key=lambda node: (node.state is State.DONE, first.get(node.name, 0)))
     shown, (title, *_) = members[:most], status.describe_title(pool, PAPER)
