@@ -64,10 +64,10 @@ class MetricsAccess:
         """Why the last review failed; empty if it did not."""
 
     def decide(self, authorization: str) -> Decision:
-        """Return the decision about a request with this Authorization header (empty if it has none): UNAUTHENTICATED
-        without a Bearer token, a cached decision at once, and otherwise the API server's, or UNDECIDED if the review
-        fails. One token is reviewed at a time, for up to PATIENCE. If MOST_WAITING requests are already waiting, the
-        decision is UNDECIDED at once. Must not be called from the event loop."""
+        """Return the decision about a request with this Authorization header, which is empty if it has none. Without a
+        Bearer token it is UNAUTHENTICATED. A cached decision is returned at once. Otherwise the API server reviews one
+        token at a time, for up to PATIENCE. The decision is UNDECIDED after a failure, and at once if MOST_WAITING
+        requests wait. Must not be called from the event loop."""
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:

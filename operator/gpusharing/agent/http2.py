@@ -141,10 +141,10 @@ class Conversation:
             yield frame
 
     def _take(self, frame: Frame) -> None:
-        """Process one frame, and queue the answer to a ping. Frames that do not matter to these calls are ignored.
-        Raises ValueError for a push, a frame that interrupts a block of headers, a CONTINUATION frame without a block,
-        a frame of a stream that we never opened, a block that is too long, or settings that allow no call. Raises
-        HPACKError for headers that cannot be decoded."""
+        """Process one frame, and queue the answer to a ping. Frames that do not matter here are ignored. Raises
+        ValueError for a push, a frame that interrupts a block of headers, a CONTINUATION outside a block, an unknown
+        stream, a block that is too long, or settings that allow no call. Raises HPACKError for headers that cannot be
+        decoded."""
         if (self._headers is None) is isinstance(frame, ContinuationFrame):
             raise _refused(
                 "another frame interrupted a header block, or a CONTINUATION frame arrived outside a header block"

@@ -214,10 +214,10 @@ class AgentLoop:
                     await self._wake.wait()
 
     async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:
-        """Read the GPUs, and return the new observation and the use of the GPUs. The observation answers `request`, or
-        an earlier one if its reading was still under way. If the reading failed or hangs, return `last` with the error,
-        and None. Updates `stats`, `reading` and `_hopeless`, and logs when the error changes. `_hopeless` becomes 0
-        after a success, and after an error that a new process would have too."""
+        """Read the GPUs, and return the new observation and their use. The observation answers `request`, or an earlier
+        one if its reading was under way. If the reading failed or hangs, return `last` with the error, and None.
+        Updates `stats` and `reading`, and logs when the error changes. `_hopeless` grows if a new process might not
+        have the error, else becomes 0."""
         answer = await self._reader.read(request)
         self.stats.readings[answer.outcome] += 1
         if answer.outcome == "ok":
@@ -249,10 +249,10 @@ class AgentLoop:
             raise RestartNeeded(error)
 
     def _current_allotment(self, holdings: Holdings | None) -> Allotment | None:
-        """Return who has how much of the GPUs now, and remember it; the remembered one is returned while nothing has
-        changed. None if `holdings` is None, nothing was read yet, or the kubelet no longer reports allocatable devices
-        as it did for the remembered one. Policy and phase are those that the GPUNode last had. A quiet node counts as
-        changing, too. Updates `_allocatable`."""
+        """Return who has how much of the GPUs now, or the remembered allotment if nothing has changed. None if
+        `holdings` is None, nothing was read yet, or the kubelet no longer reports allocatable devices as it did for the
+        remembered one. Policy and phase are those that the GPUNode last had. The node counts as changing in a phase of
+        CHANGING and while quiet."""
         if self.reading is None or holdings is None:
             return None
         policy, phase = self._shown

@@ -52,10 +52,10 @@ class UseOfGPUs:
         instances: Sequence[Instance | None],
         lists: Sequence[Sequence[Listed]],
     ) -> None:
-        """Record the memory of each of a GPU's devices, and their processes, with SM shares unless MIG is on. `devices`
-        are the GPU itself, or its MIG devices; `instances` has the instance of each, None for a whole GPU, and `lists`
-        the processes on each. UNKNOWN_PROCESS is not recorded; if the GPU lists it, the devices are marked as not
-        completely listed. Raises ValueError if the three sequences differ in length."""
+        """Record the memory of a GPU's devices, and their processes, with SM shares unless MIG is on. `devices` are the
+        GPU itself or its MIG devices, `instances` the instance of each (None for a whole GPU), and `lists` its
+        processes. UNKNOWN_PROCESS is not recorded; if the GPU lists it, its devices are not marked `all_listed`. Raises
+        ValueError if the sequences differ in length."""
         mig = gpu.mig_mode == "Enabled"
         complete = all(process.pid != UNKNOWN_PROCESS.pid for process in gpu.processes)
         for (handle, uuid), instance, listed in zip(devices, instances, lists, strict=True):

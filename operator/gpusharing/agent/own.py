@@ -64,8 +64,8 @@ class OwnNode:
         """Store `node`, the server's answer to our write, in the cache, or drop the cached object if `node` is None. An
         answer that is older than the cached object is ignored. `before` is the version that the write was based on.
 
-        If the answer has a lower version than `before`, the store was restored from a backup. The cache then accepts a
-        list with lower versions.
+        If the answer has a lower version than `before`, the store was restored from a backup. The cache may then accept
+        lists with lower versions.
         """
         if node is None:
             self._cache.drop(self.name)

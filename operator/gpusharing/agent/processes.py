@@ -114,10 +114,10 @@ class Processes:
         return known
 
     def _name(self, pid: int, ask: Callable[[int], str]) -> str:
-        """Return the name of a process without path and arguments. A real MPS daemon has its own name, whatever NVML
-        reports; an MPS server is real only if the MPS control daemon is its parent. Any other process has the name that
-        NVML reports, else that of its executable, else an empty one. If that is a daemon's name, its real program and
-        its parent are added in parentheses."""
+        """Return the name of a process without path and arguments. An MPS daemon whose executable can be read has its
+        own name, but an MPS server only if the MPS control daemon is its parent. Any other process has the name that
+        NVML reports, else that of its executable, else an empty one. If that is a daemon's name, program and parent
+        follow in parentheses."""
         known = self._examine(pid)
         if not known.reported_name and (reported := _first_word(ask(pid))):
             self._seen[pid] = known = replace(known, reported_name=reported)

@@ -81,8 +81,7 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
 def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
     """Return what the terms require of a node that matches none of them: the first unmet row of each term, joined by
     `or`. Empty if the node's `labels` match a term, or if there are no terms. Each term must have a row, as those of
-    `node_terms` do. A row with an unknown operator matches no node: the API server refuses such rows, and the scheduler
-    treats them as unmet."""
+    `node_terms` do. A row with an unknown operator matches no node, as for the scheduler."""
     wanted = []
     for term in terms:
         missing = [row for row in term if row[1] not in _OPERATORS or not holds(labels, row)]
@@ -276,10 +275,10 @@ def find_refusal(pod: JSON, policy: str, spec: GPUSharingPolicySpec | None) -> s
 def explain_guard(
     raw: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, namespace_labels: Mapping[str, str]
 ) -> str:
-    """Return sentences about the isolation label of the namespace of a pod: what it admits, whether no node has an
-    admitted mode, and which nodes with one do not advertise what the pod requests. The last sentence has no period.
-    Empty if the namespace has no such label, if the pod requests no GPU resource or already has a node, or if neither
-    its node selector nor its required node affinity names the routing label."""
+    """Return sentences about the isolation label of a pod's namespace: what it admits, whether no node has an admitted
+    mode, and which nodes with one do not advertise what the pod requests. The last has no period. Empty without such a
+    label, if the pod requests no GPU resource or has a node, or if its node selector and required affinity do not name
+    the routing label."""
     asks, admitted = pod_requests(raw), find_admitted(namespace_labels)
     required = {
         *texts(part(raw, "spec", "nodeSelector")),

@@ -105,10 +105,9 @@ class PoolStatus(Summary):
 
     @property
     def state(self) -> State:
-        """The most urgent state of its nodes, but at least BLOCKED if a node waits for a person. A policy that is not
-        Synced, or whose generation is not yet processed, is not DONE even if all its nodes are or it has none. It is
-        then WAITS if its generation is unprocessed or its status is empty, `Deleting` or the name of a phase, else
-        BLOCKED."""
+        """The most urgent state of its nodes, but at least BLOCKED if a node waits for a person. If all nodes are done,
+        or there are none, a policy that is Synced and processed is DONE. Another is WAITS if its generation is
+        unprocessed or its status is empty, `Deleting` or the name of a phase, else BLOCKED."""
         states = {node.state for node in self.members}
         if any(node.deadline == PERSON for node in self.members):
             states.add(State.BLOCKED)
