@@ -211,7 +211,8 @@ def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterS
 
 def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
     """Return the snapshot with reports of agents that are inferred from labels and allocatable resources (`presume`).
-    They replace all reports it had. A node for which nothing can be inferred has no report."""
+    They replace all reports it had, and `agents` then has exactly the nodes with such a report. A node for which
+    nothing can be inferred has none."""
     presumed = {name: presume(node, snapshot.stack) for name, node in snapshot.nodes.items()}
     gpunodes = {name: gpunode for name, gpunode in presumed.items() if gpunode is not None}
     return replace(snapshot, gpunodes=gpunodes, agents=frozenset(gpunodes))
@@ -252,8 +253,8 @@ def _why(plan: RolloutPlan, policy: str, node: str) -> str:
 
 
 def _plan(snapshot: ClusterSnapshot, proposed: Iterable[ProposedPolicy], now: datetime) -> RolloutPlan:
-    """Return the plan with the proposed policies applied, as the operator would make it after its configuration has
-    reached all nodes."""
+    """Return the plan for the snapshot's policies and the proposed ones together. It assumes that the operator has
+    already written its ConfigMaps for them, and that these have reached all nodes."""
     views = [*snapshot.policies, *(policy_view(applied(None, one.manifest)) for one in proposed)]
     snapshot = replace(snapshot, policies=tuple(sorted(views, key=lambda view: view.name)))
     plan = plan_rollout(snapshot, now)
@@ -268,13 +269,11 @@ def _plan(snapshot: ClusterSnapshot, proposed: Iterable[ProposedPolicy], now: da
 def find_steps(
     snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps, *, missing: bool = False
 ) -> Iterator[tuple[str, str]]:
-    """Yield the purpose and the command of each step that remains, as far as it is needed: merge the admin's entries
-    into the operator's ConfigMaps (`helm upgrade`), wait until these are written, and name them in ClusterPolicy, or in
-    NVIDIA's own chart of the device plugin. They are named last, because a device plugin does not start if its Node
-    names an entry that the ConfigMap lacks.
+    """Yield the purpose and the command of each step that remains: merge the admin's entries into the operator's
+    ConfigMaps (`helm upgrade`), and name these in ClusterPolicy or in NVIDIA's own chart of the device plugin
+    (`_point`). Between them, but only if there is the last step, wait until the ConfigMaps are written.
 
-    If the operator is `missing`, the steps are to install it with the admin's ConfigMaps, and to run import again. That
-    run yields the others, because agents have read the GPUs by then.
+    If the operator is `missing`, the steps are only to install it with the admin's ConfigMaps, and to run import again.
     """
     if missing:
         settings = snapshot.settings

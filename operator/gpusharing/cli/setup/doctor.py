@@ -154,9 +154,9 @@ async def _examine(client: KubeClient) -> Examination:
 
 
 async def _as_installed(client: KubeClient, view: InstallationView) -> InstallationView:
-    """Return the view, or a copy in which our kinds are not served instead of unread if the user may not read them and
-    the API server does not serve them. The server checks rights first, so Forbidden does not show whether it serves a
-    kind, but its discovery does. Raises KubeError if discovery fails."""
+    """Return the view. If the user may not read one of our kinds, ask the server's discovery. If that does not list
+    GPUNode, return a copy in which these kinds are not served instead of unread. Forbidden does not show whether a kind
+    is served, because the server checks rights first. Raises KubeError if discovery fails."""
     hidden = OUR_KINDS & view.unread.keys()
     if not hidden or await client.served(GPUNODES):
         return view
@@ -198,11 +198,13 @@ async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
 async def _with_pointed(
     client: KubeClient, view: InstallationView
 ) -> tuple[InstallationView, PluginEntries | None]:
-    """Return `view` together with the ConfigMaps that ClusterPolicy names instead of ours, and the entries of the
-    device plugin's ConfigMap, which may be ours. A ConfigMap that does not exist is added as empty; its entries
-    have no texts, but name the namespaces that have a ConfigMap of this name. One that may not be read (Forbidden)
-    is not added. The entries are None if ClusterPolicy names no ConfigMap for the device plugin, or if it may not
-    be read. Raises any other KubeError."""
+    """Return `view` with the ConfigMaps that ClusterPolicy names added, and the device plugin's entries. Our own and
+    mig-manager's default are not added, nor one that may not be read (Forbidden). One that does not exist is added as
+    empty.
+
+    The entries are None if ClusterPolicy names no ConfigMap for the device plugin, or if it may not be read. They have
+    no texts if it does not exist. Raises other KubeErrors.
+    """
     stack, place, maps, entries = view.followed_policy, view.place, dict(view.config_maps), None
     plugin = stack.plugin_config_name if stack is not None else ""
     pointed = {plugin, stack.mig_config_name if stack is not None else ""}

@@ -165,9 +165,9 @@ def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) ->
 
 
 def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
-    """Return the objection to MIG instances on a node without the MIG label, which were created without mig-manager:
-    by the program `nos` or by hand. It says which label to set; if no well-known name fits, it says to set the name
-    of an entry with this layout. `gpus` must not be empty."""
+    """Return the objection to MIG instances on a node without the MIG label, because nothing would recreate them after
+    a reboot. It tells the user to set the label: to the well-known name for this layout or, if there is none, to the
+    name of an entry that has it. `gpus` must not be empty."""
     layouts = tuple(gpu.layout for gpu in gpus)
     known = (name for name in generated_layouts(gpus[0].profiles) if well_known(gpus, name) == layouts)
     label = f"kubectl label node {node.name} {names.LABEL_MIG_CONFIG}="
@@ -182,9 +182,10 @@ def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
 
 
 def _find_beyond(config: PluginConfig, advertised: Set[str], *, with_mig: bool) -> str:
-    """Return the first objection to a device plugin that does what no policy can express; empty if there is none.
-    `config` has a row for each of `advertised`, the resource names that the plugin would advertise without sharing.
-    `with_mig` is true if any of the GPUs has MIG on."""
+    """Return the first thing that the device plugin does and no policy can express, in this order: whole GPUs with MIG
+    on (`with_mig`), different replica counts, too many replicas, only some of the `advertised` resources shared, MPS
+    with MIG on, MPS with failRequestsGreaterThanOne false. Empty if there is none. `config` may only share resources in
+    `advertised`."""
     sharing = config.sharing
     replicas = sharing.replicas if sharing is not None else ()
     counts = ", ".join(f"{name}: {count}" for name, count in replicas)
@@ -225,8 +226,9 @@ def find_inexpressible(text: str) -> tuple[str, ...]:
 
 
 def _paths(value: object, path: str) -> Iterator[str]:
-    """Yield the path of every value below `value` that is not a mapping, such as `sharing.mps.resources`; a list counts
-    as one value. `path` is the path of `value` itself, or empty for the whole document."""
+    """Yield the path of every value in `value` that is not a mapping, such as `sharing.mps.resources`. A list counts as
+    one value, and an empty mapping yields nothing. `path` is the path of `value` itself, or empty for the whole
+    document."""
     if path and not isinstance(value, dict):
         yield path
     for key, item in value.items() if isinstance(value, dict) else ():
@@ -237,9 +239,9 @@ def _paths(value: object, path: str) -> Iterator[str]:
 
 
 def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: StackView) -> Spec:
-    """Return the mode and its settings that describe what the node serves. If the node's label is a well-known name
-    for its MIG layout, that name is used. Otherwise each layout is written out, with the indexes of the GPUs that have
-    it, or `all` if all GPUs have the same; a GPU without instances has no profiles."""
+    """Return the mode and its settings that describe what the node serves. The mode is MIG if a GPU has MIG on,
+    otherwise that of the sharing, or Full. If the node's label is a well-known name for the MIG layout, that name is
+    used. Otherwise each layout is written out, with the indexes of its GPUs, or `all` if it is the only one."""
     sharing, layouts = config.sharing, tuple(gpu.layout for gpu in gpus)
     mode = "Full" if sharing is None else "MPS" if sharing.strategy == "mps" else "TimeSlicing"
     shares = {} if sharing is None else {"mps" if mode == "MPS" else "timeSlicing": _shares(sharing)}

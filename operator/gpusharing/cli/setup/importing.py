@@ -135,8 +135,8 @@ async def _data(session: Session, snapshot: ClusterSnapshot, name: str) -> Mappi
 
 def summary(answer: Import) -> str:
     """Return a line that counts the policies, their nodes, the steps that come first and the nodes that are left out,
-    and refers to the comments for the rest. If there are neither policies nor nodes left out, say that there is nothing
-    to propose or no GPU node."""
+    even if a count is 0, and refers to the comments for the rest. If there are neither policies nor nodes left out, say
+    that every GPU node has a policy (`owned`) or that there is no GPU node."""
     if not answer.proposed and not answer.left_out:
         every = "There is nothing to propose: every GPU node already has a policy."
         return every if answer.owned else "There is no GPU node."
@@ -147,9 +147,9 @@ def summary(answer: Import) -> str:
 
 
 def find_remarks(answer: Import) -> Iterator[str]:
-    """Yield what the user must know in addition to the policies, one line each: the steps to take first, each followed
-    by its command; which nodes are left out and why; and what the policies do not express. A reason that differs
-    between nodes only in the name of the node is given once, with NODE in its place."""
+    """Yield what the user must know, one line each: the steps to take first, each followed by its command; the nodes
+    that are left out and why; policies that select nodes by host name; and what the policies do not express. A reason
+    that differs between nodes only in the node's name is given once, with NODE in its place."""
     for number, (about, command) in enumerate(answer.steps, 1):
         yield f"{number}. {about}:"
         yield f"   {command}"
@@ -179,7 +179,8 @@ def find_remarks(answer: Import) -> Iterator[str]:
 
 def as_yaml(answer: Import, remarks: Sequence[str]) -> str:
     """Return a YAML file for `kubectl apply -f -`: the remarks as comments, then the policies, each preceded by a
-    comment that says which nodes it is for. If there are policies and they are not presumed, PROVEN comes first."""
+    comment that says which nodes it is for. If there are policies and they are not presumed, the first comment is
+    PROVEN."""
     import yaml  # importing it takes as long as a short command
 
     proven = [PROVEN] if answer.proposed and not answer.presumed else []

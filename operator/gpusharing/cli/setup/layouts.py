@@ -156,9 +156,9 @@ def as_data(answer: LegalLayouts) -> LayoutListData:
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Draw the layouts of a card, or list the cards if none is named (see VerbModule). Returns FAILED if the wanted
-    instances do not fit, otherwise DONE. Raises Trouble if the name does not match exactly one card, or if --fits
-    cannot be parsed."""
+    """Draw the layouts of a card. If none is named, list the cards that have MIG and ignore --fits (see VerbModule).
+    Returns FAILED if the wanted instances do not fit, otherwise DONE. Raises Trouble if the name does not match exactly
+    one card, or if --fits cannot be parsed."""
     if not typed.product:
         terminal.answer(
             CardListData,
@@ -173,8 +173,8 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 def pick(word: str) -> Card:
     """Return the card that `word` names: by NVML's name, with or without NVIDIA before it, by GPU Feature Discovery's
-    label, by our key, or by a part of one of these. A whole name comes before a whole word of one, and that before
-    any other part. Raises Trouble unless exactly one card matches."""
+    label, by our key, or by a part of one of these. Case and punctuation do not matter. A whole name comes before a
+    whole word of one, and that before any other part. Raises Trouble unless exactly one card matches."""
     plain = _plain(word)
     forms: tuple[Callable[[str], bool], ...] = (
         lambda name: plain in (name, name.removeprefix("nvidia-").removeprefix("tesla-")),

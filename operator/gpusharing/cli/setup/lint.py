@@ -84,8 +84,9 @@ def judge(documents: Sequence[Document]) -> Iterator[FindingData]:
 
 
 def _find_line(document: Document, path: str) -> int:
-    """Return the number of the line in the file that the path of a Fault leads to. A text in a ConfigMap is searched
-    only if it is a literal block, which has the same lines as the file."""
+    """Return the number of the line in the file that the path of a Fault leads to. For a path in a text of a ConfigMap,
+    that is a line of the text only if it is a literal block, which has the same lines as the file; otherwise it is the
+    line of the text's key."""
     outer, inside, inner = path.partition("|")
     number = document.line(outer)
     if not inside or not _BLOCK.search(document.text.splitlines()[number - document.before - 1]):
@@ -96,9 +97,10 @@ def _find_line(document: Document, path: str) -> int:
 def _find_faults(
     document: Document, policies: tuple[PolicyView, ...], readers: Mapping[str, str]
 ) -> Iterable[Fault]:
-    """Return what is wrong with a document, or a single fault with severity IGNORED, which says that it is not judged.
-    A document that cannot be read is an error if it mentions us or NVIDIA, and is ignored otherwise. `policies` are
-    those of the cluster, and `readers` the programs that read ConfigMaps, by the name of the ConfigMap."""
+    """Return what is wrong with a policy, a ClusterPolicy of NVIDIA's, or a ConfigMap or file that a program reads;
+    empty if nothing is. Any other document gives a single fault with severity IGNORED. One that is not YAML gives an
+    ERROR if it mentions us or NVIDIA, else IGNORED. `policies` are judged with a ClusterPolicy. `readers` are programs
+    by ConfigMap."""
     raw, kind = document.raw, text(document.raw, "kind")
     if isinstance(raw, Unreadable):
         return [("", str(raw), ERROR if _OURS.search(document.text) else IGNORED)]

@@ -42,8 +42,8 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Exit with status 1 if `action` has choices and `value` is none of them. `jsonpath` must be followed by `=`,
-        and no other value may be. The template after the `=` is not checked here."""
+        """Exit with status 1 if `action` has choices and `value` is none of them. The value `jsonpath` must be followed
+        by `=`, and no other value may have a `=`. The template after the `=` is not checked here."""
         choices = action.choices
         word, template, _ = str(value).partition("=")
         if choices is not None and (word not in choices or bool(template) != (word == JSONPATH)):
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
 def _meant(word: str, known: Iterable[str]) -> str:
     """Return a clause that begins with a semicolon and names the word of `known` that is most like `word`, or `word`
-    itself if it is known; empty if none is similar, and for numbers."""
+    itself if it is known. `jsonpath` is shown as `jsonpath=TEMPLATE`. Empty if no word is similar, and for numbers."""
     from gpusharing.api.nearest import did_you_mean
 
     clause = "" if word.isdigit() else did_you_mean(word, known)
@@ -168,7 +168,7 @@ class Verb:
 def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False) -> Verb:
     """Return a verb that patches objects, with its help `text`, the flags `more`, --dry-run and --yes. `what` is the
     kind of the objects, as the help and the completion name it. With `alone`, exactly one object must be named.
-    Otherwise at least one must be; if `more` has the flag --all, none need be."""
+    Otherwise the verb runs once for each named object; none need be named if `more` has the flag --all."""
     every = any("--all" in names for names, _ in more)
     objects = _argument("name", what, "or --all" if every else "one or more", "*" if every else "+")
     flags = (
@@ -182,7 +182,7 @@ def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False)
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the verb and its flags. Raises SystemExit with status 0 for --help, --version, `help [VERB]` and
-    `options`, after printing the answer, and with status 1 for invalid flags."""
+    `options`, after printing the answer, and with status 1 for invalid flags or if there is no verb."""
     typed = parser().parse_args(arguments)
     if typed.verb == HELP:
         return parse([*filter(None, [typed.topic]), "--help"])

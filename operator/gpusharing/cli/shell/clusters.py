@@ -130,9 +130,9 @@ async def ask_clusters(
 async def _reply(
     verb: FleetVerb, typed: Namespace, context: str, places: asyncio.Semaphore, first: float
 ) -> Reply:
-    """Ask one cluster as soon as `places` has a free place, and return its answer. A time-out, a Trouble or any
-    unexpected error becomes the error of the reply. The time until there is a place does not count. `first` is how
-    many seconds the cluster has for its first answer."""
+    """Ask one cluster as soon as `places` has a free place, and return its answer and its UID. A time-out, a Trouble or
+    any unexpected error becomes the error of the reply. The cluster has `first` seconds to log in and give the UID, and
+    then `Verb.beside` seconds for the rest. The time until there is a place does not count."""
     late = f"its login program did not finish within {first:g} s. Log in to context {context} first"
     kubeconfig = getattr(typed, "kubeconfig", "")
     try:

@@ -30,7 +30,8 @@ KINDS = {
 
 
 def main() -> None:
-    """Run the console script that kubectl looks for: print one suggestion on each line, then the directive."""
+    """Run the console script that kubectl looks for: print one suggestion on each line, then the directive that forbids
+    names of files. If the word is the name of a file, print only the directive that asks for them."""
     words = sys.argv[1:] or [""]
     suggestions = suggest(words, lambda kind: cluster_names(kind, words))
     print("\n".join([FILES] if suggestions is None else [*suggestions, NO_FILES]))
@@ -114,7 +115,8 @@ def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
     resource = known.get(kind, resource)
 
     async def ask() -> list[str]:
-        """List the objects and return their names. Raises Trouble or TimeoutError."""
+        """List the objects and return their names or, for HASHES, the hashes of the plans of those policies that are
+        named in `words`. Raises Trouble or TimeoutError."""
         async with asyncio.timeout(SECONDS), connected(kubeconfig, _value(words, "--context")) as session:
             objects = await session.all(resource, namespace or session.namespace)
         if kind == HASHES:

@@ -235,7 +235,8 @@ class Glyph:
 
 def bar(glyphs: Sequence[Glyph], paper: Paper, room: int) -> Line:
     """Return a line with one character for each glyph, in this order; neighbors of the same ink form one span. If there
-    are more glyphs than `room`, each character stands for several glyphs and is the worst of them.
+    are more glyphs than `room`, each character stands for several glyphs and is the worst of them. A `room` below 1
+    counts as 1.
 
     A glyph is worse if its ink comes later in _BADNESS: a failure is worse than a success.
     """

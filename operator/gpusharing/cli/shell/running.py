@@ -94,7 +94,8 @@ async def _everywhere(verb: VerbModule, typed: Namespace, contexts: Sequence[str
     contexts, each gets a heading, except in data. Raises Trouble at the end, if there was any."""
 
     async def run(context: str) -> int:
-        """Run the verb in one context. Raises Trouble."""
+        """Draw the heading if there are several contexts and the output is not data. Then run the verb in this context
+        and return its status. Raises Trouble."""
         if len(contexts) > 1 and not terminal.structured:
             terminal.show([BLANK, line(Span(f"context {context}", Ink.TITLE))])
         async with connected(getattr(typed, "kubeconfig", ""), context) as session:
@@ -104,14 +105,15 @@ async def _everywhere(verb: VerbModule, typed: Namespace, contexts: Sequence[str
 
 
 async def run_each(verb: VerbModule, session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb for each value of the argument `Verb.each`, with a blank line between the answers, and return the
-    `worst` exit status; run it once, without changing an argument, if the verb has no such argument. Raises Trouble at
-    the end, if there was any."""
+    """Run the verb once for each different value of the argument `Verb.each`, with a blank line between the answers,
+    and return the `worst` exit status. Run it once if the verb has no such argument, or if the argument has no value,
+    which then is an empty string. Raises Trouble at the end, if there was any."""
     each = typed.row.each
     values = tuple(dict.fromkeys(getattr(typed, each) or [""])) if each else ("",)
 
     async def run(value: str) -> int:
-        """Run the verb for one value. Raises Trouble."""
+        """Draw a blank line unless this is the first value or the output is data. Then run the verb with only this
+        value and return its status. Raises Trouble."""
         if value != values[0] and not terminal.structured:
             terminal.show([BLANK])
         return await verb.run(session, Namespace(**vars(typed) | ({each: value} if each else {})), terminal)
