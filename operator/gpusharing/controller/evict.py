@@ -45,12 +45,11 @@ class Evictor:
     on_action: Callable[[Action, str], None]
 
     def forget(self, snapshot: ClusterSnapshot) -> None:
-        """Forget the answers about nodes without a fence, except for accepted evictions and deletions whose end no
-        LIST has shown. Refusals are valid for one drain only: the next drain asks the budgets again.
+        """Forget the answers about nodes without a fence, except for accepted evictions and deletions that no LIST
+        reflects yet (`_unseen`). Refusals are valid for one drain only: the next drain asks the budgets again.
 
-        An accepted eviction is remembered beyond the drain until a LIST of the node's pods shows its end, because a
-        LIST that began earlier would show the pod as still to be evicted. Answers about a Node that is gone are
-        forgotten at once.
+        An accepted eviction is remembered beyond the drain until a LIST of the node's pods began after it, because an
+        earlier one would show the pod as still to be evicted. Answers about a Node that is gone are forgotten at once.
         """
         for name, memories in list(self.calls.evictions.items()):
             node = snapshot.nodes.get(name)
@@ -100,11 +99,15 @@ class Evictor:
         return False
 
     async def _ask(self, action: Evict | ForceDelete) -> tuple[Reason, str, float | None]:
-        """Send the call. Return the reason for its answer, the server's message, and the seconds that it asks us to
-        wait, or None. A pod that is gone or was replaced gives PODS_LEAVING without a message; after ODD_AFTER such
-        answers, or after EVICTION_ERROR, that counts as a failed call (`is_odd`). A failed call, also one without an
-        answer, gives EVICTION_ERROR or FORCE_DELETE_FAILED, and Invalid gives INTERNAL_ERROR. If the call got no
-        answer, the node is added to `calls.unsure`. Raises HeldBack, and errors that concern all calls."""
+        """Send the call. Return the answer as a Reason, the server's message, and the seconds that it asks us to wait,
+        or None.
+
+        An accepted call gives EVICTED or FORCE_DELETE. A refusal gives PDB, THROTTLED, FORBIDDEN, NAMESPACE_TERMINATING
+        or, for Invalid, INTERNAL_ERROR. A pod that is gone or was replaced gives PODS_LEAVING without a message; if
+        that `is_odd`, it is a failure. A failure, also a call without an answer, gives EVICTION_ERROR or
+        FORCE_DELETE_FAILED. Without an answer, the node is added to `calls.unsure`. Raises HeldBack, and errors that
+        concern all calls.
+        """
         retry_after: float | None = None
         done, failed = Reason.EVICTED, Reason.EVICTION_ERROR
         if isinstance(action, ForceDelete):
@@ -142,8 +145,9 @@ class Evictor:
 
 
 def _unseen(memories: Mapping[str, EvictionMemory], work: NodeWork | None) -> dict[str, EvictionMemory]:
-    """Return the accepted evictions in `memories`, by UID of the pod, whose end no LIST of the node's pods has shown
-    yet. A LIST that failed shows nothing."""
+    """Return the accepted evictions in `memories`, by UID of the pod, that no LIST of the node's pods reflects yet,
+    because none began after the answer. A LIST that failed does not count. An answer whose time is unknown is left out.
+    """
     listed_at = work.listed_at if work is not None and not work.error else None
     return {
         uid: memory

@@ -40,7 +40,8 @@ async def follow_policies(
     # Without a log-in kopf neither runs nor stops, so it has to retry, and sooner than after its default of a minute.
     @kopf.on.login(registry=registry, backoff=1.0)
     async def authenticate(**_: Any) -> kopf.AiohttpSession:
-        """Open a session with new credentials. kopf logs in again after TOKEN_LIFE, or when the server refuses it."""
+        """Open a session with new credentials, and add it to `sessions`, from which closed ones are removed. kopf logs
+        in again after TOKEN_LIFE, or when the server refuses it."""
         access, token = await credentials()
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=4, ssl=access.tls or True),

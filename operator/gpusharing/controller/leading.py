@@ -24,7 +24,8 @@ async def lead(
 ) -> None:
     """Run the loop and the watch of the policies until canceled, or until one of them raises an error, which is then
     raised in a group. Their metrics are added to the registry of `process`, and their health is stored in `role`. Every
-    write first checks that this process still leads (`LeaderLease.must_lead`)."""
+    write first checks that this process still leads (`LeaderLease.must_lead`). Long-lived objects are exempted from
+    garbage collection (`settle_heap`)."""
 
     def called(request: ApiRequest, status: int) -> None:
         """Report a call to the metrics and to the loop's progress."""

@@ -102,9 +102,9 @@ class NodeWrites:
         self.sources.gpunodes.accept(raw)
 
     async def _new_gpunode(self, action: EnsureGPUNode, spec: JSON) -> JSON:
-        """Create a GPUNode that the Node owns, record that in `created`, and return it. If one was created for this
-        Node before, the Node is read first. A slow watch may not have shown yet that the Node is gone; Kubernetes
-        would then delete the object at once, and we would create it again and again.
+        """Create a GPUNode that the Node owns, and return it. The attempt is recorded in `created`, even if it fails.
+        If there was one for this Node before, the Node is read first. A slow watch may not have shown yet that the Node
+        is gone; Kubernetes would then delete the object at once, and we would create it again and again.
 
         Raises NotFound if that Node is gone or was replaced by another one of its name, and AlreadyExists if somebody
         has created the GPUNode meanwhile.
@@ -119,9 +119,10 @@ class NodeWrites:
         return await self.client.create(GPUNODES, manifest)
 
     async def clear_requests(self, action: ClearRequests) -> bool:
-        """Remove the requests from the GPUNode on condition that it still has its newest known resourceVersion, store
-        the answer in the cache, and return True. If the cache has no GPUNode of this name, or one with other requests
-        than the action names, nothing is written and False is returned."""
+        """Remove the requests from the GPUNode, store the answer in the cache, and return True. If the cache has no
+        GPUNode of this name, or one with other requests than the action names, nothing is written and False is
+        returned. Raises Conflict, without another attempt, if the GPUNode has changed since its newest known
+        resourceVersion."""
         name, gpunodes = action.node, self.sources.gpunodes
         if name not in gpunodes.items or gpunodes.items[name].requests != action.requests:
             return False

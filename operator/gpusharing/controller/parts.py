@@ -74,7 +74,8 @@ class LoopParts:
             self.publisher.report_shared(action, self.now())
 
     async def close(self) -> None:
-        """End every call that is still under way, and return when all of them have ended."""
+        """End the calls of the publisher, the executor and the gatherer that are still under way, and return when all
+        of them have ended. The tasks of `sources` and the periodic tasks are not ended."""
         await self.publisher.close()
         await self.executor.crew.close()
         await self.gatherer.close()

@@ -125,11 +125,14 @@ class Publisher:
         await self.crew.close()
 
     async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
-        """Write the statuses that have changed, and post the pending Events. A write that takes too long continues in
-        the background, and its object is left out of later rounds until it has ended; writes that have not begun by
-        then are left to a later round. Return when the first write that was held back, refused, or prevented by
-        ServerAway or Unauthorized is due, or None if there is none. These two errors end the round. Errors of the
-        server, and errors in computing a status, are logged and not raised; a lost Lease is raised in a group."""
+        """Report nodes whose verdict has changed (`_notice`), write the statuses that have changed, and post the
+        pending Events. A write that takes too long continues in the background, and its object is left out of later
+        rounds until it has ended; writes that have not begun by then are left to a later round.
+
+        Return when the first write that was held back, refused, or prevented by ServerAway or Unauthorized is due, or
+        None if there is none. These two errors end the round. Errors of the server, and errors in computing a status,
+        are logged and not raised; a lost Lease is raised in a group.
+        """
         verdicts = {f"node/{v.node}": v for v in plan.verdicts.values() if self._is_news(v, snapshot)}
         policies = {f"policy/{policy.name}": policy for policy in snapshot.policies}
         for verdict in verdicts.values():

@@ -270,10 +270,10 @@ def find_steps(
     snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps, *, missing: bool = False
 ) -> Iterator[tuple[str, str]]:
     """Yield the purpose and the command of each step that remains: merge the admin's entries into the operator's
-    ConfigMaps (`helm upgrade`), and name these in ClusterPolicy or in NVIDIA's own chart of the device plugin
-    (`_point`). Between them, but only if there is the last step, wait until the ConfigMaps are written.
+    ConfigMaps (`helm upgrade`), wait until they are written, and name these ConfigMaps in ClusterPolicy or in NVIDIA's
+    own chart (`_point`). There is no wait without the last step.
 
-    If the operator is `missing`, the steps are only to install it with the admin's ConfigMaps, and to run import again.
+    If the operator is `missing`, the only steps are to install it and to run import again.
     """
     if missing:
         settings = snapshot.settings

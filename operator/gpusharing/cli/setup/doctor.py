@@ -198,12 +198,12 @@ async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
 async def _with_pointed(
     client: KubeClient, view: InstallationView
 ) -> tuple[InstallationView, PluginEntries | None]:
-    """Return `view` with the ConfigMaps that ClusterPolicy names added, and the device plugin's entries. Our own and
-    mig-manager's default are not added, nor one that may not be read (Forbidden). One that does not exist is added as
+    """Return `view` with the ConfigMaps that ClusterPolicy names added, and the device plugin's entries. Our own,
+    mig-manager's default, and any that may not be read (Forbidden) are not added; one that does not exist is added as
     empty.
 
-    The entries are None if ClusterPolicy names no ConfigMap for the device plugin, or if it may not be read. They have
-    no texts if it does not exist. Raises other KubeErrors.
+    The entries are None if no ConfigMap is named or it may not be read, and have no texts if it does not exist. Raises
+    other KubeErrors.
     """
     stack, place, maps, entries = view.followed_policy, view.place, dict(view.config_maps), None
     plugin = stack.plugin_config_name if stack is not None else ""

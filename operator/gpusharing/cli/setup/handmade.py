@@ -241,7 +241,7 @@ def _paths(value: object, path: str) -> Iterator[str]:
 def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: StackView) -> Spec:
     """Return the mode and its settings that describe what the node serves. The mode is MIG if a GPU has MIG on,
     otherwise that of the sharing, or Full. If the node's label is a well-known name for the MIG layout, that name is
-    used. Otherwise each layout is written out, with the indexes of its GPUs, or `all` if it is the only one."""
+    used. Otherwise each layout is written out with its GPUs' indexes, or `all` if it is the only one."""
     sharing, layouts = config.sharing, tuple(gpu.layout for gpu in gpus)
     mode = "Full" if sharing is None else "MPS" if sharing.strategy == "mps" else "TimeSlicing"
     shares = {} if sharing is None else {"mps" if mode == "MPS" else "timeSlicing": _shares(sharing)}

@@ -240,9 +240,10 @@ async def connected(
 
 
 def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) -> tuple[Login, str, str]:
-    """Return how to log in, the name of the cluster in messages, and the default namespace, without contacting the
-    cluster. If there is no kubeconfig and none was named, a pod's own service account is used. Raises Trouble if this
-    process does not run in a pod either, if the kubeconfig cannot be read, or if it does not have the context."""
+    """Return how to log in, the name of the cluster in messages, and the namespace that the context sets, without
+    contacting the cluster. In a pod without a kubeconfig, also without KUBECONFIG, its service account is used with the
+    namespace `default`, and `context` is ignored. Raises Trouble if there is neither, if the kubeconfig cannot be read,
+    or if it lacks the context."""
     try:
         files = find_kubeconfigs(kubeconfig, environment)
     except Trouble:
@@ -256,8 +257,8 @@ def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) ->
 
 
 def find_kubeconfigs(kubeconfig: str, environment: Mapping[str, str]) -> list[Path]:
-    """Return the files named by --kubeconfig or, without that flag, by KUBECONFIG, or else ~/.kube/config, as far as
-    they exist. Raises Trouble if none does."""
+    """Return those files that exist: of the files named by --kubeconfig or, without that flag, by KUBECONFIG, separated
+    as in PATH; without either, ~/.kube/config. Raises Trouble if none exists."""
     home = Path(environment.get("HOME") or Path.home()) / ".kube" / "config"
     named = kubeconfig or environment.get("KUBECONFIG", "")
     files = [Path(part) for part in named.split(os.pathsep) if part] if named else [home]

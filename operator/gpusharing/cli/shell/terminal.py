@@ -206,8 +206,8 @@ class Terminal:
 
 
 def _fitting(lines: Sequence[Line], size: os.terminal_size, hint: str, console: Any) -> Sequence[Line]:
-    """Return `lines` itself if all fit on a screen of this size. Otherwise return those that fit and a last row that
-    says how many are left out, followed by `hint`."""
+    """Return `lines` itself if all fit on a screen of this size; a line that is too wide takes several rows. Otherwise
+    return the first lines that fit, and a last row that says how many lines are left out, followed by `hint`."""
     # A line that is too long takes several rows. Its line feed at the end counts as one more row in rich.
     rows = [len(_rich([one]).wrap(console, size.columns)) - 1 for one in lines]
     if sum(rows) <= size.lines:
