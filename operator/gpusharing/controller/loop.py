@@ -130,9 +130,9 @@ class Loop(LoopParts):
         latest, or None if no time is known.
 
         That time is now if one of our writes was accepted, or if the plan still wants the pods of a node that were not
-        listed. While the policies may be out of date, which is logged, it is always RETRY seconds from now. Raises
-        Unavailable if the policies have never been listed, and a group of errors that concern all calls, but no other
-        error of the API server.
+        listed; publishing then continues in the background. While the policies may be out of date, which is logged, it
+        is always RETRY seconds from now. Raises Unavailable if the policies have never been listed, and a group of
+        errors that concern all calls, but no other error of the API server.
         """
         seconds: dict[str, float] = {}
         # The snapshot may not show the results of writes that are under way when it begins.

@@ -81,7 +81,8 @@ class Role:
 
 
 def application(role: Role) -> web.Application:
-    """Return the web application that serves /healthz and /readyz."""
+    """Return the web application that serves /healthz (`Role.dead`) and /readyz (`Role.unready`). Each answers with
+    status 200 if there is no problem, else with 503 and a line for each problem."""
 
     async def healthz(_: web.Request) -> web.Response:
         """Answer 503 with the problems that only a restart can solve, or 200 if there is none."""

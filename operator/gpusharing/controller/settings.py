@@ -140,7 +140,9 @@ def _explain(error: ValidationError) -> str:
 
 
 def _check(settings: Settings) -> None:
-    """Raise SettingsError if settings that are valid by themselves do not fit together."""
+    """Raise SettingsError for the first settings that do not fit together: RETRY_PERIOD, RENEW_DEADLINE and
+    LEASE_SECONDS must each be larger than the one before, MAX_IN_FLIGHT must not exceed MOST_CLAIMS, MAINTENANCE_KEYS
+    and NEIGHBOUR_LABELS must not share a key, and an admin's ConfigMap must not be ours."""
     # A leader needs time to renew before it must stop, and must stop before another process takes over.
     if not settings.retry_period < settings.renew_deadline < settings.lease_seconds:
         raise SettingsError(

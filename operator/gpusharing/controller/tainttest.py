@@ -118,7 +118,7 @@ class TaintTest:
     async def _read(self) -> TaintProof:
         """Wait up to PATIENCE seconds until the scheduler grants the pod of the test one of its two requests. Return a
         proof that works if it granted the one with a toleration, or one with the error IGNORED if it granted the other.
-        If it grants neither, the result has an error with the scheduler's words."""
+        If it grants neither, the result has an error with the scheduler's words. Raises KubeErrors."""
         words = "there is no pod"
         for _ in range(round(PATIENCE / POLL)):
             pod = await self._pod()

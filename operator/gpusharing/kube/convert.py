@@ -166,8 +166,8 @@ def observed_view(raw: object) -> ObservedView:
 
 def policy_view(raw: JSON) -> PolicyView:
     """Convert a raw GPUSharingPolicy. If its spec is invalid, the view's spec is None and `problems` says what is
-    wrong. A policy that is being deleted with deletionPolicy Reset gets mode Full, and is `resetting` in place of
-    `deleting`, unless it has force-release or lacks our finalizer."""
+    wrong. A policy that is being deleted with deletionPolicy Reset is `resetting` in place of `deleting`, and its spec,
+    if valid, gets mode Full, unless it has force-release or lacks our finalizer."""
     checked = validate_policy(raw)
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
@@ -189,9 +189,9 @@ def policy_view(raw: JSON) -> PolicyView:
 
 
 def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
-    """Convert NVIDIA's raw ClusterPolicy. Missing or malformed fields become empty values, but without tolerations the
-    GPU Operator's default ones count. The MPS daemon, which no ClusterPolicy describes, is left out; see
-    `with_mps_daemon`."""
+    """Convert NVIDIA's raw ClusterPolicy. Missing or malformed fields become empty values; only for missing or empty
+    tolerations, the GPU Operator's default ones count. The MPS daemon, which no ClusterPolicy describes, is left out;
+    see `with_mps_daemon`."""
     spec = section(raw, "spec")
     tolerations = entries(spec, "daemonsets", "tolerations") or [GPU_TOLERATION]
     annotations = texts(part(raw, "metadata", "annotations"))
@@ -232,9 +232,9 @@ class _Model:
 
 def _model(product: str, reported: Model | None) -> _Model:
     """Return what all GPUs of the card model `product` have in common. `reported` is the model in the agent's report,
-    or None if the report has none; `reset_in_guest` is then False. Our table's MIG profiles replace the reported ones
-    if none is reported, or if NVML is known to be wrong for this card. Only a reported model with MIG can differ from
-    the table (`doubt`)."""
+    or None if the report has none. Its profiles are those of `_profiles`. `doubt` compares the reported ones with our
+    table, and is None without MIG. `reset_in_guest` is True only if the report names the mode change Reset and the
+    virtualization PassThrough."""
     card = find_card(product)
     doubt = find_doubt(product, _listed(reported)) if reported and reported.mig_capable else None
     kind = (reported.mig_mode_change, reported.virtualization) if reported else ()

@@ -76,8 +76,8 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
 
 
 def _evades_rules(raw: JSON) -> bool:
-    """Whether the pod names a scheduler other than default-scheduler, or a ResourceClaim that is not its own (the
-    scheduler checks taints only when it allocates a claim, Kubernetes v1.36.3)."""
+    """Whether the pod names a scheduler other than default-scheduler, or refers to a ResourceClaim by its name, which
+    other pods may share. The scheduler checks taints only when it allocates a claim (Kubernetes v1.36.3)."""
     scheduler = text(raw, "spec", "schedulerName")
     shared = any(text(entry, "resourceClaimName") for entry in entries(raw, "spec", "resourceClaims"))
     return scheduler not in ("", "default-scheduler") or shared
@@ -172,7 +172,7 @@ def _is_mirror(metadata: JSON) -> bool:
 
 def _marks(metadata: JSON) -> tuple[tuple[str, str], ...]:
     """Return the annotations and labels that ask us not to disturb the pod (P17), as pairs of key and value, sorted by
-    key. A value that is not a string is converted to one."""
+    key. Only their keys are checked; the pairs have any value. A value that is not a string is converted to one."""
     marks: dict[str, object] = {}
     for kind, keys in (("annotations", ANNOTATION_MARKS), ("labels", LABEL_MARKS)):
         written = metadata.get(kind)

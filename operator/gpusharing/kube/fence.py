@@ -136,15 +136,12 @@ def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
 
 
 def patch_for(action: NodePatch, resource_version: str) -> JSON:
-    """Return the body of the JSON merge patch on the Node that carries out `action`.
+    """Return the body of the JSON merge patch on the Node that carries out `action`. A new proof also removes the
+    start-up taint (docs/design/transition.md#gate), unless a Release keeps its fence.
 
-    Every patch names the UID: a Node that was deleted and created again under the same name is another node, and the
-    server answers Conflict, or Invalid if the patch has no resourceVersion.
-
-    A patch whose decision depends on what was read from the Node is conditional on `resource_version`. `LabelNode` is
-    not, because it touches only fields that we alone own, with three exceptions. When it removes the start-up taint, it
-    writes the whole list of taints; only a proof removes that taint (docs/design/transition.md#gate). When it forgets
-    a node or writes a person's requests, that node must be unchanged since it was read.
+    Every patch names the UID, so the server refuses it for a new Node of that name: with Conflict, or Invalid without a
+    resourceVersion. Only a LabelNode has none, unless it removes the start-up taint, forgets a node or writes a
+    person's requests.
     """
     labels, annotations, spec = _changes(action)
     opens = False

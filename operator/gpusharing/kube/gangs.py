@@ -107,10 +107,11 @@ class Gangs:
     ) -> tuple[GangView, ...]:
         """Return the gangs of those `pods` that must leave their node (`must_leave` with this `scope`), sorted. Each
         member gets the labels of its namespace from `pods`. If a LIST fails, its gangs are returned with the error.
+        LISTs are made one after another.
 
-        The result of a LIST is reused for LIST_VALID. Without `anew`, a LIST that succeeded is reused for
-        LIST_VALID_IN_DRAIN, and is kept if a new one fails. A LIST that succeeded is reused only if it found pods of
-        every gang that it has to serve. Results that were not requested for FORGET_AFTER are forgotten.
+        The result of a LIST, also an error, is reused for LIST_VALID. Without `anew`, a LIST that succeeded is reused
+        for LIST_VALID_IN_DRAIN, and is kept if a new one fails. A LIST that succeeded is reused only if it found pods
+        of every gang that it has to serve. Results that were not requested for FORGET_AFTER are forgotten.
 
         Raises:
             ServerAway, Unauthorized, HeldBack: no gang can be listed now.

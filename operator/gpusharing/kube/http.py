@@ -138,8 +138,9 @@ class HttpClient(KubeClient):
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         """Send the request of a watch, and yield its events until the server ends it. After a 401 the credentials are
-        renewed and the request is sent once more; a second 401 is raised as Unauthorized. Any other status but 200,
-        and an ERROR event, are raised as their KubeErrors."""
+        renewed and the request is sent once more; a second 401 is raised as Unauthorized. Any other status but 200, and
+        an ERROR event, are raised as their KubeErrors. Raises Unavailable if the connection breaks or is silent for too
+        long."""
         limits = self._limits
         request = lasting(request, limits.watch, limits.inactivity)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect, sock_read=limits.inactivity)

@@ -233,8 +233,8 @@ class LeaderLease:
     async def _renew(self) -> bool:
         """Renew the Lease and return True. If it was deleted, it is created again. After a Conflict, which a lost
         answer or somebody's edit can cause, the Lease is read and written once more. Raises LeaseLost, after calling
-        `on_lost`, if we no longer lead or another process holds the Lease, and KubeErrors, such as a second Conflict.
-        """
+        `on_lost`, if we no longer lead or the Lease does not name us as its holder, and KubeErrors, such as a second
+        Conflict."""
         self.must_lead()
         try:
             await self._write({"renewTime": self._time()})
@@ -279,8 +279,8 @@ class LeaderLease:
         return self._clock() >= self._expires_at
 
     async def _reread(self) -> None:
-        """Read the Lease and adopt its version, claims and failures. Raises LeaseLost, after calling `on_lost`, if
-        another process holds it, and KubeErrors, among them NotFound if the Lease is gone."""
+        """Read the Lease and adopt its version, claims and failures. Raises LeaseLost, after calling `on_lost`, if it
+        names another holder or none, and KubeErrors, among them NotFound if the Lease is gone."""
         lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
         if text(lease, "spec", "holderIdentity") != self.identity:
             self._lose()
@@ -368,7 +368,8 @@ class LeaderLease:
         return self._renewed_at + self._timing.deadline - self._clock()
 
     def _lose(self) -> None:
-        """Record that the Lease is lost, and call `on_lost` the first time."""
+        """Record that the Lease is lost, so that `is_leader` stays False; `acquired` stays set. The first time, also
+        call `on_lost`."""
         if not self._lost:
             self._lost = True
             self._on_lost()

@@ -261,9 +261,9 @@ async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, 
 
 
 def describe(examined: Examination, paper: Paper) -> list[Line]:
-    """Draw the nodes with SIMULATED GPUs, a hint if the operator is not installed, a line for each topic, and below
-    each problem the command that fixes it. Commands are never wrapped, so that they can be copied. Notes follow, and
-    the last line has the totals."""
+    """Draw the nodes with SIMULATED GPUs, a hint if the operator is not installed, a line for each problem with the
+    command that fixes it below, and a line for each topic that is in order or could not be checked. Commands are never
+    wrapped, so that they can be copied. Notes follow, and the last line has the totals."""
     lines: list[Line] = describe_simulated(sorted(examined.view.simulated), paper)
     if not examined.view.installed:
         lines += [*prose(NOT_INSTALLED, paper, ink=Ink.WAITING), BLANK]

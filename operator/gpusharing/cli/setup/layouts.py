@@ -221,9 +221,9 @@ def wanted_of(text: str) -> Layout:
 
 
 def find_answer(card: Card, wanted: Layout, *, everything: bool) -> LegalLayouts:
-    """Return all layouts that contain the wanted instances and to which no instance can be added, or the refusal if
-    the wanted instances do not fit. A card without MIG has no layouts, and no refusal if no instances are wanted.
-    With `everything`, layouts may also use profiles with attributes that are not in `wanted`."""
+    """Return all layouts that contain the wanted instances and to which no instance can be added, or the refusal if the
+    wanted instances do not fit. A card without MIG has no layouts, and no refusal if no instances are wanted. Without
+    `everything`, profiles with attributes are not used unless they are in `wanted`."""
     profiles = card.profiles
     if not everything:
         named = {name for name, _ in wanted}

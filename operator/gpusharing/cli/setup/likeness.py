@@ -61,11 +61,10 @@ class ProposedPolicy:
 def propose(
     handmade: Iterable[Handmade], nodes: Mapping[str, NodeView], taken: Collection[str] = ()
 ) -> tuple[tuple[ProposedPolicy, ...], tuple[str, ...]]:
-    """Return policies for the nodes in `handmade`, one for each pool of nodes that have the same cards and settings,
-    and the names of the nodes for which there is no selector; both are sorted by name. A pool has the nodes with one
-    pool label (`find_pools`), or those without any. If more than MAX_NAMES nodes of a pool can be selected only by
-    name, it gets several policies. `nodes` has all Nodes of the cluster, and `taken` the names that no new policy may
-    get."""
+    """Return policies for the nodes in `handmade`, one for each pool of nodes that have the same products, number of
+    GPUs and settings, and the names of the nodes for which there is no selector; both are sorted by name. A pool has
+    the nodes with one pool label (`find_pools`), or those without any. A pool that needs several selectors
+    (`_selectors`) gets several policies. `nodes` has all Nodes of the cluster. No new policy gets a name in `taken`."""
     alike: dict[tuple[object, ...], dict[str, Handmade]] = {}
     for member in sorted(handmade, key=lambda member: member.node):
         key = (member.products, member.gpus, json.dumps(member.spec, sort_keys=True))
@@ -121,10 +120,12 @@ def _selectors(
     nodes: Mapping[str, NodeView],
 ) -> list[tuple[Sequence[str], Selector]]:
     """Return selectors that together match `members` and no other node, each with the nodes that it matches. The pool's
-    label alone is used if no other node has it. It is used with exclusions by host name if only a few other nodes have
-    it, fewer than members, and all of them have GPUs and unique host names. Otherwise the selectors list at most
-    MAX_NAMES host names each. Empty if a member's host name is missing or not unique, or if more than MAX_NAMES members
-    are in no pool."""
+    label suffices if no other node has it. Fewer other nodes than members, and than MAX_NAMES * MAX_ROWS, are excluded
+    by host name if they have GPUs and unique host names.
+
+    Otherwise each selector lists at most MAX_NAMES host names. Empty if a member then has no unique host name, or if
+    more than MAX_NAMES members are in no pool.
+    """
     hosts = {name: node.labels.get(LABEL_HOSTNAME, "") for name, node in nodes.items()}
     count = Counter(hosts.values())
     named = {name for name, host in hosts.items() if host and count[host] == 1}
@@ -151,8 +152,9 @@ def _rows(operator: str, names: Sequence[str], hosts: Mapping[str, str]) -> list
 
 
 def _name(label: tuple[str, str] | None, member: Handmade) -> str:
-    """Return a name for the policy, made from the value of the pool's label. If there is no label, or its value
-    contains no ASCII letter or digit, the name is made from the member's first card and its mode."""
+    """Return a name for the policy, made from the value of the pool's label (`pool_name`). If there is no label, or its
+    value contains no ASCII letter or digit, the name is made from the member's first card and its mode, and cut to 50
+    characters."""
     if label is not None and (named := pool_name(label[1])):
         return named
     card = find_card(member.products[0])

@@ -117,9 +117,9 @@ class Session:
     async def each_page(
         self, resource: Resource, namespace: str | None = None, fields: str = "", labels: str = ""
     ) -> AsyncIterator[Sequence[JSON]]:
-        """Yield the objects of a kind, page by page; `fields` and `labels` are selectors. Raises Trouble for every
-        error of the server, including when the kind is not installed, and its subclass Denied if the user lacks
-        permission."""
+        """Yield the objects of a kind, page by page. `namespace` is None for all namespaces; `fields` and `labels` are
+        selectors. Raises Trouble for every error of the server, including when the kind is not installed, and its
+        subclass Denied if the user lacks permission."""
         where: Filters = {"namespace": namespace, "field_selector": fields, "label_selector": labels}
         with explained(self.where):
             try:
