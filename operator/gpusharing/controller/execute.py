@@ -119,13 +119,13 @@ class Executor:
     async def execute(
         self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()
     ) -> Outcome:
-        """Forget what the plan no longer needs: the failures of shared writes that it does not contain, and those about
-        nodes that it does not contain or that need no write (`is_moot`), unless a call about them is under way.
-        Make the shared writes, then carry out the actions of the nodes: several nodes at once, those in flight
-        first, and the actions of one node in order. A node's actions end at the first that fails or depends on a shared
-        write that was not made, or once the node has changed since the plan. While the policies may be out of date, no
-        node is fenced. Calls about a node or a shared object are left out while they are suspended after a failure, or
-        while an earlier one has not ended.
+        """Forget what the plan no longer needs: old answers about evictions (`Evictor.forget`), the failures of shared
+        writes that it does not contain, and those about nodes that it does not contain or that need no write
+        (`is_moot`), unless a call about them is under way. Make the shared writes, then carry out the actions of the
+        nodes: several nodes at once, those in flight first, and the actions of one node in order. A node's actions end
+        at the first that fails or depends on a shared write that was not made, or once the node has changed since the
+        plan. While the policies may be out of date, no node is fenced. Calls about a node or a shared object are left
+        out while they are suspended after a failure, or while an earlier one has not ended.
 
         If calls are slow (`Crew.each`), they continue in the background, and nodes whose actions have not begun are
         left to the next pass. So are the nodes in `unseen`, which were being written to when the snapshot was begun.
@@ -196,8 +196,8 @@ class Executor:
     async def _write_one(self, action: Action, snapshot: ClusterSnapshot, outcome: Outcome) -> bool:
         """Make one shared write, and return whether the server has accepted it within SHARED_PATIENCE seconds; a slower
         one goes on in the background. Nothing is sent while its subject is suspended or has an earlier write under way,
-        or if no worker is free. Failures are recorded in `calls`, those of a ConfigMap also as `calls.write_error`. An
-        error that concerns all calls is raised in a group."""
+        or if no worker is free. Failures are recorded in `calls`, a lasting one of a ConfigMap also as
+        `calls.write_error`. An error that concerns all calls is raised in a group."""
         subject, own = (
             subject_of(action),
             Outcome(),
@@ -310,10 +310,10 @@ class Executor:
             self._complaints.ends(subject)
 
     async def _perform(self, action: Action, snapshot: ClusterSnapshot) -> bool:
-        """Make the call of an action. Return whether the server may have changed something. That is False if a pod was
-        not evicted or deleted now, or if a Node or GPUNode was left alone because it, or the Node's DeviceTaintRule,
-        has changed; it is True for every other action that succeeds. Raises LeaseLost, and every KubeError except those
-        that `Evictor.send` and `NodeWrites.restart` treat as answers."""
+        """Make the call of an action. Return False if nothing was changed now: a pod was not evicted or deleted, or a
+        Node or GPUNode was left alone because it, or the Node's DeviceTaintRule, has changed. Return True for every
+        other action that succeeds. Raises LeaseLost, and every KubeError except those that `Evictor.send` and
+        `NodeWrites.restart` treat as answers."""
         match action:
             case EnsureGPUNode():
                 await self._nodes.ensure_gpunode(action)

@@ -73,8 +73,8 @@ async def follow_policies(
 
 
 def _after_each_list(act: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
-    """Return a middleware that calls `act` when kopf begins to watch what it has just listed: when kopf starts, and
-    after a 410.
+    """Return a middleware that calls `act` just before each request that begins to watch what kopf has just listed:
+    when kopf starts, and after a 410.
 
     kopf does not learn of a policy that was deleted before its list, because the list does not show what is missing.
     Later deletions are reported by the watch.

@@ -226,11 +226,10 @@ async def _with_pointed(
 
 
 async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, MigEntries]:
-    """Return the MIG entries that mig-manager knows, by node, for MIG-capable nodes whose label names an entry. They
-    are read from the ConfigMap that ClusterPolicy names, else from the one that mig-manager generated for the node
-    (docs/design/nvidia.md#a10). Nodes whose ConfigMap is absent, unreadable or without entries are left out. Empty
-    without a ClusterPolicy, also with NVIDIA's device-plugin chart, and if ClusterPolicy turns mig-manager off. Raises
-    KubeErrors other than Forbidden and NotFound."""
+    """Return, by node name, the entries of the ConfigMap that mig-manager reads, for MIG-capable nodes whose label
+    names an entry. This is the ConfigMap that ClusterPolicy names, else the one generated for the node
+    (docs/design/nvidia.md#a10). Nodes whose ConfigMap is absent, unreadable or empty are left out. Empty without the
+    GPU Operator's ClusterPolicy or with mig-manager off. Raises KubeErrors other than Forbidden and NotFound."""
     stack = view.followed_policy
     named = [
         one.name

@@ -95,9 +95,9 @@ def find_handmade(
 
 
 def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
-    """Return an objection to a device plugin that uses the only entry in the ConfigMap of NVIDIA's chart, because
-    neither a label nor a default names its configuration; empty for any other node. The plugin would no longer use
-    that entry once it is merged into our ConfigMap, which has more entries (docs/design/nvidia.md#b4)."""
+    """Return an objection if the device plugin of NVIDIA's own chart uses the only entry in its ConfigMap, because
+    neither the node's label nor a default names one; empty for any other node. Our ConfigMap has more entries, so the
+    plugin would no longer use that entry (docs/design/nvidia.md#b4)."""
     theirs, policy = stack.admin_plugin_configs, stack.cluster_policy
     if policy is None or policy.plain is None or policy.plugin_default or not plugin_map:
         return ""

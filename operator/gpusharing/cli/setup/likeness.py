@@ -61,10 +61,10 @@ class ProposedPolicy:
 def propose(
     handmade: Iterable[Handmade], nodes: Mapping[str, NodeView], taken: Collection[str] = ()
 ) -> tuple[tuple[ProposedPolicy, ...], tuple[str, ...]]:
-    """Return policies for the nodes in `handmade`, one for each pool of nodes that have the same products, number of
-    GPUs and settings, and the names of the nodes for which there is no selector; both are sorted by name. A pool has
-    the nodes with one pool label (`find_pools`), or those without any. A pool that needs several selectors
-    (`_selectors`) gets several policies. `nodes` has all Nodes of the cluster. No new policy gets a name in `taken`."""
+    """Return policies for the nodes in `handmade`, one for each pool of nodes with the same products, number of GPUs
+    and settings, and the names of nodes for which there is no selector; both are sorted by name. A pool has the nodes
+    with one pool label (`find_pools`), or those without any. It gets a policy for each of its `_selectors`. `nodes` are
+    all Nodes; no policy gets a name in `taken`."""
     alike: dict[tuple[object, ...], dict[str, Handmade]] = {}
     for member in sorted(handmade, key=lambda member: member.node):
         key = (member.products, member.gpus, json.dumps(member.spec, sort_keys=True))
@@ -100,9 +100,9 @@ def find_pools(nodes: Mapping[str, NodeView]) -> dict[Label, frozenset[str]]:
 def _by_pool(
     members: Collection[str], pools: Mapping[Label, frozenset[str]]
 ) -> Iterator[tuple[Label | None, frozenset[str]]]:
-    """Divide nodes that are alike by their pools. Yield the label of each pool with those of `members` that it has:
-    first the pools without any other node, then those that have others too, and last None with the nodes that are
-    in no pool. Each node is yielded once."""
+    """Divide `members` by their pools, and yield the label of each pool with its members. Pools without any other node
+    come first, then those that have others too, both in the order of `pools`. Last is None with the nodes that are in
+    no pool. A node in several pools is yielded only with the first."""
     rest = frozenset(members)
     for whole in (True, False):
         for label, bearers in pools.items():
@@ -120,11 +120,11 @@ def _selectors(
     nodes: Mapping[str, NodeView],
 ) -> list[tuple[Sequence[str], Selector]]:
     """Return selectors that together match `members` and no other node, each with the nodes that it matches. The pool's
-    label suffices if no other node has it. Fewer other nodes than members, and than MAX_NAMES * MAX_ROWS, are excluded
-    by host name if they have GPUs and unique host names.
+    label suffices if no other node has it. A number of other nodes that is below that of `members` and MAX_NAMES *
+    MAX_ROWS is excluded by host name.
 
-    Otherwise each selector lists at most MAX_NAMES host names. Empty if a member then has no unique host name, or if
-    more than MAX_NAMES members are in no pool.
+    Otherwise each selector lists at most MAX_NAMES host names. Empty if a host name is then not unique, or if more than
+    MAX_NAMES members are in no pool.
     """
     hosts = {name: node.labels.get(LABEL_HOSTNAME, "") for name, node in nodes.items()}
     count = Counter(hosts.values())

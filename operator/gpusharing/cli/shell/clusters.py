@@ -130,9 +130,9 @@ async def ask_clusters(
 async def _reply(
     verb: FleetVerb, typed: Namespace, context: str, places: asyncio.Semaphore, first: float
 ) -> Reply:
-    """Ask one cluster as soon as `places` has a free place, and return its answer and its UID. A time-out, a Trouble or
-    any unexpected error becomes the error of the reply. The cluster has `first` seconds to log in and give the UID, and
-    then `Verb.beside` seconds for the rest. The time until there is a place does not count."""
+    """Ask one cluster as soon as `places` has a free place, and return its answer with the cluster's UID. A time-out, a
+    Trouble or any unexpected error becomes the error of the reply. The cluster has `first` seconds to log in and give
+    the UID, and then `Verb.beside` seconds for the rest. The time until there is a place does not count."""
     late = f"its login program did not finish within {first:g} s. Log in to context {context} first"
     kubeconfig = getattr(typed, "kubeconfig", "")
     try:
@@ -182,8 +182,8 @@ def _rows(verb: FleetVerb, reply: Reply) -> Sequence[Sequence[Span]]:
 def _wrapped(
     columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper
 ) -> Sequence[Sequence[Span]]:
-    """Break the last cell of each row into as many rows as it needs beside the others, so that no text is cut. The
-    rows are returned unchanged on wide paper and if the paper has no width. There must be at least one row."""
+    """Break the last cell of each row into several rows, whose other cells are empty, so that `table` need not cut it.
+    On wide paper, and if the paper has no width, the rows are returned unchanged. There must be at least one row."""
     if paper.width is None or paper.wide:
         return rows
     sizes = [max(len(row[i].text) for row in rows) for i in range(len(columns) - 1)]

@@ -81,9 +81,8 @@ def _argument(chosen: argparse.ArgumentParser, position: int) -> argparse.Action
 
 def _values(action: argparse.Action | None, begun: str, names: Names) -> Iterable[str] | None:
     """Return the possible values of a flag or an argument: its choices, the cards with MIG, or names of objects. Empty
-    if `action` is None or any value is allowed; None if the value is a file. For `KIND/NAME`, `begun` has the kind. Of
-    several contexts separated by commas, only the last is completed. Each value repeats what precedes the name in
-    `begun`."""
+    if `action` is None or the value is free text; None if it is a file. `begun` is what was typed so far. It gives the
+    kind for `KIND/NAME`; of several contexts, the last is completed. Each value repeats what precedes the name."""
     if action is None:
         return ()
     kind = KINDS.get(action.dest) or KINDS.get(str(action.metavar), "")

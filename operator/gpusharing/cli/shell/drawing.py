@@ -175,10 +175,9 @@ def _justified(columns: Sequence[Column], rows: Sequence[Sequence[Span]]) -> lis
 
 
 def _fitted(columns: Sequence[Column], widths: Mapping[int, int], room: int) -> dict[int, int]:
-    """Return the width of each column, by its index, with which a row fits into `room`. `widths` has those that the
-    cells need. The columns with the highest `drop` are left out, one by one, until the rest fits; then the widest of
-    those with 0 is narrowed, again and again. No column becomes narrower than 5 characters, even if the row is then too
-    long."""
+    """Return the width of each column that is drawn, by its index. `widths` are the widths that the cells need. While a
+    row does not fit into `room`, the column with the highest `drop` is left out; once all others have 0, the widest is
+    narrowed. No column becomes narrower than 5 characters, even if the row is then too long."""
     fitted = dict(widths)
     while sum(fitted.values()) + len(GAP) * max(0, len(fitted) - 1) > room:
         loose = [index for index in fitted if columns[index].drop]
