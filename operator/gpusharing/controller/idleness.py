@@ -53,9 +53,9 @@ class Idleness:
 
     def lasts(self) -> bool:
         """Whether no pass may run, because this process does not lead or some source cannot be relied on, as before its
-        first list or after the store was restored (`Sources.missing`, which also requests overdue lists). Logs these
-        sources when they begin and cease to be a problem; also logs problems with claims or Warning events, which stop
-        no pass."""
+        first list or after the store was restored (`Sources.missing`, which also requests overdue lists). Logs when
+        sources cannot be read and when they can again (`_log_sources`); also logs problems with claims or Warning
+        events, which stop no pass."""
         leads, missing = self.leader.is_leader, self.sources.missing()
         if leads and (why := self.leader.claims_error):
             self.complaints.begins(

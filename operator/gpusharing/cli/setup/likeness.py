@@ -120,11 +120,11 @@ def _selectors(
     nodes: Mapping[str, NodeView],
 ) -> list[tuple[Sequence[str], Selector]]:
     """Return selectors that together match `members` and no other node, each with the nodes that it matches. The pool's
-    label suffices if no other node has it. A number of other nodes that is below that of `members` and MAX_NAMES *
-    MAX_ROWS is excluded by host name.
+    label suffices if no other node has it. Otherwise the other nodes are excluded by host name if all have GPUs and
+    unique host names, and there are fewer of them than members and than MAX_NAMES * MAX_ROWS.
 
-    Otherwise each selector lists at most MAX_NAMES host names. Empty if a host name is then not unique, or if more than
-    MAX_NAMES members are in no pool.
+    Else each selector lists at most MAX_NAMES host names. Empty if a member's host name is missing or not unique, or if
+    more than MAX_NAMES members are in no pool.
     """
     hosts = {name: node.labels.get(LABEL_HOSTNAME, "") for name, node in nodes.items()}
     count = Counter(hosts.values())

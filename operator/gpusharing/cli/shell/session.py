@@ -240,10 +240,10 @@ async def connected(
 
 
 def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) -> tuple[Login, str, str]:
-    """Return how to log in, the name of the cluster in messages, and the namespace that the context sets, without
-    contacting the cluster. In a pod without a kubeconfig, also without KUBECONFIG, its service account is used with the
-    namespace `default`, and `context` is ignored. Raises Trouble if there is neither, if the kubeconfig cannot be read,
-    or if it lacks the context."""
+    """Return how to log in, the name of the cluster in messages, and the namespace that the context sets (`default` if
+    none), without contacting the cluster. If neither the flag nor KUBECONFIG names a kubeconfig and the default file
+    does not exist, a pod uses its service account and ignores `context`. Raises Trouble if that is impossible too, if
+    the kubeconfig cannot be read, or if it lacks the context."""
     try:
         files = find_kubeconfigs(kubeconfig, environment)
     except Trouble:
@@ -257,8 +257,8 @@ def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) ->
 
 
 def find_kubeconfigs(kubeconfig: str, environment: Mapping[str, str]) -> list[Path]:
-    """Return those files that exist: of the files named by --kubeconfig or, without that flag, by KUBECONFIG, separated
-    as in PATH; without either, ~/.kube/config. Raises Trouble if none exists."""
+    """Return the kubeconfig files that exist: among those named by --kubeconfig or, without that flag, by KUBECONFIG
+    (separated as in PATH), else ~/.kube/config. Raises Trouble if none exists."""
     home = Path(environment.get("HOME") or Path.home()) / ".kube" / "config"
     named = kubeconfig or environment.get("KUBECONFIG", "")
     files = [Path(part) for part in named.split(os.pathsep) if part] if named else [home]
