@@ -89,8 +89,9 @@ class Settings:
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
-    """Return the settings that the variables GPUSHARING_<NAME> give; others have their defaults. Raises SettingsError
-    for an unknown name, or for a value that is not valid by itself or together with others."""
+    """Return the settings that the variables GPUSHARING_<NAME> give; others have their defaults, and variables without
+    this prefix are ignored. Raises SettingsError for an unknown name, or for a value that is not valid by itself or
+    together with others."""
     texts = {name.removeprefix(PREFIX): text for name, text in environment.items() if name.startswith(PREFIX)}
     plan, shell = _variables(PlanSettings), _variables(Settings)
     known = plan.keys() | shell.keys()

@@ -76,9 +76,9 @@ class TaintTest:
         return proof
 
     async def _test(self) -> TaintProof:
-        """Create the rule and start a pod, up to TRIES pods one after another until the scheduler obeys the rule, and
-        return what the last one showed (`_read`). Then remove the rule and the pod, also after an error. Raises
-        KubeErrors, such as Unavailable if an earlier pod does not go."""
+        """Create the rule, unless it exists, and start a pod by scaling the test's ReplicaSet, up to TRIES pods one
+        after another until the scheduler obeys the rule. Return what the last one showed (`_read`). Then remove the
+        rule and the pod, also after an error. Raises KubeErrors, such as Unavailable if an earlier pod does not go."""
         rule = taint_rule(TAINT_TEST, {"driver": DRIVER, "pool": TAINT_TEST})
         with suppress(AlreadyExists):  # of a test that was interrupted
             await self.client.create(DEVICE_TAINT_RULES, rule)

@@ -202,8 +202,8 @@ async def _with_pointed(
     mig-manager's default, and any that may not be read (Forbidden) are not added; one that does not exist is added as
     empty.
 
-    The entries are None if no ConfigMap is named or it may not be read, and have no texts if it does not exist. Raises
-    other KubeErrors.
+    The entries are None if no ConfigMap is named or it may not be read. If it does not exist, they have no texts, but
+    the namespaces that have one of this name. Raises other KubeErrors.
     """
     stack, place, maps, entries = view.followed_policy, view.place, dict(view.config_maps), None
     plugin = stack.plugin_config_name if stack is not None else ""
