@@ -184,8 +184,9 @@ class OfficialLogin:
         return self._access
 
     async def token(self) -> str | None:
-        """Return the value of the Authorization header, or None if the kubeconfig has no token. Raises Unauthorized if
-        the kubeconfig's context cannot be loaded or used."""
+        """Return the value of the Authorization header, or None if the kubeconfig has no token. The official client may
+        first renew the token, for example by running a login program. Raises Unauthorized if the kubeconfig's context
+        cannot be loaded or used; an error of the renewal is raised as it is."""
         configuration = await self._configuration()
         value: str | None = await configuration.get_api_key_with_prefix("BearerToken")
         return value
@@ -320,9 +321,9 @@ def _readable(text: str) -> str:
 
 
 def _access(configuration: Any, environment: Mapping[str, str]) -> Access:
-    """Return how to reach the server of the official client's `configuration`. `environment` may name a proxy if the
-    kubeconfig does not. Raises Unauthorized for a proxy that cannot be used, and OSError or ValueError for
-    certificates that cannot be used."""
+    """Return how to reach the server of the official client's `configuration`. `tls` is None unless the URL begins with
+    https. `environment` may name a proxy if the kubeconfig does not. Raises Unauthorized for a proxy that cannot be
+    used, and OSError or ValueError for certificates that cannot be used."""
     from kubernetes.aio.client.rest import RESTClientObject
 
     https = configuration.host.startswith("https")

@@ -141,8 +141,9 @@ def _mig_manager(raw: JSON, container: JSON) -> DaemonSetView:
 
 
 def finder_state(daemon_set: JSON) -> FinderState | None:
-    """Return the state of a raw DaemonSet that runs Node Feature Discovery's worker, or None if no container has
-    `nfd-worker` in its command (its chart, templates/worker.yaml)."""
+    """Return the name, the Helm release and the tolerations of a raw DaemonSet that runs Node Feature Discovery's
+    worker, and whether it tolerates the start-up taint. None if no container has `nfd-worker` in its command (its
+    chart, templates/worker.yaml)."""
     template = section(daemon_set, "spec", "template", "spec")
     containers = entries(template, "containers")
     if not any("nfd-worker" in strings(container.get("command")) for container in containers):
@@ -191,8 +192,8 @@ def lone_restarts(pod: JSON) -> tuple[int, str]:
 
 def signal(raw: JSON, program: str) -> JSON:
     """Return a merge patch for a raw DaemonSet of MPS daemons that sets PROCESS_TO_SIGNAL of its config-manager to
-    `program`, if it has that variable. The patch repeats all containers, because a merge patch replaces lists, and
-    is conditional on this version of the DaemonSet."""
+    `program`. If config-manager does not have that variable, the patch changes nothing. The patch repeats all
+    containers, because a merge patch replaces lists, and is conditional on this version of the DaemonSet."""
     containers = entries(raw, "spec", "template", "spec", "containers")
     for index, container in enumerate(containers):
         if text(container, "name") == MANAGER:
@@ -276,8 +277,8 @@ HAMI = "projecthami/hami:"
 
 def gpu_server(raw: JSON) -> Server | None:
     """Convert a raw DaemonSet that serves GPUs, or return None if it is not known to serve any. It is recognized by
-    the names and images of its containers alone; a ClusterPolicy among its owners marks it as the GPU Operator's.
-    Its Helm release is empty unless Helm manages it.
+    its containers alone, that is by their names, images and programs. A ClusterPolicy among its owners marks it as the
+    GPU Operator's. Its Helm release is empty unless Helm manages it.
 
     - the GPU Operator's device plugin: container `nvidia-device-plugin` (gpu-operator
     assets/state-device-plugin/0500_daemonset.yaml);

@@ -14,11 +14,12 @@ from gpusharing.kube.raw import entries, part, section, text
 
 
 def pod_requests(pod: JSON) -> Counter[str]:
-    """Return how much of each GPU resource a node must have for the pod; resources of which the pod needs none are
-    left out.
+    """Return how much of each GPU resource a node must have for the pod; resources of which the pod needs none are left
+    out.
 
-    Containers and sidecars run together. Each init container runs before them, alongside the sidecars listed above it
-    (PodRequests of Kubernetes' component-helpers v0.36.3, resource/helpers.go). The pod's overhead is added.
+    Containers, ephemeral containers and sidecars run together. Each init container runs before them, alongside the
+    sidecars listed above it (PodRequests of Kubernetes' component-helpers v0.36.3, resource/helpers.go). The pod's
+    overhead is added. Requests of the pod as a whole are ignored.
     """
     sidecars: Counter[str] = Counter()
     start: Counter[str] = Counter()

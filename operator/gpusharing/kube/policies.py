@@ -49,8 +49,9 @@ class PolicyCache:
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
         """Record that the policies must be listed again, and return True. `name` and `resource_version` come from an
-        event; without them, any policy may have changed. If the cache already has this version of the policy, as after
-        our own write, nothing is recorded and False is returned."""
+        event; without them, any policy may have changed. From then on, lists older than `resource_version` are
+        rejected. If the cache already has this version of the policy, as after our own write, nothing is recorded and
+        False is returned."""
         if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
             return False
         self._reached(resource_version)
@@ -59,7 +60,8 @@ class PolicyCache:
 
     async def refresh(self) -> tuple[PolicyView, ...]:
         """Return the views of all policies, sorted by name; they are listed again only if the cache is `dirty`. While
-        another call is listing them, the views known before are returned at once, unless `touch` was called meanwhile.
+        another call is listing them, the views known before are returned at once, unless `dirty` has become true again:
+        then this call lists them too.
 
         Raises a KubeError if they cannot be listed, and Unavailable if the server answers with an older state than it
         has shown already. The policies known before stay, and the next call lists again.

@@ -15,10 +15,10 @@ from gpusharing.kube.errors import Unauthorized
 
 
 def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str]) -> str | None:
-    """Return the URL of the proxy for this server, or None if no proxy is used. `proxy_url` is the one in the
-    kubeconfig; it takes precedence over the environment, also over NO_PROXY. A proxy in the environment without a
-    scheme gets `http://`. Raises Unauthorized for a proxy that cannot be used; the message names the field or variable,
-    but no password."""
+    """Return the URL of the proxy for this server, or None. `proxy_url`, from the kubeconfig, comes first, even if
+    NO_PROXY exempts the server. Otherwise `https_proxy` or `http_proxy` of the environment counts, by the server's
+    scheme, unless `_is_direct`. Without a scheme it gets `http://`. Raises Unauthorized for a proxy that is not HTTP or
+    HTTPS, without showing a password."""
     source, proxy = "proxy-url of the cluster in the kubeconfig", proxy_url
     if not proxy and not _is_direct(server, environment):
         variable = f"{server.partition(':')[0]}_proxy"
