@@ -149,8 +149,8 @@ class Reflector(Generic[View]):
         self._views.drop(name)
 
     async def run(self) -> None:
-        """List, watch, and list again, until canceled. KubeErrors are retried with a back-off and never raised; any
-        other error ends both tasks and is raised."""
+        """List, watch, and list again, until canceled. KubeErrors are retried with a back-off and never raised. Any
+        other error ends both tasks and is raised itself, not in a group."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_listed())
@@ -198,8 +198,9 @@ class Reflector(Generic[View]):
                 self.drop(name)
 
     async def _list(self) -> None:
-        """Read the whole list into the cache and drop the objects that no longer exist. Raises a KubeError if the list
-        must start over, for example Expired if the watch has lost its place in the meantime."""
+        """Read the whole list into the cache and drop the objects that no longer exist. Then set `synced` and schedule
+        the next list (`_end`). Errors that are retried within the list go to `_list_failed`. Raises a KubeError if the
+        list must start over, for example Expired if the watch has lost its place in the meantime."""
         version, older, names = "", False, set[str]()
         pages = whole_list(self._page, self._page_size, self._clock, self._list_failed)
         async with aclosing(pages):
@@ -278,9 +279,9 @@ class Reflector(Generic[View]):
 
     async def _keep_watched(self) -> None:
         """Watch from `_place`, and again after each watch ends; wait for a list if there is no place. Every KubeError
-        but Expired is recorded in `error`, and none is raised. After an error that may have hidden changes
-        (Expired, Forbidden, NotFound or Invalid), request a new list, and give up the place unless the error is
-        Forbidden. Never returns."""
+        but Expired is recorded in `error`. A back-off follows each error and each short watch; a longer watch clears
+        `error`. Expired, Forbidden, NotFound and Invalid may have hidden changes: request a list and, unless Forbidden,
+        give up the place. Never returns."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             await self._placed.wait()

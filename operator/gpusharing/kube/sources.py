@@ -398,7 +398,8 @@ class Sources:
         alone does not make it missing. After the store was restored from a backup, it is missing again until a list
         that is not older than the cache is complete. Also requests the lists that are overdue.
 
-        Optional kinds and those of `of_dra` are left out while they are not installed or we may not read them.
+        Optional kinds and those of `of_dra` are left out while they are not installed or we may not read them. The
+        policies and the agents' warnings are never in the result.
         """
         missing = {}
         for name, source in {**self.required, **self.optional, **self.of_dra}.items():

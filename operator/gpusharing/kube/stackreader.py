@@ -87,9 +87,9 @@ class OurConfigMaps:
     """When each entry was written according to the annotations, by key."""
 
     def read(self, plugin: ConfigMapView | None, mig: ConfigMapView | None) -> None:
-        """Store the present ConfigMaps, None for one that does not exist, and remember their entries that are named
-        after their content, at most MOST_REMEMBERED of each ConfigMap. Nothing is done if both are the same objects
-        as before."""
+        """Store the present ConfigMaps, None for one that does not exist, and when their entries were written
+        (`times`). Remember their entries that are named after their content, for each ConfigMap the MOST_REMEMBERED
+        that were added last. Nothing is done if both are the same objects as before."""
         if plugin is self.plugin and mig is self.mig:
             return
         if plugin is not self.plugin:
@@ -189,10 +189,10 @@ class StackReader:
         return replace(view, mps_nodes=serving)
 
     def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
-        """Return NVIDIA's DRA driver among these DaemonSets, with the nodes whose GPUs are served twice and the
-        DeviceClasses sorted by name, which are None until they have been listed. If ResourceSlices or DeviceClasses are
-        not served or we may not list them, `unread` says why. With the setting `device_taints`, `taints` is the result
-        of the last test of the scheduler, or only an error if DeviceTaintRules cannot be read or written."""
+        """Return NVIDIA's DRA stack, as `find_dra` finds it in `sets`. `doubles` names the nodes whose GPUs are served
+        twice. `classes` is sorted by name, and None until DeviceClasses have been listed. `unread`, `class_error` and
+        `rule_error` say what cannot be read or written. `taints` has the rule error, else the scheduler's last test; it
+        is empty without the setting `device_taints`."""
         sources = self.sources
         published = {name for name, one in sources.devices.by_node().items() if one.layouts}
         slices, classes = sources.resource_slices, sources.device_classes

@@ -60,9 +60,9 @@ class Views(Generic[View]):
             self.newest = version
 
     def apply(self, obj: JSON, moment: str = "") -> None:
-        """Store the view of a raw object, unless the cache knows a newer version of the object, or its deletion. Calls
-        `on_change` if the object is new or its view has changed. `moment` is the version of the list that contains
-        the object; empty if it comes from an event or a write.
+        """Store the view of a raw object, unless the cache knows this version or a newer one, or its deletion. Calls
+        `on_change` if the object is new or its view has changed. `moment` is the version of the list that contains the
+        object; empty if it comes from an event or a write.
 
         An object in a list replaces a cached one that is older than the list, even if the listed object's own version
         is lower: a store that was restored under a higher version (etcdutl --bump-revision) holds objects older than
