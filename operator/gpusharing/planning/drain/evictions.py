@@ -85,8 +85,8 @@ def is_accepted(memory: EvictionMemory | None) -> bool:
 
 
 def is_seen(memory: EvictionMemory, listed_at: datetime | None) -> bool:
-    """Whether a LIST that began at `listed_at` shows the effect of the answer. It does if it began after the answer.
-    True if the time of the answer is unknown; False if there was no LIST."""
+    """Whether a LIST that began at `listed_at` shows the effect of the answer, because it began after the answer.
+    Always true if the time of the answer is unknown. Otherwise false if there was no LIST."""
     if memory.asked_at is None:
         return True  # not known, and long ago
     return listed_at is not None and listed_at > memory.asked_at

@@ -117,9 +117,9 @@ def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
 
 
 def force_moment(standing: Standing, pods: Standings, end: datetime | None) -> datetime | None:
-    """Return the time from which the pod may be deleted, chosen so that its grace period ends with the drain. None if
-    the pod must not be deleted by force: `end` is None, the policy does not ask for force, the pod's grace period is
-    too long, or the chosen time was before the cordon."""
+    """Return the time from which the pod may be deleted: its grace period plus a margin (`_lead`) before `end`, the end
+    of the drain. None if the pod must not be deleted by force: `end` is None, the policy does not ask for force, the
+    pod's grace period is too long, or the time is not later than the cordon."""
     if end is None or pods.force_within is None or not fits(standing, pods):
         return None
     moment = end - _lead(standing, pods.force_within)
@@ -157,11 +157,9 @@ def _is_unasked(standing: Standing, now: datetime) -> bool:
 
 
 def _is_stale(standing: Standing, pods: Standings, end: datetime) -> bool:
-    """Whether the last refusal no longer counts. That is so if the refusal came before the pod could be deleted by
-    force, a newer LIST still shows the pod, and its budget, as far as we can see, would allow the eviction now. An
-    eviction of such a pod is tried once more before the pod is deleted, because up to a minute passes between two
-    tries. Only refusals by a budget and server errors can become stale, and none can if several budgets guard the pod.
-    """
+    """Whether the last refusal no longer counts. That is so if it came before the pod could be deleted by force, a
+    newer LIST still shows the pod, and its budget, as far as we can see, would allow the eviction now. Only the answers
+    PDB and EVICTION_ERROR can become stale, and none can if several budgets guard the pod."""
     full = standing.budget is not None and standing.budget.disruptions_allowed <= 0
     if (
         standing.memory is None

@@ -220,9 +220,9 @@ def _static(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _harmless_daemon(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether this is a DaemonSet pod that has no GPU or is NVIDIA's own (P3). NVIDIA's own pods are in the GPU
-    Operator's namespace or select nodes by gpu.deploy.client; mig-manager itself removes pods of the second kind
-    (docs/design/nvidia.md#a3)."""
+    """Whether this is a pod of a DaemonSet that is not known to be gone, and has no GPU or is NVIDIA's own (P3).
+    NVIDIA's own pods are in the GPU Operator's namespace or select nodes by gpu.deploy.client; mig-manager itself
+    removes pods of the second kind (docs/design/nvidia.md#a3)."""
     if not _daemon(pod, options, scope):
         return False
     nvidias = pod.namespace == scope.operator_namespace or _DEPLOY_CLIENT in pod.node_selector

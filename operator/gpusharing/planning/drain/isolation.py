@@ -25,9 +25,9 @@ def find_admitted(namespace_labels: Mapping[str, str]) -> tuple[str, ...] | None
 
 def with_guard(pod: PodView) -> PodView:
     """Return the pod with the requirement on the routing label that the chart's guard for tenants would add to the pod
-    that replaces it. The requirement is added to each term of the pod's node affinity; a pod without terms gets one.
-    The pod is returned unchanged if it requests no GPU resource, or if its namespace has no isolation label or its
-    labels were not read. Whether the guard is switched on is not checked."""
+    that replaces it, in each term of the pod's node affinity. If the isolation label of its namespace is invalid, no
+    node meets it. The pod is returned unchanged if it requests no GPU resource, or if no isolation label of its
+    namespace was read."""
     admitted = find_admitted(pod.namespace_labels or {})
     if admitted is None or not pod.resources:
         return pod

@@ -77,8 +77,9 @@ def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: date
     """Return the blockers that would make a drain fail. While there are any, the node is not cordoned.
 
     `pods` are the standings on a node that is not cordoned yet. Budgets count only for pods that cannot be deleted by
-    force at the end of the drain. Pods that could not run `afterwards` are blockers if the policy says Hold for
-    stranded pods. If the pods could not be listed, the failed LIST is the only blocker.
+    force at the end of the drain; one whose grace period is too long for that is a blocker too (`explain_force`). Pods
+    that could not run `afterwards` are blockers if the policy says Hold for stranded pods. If the pods could not be
+    listed, the failed LIST is the only blocker.
     """
     if pods.error:
         return (Blocker(Reason.LIST_FAILED, message=pods.error),)
@@ -207,7 +208,7 @@ def _jobs(pods: Standings) -> list[Standing]:
 
 def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
     """Yield a blocker for each pod that the drain waits for, with the end of that wait, or a message that the wait has
-    no time limit."""
+    no time limit. A pod whose wait has no end yet, as before the cordon, gets none."""
     for standing in jobs:
         why = f": {standing.waits_for}" if standing.waits_for else ""
         if standing.ends == NEVER:
