@@ -295,7 +295,7 @@ def _state(budget: PdbView) -> str:
 
 
 def _server_said(standings: Iterable[Standing]) -> str:
-    """Return the server's first message about these pods, quoted, or an empty string if there is none."""
+    """Return the server's first message about these pods as `Server: "MESSAGE"`, or an empty string if there is none."""
     messages = (
         standing.memory.message
         for standing in standings

@@ -201,10 +201,9 @@ def _waited(
     now: datetime,
     gangs: Mapping[Gang, GangWait],
 ) -> Standing:
-    """Return the standing with its tier. If the drain waits for the pod or for a member of its gang to end by itself
-    (T9-T13), the standing also gets the end of that wait and, if a gang member causes it, the cause. The pod is not
-    due until the wait ends, and not even then if it is spared. Before the cordon, the wait has no end yet. The drain
-    does not wait for a pod that is leaving. `gangs` has the waits, by gang."""
+    """Return the standing with its tier. If the drain waits for the pod or a member of its gang to end by itself
+    (T9-T13), also with the end of that wait; if both are waited for, the wait in `gangs` counts. The pod is not due
+    until then, and never if it is spared. Before the cordon, the wait has no end. A leaving pod is not waited for."""
     standing = replace(standing, tier=tier_of(standing.pod, options))
     gang = gangs.get(standing.pod.gang) if standing.pod.gang is not None else None
     if standing.leaves or (standing.pod.uid not in classified.waited and gang is None):

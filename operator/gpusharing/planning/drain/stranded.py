@@ -188,8 +188,9 @@ def _wanted(pod: PodView) -> Mapping[str, int]:
 
 def _find_broken(pod: PodView, own: FutureNode) -> str:
     """Return a sentence about the first requirement of the pod that its own node will not meet; empty if it will meet
-    all. Only requirements on devices and on labels that our changes rewrite are considered. If the node may get one of
-    several label sets, the first one counts."""
+    all. Only labels that our changes rewrite, and then devices, are considered: the node selector, the node affinity if
+    no term of it matches, and the requested devices. If the node may get one of several label sets, the first one
+    counts."""
     labels = own.labels[0]
     rows: list[Row] = [(key, "In", (wanted,)) for key, wanted in sorted(pod.node_selector.items())]
     if not any(matches(labels, {}, term) for term in pod.node_terms):
@@ -205,7 +206,8 @@ def _find_broken(pod: PodView, own: FutureNode) -> str:
 
 def _explain_row(pod: PodView, row: Row, label: str) -> str:
     """Return a sentence about a requirement of the pod that the node's label will not meet. `label` is the value that
-    the label will have. If the guard for tenants may have added the requirement, the sentence names the namespace."""
+    the label will have. If the guard for tenants may have added the requirement, the sentence names the namespace; if
+    the namespace's isolation label is invalid, it says only that."""
     key, operator, values = row
     guard = describe_guard(pod.namespace, pod.namespace_labels or {}) if key == LABEL_MODE else ""
     if guard and not values:

@@ -81,9 +81,9 @@ def describe(layout: Layout) -> str:
 
 
 def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Legal | Refusal:
-    """Return Legal if a GPU with these profiles can hold the layout; an empty layout always fits. Otherwise return a
-    Refusal that names the profiles which the card lacks, or else the rule that the layout breaks. The check is exact
-    unless the placements of the profiles are unknown."""
+    """Return Legal, with one placement, if a GPU with these profiles can hold the layout; an empty layout always fits.
+    Otherwise return a Refusal that names the profiles which the card lacks, or else the rule that the layout breaks.
+    The check is exact unless the placements of the profiles are unknown."""
     offer = _Offer.of(profiles)
     unknown = ", ".join(name for name, _ in layout if name not in offer.by_name)
     if unknown:
@@ -94,8 +94,8 @@ def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Legal | Refusal:
 
 
 def nearest_layout(layout: Layout, profiles: Sequence[Profile]) -> Layout | None:
-    """Return the legal layout nearest to ``layout``. A legal layout is returned unchanged. None for a card without
-    profiles, and if no name in ``layout`` is like that of a profile.
+    """Return the legal layout nearest to ``layout``. None for a card without profiles, whatever the layout. A legal
+    layout is returned unchanged. None also if no name in ``layout`` is like that of a profile.
 
     A profile that the card does not offer is replaced by the one with the same number of compute slices (else the
     closest number), then the nearest memory, then the same attribute, then the smaller one: 1g.20gb becomes 1g.18gb on
