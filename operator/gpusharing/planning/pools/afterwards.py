@@ -66,9 +66,9 @@ def is_skipped(node: NodeView) -> bool:
 
 def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
     """Return the node before and after its change, or as it is if it has no target or is skipped. If the change has
-    begun, the node counts as changed in both states. If the change cordons the node, pods are assumed to be schedulable
-    on it afterwards, unless the Node is being deleted: our cordon ends with the change, and an earlier cordon is
-    assumed to have been set for the change. Any other node is schedulable as it is now."""
+    begun, the node counts as changed in both states. Unknown holdings count as none. If the change cordons the node,
+    pods can run on it afterwards unless the Node is being deleted: an earlier cordon is assumed to be for the change.
+    Any other node is schedulable as now."""
     now, fence = served(node), node.fence
     assessed = assessment if isinstance(assessment, Assessed) and not is_skipped(node) else None
     after = now if assessed is None else assessed.target.resources

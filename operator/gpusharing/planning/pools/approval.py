@@ -37,9 +37,9 @@ def plan_hash(policy: PolicyView, members: Sequence[Member]) -> str:
 
 def _row(version: SpecVersion, member: Member) -> tuple[str, str, str] | None:
     """Return the plan's entry for one node: its UID, its target in the form of `owed_for`, and the class of disruption.
-    None if the plan has no entry for the node: it only finishes a change of an earlier generation, or it matches its
-    target and no change of this generation was made there. A node that was changed in this generation keeps its entry
-    (`_planned`). The entry of a node that cannot be compared with its policy comes from `_row_on_record`."""
+    None if it is past the point of no return of an earlier generation's change with the same approved target, or
+    matches its target and was not changed in this generation. `_planned` gives the class, `_row_on_record` the entry of
+    a node that cannot be compared."""
     assessment = member.assessment
     if not isinstance(assessment, Assessed):
         return _row_on_record(version, member.node)

@@ -183,8 +183,9 @@ LAPSES: tuple[MemberState, ...] = (
 
 
 def _others_began(pool: Pool, canaries: Sequence[Member], members: Sequence[Member], end: datetime) -> bool:
-    """Whether a node that is not a canary has been proven after the soak ended at `end`, or is in a change to this
-    revision that began at or after `end`. From then on the state of the canaries no longer holds other nodes back."""
+    """Whether a node that is not a canary has proven the policy's present revision after the soak ended at `end`, or is
+    in a change to that revision that began at `end` or later. From then on the state of the canaries no longer holds
+    other nodes back."""
     policy, revision = pool.policy, find_revision(pool.policy)
     known = {member.node.name for member in canaries}
     for member in members:

@@ -45,9 +45,9 @@ def choose(
     are kept for nodes without a fence. `afterwards` is the cluster as it will be when all planned changes are done.
     `memo` caches the verdicts of the nodes that wait.
 
-    Return the selection, which has a verdict for every candidate, and whether the coming evictions on all nodes in
-    flight are known (`Ledger.crowd_known`); True if there are no candidates. While they are not known, candidates with
-    a pod that a budget guards wait.
+    Return the selection, and whether the coming evictions on all nodes in flight are known (`Ledger.crowd_known`); True
+    if there are no candidates. The selection has a verdict for every candidate, and also the looks that were used for
+    nodes in flight. While the evictions are not known, candidates with a pod that a budget guards wait.
     """
     chosen = Selection()
     waiting = [pool for _, pool in sorted(pools.items()) if pool.candidates]

@@ -32,8 +32,8 @@ def count_failures(
     pools: Iterable[Pool], recorded: Mapping[str, FailedNode], gone: Mapping[str, FailedNode]
 ) -> dict[str, FailedNode]:
     """Return the failures that are on record after this pass, by UID of the Node: at most MOST, in the order of `pools`
-    and of the UIDs. Sets `failed_before` of each pool to the names of nodes whose failure is known only from the
-    record.
+    and of the UIDs. Sets `failed_before` of each pool to the sorted names of nodes whose failure is known only from the
+    record, with a remark after the name if the node was deleted in its change.
 
     A failure counts until its node is proven or the policy gets a new generation. It still counts if a person allows
     further failures (`holds.py`), and if its node is deleted, leaves the pool, or has its fence removed by a person,
