@@ -188,8 +188,9 @@ def read_value(message: str) -> str:
 
 
 def _resumed(policy: PolicyView, limit: int) -> str:
-    """Return a clause in parentheses that shows the present value of the annotation and says how many failures it
-    allows, or that it is not for this generation. Empty if the annotation is not set."""
+    """Return a clause in parentheses, after a space, that shows the present value of the annotation and says how many
+    failures it allows, or that it is not for this generation; the latter also if the value cannot be read. Empty if the
+    annotation is not set."""
     if not policy.resumed:
         return ""
     value = f'{names.ANNOTATION_RESUME} "{policy.resumed[:_SHOWN]}"'

@@ -252,8 +252,8 @@ def hold_together(
 def _find_awaited(
     names: Iterable[str], verdicts: Mapping[str, Verdict], fences: Mapping[str, Fence]
 ) -> list[str]:
-    """Return the nodes of a wave that this pass does not release, proven or not, sorted by name. Empty once the change
-    of such a node has failed, so that the node stays cordoned or is rolled back."""
+    """Return the nodes of a wave that this pass does not release, proven or not, sorted by name. Empty if one of them
+    is Failed or is being rolled back."""
     others = []
     for name in sorted(names):
         verdict = verdicts[name]
@@ -266,8 +266,8 @@ def _find_awaited(
 
 
 def _group_by_wave(fences: Mapping[str, Fence], nodes: Mapping[str, NodeView]) -> dict[str, list[str]]:
-    """Return the nodes whose change in a wave is still under way, by the id of the wave. Nodes whose fence names no
-    wave or is yielded are left out, and so is a Node that was deleted and created again."""
+    """Return the nodes whose change in a wave is still under way, by the id of the wave and in the order of `fences`.
+    Nodes whose fence names no wave or is yielded are left out, and so is a Node that was deleted and created again."""
     waves: dict[str, list[str]] = {}
     for name, fence in fences.items():
         if fence.wave and fence.stage != "yielded" and fence.node_uid == nodes[name].uid:
