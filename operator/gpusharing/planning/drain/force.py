@@ -150,7 +150,7 @@ def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
 
 def _is_unasked(standing: Standing, now: datetime) -> bool:
     """Whether the pod's eviction still has to be requested: either it never was, or the server's last answer to an
-    eviction does not permit a DELETE (E7, E2, E3, E12) and the wait that followed that answer is over."""
+    eviction does not permit a DELETE (such as E7, E2, E3 or E12) and the wait that followed that answer is over."""
     if standing.memory is None:
         return True
     return Mark.FORCIBLE not in standing.marks and standing.memory.next_try <= now

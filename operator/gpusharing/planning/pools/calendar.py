@@ -144,8 +144,8 @@ class _Times:
         return moment if start is None else max(moment, start + self.duration)
 
     def _find(self, begin: datetime, fits: Callable[[datetime], bool], *, reverse: bool) -> datetime | None:
-        """Return the first start for which `fits` is true, in UTC, searched from `begin` onward, or backward if
-        `reverse`. None if there is none."""
+        """Return the first start after `begin`, or the last one before it if `reverse`, for which `fits` is true, in
+        UTC. None if there is none. Fractions of a second in `begin` are ignored."""
         local = begin.replace(microsecond=0).astimezone(self.zone)
         starts = (start.astimezone(UTC) for start in CronSim(self.schedule, local, reverse=reverse))
         return next((start for start in starts if fits(start)), None)

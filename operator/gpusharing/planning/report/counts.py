@@ -85,7 +85,9 @@ class Slices:
 
 
 def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Slices:
-    """Return the slices that `nodes` serve by resource name, and how many of them are idle (see `Slices.idle`)."""
+    """Return the slices that `nodes` serve by resource name, and by the same names how many of them no pod holds. A
+    node has no idle slices if it is unavailable (`is_unavailable`), has the start-up taint, or its holdings are
+    unknown."""
     totals: Counter[str] = Counter()
     idle: Counter[str] = Counter()
     for node in nodes:

@@ -40,9 +40,9 @@ class Event:
 
 def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False) -> tuple[Event, ...]:
     """Return the Events about what changed on one node between the verdicts `before` and `after`: the start of a drain,
-    the point of no return, the phase or reason, new blockers, pods deleted by force, another attempt, a rollback, ended
-    MPS clients, and the health of the GPUs. Empty if `before` is None, as in the first pass after a restart, or if both
-    are the same object.
+    the point of no return, the phase, new blockers, pods deleted by force, another attempt, the reason, a rollback,
+    ended MPS clients, and the health of the GPUs. The reason is left out if there is an Event about the phase. Empty if
+    `before` is None, as in the first pass after a restart, or if both are the same object.
 
     `drained` says whether the start of this drain was reported already. Then it is not reported again, even if the pods
     could not be listed for a while. Notes are cut to MAX_NOTE characters.

@@ -455,9 +455,9 @@ def _plan(
     snapshot: ClusterSnapshot,
 ) -> dict[str, Any] | None:
     """Return `status.plan`, or None if no node changes. A node changes if it is not Synced and the class of its change
-    is not None; blocked and skipped nodes that differ from their target count too. The plan has its hash, these nodes,
-    the worst class of disruption, the pods, budgets and gangs concerned, the shortages, the next windows, and the
-    devices of the whole pool before and after."""
+    is not None; blocked and skipped nodes that differ from their target count too. The plan has its hash, these nodes
+    (all counted, the first MAX_LISTED named), the worst class of disruption, the pods, budgets and gangs concerned, the
+    shortages, the next windows, and the devices of the whole pool before and after."""
     changing = [
         verdict
         for verdict in verdicts
@@ -487,8 +487,9 @@ def _plan(
 
 
 def _disturbed(previews: Sequence[Preview]) -> dict[str, list[str]]:
-    """Return the keys podNames, budgets, gangs and blockers of `status.plan`, merged from all previews. Each list is
-    bounded, sorted and free of duplicates, so that equal previews give an equal status."""
+    """Return the keys podNames, budgets, gangs and blockers of `status.plan`, merged from all previews. All four are
+    present, bounded and without duplicates. The first three are sorted; the blockers are the lines of
+    `explain_blockers`. Equal previews give an equal status."""
     pods = sorted({name for one in previews for name in one.pods})
     budgets = sorted({name for one in previews for name in one.budgets})
     gangs = sorted({text for one in previews for text in one.gangs})
