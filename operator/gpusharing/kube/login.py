@@ -184,9 +184,8 @@ class OfficialLogin:
         return self._access
 
     async def token(self) -> str | None:
-        """Return the value of the Authorization header, or None if the kubeconfig has no token. The official client may
-        first renew the token, for example by running a login program. Raises Unauthorized if the kubeconfig's context
-        cannot be loaded or used; an error of the renewal is raised as it is."""
+        """Return the value of the Authorization header, or None if the kubeconfig has no token. The value stays the
+        same until `renew` is called. Raises Unauthorized if the kubeconfig's context cannot be loaded or used."""
         configuration = await self._configuration()
         value: str | None = await configuration.get_api_key_with_prefix("BearerToken")
         return value

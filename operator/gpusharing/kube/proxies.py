@@ -15,10 +15,10 @@ from gpusharing.kube.errors import Unauthorized
 
 
 def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str]) -> str | None:
-    """Return the URL of the proxy for this server, or None. `proxy_url`, from the kubeconfig, comes first, even if
-    NO_PROXY exempts the server. Otherwise `https_proxy` or `http_proxy` of the environment counts, by the server's
-    scheme, unless `_is_direct`. Without a scheme it gets `http://`. Raises Unauthorized for a proxy that is not HTTP or
-    HTTPS, without showing a password."""
+    """Return the URL of the proxy for this server, or None. `proxy_url`, from the kubeconfig, takes precedence, even
+    over NO_PROXY. Without it, the environment's HTTPS_PROXY or HTTP_PROXY counts, by the server's scheme, unless
+    `_is_direct`; one without a scheme gets `http://`. Raises Unauthorized for anything but a valid HTTP or HTTPS proxy.
+    The message names the field or variable, but no password."""
     source, proxy = "proxy-url of the cluster in the kubeconfig", proxy_url
     if not proxy and not _is_direct(server, environment):
         variable = f"{server.partition(':')[0]}_proxy"

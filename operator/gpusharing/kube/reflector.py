@@ -279,9 +279,9 @@ class Reflector(Generic[View]):
 
     async def _keep_watched(self) -> None:
         """Watch from `_place`, and again after each watch ends; wait for a list if there is no place. Every KubeError
-        but Expired is recorded in `error`. A back-off follows each error and each short watch; a longer watch clears
-        `error`. Expired, Forbidden, NotFound and Invalid may have hidden changes: request a list and, unless Forbidden,
-        give up the place. Never returns."""
+        but Expired is recorded in `error`, and none is raised. A back-off follows each error and each short watch.
+        Expired, Forbidden, NotFound and Invalid may have hidden changes: request a list and, unless Forbidden, give up
+        the place. Never returns."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             await self._placed.wait()

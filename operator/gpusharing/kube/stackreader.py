@@ -191,8 +191,8 @@ class StackReader:
     def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
         """Return NVIDIA's DRA stack, as `find_dra` finds it in `sets`. `doubles` names the nodes whose GPUs are served
         twice. `classes` is sorted by name, and None until DeviceClasses have been listed. `unread`, `class_error` and
-        `rule_error` say what cannot be read or written. `taints` has the rule error, else the scheduler's last test; it
-        is empty without the setting `device_taints`."""
+        `rule_error` say what cannot be read or written. `taints` has the rule error, else the scheduler's last test;
+        without the setting `device_taints` it is UNTESTED."""
         sources = self.sources
         published = {name for name, one in sources.devices.by_node().items() if one.layouts}
         slices, classes = sources.resource_slices, sources.device_classes

@@ -24,10 +24,10 @@ def find_admitted(namespace_labels: Mapping[str, str]) -> tuple[str, ...] | None
 
 
 def with_guard(pod: PodView) -> PodView:
-    """Return the pod with the requirement on the routing label that the chart's guard for tenants would add to the pod
-    that replaces it, in each term of the pod's node affinity. If the isolation label of its namespace is invalid, no
-    node meets it. The pod is returned unchanged if it requests no GPU resource, or if no isolation label of its
-    namespace was read."""
+    """Return the pod with the requirement on the routing label that the chart's guard for tenants would add to its
+    replacement, in each term of its node affinity (a pod without terms gets one). An invalid isolation label gives a
+    requirement that no node meets. The pod is unchanged if it requests no GPU resource or no isolation label was read.
+    Whether the guard is on is not checked."""
     admitted = find_admitted(pod.namespace_labels or {})
     if admitted is None or not pod.resources:
         return pod

@@ -77,9 +77,9 @@ def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: date
     """Return the blockers that would make a drain fail. While there are any, the node is not cordoned.
 
     `pods` are the standings on a node that is not cordoned yet. Budgets count only for pods that cannot be deleted by
-    force at the end of the drain; one whose grace period is too long for that is a blocker too (`explain_force`). Pods
-    that could not run `afterwards` are blockers if the policy says Hold for stranded pods. If the pods could not be
-    listed, the failed LIST is the only blocker.
+    force at the end of the drain. If the policy deletes by force, a pod that budgets keep and whose grace period is too
+    long for that is a blocker too (`explain_force`). Pods that could not run `afterwards` are blockers if the policy
+    says Hold for stranded pods. If the pods could not be listed, the failed LIST is the only blocker.
     """
     if pods.error:
         return (Blocker(Reason.LIST_FAILED, message=pods.error),)
@@ -295,7 +295,7 @@ def _state(budget: PdbView) -> str:
 
 
 def _server_said(standings: Iterable[Standing]) -> str:
-    """Return the server's first message about these pods as `Server: "MESSAGE"`, or an empty string if there is none."""
+    """Return the server's first message about these pods as `Server: "MESSAGE"`. Empty if there is none."""
     messages = (
         standing.memory.message
         for standing in standings

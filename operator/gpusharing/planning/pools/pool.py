@@ -99,12 +99,10 @@ class Pool:
         return len(self.names) - self.outside
 
     def count(self, member: Member, *, claimed: bool = False) -> None:
-        """Add a node of the policy to the pool, and its name to `names`. Unless the node is outside the policy, it
-        becomes a member, and is listed in `to_go` if it has yet to be drained. Outside nodes and newcomers only count
-        in `outside`. Any other node that is away or `claimed` takes a slot: it counts in `moving` if its change ends by
-        itself or it is not away yet, else it is added to `keepers`. If its change ends by itself and pods can be
-        scheduled there afterwards, it also counts in `opening`. `claimed`: the node holds a slot and is about to become
-        unavailable."""
+        """Add a node of the policy to the pool: its name always, the node as a member unless it is `outside`, and to
+        `to_go` if it has yet to be drained. Only a node that is neither outside nor a newcomer, and is away or
+        `claimed`, takes a slot. It counts in `moving` if its change ends by itself or it is not away yet, else in
+        `keepers`; in `opening` if its change ends by itself and gives pods a place again."""
         verdict = member.verdict
         self.names.append(verdict.node)
         if not member.outside:

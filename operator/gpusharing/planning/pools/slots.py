@@ -51,11 +51,10 @@ def share(
     failed_nodes: Mapping[str, FailedNode],
     classes: WriteClasses | None,
 ) -> tuple[Action, ...]:
-    """Return the writes that concern all nodes, in the order in which they are made: `config`, finalizers, claims and
-    failures, one of NVIDIA's objects, `classes`, and DeviceTaintRules. The claims are those of the fenced nodes and
-    those in `unfenced`. NVIDIA's object is ClusterPolicy, for the fields that name our ConfigMaps, or, if it needs no
-    write, the MPS DaemonSet. Writes that would change nothing are left out. While cached data is stale, the MPS
-    DaemonSet, DeviceClasses and DeviceTaintRules are not written either."""
+    """Return the writes that concern all nodes, in this order: `config`, finalizers, the claims of the fenced nodes and
+    in `unfenced` with the failures, one of NVIDIA's objects, `classes`, and DeviceTaintRules. NVIDIA's object is
+    ClusterPolicy, only while there are no claims, or, if that needs no write now, the MPS DaemonSet. Needless writes
+    are left out. While cached data is stale, only the first three and ClusterPolicy are written."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {
