@@ -183,8 +183,9 @@ def _health(before: Verdict, after: Verdict) -> Event | None:
 
 
 def _lapse(before: Verdict, after: Verdict) -> Event | None:
-    """Return the Warning that MPS clients of the node have ended since `before` although nobody changed the node. None
-    if no client has, or if the number of restarts is unknown before or after."""
+    """Return the Warning that MPS clients of the node have ended since `before` although nobody changed the node. If
+    the daemon's pod is another one than before, all restarts in it count. None if no client has ended, or if the number
+    of restarts is unknown before or after."""
     lapses = after.lapses
     if lapses is None or not lapses.since(before.lapses):
         return None

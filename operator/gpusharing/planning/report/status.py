@@ -180,8 +180,8 @@ class Circumstance:
 
 
 def _first(ladder: Sequence[Circumstance], pool: Members, plan: RolloutPlan) -> Answer | None:
-    """Return the condition that the first matching row of `ladder` gives, or None if the pool is in none of these
-    states."""
+    """Return the status, the reason and the message of a condition, as the first matching row of `ladder` gives them,
+    or None if the pool is in none of these states."""
     for row in ladder:
         if (found := row.find(pool, plan)) is not None:
             return row.status, found.reason, found.message
