@@ -342,8 +342,8 @@ def _with_failed(
 
 
 def _in_waves(snapshot: ClusterSnapshot, members: dict[str, Member], now: datetime) -> dict[str, Member]:
-    """Return a copy of `members` in which each node that was proven before the rest of its wave has a new verdict that
-    makes it wait. All other members are the same objects."""
+    """Return a copy of `members` in which a node that is proven, but must wait for other nodes of its wave, has a new
+    verdict that makes it wait (`hold_together`). All other members are the same objects."""
     verdicts = {name: member.verdict for name, member in members.items()}
     held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
     return members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}

@@ -32,9 +32,10 @@ DAY = timedelta(days=1)
 def transition(
     verdict: Verdict, node: NodeView, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
-    """Return `status.transition` after this pass. `previous` is the stored value: it gives the history and, if the
-    phase is unchanged, the time at which the phase began. A new phase is added to the history, which keeps its last
-    MAX_HISTORY entries. While the verdict and the node stay equal, the result does too."""
+    """Return `status.transition` after this pass, with long texts cut to MAX_TEXT. `previous` is the stored value: it
+    gives the history and, if the phase is unchanged, the time at which the phase began. Only a new phase is added to
+    the history, which keeps its last MAX_HISTORY entries; another reason is not. While the verdict and the node stay
+    equal, the result does too."""
     phase, reason = str(verdict.phase), str(verdict.reason)
     same = previous.get("phase") == phase
     moment = to_rfc3339(now)

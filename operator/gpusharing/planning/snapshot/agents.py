@@ -104,9 +104,10 @@ class AgentTroubles:
 def find_troubles(
     pods: Collection[AgentPod], warnings: Iterable[AgentWarning | None], arch: Callable[[str], str]
 ) -> AgentTroubles:
-    """Return why agents do not run. `pods` are the agents' pods; pods that are Ready, are being deleted or belong to
-    no node are left out of the result. `warnings` are the Warning events about the pods and their DaemonSet; a None
-    among them is ignored. `arch` returns the architecture of a node by name, or an empty string if it is unknown."""
+    """Return why agents do not run. Of `pods`, the agents' pods, those that are Ready, are being deleted or belong to
+    no node are left out of the result. A pod that may just be starting gives None. If a node has several pods, the last
+    by name counts. `warnings` are the Warning events about the pods and their DaemonSet, or None, which is ignored.
+    `arch` returns a node's architecture, or an empty string."""
     unready = [pod for pod in pods if not pod.ready and pod.node and not pod.deleting]
     events = [event for event in warnings if event is not None]
     if not unready and not events:
@@ -185,17 +186,18 @@ def _not_pulled(state: _PodState) -> str | None:
 
 
 def _no_image(state: _PodState, what: str) -> str:
-    """Return a clause such as `image X cannot be pulled (REASON)`, where `what` is the predicate. The kubelet's
-    message is left out if it only says that the kubelet backs off."""
+    """Return a clause about the image, such as `image X cannot be pulled (not found)`. `what` is the part after the
+    image's name. The parentheses contain the kubelet's message. They are left out if there is none, or if it says only
+    that the kubelet backs off."""
     image, cause = state.pod.image, state.kubelet_message
     why = f" ({cause})" if cause and cause != f'Back-off pulling image "{image}"' else ""
     return f"image {image} {what}{why}"
 
 
 def _start_error(state: _PodState) -> str | None:
-    """Return the container runtime's message if the runtime cannot start the container, or None if it can or there is
-    no message. Between two attempts, the message is in the container's last state, so the last state is checked as
-    well."""
+    """Return the container runtime's message if the runtime cannot start the container. While the container waits with
+    RunContainerError, this is the kubelet's message; between two attempts, it is in the container's last state. None if
+    the runtime can start the container, or if the message is empty."""
     pod = state.pod
     if pod.waiting == "RunContainerError":
         return state.kubelet_message or None

@@ -60,7 +60,8 @@ class NodeDevices:
     """The devices as counts of the extended resources by which pods may request them, such as nvidia.com/gpu."""
 
     def __post_init__(self) -> None:
-        """Derive `resources` from the layouts once, because many rules ask for them."""
+        """Set `resources` to the number of devices by extended resource. An entry of `layouts` that is None counts as
+        one whole GPU."""
         counts: Counter[str] = Counter()
         for layout in self.layouts:
             for name, count in [(RESOURCE_GPU, 1)] if layout is None else layout:

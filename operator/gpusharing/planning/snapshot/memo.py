@@ -189,8 +189,9 @@ class AnswersByKind:
         lasts: Callable[[Answer], bool] | None = None,
     ) -> Answer:
         """Return the cached answer of `question` for these arguments, which must be hashable, or compute and cache it.
-        If `question` is a partial, the arguments that it binds are not compared, so they must not affect an answer
-        that is cached. If `lasts` is given, only answers for which it returns True are cached."""
+        If `question` is a partial, the arguments that it binds are not compared, so they must not affect an answer that
+        is cached. If `lasts` is given, only answers for which it returns True are cached. If the cache is full, all its
+        answers are dropped first."""
         key = (question.func if isinstance(question, partial) else question), inputs
         if key in self._known:
             known: Answer = self._known[key]

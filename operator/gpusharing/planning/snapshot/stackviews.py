@@ -215,9 +215,9 @@ class StackView:
 
 
 def is_served_by_dra(gpu_cluster: bool, policy: ClusterPolicyView | None, dra: DraView) -> bool:
-    """Whether NVIDIA's DRA stack serves the GPUs of a cluster. True if there is a GPUCluster, or if there is a DRA
-    driver that serves GPUs and not only compute domains, unless a device plugin serves them: that of a ClusterPolicy
-    that does not switch it off, or that of NVIDIA's chart, for which `policy` may also stand."""
+    """Whether NVIDIA's DRA stack serves the GPUs of a cluster. Always true with a GPUCluster. Otherwise it is true if
+    there is a DRA driver that serves GPUs, not only compute domains, and `policy` is None or switches its device plugin
+    off. `policy` is the ClusterPolicy or stands for NVIDIA's device-plugin chart."""
     if gpu_cluster or dra.driver is None:
         return gpu_cluster
     return dra.driver.serves_gpus and (policy is None or policy.is_off(PLUGIN_SWITCH))

@@ -110,7 +110,8 @@ class NodeView:
     paused, with their values."""
 
     def __post_init__(self) -> None:
-        """Derive `held_off` from the labels once, so that rules need not search all labels again."""
+        """Store the labels `nvidia.com/gpu.deploy.*` whose value is not `true` in `held_off`, once, so that rules need
+        not search all labels again."""
         switches = {
             label: value
             for label, value in self.labels.items()
