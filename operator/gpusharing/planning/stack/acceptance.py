@@ -276,9 +276,9 @@ def _switched_off(row: NeededProgram) -> FieldCheck:
 def _strategy_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
-    """Return ClusterPolicy's MIG strategy as a WrongField if it overrides that of the policy. None if it is the same or
-    not set, if the policy is not in mode MIG, if there is no ClusterPolicy, or if NVIDIA's DRA driver serves the GPUs.
-    """
+    """Return ClusterPolicy's MIG strategy as a WrongField if it overrides that of the policy; the patch removes the
+    field from ClusterPolicy. None if it is the same or not set, if the policy is not in mode MIG, if there is no
+    ClusterPolicy, or if NVIDIA's DRA driver serves the GPUs."""
     fixed = "" if stack.by_dra else cluster_policy.mig_strategy
     if cluster_policy.plain is not None or spec.mig is None or not fixed or fixed == spec.mig.strategy:
         return None

@@ -12,7 +12,8 @@ Fields = Mapping[str, Mapping[str, object]]
 
 def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
     """Return the kubectl command that sets the fields of all `parts` in one merge patch. If several parts set the same
-    field, the last one counts. `cluster_policy` is the name of the ClusterPolicy."""
+    field of a block, such as `config` of `devicePlugin`, the last one replaces the whole field. `cluster_policy` is the
+    name of the ClusterPolicy."""
     spec: defaultdict[str, dict[str, object]] = defaultdict(dict)
     for part in parts:
         for block, fields in part.items():

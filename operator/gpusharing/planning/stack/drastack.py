@@ -97,7 +97,8 @@ class Lack:
 
 
 def _not_readable(stack: DraStack) -> Lack | None:
-    """Return a Lack that says why the ResourceSlices cannot be read, or None if they can be read or need not be."""
+    """Return a Lack that says why the ResourceSlices or DeviceClasses cannot be read. None if they can be read or need
+    not be."""
     return (
         Lack(
             stack.dra.unread, "kubectl get resourceslices.v1.resource.k8s.io,deviceclasses.v1.resource.k8s.io"
@@ -153,9 +154,9 @@ def _upgrade(stack: DraStack, driver: DraDriverView, values: str) -> str:
 
 def _served_twice(stack: DraStack) -> Lack | None:
     """Return a Lack about a device plugin that runs alongside the DRA driver, because a GPU could then be given to two
-    pods at once. The plugin is that of NVIDIA's chart, else that of ClusterPolicy, else one that is known only from
-    the nodes that both serve. A ClusterPolicy beside a GPUCluster counts as well, even without a device plugin.
-    None if there is no sign of one."""
+    pods at once. The first of these counts: the plugin of NVIDIA's chart; that of ClusterPolicy; a ClusterPolicy beside
+    a GPUCluster, even without a device plugin; one that is known only from the nodes that both serve. None if there is
+    no sign of one."""
     policy = stack.cluster_policy
     if policy is not None and policy.plain is not None:
         plugin = policy.plain.daemon_set
@@ -182,8 +183,9 @@ def _served_twice(stack: DraStack) -> Lack | None:
 
 
 def _no_mig_manager(stack: DraStack) -> Lack | None:
-    """Return a Lack that says that nothing divides the GPUs, or None if mig-manager runs. Where a ClusterPolicy is in
-    charge of mig-manager, only its switch counts."""
+    """Return a Lack that says that nothing divides the GPUs. If a ClusterPolicy deploys mig-manager, this is so if the
+    ClusterPolicy switches it off. Otherwise it is so if no mig-manager runs in NVIDIA's namespace. None if neither is
+    the case."""
     if (policy := stack.partitioner) is not None:
         if not policy.is_off(MIG_MANAGER_SWITCH):
             return None
@@ -216,8 +218,8 @@ def _old_mig_manager(stack: DraStack) -> Lack | None:
 
 
 def _other_config_map(stack: DraStack) -> Lack | None:
-    """Return a Lack if a mig-manager runs by itself and does not read our ConfigMap. None if it does, if there is no
-    such mig-manager, or if a ClusterPolicy is in charge of it."""
+    """Return a Lack if mig-manager runs without a ClusterPolicy and mounts another ConfigMap than ours, or none. None
+    if it mounts ours, if there is no such mig-manager, or if a ClusterPolicy deploys it."""
     dra, ours = stack.dra, stack.mig_config_map
     if stack.partitioner is not None or not dra.mig_manager or dra.mig_config_map == ours:
         return None
@@ -255,8 +257,8 @@ def is_complete(stack: DraStack) -> bool:
 
 
 def find_unshared(spec: GPUSharingPolicySpec) -> str:
-    """Return why the policy's mode cannot exist with NVIDIA's DRA stack, or an empty string if it can. Only Full and
-    MIG without time-slicing can, and MIG only with strategy mixed."""
+    """Return why the policy's mode cannot exist with NVIDIA's DRA stack, or an empty string if it can. Mode Full can,
+    and so can mode MIG with strategy mixed. Neither can with spec.timeSlicing."""
     if spec.mig is not None and spec.mig.strategy == "single" and spec.time_slicing is None:
         return (
             "that stack does not support spec.mig.strategy single, because pods request each profile by its own name;"

@@ -368,7 +368,8 @@ def _stack(view: InstallationView) -> Symptoms:
 
 
 def _plain(view: InstallationView) -> Symptoms:
-    """Yield an error if NVIDIA's device-plugin chart replaces a ClusterPolicy and does not read our ConfigMap."""
+    """Yield an error if NVIDIA's device-plugin chart takes the place of a ClusterPolicy and does not read our
+    ConfigMap. The command is the next step on the way there (`point`)."""
     stack = view.plain
     if stack is None or stack.plain is None:
         return
@@ -576,9 +577,9 @@ def report_topics(
 
 
 def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
-    """Return the report as lines: a line for each topic that is `ok` or `UNKNOWN`, each symptom with its command, and
-    a last line with the conclusion and the counts. The topics in ASKED_BY_PEOPLE are listed only if they have
-    symptoms. Any topic in `unseen`, even one of these, qualifies the conclusion."""
+    """Return the report as lines: a line for each topic that is `ok` or `UNKNOWN`, each symptom with its command on a
+    second line, an empty line, and a line with the conclusion and the counts. The topics in ASKED_BY_PEOPLE are listed
+    only if they have symptoms. Any topic in `unseen`, even one of these, qualifies the conclusion."""
     listed = list(symptoms)
     lines = []
     for word, text, command in report_topics(listed, unseen, frozenset(Topic) - ASKED_BY_PEOPLE):

@@ -35,7 +35,7 @@ class Place(PlanSettings):
     """Name of the agent's service account."""
 
     def account(self, subject: str) -> str:
-        """Return the service account of OPERATOR or AGENT as `namespace/name`."""
+        """Return the agent's service account as `namespace/name` if `subject` is AGENT, else that of the operator."""
         if subject == AGENT:
             return f"{self.agent_namespace}/{self.agent_account}"
         return f"{self.namespace}/{self.operator_account}"
