@@ -140,9 +140,9 @@ def _is_free(gpunode: GPUNodeView | None) -> bool:
 
 
 def _other_name(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a sentence if the operator may not patch this DaemonSet, because it does not have the one namespace and
-    name that are allowed. Return it also if the daemon's process is not called PROGRAM, the only value that the
-    operator may write. Otherwise return an empty string."""
+    """Return a sentence if the operator cannot repair this DaemonSet, else an empty string. It can repair only
+    DAEMON_SET in NVIDIA's namespace, and only if the daemon's process is called PROGRAM, which is the only value that
+    it may write."""
     known = (daemon.namespace, daemon.name, daemon.program) == (
         settings.gpu_operator_namespace,
         DAEMON_SET,

@@ -51,7 +51,8 @@ class Pointer:
 
     @property
     def text(self) -> str:
-        """The ConfigMap that the pointer names and who set it, for messages."""
+        """The ConfigMap that the pointer names, such as `X (set by Y)`, for messages. Without the parentheses if it is
+        unknown who set it; `not set` if the pointer names none."""
         if not self.now:
             return "not set"
         return f"{self.now} (set by {self.setter})" if self.setter else self.now

@@ -67,8 +67,8 @@ def find_untolerated_driver(driver: DraDriverView | None, namespace: str) -> Unt
 
 
 def find_untolerated_agents(stack: StackView) -> Untolerated | None:
-    """Return how to correct our agent's DaemonSet if its pods do not tolerate the start-up taint. None if they do,
-    which is always so with the chart, or if there are no such pods."""
+    """Return the command that adds the toleration for the start-up taint to our agent's DaemonSet, with its message, if
+    the agent's pods lack it. None if they have it, as always with the chart, or if there are no agent pods."""
     if not stack.intolerant_agents:
         return None
     added = _dump([{"op": "add", "path": "/spec/template/spec/tolerations/-", "value": TOLERATION}])

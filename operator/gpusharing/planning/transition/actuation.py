@@ -41,11 +41,11 @@ def run(
 ) -> Verdict:
     """Return the verdict for the next step of a change: make the node idle or, once it is proven idle, pass the PNR.
     What the run still waits for (`_waiting`) is shown only when no pod is left. A plugin restart needs no idle node and
-    passes the PNR as soon as there is nothing to wait for. If it turns out to need an idle node, the change starts over
-    at once (`start_anew`).
+    passes the PNR as soon as there is nothing to wait for. If the change now needs a cordon or a run of mig-manager, it
+    starts over at once (`start_anew`).
 
-    `again`: the last run is repeated; the same values are written and the pods are replaced. `step_proven`: the
-    previous step is proven, and this is the next one.
+    `again`: the last run is repeated. The same values are written, also if it is the first of two steps, and the pods
+    are replaced. `step_proven`: the previous step is proven, and this is the next one.
     """
     # If the first of two steps is repeated, it leads to the intermediate stop, no matter how far the node has come.
     goal = assessed.stop if again and case.fence.step < case.fence.steps else assessed.goal
