@@ -412,8 +412,8 @@ def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
 
 
 def _release(case: FencedCase, target: Target, policy: PolicyView) -> Verdict:
-    """Return the verdict that releases a proven node. One PATCH writes the record of the proof, sets our two labels,
-    and removes the fence, the labels and annotations that keep other controllers away, and the cordon if
+    """Return the Uncordoning verdict that releases a proven node. One PATCH writes the record of the proof, sets our
+    two labels, and removes the fence, the labels and annotations that keep other controllers away, and the cordon if
     `may_uncordon`. While somebody else works on the node and the cordon is ours alone, the fence stays too, and the
     routing label is not set yet (yielding.py). The reason is RolledBack after a rollback, else CordonKept if a cordon
     stays, else Synced."""

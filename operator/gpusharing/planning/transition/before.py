@@ -48,11 +48,10 @@ def before_pnr(case: FencedCase) -> Verdict:
 
 
 def _next_step(case: FencedCase) -> Verdict:
-    """Return the verdict of the first step that applies: give the change up, close the node again behind a
-    DeviceTaintRule that does not keep pods off (`restore_rule`), end the wait for jobs, or wait while the node has no
-    target or the policy holds the change. If none applies, a change that needs no idle node continues with `run`. Any
-    other change first records a worse class of disruption, waits until the cordon has settled, and begins the wait for
-    jobs."""
+    """Return the verdict of the first step that applies: give the change up, wait for a missing DeviceTaintRule or
+    cordon the node in its place (`restore_rule`), end the wait for jobs, or wait while the node has no target or the
+    policy holds the change. If none applies, a change that needs no idle node continues with `run`. Any other change
+    first records a worse class of disruption, waits until the cordon has settled, and begins the wait for jobs."""
     if (ending := find_ending(case)) is not None:
         return ending
     if (open_to_pods := restore_rule(case, Phase.CORDONED)) is not None:
@@ -189,7 +188,7 @@ def _node_going(case: FencedCase) -> str:
 
 def _policy_going(case: FencedCase) -> str:
     """Return the message that the policy of the change was deleted or is being deleted, or an empty string if neither
-    is the case."""
+    is the case. A deleted policy counts only if no other policy drives the node now (see `_disowned`)."""
     if case.assessment is not None and not case.assessment.policy.deleting:
         return ""
     return f"policy {case.fence.policy} was deleted or is being deleted; the node is being restored"
