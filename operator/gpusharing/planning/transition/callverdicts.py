@@ -161,10 +161,10 @@ class Failing:
         return failure is not None and failure.holds(self.now)
 
     def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
-        """Return all members, with new verdicts for two kinds of nodes that are not Failed yet. Nodes that missed the
-        deadline of a step past the point of no return become Failed, with an action that records that in the fence.
-        Nodes in flight whose calls failed at least STUCK times in a row get a verdict that names the failed call
-        (`named`).
+        """Return all members, with new verdicts for two kinds of nodes whose calls fail and that are not Failed yet.
+        Nodes that missed the deadline of a step past the point of no return become Failed, with an action that records
+        that in the fence. Nodes in flight whose calls failed at least STUCK times in a row get a verdict that names the
+        failed call (`named`). Without such nodes, `members` itself is returned.
 
         The pools must know this before they choose, because Failed nodes count for maxFailures and the slots of the
         others do not become free by themselves.
@@ -182,9 +182,9 @@ class Failing:
 
     def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
         """Return the verdicts, with each one that would fence its node replaced by a Pending verdict that has no
-        actions and waits at most LONGEST_WAIT seconds. `why` says what keeps the nodes from starting and begins the
-        message. The reason is Progressing or, if the calls that read the policies keep failing, CallFailed, with a
-        blocker that says so."""
+        actions and no deadline and wakes after LONGEST_WAIT seconds; a candidate stays one. `why` says what keeps the
+        nodes from starting and begins the message. The reason is Progressing or, if the calls that read the policies
+        keep failing, CallFailed, with a blocker that says so."""
         failure = self.failures.get(POLICIES)
         changed = {}
         for node, verdict in verdicts.items():

@@ -98,7 +98,7 @@ def _fenced(case: FencedCase) -> Verdict:
 
 def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
     """Return the verdict of a Failed node whose only action writes `heir`, the node's present owner, into the fence as
-    the policy of the change.
+    the policy of the change. The message says so.
 
     The node stays Failed and keeps its slot, and the fence keeps the version of the spec that failed.
     """
@@ -121,10 +121,10 @@ def _unowned(case: NodeCase) -> Verdict | None:
 
 
 def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
-    """Return the verdict for a node without a fence that a policy governs. Without a target, the node is Skipped if its
-    policy is accepted, else Blocked; without a usable reading, `_not_observed` decides. A node that matches its target
-    is judged by `_as_wanted`. Any other node is a Pending candidate unless `find_closed` or a gate objects. If the
-    policy resets its nodes but this node does not concern it, our policy label is removed."""
+    """Return the verdict for a node with a policy but no fence. A node without a target is Skipped if the policy is
+    accepted, else Blocked. Outside the policy (Mark.OUTSIDE), it also loses our policy label if the policy resets its
+    nodes. `_not_observed` judges unread nodes, and `_as_wanted` matching ones. Others are Pending candidates unless
+    `find_closed` or a gate objects."""
     if isinstance(assessment, Refused):
         phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
         if assessment.policy.resetting and Mark.OUTSIDE in objection.reason.marks:  # left as they are
@@ -172,11 +172,10 @@ def _gated(case: NodeCase, gate: Finding) -> Verdict:
 
 
 def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
-    """Return the verdict for a node that matches its target. The node is Synced if the match is proven, our labels are
-    right and the start-up taint is gone; if its policy resets its nodes, its whole GPUs must also be confirmed by a
-    Ready agent on a Ready node, for which the policy waits (forgetting.py). Otherwise
-    the node is adopted, by writing our labels and a new proof, or Blocked if the agent or the node is not Ready. An
-    unhealthy GPU leaves a proven node Synced, but keeps a node behind the taint from being adopted."""
+    """Return the verdict for a node that matches its target. It is Synced, even with an unhealthy GPU, if the match is
+    proven, our labels are right and the start-up taint is gone. If the policy resets its nodes, the agent and the node
+    must also be Ready. Otherwise it is adopted, by writing our labels and a new proof; it is Blocked while the agent or
+    the node is not Ready, or while a GPU is unhealthy behind the taint."""
     node, verified, target = case.node, case.node.verified, assessed.target
     proven = verified is not None and (verified.policy, verified.mig_config, verified.plugin_config) == (
         case.owner_name,
@@ -212,8 +211,8 @@ def _tell_lapses(case: NodeCase) -> str:
 
 
 def _unseen(case: NodeCase, fact: str) -> Verdict | None:
-    """Return the Blocked verdict for a node that cannot be proven to `fact`, because the agent or the node is not
-    Ready. None if both are Ready."""
+    """Return the Blocked verdict for a node whose agent or Node is not Ready, so that nothing can be proven. None if
+    both are Ready. `fact` is the verb phrase for the message, such as `match its target`."""
     if not case.agent_ready:
         return _blocked(case, case.no_agent(f", so the node cannot be proven to {fact}"))
     if not case.node.ready:
