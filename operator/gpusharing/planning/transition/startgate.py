@@ -42,7 +42,9 @@ def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
 
 def find_closed(case: NodeCase) -> Finding | None:
     """Return which component cannot run behind the taint, so that the node can never be proven, with the command that
-    fixes it. None if no such component is known, or if the node does not have the taint."""
+    fixes it. The agent is checked first, then NVIDIA's operands, the DRA driver where it serves the GPUs, and Node
+    Feature Discovery. None if no such component is known, or if the node does not have the taint. Raises ValueError if
+    recorded tolerations are not valid JSON."""
     if case.node.gate is None:
         return None
     policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
@@ -57,8 +59,8 @@ def find_closed(case: NodeCase) -> Finding | None:
 
 
 def _find_finder(case: NodeCase) -> Untolerated | None:
-    """Return the first part of Node Feature Discovery that does not tolerate the taint, or None if every part that was
-    found does."""
+    """Return how to correct the first part of Node Feature Discovery that does not tolerate the taint, or None if every
+    part that was found does. Raises ValueError if its recorded tolerations are not valid JSON."""
     policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
     plain = policy is not None and policy.plain is not None
     return find_untolerated_finder(case.stack.finders, namespace, plain=plain)

@@ -29,9 +29,10 @@ def may_taint(case: NodeCase) -> bool:
 
 
 def cordon_instead(case: FencedCase, phase: Phase, why: str) -> Verdict:
-    """Return the verdict, in this phase, whose one PATCH cordons the node and records in the fence that no
-    DeviceTaintRule fences it any more. `why` is a clause for the message. Pods and readings from before the cordon
-    prove nothing. If the node is cordoned already, that cordon counts as somebody else's."""
+    """Return the verdict, in this phase and with the reason DeviceTaintFailed, whose one PATCH cordons the node and
+    records in the fence that no DeviceTaintRule fences it any more. `why` is a clause for the message. The fence's
+    `since` becomes now, so pods and readings from before the cordon prove nothing. If the node is cordoned already,
+    that cordon counts as somebody else's."""
     verdict = case.verdict(
         phase, Reason.DEVICE_TAINT_FAILED, f"{why}, so the operator cordons the node instead"
     )
@@ -67,8 +68,9 @@ def _needs_cordon(case: NodeCase) -> str:
 
 
 def _find_failing(case: FencedCase) -> str:
-    """Return why the node's DeviceTaintRule does not hold, as a clause: it cannot be read or written, or a pod with a
-    GPU has started behind it. Empty if none of this is known."""
+    """Return why the node's DeviceTaintRule does not hold, as a clause: it is not in place because it cannot be read or
+    written, or a pod with a GPU has started behind it. Empty if none of this is known; an error is ignored while the
+    rule is in place."""
     rule = f"DeviceTaintRule {RULE_PREFIX}{case.node.name}"
     if case.node.rule_since is None and case.stack.dra.rule_error:
         return f"{rule} is not in place ({case.stack.dra.rule_error})"

@@ -42,9 +42,9 @@ def may_uncordon(case: FencedCase) -> bool:
 
 
 def give_way(case: FencedCase, message: str) -> Verdict:
-    """Return the Aborting verdict that gives the change up and yields the node. Its one PATCH sets the fence's stage to
-    `yielded` and removes the labels and annotations that keep other controllers away. The fence and our cordon stay as
-    long as somebody else works on the node."""
+    """Return the Aborting verdict, with the reason ForeignMaintenance, that gives the change up and yields the node.
+    Its one PATCH sets the fence's stage to `yielded` and removes the labels and annotations that keep other controllers
+    away. The fence and our cordon stay as long as somebody else works on the node."""
     labels, annotations = unmarked(case.fence, case.node)
     verdict = case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message)
     return verdict.then(UpdateFence(case.node, aside_fence(case), labels=labels, annotations=annotations))
@@ -71,8 +71,9 @@ def tell_wait(case: FencedCase) -> str:
 
 def yielded(case: FencedCase) -> Verdict:
     """Return the verdict with the next step of a node whose fence stage is `yielded`. The verdict is Blocked, without a
-    deadline, while somebody else works on the node and our cordon is in place. Otherwise it releases the node with the
-    routing label that the fence records. If the change was given up, the release records a back-off."""
+    deadline, while somebody else works on the node and our cordon is in place. Otherwise it is Uncordoning: it releases
+    the node with the routing label that the fence records, and lifts the cordon if `may_uncordon`. If the change was
+    given up, the release records a back-off."""
     if keeps_cordon(case):
         waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
         return replace(waiting, deadline=None)
