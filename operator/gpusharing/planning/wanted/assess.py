@@ -209,12 +209,9 @@ def _unobserved(observed: ObservedView | None) -> Finding:
 def _find_lapse(
     node: NodeView, observed: ObservedView, policy: PolicyView, stack: StackView, actuator: Actuator
 ) -> Finding | None:
-    """Return how a node that was rolled back under this version of the spec now differs from what it was rolled back
-    to.
-
-    None if the node does not differ, if it was not rolled back, or if the recorded configuration can no longer be
-    used.
-    """
+    """Return how a node that was rolled back now differs from the layout to which the rollback led. None if it does not
+    differ, if it was not rolled back under the present version of the spec, or if the recorded configuration can no
+    longer be used."""
     record = node.verified
     if record is None or not record.rolled_back or record.version != policy.version:
         return None
@@ -225,8 +222,9 @@ def _find_lapse(
 
 
 def _proven_before(node: NodeView, policy: PolicyView, target: Target) -> bool:
-    """Whether this target of the policy of this name is what was last proven on the node, even if it was proven for
-    another version of the spec. A record without a layout counts if its two label values are those of the target."""
+    """Whether `target` is what was last proven on the node for a policy of this name, whatever the version of its spec.
+    The record must have the target's values of both configuration labels and also its layout. A record without a layout
+    needs only the two values."""
     record = node.verified
     return (
         record is not None
@@ -289,12 +287,11 @@ writes `mig.config` only if the label is absent (docs/design/nvidia.md#d1)."""
 
 
 def find_owners(node: NodeView) -> dict[str, str]:
-    """Return the labels that another program sets, each with a clause for people that says who it is and what to do
-    about it. Empty for nearly all nodes.
+    """Return the labels that another program sets, each with a clause that says who and what to do. Empty for nearly
+    all nodes.
 
-    These are the labels that a controller claims and, on a node where something was proven, those in which a field
-    manager has replaced a value of ours. The latter count until a person sets a new value of the retry annotation, and
-    not at all if the manager's name begins as in HANDS.
+    Labels that a controller claims count. On a node with a proof, so do those changed by a field manager, until a
+    person changes the retry annotation. Managers whose name begins with one of HANDS are ignored.
     """
     proof = node.verified
     if not node.label_rewriters or proof is None or node.retry not in ("", proof.retry):

@@ -77,9 +77,9 @@ def parse(text: str) -> Mapping[str, Entry]:
 
 
 def find_flaws(text: str) -> tuple[Flaw, ...]:
-    """Return what makes mig-parted refuse a file, or the operator leave out an entry of it: what is wrong with the
-    file itself, then the first fault of each row. Empty for a good file and for an empty string. If the file cannot
-    be read, the only flaw says so."""
+    """Return what makes mig-parted refuse a file, or the operator leave out an entry of it: what is wrong with the file
+    itself (no version, an unknown field or no entries), then the first fault of each row. Empty for a good file and for
+    an empty string. If the file cannot be read, the only flaw says so."""
     if not text:
         return ()
     try:
@@ -172,7 +172,8 @@ def parse_admin(text: str) -> AdminFile:
 
 def _find_in_entry(entry: object) -> Iterator[Flaw]:
     """Yield why mig-parted would refuse the entry on any hardware (docs/design/nvidia.md#a10): that it is no list of
-    rows, or the first fault of each row. The paths begin at the entry, such as `[0].devices`."""
+    maps or an empty list, else the first fault of each row. The paths begin at the entry, such as `[0].devices`; the
+    path of the entry itself is empty."""
     if not isinstance(entry, list) or not _is_entry(entry):
         yield Flaw("", "it is not a list of maps")
     elif not entry:

@@ -58,9 +58,9 @@ class Contender:
 
 
 def find_contenders(policies: Iterable[PolicyView]) -> tuple[Contender, ...]:
-    """Return the policies that may own nodes, which are all that are not being deleted. A policy that is resetting its
-    nodes before its deletion is included, marked as `leaving`. A policy whose spec cannot be read is included
-    without a selector, so that it keeps its nodes, and is never marked as `leaving`."""
+    """Return the policies that may own nodes, in the given order. These are all that are not being deleted. A policy
+    that is resetting its nodes before its deletion is included, marked as `leaving`. A policy whose spec cannot be read
+    is included without a selector, so that it keeps its nodes, and is never marked as `leaving`."""
     return tuple(
         Contender(one.name, one.created, None, 0)
         if one.spec is None

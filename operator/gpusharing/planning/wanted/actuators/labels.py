@@ -259,8 +259,9 @@ def _failed(case: ActuatorCase, fence: Fence) -> str:
 
 
 def _pending(case: ActuatorCase) -> str:
-    """Return a clause with the setting that helps, if the MIG mode of a GPU is pending and its virtual machine may be
-    unable to reset the GPU (`tell_guest_reset`). Empty if no mode is pending, or if that function returns nothing."""
+    """Return the clause of `tell_guest_reset` if the MIG mode of a GPU is pending: which setting helps if a virtual
+    machine cannot reset the GPU. Empty if no mode is pending, if the GPUs are unknown, or if that function returns
+    nothing."""
     observed = case.gpunode.observed if case.gpunode else None
     waits = observed is not None and any(gpu.mig_pending for gpu in observed.hardware.kinds)
     return tell_guest_reset(observed, case.stack) if waits else ""
