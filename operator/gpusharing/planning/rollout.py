@@ -409,8 +409,9 @@ def configure(
     memo: Memo,
 ) -> WriteConfig | None:
     """Return the action that brings our ConfigMaps up to date with the wishes of all policies and the plugin
-    configurations of `targets`. None if the ConfigMaps are up to date, or if somebody else's ConfigMap has the name of
-    one of ours. The answer is cached in `memo` once nothing is left to write or to remove."""
+    configurations of `targets`. A policy with a Finding in `wishes` adds nothing. None if the ConfigMaps are up to
+    date, or if somebody else's ConfigMap has the name of one of ours. The answer is cached in `memo` once nothing is
+    left to write or to remove."""
     plugins = {target.plugin_key: target.plugin for target in targets if target.plugin_key}
     question = partial(_configure, nodes=snapshot.nodes)
     wishes, models = memo.same("wishes", wishes), memo.same("models", models)

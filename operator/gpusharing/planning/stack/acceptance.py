@@ -64,8 +64,9 @@ class FieldCheck:
 
 
 def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings) -> Finding | None:
-    """Return the first of OBJECTIONS that applies to the policy, as a Finding with the objection's reason or one of its
-    own. None if none applies, so that the policy can be carried out in this cluster."""
+    """Return the first of OBJECTIONS that applies to the policy, or None if the policy can be carried out in this
+    cluster. The Finding has the reason of that row, unless the row's check returned a Finding with a reason of its own.
+    """
     for objection in OBJECTIONS:
         if refusal := objection.find(policy, stack, settings):
             return Finding.of(refusal, objection.reason)
@@ -224,7 +225,8 @@ def _discovery_missing(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
     """Return a message with the remedy if the policy's mode needs GPU Feature Discovery and NVIDIA's device-plugin
-    chart does not run it. Empty if it runs, if the mode does not need it, or if there is a ClusterPolicy."""
+    chart, for which `cluster_policy` then stands, does not run it. Empty if it runs, if the mode does not need it, or
+    if `cluster_policy` is a real ClusterPolicy."""
     plain = cluster_policy.plain
     if plain is None or not lacks(_DISCOVERY, spec.mode, stack):
         return ""

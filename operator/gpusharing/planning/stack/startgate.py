@@ -114,8 +114,8 @@ def with_toleration(tolerations: str) -> list[Any]:
 def find_gate_symptoms(view: InstallationView) -> Symptoms:
     """Yield an error for each object whose pods are needed to prove a node but do not tolerate the start-up taint: a
     ClusterPolicy or NVIDIA's chart, the DRA driver where it serves the GPUs, and each worker of Node Feature Discovery.
-    One of the inspections of `installation.py`. Yields nothing if no node has the taint and the chart value for it is
-    off."""
+    Our agent is not checked. Yields nothing if no node has the taint and the chart value for it is off. Raises
+    ValueError if recorded tolerations are not valid JSON."""
     gated = sorted(one.name for one in view.nodes if one.gate is not None)
     if not (gated or view.place.startup_gate):
         return

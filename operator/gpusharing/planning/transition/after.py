@@ -147,9 +147,9 @@ def _no_policy(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _uncordoned(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return the verdict that puts the cordon back if somebody lifted it. None if the node is cordoned, or if the
-    change needs no cordon or a DeviceTaintRule takes its place. The same PATCH sets the fence's `since` to now, so that
-    pods and readings from before the new cordon prove nothing."""
+    """Return the Reconfiguring verdict that puts the cordon back if somebody lifted it. None if the node is cordoned,
+    or if the change needs no cordon or a DeviceTaintRule takes its place. The same PATCH sets the fence's `since` to
+    now, so that pods and readings from before the new cordon prove nothing."""
     if not case.fence.cordons or case.node.unschedulable:
         return None
     message = "someone uncordoned the node before a good layout was proven; the operator cordons it again"

@@ -101,9 +101,9 @@ def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
 
 
 def _begin_jobs(case: FencedCase) -> Verdict | None:
-    """Return the verdict that sets the fence's deadline to the time when the last job must have ended. None if there
-    are no jobs, the pods were not listed, or the deadline is already right. Once the jobs have ended, the drain gets
-    the whole of `drain.timeout`.
+    """Return the WaitingForJobs verdict that sets the fence's deadline to the time when the last job must have ended.
+    None if there are no jobs, the pods were not listed, or the deadline is already right. Once the jobs have ended, the
+    drain gets the whole of `drain.timeout`.
 
     During the wait, the deadline is only ever extended, and only to the time that the policy allows now. An unlimited
     wait gets a limit if somebody edits the policy to set one.
@@ -121,9 +121,9 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
 
 
 def _end_jobs(case: FencedCase) -> Verdict | None:
-    """Return the verdict that sets the drain's deadline to `drain.timeout` from now, because no job is left. None if
-    the drain does not wait for jobs, if jobs are left, if the pods were not listed, or if no readable policy drives the
-    node."""
+    """Return the Draining verdict that sets the drain's deadline to `drain.timeout` from now, because no job is left.
+    None if the drain does not wait for jobs, if jobs are left, if the pods were not listed, or if no readable policy
+    drives the node."""
     plan, fence = case.drain, case.fence
     spec = case.assessment.policy.spec if case.assessment is not None else None
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:

@@ -63,9 +63,9 @@ def present_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
 
 
 def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | str:
-    """Return the verdict that begins the rollback by recording it in the fence, or a clause that says why the node is
-    not rolled back now. The clause is empty if the policy wants failed nodes held or gives the node no target. A
-    rollback that failed is not begun again.
+    """Return the Reconfiguring verdict, with the reason RollingBack, that begins the rollback by recording it in the
+    fence, or a clause that says why the node is not rolled back now. The clause is empty if the policy wants failed
+    nodes held or gives the node no target. A rollback that failed is not begun again.
 
     `known`: the failure shows the present state of the node. A node that is not Ready, or has no Ready agent, shows an
     old state: what its kubelet last advertised dates from before the change.
