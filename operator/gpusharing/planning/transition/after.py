@@ -294,16 +294,17 @@ def _stop_proven(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _run_ended(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict for the next step of the proof if the actuator is done and the target is still the same, else
-    None."""
+    """Return the verdict for the next step of the proof (`_verify`) if the last run led to the present target and the
+    actuator shows no trouble, else None."""
     if not aimed.on_course or aimed.trouble is not None:
         return None
     return _verify(aimed.case, aimed.aim, aimed.assessed)
 
 
 def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return a verdict that records that the actuator must run once more. None if the last run had no trouble, if the
-    target has changed, if another run would not help, or if the limit of attempts is reached."""
+    """Return the Reconfiguring verdict that records that the actuator must run once more, with the next attempt's
+    number. None if the last run had no trouble, if the target has changed, if another run would not help, or if the
+    limit of attempts is reached."""
     trouble, attempt = aimed.trouble, aimed.case.fence.attempt
     if trouble is None or not aimed.on_course:
         return None

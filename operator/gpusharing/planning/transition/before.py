@@ -162,8 +162,8 @@ class Ending:
 
 
 def find_ending(case: FencedCase) -> Verdict | None:
-    """Return the verdict that gives the change up because of the first of ENDINGS that applies, or None if the change
-    goes on."""
+    """Return the verdict that gives the change up (`_abort`) because of the first of ENDINGS that applies, with the
+    reason of that row or of its Finding. None if the change goes on."""
     for ending in ENDINGS:
         if match := ending.find(case):
             return _abort(case, Finding.of(match, ending.reason), defer=ending.defer)

@@ -81,8 +81,8 @@ def _foreign(case: NodeCase, assessed: Assessed) -> str:
 
 def _cordoned(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that somebody else cordoned the node, with the command that lifts the cordon, or an empty
-    string if it is not cordoned. Every cordon counts as somebody else's, because the gates are for nodes that we have
-    not fenced."""
+    string if it is not cordoned. Every cordon counts as somebody else's, because this gate is checked before a change
+    begins."""
     name = case.node.name
     if not case.node.unschedulable:
         return ""

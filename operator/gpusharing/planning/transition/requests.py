@@ -219,8 +219,8 @@ def verify_request(case: FencedCase) -> EnsureGPUNode | None:
 
 
 def answer_due(case: FencedCase) -> datetime:
-    """Return when the agent should have answered: PROOF seconds after the current request of this change was written
-    or, if there is none, PROOF seconds from now."""
+    """Return when the agent should have answered: PROOF seconds after the current request of this change was written.
+    If there is none, or if it is older than the last event, return PROOF seconds from now."""
     asked_at = _asked_at(case, "verify") or _asked_at(case, "quiet")
     begun = case.now if asked_at is None else datetime.fromtimestamp(asked_at / 1000, UTC)
     return begun + timedelta(seconds=PROOF)
