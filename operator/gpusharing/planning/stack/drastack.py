@@ -183,9 +183,9 @@ def _served_twice(stack: DraStack) -> Lack | None:
 
 
 def _no_mig_manager(stack: DraStack) -> Lack | None:
-    """Return a Lack that says that nothing divides the GPUs. If a ClusterPolicy deploys mig-manager, this is so if the
-    ClusterPolicy switches it off. Otherwise it is so if no mig-manager runs in NVIDIA's namespace. None if neither is
-    the case."""
+    """Return a Lack that says that nothing divides the GPUs. Where a ClusterPolicy is responsible for mig-manager, this
+    is the case if it switches mig-manager off; elsewhere, if no mig-manager runs in NVIDIA's namespace. None otherwise.
+    """
     if (policy := stack.partitioner) is not None:
         if not policy.is_off(MIG_MANAGER_SWITCH):
             return None
@@ -218,8 +218,8 @@ def _old_mig_manager(stack: DraStack) -> Lack | None:
 
 
 def _other_config_map(stack: DraStack) -> Lack | None:
-    """Return a Lack if mig-manager runs without a ClusterPolicy and mounts another ConfigMap than ours, or none. None
-    if it mounts ours, if there is no such mig-manager, or if a ClusterPolicy deploys it."""
+    """Return a Lack if mig-manager mounts another ConfigMap than ours, or none. None if it mounts ours, if there is no
+    mig-manager, or if a ClusterPolicy is responsible for it."""
     dra, ours = stack.dra, stack.mig_config_map
     if stack.partitioner is not None or not dra.mig_manager or dra.mig_config_map == ours:
         return None

@@ -173,9 +173,9 @@ def _gated(case: NodeCase, gate: Finding) -> Verdict:
 
 def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
     """Return the verdict for a node that matches its target. It is Synced, even with an unhealthy GPU, if the match is
-    proven, our labels are right and the start-up taint is gone. If the policy resets its nodes, the agent and the node
-    must also be Ready. Otherwise it is adopted, by writing our labels and a new proof; it is Blocked while the agent or
-    the node is not Ready, or while a GPU is unhealthy behind the taint."""
+    proven, our labels are right and the start-up taint is gone; a policy that resets its nodes also requires a Ready
+    agent and Node. Otherwise it is adopted, by writing our labels and a new proof. It is Blocked while the agent or
+    Node is not Ready, or a GPU is unhealthy behind the taint."""
     node, verified, target = case.node, case.node.verified, assessed.target
     proven = verified is not None and (verified.policy, verified.mig_config, verified.plugin_config) == (
         case.owner_name,
