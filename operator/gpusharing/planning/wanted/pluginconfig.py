@@ -149,9 +149,9 @@ def _find(item: Any, wanted: Any, path: str) -> Iterator[Flaw]:
 
 
 def _find_in_map(fields: Mapping[Any, Any], wanted: Mapping[str, Any], path: str) -> Iterator[Flaw]:
-    """Yield the flaws of a map at `path`: fields that are unknown, have the wrong format, or are missing. A required
-    field that is null or an empty list counts as missing, and a null `mps` as not set. Names are case-sensitive
-    only if the map has required fields."""
+    """Yield the flaws of a map at `path`: unknown fields, which the plugin ignores (`refused` is False), and, as
+    refused, fields that have the wrong format or are missing. A required field that is null or an empty list counts as
+    missing, and a null `mps` as not set. Names are case-sensitive only if the map has required fields."""
     needed = [name.rstrip("!") for name in wanted if name.endswith("!")]
     known = {name.rstrip("!") if needed else name.lower(): inner for name, inner in wanted.items()}
     for key, item in fields.items():

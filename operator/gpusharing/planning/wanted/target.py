@@ -130,9 +130,9 @@ class Wish:
 
 def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
     """Return what the policy named `policy` with this spec asks of every node. In mode MIG its `mig_config` is
-    spec.mig.config or, if the policy has layouts, a name made of the policy's name and a hash of their entry. In all
-    other modes it is all-disabled. `plugins` are the device-plugin configurations that do not depend on the cards
-    (`_foreseen`)."""
+    spec.mig.config or, if the policy has layouts, a name made of the policy's name and a hash of their `entry`. In
+    other modes it is all-disabled. `plugins` has, by key, the YAML of the device-plugin configurations that do not
+    depend on the cards (`_foreseen`)."""
     entry = (
         migfile.entry_of(spec.mig.layouts) if spec.mig is not None and spec.mig.layouts is not None else None
     )
@@ -149,10 +149,10 @@ def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
 def _find_target(
     request: Wish, node: str, stack: StackView, gpus: Sequence[CardView], _generated: str
 ) -> Target | Finding:
-    """Return what `node` with these GPUs should become, or a Finding that names the node if it cannot become what the
-    policy asks for: a product is not listed, a layout is impossible, a card serves too few MPS clients, or one of
-    NVIDIA's programs is too old. The last argument only distinguishes nodes in the cache: it is the file that
-    mig-manager generated for the node."""
+    """Return what `node` with these GPUs should become, or a Finding that names the node if that is impossible: a
+    product is not in spec.products, a layout is impossible, a card serves too few MPS clients, or a program of NVIDIA
+    is too old (checked in mode MIG, with a ClusterPolicy and without DRA). The last argument, mig-manager's generated
+    file for the node, is not used; it only distinguishes nodes in the cache."""
     spec = request.spec
     if spec.products and (other := _unlisted_product(spec, gpus)):
         return Finding(
@@ -185,8 +185,9 @@ def _target(
     layouts: tuple[Layout | None, ...],
     plugin: PluginConfig,
 ) -> Target:
-    """Return the target of `policy` with these layouts and this device-plugin configuration, from which its other
-    fields are derived. `plugin_key` is empty where NVIDIA's DRA driver takes the device plugin's place."""
+    """Return the target with this mode, these layouts and this device-plugin configuration, from which its other fields
+    are derived. `policy` is used only in `plugin_key`, a name made of it and a hash of the configuration. `plugin_key`
+    is empty where NVIDIA's DRA driver takes the device plugin's place."""
     replicas = plugin.sharing.replicas[0][1] if plugin.sharing else 1
     content = pluginconfig.render(plugin)
     key = "" if stack.by_dra else pluginconfig.key_for(policy, content)
@@ -341,8 +342,8 @@ def _wanted_layouts(
 def _named(
     name: str, node: str, stack: StackView, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
-    """Return the layouts that the configuration `name` (spec.mig.config) gives the GPUs, or a Finding if that
-    configuration is not usable on the node."""
+    """Return the layouts that the configuration `name` (spec.mig.config) gives the GPUs. If it gives none, return a
+    Finding CONFIG_UNKNOWN with the reason that `migfile.resolve_name` returns."""
     meaning = migfile.resolve_name(name, node, gpus, stack)
     if isinstance(meaning, str):
         return Finding(Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {meaning}")
@@ -413,9 +414,9 @@ def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
 
 def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) -> dict[str, int]:
     """Return the allocatable resources, by name with their counts, that the device plugin will advertise for these
-    layouts under this configuration (docs/design/nvidia.md#b6, b.7). Under strategy single, MIG instances count as
-    nvidia.com/gpu. The count of a shared resource is multiplied by its replicas, and its name ends with `.shared` if it
-    is renamed."""
+    layouts (docs/design/nvidia.md#b6, b.7). Under strategy single, MIG instances count as nvidia.com/gpu. Under any
+    other strategy, `none` included, each profile is a resource of its own. The count of a shared resource is multiplied
+    by its replicas, and its name ends with `.shared` if it is renamed."""
     counts: Counter[str] = Counter()
     for layout in layouts:
         if layout is None:
@@ -436,9 +437,9 @@ def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) ->
 @lru_cache(maxsize=1024)
 def describe_layouts(layouts: tuple[Layout | None, ...], replicas: int = 1) -> str:
     """Return the layouts of a node's GPUs for people, such as `2x3g.40gb`. If they differ, each is listed with its
-    number of GPUs: `2x3g.40gb (4 GPUs), 1x full (4 GPUs)`. If `replicas` is above 1, for example 4, `4x shared`
-    replaces `1x full` and is appended to the layouts of GPUs with MIG. Empty without GPUs. The result is cached,
-    because many nodes have equal layouts."""
+    number of GPUs: `2x3g.40gb (4 GPUs), 1x full (4 GPUs)`. MIG without instances is `MIG empty`. If `replicas` is above
+    1, for example 4, `4x shared` replaces `1x full` and is appended to the layouts of GPUs with MIG. Empty without
+    GPUs. The result is cached."""
     texts: Counter[str] = Counter()
     shared = f"{replicas}x shared" if replicas > 1 else ""
     for layout in layouts:
@@ -486,11 +487,11 @@ def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
 
 
 def without_default_label(target: Target, stack: StackView) -> Target:
-    """Return the target without the device-plugin label if the plugin's default configuration has the same effect.
-    Otherwise return the target unchanged.
+    """Return the target without the device-plugin label (`plugin_key` is empty) if the plugin's default configuration
+    has the same effect. Without a default entry, the plugin shares nothing. Otherwise return the target unchanged, also
+    if the default entry is missing or the plugin would refuse it.
 
-    Removing the label restarts the plugin, so it is part of the change: it uses the budget and is proven like the
-    rest. If the default shares GPUs, or names an entry that is missing or cannot be read, the label stays permanently.
+    Removing the label restarts the plugin, so it is part of the change: it uses the budget and is proven like the rest.
     """
     key = pluginconfig.default_entry(stack)
     text = stack.plugin_configs.get(key) if key else pluginconfig.NEUTRAL

@@ -154,13 +154,10 @@ class MpsRemedy:
 
 
 def find_remedy(daemon: MpsDaemonView) -> MpsRemedy:
-    """Return the steps that make this MPS daemon follow labels. Call it only for a daemon for which `find_deafness`
-    returns a reason.
-
-    The command is empty if the daemon runs behind a shell, so that its process name is unknown. Otherwise it is
-    included even if config-manager already has the right name, because the GPU Operator restores its own value when
-    ClusterPolicy is edited.
-    """
+    """Return the steps that make this MPS daemon follow labels. Call it only if `find_deafness` returns a reason.
+    `needs_plugin` is True if config-manager sees the host's processes and is too old to skip kernel threads. The
+    command is empty if the daemon runs behind a shell. Otherwise it is included even if config-manager already has the
+    right name, because the GPU Operator restores its own value when ClusterPolicy is edited."""
     known = _base(daemon.signalled) == _base(daemon.program)  # False if the daemon runs behind a shell
     return MpsRemedy(
         needs_plugin=daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE),
