@@ -120,8 +120,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 def _is_measured(typed: Namespace, terminal: Terminal) -> bool:
-    """Whether the needs are read from Prometheus. Raises Trouble if a flag was given that only the other source has,
-    or the format csv without measured needs."""
+    """Whether the needs are read from Prometheus, which `--from-prometheus` or `--prometheus` asks for. Raises Trouble
+    if a flag was given that only the other source has, or the format csv without measured needs."""
     measured = bool(typed.from_prometheus or typed.prometheus)
     scope = "stated, not measured" if measured else "measured: add --from-prometheus"
     for name in STATED if measured else MEASURED:
@@ -182,11 +182,10 @@ def _card(word: str) -> Card:
 
 
 def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation: str = "") -> AdviceAnswers:
-    """Collect the answers to all questions from the flags. If no flag answers a question, the answer comes from
-    `demand` where that is possible (`promised` and `bursts`), or else from the terminal; without a terminal it is
-    no. Whether MPS can be switched on follows from --gpu-operator. `isolation` is the level that the label of the
-    namespace demands. Raises Trouble if a flag cannot be parsed, or if the memory is unknown and there is no
-    terminal to ask at."""
+    """Collect the answers to all questions: from the flags, else from `demand` (`promised` and `bursts`), else from the
+    terminal; without a terminal an answer is no. Whether MPS can be switched on follows from --gpu-operator.
+    `isolation` is the level that the label of the namespace demands. Raises Trouble if a flag cannot be parsed, if the
+    terminal's input ends, or if the memory is unknown and there is no terminal."""
     no_mps = find_deaf_release(typed.gpu_operator)
     if typed.gpu_operator and not is_release(typed.gpu_operator):
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
@@ -238,7 +237,8 @@ def _show(
     terminal: Terminal,
 ) -> int:
     """Print the advice, what it saves and the policy in the output format, and return DONE. In YAML only the policy is
-    printed. Nothing is said about savings (in JSON, `saving` is null) if `answers` is None or has a single workload."""
+    printed. Nothing is said about savings (in JSON, `saving` is null) if `answers` is None or has a single workload.
+    Raises Trouble, in every format, if `--price` cannot be parsed."""
     policy = advice.policy(typed.name or "pool", typed.pool or "pool")
     price = price_of(typed.price)
     saved = answers.whole - advice.gpus if answers is not None and answers.pods > 1 else None
@@ -261,8 +261,9 @@ def _show(
 
 
 def need_of(text: str, count: int) -> tuple[int, float]:
-    """Parse a number of workloads and the memory that each needs at its peak, such as `4x20Gi`, and return the number
-    and the GiB with headroom. The number is `count` if the text is a size alone. Raises Trouble if it is neither."""
+    """Parse a number of workloads, from 1 to 9999, and the memory that each needs at its peak, such as `4x20Gi`. Return
+    the number and the GiB with headroom. The number is `count` if the text is a size alone. Raises Trouble if it is
+    neither."""
     number, _, size = text.partition("x")
     if re.fullmatch(r"\s*[1-9]\d{0,3}\s*", number) and size:
         return int(number), size_of(size) * HEADROOM
@@ -302,8 +303,8 @@ def _ask(question: str, flag: str, read: Callable[[str], T]) -> T:
 
 
 def describe(advice: Advice, card: Card, paper: Paper) -> list[Line]:
-    """Draw the advice: a title with the mode and the layouts or shares, a picture of the layout if all GPUs have the
-    same, the reasons, and the disadvantage."""
+    """Draw the advice: a title with the mode and, except in mode Full, the layouts or shares; a picture of the layout
+    if all GPUs have the same; the reasons; and the disadvantage."""
     what = "; ".join(layouts_of(advice.portions)) or f"{counted(advice.shares, 'share')} of each GPU"
     title = str(advice.mode) if advice.mode is Mode.FULL else f"{advice.mode}, {what}"
     lines = prose(title, paper, hang="  ", ink=Ink.TITLE)
@@ -315,7 +316,8 @@ def describe(advice: Advice, card: Card, paper: Paper) -> list[Line]:
 
 
 def as_data(advice: Advice, policy: dict[str, object], saving: SavingData | None) -> AdviceData:
-    """Return the advice, the policy and what the advice saves as plain data, for JSON."""
+    """Return the advice, the policy and what the advice saves as plain data, for JSON. `gpus` is None if the advice has
+    no number of GPUs, and `profile` is empty if it has no MIG profile."""
     return {
         "mode": str(advice.mode),
         "shares": advice.shares,
