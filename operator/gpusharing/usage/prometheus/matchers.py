@@ -58,7 +58,8 @@ def matcher_of(nodes: Iterable[str]) -> str:
 
 
 def state_label(key: str) -> str:
-    """Return the label in which kube-state-metrics exports the label `key` of a Node or a Namespace.
+    """Return the label in which kube-state-metrics exports the label `key` of a Node or a Namespace; it begins with
+    `label_`.
 
     Characters that Prometheus does not allow become `_`. Then a `_` is put before each capital that follows a
     lower-case letter or a digit, and all letters become lower-case (kubernetes/kube-state-metrics

@@ -163,7 +163,8 @@ class Fold:
 
     def add(self, part: HourAnswers) -> None:
         """Add the answers for the next stretch of time: update the records of workloads, the GPUs (`gpus` and
-        `others`), the nodes that are not chosen (`beyond`), and the pods whose owner is unknown (`unnamed`)."""
+        `others`), the nodes that are not chosen (`beyond`), the nodes with SIMULATED GPUs (`simulated`), and the pods
+        whose owner is unknown (`unnamed`)."""
         self._workloads.clear()
         self.simulated |= part.simulated
         read_own = partial(read_agent, devices=part.devices)
@@ -294,12 +295,13 @@ class Fold:
         split: set[Device],
         part: HourAnswers,
     ) -> None:
-        """Record the activity of each hour in the records of the workloads, as a part of the whole card from 0 to 1.
-        The agent's values (`sm`, only for GPUs without MIG) take precedence because they are those of each pod.
+        """Record the highest activity of a pod in each hour in the record of its workload, as a part of the whole card
+        from 0 to 1; other values are limited to these. The agent's values (`sm`, only for GPUs without MIG) take
+        precedence.
 
         dcgm-exporter (`active`) reports the activity of the whole device for every pod on it. On devices in `split`
-        that value is recorded, and the record is marked as an estimate (`of_device`). Devices in `crowded` and MIG
-        profiles of unknown size are left out.
+        that value is recorded, and the record is marked as an estimate (`of_device`). Its values for devices in
+        `crowded` and for MIG profiles of unknown size are left out.
         """
         known: set[tuple[Pod, int]] = set()
         for pod, _, record, hour, value in self._values(sm, part):
