@@ -170,8 +170,9 @@ def _gone(workloads: Iterable[Workload]) -> Iterator[str]:
 
 
 def _replaced(fold: Fold, latest: int) -> Iterator[str]:
-    """Yield a remark if there are nodes with GPUs that were not chosen and have not been seen for PRESENT hours. Nodes
-    are chosen by their present labels, so whether such a node belonged to this pool is unknown."""
+    """Yield one remark about the nodes that have GPUs but were not chosen, if they were last seen PRESENT or more hours
+    before the hour `latest`. Yield nothing if there are none. Nodes are chosen by their current labels, so it is
+    unknown whether such a node belonged to this pool."""
     old = sorted(node for node, last in fold.beyond.items() if last <= latest - PRESENT)
     if old:
         gone = "they are" if len(old) > 1 else "it is"

@@ -186,7 +186,8 @@ def _column(name: str, labels: Mapping[str, str], value: float) -> Row:
 
 
 def _device(labels: Mapping[str, str], sizes: Mapping[str, float]) -> Row:
-    """Return the columns of USED for a device of which only the labels are known, and its size if `sizes` has it."""
+    """Return all columns of USED for a device. The index of the GPU, the profile and the memory's size are filled from
+    the labels and from `sizes`, by UUID, as far as they are known. All other columns are None."""
     gpu = labels.get("gpu", "")
     device = {"gpu": int(gpu) if gpu.isdecimal() else None, "profile": labels.get("profile", "")}
     return {**dict.fromkeys(USED), **device, "deviceMemoryBytes": sizes.get(labels.get("uuid", ""))}

@@ -162,8 +162,9 @@ def seen_at(query: MeterQuery, function: str, seconds: int, nodes: str) -> str:
 
 
 def _down(query: MeterQuery, nodes: str = "") -> str:
-    """Return the query for the nodes whose agent, at one moment, does not answer or is not Ready. `nodes` is the
-    matcher for the nodes that it is about; empty for all."""
+    """Return the query for the nodes whose agent, at one moment, does not answer a scrape or is not Ready. A matcher
+    for the policy in the selector is left out. Only scrape targets of the agents' job count, unless the selector names
+    a job. `nodes` is the matcher for the nodes that the query is about; empty for all."""
     job = "" if "job" in labels_of(query.selector) else AGENTS
     chosen = of_others(query.selector, frozenset({POLICY}))
     metrics = f"up{braced(chosen, job, nodes)}", f"gpusharing_agent_ready{braced(chosen, nodes)}"
@@ -239,7 +240,8 @@ def _rival_labels(metric: str, label: str, seconds: int) -> str:
 
 def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
     """Return the queries for the mean price of each source, by the name of the answer, and under `rivals` the query for
-    the nodes, policies and products that had two prices at one time, at more points than `_moments` allows."""
+    the nodes, policies and products that had two prices at one time, at more points than `_moments` allows. SHORT
+    seconds at each end of the stretch, but at most a quarter of it, do not count."""
     # A price that changes at midnight is not scraped at once, and counts for the day that begins.
     margin = min(round(SHORT), seconds // 4)
     points = f"[{seconds - 2 * margin}s:{POINTS}] offset {margin}s"
@@ -331,6 +333,8 @@ def most_series(selector: str, seconds: int) -> str:
 
 def hourly(selector: str) -> dict[str, str]:
     """Return the queries whose value is needed for every hour, by the field of HourAnswers that holds the answer.
+    Memory (`used` and `own`) is the highest of the hour before, activity (`active` and `sm`) the 95th percentile of
+    that hour; `live` and `slices` are the present values.
 
     They aggregate by the labels that name pods and devices, so that a series that is scraped twice, or continued by a
     successor, counts once.

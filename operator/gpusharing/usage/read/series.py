@@ -63,8 +63,9 @@ def read_dcgm(series: Series, exporters: frozenset[Pod]) -> DeviceLabels:
 
 
 def pod_of(labels: Mapping[str, str]) -> Pod | None:
-    """Return the namespace and name of the pod that the labels name, whether or not Prometheus renamed them, or None if
-    they name no pod. The namespace is empty if the labels have none."""
+    """Return the namespace and name of the pod that the labels name, or None if they name no pod. Labels that
+    Prometheus renamed (`exported_pod` and `exported_namespace`) precede `pod` and `namespace`. The namespace is empty
+    if the labels have none."""
     if labels.get("exported_pod"):
         return labels.get("exported_namespace", ""), labels["exported_pod"]
     if labels.get("pod"):
@@ -79,8 +80,9 @@ def exported_label(series: Series, label: str) -> str:
 
 
 def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
-    """Read `gpusharing_device_info` and return the device for each UUID by which the agent names a GPU or a MIG
-    device."""
+    """Return the devices in the series of `gpusharing_device_info`, by the UUID by which the agent names each. A MIG
+    device has the UUID of its GPU and the id of its GPU instance. The last of several series with the same UUID counts.
+    The key of a series without a UUID is empty."""
     return {
         series.labels.get("uuid", ""): Device(
             series.labels.get("gpu_uuid") or series.labels.get("uuid", ""),
