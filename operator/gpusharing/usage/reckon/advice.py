@@ -379,9 +379,9 @@ def _is_notebook(raw: JSON) -> bool:
 
 
 def describe_demand(demand: Demand) -> str:
-    """Return a sentence, without a period, that says how many pods of the namespace request GPUs, how many of them
-    have several GPU containers, QoS class Guaranteed or a priority above 0 or are notebooks, and which devices they
-    request."""
+    """Return a sentence, without a period, that says how many pods of the namespace request GPUs and which devices they
+    request. It also says how many of these pods have several GPU containers, QoS class Guaranteed or a priority above 0
+    or are notebooks; numbers of 0 are left out."""
     asks = ", ".join(f"{count} {name}" for name, count in sorted(demand.devices.items()))
     facts = {
         "with several GPU containers": demand.spread,

@@ -153,7 +153,8 @@ class Inventory:
 
 def read_stock(raw: JSON) -> NodeStock:
     """Convert a raw Node. It is closed if it is cordoned, has our fence or our start-up taint, or is not Ready; all of
-    these reasons are named. Of its taints, only the lasting ones that exclude pods are kept."""
+    these reasons are named. Of its taints, only the lasting ones that exclude pods are kept. `one_each` is True if its
+    labels say that GPUs are shared by MPS."""
     taints, labels = entries(raw, "spec", "taints"), texts(part(raw, "metadata", "labels"))
     reasons = {
         "the operator is changing it": names.ANNOTATION_FENCE in section(raw, "metadata", "annotations"),
