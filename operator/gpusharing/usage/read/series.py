@@ -94,7 +94,7 @@ def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
 
 def read_agent(series: Series, devices: Mapping[str, Device]) -> DeviceLabels:
     """Parse the labels of a series of the agent. `devices` maps the agent's UUIDs to devices; a UUID that is not in
-    `devices` is taken for that of a whole GPU."""
+    `devices` is taken for that of a whole GPU. The model is always empty, because the agent's labels do not name it."""
     labels = series.labels
     uuid = labels.get("uuid", "")
     return DeviceLabels(
@@ -146,9 +146,9 @@ class PodOwners:
 
     def find(self, pod: Pod) -> tuple[str, str]:
         """Return the kind, in lower case, and the name of the workload that a pod belongs to. A Deployment or CronJob
-        is found through the pod's ReplicaSet or Job; if the owner of that is unknown, the ReplicaSet or Job itself is
-        returned. A pod without an owner is its own workload. If nothing is known about the pod, return UNNAMED and the
-        pod's name without the generated suffix."""
+        is found through the pod's ReplicaSet or Job. If that has no owner, or an unknown one, the ReplicaSet or Job
+        itself is returned. A pod without an owner is its own workload (`pod`). If nothing is known about the pod,
+        return UNNAMED and the pod's name without the generated suffix."""
         namespace, name = pod
         if pod not in self.pods:
             return UNNAMED, _SUFFIX.sub("", name, count=1)

@@ -255,9 +255,10 @@ def _doubts(
 
 
 def _is_preallocated(history: History, memory: Histogram, compute: float | None, card: Card) -> bool:
-    """Whether the memory is probably preallocated: it is flat (FLAT) and takes up a large part of the device (FILLED)
-    while the activity is low (LOW_ACTIVITY). A device whose share of the card is unknown counts as a whole card.
-    False if memory or activity was not measured, or the card's memory is unknown."""
+    """Whether the memory is probably preallocated: it is flat (FLAT), takes up a large part of the device (FILLED), and
+    the activity is less than LOW_ACTIVITY of the part of the card's memory that is used. A device whose share of the
+    card is unknown counts as a whole card. False if memory or activity was not measured, or the card's memory is
+    unknown."""
     whole = memory_of(card) * GIB
     if compute is None or not memory.samples or not whole:
         return False
@@ -281,8 +282,9 @@ def _ceiling(history: History) -> float:
 def _memory(
     history: History, memory: Histogram, peak: float, level: Level, doubts: tuple[Doubt, ...]
 ) -> int | None:
-    """Return the bytes that each pod needs: what its owner declared, or else the measured use with headroom. Return
-    None if nothing is declared and the history is too short or the memory is probably preallocated."""
+    """Return the bytes that each pod needs: what its owner declared, or else the greater of `peak` with the headroom of
+    `level` and the highest sample times RARE. Return None if nothing is declared and the history is too short or the
+    memory is probably preallocated."""
     if history.declared is not None:
         return history.declared
     if Doubt.TOO_LITTLE in doubts or Doubt.PREALLOCATED in doubts:

@@ -115,7 +115,8 @@ class Packer:
 
     def _find_fills(self, wanted: Counts) -> tuple[Counts, ...]:
         """Return all ways to fill one GPU with some of the `wanted` instances until no further one fits. Each includes
-        at least one instance of the largest wanted profile. The fullest come first. Empty if nothing is wanted."""
+        at least one instance of the largest wanted profile. Those that use the most memory units come first, and of
+        these those with the most slices. Empty if nothing is wanted."""
         if not any(wanted):
             return ()
         largest = max(index for index, count in enumerate(wanted) if count)

@@ -199,8 +199,9 @@ class Recommendation:
 
     @property
     def portions(self) -> tuple[Portion, ...]:
-        """The GPUs of the template grouped by layout, in the order of their indexes. If one layout is for all GPUs of
-        every node, its only index is 0."""
+        """The GPUs of the template grouped by layout, in the order of their indexes. Each portion has its number of
+        GPUs on all nodes that are needed. A template of one layout is for every GPU, however many a node has; its only
+        index is 0."""
         indexes: dict[Layout | None, list[int]] = {}
         for index, layout in enumerate(self.template):
             indexes.setdefault(layout, []).append(index)
@@ -209,8 +210,8 @@ class Recommendation:
         return tuple(Portion(layout, tuple(at), len(at) * units) for layout, at in indexes.items())
 
     def block(self) -> dict[str, Any]:
-        """Return the fields of a policy's `spec` that set the layout: `mode` and, unless all GPUs stay
-        whole, `mig`."""
+        """Return the fields of a policy's `spec` that set the layout: `mode` and, unless all GPUs stay whole, `mig`
+        with strategy mixed and the layouts."""
         if self.mode is Mode.FULL:
             return {"mode": "Full"}
         return {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": layout_rows(self.portions)}}
@@ -229,10 +230,10 @@ def layout_rows(portions: Sequence[Portion]) -> list[dict[str, Any]]:
 def recommend(
     pool: ModelPool, needs: Sequence[Need], occupied: Sequence[Occupied] = (), *, goal: Goal
 ) -> Recommendation:
-    """Return the recommended layout of `pool` for workloads with these needs. If some of these need a pool of whole
-    GPUs (`Misplaced.APART`), no GPU is divided if that takes no more GPUs for all workloads together, or, with the goal
-    performance, no more than the pool has. `occupied` lists the GPUs that pods share now. Raises ValueError if the pool
-    has no nodes or a node without GPUs, or if its GPUs use the memory of the CPU."""
+    """Return the recommended layout of `pool` for workloads with these needs. If some need a pool of whole GPUs
+    (`Misplaced.APART`), no GPU is divided if the pool has enough GPUs for that and, unless the goal is performance, it
+    takes no more GPUs for all workloads together. `occupied` lists the GPUs that pods share now. Raises ValueError if
+    the pool has no nodes or a node without GPUs, or if its GPUs use the memory of the CPU."""
     if not pool.nodes or min(pool.nodes) < 1:
         raise ValueError(f"pool {pool.name} has no GPU")
     if not pool.card.memory_gb:
@@ -289,7 +290,8 @@ def _seats(
 ) -> tuple[list[Seat], tuple[Unplaced, ...]]:
     """Return the smallest seat of each workload that the layout can serve, and the workloads that it cannot serve, both
     sorted by workload. The latter have the reason of `_seat`, SEVERAL if a pod needs more GPUs than any node has, or
-    APART if a pod needs all GPUs of a node while pods of other workloads get instances."""
+    APART if pods of other workloads get instances and a pod needs all GPUs of a node of `fleet`, which has one GPU if
+    the nodes differ."""
     seats: list[Seat] = []
     unplaced: list[Unplaced] = []
     for need in sorted(needs, key=lambda each: each.workload):
@@ -321,7 +323,8 @@ def _undivided(seats: Sequence[Seat], unplaced: Sequence[Unplaced]) -> list[Seat
 def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
     """Return the smallest profile that holds the need's memory and compute. If none does, return one whole GPU, or
     several if the owner declared more memory than one GPU has. Pods that hold several whole GPUs now get the same
-    number again, whatever they used. If the workload cannot be served, return the reason."""
+    number again, whatever they used. Return DEVICES if pods hold several devices that are not whole GPUs, else UNKNOWN
+    if the need of memory is unknown."""
     holds = need.history.holds
     if holds.devices > 1:
         # Several whole GPUs are one program that spreads over them; instances and shares cannot be joined.
@@ -342,8 +345,9 @@ def _granted(
     packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: TemplateChoice
 ) -> tuple[str, int, Bound]:
     """Return the profile that the pods of a workload get, the number of whole GPUs of each pod, and why they get this
-    much. The profile is empty if the pods get whole GPUs; otherwise the number is 0. The reason is LAYOUT if the pods
-    need less than they get."""
+    much. The profile is empty if the pods get whole GPUs; otherwise the number is 0. The reason is LAYOUT if they need
+    less than they get, WHOLE if they need whole GPUs, SMALLEST for the smallest profile, else COMPUTE or MEMORY, for
+    which a smaller one is not enough."""
     if seat.gpus:
         return "", seat.gpus, Bound.WHOLE if seat.index < 0 else Bound.LAYOUT
     index = chosen.index(seat)

@@ -84,9 +84,10 @@ def _each_pod(needs: Sequence[Need], values: Sequence[float]) -> _Pods:
 
 
 def _mps(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shared | None:
-    """Return how MPS would serve these pods, spread evenly over the fewest GPUs on which they fit and MPS allows them.
-    `instead` is the number of GPUs in the layout. Return None if there are no pods, if not even two fit on a GPU,
-    or if the memory needs are not known."""
+    """Return how MPS would serve these pods, spread evenly over the fewest GPUs. A GPU has at most the clients that MPS
+    allows there, and as many as it could have if each used the most memory and, if known, the most compute of any pod.
+    `instead` is the number of GPUs in the layout. Return None without pods, if that is less than two clients, or if the
+    memory needs are not known."""
     if not memory or not memory[0]:
         return None
     most = min(card.mps_max_clients, int(memory_of(card) * GIB // memory[0]))

@@ -60,8 +60,8 @@ class CostReport:
 
 
 def describe(answer: CostReport, paper: Paper) -> list[Line]:
-    """Draw the rows, the pools, the totals, the remarks, and what is missing. If there are no rows, a sentence that no
-    GPU was metered takes the place of rows, pools and totals."""
+    """Draw a heading, that GPUs are SIMULATED if some are, the rows, the pools, the totals, the remarks, and what is
+    missing. If there are no rows, a sentence that no GPU was metered takes the place of rows, pools and totals."""
     query, bill = answer.query, answer.bill
     head = f"{duration(query.end - query.start)} until {moment(query.end)}, by {query.by}"
     lines = [*prose(head, paper, ink=Ink.TITLE), *describe_simulated(answer.simulated, paper)]
