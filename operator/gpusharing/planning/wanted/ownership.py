@@ -105,7 +105,8 @@ class Owners:
         return present if present in self._unreadable else _choose(present, self.selecting(node))
 
     def selecting(self, node: NodeView) -> list[Contender]:
-        """Return all contenders whose selector matches the node, the one that wins first."""
+        """Return all contenders whose selector matches the node, sorted by `Contender.order`: the one with the highest
+        priority first, and of equals the older one. Contenders whose spec cannot be read are never returned."""
         labels = node.labels
         contenders = [contender for selector, contender in self._others if selects_node(selector, labels)]
         for key, by_value in self._by_label.items():

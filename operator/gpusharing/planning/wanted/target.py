@@ -506,12 +506,13 @@ def without_default_label(target: Target, stack: StackView) -> Target:
 
 def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
     """Return the target that the record of the last proof describes, or a clause for people that says why it cannot be
-    used. A failed change is rolled back to this target (docs/design/transition.md#rollback).
+    used: there is no record, it has no layout, it covered another number of GPUs (if one was recorded), or one of its
+    configurations no longer means the same. A failed change is rolled back to this target
+    (docs/design/transition.md#rollback).
 
-    The record on the Node names two configurations, and both must still mean the same. The name of the device plugin's
-    configuration contains a hash of its content. For the mig-parted configuration, the layouts that it gives these
-    GPUs now must have the same text for people as the recorded ones. The node must have the same number of GPUs as in
-    the record, if a number was recorded.
+    The name of the device plugin's configuration contains a hash of its content. It is not checked where NVIDIA's DRA
+    driver takes the plugin's place. The layouts that the mig-parted configuration gives these GPUs now must have the
+    same text for people as the recorded ones.
     """
     record, gpus = node.verified, observed.gpus
     if record is None:

@@ -174,9 +174,9 @@ def read_stock(raw: JSON) -> NodeStock:
 
 
 def read_gpunode(raw: JSON) -> NodeStock:
-    """Convert a raw GPUNode, for users who may not read Nodes or all pods. It has the policy, what pods hold according
-    to the agent, and whether the GPUs are SIMULATED, but not what is allocatable, whether the node is closed, or
-    its taints."""
+    """Convert a raw GPUNode, for users who may not read Nodes or all pods. It has the policy of its last transition,
+    what pods hold according to the agent, and whether the GPUs are SIMULATED, but not what is allocatable, whether the
+    node is closed, or its taints."""
     observed = section(raw, "status", "observed")
     return NodeStock(
         text(raw, "metadata", "name"),

@@ -176,8 +176,9 @@ def _nothing(report: FreeReport) -> str:
 
 
 def _waiting_lines(report: FreeReport, paper: Paper) -> list[Line]:
-    """Draw the pods that wait, as `_listed` does, and the command that explains the first. Only the command is drawn
-    if the rows are about pods, because they already include these. Empty if no pod waits."""
+    """Draw the pods that wait, as `_listed` does, and the command that explains the first. The scheduler's message is
+    shown only on wide paper. Only the command is drawn if the rows are about pods, because they already include these.
+    Empty if no pod waits."""
     waiting = report.waiting
     if not waiting:
         return []

@@ -138,9 +138,10 @@ def _name(workload: Workload) -> str:
 
 
 def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: str) -> list[Line]:
-    """Draw the workloads, the layout, how sharing would need fewer GPUs, the plan, the next steps, and what is not
-    known. Without a recommendation, everything from the layout to the next steps is left out. `verbose` adds the
-    samples of each workload. `written` is the file that the policy was written to, or empty if none was."""
+    """Draw a heading, that GPUs are SIMULATED if some are, the workloads, the layout with what it takes and saves, how
+    sharing would need fewer GPUs, the plan, the next steps, and what is not known. Without a recommendation, everything
+    from the layout to the next steps is left out. `verbose` adds the samples of each workload. `written` is the file
+    that the policy was written to, or empty if none was."""
     lines = prose(answer.span, paper, ink=Ink.TITLE)
     lines += describe_simulated(answer.observed.simulated, paper)
     lines += _table(answer, paper)
@@ -164,7 +165,8 @@ def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: s
 
 
 def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
-    """Draw the table of the workloads: what each workload uses and holds, and what is advised for it."""
+    """Draw the table of the workloads: what each uses and holds, what is advised, how certain that is and why; and a
+    sentence below it that explains two of the columns."""
     placed = placed_of(answer.recommendation)
     rows: list[list[Span]] = []
     for history in answer.observed.histories:
@@ -301,8 +303,9 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
 
 def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
     """Return a row of characters whose heights show the highest sample of each equal stretch of time, relative to
-    `top`: one character for each hour, but at most WIDTH and what fits on the paper. A stretch without samples is a
-    space. The samples must be in chronological order and not empty."""
+    `top`, beyond which they do not rise: one character for each hour, but at most WIDTH and what fits on the paper. A
+    stretch without samples is a space. The characters are ASCII on paper without glyphs. The samples must be in
+    chronological order and not empty."""
     first, last = samples[0].at, samples[-1].at
     cells = min(WIDTH, paper.room - BESIDE, round((last - first).total_seconds() / 3600) + 1)
     highest: list[float | None] = [None] * cells
@@ -361,9 +364,10 @@ def saving_data(saved: int | None, price: Price | None) -> SavingData | None:
 
 
 def packing_of(recommendation: Recommendation) -> str:
-    """Return a sentence that says how many GPUs and nodes the layout needs and the pool has, what is left over, and
-    how much memory pods on the worst shared GPU could use today. If no workload has a place, the sentence says only
-    that there is no layout."""
+    """Return a sentence that says how many GPUs and nodes the layout needs and the pool has, how many GPUs are lacking,
+    which instances no workload gets, how many compute slices and memory units are unused, and how much memory pods on
+    the worst shared GPU could use today. Clauses about nothing are left out. If no workload has a place, the sentence
+    says only that there is no layout."""
     if not recommendation.placed:
         return "There is no layout, because it is unknown how large an instance the workloads need."
     pool = recommendation.pool
