@@ -211,9 +211,9 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
 def _find_needs(typed: Namespace, demand: Demand | None) -> tuple[tuple[int, float], ...]:
     """Return how many workloads need how much memory each, in GiB with headroom. The first source that has a size
     decides: `--need` and `--memory` together; the annotations of the pods in `demand` if all pods have one, to which no
-    headroom is added; the answer to a question. A size without a number is that of each device that `demand` requests,
-    or of one workload. Raises Trouble if a flag or an annotation cannot be parsed, or if there is no size and no
-    terminal to ask at."""
+    headroom is added; the answer to a question. A size without a number is for as many workloads as `demand` requests
+    devices, or without `demand` for one. Raises Trouble if a flag or an annotation cannot be parsed, or if there is no
+    size and no terminal to ask at."""
     count = 1 if demand is None else demand.devices.total()
     sizes = [*typed.need, *filter(None, [typed.memory])]
     if sizes:

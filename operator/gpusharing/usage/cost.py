@@ -76,7 +76,8 @@ async def find_answer(
     """Read the meter's series from `prometheus` and return the bill with its remarks. The window ends now, by the clock
     of that Prometheus, unless `--until` names another time. `progress` is called with each new sentence about how much
     has been read, and with an empty one at the end, also after an error. Raises Trouble if a flag cannot be used, if a
-    query fails, if there is no data of the meter, or if a node was metered twice (`read_metered`)."""
+    query fails, if there is no data of the meter, if a node was metered twice, or if no namespace had the label of a
+    bill by a label (`read_metered`)."""
     query = query_of(typed, await prometheus.now())
     try:
         metered = await read_metered(prometheus, query, progress)

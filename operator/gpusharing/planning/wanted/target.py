@@ -561,7 +561,8 @@ def _find_layouts(
     record: Verified, node: NodeView, observed: ObservedView, stack: StackView
 ) -> tuple[Layout | None, ...] | str:
     """Return the layouts that the recorded mig-manager configuration gives the GPUs, or a clause for people that says
-    why it gives none. If no configuration was recorded, all GPUs must have MIG off now."""
+    why it gives none. For `all-disabled`, each is None without a check. If no configuration was recorded, each is None
+    too if MIG is off on all GPUs now; otherwise a clause says that it is on."""
     whole = (None,) * len(observed.gpus)
     if record.mig_config == migfile.ALL_DISABLED:
         return whole

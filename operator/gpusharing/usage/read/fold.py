@@ -340,9 +340,10 @@ class Fold:
                 self._hold(device, hour, workload)
 
     def _pass(self, labels: DeviceLabels, series: Series, part: HourAnswers) -> None:
-        """Record the memory that a pod declares in the hour in which a series last shows it and, if that is later than
-        any hour recorded for its workload, the hour and the device that the pod held. Otherwise a pod that came and
-        went between the ends of two hours would be missed. Series without a pod or points are ignored."""
+        """Record the memory that the pod of a series declares, for the hour of the series' last point. If that hour is
+        later than any recorded for the pod's workload, also record the hour and the device that the pod held. Otherwise
+        a pod that came and went between the ends of two hours would be missed. Series without a pod or points are
+        ignored."""
         if labels.pod is None or not series.points:
             return
         record, hour = self._record(labels.pod, part), self.hour(series.points[-1][0])

@@ -232,9 +232,9 @@ def _together(answers: AdviceAnswers) -> Advice | None:
 
 
 def _doubt(answers: AdviceAnswers) -> str:
-    """Return sentences, without the last period, for when it is unknown whether a label can switch MPS on in the
-    cluster: how to find out for the release that the user named, or in which releases no label can if none was named,
-    and what to do if no label can."""
+    """Return sentences, without the last period, to show when it is unknown whether a label can switch MPS on in the
+    cluster. If the user named a release of the GPU Operator, they say how to find out; otherwise, in which releases no
+    label can. In both cases they say which mode to use if no label can."""
     instead = (
         "MIG or Full"
         if answers.isolation
