@@ -100,11 +100,11 @@ def _check(typed: Namespace) -> None:
 
 
 async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session | None) -> RecommendReport:
-    """Return the report of a recommendation, without the plan of its policy. If the layouts of the GPU model are
-    unknown, the report has no recommendation, and `missing` says why. If no workload fits anywhere, it has no policy.
-    With a `session` the nodes are selected in the cluster, and with None in Prometheus. Raises Trouble if a flag cannot
-    be used, if no node is selected or the data cannot be read, if the GPUs are of several models, if no pod used a GPU,
-    or if no workload has a history that is long enough."""
+    """Return the report of a recommendation, without the plan of its policy. If the GPU model is unknown or shares the
+    CPU's memory, the report has no needs and no recommendation, and `missing` says why. If no workload fits anywhere,
+    it has no policy. With a `session` the nodes are selected in the cluster, and with None in Prometheus. Raises
+    Trouble if a flag cannot be used, if no node is selected or the data cannot be read, if the GPUs are of several
+    models, if no pod used a GPU, or if no workload has a history that is long enough."""
     start, end = span_of(typed, await prometheus.now(), MOST)
     selector = selector_of(typed.selector)
     inside = None if session is None else await find_in_cluster(session, typed)

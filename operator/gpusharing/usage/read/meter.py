@@ -213,9 +213,9 @@ async def _read_days(
 async def _sightings(
     prometheus: Prometheus, query: MeterQuery, day: Answers, suspects: Set[str], begin: float, end: float
 ) -> Sightings:
-    """Return which nodes were seen between two times, in Unix seconds, from the answers for that stretch, `day`.
-    Prometheus is asked when no node at all was seen only if every node may have been absent: otherwise one that was
-    seen all the time shows that there was no such hole. Raises Trouble if that query fails."""
+    """Return which nodes were seen between two times, in Unix seconds, from the answers for that stretch, `day`. The
+    times at which no node at all was seen are queried only if every node is one of `suspects`. Otherwise a node that
+    was seen all the time shows that there are none. Raises Trouble if that query fails."""
     nodes = nodes_of(day["gpus"])
     holes: list[Stretch] = []
     if nodes <= suspects:
@@ -341,7 +341,7 @@ def _add(
 ) -> set[str]:
     """Add the time of a day to the cells of `metered`; a negative time counts as 0. Seconds without a price, even
     negative ones, are also added to `unpriced`, by policy and by the reason why there is no price. Return the
-    namespaces that held GPUs."""
+    namespaces with a positive time of held GPUs."""
     slices = _most_slices(day["shared"])
     for part in Part:
         for series in day[part]:
