@@ -82,8 +82,8 @@ class Misplaced(StrEnum):
     """The doubts of the need say why."""
     SEVERAL = "more GPUs than a node has"
     APART = "needs a pool of whole GPUs"
-    """The nodes have one GPU each, or different numbers of them, so that one policy cannot divide some GPUs and leave
-    others whole."""
+    """A pod needs all GPUs of a node, or it needs whole GPUs and the nodes have different numbers of them. One policy
+    then cannot leave these GPUs whole and divide others."""
     DEVICES = "uses several instances or shares"
     """One pod uses several instances or shares, which must be on one node. There is no advice for such pods."""
 

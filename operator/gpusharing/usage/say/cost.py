@@ -194,7 +194,8 @@ def amount(price: Fraction) -> str:
 
 
 def as_data(answer: CostReport) -> BillData:
-    """Return the bill as plain data for JSON and YAML. Amounts are numbers with at most two decimals."""
+    """Return the bill as plain data for JSON and YAML. Amounts are numbers with at most two decimals, or None without a
+    price. Prices have at most six decimals."""
     query, bill = answer.query, answer.bill
     return {
         "prometheus": answer.where,

@@ -225,7 +225,8 @@ def _listed(titles: Sequence[str], rows: Sequence[Sequence[str]], paper: Paper) 
 
 
 def as_data(report: FreeReport) -> InventoryData:
-    """Return the answer as plain data. An unknown number is None."""
+    """Return the answer as plain data. An unknown number is None. `namespace` is None if the answer is about all
+    namespaces."""
     return {
         "by": report.by,
         "namespace": report.inventory.namespace or None,

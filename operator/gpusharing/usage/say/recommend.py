@@ -483,7 +483,8 @@ COLUMNS = (
 
 
 def as_data(answer: RecommendReport) -> RecommendationData:
-    """Return the recommendation as plain data, for JSON and YAML."""
+    """Return the recommendation as plain data, for JSON and YAML. `plan` is None unless the policy's plan was computed,
+    and `notPlanned` unless it is known why there is none."""
     placed = placed_of(answer.recommendation)
     by_workload = {need.workload: need for need in answer.needs}
     return {
@@ -514,7 +515,8 @@ def as_data(answer: RecommendReport) -> RecommendationData:
 
 
 def _workload(history: History, need: Need | None, placed: Placed | Unplaced | None) -> WorkloadData:
-    """Return one workload as plain data. Unknown values are None."""
+    """Return one workload as plain data. Unknown values are None. Without a need, the confidence is that of NONE and
+    the list of doubts is empty."""
     workload = history.workload
     return {
         "namespace": workload.namespace,
@@ -551,7 +553,8 @@ def _shared(shared: Shared) -> SharedData:
 
 
 def _recommendation_data(recommendation: Recommendation, price: Price | None) -> LayoutChoiceData:
-    """Return the layout, what it takes and saves, and how sharing would need fewer GPUs, as plain data."""
+    """Return the layout, what it takes and saves, and how sharing would need fewer GPUs, as plain data. The `profiles`
+    of GPUs that stay whole are None. `gpusOfEachNode` is `all` if the template has a single layout for every GPU."""
     shared = find_shared(recommendation)
     return {
         "goal": str(recommendation.goal),
