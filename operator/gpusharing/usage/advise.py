@@ -183,9 +183,9 @@ def _card(word: str) -> Card:
 
 def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation: str = "") -> AdviceAnswers:
     """Collect the answers to all questions: from the flags, else from `demand` (`promised` and `bursts`), else from the
-    terminal; without a terminal an answer is no. Whether MPS can be switched on follows from --gpu-operator.
-    `isolation` is the level that the label of the namespace demands. Raises Trouble if a flag cannot be parsed, if the
-    terminal's input ends, or if the memory is unknown and there is no terminal."""
+    terminal; without a terminal an answer is no. MPS follows from --gpu-operator. `isolation` is the level that the
+    namespace's label demands. Raises Trouble if a flag cannot be parsed, if the terminal's input ends, or if the memory
+    is unknown without a terminal."""
     no_mps = find_deaf_release(typed.gpu_operator)
     if typed.gpu_operator and not is_release(typed.gpu_operator):
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
@@ -209,11 +209,10 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
 
 
 def _find_needs(typed: Namespace, demand: Demand | None) -> tuple[tuple[int, float], ...]:
-    """Return how many workloads need how much memory each, in GiB with headroom. The first source that has a size
-    decides: `--need` and `--memory` together; the annotations of the pods in `demand` if all pods have one, to which no
-    headroom is added; the answer to a question. A size without a number is for as many workloads as `demand` requests
-    devices, or without `demand` for one. Raises Trouble if a flag or an annotation cannot be parsed, or if there is no
-    size and no terminal to ask at."""
+    """Return how many workloads need how much memory each, in GiB with headroom. The first source with a size decides:
+    `--need` and `--memory` together; the annotations in `demand` if all pods have one, without headroom; an answer. A
+    size without a number is for each requested device, or for one workload. Raises Trouble if a size cannot be parsed
+    or nobody can be asked."""
     count = 1 if demand is None else demand.devices.total()
     sizes = [*typed.need, *filter(None, [typed.memory])]
     if sizes:

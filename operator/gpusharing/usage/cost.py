@@ -73,11 +73,9 @@ BESIDE = FleetVerb(
 async def find_answer(
     prometheus: Prometheus, typed: Namespace, progress: Callable[[str], None] = lambda text: None
 ) -> CostReport:
-    """Read the meter's series from `prometheus` and return the bill with its remarks. The window ends now, by the clock
-    of that Prometheus, unless `--until` names another time. `progress` is called with each new sentence about how much
-    has been read, and with an empty one at the end, also after an error. Raises Trouble if a flag cannot be used, if a
-    query fails, if there is no data of the meter, if a node was metered twice, or if no namespace had the label of a
-    bill by a label (`read_metered`)."""
+    """Read the meter's series and return the bill with its remarks. The window ends now, by the clock of `prometheus`,
+    or at `--until`. `progress` gets each new sentence about how much has been read, and at the end an empty one. Raises
+    Trouble for an unusable flag, a failed query, no data, a node metered twice, or a label that no namespace has."""
     query = query_of(typed, await prometheus.now())
     try:
         metered = await read_metered(prometheus, query, progress)

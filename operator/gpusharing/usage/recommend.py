@@ -100,11 +100,10 @@ def _check(typed: Namespace) -> None:
 
 
 async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session | None) -> RecommendReport:
-    """Return the report of a recommendation, without the plan of its policy. If the GPU model is unknown or shares the
-    CPU's memory, the report has no needs and no recommendation, and `missing` says why. If no workload fits anywhere,
-    it has no policy. With a `session` the nodes are selected in the cluster, and with None in Prometheus. Raises
-    Trouble if a flag cannot be used, if no node is selected or the data cannot be read, if the GPUs are of several
-    models, if no pod used a GPU, or if no workload has a history that is long enough."""
+    """Return the report of a recommendation, without the plan. If the GPU model is unknown or shares the CPU's memory,
+    it has no recommendation, and `missing` says why. If no workload fits, it has no policy. Without a `session`,
+    Prometheus selects the nodes. Raises Trouble for unusable flags, no node, unreadable data, several GPU models, no
+    pod with a GPU, or too short histories."""
     start, end = span_of(typed, await prometheus.now(), MOST)
     selector = selector_of(typed.selector)
     inside = None if session is None else await find_in_cluster(session, typed)

@@ -129,10 +129,10 @@ class Wish:
 
 
 def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
-    """Return what the policy named `policy` with this spec asks of every node. In mode MIG its `mig_config` is
-    spec.mig.config or, if the policy has layouts, a name made of the policy's name and a hash of their `entry`. In
-    other modes it is all-disabled. `plugins` has, by key, the YAML of the device-plugin configurations that do not
-    depend on the cards (`_foreseen`)."""
+    """Return what the policy `policy` with this spec asks of every node. In mode MIG its `mig_config` is
+    spec.mig.config or, if the policy has layouts, a name made of `policy` and a hash of their `entry`. In other modes
+    it is all-disabled. `plugins` has, by key, the YAML of the device-plugin configurations that do not depend on the
+    cards (`_foreseen`)."""
     entry = (
         migfile.entry_of(spec.mig.layouts) if spec.mig is not None and spec.mig.layouts is not None else None
     )
@@ -149,10 +149,10 @@ def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
 def _find_target(
     request: Wish, node: str, stack: StackView, gpus: Sequence[CardView], _generated: str
 ) -> Target | Finding:
-    """Return what `node` with these GPUs should become, or a Finding that names the node if that is impossible: a
-    product is not in spec.products, a layout is impossible, a card serves too few MPS clients, or a program of NVIDIA
-    is too old (checked in mode MIG, with a ClusterPolicy and without DRA). The last argument, mig-manager's generated
-    file for the node, is not used; it only distinguishes nodes in the cache."""
+    """Return what `node` with these GPUs should become, or a Finding that names the node: a product is not in
+    spec.products, a layout is impossible, a card serves too few MPS clients, or, in mode MIG with a ClusterPolicy and
+    without DRA, a program of NVIDIA is too old. The last argument, mig-manager's generated file, only distinguishes
+    nodes in the cache."""
     spec = request.spec
     if spec.products and (other := _unlisted_product(spec, gpus)):
         return Finding(
@@ -415,8 +415,8 @@ def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
 def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) -> dict[str, int]:
     """Return the allocatable resources, by name with their counts, that the device plugin will advertise for these
     layouts (docs/design/nvidia.md#b6, b.7). Under strategy single, MIG instances count as nvidia.com/gpu. Under any
-    other strategy, `none` included, each profile is a resource of its own. The count of a shared resource is multiplied
-    by its replicas, and its name ends with `.shared` if it is renamed."""
+    other, `none` included, each profile is a resource of its own. A shared resource counts once for each replica, and
+    its name ends with `.shared` if it is renamed."""
     counts: Counter[str] = Counter()
     for layout in layouts:
         if layout is None:
@@ -436,10 +436,10 @@ def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) ->
 
 @lru_cache(maxsize=1024)
 def describe_layouts(layouts: tuple[Layout | None, ...], replicas: int = 1) -> str:
-    """Return the layouts of a node's GPUs for people, such as `2x3g.40gb`. If they differ, each is listed with its
-    number of GPUs: `2x3g.40gb (4 GPUs), 1x full (4 GPUs)`. MIG without instances is `MIG empty`. If `replicas` is above
-    1, for example 4, `4x shared` replaces `1x full` and is appended to the layouts of GPUs with MIG. Empty without
-    GPUs. The result is cached."""
+    """Return the layouts of a node's GPUs for people, such as `2x3g.40gb`. If they differ, each comes with its number
+    of GPUs: `2x3g.40gb (4 GPUs), 1x full (4 GPUs)`. MIG without instances is `MIG empty`. If `replicas` is above 1, for
+    example 4, `4x shared` replaces `1x full` and is appended to MIG layouts. Empty without GPUs. The result is cached.
+    """
     texts: Counter[str] = Counter()
     shared = f"{replicas}x shared" if replicas > 1 else ""
     for layout in layouts:
@@ -489,9 +489,9 @@ def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
 def without_default_label(target: Target, stack: StackView) -> Target:
     """Return the target without the device-plugin label (`plugin_key` is empty) if the plugin's default configuration
     has the same effect. Without a default entry, the plugin shares nothing. Otherwise return the target unchanged, also
-    if the default entry is missing or the plugin would refuse it.
+    if the default entry is missing or would be refused.
 
-    Removing the label restarts the plugin, so it is part of the change: it uses the budget and is proven like the rest.
+    Removing the label restarts the plugin, so it is part of the change.
     """
     key = pluginconfig.default_entry(stack)
     text = stack.plugin_configs.get(key) if key else pluginconfig.NEUTRAL
@@ -505,15 +505,10 @@ def without_default_label(target: Target, stack: StackView) -> Target:
 
 
 def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
-    """Return the target that the record of the last proof describes, or a clause for people that says why it cannot be
-    used: there is no record, it has no layout, it covered another number of GPUs (if one was recorded), or one of its
-    configurations no longer means the same. A failed change is rolled back to this target
-    (docs/design/transition.md#rollback).
-
-    The name of the device plugin's configuration contains a hash of its content. It is not checked where NVIDIA's DRA
-    driver takes the plugin's place. The layouts that the mig-parted configuration gives these GPUs now must have the
-    same text for people as the recorded ones.
-    """
+    """Return the target that the record of the last proof describes (docs/design/transition.md#rollback), or a clause
+    for people that says why not: there is no record, it has no layout or another number of GPUs, its device-plugin
+    configuration is lost (not checked with DRA), or its mig-parted configuration now gives the GPUs layouts whose text
+    for people differs from the recorded one."""
     record, gpus = node.verified, observed.gpus
     if record is None:
         return "the node has no earlier proven layout"

@@ -156,8 +156,8 @@ class MpsRemedy:
 def find_remedy(daemon: MpsDaemonView) -> MpsRemedy:
     """Return the steps that make this MPS daemon follow labels. Call it only if `find_deafness` returns a reason.
     `needs_plugin` is True if config-manager sees the host's processes and is too old to skip kernel threads. The
-    command is empty if the daemon runs behind a shell. Otherwise it is included even if config-manager already has the
-    right name, because the GPU Operator restores its own value when ClusterPolicy is edited."""
+    command is empty if the daemon runs behind a shell. Otherwise it is included even if the name is right now, because
+    the GPU Operator may restore its own."""
     known = _base(daemon.signalled) == _base(daemon.program)  # False if the daemon runs behind a shell
     return MpsRemedy(
         needs_plugin=daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE),

@@ -324,9 +324,9 @@ def _exclusive(compared: Comparison) -> str | Finding:
 
 
 def find_exclusive(hardware: Hardware) -> str | Finding:
-    """Return a message about the first GPU that has MIG off and a compute mode other than Default and NotSupported. It
-    says that the MPS daemon still serves the GPU if a process of the daemon is on it, or else how to reset the mode. If
-    the agent may not read the mode (Unknown), return a Finding AGENT_LACKS_RIGHTS. Empty if there is no such GPU."""
+    """Return a message about the first GPU with MIG off and a compute mode other than Default and NotSupported. It says
+    that the MPS daemon still serves the GPU, if one of the GPU's processes is the daemon's, or else how to reset the
+    mode. If the mode is Unknown, return a Finding AGENT_LACKS_RIGHTS. Empty if there is no such GPU."""
     odd = next((gpu for gpu in hardware.kinds if gpu.layout is None and gpu.compute_mode not in FREE), None)
     if odd is None:
         return ""

@@ -54,10 +54,9 @@ class Sightings:
 async def find_absences(
     prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings]
 ) -> "Absences":
-    """Return when each node was seen in the window, with the seconds for which it was absent between two sightings. A
-    node that is not among the suspects of a stretch counts as seen throughout that stretch. For the suspects, the time
-    just before and after the window, as long as the window but at most a day, is queried too. Raises Trouble if a query
-    fails."""
+    """Return when each node was seen in the window, with its seconds of absence between two sightings. A node that is
+    not a suspect in a stretch counts as seen throughout it. The time just before and after the window, as long as the
+    window but at most a day, is queried for the suspects. Raises Trouble if a query fails."""
     absences = Absences(query.start, query.end)
     # Look no farther back and ahead than the window is long: users may choose a short one because a day is too much.
     beside = min(DAY, query.end - query.start)
@@ -187,10 +186,10 @@ LOOK = "kubectl get pods -A -o wide -l app.kubernetes.io/name=gpusharing-agent"
 async def find_losses(
     prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings]
 ) -> tuple[list[str], list[str]]:
-    """Return two lists of sentences about nodes whose samples are missing for a part of the window: why the bill is
-    incomplete, and remarks about nodes first seen late or last seen early. The first names nodes absent between two
-    sightings and silent agents, and counts nodes without a Ready agent at the end if these exceed the silent ones. In a
-    query about one policy, the names are of nodes with GPU time. Raises Trouble if a query fails."""
+    """Return two lists of sentences: why the bill is incomplete, and remarks about nodes first seen late or last seen
+    early. The first names nodes absent between sightings and silent agents, and counts nodes without a Ready agent at
+    the end if these exceed the silent ones. A query about one policy names only nodes with GPU time. Raises Trouble if
+    a query fails."""
     absences = await find_absences(prometheus, query, sightings)
     down = _down(sightings)
     bare = await _find_bare(prometheus, query)

@@ -295,14 +295,10 @@ class Fold:
         split: set[Device],
         part: HourAnswers,
     ) -> None:
-        """Record the highest activity of a pod in each hour in the record of its workload, as a part of the whole card
-        from 0 to 1; other values are limited to these. The agent's values (`sm`, only for GPUs without MIG) take
-        precedence.
-
-        dcgm-exporter (`active`) reports the activity of the whole device for every pod on it. On devices in `split`
-        that value is recorded, and the record is marked as an estimate (`of_device`). Its values for devices in
-        `crowded` and for MIG profiles of unknown size are left out.
-        """
+        """Record each hour's highest activity of a workload's pods, from 0 to 1 of the whole card. The agent's values
+        (`sm`, no MIG) take precedence over dcgm-exporter's (`active`), which are of the whole device. On devices in
+        `split` these count too, and mark the record as an estimate (`of_device`). Those of `crowded` devices and
+        unknown MIG profiles are left out."""
         known: set[tuple[Pod, int]] = set()
         for pod, _, record, hour, value in self._values(sm, part):
             self._most(record.activity, hour, min(1.0, max(0.0, value)))
@@ -341,9 +337,8 @@ class Fold:
 
     def _pass(self, labels: DeviceLabels, series: Series, part: HourAnswers) -> None:
         """Record the memory that the pod of a series declares, for the hour of the series' last point. If that hour is
-        later than any recorded for the pod's workload, also record the hour and the device that the pod held. Otherwise
-        a pod that came and went between the ends of two hours would be missed. Series without a pod or points are
-        ignored."""
+        later than any recorded for the workload, also record the hour and the device. Otherwise a pod that came and
+        went between the ends of two hours would be missed. Series without a pod or points are ignored."""
         if labels.pod is None or not series.points:
             return
         record, hour = self._record(labels.pod, part), self.hour(series.points[-1][0])

@@ -201,10 +201,10 @@ def _devices(record: Record) -> int:
 
 
 def _holding(fold: Fold, record: Record, gpu: Gpu, card: Card | None) -> Holding:
-    """Return what each pod of a workload holds now: the resource, the number of devices, and the parts of a card's
-    memory and compute that one device has. Replicas divide the memory, but not the compute; of a whole GPU, a pod has
-    as many replicas as one last held. `gpu` is the GPU that the workload held last. The memory is None for an instance
-    of unknown size, or for a GPU that several pods held although it is not known to be shared."""
+    """Return what each pod holds now: the resource, the number of devices, and one device's parts of a card's memory
+    and compute. Replicas divide only the memory; of a whole GPU, a pod has the replicas that one last held. `gpu` is
+    the last one held. The memory is None for an instance of unknown size, or a GPU of several pods not known to be
+    shared."""
     if record.profile:
         resource = record.resource or resource_name(record.profile)
         share, compute = _of_instance(record.profile, card)

@@ -174,10 +174,10 @@ async def _read_all(
 async def _read_days(
     prometheus: Prometheus, query: MeterQuery, group: Days
 ) -> list[tuple[Answers, Sightings]]:
-    """Return the answers for each stretch of `group`, and which nodes were seen in it. Nodes that may have been absent
-    or were in transition, or whose growth may be wrong (`find_unsteady`), are queried again, more closely
-    (`close_queries`). If a node has reservations of KAI-Scheduler, the pods that used the reserved GPUs are queried
-    too. Raises Trouble if a query fails or a node was metered twice."""
+    """Return the answers for each stretch of `group`, and which nodes were seen in it. Nodes that may have been absent,
+    were in transition, or whose growth may be wrong are queried again (`close_queries`). If a node has reservations of
+    KAI-Scheduler, the pods that used these GPUs are queried too. Raises Trouble if a query fails or a node was metered
+    twice."""
     answers = await group.read_all(prometheus, queries_of(query, group))
     suspects = [nodes_of(answer) for answer in answers["suspects"]]
     growth, unsteady = await _read_growth(prometheus, query, group)
@@ -240,9 +240,8 @@ async def _read_growth(
     prometheus: Prometheus, query: MeterQuery, group: Days
 ) -> tuple[dict[str, list[list[Series]]], frozenset[str]]:
     """Return, by the names of COUNTERS, how much each grew in each stretch of `group`, and the nodes for which that may
-    be wrong (`find_unsteady`). On whole days, counters are only read at both ends of each day, which Prometheus answers
-    much faster. In other stretches no node is in the second part, and the first also has `simulated`, the nodes with
-    SIMULATED GPUs. Raises Trouble if a query fails."""
+    be wrong (`find_unsteady`). On whole days, counters are only read at both ends. In other stretches the second part
+    is empty, and the first also has `simulated`, the nodes with SIMULATED GPUs. Raises Trouble if a query fails."""
     if group.seconds != DAY:
         return await group.read_all(prometheus, growth_queries(query, group.seconds)), frozenset()
     growth: dict[str, list[list[Series]]] = {name: [] for name in COUNTERS}
@@ -433,8 +432,8 @@ def _node(series: Series) -> NodePool:
 
 async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:
     """Return sentences about the parts of the window without data of the meter (`find_gaps`). Up to FEW nodes that were
-    there at both ends are read first: if at least one of them was seen at each moment, the result is empty and the
-    other nodes are not read. Raises Trouble if there is no data at all, or if a query fails."""
+    there at both ends are read first. If at each moment one of them was seen, the result is empty and the others are
+    not read. Raises Trouble if there is no data at all, or if a query fails."""
     chosen = braced(query.selector)
     where = f" for {chosen}" if chosen else ""
     read = partial(

@@ -332,13 +332,10 @@ def most_series(selector: str, seconds: int) -> str:
 
 
 def hourly(selector: str) -> dict[str, str]:
-    """Return the queries whose value is needed for every hour, by the field of HourAnswers that holds the answer.
-    Memory (`used` and `own`) is the highest of the hour before, activity (`active` and `sm`) the 95th percentile of
-    that hour; `live` and `slices` are the present values.
-
-    They aggregate by the labels that name pods and devices, so that a series that is scraped twice, or continued by a
-    successor, counts once.
-    """
+    """Return the queries whose value is needed for every hour, by the field of HourAnswers that holds the answer: the
+    highest memory of the hour (`used`, `own`), the 95th percentile of activity (`active`, `sm`), and the present values
+    (`live`, `slices`). They aggregate by the labels that name pods and devices, so that a series scraped twice, or
+    continued by a successor, counts once."""
     chosen = braced(selector)
     return {
         "used": f"max by ({_MEASURED}) (max_over_time({USED}{chosen}[1h]))",

@@ -145,10 +145,10 @@ class PodOwners:
         )
 
     def find(self, pod: Pod) -> tuple[str, str]:
-        """Return the kind, in lower case, and the name of the workload that a pod belongs to. A Deployment or CronJob
-        is found through the pod's ReplicaSet or Job. If that has no owner, or an unknown one, the ReplicaSet or Job
-        itself is returned. A pod without an owner is its own workload (`pod`). If nothing is known about the pod,
-        return UNNAMED and the pod's name without the generated suffix."""
+        """Return the kind, in lower case, and the name of a pod's workload. A Deployment or CronJob is found through
+        the ReplicaSet or Job. If that has no known owner, it is returned itself. A pod without an owner is its own
+        workload (`pod`). If nothing is known about the pod, return UNNAMED and the pod's name without the generated
+        suffix."""
         namespace, name = pod
         if pod not in self.pods:
             return UNNAMED, _SUFFIX.sub("", name, count=1)

@@ -84,10 +84,10 @@ def describe_rivals(namespaces: Set[str], label: str) -> list[str]:
 
 
 def divide(answers: Mapping[str, Iterable[Series]]) -> dict[str, list[Series]]:
-    """Return the held and the stranded time of one stretch, divided among pods as far as the answers allow: by slices
-    (`slices`), for KAI-Scheduler's GPUs by used memory (`users`, basis ESTIMATE), for HAMi's by allocations
-    (`fractions`, basis RESERVED, resource nvidia.com/gpu). HAMi's time then counts as held and not as stranded. What
-    cannot be divided stays as it is. The sum of all series stays the same."""
+    """Return the held and the stranded time of one stretch, divided among pods where possible: by slices (`slices`),
+    for KAI-Scheduler's GPUs by used memory (`users`, basis ESTIMATE), for HAMi's by allocations (`fractions`, basis
+    RESERVED, resource nvidia.com/gpu). HAMi's time then counts as held. What cannot be divided stays as it is. The
+    total stays the same."""
     slices, users = weigh(answers["slices"], "resource"), weigh(answers["users"])
     fractions, whole = weigh(answers["fractions"]), dict[str, float]()
     for series in answers[Part.STRANDED]:
@@ -145,9 +145,9 @@ def _split(
 
 
 def tenant_of(pod: Pod, by: str, teams: Teams) -> str:
-    """Return who is billed for the time of a pod, whose name is empty if it is unknown: its namespace; the value of the
-    namespace's label, empty if that is unknown or ambiguous; or NAMESPACE/NAME, with `(unknown)` for an empty name.
-    Empty in a bill by policy. In a bill by a label, the namespace OTHERS is billed under its own name."""
+    """Return who is billed for the time of a pod; its name is empty if it is unknown. That is its namespace; the value
+    of the namespace's label, which is empty if it is unknown or ambiguous; or NAMESPACE/NAME, with `(unknown)` for an
+    empty name. Empty in a bill by policy. In a bill by a label, the namespace OTHERS is billed under its own name."""
     namespace, name = pod
     if by == POLICY:
         return ""
@@ -166,9 +166,8 @@ async def read_used(
     prometheus: Prometheus, query: MeterQuery, nodes: Mapping[str, str], teams: Teams
 ) -> Used:
     """Return which part of the memory and SM time that it held each tenant used, by tenant, resource and `memory` or
-    `sm`. It is the average over some moments of the window: the more, the fewer nodes there are. What nobody is known
-    to hold is left out. `nodes` has the policy of each metered node, which is the tenant in a bill by policy. Raises
-    Trouble if a query fails."""
+    `sm`: the average over some moments of the window, more with fewer nodes. What nobody is known to hold is left out.
+    `nodes` has the policy of each node, the tenant in a bill by policy. Raises Trouble if a query fails."""
     looks = min(MOST_LOOKS, max(FEWEST, NODES_AT_ONCE // max(1, len(nodes))))
     step = (query.end - query.start) / looks
     # The series of pods do not name the policy.

@@ -255,10 +255,9 @@ def _doubts(
 
 
 def _is_preallocated(history: History, memory: Histogram, compute: float | None, card: Card) -> bool:
-    """Whether the memory is probably preallocated: it is flat (FLAT), takes up a large part of the device (FILLED), and
-    the activity is less than LOW_ACTIVITY of the part of the card's memory that is used. A device whose share of the
-    card is unknown counts as a whole card. False if memory or activity was not measured, or the card's memory is
-    unknown."""
+    """Whether the memory is probably preallocated: it is flat (FLAT), fills much of the device (FILLED), and the
+    activity is below LOW_ACTIVITY times the used part of the card's memory. A device whose share of the card is unknown
+    counts as a whole card. False if memory or activity was not measured, or the card's memory is unknown."""
     whole = memory_of(card) * GIB
     if compute is None or not memory.samples or not whole:
         return False

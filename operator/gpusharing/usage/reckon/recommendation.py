@@ -230,10 +230,9 @@ def layout_rows(portions: Sequence[Portion]) -> list[dict[str, Any]]:
 def recommend(
     pool: ModelPool, needs: Sequence[Need], occupied: Sequence[Occupied] = (), *, goal: Goal
 ) -> Recommendation:
-    """Return the recommended layout of `pool` for workloads with these needs. If some need a pool of whole GPUs
-    (`Misplaced.APART`), no GPU is divided if the pool has enough GPUs for that and, unless the goal is performance, it
-    takes no more GPUs for all workloads together. `occupied` lists the GPUs that pods share now. Raises ValueError if
-    the pool has no nodes or a node without GPUs, or if its GPUs use the memory of the CPU."""
+    """Return the recommended layout of `pool`. If some needs are `Misplaced.APART`, no GPU is divided if the pool has
+    enough GPUs for that and, unless the goal is performance, it takes no more in total. `occupied` lists the GPUs that
+    pods share now. Raises ValueError if a node, or the pool, has no GPUs, or if they use the CPU's memory."""
     if not pool.nodes or min(pool.nodes) < 1:
         raise ValueError(f"pool {pool.name} has no GPU")
     if not pool.card.memory_gb:
@@ -289,9 +288,8 @@ def _seats(
     pool: ModelPool, needs: Sequence[Need], sizes: Sequence[Size], fleet: Fleet
 ) -> tuple[list[Seat], tuple[Unplaced, ...]]:
     """Return the smallest seat of each workload that the layout can serve, and the workloads that it cannot serve, both
-    sorted by workload. The latter have the reason of `_seat`, SEVERAL if a pod needs more GPUs than any node has, or
-    APART if pods of other workloads get instances and a pod needs all GPUs of a node of `fleet`, which has one GPU if
-    the nodes differ."""
+    sorted by workload. The latter have the reason of `_seat`; SEVERAL if a pod needs more GPUs than any node has; or
+    APART if other pods get instances and this one needs all GPUs of a node of `fleet` (one if nodes differ)."""
     seats: list[Seat] = []
     unplaced: list[Unplaced] = []
     for need in sorted(needs, key=lambda each: each.workload):
@@ -322,9 +320,9 @@ def _undivided(seats: Sequence[Seat], unplaced: Sequence[Unplaced]) -> list[Seat
 
 def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
     """Return the smallest profile that holds the need's memory and compute. If none does, return one whole GPU, or
-    several if the owner declared more memory than one GPU has. Pods that hold several whole GPUs now get the same
-    number again, whatever they used. Return DEVICES if pods hold several devices that are not whole GPUs, else UNKNOWN
-    if the need of memory is unknown."""
+    several if the owner declared more memory than one has. Pods that hold several whole GPUs now get the same number
+    again. Return DEVICES if they hold several devices that are not whole GPUs, else UNKNOWN if the memory is unknown.
+    """
     holds = need.history.holds
     if holds.devices > 1:
         # Several whole GPUs are one program that spreads over them; instances and shares cannot be joined.
@@ -344,10 +342,9 @@ def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
 def _granted(
     packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: TemplateChoice
 ) -> tuple[str, int, Bound]:
-    """Return the profile that the pods of a workload get, the number of whole GPUs of each pod, and why they get this
-    much. The profile is empty if the pods get whole GPUs; otherwise the number is 0. The reason is LAYOUT if they need
-    less than they get, WHOLE if they need whole GPUs, SMALLEST for the smallest profile, else COMPUTE or MEMORY, for
-    which a smaller one is not enough."""
+    """Return the profile that the pods of a workload get (empty for whole GPUs), the number of whole GPUs of each pod
+    (0 with a profile), and the reason: LAYOUT if they need less, WHOLE if they need whole GPUs, SMALLEST for the
+    smallest profile, COMPUTE if smaller ones have enough memory, else MEMORY."""
     if seat.gpus:
         return "", seat.gpus, Bound.WHOLE if seat.index < 0 else Bound.LAYOUT
     index = chosen.index(seat)

@@ -85,9 +85,8 @@ def _each_pod(needs: Sequence[Need], values: Sequence[float]) -> _Pods:
 
 def _mps(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shared | None:
     """Return how MPS would serve these pods, spread evenly over the fewest GPUs. A GPU has at most the clients that MPS
-    allows there, and as many as it could have if each used the most memory and, if known, the most compute of any pod.
-    `instead` is the number of GPUs in the layout. Return None without pods, if that is less than two clients, or if the
-    memory needs are not known."""
+    allows, and that fit if each used any pod's most memory and, if known, compute. `instead` is the number of GPUs in
+    the layout. Return None without pods, for fewer than two clients, or if the memory is unknown."""
     if not memory or not memory[0]:
         return None
     most = min(card.mps_max_clients, int(memory_of(card) * GIB // memory[0]))

@@ -139,9 +139,8 @@ def _name(workload: Workload) -> str:
 
 def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: str) -> list[Line]:
     """Draw a heading, that GPUs are SIMULATED if some are, the workloads, the layout with what it takes and saves, how
-    sharing would need fewer GPUs, the plan, the next steps, and what is not known. Without a recommendation, everything
-    from the layout to the next steps is left out. `verbose` adds the samples of each workload. `written` is the file
-    that the policy was written to, or empty if none was."""
+    sharing would need fewer GPUs, the plan, the next steps, and what is not known. Without a recommendation, the layout
+    to the next steps are left out. `verbose` adds each workload's samples. `written` is the policy's file, or empty."""
     lines = prose(answer.span, paper, ink=Ink.TITLE)
     lines += describe_simulated(answer.observed.simulated, paper)
     lines += _table(answer, paper)
@@ -302,10 +301,9 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
 
 
 def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
-    """Return a row of characters whose heights show the highest sample of each equal stretch of time, relative to
-    `top`, beyond which they do not rise: one character for each hour, but at most WIDTH and what fits on the paper. A
-    stretch without samples is a space. The characters are ASCII on paper without glyphs. The samples must be in
-    chronological order and not empty."""
+    """Return a row of characters whose heights show the highest sample of each equal stretch, relative to `top` and no
+    higher than that: one for each hour, but at most WIDTH and what fits on the paper. A stretch without samples is a
+    space. ASCII on paper without glyphs. The samples must be in chronological order and not empty."""
     first, last = samples[0].at, samples[-1].at
     cells = min(WIDTH, paper.room - BESIDE, round((last - first).total_seconds() / 3600) + 1)
     highest: list[float | None] = [None] * cells
@@ -364,10 +362,9 @@ def saving_data(saved: int | None, price: Price | None) -> SavingData | None:
 
 
 def packing_of(recommendation: Recommendation) -> str:
-    """Return a sentence that says how many GPUs and nodes the layout needs and the pool has, how many GPUs are lacking,
-    which instances no workload gets, how many compute slices and memory units are unused, and how much memory pods on
-    the worst shared GPU could use today. Clauses about nothing are left out. If no workload has a place, the sentence
-    says only that there is no layout."""
+    """Return a sentence that says how many GPUs and nodes the layout needs and the pool has and, if any, which GPUs are
+    lacking, which instances no workload gets, which slices and memory units are unused, and how much memory pods on the
+    worst shared GPU could use today. If no workload has a place, it says only that there is no layout."""
     if not recommendation.placed:
         return "There is no layout, because it is unknown how large an instance the workloads need."
     pool = recommendation.pool
@@ -515,8 +512,8 @@ def as_data(answer: RecommendReport) -> RecommendationData:
 
 
 def _workload(history: History, need: Need | None, placed: Placed | Unplaced | None) -> WorkloadData:
-    """Return one workload as plain data. Unknown values are None. Without a need, the confidence is that of NONE and
-    the list of doubts is empty."""
+    """Return one workload as plain data. Unknown values are None. Without a need, `confidence` is `none` and `doubts`
+    is empty."""
     workload = history.workload
     return {
         "namespace": workload.namespace,
