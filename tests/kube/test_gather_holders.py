@@ -85,13 +85,28 @@ async def test_whether_the_daemon_set_of_a_gpu_pod_exists_is_looked_up_every_30_
         assert stage.cluster.calls["operator", "get", "daemonsets"] == 2
 
 
+@virtually
+async def test_pods_that_a_new_daemon_set_has_adopted_are_not_orphans_for_30_seconds() -> None:
+    async with gathering((PODS, owned_by_daemon_set())) as stage:
+        metadata = {"name": "monitor", "namespace": "team-a"}
+        name = stage.cluster.objects(PODS)[0]["metadata"]["name"]
+        for seconds in (0, 3):
+            stage.cluster.add(DAEMON_SETS, {"metadata": metadata})
+            adopt(stage.cluster, "monitor", name)
+            owner = (await stage.work(seconds)).pods[0].owner
+            assert owner is not None
+            assert owner.exists is True
+            stage.cluster.delete(DAEMON_SETS, "monitor", "team-a")
+        assert stage.cluster.calls["operator", "get", "daemonsets"] == 2
+
+
 async def test_what_was_looked_up_is_forgotten_when_it_would_be_read_again() -> None:
     lookups = PodLookups(FakeCluster().client("operator"))
     for number in range(3):
         raw = owned_by_daemon_set()
         raw["metadata"]["namespace"] = f"team-{number}"
         await lookups.views([raw], Scope("gpu-operator"), at(60 * number), namespaces=True)
-    assert list(lookups.owners) == [("team-2", "monitor")]
+    assert list(lookups.owners) == [("team-2", "monitor", "ds")]
     assert list(lookups.namespaces) == ["team-2"]
 
 

@@ -29,9 +29,9 @@ class PodLookups:
     of DaemonSets and namespaces is reused for ANSWER_VALID."""
 
     client: KubeClient
-    owners: dict[tuple[str, str], tuple[datetime, str | None]] = field(default_factory=dict)
-    """DaemonSets by namespace and name: when each was read, and its UID, which is empty if it was gone; None if we may
-    not read it."""
+    owners: dict[tuple[str, str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
+    """DaemonSets by namespace, name and UID: when each was read, and whether it existed; None if we may not read it.
+    The UID is in the key so that what was read before never decides about a DaemonSet that was created again."""
     namespaces: dict[str, tuple[datetime, Mapping[str, str] | None]] = field(default_factory=dict)
     """Namespaces by name: when each was read, and its labels, or None if they cannot be read."""
 
@@ -80,9 +80,10 @@ class PodLookups:
         owner = pod.owner
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod
-        key = pod.namespace, owner.name
-        uid = await _ask(self.owners, key, now, partial(self._daemon_set, *key))
-        return replace(pod, owner=replace(owner, exists=None if uid is None else uid == owner.uid))
+        key = pod.namespace, owner.name, owner.uid
+        return replace(
+            pod, owner=replace(owner, exists=await _ask(self.owners, key, now, partial(self._exists, *key)))
+        )
 
     async def _labels(self, namespace: str) -> Mapping[str, str] | None:
         """Return the labels of a namespace (docs/design/drain.md#p19), or None if it is gone or may not be read. Raises
@@ -90,13 +91,14 @@ class PodLookups:
         raw = await self._get(NAMESPACES, namespace, None)
         return None if raw is None else interned(part(raw, "metadata", "labels"))
 
-    async def _daemon_set(self, namespace: str, name: str) -> str | None:
-        """Return the UID of a DaemonSet. Empty if it is gone, and None if we may not read it. Raises KubeErrors other
+    async def _exists(self, namespace: str, name: str, uid: str) -> bool | None:
+        """Return whether the DaemonSet with this UID exists, or None if we may not read it. Raises KubeErrors other
         than NotFound and Forbidden."""
         try:
-            return text(await self.client.get(DAEMON_SETS, name, namespace=namespace), "metadata", "uid")
+            daemon_set = await self.client.get(DAEMON_SETS, name, namespace=namespace)
+            return text(daemon_set, "metadata", "uid") == uid
         except NotFound:
-            return ""
+            return False
         except Forbidden:
             return None
 

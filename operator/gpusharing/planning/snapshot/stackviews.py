@@ -215,12 +215,13 @@ class StackView:
 
 
 def is_served_by_dra(gpu_cluster: bool, policy: ClusterPolicyView | None, dra: DraView) -> bool:
-    """Whether NVIDIA's DRA stack serves the GPUs of a cluster. Always true with a GPUCluster. Otherwise it is true if
-    there is a DRA driver that serves GPUs, not only compute domains, and `policy` is None or switches its device plugin
-    off. `policy` is the ClusterPolicy or stands for NVIDIA's device-plugin chart."""
+    """Whether NVIDIA's DRA stack serves the GPUs of a cluster. Always true with a GPUCluster. Otherwise there must be a
+    DRA driver. Without a `policy` that is enough, even if the driver serves only compute domains: policies are then
+    refused with the command that lets it serve GPUs. With one, the driver must serve GPUs, and `policy` must switch its
+    device plugin off. `policy` is the ClusterPolicy or stands for NVIDIA's device-plugin chart."""
     if gpu_cluster or dra.driver is None:
         return gpu_cluster
-    return dra.driver.serves_gpus and (policy is None or policy.is_off(PLUGIN_SWITCH))
+    return policy is None or (dra.driver.serves_gpus and policy.is_off(PLUGIN_SWITCH))
 
 
 class Program(StrEnum):
