@@ -207,9 +207,10 @@ class MigManager:
         self._no_restart_on_exit = True  # from now on `_leave` does not restore the operands
 
     async def _apply_mode(self, items: tuple[Entry, ...], gpus: tuple[GPU, ...]) -> None:
-        """Set the MIG modes if any is wrong or no item selects a GPU, and reset the fault `reboot`. Raises ApplyError
-        if they cannot be set or that still holds afterwards, _NeedsReboot if the fault prevents it, ConfigError if an
-        item that turns MIG on lists the index of a GPU without MIG, and LibraryError if NVML cannot be read."""
+        """Set the MIG modes if any is wrong or a GPU is selected by no item, and reset the fault `reboot`. Raises
+        ApplyError if they cannot be set or that still holds afterwards, _NeedsReboot if the fault prevents it,
+        ConfigError if an item that turns MIG on lists the index of a GPU without MIG, and LibraryError if NVML cannot
+        be read."""
         if mode_applied(items, gpus):
             return
         await self._clock.sleep(self._times.apply / 2)
@@ -222,7 +223,7 @@ class MigManager:
                     raise _NeedsReboot(str(error)) from None
         apply_mode(items, await self._read(), self._gpus)
         if not mode_applied(items, await self._read()):
-            raise ApplyError("MIG mode is pending a reset")
+            raise ApplyError("Assertion failure: selected configuration not currently applied")
 
     async def _apply_all(self, name: str, items: tuple[Entry, ...]) -> None:
         """Set the MIG modes that are still wrong, and rebuild the instances. For the refused configuration, only the

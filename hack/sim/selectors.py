@@ -6,6 +6,9 @@ from typing import Any
 
 JSON = dict[str, Any]
 Matcher = Callable[[JSON], bool]
+BOOLEANS = {"spec.unschedulable", "spec.hostNetwork"}
+"""The boolean fields by which an API server selects nodes and pods. If one is absent, it counts as false (Kubernetes:
+NodeToSelectableFields in pkg/registry/core/node/strategy.go, ToSelectableFields in that of pods)."""
 
 _REQUIREMENT = re.compile(
     r"(?P<not>!?)\s*(?P<key>[\w./-]+)\s*"
@@ -80,20 +83,22 @@ def _field_checks(selector: str) -> Iterator[Matcher]:
         path, sign, value = requirement.partition("!=" if "!=" in requirement else "=")
         if not sign:
             raise ValueError(f"bad field selector {selector!r}")
-        yield _field_check(path.split("."), value.removeprefix("="), sign == "=")
+        yield _field_check(path, value.removeprefix("="), sign == "=")
 
 
-def _field_check(path: list[str], value: str, equal: bool) -> Matcher:
-    """Return the predicate for the field at `path`: the field must have this value if `equal`, and must not have it
-    otherwise. The texts are compared. That of an absent field, of false and of 0 is empty, and that of true is `True`.
-    """
+def _field_check(path: str, value: str, equal: bool) -> Matcher:
+    """Return the predicate for the field at `path`, whose steps are separated by dots: the field must have this value
+    if `equal`, and must not have it otherwise. The texts are compared."""
 
     def check(obj: JSON) -> bool:
-        """Whether the object's field satisfies the requirement. The field is compared as a string. A field that is
-        missing, or a false value, counts as empty."""
+        """Whether the object's field satisfies the requirement. The text of a boolean is `true` or `false`. That of
+        an absent field is `false` if it is one of BOOLEANS, and otherwise empty."""
         content: Any = obj
-        for step in path:
+        for step in path.split("."):
             content = content.get(step) if isinstance(content, dict) else None
-        return (str(content or "") == value) is equal
+        if content is None:
+            content = False if path in BOOLEANS else ""
+        text = str(content).lower() if isinstance(content, bool) else str(content)
+        return (text == value) is equal
 
     return check

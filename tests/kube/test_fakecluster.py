@@ -273,6 +273,22 @@ def test_a_selector_that_cannot_be_read_is_refused(selector: str) -> None:
         matcher(selector)
 
 
+@pytest.mark.parametrize(
+    ("selector", "cordoned", "plain"),
+    [
+        ("spec.unschedulable=true", True, False),
+        ("spec.unschedulable!=true", False, True),
+        ("spec.unschedulable=false", False, True),
+        ("spec.unschedulable=", False, False),
+        ("spec.providerID=", True, True),
+    ],
+)
+def test_a_boolean_field_is_selected_as_the_server_does(selector: str, cordoned: bool, plain: bool) -> None:
+    matches = matcher("", selector)
+    assert matches({"metadata": {}, "spec": {"unschedulable": True}}) is cordoned
+    assert matches({"metadata": {}, "spec": {}}) is plain
+
+
 def test_a_selector_object_is_matched_like_the_servers() -> None:
     rows = [{"key": "tier", "operator": "NotIn", "values": ["web"]}, {"key": "app", "operator": "Exists"}]
     assert selects({"matchExpressions": rows}, {"app": "llm"})

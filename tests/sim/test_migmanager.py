@@ -269,6 +269,8 @@ async def test_a_gpu_that_the_configuration_leaves_out_bounces_the_operands_each
             played.note("first-only")
             await node.ended(expected)
     assert node.states == ["pending", "success"] * 2
+    why = "Assertion failure: selected configuration not currently applied"  # and no mode is pending
+    assert [line for line in node.lines if "continuing" in line] == [f"mig-manager: {why}; continuing"] * 2
 
 
 @pytest.mark.parametrize("product", [pytest.param(H100, id="Hopper"), pytest.param(A100, id="Ampere")])
