@@ -105,8 +105,7 @@ class Api:
         """Send one request and return the decoded JSON, or the body as a string if its content type is not JSON.
         `query` are the query parameters.
 
-        Raises ApiError if the server answered with status 400 or above, OSError if it did not answer, and
-        HTTPException if its answer was not complete.
+        Raises ApiError if the server answered with status 400 or above, and OSError if it gave no complete answer.
         """
         target = f"{path}?{urllib.parse.urlencode(query)}" if query else path
         data = None if body is None else json.dumps(body).encode()
@@ -121,27 +120,24 @@ class Api:
 
     def get(self, path: str, **query: str) -> Any:
         """GET an object or a list, or a plain string from paths such as /readyz. `query` are the query parameters.
-        Raises ApiError for status 400 or above, OSError if the server does not answer, and HTTPException for an
-        incomplete answer."""
+        Raises ApiError for status 400 or above, and OSError if the server gives no complete answer."""
         return self.request("GET", path, **query)
 
     def list(self, path: str, **query: str) -> list[Object]:
         """GET a collection in a single request and return its items: all of them, unless `query` has a limit. Raises
-        ApiError for status 400 or above, OSError if the server does not answer, and HTTPException for an incomplete
-        answer."""
+        ApiError for status 400 or above, and OSError if the server gives no complete answer."""
         items: list[Object] = self.get(path, **query)["items"]
         return items
 
     def create(self, path: str, manifest: Object) -> Object:
         """POST an object to a collection or a subresource, and return it as the server stored it. Raises ApiError, with
-        status 409 if an object of this name exists, OSError if the server does not answer, and HTTPException for an
-        incomplete answer."""
+        status 409 if an object of this name exists, and OSError if the server gives no complete answer."""
         created: Object = self.request("POST", path, manifest)
         return created
 
     def ensure(self, path: str, manifest: Object) -> None:
         """POST an object to a collection. If the server answers 409, because an object of the same name exists, that
-        object is left unchanged. Other ApiErrors are raised, and so are OSError and HTTPException."""
+        object is left unchanged. Other ApiErrors are raised, and so is OSError."""
         try:
             self.create(path, manifest)
         except ApiError as error:
@@ -150,15 +146,14 @@ class Api:
 
     def merge_patch(self, path: str, patch: Object) -> Object:
         """PATCH an object with a JSON merge patch, in which null removes a key, and return the object as stored. Raises
-        ApiError, with status 404 if there is no such object, OSError if the server does not answer, and HTTPException
-        for an incomplete answer."""
+        ApiError, with status 404 if there is no such object, and OSError if the server gives no complete answer."""
         patched: Object = self.request("PATCH", path, patch, MERGE_PATCH)
         return patched
 
     def apply(self, path: str, manifest: Object, manager: str = "gpusharing-dev") -> Object:
         """Create or change the object at `path`, its own path, by server-side apply, with conflicts forced. Return the
         object as stored. Fields that are not in `manifest` stay as they are, unless only `manager` had applied them:
-        then they are removed. Raises ApiError, OSError and HTTPException, as `request` does."""
+        then they are removed. Raises ApiError and OSError, as `request` does."""
         applied: Object = self.request(
             "PATCH", path, manifest, APPLY_PATCH, fieldManager=manager, force="true"
         )
@@ -166,8 +161,7 @@ class Api:
 
     def delete(self, path: str, options: Object | None = None) -> Any:
         """DELETE an object or a collection, with `options` (DeleteOptions) as the body, and return the answer. Raises
-        ApiError, with status 404 if there is no such object, OSError if the server does not answer, and HTTPException
-        for an incomplete answer."""
+        ApiError, with status 404 if there is no such object, and OSError if the server gives no complete answer."""
         return self.request("DELETE", path, options)
 
     def changes(
@@ -197,15 +191,18 @@ class Api:
     def _connection(self) -> Iterator[http.client.HTTPSConnection]:
         """Yield a connection for one request, and keep it for later requests. An idle one is used if there is one; it
         is reopened if it has been idle for more than IDLE_SECONDS. After any error the connection is closed and not
-        kept, because the rest of a response may still be in it."""
+        kept, because the rest of a response may still be in it. An HTTPException of the block, such as that of an
+        answer cut short, is raised as ConnectionError, an OSError."""
         with self._lock:
             used, connection = self._idle.pop() if self._idle else (0.0, self._new_connection())
         if time.monotonic() - used > IDLE_SECONDS:
             connection.close()  # http.client opens it again by itself
         try:
             yield connection
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            if isinstance(error, http.client.HTTPException):
+                raise ConnectionError(f"{self.url} gave no complete answer: {error!r}") from error
             raise
         with self._lock:
             self._idle.append((time.monotonic(), connection))

@@ -86,7 +86,7 @@ def wait_logged(log: Path, api: Api) -> None:
 
     Sends a request with a unique mark, and waits for its line. The lines of earlier requests come before it, unless one
     of them is delayed for longer than a whole request takes. Raises TimeoutError after LOGGED_SECONDS,
-    FileNotFoundError if there is no log, and ApiError, OSError or HTTPException if the request fails.
+    FileNotFoundError if there is no log, and ApiError or OSError if the request fails.
     """
     mark, start = uuid.uuid4().hex, log.stat().st_size
     api.get("/version", mark=mark)

@@ -325,7 +325,7 @@ class ControlPlane:
 
     def _answers(self, path: str) -> Callable[[], bool]:
         """Return a predicate that sends a GET of `path` as admin and returns whether it succeeded. An ApiError or
-        OSError counts as a failure, and an HTTPException is raised."""
+        OSError counts as a failure."""
 
         def ask() -> bool:
             """Send the GET, and return whether it succeeded: False after an ApiError or OSError."""

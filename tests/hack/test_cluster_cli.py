@@ -5,13 +5,19 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from socketserver import BaseRequestHandler
 
 import pytest
 import yaml
 from hack.cluster import kind, state, toolchain
+from hack.cluster.api import Credentials
+from hack.cluster.cli import find_running
 from hack.cluster.controlplane import ControlPlane, Options
-from hack.cluster.kubeconfig import KubeconfigError, kubeconfig_path, open_api
+from hack.cluster.kubeconfig import KubeconfigError, kubeconfig_path, open_api, write_kubeconfig
 from hack.cluster.process import wait_until
+from hack.cluster.state import ClusterState
+from tests.fakes.tls import Identity
+from tests.fakes.web import WebServer
 
 
 def put_programs(folder: Path, scripts: Mapping[str, str]) -> None:
@@ -58,6 +64,37 @@ def test_a_kubeconfig_without_usable_credentials_is_refused(tmp_path: Path) -> N
     (tmp_path / "config").write_text(yaml.safe_dump(document))
     with pytest.raises(KubeconfigError, match="neither a token nor client-certificate-data"):
         open_api(tmp_path / "config")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"SSH-2.0\r\n", id="no HTTP"),
+        pytest.param(b"HTTP/1.1 200\r\nContent-Length: 9\r\n\r\nok", id="cut"),
+    ],
+)
+def test_a_recorded_cluster_that_gives_no_complete_answer_is_given_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], answer: bytes
+) -> None:
+    identity = Identity(tmp_path / "pki")
+
+    class Broken(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(answer)
+
+    server = WebServer(("127.0.0.1", 0), Broken)
+    server.socket = identity.context().wrap_socket(server.socket, server_side=True)
+    cluster = tmp_path / "cluster"
+    cluster.mkdir()
+    url = f"https://127.0.0.1:{server.server_port}"
+    ClusterState(None, url).write(cluster)
+    admin = Credentials(token="admin")
+    write_kubeconfig(cluster / "admin.kubeconfig", url, identity.authority, "admin", admin)
+    with server.running():
+        assert find_running(cluster) is None
+    assert "the recorded cluster does not answer" in capsys.readouterr().err
+    assert not cluster.exists()
 
 
 @pytest.mark.parametrize(
