@@ -138,12 +138,12 @@ def find_leftovers(files: Files, root: Path) -> list[str]:
 
 
 def tracked_files(root: Path) -> frozenset[str] | None:
-    """Return the paths that git tracks, relative to `root`, together with an empty string. None outside of a checkout,
-    such as in a source archive. Raises CalledProcessError if git fails."""
+    """Return the paths that git tracks, relative to `root`. None outside of a checkout, such as in a source archive.
+    Raises CalledProcessError if git fails."""
     if not (root / ".git").exists():
         return None
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True)
-    return frozenset(listed.stdout.split("\0"))
+    return frozenset(filter(None, listed.stdout.split("\0")))
 
 
 def _head(content: str) -> str:

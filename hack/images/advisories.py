@@ -45,22 +45,22 @@ class AdvisoryHit:
 
 
 def read(path: Path) -> list[Advisory]:
-    """Return the advisories in a file: one advisory, a list, or the list under `vulns`, or a zip archive of files with
+    """Return the advisories in a file: one advisory or a list, also under `vulns`, or a zip archive of files with
     one advisory each, as osv.dev exports an ecosystem. Raises AdvisoryError if the file cannot be read or is not JSON,
-    or if an entry has no id or an `affected` that is not a list. Other fields are not checked, and a single advisory
-    under `vulns` is not refused although its result is unusable."""
+    or if an entry has no id or an `affected` that is not a list. Other fields are not checked."""
     try:
         content = _read_zip(path) if path.suffix == ".zip" else json.loads(path.read_text())
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise AdvisoryError(f"{path}: {error}; a valid file: {EXAMPLE}") from error
     if isinstance(content, dict):
-        content = content.get("vulns", [content])
-    for number, entry in enumerate(content if isinstance(content, list) else [content]):
+        content = content.get("vulns", content)
+    entries = content if isinstance(content, list) else [content]
+    for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
             raise AdvisoryError(f"{path}: entry {number} has no field id; a valid file: {EXAMPLE}")
         if not isinstance(entry.get("affected", []), list):
             raise AdvisoryError(f"{path}: affected of {entry['id']} is not a list; a valid file: {EXAMPLE}")
-    return list(content)
+    return entries
 
 
 def _read_zip(path: Path) -> list[Any]:

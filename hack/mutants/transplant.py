@@ -109,19 +109,22 @@ def _transplant(module: str, old: Any, new: Any, done: set[int]) -> None:
 def _replace_function(old: FunctionType, new: FunctionType) -> None:
     """Give `old` the code of `new`, and each default of `new` that is a plain value and differs. If only one of them
     has defaults of a kind (positional or keyword), that kind is ignored. Raises ValueError if their numbers of closure
-    variables, or of positional defaults, differ. Raises KeyError if a keyword has a default in `new` only."""
-    if old.__code__ != new.__code__:
-        old.__code__ = new.__code__
+    variables, or of positional defaults, differ, and KeyError if a keyword has a default in `new` only; `old` is then
+    unchanged."""
+    defaults, keywords = old.__defaults__, old.__kwdefaults__
     if old.__defaults__ and new.__defaults__:
         pairs = zip(old.__defaults__, new.__defaults__, strict=True)
-        old.__defaults__ = tuple(after if _differs(before, after) else before for before, after in pairs)
+        defaults = tuple(after if _differs(before, after) else before for before, after in pairs)
     if old.__kwdefaults__ and new.__kwdefaults__:
         changed = {
             name: value
             for name, value in new.__kwdefaults__.items()
             if _differs(old.__kwdefaults__[name], value)
         }
-        old.__kwdefaults__ = {**old.__kwdefaults__, **changed}
+        keywords = {**old.__kwdefaults__, **changed}
+    if old.__code__ != new.__code__:
+        old.__code__ = new.__code__
+    old.__defaults__, old.__kwdefaults__ = defaults, keywords
 
 
 def _replace_class(old: type, new: type) -> None:

@@ -82,8 +82,9 @@ class Machine:
 
     def start(self) -> None:
         """Create the cgroup and the namespaces, and attach the machine to the bridge. Raises OSError if this computer
-        refuses the cgroup, ComponentError if it refuses one of the mounts, TimeoutError if the machine is not up within
-        READY_SECONDS, and NetworkError if the interface is refused. What exists by then stays until `stop`."""
+        refuses the cgroup, ComponentError if it refuses one of the mounts or the machine's first process ends,
+        TimeoutError if the machine is not up within READY_SECONDS, and NetworkError if the interface is refused. What
+        exists by then stays until `stop`."""
         for folder in _FOLDERS:
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
         stand_ins = {**KERNEL_SETTINGS, BOOT_ID: str(uuid.uuid4())}
@@ -107,8 +108,7 @@ class Machine:
         init = ["sh", "-c", _INIT, "machine", str(self.folder), *settings]
         command = ["setpriv", "--pdeathsig", "KILL", *unshare, *init]
         self._keeper = process.start(f"machine {self.name}", command, self.folder / "machine.log")
-        wait_until(entered.exists, READY_SECONDS, f"machine {self.name}", self._keeper.check)
-        self._first = self._children()[0]
+        self._first = wait_entered(self._keeper, entered)
         self.bridge.attach(self._first, self.number)
 
     def stop(self) -> None:
@@ -154,20 +154,35 @@ class Machine:
         machine is not started."""
         return os.stat(f"/proc/{self.pid}/ns/{kind}").st_ino
 
-    def _children(self) -> list[int]:
-        """Return the pids of the children of the process that keeps the namespaces; empty if that process has
-        ended."""
-        assert self._keeper is not None, "called while it is started"
-        try:
-            text = Path(f"/proc/{self._keeper.pid}/task/{self._keeper.pid}/children").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return []
-        return [int(pid) for pid in text.split()]
-
     def _kill_first(self) -> None:
         """Kill the first process of the PID namespace and wait until it is gone. Does nothing if its pid no longer
         belongs to our child. Raises TimeoutError if it is not gone after READY_SECONDS."""
-        if self._first not in self._children():
+        assert self._keeper is not None, "called while it is started"
+        if self._first not in _children(self._keeper):
             return  # it has ended, and its pid may be that of another process
         os.kill(self._first, signal.SIGKILL)
         wait_until(lambda: not process.pid_exists(self._first), READY_SECONDS, f"machine {self.name} to end")
+
+
+def wait_entered(keeper: Component, entered: Path) -> int:
+    """Wait until the child of `keeper`, the machine's first process, has created the file `entered`, and return the
+    child's pid. Raises ComponentError, with the keeper's last log lines, if the child ends, which ends the keeper, and
+    TimeoutError if that takes longer than READY_SECONDS."""
+    children: list[int] = []
+
+    def is_up() -> bool:
+        """Whether the file exists and the child still runs. The pid of the child is stored in `children`."""
+        children[:] = _children(keeper) if entered.exists() else []
+        return bool(children)
+
+    wait_until(is_up, READY_SECONDS, keeper.name, keeper.check)
+    return children[0]
+
+
+def _children(keeper: Component) -> list[int]:
+    """Return the pids of the children of a process that keeps namespaces; empty if the process has ended."""
+    try:
+        text = Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [int(pid) for pid in text.split()]

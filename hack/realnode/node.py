@@ -350,9 +350,12 @@ class KubeletNode:
         awaited first, because conditions of an earlier kubelet stay on the Node. A kubelet that ends before its first
         heartbeat is started again, as systemd does.
 
-        Raises ComponentError, with the kubelet's last log lines, if it sends no heartbeat within NODE_SECONDS,
-        TimeoutError if the Node is not Ready within NODE_SECONDS after that, and ApiError if the Node cannot be read.
+        Raises ComponentError if no kubelet was started or the last one was killed by `kill_program`, and, with the
+        kubelet's last log lines, if it sends no heartbeat within NODE_SECONDS. Raises TimeoutError if the Node is not
+        Ready within NODE_SECONDS after that, and ApiError if the Node cannot be read.
         """
+        if "kubelet" not in self._programs:
+            raise ComponentError(f"the kubelet of {self.name} is not started: call start_kubelet first")
 
         def reported() -> bool:
             """Restart the kubelet if it has ended, and return whether there is a new heartbeat."""

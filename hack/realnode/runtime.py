@@ -114,7 +114,7 @@ def _prepare(folder: Path, arguments: Sequence[str]) -> int:
     """Give a container its grant: change the OCI configuration in the bundle that runc's `arguments` name, and write
     the capability files and COMPUTES_ON there. Without a grant, a container with devices by CDI gets COMPUTES_ON and
     the hook BEGAN, and any other gets nothing. Returns 0, or 1 after logging for runc why the toolkit refuses. Raises
-    SystemExit without `--bundle` or `--log`."""
+    SystemExit if `--bundle`, or `--log` when it refuses, has no value."""
     bundle = Path(_option(arguments, "--bundle"))
     spec = json.loads((bundle / "config.json").read_text())
     devices = machine_devices(Simulator(state_file(folder)).show())
@@ -146,13 +146,13 @@ def _prepare(folder: Path, arguments: Sequence[str]) -> int:
 
 def _option(arguments: Sequence[str], name: str) -> str:
     """Return the value of the option `name` in runc's command line, given as `NAME VALUE` or `NAME=VALUE`. The first
-    one counts. Raises SystemExit if the option is missing, and IndexError if it is the last word."""
+    one that has a value counts. Raises SystemExit if there is none."""
     for index, argument in enumerate(arguments):
-        if argument == name:
+        if argument == name and index + 1 < len(arguments):
             return arguments[index + 1]
         if argument.startswith(f"{name}="):
             return argument.partition("=")[2]
-    raise SystemExit(f"nvidia-container-runtime (SIMULATED): called without {name}")
+    raise SystemExit(f"nvidia-container-runtime (SIMULATED): called without a value of {name}")
 
 
 def _began(folder: Path, state: Object) -> None:

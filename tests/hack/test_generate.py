@@ -38,6 +38,7 @@ def test_an_untracked_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     list(generate.write(FILES, tmp_path))
     subprocess.run(["git", "add", "crds/a.yaml"], cwd=tmp_path, check=True)
     assert list(generate.find_problems(FILES, tmp_path)) == ["docs/reference/b.md is not tracked by git"]
+    assert generate.tracked_files(tmp_path) == frozenset({"crds/a.yaml"})
 
 
 def test_a_leftover_is_named_and_removed_but_a_hand_written_page_stays(tmp_path: Path) -> None:

@@ -105,6 +105,23 @@ def test_each_slip_takes_effect_in_a_module_that_is_imported_already(
         assert behavior() == plain, name
 
 
+@pytest.mark.parametrize("new", ["size=2, least=3", "size=2, *, least=3, most=4"])
+def test_a_function_whose_new_defaults_do_not_fit_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"unfit_{len(new)}"
+    (tmp_path / f"{name}.py").write_text("def count(size=1, *, least=0):\n    return 10\n")
+    module = importlib.import_module(name)
+    with pytest.raises((ValueError, KeyError)):
+        plant_source(name, f"def count({new}):\n    return 20\n")
+    assert (module.count(), module.count.__defaults__, module.count.__kwdefaults__) == (
+        10,
+        (1,),
+        {"least": 0},
+    )
+
+
 def test_a_test_that_fails_under_a_mutant_is_its_killer_and_one_that_passes_is_not() -> None:
     doubled = Guard(
         "gpusharing.kube.backoff", "self._next * 2", "self._next * 3", ("tests/kube/test_backoff.py",)

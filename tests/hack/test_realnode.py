@@ -11,12 +11,15 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
+from hack.cluster import process
+from hack.cluster.process import ComponentError
 from hack.cluster.toolchain import controlplane_recipe, kubelet_recipe
 from hack.nvidia.kubelet import LogServer
 from hack.realnode import needs
 from hack.realnode.dra import DRIVER_ROOT, write_driver
 from hack.realnode.images import ImageFile, OneLayerImage, write_archive
-from hack.realnode.node import NodeFiles, containerd_settings, kubelet_settings
+from hack.realnode.machine import wait_entered
+from hack.realnode.node import KubeletNode, NodeFiles, containerd_settings, kubelet_settings
 
 FILES = NodeFiles(Path("/node"))
 IMAGE = OneLayerImage(
@@ -58,6 +61,21 @@ def test_equal_images_give_equal_archives_with_all_their_files(tmp_path: Path) -
                 "bin/tool": "",
             }
     assert manifest[0]["RepoTags"] == ["localhost/tool:1"]
+
+
+def test_a_machine_whose_first_process_ends_at_once_is_told_with_its_last_lines(tmp_path: Path) -> None:
+    entered = tmp_path / "entered"
+    script = f": > {entered}; echo no overlay; exit 3"  # only builtins: it has no child
+    keeper = process.start("machine gpu-1", ["sh", "-c", script], tmp_path / "log")
+    with pytest.raises(ComponentError, match=r"machine gpu-1 ended with status 3(.|\n)*no overlay"):
+        wait_entered(keeper, entered)
+    keeper.stop()
+
+
+def test_a_kubelet_that_was_killed_is_not_awaited() -> None:
+    node: Any = SimpleNamespace(name="gpu-1", _programs={})
+    with pytest.raises(ComponentError, match="the kubelet of gpu-1 is not started: call start_kubelet first"):
+        KubeletNode.wait_ready(node)
 
 
 def test_the_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

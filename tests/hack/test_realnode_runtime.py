@@ -49,6 +49,12 @@ def pids(simulator: Simulator) -> list[int]:
     return [int(one["pid"]) for one in simulator.show()["processes"]]
 
 
+@pytest.mark.parametrize("arguments", [["create"], ["create", "--bundle"]])
+def test_a_call_without_a_bundle_is_refused_in_words(tmp_path: Path, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="called without a value of --bundle"):
+        runtime.main(["prepare", str(tmp_path), *arguments])
+
+
 def test_the_driver_lets_go_when_the_process_ends_though_no_hook_tells_it(
     simulator: Simulator, tmp_path: Path, process: "subprocess.Popen[bytes]"
 ) -> None:

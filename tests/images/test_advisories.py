@@ -120,6 +120,6 @@ def test_a_wrong_file_is_told_the_field_and_a_valid_example(tmp_path: Path, text
 def test_one_advisory_a_list_and_an_export_are_read_alike(tmp_path: Path) -> None:
     one = advisory("PyPI", "h2", {"introduced": "0"})
     path = tmp_path / "osv.json"
-    for told in (one, [one], {"vulns": [one]}):
+    for told in (one, [one], {"vulns": [one]}, {"vulns": one}):
         path.write_text(json.dumps(told))
         assert read(path) == [one]
