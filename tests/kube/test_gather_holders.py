@@ -96,6 +96,8 @@ async def test_pods_that_a_new_daemon_set_has_adopted_are_not_orphans_for_30_sec
             owner = (await stage.work(seconds)).pods[0].owner
             assert owner is not None
             assert owner.exists is True
+            # As with --cascade=orphan: the pods stay.
+            stage.cluster.patch(PODS, name, {"metadata": {"ownerReferences": None}}, "team-a")
             stage.cluster.delete(DAEMON_SETS, "monitor", "team-a")
         assert stage.cluster.calls["operator", "get", "daemonsets"] == 2
 
