@@ -45,7 +45,9 @@ def copied(obj: JSON) -> JSON:
 
 
 def merged(target: Any, patch: Any) -> Any:
-    """Return `target` with the patch merged into it (RFC 7386). Neither argument is changed."""
+    """Return `target` with the patch merged into it (RFC 7386). Neither argument is changed here, but the result is no
+    deep copy: the parts that the merge leaves alone are the same objects as in `target` or `patch`. Copy such a part
+    before you change it."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}
@@ -313,6 +315,7 @@ class Store:
         stay, and so does the status of kinds in WITH_STATUS; empty labels, annotations and finalizers vanish. For
         kinds in WITH_GENERATION the generation rises if anything but metadata and status changed."""
         new: JSON = merged(old, body)
+        new["metadata"] = {**new["metadata"]}  # of the old object, if the patch has no metadata
         for field in SERVER_FIELDS:
             if field in old["metadata"]:
                 new["metadata"][field] = old["metadata"][field]

@@ -11,7 +11,7 @@ from tests.fakes.cluster import Crash, FakeCluster, Write
 from tests.fakes.virtualtime import run_virtually, virtually
 
 from gpusharing.kube import errors
-from gpusharing.kube.client import GPUNODES, NODES, PDBS, PODS
+from gpusharing.kube.client import GPUNODES, NODES, PDBS, PODS, POLICIES
 
 JSON = dict[str, Any]
 
@@ -41,6 +41,19 @@ async def test_the_end_of_a_log_has_as_many_lines_as_are_asked_for(lines: int, l
     cluster.add(PODS, pod("llm-1"))
     cluster.logs["team-a", "llm-1"] = "a\nb\n"
     assert await cluster.client("operator").log("team-a", "llm-1", lines) == log
+
+
+async def test_a_patch_without_metadata_leaves_what_watchers_got_before_as_it_was() -> None:
+    cluster, policy = FakeCluster(), {"metadata": {"name": "a"}, "spec": {"mode": "Full"}}
+    client, generations = cluster.client("operator"), []
+    begin = await client.list_page(POLICIES)
+    await client.create(POLICIES, policy)
+    await client.patch(POLICIES, "a", {"spec": {"mode": "MIG"}})
+    async for event in client.watch(POLICIES, begin.resource_version):
+        generations.append(event.object["metadata"]["generation"])
+        if len(generations) == 2:
+            break
+    assert generations == [1, 2]
 
 
 async def test_writes_are_logged_with_who_what_and_how_it_ended() -> None:
