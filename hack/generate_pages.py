@@ -226,8 +226,9 @@ def _metric_row(name: str, kind: str, text: str) -> tuple[str, str, str]:
 
 
 def _agent_metrics() -> list[tuple[str, str, str]]:
-    """Return (name, type, description) of each of the agent's metrics, from the source of its collectors. Raises
-    ValueError or KeyError if a name or description cannot be read there (`rows_of_metrics`)."""
+    """Return (name, type, description) of each of the agent's metrics, from the source of its collectors, as rows of a
+    Markdown table: the name is in backquotes, and that of a counter ends in `_total`. Raises ValueError or KeyError if
+    a name or description cannot be read there (`rows_of_metrics`)."""
     modules = (agent_metrics, usagemetrics)
     return [row for module in modules for row in rows_of_metrics(inspect.getsource(module), vars(module))]
 

@@ -263,8 +263,8 @@ def operator(
 
 def node_software(kubeconfig: Path, directory: Path, factor: float, *arguments: str) -> LaunchedProcess:
     """Return a process, not started yet, that plays mig-manager, device plugin, GFD and GPUs (SIMULATED) for every
-    node and runs the shipped agent loop. `arguments` are added to its command line. It ends when we end, even if we
-    are killed."""
+    node, `factor` times as fast as real ones, and runs the shipped agent loop. Its log is `directory`/sim.log.
+    `arguments` are added to its command line. It ends when we end, even if we are killed."""
     options = ("--kubeconfig", str(kubeconfig), "--time-factor", str(factor), "--agents", "--with-parent")
     return LaunchedProcess(("-m", "hack.sim", *options, *arguments), {}, directory / "sim.log", tied=True)
 

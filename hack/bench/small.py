@@ -52,8 +52,9 @@ def transitions(testbed: Testbed) -> Iterator[Measured]:
 
 
 def _roll(testbed: Testbed, spec: Object) -> tuple[Counts, float]:
-    """Set the policy to `spec`, wait until the pool is Ready and the operator is idle, and return (the operator's
-    requests, its CPU milliseconds) since the edit. Raises TimeoutError if one of the waits takes too long."""
+    """Merge `spec` into the policy's spec, where None removes a field. Wait until the pool is Ready and the operator is
+    idle, and return (the operator's requests, its CPU milliseconds) since the edit. Raises ApiError if the edit is
+    refused, TimeoutError if a wait takes too long, and OSError if the operator does not serve its metrics."""
     span, used = testbed.span(), cpu_ms(testbed.operator.pid)
     testbed.edit(POOL, spec)
     testbed.wait_ready([POOL], WAIT)

@@ -66,7 +66,7 @@ class ToolRecipe:
         return root / f"{self.name}-{self.version}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def built(self) -> bool:
-        """Whether the tool is in the cache."""
+        """Whether the folder of the finished build (`directory`) is in the cache."""
         return self.directory(cache_root()).is_dir()
 
 

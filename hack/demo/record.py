@@ -86,10 +86,10 @@ class Recorder:
 
 
 async def _read(stage: Stage, policy: str = "") -> JSON:
-    """Return the present policies and GPUNodes as users see them, without the fields that `kubectl gpusharing status`
-    does not read. If `policy` names one, only this policy and the nodes whose transition names it are included. Raises
-    KeyError if any policy in the cluster has no status, or any GPUNode no report or no transition, and KubeError if
-    they cannot be listed."""
+    """Return the time of this call (`taken`), the policies and the GPUNodes (`policies`, `gpunodes`), with the fields
+    that are recorded. `policy` limits them to this policy and the nodes whose transition names it. Raises KubeError if
+    they cannot be listed, and KeyError if any policy in the cluster has no status, or any GPUNode lacks its report or
+    transition."""
     policies = [_policy(raw) for raw in await list_of(stage.client, POLICIES)]
     nodes = [_node(raw) for raw in await list_of(stage.client, GPUNODES)]
     return {

@@ -244,8 +244,8 @@ async def budget_blocks(demo: Demo, recorder: Recorder) -> None:
 
 
 async def _settled(demo: Demo) -> None:
-    """Wait until only two pods hold a GPU on the ranker's node, the agent reports the same number, and the drain's
-    reason is PDB. Raises DemoFailed if that takes too long."""
+    """Wait until exactly two pods hold a GPU on the ranker's node, the agent reports two pods, and the drain's reason
+    is PDB. Raises DemoFailed if that takes too long."""
 
     async def alone() -> bool:
         """Whether two pods hold a GPU on the ranker's node, the agent reports two, and the reason is PDB."""

@@ -166,8 +166,9 @@ class FaultProxy:
         return self._url(listening.result(60))
 
     def reset(self) -> None:
-        """Clear the log, `sprung`, the trap and all faults, count writes from 1 again, and let every write count for
-        traps and faults. The addresses of `open_door` stay open, and the newest resourceVersion is kept."""
+        """Clear the log, `sprung`, the trap and all faults, and count writes from 1 again. Undo `aim`, so that every
+        write counts for traps and faults. The addresses of `open_door` stay open, and the newest resourceVersion is
+        kept."""
         self._trap = None
         self._sick, self._faults = (), ()
         self._count = 0

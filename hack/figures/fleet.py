@@ -154,8 +154,9 @@ def _idle(testbed: Testbed) -> Figures:
 
 
 def _roll(testbed: Testbed) -> Figures:
-    """Let the operator change the pools ROLLING to MIG, and then, without an operator, the raw loop change them
-    back."""
+    """Measure how the operator, which must be running, changes the pools ROLLING to MIG. Then stop the operator, and
+    measure how the raw loop changes the same nodes back to whole GPUs. Returns the figures of both. Raises TimeoutError
+    if a pool or the raw loop takes longer than PATIENCE."""
     with spending(testbed) as costs:
         span = testbed.span()
         for pool in ROLLING:

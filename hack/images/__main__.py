@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def overall(statuses: Sequence[int]) -> int:
-    """Return the exit status for all images, from the status of each (`report`): TOO_BIG if one of them is too big,
-    else FOUND if an advisory names a part of one, otherwise 0."""
+    """Return the exit status for all images, from the status of each (`report`): TOO_BIG if an image is too big, else
+    FOUND if an advisory names a part of an image, otherwise 0."""
     return next((status for status in (TOO_BIG, FOUND) if status in statuses), 0)
 
 

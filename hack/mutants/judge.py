@@ -105,7 +105,9 @@ class Side:
             return note_line
 
         def note_call(frame: FrameType, event: str, _: Any) -> Any:
-            """Count a call, and trace its lines if it is one of the first TRACED of a function of the product."""
+            """Count the call, whether or not it is one of the product's (a trace function). Return the function that
+            traces its lines if its code is the product's and this is one of the first TRACED calls of that code.
+            Otherwise return None."""
             code = frame.f_code
             calls[code] += 1
             return note_line if calls[code] <= TRACED and code.co_filename.startswith(product) else None

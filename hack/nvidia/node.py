@@ -155,9 +155,10 @@ class RealNode:
                 return
 
     def _look(self) -> None:
-        """Bring processes, devices and labels up to date with the API server, in this order. Raises ApiError or OSError
-        if a request fails, and UnavailableError if a program cannot be built. What comes later in the order is then
-        left as it was."""
+        """List the node's pods and bring their processes up to date with them. Then write the devices to the Node's
+        status, and then GFD's labels to the Node. ConfigMaps are not mounted here (`_mount`). Raises ApiError or
+        OSError if a request fails, and UnavailableError if a program cannot be built; the later parts are then left as
+        they were."""
         pods = self._list_pods()
         self._follow(pods)
         self._devices.look(pods)

@@ -164,7 +164,9 @@ class PodProcesses:
 
     def look(self) -> None:
         """Call `init` unless it has returned True before. Once it has, start the containers, and restart those that
-        have ended and whose pause has passed."""
+        have ended and whose pause is over. Waits while `init` runs and while each program starts. Raises what these
+        raise, such as UnavailableError if a program cannot be built; the later containers are then left for the next
+        call."""
         self._ready = self._ready or self._init()
         if self._ready:
             for container in self._containers:

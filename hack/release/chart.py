@@ -52,8 +52,8 @@ def write_chart(
 
 
 def raw_url(source: str, path: str) -> str:
-    """Return the URL of the file `path` itself, not of a page that shows it, in the repository `source` at the tag of
-    the project's version."""
+    """Return the URL of the file `path` itself, not of a page that shows it, at the tag `v` with the project's version.
+    `source` is the address of the repository, without a slash at its end."""
     return f"{source}/raw/v{version()}/{path}"
 
 

@@ -68,8 +68,8 @@ def _find_placeholder(candidate: Candidate) -> Iterator[str]:
 
 
 def _find_wrong_commit(candidate: Candidate) -> Iterator[str]:
-    """Yield a sentence unless the commit is 40 hexadecimal digits. It is something else if the checkout has changes or
-    no commit."""
+    """Yield a sentence if the checkout has changes or no commit, which is when `candidate.commit` is not exactly 40
+    hexadecimal digits."""
     if not re.fullmatch(r"[0-9a-f]{40}", candidate.commit):
         yield f"the checkout is {candidate.commit}, and not at a commit without changes: commit or undo them"
 

@@ -139,9 +139,9 @@ class AgentPages:
         self._registries[node] = registry
 
     def hide(self, node: str) -> None:
-        """Answer 404 for the metrics of this node and for /NODE/seen from now on, because Prometheus finds nothing at
-        the address of a deleted pod. Metrics that /NODE/lost refuses still get 503. Does nothing for an unknown
-        node."""
+        """Answer /NODE/metrics and /NODE/seen with 404 from now on, because Prometheus finds nothing at the address of
+        a deleted pod. After a request for /NODE/lost, /NODE/metrics is still answered with 503. Does nothing for an
+        unknown node."""
         self._registries.pop(node, None)
         self._lapses.pop(node, None)
 

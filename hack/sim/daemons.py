@@ -78,7 +78,7 @@ class DaemonSetPlayer:
 
     def renew(self, node: str) -> None:
         """Start to delete the running pod of this node, because the DaemonSet has a new template. No new pod is created
-        here: the caller calls `look` at the event of the deletion. Does nothing without a running pod, or while an
+        here: the caller calls `look` when the deletion event arrives. Does nothing without a running pod, or while an
         earlier creation or deletion is in progress."""
         pod = self._pods.running(node)
         if pod is not None and node not in self._busy:
@@ -174,9 +174,9 @@ def agent_pods(cluster: SimCluster) -> DaemonPods:
 
 
 def mps_pods(cluster: SimCluster) -> DaemonPods:
-    """Return an empty record for the pods of the MPS control daemon, in the GPU Operator's namespace. With NVIDIA's
-    device-plugin chart (`plain_config`), the record selects them by the label of the device plugin, because the chart
-    gives it to these pods, too."""
+    """Return an empty record of the pods of the MPS control daemon, in the GPU Operator's namespace. With NVIDIA's
+    device-plugin chart (`plain_config`), the pods are recognized by the label of the device plugin, which the chart
+    gives to them, too."""
     if cluster.settings.plain_config:
         return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_AGENT, PLAIN_PLUGIN)
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MPS_DAEMON, MPS_DAEMON)

@@ -60,9 +60,9 @@ def samples(devices: Sequence[DCGMValues], setup: SetUp) -> Iterator[tuple[str, 
 
 
 def _exported_labels(device: DCGMValues, setup: SetUp) -> dict[str, str]:
-    """Return the labels of a device as dcgm-exporter serves them, with the names that `setup` selects: those of the
-    GPU, its model and its host. Of these only index and UUID are the device's own. A MIG device has its profile and
-    instance, too. If a pod holds the device, the pod's name and namespace are added."""
+    """Return the labels of a device as dcgm-exporter serves them, under the names that `setup` selects: index, UUID,
+    PCI address and device file of its GPU, model and host. Address and file follow from the index; model and host never
+    differ. A MIG device also has its profile and instance id, a held device the pod's name and namespace."""
     labels = {
         "gpu": str(device.gpu),
         "uuid" if setup.old_namespace else "UUID": device.gpu_uuid,

@@ -49,19 +49,23 @@ class DraDevices:
         self._claims: dict[str, JSON] = {}
 
     def take_slice(self, raw: JSON, gone: bool) -> None:
-        """Store a version of a ResourceSlice, or forget it if it is `gone`, and call `on_change`."""
+        """Store a version of a ResourceSlice under its UID, or forget it if it is `gone`. Then call `on_change`, even
+        if nothing changed. `raw` must have a UID."""
         self._take(self._slices, raw, gone)
 
     def take_class(self, raw: JSON, gone: bool) -> None:
-        """Store a version of a DeviceClass, or forget it if it is `gone`, and call `on_change`."""
+        """Store a version of a DeviceClass under its UID, or forget it if it is `gone`. Then call `on_change`, even if
+        nothing changed. `raw` must have a UID."""
         self._take(self._classes, raw, gone)
 
     def take_claim(self, raw: JSON, gone: bool) -> None:
-        """Store a version of a ResourceClaim, or forget it if it is `gone`, and call `on_change`."""
+        """Store a version of a ResourceClaim under its UID, or forget it if it is `gone`. Then call `on_change`, even
+        if nothing changed. `raw` must have a UID."""
         self._take(self._claims, raw, gone)
 
     def take_rule(self, raw: JSON, gone: bool) -> None:
-        """Store a version of a DeviceTaintRule, or forget it if it is `gone`, and call `on_change`."""
+        """Store a version of a DeviceTaintRule under its UID, or forget it if it is `gone`. Then call `on_change`, even
+        if nothing changed. `raw` must have a UID."""
         self._take(self._rules, raw, gone)
 
     def is_tainted(self, driver: str, pool: str) -> bool:

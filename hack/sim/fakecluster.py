@@ -156,8 +156,8 @@ class FakeCluster:
         self.close_watches()
 
     async def changed(self) -> None:
-        """Wait for the next change of any object, by any client. Changes that `swallow` withholds do not end the wait,
-        but bookmarks that are sent and watches that are closed may."""
+        """Wait for the next change of any object, by any client. Changes that `swallow` withholds do not end the wait.
+        A bookmark that is sent, or a watch that is closed, may end it without a change."""
         wake = asyncio.Event()
         self.store.waiting.add(wake)
         try:
@@ -181,7 +181,8 @@ class FakeCluster:
         self.close_watches()
 
     def send_bookmarks(self) -> None:
-        """Send a bookmark to every open watch whose kind has bookmarks, without waiting for the interval."""
+        """Make every open watch whose kind has bookmarks send one as soon as it runs, without waiting for the interval.
+        A watch that does not run between two calls sends only one."""
         self.bookmarks += 1
         self.store.wake()
 

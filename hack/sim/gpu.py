@@ -63,10 +63,9 @@ ALL_RIGHTS = Container()
 def gpu_as_seen(gpu: GPU, container: Container) -> GPU:
     """Return the GPU as an agent in such a container reports it. A GPU that does not answer is returned unchanged.
 
-    Without the rights for MIG, a GPU with MIG support is marked with `instances_withheld`. If MIG is also on, only the
-    instances that the container may open are left, without their places, and the processes are always an
-    UNKNOWN_PROCESS and those on these instances. Outside the host's PID namespace, a single UNKNOWN_PROCESS replaces
-    the processes, even if there are none.
+    Without the rights for MIG, a GPU that supports MIG gets `instances_withheld`. If its MIG is on, only the
+    container's instances are left, without placements; an UNKNOWN_PROCESS precedes their processes. Outside the host's
+    PID namespace, UNKNOWN_PROCESS replaces all processes.
     """
     if gpu.access != "Ok":
         return gpu
@@ -529,8 +528,8 @@ def _processes(gpu: GPU, uses: Mapping[int, ProcessUse]) -> Iterator[ProcessUse]
 
 
 def _devices(gpu: GPU, card: Card, processes: Sequence[ProcessUse]) -> Iterator[DeviceUse]:
-    """Yield the used and total memory, in bytes, of a whole GPU or, if MIG is on, of each of its instances. Each says
-    whether all of the GPU's processes are visible. Yields nothing if NVML cannot reach the GPU."""
+    """Yield the use of a whole GPU or, if MIG is on, of each of its instances: the used and the total memory in bytes,
+    and in `all_listed` whether all processes of the GPU are visible. Yields nothing if NVML cannot reach the GPU."""
     if gpu.access != "Ok":
         return
     all_seen = UNKNOWN_PROCESS not in gpu.processes

@@ -221,8 +221,9 @@ def serving(
 
 
 async def _serve(kubelet: Kubelet, socket: Path, started: "Future[Callable[[], object]]") -> None:
-    """Serve on the socket. `started` receives a function, and serving ends when that function is called, from any
-    thread. If the socket cannot be created, `started` receives the OSError instead."""
+    """Serve on the socket until the function that `started` receives is called, from any thread. Then close the socket
+    and every connection, and return when all other tasks of the loop have ended. If the socket cannot be created,
+    `started` receives the OSError instead, and nothing is raised."""
     ended = asyncio.Event()
     try:
         server = await asyncio.start_unix_server(kubelet.serve, socket)

@@ -16,7 +16,8 @@ class LaggingCounts(Generic[Key]):
     """The counters of one metric by their labels, exported with a delay."""
 
     def __init__(self, lag: float) -> None:
-        """Export each new counter as 0 for `lag` seconds after it was first added to."""
+        """Start without counters. A counter is exported as 0 for `lag` seconds after its first `add`, and then as its
+        whole count."""
         self.exported: Mapping[Key, float] = {}
         """The values that are exported since the last turn. The mapping is replaced, never changed."""
         self.growth: Mapping[Key, float] = {}

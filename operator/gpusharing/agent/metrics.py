@@ -111,8 +111,9 @@ def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
 
 
 def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
-    """Yield the metrics of the GPUs' health as NVML reports it: whether there is a problem, pending row remappings,
-    the first critical XID, and the recovery action that the driver requests."""
+    """Yield the metrics of the GPUs' health as NVML reports it: 1 for a healthy GPU and 0 for one with a problem,
+    whether a row remapping is pending, the first critical XID, and the recovery action that the driver requests. In the
+    last three, a GPU without a value has no sample."""
     yield _per_gpu(
         "gpu_healthy",
         "1 while NVML reports no problem that makes the GPU unhealthy.",

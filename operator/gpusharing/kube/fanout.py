@@ -231,7 +231,8 @@ class Fanout(PassingClient):
             return answer
 
     def _answered(self, target: CallTarget) -> None:
-        """Record that the server answered the call: it is reachable, and the hold of this object at its door ends."""
+        """Record that the server answered the call. The server counts as reachable, and the hold on this object ends
+        for calls of this kind. A hold on all calls of this kind continues."""
         self.reachability.answered()
         self.holds.answered(target)
 

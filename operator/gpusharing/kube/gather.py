@@ -68,7 +68,8 @@ class Gatherer:
         self._logs, self.pending = ActuatorLogs(client), PendingPods(client)
 
     async def close(self) -> None:
-        """End every call that is still under way, and return when all of them have ended."""
+        """Cancel every call that is still under way, and return when all of them have ended. Their errors are not
+        raised here."""
         await self.crew.close()
         await self.shared.close()
 

@@ -176,8 +176,10 @@ class OfficialLogin:
     _access: Access | None = None
 
     async def access(self) -> Access:
-        """Return the server, the trusted authorities, the client certificate and the proxy of the context, as they were
-        when the kubeconfig was loaded. Raises Unauthorized if they cannot be loaded or used."""
+        """Return the server, the trusted authorities, the client certificate and the proxy of the context. The first
+        call of `access` or `token` loads the kubeconfig, which may run a login program, and so does the first call
+        after `renew` or after a failure. Until then the answer stays the same. Raises Unauthorized if the context
+        cannot be loaded or used."""
         await self._configuration()
         if self._access is None:
             raise RuntimeError("loading sets the access")

@@ -21,8 +21,9 @@ class PolicyCache:
     """
 
     def __init__(self, client: KubeClient, restores: Callable[[], int] = int, paused: str = "false") -> None:
-        """Begin without any policy. `restores` returns how often a write has proven that the store was restored from a
-        backup (LeaderLease). `paused` is the setting of that name in PlanSettings."""
+        """Begin without policies. `restores` returns how often a write has proven that the store was restored from a
+        backup (LeaderLease); it is first called here. `paused` is applied to every view: it says whether and how all
+        policies are paused (PlanSettings.paused)."""
         self._client, self._paused = client, paused
         self._restores, self._restores_seen, self._doubted = restores, restores(), False
         """`restores` as of the last list that was accepted, and whether one has been refused since."""

@@ -67,8 +67,8 @@ def variable(container: object, name: str) -> str:
 
 
 def is_true(value: str) -> bool:
-    """Whether Go programs read `value` as true, which is what strconv.ParseBool does. NVIDIA's programs read flags from
-    their environment with it (urfave/cli), and feature gates (k8s.io/component-base)."""
+    """Whether Go's strconv.ParseBool reads `value` as true. NVIDIA's programs use it both for the flags that they read
+    from their environment (urfave/cli) and for feature gates (k8s.io/component-base)."""
     return value in ("1", "t", "T", "true", "TRUE", "True")
 
 

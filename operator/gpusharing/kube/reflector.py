@@ -270,8 +270,8 @@ class Reflector(Generic[View]):
             self._list_due.set()
 
     def _list_failed(self, error: KubeError) -> None:
-        """Record in `error`, and report, the error that interrupted a list. Do nothing if the cache has missed nothing
-        so far, because then the watch keeps it up to date."""
+        """Record the error that interrupted a list in the attribute `error`, and report it (`_note`). Do nothing if the
+        cache has missed no change since its last complete list, because then the watch keeps it up to date."""
         if not self._whole:
             self._note(error)
 

@@ -49,10 +49,9 @@ class Face:
 
 
 def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Mapping[Face, Sequence[str]]]:
-    """Return the names of the nodes that have cards of each appearance, by the policy's name. A node is named once for
-    each of its cards. A policy whose nodes report no GPUs has an empty mapping, and one without nodes is missing. The
-    most frequent appearance comes first; among equally frequent ones, the order is by the name of the first node. Nodes
-    without a policy are under the empty name."""
+    """Return the names of nodes by policy and by the `Face` of their cards, once for each card. A policy whose nodes
+    report no GPUs has an empty mapping; one without nodes is missing. Nodes without a policy are under the empty name.
+    The most frequent Face comes first; equally frequent ones are sorted by their first node's name."""
     by_policy: dict[str, dict[Face, list[str]]] = {}
     for raw in gpunodes:
         transition = section(raw, "status", "transition")

@@ -210,9 +210,9 @@ def describe_events(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]
 
 
 def describe_title(pool: PoolStatus, paper: Paper) -> list[Line]:
-    """Draw, on as many lines as that takes, the name, mode, layout and status of a pool, the numbers of its nodes and
-    GPUs, how many devices are used, and how many pods are pending. The last two are left out if they are empty or 0. An
-    empty status is drawn as `new`, and an unknown number of nodes as 0/0."""
+    """Draw a pool's name, mode, layout and status, the numbers of nodes and GPUs, devices used and pending pods, folded
+    to the width of `paper`. The used devices are left out if their text is empty, and the pending pods if there are
+    none. An empty status is drawn as `new`, an unknown number of nodes as 0/0."""
     ink = Ink.GOOD if pool.status == "Synced" else Ink.BUSY if pool.status else Ink.FAINT
     what = " ".join(filter(None, (pool.mode, pool.layout)))
     texts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
@@ -308,9 +308,9 @@ but not watch succeeds briefly at each attempt."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Show the pools once, or with --watch again and again until Ctrl-C, and return DONE (see VerbModule). Raises
-    Trouble if the cluster cannot be read, if a named policy does not exist, or if both names and a selector are passed.
-    """
+    """Show the pools once and return DONE (see VerbModule). With --watch, show them again and again and never return:
+    Ctrl-C cancels the call, and the program ends with INTERRUPTED. Raises Trouble if the cluster cannot be read at the
+    beginning, if a named policy does not exist or is deleted, or if both names and a selector are passed."""
     known = await session.lists(POLICIES, GPUNODES, policies=typed.selector)
     if typed.events:
         known.append(await session.all(EVENTS, "default", ABOUT_POLICIES["field_selector"]))

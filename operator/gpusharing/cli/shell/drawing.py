@@ -208,8 +208,8 @@ def shows(row: Line, text: str) -> bool:
 
 
 def shorten(text: str, width: int) -> str:
-    """Return the string if it is at most `width` characters long; otherwise cut it to that length, ending in two dots,
-    but never to less than the dots."""
+    """Return the string if it is at most `width` characters long. Otherwise cut it so that it has this length with two
+    dots at its end. The dots stay even if `width` is less than 2."""
     return text if len(text) <= width else text[: max(0, width - 2)] + ".."
 
 

@@ -91,10 +91,9 @@ def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
 
 
 def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
-    """Yield a blocker for each pod that is deleted by force, in this pass (`forced`) or in an earlier one; pods whose
-    last deletion failed are left out. If the policy deletes pods by force, also yield a blocker for each remaining pod
-    whose grace period is too long for that, unless the drain waits for the pod. Such a pod counts only if several
-    budgets guard it, or one that allows no disruption."""
+    """Yield a blocker for each pod that is deleted by force, now (`forced`) or earlier, unless its last deletion
+    failed. If the policy deletes pods by force, also yield one for each remaining pod for which the drain does not
+    wait, whose grace period is too long, and which several budgets guard, or one that allows no disruption."""
     deleted = (standing for standing in pods.leaving if standing.answer is Reason.FORCE_DELETE)
     for standing in (*forced, *deleted):
         # A failed deletion is reported as failed until one is accepted.

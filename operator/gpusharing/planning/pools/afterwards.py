@@ -65,10 +65,9 @@ def is_skipped(node: NodeView) -> bool:
 
 
 def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
-    """Return the node before and after its change, or as it is if it has no target or is skipped. If the change has
-    begun, the node counts as changed in both states. Unknown holdings count as none. If the change cordons the node,
-    pods can run on it afterwards unless the Node is being deleted: an earlier cordon is assumed to be for the change.
-    Any other node is schedulable as now."""
+    """Return the node before and after its change, or as it is if it has no target or is skipped. Once the change has
+    begun, both states are the changed one. Unknown holdings count as none. Pods can run afterwards on a node that is
+    not being deleted, if the change cordons it or it is Ready and not cordoned."""
     now, fence = served(node), node.fence
     assessed = assessment if isinstance(assessment, Assessed) and not is_skipped(node) else None
     after = now if assessed is None else assessed.target.resources

@@ -219,11 +219,10 @@ def look_at(
 
 
 def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | None]:
-    """Return the verdict of a candidate that has a slot, and the look to record or None. A change without a cordon
-    begins at once, with no look. Otherwise known blockers or full budgets give a Blocked verdict and a look with them.
-    If the pods were not listed, or a budget guards them while pods of a node in flight are unknown, the verdict asks
-    for a LIST, with no look. In all other cases the change begins: its evictions are added to `ledger.crowd`, and the
-    look has no blockers."""
+    """Return the verdict of a candidate with a slot, and the look to record. A change without a cordon begins (look
+    None). Known blockers give Blocked and their look, with a LIST if due. Unlisted pods, or guarded ones without
+    `crowd_known`, need a LIST (None). Full budgets give Blocked and a look. Otherwise the change begins and enters
+    `ledger.crowd`."""
     case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
     if not candidate.cordons:
         return begin(candidate), None

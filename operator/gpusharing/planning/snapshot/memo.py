@@ -163,8 +163,8 @@ def _find_changed(before: Column, now: Column) -> AbstractSet[str]:
 
 
 def _copy(column: Column) -> Column:
-    """Return a shallow copy of the column, so that the next pass can tell whether the original was changed in
-    place."""
+    """Return a shallow copy of the column, a dict or a frozenset, so that the next pass can tell whether the original
+    was changed in place."""
     return dict(column) if isinstance(column, Mapping) else frozenset(column)
 
 

@@ -25,8 +25,8 @@ EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _moment(text: object) -> datetime:
-    """Return the RFC 3339 time in `text` as a datetime; a validator for pydantic. Raises ValueError if `text` is not a
-    time with a time zone, or if the time is before 1970 or after NEVER (the year 9000)."""
+    """Return the RFC 3339 time in `text` as a datetime in UTC; a validator for pydantic. Raises ValueError if `text` is
+    not a time with a time zone, or if the time is before 1970 or after NEVER (the year 9000)."""
     if (moment := from_rfc3339(text)) is None:
         raise ValueError("not a time with a time zone")
     if not EARLIEST <= moment <= NEVER:
@@ -64,9 +64,8 @@ UNRECORDED = SpecVersion("", 0)
 class Fence:
     """The record of the change in flight, which we write to the Node. It is the only memory of that change.
 
-    It is written in the PATCH that cordons the node (or in a PATCH of its own, if the change needs no cordon). It is
-    rewritten by every run of the actuators, each of which passes the point of no return (PNR), and by the steps that
-    the description of a field names. The release removes it.
+    The PATCH that cordons the node writes it, or its own PATCH. Every run of the actuators, which passes the point of
+    no return (PNR), rewrites it; so do the steps that its fields name. The release removes it.
     """
 
     __pydantic_config__ = _WRITTEN

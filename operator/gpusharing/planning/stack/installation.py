@@ -279,8 +279,8 @@ def _unread(view: InstallationView) -> Symptoms:
 
 
 def _rights(view: InstallationView) -> Symptoms:
-    """Yield an error for each of the two service accounts, of the operator and of the agent, that lacks rights. Yield
-    a warning for each of them for which some rights could not be determined."""
+    """Check the service accounts of the operator and of the agent. Yield an error for one that lacks rights, and a
+    warning for one whose rights could not all be determined. One account can get both."""
     for subject in (OPERATOR, AGENT):
         of_it = [state for state in view.rights if state.subject == subject]
         lacking = [state.text for state in of_it if state.allowed is False]

@@ -143,9 +143,9 @@ def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
 
 
 def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> str:
-    """Return the kind of workload that the GPUs of a node are for, such as `container`. It is the value of the node's
-    label, else ClusterPolicy's default if ClusterPolicy enables sandbox workloads, else `container`
-    (docs/design/nvidia.md#d2)."""
+    """Return the kind of workload that the GPUs of a node are for, such as `container`; never empty. It is the value of
+    the node's label, unless that is missing or empty. Otherwise it is ClusterPolicy's default if ClusterPolicy enables
+    sandbox workloads and has a default, else `container` (docs/design/nvidia.md#d2)."""
     if label := labels.get(names.LABEL_WORKLOAD_CONFIG):
         return label
     if policy is None or policy.switches.get(SANDBOX) is not True:

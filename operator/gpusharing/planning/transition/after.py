@@ -124,8 +124,8 @@ def _first(situations: Iterable[Situation[Looked]], looked: Looked) -> Verdict |
 
 
 def _other_node(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return a Failed verdict, with the command that removes the fence, if the fence belongs to an earlier Node of this
-    name. Return None if it belongs to this one."""
+    """Return a Failed verdict, with the command that removes the fence, if the UID in the fence is not that of the
+    Node, because the fence belongs to an earlier Node of this name. Return None if the UIDs are the same."""
     if case.fence.node_uid == case.node.uid:
         return None
     message = (

@@ -193,8 +193,8 @@ def _failed_version(fence: Fence) -> SpecVersion | None:
 
 
 def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
-    """Return the back-off that holds the node back now, or None if there is none or it is over. Another generation or
-    policy, or a new value of the retry annotation, ends it early."""
+    """Return the back-off that holds the node back now, or None if there is none or its time is over. It ends early if
+    the node has another policy, if the policy has another generation, or if the retry annotation has a new value."""
     deferred = case.node.deferred
     if deferred is None or case.now >= deferred.until:
         return None

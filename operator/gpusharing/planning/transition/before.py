@@ -195,8 +195,8 @@ def _policy_going(case: FencedCase) -> str:
 
 
 def _asked_to_end(case: FencedCase) -> str:
-    """Return the message that a person asked to abort exactly this change, which the annotation names by its id. Empty
-    if nobody did, or if the annotation names another change."""
+    """Return a message if a person asked to abort exactly this change, whose id the annotation names. Empty if nobody
+    did, or if the annotation names another change."""
     requested = case.node.abort == case.fence.op
     return f"aborted by {names.ANNOTATION_ABORT}; evicted pods are not brought back" if requested else ""
 

@@ -110,8 +110,9 @@ def _not_for_containers(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _switched_off(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that a label keeps a program off the node that the actuator needs for every mode, with the
-    remedy. Empty if there is no such label; a pause that ends by itself does not count."""
+    """Return a message, with the remedy, if a label of the node keeps off a program that the actuator needs for every
+    mode. A missing label can keep one off, too. Empty if no such program is kept off; a pause that ends by itself does
+    not count."""
     return find_disabled(case.node, case.actuator, case.stack.cluster_policy)
 
 

@@ -39,13 +39,10 @@ def way_to_idle(
     any_event: bool = False,
     step_proven: bool = False,
 ) -> Verdict | None:
-    """Return the verdict with the next step of the drain or of the proof of idleness, or None if the node was just
-    proven idle. A worse class of disruption is recorded first (`escalate`). If the pods have not been listed, or the
-    LIST failed, the Draining verdict asks for a LIST. While pods that must leave are left, the drain goes on.
-
-    `waiting`: the verdict on what the run still lacks, which is returned before the proof, once no pod is left.
-    `any_event`: the agent's reading may be older than the last event. `step_proven`: the previous step is proven.
-    """
+    """Return the verdict on what is due first: a worse class of disruption (`escalate`), a LIST, the drain, `waiting`
+    (what the run lacks), or the proof of idleness. None if the node was just proven idle. `any_event`: the agent's
+    reading may be older than the last event. `step_proven`: the request to the agent records that the present step is
+    proven."""
     if (escalated := escalate(case)) is not None:
         return escalated
     work, plan = case.work, case.drain
@@ -104,11 +101,10 @@ def next_poll(case: FencedCase, pace: int = 1) -> datetime:
 
 
 def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
-    """Return the verdict on a node whose drain continues, with the evictions and deletions of this pass. The phase is
-    WaitingForJobs while the drain waits for pods to end by themselves, else Draining. The reason is the most urgent one
-    of the blockers, PodsLeaving without blockers, or DrainHeld once a drain that waits for no jobs outlasts its
-    deadline. While the cached data is stale, nothing is evicted or deleted, because somebody may have lifted the
-    cordon; if something was due, the reason is ObservationPending."""
+    """Return the verdict on a node whose drain continues, with this pass's evictions and deletions. The next pass lists
+    the pods. The phase is WaitingForJobs while jobs are left, else Draining. The first reason that applies counts:
+    ObservationPending if stale data prevents an eviction or deletion; DrainHeld without jobs if the drain `outlasts`
+    its deadline; the most urgent blocker's; PodsLeaving."""
     reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
     lines = explain_blockers(plan.blockers)
     text = _tell_left(case, plan)

@@ -569,8 +569,9 @@ def _find_layouts(
 
 
 def _find_mode(layouts: tuple[Layout | None, ...], plugin: PluginConfig) -> Mode:
-    """Return the mode that these layouts and this device-plugin configuration amount to. MIG with time-slicing counts
-    as MIG."""
+    """Return the mode that these layouts and this device-plugin configuration amount to. It is MPS if the plugin shares
+    by MPS, whatever the layouts are. Otherwise it is MIG if any GPU has a layout, also with time-slicing. Otherwise it
+    is TimeSlicing if the plugin shares, else Full. None in `layouts` stands for a GPU without MIG."""
     if plugin.sharing is not None and plugin.sharing.strategy == "mps":
         return Mode.MPS
     if layouts.count(None) < len(layouts):

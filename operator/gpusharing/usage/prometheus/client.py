@@ -151,9 +151,10 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
 
 
 def _untrusted(error: Exception, where: str, through: str) -> Trouble:
-    """Return the Trouble for a certificate that was rejected. The remedy depends on OpenSSL's error code: issued for
-    another name, expired, not valid yet, or from an unknown authority; for any other code it is to replace the
-    certificate. For `where` and `through` see `refused`."""
+    """Return the Trouble for a certificate that was rejected. OpenSSL's error code decides on the remedy: the
+    certificate was issued for another name, has expired, is not valid yet, or comes from an unknown authority;
+    otherwise it must be replaced. The first and the last of the four remedies also depend on `through`. For `where` and
+    `through` see `refused`."""
     code = error.verify_code if isinstance(error, ssl.SSLCertVerificationError) else 0
     if code in OTHER_NAME:
         setting = (

@@ -237,10 +237,9 @@ def _nodes(nodes: Mapping[str, float], show: Callable[[float], str]) -> str:
 
 
 def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> float:
-    """Return the seconds for which the agent of `node` did not answer or could not read its GPUs while the node was
-    not seen. For a node that is new in the window, the time before it was first seen counts, and for one that did
-    not return, the time after it was last seen. For a node that was never seen, all of the time counts. `down` has
-    the first and the last time at which the agent did not answer or could not read its GPUs."""
+    """Return the seconds within `down` before the node's first sighting, if it is new in the window, and after its last
+    one, if it did not return; all of `down` if it was never seen. Gaps between sightings do not count. `down`: the
+    first and last time at which its agent did not answer or could not read its GPUs."""
     begin, end = down
     if node not in absences.first and node not in absences.last:
         return absences.missed(begin, end)

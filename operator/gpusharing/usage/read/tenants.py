@@ -116,9 +116,9 @@ def divide(answers: Mapping[str, Iterable[Series]]) -> dict[str, list[Series]]:
 
 
 def weigh(answer: Iterable[Series], *labels: str) -> dict[tuple[str, ...], dict[Pod, float]]:
-    """Return the values of an answer by the node and the values of these labels, and then by the pod that a series
-    names. Values of the same pod are added up. Values that are not positive, infinite or not a number, and series that
-    name no pod, are left out."""
+    """Return the values of an answer, summed by the node and these labels of a series (empty if it lacks one), and then
+    by the pod that it names. Left out are series that name no pod, and values that are infinite, not a number, or not
+    above 0."""
     weights: dict[tuple[str, ...], dict[Pod, float]] = {}
     for series in answer:
         pod = pod_of(series.labels)

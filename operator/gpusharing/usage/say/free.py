@@ -123,10 +123,10 @@ class FreeReport:
         return (*columns_of(self.inventory, self.by), *(() if self.usage is None else USED))
 
     def rows(self) -> list[Row]:
-        """Return the rows. With --usage, the row of a pod and a resource is repeated for every device that the pod
-        holds as this resource, with what the pod uses there. A device whose resource is unknown is in the first row
-        of the pod. A row without a device occurs once, with None in these columns. The rows are then sorted by
-        node, GPU, device and pod."""
+        """Return the rows by `by`, sorted as in `count_rows`. With --usage `by` must be pod: a row is repeated for
+        every device that the pod holds as this resource, with the columns USED, which are None without a device. A
+        device of unknown resource belongs to the pod's first row. These rows are sorted by node, GPU, device and pod.
+        """
         rows, pairs = count_rows(self.inventory, self.by), []
         if self.usage is None:
             return rows
