@@ -97,6 +97,7 @@ def acts(site: Site, since: int) -> list[AuditedRequest]:
 
 
 def test_an_upgrade_in_the_middle_of_a_change_which_the_new_operator_finishes(one: Incident) -> None:
+    """Both old pods end before a new one starts, so for some seconds nobody leads."""
     node = one.begin(next(CHANGES))
     change, older = one.fence(node)["op"], one.leader()
     name = upgrade(one.walk.site)
