@@ -140,6 +140,29 @@ def test_what_holds_a_node_up_past_a_drain_that_is_held_waits_for_no_moment_and_
         )
 
 
+def restarting(**drain: Any) -> FencedCase:
+    """A change of the plugin's entry, which needs no cordon, past its time on a node that the agent has not read."""
+    case = make_case(make_policy(drain=drain), fence=RESTART, gpunode={"observed": None})
+    late = replace(RESTART, deadline=at(-3600))
+    return fenced_again(fenced_of(case), fence=late)
+
+
+def test_a_change_that_needs_no_cordon_and_is_held_past_its_time_claims_no_cordon() -> None:
+    held = before_pnr(restarting(onTimeout="Hold"))
+    assert (held.phase, held.reason) == (Phase.CORDONED, Reason.OBSERVATION_PENDING)
+    assert "so the change waits until this is resolved. To abort" in held.message
+    assert "cordoned" not in held.message
+
+
+@pytest.mark.parametrize("work", [None, make_work()], ids=["nobody has looked", "no pods"])
+def test_a_change_that_drains_nothing_is_given_up_without_a_word_about_pods(work: NodeWork | None) -> None:
+    over = before_pnr(replace(restarting(), work=work))
+    assert (over.phase, over.reason) == (Phase.ABORTING, Reason.DRAIN_TIMEOUT)
+    assert over.message == "the change could not begin in time and was given up"
+    drained = before_pnr(fenced(fence=replace(FENCE, deadline=NOW), work=HELD))
+    assert drained.message.startswith("the drain timed out and the node was restored")
+
+
 def test_a_held_drain_that_is_past_its_time_shows_no_deadline_whatever_it_waits_for() -> None:
     late = replace(FENCE, deadline=at(-60))
     pods = before_pnr(fenced(make_policy(drain=ON_HOLD), fence=late, work=HELD))

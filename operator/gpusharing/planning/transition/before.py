@@ -88,9 +88,11 @@ def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
     """
     if not case.fence.jobs:
         if outlasts(case):
+            cordons = case.fence.disruption.cordons
+            waits = f"the node stays {case.fence.closed}" if cordons else "the change waits"
             text = (
-                f"{message}; drain.timeout has expired and drain.onTimeout is Hold, so the node stays"
-                f" {case.fence.closed} until this is resolved. To abort the change, run: kubectl annotate gpunode"
+                f"{message}; drain.timeout has expired and drain.onTimeout is Hold, so {waits}"
+                " until this is resolved. To abort the change, run: kubectl annotate gpunode"
                 f" {case.node.name} --overwrite {names.ANNOTATION_ABORT}={case.fence.op}"
             )
             return case.verdict(Phase.CORDONED, reason, text)
@@ -388,9 +390,12 @@ def _limit(case: FencedCase) -> datetime:
 
 
 def _time_out(case: FencedCase) -> str | Finding:
-    """Return the message that the change is given up at its deadline, with what kept it from succeeding. If the pods
-    are gone, but the agent last found the GPUs in use, unreadable or not responding (`last_busy`), return a Finding
-    with the reason GPUStillBusy instead."""
+    """Return the message that the change is given up at its deadline, with what kept its drain from succeeding. If the
+    change needs no cordon, so that it has no drain, the message only says that it could not begin. If the pods are
+    gone, but the agent last found the GPUs in use, unreadable or not responding (`last_busy`), return a Finding with
+    the reason GPUStillBusy instead."""
+    if not case.fence.disruption.cordons:
+        return "the change could not begin in time and was given up"
     if case.drain is not None and case.drain.idle:
         text = "the pods are gone, but the node was not proven idle in time, so it was restored"
         busy = last_busy(case)
