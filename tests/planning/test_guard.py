@@ -1,5 +1,5 @@
 """Whatever one node holds, the others are judged, and it is left exactly as it is (planning/transition/guard.py). So
-are the others whatever one policy holds (pools/objections.py)."""
+are the others whatever one policy holds (planning/pools/choice.py)."""
 
 from collections.abc import Iterator
 from dataclasses import replace

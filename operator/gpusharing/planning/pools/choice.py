@@ -27,8 +27,8 @@ from gpusharing.planning.transition.startgate import is_newcomer
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 
 MOST_VAIN = 60
-"""The limit of the count. This many passes without progress are a fault of the planner, because every look at pods
-should lead to a start or to a blocker."""
+"""How many passes in a row without progress, while nodes wait, are a fault of the planner, because every look at pods
+should lead to a start or to a blocker. Passes are counted no further."""
 
 
 def choose(

@@ -2,7 +2,7 @@
 to end or for a slot.
 
 HOLDS are checked in order, once per pool and pass, and only while some node could start; the first one that applies
-wins. Nodes in flight go on, and some holds let a few nodes through (`_PASSES` in pool.py).
+wins. Nodes in flight go on, and some holds let a few nodes through (`_PASSES` in room.py).
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return.
 """
