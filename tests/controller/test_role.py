@@ -11,7 +11,7 @@ from hack.sim.fakefaults import EVER
 from structlog.testing import capture_logs
 from tests.fakes.virtualtime import virtual_now, virtually
 
-from gpusharing.controller.role import Role
+from gpusharing.controller.role import START, Role
 from gpusharing.kube.client import LEASES
 from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.lease import LeaderLease
@@ -22,6 +22,18 @@ import gpusharing.controller.main
 print(*sys.modules)
 """
 OF_A_LEADER = ("kopf", "gpusharing.controller.loop", "gpusharing.kube.reflector", "gpusharing.kube.sources")
+
+
+class Started:
+    """The parts of a leader, of which all work."""
+
+    def dead(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
+    def unready(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
 
 
 @asynccontextmanager
@@ -89,6 +101,26 @@ async def test_a_standby_that_may_not_read_the_lease_is_unready_and_says_so_once
         "resolved: this process is waiting to become the leader",
         "this process is the leader now",
     ]
+
+
+@virtually
+async def test_a_leader_that_never_starts_is_dead_although_it_renews_the_lease() -> None:
+    async with standing_by(FakeCluster(now=virtual_now)) as role:
+        now = 1000.0
+        role.clock = lambda: now
+        await role.lease.acquired.wait()
+        await asyncio.sleep(1)
+        assert role.leads_since == 1000.0
+        now += START
+        assert role.dead() == {}, "an import may be slow"
+        assert role.unready() == {"loop": "this process has just become the leader and is starting"}
+        now += 1
+        stuck = {"loop": "this process has led for 121 s and has not started"}
+        assert (role.dead(), role.unready()) == (stuck, stuck)
+        await asyncio.sleep(3600)
+        assert role.lease.is_leader, "the Lease is renewed all the time"
+        role.health = Started()
+        assert (role.dead(), role.unready()) == ({}, {})
 
 
 def test_a_standby_imports_nothing_that_only_a_leader_needs() -> None:

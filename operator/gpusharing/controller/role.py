@@ -6,6 +6,7 @@ A standby waits for the Lease and reads nothing else. It imports none of the mod
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,12 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
 from gpusharing.controller.complaints import Complaints
+from gpusharing.kube.clock import loop_time
 from gpusharing.kube.lease import LeaderLease
+
+START = 120.0
+"""Seconds that a new leader may take to create its parts, after which it counts as dead. Meanwhile the Lease is
+renewed, so no other process takes over. Imports take seconds, and a minute on a node whose CPUs are busy."""
 
 log = structlog.get_logger()
 
@@ -38,11 +44,18 @@ class Role:
     """The contender for the Lease."""
     health: LeaderHealth | None = None
     """The health of the leader's parts; None until this process leads and has created them."""
+    clock: Callable[[], float] = loop_time
+    """Returns the seconds by which START is measured."""
+    leads_since: float | None = None
+    """When this process became the leader, by `clock`. None before."""
 
     def dead(self) -> dict[str, str]:
         """Return the problems that only a restart can solve, by the name of each part. Always empty before this
-        process leads."""
-        return self.health.dead() if self.health is not None else {}
+        process leads. A leader whose parts do not exist START seconds after it began to lead has the problem `loop`."""
+        if self.health is not None:
+            return self.health.dead()
+        led = self.clock() - self.leads_since if self.leads_since is not None else 0.0
+        return {"loop": f"this process has led for {led:.0f} s and has not started"} if led > START else {}
 
     def unready(self) -> dict[str, str]:
         """Return why the probe must fail, as a message by the name of each part; empty if this process works. A standby
@@ -51,7 +64,7 @@ class Role:
         if self.health is not None:
             return self.health.unready()
         if self.lease.acquired.is_set():
-            return {"loop": "this process has just become the leader and is starting"}
+            return self.dead() or {"loop": "this process has just become the leader and is starting"}
         if self.lease.error is not None:
             return {"lease": str(self.lease.error) or repr(self.lease.error)}
         return {} if self.lease.holder else {"lease": "nobody is known to hold the Lease yet"}
@@ -61,8 +74,8 @@ class Role:
         return "ok" if self.lease.acquired.is_set() else f"ok: standby, {self.lease.holder or 'nobody'} leads"
 
     async def wait_to_lead(self, seconds: float) -> None:
-        """Return as soon as this process leads, and log that it does. Until then, check the Lease every `seconds`: log
-        each new leader once, and an error of the Lease as a problem that begins and ends."""
+        """Return as soon as this process leads, record when, and log that it does. Until then, check the Lease every
+        `seconds`: log each new leader once, and an error of the Lease as a problem that begins and ends."""
         complaints, announced = Complaints(), ""
         while not self.lease.acquired.is_set():
             if (error := self.lease.error) is not None:
@@ -77,6 +90,7 @@ class Role:
                 async with asyncio.timeout(seconds):
                     await self.lease.acquired.wait()
         complaints.ends("lease")
+        self.leads_since = self.clock()
         log.info("this process is the leader now", claims=len(self.lease.claims))
 
 
