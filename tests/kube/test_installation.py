@@ -26,7 +26,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.errors import Forbidden, Unauthorized
 from gpusharing.kube.installation import RUNTIME_CLASSES, gather_installation
 from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.installationviews import InstallationView, Place, PodState
+from gpusharing.planning.stack.installationviews import InstallationView, Place, PodState, Severity
 from gpusharing.planning.stack.requirements import has_driver
 
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
@@ -102,10 +102,52 @@ async def test_an_operator_that_leads_from_outside_the_cluster_is_not_missed(
     await cluster.client("me").patch(*deployment, {"spec": {"replicas": 0}}, namespace="gpusharing")
     assert "OperatorStopped" in reasons(await gathered(cluster)), "nobody has the Lease"
     renewed = None if age is None else to_micro_time(datetime.now(UTC) - timedelta(seconds=age))
+    lease(cluster, holder, renewed)
+    assert ("OperatorStopped" in reasons(await gathered(cluster))) == stopped
+
+
+@pytest.mark.parametrize(("holder", "severity"), [
+    ("operator-0-1f", Severity.WARNING), ("operator-1-1f", Severity.ERROR), ("", Severity.ERROR)
+], ids=["a standby", "the leader", "and nobody leads"])  # fmt: skip
+async def test_a_pod_that_is_not_ready_is_an_error_unless_it_only_stands_by(
+    cluster: FakeCluster, holder: str, severity: Severity
+) -> None:
+    two_pods(cluster)
+    assert severity_of(await gathered(cluster)) is Severity.ERROR, "there is no Lease"
+    lease(cluster, holder, to_micro_time(datetime.now(UTC)))
+    view = await gathered(cluster)
+    assert (view.leader, severity_of(view)) == (holder.rpartition("-")[0], severity)
+
+
+async def test_a_lease_that_cannot_be_read_is_named_and_proves_nothing(cluster: FakeCluster) -> None:
+    two_pods(cluster)
+    cluster.faults.fail("get", LEASES, Forbidden("not allowed to get leases"), times=1)
+    view = await gathered(cluster)
+    assert (view.leader, severity_of(view)) == (None, Severity.WARNING)
+    assert view.unread == {"leases.coordination.k8s.io": "not allowed to get leases"}
+
+
+async def test_where_all_pods_are_ready_nobody_reads_the_lease(cluster: FakeCluster) -> None:
+    lease(cluster, "", None)
+    assert (await gathered(cluster)).leader is None
+
+
+def two_pods(cluster: FakeCluster) -> None:
+    """A second pod of the operator, operator-1, which is not Ready."""
+    cluster.add(PODS, pod("operator-1", "gpusharing-operator", "gpusharing", "gpu-01", {}))
+
+
+def lease(cluster: FakeCluster, holder: str, renewed: str | None) -> None:
+    """The operator's Lease, for 15 s from its last renewal."""
     spec = {"holderIdentity": holder, "renewTime": renewed, "leaseDurationSeconds": 15}
     metadata = {"name": "gpusharing-operator", "namespace": "gpusharing"}
     cluster.add(LEASES, {"metadata": metadata, "spec": spec})
-    assert ("OperatorStopped" in reasons(await gathered(cluster))) == stopped
+
+
+def severity_of(view: InstallationView) -> Severity:
+    """Of what is wrong with the operator's pods."""
+    (severity,) = [one.severity for one in find_symptoms(view) if one.reason == "OperatorNotReady"]
+    return severity
 
 
 async def test_the_mps_daemon_of_the_gpu_operator_is_read_for_its_policy(cluster: FakeCluster) -> None:

@@ -90,6 +90,20 @@ def plain(
 
 
 UNREADY = (PodState("a", "gpu-01", True), PodState("b", "gpu-02", False, "ImagePullBackOff: no such image"))
+PARTLY_READY = {
+    leader: replace(
+        GOOD,
+        operator_replicas=3,
+        operator_pods=(
+            PodState("0", "n", False),
+            PodState("a", "n", False, "no rights"),
+            PodState("b", "n", True),
+        ),
+        leader=leader,
+    )
+    for leader in ("a", "b", "")
+}
+"""Two pods of three are not Ready, by which pod leads."""
 TWO = (replace(POINTED, name="a"), replace(POINTED, name="b", ignored=True))
 
 # What is broken, which finding, how bad, what its command contains.
@@ -157,6 +171,9 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         Severity.WARNING,
         "describe pods",
     ),
+    "a standby is not Ready": (PARTLY_READY["b"], "OperatorNotReady", Severity.WARNING, "describe pods"),
+    "the leader is not Ready": (PARTLY_READY["a"], "OperatorNotReady", Severity.ERROR, "describe pods"),
+    "of two pods none leads": (PARTLY_READY[""], "OperatorNotReady", Severity.ERROR, "describe pods"),
     "the DRA stack serves the GPUs, and nothing divides them": (
         replace(GOOD, gpu_cluster=True, cluster_policies=(), dra=replace(DRA, mig_manager="")),
         "UnsupportedStack",

@@ -131,20 +131,20 @@ class _Reader:
             return {}
         return rows
 
-    async def leads_elsewhere(self) -> bool:
-        """Whether a process holds the operator's Lease and renewed it within its duration by this machine's clock, as
-        `make run` does outside of the cluster. False if the Lease cannot be read, because the question only arises
-        where the Deployment has no pods. Raises Unauthorized and Unavailable."""
-        try:
-            lease = await self.client.get(LEASES, OPERATOR, namespace=self.place.namespace)
-        except (Unauthorized, Unavailable):
-            raise
-        except KubeError:
-            return False
+    async def leader(self) -> str | None:
+        """Return the name of the pod that leads, or of the machine outside of the cluster whose process does, as in
+        `make run`. It is the name of the Lease's holder without its last part, which differs for each process. Empty if
+        the Lease does not exist, has no holder, or was not renewed within its duration by this machine's clock. None if
+        it cannot be read, which is recorded in `unread`. Raises Unauthorized and Unavailable."""
+        lease = await self.read(LEASES, OPERATOR, self.place.namespace)
+        if LEASES.full_name in self.unread:
+            return None
         spec = section(lease, "spec")
-        renewed = from_rfc3339(spec.get("renewTime"))
+        holder, renewed = text(spec, "holderIdentity"), from_rfc3339(spec.get("renewTime"))
         lasts = timedelta(seconds=whole(spec, "leaseDurationSeconds"))
-        return bool(spec.get("holderIdentity")) and renewed is not None and wall_time() < renewed + lasts
+        if renewed is None or wall_time() >= renewed + lasts:
+            return ""
+        return holder.rpartition("-")[0] or holder
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
         """Return the state of the agents: the DaemonSet's node selector, its pods, their RuntimeClass and the Pod
@@ -234,7 +234,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
     """Read the objects that an installation consists of, without changing any. An object that does not exist is not an
     error. All errors but the two below are recorded in `unread` of the result; an error while checking a right,
     whatever its kind, is recorded with that right. `plain` is read only if no ClusterPolicy was found, and
-    `leads_elsewhere` only if the Deployment has 0 replicas.
+    the Lease only if the Deployment has 0 replicas, or if some but not all of the operator's pods are Ready.
 
     Raises:
         Unauthorized: our credentials are not accepted.
@@ -252,13 +252,14 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
     agents = await reader.agents(reports)
     operator_pods = await reader.pods(place.namespace, OPERATOR)
     replicas = None if deployment is None else whole(deployment, "spec", "replicas")
+    partly_ready = len({pod.ready for pod in operator_pods}) > 1
     rights_held = await reader.rights(secure_metrics=agents is not None and agents.secure_metrics)
     nodes = await reader.nodes()
     return InstallationView(
         place=place,
         rights=rights_held,
         operator_replicas=replicas,
-        leads_elsewhere=replicas == 0 and await reader.leads_elsewhere(),
+        leader=await reader.leader() if replicas == 0 or partly_ready else None,
         operator_pods=operator_pods,
         cluster_policies=tuple(with_mps_daemon(cluster_policy_view(raw), sets) for raw in cluster_policies),
         plain=None if cluster_policies else plain_stack(sets),

@@ -302,28 +302,42 @@ def _rights(view: InstallationView) -> Symptoms:
 
 
 def _operator(view: InstallationView) -> Symptoms:
-    """Yield an error if the operator's Deployment does not exist, is scaled to 0, or has no Ready pod, and a warning if
-    only some of its pods are Ready. The last three are not reported while a process outside of the cluster leads.
-    Yields nothing if the Deployment could not be read, and does not check pods that could not be read. A missing
-    Deployment is not reported if one of our kinds is not served either."""
+    """Yield an error if the operator's Deployment does not exist, or has 0 replicas while no process outside of the
+    cluster leads. Otherwise yield the symptom of its pods that are not Ready (`_not_ready`), if any. Yields nothing if
+    the Deployment could not be read, and does not check pods that could not be read. A missing Deployment is not
+    reported if one of our kinds is not served either."""
     namespace = view.place.namespace
     if view.operator_replicas is None:
         if not view.installed and not view.not_served:
             message = f"there is no Deployment gpusharing-operator in namespace {namespace}"
             yield error(Topic.OPERATOR, "OperatorMissing", message, start(view))
-    elif view.leads_elsewhere:
-        return
     elif view.operator_replicas == 0:
-        message = "the operator is scaled to 0 replicas, so policies have no effect"
-        yield error(Topic.OPERATOR, "OperatorStopped", message, start(view))
+        if not view.leader:
+            message = "the operator is scaled to 0 replicas, so policies have no effect"
+            yield error(Topic.OPERATOR, "OperatorStopped", message, start(view))
     elif not view.operator_ready:
-        troubles = sorted(
-            f"{one.name}: {one.problem or 'not Ready'}" for one in view.operator_pods if not one.ready
-        )
-        some = len(troubles) < len(view.operator_pods)
-        which = "not every operator pod is Ready" if some else "no operator pod is Ready"
-        message = f"{which}: {'; '.join(troubles[:2]) or 'none was created'}"
-        yield (warning if some else error)(Topic.OPERATOR, "OperatorNotReady", message, start(view))
+        yield _not_ready(view)
+
+
+def _not_ready(view: InstallationView) -> Symptom:
+    """Return the symptom that not all of the operator's pods are Ready, with the problems of at most two of them. It is
+    an error if no pod is Ready, if the pod that leads is not, which then comes first, or if no process leads. It is a
+    warning if only pods that stand by are not Ready, or if it is unknown which pod leads."""
+    pods = [pod for pod in view.operator_pods if not pod.ready]
+    pods.sort(key=lambda pod: (pod.name != view.leader, pod.name))
+    report = error
+    if len(pods) == len(view.operator_pods):
+        which = "no operator pod is Ready"
+    elif pods[0].name == view.leader:
+        which = "the operator pod that leads is not Ready, so policies may have no effect"
+    elif view.leader == "":
+        which = "no operator pod leads, so policies have no effect, and some are not Ready"
+    else:
+        which, report = "not every operator pod is Ready", warning
+    troubles = "; ".join(f"{pod.name}: {pod.problem or 'not Ready'}" for pod in pods[:2])
+    return report(
+        Topic.OPERATOR, "OperatorNotReady", f"{which}: {troubles or 'none was created'}", start(view)
+    )
 
 
 _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-operator --create-namespace"

@@ -122,8 +122,10 @@ class InstallationView:
     operator_replicas: int | None = None
     """Replicas of the operator's Deployment according to its spec. None if there is no Deployment, or if it could not
     be read."""
-    leads_elsewhere: bool = False
-    """Whether the Deployment has 0 replicas, but a process outside of the cluster leads, as in `make run`."""
+    leader: str | None = None
+    """The name of the pod that leads, or of the machine outside of the cluster whose process does, as in `make run`.
+    Empty if no process leads. None if the Lease was not read: it could not be, or all pods of the operator are Ready,
+    or none is and there should be some."""
     operator_pods: tuple[PodState, ...] = ()
     """The operator's pods."""
     cluster_policies: tuple[ClusterPolicyView, ...] = ()
