@@ -20,6 +20,7 @@ from tests.integration.product import FULL, HELD, LEASE, MIXED, NODES, SECONDS, 
 from gpusharing.controller.main import LOST_LEASE
 from hack import launch
 
+RBAC = "rbac.authorization.k8s.io"
 LEASE_TIMES = {"lease_seconds": "15", "renew_deadline": "14", "retry_period": "0.5"}
 """A dead leader blocks its successor for fifteen seconds; a machine that stands still for less ends no leader."""
 
@@ -225,22 +226,63 @@ def test_a_standby_finishes_what_a_leader_began_that_was(product: Product, end: 
             assert other.exit_status is None
 
 
-def test_without_rights_the_message_names_verb_resource_and_chart_value(
-    product: Product, tmp_path: Path
-) -> None:
+def powerless(product: Product, folder: Path) -> Watched:
+    """An operator with the account `default` of its namespace, which has no rights of ours; not started yet."""
     watched = Watched(product, "powerless")
-    kubeconfig = write_token_kubeconfig(product.api, tmp_path / "kubeconfig", launch.NAMESPACE, "default")
+    kubeconfig = write_token_kubeconfig(product.api, folder / "kubeconfig", launch.NAMESPACE, "default")
     process = watched.process
     process.environment = {**process.environment, "KUBECONFIG": str(kubeconfig)}
     process.arguments = launch.AT_A_DESK
-    with process:
+    return watched
+
+
+@contextlib.contextmanager
+def lease_rights(api: Api) -> Iterator[None]:
+    """The chart's rights on the Lease, and no others, for the account `default`."""
+    binding = {
+        "apiVersion": f"{RBAC}/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": "lease-only"},
+        "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": "gpusharing-operator"},
+        "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": launch.NAMESPACE}],
+    }
+    path = f"/apis/{RBAC}/v1/namespaces/{launch.NAMESPACE}/rolebindings"
+    api.create(path, binding)
+    try:
+        yield
+    finally:
+        api.delete(f"{path}/lease-only")
+
+
+def check_hint(line: str) -> None:
+    """It names the account and the chart's value that grants the right."""
+    assert "rbac.create" in line
+    assert "system:serviceaccount:gpusharing:default" in line
+
+
+def test_without_rights_it_never_leads_and_names_verb_resource_and_chart_value(
+    product: Product, tmp_path: Path
+) -> None:
+    watched = powerless(product, tmp_path)
+    with watched.process:
+        # Before the first answer it says that nobody is known to hold the Lease.
+        text = watched.wait("/readyz", 503, "lease: not allowed to get leases")
+        (line,) = text.splitlines()
+        check_hint(line)
+        assert watched.get("/healthz") == (200, "ok: standby, nobody leads\n"), "a restart would not help"
+        watched.wait_for_log("rbac.create")
+
+
+def test_with_rights_on_the_lease_only_it_leads_and_names_what_else_it_lacks(
+    product: Product, tmp_path: Path
+) -> None:
+    watched = powerless(product, tmp_path)
+    with lease_rights(product.api), watched.process:
         # Before the first answers each part says that it has none yet.
-        text = watched.wait(
-            "/readyz", 503, "nodes: not allowed to list nodes", "lease: not allowed to get leases"
-        )
-        line = next(line for line in text.splitlines() if line.startswith("nodes: "))
-        assert "rbac.create" in line
-        assert "system:serviceaccount:gpusharing:default" in line
+        text = watched.wait("/readyz", 503, "nodes: not allowed to list nodes")
+        check_hint(next(line for line in text.splitlines() if line.startswith("nodes: ")))
+        assert not any(line.startswith("lease: ") for line in text.splitlines())
+        assert "gpusharing_leader 1.0" in watched.get("/metrics")[1]
         assert watched.get("/healthz") == (200, "ok\n"), "a restart would not help"
         watched.wait_for_log("rbac.create")
 
