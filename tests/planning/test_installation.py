@@ -377,6 +377,17 @@ def test_one_broken_thing_is_one_finding() -> None:
         assert {one.reason for one in find_symptoms(view)} == expected, what
 
 
+@pytest.mark.parametrize(("leader", "message"), [
+    ("a", "the operator pod that leads is not Ready, so policies may have no effect: a: no rights; 0: not Ready"),
+    ("b", "not every operator pod is Ready: 0: not Ready; a: no rights"),
+    ("desk", "not every operator pod is Ready: 0: not Ready; a: no rights"),
+    ("", "no operator pod leads, so policies have no effect: 0: not Ready; a: no rights"),
+])  # fmt: skip
+def test_the_pod_that_leads_is_named_first(leader: str, message: str) -> None:
+    (found,) = find_symptoms(replace(PARTLY_READY["a"], leader=leader))
+    assert found.message == message
+
+
 def test_every_finding_is_tried() -> None:
     source = inspect.getsource(installation)
     known = set(re.findall(r'^\s+"([A-Z]\w+)",$', source, re.MULTILINE))

@@ -302,42 +302,27 @@ def _rights(view: InstallationView) -> Symptoms:
 
 
 def _operator(view: InstallationView) -> Symptoms:
-    """Yield an error if the operator's Deployment does not exist, or has 0 replicas while no process outside of the
-    cluster leads. Otherwise yield the symptom of its pods that are not Ready (`_not_ready`), if any. Yields nothing if
-    the Deployment could not be read, and does not check pods that could not be read. A missing Deployment is not
-    reported if one of our kinds is not served either."""
-    namespace = view.place.namespace
+    """Yield an error if the operator's Deployment does not exist, is scaled to 0 while no process outside of the
+    cluster leads, or has no Ready pod. If only some of its pods are Ready, yield an error if none of these leads
+    (`not_led`), else a warning. At most two pods are named, first the one that leads. Yields nothing if the Deployment
+    could not be read, and does not check pods that could not be read. A missing Deployment is not reported if one of
+    our kinds is not served either."""
     if view.operator_replicas is None:
         if not view.installed and not view.not_served:
-            message = f"there is no Deployment gpusharing-operator in namespace {namespace}"
+            message = f"there is no Deployment gpusharing-operator in namespace {view.place.namespace}"
             yield error(Topic.OPERATOR, "OperatorMissing", message, start(view))
     elif view.operator_replicas == 0:
         if not view.leader:
             message = "the operator is scaled to 0 replicas, so policies have no effect"
             yield error(Topic.OPERATOR, "OperatorStopped", message, start(view))
     elif not view.operator_ready:
-        yield _not_ready(view)
-
-
-def _not_ready(view: InstallationView) -> Symptom:
-    """Return the symptom that not all of the operator's pods are Ready, with the problems of at most two of them. It is
-    an error if no pod is Ready, if the pod that leads is not, which then comes first, or if no process leads. It is a
-    warning if only pods that stand by are not Ready, or if it is unknown which pod leads."""
-    pods = [pod for pod in view.operator_pods if not pod.ready]
-    pods.sort(key=lambda pod: (pod.name != view.leader, pod.name))
-    report = error
-    if len(pods) == len(view.operator_pods):
-        which = "no operator pod is Ready"
-    elif pods[0].name == view.leader:
-        which = "the operator pod that leads is not Ready, so policies may have no effect"
-    elif view.leader == "":
-        which = "no operator pod leads, so policies have no effect, and some are not Ready"
-    else:
-        which, report = "not every operator pod is Ready", warning
-    troubles = "; ".join(f"{pod.name}: {pod.problem or 'not Ready'}" for pod in pods[:2])
-    return report(
-        Topic.OPERATOR, "OperatorNotReady", f"{which}: {troubles or 'none was created'}", start(view)
-    )
+        pods = [pod for pod in view.operator_pods if not pod.ready]
+        pods.sort(key=lambda pod: (pod.name != view.leader, pod.name))
+        some = len(pods) < len(view.operator_pods)
+        which = (view.not_led or "not every operator pod is Ready") if some else "no operator pod is Ready"
+        troubles = "; ".join(f"{pod.name}: {pod.problem or 'not Ready'}" for pod in pods[:2])
+        report, message = warning if some and not view.not_led else error, troubles or "none was created"
+        yield report(Topic.OPERATOR, "OperatorNotReady", f"{which}: {message}", start(view))
 
 
 _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-operator --create-namespace"

@@ -161,6 +161,16 @@ class InstallationView:
         return "pods" in self.unread or min((pod.ready for pod in self.operator_pods), default=False)
 
     @property
+    def not_led(self) -> str:
+        """Why no Ready pod of the operator leads, for people. Empty if one does, if a process outside of the cluster
+        does, or if it is unknown who leads."""
+        if self.leader == "":
+            return "no operator pod leads, so policies have no effect"
+        if self.leader in {pod.name for pod in self.operator_pods if not pod.ready}:
+            return "the operator pod that leads is not Ready, so policies may have no effect"
+        return ""
+
+    @property
     def named_entries(self) -> frozenset[str]:
         """The entries of the device plugin's ConfigMap that Nodes name."""
         return frozenset(one.labels.get(LABEL_PLUGIN_CONFIG, "") for one in self.nodes) - {""}
