@@ -89,7 +89,7 @@ def prepare(
         out / "chart" / CHART.name, prepared.image, digest, notes.changes(text), origin.source
     )
     _helm("lint", "--strict", str(chart))
-    _helm("package", str(chart), "--destination", str(files))
+    pack_chart(chart, files, origin.epoch)
     _write_bundle(prepared, out)
     package.build(package.write_source(out / "source", origin.source), files, origin.epoch)
     krew.build(source, platforms, files)
@@ -114,6 +114,16 @@ def _find_image(architecture: str, origin: Origin, files: Path) -> ArchivedImage
     shutil.copy(path, files)
     shutil.copy(path.with_suffix(".spdx.json"), files)
     return image
+
+
+def pack_chart(chart: Path, files: Path, epoch: int) -> None:
+    """Pack the folder `chart` into an archive in `files`. Equal charts and equal `epoch` give equal bytes, so that a
+    release that failed half-way can be prepared anew and published: the folder and everything in it get the time
+    `epoch` (seconds since 1970) first, because helm copies the times of files into the archive. Raises PrepareError if
+    helm refuses the chart, and UnavailableError if helm cannot be built."""
+    for path in (chart, *chart.rglob("*")):
+        os.utime(path, (epoch, epoch))
+    _helm("package", str(chart), "--destination", str(files))
 
 
 def _write_bundle(prepared: Prepared, out: Path) -> None:

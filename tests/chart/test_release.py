@@ -1,11 +1,12 @@
 """The chart as it is published: nobody has to name its image."""
 
+import os
 from pathlib import Path
 
 import yaml
 from hack.release.chart import write_chart
 from hack.release.notes import changes, read_notes
-from hack.release.prepare import Prepared
+from hack.release.prepare import Prepared, pack_chart
 from tests.chart.charts import NAMESPACE, Helm
 
 DIGEST = "sha256:" + "a" * 64
@@ -23,6 +24,21 @@ def test_the_packaged_chart_needs_no_value_and_runs_the_image_by_digest(helm: He
     (image,) = yaml.safe_load(about["annotations"]["artifacthub.io/images"])
     assert image["image"] == f"registry.test/team/x@{DIGEST}"
     assert "artifacthub.io/crds" in about["annotations"]
+
+
+def test_a_chart_that_is_prepared_again_has_the_same_bytes_whenever_its_files_were_written(
+    helm: Helm, tmp_path: Path
+) -> None:
+    """Publishing compares the bytes with those of a chart in the registry, for example after a signature failed."""
+    packed = []
+    for written in (1_700_000_000, 1_763_000_000):
+        chart = write_chart(tmp_path / str(written) / "gpu-sharing-operator", "registry.test/team/x", DIGEST)
+        for path in (chart, *chart.rglob("*")):
+            os.utime(path, (written, written))
+        pack_chart(chart, chart.parent, 1_763_676_000)
+        (archive,) = chart.parent.glob("*.tgz")
+        packed.append(archive.read_bytes())
+    assert packed[0] == packed[1]
 
 
 def test_a_chart_that_is_prepared_without_a_registry_passes_helm_lint(helm: Helm, tmp_path: Path) -> None:
