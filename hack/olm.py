@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from hack.cache import UnavailableError
 from hack.cluster import toolchain
 from hack.launch import CHART, NAMESPACE, ROOT
 from hack.manifests import RenderError, install_manifest
@@ -93,8 +94,8 @@ class BundleError(Exception):
 
 def main(arguments: list[str] | None = None) -> int:
     """Write bundle and file, and print the paths of both. Returns the exit status: 1 if helm refuses to render the
-    chart or the validator refuses the bundle, otherwise 0. Raises UnavailableError if helm or the validator cannot be
-    built."""
+    chart, the validator refuses the bundle, or one of the two cannot be built, which is printed to stderr; otherwise
+    0."""
     parser = argparse.ArgumentParser(prog="python -m hack.olm", description=__doc__.splitlines()[0])
     parser.add_argument(
         "repository", help="where the image is, for example registry.example/team/gpu-sharing-operator"
@@ -103,11 +104,16 @@ def main(arguments: list[str] | None = None) -> int:
         "digest", nargs="?", default="", help="of the image's index, for example sha256:0123..."
     )
     parser.add_argument("--source", default=UNKNOWN_SOURCE, help="address of the repository, for the links")
-    parser.add_argument("--target", type=Path, default=TARGET, help="default: build/olm")
+    parser.add_argument(
+        "--target",
+        type=Path,
+        default=TARGET,
+        help="default: build/olm; its folder `bundle` is replaced, and the file beside it of the same version",
+    )
     options = parser.parse_args(arguments)
     try:
         beside = build(options.repository, options.digest, options.source, options.target)
-    except (RenderError, BundleError) as error:
+    except (RenderError, BundleError, UnavailableError) as error:
         print(error, file=sys.stderr)
         return 1
     print(options.target / "bundle", beside, sep="\n")
@@ -116,13 +122,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build(repository: str, digest: str, source: str, target: Path) -> Path:
     """Write the bundle to the folder `bundle` in `target`, and beside it the file with all other objects of the chart,
-    whose path is returned. The chart has its values for OpenShift; Helm's hooks are in neither. An existing `target`
-    is replaced. The image is `repository` at `digest`, or at the tag of the chart's version if that is empty; `source`
-    is the URL of the repository. Raises RenderError if helm refuses to render the chart, BundleError if the validator
-    refuses the bundle, which stays for inspection, and UnavailableError if helm or the validator cannot be built."""
+    whose path is returned. The chart has its values for OpenShift; Helm's hooks are in neither. An existing `bundle`
+    and an existing file of that name are replaced; all else in `target` stays. The image is `repository` at `digest`,
+    or at the tag of the chart's version if that is empty; `source` is the URL of the repository. Raises RenderError if
+    helm refuses to render the chart, BundleError if the validator refuses the bundle, which stays for inspection, and
+    UnavailableError if helm or the validator cannot be built."""
     documents = yaml.safe_load_all(install_manifest(repository, digest, "-f", str(OPENSHIFT)))
     deployment, bundled, others = divide(document for document in documents if document)
-    shutil.rmtree(target, ignore_errors=True)
+    shutil.rmtree(target / "bundle", ignore_errors=True)
     beside = target / f"{CHART.name}-{version()}-olm-beside.yaml"
     url = f"{source}/releases/download/v{version()}/{beside.name}"
     csv = cluster_service_version(deployment, bundled, others, source, url)

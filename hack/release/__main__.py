@@ -98,7 +98,13 @@ def parser() -> argparse.ArgumentParser:
         )
     publish.add_argument("--key", default="", help="cosign's private key; default: sign without a key")
     publish.add_argument("--plain-http", action="store_true", help="the registry has no TLS")
-    for step in (first, check, publish):
+    first.add_argument(
+        "--out",
+        type=Path,
+        default=OUT,
+        help="default: build/release; an earlier release in it is removed, and a folder with other files is refused",
+    )
+    for step in (check, publish):
         step.add_argument("--out", type=Path, default=OUT, help="default: build/release")
     return top
 

@@ -30,6 +30,9 @@ from hack.release.package import ROOT, UNKNOWN_SOURCE, version
 
 OUT = ROOT / "build" / "release"
 SUMS = "SHA256SUMS"
+WRITTEN = frozenset({"NOTES", "image", "chart", "olm", "files", "source", "release.json"})
+"""The names of what `prepare` writes to a folder. NOTES is written first and removed last, so that an unfinished
+release can be told from a folder of something else."""
 UNKNOWN_REGISTRY = "registry.invalid"
 """In place of a registry that was not named. The chart's schema accepts it, and no host has such a name (RFC 2606)."""
 
@@ -64,13 +67,13 @@ def prepare(
     out: Path = OUT,
 ) -> Prepared:
     """Write everything that is published for the version `wanted` into `out`, which is emptied first, and return its
-    description. The image's archives are those of build/images; one that is missing, or of another commit or
-    repository, is built. krew's archives are built for `platforms`. Without `registry` and `source` the release cannot
-    be published.
+    description. A folder with anything else than an earlier release is never emptied (`make_empty`). The image's
+    archives are those of build/images; one that is missing, or of another commit or repository, is built. krew's
+    archives are built for `platforms`. Without `registry` and `source` the release cannot be published.
 
-    Raises PrepareError if `wanted` is not the project's version or has no notes in the changelog (`out` is then left
-    alone), or if helm refuses the chart. Raises KrewError, BundleError, RenderError, PackageError, TreeError, LockError
-    or UnavailableError if something cannot be built.
+    Raises PrepareError if `wanted` is not the project's version or has no notes in the changelog, or if `out` holds
+    something else (`out` is then left alone), or if helm refuses the chart. Raises KrewError, BundleError, RenderError,
+    PackageError, TreeError, LockError or UnavailableError if something cannot be built.
     """
     if wanted != version():
         raise PrepareError(
@@ -78,10 +81,10 @@ def prepare(
         )
     if flaw := notes.find_flaw(changelog := notes.CHANGELOG.read_text(), wanted):
         raise PrepareError(flaw)
-    shutil.rmtree(out, ignore_errors=True)
-    (files := out / "files").mkdir(parents=True)
+    make_empty(out)
     text = notes.read_notes(changelog, wanted)
     (out / "NOTES").write_text(text + "\n")
+    (files := out / "files").mkdir()
     origin = read_origin({**os.environ, "IMAGE_SOURCE": "" if source == UNKNOWN_SOURCE else source})
     digest = write_layout([_find_image(each, origin, files) for each in ARCHITECTURES], out / "image")
     prepared = Prepared(wanted, registry, source, digest)
@@ -96,6 +99,28 @@ def prepare(
     (files / SUMS).write_text(sums(files))
     (out / "release.json").write_text(json.dumps(asdict(prepared), indent=1) + "\n")
     return prepared
+
+
+def make_empty(out: Path) -> None:
+    """Make the folder `out` if it does not exist, and remove everything from it if that is an earlier release, also one
+    that was not finished. Raises PrepareError, and removes nothing, if `out` is not a folder, has an entry that is not
+    in WRITTEN, or has entries but no NOTES. OSError passes through if something cannot be removed or made."""
+    if out.exists() and not out.is_dir():
+        raise PrepareError(f"{out} is not a folder: name another one with --out, for example --out {OUT}")
+    out.mkdir(parents=True, exist_ok=True)
+    entries = sorted(out.iterdir(), key=lambda path: path.name == "NOTES")  # removed last: see WRITTEN
+    names = {path.name for path in entries}
+    if names and ("NOTES" not in names or names - WRITTEN):
+        foreign = min(names - WRITTEN, default="no NOTES")
+        raise PrepareError(
+            f"{out} would be emptied, and is not a prepared release (it has {foreign}):"
+            f" name an empty or a new folder with --out, for example --out {OUT}"
+        )
+    for path in entries:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _find_image(architecture: str, origin: Origin, files: Path) -> ArchivedImage:

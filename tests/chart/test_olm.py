@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hack.cache import UnavailableError
 from hack.cluster import toolchain
 from hack.manifests import install_manifest
 from hack.olm import BUNDLED, METADATA, OPENSHIFT, BundleError, build, main, validate
@@ -21,6 +22,7 @@ from tests.chart.charts import LOADER, ROOT, Manifest
 
 from gpusharing.api.gpunode import GPUNodeSpec
 from gpusharing.api.policy import GPUSharingPolicySpec
+from hack import olm
 
 pytestmark = pytest.mark.tools
 REPOSITORY = "registry.test/team/gpu-sharing-operator"
@@ -189,3 +191,30 @@ def test_the_command_says_why_helm_refuses_an_image_and_writes_nothing(
     assert main(["NOT AN IMAGE", "--target", str(tmp_path / "x")]) == 1
     assert "/image/repository" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_of_its_target_only_the_bundle_and_the_file_of_this_version_are_replaced(
+    built: tuple[Path, Path], tmp_path: Path
+) -> None:
+    kept = tmp_path / "thesis" / "chapter-1"
+    old = tmp_path / "bundle" / "manifests" / "old.yaml"
+    for path in (kept, old, tmp_path / built[1].name):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("before")
+    assert main([REPOSITORY, DIGEST, "--source", SOURCE, "--target", str(tmp_path)]) == 0
+    assert kept.read_text() == "before"
+    assert not old.exists()
+    assert in_file(tmp_path / built[1].name) == in_file(built[1])
+
+
+def test_a_program_that_cannot_be_built_is_a_sentence_and_the_target_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unavailable(*_: object) -> str:
+        raise UnavailableError("helm cannot be built: there is no go on the PATH")
+
+    monkeypatch.setattr(olm, "install_manifest", unavailable)
+    (tmp_path / "bundle").mkdir()
+    assert main([REPOSITORY, "--target", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "helm cannot be built: there is no go on the PATH\n"
+    assert (tmp_path / "bundle").is_dir()

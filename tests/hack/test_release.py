@@ -28,7 +28,7 @@ from hack.release.__main__ import main
 from hack.release.chart import CHART
 from hack.release.gate import Candidate, find_obstacles, read_accepted, scan
 from hack.release.index import ArchivedImage, LayoutError, read_archive, write_layout
-from hack.release.prepare import SUMS, Prepared, PrepareError, prepare, read_prepared, sums
+from hack.release.prepare import SUMS, Prepared, PrepareError, make_empty, prepare, read_prepared, sums
 from hack.release.publish import PublishError, log_in, read_platforms
 from tests.images.test_advisories import H2, SSL, advisory
 
@@ -67,6 +67,46 @@ def test_another_version_than_the_projects_is_refused_with_the_place_to_change(t
         PrepareError, match=r"pyproject\.toml says version = .* and not 7\.0\.0: change it there"
     ):
         prepare("7.0.0", out=tmp_path)
+
+
+def test_a_folder_with_a_release_is_emptied_and_a_new_one_is_made(tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "deep" / "out", tmp_path / "elsewhere"
+    make_empty(out)
+    assert list(out.iterdir()) == []
+    prepared_in(out)
+    (out / "NOTES").touch()
+    (elsewhere / "kept").mkdir(parents=True)
+    (out / "image").symlink_to(elsewhere)
+    make_empty(out)
+    assert list(out.iterdir()) == []
+    assert (elsewhere / "kept").is_dir(), "a link is removed, and not what it leads to"
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["README.md"], "is not a prepared release (it has README.md)"),
+        (["NOTES", "README.md", "files"], "is not a prepared release (it has README.md)"),
+        (["files"], "is not a prepared release (it has no NOTES)"),
+    ],
+    ids=["something else", "a release and something else", "a folder of that name"],
+)
+def test_a_folder_that_holds_something_else_is_refused_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: list[str], reason: str
+) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kept").touch()
+    assert main(["prepare", package.version(), "--out", str(tmp_path)]) == 1
+    assert f"{tmp_path} would be emptied, and {reason}: name an empty or a new" in capsys.readouterr().err
+    assert sorted(path.parent.name for path in tmp_path.glob("*/kept")) == names
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("kept")
+    with pytest.raises(PrepareError, match=r"out is not a folder: name another one with --out"):
+        make_empty(tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "kept"
 
 
 # --- the Python package -----------------------------------------------------------------------------------
