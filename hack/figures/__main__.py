@@ -44,11 +44,10 @@ def measure(name: str) -> Figures:
     measurement raises."""
     machine, before = facts(), pace_ms()
     figures = MEASUREMENTS[name]()
-    command = ["git", "log", "-1", "--format=%h", "--", "operator", "deploy"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     conditions = (
-        f"{datetime.now(UTC).date()}, operator of commit {commit}, {machine['cores']} cores ({machine['cpu']}),"
-        f" Python {machine['python']}, pace {(before + pace_ms()) / 2:.0f} ms, load {os.getloadavg()[2]:.0f}"
+        f"{datetime.now(UTC).date()}, operator of commit {page.operator_commit()},"
+        f" {machine['cores']} cores ({machine['cpu']}), Python {machine['python']},"
+        f" pace {(before + pace_ms()) / 2:.0f} ms, load {os.getloadavg()[2]:.0f}"
     )
     return replace(figures, conditions=conditions)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -50,6 +51,18 @@ TABLES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """The measurements and the columns of each table, by the name in its marker."""
 NAMES = tuple(name for names, _ in TABLES.values() for name in names)
+
+
+def operator_commit() -> str:
+    """Return the last commit that changed the operator or the chart, with `-dirty` at its end if a tracked file of
+    them has been changed since, or `unknown` if git does not know. Raises FileNotFoundError if git is not
+    installed."""
+    paths = ("--", "operator", "deploy")
+    log, changed = (
+        subprocess.run(["git", *words, *paths], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+        for words in (("log", "-1", "--abbrev=12", "--format=%h"), ("diff", "HEAD", "--name-only"))
+    )
+    return (log.strip() or "unknown") + ("-dirty" if changed else "")
 
 
 def load(path: Path = MEASURED) -> dict[str, Figures]:

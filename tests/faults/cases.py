@@ -15,10 +15,12 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from hack.cluster.process import text_of
+from hack.figures.page import operator_commit
 
 Scope = Literal["one", "all"]
 PROCESS = ("kill-before", "kill-after", "lease-stolen")
@@ -155,9 +157,10 @@ class CaseResults:
     a deeper play goes on from a shallower one.
     """
 
-    def __init__(self, path: Path, stamp: str, depth: int = 1) -> None:
-        """`stamp`: names what is played; results of anything else are thrown away. `depth`: as in FULL=."""
-        self._path, self._stamp, self._depth = path, stamp, depth
+    def __init__(self, path: Path, stamp: str, depth: int = 1, commit: str = "") -> None:
+        """`stamp`: names what is played; results of anything else are thrown away. `depth`: as in FULL=. `commit`: that
+        of the operator (hack/figures/page.py, operator_commit), which a new file keeps for `figures`."""
+        self._path, self._stamp, self._depth, self._commit = path, stamp, depth, commit
         self._cases: tuple[FaultCase, ...] = ()
         self._results: list[Result] = []
         lines = text_of(path).splitlines()
@@ -180,7 +183,8 @@ class CaseResults:
         """Keep the cases of every depth. Two undisturbed runs may differ in a write: the first list stays."""
         self._cases = tuple(cases)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        head = {"stamp": self._stamp, "expected": [asdict(case) for case in cases]}
+        expected = [asdict(case) for case in cases]
+        head = {"stamp": self._stamp, "commit": self._commit, "expected": expected}
         self._path.write_text("".join(f"{row}\n" for row in (json.dumps(head), *map(_line, self._results))))
 
     def left(self) -> list[FaultCase]:
@@ -233,13 +237,20 @@ def summary(results: Sequence[Result]) -> str:
     )
 
 
-def figures(folder: Path) -> dict[str, object]:
-    """Return the counts of the results in a folder as one row of a table, with what is missing. Exits with a message if
-    there are no results."""
+def figures(folder: Path, commit: str) -> dict[str, object]:
+    """Return the counts of the results in a folder as one row of a table, with the day of the last one and what is
+    missing. Exits with a message if there are no results, or if they are those of another operator than that of
+    `commit`."""
     found = load(folder)
     if not found:
         sys.exit(
             f"{folder} has no results: run make test-faults, or make test-faults FULL=1 for the full matrix"
+        )
+    parts = _parts(folder)
+    if others := {_head(path).get("commit") or "unknown" for path in parts} - {commit}:
+        sys.exit(
+            f"{folder} has results of the operator of commit {', '.join(sorted(others))}, and not of {commit}:"
+            " run make test-faults anew, with FULL=1 for the full matrix"
         )
     cases, reached = [result.case for result in found], [result for result in found if result.reached]
     row = [
@@ -253,7 +264,9 @@ def figures(folder: Path) -> dict[str, object]:
         max((result.extra_writes for result in reached), default=0),
         sum(max(0, result.extra_evictions) for result in reached),
     ]
-    return {"rows": [row], "how": missing(found, expected_in(folder)).partition(": about")[0]}
+    last = datetime.fromtimestamp(max(path.stat().st_mtime for path in parts), UTC).date()
+    gap = missing(found, expected_in(folder)).partition(": about")[0]
+    return {"rows": [row], "how": "; ".join(filter(None, (f"last run on {last}", gap)))}
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -302,7 +315,7 @@ if __name__ == "__main__":
     if sys.argv[1:] == [f"--{FULL}"]:
         print(FULL_WORKERS)
     elif sys.argv[1:2] == ["--figures"]:
-        print(json.dumps(figures(Path(sys.argv[2]))))
+        print(json.dumps(figures(Path(sys.argv[2]), operator_commit())))
     elif sys.argv[1:]:
         tell(Path(sys.argv[1]), *map(int, sys.argv[2:]))
     else:

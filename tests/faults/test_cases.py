@@ -179,14 +179,30 @@ def test_the_closing_line_tells_the_numbers() -> None:
 
 def test_the_counts_of_a_folder_are_one_row_and_an_empty_one_is_refused(tmp_path: Path) -> None:
     one, two, _ = cases = sample(["a"], "1", 3)
-    results = CaseResults(tmp_path / "sample" / "a.jsonl", "stamp")
+    path = tmp_path / "sample" / "a.jsonl"
+    results = CaseResults(path, "stamp", commit="1234abc")
     results.expect(cases)
     results.add(result(one, "bad", extra=4))
     results.add(result(two, reached=False))
     kinds = len({one.kind, two.kind})
-    assert figures(tmp_path / "sample") == {
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    assert figures(tmp_path / "sample", "1234abc") == {
         "rows": [["sample", 1, kinds, 2, 2, 1, 1, 4, 0]],
-        "how": "incomplete: 1 of 3 cases have not been played",
+        "how": "last run on 2023-11-14; incomplete: 1 of 3 cases have not been played",
     }
     with pytest.raises(SystemExit, match="has no results: run make test-faults"):
-        figures(tmp_path)
+        figures(tmp_path, "1234abc")
+
+
+@pytest.mark.parametrize(("commit", "named"), [("1234abc", "1234abc"), ("", "unknown")])
+def test_counts_of_another_operator_than_that_of_the_checkout_are_refused(
+    tmp_path: Path, commit: str, named: str
+) -> None:
+    (one,) = cases = sample(["a"], "1", 1)
+    results = CaseResults(tmp_path / "a.jsonl", "stamp", commit=commit)
+    results.expect(cases)
+    results.add(result(one))
+    with pytest.raises(
+        SystemExit, match=rf"has results of the operator of commit {named}, and not of 99: run make test-f"
+    ):
+        figures(tmp_path, "99")

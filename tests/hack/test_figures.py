@@ -1,5 +1,6 @@
 """`make report`: what is measured goes into one file, and from there onto the page. Nothing is measured here."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,30 @@ def test_a_measurement_alone_leaves_the_others_and_one_that_fails_keeps_its_earl
     assert (
         "idle: failed, so earlier figures stay: TimeoutError: the operator did not" in capsys.readouterr().out
     )
+
+
+def test_the_commit_of_figures_is_the_last_one_of_the_operator_and_says_if_it_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=x", "-c", "user.email=x@example.test", "-c", "commit.gpgsign=false")
+        return subprocess.check_output(["git", *who, *arguments], cwd=tmp_path, text=True).strip()
+
+    monkeypatch.setattr(page, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert page.operator_commit() == "unknown", "no checkout"
+    git("init", "-q")
+    for name in ("operator", "docs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("1")
+        git("add", ".")
+        git("commit", "-q", "-m", name)
+    commit = git("rev-parse", "HEAD^")[:12]
+    assert page.operator_commit() == commit
+    (tmp_path / "docs" / "x").write_text("2")
+    assert page.operator_commit() == commit
+    (tmp_path / "operator" / "x").write_text("2")
+    assert page.operator_commit() == f"{commit}-dirty"
 
 
 def test_an_unknown_measurement_is_named_before_anything_is_measured(

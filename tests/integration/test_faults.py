@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from hack.figures.page import operator_commit
 from hack.generate import ROOT
 from tests.faults.cases import REACHED, SAMPLE, CaseResults, FaultCase, Result, sample, summary
 from tests.faults.points import all_cases, find_points, in_both
@@ -83,7 +84,7 @@ def part(scenario: Scenario) -> CaseResults:
     path = FOLDER / f"{scenario.name}.jsonl"
     if not FULL:
         path.unlink(missing_ok=True)
-    return CaseResults(path, f"{played()} {'full' if FULL else SEED}", DEPTH)
+    return CaseResults(path, f"{played()} {'full' if FULL else SEED}", DEPTH, operator_commit())
 
 
 def play(theatre: FaultTheatre, scenario: Scenario, case: FaultCase) -> Result:
