@@ -8,6 +8,7 @@ reports once. The created and the adopted cluster are stored, and each measureme
 import asyncio
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,17 @@ from hack.launch import ROOT
 
 POOLS, ROLLED, GPUS = 50, 5, 8
 """Pools with a policy each, how many of them roll, and GPUs of a node."""
-EACH = AT_ONCE = int(os.environ.get("NODES", "5000")) // POOLS
+
+
+def divided(nodes: str) -> int:
+    """Return how many nodes each of the POOLS has, from the number of all nodes; a remainder is left out. Exits with a
+    message if the number is not decimal or below POOLS."""
+    if not (nodes.isascii() and nodes.isdecimal() and int(nodes) >= POOLS):
+        sys.exit(f"NODES={nodes} is not a number of at least {POOLS}, one node for each pool: use NODES=1000")
+    return int(nodes) // POOLS
+
+
+EACH = AT_ONCE = divided(os.environ.get("NODES") or "5000")
 """Nodes of each pool, and how many nodes change at once."""
 COUNT = POOLS * EACH
 FEWER = "" if COUNT == 5000 else "5,000 nodes are not measured yet: `make report`"

@@ -1,6 +1,8 @@
 """`make report`: what is measured goes into one file, and from there onto the page. Nothing is measured here."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,9 @@ from hack.faultproxy.calls import Incoming
 from hack.faultproxy.faults import RandomRefusals
 from hack.figures import page
 from hack.figures.__main__ import MEASUREMENTS, main
+from hack.figures.fleet import divided
 from hack.figures.page import NAMES, TABLES, Figures
+from hack.launch import ROOT
 
 from hack import generate
 
@@ -67,6 +71,31 @@ def test_a_measurement_alone_leaves_the_others_and_one_that_fails_keeps_its_earl
     assert (
         "idle: failed, so earlier figures stay: TimeoutError: the operator did not" in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize("nodes", ["30", "0", "-100", "abc", "1e3", "²"])
+def test_a_fleet_without_a_node_for_each_pool_is_refused(nodes: str) -> None:
+    with pytest.raises(SystemExit, match=f"^NODES={nodes} is not a number of at least 50, one node for each"):
+        divided(nodes)
+    assert (divided("50"), divided("1049")) == (1, 20)
+
+
+def test_the_command_says_what_is_wrong_with_the_number_of_nodes_and_measures_nothing(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "hack.figures",
+        "--only",
+        "idle",
+        "--file",
+        str(tmp_path / "measured.json"),
+    ]
+    environ = {**os.environ, "NODES": "abc"}
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("NODES=abc is not a number")
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_commit_of_figures_is_the_last_one_of_the_operator_and_says_if_it_was_changed(
