@@ -22,8 +22,7 @@ NAMES = tuple(f"pool-{pool}" for pool, *_ in fleet.POOLS)
 
 async def play(demo: Demo) -> None:
     """Play the whole story. If `demo.record_to` is set, write the recorded states to that file at the end. Raises
-    DemoFailed at the first check that fails or state that is not reached in time; later steps are then not played.
-    While the rollout is recorded, DemoFailed is wrapped in an ExceptionGroup."""
+    DemoFailed at the first check that fails or state that is not reached in time; later steps are then not played."""
     await fleet_appears(demo)
     await pools_are_declared(demo)
     await teams_move_in(demo)
