@@ -29,6 +29,14 @@ PREFIX = "org.opencontainers.image"
 """The prefix of labels and annotations (https://specs.opencontainers.org/image-spec/annotations/)."""
 
 
+DIRTY = "-dirty"
+"""The end of a revision if tracked files were changed since."""
+
+
+class OriginError(ValueError):
+    """$SOURCE_DATE_EPOCH is not a number; the message shows a valid one."""
+
+
 @dataclass(frozen=True)
 class Origin:
     """The commit from which an image is built, and the project's metadata."""
@@ -55,7 +63,7 @@ class Origin:
 def read_origin(environ: Mapping[str, str] = os.environ) -> Origin:
     """Return the origin of this checkout. $SOURCE_DATE_EPOCH and $IMAGE_REVISION take precedence over git. A revision
     from git ends with `-dirty` if tracked files were changed. A revision that neither gives is `unknown`, and a time
-    that neither gives is 0. Raises ValueError if $SOURCE_DATE_EPOCH is not a number, and FileNotFoundError if git is
+    that neither gives is 0. Raises OriginError if $SOURCE_DATE_EPOCH is not a number, and FileNotFoundError if git is
     needed and not installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     revision = environ.get("IMAGE_REVISION") or _git("rev-parse", "HEAD")
@@ -64,10 +72,10 @@ def read_origin(environ: Mapping[str, str] = os.environ) -> Origin:
         and not environ.get("IMAGE_REVISION")
         and _git("status", "--porcelain", "--untracked-files=no")
     ):
-        revision += "-dirty"
+        revision += DIRTY
     epoch = environ.get("SOURCE_DATE_EPOCH") or _git("log", "-1", "--format=%ct") or "0"
     if not epoch.isdecimal():
-        raise ValueError(
+        raise OriginError(
             f"SOURCE_DATE_EPOCH={epoch} is not a number of seconds since 1970, such as 1763676000"
         )
     return Origin(

@@ -11,7 +11,7 @@ from hack import krew, olm
 from hack.cache import UnavailableError
 from hack.ci import PASSED
 from hack.images.advisories import AdvisoryError
-from hack.images.contents import read_origin
+from hack.images.contents import OriginError, read_origin
 from hack.images.debian import ARCHITECTURES, LockError
 from hack.images.local import TreeError
 from hack.manifests import RenderError
@@ -25,6 +25,7 @@ EXPECTED = (
     AdvisoryError,
     LayoutError,
     LockError,
+    OriginError,
     PackageError,
     PrepareError,
     PublishError,
@@ -110,8 +111,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_prepare(options: argparse.Namespace) -> int:
-    """Prepare the release, print the image's name and digest and the size and path of each file, and return 0. Errors
-    of `prepare` pass through."""
+    """Prepare the release, print the image's name and digest and the size and path of each file, and return 0. If the
+    checkout is not at a commit without changes, first print to stderr that the release cannot be published. Errors of
+    `prepare` and `read_origin` pass through."""
+    if problem := gate.describe_wrong_commit(read_origin().revision):
+        print(f"this release can be tried, but not published: {problem}", file=sys.stderr, flush=True)
     platforms = options.platform or krew.PLATFORMS
     wanted = options.version.removeprefix("v")
     prepared = prepare(wanted, options.registry, options.source, platforms, options.out)

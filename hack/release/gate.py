@@ -68,10 +68,17 @@ def _find_placeholder(candidate: Candidate) -> Iterator[str]:
 
 
 def _find_wrong_commit(candidate: Candidate) -> Iterator[str]:
-    """Yield a sentence if the checkout has changes or no commit, which is when `candidate.commit` is not exactly 40
-    hexadecimal digits."""
-    if not re.fullmatch(r"[0-9a-f]{40}", candidate.commit):
-        yield f"the checkout is {candidate.commit}, and not at a commit without changes: commit or undo them"
+    """Yield what `describe_wrong_commit` says of the candidate's commit, unless that is empty."""
+    if problem := describe_wrong_commit(candidate.commit):
+        yield problem
+
+
+def describe_wrong_commit(commit: str) -> str:
+    """Return a sentence unless the commit is 40 hexadecimal digits, otherwise an empty string. It is something else if
+    the checkout has changes or no commit."""
+    if re.fullmatch(r"[0-9a-f]{40}", commit):
+        return ""
+    return f"the checkout is {commit}, and not at a commit without changes: commit or undo them"
 
 
 def _find_missing_ci(candidate: Candidate) -> Iterator[str]:

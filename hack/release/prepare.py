@@ -21,7 +21,7 @@ from pathlib import Path
 from hack import krew, olm
 from hack.cluster import toolchain
 from hack.images import local
-from hack.images.contents import Origin, read_origin
+from hack.images.contents import DIRTY, Origin, read_origin
 from hack.images.debian import ARCHITECTURES
 from hack.release import notes, package
 from hack.release.chart import CHART, write_chart
@@ -86,7 +86,7 @@ def prepare(
     (out / "NOTES").write_text(text + "\n")
     (files := out / "files").mkdir()
     origin = read_origin({**os.environ, "IMAGE_SOURCE": "" if source == UNKNOWN_SOURCE else source})
-    digest = write_layout([_find_image(each, origin, files) for each in ARCHITECTURES], out / "image")
+    digest = write_layout([find_image(each, origin, files) for each in ARCHITECTURES], out / "image")
     prepared = Prepared(wanted, registry, source, digest)
     chart = write_chart(
         out / "chart" / CHART.name, prepared.image, digest, notes.changes(text), origin.source
@@ -123,21 +123,24 @@ def make_empty(out: Path) -> None:
             path.unlink()
 
 
-def _find_image(architecture: str, origin: Origin, files: Path) -> ArchivedImage:
+def find_image(architecture: str, origin: Origin, files: Path) -> ArchivedImage:
     """Return the image of one architecture, and copy its archive and bill of materials to `files`. The archive in
-    build/images is used if it was built from this commit and names this repository; otherwise it is built anew, which
-    is printed. Raises UnavailableError, TreeError or LockError if it cannot be built, and FileNotFoundError if an
-    archive in use lacks its bill of materials."""
+    build/images is used if it was built from this commit and names this repository, and its bill is beside it;
+    otherwise it is built anew, which is printed. It is always built anew if the checkout has changes: an earlier
+    archive may have others. Raises UnavailableError, TreeError or LockError if it cannot be built."""
     path = local.OUT / f"{origin.name}-{origin.version}-{architecture}.tar"
+    bill = path.with_suffix(".spdx.json")
     try:
         image = read_archive(path)
     except LayoutError:
         image = None
-    if not image or (image.label("revision"), image.label("source")) != (origin.revision, origin.source):
-        print(f"building the image for {architecture}: {path} is missing or of another commit", flush=True)
+    usable = bill.is_file() and not origin.revision.endswith(DIRTY)
+    wanted = (origin.revision, origin.source)
+    if image is None or not usable or (image.label("revision"), image.label("source")) != wanted:
+        print(f"building the image for {architecture}: {path} is missing or of another checkout", flush=True)
         image = read_archive(local.build(architecture, origin=origin).archive)
     shutil.copy(path, files)
-    shutil.copy(path.with_suffix(".spdx.json"), files)
+    shutil.copy(bill, files)
     return image
 
 

@@ -9,6 +9,7 @@ import re
 import tarfile
 import tomllib
 import zipfile
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from email import message_from_string
@@ -19,16 +20,27 @@ from typing import Any
 import pytest
 import trove_classifiers
 from hack.generate import ROOT
+from hack.images import local
 from hack.images.advisories import AdvisoryError
-from hack.images.contents import DEBIAN, PYPI, Origin, document
+from hack.images.contents import DEBIAN, PYPI, Image, Origin, document
 from hack.images.layers import archive, configuration, pack
+from hack.images.local import TreeError
 from hack.krew import PATH as KREW
 from hack.release import gate, notes, package
 from hack.release.__main__ import main
 from hack.release.chart import CHART
 from hack.release.gate import Candidate, find_obstacles, read_accepted, scan
 from hack.release.index import ArchivedImage, LayoutError, read_archive, write_layout
-from hack.release.prepare import SUMS, Prepared, PrepareError, make_empty, prepare, read_prepared, sums
+from hack.release.prepare import (
+    SUMS,
+    Prepared,
+    PrepareError,
+    find_image,
+    make_empty,
+    prepare,
+    read_prepared,
+    sums,
+)
 from hack.release.publish import PublishError, log_in, read_platforms
 from tests.images.test_advisories import H2, SSL, advisory
 
@@ -107,6 +119,53 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PrepareError, match=r"out is not a folder: name another one with --out"):
         make_empty(tmp_path / "out")
     assert (tmp_path / "out").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("revision", "built", "reused"),
+    [(COMMIT, COMMIT, True), (COMMIT, "b" * 40, False), (f"{COMMIT}-dirty", f"{COMMIT}-dirty", False)],
+    ids=["of this commit", "of another commit", "of changes that may be others"],
+)
+def test_an_archive_is_used_again_only_if_it_must_be_of_this_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str, built: str, reused: bool
+) -> None:
+    made: list[str] = []
+
+    def build(architecture: str, origin: Origin) -> Image:
+        made.append(architecture)
+        raise TreeError("it would be built now")
+
+    monkeypatch.setattr(local, "OUT", tmp_path)
+    monkeypatch.setattr(local, "build", build)
+    archived = write_archive(tmp_path, "amd64", revision=built, source=SOURCE)
+    archived = archived.rename(tmp_path / f"x-{package.version()}-amd64.tar")
+    archived.with_suffix(".spdx.json").write_text("{}")
+    (files := tmp_path / "files").mkdir()
+    origin = Origin("x", package.version(), "Shares.", "Apache-2.0", revision, 0, SOURCE)
+    with nullcontext() if reused else pytest.raises(TreeError):
+        find_image("amd64", origin, files)
+    assert made == ([] if reused else ["amd64"])
+    assert sorted(path.suffix for path in files.iterdir()) == ([".json", ".tar"] if reused else [])
+
+
+def test_a_checkout_with_changes_is_said_before_anything_is_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("IMAGE_REVISION", f"{COMMIT}-dirty")
+    assert main(["prepare", "7.0.0", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(
+        f"this release can be tried, but not published: the checkout is {COMMIT}-dirty, and not at a commit"
+    )
+
+
+def test_a_wrong_time_of_the_commit_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "today")
+    prepared_in(tmp_path)
+    assert main(["prepare", package.version(), "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("SOURCE_DATE_EPOCH=today is not a number of seconds")
+    assert (tmp_path / "release.json").exists()
 
 
 # --- the Python package -----------------------------------------------------------------------------------
