@@ -53,13 +53,15 @@ TABLES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 NAMES = tuple(name for names, _ in TABLES.values() for name in names)
 
 
-def operator_commit() -> str:
-    """Return the last commit that changed the operator or the chart, with `-dirty` at its end if a tracked file of
-    them has been changed since, or `unknown` if git does not know. Raises FileNotFoundError if git is not
-    installed."""
+def operator_commit(checkout: Path = ROOT) -> str:
+    """Return the last commit of a checkout that changed the operator or the chart, with `-dirty` at its end if a
+    tracked file of them has been changed since, or `unknown` if git does not know. Raises FileNotFoundError if git is
+    not installed."""
     paths = ("--", "operator", "deploy")
     log, changed = (
-        subprocess.run(["git", *words, *paths], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+        subprocess.run(
+            ["git", *words, *paths], cwd=checkout, capture_output=True, text=True, check=False
+        ).stdout
         for words in (("log", "-1", "--abbrev=12", "--format=%h"), ("diff", "HEAD", "--name-only"))
     )
     return (log.strip() or "unknown") + ("-dirty" if changed else "")

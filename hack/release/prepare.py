@@ -86,7 +86,7 @@ def prepare(
     (out / "NOTES").write_text(text + "\n")
     (files := out / "files").mkdir()
     origin = read_origin({**os.environ, "IMAGE_SOURCE": "" if source == UNKNOWN_SOURCE else source})
-    digest = write_layout([find_image(each, origin, files) for each in ARCHITECTURES], out / "image")
+    digest = write_layout([_find_image(each, origin, files) for each in ARCHITECTURES], out / "image")
     prepared = Prepared(wanted, registry, source, digest)
     chart = write_chart(
         out / "chart" / CHART.name, prepared.image, digest, notes.changes(text), origin.source
@@ -123,25 +123,30 @@ def make_empty(out: Path) -> None:
             path.unlink()
 
 
-def find_image(architecture: str, origin: Origin, files: Path) -> ArchivedImage:
+def _find_image(architecture: str, origin: Origin, files: Path) -> ArchivedImage:
     """Return the image of one architecture, and copy its archive and bill of materials to `files`. The archive in
-    build/images is used if it was built from this commit and names this repository, and its bill is beside it;
-    otherwise it is built anew, which is printed. It is always built anew if the checkout has changes: an earlier
-    archive may have others. Raises UnavailableError, TreeError or LockError if it cannot be built."""
+    build/images is used if `read_usable` accepts it; otherwise it is built anew, which is printed. Raises
+    UnavailableError, TreeError or LockError if it cannot be built."""
     path = local.OUT / f"{origin.name}-{origin.version}-{architecture}.tar"
-    bill = path.with_suffix(".spdx.json")
-    try:
-        image = read_archive(path)
-    except LayoutError:
-        image = None
-    usable = bill.is_file() and not origin.revision.endswith(DIRTY)
-    wanted = (origin.revision, origin.source)
-    if image is None or not usable or (image.label("revision"), image.label("source")) != wanted:
+    if (image := read_usable(path, origin)) is None:
         print(f"building the image for {architecture}: {path} is missing or of another checkout", flush=True)
         image = read_archive(local.build(architecture, origin=origin).archive)
     shutil.copy(path, files)
-    shutil.copy(bill, files)
+    shutil.copy(path.with_suffix(".spdx.json"), files)
     return image
+
+
+def read_usable(path: Path, origin: Origin) -> ArchivedImage | None:
+    """Return the image in an archive if it was built from the commit and names the repository of `origin`, and its bill
+    of materials is beside it. Otherwise None, as for a file that is missing or is no image, and always if the checkout
+    has changes: an earlier archive may have others."""
+    try:
+        image = read_archive(path)
+    except LayoutError:
+        return None
+    same = (image.label("revision"), image.label("source")) == (origin.revision, origin.source)
+    usable = same and path.with_suffix(".spdx.json").is_file() and not origin.revision.endswith(DIRTY)
+    return image if usable else None
 
 
 def pack_chart(chart: Path, files: Path, epoch: int) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-from hack.cache import UnavailableError
 from hack.cluster import toolchain
 from hack.manifests import install_manifest
 from hack.olm import BUNDLED, METADATA, OPENSHIFT, BundleError, build, main, validate
@@ -22,7 +21,6 @@ from tests.chart.charts import LOADER, ROOT, Manifest
 
 from gpusharing.api.gpunode import GPUNodeSpec
 from gpusharing.api.policy import GPUSharingPolicySpec
-from hack import olm
 
 pytestmark = pytest.mark.tools
 REPOSITORY = "registry.test/team/gpu-sharing-operator"
@@ -210,11 +208,9 @@ def test_of_its_target_only_the_bundle_and_the_file_of_this_version_are_replaced
 def test_a_program_that_cannot_be_built_is_a_sentence_and_the_target_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def unavailable(*_: object) -> str:
-        raise UnavailableError("helm cannot be built: there is no go on the PATH")
-
-    monkeypatch.setattr(olm, "install_manifest", unavailable)
+    monkeypatch.setenv("GPUSHARING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "bundle").mkdir()
     assert main([REPOSITORY, "--target", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == "helm cannot be built: there is no go on the PATH\n"
+    assert "there is no `go` on PATH: install Go" in capsys.readouterr().err
     assert (tmp_path / "bundle").is_dir()

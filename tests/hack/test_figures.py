@@ -105,9 +105,8 @@ def test_the_commit_of_figures_is_the_last_one_of_the_operator_and_says_if_it_wa
         who = ("-c", "user.name=x", "-c", "user.email=x@example.test", "-c", "commit.gpgsign=false")
         return subprocess.check_output(["git", *who, *arguments], cwd=tmp_path, text=True).strip()
 
-    monkeypatch.setattr(page, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert page.operator_commit() == "unknown", "no checkout"
+    assert page.operator_commit(tmp_path) == "unknown", "no checkout"
     git("init", "-q")
     for name in ("operator", "docs"):
         (tmp_path / name).mkdir()
@@ -115,11 +114,11 @@ def test_the_commit_of_figures_is_the_last_one_of_the_operator_and_says_if_it_wa
         git("add", ".")
         git("commit", "-q", "-m", name)
     commit = git("rev-parse", "HEAD^")[:12]
-    assert page.operator_commit() == commit
+    assert page.operator_commit(tmp_path) == commit
     (tmp_path / "docs" / "x").write_text("2")
-    assert page.operator_commit() == commit
+    assert page.operator_commit(tmp_path) == commit
     (tmp_path / "operator" / "x").write_text("2")
-    assert page.operator_commit() == f"{commit}-dirty"
+    assert page.operator_commit(tmp_path) == f"{commit}-dirty"
 
 
 def test_an_unknown_measurement_is_named_before_anything_is_measured(

@@ -9,7 +9,6 @@ import re
 import tarfile
 import tomllib
 import zipfile
-from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from email import message_from_string
@@ -20,11 +19,9 @@ from typing import Any
 import pytest
 import trove_classifiers
 from hack.generate import ROOT
-from hack.images import local
 from hack.images.advisories import AdvisoryError
-from hack.images.contents import DEBIAN, PYPI, Image, Origin, document
+from hack.images.contents import DEBIAN, PYPI, Origin, document
 from hack.images.layers import archive, configuration, pack
-from hack.images.local import TreeError
 from hack.krew import PATH as KREW
 from hack.release import gate, notes, package
 from hack.release.__main__ import main
@@ -35,10 +32,10 @@ from hack.release.prepare import (
     SUMS,
     Prepared,
     PrepareError,
-    find_image,
     make_empty,
     prepare,
     read_prepared,
+    read_usable,
     sums,
 )
 from hack.release.publish import PublishError, log_in, read_platforms
@@ -121,31 +118,18 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "kept"
 
 
-@pytest.mark.parametrize(
-    ("revision", "built", "reused"),
-    [(COMMIT, COMMIT, True), (COMMIT, "b" * 40, False), (f"{COMMIT}-dirty", f"{COMMIT}-dirty", False)],
-    ids=["of this commit", "of another commit", "of changes that may be others"],
-)
-def test_an_archive_is_used_again_only_if_it_must_be_of_this_checkout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str, built: str, reused: bool
-) -> None:
-    made: list[str] = []
-
-    def build(architecture: str, origin: Origin) -> Image:
-        made.append(architecture)
-        raise TreeError("it would be built now")
-
-    monkeypatch.setattr(local, "OUT", tmp_path)
-    monkeypatch.setattr(local, "build", build)
-    archived = write_archive(tmp_path, "amd64", revision=built, source=SOURCE)
-    archived = archived.rename(tmp_path / f"x-{package.version()}-amd64.tar")
-    archived.with_suffix(".spdx.json").write_text("{}")
-    (files := tmp_path / "files").mkdir()
-    origin = Origin("x", package.version(), "Shares.", "Apache-2.0", revision, 0, SOURCE)
-    with nullcontext() if reused else pytest.raises(TreeError):
-        find_image("amd64", origin, files)
-    assert made == ([] if reused else ["amd64"])
-    assert sorted(path.suffix for path in files.iterdir()) == ([".json", ".tar"] if reused else [])
+def test_an_archive_is_used_again_only_if_it_must_be_of_this_checkout(tmp_path: Path) -> None:
+    dirty = f"{COMMIT}-dirty"
+    origin = Origin("x", "0.1.0", "Shares.", "Apache-2.0", COMMIT, 0, SOURCE)
+    path = write_archive(tmp_path, "amd64", revision=COMMIT, source=SOURCE)
+    assert read_usable(path, origin) is None, "its bill of materials is missing"
+    path.with_suffix(".spdx.json").write_text("{}")
+    assert read_usable(path, origin) == read_archive(path)
+    assert read_usable(path, replace(origin, revision="b" * 40)) is None
+    assert read_usable(path, replace(origin, source="")) is None
+    assert read_usable(tmp_path / "gone.tar", origin) is None
+    path = write_archive(tmp_path, "amd64", revision=dirty, source=SOURCE)
+    assert read_usable(path, replace(origin, revision=dirty)) is None, "of changes that may be others"
 
 
 def test_a_checkout_with_changes_is_said_before_anything_is_prepared(
