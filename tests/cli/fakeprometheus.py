@@ -83,6 +83,8 @@ def _chooses(selector: str, labels: Mapping[str, str]) -> bool:
     return True
 
 
+MARK = '"what", "gpus"'
+"""A part of no query but the one for the counters at one moment."""
 GPU = {"node": "gpu-1", "policy": "pool-x"}
 HELD = {**GPU, "namespace": "team-a", "resource": "nvidia.com/gpu"}
 DAY: Mapping[str, Answer] = {
@@ -137,6 +139,9 @@ class FakePrometheus:
     ranges: dict[str, Answer] = field(default_factory=dict)
     """Answers to queries of a range, by what is in the query, unless there is more of it in `answers`. Else it tells
     1 of a count of agents, for each minute of a day."""
+    marks: dict[int, Answer] = field(default_factory=dict)
+    """Answers to the query for the counters at one moment (`mark_query`), by that moment, in Unix seconds. They are
+    given as they are, whatever the query selects."""
     instead: Callable[[str], Answer | None] = lambda path: None
     """An answer to every call, by its path; None: as ever."""
     tokens: list[str] = field(default_factory=list)
@@ -206,7 +211,10 @@ class _Handler(BaseHTTPRequestHandler):
         fake.tokens.append(token)
         asked = {key: values[0] for key, values in parse_qs(url.query).items()}
         found = refusal(401, "Unauthorized") if token in fake.expired else None
-        found = found or fake.answer(url.path, asked.get("query", ""))
+        query = asked.get("query", "")
+        if MARK in query:
+            found = found or fake.marks.get(round(float(asked["time"])))
+        found = found or fake.answer(url.path, query)
         if "start" in asked:
             moves = fake.moves if float(asked["step"]) == 3600 else 0.0
             found = fake.between(found, float(asked["start"]) + moves, float(asked["end"]) + moves)

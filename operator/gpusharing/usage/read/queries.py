@@ -6,6 +6,7 @@ of its GPU, GPU_I_ID and GPU_I_PROFILE. DCGM_FI_DEV_FB_USED is in MiB. Those of 
 (docs/metrics/workload).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gpusharing.cli.shell.troubles import Trouble
@@ -118,11 +119,23 @@ def growth_queries(query: MeterQuery, seconds: int, nodes: str = "") -> dict[str
 
 
 def mark_query(query: MeterQuery) -> str:
-    """Return the query for the values of the COUNTERS at one moment, and for the number of GPUs of each node, which has
-    the name INFO_OF_GPUS."""
-    counters = f'__name__=~"{"|".join(counter for counter, _ in COUNTERS.values())}"'
-    series = f"{braced(query.selector, counters)} or {INFO_OF_GPUS}{_of_devices(query)}"
-    return f"sum by (__name__, node, {COUNTERS['held'][1]}) ({series})"
+    """Return the query for the values of the COUNTERS at one moment, and for the number of GPUs of each node. The label
+    `what` has the name of the answer in COUNTERS, or INFO_OF_GPUS for the number of GPUs."""
+    # Each metric is named, because some stores refuse a regular expression for the name.
+    marks = {
+        name: f"sum by (node, {labels}) ({counter}{braced(query.selector)})"
+        for name, (counter, labels) in COUNTERS.items()
+    }
+    marks[INFO_OF_GPUS] = f"sum by (node) ({INFO_OF_GPUS}{_of_devices(query)})"
+    return _side_by_side(marks)
+
+
+def _side_by_side(queries: Mapping[str, str]) -> str:
+    """Return one query for the results of all `queries`, in which the label `what` has the name of each. A series that
+    several of them return is in the result once for each name."""
+    return " or ".join(
+        f'label_replace({promql}, "what", "{name}", "", "")' for name, promql in queries.items()
+    )
 
 
 def _suspects(query: MeterQuery, days: Days) -> str:
@@ -223,10 +236,7 @@ def use_query(query: MeterQuery, nodes: str) -> str:
         "sm": f"{used} ({sm})",
     }
     tenant = {POLICY: "node", POD: _PODS}.get(query.by, f"{NAMESPACE}, {EXPORTED}")
-    return " or ".join(
-        f'label_replace(sum by ({tenant}, resource) ({promql}), "what", "{what}", "", "")'
-        for what, promql in parts.items()
-    )
+    return _side_by_side({what: f"sum by ({tenant}, resource) ({promql})" for what, promql in parts.items()})
 
 
 def _rival_labels(metric: str, label: str, seconds: int) -> str:
