@@ -71,6 +71,13 @@ def test_objects_lists_numbers_and_what_is_not_there_are_printed() -> None:
     assert render(parse_template(template), document) == '[1,2.5,null]|{"a":"é"}|false|||'
 
 
+@pytest.mark.parametrize("step", ["[0]", "[-1]", "[?(@.a)]", '[?(@.a=="b")]'])
+def test_an_index_or_a_filter_selects_nothing_from_an_object_whatever_its_keys(step: str) -> None:
+    template = parse_template(f"<{{.object{step}}}>")
+    assert render(template, {"object": {"": {"a": "b"}, "0": "c"}}) == "<>"
+    assert render(parse_template("{.object['']}"), {"object": {"": "d"}}) == "d"
+
+
 @pytest.mark.parametrize("template", REFUSED)
 def test_a_mistake_is_named_with_its_position(template: str) -> None:
     with pytest.raises(Trouble) as trouble:

@@ -111,10 +111,12 @@ def _values(path: str, value: object) -> Sequence[Any]:
 def _follow(step: re.Match[str], value: Any) -> Iterable[Any]:
     """Return the values to which one step leads: an index or a filter selects from a list, a field from an object, and
     `*` from both. A negative index counts from the end. Empty if the value is of another type or has no such item."""
-    if isinstance(value, dict):
-        name = re.sub(r"\\(.)", r"\1", (step["field"] or "").lstrip("."))
+    if isinstance(value, dict) and step["all"]:
+        return value.values()
+    if isinstance(value, dict) and step["field"]:
+        name = re.sub(r"\\(.)", r"\1", step["field"].lstrip("."))
         name = _literal(name.strip("[] ")) if name.startswith("[") else name
-        return value.values() if step["all"] else [value[name]] if name in value else ()
+        return [value[name]] if name in value else ()
     if not isinstance(value, list) or step["field"]:
         return ()
     if step["index"]:
