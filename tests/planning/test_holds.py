@@ -194,7 +194,12 @@ def test_a_canary_larger_than_the_pool_freezes_it_and_names_object_value_and_an_
 
 def test_a_canary_larger_than_the_pool_keeps_no_policy_from_being_deleted() -> None:
     whole = pooled(*MANY, canary=LARGE)
-    assert find_hold(replace(whole, policy=replace(whole.policy, resetting=True))) is None
+    resetting = replace(whole, policy=replace(whole.policy, resetting=True))
+    assert find_hold(resetting) is None
+    assert find_canary(resetting) == 7, "each node of the pool may start"
+    assert find_note(resetting) == (
+        "spec.rollout.canary.nodes is 7, and the pool has 5 nodes, so the whole pool is the canary"
+    )
 
 
 SMALLER: dict[str, tuple[Member, Reason | None]] = {

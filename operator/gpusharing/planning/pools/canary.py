@@ -239,13 +239,14 @@ def wait_for_canaries(pool: Pool) -> Finding:
 
 def find_note(pool: Pool) -> str:
     """Return a note if the canary has at least as many nodes as the pool. The note says that the whole pool is the
-    canary, that the canary is too large, or that by now only the first remaining node is the canary. Empty if the
-    canary has fewer nodes, or if there is no canary or no member."""
+    canary, that the canary is too large, or that by now only the first remaining node is the canary. The whole pool is
+    it too if the canary has more nodes but does not count as larger (`outnumbers`). Empty if the canary has fewer
+    nodes, or if there is no canary or no member."""
     canary, total = pool.spec.rollout.canary, len(pool.members)
     if canary is None or not total or canary.nodes < total:
         return ""
-    if canary.nodes == total:
-        return f"{_sizes(pool, total)}, so the whole pool is the canary"
+    if not outnumbers(pool):
+        return f"{_sizes(pool, canary.nodes)}, so the whole pool is the canary"
     state = find_canary(pool)
     if isinstance(state, Finding) and state.reason is Reason.CANARY_TOO_LARGE:
         return state.message
