@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 from tests.cli import desk as desks
 from tests.cli.desk import JSON, Desk, Said
-from tests.cli.fakeprometheus import DAY, GPU, HELD, Answer, FakePrometheus, failure, fake_prometheus, vector
+from tests.cli.fakeprometheus import (
+    DAY,
+    GPU,
+    HELD,
+    NOW,
+    Answer,
+    FakePrometheus,
+    failure,
+    fake_prometheus,
+    vector,
+)
 from tests.cli.screen import END, read_until, terminal
 from tests.fakes.tls import Identity
 
@@ -113,7 +123,14 @@ def test_a_window_of_a_month_is_read_with_few_queries(desk: Desk, fake: FakeProm
     days = 30
     assert len(fake.paths) < 10 * days
     del fake.answers["group by (node) (count_over_time(gpusharing_gpu_seconds_total"]
-    fake.answers = {"sum by (__name__": vector(), **fake.answers}
+    fake.marks = {
+        NOW - day * 86_400: vector(
+            ({**HELD, "what": "held"}, str((days - day) * 86_400)),
+            ({**GPU, "what": "gpus"}, str((days - day) * 86_400)),
+            ({"node": "gpu-1", "what": "gpusharing_agent_gpu_info"}, "1"),
+        )
+        for day in range(days + 1)
+    }
     fake.paths.clear()
     assert desk.type("cost", "--prometheus", fake.url, "--window", "30d").status == CHANGES
     assert len(fake.paths) < 7 * days, "where no agent was away"

@@ -21,6 +21,7 @@ from gpusharing.usage.read.meter import find_growth, find_unsteady
 from gpusharing.usage.read.pricing import Prices, read_prices
 from gpusharing.usage.read.queries import (
     COUNTERS,
+    INFO_OF_GPUS,
     MeterQuery,
     growth_queries,
     label_of,
@@ -107,7 +108,7 @@ def test_what_selects_agents_selects_no_prices() -> None:
     assert [name for name, promql in queries.items() if "job=" in promql] == ["suspects"]
     growth = growth_queries(query, 86400)
     assert [name for name, promql in growth.items() if "job=" in promql] == [*COUNTERS]
-    assert mark_query(query).count("job=") == 2
+    assert mark_query(query).count("job=") == 6
 
 
 def test_what_selects_a_policy_selects_all_that_has_no_policy() -> None:
@@ -115,7 +116,7 @@ def test_what_selects_a_policy_selects_all_that_has_no_policy() -> None:
     queries = [*growth_queries(query, 86400).values(), *queries_of(query, DAY).values(), mark_query(query)]
     assert all('cluster="east"' in promql for promql in queries)
     parted = [promql.count("policy=") for promql in queries]
-    assert parted == [1, 1, 1, 1, 1, 0, 2, 0, 0, 1, 0, 2, 0, 0, 1]
+    assert parted == [1, 1, 1, 1, 1, 0, 2, 0, 0, 1, 0, 2, 0, 0, 5]
 
 
 @pytest.mark.parametrize("label", ["namespace", "exported_namespace", "resource", "uuid", "currency"])
@@ -275,22 +276,20 @@ def mark(
 ) -> list[Series]:
     """The counters of a node with `count` GPUs, in seconds."""
     told = {
-        "gpusharing_slice_seconds_total": held,
-        "gpusharing_idle_slice_seconds_total": idle,
-        "gpusharing_gpu_seconds_total": held + idle if gpus is None else gpus,
-        "gpusharing_agent_gpu_info": count,
+        "held": held,
+        "idle": idle,
+        "gpus": held + idle if gpus is None else gpus,
+        INFO_OF_GPUS: count,
     }
-    return [Series({"__name__": name, "node": node}, ((0.0, value),)) for name, value in told.items()]
+    return [Series({"what": name, "node": node}, ((0.0, value),)) for name, value in told.items()]
 
 
 def test_a_counter_grows_by_the_difference_and_one_that_is_new_by_all_of_it() -> None:
     before, after = mark(100, 50), [*mark(160, 50), *mark(7, 0, node="new")]
     growth = find_growth(before, after)
-    held = {series.labels["node"]: series.value for series in growth["gpusharing_slice_seconds_total"]}
+    held = {series.labels["node"]: series.value for series in growth["held"]}
     assert held == {"n": 60, "new": 7}
-    assert [series.value for series in growth["gpusharing_agent_gpu_info"]] == [2, 2], (
-        "a number, not a counter"
-    )
+    assert [series.value for series in growth[INFO_OF_GPUS]] == [2, 2], "a number, not a counter"
 
 
 STEADY = mark(86_400, 86_400)
@@ -309,10 +308,12 @@ STEADY = mark(86_400, 86_400)
         ([], mark(5e5, 3e5), True),
         (mark(5e5, 3e5), mark(5e5 + 43_200, 3e5 + 86_400, 8e5 + 172_800), True),
         (mark(5e5, 3e5), mark(5e5 + 86_400, 3e5 + 86_400, count=3), True),
+        (mark(5e5, 3e5), mark(5e5 + 86_400, 3e5 + 86_399.1, 8e5 + 172_800), False),
+        (mark(5e5, 3e5), mark(5e5 + 86_400, 3e5 + 86_398.9, 8e5 + 172_800), True),
     ],
     ids=[
         "began with the day", "steady", "scraped later", "scraped too late", "restarted", "restarted when young",
-        "gone", "unseen before", "a part restarted", "other GPUs",
+        "gone", "unseen before", "a part restarted", "other GPUs", "rounded", "a part lost a second",
     ],
 )  # fmt: skip
 def test_the_ends_of_a_day_say_which_nodes_need_a_closer_look(
