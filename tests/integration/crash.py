@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.request import urlopen
 
 from hack.cluster.api import ApiError, Object
+from hack.cluster.process import free_ports
 from hack.faultproxy import FaultProxy, ProxiedWrite
 from tests.integration.nursery import Nursery
 from tests.integration.product import (
@@ -123,6 +125,8 @@ class Theatre:
     more: Mapping[str, str] = field(default_factory=dict)
     """Further settings of the operator."""
     environment: dict[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=lambda: free_ports(1)[0])
+    """Of the operator's probes."""
 
     def __post_init__(self) -> None:
         """The operator logs in as its pod does, and takes the proxy for the API server."""
@@ -155,7 +159,10 @@ class Theatre:
     @contextlib.contextmanager
     def _operator(self, scenario: Scenario, log: Path, kill_at: int, before: bool) -> Iterator[list[int]]:
         """An operator that is started again when the proxy has killed it; yields the pids of all lives."""
-        environment = self.environment | {"GPUSHARING_PUBLISH_PERIOD": str(scenario.publish_period)}
+        environment = self.environment | {
+            "GPUSHARING_PUBLISH_PERIOD": str(scenario.publish_period),
+            "GPUSHARING_PROBE_PORT": str(self.port),
+        }
         lives: list[int] = []
         ended = threading.Event()
 
@@ -193,7 +200,7 @@ class Theatre:
         seen, since, looks = -1, time.monotonic(), 0
         while True:
             now, looks = len([write for write in self.proxy.writes if write.number]), looks + 1
-            if now != seen or not self._leads() or not scenario.done(pool):
+            if now != seen or not (self._leads() and self._ready()) or not scenario.done(pool):
                 seen, since, looks = now, time.monotonic(), 0
             if time.monotonic() - since > CALM and looks >= LOOKS:
                 return
@@ -208,6 +215,14 @@ class Theatre:
         try:
             return bool(self.product.api.get(LEASE)["spec"].get("holderIdentity"))
         except ApiError:
+            return False
+
+    def _ready(self) -> bool:
+        """The operator has read the cluster. One that has just begun to lead writes nothing before, and is not calm."""
+        try:
+            with urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=1.0) as answer:
+                return bool(answer.read() == b"ok\n")  # a standby says who leads
+        except OSError:
             return False
 
     def clear(self) -> None:
