@@ -316,13 +316,9 @@ def _operator(view: InstallationView) -> Symptoms:
             message = "the operator is scaled to 0 replicas, so policies have no effect"
             yield error(Topic.OPERATOR, "OperatorStopped", message, start(view))
     elif not view.operator_ready:
-        pods = [pod for pod in view.operator_pods if not pod.ready]
-        pods.sort(key=lambda pod: (pod.name != view.leader, pod.name))
-        some = len(pods) < len(view.operator_pods)
-        which = (view.not_led or "not every operator pod is Ready") if some else "no operator pod is Ready"
-        troubles = "; ".join(f"{pod.name}: {pod.problem or 'not Ready'}" for pod in pods[:2])
-        report, message = warning if some and not view.not_led else error, troubles or "none was created"
-        yield report(Topic.OPERATOR, "OperatorNotReady", f"{which}: {message}", start(view))
+        severe = bool(view.not_led) or not any(pod.ready for pod in view.operator_pods)
+        report = error if severe else warning
+        yield report(Topic.OPERATOR, "OperatorNotReady", view.unready_pods, start(view))
 
 
 _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-operator --create-namespace"

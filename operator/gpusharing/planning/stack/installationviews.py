@@ -171,6 +171,17 @@ class InstallationView:
         return ""
 
     @property
+    def unready_pods(self) -> str:
+        """What is wrong with the operator's pods, for people. At most two pods that are not Ready are named, first the
+        one that leads. Meant for an operator that is not `operator_ready`."""
+        pods = [pod for pod in self.operator_pods if not pod.ready]
+        pods.sort(key=lambda pod: (pod.name != self.leader, pod.name))
+        some = self.not_led or "not every operator pod is Ready"
+        which = some if len(pods) < len(self.operator_pods) else "no operator pod is Ready"
+        troubles = "; ".join(f"{pod.name}: {pod.problem or 'not Ready'}" for pod in pods[:2])
+        return f"{which}: {troubles or 'none was created'}"
+
+    @property
     def named_entries(self) -> frozenset[str]:
         """The entries of the device plugin's ConfigMap that Nodes name."""
         return frozenset(one.labels.get(LABEL_PLUGIN_CONFIG, "") for one in self.nodes) - {""}
