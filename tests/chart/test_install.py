@@ -34,7 +34,7 @@ REMOVED = (
     f"/api/v1/namespaces/{AGENT_NAMESPACE}",
 )
 """Some of what helm uninstall takes away."""
-RUNNING = {"gpusharing-operator": (NAMESPACE, 1), "gpusharing-agent": (AGENT_NAMESPACE, 2)}
+RUNNING = {"gpusharing-operator": (NAMESPACE, 2), "gpusharing-agent": (AGENT_NAMESPACE, 2)}
 
 
 @pytest.fixture(scope="module", autouse=True)

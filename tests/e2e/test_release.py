@@ -175,7 +175,10 @@ def test_krew_installs_the_attached_archive_and_the_plugin_asks_the_cluster(
     path = os.pathsep.join([str(tmp_path / "bin"), str(tools), "/usr/bin", "/bin"])
     environ = {**home, "PATH": path, "KUBECONFIG": str(site.plane.kubeconfig)}
     krew = [str(toolchain.ensure("krewtools") / "krew"), "install"]
-    manifest = [f"--manifest={release.file('*.yaml')}", f"--archive={release.file('kubectl-*.tar.gz')}"]
+    manifest = [
+        f"--manifest={release.file('gpusharing.yaml')}",
+        f"--archive={release.file('kubectl-*.tar.gz')}",
+    ]
     subprocess.run([*krew, *manifest], env=environ, check=True, capture_output=True)
     kubectl = str(toolchain.control_plane_programs().kubectl)
     command = [kubectl, "gpusharing", "doctor", "-o", "json"]
