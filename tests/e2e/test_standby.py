@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from hack.cluster.process import wait_until
 from hack.report import MEASURED
 from tests.e2e.incident import Incident, incident
 from tests.e2e.pool import Walk, sliced
@@ -31,16 +32,6 @@ def used_mib(one: Incident, pod: str) -> float:
     return int(told) / 1024
 
 
-def seconds_until(condition: Callable[[], bool]) -> float:
-    """Wait for the condition, and return how long that took. Raises TimeoutError after five minutes."""
-    began = time.monotonic()
-    while not condition():
-        if time.monotonic() - began > 300:
-            raise TimeoutError("it did not come about within five minutes")
-        time.sleep(LOOK)
-    return time.monotonic() - began
-
-
 def test_the_standby_leads_and_finishes_the_change_when_the_leaders_node_stops(
     one: Incident, record_property: Callable[[str, object], None]
 ) -> None:
@@ -61,7 +52,9 @@ def test_the_standby_leads_and_finishes_the_change_when_the_leaders_node_stops(
     began = time.monotonic()
     site.stop(dead)
     stopped = time.monotonic() - began
-    seconds = seconds_until(lambda: one.leader() not in ("", leader))
+    silent = time.monotonic()
+    wait_until(lambda: one.leader() not in ("", leader), 300.0, "another operator to lead", poll=LOOK)
+    seconds = time.monotonic() - silent
     record_property(
         MEASURED,
         f"another operator led {seconds:.1f} s after all processes of the leader's node had stopped"
