@@ -114,7 +114,7 @@ class Embedded:
             timing=replace(self.lease_timing, clock=asyncio.get_running_loop().time),
             now=self.now,
         )
-        loop = Loop(client, lease, self.settings, Observer(), identity=identity, now=self.now)
+        loop = Loop(client, lease, self.settings, Observer(), now=self.now)
         policies: Reflector[str] = Reflector(
             client,
             POLICIES,

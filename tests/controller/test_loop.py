@@ -36,6 +36,7 @@ POLICY: JSON = {
 class Leader:
     """The Lease of a test."""
 
+    identity: str = "operator"
     is_leader: bool = True
     claims: Mapping[str, Claim] = field(default_factory=dict)
     claims_error: str = ""

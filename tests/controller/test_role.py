@@ -115,7 +115,7 @@ async def test_a_leader_that_never_starts_is_dead_although_it_renews_the_lease()
         assert role.dead() == {}, "an import may be slow"
         assert role.unready() == {"loop": "this process has just become the leader and is starting"}
         now += 1
-        stuck = {"loop": "this process has led for 121 s and has not started"}
+        stuck = {"loop": "this process has led for 121 s and has not started, so the kubelet restarts it"}
         assert (role.dead(), role.unready()) == (stuck, stuck)
         await asyncio.sleep(3600)
         assert role.lease.is_leader, "the Lease is renewed all the time"

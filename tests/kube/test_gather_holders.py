@@ -17,6 +17,8 @@ from gpusharing.kube.client import (
     NODES,
     PODS,
     RESOURCE_CLAIMS,
+    ApiRequest,
+    PassingClient,
     Resource,
 )
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
@@ -110,6 +112,20 @@ async def test_what_was_looked_up_is_forgotten_when_it_would_be_read_again() -> 
         await lookups.views([raw], Scope("gpu-operator"), at(60 * number), namespaces=True)
     assert list(lookups.owners) == [("team-2", "monitor", "ds")]
     assert list(lookups.namespaces) == ["team-2"]
+
+
+class Hasty(PassingClient):
+    """A server whose answers are empty."""
+
+    async def call(self, request: ApiRequest) -> JSON:
+        return {}
+
+
+async def test_an_answer_without_a_uid_shows_nothing_about_the_owner() -> None:
+    lookups = PodLookups(Hasty(FakeCluster().client("operator")))
+    (found,) = await lookups.views([owned_by_daemon_set()], Scope("gpu-operator"), at(0), namespaces=False)
+    assert found.owner is not None
+    assert found.owner.exists is None
 
 
 OTHER_OWNERS = [("apps/v1", "ReplicaSet"), ("apps.kruise.io/v1alpha1", "DaemonSet")]

@@ -23,7 +23,7 @@ from gpusharing.kube.client import (
     PODS,
     POLICIES,
 )
-from gpusharing.kube.errors import Forbidden, Unauthorized
+from gpusharing.kube.errors import Forbidden, Unauthorized, Unavailable
 from gpusharing.kube.installation import RUNTIME_CLASSES, gather_installation
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView, Place, PodState, Severity
@@ -125,6 +125,14 @@ async def test_a_lease_that_cannot_be_read_is_named_and_proves_nothing(cluster: 
     view = await gathered(cluster)
     assert (view.leader, severity_of(view)) == (None, Severity.WARNING)
     assert view.unread == {"leases.coordination.k8s.io": "not allowed to get leases"}
+
+
+async def test_a_lease_without_an_answer_leaves_the_other_checks_their_results(cluster: FakeCluster) -> None:
+    two_pods(cluster)
+    cluster.faults.fail("get", LEASES, Unavailable("the request took too long"), times=1)
+    view = await gathered(cluster)
+    assert (view.leader, severity_of(view)) == (None, Severity.WARNING)
+    assert view.unread == {"leases.coordination.k8s.io": "the request took too long"}
 
 
 async def test_where_all_pods_are_ready_nobody_reads_the_lease(cluster: FakeCluster) -> None:

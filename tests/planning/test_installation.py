@@ -381,7 +381,7 @@ def test_one_broken_thing_is_one_finding() -> None:
     ("a", "the operator pod that leads is not Ready, so policies may have no effect: a: no rights; 0: not Ready"),
     ("b", "not every operator pod is Ready: 0: not Ready; a: no rights"),
     ("desk", "not every operator pod is Ready: 0: not Ready; a: no rights"),
-    ("", "no operator pod leads, so policies have no effect: 0: not Ready; a: no rights"),
+    ("", "by this machine's clock no operator pod leads, so policies have no effect: 0: not Ready; a: no rights"),
 ])  # fmt: skip
 def test_the_pod_that_leads_is_named_first(leader: str, message: str) -> None:
     (found,) = find_symptoms(replace(PARTLY_READY["a"], leader=leader))

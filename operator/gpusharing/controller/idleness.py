@@ -15,6 +15,9 @@ from gpusharing.planning.snapshot.records import Claim, FailedNode
 class Leader(Protocol):
     """The Lease: whether this process leads, and the claims that are recorded there."""
 
+    identity: str
+    """Names this process, on the Lease and in Events."""
+
     @property
     def is_leader(self) -> bool:
         """Whether this process holds the Lease and renewed it in time."""

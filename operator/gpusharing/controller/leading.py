@@ -41,8 +41,7 @@ async def lead(
     settle_heap()  # modules and types are loaded now
     metrics, lease = Metrics(process), role.lease
     async with HttpClient(login, on_call=called, before_write=lease.must_lead) as client:
-        identity = lease.identity
-        loop = Loop(client, lease, settings, metrics, identity=identity, now=clock, on_first_pass=settle_heap)
+        loop = Loop(client, lease, settings, metrics, now=clock, on_first_pass=settle_heap)
         metrics.status_of = loop.sources.policies.status
         watch = PolicyWatch(client, login, touched)
         role.health = Health(loop, lease, watch)

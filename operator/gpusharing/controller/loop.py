@@ -47,13 +47,12 @@ class Loop(LoopParts):
         settings: Settings,
         observer: Observer,
         *,
-        identity: str = "operator",
         now: Callable[[], datetime] = wall_time,
         on_first_pass: Callable[[], None] | None = None,
     ) -> None:
-        """Create the parts; no call is made before `run`. `identity` names this process in Events, `now` returns the
-        time of day, and `on_first_pass` is called once, after the first complete pass."""
-        super().__init__(client, leader, settings, observer, identity, now)
+        """Create the parts; no call is made before `run`. `now` returns the time of day, and `on_first_pass` is called
+        once, after the first complete pass."""
+        super().__init__(client, leader, settings, observer, now)
         self._idleness = Idleness(leader, self.sources, self._complaints)
         self._pace = Pace(self.wake, settings.debounce, now)
         self.memo, self.memory = Memo(), PassMemory()

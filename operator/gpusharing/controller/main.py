@@ -7,9 +7,7 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import sys
-import uuid
 from asyncio import sslproto
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -25,7 +23,7 @@ from gpusharing.controller.settings import PREFIX, Settings, SettingsError, from
 from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.http import HttpClient
-from gpusharing.kube.lease import LeaderLease, Timing
+from gpusharing.kube.lease import LeaderLease, Timing, new_identity
 from gpusharing.kube.login import environment_login
 
 FAULT = 1
@@ -106,7 +104,7 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
     except Unauthorized as error:
         log.error("cannot log in to the API server", error=str(error))
         return NO_LOGIN
-    identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+    identity = new_identity()
     clock = SteadyClock()
     # The Lease has a session of its own, with its own connections and slots, so that a renewal never waits for other
     # calls.

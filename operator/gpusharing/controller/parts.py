@@ -30,11 +30,9 @@ class LoopParts:
         leader: Leader,
         settings: Settings,
         observer: Observer,
-        identity: str,
         now: Callable[[], datetime],
     ) -> None:
-        """Create the parts; no call is made yet. `identity` names this process in Events, `now` returns the time of
-        day."""
+        """Create the parts; no call is made yet. `now` returns the time of day."""
         self.leader, self.settings, self.observer, self.now = leader, settings, observer, now
         self.wake, self._complaints = asyncio.Event(), Complaints()
         """`wake` is set by every event; one pass then handles all of them."""
@@ -50,7 +48,7 @@ class LoopParts:
             PublishingClient(self.calls),
             self.sources,
             settings.publish_period,
-            identity,
+            leader.identity,
             crew,
             observer.changed,
         )

@@ -55,7 +55,8 @@ class Role:
         if self.health is not None:
             return self.health.dead()
         led = self.clock() - self.leads_since if self.leads_since is not None else 0.0
-        return {"loop": f"this process has led for {led:.0f} s and has not started"} if led > START else {}
+        problem = f"this process has led for {led:.0f} s and has not started, so the kubelet restarts it"
+        return {"loop": problem} if led > START else {}
 
     def unready(self) -> dict[str, str]:
         """Return why the probe must fail, as a message by the name of each part; empty if this process works. A standby

@@ -29,6 +29,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.convert import cluster_policy_view, node_view, policy_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
+from gpusharing.kube.lease import host_of
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.plainstack import daemon_set_view, find_dra, finder_state, plain_stack, with_mps_daemon
 from gpusharing.kube.raw import entries, has_condition, part, section, text, texts, whole
@@ -133,10 +134,14 @@ class _Reader:
 
     async def leader(self) -> str | None:
         """Return the name of the pod that leads, or of the machine outside of the cluster whose process does, as in
-        `make run`. It is the name of the Lease's holder without its last part, which differs for each process. Empty if
-        the Lease does not exist, has no holder, or was not renewed within its duration by this machine's clock. None if
-        it cannot be read, which is recorded in `unread`. Raises Unauthorized and Unavailable."""
-        lease = await self.read(LEASES, OPERATOR, self.place.namespace)
+        `make run`. Empty if the Lease does not exist, has no holder, or was not renewed within its duration by this
+        machine's clock. None if it cannot be read, which is recorded in `unread`, also if the server does not answer:
+        other objects can still be checked. Raises Unauthorized."""
+        try:
+            lease = await self.read(LEASES, OPERATOR, self.place.namespace)
+        except Unavailable as error:
+            self.unread[LEASES.full_name] = str(error)
+            return None
         if LEASES.full_name in self.unread:
             return None
         spec = section(lease, "spec")
@@ -144,7 +149,7 @@ class _Reader:
         lasts = timedelta(seconds=whole(spec, "leaseDurationSeconds"))
         if renewed is None or wall_time() >= renewed + lasts:
             return ""
-        return holder.rpartition("-")[0] or holder
+        return host_of(holder)
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
         """Return the state of the agents: the DaemonSet's node selector, its pods, their RuntimeClass and the Pod

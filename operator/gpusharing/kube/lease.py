@@ -15,6 +15,8 @@ Terms: docs/design/glossary.md#claim.
 
 import asyncio
 import math
+import socket
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +35,18 @@ CLAIM_ATTEMPTS = 3
 """How many times to try to write claims while others change the Lease."""
 RELEASE_SECONDS = 2.0
 """Seconds that the release at the end of the process may take."""
+
+
+def new_identity() -> str:
+    """Return an identity for a process that will contend for the Lease: the name of its host, which in a pod is the
+    pod's name, and a part that differs for each process."""
+    return f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+
+
+def host_of(identity: str) -> str:
+    """Return the pod, or the machine outside of the cluster, whose process has this identity (`new_identity`). An
+    identity without a hyphen is returned as it is."""
+    return identity.rpartition("-")[0] or identity
 
 
 class LeaseLost(Exception):

@@ -92,11 +92,12 @@ class PodLookups:
         return None if raw is None else interned(part(raw, "metadata", "labels"))
 
     async def _exists(self, namespace: str, name: str, uid: str) -> bool | None:
-        """Return whether the DaemonSet with this UID exists, or None if we may not read it. Raises KubeErrors other
-        than NotFound and Forbidden."""
+        """Return whether the DaemonSet with this UID exists. None if we may not read it, or if the server's answer has
+        no UID. Raises KubeErrors other than NotFound and Forbidden."""
         try:
             daemon_set = await self.client.get(DAEMON_SETS, name, namespace=namespace)
-            return text(daemon_set, "metadata", "uid") == uid
+            found = text(daemon_set, "metadata", "uid")
+            return found == uid if found else None
         except NotFound:
             return False
         except Forbidden:

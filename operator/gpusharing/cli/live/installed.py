@@ -16,6 +16,7 @@ from gpusharing.cli.shell.troubles import error_text
 from gpusharing.kube.client import DEPLOYMENTS, JSON, LEASES, PODS, KubeClient
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound
 from gpusharing.kube.fence import parse_claims, parse_failed_nodes
+from gpusharing.kube.lease import host_of
 from gpusharing.kube.ownversion import own_version
 from gpusharing.kube.paging import list_of
 from gpusharing.kube.plainstack import find_gpu_operator
@@ -75,12 +76,11 @@ async def read_installed(client: KubeClient) -> InstalledOperator:
     version = texts(section(deployment, "metadata", "labels")).get("app.kubernetes.io/version", "")
     notes += find_difference(version)
     claims, failed_nodes, holder, why = await _read_lease(client, namespace)
-    # The operator's own pod, the leader's, is never evicted. The holder's identity begins with the name of its pod.
+    # The operator's own pod, the leader's, is never evicted.
     none: list[JSON] = []
     own = await unless_hidden(list_of(client, PODS, namespace=namespace, label_selector=SELECTOR), none)
     names = sorted(text(raw, "metadata", "name") for raw in own)
-    leader = holder.rpartition("-")[0]
-    name = leader if leader in names else next(iter(names), "")
+    name = host_of(holder) if host_of(holder) in names else next(iter(names), "")
     if why:
         notes += (
             "the operator's Lease could not be used, so only changes that are recorded on Nodes are counted, and"

@@ -77,12 +77,6 @@ def outnumbers(pool: Pool) -> bool:
     return canary is not None and 0 < len(pool.members) < canary.nodes and not pool.policy.resetting
 
 
-def is_proven(node: NodeView, policy: PolicyView) -> bool:
-    """Whether a change to the present revision of the policy was proven on the node. False if the node was rolled back,
-    or if the proof does not record its time."""
-    return proven_at(node, policy, find_revision(policy)) is not None
-
-
 def proven_at(node: NodeView, policy: PolicyView, revision: str) -> datetime | None:
     """Return when a change to this revision was proven on the node. None if no such change was proven, if the node was
     rolled back, or if the proof does not record the time."""

@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
-from gpusharing.planning.pools.canary import find_canary, is_proven, wait_for_canaries
+from gpusharing.planning.pools.canary import find_canary, proven_at, wait_for_canaries
 from gpusharing.planning.pools.candidates import (
     Candidate,
     Order,
@@ -33,18 +33,27 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.revision import find_revision
 
 LOOKAHEAD = 2
 """How many candidates beyond the free slots have their pods listed, so that blocked nodes do not stop the pool."""
-_PASSES: Mapping[Reason, Callable[[NodeCase, PolicyView], bool]] = {
-    Reason.HALTED: lambda case, policy: is_tried_again(case.node, policy),
-    Reason.CANARY_TOO_LARGE: lambda case, policy: is_newcomer(case.node, case.gpunode),
-    Reason.CANARY_NOT_SERVING: lambda case, policy: is_proven(case.node, policy),
-    Reason.CANARY_SOAK: lambda case, policy: is_proven(case.node, policy),
+
+
+def _proven(policy: PolicyView) -> Callable[[NodeCase], bool]:
+    """Return the test whether a change to the present revision of the policy was proven on a node."""
+    revision = find_revision(policy)
+    return lambda case: proven_at(case.node, policy, revision) is not None
+
+
+_PASSES: Mapping[Reason, Callable[[PolicyView], Callable[[NodeCase], bool]]] = {
+    Reason.HALTED: lambda policy: lambda case: is_tried_again(case.node, policy),
+    Reason.CANARY_TOO_LARGE: lambda policy: lambda case: is_newcomer(case.node, case.gpunode),
+    Reason.CANARY_NOT_SERVING: _proven,
+    Reason.CANARY_SOAK: _proven,
 }
-"""For each hold that lets some nodes through, the test that decides whether it lets a node through. Such nodes are
-failed nodes that a person wants tried again; newcomers, from which no pod is evicted; and canaries that have drifted,
-for which the other nodes wait."""
+"""For each hold that lets some nodes through, a function that returns, for a policy, the test that decides whether it
+lets a node through. Such nodes are failed nodes that a person wants tried again; newcomers, from which no pod is
+evicted; and canaries that have drifted, for which the other nodes wait."""
 
 
 def select(
@@ -63,7 +72,7 @@ def select(
     if (hold := find_hold(pool, past)) is None:
         return _choose(pool, queue, cap, ledger)
     passes = _PASSES.get(hold.reason)
-    free = [] if passes is None else [case for case in pool.candidates if passes(case, pool.policy)]
+    free = [] if passes is None else list(filter(passes(pool.policy), pool.candidates))
     if not free:
         return Selection(waiting=[(Wait.for_hold(hold), pool.candidates)])
     names = {case.node.name for case in free}
@@ -113,7 +122,7 @@ class Room:
     """The Finding for nodes for which there is no room."""
     capped: Finding
     """The Finding for newcomers for which there is no room."""
-    lookahead: int | None = LOOKAHEAD
+    lookahead: int | None
     """How many candidates beyond the room have their pods listed, or None if no further pods are listed now."""
     listed: int = 0
     """How many candidates have asked so far in this pass for their pods to be listed in the next one."""

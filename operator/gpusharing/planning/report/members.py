@@ -28,20 +28,20 @@ class Members:
     """The Nodes, in the order of `verdicts`."""
     skipped: tuple[Verdict, ...]
     """The verdicts of the nodes that spec.products leaves out."""
-    lost: tuple[str, ...] = ()
+    lost: tuple[str, ...]
     """Nodes that the policy selects but another policy owns, sorted. Only filled in if the policy has no nodes of its
     own."""
-    coming: tuple[str, ...] = ()
+    coming: tuple[str, ...]
     """Nodes that the policy owns but that are still in a change which another policy began."""
 
-    done: int = 0
+    done: int
     """How many of the nodes are Synced and Ready, with no action left in their verdicts (`is_done`)."""
-    unproven: tuple[Verdict, ...] = ()
+    unproven: tuple[Verdict, ...]
     """The verdicts of the nodes that are not proven, which are those in any phase but Synced."""
-    away: str = ""
+    away: str
     """The name of the first node that is proven (Synced) but whose kubelet does not report Ready. Empty if there is
     none."""
-    failures: tuple[Verdict, ...] = ()
+    failures: tuple[Verdict, ...]
     """The verdicts of the nodes whose change failed: those that are held as Failed, are being rolled back, or were
     rolled back and have the reason RolledBack."""
 

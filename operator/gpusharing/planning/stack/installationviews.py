@@ -165,7 +165,7 @@ class InstallationView:
         """Why no Ready pod of the operator leads, for people. Empty if one does, if a process outside of the cluster
         does, or if it is unknown who leads."""
         if self.leader == "":
-            return "no operator pod leads, so policies have no effect"
+            return "by this machine's clock no operator pod leads, so policies have no effect"
         if self.leader in {pod.name for pod in self.operator_pods if not pod.ready}:
             return "the operator pod that leads is not Ready, so policies may have no effect"
         return ""

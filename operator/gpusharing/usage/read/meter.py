@@ -75,8 +75,6 @@ computes its counters from the same turns, so only the rounding of sums differs,
 GPUs."""
 CHOSEN = frozenset(("container", "endpoint"))
 """Labels of a target that stay the same when an agent restarts, so that they can select series."""
-COUNTED = (*Part, "gpus")
-"""The names of the answers that come from the meter: one for each Part of the GPU time, and one for all of it."""
 PRICED = ("opencost", "policies", "products", "cards")
 """The names of the answers that prices come from."""
 FEW = 8
@@ -122,7 +120,7 @@ async def read_metered(
     all_faults: dict[str, None] = {}
     async for day, seen in _read_all(prometheus, query, progress):
         faults: list[str] = []
-        day.update({name: list(_credible(day[name], faults)) for name in COUNTED})
+        day.update({name: list(_credible(day[name], faults)) for name in COUNTERS})
         known = (day[name] for name in PRICED)
         prices = read_prices(*known, rivals=day["rivals"], currency=query.currency)
         teams = read_teams(day["labels"], day["rival labels"], label_of(query.by))
