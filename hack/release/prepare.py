@@ -13,16 +13,15 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hack import krew, olm
-from hack.cluster import toolchain
 from hack.images import local
 from hack.images.contents import DIRTY, Origin, read_origin
 from hack.images.debian import ARCHITECTURES
+from hack.launch import helm
 from hack.release import notes, package
 from hack.release.chart import CHART, write_chart
 from hack.release.index import ArchivedImage, LayoutError, read_archive, write_layout
@@ -172,8 +171,7 @@ def _write_bundle(prepared: Prepared, out: Path) -> None:
 
 def _helm(*arguments: str) -> None:
     """Run helm. Raises PrepareError with its output if it fails, and UnavailableError if it cannot be built."""
-    command = [str(toolchain.program("helm")), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = helm(os.environ, *arguments)
     if done.returncode:
         raise PrepareError(f"helm {arguments[0]} failed: {done.stdout}{done.stderr}".strip())
 
