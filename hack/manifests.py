@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from hack.cache import UnavailableError
 from hack.launch import CHART, NAMESPACE, ROOT, helm
 
 TARGET = ROOT / "build" / "install.yaml"
@@ -39,26 +40,33 @@ class RenderError(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the file and print its path. Returns the exit status: 1 if helm refuses to render the chart, otherwise 0.
-    Raises UnavailableError if helm cannot be built."""
-    parser = argparse.ArgumentParser(prog="python -m hack.manifests", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "repository", help="where the image is, for example registry.example/team/gpu-sharing-operator"
-    )
-    parser.add_argument(
-        "digest", nargs="?", default="", help="of the image's index, for example sha256:0123..."
-    )
-    parser.add_argument("--target", type=Path, default=TARGET, help="default: build/install.yaml")
-    options = parser.parse_args(arguments)
+    """Write the file and print its path. Returns the exit status: 1 if helm refuses to render the chart or cannot be
+    built, which is printed to stderr; otherwise 0."""
+    options = parser("hack.manifests", __doc__, TARGET, "default: build/install.yaml").parse_args(arguments)
     try:
         text = install_manifest(options.repository, options.digest)
-    except RenderError as error:
+    except (RenderError, UnavailableError) as error:
         print(error, file=sys.stderr)
         return 1
     options.target.parent.mkdir(parents=True, exist_ok=True)
     options.target.write_text(text)
     print(options.target)
     return 0
+
+
+def parser(module: str, doc: str, target: Path, target_help: str) -> argparse.ArgumentParser:
+    """Return the parser of a command that writes the chart's objects for one image. It reads the arguments `repository`
+    and `digest`, which is empty if absent, and the option --target with `target` as its default. `module` is the
+    command's name for `python -m`, and the first line of `doc` its description."""
+    made = argparse.ArgumentParser(prog=f"python -m {module}", description=doc.splitlines()[0])
+    made.add_argument(
+        "repository", help="where the image is, for example registry.example/team/gpu-sharing-operator"
+    )
+    made.add_argument(
+        "digest", nargs="?", default="", help="of the image's index, for example sha256:0123..."
+    )
+    made.add_argument("--target", type=Path, default=target, help=target_help)
+    return made
 
 
 def install_manifest(repository: str, digest: str = "", *options: str) -> str:

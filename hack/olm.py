@@ -8,7 +8,6 @@ the roles for people. All else is in a file for `kubectl apply`, also the servic
 without that file no pod starts, so the operator never has rights that no admission policy narrows.
 """
 
-import argparse
 import base64
 import json
 import re
@@ -24,7 +23,7 @@ import yaml
 from hack.cache import UnavailableError
 from hack.cluster import toolchain
 from hack.launch import CHART, NAMESPACE, ROOT
-from hack.manifests import RenderError, install_manifest
+from hack.manifests import RenderError, install_manifest, parser
 from hack.release.chart import ICON, links
 from hack.release.package import UNKNOWN_SOURCE, version
 
@@ -96,21 +95,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Write bundle and file, and print the paths of both. Returns the exit status: 1 if helm refuses to render the
     chart, the validator refuses the bundle, or one of the two cannot be built, which is printed to stderr; otherwise
     0."""
-    parser = argparse.ArgumentParser(prog="python -m hack.olm", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "repository", help="where the image is, for example registry.example/team/gpu-sharing-operator"
-    )
-    parser.add_argument(
-        "digest", nargs="?", default="", help="of the image's index, for example sha256:0123..."
-    )
-    parser.add_argument("--source", default=UNKNOWN_SOURCE, help="address of the repository, for the links")
-    parser.add_argument(
-        "--target",
-        type=Path,
-        default=TARGET,
-        help="default: build/olm; its folder `bundle` is replaced, and the file beside it of the same version",
-    )
-    options = parser.parse_args(arguments)
+    replaced = "its folder `bundle` is replaced, and the file beside it of the same version"
+    command = parser("hack.olm", __doc__, TARGET, f"default: build/olm; {replaced}")
+    command.add_argument("--source", default=UNKNOWN_SOURCE, help="address of the repository, for the links")
+    options = command.parse_args(arguments)
     try:
         beside = build(options.repository, options.digest, options.source, options.target)
     except (RenderError, BundleError, UnavailableError) as error:

@@ -1,14 +1,18 @@
 """The static install.yaml, compared with what helm renders and with what `helm install` creates."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from hack.cache import UnavailableError
 from hack.cluster.api import Api, Object
 from hack.cluster.install import object_path
 from hack.manifests import FIRST, RELEASE_NAMESPACE, install_manifest, main
 from tests.chart.charts import CHART, IMAGE, LOADER, ROOT, Helm
 from tests.chart.cluster import Installed, is_there
+
+from hack import launch, olm
 
 REPOSITORY = IMAGE[1].partition("=")[2]
 DIGEST = "sha256:" + "a" * 64
@@ -53,6 +57,23 @@ def test_the_command_says_why_helm_refuses_an_image_and_writes_nothing(
     target = tmp_path / "install.yaml"
     assert main(["NOT AN IMAGE", "--target", str(target)]) == 1
     assert "/image/repository" in capsys.readouterr().err
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("command", [main, olm.main], ids=["install.yaml", "bundle"])
+def test_each_command_says_why_helm_is_missing_and_writes_nothing(
+    command: Callable[[list[str]], int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def missing(name: str) -> Path:
+        raise UnavailableError(f"{name} must be built with Go: install Go")
+
+    monkeypatch.setattr(launch, "program", missing)
+    target = tmp_path / "target"
+    assert command([REPOSITORY, "--target", str(target)]) == 1
+    assert capsys.readouterr().err == "helm must be built with Go: install Go\n"
     assert not target.exists()
 
 
