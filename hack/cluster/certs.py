@@ -3,6 +3,7 @@ them."""
 
 import datetime as dt
 import ipaddress
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,13 @@ class Pki:
         """Return the path of the private key of `serving` or of a client: one in CLIENTS, or a kubelet. The file need
         not exist."""
         return self.directory / f"{name}.key"
+
+    def server_context(self) -> ssl.SSLContext:
+        """Return a TLS context for a server that shows the certificate `serving` and asks clients for none. Raises
+        OSError if the certificate or its key cannot be read."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.cert("serving"), self.key("serving"))
+        return context
 
 
 @dataclass(frozen=True)

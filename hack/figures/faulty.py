@@ -1,6 +1,5 @@
 """A rollout of 50 nodes through a proxy: with a healthy API server, with refusals, and with slow answers."""
 
-import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,10 +30,8 @@ def _proxied() -> Iterator[tuple[Testbed, FaultProxy]]:
     """Open a testbed whose operator calls the API server through a proxy, and yield both."""
     with open_testbed(ROLL_FACTOR) as direct:
         pki = create_pki(direct.directory / "tls")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(pki.cert("serving"), pki.key("serving"))
         direct.operator.stop()
-        with FaultProxy(direct.api.url, direct.api.ca_pem, tls=context) as proxy:
+        with FaultProxy(direct.api.url, direct.api.ca_pem, tls=pki.server_context()) as proxy:
             door = launch.Door(proxy.url, pki.ca.read_text())
             account = launch.operator_account(direct.plane.kubeconfig, direct.directory, door)
             with replace(direct.operator, environment={**direct.operator.environment, **account}) as operator:

@@ -8,7 +8,6 @@ in the Node's status, by TLS without a check of the certificate (no --kubelet-ce
 
 import json
 import shutil
-import ssl
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -248,9 +247,7 @@ class LogServer:
     def __init__(self, folder: Path, find: Callable[[str], Path | None]) -> None:
         """Create the server, with a certificate of its own in `folder`. It listens at once, but answers only after
         `start`."""
-        pki = create_pki(folder)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(pki.cert("serving"), pki.key("serving"))
+        context = create_pki(folder).server_context()
 
         class Handler(BaseHTTPRequestHandler):
             """Answers requests for the logs of pods."""

@@ -23,7 +23,6 @@ class Identity:
 
     def context(self) -> ssl.SSLContext:
         """For a server."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.pki.cert("serving"), self.pki.key("serving"))
+        context = self.pki.server_context()
         context.sni_callback = lambda _, name, __: self.called.append(name)
         return context
