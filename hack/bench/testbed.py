@@ -202,11 +202,12 @@ class Testbed:
 
     # --- traffic -------------------------------------------------------------------------------------------
 
-    def span(self) -> Spent:
+    def span(self, *, stopped: bool = False) -> Spent:
         """Begin a span of time: return the size of the audit log, the number of claims so far and the time, for
-        `requests` and `counts`. Raises OSError if the operator does not serve its metrics."""
-        size = self.plane.audit_log.stat().st_size
-        return Spent(size, claim_writes(self.metrics_port), time.monotonic())
+        `requests` and `counts`. With `stopped` the operator does not run, so that the number of claims is that of its
+        next process, 0. Otherwise OSError is raised if the operator does not serve its metrics."""
+        size, claims = self.plane.audit_log.stat().st_size, 0 if stopped else claim_writes(self.metrics_port)
+        return Spent(size, claims, time.monotonic())
 
     def requests(self, span: Spent, user: str | None = OPERATOR) -> list[AuditedRequest]:
         """Return the requests in the audit log since the span began: those of `user`, or of all users if that is
@@ -246,13 +247,15 @@ def open_testbed(
     node_software: bool = True,
     arguments: tuple[str, ...] = (),
     directory: Path | None = None,
+    **settings: str,
 ) -> Iterator[Testbed]:
     """Start a control plane, the node software and the operator, yield the testbed once the operator serves its
     metrics, and stop them all at the end.
 
     Hardware and waits run `factor` times as fast as in reality. `arguments` are passed to the node software. Without
     `node_software` nothing reads or changes GPUs. The control plane's files are in `directory`, which may be that of an
-    earlier one, whose objects are then there, or by default in a temporary folder.
+    earlier one, whose objects are then there, or by default in a temporary folder. `settings` are added to the
+    operator's environment as GPUSHARING_<NAME>.
 
     Raises UnavailableError, ComponentError, LaunchError or TimeoutError if something cannot be built, installed or
     started.
@@ -262,7 +265,7 @@ def open_testbed(
         install.install_gpu_operator(plane.api)
         launch.install_chart(plane.kubeconfig)
         port = free_ports(1)[0]
-        settings = {**SHELL_DEFAULTS, "metrics_port": str(port)}
+        settings = {**SHELL_DEFAULTS, **settings, "metrics_port": str(port)}
         with (
             launch.node_software(plane.kubeconfig, files, factor, *arguments)
             if node_software

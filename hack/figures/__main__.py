@@ -17,20 +17,36 @@ from hack.figures import faulty, fleet, page
 from hack.figures.page import NAMES, Figures
 from hack.launch import ROOT
 
+LAST = 5
+"""How many lines of a process that failed are shown."""
 LONGEST = 3600.0
 """Seconds after which a measurement in a process of its own is ended."""
+FLEET = page.TABLES["fleet"][0]
+"""The names of the measurements that depend on $NODES."""
+
+
+class MeasurementError(Exception):
+    """A process did not print figures. The message has its exit status and its last lines of standard output."""
 
 
 def in_process(*arguments: str) -> Figures:
     """Run `python -m ARGUMENTS` and return the figures that it prints as JSON in its last line. Raises
-    CalledProcessError if it fails and TimeoutExpired after LONGEST seconds."""
+    MeasurementError if it fails or prints something else, and TimeoutExpired after LONGEST seconds. Its error output
+    goes to ours, because it says how far a long measurement has come."""
     command = [sys.executable, "-m", *arguments]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True, timeout=LONGEST)
-    return Figures(**json.loads(done.stdout.splitlines()[-1]))
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False, text=True, timeout=LONGEST)
+    lines = done.stdout.splitlines()
+    try:
+        done.check_returncode()
+        return Figures(**json.loads(lines[-1]))
+    except (subprocess.CalledProcessError, IndexError, ValueError, TypeError) as error:
+        printed = "\n".join(lines[-LAST:]) or "no line"
+        what = f"python -m {' '.join(arguments)} ended with exit status {done.returncode}, without figures"
+        raise MeasurementError(f"{what}. Its errors are above, and it printed {printed}") from error
 
 
 MEASUREMENTS: Mapping[str, Callable[[], Figures]] = {
-    **{name: partial(fleet.measure, name) for name in fleet.NAMES},
+    **{name: partial(fleet.measure, name) for name in FLEET},
     "day": partial(in_process, "tests.embedded.fleetday"),
     "faulty": faulty.measure,
     "sample": partial(in_process, "tests.faults.cases", "--figures", "build/faults/sample"),
@@ -54,7 +70,8 @@ def measure(name: str) -> Figures:
 
 def main(arguments: list[str] | None = None, measurement: Callable[[str], Figures] = measure) -> int:
     """Measure, save, and write the page if the figures go into its file. Returns the exit status: 0, 1 if a measurement
-    failed, which is printed while the others go on, or 2 if a name is unknown; then nothing is measured."""
+    failed, which is printed while the others go on, or 2 if a name is unknown or $NODES is wrong (`fleet.pool_size`);
+    then nothing is measured."""
     parser = argparse.ArgumentParser(prog="python -m hack.figures", description=__doc__)
     parser.add_argument("--only", default=",".join(NAMES), help=f"some of {','.join(NAMES)}")
     parser.add_argument("--file", type=Path, default=page.MEASURED, help="the file with the figures")
@@ -63,6 +80,12 @@ def main(arguments: list[str] | None = None, measurement: Callable[[str], Figure
     if unknown := [name for name in wanted if name not in NAMES]:
         print(f"hack.figures: there is no measurement {unknown[0]!r}; choose from {', '.join(NAMES)}")
         return 2
+    try:
+        if set(wanted) & set(FLEET):
+            fleet.pool_size()
+    except ValueError as error:
+        print(f"hack.figures: {error}", file=sys.stderr)
+        return 2
     status = 0
     for name in wanted:
         try:
@@ -70,7 +93,8 @@ def main(arguments: list[str] | None = None, measurement: Callable[[str], Figure
             print(f"{name}: measured", flush=True)
         except Exception as error:  # noqa: BLE001 - any error: the other measurements can still be taken
             status = 1
-            print(f"{name}: failed, so earlier figures stay: {type(error).__name__}: {error}", flush=True)
+            print(f"{name}: failed, so earlier figures stay: {type(error).__name__}: {error}")
+            print(f"Try again: make report ONLY={name}", flush=True)
     for path, text in page.performance().items() if options.file == page.MEASURED else ():
         (ROOT / path).write_text(text)
     return status

@@ -8,7 +8,6 @@ reports once. The created and the adopted cluster are stored, and each measureme
 import asyncio
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,34 +16,20 @@ from pathlib import Path
 
 from gpusharing.api import names
 from gpusharing.kube.client import NODES, PODS
+from gpusharing.kube.fence import MOST_CLAIMS
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import OfficialLogin
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 from hack.bench import large, start
 from hack.bench.machine import cpu_ms, peak_mib, reset_peak
 from hack.bench.plain import MIG_OFF
-from hack.bench.testbed import FULL, ROLL_FACTOR, SMALL_SLICES, Spent, Testbed, open_testbed
+from hack.bench.testbed import FULL, ROLL_FACTOR, SMALL_SLICES, Testbed, open_testbed
 from hack.cluster import nodes
 from hack.figures.page import Cell, Figures
 from hack.launch import ROOT
 
 POOLS, ROLLED, GPUS = 50, 5, 8
 """Pools with a policy each, how many of them roll, and GPUs of a node."""
-
-
-def divided(nodes: str) -> int:
-    """Return how many nodes each of the POOLS has, from the number of all nodes; a remainder is left out. Exits with a
-    message if the number is not decimal or below POOLS."""
-    if not (nodes.isascii() and nodes.isdecimal() and int(nodes) >= POOLS):
-        sys.exit(f"NODES={nodes} is not a number of at least {POOLS}, one node for each pool: use NODES=1000")
-    return int(nodes) // POOLS
-
-
-EACH = AT_ONCE = divided(os.environ.get("NODES") or "5000")
-"""Nodes of each pool, and how many nodes change at once."""
-COUNT = POOLS * EACH
-FEWER = "" if COUNT == 5000 else "5,000 nodes are not measured yet: `make report`"
-"""What the page says about the size of the fleet."""
 PREFIX = "roll"
 SOFTWARE = ("--node-prefix", PREFIX)
 """Arguments of the node software: only nodes whose names begin with PREFIX are simulated."""
@@ -53,22 +38,47 @@ STILL = [f"still-{number:02}" for number in range(POOLS - ROLLED)]
 POLICIES = [*ROLLING, *STILL]
 PATIENCE = 900.0
 IDLE = 60.0
-STATES = ROOT / "build" / "figures" / f"{COUNT}"
-CREATED, ADOPTED = STATES / "created", STATES / "adopted"
-"""The folders of the control plane with the nodes, and with the nodes adopted. Incomplete without the file DONE."""
+CREATED, ADOPTED = "created", "adopted"
+"""The names of the folders of the control plane with the nodes, and with the nodes adopted (`_state`)."""
 DONE = "done"
+"""The file in a stored control plane without which it is incomplete."""
+
+
+def pool_size(environ: Mapping[str, str] = os.environ) -> int:
+    """Return how many nodes each of the POOLS has, which is also how many nodes may change at once: the number of all
+    nodes, $NODES or 5,000, divided by POOLS without a remainder. Raises ValueError with a sentence for people if $NODES
+    is not decimal, has less than a node for each pool, or has more nodes in a pool than may change at once."""
+    text = environ.get("NODES") or "5000"
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) // POOLS <= MOST_CLAIMS):
+        most = POOLS * (MOST_CLAIMS + 1) - 1
+        raise ValueError(f"NODES={text} is not a number from {POOLS} to {most}: use NODES=1000")
+    return int(text) // POOLS
+
+
+def _count() -> int:
+    """Return the number of all nodes, according to `pool_size`."""
+    return POOLS * pool_size()
+
+
+def _state(name: str) -> Path:
+    """Return the folder in which the control plane `name`, CREATED or ADOPTED, is stored for this number of nodes."""
+    return ROOT / "build" / "figures" / f"{_count()}" / name
 
 
 def measure(name: str) -> Figures:
     """Create and adopt the nodes, as far as that was not done before or `name` is `adopt`, and return the figures
-    `name`. Raises TimeoutError if a step takes longer than PATIENCE."""
-    if not (CREATED / DONE).exists():
+    `name`. Raises TimeoutError if a step takes longer than PATIENCE, and ValueError if $NODES is no such number
+    (`pool_size`)."""
+    if not (_state(CREATED) / DONE).exists():
         _create()
-    if name == "adopt" or not (ADOPTED / DONE).exists():
+    if name == "adopt" or not (_state(ADOPTED) / DONE).exists():
         adopted = _adopt()
         if name == "adopt":
             return adopted
-    with tempfile.TemporaryDirectory() as folder, _testbed(Path(folder) / "plane", ADOPTED) as testbed:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _testbed(Path(folder) / "plane", _state(ADOPTED)) as testbed,
+    ):
         testbed.wait_silent(seconds=10, at_most=PATIENCE)
         return STEPS[name](testbed)
 
@@ -76,37 +86,40 @@ def measure(name: str) -> Figures:
 @contextmanager
 def _testbed(folder: Path, begin: Path | None = None) -> Iterator[Testbed]:
     """Open a testbed whose control plane has its files in `folder`. It continues there, or begins on a copy of `begin`
-    if that is not None."""
+    if that is not None. In the whole cluster the operator changes no more nodes at once than a pool has, which is also
+    the limit of the raw loop."""
     if begin is not None:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(begin, folder, ignore=shutil.ignore_patterns("*.log", DONE))
-    with open_testbed(ROLL_FACTOR, arguments=SOFTWARE, directory=folder) as testbed:
+    at_once = str(pool_size())
+    with open_testbed(ROLL_FACTOR, arguments=SOFTWARE, directory=folder, max_in_flight=at_once) as testbed:
         yield testbed
 
 
 def _create() -> None:
     """Create the nodes with their agents' reports, except those that an earlier call created before it was ended,
     and store the cluster in CREATED."""
-    STATES.mkdir(parents=True, exist_ok=True)
-    with _testbed(CREATED) as testbed:
+    _state(CREATED).parent.mkdir(parents=True, exist_ok=True)
+    with _testbed(_state(CREATED)) as testbed:
         testbed.create_nodes(_manifests(ROLLING, "NVIDIA H100 80GB HBM3"))
         nodes.create_nodes(testbed.api, _manifests(STILL, start.PRODUCT))
-        start.report(testbed, COUNT, PATIENCE)
+        start.report(testbed, _count(), PATIENCE)
         testbed.wait_silent(at_most=PATIENCE)
-    (CREATED / DONE).touch()
+    (_state(CREATED) / DONE).touch()
 
 
 def _adopt() -> Figures:
     """Let the operator adopt the nodes, store the cluster in ADOPTED, and return the figures `adopt`."""
-    with _testbed(ADOPTED, CREATED) as testbed:
+    with _testbed(_state(ADOPTED), _state(CREATED)) as testbed:
         testbed.wait_silent(seconds=10, at_most=PATIENCE)
         with spending(testbed) as costs:
             for pool in POLICIES:
-                testbed.apply_policy(pool, pool, {**FULL, "rollout": {"maxUnavailable": AT_ONCE}})
+                testbed.apply_policy(pool, pool, {**FULL, "rollout": {"maxUnavailable": pool_size()}})
             testbed.wait_ready(POLICIES, PATIENCE)
         testbed.wait_silent(at_most=PATIENCE)
-    (ADOPTED / DONE).touch()
-    return Figures([["adopt", "operator", COUNT, *costs]], FEWER)
+    (_state(ADOPTED) / DONE).touch()
+    how = "" if _count() == 5000 else "5,000 nodes are not measured yet: `make report`"
+    return Figures([["adopt", "operator", _count(), *costs]], how)
 
 
 def _manifests(pools: Sequence[str], product: str) -> list[dict[str, object]]:
@@ -120,18 +133,18 @@ def _manifests(pools: Sequence[str], product: str) -> list[dict[str, object]]:
 
 def _nodes_of(pools: Sequence[str]) -> list[str]:
     """Return the names of all nodes of these pools."""
-    return [f"{pool}-{index:04}" for pool in pools for index in range(EACH)]
+    return [f"{pool}-{index:04}" for pool in pools for index in range(pool_size())]
 
 
 @contextmanager
 def spending(testbed: Testbed, *, stopped: bool = False) -> Iterator[list[Cell]]:
     """Yield a list to which the operator's costs of the block are added at its end: seconds, CPU seconds, peak memory
     in MiB, writes and reads. With `stopped` the operator does not run yet, and the block starts it."""
-    if stopped:
-        span, used = Spent(testbed.plane.audit_log.stat().st_size, 0, time.monotonic()), 0.0
-    else:
+    used = 0.0
+    if not stopped:
         reset_peak(testbed.operator.pid)
-        span, used = testbed.span(), cpu_ms(testbed.operator.pid)
+        used = cpu_ms(testbed.operator.pid)
+    span = testbed.span(stopped=stopped)
     costs: list[Cell] = []
     yield costs
     seconds, cpu = time.monotonic() - span.begun, (cpu_ms(testbed.operator.pid) - used) / 1000
@@ -145,7 +158,7 @@ def _adopt_by_loop(testbed: Testbed) -> Figures:
     begun, used = time.monotonic(), time.process_time()
     asyncio.run(large.relabel(testbed, everyone))
     costs = [time.monotonic() - begun, time.process_time() - used, None, len(everyone), 0]
-    return Figures([["adopt", "raw loop", COUNT, *costs]])
+    return Figures([["adopt", "raw loop", len(everyone), *costs]])
 
 
 def _start(testbed: Testbed) -> Figures:
@@ -154,14 +167,14 @@ def _start(testbed: Testbed) -> Figures:
     with spending(testbed, stopped=True) as costs:
         testbed.operator.start()
         start.wait_planned(testbed, PATIENCE)
-    return Figures([["start", "operator", COUNT, *costs]])
+    return Figures([["start", "operator", _count(), *costs]])
 
 
 def _idle(testbed: Testbed) -> Figures:
     """Wait for IDLE seconds in which nothing changes."""
     with spending(testbed) as costs:
         time.sleep(IDLE)
-    return Figures([["idle", "operator", COUNT, *costs]])
+    return Figures([["idle", "operator", _count(), *costs]])
 
 
 def _roll(testbed: Testbed) -> Figures:
@@ -174,11 +187,11 @@ def _roll(testbed: Testbed) -> Figures:
             testbed.edit(pool, SMALL_SLICES)
         testbed.wait_ready(ROLLING, PATIENCE)
     rolled = _nodes_of(ROLLING)
-    counted = large.efficiency("", testbed, span, len(rolled), AT_ONCE)
+    counted = large.efficiency("", testbed, span, len(rolled), pool_size())
     testbed.operator.stop()
     raw = asyncio.run(_loop(testbed, rolled))
     rows = [["roll", "operator", len(rolled), *costs], ["roll", "raw loop", len(rolled), *raw]]
-    return Figures(rows, f"{counted.how}; {COUNT:,} nodes in all")
+    return Figures(rows, f"{counted.how}; at most {pool_size()} at once; {_count():,} nodes in all")
 
 
 STEPS: Mapping[str, Callable[[Testbed], Figures]] = {
@@ -188,14 +201,13 @@ STEPS: Mapping[str, Callable[[Testbed], Figures]] = {
     "roll": _roll,
 }
 """The measurements on a copy of the adopted cluster, each with the function that takes it on an idle testbed."""
-NAMES = ("adopt", *STEPS)
 
 
 async def _loop(testbed: Testbed, node_names: Sequence[str]) -> list[Cell]:
-    """Change the nodes to whole GPUs as a script would that knows NVIDIA's labels, AT_ONCE at a time and as admin.
+    """Change the nodes to whole GPUs would that knows NVIDIA's labels, `pool_size` at a time and as admin.
     Returns seconds, CPU seconds, None, and the numbers of writes and reads. Raises KubeError if a call fails, and
     TimeoutError after PATIENCE."""
-    slots, verbs = asyncio.Semaphore(AT_ONCE), list[str]()
+    slots, verbs = asyncio.Semaphore(pool_size()), list[str]()
     begun, used = time.monotonic(), time.process_time()
     login = OfficialLogin(testbed.plane.kubeconfig)
     async with (

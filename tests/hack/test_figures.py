@@ -1,18 +1,15 @@
 """`make report`: what is measured goes into one file, and from there onto the page. Nothing is measured here."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hack.faultproxy.calls import Incoming
 from hack.faultproxy.faults import RandomRefusals
 from hack.figures import page
-from hack.figures.__main__ import MEASUREMENTS, main
-from hack.figures.fleet import divided
+from hack.figures.__main__ import FLEET, MEASUREMENTS, MeasurementError, in_process, main
+from hack.figures.fleet import STEPS, pool_size
 from hack.figures.page import NAMES, TABLES, Figures
-from hack.launch import ROOT
 
 from hack import generate
 
@@ -69,33 +66,57 @@ def test_a_measurement_alone_leaves_the_others_and_one_that_fails_keeps_its_earl
         "roll": Figures([["roll", "new"]]),
     }
     assert (
-        "idle: failed, so earlier figures stay: TimeoutError: the operator did not" in capsys.readouterr().out
+        "idle: failed, so earlier figures stay: TimeoutError: the operator did not fall silent\n"
+        "Try again: make report ONLY=idle\n"
+    ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "printed"),
+    [
+        ("print(*range(9), sep='\\n'); raise SystemExit(3)", 3, "4\n5\n6\n7\n8"),
+        ("", 0, "no line"),
+        ("print('[1]')", 0, r"\[1\]"),
+    ],
+    ids=["failed", "silent", "something else"],
+)
+def test_a_process_without_figures_is_named_with_its_last_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, status: int, printed: str
+) -> None:
+    (tmp_path / "broken.py").write_text(body)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    said = (
+        rf"^python -m broken now ended with exit status {status}, without figures\. Its .* printed {printed}$"
     )
+    with pytest.raises(MeasurementError, match=said):
+        in_process("broken", "now")
 
 
-@pytest.mark.parametrize("nodes", ["30", "0", "-100", "abc", "1e3", "²"])
-def test_a_fleet_without_a_node_for_each_pool_is_refused(nodes: str) -> None:
-    with pytest.raises(SystemExit, match=f"^NODES={nodes} is not a number of at least 50, one node for each"):
-        divided(nodes)
-    assert (divided("50"), divided("1049")) == (1, 20)
+def test_every_figure_of_the_fleet_is_adopt_or_a_step_after_it() -> None:
+    assert {"adopt", *STEPS} == set(FLEET)
 
 
-def test_the_command_says_what_is_wrong_with_the_number_of_nodes_and_measures_nothing(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "hack.figures",
-        "--only",
-        "idle",
-        "--file",
-        str(tmp_path / "measured.json"),
-    ]
-    environ = {**os.environ, "NODES": "abc"}
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("NODES=abc is not a number")
-    assert len(done.stderr.splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("nodes", ["30", "0", "-100", "abc", "1e3", "²", "25050"])
+def test_a_fleet_whose_pools_have_no_node_or_too_many_is_refused(nodes: str) -> None:
+    with pytest.raises(ValueError, match=f"^NODES={nodes} is not a number from 50 to 25049: use NODES=1000$"):
+        pool_size({"NODES": nodes})
+    assert [pool_size({"NODES": nodes}) for nodes in ("50", "1049", "25049", "")] == [1, 20, 500, 100]
+
+
+def test_the_command_says_what_is_wrong_with_the_number_of_nodes_and_measures_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NODES", "abc")
+    file = tmp_path / "measured.json"
+    assert main(["--only", "faulty,idle", "--file", str(file)], pytest.fail) == 2
+    assert capsys.readouterr() == (
+        "",
+        "hack.figures: NODES=abc is not a number from 50 to 25049: use NODES=1000\n",
+    )
+    assert not file.exists()
+    other = Figures([["healthy"]])
+    assert main(["--only", "faulty", "--file", str(file)], lambda _: other) == 0, "no fleet, so no NODES"
+    assert page.load(file) == {"faulty": other}
 
 
 def test_the_commit_of_figures_is_the_last_one_of_the_operator_and_says_if_it_was_changed(
