@@ -204,7 +204,8 @@ def validate(bundle: Path) -> None:
     # Its exit status says nothing: it is 0 after errors, too.
     problems = [line for line in (done.stdout + done.stderr).splitlines() if line and DEPRECATED not in line]
     if problems or done.returncode:
-        raise BundleError("\n".join([f"operator-verify refuses {bundle}:", *problems]))
+        remedy = "Correct hack/olm.py or the chart, and write the bundle again."
+        raise BundleError("\n".join([f"operator-verify refuses {bundle}:", *problems, remedy]))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from gpusharing.planning.vocabulary.lengths import counted
 from hack.images import advisories
 from hack.images.advisories import Advisory, AdvisoryError, AdvisoryHit
-from hack.images.contents import DEBIAN, PYPI, ImagePart, read_parts
+from hack.images.contents import DEBIAN, DIRTY, PYPI, ImagePart, read_parts
 from hack.release import notes
 from hack.release.index import ArchivedImage
 from hack.release.package import ROOT, UNKNOWN_SOURCE
@@ -74,11 +74,14 @@ def _find_wrong_commit(candidate: Candidate) -> Iterator[str]:
 
 
 def describe_wrong_commit(commit: str) -> str:
-    """Return a sentence unless the commit is 40 hexadecimal digits, otherwise an empty string. It is something else if
-    the checkout has changes or no commit."""
+    """Return a sentence unless the commit is 40 hexadecimal digits, otherwise an empty string. A commit of another form
+    belongs to a checkout with changes, or without a commit, or comes from $IMAGE_REVISION."""
     if re.fullmatch(r"[0-9a-f]{40}", commit):
         return ""
-    return f"the checkout is {commit}, and not at a commit without changes: commit or undo them"
+    if commit.endswith(DIRTY):
+        return f"the checkout at {commit.removesuffix(DIRTY)} has uncommitted changes: commit or undo them"
+    remedy = "commit it with git, and unset IMAGE_REVISION"
+    return f"the checkout's commit is {commit}, and not 40 hexadecimal digits: {remedy}"
 
 
 def _find_missing_ci(candidate: Candidate) -> Iterator[str]:

@@ -53,9 +53,11 @@ def read_archive(path: Path) -> ArchivedImage:
         _ = plain["platform"]["architecture"]  # ArchivedImage relies on it
         labels = config["config"].get("Labels", {})
     except KeyError as error:
-        raise LayoutError(f"{path} is no image that `make images` wrote: it lacks {error}") from error
+        raise LayoutError(
+            f"{path} is no image that `make images` wrote: it lacks {error}: run make images"
+        ) from error
     except (OSError, tarfile.TarError, ValueError, TypeError, AttributeError) as error:
-        raise LayoutError(f"{path} is no image that `make images` wrote: {error}") from error
+        raise LayoutError(f"{path} is no image that `make images` wrote: {error}: run make images") from error
     return ArchivedImage(plain, labels, blobs, hashlib.sha256(path.read_bytes()).hexdigest())
 
 

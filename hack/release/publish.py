@@ -20,7 +20,7 @@ from hack.release.prepare import Prepared
 
 MISSING = re.compile(r"MANIFEST_UNKNOWN|NAME_UNKNOWN")
 """What crane prints if a registry answers that it has no such image."""
-NEVER_MOVED = "a released tag is never moved"
+NEVER_MOVED = "a released tag is never moved: raise the version in pyproject.toml and prepare again"
 IMAGE_LINE = re.compile(r'^\s*(?:- )?image: "?([^"\s]+)"?$', re.MULTILINE)
 
 

@@ -37,5 +37,7 @@ def test_a_chart_that_is_published_is_found_again_and_another_one_of_its_version
         assert publisher.find_chart(first, tag) == ""
         digest = publisher.push_chart(first, charts)
         assert publisher.find_chart(first, tag) == digest
-        with pytest.raises(PublishError, match="another chart: a released tag is never moved"):
+        with pytest.raises(
+            PublishError, match="another chart: a released tag is never moved: raise the version in pyproject"
+        ):
             publisher.find_chart(other, tag)

@@ -96,7 +96,7 @@ def test_both_tags_name_it_and_neither_is_ever_moved(release: Release) -> None:
     tags = {tag: release.publisher.find_digest(f"{name}:{tag}") for tag in (version, f"v{version}", "v7")}
     assert tags == {version: release.published.image, f"v{version}": release.published.image, "v7": ""}
     other = replace(release.prepared, digest=f"sha256:{'0' * 64}")
-    with pytest.raises(PublishError, match="a released tag is never moved"):
+    with pytest.raises(PublishError, match="a released tag is never moved: raise the version in pyproject"):
         release.publisher.publish(other, release.out)
 
 

@@ -138,7 +138,7 @@ def test_a_checkout_with_changes_is_said_before_anything_is_prepared(
     monkeypatch.setenv("IMAGE_REVISION", f"{COMMIT}-dirty")
     assert main(["prepare", "7.0.0", "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith(
-        f"this release can be tried, but not published: the checkout is {COMMIT}-dirty, and not at a commit"
+        f"this release can be tried, but not published: the checkout at {COMMIT} has uncommitted changes: "
     )
 
 
@@ -323,7 +323,8 @@ def test_an_image_with_an_incomplete_index_is_refused_with_what_it_lacks(
                 member.size = len(data)
             after.addfile(member, io.BytesIO(data))
     with pytest.raises(
-        LayoutError, match=rf"spoiled\.tar is no image .*: it lacks '{lacking.split('.')[-1]}'"
+        LayoutError,
+        match=rf"spoiled\.tar is no image .*: it lacks '{lacking.split('.')[-1]}': run make images",
     ):
         read_archive(spoiled)
 
@@ -365,10 +366,16 @@ def test_an_image_that_ci_did_not_run_forbids_it(candidate: Candidate) -> None:
     )
 
 
+def test_a_checkout_without_a_commit_forbids_it(candidate: Candidate) -> None:
+    unknown, *_ = find_obstacles(replace(candidate, commit="unknown"))
+    assert unknown.startswith(
+        "the checkout's commit is unknown, and not 40 hexadecimal digits: commit it with git"
+    )
+
+
 def test_changes_that_no_commit_has_and_images_of_another_commit_forbid_it(candidate: Candidate) -> None:
     dirty, ci, *others = find_obstacles(replace(candidate, commit=f"{COMMIT}-dirty"))
-    assert "is at a commit without changes" not in dirty
-    assert f"the checkout is {COMMIT}-dirty" in dirty
+    assert dirty == f"the checkout at {COMMIT} has uncommitted changes: commit or undo them"
     assert "CI has not passed" in ci
     assert [
         re.match(r"the image for (\w+) is 0\.1\.0 at commit a+, and not", one) is not None for one in others
