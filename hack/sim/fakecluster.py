@@ -28,7 +28,7 @@ from hack.sim.fakefaults import Call, Faults, Hook, Write
 from hack.sim.fakelists import Lists
 from hack.sim.fakepods import Later, Pods
 from hack.sim.fakestore import Backup, Key, Store, StoredChange, copied
-from hack.sim.selectors import Matcher, matcher
+from hack.sim.selectors import Matcher, find_unsupported, matcher
 
 RESOLUTION = 1e-6
 """Seconds by which the event loop may wake a watch too early for its bookmark."""
@@ -343,9 +343,12 @@ def _call(identity: str, request: ApiRequest) -> Call:
 
 def _matcher(request: ApiRequest) -> Matcher:
     """Return a predicate for the request's label and field selectors. Raises Invalid for a selector that cannot be
-    parsed."""
+    parsed, and for a field by which an API server does not select objects of this kind."""
+    fields = request.query.get("fieldSelector", "")
+    if path := find_unsupported(request.resource.plural, fields):
+        raise Invalid(f"field label not supported: {path}")
     try:
-        return matcher(request.query.get("labelSelector", ""), request.query.get("fieldSelector", ""))
+        return matcher(request.query.get("labelSelector", ""), fields)
     except ValueError as error:
         raise Invalid(f"unable to parse requirement: {error}") from error
 

@@ -1,14 +1,33 @@
 """Label and field selectors as the API server reads them from a query, for FakeCluster."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+from hack.customresources import RESOURCES
 
 JSON = dict[str, Any]
 Matcher = Callable[[JSON], bool]
 BOOLEANS = {"spec.unschedulable", "spec.hostNetwork"}
 """The boolean fields by which an API server selects nodes and pods. If one is absent, it counts as false (Kubernetes:
 NodeToSelectableFields in pkg/registry/core/node/strategy.go, ToSelectableFields in that of pods)."""
+EVERYWHERE = ("metadata.name", "metadata.namespace")
+FIELDS: Mapping[str, Iterable[str]] = {
+    "pods": (
+        *("spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName"),
+        *("spec.hostNetwork", "status.phase", "status.podIP", "status.podIPs", "status.nominatedNodeName"),
+    ),
+    "nodes": ("spec.unschedulable",),
+    "events": (
+        *("reason", "type", "reportingController", "regarding.kind", "regarding.namespace", "regarding.name"),
+        *("regarding.uid", "regarding.apiVersion", "regarding.resourceVersion", "regarding.fieldPath"),
+    ),
+    "resourceslices": ("spec.nodeName", "spec.driver"),
+    **{one.plural: [path.removeprefix(".") for path in one.selectable] for one in RESOURCES},
+}
+"""The fields by which an API server selects objects of a kind, beside EVERYWHERE, by the kind's name in URLs. Events
+are those of events.k8s.io, without the old field `source` (Kubernetes: conversion.go in pkg/apis). Our kinds have the
+selectable fields of their CRDs."""
 
 _REQUIREMENT = re.compile(
     r"(?P<not>!?)\s*(?P<key>[\w./-]+)\s*"
@@ -21,6 +40,13 @@ def matcher(label_selector: str = "", field_selector: str = "") -> Matcher:
     Raises ValueError for a selector that cannot be parsed."""
     checks = [*_label_checks(label_selector), *_field_checks(field_selector)]
     return lambda obj: all(check(obj) for check in checks)
+
+
+def find_unsupported(plural: str, field_selector: str) -> str:
+    """Return the first field in a field selector by which an API server does not select objects of this kind, or an
+    empty string if there is none. `plural` is the kind's name in URLs."""
+    paths = (re.split("!?=", one, maxsplit=1)[0] for one in field_selector.split(",") if one)
+    return next((path for path in paths if path not in (*EVERYWHERE, *FIELDS.get(plural, ()))), "")
 
 
 def selects(selector: JSON | None, labels: dict[str, str]) -> bool:
@@ -56,15 +82,15 @@ def _label_checks(selector: str) -> Iterator[Matcher]:
     position = 0
     while position < len(selector):
         match = _REQUIREMENT.match(selector, position)
-        if not match:
+        if not match or (match["not"] and (match["op"] or match["set"])):
             raise ValueError(f"bad label selector {selector!r}")
         position = match.end()
         yield _label_check(match)
 
 
 def _label_check(match: re.Match[str]) -> Matcher:
-    """Return the predicate for one requirement. As in Kubernetes, != and notin also match an object without the label.
-    A `!` before a requirement that has an operator is ignored."""
+    """Return the predicate for one requirement. As in Kubernetes, != and notin also match an object without the
+    label."""
     key = match["key"]
     if match["op"]:
         operator, values = ("NotIn" if match["op"] == "!=" else "In"), [match["value"]]
