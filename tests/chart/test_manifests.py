@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hack.cache import UnavailableError
 from hack.cluster.api import Api, Object
 from hack.cluster.install import object_path
 from hack.manifests import FIRST, RELEASE_NAMESPACE, install_manifest, main
 from tests.chart.charts import CHART, IMAGE, LOADER, ROOT, Helm
 from tests.chart.cluster import Installed, is_there
 
-from hack import launch, olm
+from hack import olm
 
 REPOSITORY = IMAGE[1].partition("=")[2]
 DIGEST = "sha256:" + "a" * 64
@@ -61,19 +60,17 @@ def test_the_command_says_why_helm_refuses_an_image_and_writes_nothing(
 
 
 @pytest.mark.parametrize("command", [main, olm.main], ids=["install.yaml", "bundle"])
-def test_each_command_says_why_helm_is_missing_and_writes_nothing(
+def test_each_command_says_why_helm_cannot_be_built_and_writes_nothing(
     command: Callable[[list[str]], int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def missing(name: str) -> Path:
-        raise UnavailableError(f"{name} must be built with Go: install Go")
-
-    monkeypatch.setattr(launch, "program", missing)
-    target = tmp_path / "target"
+    cache, target = tmp_path / "cache", tmp_path / "target"
+    cache.write_text("no folder")
+    monkeypatch.setenv("GPUSHARING_CACHE", str(cache))
     assert command([REPOSITORY, "--target", str(target)]) == 1
-    assert capsys.readouterr().err == "helm must be built with Go: install Go\n"
+    assert capsys.readouterr().err.startswith(f"Nothing can be kept in the cache {cache}")
     assert not target.exists()
 
 
