@@ -4,10 +4,11 @@ each.
 All parts are run, and the check fails if one of them fails or cannot run. LEAVE_OUT leaves a rung out on purpose
 (hack/required.py); CI never sets it. The last line counts the tests of all parts.
 
-Rungs 3 and 4 wait for programs most of the time, so each of them runs in parallel to other parts. Tests that compute
-have as many workers as there are cores; tests that wait for a control plane have more. The fault matrix runs last and
-alone. It always runs the same sample, so that no commit fails because of a fault that the commit before it would have
-met as well. If the machine is so slow that an hour has passed by then, it runs only a third of the sample.
+Rungs 3 and 4 wait for programs most of the time, so they run one after the other in parallel to all other parts. Tests
+that compute have as many workers as there are cores; tests that wait for a control plane have more. The fault matrix
+is the last of the other parts. It always runs the same sample, so that no commit fails because of a fault that the
+commit before it would have met as well. If the machine is so slow that an hour has passed by then, it runs only a third
+of the sample.
 
 The system's Python runs this file before .venv exists, so the file imports nothing but the standard library.
 """
@@ -74,20 +75,18 @@ class Checks:
             asyncio.get_running_loop().add_signal_handler(number, self._stop)
         if status := await self._part("setup", "make", "setup"):
             return status
-        programs = self._beside("programs", self._programs)
+        programs = asyncio.create_task(self._logged("programs", self._programs))
         await self._verb("verify", PYTHON, "-m", "hack.verify", "--without-tests")
         await self._verb("docs", "make", "docs")
         await programs  # A program that could not be built fails the tests that need it, which say so.
-        rung3 = self._beside("test-nvidia", self._rung3)
+        waiting = asyncio.create_task(self._rungs_3_and_4())
         for name in ("test", "test-long", "test-hack"):
             await self._verb(name, "make", name, "WORKERS=logical")
-        self._failed |= bool(await rung3)
-        rung4 = self._beside("e2e", self._rung4)
         # Several scenarios run in parallel (hack/sidebyside.py), because each spends a third of its time waiting.
         await self._verb("test-crash", "make", "test-crash", "WORKERS=4")
         await self._verb("test-cluster", "make", "test-cluster", "WORKERS=auto")
-        self._failed |= bool(await rung4)
         slow = await self._faults()
+        await waiting
         if self._stopped:
             return STOPPED
         return self._report(slow)
@@ -140,17 +139,14 @@ class Checks:
 
     async def _verb(self, name: str, *command: str) -> None:
         """Run a part. If it fails, the run fails at its end."""
-        self._failed |= bool(await self._part(name, *command))
+        # Not `|=`, which would overwrite a failure that another task notes meanwhile.
+        if await self._part(name, *command):
+            self._failed = True
 
-    def _beside(self, name: str, parts: Parts) -> asyncio.Task[int]:
-        """Start parts that run in parallel to others, with their output in build/`name`.log. The task prints that log
-        once the parts have ended, and returns their status."""
-        return asyncio.create_task(self._logged(BUILD / f"{name}.log", parts))
-
-    async def _logged(self, path: Path, parts: Parts) -> int:
-        """Run the parts with their output in the file `path`, print the file once they have ended, and return their
-        status."""
-        with path.open("w+", errors="replace") as out:
+    async def _logged(self, name: str, parts: Parts) -> int:
+        """Run parts with their output in build/`name`.log, print that file once they have ended, and return their
+        status. In this way parts that run in parallel to others do not mix their output with that of the others."""
+        with (BUILD / f"{name}.log").open("w+", errors="replace") as out:
             status = await parts(out)
             out.seek(0)
             print(out.read(), end="", flush=True)
@@ -164,6 +160,12 @@ class Checks:
             or await self._part("promtool", PYTHON, "-m", "hack.promtool", "--install", out=out)
             or await self._part("browser", PYTHON, "-m", "hack.browser", out=out)
         )
+
+    async def _rungs_3_and_4(self) -> None:
+        """Run rung 3, and then rung 4 even if rung 3 failed. If either fails, the run fails at its end."""
+        for name, parts in (("test-nvidia", self._rung3), ("e2e", self._rung4)):
+            if await self._logged(name, parts):
+                self._failed = True
 
     async def _rung3(self, out: IO[str]) -> int:
         """Run the tests with NVIDIA's programs (rung 3), and return the status of `make test-nvidia`."""

@@ -116,6 +116,22 @@ def test_calls_side_by_side_end_together() -> None:
     assert [name for name in SHIPPED if "asyncio.gather" in PYTHON[name]] == []
 
 
+def lost_updates(text: str) -> list[int]:
+    """Return the lines that add what they await to an attribute (`self.failed |= await ask()`). Python reads the
+    attribute before it waits, so what another task has written to it meanwhile is overwritten."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.AugAssign) and not isinstance(node.target, ast.Name)
+        if any(isinstance(part, ast.Await) for part in ast.walk(node.value))
+    ]
+
+
+def test_nothing_is_added_to_an_attribute_while_others_may_change_it() -> None:
+    assert {name: lines for name, text in PYTHON.items() if (lines := lost_updates(text))} == {}
+    assert lost_updates("async def f():\n    self.failed |= bool(await g())\n    total += await g()") == [2]
+
+
 def test_functions_are_short() -> None:
     long = {
         f"{name}:{node.lineno} {node.name}": length

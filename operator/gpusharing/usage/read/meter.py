@@ -111,8 +111,7 @@ async def read_metered(
     cannot be read, a remark says so. Raises Trouble if another query fails, if Prometheus has no data of the meter in
     the window, or if a node was metered twice. In a bill by a label, also raises Trouble if GPUs were held but no
     namespace had the label on any day."""
-    metered = MeteredPools()
-    metered.missing += await _gaps(prometheus, query)
+    metered = MeteredPools(missing=await _gaps(prometheus, query))
     unpriced: dict[tuple[str, str], float] = {}
     parts, gpus, rivals = dict[NodePool, float](), dict[NodePool, float](), set[str]()
     labelled, unlabelled, teams = False, 0, Teams()
