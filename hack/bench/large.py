@@ -159,22 +159,29 @@ def _seconds(requests: Sequence[AuditedRequest]) -> float:
     return (max(moments) - min(moments)).total_seconds()
 
 
+RAW_PATCH: JSON = {
+    "metadata": {
+        "annotations": {
+            f"{names.PREFIX}bench-label": "raw",
+            f"{names.PREFIX}bench": '{"v":1,"policy":"fleet","migConfig":"","pluginConfig":"fleet-0000000",'
+            '"correctedGeneration":0,"retry":""}',
+        }
+    }
+}
+"""What the raw loop writes to a node. It is as large as the label and the annotation with which the operator adopts a
+node, but two annotations: admission lets the operator's user write only labels that mean something to the operator."""
+
+
 async def relabel(testbed: Testbed, node_names: Sequence[str]) -> None:
-    """Patch each node with a label and an annotation, as the operator's user and PARALLEL nodes at a time. The bodies
-    are as large as the operator's. Writes a kubeconfig of that user into the testbed's folder. Raises KubeError if a
-    PATCH fails."""
+    """Send RAW_PATCH to each node, as the operator's user and to PARALLEL nodes at a time. Writes a kubeconfig of that
+    user into the testbed's folder. Raises KubeError if a PATCH fails."""
     path = launch.operator_kubeconfig(testbed.plane.kubeconfig, testbed.directory)
     slots = asyncio.Semaphore(PARALLEL)
-    record = '{"v":1,"policy":"fleet","migConfig":"","pluginConfig":"fleet-0000000","correctedGeneration":0,"retry":""}'
     async with HttpClient(OfficialLogin(path)) as client:
 
         async def patch(name: str) -> None:
-            """Patch one node with a label and an annotation."""
-            metadata = {
-                "labels": {f"{names.PREFIX}bench": "raw"},
-                "annotations": {f"{names.PREFIX}bench": record},
-            }
+            """Send RAW_PATCH to one node."""
             async with slots:
-                await client.patch(NODES, name, {"metadata": metadata})
+                await client.patch(NODES, name, RAW_PATCH)
 
         await asyncio.gather(*(patch(name) for name in node_names))

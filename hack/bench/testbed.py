@@ -15,7 +15,7 @@ from hack import launch
 from hack.bench import image
 from hack.bench.machine import read_metric
 from hack.cluster import install, nodes
-from hack.cluster.api import Api, Object, in_parallel
+from hack.cluster.api import MERGE_PATCH, Api, ApiError, Object, in_parallel
 from hack.cluster.audit import AuditedRequest, read_requests
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import free_ports, wait_until
@@ -24,6 +24,8 @@ OPERATOR = f"system:serviceaccount:{launch.NAMESPACE}:{launch.SERVICE_ACCOUNT}"
 NODE_SOFTWARE = "simulated-node-software"
 """User agent of the simulators (hack/sim/__main__.py)."""
 LEASES = "leases"
+CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gpusharingpolicies.gpusharing.dev"
+CRD_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +265,10 @@ def open_testbed(
     with ControlPlane(directory, Options(audit=True)) as plane, tempfile.TemporaryDirectory() as folder:
         files = Path(folder)
         install.install_gpu_operator(plane.api)
+        if directory is not None:
+            wait_until(
+                lambda: _changes_crd(plane.api), CRD_SECONDS, "the API server to accept changes of the CRD"
+            )
         launch.install_chart(plane.kubeconfig)
         port = free_ports(1)[0]
         settings = {**SHELL_DEFAULTS, **settings, "metrics_port": str(port)}
@@ -275,6 +281,20 @@ def open_testbed(
             testbed = Testbed(plane, files, operator, port, factor)
             testbed.wait_started()
             yield testbed
+
+
+def _changes_crd(api: Api) -> bool:
+    """Whether the API server would accept a change of the policies' CRD, or has no such CRD. Within half a minute after
+    it has started it refuses every change, as long as it does not know the kind of the parameters of
+    rollback-check.yaml, which the CRD defines; helm would fail. Raises ApiError if it refuses for another reason."""
+    try:
+        api.request("PATCH", CRD, {}, MERGE_PATCH, dryRun="All")
+    except ApiError as error:
+        if "failed to find resource referenced by paramKind" in error.message:
+            return False
+        if error.status != 404:
+            raise
+    return True
 
 
 def _answers(port: int) -> bool:

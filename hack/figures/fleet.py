@@ -153,7 +153,7 @@ def spending(testbed: Testbed, *, stopped: bool = False) -> Iterator[list[Cell]]
 
 
 def _adopt_by_loop(testbed: Testbed) -> Figures:
-    """Let the raw loop write a label and an annotation to every node, as the adoption does."""
+    """Let the raw loop patch every node once, with as many bytes as the adoption writes to it."""
     everyone = _nodes_of(POLICIES)
     begun, used = time.monotonic(), time.process_time()
     asyncio.run(large.relabel(testbed, everyone))

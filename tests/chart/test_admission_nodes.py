@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hack.bench.large import RAW_PATCH
 from hack.cluster.api import MERGE_PATCH, Api, ApiError, Object
 from hack.cluster.process import wait_until
 from tests.chart.charts import CHART
@@ -78,10 +79,11 @@ def test_on_a_node_without_the_label_of_gpu_nodes_the_operator_may_not(
     assert "chart value admission.nodeLabels" in message
 
 
-@pytest.mark.parametrize("what", ADDITIONS)
+@pytest.mark.parametrize("what", [*ADDITIONS, "be measured"])
 def test_on_a_node_with_the_label_the_operator_may(plain: Api, operator: Api, what: str) -> None:
     plain.merge_patch(PATH, {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "true"}}})
-    assert dry(operator, PATH, ADDITIONS[what][0]) == 200
+    patch = ADDITIONS[what][0] if what in ADDITIONS else RAW_PATCH
+    assert dry(operator, PATH, patch) == 200
 
 
 def test_the_operator_may_not_write_the_label_itself(plain: Api, operator: Api) -> None:
