@@ -8,7 +8,7 @@ Rungs 3 and 4 wait for programs most of the time, so they run one after the othe
 that compute have as many workers as there are cores; tests that wait for a control plane have more. The fault matrix
 is the last of the other parts. It always runs the same sample, so that no commit fails because of a fault that the
 commit before it would have met as well. If the machine is so slow that an hour has passed by then, it runs only a third
-of the sample.
+of the sample. Of the long tests of rung 1, those marked `thorough` are left to `make test-all`.
 
 The system's Python runs this file before .venv exists, so the file imports nothing but the standard library.
 """
@@ -80,8 +80,9 @@ class Checks:
         await self._verb("docs", "make", "docs")
         await programs  # A program that could not be built fails the tests that need it, which say so.
         waiting = asyncio.create_task(self._rungs_3_and_4())
-        for name in ("test", "test-long", "test-hack"):
-            await self._verb(name, "make", name, "WORKERS=logical")
+        await self._verb("test", "make", "test", "WORKERS=logical")
+        await self._verb("test-long", "make", "test-long", "WORKERS=logical", "ARGS=-m 'not thorough'")
+        await self._verb("test-hack", "make", "test-hack", "WORKERS=logical")
         # Several scenarios run in parallel (hack/sidebyside.py), because each spends a third of its time waiting.
         await self._verb("test-crash", "make", "test-crash", "WORKERS=4")
         await self._verb("test-cluster", "make", "test-cluster", "WORKERS=auto")

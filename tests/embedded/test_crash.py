@@ -22,17 +22,26 @@ MOST_TOLD = 8
 PARTS = 3
 """One test kills at every third write of a scenario: workers side by side share a long one."""
 
+KILLS = [
+    pytest.param(when, part, id=f"{when}-{part}", marks=() if part == in_ci else pytest.mark.thorough)
+    for when, in_ci in (("before", 1), ("after", 2))
+    for part in range(1, PARTS + 1)
+]
+"""Before or after which write the operator is killed, and at which third of all writes. `.ci/run` takes another third
+of them before and after; `make test-long` takes all."""
+
 WIDEST = (
     "mig-manager fails and the node goes back to what it was",
     "pods that leave in every manner",
 )
 """The two scenarios that `make test` kills at every write. Of all pairs this one runs most of the operator's code, 88 %
 of the lines that all scenarios together reach: MIG nodes pass the point of no return and are rolled back while both
-ConfigMaps change, and pods leave by eviction, by themselves and by force. CI plays all scenarios."""
+ConfigMaps change, and pods leave by eviction, by themselves and by force. `make test-long` plays the others, and CI a
+third of their kills."""
 
 
 def scenarios(names: Iterable[str], *short: str) -> list[ParameterSet]:
-    """Return a parameter for each scenario; all but the `short` ones are marked `long` and left to CI."""
+    """Return a parameter for each scenario; all but the `short` ones are marked `long`."""
     return [pytest.param(name, marks=() if name in short else pytest.mark.long) for name in names]
 
 
@@ -63,8 +72,7 @@ def all_complaints(name: str, writes: Writes, death: Happening) -> str:
     )
 
 
-@pytest.mark.parametrize("part", range(1, PARTS + 1))
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("when", "part"), KILLS)
 @pytest.mark.parametrize("name", scenarios(GOLDEN, *WIDEST))
 def test_an_operator_killed_at_any_write_is_replaced_by_one_that_reaches_the_same_end(
     name: str, when: When, part: int
@@ -73,8 +81,7 @@ def test_an_operator_killed_at_any_write_is_replaced_by_one_that_reaches_the_sam
     assert not found, found
 
 
-@pytest.mark.parametrize("part", range(1, PARTS + 1))
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("when", "part"), KILLS)
 @pytest.mark.parametrize(
     "name",
     scenarios(

@@ -31,6 +31,7 @@ PARTS = (
 )
 MORE_PARTS = ("needs", "e2e", "sweep", "test-crash", "test-cluster", "test-faults")
 FAULTS = "make test-faults SEED=1"
+LONG = "make test-long WORKERS=logical ARGS=-m 'not thorough'"
 VERIFY, TOOLS = "hack.verify", "hack.cluster.toolchain"
 SECONDS = 60.0
 # A stand-in notes how it was called, says what is in the file of its name, and ends with the status in another one;
@@ -141,16 +142,23 @@ def test_only_a_full_run_of_a_commit_leaves_that_commit_for_a_release(notes: Pat
     assert not passed.exists(), "something was left out"
 
 
-@pytest.mark.parametrize("step", [NEEDS, "hack.promtool", VERIFY, "make test-nvidia", "make setup"])
-def test_a_run_that_is_told_to_end_ends_the_step_that_it_is_at_and_fails(notes: Path, step: str) -> None:
-    (notes / f"{step}.stays").touch()
+@pytest.mark.parametrize(
+    "steps",
+    [["make setup"], [VERIFY], ["hack.promtool"], ["make test-nvidia", RUNG2], [NEEDS, RUNG2]],
+    ids=lambda steps: steps[0],
+)
+def test_a_run_that_is_told_to_end_ends_the_steps_that_it_is_at_and_fails(
+    notes: Path, steps: list[str]
+) -> None:
+    for step in steps:
+        (notes / f"{step}.stays").touch()
     with start(notes) as script:
         stay = notes / "stay"
-        wait_until(lambda: text_of(stay).endswith("\n"), SECONDS, f"{step} to run")
+        wait_until(lambda: text_of(stay).count("\n") == len(steps), SECONDS, f"{steps} to run")
         script.terminate()
         script.communicate(timeout=SECONDS)
     assert script.returncode != 0
-    assert not pid_exists(int(stay.read_text()))
+    assert [pid for pid in stay.read_text().split() if pid_exists(int(pid))] == []
     assert FAULTS not in calls(notes)
 
 
@@ -195,7 +203,7 @@ def test_the_end_says_the_status_and_the_seconds_of_each_part_and_counts_the_tes
         VERIFY,
         "make docs",
         "make test WORKERS=logical",
-        "make test-long WORKERS=logical",
+        LONG,
         "make test-hack WORKERS=logical",
         "make test-crash WORKERS=4",
         "make test-nvidia",
