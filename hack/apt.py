@@ -21,9 +21,10 @@ def alone_with_apt() -> Iterator[None]:
 
 
 def install(*packages: str) -> None:
-    """Update the package lists and install these Debian packages; apt-get's output goes to stderr. Does nothing if no
-    package is named, if there is no apt-get, or if we are not root. Raises UnavailableError if apt-get fails, if
-    another of our processes runs apt for more than an hour, or if our cache cannot be written."""
+    """Update the package lists and install these Debian packages without those that they only recommend, while we hold
+    our lock for running apt; apt asks no questions, tries a failed download 3 times more, and its output goes to
+    stderr. Does nothing if no package is named, if there is no apt-get, or if we are not root. Raises UnavailableError
+    if apt-get fails, if another of our processes runs apt for more than an hour, or if our cache cannot be written."""
     if not packages or shutil.which("apt-get") is None or os.geteuid() != 0:
         return
     environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}

@@ -36,7 +36,7 @@ def make_once(directory: Path, name: str, make: Callable[[Path], None]) -> Path:
     as in `helm-v4.3.1-e342a155371d`: `_sweep` relies on it.
 
     Raises UnavailableError if the cache cannot be written, or another process holds the lock for too long. Exceptions
-    of `make` that are not about the cache pass through.
+    of `make` that are not about the cache pass through. After any of them nothing of the unfinished folder stays.
     """
     if directory.is_dir():
         return directory
@@ -79,10 +79,12 @@ def _not_writable(root: Path, error: OSError) -> UnavailableError:
 
 @contextmanager
 def alone(lock: Path, doing: str, patience: float = PATIENCE) -> Iterator[Path]:
-    """Hold the lock file `lock` in the `with` block, and yield its path. Only one process at a time can hold it.
-    `doing` describes the work to the processes that wait, as in "building helm". The system releases the lock of a
-    process that ends, even of one that is killed. Raises UnavailableError if another process holds the lock for
-    `patience` seconds, and OSError if the file cannot be created."""
+    """Hold the lock file `lock` in the `with` block, and yield its path. Only one process at a time can hold it, and
+    only once: a second `alone` inside the block would wait for the first. `doing` describes the work to the processes
+    that wait, as in "building helm". The file contains the pid of the holder, is emptied at the end of the block, and
+    is never removed. The system releases the lock of a process that ends, even of one that is killed. Raises
+    UnavailableError if another process holds the lock for `patience` seconds, and OSError if the file cannot be
+    created."""
     with lock.open("a+") as file:
         _wait(file, doing, patience)
         file.truncate(0)
@@ -151,7 +153,8 @@ APP = "gpu-sharing-operator"
 
 def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the folder for built programs, which need not exist. It is the folder APP in `$GPUSHARING_CACHE`,
-    otherwise in `$XDG_CACHE_HOME`, otherwise in `~/.cache`; an empty variable counts as unset."""
+    otherwise in `$XDG_CACHE_HOME`, otherwise in `~/.cache`; an empty variable counts as unset, and `~` is the home
+    folder. `environ` replaces our environment."""
     chosen = environ.get("GPUSHARING_CACHE") or environ.get("XDG_CACHE_HOME")
     if chosen:
         return Path(chosen).expanduser() / APP
@@ -159,9 +162,9 @@ def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def state_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder for running control planes, which need not exist: `$GPUSHARING_STATE` itself; otherwise, if
-    `$XDG_RUNTIME_DIR` is a writable folder, APP in it; otherwise `run` in the cache. It holds keys and tokens of the
-    control planes, so callers must make it readable by its owner only."""
+    """Return the folder for running control planes, which need not exist: `$GPUSHARING_STATE` itself if it is not
+    empty; otherwise, if `$XDG_RUNTIME_DIR` is a writable folder, APP in it; otherwise `run` in the cache. It holds keys
+    and tokens of the control planes, so callers must make it readable by its owner only."""
     if chosen := environ.get("GPUSHARING_STATE"):
         return Path(chosen).expanduser()
     runtime = environ.get("XDG_RUNTIME_DIR")

@@ -175,7 +175,7 @@ class Checks:
     async def _rung4(self, out: IO[str]) -> int:
         """Install what the tests with real kubelets (rung 4) need, run these tests for at most 35 minutes, and then
         remove the nodes that a killed run has left behind, even after a signal. Returns the first status that is not 0,
-        or 0. If the needs cannot be installed, nothing else is run."""
+        in the order of these parts, or 0. If the needs cannot be installed, nothing else is run."""
         if status := await self._part("needs", PYTHON, "-m", "hack.realnode.needs", "--install", out=out):
             return status
         status = await self._part("e2e", "timeout", "--kill-after=90", "35m", "make", "e2e", out=out)
@@ -218,7 +218,7 @@ class Checks:
 
 def count_tests() -> Counter[str]:
     """Return how many tests passed, failed and were skipped, with these three words as keys, summed over the files
-    build/report-*.txt. Only the first line of each file is read. Empty if no file has such a number."""
+    build/report-*.txt. Only the first line of each file is read. Empty if no first line has such a number."""
     total: Counter[str] = Counter()
     for path in BUILD.glob("report-*.txt"):
         line = path.read_text().partition("\n")[0]

@@ -87,8 +87,9 @@ def find_go(what: str) -> str:
 def run_go(
     what: str, command: Sequence[str], cwd: Path, environ: Mapping[str, str], *, minutes: int, again: str
 ) -> None:
-    """Run `go` with the arguments `command` in the folder `cwd`, and say on stderr that `what` is being built and that
-    this takes about `minutes` on two cores.
+    """Run `go` with the arguments `command` in the folder `cwd`, with `environ` as its whole environment and without a
+    time limit. Say on stderr that `what` is being built and that this takes about `minutes` on two cores, and at the
+    end how long it took.
 
     Raises UnavailableError if Go is missing or too old, or if the build fails. The message about a failed build tells
     the user to run the shell command `again` once the cause is removed.
@@ -104,8 +105,9 @@ def run_go(
 
 def failure(what: str, output: str, again: str) -> UnavailableError:
     """Return the error for a failed build. Its message has the statement `what`, the cause, the remedy for the cause,
-    and the command `again`. Only the last TAIL lines of Go's output are searched for a cause in CAUSES. If none
-    matches, the message quotes these lines."""
+    and the command `again`. Only the last TAIL lines of Go's output are searched for a cause in CAUSES, where the first
+    one that matches counts; empty lines and those about downloads are left out beforehand. If none matches, the message
+    quotes these lines."""
     lines = [line for line in output.splitlines() if line and not line.startswith("go: downloading")][-TAIL:]
     for pattern, remedy in CAUSES:
         if found := re.search(pattern, "\n".join(lines)):

@@ -48,8 +48,9 @@ class SchemaError(ValueError):
 def structural_schema(model: type[object], *, written_by_us: bool = False) -> Schema:
     """Return the structural schema of a type.
 
-    `written_by_us` is for the types of a status: null stays allowed where it has a meaning, and no default is set,
-    because the writers of a status write every field.
+    `written_by_us` is for the types of a status: null stays allowed where the type allows it, and no default is set,
+    because the writers of a status write every field. Without it no field is nullable, and defaults are set as
+    `_Rewrite._says_something` says.
 
     Raises:
         SchemaError: the type uses something that a structural schema cannot express, or a key that is not known here.
@@ -83,9 +84,9 @@ class _Rewrite:
 
     def node(self, source: Mapping[str, Any], at: str) -> Schema:
         """Return the structural schema of the node `source`, without $ref, titles and null branches. Where null was
-        allowed, the result is `nullable` if `keep_null`. A node that is an integer or a string has no `anyOf`. A
-        default is kept if `_says_something` holds for it. `at` is the path of the node, for error messages. Raises
-        SchemaError."""
+        allowed, the result is `nullable` if `keep_null`. A node that is an integer or a string has no `anyOf`, and one
+        that keeps unknown fields may only have the keys that `_check_value_validation` allows. A default is kept if
+        `_says_something` holds for it. `at` is the path of the node, for error messages. Raises SchemaError."""
         merged, nullable = _without_null(self._resolve(source), at)
         merged = self._resolve(merged)
         if merged.get("x-kubernetes-int-or-string"):
@@ -139,8 +140,9 @@ class _Rewrite:
 
 
 def _reading_order(key: str) -> int:
-    """Return a number by which the keys of a schema are sorted: type and description come first, nested schemas
-    last."""
+    """Return a number by which the keys of a schema are sorted: type and description come first, validation rules,
+    required names and nested schemas last. All other keys get 0, so that a stable sort leaves them in their order
+    between these."""
     first = ("type", "description")
     last = ("x-kubernetes-validations", "required", "properties", "additionalProperties", "items")
     if key in first:
@@ -163,22 +165,26 @@ def _without_null(schema: Schema, at: str) -> tuple[Schema, bool]:
 
 
 def _is_value_validation(branches: Sequence[Schema]) -> bool:
-    """Whether the branches have only keys that restrict a value, and so no type and no $ref: each one only restricts
-    the values of the node that contains it."""
+    """Whether each branch only restricts the values of the node that contains it: its keys are bounds (_BOUNDS),
+    `anyOf`, `allOf`, `oneOf`, `not`, `items` or `properties`, and so no type and no $ref. What is inside these is not
+    checked. True if there are no branches."""
     return all(set(branch) <= _BOUNDS | _JUNCTORS | {"items", "properties"} for branch in branches)
 
 
 def _check_value_validation(schema: Schema, at: str) -> None:
-    """Raise SchemaError if a node without a type contains keys that need one."""
+    """Raise SchemaError if a node that keeps unknown fields, and so has no type, has another key than bounds (_BOUNDS),
+    `anyOf`, `allOf`, `oneOf`, `not`, a description, a default, and the mark that it keeps unknown fields."""
     allowed = _BOUNDS | _JUNCTORS | {"description", "default", "x-kubernetes-preserve-unknown-fields"}
     if unknown := set(schema) - allowed:
         raise SchemaError(f"{at}: {sorted(unknown)} cannot stand in a node without type")
 
 
 def _assert_structural(schema: Schema, at: str) -> None:
-    """Check the rules of structural schemas that a rewrite could break, and our own: every field has a description,
-    and every list, string and map has a maximum length. Nodes that keep unknown fields or are an integer or a
-    string are not checked. Raises SchemaError."""
+    """Check `schema` and all schemas in it by the rules of structural schemas that a rewrite could break, and by our
+    own. The type must be object, array, string, integer or boolean; `properties` and `additionalProperties` exclude
+    each other; every named field below the top has a description; and every list, string and map has a maximum length
+    (`_assert_bounded`). Nodes that keep unknown fields or are an integer or a string are not checked, nor is what is in
+    them. `at` is the path for the message. Raises SchemaError at the first violation."""
     if schema.get("x-kubernetes-preserve-unknown-fields") or schema.get("x-kubernetes-int-or-string"):
         return
     kind = schema.get("type")

@@ -146,8 +146,8 @@ RESOURCES = (POLICY, GPUNODE)
 
 
 def custom_resource_definition(resource: CustomResource) -> Schema:
-    """Return the manifest of one resource's CustomResourceDefinition. Raises SchemaError if a type has no structural
-    schema."""
+    """Return the manifest of one resource's CustomResourceDefinition. It is cluster-scoped, and has one version, which
+    is served and stored, with the status as a subresource. Raises SchemaError if a type has no structural schema."""
     singular = resource.kind.lower()
     return {
         "apiVersion": "apiextensions.k8s.io/v1",

@@ -425,7 +425,8 @@ def _variable(name: Variable) -> dict[str, Any]:
 
 def _chosen(name: str) -> dict[str, Any]:
     """Return a variable, in Grafana's JSON model, for which the user selects some or all values of a label in
-    Prometheus."""
+    Prometheus. All are selected at first, and mean any value, also none. `name` must be a key of VALUES, which has the
+    query for the values."""
     return {
         "name": name,
         "label": name.capitalize(),
@@ -456,8 +457,9 @@ def _placed(panels: tuple[Panel, ...]) -> list[dict[str, Any]]:
 
 
 def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
-    """Return a panel in Grafana's JSON model. `number` is its id, and `place` its position and size on the grid. A
-    stat shows 0 instead of "No data", and a panel without a legend uses its title as legend."""
+    """Return a panel in Grafana's JSON model. `number` is its id, and `place` its position and size on the grid. The
+    axis begins at 0. Values are green, and with `alarm` red from 1 on. A stat shows 0 instead of "No data", and a panel
+    without a legend uses its title as legend."""
     steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
     if panel.alarm:
         steps.append({"color": "red", "value": 1})

@@ -18,8 +18,9 @@ SITE = ROOT / "build" / "site"
 
 
 def main() -> int:
-    """Recreate the environment if its lock or our Python has changed, build the site, and return the exit status of
-    mkdocs, or of pip if it cannot install the lock."""
+    """Recreate the environment if its lock or our Python has changed, build the site in SITE, which is emptied first,
+    and return the exit status of mkdocs, for which a warning is a failure, or of pip if it cannot install the lock;
+    then no site is built, and the next call tries again."""
     stamp, wanted = (
         VENV / "set-up.sha256",
         hashlib.sha256(sys.version.encode() + LOCK.read_bytes()).hexdigest(),

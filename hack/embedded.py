@@ -99,9 +99,10 @@ class Embedded:
     log: list[str] = field(default_factory=list)
 
     def start_operator(self, client: KubeClient | None = None) -> Loop:
-        """Start a new operator, which knows nothing about earlier ones, and return its loop. It calls the API with
-        `client`, by default a client of the cluster. Sets `loop`, `lease` and `client` to those of the new
-        operator; an earlier operator is not ended."""
+        """Start a new operator, which knows nothing about earlier ones, and return its loop. It runs as a task of the
+        running event loop, and works as soon as it has the Lease. It calls the API with `client`, by default a client
+        of the cluster. Sets `loop`, `lease` and `client` to those of the new operator; an earlier operator is not
+        ended."""
         self.operators += 1
         identity = f"operator-{self.operators}"
         client = self.client = MortalClient(client or self.cluster.client("operator"))
@@ -164,7 +165,7 @@ class Embedded:
 
     def apply(self, manifest: JSON) -> JSON:
         """Create a policy, or replace the spec of an existing one as `kubectl apply` would, so that fields missing in
-        the manifest are removed. Return a copy of the policy as stored."""
+        the manifest are removed; its metadata stay as they are. Return a copy of the policy as stored."""
         name = manifest["metadata"]["name"]
         if any(raw["metadata"]["name"] == name for raw in self.cluster.objects(POLICIES)):
             return self.cluster.patch(
@@ -321,8 +322,9 @@ async def embedded(
     sim: Mapping[str, Any] | None = None,
     **setup: Unpack[EmbeddedOptions],
 ) -> AsyncIterator[Embedded]:
-    """Start a SIMULATED cluster with these nodes, and yield it. `factor` is the speed of the simulation, `workloads`
-    are maintained from the start, and `sim` holds settings of the simulators.
+    """Start a SIMULATED cluster with these nodes, and yield it. No operator runs until `start_operator` is called.
+    `factor` is the speed of the simulation, `workloads` are maintained from the start, and `sim` holds settings of the
+    simulators.
 
     The operator, the node software and the workloads are ended with the context. If one of them had failed, its error
     is raised then, the operator's first.

@@ -151,7 +151,8 @@ def _stricter() -> list[str]:
 
 
 def settings() -> str:
-    """Return the page about all environment variables of the operator, sorted by name."""
+    """Return the page about all environment variables of the operator, sorted by name: one for each field of `Settings`
+    except `plan`, and of `PlanSettings`, with its default and its docstring."""
     rows = []
     for module, kind in ((settings_module, Settings), (views, PlanSettings)):
         docs = _field_docs(module.__file__ or "", kind.__name__)
@@ -234,10 +235,12 @@ def _agent_metrics() -> list[tuple[str, str, str]]:
 
 
 def rows_of_metrics(source: str, values: Mapping[str, object]) -> list[tuple[str, str, str]]:
-    """Return (name, type, description) of each metric family that a module's source creates, in Markdown and with the
-    PREFIX in the name. `values` are the module's names, among them PREFIX. Raises ValueError if the name or the
-    description is not a literal in the call that creates the family, because the page would silently lack it, and
-    KeyError if an f-string there uses another name than those in `values`."""
+    """Return (name, type, description) of each metric family that a module's source creates, in Markdown. Names that do
+    not begin with `gpusharing_` get the PREFIX. A family is created by a call of a class in _FAMILIES, or of a function
+    of the module that is annotated to return one; calls inside such functions do not count. Name and description are
+    the first two arguments of the call. `values` are the module's names, among them PREFIX. Raises ValueError if the
+    name or the description is not a literal in the call that creates the family, because the page would silently lack
+    it, and KeyError if an f-string there uses another name than those in `values`."""
     prefix = values["PREFIX"]
     tree = ast.parse(source)
     kinds = _FAMILIES | _makers(tree)
@@ -301,7 +304,8 @@ def agent_fields() -> str:
 
 
 def _source_rows(sources: Iterable[FieldSource]) -> list[tuple[str, ...]]:
-    """Return a row of the table of fields for each source."""
+    """Return a row of the table of fields for each source: its fields, its calls (`–` if there are none), the titles of
+    the rights that it needs, and what is shown without them."""
     return [
         (
             ", ".join(f"`{name}`" for name in source.fields),

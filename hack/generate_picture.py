@@ -49,7 +49,9 @@ COLORS: Mapping[Ink, str] = {
 
 
 def picture() -> Mapping[str, str]:
-    """Return the pictures of the demo as SVG files, by their paths: its middle, and the recording of a rollout."""
+    """Return the pictures of the demo as SVG files, by their paths: its middle, where `status` shows the fleet and
+    `layouts` the ones of a card, without the two lines with which that output ends; and the recording of a rollout,
+    with the states of pool-b. Reads what hack/demo/record.py wrote."""
     answer = find_answer(pick("h100-80gb"), wanted_of("3g.40gb,1g.20gb"), everything=False)
     recorded = json.loads(RECORD.read_text())
     lines = [
@@ -85,7 +87,8 @@ def screenshot() -> Mapping[str, str]:
 
 
 def without_times(table: list[str]) -> list[str]:
-    """Return the rows of a table that kubectl printed, without the columns in TIMES. The first row is the header."""
+    """Return the rows of a table that kubectl printed, without the columns in TIMES. The first row is the header, and
+    each column begins where its heading does. Blanks at the end of a row are removed."""
     header = [(match.group(), match.start()) for match in re.finditer(r"\S+", table[0])]
     ends = [start for _, start in header[1:]] + [None]
     columns = [(start, end) for (name, start), end in zip(header, ends, strict=True) if name not in TIMES]
@@ -103,8 +106,9 @@ def _command(text: str) -> Line:
 def svg(frames: Sequence[Sequence[Line]], title: str, source: str) -> str:
     """Return an SVG picture of the lines as a terminal would show them, with `title` as its title. Several frames are
     shown one after the other, over and over, each for FRAME_SECONDS. A viewer that plays no animations, or whose user
-    prefers none, gets the frame with the most lines. There must be a frame, and a line in each. A comment names
-    `source` as the origin. Each piece of text is stretched to the width of its characters."""
+    prefers none, gets the frame with the most lines. There must be at least one frame and one line. The title must not
+    need escaping in XML; the lines are escaped. A comment names `source` as the origin. Each piece of text is stretched
+    to the width of its characters."""
     columns = max(sum(len(span.text) for span in text) for lines in frames for text in lines)
     most = max(map(len, frames))
     width, height = round(columns * CELL) + 2 * MARGIN, most * LINE + 3 * MARGIN

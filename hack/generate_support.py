@@ -160,7 +160,8 @@ def _nvidia() -> list[tuple[str, str, str, str]]:
 
 def _only_read() -> list[tuple[str, str]]:
     """Return (name, version) of each program that docs/design/nvidia.md says was read, without the pinned releases of
-    mig-parted and of the device plugin, which are also run."""
+    mig-parted and of the device plugin, which are also run. These are the names that a version like v1.2.3 follows,
+    between `Read in ` and `*Seen* means`, in the order of the page and with repetitions."""
     text = (ROOT / NVIDIA_PAGE).read_text()
     sentence = text.partition("Read in ")[2].partition("*Seen* means")[0]
     run = {("mig-parted", version) for version in build.MIG_PARTED_PINS}

@@ -71,9 +71,10 @@ def _mapping(
     definitions: dict[str, Any],
     lines: Sequence[str],
 ) -> Iterator[str]:
-    """Yield a row for each value of the mapping at `path`. A nested mapping is divided into its keys if the schema
-    defines them and at least one key has a comment; otherwise it counts as a single value. Raises ValueError for a
-    value without a comment, and KeyError for one that the schema does not define."""
+    """Yield a row for each value of the mapping at `path`, in the order of the file: its dotted path, its default as
+    JSON, and its comment. A nested mapping is divided into its keys if the schema defines them and at least one key has
+    a comment; otherwise it counts as a single value. Raises ValueError for a value without a comment, and KeyError for
+    one that the schema does not define."""
     for key, value in node.value:
         name = (*path, str(key.value))
         below = _resolved(schema["properties"][key.value], definitions)
@@ -95,7 +96,8 @@ def _resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
 
 
 def _is_explained(node: yaml.MappingNode, lines: Sequence[str]) -> bool:
-    """Whether at least one key of this mapping has a comment."""
+    """Whether at least one key directly in this mapping has a comment, as `_comment` finds it in the `lines` of the
+    file."""
     return any(_comment(lines, key.start_mark.line) for key, _ in node.value)
 
 

@@ -76,7 +76,8 @@ def read_reference(archive: Path) -> str:
 
 def trial(api: Api, kubeconfig: Path, reference: str) -> None:
     """Install the chart, run `helm test`, wait until the agent has read two GPUs, and create a policy that must be
-    accepted. The policy is deleted at the end. `reference` is the name and tag of our image. Raises LaunchError,
+    accepted. The policy is deleted at the end, also after a failure; the chart stays installed. Each step may take
+    SECONDS, and prints a line when it succeeds. `reference` is the name and tag of our image. Raises LaunchError,
     TrialError, ApiError or TimeoutError if a step fails."""
     repository, _, tag = reference.rpartition(":")
     image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")

@@ -148,9 +148,9 @@ class KrewError(Exception):
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the archives and the manifest to build/krew, which is emptied first, and print their paths. The
-    repository's address must be among the arguments. With `--platform` only the named platforms get an archive and are
-    in the manifest. Returns the exit status: 1 if an archive cannot be built, in which case no manifest is written,
-    otherwise 0."""
+    repository's address must be among the `arguments`, by default those of this process. With `--platform` only the
+    named platforms get an archive and are in the manifest. Returns the exit status: 1 if an archive cannot be built, in
+    which case no manifest is written, otherwise 0."""
     parser = argparse.ArgumentParser(prog="python -m hack.krew", description=__doc__.splitlines()[0])
     parser.add_argument("source", help="address of the repository, for example https://HOST/TEAM/NAME")
     parser.add_argument(

@@ -47,9 +47,11 @@ class LaunchError(Exception):
 
 
 def install_chart(kubeconfig: Path, *arguments: str) -> str:
-    """Install or upgrade the chart of this checkout, after creating the RuntimeClass that its pods need, and return
-    helm's output. `arguments` are added to helm's command line. Raises LaunchError if helm fails, UnavailableError
-    if helm cannot be built, and ApiError if the RuntimeClass is refused."""
+    """Install the chart of this checkout as release `gpusharing` into NAMESPACE, or upgrade it, after creating the
+    RuntimeClass that its pods need, and return helm's output. The namespace is created if needed, and objects of the
+    chart that exist already are taken over. `arguments` are added to helm's command line, after one that sets the
+    image's repository. Raises LaunchError if helm fails, UnavailableError if helm cannot be built, and ApiError if the
+    RuntimeClass is refused."""
     with open_api(kubeconfig) as api:
         runtime_class(api)
     done = helm(
@@ -78,8 +80,8 @@ def runtime_class(api: Api) -> None:
 
 
 def helm(environment: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run our helm in this environment, which must name the cluster, and return its exit status and output. Raises
-    UnavailableError if helm cannot be built."""
+    """Run the helm that we build, in exactly this environment, which must name the cluster, without a time limit, and
+    return its exit status and output. Raises UnavailableError if helm cannot be built."""
     command = [str(program("helm")), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -170,8 +172,9 @@ class LaunchedProcess:
     _running: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> "LaunchedProcess":
-        """Start the program and return this object. The program gets a session of its own, so that Ctrl-C here does
-        not reach it."""
+        """Start the program in the root of the checkout and return this object. Its environment is ours without the
+        variables GPUSHARING_*, with PYTHONPATH leading to this checkout, DEBUG, and finally `environment`. The program
+        gets a session of its own, so that Ctrl-C here does not reach it."""
         with self.log.open("ab") as output:
             self._running = subprocess.Popen(
                 [*self.around, sys.executable, *self.arguments],

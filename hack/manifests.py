@@ -72,7 +72,8 @@ def parser(module: str, doc: str, target: Path, target_help: str) -> argparse.Ar
 def install_manifest(repository: str, digest: str = "", *options: str) -> str:
     """Return the text of `install.yaml`: a header, the two namespaces, the CRDs, and the other objects of the chart in
     Helm's order, without hooks. The image is `repository` at `digest` or, if that is empty, at the tag of the chart's
-    appVersion. `options` are further ones of `helm template`, such as `-f` and a file of values.
+    appVersion. `options` are further ones of `helm template`, such as `-f` and a file of values. Documents without
+    content are left out, and equal ones appear once.
 
     No cluster is read. Raises RenderError if helm refuses the chart, and UnavailableError if helm cannot be built.
     """

@@ -197,8 +197,9 @@ def cluster_service_version(
 
 
 def validate(bundle: Path) -> None:
-    """Check a bundle with OLM's own validator, and with its rules for OperatorHub. Raises BundleError with the errors
-    and warnings if there are any, and UnavailableError if the validator cannot be built."""
+    """Check a bundle with OLM's own validator, and with its rules for OperatorHub. Raises BundleError if the validator
+    prints anything except empty lines and the warning about itself (DEPRECATED), or if its exit status is not 0; the
+    message has what it printed. Raises UnavailableError if the validator cannot be built."""
     command = [str(toolchain.program("olmtools")), "manifests", "--operatorhub_validate", "--object_validate"]
     done = subprocess.run([*command, str(bundle)], capture_output=True, text=True, check=False)
     # Its exit status says nothing: it is 0 after errors, too.

@@ -267,7 +267,8 @@ def shorten(report: pytest.TestReport) -> None:
 
 
 def largest(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Return all (name, seconds) entries, the largest number of seconds first."""
+    """Return all (name, seconds) entries, the largest number of seconds first. Entries with equal numbers stay in their
+    order."""
     return sorted(seconds.items(), key=lambda entry: -entry[1])
 
 

@@ -51,8 +51,8 @@ _SCENARIO = re.compile(r"\[(.+?)(?:-\d+)?\]$")
 
 def unit(nodeid: str) -> str:
     """Return the key of the unit to which a test belongs; one worker runs all tests of a unit. The files in
-    LOOKED_BACK_AT are one unit, LOOK_BACK. In BY_SCENARIO each scenario is a unit, and in the files of APART each test.
-    Every other file is a unit, with its path as the key."""
+    LOOKED_BACK_AT are one unit, LOOK_BACK. In BY_SCENARIO each scenario is a unit, the tests without one are another,
+    and in the files of APART each test. Every other file is a unit, with its path as the key."""
     path = nodeid.split("::", 1)[0]
     if path in LOOKED_BACK_AT:
         return LOOK_BACK

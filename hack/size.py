@@ -24,8 +24,8 @@ class PackageSize:
 
 
 def measure(name: str, files: Iterable[Path]) -> PackageSize:
-    """Count lines, files, types and public names of these modules, and return the sums as a row called `name`. Raises
-    SyntaxError if a module cannot be parsed."""
+    """Count lines (also empty ones), files, types and public names of these modules, and return the sums as a row
+    called `name`. Raises SyntaxError if a module cannot be parsed."""
     texts = [path.read_text() for path in files]
     modules = [ast.parse(text) for text in texts]
     types = sum(isinstance(node, ast.ClassDef) for module in modules for node in ast.walk(module))

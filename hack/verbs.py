@@ -74,8 +74,8 @@ def add_markers(item: pytest.Item) -> None:
 
 
 def find_rung(item: pytest.Item) -> int:
-    """Return the number of a test's rung. A marker in MARKERS decides. Without one the rung is 1 for coroutines and
-    for tests in a folder in EMBEDDED, otherwise 0."""
+    """Return the number of a test's rung. A marker in MARKERS decides, of several the one with the highest rung.
+    Without one the rung is 1 for coroutines and for tests in a folder in EMBEDDED, otherwise 0."""
     for marker, rung in MARKERS.items():
         if item.get_closest_marker(marker) is not None:
             return rung

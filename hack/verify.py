@@ -59,9 +59,10 @@ class Steps:
 
 
 def main(arguments: list[str], steps: Steps) -> int:
-    """Run the named steps, or all if none is named, and print a table. `--without-tests` as the only argument names
-    all steps that do not run pytest. Returns the exit status: 0 if all steps passed, 1 if one failed, 2 if a name
-    is unknown, and 143 after SIGTERM, when no table is printed."""
+    """Run the named steps in the order given, or all if none is named, and print a table. A step that fails does not
+    keep the others from running. `--without-tests` as the only argument names all steps that do not run pytest. Returns
+    the exit status: 0 if all steps passed, 1 if one failed, 2 if a name is unknown, and 143 after SIGTERM, when no
+    table is printed."""
     if arguments == ["--without-tests"]:
         arguments = without_tests()
     unknown = sorted(set(arguments) - set(STEPS))

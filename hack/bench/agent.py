@@ -116,7 +116,8 @@ def tenants_of(machine: Simulator) -> tuple[Tenant, ...]:
 @contextmanager
 def occupied(machine: Simulator, folder: Path) -> Iterator[SeenTenants]:
     """Start a SIMULATED kubelet and a process for every device of the machine, yield the tenants, and end the kubelet
-    and the processes afterwards. The kubelet's socket and the pods' log folders are created in `folder`."""
+    and the processes afterwards. The kubelet also lists OTHER_PODS pods without a device. The kubelet's socket and the
+    pods' log folders are created in `folder`."""
     tenants = tenants_of(machine)
     logs, socket = folder / "logs", folder / "kubelet.sock"
     for tenant in tenants:
@@ -330,9 +331,10 @@ def _over_cycles(running: Running, machine: Simulator) -> _Used:
 @contextmanager
 def _run(testbed: Testbed, library: Mapping[str, str], name: str) -> Iterator[Running]:
     """Start gpusharing-agent on the simulated library, with a token of the shipped ServiceAccount, and yield it once it
-    has logged its port. It is stopped at the end. `library` has the environment variables of the library, and `name`
-    distinguishes the agent's folder. Raises TimeoutError if the agent logs nothing within 30 s, and ApiError if the
-    Node or the ServiceAccount does not exist."""
+    has logged its port. The agent reads every INTERVAL seconds, serves its metrics with TLS, and its account may read
+    them (`_let_agent_read_metrics`). It is stopped at the end. `library` has the environment variables of the library,
+    and `name` distinguishes the agent's folder. Raises TimeoutError if the agent logs nothing within 30 s, and ApiError
+    if the Node or the ServiceAccount does not exist."""
     folder, api = testbed.directory / f"agent-{name}", testbed.api
     token = node_bound_token(api, launch.AGENT_NAMESPACE, SERVICE_ACCOUNT, NODE)
     _let_agent_read_metrics(api)

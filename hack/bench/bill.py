@@ -37,8 +37,8 @@ parent."""
 def bill(count: int) -> Iterator[Measured]:
     """Yield the CPU time, the wall-clock time and the peak memory of one run of `kubectl gpusharing cost` for DAYS days
     of `count` nodes. Each node has GPUS GPUs, held by two tenants, and about 20 series with a sample every hour. Raises
-    CalledProcessError if a program fails, TimeoutError if Prometheus is not ready within SECONDS, and TimeoutExpired if
-    the plugin takes longer than that."""
+    FetchError if there is no Prometheus here, CalledProcessError if a program fails, TimeoutError if Prometheus is not
+    ready within SECONDS, and TimeoutExpired if the plugin takes longer than that."""
     with tempfile.TemporaryDirectory() as folder, _prometheus(Path(folder), count) as (url, pid):
         begun, used = time.monotonic(), cpu_ms(pid)
         own, memory = _run("cost", "--prometheus", url, "--window", f"{DAYS}d", "--until", END)
@@ -61,8 +61,9 @@ def _run(*arguments: str) -> tuple[float, float]:
 @contextmanager
 def _prometheus(folder: Path, count: int) -> Iterator[tuple[str, int]]:
     """Start a Prometheus in `folder` that has the samples of `count` nodes for DAYS days, and yield its URL and its
-    process id. It ends with the context. Raises CalledProcessError if promtool refuses the samples, and TimeoutError if
-    Prometheus is not ready within SECONDS."""
+    process id. It ends with the context. Raises FetchError if there is no Prometheus or promtool here
+    (`hack.promtool.ensure`), CalledProcessError if promtool refuses the samples, and TimeoutError if Prometheus is not
+    ready within SECONDS."""
     text, data = folder / "day.txt", folder / "data"
     for day in range(DAYS):
         with text.open("w") as file:

@@ -40,8 +40,9 @@ def reaction(testbed: Testbed, edits: int) -> Iterator[Measured]:
 
 
 def _first_write(testbed: Testbed, name: str) -> float:
-    """Change the layout of the policy `name` to LARGE_SLICES, and return the seconds until the operator's first write
-    to the Node of the same name, according to the audit log. Raises TimeoutError if there is no write within WAIT
+    """Change the layout of the policy `name` to LARGE_SLICES, and return the seconds from the moment at which the API
+    server received that edit to the moment at which it received the operator's first write to the Node of the same name
+    (not to its subresources), both according to the audit log. Raises TimeoutError if there is no write within WAIT
     seconds."""
     span = testbed.span()
     testbed.edit(name, LARGE_SLICES)

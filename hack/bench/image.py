@@ -57,9 +57,10 @@ def _copy(source: Path, target: Path) -> None:
 
 def operator(api: Api, directory: Path, factor: float, **settings: str) -> launch.LaunchedProcess:
     """Prepare the shipped operator in `directory`, with the shipped rights and with the files and variables that every
-    pod has, and return it as a process that is not started yet. Its waits are divided by `factor`. `settings` are added
-    as variables GPUSHARING_<NAME>. Raises FileExistsError if this was done before in `directory`, PackageNotFoundError
-    if a locked distribution is not installed, and ApiError if the chart is not installed."""
+    pod has, and return it as a process that is not started yet. It finds only the packages of its image (`make_site`),
+    and its waits are divided by `factor`. `settings` are added as variables GPUSHARING_<NAME>. Raises FileExistsError
+    if this was done before in `directory`, PackageNotFoundError if a locked distribution is not installed, and ApiError
+    if the chart is not installed."""
     site = directory / "site"
     make_site(site)
     token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)

@@ -104,7 +104,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def failures(results: Iterable[Measured], lost: Iterable[Lost]) -> dict[str, str]:
     """Return why each metric of a failed part has no result, by metric. A metric that was measured before its part
-    failed is left out."""
+    failed is left out. If several parts have lost the same metric, the last one gives the reason."""
     there = {result.name for result in results}
     return {name: part.why for part in lost for name in part.metrics if name not in there}
 

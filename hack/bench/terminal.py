@@ -71,7 +71,8 @@ def _cpu_ms(kubeconfig: Path, *arguments: str) -> float:
 
 
 def _kubeconfig(folder: Path, url: str) -> Path:
-    """Write a kubeconfig for the server at `url` into `folder` and return its path."""
+    """Write a kubeconfig for the server at `url`, with a token that means nothing, into `folder` and return its
+    path."""
     path = folder / "kubeconfig"
     sections = {
         "current-context": "bench",

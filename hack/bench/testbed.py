@@ -184,7 +184,8 @@ class Testbed:
 
     def wait_ready(self, policies: Sequence[str], seconds: float) -> None:
         """Wait until the present generation of each policy is Ready, one policy after another. Raises TimeoutError if
-        one of them takes longer than `seconds`, and ApiError if one does not exist."""
+        one of them takes longer than `seconds`, counted from the end of the wait for the one before it, and ApiError if
+        one does not exist."""
         for policy in policies:
             launch.wait_ready(self.api, policy, seconds)
 

@@ -102,10 +102,12 @@ class Api:
     def request(
         self, method: str, path: str, body: object = None, content_type: str = JSON, **query: str
     ) -> Any:
-        """Send one request and return the decoded JSON, or the body as a string if its content type is not JSON.
-        `query` are the query parameters.
+        """Send one request and return the decoded JSON, or the body as a string if its content type is not JSON. A
+        `body` is sent as JSON with `content_type`; None sends none. `query` are the query parameters. The request is
+        sent once, and is not repeated after an error.
 
-        Raises ApiError if the server answered with status 400 or above, and OSError if it gave no complete answer.
+        Raises ApiError if the server answered with status 400 or above, and OSError if it gave no complete answer,
+        among them TimeoutError if it sent nothing for TIMEOUT_SECONDS.
         """
         target = f"{path}?{urllib.parse.urlencode(query)}" if query else path
         data = None if body is None else json.dumps(body).encode()

@@ -46,10 +46,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def up(count: int, driver: str) -> None:
-    """Start the user's one development cluster with `count` simulated nodes and print the line that sets KUBECONFIG. If
-    a cluster is running already, it is kept with its nodes, and `count` and `driver` are ignored. Raises the EXPECTED
-    errors, ApiError, and ValueError or TypeError if the record of a cluster is damaged. A cluster that could not be
-    populated keeps running."""
+    """Start the user's one development cluster with `count` simulated nodes and print the line that sets KUBECONFIG.
+    Progress is printed to stderr, and also how to use our kubectl if PATH has none (`_say_kubectl`). If a cluster is
+    running already, it is kept with its nodes, and `count` and `driver` are ignored. Raises the EXPECTED errors,
+    ApiError, and ValueError or TypeError if the record of a cluster is damaged. A cluster that could not be populated
+    keeps running."""
     directory = cluster_directory()
     with _locked(directory.with_suffix(".lock")):
         running = find_running(directory)
@@ -113,8 +114,8 @@ def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
 
 
 def cluster_directory() -> Path:
-    """Return the folder of the one cluster that `up` creates. The folder need not exist; our state folder above it is
-    created if it is missing."""
+    """Return the folder of the one cluster that `up` creates. The folder need not exist; our state folder above it
+    (`state_root`) is created if it is missing, and only its owner may read it."""
     return private_directory(state_root()).resolve() / "cluster"
 
 

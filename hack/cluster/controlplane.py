@@ -252,7 +252,8 @@ class ControlPlane:
         self._await("the default service account", self._answers(path), "kube-controller-manager")
 
     def check(self) -> None:
-        """Raise ComponentError if one of the programs has ended on its own."""
+        """Raise ComponentError, with its last log lines, for the first program in the order of their start that has
+        ended on its own. Programs that we have stopped or killed do not count."""
         for component in self._components.values():
             component.check()
 

@@ -63,12 +63,12 @@ def documents(source: Path) -> list[Object]:
 
 
 def apply_documents(api: Api, manifests: Iterable[Object]) -> None:
-    """Create or change each object by server-side apply. If the object has a `status`, that is written to the status
-    subresource.
+    """Create or change each object by server-side apply, in the order given. If the object has a `status`, that is
+    written to the status subresource.
 
     The kind of an object may not be served yet, because its CRD is new. Therefore a LookupError of `object_path` and
-    answers 404 and 429 are retried for ESTABLISHED_SECONDS, and then raised; so is a 404 for a missing namespace.
-    Other ApiErrors are raised at once.
+    answers 404 and 429 are retried for ESTABLISHED_SECONDS for each object, and then raised; so is a 404 for a missing
+    namespace. Other ApiErrors are raised at once.
     """
     for manifest in manifests:
         deadline = time.monotonic() + ESTABLISHED_SECONDS
