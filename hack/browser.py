@@ -35,8 +35,9 @@ class Browser:
 
 
 def find() -> Browser | None:
-    """Return the browser in the cache, with the folders of the libraries unpacked beside it; otherwise the first of
-    NAMES that is on PATH, without such folders; or None if there is neither."""
+    """Return the browser in the cache, with the folders of the libraries unpacked beside it (each multiarch folder in
+    usr/lib, and `pulseaudio` in it); otherwise the first of NAMES that is on PATH, without such folders; or None if
+    there is neither."""
     if (_folder() / PROGRAM).is_file():
         libraries = sorted(path for path in (_folder() / "usr/lib").glob("*-linux-gnu*") if path.is_dir())
         folders = [folder for path in libraries for folder in (path, path / "pulseaudio")]
@@ -89,8 +90,8 @@ def _missing() -> list[str]:
 
 
 def _run(command: list[str], folder: Path) -> str:
-    """Run a command in `folder` and return its standard output. Raises UnavailableError, which says what to do, if the
-    command cannot be started, fails, or takes longer than SECONDS."""
+    """Run a command in `folder`, without any input, and return its standard output. Raises UnavailableError, which says
+    what to do, if the command cannot be started, fails, or takes longer than SECONDS."""
     try:
         done = subprocess.run(
             command,

@@ -174,7 +174,8 @@ def state_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def private_directory(path: Path) -> Path:
-    """Create `path` with its parents if needed, set its mode to 0700, and return it."""
+    """Create `path` with its parents if needed, set its mode to 0700 (parents are created with the usual mode), and
+    return it."""
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o700)
     return path

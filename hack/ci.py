@@ -198,9 +198,9 @@ class Checks:
         )
 
     def _report(self, slow: str) -> int:
-        """Print the table, what was left out, and the number of tests. `slow` is a sentence to print, or empty.
-        Returns 1 if a part failed or no test was run, otherwise 0. If nothing failed, was left out or made smaller, and
-        the checkout has no changes, PASSED is written."""
+        """Print the table, what $LEAVE_OUT leaves out, and the number of tests. `slow` is the sentence about a smaller
+        fault matrix, or empty. Returns 1 if a part failed or no test was run, otherwise 0. If nothing failed, was left
+        out or made smaller, and the checkout has no changes, PASSED is written."""
         print(f"\n{'part':<14} status  seconds", *self._table, f"in all: {self._seconds()} s", sep="\n")
         if slow:
             print(f"!! {slow}")

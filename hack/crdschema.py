@@ -102,8 +102,8 @@ class _Rewrite:
 
     def _entry(self, key: str, value: Any, at: str) -> Schema:
         """Return the part of the schema that one key of a node becomes: usually the key with its value, rewritten if
-        that contains nodes. A `const` becomes an `enum`, and a description is put on one line. Empty for `default`,
-        which `node` adds itself. Raises SchemaError for a key that is not known, and for an `anyOf` unless
+        that contains nodes. A `const` becomes an `enum` of one value, and a description is put on one line. Empty for
+        `default`, which `node` adds itself. Raises SchemaError for a key that is not known, and for an `anyOf` unless
         `_is_value_validation` holds for its branches."""
         if key == "default":
             return {}

@@ -232,8 +232,8 @@ class Embedded:
         )
 
     def describe(self) -> str:
-        """Return the transitions of all nodes, the conditions of all policies and the last 20 lines of the log, for
-        failure messages."""
+        """Return, for failure messages, a line with phase, reason and message of each GPUNode's transition, a line with
+        the conditions of each policy, and the last 20 lines of the log. What is missing is shown as None."""
         lines = []
         for raw in self.cluster.objects(GPUNODES):
             shown = (raw.get("status") or {}).get("transition") or {}
@@ -273,7 +273,8 @@ def _cluster(
 ) -> FakeCluster:
     """Return a FakeCluster with these nodes, with the ClusterPolicy unless that is None, and with the DaemonSets of the
     node software that `sim` plays. On the DRA stack it also has the DeviceClasses of the driver's chart and the
-    ReplicaSet TAINT_TEST of ours. Must be called in an event loop."""
+    ReplicaSet TAINT_TEST of ours. Deleted pods vanish after 30 s divided by the speed of `sim`. Must be called in an
+    event loop."""
     cluster = FakeCluster(now=now, grace=30.0 / sim.time_factor, later=asyncio.get_running_loop().call_later)
     if cluster_policy is not None:
         cluster.add(CLUSTER_POLICIES, cluster_policy)

@@ -79,8 +79,9 @@ _SEEN = {
 
 
 def reasons() -> str:
-    """Return the page about all reasons. They are grouped by what a person must do, and sorted alphabetically within
-    each group."""
+    """Return the page about all reasons. They are grouped by what a person must do (`Reason.passes`), and sorted
+    alphabetically within each group. Where a reason names no remedy, the page says to wait, or in the last group that
+    nothing is to be done."""
     body: list[str] = []
     for passes, (title, text) in _PATIENCE.items():
         rows = [
@@ -318,7 +319,8 @@ def _source_rows(sources: Iterable[FieldSource]) -> list[tuple[str, ...]]:
 
 
 def gpus() -> str:
-    """Return the page about all card models: what each card can do, and how certain that is."""
+    """Return the page about all card models, in the order of CARDS: what each card can do, and how certain that is. A
+    section is titled with the card's first product name, or with its key in our table if it has none."""
     body: list[str] = []
     for card in CARDS:
         body += [f"## {card.products[0] if card.products else card.key}", "", *_card(card), ""]
@@ -336,7 +338,8 @@ def gpus() -> str:
 
 def _card(card: Card) -> list[str]:
     """Return the lines about one card: its names, ids, compute capability, memory and MPS, its sources and its MIG
-    profiles. Maximal layouts are added if the placements of all plain profiles are known. For a card without MIG a last
+    profiles. Maximal layouts of the profiles without attributes (no `+` or `-` in the name) are added if the placements
+    of all these are known. Facts that the table does not have are shown as `not known`. For a card without MIG a last
     line says that, and its sources are not named."""
     major, minor = card.compute_capability
     facts = [

@@ -153,8 +153,8 @@ def _rows(lines: Sequence[Line]) -> list[str]:
 
 
 def _row(text: Line, y: int) -> list[str]:
-    """Return the SVG elements of one line at the height `y`, in pixels. A blank span has no element, but keeps its
-    width."""
+    """Return the SVG elements of one line at the height `y`, in pixels, one for each span, in its color and stretched
+    to the width of its characters. A blank span has no element, but keeps its width."""
     rows, at = [], 0
     for span in text:
         if span.text.strip():

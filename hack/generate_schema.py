@@ -95,7 +95,8 @@ def _name(kind: Any) -> str:
 def _type(kind: Any, definitions: dict[str, Schema]) -> Schema:
     """Return the schema of a type: one in PLAIN, a literal, a union, a mapping, another collection, an enumeration, or
     a record (a TypedDict or a dataclass). A record becomes a reference, and its schema is added to `definitions`, with
-    those of the records in it. An enumeration is any string. Raises TypeError for any other type."""
+    those of the records in it. Of a mapping's arguments only the type of the values is described. An enumeration is any
+    string. Raises TypeError for any other type."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind in PLAIN:
         return dict(PLAIN[kind])

@@ -41,9 +41,9 @@ class TrialError(Exception):
 
 
 def main() -> int:
-    """Run the trial and return the exit status: 0 if every step succeeded, or 1 after printing an ApiError, a
-    LaunchError, a TrialError or one of the EXPECTED errors of hack.cluster.cli, such as TimeoutError. Other errors are
-    raised."""
+    """Load the image that `make images` wrote into the kind cluster, run the trial (`trial`) on the cluster of
+    $KUBECONFIG, and return the exit status: 0 if every step succeeded, or 1 after printing an ApiError, a LaunchError,
+    a TrialError or one of the EXPECTED errors of hack.cluster.cli, such as TimeoutError. Other errors are raised."""
     try:
         archive = find_archive(IMAGES)
         kubeconfig = kubeconfig_path()
@@ -115,7 +115,8 @@ def _reads_gpus(api: Api) -> bool:
 
 
 def _accepted(api: Api) -> bool:
-    """Whether the policy of the trial has the condition Accepted=True. Raises ApiError if the policy does not exist."""
+    """Whether the policy of the trial has the condition Accepted=True, for whatever generation. Raises ApiError if the
+    policy does not exist."""
     status = api.get(f"{POLICIES}/{POLICY['metadata']['name']}").get("status") or {}
     conditions = status.get("conditions") or ()
     return any((row["type"], row["status"]) == ("Accepted", "True") for row in conditions)

@@ -286,8 +286,8 @@ def pack(libraries: Mapping[str, Path], path: Path) -> str:
 
 
 def _shared(libraries: Mapping[str, Path]) -> set[str]:
-    """Return the names of the top-level modules and packages that are equal for every Python version. A package is
-    shared as a whole or not at all. Empty if there is only one Python version."""
+    """Return the names of the top-level modules and packages that are equal, with all their files, for every Python
+    version. A package is shared as a whole or not at all. Empty if there is only one Python version."""
     if len(libraries) < 2:
         return set()
     marks: list[dict[str, str]] = []

@@ -199,8 +199,9 @@ class Report:
                 yield f"rung {rung} ({name}): {', '.join(parts)}"
 
     def _write(self, config: pytest.Config) -> Path:
-        """Write the verb's report file below build/, or report.txt if no verb was named, in place of an earlier one.
-        Returns its path relative to the checkout."""
+        """Write the verb's report file below build/, or report.txt if no verb was named, in place of an earlier one:
+        the lines of the terminal, and then each chapter that has any lines, among them the 40 slowest tests, what the
+        tests counted and measured, and the log of each failed test. Returns its path relative to the checkout."""
         verb = config.getoption("verb", None)
         path = Path("build", f"report-{verb}.txt" if verb else "report.txt")
         whole = config.rootpath / path

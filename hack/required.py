@@ -40,8 +40,8 @@ class PartUnavailableError(UnavailableError):
 
 
 def left_out() -> frozenset[str]:
-    """Return the parts that LEAVE_OUT names; there they are separated by blanks or commas. Raises UnavailableError if
-    one of the names is not a part."""
+    """Return the parts that LEAVE_OUT names; there they are separated by blanks or commas. Empty if it is unset. Raises
+    UnavailableError if one of the names is not a part."""
     names = frozenset(os.environ.get("LEAVE_OUT", "").replace(",", " ").split())
     if unknown := sorted(names - PARTS.keys()):
         raise UnavailableError(f"LEAVE_OUT names {unknown[0]!r}: choose from {', '.join(PARTS)}")

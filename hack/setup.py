@@ -20,8 +20,9 @@ INPUTS = ("requirements-dev.lock", "pyproject.toml", "hack/setup.py")
 
 
 def main() -> int:
-    """Create or update .venv if needed. Returns the exit status: 0 if .venv is as the lock says, or 1 after printing
-    why that is impossible."""
+    """Create or update .venv if needed: nothing is done if its stamp has our `fingerprint` and its interpreter works
+    (`runs`). An interpreter that works is kept, otherwise .venv is made anew with ours. Progress and errors go to
+    stderr. Returns the exit status: 0 if .venv is as the lock says, or 1 after printing why that is impossible."""
     if sys.version_info[:2] < OLDEST:
         need = "Python >= {}.{} is needed, and {} is {}".format(
             *OLDEST, sys.executable, sys.version.split()[0]

@@ -85,7 +85,8 @@ ADDRESS = re.compile(r"0x[0-9a-f]{8,}")
 
 
 def check_parameters(definition: pytest.Function) -> None:
-    """Raise UsageError if a test is parametrized with a set, whose order is arbitrary."""
+    """Raise UsageError if one of the `parametrize` markers of a test has a set or frozenset as its list of values,
+    whose order is arbitrary. Sets inside of the values are not looked for (`check_names`)."""
     for mark in definition.iter_markers("parametrize"):
         values = mark.args[1] if len(mark.args) > 1 else mark.kwargs["argvalues"]
         if isinstance(values, set | frozenset):

@@ -109,7 +109,9 @@ def _is_ready(url: str) -> bool:
 
 def _metrics(count: int, times: list[int]) -> Iterator[str]:
     """Yield text in OpenMetrics, without its last line `# EOF`: the samples of `count` nodes at `times`, and the price
-    of each pool. Counters have grown evenly since BEGIN, and gauges have the same value at all times."""
+    of each pool. Node number N is in pool N modulo POOLS, and each of its GPUs is held by one pod of one of TENANTS
+    namespaces. Counters have grown evenly since BEGIN, and gauges have the same value at all times. The samples of one
+    series follow each other in the order of `times`."""
     parts: dict[str, list[tuple[str, float]]] = {}
     gauges: dict[str, list[tuple[str, float]]] = {}
     for number in range(count):

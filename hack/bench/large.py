@@ -75,8 +75,9 @@ Times = tuple[list[datetime], list[datetime]]
 
 
 def node_writes(testbed: Testbed, span: Spent) -> dict[str, Times]:
-    """Return the times of the writes to each Node and its subresources since `span` began, by node and in order. A
-    node to which the operator wrote fewer than three times was not changed and is left out."""
+    """Return the times of the writes to each Node and its subresources since `span` began, by node and in order: those
+    by the operator's user, and those by the user agent of the node software. Writes of others are ignored. A node to
+    which the operator wrote fewer than three times was not changed and is left out."""
     times: dict[str, Times] = {}
     for request in testbed.requests(span, user=None):
         if not request.is_write or request.resource.partition("/")[0] != "nodes":

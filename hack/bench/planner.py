@@ -155,7 +155,9 @@ def _gpunode(name: str) -> GPUNodeView:
 
 
 def _stack(policies: list[PolicyView]) -> StackView:
-    """Return NVIDIA's stack with the configurations of all `policies` in our ConfigMaps, written a day ago."""
+    """Return NVIDIA's stack as it serves all `policies`: a ClusterPolicy that names our ConfigMaps, and in these the
+    configurations that the planner itself would write for the policies on the fleet's card, written a day before
+    NOW."""
     cluster_policy = ClusterPolicyView(SETTINGS.plugin_config_map, "", SETTINGS.mig_config_map)
     empty = StackView(
         cluster_policy=cluster_policy,

@@ -111,8 +111,8 @@ def failures(results: Iterable[Measured], lost: Iterable[Lost]) -> dict[str, str
 
 def table(results: Sequence[Measured], lost: Sequence[Lost] = ()) -> str:
     """Return the results as a plain-text table: metric, value, value at the reference pace (CPU time only), aim, `ok`
-    or `MISSED`, and how the value was measured. Metrics that failed come last, as `FAILED` with the reason; each of
-    them must have an aim."""
+    or `MISSED`, and how the value was measured. Results stay in the given order; one without an aim has neither aim nor
+    verdict. Metrics that failed come last, as `FAILED` with the reason; each of them must have an aim."""
     rows = [("METRIC", "VALUE", "AT PACE", "AIM", "RESULT", "HOW")]
     for result in results:
         aim = AIMS.get(result.name)

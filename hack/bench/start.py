@@ -56,7 +56,8 @@ def report(testbed: Testbed, count: int, seconds: float) -> None:
     reported: set[str] = set()
 
     def all_reported() -> bool:
-        """Write the reports of new GPUNodes, and return whether all nodes have one."""
+        """Write the reports of the GPUNodes that are new since the last call and have none, and return whether there
+        have been at least `count` GPUNodes."""
         missing = [raw for raw in testbed.api.list(GPUNODES) if raw["metadata"]["name"] not in reported]
         in_parallel(
             lambda raw: _observe(testbed, raw),

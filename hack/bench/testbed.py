@@ -44,8 +44,9 @@ class Counts:
 
 
 def count(requests: Sequence[AuditedRequest], claim_writes: int) -> Counts:
-    """Count the requests of one user. Reads of the Lease are ignored. `claim_writes` is the number of writes to it
-    that carried claims; its other writes are renewals and are ignored as well."""
+    """Count the requests of one user, by what `Counts` says of each number. Only get and list count as reads, and
+    neither they nor watches of the Lease do. `claim_writes` is the number of writes to the Lease that carried claims;
+    its other writes are renewals and are ignored."""
     writes = Counter(request.resource for request in requests if request.is_write)
     writes[LEASES] = claim_writes
     read = [request for request in requests if request.verb in ("get", "list") and request.resource != LEASES]
@@ -148,7 +149,8 @@ class Testbed:
         waiting = set(added)
 
         def all_observed() -> bool:
-            """Whether all the new GPUNodes have a report."""
+            """Wait for LOOK seconds, take the nodes whose GPUNode has a report out of `waiting`, and return whether
+            none is left there."""
             time.sleep(LOOK)
             for raw in self.api.list(GPUNODES):
                 if raw.get("status", {}).get("observed"):

@@ -64,7 +64,8 @@ def read_requests(log: Path, user: str | None = None, *, start: int = 0) -> Iter
     Raises FileNotFoundError if there is no log.
 
     `start` is the size of the log in bytes at an earlier moment, and only what was logged later is read. A watch is
-    logged when it starts and when it ends; it is yielded for its start, so that an open watch is included.
+    logged when it starts and when it ends; it is yielded for its start, so that an open watch is included. Any other
+    request is yielded once, for its end.
     """
     mark = f'"username":"{user}"'.encode() if user is not None else b""
     for line in lines_since(log, start):
@@ -104,8 +105,10 @@ def count_verbs(requests: Iterable[AuditedRequest]) -> Counter[tuple[str, str, s
 
 
 def _request(event: dict[str, object]) -> AuditedRequest:
-    """Parse an event of the audit log. Fields that the event lacks become empty or 0. Only the verb and the time must
-    be there: without them KeyError is raised, and for a bad time ValueError."""
+    """Parse an event of the audit log. The resource is followed by a slash and the subresource if there is one. The
+    status is 0 unless the event has an HTTP code, and the pod is the first of the names in the user's extra field POD.
+    Fields that the event lacks become empty or 0. Only the verb and the time must be there: without them KeyError is
+    raised, and for a bad time ValueError."""
     user = _mapping(event.get("user"))
     pods = _mapping(user.get("extra")).get(POD)
     reference = _mapping(event.get("objectRef"))

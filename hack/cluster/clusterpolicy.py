@@ -73,8 +73,9 @@ class CRDVersion:
 
 
 def versions() -> tuple[CRDVersion, ...]:
-    """Return all versions in cluster-policy-fields.yaml, oldest first. Every version lists all fields; `Field.present`
-    says which of them its CRD has."""
+    """Return all versions in cluster-policy-fields.yaml, in the order of the file, which is oldest first. A field is in
+    all versions unless its `in` lists some; the required blocks are the same in each version. Every version lists all
+    fields; `Field.present` says which of them its CRD has."""
     table = yaml.safe_load(FIELDS.read_text())
     rows = table["fields"].items()
     return tuple(

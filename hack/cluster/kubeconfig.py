@@ -27,9 +27,10 @@ class KubeconfigError(Exception):
 def write_kubeconfig(
     path: Path, url: str, ca_pem: str, user: str, credentials: Credentials, *, namespace: str = "default"
 ) -> Path:
-    """Write a kubeconfig to `path` with which `user` logs in by these credentials, and return `path`. The folder must
-    exist, and an existing file is replaced. `url` is the server's address, `ca_pem` the certificate of the authority to
-    trust, and `namespace` the default namespace."""
+    """Write a kubeconfig to `path` with which `user` logs in by these credentials, and return `path`. The certificate
+    is written if `credentials` has both its file and that of its key, and the token if it has one; both may be. The
+    folder must exist, and an existing file is replaced. `url` is the server's address, `ca_pem` the certificate of the
+    authority to trust, and `namespace` the default namespace."""
     who: dict[str, Any] = {}
     if credentials.cert and credentials.key:
         who["client-certificate-data"] = _encoded(credentials.cert.read_bytes())

@@ -48,8 +48,9 @@ def control_plane(minor: str) -> Path:
 
 def go_mod(version: str, requirements: str) -> str:
     """Return a go.mod for hack/controlplane/main.go with this version of Kubernetes. `requirements` is the text of the
-    go.mod of that version, which names its staging modules and the versions of etcd and cobra. Raises
-    UnavailableError if it requires no etcd or no cobra."""
+    go.mod of that version, which names its staging modules and the versions of etcd and cobra. The staging modules are
+    taken in the version in which they are published, such as v0.30.14 for v1.30.14, and the version of Go from our own
+    go.mod. Raises UnavailableError if it requires no etcd or no cobra."""
     staging = re.findall(r"^\s*(?:replace )?(k8s\.io/\S+) => \./staging/", requirements, re.MULTILINE)
     published = f"v0.{version.removeprefix('v1.')}"
     direct = {
@@ -68,7 +69,8 @@ def go_mod(version: str, requirements: str) -> str:
 
 
 def _required(module: str, requirements: str) -> str:
-    """Return the version of a module that a go.mod requires. Raises UnavailableError if it requires none."""
+    """Return the version of a module that the text of a go.mod requires, directly or not. Raises UnavailableError if it
+    requires none."""
     match = re.search(rf"^\s*(?:require )?{re.escape(module)} (v\S+)", requirements, re.MULTILINE)
     if match is None:
         raise UnavailableError(f"this version of Kubernetes requires no {module}, so it cannot be built here")

@@ -45,7 +45,8 @@ class Component:
         return pid_exists(self.pid)
 
     def check(self) -> None:
-        """Raise ComponentError if the program has ended."""
+        """Raise ComponentError, with the exit status if it is known and the last lines of the log, if the program has
+        ended."""
         if not self.alive():
             code = "" if self.process is None else f" with status {self.process.returncode}"
             raise ComponentError(f"{self.name} ended{code}; its last lines ({self.log}):\n{tail(self.log)}")
@@ -134,11 +135,11 @@ def _is_taken(pid: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` loopback ports that are free now, for programs that may be restarted on the same ports.
+    """Return `count` different loopback ports that are free now, for programs that may be restarted on the same ports.
 
     If enough ports are left, they are outside the range from which the system itself assigns ports, because the system
-    could assign a port that is briefly unused during a restart. Another call may return the same ports, so callers
-    must retry if a port is taken.
+    could assign a port that is briefly unused during a restart. Another call may return the same ports, so callers must
+    retry if a port is taken.
     """
     ports: dict[int, None] = {}
     while len(ports) < count:

@@ -64,9 +64,9 @@ def stop_recorded(directory: Path) -> list[str]:
 
 
 def sweep(root: Path) -> None:
-    """Stop the control planes in folders directly below `root` whose owner no longer runs, and remove their folders.
-    Control planes of another host, and those without an owner, are left alone. Raises ValueError or TypeError at the
-    first damaged record."""
+    """Stop the control planes in folders directly below `root` whose owner, a process of this host, no longer runs, and
+    remove their folders. Control planes of another host, and those without an owner, are left alone. Raises ValueError
+    or TypeError at the first damaged record."""
     for file in root.glob(f"*/{FILE}"):
         state = read(file.parent)
         if state is None or state.owner is None or state.host != platform.node():

@@ -61,7 +61,8 @@ class ToolRecipe:
     """Our module that builds the tool, named in the error if the build fails."""
 
     def directory(self, root: Path) -> Path:
-        """Return the path of the folder below the cache `root` in which the finished build is, or would be."""
+        """Return the path of the folder below the cache `root` in which the finished build is, or would be. Its name
+        changes with the recipe's inputs, command and calls, and with the system and machine that we run on."""
         text = "\0".join((*self.inputs, *self.command, *self.calls, platform.system(), platform.machine()))
         return root / f"{self.name}-{self.version}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

@@ -40,7 +40,8 @@ class KubectlView:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The arguments of kubectl that print this view."""
+        """The arguments of kubectl that print this view: `get`, the kind and the names, and, where they differ from
+        kubectl's defaults, the field selector, the order, and our own columns."""
         words = ["get", self.kind, *self.names]
         if self.field:
             words += ["--field-selector", "=".join(self.field)]
@@ -58,8 +59,9 @@ class KubectlView:
 
 
 def printed(resource: Resource, source: CustomResource, kind: str) -> KubectlView:
-    """Return a view with the columns that the CRD `source` defines for `kubectl get`, without those that only `-o
-    wide` shows."""
+    """Return a view of all objects of `resource` with the column NAME and then the columns that the CRD `source`
+    defines for `kubectl get`, without those that only `-o wide` shows. Columns of type date are shown as ages. `kind`
+    is the name of the resource for kubectl."""
     shown = [column for column in source.columns if not column.wide]
     return KubectlView(
         resource,
@@ -125,9 +127,9 @@ def find(obj: JSON, path: str) -> Any:
 
 
 def render(view: KubectlView, objects: Iterable[JSON], now: datetime) -> str:
-    """Return the table that kubectl would print: the objects that the view selects, sorted by its `sort_by`, or only
-    the header if it selects none. `now` is the time from which ages are counted. Raises ValueError for a JSONPath of a
-    form that is not supported."""
+    """Return the table that kubectl would print: the objects that the view selects, sorted by its `sort_by`, whose
+    values are compared as texts, or only the header if it selects none. `now` is the time from which ages are counted.
+    Raises ValueError for a JSONPath of a form that is not supported."""
     chosen = [obj for obj in objects if _selected(view, obj)]
     chosen.sort(key=lambda obj: str(find(obj, view.sort_by)))
     rows = [[name for name, _ in view.columns]]
@@ -144,7 +146,8 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _selected(view: KubectlView, obj: JSON) -> bool:
-    """Whether the view shows this object, according to its names and its field selector."""
+    """Whether the view shows this object: its name is one of the view's names, if the view has any, and the field of
+    the field selector, if it has one, has exactly the wanted value."""
     if view.names and obj["metadata"]["name"] not in view.names:
         return False
     return view.field is None or find(obj, f".{view.field[0]}") == view.field[1]
@@ -164,8 +167,10 @@ def _cell(view: KubectlView, name: str, value: Any, now: datetime) -> str:
 
 
 def age(seconds: float) -> str:
-    """Return a duration in the form in which kubectl shows it (HumanDuration of apimachinery). The largest unit is the
-    day, and a negative duration is `0s`."""
+    """Return a duration in the form in which kubectl shows it (HumanDuration of apimachinery). These are seconds below
+    two minutes, minutes and seconds below ten, minutes below three hours, hours and minutes below eight, hours below
+    two days, and otherwise days; the rest is cut off, and a second unit that is 0 is left out. A negative duration is
+    `0s`."""
     whole = max(0, int(seconds))
     minutes, hours = whole // 60, whole // 3600
     if whole < 120:

@@ -122,8 +122,9 @@ class Demo:
         return record
 
     async def served(self, pool: str) -> Counter[str]:
-        """Return the allocatable GPU resources of a pool's nodes, summed over the nodes, by resource name. Resources
-        with a sum of 0 are left out."""
+        """Return the allocatable resources that begin with `nvidia.com/` of a pool's nodes, summed over the nodes, by
+        resource name. The label `gpusharing.dev/pool` of a Node names its pool. Resources with a sum of 0 are left
+        out."""
         total: Counter[str] = Counter()
         for node in await list_of(self.stage.client, NODES):
             if node["metadata"]["labels"].get("gpusharing.dev/pool") == pool:

@@ -38,8 +38,9 @@ class EmbeddedStage:
         self.client: KubeClient = environment.cluster.client("person")
 
     async def apply(self, manifest: JSON) -> str:
-        """Apply a policy and return what kubectl would print. Raises ApplyRefused if `validate_policy` finds what CEL
-        and the schema would refuse on a real API server."""
+        """Apply a policy and return what kubectl would print: that it was created, configured, or left unchanged, which
+        is told from its generation. Raises ApplyRefused if `validate_policy` finds what CEL and the schema would refuse
+        on a real API server."""
         name = manifest["metadata"]["name"]
         checked = validate_policy(manifest)
         if isinstance(checked, tuple):

@@ -22,8 +22,9 @@ FAULTY = "two"
 
 
 def play_on_real_parts(screen: Screen) -> None:
-    """Play the whole story. Raises LaunchError, which says why, if the story cannot run on this machine or a program
-    cannot be built. Raises DemoFailed if a check fails or a state is not reached in time."""
+    """Build NVIDIA's programs if they are not cached, empty LOG, start the two nodes, the operator and the agents, and
+    play the whole story (`_play`). Raises LaunchError, which says why, if the story cannot run on this machine or a
+    program cannot be built. Raises DemoFailed if a check fails or a state is not reached in time."""
     if why := why_not():
         raise LaunchError(f"SKIPPED: {why}")
     screen.banner(SIMULATED)

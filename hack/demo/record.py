@@ -72,8 +72,8 @@ class Recorder:
             await asyncio.sleep(LOOK_SECONDS)
 
     def _choose(self) -> None:
-        """Add the state that was read most often among `_reads` to `rollout`, unless the last state there has the same
-        outline. Empty `_reads` in any case."""
+        """Add the state that was read most often among `_reads`, of several the earliest, to `rollout`, unless the last
+        state there has the same outline. Empty `_reads` in any case."""
         state, _ = max(self._reads, key=lambda read: read[1])
         if _outline(state) != _outline(self.rollout[-1]):
             self.rollout.append(state)

@@ -261,7 +261,8 @@ async def _reported(demo: Demo) -> None:
     yet. Raises DemoFailed after 15 s times the stage's patience."""
 
     async def up_to_date() -> bool:
-        """Whether the summary counts one pending pod and its message has the expected words."""
+        """Whether the summary counts exactly one pending pod and its message says both that 2 GPU pods are left to go
+        and that 2 of 3 pods are healthy."""
         summary = (await demo.policy("pool-b"))[1].get("summary", {})
         words = ("2 GPU pods left to go", "2 of 3 pods are healthy")
         return summary.get("pendingPods") == 1 and all(word in summary.get("message", "") for word in words)
@@ -270,9 +271,10 @@ async def _reported(demo: Demo) -> None:
 
 
 async def operator_dies(demo: Demo) -> None:
-    """Kill the operator in the middle of a drain, check that nothing is written without it and that the node stays
-    cordoned, and start a new one. Check that this one continues the same change with the same deadline. Raises
-    DemoFailed if a check fails or the new one does not lead in time."""
+    """Check that the ranker's node has a fence in the stage `fenced`, kill the operator, check that nothing is written
+    in the next half second and that the node stays cordoned, and start a new one. Once another holder has the Lease,
+    check that the fence still has the same operation and deadline. Raises DemoFailed if a check fails or the new one
+    does not lead in time."""
     screen = demo.screen
     screen.heading("7. The operator is killed in the middle of the drain")
     fence = await demo.fence(fleet.RANKER_NODE)
@@ -318,8 +320,10 @@ async def owner_gives_way(demo: Demo) -> None:
 
 
 async def look_back(demo: Demo, since: int) -> None:
-    """Wait until the used devices are reported, and check the final state, the events, and what the operator wrote
-    after its first `since` writes. Raises DemoFailed if a check fails or the report does not come in time."""
+    """Wait until pool-b reports 15 of 120 devices as used, and show the pools and pool-b's events. Check that all four
+    pools are Ready, that no node is cordoned or fenced, and, of the operator's writes after its first `since`, that at
+    least one pod was evicted and none twice, and that each Node of pool-b was written to three times and no other Node
+    at all. Raises DemoFailed if a check fails or the report does not come in time."""
     screen = demo.screen
     screen.heading("9. Looking back")
 

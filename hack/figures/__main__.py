@@ -69,9 +69,10 @@ def measure(name: str) -> Figures:
 
 
 def main(arguments: list[str] | None = None, measurement: Callable[[str], Figures] = measure) -> int:
-    """Measure, save, and write the page if the figures go into its file. Returns the exit status: 0, 1 if a measurement
-    failed, which is printed while the others go on, or 2 if a name is unknown or $NODES is wrong (`fleet.pool_size`);
-    then nothing is measured."""
+    """Take the measurements that --only names, all by default, in that order, save the figures of each in --file, and
+    at the end write the page if that is the page's own file, also after failures. Returns the exit status: 0, 1 if a
+    measurement failed, which is printed while the others go on, or 2 if a name is unknown or $NODES is wrong
+    (`fleet.pool_size`); then nothing is measured."""
     parser = argparse.ArgumentParser(prog="python -m hack.figures", description=__doc__)
     parser.add_argument("--only", default=",".join(NAMES), help=f"some of {','.join(NAMES)}")
     parser.add_argument("--file", type=Path, default=page.MEASURED, help="the file with the figures")

@@ -41,8 +41,10 @@ def _proxied() -> Iterator[tuple[Testbed, FaultProxy]]:
 
 
 def measure() -> Figures:
-    """Return the figures `faulty`, with a row for each of FAULTS; the nodes alternate between two MIG layouts. A
-    rollout that does not end within PATIENCE is the last row. Raises TimeoutError if the nodes cannot be prepared."""
+    """Return the figures `faulty`, with a row for each of FAULTS: its title, `Ready` or that the pool did not become
+    so, the seconds, the operator's calls, the calls that the fault hit, and how many more writes there were than in the
+    first rollout. The nodes alternate between two MIG layouts. After a rollout that does not end within PATIENCE no
+    other is tried, so it is the last row. Raises TimeoutError if the nodes cannot be prepared."""
     rows: list[list[Cell]] = []
     with _proxied() as (testbed, proxy):
         testbed.add_nodes(POOL, NODES)

@@ -97,8 +97,9 @@ def _testbed(folder: Path, begin: Path | None = None) -> Iterator[Testbed]:
 
 
 def _create() -> None:
-    """Create the nodes with their agents' reports, except those that an earlier call created before it was ended,
-    and store the cluster in CREATED."""
+    """Create the nodes with their agents' reports, except those that an earlier call created before it was ended, and
+    store the cluster in CREATED. Those of the pools ROLLING are H100s with SIMULATED node software, and the others have
+    reports that `start.report` writes. Raises TimeoutError if a step takes longer than PATIENCE."""
     _state(CREATED).parent.mkdir(parents=True, exist_ok=True)
     with _testbed(_state(CREATED)) as testbed:
         testbed.create_nodes(_manifests(ROLLING, "NVIDIA H100 80GB HBM3"))
@@ -109,7 +110,9 @@ def _create() -> None:
 
 
 def _adopt() -> Figures:
-    """Let the operator adopt the nodes, store the cluster in ADOPTED, and return the figures `adopt`."""
+    """Begin on a copy of CREATED, apply a policy of mode Full to each pool, wait until all are Ready, store the cluster
+    in ADOPTED in place of an earlier one, and return the figures `adopt`, which also say if there were not 5,000 nodes.
+    Raises TimeoutError if a step takes longer than PATIENCE."""
     with _testbed(_state(ADOPTED), _state(CREATED)) as testbed:
         testbed.wait_silent(seconds=10, at_most=PATIENCE)
         with spending(testbed) as costs:
@@ -204,7 +207,7 @@ STEPS: Mapping[str, Callable[[Testbed], Figures]] = {
 
 
 async def _loop(testbed: Testbed, node_names: Sequence[str]) -> list[Cell]:
-    """Change the nodes to whole GPUs would that knows NVIDIA's labels, `pool_size` at a time and as admin.
+    """Change the nodes to whole GPUs as a script would that knows NVIDIA's labels, `pool_size` at a time and as admin.
     Returns seconds, CPU seconds, None, and the numbers of writes and reads. Raises KubeError if a call fails, and
     TimeoutError after PATIENCE."""
     slots, verbs = asyncio.Semaphore(pool_size()), list[str]()

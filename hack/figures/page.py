@@ -75,7 +75,7 @@ def load(path: Path = MEASURED) -> dict[str, Figures]:
 
 def merge(name: str, figures: Figures, path: Path = MEASURED) -> None:
     """Save the figures of the measurement `name`, in place of its earlier ones, with three decimals. Others in the file
-    stay."""
+    stay, except those of measurements that are not in NAMES. The file is created if it does not exist."""
     rows = [[round(cell, 3) if isinstance(cell, float) else cell for cell in row] for row in figures.rows]
     saved = {**load(path), name: replace(figures, rows=rows)}
     ordered = {key: asdict(saved[key]) for key in NAMES if key in saved}
@@ -89,8 +89,8 @@ def performance() -> dict[str, str]:
 
 
 def written(page: str, saved: Mapping[str, Figures]) -> str:
-    """Return the page with each table replaced by that of the `saved` figures. Raises ValueError if the places in it
-    are not exactly those of TABLES."""
+    """Return the page with what is between the two markers of each table replaced by the table of the `saved` figures
+    and its conditions (`_lines`). Raises ValueError if the places in it are not exactly those of TABLES."""
     if sorted(name for _, name in PLACE.findall(page)) != sorted(TABLES):
         raise ValueError(f"{PAGE} needs one place for each table: {', '.join(TABLES)}")
     return PLACE.sub(lambda place: place[1] + "\n".join(_lines(*TABLES[place[2]], saved)) + "\n\n", page)
@@ -111,7 +111,8 @@ def _lines(names: Sequence[str], columns: Sequence[str], saved: Mapping[str, Fig
 
 
 def shown(cell: Cell) -> str:
-    """Return a cell as the table shows it: three digits of a small float, thousands with commas, a dash for None."""
+    """Return a cell as the table shows it: the three leading digits of a float below 100, any other number as a whole
+    one with commas at the thousands, a text with `|` escaped, and a dash for None."""
     match cell:
         case None:
             return "–"

@@ -71,9 +71,10 @@ def _read_zip(path: Path) -> list[Any]:
 
 
 def find(parts: Sequence[ImagePart], advisories: Sequence[Advisory]) -> list[AdvisoryHit]:
-    """Return one hit for each pair of an advisory and a part that it affects, sorted by the part's name and version.
-    If entries of an advisory name different fixed versions, a pair has one hit for each. Withdrawn advisories are
-    ignored."""
+    """Return one hit for each pair of an advisory and a part that it affects, sorted by the part's name and version. If
+    entries of an advisory name different fixed versions, a pair has one hit for each. Withdrawn advisories are ignored.
+    The summary of a hit is the first line of the advisory's summary, or else of its details, of which at most 80
+    characters are taken."""
     hits = set()
     for advisory in advisories:
         if advisory.get("withdrawn"):
@@ -91,7 +92,8 @@ def find(parts: Sequence[ImagePart], advisories: Sequence[Advisory]) -> list[Adv
 
 def concerns(package: dict[str, Any], part: ImagePart) -> bool:
     """Whether `package`, the package that an advisory names, is this part. Debian's advisories name source packages. If
-    one names a release of Debian, it must be the image's. PyPI names are compared in normalized form."""
+    one names a release after a colon, it must be that of the image's Debian. The names must be equal; those of PyPI are
+    normalized first."""
     ecosystem, _, release = str(package.get("ecosystem", "")).partition(":")
     if ecosystem != part.ecosystem or (release and release != DISTRO.removeprefix("debian-")):
         return False

@@ -171,9 +171,10 @@ class Image:
 
 
 def debian_parts(status: Sequence[str], locked: Sequence[Package]) -> Iterator[ImagePart]:
-    """Yield a part for each of these control files (entries of dpkg's status). The sha256 comes from the lock, and is
-    empty if the lock does not have the package. Licenses are not set, because Debian has them as prose in
-    usr/share/doc/NAME/copyright and not as expressions."""
+    """Yield a part for each of these control files (entries of dpkg's status), in their order. Its source package is
+    the field Source, with the version in parentheses there; without either it is the package's own. The sha256 comes
+    from the lock, and is empty if the lock does not have the package. Licenses are not set, because Debian has them as
+    prose in usr/share/doc/NAME/copyright and not as expressions."""
     hashes = {package.name: package.sha256 for package in locked}
     for text in status:
         control = message_from_string(text)
@@ -225,8 +226,8 @@ def license_of(headers: Message) -> str:
 
 
 def homepage_of(headers: Message) -> str:
-    """Return the home page of a distribution, otherwise its repository, as its Project-URL fields name them, or
-    UNKNOWN if they name neither."""
+    """Return the URL among the Project-URL fields of a distribution whose name is `homepage`, otherwise `repository`,
+    `source`, `source code` or `github`, in this order and in any case of letters, or UNKNOWN if it has none of them."""
     rows = [str(row).partition(",") for row in headers.get_all("Project-URL", [])]
     urls = {name.strip().lower(): url.strip() for name, _, url in rows}
     for name in ("homepage", "repository", "source", "source code", "github"):
@@ -250,8 +251,9 @@ NAMESPACE = "https://gpusharing.dev/spdx"
 
 
 def document(origin: Origin, architecture: str, digest: str, parts: Sequence[ImagePart]) -> JSON:
-    """Return the SPDX document of one image as JSON. `digest` is the sha256:... of the image's manifest. Equal images
-    have equal documents."""
+    """Return the SPDX document of one image as JSON: a package for the image itself, and one for each of its parts,
+    sorted, which the image contains. `digest` is the sha256:... of the image's manifest. Equal images have equal
+    documents."""
     name = f"{origin.name}-{origin.version}-{architecture}"
     image = {
         "SPDXID": "SPDXRef-Image",
@@ -290,7 +292,8 @@ BUILT_FROM = "built package from: "
 
 
 def package(key: str, part: ImagePart) -> JSON:
-    """Return one part as an SPDX package, with `key` as its identifier in the document."""
+    """Return one part as an SPDX package, with `key` as its identifier in the document. The checksum is left out if it
+    is not known. Only a Debian package has a supplier, its source package, and a note on where its license is."""
     row: JSON = {
         "SPDXID": key,
         "name": part.name,

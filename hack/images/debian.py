@@ -142,9 +142,9 @@ class LockError(ValueError):
 
 
 def parse_lock(text: str) -> list[Package]:
-    """Return the packages in the content of a lock, sorted. Empty lines and lines that begin with # are ignored.
-    Raises LockError if another line is not a package, or if the packages of an architecture are not exactly those
-    of PACKAGES."""
+    """Return the packages in the content of a lock, sorted. Empty lines and lines that begin with # are ignored. Raises
+    LockError if another line is not a package, or if the names of the packages of one of ARCHITECTURES are not exactly
+    those of PACKAGES."""
     packages = []
     for number, row in enumerate(text.splitlines(), start=1):
         if not row or row.startswith("#"):
@@ -188,7 +188,8 @@ def render_lock(packages: Iterable[Package], stamp: str) -> str:
 
 
 def is_dropped(path: str) -> bool:
-    """Whether this path of a package (without a leading slash) is left out of the image."""
+    """Whether this path of a package (without a leading slash) is left out of the image: True if it matches one of the
+    patterns in DROPPED, in which `*` also stands for slashes."""
     return any(fnmatchcase(path, pattern) for pattern in DROPPED)
 
 
@@ -241,8 +242,10 @@ def fetch(packages: Sequence[Package], stamp: str) -> list[Path]:
 
 
 def _fetch(package: Package, stamp: str, folder: Path) -> Path:
-    """Return the path of one package's .deb file in `folder`. If it is not there with the right hash, it is downloaded
-    from the mirror or the snapshot server. Raises FetchError after two failed attempts on each."""
+    """Return the path of one package's .deb file in `folder`. If it is not there with the hash of the lock, it is
+    downloaded: from the mirror, or else from the snapshot server in the state of `stamp`, and then once more from each.
+    $DEBIAN_MIRROR and $DEBIAN_SNAPSHOT replace MIRROR and SNAPSHOT. A download with another hash counts as failed.
+    Raises FetchError if all four attempts fail."""
     target = folder / f"{package.sha256[:16]}-{Path(package.path).name}"
     if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == package.sha256:
         return target
@@ -409,8 +412,8 @@ def _apt_configuration(folder: Path, mirror: str) -> Path:
 
 
 def _resolved(architecture: str, environ: dict[str, str], mirror: str) -> Iterator[Package]:
-    """Yield each package in PACKAGES with the version that apt would install for this architecture. Raises
-    CalledProcessError if the index lacks a package."""
+    """Yield each package in PACKAGES with the version that apt would install for this architecture, in apt's order. Its
+    archive and path are those of the URL below `mirror`. Raises CalledProcessError if the index lacks a package."""
     command = ["apt-get", "-o", f"APT::Architecture={architecture}", "download", "--print-uris", *PACKAGES]
     listed = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
     for url, _, _, digest in re.findall(

@@ -106,8 +106,9 @@ def archive(
     reference: str, config: JSON, layers: Sequence[Layer], annotations: Mapping[str, str], epoch: int
 ) -> tuple[bytes, str]:
     """Return (bytes of a tar that is both an OCI layout and a docker-archive, digest of the manifest). containerd,
-    podman, skopeo and buildah read the OCI layout; `docker load` reads the docker-archive. `reference` is the
-    image's name and tag."""
+    podman, skopeo and buildah read the OCI layout; `docker load` reads the docker-archive. `reference` is the image's
+    name and tag. `annotations` become those of the manifest, and all files have the time `epoch`. Equal arguments give
+    equal bytes."""
     settings = dump(config)
     manifest = dump(
         {

@@ -52,8 +52,9 @@ def build(
     architecture: str = "", reference: str = "", out: Path = OUT, origin: Origin | None = None
 ) -> Image:
     """Build the image for one architecture (`amd64` or `arm64`; this machine's by default), write the archive and the
-    bill of materials into `out`, and return the image. `reference` is its name and tag, by default
-    localhost/NAME:VERSION of the project. `origin` is by default what `read_origin` finds.
+    bill of materials into `out`, and return the image, whose size is not checked (`too_big`). The folder
+    `work`/ARCHITECTURE in `out` is emptied first and keeps the unpacked trees. `reference` is the image's name and tag,
+    by default localhost/NAME:VERSION of the project. `origin` is by default what `read_origin` finds.
 
     Raises FetchError if a Debian package cannot be downloaded, WheelError if a wheel cannot be downloaded, installed or
     compiled, UnavailableError if the cache cannot be written, TreeError if a program would not find a library,
@@ -201,7 +202,8 @@ def kind(path: str) -> str:
 
 def by_kind(trees: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
     """Return (number of files, their total bytes, their bytes when compressed on their own) for each kind in KINDS,
-    even for one without files."""
+    even for one without files, in the order of KINDS. Symbolic links and folders do not count. The files of a kind in
+    one tree are compressed together."""
     sizes: dict[str, tuple[int, int, int]] = {}
     for name, _ in KINDS:
         count = size = packed = 0

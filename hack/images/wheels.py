@@ -173,8 +173,9 @@ def interpreter(tree: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def _pip(verb: str, *arguments: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Run pip. If it fails, raise WheelError, whose message says what to do about an unreachable index or a missing
-    wheel and has pip's output for any other error."""
+    """Run pip with this verb and these arguments, quietly, and with `environ` as its whole environment. If it fails,
+    raise WheelError, whose message says what to do if a connection broke, or else if wheels are missing, and has pip's
+    error output for any other failure."""
     command = [
         sys.executable,
         "-m",

@@ -36,8 +36,9 @@ class Deciding:
         self._now = nodeid
 
     def _probe(self, name: str, decides_if: bool | None, value: object) -> object:
-        """Return `value`, the value of an operand, unchanged. If the operand decides its condition with that value,
-        record the running test for the slip `name`. See `add_probes` for the arguments."""
+        """Return `value`, the value of an operand, unchanged. If the operand decides its condition with that value
+        (`decides_if` is None or the truth of the value), record the running test for the slip `name`, once. See
+        `add_probes` for the arguments."""
         if decides_if in (None, bool(value)) and self._now not in self.tests[name][-1:]:
             self.tests[name].append(self._now)
         return value

@@ -99,7 +99,8 @@ class Side:
         product = f"{self.root / PRODUCT}/"
 
         def note_line(frame: FrameType, event: str, _: Any) -> Any:
-            """Record each line that a traced call runs (a trace function)."""
+            """Record each line that a traced call runs, ignore other events, and return this function, so that the next
+            line is traced too (a trace function)."""
             if event == "line":
                 lines.add((frame.f_code, frame.f_lineno))
             return note_line
@@ -157,9 +158,9 @@ def copy_revision(root: Path, revision: str) -> None:
 def choose(
     paths: Iterable[str], covered: set[tuple[str, str, int]] | None, count: int, seed: int
 ) -> list[tuple[str, Mutation]]:
-    """Draw at most `count` mutants from these files, at most one for each line, and return each with its path. The
-    draw is random, but the same for the same files and `seed`. `covered`, if given, limits the mutants to these
-    lines and to the defaults of functions that have such a line."""
+    """Draw at most `count` mutants from these files, at most one for each line of a file, and return each with its
+    path. The draw is random, but the same for the same files and `seed`. `covered`, if given, limits the mutants to
+    these lines and to the defaults of functions that have such a line."""
     functions = {(path, function) for path, function, _ in covered or ()}
     mutants = [
         (path, mutation)
@@ -220,7 +221,8 @@ def unhurt(side: Side) -> Side:
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line and return its options; `--help` explains them."""
+    """Parse the command line and return its options; `--help` explains them. One of --modules and --covered, --now and
+    --before are required. Exits with status 2 if the line cannot be parsed."""
     parser = argparse.ArgumentParser(
         prog="python -m hack.mutants.judge", description=__doc__.partition("\n")[0]
     )

@@ -46,8 +46,8 @@ class Ladder:
         return str(row.reason) if name == "<lambda>" else name
 
     def plant(self, name: str) -> None:
-        """Make the row with this name never apply in this process. This cannot be undone. Raises ValueError unless
-        exactly one row has the name."""
+        """Make the row with this name never apply in this process: its function returns `blind` whatever its arguments,
+        and keeps its name. This cannot be undone. Raises ValueError unless exactly one row has the name."""
         (row,) = [row for row in self.rows() if self._name(row) == name]
         if self.part:
             object.__setattr__(row, self.part, _blind(self.blind, getattr(row, self.part).__name__))
@@ -156,7 +156,8 @@ def _tuples() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
 
 
 def _asks(row: Any) -> bool:
-    """Whether the row is a function, or a dataclass with a function in a field."""
+    """Whether the row is a function, or an instance of a dataclass with a function (not another callable) in a
+    field."""
     if is_dataclass(row) and not isinstance(row, type):
         return any(isinstance(getattr(row, field.name), FunctionType) for field in fields(row))
     return isinstance(row, FunctionType)

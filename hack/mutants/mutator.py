@@ -83,7 +83,9 @@ def find_mutations(text: str) -> list[Mutation]:
 def replace_node(
     text: str, scope: str, target: ast.expr | ast.stmt, kind: str, becomes: str, *, is_default: bool
 ) -> Mutation:
-    """Return the mutation that replaces the source of the node `target` in `text` with `becomes`."""
+    """Return the mutation that replaces the source of the node `target` in `text` with `becomes`. `scope`, `kind` and
+    `is_default` are stored in it unchanged; its line, its offsets in bytes and the source that it replaces, on one
+    line, come from the position of `target` in `text`."""
     assert target.end_lineno is not None, "a parsed node has an end"
     assert target.end_col_offset is not None, "a parsed node has an end"
     was = " ".join((ast.get_source_segment(text, target) or "").split())
@@ -104,9 +106,9 @@ def _compiles(text: str) -> bool:
 
 def walk(node: ast.AST, scope: str = "", *, is_default: bool = True) -> Iterator[tuple[str, bool, ast.AST]]:
     """Yield (scope, is_default, node) for the node and all nodes below it that may be mutated, outer ones first.
-    Annotations, decorators, base classes, f-strings, assertions, imports, docstrings and calls of a logger are left
-    out. `scope` is the qualified name of the enclosing function or class. `is_default` is True outside the body of any
-    function, where code is evaluated once, at import."""
+    Annotations, decorators, base classes, the patterns of a `case`, f-strings, assertions, imports, docstrings and
+    calls of a logger are left out. `scope` is the qualified name of the enclosing function or class. `is_default` is
+    True outside the body of any function, where code is evaluated once, at import."""
     yield scope, is_default, node
     is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
     for name, value in ast.iter_fields(node):
@@ -122,8 +124,9 @@ def walk(node: ast.AST, scope: str = "", *, is_default: bool = True) -> Iterator
 
 
 def _is_log(node: ast.AST) -> bool:
-    """Whether this statement calls something named like a logger (LOGS), or is only a constant, such as a
-    docstring."""
+    """Whether this node is a statement that is only an expression, and either a constant, such as a docstring, or a
+    chain of calls and attributes with a name of LOGS in it: an attribute such as `self.log`, or the first name, in any
+    case of letters."""
     if not isinstance(node, ast.Expr):
         return False
     if isinstance(node.value, ast.Constant):
@@ -138,9 +141,10 @@ def _is_log(node: ast.AST) -> bool:
 
 def _mistakes(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
     """Yield (node to replace, kind of mistake, new source) for each mistake that is possible in this node itself. A
-    comparison is negated or shifted; chained ones are left alone. `and` and `or`, `min` and `max`, and `any` and `all`
-    are swapped. An operand or a `not` is dropped, an arithmetic operator is replaced, a number is increased by one, and
-    a bool is negated. For all other nodes the mistakes are those of `_control_flow`."""
+    comparison is negated or, if it orders, shifted (`<` becomes `<=`, and `>=` becomes `>`); chained ones are left
+    alone. `and` and `or`, `min` and `max`, and `any` and `all` are swapped. An operand or a `not` is dropped, an
+    arithmetic operator is replaced as ARITHMETIC says, a number is increased by one, and a bool is negated. For all
+    other nodes the mistakes are those of `_control_flow`."""
     match node:
         case ast.Compare(left, [op], [right]):
             for kind, table in (("negated", NEGATED), ("shifted", SHIFTED)):

@@ -130,8 +130,8 @@ def _assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
 
 
 def _is_number(value: ast.expr) -> bool:
-    """Whether this is a number or a bool, or an arithmetic operation on at least one number and otherwise only
-    names."""
+    """Whether this is a number or a bool, or an operation of two parts of which at least one is a number (by this same
+    rule) and the other a number or a plain name. False for strings, None and all else."""
     match value:
         case ast.Constant(number):
             return isinstance(number, int | float)

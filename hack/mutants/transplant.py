@@ -46,7 +46,8 @@ def plant_source(module: str, text: str, known: Mapping[str, object] = MappingPr
 
 
 def _differs(old: object, new: object) -> bool:
-    """Whether both are plain values (see `_is_plain`) of the same type and are not equal."""
+    """Whether both are of exactly the same type, which is one of PLAIN, their elements are plain, too (see
+    `_is_plain`), and they are not equal."""
     return type(old) is type(new) and isinstance(old, PLAIN) and _is_plain(new) and old != new
 
 
@@ -56,8 +57,8 @@ def _is_plain(value: object) -> bool:
 
 
 def _importers(module: str, name: str) -> list[ModuleType]:
-    """Return our loaded modules, except `module`, that got this constant by `from module import name`. An import under
-    another name does not count."""
+    """Return our loaded modules (OURS), except `module`, that have an attribute `name` and whose source imports it from
+    this module (`_imports`). A constant that was imported under another name is not found."""
     return [
         each
         for key, each in list(sys.modules.items())
@@ -69,7 +70,8 @@ def _importers(module: str, name: str) -> list[ModuleType]:
 
 
 def _imports(importer: ModuleType, module: str, name: str) -> bool:
-    """Whether the source of `importer` contains a `from module import …` that binds `name`."""
+    """Whether the source of `importer`, at any depth, contains a `from module import …` for exactly this module that
+    binds `name`, as the imported name or as its alias."""
     return any(
         isinstance(node, ast.ImportFrom)
         and node.module == module
@@ -146,8 +148,10 @@ def _replace_fields(old: Any, new: Any) -> None:
 
 
 def _parts(whole: Any) -> dict[object, Any]:
-    """Return the parts of an object that may be functions or contain functions, by attribute, index or key. An object
-    of a type without known parts has only `wrapped`: the function that it wraps, or None."""
+    """Return the parts of an object that may be functions or contain functions, by attribute, index or key: of a
+    function the contents of its closure and what it wraps, of a property or another wrapper its functions, of a class
+    its own attributes, of a tuple, list or mapping its items, of a dataclass instance its fields. An object of a type
+    without known parts has only `wrapped`: the function that it wraps, or None."""
     match whole:
         case FunctionType():
             cells = [cell.cell_contents for cell in whole.__closure__ or () if cell != EMPTY]

@@ -42,9 +42,11 @@ class Grant:
 
 def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:
     """Return what the container with this OCI configuration receives from the toolkit, or None if it receives nothing,
-    because NVIDIA_VISIBLE_DEVICES is missing, empty or `void`. With `all` it receives every device, but computes on
-    none. With `none` it receives no device, but it can receive the library and rights over MIG. `devices` are the GPUs
-    and MIG devices of the machine.
+    because NVIDIA_VISIBLE_DEVICES is missing, empty or `void`. Otherwise that variable lists UUIDs, or indexes of GPUs,
+    separated by commas, on which the container computes. With `all` it receives every device, but computes on none.
+    With `none` it receives no device, but it can receive the library and rights over MIG. It gets the library if
+    NVIDIA_DRIVER_CAPABILITIES has `utility` or `all`, or is missing or empty. `devices` are the GPUs and MIG devices of
+    the machine.
 
     Raises GrantRefused if the container names a device that does not exist, or requests rights over MIG without being
     privileged.
@@ -76,7 +78,8 @@ def find_injected(spec: Object, devices: Sequence[MachineDevice]) -> tuple[Machi
     divided = {device.gpu for device in devices if device.instance}
 
     def has(device: MachineDevice) -> bool:
-        """Whether the container has the files of this device. False for a GPU that is divided into MIG devices."""
+        """Whether the container has the files of this device: for a whole GPU its own file, and for a MIG device the
+        capability files of both of its instances. False for a GPU that is divided into MIG devices."""
         if device.instance is None:
             return device.gpu not in divided and f"/dev/nvidia{device.gpu}" in files
         return files.issuperset(f"{CAPS}{minors[name]}" for name in of_device(device.gpu, *device.instance))
@@ -100,7 +103,8 @@ def _special(environ: Mapping[str, str], *, privileged: bool) -> tuple[str, ...]
 
 
 def _find(name: str, devices: Sequence[MachineDevice]) -> MachineDevice:
-    """Return the device with this UUID, or the GPU with this index. Raises GrantRefused if there is none."""
+    """Return the first of the devices that has `name` as its UUID, or that is a whole GPU with `name` as its index.
+    Raises GrantRefused if there is none."""
     for device in devices:
         if name == device.uuid or (device.instance is None and name == str(device.gpu)):
             return device

@@ -99,7 +99,8 @@ def pack_layer(image: OneLayerImage) -> bytes:
 
 
 def _add(archive: tarfile.TarFile, path: str, entry: ImageFile) -> None:
-    """Add a file or a symbolic link to a tar as `path`."""
+    """Add `entry` to a tar as `path`, with its mode: a symbolic link if its `link` is not empty, whose content is then
+    ignored, otherwise a file. Owner and times are those of a new TarInfo, root and 1970."""
     member = tarfile.TarInfo(path)
     member.mode = entry.mode
     if entry.link:

@@ -40,7 +40,7 @@ def cni_folder() -> Path | None:
 def why_not() -> str | None:
     """Return why no real kubelet can run here and what to do about it, or None if one can run. Needed are Linux, root,
     Debian's packages, a C compiler, overlayfs and namespaces, and Go unless kubelet and containerd are cached. The
-    first need that is not met is named."""
+    first need that is not met is named, in the order Linux, root, packages, Go, compiler, overlayfs, namespaces."""
     if sys.platform != "linux":
         return "a real kubelet runs on Linux only"
     if os.geteuid() != 0:

@@ -69,7 +69,8 @@ def bridge() -> Iterator[Bridge]:
 
 
 def sweep() -> None:
-    """Remove bridges whose owner was killed before it could remove them. Raises NetworkError if `ip` fails."""
+    """Remove bridges whose owner was killed before it could remove them: those that are named PREFIX and a pid that no
+    running process has. Raises NetworkError if `ip` fails."""
     for link in json.loads(_run("ip", "-json", "link", "show", "type", "bridge") or "[]"):
         owner = str(link.get("ifname", "")).removeprefix(PREFIX)
         if link.get("ifname") == f"{PREFIX}{owner}" and owner.isdigit() and not pid_exists(int(owner)):
@@ -85,8 +86,8 @@ def service_route(service: str, server: str) -> list[Sequence[str]]:
 
 
 def _free_subnet() -> ipaddress.IPv4Network:
-    """Return the first subnet in SUBNETS that overlaps with no route of this machine other than the default one. Raises
-    NetworkError if there is none, or if `ip` fails."""
+    """Return the first subnet in SUBNETS that overlaps with no IPv4 route in any routing table of this machine, other
+    than the default one. Raises NetworkError if there is none, or if `ip` fails."""
     routes = json.loads(_run("ip", "-json", "-4", "route", "show", "table", "all") or "[]")
     used = [
         ipaddress.IPv4Network(route["dst"], strict=False)

@@ -60,8 +60,10 @@ class NodeFiles:
 def containerd_settings(
     files: NodeFiles, cni_plugins: Path, pause_image: str, runtimes: Mapping[str, Path]
 ) -> str:
-    """Return the configuration file of containerd 2.x. `runtimes` are the programs that are called instead of runc, by
-    the name of their handler."""
+    """Return the configuration file of containerd 2.x. Its data, its registries and the pods' network are those of
+    `files`, its CNI plugins are in `cni_plugins`, and `pause_image` is the image of pod sandboxes. AppArmor is off and
+    CDI is on. `runtimes` are the programs that are called instead of runc, by the name of their handler; the handler
+    `runc` is there always."""
     quoted = json.dumps  # TOML's basic strings are JSON's
     cri = '[plugins."io.containerd.cri.v1.'
     runtime = f'{cri}runtime"'

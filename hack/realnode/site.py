@@ -56,7 +56,8 @@ class HostServices:
         self._feeder.start()
 
     def stop(self) -> None:
-        """Stop both services and close the connection to the API server."""
+        """Stop both services and close the connection to the API server. A service that was not started is skipped.
+        Waits until NFD's thread has ended."""
         self._ended.set()
         if self._bus is not None:
             self._bus.stop()

@@ -39,9 +39,11 @@ EXPECTED = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one step and return the exit status: 0 if it succeeded, or 1 if there are obstacles to the release or an
-    error of EXPECTED was raised. Obstacles and errors are printed to stderr. `publish` prints the digests of image and
-    chart. Other errors pass through. Exits with status 2 if the arguments cannot be parsed, as argparse does."""
+    """Run one step (`prepare`, `login`, `check` or `publish`) and return the exit status. `publish` first does what
+    `check` does, and publishes nothing if there is an obstacle. The status is 0 if the step succeeded, or 1 if there
+    are obstacles to the release or an error of EXPECTED was raised. Obstacles and errors are printed to stderr.
+    `publish` prints the digests of image and chart. Other errors pass through. Exits with status 2 if the arguments
+    cannot be parsed, as argparse does."""
     options = parser().parse_args(arguments)
     try:
         if options.step == "prepare":
@@ -65,7 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+    """Return the parser of the command line, with a subcommand for each step: `prepare`, `login`, `check` and
+    `publish`."""
     top = argparse.ArgumentParser(
         prog="python -m hack.release", description="Prepare, check and publish a release."
     )

@@ -145,8 +145,9 @@ def read_parts_of(path: Path) -> tuple[ImagePart, ...]:
 
 
 def _find_gaps(known: Sequence[Advisory], now: datetime) -> Iterator[str]:
-    """Yield a sentence for each ecosystem about which `known` has no advisory, or none that was modified in the time
-    OLDEST before `now`. An advisory without a time of modification in UTC is ignored."""
+    """Yield a sentence for each ecosystem (Debian and PyPI) about which `known` has no advisory, or whose newest one
+    was modified more than OLDEST before `now`. Withdrawn advisories count. An advisory without a time of modification
+    in UTC is ignored."""
     for ecosystem in (DEBIAN, PYPI):
         times = [
             time
@@ -175,8 +176,9 @@ def _sentence(hit: AdvisoryHit) -> str:
 
 
 def read_accepted(text: str) -> dict[str, str]:
-    """Return the reason for each accepted advisory by its id. `text` is the content of ACCEPTED. Raises AdvisoryError
-    if a line has no reason."""
+    """Return the reason for each accepted advisory by its id. `text` is the content of ACCEPTED. Empty lines and
+    those that begin with # are ignored, and the last line about an id counts. Raises AdvisoryError if a line has no
+    reason."""
     accepted = {}
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):

@@ -35,6 +35,8 @@ def with_absolute_links(text: str, source: str, tag: str) -> str:
     URL of the raw file. Links to a heading of the page itself become links to README.md there."""
 
     def absolute(match: re.Match[str]) -> str:
+        """Return one link of Markdown with its target as a URL at `tag`: that of the raw file for a picture, otherwise
+        that of the page about the file."""
         label, target = match[1], match[2]
         path = f"README.md{target}" if target.startswith("#") else target
         kind = "raw" if label.startswith("!") else "blob"

@@ -83,9 +83,9 @@ class Publisher:
         return _output(done, f"crane digest {name}").strip()
 
     def check_rendered(self, archive: Path, prepared: Prepared) -> None:
-        """Render the packed chart twice: as it is published, and without the digest, as someone does who mirrors the
-        image by tag. Raises PublishError if helm fails, if the chart names no image, or if an image that it names is
-        not in the registry or has another digest than this release."""
+        """Render the packed chart with helm twice, with its default values: as it is published, and without the digest,
+        as someone does who mirrors the image by tag. Raises PublishError if helm fails, if the chart names no image, or
+        if an image that it names is not in the registry or has another digest than this release."""
         for options in ((), ("--set", "image.digest=")):
             rendered = _output(_run("helm", "template", "release", str(archive), *options), "helm template")
             named = sorted(set(IMAGE_LINE.findall(rendered)))
@@ -133,7 +133,8 @@ class Publisher:
         )
 
     def _signer(self) -> Iterator[str]:
-        """Yield cosign's options for our key and registry."""
+        """Yield cosign's options: to ask nothing; with `key`, to sign with it and not to write to Sigstore's public
+        log; and with `plain_http`, to accept a registry without TLS."""
         yield "--yes"
         if self.key:
             yield from ("--key", self.key, "--use-signing-config=false", "--tlog-upload=false")
@@ -189,8 +190,8 @@ def _run(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def _output(done: "subprocess.CompletedProcess[str]", what: str) -> str:
-    """Return the standard output of a command. Raises PublishError with its error output if it failed; `what` names the
-    step."""
+    """Return the standard output of a command. Raises PublishError with its error output, or its standard output if
+    that is empty, if it failed; `what` names the step."""
     if done.returncode:
         raise PublishError(f"{what} failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
