@@ -86,7 +86,8 @@ class _Rewrite:
         """Return the structural schema of the node `source`, without $ref, titles and null branches. Where null was
         allowed, the result is `nullable` if `keep_null`. A node that is an integer or a string has no `anyOf`, and one
         that keeps unknown fields may only have the keys that `_check_value_validation` allows. A default is kept if
-        `_says_something` holds for it. `at` is the path of the node, for error messages. Raises SchemaError."""
+        `_says_something` holds for it. The keys are in the order of `_reading_order`, after `nullable` and the default.
+        `at` is the path of the node, for error messages. Raises SchemaError."""
         merged, nullable = _without_null(self._resolve(source), at)
         merged = self._resolve(merged)
         if merged.get("x-kubernetes-int-or-string"):

@@ -133,7 +133,8 @@ def nvidia_differences() -> str:
 
 def _stricter() -> list[str]:
     """Return the section about files that NVIDIA's parsers accept and the operator and `lint` refuse, from the recorded
-    answers in tests/foreign."""
+    answers in tests/foreign: those for which NVIDIA's parser recorded no error and our own reader finds a flaw that
+    makes it refuse an entry."""
     readers = {"mig-parted": migfile.find_flaws, "device-plugin": pluginconfig.find_flaws}
     found = [
         (program, row["name"], row["ours"])

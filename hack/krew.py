@@ -253,7 +253,8 @@ def fetch(platform: str, python: str, source: Path, target: Path) -> Path:
 
 
 def _uv(*arguments: str) -> None:
-    """Run `uv pip install` with these arguments, and raise KrewError if it fails."""
+    """Run `uv pip install` with these arguments, without any configuration file of uv, and raise KrewError if it fails.
+    The fourth argument is the Python version, which the message names."""
     command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-config", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -265,8 +266,9 @@ def _uv(*arguments: str) -> None:
 
 def pack(libraries: Mapping[str, Path], path: Path) -> str:
     """Write the archive to `path` and return its sha256. It contains the license, the programs that start the plugin,
-    and the modules. `libraries` holds the folder with the modules for each Python version. Equal modules give equal
-    bytes."""
+    and the modules: those that are equal for all Python versions (`_shared`) once, in lib/any, and the others in a
+    folder for each version. `libraries` holds the folder with the modules for each Python version. Equal modules give
+    equal bytes."""
     files: dict[str, tuple[bytes, int]] = {
         "LICENSE": ((ROOT / "LICENSE").read_bytes(), 0o644),
         "run.py": (RUN.encode(), 0o644),
@@ -301,9 +303,9 @@ def _shared(libraries: Mapping[str, Path]) -> set[str]:
 
 
 def _modules(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (relative path, content) of each file in a folder and its subfolders, sorted by path. Left out are
-    bytecode, everything in the top folder `bin`, hidden files and folders at the top, and files whose names are in
-    TRACES."""
+    """Yield (relative path, content) of each file in a folder and its subfolders, sorted by path. Left out are paths
+    with `__pycache__` in them, everything in the top folder `bin`, what is hidden at the top (its name begins with a
+    dot), and files whose names are in TRACES."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         wanted = "__pycache__" not in name and not name.startswith(("bin/", ".")) and path.name not in TRACES

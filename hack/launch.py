@@ -220,8 +220,8 @@ class LaunchedProcess:
 
     def _end(self, number: signal.Signals) -> None:
         """Send a signal to the program, unless it has ended, wait for its end, and close its standard input. If it does
-        not end within STOP_SECONDS, send SIGABRT, which makes Python log where it hangs, and raise TimeoutExpired. Does
-        nothing if the program was not started."""
+        not end within STOP_SECONDS, send SIGABRT, which makes Python log where it hangs, wait once more for as long,
+        and raise TimeoutExpired. Does nothing if the program was not started."""
         if self._running is None:
             return
         try:

@@ -158,9 +158,9 @@ def cluster_service_version(
     deployment: Object, bundled: Iterable[Object], others: Iterable[Object], source: str, beside: str
 ) -> Object:
     """Return the ClusterServiceVersion of the project's version, which installs `deployment`. Texts, examples and what
-    is said of the CRDs among `bundled` are those of Chart.yaml. The description names the kinds in `others` and
-    `beside`, the URL of the file with these objects. `source` is the URL of the repository. Raises KeyError if
-    Chart.yaml does not describe one of the CRDs."""
+    is said of the CRDs among `bundled` are those of Chart.yaml; objects of other kinds in `bundled` are not mentioned.
+    The description names the kinds in `others` and `beside`, the URL of the file with these objects. `source` is the
+    URL of the repository. Raises KeyError if Chart.yaml does not describe one of the CRDs."""
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     notes = {key.partition("/")[2]: yaml.safe_load(text) for key, text in chart["annotations"].items()}
     described = {one["name"]: one for one in notes["crds"]}

@@ -251,9 +251,10 @@ def pace_of(seconds: float, measure: Callable[[], float] = pace_ms) -> Iterable[
 
 
 def shorten(report: pytest.TestReport) -> None:
-    """Cut the assertion message of a failure to MOST_LINES lines in the report itself, because many of our messages
-    end with a program's log. The summary line of the failure keeps only the first line of its message, because in
-    CI pytest would repeat the whole message there."""
+    """Cut the assertion message (the lines that begin with `E `) of each part of a failure's traceback to its first
+    MOST_LINES lines and one that says how many are left out, in the report itself, because many of our messages end
+    with a program's log. The summary line of the failure keeps only the first line of its message, because in CI pytest
+    would repeat the whole message there."""
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
         crash.message = crash.message.partition("\n")[0]

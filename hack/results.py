@@ -58,15 +58,16 @@ class Results:
         self._counts: Counter[tuple[str, str]] = Counter()
 
     def add(self, properties: Iterable[tuple[str, object]]) -> None:
-        """Add the rows that one passed test left in its properties to the table. Other properties are ignored."""
+        """Add the rows (model, column, number) that one passed test left in its properties under PROPERTY to the sums
+        of the table. Other properties are ignored, and so is a value that is no tuple."""
         for name, row in properties:
             if name == PROPERTY and isinstance(row, tuple):
                 model, column, number = row
                 self._counts[str(model), str(column)] += int(number)
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines of the table, with one row for each model and a last row with the sums, and then its legend.
-        Yields nothing if nothing was counted."""
+        """Yield the lines of the table, with one row for each model, sorted by name, and a last row with the sums, and
+        then its legend, a line for each column. Yields nothing if nothing was counted."""
         models = sorted({model for model, _ in self._counts})
         if not models:
             return

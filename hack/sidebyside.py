@@ -69,7 +69,8 @@ class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no typ
         return unit(nodeid)
 
     def _assign_work_unit(self, node: object) -> None:
-        """Assign the first unit to a worker, or the last one if the worker's index is odd."""
+        """Assign the first unit of the queue to a worker, or the last one if the worker's index is odd. The unit leaves
+        the queue, which must not be empty."""
         if self.nodes.index(node) % 2:
             self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
         super()._assign_work_unit(node)

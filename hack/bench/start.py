@@ -70,7 +70,8 @@ def report(testbed: Testbed, count: int, seconds: float) -> None:
 
 
 def _observe(testbed: Testbed, raw: Object) -> None:
-    """Write the report of an agent that has read healthy whole GPUs to the status of a GPUNode."""
+    """Write the report of an agent that has read healthy whole GPUs, on a node without pods, to the status of a
+    GPUNode. The report answers the request in `raw`, the GPUNode as it was read."""
     name = raw["metadata"]["name"]
     gpus = SimulatedGPUs(name, [PRODUCT] * GPUS)
     observation = Observation.after(request_of(raw), gpus.read(), simulated=True).held_by(Holdings({}, 0))

@@ -42,7 +42,8 @@ def terminal(count: int) -> Iterator[Measured]:
 
 
 def _free(count: int) -> Measured:
-    """Return the CPU time of `free` for `count` nodes with PODS_EACH pods each. Every pod holds a GPU."""
+    """Return the CPU time of `kubectl gpusharing free`, the median of REPEATS, for `count` nodes with PODS_EACH pods
+    each. Every pod holds a GPU."""
     lists = {
         NODES.path(): [_node(number) for number in range(count)],
         PODS.path(): [_pod(number) for number in range(count * PODS_EACH)],

@@ -44,9 +44,9 @@ class Counts:
 
 
 def count(requests: Sequence[AuditedRequest], claim_writes: int) -> Counts:
-    """Count the requests of one user, by what `Counts` says of each number. Only get and list count as reads, and
-    neither they nor watches of the Lease do. `claim_writes` is the number of writes to the Lease that carried claims;
-    its other writes are renewals and are ignored."""
+    """Count the requests of one user, as the fields of `Counts` say. Requests with the verb get or list count as reads
+    unless they are about the Lease; a watch counts as nothing. `claim_writes` is the number of writes to the Lease that
+    carried claims, and replaces the number of all writes to it, because the others are renewals."""
     writes = Counter(request.resource for request in requests if request.is_write)
     writes[LEASES] = claim_writes
     read = [request for request in requests if request.verb in ("get", "list") and request.resource != LEASES]

@@ -62,8 +62,8 @@ class Api:
 
     def __init__(self, url: str, ca_pem: str, credentials: Credentials) -> None:
         """Prepare a client without connecting. `url` is the server's address as in a kubeconfig, and `ca_pem` the
-        certificate of the authority to trust. The files in `credentials` are read now; OSError is raised if that
-        fails."""
+        certificate of the authority to trust. A certificate is used if its key is there too, and a token is sent in
+        each request. The files in `credentials` are read now; OSError is raised if that fails."""
         parts = urllib.parse.urlsplit(url)
         self._host, self._port = parts.hostname or "", parts.port
         self.url, self.ca_pem = url, ca_pem

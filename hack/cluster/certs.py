@@ -145,7 +145,8 @@ def create_pki(
 
 
 def _self_signed(authority: _Authority) -> x509.Certificate:
-    """Return the authority's own certificate, signed by the authority itself."""
+    """Return the authority's own certificate, signed by the authority itself. It may sign certificates and revocation
+    lists, but no further authority."""
     usage = x509.KeyUsage(
         digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
         key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,

@@ -213,7 +213,8 @@ class ControlPlane:
 
     def stop(self) -> None:
         """Stop every program, wait until all have ended, and remove the record in state.json, or the whole folder if it
-        is a temporary one. The idle connections of `api` are closed. A second call does nothing."""
+        is a temporary one. The idle connections of `api` are closed. The files in a chosen folder stay. A second call
+        does nothing."""
         self._stop_components()
         if self._api is not None:
             self._api.close()
@@ -287,7 +288,9 @@ class ControlPlane:
 
     def _command_lines(self, programs: toolchain.Programs, kwok: Path | None) -> dict[str, list[str]]:
         """Return the command line of each program that belongs to this control plane, by its name and in the order of
-        their start. kube-scheduler is left out if the options say so, and kwok if `kwok` is None."""
+        their start. kube-scheduler is left out if the options say so, and kwok if `kwok` is None. The feature gates are
+        given to the API server, the controller-manager and the scheduler, and the flags of the options to the API
+        server, as its last ones."""
         layout, options = self.layout, self.options
         access = commands.kubelet_access(layout) if options.kubelets else []
         gates = [f"--feature-gates={options.feature_gates}"] if options.feature_gates else []

@@ -94,8 +94,8 @@ def _release(minor: str) -> tuple[str, str]:
 
 
 def _build(version: str, files: dict[str, str], out: Path) -> None:
-    """Build the one program from `files` (content by file name) into the folder `out`, and link its other names to it.
-    Raises UnavailableError if Go is missing or the build fails."""
+    """Build the one program from `files` (content by file name), after `go mod tidy`, into the folder `out`, and link
+    its other names to it. Raises UnavailableError if Go is missing or the build fails."""
     again = f"python -m hack.cluster.minors {version.removeprefix('v').rpartition('.')[0]}"
     program = CONTROLPLANE_CALLS[0]
     with tempfile.TemporaryDirectory() as folder:

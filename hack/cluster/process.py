@@ -86,8 +86,9 @@ def start(
 
 
 def is_ours(pid: int, mark: str) -> bool:
-    """Whether the process `pid` is running and has `mark` (our state folder) in its command line. The system reuses
-    pids, so a recorded pid alone does not permit us to kill the process."""
+    """Whether the process `pid` is running and has `mark` (our state folder) anywhere in its command line, which is
+    read from /proc, or with `ps` on a system without it. The system reuses pids, so a recorded pid alone does not
+    permit us to kill the process."""
     try:
         return mark in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -168,7 +169,7 @@ def wait_until(
 ) -> None:
     """Poll `condition` every `poll` seconds, at least once, until it is true. `check` is called after each poll that
     was false. Errors of both pass through. Raises TimeoutError with the message "timed out after … waiting for `what`"
-    if the condition is not true within `seconds`."""
+    if the condition is still false at the first poll after `seconds`; a poll that has begun is never interrupted."""
     deadline = time.monotonic() + seconds
     while not condition():
         check()

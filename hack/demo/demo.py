@@ -72,7 +72,7 @@ class Demo:
         Raises DemoFailed after `seconds` times the stage's patience, and NotFound if there is no such policy."""
 
         async def condition() -> bool:
-            """Whether the Ready condition of every policy is True."""
+            """Whether the Ready condition of every policy is True for its present generation."""
             rows = [await self.condition(name, ConditionType.READY) for name in names]
             return all(row.get("status") == "True" for row in rows)
 

@@ -108,9 +108,10 @@ def _wedge(screen: Screen, loop: NvidiaLoop, number: int) -> None:
 
 
 def _broken_gpu(screen: Screen, loop: NvidiaLoop, number: int) -> None:
-    """Make a GPU fail during a change, and check that its node becomes Failed and stays cordoned while the other node
-    is changed. Then repair the GPU, request a retry, and check that the change succeeds. `number` is the number in
-    the heading. Raises DemoFailed if a check fails, and TimeoutError if a state is not reached in time."""
+    """Make a GPU fail during a change, wait until its node is Failed and the other one is returned to service, and
+    check that the failed one is cordoned and that its message quotes mig-parted's error. Then repair the GPU, request a
+    retry, wait until the policy is Ready, and check the repaired node (`_check_sources`). `number` is the number in the
+    heading. Raises DemoFailed if a check fails, and TimeoutError if a state is not reached in time."""
     screen.heading(f"{number}. A GPU fails midway")
     loop.nodes[FAULTY].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", gpu=1)
     screen.command("kubectl apply -f -     # MIG single")

@@ -59,8 +59,8 @@ class Recorder:
 
     async def _follow(self, policy: str) -> None:
         """Read the state of this policy every LOOK_SECONDS until the task is canceled, and count in `_reads` how often
-        each state was read in a row. When the outline changes, first call `_choose` for the states before. Errors of
-        `_read` end the task."""
+        each state (without its time) was read in a row; the latest of equal states is kept. When the outline changes,
+        first call `_choose` for the states before. Errors of `_read` end the task."""
         while True:
             state = await _read(self.stage, policy)
             if self._reads and _outline(state) != _outline(self._reads[0][0]):

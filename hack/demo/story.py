@@ -32,7 +32,7 @@ async def play(demo: Demo) -> None:
     await plan_comes_first(demo)
 
     async def held() -> bool:
-        """Whether all nodes of pool-b show that they wait."""
+        """Whether all nodes of pool-b have the phase Pending."""
         return all([(await demo.place(node)).get("phase") == "Pending" for node in POOL_B])
 
     await demo.until("the nodes of pool-b to show the pause", held)
@@ -117,9 +117,10 @@ async def teams_move_in(demo: Demo) -> None:
 
 
 async def wrong_policies_are_refused(demo: Demo) -> None:
-    """Show one policy that the API server refuses, and one that the operator refuses because of the card. Then apply
-    the valid policy again, and check that neither nodes nor pods were touched. Raises DemoFailed if a check fails
-    or a state is not reached in time."""
+    """Show one policy that the API server refuses, and one that the operator refuses because of the card. The refusals
+    must name the field and a layout that fits. Then apply the valid policy again, wait until it is Ready, and check
+    that no Node was written to and that the pods of llm-7b are the same. Raises DemoFailed if a check fails or a state
+    is not reached in time."""
     screen = demo.screen
     screen.heading("4. A policy that cannot work is refused, and no node is touched")
     bad = fleet.example("d")
@@ -165,8 +166,9 @@ async def _refusal(stage: Stage, manifest: JSON) -> str:
 
 
 async def plan_comes_first(demo: Demo) -> None:
-    """Apply a change of pool-b that is paused, show its plan, and check the plan and that no node is touched. The
-    policy stays paused. Raises DemoFailed if a check fails or there is no plan in time."""
+    """Apply a change of pool-b that is paused, wait for its plan and show it. Check that the plan names the three
+    nodes, the class of disruption GPUPods, 15 pods, and the capacity before and after, and that no Node was written to.
+    The policy stays paused. Raises DemoFailed if a check fails or there is no plan in time."""
     screen = demo.screen
     screen.heading("5. The plan before the change")
     screen.say(
@@ -208,9 +210,11 @@ def _plan_lines(plan: JSON) -> str:
 
 
 async def budget_blocks(demo: Demo, recorder: Recorder) -> None:
-    """Apply the change of pool-b without the pause, and wait until a PodDisruptionBudget blocks the drain of one node.
-    Check that the other nodes are changed all the same. If the demo was started with --record, `recorder` keeps that
-    state of the fleet. Raises DemoFailed if a check fails or a state is not reached in time."""
+    """Apply the change of pool-b without the pause, wait until the drain of the ranker's node is blocked and the state
+    has settled (`_settled`), and show it. Check that the first blocker names the PodDisruptionBudget and a pod, that
+    the culprit is a pod of the ranker, that 2 of the 3 nodes are done all the same, and that 2 ranker pods are ready.
+    If the demo was started with --record, `recorder` keeps that state of the fleet. Raises DemoFailed if a check fails
+    or a state is not reached in time."""
     screen = demo.screen
     screen.heading("6. The change begins; a PodDisruptionBudget stops it")
     change = fleet.with_layout("b", fleet.TARGET, paused=False)

@@ -156,7 +156,8 @@ def spending(testbed: Testbed, *, stopped: bool = False) -> Iterator[list[Cell]]
 
 
 def _adopt_by_loop(testbed: Testbed) -> Figures:
-    """Let the raw loop patch every node once, with as many bytes as the adoption writes to it."""
+    """Let the raw loop (`large.relabel`) patch every node once, with as many bytes as the adoption writes to it, and
+    return the seconds, the CPU time of our own process and the number of writes as the figures `adopt-loop`."""
     everyone = _nodes_of(POLICIES)
     begun, used = time.monotonic(), time.process_time()
     asyncio.run(large.relabel(testbed, everyone))
@@ -165,7 +166,8 @@ def _adopt_by_loop(testbed: Testbed) -> Figures:
 
 
 def _start(testbed: Testbed) -> Figures:
-    """Replace the operator with a new process, until it has planned once."""
+    """Replace the operator with a new process, wait until it has planned once, and return its costs until then as the
+    figures `start`. Raises TimeoutError after PATIENCE."""
     testbed.operator.stop()
     with spending(testbed, stopped=True) as costs:
         testbed.operator.start()
@@ -174,16 +176,16 @@ def _start(testbed: Testbed) -> Figures:
 
 
 def _idle(testbed: Testbed) -> Figures:
-    """Wait for IDLE seconds in which nothing changes."""
+    """Wait for IDLE seconds in which nothing changes, and return the operator's costs in them as the figures `idle`."""
     with spending(testbed) as costs:
         time.sleep(IDLE)
     return Figures([["idle", "operator", _count(), *costs]])
 
 
 def _roll(testbed: Testbed) -> Figures:
-    """Measure how the operator, which must be running, changes the pools ROLLING to MIG. Then stop the operator, and
-    measure how the raw loop changes the same nodes back to whole GPUs. Returns the figures of both. Raises TimeoutError
-    if a pool or the raw loop takes longer than PATIENCE."""
+    """Measure how the operator, which must be running, changes the pools ROLLING to MIG, all at once. Then stop the
+    operator, and measure how the raw loop changes the same nodes back to whole GPUs. Returns the figures of both.
+    Raises TimeoutError if a pool or the raw loop takes longer than PATIENCE."""
     with spending(testbed) as costs:
         span = testbed.span()
         for pool in ROLLING:

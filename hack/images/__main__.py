@@ -44,9 +44,9 @@ def overall(statuses: Sequence[int]) -> int:
 
 
 def report(image: Image, known: list[advisories.Advisory] | None) -> int:
-    """Print the facts of one image and the advisories in `known` that name a part of it. Returns the exit status for
-    this image: TOO_BIG, in which case advisories are not compared, FOUND if an advisory names a part, otherwise
-    0. `known` is None if no file of advisories was given."""
+    """Print the facts of one image: names, size, files, and a table of its contents, and then each match of an advisory
+    in `known` with a part of it. Returns the exit status for this image: TOO_BIG, in which case advisories are not
+    compared, FOUND if an advisory names a part, otherwise 0. `known` is None if no file of advisories was given."""
     print(
         f"\n{image.reference} for {image.architecture}: {image.size / 1e6:.1f} MB compressed, {image.digest}"
     )

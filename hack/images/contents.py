@@ -194,8 +194,9 @@ def debian_parts(status: Sequence[str], locked: Sequence[Package]) -> Iterator[I
 
 
 def wheel_parts(metadata: Sequence[str], files: Mapping[str, str]) -> Iterator[ImagePart]:
-    """Yield a part for each of these METADATA files of Python distributions. `files` holds the sha256 of each wheel by
-    file name; without an entry the part's sha256 is empty."""
+    """Yield a part for each of these METADATA files of Python distributions, in their order. `files` holds the sha256
+    of each wheel by file name, of which only the distribution's name is compared; without an entry the part's sha256 is
+    empty."""
     hashes = {canonicalize_name(name.split("-")[0]): digest for name, digest in files.items()}
     for text in metadata:
         headers = message_from_string(text)

@@ -90,8 +90,9 @@ def pack_tar(tree: Path, paths: Iterable[Path], epoch: int) -> bytes:
 def configuration(
     architecture: str, layers: Sequence[Layer], run: JSON, labels: Mapping[str, str], created: str
 ) -> JSON:
-    """Return the image's configuration. `run` holds User, Env, Cmd and so on, as OCI names them, and `created` is an
-    RFC 3339 time."""
+    """Return the image's configuration for Linux on this architecture: how containers start, its labels sorted, and for
+    each layer its digest and an entry of the history. `run` holds User, Env, Cmd and so on, as OCI names them, and
+    `created` is an RFC 3339 time."""
     return {
         "created": created,
         "architecture": architecture,

@@ -250,8 +250,9 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Judge the mutants. Prints a line for each mutant that the present tests do not kill, and then the counts. Returns
-    the exit status: 1 if an earlier test kills one of these mutants, or if there was no mutant to judge; otherwise 0.
+    """Judge at most --count mutants that --seed draws (`choose`), in copies of the present tree and of --rev in a
+    temporary folder. Prints a line for each mutant that the present tests do not kill, and then the counts. Returns the
+    exit status: 1 if an earlier test kills one of these mutants, or if there was no mutant to judge; otherwise 0.
     Raises SystemExit if the tests fail without a mutant or the product has no such module, and CalledProcessError if
     there is no such revision."""
     options = read_arguments(arguments)

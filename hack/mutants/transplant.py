@@ -82,12 +82,12 @@ def _imports(importer: ModuleType, module: str, name: str) -> bool:
 
 def _transplant(module: str, old: Any, new: Any, done: set[int]) -> None:
     """Copy the code and defaults of functions, and the plain values of classes and dataclass instances, from `new` to
-    `old`, and do the same for all objects that both hold in the same place. Keys that a dict no longer has are
-    deleted; other changes of plain values in a dict or list are ignored.
+    `old`, and do the same for all objects that both hold in the same place. Keys that a dict no longer has are deleted;
+    other changes of plain values in a dict or list are ignored.
 
-    Objects are changed in place, so all references to them see the change. Functions and classes of other modules, and
-    objects whose types differ, are left alone. `done` holds the ids of objects that were visited already, to which
-    this one is added.
+    Objects are changed in place, so all references to them see the change. Functions and classes of other modules,
+    objects whose types differ, and texts are left alone. `done` holds the ids of objects that were visited already, to
+    which this one is added.
     """
     if id(old) in done or type(old) is not type(new) or isinstance(old, str | bytes):
         return

@@ -43,8 +43,9 @@ def remove(path: str) -> None:
 
 
 def sweep() -> list[Path]:
-    """Remove the cgroups whose owner was killed. Returns those that could not be removed yet, because processes in
-    them are still ending."""
+    """Remove the cgroups in every hierarchy whose name is PREFIX and a pid that no running process has, with everything
+    in them. Returns those that could not be removed yet, because processes in them are still ending; empty if all are
+    gone."""
     left = []
     for hierarchy in hierarchies():
         for folder in hierarchy.glob(f"{PREFIX}*"):

@@ -84,8 +84,8 @@ def configuration(image: OneLayerImage, layer: bytes, architecture: str) -> dict
 
 
 def pack_layer(image: OneLayerImage) -> bytes:
-    """Return a tar with the image's files and folders, and the folders that contain the files. Equal images produce
-    identical tars."""
+    """Return a tar with the image's files and folders, and the folders that contain the files: first all folders and
+    then all files, each sorted by path. Equal images produce identical tars."""
     buffer = io.BytesIO()
     parents = {str(parent) for path in image.files for parent in Path(path).parents}
     with tarfile.open(fileobj=buffer, mode="w") as layer:

@@ -209,10 +209,11 @@ class KubeletNode:
         labels: Mapping[str, str] | None = None,
         models: Sequence[str] = (),
     ) -> None:
-        """Create the node's folder, after sweeping what killed owners left behind; nothing runs yet. `models` are the
-        models of the node's SIMULATED GPUs. If there are any, the node has the runtime of the RuntimeClass `nvidia`.
-        Raises UnavailableError if the simulated library cannot be built, and UnknownModelError if a model cannot be
-        simulated."""
+        """Create the node's folder, after sweeping what killed owners left behind; nothing runs yet. `number` counts
+        from 0 and differs for each node on the bridge. `labels` are added to those that the kubelet sets itself.
+        `models` are the models of the node's SIMULATED GPUs. If there are any, the node has the runtime of the
+        RuntimeClass `nvidia`. Raises UnavailableError if the simulated library cannot be built, and UnknownModelError
+        if a model cannot be simulated."""
         self.plane, self.name, self.number = plane, name, number
         self._labels = dict(labels or {})
         cgroups.sweep()
@@ -407,7 +408,7 @@ class KubeletNode:
         return next((str(row["lastHeartbeatTime"]) for row in conditions if row["type"] == "Ready"), "")
 
     def _containerd_answers(self) -> bool:
-        """Whether containerd answers a request now."""
+        """Whether containerd answers `ctr version` now. False if ctr fails for any reason."""
         try:
             self.ctr("version")
         except subprocess.CalledProcessError:

@@ -186,9 +186,9 @@ def _began(folder: Path, state: Object) -> None:
 
 def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> None:
     """Register a process, by `pid` and `name`, on its container's devices, print FOLLOWED, and wait until the process
-    ends. Then, and after an error, it is removed. Without MPS, a GPU that accepts only one process and already has one
-    is left out. `process` is a pidfd. Raises SimulatorError if the simulated machine is full, and IndexError or
-    SimulatorError for an unknown GPU."""
+    ends. It uses MEMORY_MIB on each device. Then, and after an error, it is removed. Without MPS, a GPU that accepts
+    only one process and already has one is left out. `process` is a pidfd. Raises SimulatorError if the simulated
+    machine is full, and IndexError or SimulatorError for an unknown GPU."""
     simulator = Simulator(state_file(folder))
     ended = select.poll()
     ended.register(process, select.POLLIN)

@@ -85,7 +85,8 @@ def describe_wrong_commit(commit: str) -> str:
 
 
 def _find_missing_ci(candidate: Candidate) -> Iterator[str]:
-    """Yield a sentence unless the last run of .ci/run passed at this commit."""
+    """Yield a sentence, which says where CI passed last, unless the last run of .ci/run that passed was at this
+    commit."""
     if candidate.commit not in candidate.passed[:1]:
         last = (
             f"the last run that passed was at {candidate.passed[0]}" if candidate.passed else "no run passed"

@@ -75,8 +75,8 @@ class Publisher:
         return Published(prepared.digest, chart)
 
     def find_digest(self, name: str) -> str:
-        """Return the digest of an image in the registry, or an empty string if the registry has no such image. Raises
-        PublishError if the registry cannot be reached or refuses to answer."""
+        """Return the digest of an image in the registry, or an empty string if the registry answers that it has no such
+        image or no such name. Raises PublishError if the registry cannot be reached or refuses to answer."""
         done = _run("crane", *self._insecure(), "digest", name)
         if done.returncode and MISSING.search(done.stderr):
             return ""
