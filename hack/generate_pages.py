@@ -80,8 +80,9 @@ _SEEN = {
 
 def reasons() -> str:
     """Return the page about all reasons. They are grouped by what a person must do (`Reason.passes`), and sorted
-    alphabetically within each group. Where a reason names no remedy, the page says to wait, or in the last group that
-    nothing is to be done."""
+    alphabetically within each group. Each row has the reason, the column or condition in which it is seen, what it
+    means, and what to do. Where a reason names no remedy, the page says to wait, or in the last group that nothing is
+    to be done."""
     body: list[str] = []
     for passes, (title, text) in _PATIENCE.items():
         rows = [
@@ -182,8 +183,8 @@ def settings() -> str:
 
 def _field_docs(path: str, name: str) -> dict[str, str]:
     """Return the docstring of each field of the class `name` in a module, by the field's name. `path` is the path of
-    the module. A docstring of a field is the string that follows it in the source; fields without one are left out.
-    Raises StopIteration if the module has no such class."""
+    the module. A docstring of a field is the string that follows its annotated name in the source, and is returned on
+    one line; fields without one are left out. Raises StopIteration if the module has no such class."""
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     docs = {}
@@ -263,8 +264,9 @@ def rows_of_metrics(source: str, values: Mapping[str, object]) -> list[tuple[str
 
 
 def _makers(tree: ast.Module) -> dict[str, str]:
-    """Return the type of the metric family that each function in a module returns according to its annotation, by the
-    function's name. Functions that return no metric family are left out."""
+    """Return the type (`counter` or `gauge`) of the metric family that each function in a module, nested ones and
+    methods included, returns according to its annotation, by the function's name. The annotation must be exactly the
+    name of a class in _FAMILIES. Functions that return no metric family are left out."""
     made = {node.name: node.returns for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     named = {name: ast.unparse(kind) for name, kind in made.items() if kind is not None}
     return {name: _FAMILIES[kind] for name, kind in named.items() if kind in _FAMILIES}

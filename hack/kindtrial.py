@@ -67,7 +67,8 @@ def find_archive(folder: Path) -> Path:
 
 
 def read_reference(archive: Path) -> str:
-    """Return the repository and tag of the first image in an archive, as `repository:tag`."""
+    """Return the first repository and tag of the first image that the archive's manifest.json (that of docker-archive)
+    lists, as `repository:tag`."""
     with tarfile.open(archive) as tar:
         member = tar.extractfile("manifest.json")
         assert member is not None

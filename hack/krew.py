@@ -74,8 +74,9 @@ def krew() -> Mapping[str, str]:
 
 
 def manifest(source: str, hashes: Mapping[str, str]) -> str:
-    """Return krew's manifest of this version. `source` is the URL of the repository. `hashes` holds the sha256 of each
-    platform's archive; other platforms are not in the manifest."""
+    """Return krew's manifest of the project's version, with a row for each platform in the order of `hashes`. `source`
+    is the URL of the repository, below whose releases the archives are. `hashes` holds the sha256 of each platform's
+    archive; other platforms are not in the manifest."""
     parts = [TEMPLATE.format(name=NAME, version=version(), source=source, program=PROGRAM)]
     for platform, value in hashes.items():
         os, _, arch = platform.partition("/")

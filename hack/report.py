@@ -31,9 +31,10 @@ WIDTH = 110
 
 
 def count_lines(properties: Iterable[tuple[str, object]]) -> Iterator[str]:
-    """Yield the counts that tests left under the name PROPERTY, each as `COUNT x WHAT`, in lines of about WIDTH
-    characters. The counts of each test are sorted by name, and are not added to those of other tests. `properties` are
-    the (name, value) pairs that the tests left; other names than PROPERTY are ignored."""
+    """Yield the counts that tests left under the name PROPERTY, each as `COUNT x WHAT`, separated by semicolons, in
+    lines of about WIDTH characters, in which several tests may follow each other. The counts of each test are sorted by
+    name, and are not added to those of other tests. `properties` are the (name, value) pairs that the tests left; other
+    names than PROPERTY are ignored, and so are values that are no mapping."""
     row = ""
     for name, counts in properties:
         if name != PROPERTY or not isinstance(counts, Mapping):
@@ -125,8 +126,9 @@ class Report:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Record the duration of one phase (setup, call or teardown) of a test, and its outcome. Any phase can fail or
-        skip the test; only the call can pass it, and a call that fails as expected (xfail) counts as passed. The
-        log of a failure and the properties of a passed test are kept for the file."""
+        skip the test; only the call can pass it, and a call that fails as expected (xfail) counts as passed. Such a
+        test has passed also if its setup or teardown fails later or before; both are counted. The log of a failure and
+        the properties of a passed call are kept for the file."""
         # A worker that died reports the test that it was playing, without a rung.
         rung = vars(report).get("rung", 0)
         self._seconds[report.nodeid] += report.duration
@@ -173,9 +175,9 @@ class Report:
     # --- what it makes of it ---------------------------------------------------------------------------
 
     def _lines(self, verb: str | None) -> Iterator[str]:
-        """Yield the lines for the terminal, except the line that names the file: the outcomes by rung, the number of
-        skipped tests by reason, the SLOWEST tests with their seconds and, after a verb in SOON, the verbs to run next.
-        If no test ran, the lines say so, and to which verbs the collected tests belong."""
+        """Yield the lines for the terminal, except the line that names the file: the outcomes by rung in one line, the
+        number of skipped tests by reason, sorted, the SLOWEST tests with their seconds and, after a verb in SOON, the
+        verbs to run next. If no test ran, the lines say so, and to which other verbs the deselected tests belong."""
         yield "; ".join(self._by_rung()) or "no tests"
         for reason, count in sorted(self._skipped.items()):
             yield f"SKIPPED {count} x {reason}"
@@ -219,8 +221,9 @@ class Report:
         return path
 
     def _places(self) -> Iterator[str]:
-        """Yield a line with the seconds of each folder, or of each file if the run had 2 to FEW_FILES files, in
-        descending order. Two more lines have the time of the collection and of the whole run."""
+        """Yield a line with the seconds and the number of tests of each folder, or of each file if the run had 2 to
+        FEW_FILES files, in descending order of the seconds. Subfolders are folders of their own. Two more lines have
+        the time of the collection and of the whole run."""
         files = {nodeid: PurePosixPath(nodeid.split("::")[0]) for nodeid in self._seconds}
         by_file = 1 < len(set(files.values())) <= FEW_FILES
         places: defaultdict[str, float] = defaultdict(float)

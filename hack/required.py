@@ -106,8 +106,9 @@ class Required:
     def _report_once(self, item: pytest.Item) -> Generator[None, object, object]:
         """Run the wrapped phase of a test, and turn an UnavailableError into a failure or a skip.
 
-        The first test with this message fails, and the failure names the part to leave out, or says that LEAVE_OUT has
-        none for this test. Each later test with the same message is skipped, and the reason names the first test.
+        The first test with this message fails, and the failure names the part to leave out (that of a
+        PartUnavailableError, otherwise the first of `parts_of`), or says that LEAVE_OUT has none for this test. Each
+        later test with the same message is skipped, and the reason names the first test.
         """
         try:
             return (yield)

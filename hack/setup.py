@@ -62,8 +62,9 @@ def fingerprint() -> str:
 
 
 def runs(python: Path) -> bool:
-    """Whether `python` is an interpreter of our own version that has pip. In a moved checkout it is a dead link, and
-    after an interrupted set-up pip is missing."""
+    """Whether `python` is an interpreter of our own version that has pip. False if it cannot be started, if it fails,
+    and if its version differs in any part. In a moved checkout it is a dead link, and after an interrupted set-up pip
+    is missing."""
     ask = "import sys, pip; print(sys.version)"
     try:
         done = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=False)

@@ -34,8 +34,9 @@ def measure(name: str, files: Iterable[Path]) -> PackageSize:
 
 
 def _defined(module: ast.Module) -> Iterator[str]:
-    """Yield each name that is bound to a function, a class or a value at the top level of a module. Imports, and
-    definitions inside an `if` or `try`, are left out."""
+    """Yield each name that is bound to a function, a class or a value at the top level of a module. A name that is
+    bound several times is yielded each time. Imports, augmented assignments, and definitions inside an `if` or `try`,
+    are left out."""
     for node in module.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
@@ -47,8 +48,8 @@ def _defined(module: ast.Module) -> Iterator[str]:
 
 
 def rows(root: Path = ROOT) -> Iterator[PackageSize]:
-    """Yield a row for each folder in TREES that has modules of its own and, after the folders of a tree, a row for the
-    whole tree."""
+    """Yield a row for each folder in TREES that has modules of its own sorted by path, and, after the folders of a
+    tree, a row for the whole tree. A folder's row does not count its subfolders."""
     for tree in TREES:
         files = sorted((root / tree).rglob("*.py"))
         for folder in sorted({file.parent for file in files}):

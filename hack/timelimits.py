@@ -84,8 +84,8 @@ class TimeLimits:
 
 
 def limit(items: Iterable[pytest.Item]) -> None:
-    """Give each test the limit of its rung. A test that sets its own limit keeps it, and tests marked ENDLESS have
-    none."""
+    """Give each test, with a marker of pytest-timeout, the limit of its rung in LIMITS. A test that sets its own limit
+    keeps it, and tests marked ENDLESS have none."""
     for item in items:
         if item.get_closest_marker("timeout") is None:
             seconds = 0 if item.get_closest_marker(ENDLESS) else LIMITS[find_rung(item)]

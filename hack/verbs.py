@@ -64,8 +64,8 @@ MARKED = {
 
 
 def add_markers(item: pytest.Item) -> None:
-    """Add the marker `cluster` to a test that uses the shared control plane, and `tools` to a test that uses a program
-    that we build."""
+    """Add the marker `cluster` to a test that uses the fixture `control_plane`, the shared control plane, and `tools`
+    to a test that uses one of the fixtures in BUILDERS."""
     fixtures = set(getattr(item, "fixturenames", ()))
     if "control_plane" in fixtures:
         item.add_marker("cluster")

@@ -40,7 +40,8 @@ class Steps:
     """Whether SIGTERM has come."""
 
     def end(self, number: int, frame: FrameType | None) -> None:
-        """Note that SIGTERM arrived, and send it to the running step, if there is one. This is a signal handler."""
+        """Note that SIGTERM arrived, and send it to the running step, if there is one. This is a signal handler;
+        neither argument is used. A step that has ended meanwhile is left alone."""
         self.ended = True
         if self.process is not None:
             self.process.terminate()

@@ -136,8 +136,8 @@ def occupied(machine: Simulator, folder: Path) -> Iterator[SeenTenants]:
 @contextmanager
 def _computing(machine: Simulator, tenants: Sequence[Tenant]) -> Iterator[bool]:
     """Start one process per tenant, register it with the machine as a user of its GPU, and yield whether the processes
-    are in cgroups named for their pods. At the end all processes are killed and removed from the machine, and the
-    cgroups are removed."""
+    are in cgroups named for their pods. With cgroups, they are created in the first hierarchy. At the end all processes
+    are killed and removed from the machine, and the cgroups are removed."""
     running: list[subprocess.Popen[bytes]] = []
     cgroup = _make_cgroup()
     try:
@@ -319,7 +319,8 @@ def _per_scrape(running: Running, machine: Simulator, used: _Used) -> float:
 
 def _over_cycles(running: Running, machine: Simulator) -> _Used:
     """Wait until the agent has read its GPUs more than ten times, let it read them at least CYCLES times with hardly a
-    scrape, and return what it used for the latter. Raises TimeoutError if it does not read often enough."""
+    scrape, and return what it used for the latter. Raises TimeoutError if it has not read ten times after 30 s, or is
+    not done 60 s after it should be."""
     wait_until(lambda: running.readings() > 10, 30, "the agent to read its GPUs")
     begun = _Used.so_far(running, machine)
     enough = begun.readings + CYCLES

@@ -96,7 +96,8 @@ def _policy(index: int, **spec: object) -> PolicyView:
 
 
 def _node(index: int, owner: PolicyView) -> NodeView:
-    """Return a node that `owner`, a policy of mode Full with a valid spec, has adopted."""
+    """Return a node of the pool of `owner`, a policy of mode Full with a valid spec, that this policy has adopted: it
+    has our labels, all its whole GPUs are advertised, and the policy's configuration is proven on it."""
     assert owner.spec is not None, "valid"
     request = find_wish(owner.name, owner.spec)
     (plugin_key,) = request.plugins
@@ -205,8 +206,8 @@ RULED: Mapping[str, object] = {
 
 def planning(count: int) -> Iterator[Measured]:
     """Yield the CPU time of a pass with an empty memo, and of passes after one node changed, in a settled fleet and in
-    one that is being rolled out. All are measured again with windows and drain rules. The last result is the time
-    to fit a layout."""
+    one that is being rolled out. Only in the fleet that is being rolled out does the first pass have to change every
+    node. All are measured again with windows and drain rules. The last result is the time to fit a layout."""
     shared = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
     settled, rolling = fleet(count, mode="Full"), fleet(count, **shared)
     settled_ruled, rolling_ruled = fleet(count, mode="Full", **RULED), fleet(count, **shared, **RULED)

@@ -136,8 +136,8 @@ def write(
     lost: Sequence[Lost] = (),
 ) -> None:
     """Write the results to `path` as one flat JSON object: each metric, rounded to five decimals, the pace while it was
-    measured (METRIC.pace_ms) unless that is None, the reason if it failed (METRIC.failed), and the machine's facts
-    (machine.NAME). Missing folders are created."""
+    measured (METRIC.pace_ms) unless that is None, the reason if it failed (METRIC.failed, as `failures` says), and the
+    machine's facts (machine.NAME). Missing folders are created."""
     flat: dict[str, str | int | float] = {result.name: round(result.value, 5) for result in results}
     flat |= {
         f"{result.name}.pace_ms": round(result.pace_ms) for result in results if result.pace_ms is not None

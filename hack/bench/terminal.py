@@ -145,7 +145,8 @@ def _policy(name: str, nodes: int) -> JSON:
 
 
 def _gpunode(number: int) -> JSON:
-    """Return a GPUNode with a full history. Every tenth one is draining, and the others are Synced."""
+    """Return the GPUNode number `number`, with a history of STEPS entries, 16 profiles and GPUS GPUs. Every tenth one,
+    beginning with 0, is draining, and the others are Synced. Its policy is one of POOLS in turn."""
     phase, reason = ("Synced", "Synced") if number % 10 else ("Draining", "PDB")
     at = "2026-11-20T09:{:02}:00Z"
     history = [

@@ -161,8 +161,8 @@ class Testbed:
         return added
 
     def apply_policy(self, name: str, pool: str, spec: Mapping[str, Any]) -> None:
-        """Create a policy for a pool, without waiting until it is Ready. Fields of `spec` that are None are left out.
-        Raises ApiError if the policy exists or is refused."""
+        """Create a policy that selects the nodes with the pool's label, without waiting until it is Ready. Fields of
+        `spec` that are None are left out. Raises ApiError if the policy exists or is refused."""
         selector = {"matchLabels": {nodes.LABEL_POOL: pool}}
         body = {
             "apiVersion": names.API_VERSION,

@@ -34,7 +34,8 @@ class ApiError(Exception):
     """The API server refused a request."""
 
     def __init__(self, method: str, path: str, status: int, body: str) -> None:
-        """Record the HTTP status and the body of the answer, which is usually a Status object as JSON."""
+        """Record the HTTP status and the body of the answer, which is usually a Status object as JSON. The text of the
+        error has the method, the path, the status and the server's `message`."""
         self.status = status
         self.body = body
         super().__init__(f"{method} {path}: {status} {self.message}")

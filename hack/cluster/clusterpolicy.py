@@ -41,7 +41,9 @@ class CRDVersion:
 
     @property
     def crd(self) -> Object:
-        """The stand-in CRD as a manifest, with this version's fields and the blocks that `spec` requires."""
+        """The stand-in CRD as a manifest, with this version's fields and the blocks that `spec` requires; a required
+        block without a field of ours is an object without named fields. It is cluster-scoped, and serves v1 with a
+        status subresource."""
         root: Object = {"type": "object", "properties": {}}
         for item in self.fields:
             if item.present:

@@ -90,8 +90,9 @@ def etcd(programs: Programs, layout: Layout) -> list[str]:
 
 
 def apiserver(programs: Programs, layout: Layout, *, audit: bool, extra: Sequence[str] = ()) -> list[str]:
-    """Return the command line of kube-apiserver with TLS, the Node and RBAC authorizers, and default admission and
-    feature gates. `audit` turns the audit log on. The flags in `extra` come last."""
+    """Return the command line of kube-apiserver on the layout's address and port, with TLS, the Node and RBAC
+    authorizers, and default admission and feature gates. Privileged containers are allowed, and the Service
+    `kubernetes` gets no endpoints. `audit` turns the audit log on. The flags in `extra` come last."""
     pki = layout.pki
     auditing = [
         f"--audit-policy-file={layout.audit_policy}",
@@ -155,7 +156,8 @@ def controller_manager(programs: Programs, layout: Layout) -> list[str]:
 
 
 def scheduler(programs: Programs, layout: Layout) -> list[str]:
-    """Return the command line of kube-scheduler with its default profile."""
+    """Return the command line of kube-scheduler with its default profile, without a port and leader election, and with
+    a limit of 500 calls a second."""
     return [
         str(programs.kube_scheduler),
         f"--kubeconfig={layout.kubeconfig('scheduler')}",

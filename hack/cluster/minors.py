@@ -78,8 +78,8 @@ def _required(module: str, requirements: str) -> str:
 
 
 def _release(minor: str) -> tuple[str, str]:
-    """Return the newest version of Kubernetes with this minor version, such as `v1.30.14`, and the text of its go.mod.
-    Raises UnavailableError if Go is missing or cannot fetch the version."""
+    """Return the newest version of Kubernetes with this minor version, as `go mod download` resolves it, such as
+    `v1.30.14`, and the text of its go.mod. Raises UnavailableError if Go is missing or cannot fetch the version."""
     module = f"k8s.io/kubernetes@v{minor}"
     with tempfile.TemporaryDirectory() as folder:
         result = subprocess.run(

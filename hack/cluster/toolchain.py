@@ -153,9 +153,10 @@ def helm3_recipe() -> ToolRecipe:
 
 
 def module_recipe(source: Path, leading: str, programs: tuple[str, ...], minutes: int = 2) -> ToolRecipe:
-    """Return the recipe for the tools of our module in the folder `source`, whose go.mod pins them. Its version is the
-    version of the dependency `leading`. `minutes` is roughly how long the build takes on two cores. Raises
-    UnavailableError if go.mod does not pin that dependency."""
+    """Return the recipe that builds all tools of our module in the folder `source`, whose go.mod pins them. `programs`
+    are the names of the programs, the most important first. The version of the recipe is that of the dependency
+    `leading`. `minutes` is roughly how long the build takes on two cores. Raises UnavailableError if go.mod does not
+    pin that dependency."""
     files = tuple((source / file).read_text() for file in ("go.mod", "go.sum"))
     version = re.search(rf"\s{re.escape(leading)} (v\S+)", files[0])
     if version is None:
@@ -207,7 +208,8 @@ def build_once(recipe: ToolRecipe, root: Path) -> Path:
 
 def control_plane_programs(environ: Mapping[str, str] = os.environ) -> Programs:
     """Return the control plane's programs: those in the folder `$KUBEBUILDER_ASSETS`, if it is set, and our own builds
-    of the others. Raises UnavailableError if that folder lacks etcd or kube-apiserver, or if a program cannot be built.
+    of the others, which are built first if they are not in the cache that `environ` names. Raises UnavailableError if
+    that folder lacks etcd or kube-apiserver, or if a program cannot be built.
 
     The folder that setup-envtest fills has no controller-manager and no scheduler. Ours are used then, so the folder's
     version should be the one that hack/controlplane/go.mod pins.
@@ -241,8 +243,9 @@ def program(name: str) -> Path:
 
 
 def _build(recipe: ToolRecipe, out: Path) -> None:
-    """Build the programs of a recipe into the folder `out`, and link the names in `calls` to its first program. Raises
-    UnavailableError if Go or a needed C compiler is missing, or the build fails."""
+    """Build the programs of a recipe into the folder `out`, by its command in its source folder or, if it has none, in
+    `out`, and link the names in `calls` to its first program. Raises UnavailableError if Go or a needed C compiler is
+    missing, or the build fails."""
     what = f"{recipe.name} {recipe.version}"
     if recipe.cgo:
         need_compiler(what)

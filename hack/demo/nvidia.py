@@ -42,8 +42,9 @@ def play_on_real_parts(screen: Screen) -> None:
 
 
 def _play(screen: Screen, loop: NvidiaLoop) -> None:
-    """Play every mode of WALK, and after that a mig-manager that hangs and a GPU that fails. Raises DemoFailed if a
-    check fails, and TimeoutError if a state is not reached in time."""
+    """Play every mode of WALK in its order, each but the first with pods that use a resource that the mode before has
+    served, and after that a mig-manager that hangs and a GPU that fails. Raises DemoFailed if a check fails, and
+    TimeoutError if a state is not reached in time."""
     versions = ", ".join(f"{release.folder} {release.version}" for release in build.RELEASES)
     screen.heading(f"1. Two nodes with two H100 each; {versions}")
     resource = ""
@@ -94,9 +95,10 @@ def _show(screen: Screen, loop: NvidiaLoop) -> None:
 
 
 def _wedge(screen: Screen, loop: NvidiaLoop, number: int) -> None:
-    """Make mig-manager fail once so that it hangs, and check that the operator repairs it by restarting its pod once.
-    `number` is the number in the heading. Raises DemoFailed if a check fails, and TimeoutError if the change is not
-    finished in time."""
+    """Make mig-manager of node `one` fail once so that it hangs, while the layout HALVES is applied, and wait until the
+    policy is Ready. Check that exactly one more Event says that the operator has restarted its pod, and check the node
+    (`_check_sources`). `number` is the number in the heading. Raises DemoFailed if a check fails, and TimeoutError if
+    the change is not finished in time."""
     screen.heading(f"{number}. mig-manager hangs: it fails once and forgets the operands that it has paused")
     before = len(loop.events("ActuatorRestarted"))
     loop.nodes["one"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", count=1)

@@ -80,7 +80,8 @@ class Recorder:
         self._reads = []
 
     def write(self, path: Path) -> None:
-        """Write what was collected to a JSON file, with one state in each line."""
+        """Write what was collected to a JSON file, in place of an earlier one: `fleet`, and the list `rollout`, with
+        one state in each line. `rollout` must not be empty."""
         states = [json.dumps(state, separators=(",", ":")) for state in (self.fleet, *self.rollout)]
         path.write_text(f'{{"fleet":\n{states[0]},\n"rollout":[\n' + ",\n".join(states[1:]) + "\n]}\n")
 

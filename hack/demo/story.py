@@ -21,8 +21,9 @@ NAMES = tuple(f"pool-{pool}" for pool, *_ in fleet.POOLS)
 
 
 async def play(demo: Demo) -> None:
-    """Play the whole story. If `demo.record_to` is set, write the recorded states to that file at the end. Raises
-    DemoFailed at the first check that fails or state that is not reached in time; later steps are then not played."""
+    """Play the whole story, step by step. If `demo.record_to` is set, pool-b is recorded from the step after its plan
+    on, and the recorded states are written to that file at the end. Raises DemoFailed at the first check that fails or
+    state that is not reached in time; later steps are then not played."""
     await fleet_appears(demo)
     await pools_are_declared(demo)
     await teams_move_in(demo)
@@ -91,8 +92,9 @@ async def pools_are_declared(demo: Demo) -> None:
 
 
 async def teams_move_in(demo: Demo) -> None:
-    """Create the PodDisruptionBudget, deploy the workloads of the teams, wait until the used devices are reported, and
-    check where the ranker's pods run. Raises DemoFailed if the check fails or a state is not reached in time."""
+    """Create the PodDisruptionBudget, deploy the workloads of the teams, wait until all their pods run, and only then
+    deploy the ranker. Wait until each pool reports the expected number of used devices, and check that all ranker pods
+    run on RANKER_NODE. Raises DemoFailed if the check fails or a state is not reached in time."""
     screen = demo.screen
     screen.heading("3. The teams move in")
     await demo.stage.client.create(PDBS, fleet.BUDGET, namespace="team-b")

@@ -298,8 +298,8 @@ def members(data: bytes) -> dict[str, bytes]:
 
 
 def open_part(deb: bytes, part: str) -> tarfile.TarFile:
-    """Open the tar `control` or `data` inside a package, compressed with xz or not at all. Raises ValueError if the
-    package does not contain it in such a form, or is not an ar archive."""
+    """Open the tar `control` or `data` inside a package, compressed with xz or not at all; the caller must close it.
+    Raises ValueError if the package does not contain it in such a form, or is not an ar archive."""
     parts = members(deb)
     for name, opened in ((f"{part}.tar.xz", lzma.decompress), (f"{part}.tar", bytes)):
         if name in parts:

@@ -52,9 +52,10 @@ def build(
     architecture: str = "", reference: str = "", out: Path = OUT, origin: Origin | None = None
 ) -> Image:
     """Build the image for one architecture (`amd64` or `arm64`; this machine's by default), write the archive and the
-    bill of materials into `out`, and return the image, whose size is not checked (`too_big`). The folder
-    `work`/ARCHITECTURE in `out` is emptied first and keeps the unpacked trees. `reference` is the image's name and tag,
-    by default localhost/NAME:VERSION of the project. `origin` is by default what `read_origin` finds.
+    bill of materials into `out`, in place of earlier ones of the same version, and return the image, whose size is not
+    checked (`too_big`). The folder `work`/ARCHITECTURE in `out` is emptied first and keeps the unpacked trees.
+    `reference` is the image's name and tag, by default localhost/NAME:VERSION of the project. `origin` is by default
+    what `read_origin` finds.
 
     Raises FetchError if a Debian package cannot be downloaded, WheelError if a wheel cannot be downloaded, installed or
     compiled, UnavailableError if the cache cannot be written, TreeError if a program would not find a library,
@@ -161,7 +162,8 @@ def needed(data: bytes) -> list[str]:
 
 def missing(trees: list[Path]) -> list[str]:
     """Return a sorted list of messages "FILE needs LIBRARY", one for each file and each library that it needs and that
-    is in none of the trees. Both are file names without a folder. A library may be in any folder of a tree."""
+    is in none of the trees. Both are file names without a folder. A library may be in any folder of any of the trees,
+    also as a symbolic link."""
     files = [path for tree in trees for path in tree.rglob("*") if path.is_file() or path.is_symlink()]
     there = {path.name for path in files}
     return sorted(f"{path.name} needs {name}" for path, name in _wants(files) if name not in there)

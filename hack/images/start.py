@@ -52,8 +52,9 @@ def lay(image: Image, root: Path) -> None:
 
 
 def environment(root: Path, plane: ControlPlane, port: int) -> dict[str, str]:
-    """Write the files of the operator's ServiceAccount below `root`, and return the environment variables of the
-    operator's pod. `port` is the port for probes. Raises ApiError if the chart is not installed."""
+    """Write the files of the operator's ServiceAccount into ACCOUNT below `root`, and return the environment variables
+    of the image and of the operator's pod, with paths as they are inside `root`. The operator listens on loopback: for
+    probes on `port`, and for metrics on a free port. Raises ApiError if the chart is not installed."""
     api = plane.api
     token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)
     return {

@@ -118,7 +118,8 @@ def install(wheels: Sequence[Path], architecture: str, tree: Path) -> None:
 
 
 def entry_points(tree: Path) -> None:
-    """Write our console scripts into the tree. The tree's Python runs them."""
+    """Write our console scripts (`scripts`) into usr/local/bin of the tree, which is created if needed, as executable
+    files. The tree's Python runs them."""
     folder = tree / "usr/local/bin"
     folder.mkdir(parents=True, exist_ok=True)
     for name, place in scripts().items():
@@ -199,7 +200,8 @@ def _pip(verb: str, *arguments: str, environ: Mapping[str, str] = os.environ) ->
 
 
 def main() -> int:
-    """Print how many pinned versions have a wheel, for each architecture. Returns the exit status: 1 as soon as a
+    """Download the wheels of all pinned versions into the cache, unless they are there, and print for each architecture
+    how many versions have one, and how many of these wheels are compiled. Returns the exit status: 1 as soon as a
     version has none or a download fails, otherwise 0."""
     pins = len(re.findall(r"^[A-Za-z0-9].*==", LOCK.read_text(), re.MULTILINE))
     for architecture in ARCHITECTURES:

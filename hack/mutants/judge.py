@@ -135,8 +135,8 @@ def _scope_of(qualified: str) -> str:
 
 
 def copy_present(root: Path) -> None:
-    """Copy the working tree to `root`, with uncommitted changes and untracked files, but without ignored ones. The
-    working directory must be the root of the checkout."""
+    """Copy the working tree to `root`, with uncommitted changes and untracked files, but without ignored ones. Links
+    are followed, and files that were deleted are left out. The working directory must be the root of the checkout."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split("\0"):
         if name and Path(name).is_file():

@@ -41,7 +41,8 @@ class Ladder:
         return [self._name(row) for row in self.rows()]
 
     def _name(self, row: Any) -> str:
-        """Return the name of a row: the name of its function or, if the function is a lambda, the row's reason."""
+        """Return the name of a row: the name of its function (the row itself if `part` is empty) or, if the function is
+        a lambda, the row's reason."""
         name: str = (getattr(row, self.part) if self.part else row).__name__
         return str(row.reason) if name == "<lambda>" else name
 

@@ -14,7 +14,8 @@ REMOVE_SECONDS = 120.0
 
 
 def hierarchies() -> list[Path]:
-    """Return the mounted hierarchies: one per controller with cgroup v1, a single one with cgroup v2."""
+    """Return the mounted hierarchies: below ROOT one per controller with cgroup v1, sorted by path, or ROOT alone with
+    cgroup v2. A folder counts as a hierarchy if it has the file cgroup.procs."""
     if (ROOT / "cgroup.controllers").exists():
         return [ROOT]
     return [folder for folder in sorted(ROOT.iterdir()) if (folder / "cgroup.procs").exists()]
@@ -64,7 +65,8 @@ def _inherit_cpuset(folder: Path) -> None:
 
 
 def _removed(folder: Path) -> bool:
-    """Try to remove a cgroup and everything below it, and return whether it is gone. Cgroups that are busy stay."""
+    """Try to remove a cgroup and everything below it, the deepest first, and return whether it is gone, also if it did
+    not exist before. Cgroups that are busy stay."""
     if not folder.exists():
         return True
     for below, _, _ in os.walk(folder, topdown=False):

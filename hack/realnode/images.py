@@ -68,8 +68,8 @@ def native() -> str:
 
 
 def configuration(image: OneLayerImage, layer: bytes, architecture: str) -> dict[str, object]:
-    """Return the image's configuration, as OCI's image specification defines it. `layer` is the uncompressed tar of
-    its only layer."""
+    """Return the image's configuration, as OCI's image specification defines it: for Linux, with the entry point and
+    the variables of `image`, and / as the working directory. `layer` is the uncompressed tar of its only layer."""
     return {
         "architecture": architecture,
         "os": "linux",

@@ -112,8 +112,8 @@ class Machine:
         self.bridge.attach(self._first, self.number)
 
     def stop(self) -> None:
-        """Kill every process in the machine, like a power cut, and remove its cgroup. Does nothing if the machine is
-        not started. Raises TimeoutError if a process does not end."""
+        """Kill every process in the machine, like a power cut, and remove its cgroup. The node's folder stays. Does
+        nothing if the machine is not started. Raises TimeoutError if a process does not end."""
         if self._keeper is not None:
             if self._first:
                 self._kill_first()

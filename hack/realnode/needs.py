@@ -72,9 +72,9 @@ def missing_packages() -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Return 0 if a real kubelet can run here; otherwise print why not and return 1. `--install` first installs the
-    missing Debian packages; if that fails, 1 is returned, too. If LEAVE_OUT names rung 4, nothing is installed or
-    checked, and the exit status is 0. It is 1 if LEAVE_OUT names an unknown part."""
+    """Return 0 if a real kubelet can run here; otherwise print why not to stderr and return 1. `--install` first
+    installs the missing Debian packages; if that fails, 1 is returned, too. If LEAVE_OUT names rung 4, nothing is
+    installed or checked, and the exit status is 0. It is 1 if LEAVE_OUT names an unknown part."""
     try:
         if "rung4" in left_out():
             print("Rung 4 is left out on purpose by LEAVE_OUT=rung4.", file=sys.stderr)

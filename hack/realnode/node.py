@@ -379,8 +379,9 @@ class KubeletNode:
 
     def _write_files(self) -> None:
         """Write the configuration files of the CNI plugins, containerd and the kubelet, and copy the control plane's CA
-        and this node's kubeconfig into the node's folder. Files that exist are overwritten. Raises ComponentError if
-        CNI plugins are missing."""
+        and this node's kubeconfig into the node's folder. Files that exist are overwritten. containerd has the runtime
+        for RUNTIME_CLASS only if the node has GPUs. The machine must be started. Raises ComponentError if CNI plugins
+        are missing."""
         plugins = cni_folder()
         if plugins is None:
             raise ComponentError("CNI plugins are missing: apt-get install --yes containernetworking-plugins")

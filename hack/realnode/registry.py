@@ -68,8 +68,9 @@ class Registry:
         settings.write_text(f'server = "http://{self.host}"\n')  # without it containerd insists on TLS
 
     def push(self, image: OneLayerImage, *, architecture: str) -> None:
-        """Push an image for this architecture only, whatever its programs are built for. An image of the same name is
-        replaced. Call it only inside the `with` block. Raises CalledProcessError if the registry refuses it."""
+        """Push an image, as an index with one manifest, for this architecture only, whatever its programs are built
+        for. An image of the same name is replaced. Call it only inside the `with` block. Raises CalledProcessError if
+        the registry refuses it."""
         layer = pack_layer(image)
         config = dump(configuration(image, layer, architecture))
         content = {

@@ -185,10 +185,10 @@ def _began(folder: Path, state: Object) -> None:
 
 
 def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> None:
-    """Register a process, by `pid` and `name`, on its container's devices, print FOLLOWED, and wait until the process
-    ends. It uses MEMORY_MIB on each device. Then, and after an error, it is removed. Without MPS, a GPU that accepts
-    only one process and already has one is left out. `process` is a pidfd. Raises SimulatorError if the simulated
-    machine is full, and IndexError or SimulatorError for an unknown GPU."""
+    """Register a process, by `pid` and `name`, on its container's devices, with MEMORY_MIB on each, print FOLLOWED, and
+    wait until the process ends. Then, and after an error, the process is removed from all devices. Without MPS, a GPU
+    that accepts only one process and already has one is left out. `process` is a pidfd. Raises SimulatorError if the
+    simulated machine is full, and IndexError or SimulatorError for an unknown GPU."""
     simulator = Simulator(state_file(folder))
     ended = select.poll()
     ended.register(process, select.POLLIN)
@@ -207,8 +207,8 @@ def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> Non
 
 
 def _is_taken(shown: Object, gpu: int) -> bool:
-    """Whether the GPU accepts only one process and already has one. Another process can then start, but not use the
-    GPU. Raises IndexError if there is no such GPU."""
+    """Whether the GPU's compute mode is EXCLUSIVE_PROCESS and a process is registered on it, also one of a MIG instance
+    or of MPS. Another process can then start, but not use the GPU. Raises IndexError if there is no such GPU."""
     exclusive = shown["gpus"][gpu]["compute_mode"] == EXCLUSIVE_PROCESS
     return exclusive and any(row["gpu"] == gpu for row in shown["processes"])
 

@@ -114,9 +114,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_prepare(options: argparse.Namespace) -> int:
-    """Prepare the release, print the image's name and digest and the size and path of each file, and return 0. If the
-    checkout is not at a commit without changes, first print to stderr that the release cannot be published. Errors of
-    `prepare` and `read_origin` pass through."""
+    """Prepare the release, print the image's name and digest and the size and path of each file, and return 0. A
+    leading `v` of the version is ignored, and all of krew's platforms are built if none is named. If the checkout is
+    not at a commit without changes, first print to stderr that the release cannot be published. Errors of `prepare` and
+    `read_origin` pass through."""
     if problem := gate.describe_wrong_commit(read_origin().revision):
         print(f"this release can be tried, but not published: {problem}", file=sys.stderr, flush=True)
     platforms = options.platform or krew.PLATFORMS

@@ -31,8 +31,9 @@ def write_chart(
 ) -> Path:
     """Copy the chart to `target`, with this image as its default and in Artifact Hub's annotations, and return
     `target`. An existing `target` is replaced. `changes` (`notes.changes`) become an annotation unless there are none.
-    If `source`, the URL of the repository, is not empty, the icon and links to it are added. Raises ValueError if a
-    line to be replaced does not occur exactly once in the chart; the unfinished copy then stays."""
+    If `source`, the URL of the repository, is not empty, the home page, the icon, a picture and links are added with
+    it. Raises ValueError if a line to be replaced does not occur exactly once in the chart; the unfinished copy then
+    stays."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(CHART, target)
     values = target / "values.yaml"

@@ -35,8 +35,9 @@ def find_flaw(text: str, version: str) -> str:
 
 def changes(notes: str) -> list[dict[str, str]]:
     """Return the entries of a section, as Artifact Hub's annotation lists them: `kind` is the heading above an entry in
-    lower case, and `description` the entry's first sentence. A heading is `###` and one word. Empty if there is no
-    entry below a heading."""
+    lower case, and `description` the entry's first sentence. A heading is `###` and one word. They are in the order of
+    the text. An entry is a line that begins with `- `, with what follows up to the next entry or empty line. Empty if
+    there is no entry below a heading."""
     entries: list[dict[str, str]] = []
     for kind, body in re.findall(r"^### (\w+)\n(.*?)(?=^### |\Z)", notes, re.MULTILINE | re.DOTALL):
         # An entry ends at an empty line, since the heading of the next group may follow.

@@ -36,7 +36,7 @@ def with_absolute_links(text: str, source: str, tag: str) -> str:
 
     def absolute(match: re.Match[str]) -> str:
         """Return one link of Markdown with its target as a URL at `tag`: that of the raw file for a picture, otherwise
-        that of the page about the file."""
+        that of the page about the file. A target that is only an anchor becomes that anchor of README.md."""
         label, target = match[1], match[2]
         path = f"README.md{target}" if target.startswith("#") else target
         kind = "raw" if label.startswith("!") else "blob"

@@ -159,8 +159,8 @@ def pack_chart(chart: Path, files: Path, epoch: int) -> None:
 
 
 def _write_bundle(prepared: Prepared, out: Path) -> None:
-    """Write OLM's bundle to `out`/olm, and copy it, as an archive, and the file beside it to the folder `files`. Raises
-    BundleError, RenderError or UnavailableError, as `olm.build` does."""
+    """Write OLM's bundle to `out`/olm, and copy it, as a compressed tar in which all files have the mode 0644, and the
+    file beside it to the folder `files`. Raises BundleError, RenderError or UnavailableError, as `olm.build` does."""
     beside = olm.build(prepared.image, prepared.digest, prepared.source, out / "olm")
     shutil.copy(beside, out / "files")
     folder = out / "olm" / "bundle"
