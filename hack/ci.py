@@ -67,10 +67,10 @@ class Checks:
         self._table: list[str] = []
 
     async def run(self) -> int:
-        """Run all parts, print the table, and return the exit status: 0, or 1 if a part failed or no test was run. If
-        `make setup` fails, nothing else is run and its status is returned; if a signal ended the run, the status is
-        143. No table is printed in these two cases. Programs that cannot be built only fail the tests that need
-        them."""
+        """Run all parts, in the order and with the parallel parts that the module's docstring names, print the table,
+        and return the exit status: 0, or 1 if a part failed or no test was run. If `make setup` fails, nothing else is
+        run and its status is returned; if a signal ended the run, the status is 143. No table is printed in these two
+        cases. Programs that cannot be built only fail the tests that need them."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop)
         if status := await self._part("setup", "make", "setup"):

@@ -18,9 +18,10 @@ PAUSE = 0.4
 
 
 def reaction(testbed: Testbed, edits: int) -> Iterator[Measured]:
-    """Create nodes with a policy each, edit the policies one after another, and yield the median and the 99th
-    percentile of the reaction times. Every edit is a MIG change, which needs a fence. Policies and nodes are
-    removed at the end, unless something failed. Raises TimeoutError if a step takes too long."""
+    """Create nodes with a policy each, edit the policies one after another, each after a random pause of at most PAUSE
+    that is the same in each run, and yield the median and the 99th percentile of the reaction times. Every edit is a
+    MIG change, which needs a fence. Policies and nodes are removed at the end, unless something failed. Raises
+    TimeoutError if a step takes too long."""
     added = testbed.add_nodes(POOL, edits)
     # Each node gets its own name as pool label, so that each has a policy of its own.
     in_parallel(lambda name: testbed.label_node(name, name), added)

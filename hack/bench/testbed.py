@@ -254,8 +254,8 @@ def open_testbed(
     directory: Path | None = None,
     **settings: str,
 ) -> Iterator[Testbed]:
-    """Start a control plane, the node software and the operator, yield the testbed once the operator serves its
-    metrics, and stop them all at the end.
+    """Start a control plane, install the stand-ins of the GPU Operator and our chart, start the node software and the
+    operator, yield the testbed once the operator serves its metrics, and stop them all at the end.
 
     Hardware and waits run `factor` times as fast as in reality. `arguments` are passed to the node software. Without
     `node_software` nothing reads or changes GPUs. The control plane's files are in `directory`, which may be that of an

@@ -62,9 +62,9 @@ def put_driver(folder: Path = DRIVER) -> None:
 
 def up(directory: Path, kubeconfig: Path) -> Api:
     """Create the kind cluster unless it exists, wait up to 180 s until a new one is ready, start a new kwok for its
-    simulated nodes, and return a client. A new cluster gets a new SIMULATED driver (`put_driver`). The pid of kwok is
-    recorded in `directory`, and the kubeconfig is written to `kubeconfig`. Raises KindError if Docker or kind fails,
-    and UnavailableError if a program or the driver cannot be built."""
+    simulated nodes, and return a client. An existing cluster is used as it is. A new cluster gets a new SIMULATED
+    driver (`put_driver`). The pid of kwok is recorded in `directory`, and the kubeconfig is written to `kubeconfig`.
+    Raises KindError if Docker or kind fails, and UnavailableError if a program or the driver cannot be built."""
     check()
     kwok, kind = toolchain.program("kwok"), program()
     named = ("--name", CLUSTER_NAME, "--kubeconfig", str(kubeconfig))

@@ -50,7 +50,7 @@ def go_mod(version: str, requirements: str) -> str:
     """Return a go.mod for hack/controlplane/main.go with this version of Kubernetes. `requirements` is the text of the
     go.mod of that version, which names its staging modules and the versions of etcd and cobra. The staging modules are
     taken in the version in which they are published, such as v0.30.14 for v1.30.14, and the version of Go from our own
-    go.mod. Raises UnavailableError if it requires no etcd or no cobra."""
+    go.mod. Raises UnavailableError if `requirements` names no etcd or no cobra."""
     staging = re.findall(r"^\s*(?:replace )?(k8s\.io/\S+) => \./staging/", requirements, re.MULTILINE)
     published = f"v0.{version.removeprefix('v1.')}"
     direct = {

@@ -52,9 +52,10 @@ class Publisher:
     def publish(self, prepared: Prepared, out: Path) -> Published:
         """Push the image and the chart that were prepared in `out`, sign both, and attach the bills of materials to the
         image's platforms. The image gets the tags X and vX of version X. Between the two pushes `check_rendered` checks
-        the chart. A chart that is in the registry already is signed again, but not pushed. Raises PublishError before
-        any push if one of these tags names another image or the chart's tag another chart, and later if a step fails;
-        the effects of earlier steps then stay. Raises UnavailableError if a program cannot be built."""
+        the chart and the image is signed. A chart that is in the registry already is signed again, but not pushed.
+        Raises PublishError before any push if one of these tags names another image or the chart's tag another chart,
+        and later if a step fails; the effects of earlier steps then stay. Raises UnavailableError if a program cannot
+        be built."""
         tags = [f"{prepared.image}:{tag}" for tag in (prepared.version, f"v{prepared.version}")]
         for tag in tags:
             if (there := self.find_digest(tag)) not in ("", prepared.digest):
