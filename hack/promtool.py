@@ -38,10 +38,10 @@ PACKAGES = {
 
 
 def ensure(program: Program = "promtool") -> Path:
-    """Return the path of the locked program, which is downloaded and unpacked if it is not cached. If it cannot be
-    downloaded, or this machine has no locked one, return the program on PATH. Programs are locked only for Linux on the
-    machines in _FILES. Raises FetchError if there is neither, UnavailableError if the cache cannot be written or
-    another process holds its lock for an hour, and LockError if deploy/debian.lock is damaged."""
+    """Return the path of the locked program, which is downloaded and unpacked if it is not cached. Programs are locked
+    only for Linux on the machines in _FILES. If it cannot be downloaded, or this machine has no locked one, return the
+    program on PATH. Raises FetchError if there is neither, UnavailableError if the cache cannot be written or another
+    process holds its lock for an hour, and LockError if deploy/debian.lock is damaged."""
     package = PACKAGES.get((program, platform.machine())) if sys.platform == "linux" else None
     problem = f"no {program} is locked for {sys.platform} on {platform.machine()}"
     if package is not None:

@@ -126,8 +126,8 @@ class Report:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Record the duration of one phase (setup, call or teardown) of a test, and its outcome. Any phase can fail or
-        skip the test; only the call can pass it, and a call that fails as expected (xfail) counts as passed. Such a
-        test has passed also if its setup or teardown fails later or before; both are counted. The log of a failure and
+        skip the test; only the call can pass it, and a call that fails as expected (xfail) counts as passed. A test
+        that passes and whose teardown then fails is counted twice, as passed and as failed. The log of a failure and
         the properties of a passed call are kept for the file."""
         # A worker that died reports the test that it was playing, without a rung.
         rung = vars(report).get("rung", 0)

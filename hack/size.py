@@ -48,8 +48,8 @@ def _defined(module: ast.Module) -> Iterator[str]:
 
 
 def rows(root: Path = ROOT) -> Iterator[PackageSize]:
-    """Yield a row for each folder in TREES that has modules of its own sorted by path, and, after the folders of a
-    tree, a row for the whole tree. A folder's row does not count its subfolders."""
+    """Yield a row for each folder in TREES that has modules of its own, sorted by path, and after the folders of a tree
+    a row for the whole tree. A folder's row does not count its subfolders."""
     for tree in TREES:
         files = sorted((root / tree).rglob("*.py"))
         for folder in sorted({file.parent for file in files}):

@@ -84,7 +84,7 @@ class TimeLimits:
 
 
 def limit(items: Iterable[pytest.Item]) -> None:
-    """Give each test, with a marker of pytest-timeout, the limit of its rung in LIMITS. A test that sets its own limit
+    """Add a marker of pytest-timeout with the limit of its rung in LIMITS to each test. A test that sets its own limit
     keeps it, and tests marked ENDLESS have none."""
     for item in items:
         if item.get_closest_marker("timeout") is None:

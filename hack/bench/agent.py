@@ -319,8 +319,8 @@ def _per_scrape(running: Running, machine: Simulator, used: _Used) -> float:
 
 def _over_cycles(running: Running, machine: Simulator) -> _Used:
     """Wait until the agent has read its GPUs more than ten times, let it read them at least CYCLES times with hardly a
-    scrape, and return what it used for the latter. Raises TimeoutError if it has not read ten times after 30 s, or is
-    not done 60 s after it should be."""
+    scrape, and return what it used for the latter. Raises TimeoutError if it has not read more than ten times after 30
+    s, or is not done 60 s after it should be."""
     wait_until(lambda: running.readings() > 10, 30, "the agent to read its GPUs")
     begun = _Used.so_far(running, machine)
     enough = begun.readings + CYCLES

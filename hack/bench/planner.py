@@ -205,9 +205,9 @@ RULED: Mapping[str, object] = {
 
 
 def planning(count: int) -> Iterator[Measured]:
-    """Yield the CPU time of a pass with an empty memo, and of passes after one node changed, in a settled fleet and in
-    one that is being rolled out. Only in the fleet that is being rolled out does the first pass have to change every
-    node. All are measured again with windows and drain rules. The last result is the time to fit a layout."""
+    """Yield the CPU time of a pass with an empty memo in a fleet in which every node has to change, and of passes after
+    one node changed, in a settled fleet and in the one that is to be changed. All are measured again with windows and
+    drain rules. The last result is the time to fit a layout."""
     shared = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
     settled, rolling = fleet(count, mode="Full"), fleet(count, **shared)
     settled_ruled, rolling_ruled = fleet(count, mode="Full", **RULED), fleet(count, **shared, **RULED)

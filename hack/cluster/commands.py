@@ -157,7 +157,7 @@ def controller_manager(programs: Programs, layout: Layout) -> list[str]:
 
 def scheduler(programs: Programs, layout: Layout) -> list[str]:
     """Return the command line of kube-scheduler with its default profile, without a port and leader election, and with
-    a limit of 500 calls a second."""
+    a limit of 500 calls a second, or 1,000 in a burst."""
     return [
         str(programs.kube_scheduler),
         f"--kubeconfig={layout.kubeconfig('scheduler')}",

@@ -117,9 +117,9 @@ def service_account_token(api: Api, namespace: str, name: str, *, bound_to: Obje
 
 def node_bound_token(api: Api, namespace: str, name: str, node: str) -> str:
     """Request a token for a service account that is bound to the Node and carries the claim
-    `authentication.kubernetes.io/node-name`. If the API server cannot bind tokens to Nodes, as Kubernetes 1.30 cannot,
-    which its error tells by naming NODE_BINDING, the token is bound to a running pod of the account on the node
-    instead, the first one listed, like the tokens that kubelets request.
+    `authentication.kubernetes.io/node-name`. If the API server's error names NODE_BINDING, because it cannot bind
+    tokens to Nodes (as Kubernetes 1.30 cannot), the token is bound to a running pod of the account on the node instead,
+    the first one listed, like the tokens that kubelets request.
 
     Raises ApiError: with status 404 if the Node or the service account does not exist, and with status 400 if the
     server refuses and no such pod runs on the node.

@@ -44,8 +44,8 @@ class Screen:
                 self._line(line)
 
     def command(self, text: str) -> None:
-        """Print a command as a person would type it, after a prompt, broken with backslashes at spaces if it is longer
-        than WIDTH. Prints nothing with `quiet`."""
+        """Print a command as a person would type it, after a prompt, broken with backslashes at spaces if it does not
+        fit into WIDTH columns. Prints nothing with `quiet`."""
         if self.quiet:
             return
         lines = textwrap.wrap(f"$ {text}", WIDTH - 2, subsequent_indent="    ", break_on_hyphens=False)

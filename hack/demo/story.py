@@ -119,10 +119,10 @@ async def teams_move_in(demo: Demo) -> None:
 
 
 async def wrong_policies_are_refused(demo: Demo) -> None:
-    """Show one policy that the API server refuses, and one that the operator refuses because of the card. The refusals
-    must name the field and a layout that fits. Then apply the valid policy again, wait until it is Ready, and check
-    that no Node was written to and that the pods of llm-7b are the same. Raises DemoFailed if a check fails or a state
-    is not reached in time."""
+    """Show one policy that the API server refuses, and one that the operator refuses because of the card. The first
+    refusal must name the wrong field, and the second one a layout that fits the card. Then apply the valid policy
+    again, wait until it is Ready, and check that no Node was written to and that the pods of llm-7b are the same.
+    Raises DemoFailed if a check fails or a state is not reached in time."""
     screen = demo.screen
     screen.heading("4. A policy that cannot work is refused, and no node is touched")
     bad = fleet.example("d")

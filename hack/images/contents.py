@@ -171,10 +171,10 @@ class Image:
 
 
 def debian_parts(status: Sequence[str], locked: Sequence[Package]) -> Iterator[ImagePart]:
-    """Yield a part for each of these control files (entries of dpkg's status), in their order. Its version is that of
-    the package; its source package is the field Source, with the version in parentheses there; without either it is the
-    package's own. The sha256 comes from the lock, and is empty if the lock does not have the package. Licenses are not
-    set, because Debian has them as prose in usr/share/doc/NAME/copyright and not as expressions."""
+    """Yield a part for each of these control files (entries of dpkg's status), in their order. The name and version of
+    the source package are those in the field Source, where the version is in parentheses; whichever is missing there is
+    the package's own. The sha256 comes from the lock, and is empty if the lock does not have the package. Licenses are
+    not set, because Debian has them as prose in usr/share/doc/NAME/copyright and not as expressions."""
     hashes = {package.name: package.sha256 for package in locked}
     for text in status:
         control = message_from_string(text)
