@@ -46,8 +46,8 @@ def plant_source(module: str, text: str, known: Mapping[str, object] = MappingPr
 
 
 def _differs(old: object, new: object) -> bool:
-    """Whether both are of exactly the same type, which is one of PLAIN or derived from one, `new` is plain with all its
-    elements (see `_is_plain`), and they are not equal."""
+    """Whether both are of exactly the same type, which is one of PLAIN, all elements of `new` are plain, too (see
+    `_is_plain`), and they are not equal."""
     return type(old) is type(new) and isinstance(old, PLAIN) and _is_plain(new) and old != new
 
 
