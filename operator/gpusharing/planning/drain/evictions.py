@@ -43,7 +43,7 @@ def remember(
 ) -> EvictionMemory:
     """Return the memory of the answer to one eviction or deletion. `memory` is the pod's earlier memory, or None. If
     the reason is the same as last time, `since` is kept and `tries` goes up by one; otherwise `since` is `now` and
-    `tries` is 1.
+    `tries` is 1. `next_try` is `now` plus the wait of `_wait`.
 
     - `EVICTED` (201, E1): accepted; this pod is never evicted again.
     - `PDB` (429 with cause DisruptionBudget): E5. With `retry_after` (seconds) it is E6: the controller of the budget
@@ -99,8 +99,8 @@ def forget_old(memories: Mapping[str, EvictionMemory], now: datetime) -> Mapping
 
 
 def throttled_until(memories: Mapping[str, EvictionMemory], now: datetime) -> datetime | None:
-    """Return the time until which the server's throttling forbids evictions on this node (E7), or None if evictions
-    may be sent."""
+    """Return the time until which the server's throttling forbids evictions on this node (E7): the latest next try of
+    an answer THROTTLED. None if none of these times lies ahead, so that evictions may be sent."""
     later = [m.next_try for m in memories.values() if m.reason is Reason.THROTTLED and m.next_try > now]
     return max(later, default=None)
 
@@ -114,9 +114,9 @@ def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[
 
 def _wait(reason: Reason, tries: int, jitter: float, retry_after: float | None, first_wait: float) -> float:
     """Return the seconds until the next try. They are 0 for a pod that is gone. Otherwise the server's Retry-After
-    counts if there is one, but at least 1 and at most SLOW_WAIT. Without one, the wait is SLOW_WAIT for a refusal
-    that only a person can resolve; for any other answer it is `first_wait`, doubled with each try up to
-    LONGEST_WAIT and shortened by `jitter`, but never shorter than `first_wait`."""
+    counts if there is one, but at least 1 and at most SLOW_WAIT. Without one, the wait is SLOW_WAIT for a refusal that
+    only a person can resolve; for any other answer it is `first_wait`, doubled with each try up to LONGEST_WAIT and
+    shortened by `jitter` times a quarter of it, but never shorter than `first_wait`."""
     if reason is Reason.PODS_LEAVING:
         return 0.0  # the LIST decides, not the clock
     if retry_after is not None:

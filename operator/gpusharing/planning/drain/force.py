@@ -177,7 +177,8 @@ def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
     """Whether some pod will stay on the node no matter which pods are deleted. The change will then be given up, so no
     pod should be deleted for it. True if the node is not Ready, if a leaving pod will not be gone in time, or if a pod
     or its gang is blocked. True also if a remaining pod is waited for, if its eviction is refused for good
-    (`Mark.DENIED`), or if it cannot be deleted by force in time."""
+    (`Mark.DENIED`), or if it cannot be deleted by force in time: `force_moment` is None, or its grace period is longer
+    than the time from now until SLACK before `end` plus STUCK_AFTER."""
     if pods.silent or pods.blocked or any(standing.gang_blocked for standing in pods.remaining):
         return True
     if any(

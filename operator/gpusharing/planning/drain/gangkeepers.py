@@ -50,8 +50,8 @@ def describe_gang(view: GangView) -> str:
 
 
 def explain_gangs(gangs: Sequence[GangView]) -> str:
-    """Describe the gangs on a node in one phrase: at most MAX_GANGS of them, followed by the number of the others. A
-    gang whose members could not be listed is only named."""
+    """Describe the gangs on a node in one phrase: the first MAX_GANGS of them at most (`describe_gang`), followed by
+    the number of the others. Empty without gangs. A gang whose members could not be listed is only named."""
     shown = [describe_gang(view) if not view.error else view.gang.ref for view in gangs[:MAX_GANGS]]
     more = len(gangs) - len(shown)
     return " and ".join(shown) + (f" and {counted(more, 'more gang')}" if more else "")

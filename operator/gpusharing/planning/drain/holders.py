@@ -205,24 +205,26 @@ class PodFilter:
 
 
 def _finished(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod has finished. It then holds no device and is left in place for its logs (P11)."""
+    """Whether the pod has finished. It then holds no device and is left in place for its logs (P11). Only `pod` is
+    read."""
     return has_finished(pod)
 
 
 def _static_without_gpu(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether this is the mirror of a static pod without a GPU."""
+    """Whether this is the mirror of a static pod without a GPU. Only `pod` is read."""
     return pod.mirror and not holds_gpu(pod)
 
 
 def _static(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether this is the mirror of a static pod. Deleting the mirror does not stop the static pod behind it (P7)."""
+    """Whether this is the mirror of a static pod. Deleting the mirror does not stop the static pod behind it (P7). Only
+    `pod` is read."""
     return pod.mirror
 
 
 def _harmless_daemon(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether this is a pod of a DaemonSet that is not known to be gone, and has no GPU or is NVIDIA's own (P3).
     NVIDIA's own pods are in the GPU Operator's namespace or select nodes by gpu.deploy.client; mig-manager itself
-    removes pods of the second kind (docs/design/nvidia.md#a3)."""
+    removes pods of the second kind (docs/design/nvidia.md#a3). `options` is ignored."""
     if not _daemon(pod, options, scope):
         return False
     nvidias = pod.namespace == scope.operator_namespace or _DEPLOY_CLIENT in pod.node_selector
@@ -230,8 +232,9 @@ def _harmless_daemon(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _daemon(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether a DaemonSet would start the pod again at once (P3, P5, P6). A pod whose DaemonSet is gone is treated
-    like any other pod."""
+    """Whether a DaemonSet would start the pod again at once (P3, P5, P6): the pod's owner is a DaemonSet of the API
+    group apps that is not known to be gone. A pod whose DaemonSet is gone is treated like any other pod. Only `pod` is
+    read."""
     owner = pod.owner
     is_daemon_set = owner is not None and owner.kind == "DaemonSet" and owner.api_version.startswith("apps/")
     return is_daemon_set and not _lost_owner(pod)
@@ -243,49 +246,51 @@ def _its_daemon_set(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _without_gpu(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod does not matter because it holds no GPU (G1-G6). Before a reboot, every pod matters."""
+    """Whether the pod does not matter because it holds no GPU (G1-G6). Before a reboot, every pod matters. `options` is
+    ignored."""
     return not (scope.all_pods or holds_gpu(pod))
 
 
 def _shared_out(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether this is KAI's reservation pod of a GPU that other pods on the node still share. The drain deals with
-    those pods, and KAI deletes the reservation when they are gone (G10)."""
+    those pods, and KAI deletes the reservation when they are gone (G10). `options` is ignored."""
     return is_reservation(pod) and not scope.gpu_groups.isdisjoint(gpu_groups(pod.labels))
 
 
 def _terminating(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether the pod is already being deleted. Rules against evicting it no longer matter, but it still holds its GPU
-    (P14)."""
+    (P14). Only `pod` is read."""
     return pod.deleted_at is not None
 
 
 def _own_pod(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether this is the operator's own pod. If it evicted itself, the node would stay cordoned until a successor
-    takes over."""
+    takes over. `options` is ignored."""
     return pod.ref == scope.own_pod
 
 
 def _protected(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether the pod is in a protected namespace. The chart's admission policy would refuse its eviction, because it
-    sees the Eviction and not the pod (kubernetes#110169)."""
+    sees the Eviction and not the pod (kubernetes#110169). `options` is ignored."""
     return pod.namespace in scope.protected
 
 
 def _resource_claim(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether a DRA driver, and not the device plugin, manages a GPU of the pod, or a ResourceClaim of the pod cannot
-    be read (G3-G5). False for a claim that was read if the drain evicts its holders."""
+    be read (G3-G5). False for a claim that was read if the drain evicts its holders (`scope.evicts_claims`). `options`
+    is ignored."""
     return pod.dra != "none" and not (scope.evicts_claims and pod.dra == "gpu")
 
 
 def _unread_claim(pod: PodView, options: Drain, scope: Scope) -> str:
     """Return a sentence that says that the pod's ResourceClaim could not be read, or an empty string if it could. The
-    pod must have a ResourceClaim."""
+    pod must have a ResourceClaim. Only `pod` is read."""
     return "" if pod.dra == "gpu" else "Its ResourceClaim cannot be read"
 
 
 def _pinned_here(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether the pod would come back to the node after every eviction (P15): it tolerates the cordon, its node
-    selector has the label kubernetes.io/hostname, and a controller would start it again."""
+    selector has the label kubernetes.io/hostname, and a controller would start it again. Only `pod` is read."""
     return pod.tolerates_cordon and _is_restarted(pod) and names.LABEL_HOSTNAME in pod.node_selector
 
 
@@ -299,8 +304,10 @@ def _came_back(pod: PodView, options: Drain, scope: Scope) -> bool:
     eviction (P15). False if the node is not cordoned or the pod's creation time is unknown.
 
     A pod that does not tolerate the cordon gets onto the node only if the scheduler was already binding it when the
-    cordon was set, so such a pod is allowed more time. If the clocks cannot tell whether the pod or the cordon came
-    first, the pod is evicted once instead of blocking the drain for nothing.
+    cordon was set, so such a pod is allowed more time: it counts only if it was created later than CLOCK_ERROR after
+    the cordon and later than `scope.settle`, less a second, after it. For a pod that tolerates the cordon, CLOCK_ERROR
+    alone is the limit. `options` is ignored. If the clocks cannot tell whether the pod or the cordon came first, the
+    pod is evicted once instead of blocking the drain for nothing.
     """
     since, created = scope.cordoned_at, pod.created
     if since is None or created is None or not _is_restarted(pod):
@@ -334,8 +341,8 @@ def _mark(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _mark_ends(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
-    """Return when the annotation or label that asks not to disturb the pod expires, or None if there is none or it does
-    not expire."""
+    """Return when the annotation or label that asks not to disturb the pod expires, or None if there is none, the
+    policy ignores such requests, or it does not expire."""
     protection = _protection(pod, options, scope)
     return protection.until if protection is not None else None
 
@@ -393,7 +400,8 @@ def _rule(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _job(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod belongs to a job that ends by itself, so that waiting for it loses no work (T12)."""
+    """Whether the pod belongs to a job that ends by itself, so that waiting for it loses no work (T12). Only `pod` is
+    read."""
     return is_job(pod)
 
 

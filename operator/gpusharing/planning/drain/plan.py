@@ -308,8 +308,8 @@ def _server_said(standings: Iterable[Standing]) -> str:
 
 
 def _in_turn(pods: Standings, unasked: Sequence[Standing]) -> list[Standing]:
-    """Return the pods that are due, and the pods in `unasked` even if it is not their turn. Pods with the fewest
-    refusals come first, so that refused pods do not crowd out the others."""
+    """Return the pods that are due, and the pods in `unasked` even if it is not their turn. Pods with the fewest tries
+    in a row come first, and of equals the first by name, so that refused pods do not crowd out the others."""
     early = {standing.pod.uid for standing in unasked}
     due = [standing for standing in pods.remaining if standing.due or standing.pod.uid in early]
     return sorted(due, key=lambda one: (one.memory.tries if one.memory is not None else 0, by_ref(one.pod)))
@@ -340,7 +340,9 @@ def _pick(due: Iterable[Standing], most: int, unasked: Sequence[Standing]) -> tu
 
 def _next_wake(pods: Standings, sent: int, end: datetime | None, now: datetime) -> datetime | None:
     """Return the first moment after `now` at which the passing of time alone may change the plan, or None if there is
-    none. `sent` counts the evictions and deletions of this pass."""
+    none. Such moments are when a leaving pod counts as stuck, when a pod may be deleted by force, when an eviction may
+    be sent again (`_next_tries`), when a limited wait for a pod, a block or the throttling ends, and, if MAX_EVICTIONS
+    have been sent within `PACE`, when another may be sent. `sent` counts the evictions and deletions of this pass."""
     moments = [moment for standing in pods.leaving if (moment := stuck_from(standing.pod)) is not None]
     forced = (force_moment(standing, pods, end) for standing in pods.remaining)
     moments += [moment for moment in forced if moment is not None]

@@ -134,7 +134,8 @@ class Protection:
 
 def find_protection(pod: PodView, now: datetime | None) -> Protection | None:
     """Return the protection given by the annotation or label in `pod.marks` that protects the pod longest, or None if
-    none protects it. If `now` is None, one with a duration protects the pod indefinitely.
+    none protects it. Keys that are not in `_READERS` are ignored. If `now` is None, one with a duration protects the
+    pod indefinitely.
 
     Must not be called for a pod that has finished or is leaving, because such requests no longer count.
     """
@@ -173,14 +174,15 @@ def _do_not_disrupt(pod: PodView, key: str, value: str, now: datetime | None) ->
 
 def _safe_to_evict(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
     """Return the protection that Cluster Autoscaler's annotation gives if its value is `false`, ignoring case and
-    surrounding spaces, else None."""
+    surrounding spaces, else None. The protection does not expire; `pod` and `now` are ignored."""
     text = f"Annotation {key} is {_quoted(value)}"
     return Protection(text, None) if value.strip().lower() == "false" else None
 
 
 def _capi_drain(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
     """Return the protection that Cluster API's label gives if its value is `skip` or `wait-completed`, ignoring case,
-    else None. A pod that holds a GPU cannot be skipped, so `skip` blocks the drain."""
+    else None. A pod that holds a GPU cannot be skipped, so `skip` blocks the drain. The protection does not expire;
+    `pod` and `now` are ignored."""
     text, setting = f"Label {key} is {_quoted(value)}", value.lower()
     if setting == "skip":
         return Protection(f"{text}, but a pod that has to leave cannot be skipped", None)

@@ -17,9 +17,9 @@ KEPT = 32
 
 def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None, scope: Scope) -> NodeWork:
     """Return `now`, a LIST just made for `scope`, with two times that follow from it and from the earlier LISTs
-    (`before`, or None): since when the node has been empty, and since when the agent has been quiet. The node does not
-    count as empty if the LIST failed or shows a pod that must leave. Earlier LISTs do not count if they were made for
-    other pods or under another cordon.
+    (`before`, or None): since when the node has been empty, and since when the agent has been quiet. The latter is
+    taken over from `before` unchanged; `heard` updates it. The node does not count as empty if the LIST failed or shows
+    a pod that must leave. Earlier LISTs do not count if they were made for other pods or under another cordon.
 
     The times of at most KEPT empty LISTs are remembered. The first LIST of a series of empty ones also records in
     `stood` the id of the current request on `gpunode`.

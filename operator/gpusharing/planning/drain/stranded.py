@@ -55,8 +55,8 @@ class FutureNode:
 
     def accepts(self, pod: PodView) -> bool:
         """Whether the pod could be scheduled on the node after the changes if no other pod were there. Only its
-        devices, its node selector and its node affinity are considered. If the node may get one of several label sets,
-        it is enough that one of them fits."""
+        devices, its node selector and its node affinity are considered. False for a node on which no pod can be
+        scheduled (`open`). If the node may get one of several label sets, it is enough that one of them fits."""
         terms = pod.node_terms or ((),)
         return (self.open and self.serves(pod)) and any(
             matches(labels, pod.node_selector, term) for labels in self.labels for term in terms

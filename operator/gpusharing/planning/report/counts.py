@@ -41,7 +41,8 @@ def count_devices(
     nodes: Iterable[NodeView], targets: Mapping[str, Mapping[str, int]]
 ) -> tuple[Counter[str], Counter[str]]:
     """Return how many devices of each resource the nodes serve now, and how many they would serve after all changes.
-    `targets` maps the name of each node that has a target to the resources that it should serve."""
+    `targets` maps the name of each node that has a target to the resources that it should serve; any other node counts
+    afterwards with what it serves now."""
     before, after = Counter[str](), Counter[str]()
     for node in nodes:
         resources = served(node)

@@ -41,8 +41,9 @@ class Event:
 def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False) -> tuple[Event, ...]:
     """Return the Events about what changed on one node between the verdicts `before` and `after`: the start of a drain,
     the point of no return, the phase, new blockers, pods deleted by force, another attempt, the reason, a rollback,
-    ended MPS clients, and the health of the GPUs. The reason is left out if there is an Event about the phase. Empty if
-    `before` is None, as in the first pass after a restart, or if both are the same object.
+    ended MPS clients, and the health of the GPUs. They are in this order, with at most one Event of each kind; that
+    about new blockers quotes only the first line of `explain_blockers`. The reason is left out if there is an Event
+    about the phase. Empty if `before` is None, as in the first pass after a restart, or if both are the same object.
 
     `drained` says whether the start of this drain was reported already. Then it is not reported again, even if the pods
     could not be listed for a while. Notes are cut to MAX_NOTE characters.
@@ -74,8 +75,8 @@ def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False
 
 
 def cordon_event(before: NodeView, after: NodeView) -> Event | None:
-    """Return the Event for a Node whose cordon by the operator has appeared or ended between `before` and `after`. None
-    otherwise: the cordon of a person or of another controller is not reported."""
+    """Return the Event for a Node whose cordon by the operator (`whose_cordon`) has appeared or ended between `before`
+    and `after`. None otherwise: the cordon of a person or of another controller is not reported."""
     begins, ends = (whose_cordon(node) == "ours" for node in (after, before))
     if begins is ends or (fence := after.fence or before.fence) is None:
         return None
@@ -121,8 +122,11 @@ def shared_event(action: SetPointers | RepairMps) -> Event:
 
 def _begun(before: Verdict, after: Verdict) -> Event | None:
     """Return the Event that a node has passed its point of no return. None if it has not, if that was reported before,
-    if this is a repeated attempt, or if the reason of `after` has the mark PAST_RETURN. A PATCH that is only
-    planned, or that was refused, does not count; the next pass shows whether it was made."""
+    if this is a repeated attempt, or if the reason of `after` has the mark PAST_RETURN. The node has passed it if
+    `before` planned that PATCH and `after` is Reconfiguring, Verifying, Uncordoning, Failed or Synced. Without such a
+    plan, it has passed if `after` is Reconfiguring without an action and with a new deadline, and `before` was in none
+    of these phases. The text has the class and the layouts before and after, from `before` in the first case. A PATCH
+    that is only planned, or that was refused, does not count; the next pass shows whether it was made."""
     if _plans_return(after) or after.attempt > 1 or Mark.PAST_RETURN in after.reason.marks:
         return None
     if _plans_return(before):

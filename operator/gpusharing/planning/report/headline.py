@@ -51,7 +51,7 @@ def find_headline(pool: Members, plan: RolloutPlan) -> tuple[Reason, Headline]:
 
 def _deleting(pool: Members, plan: RolloutPlan) -> Headline | None:
     """Return the headline of a policy that is being deleted and releases its nodes as they are. None for any other
-    policy."""
+    policy. `plan` is ignored."""
     if not pool.policy.deleting:
         return None
     return Headline(
@@ -60,8 +60,8 @@ def _deleting(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 
 def _resetting(pool: Members, plan: RolloutPlan) -> Headline | None:
-    """Return the headline of a policy that is being deleted but first changes its nodes to whole GPUs. None for any
-    other policy."""
+    """Return the headline of a policy that is being deleted but first changes its nodes to whole GPUs. It says how many
+    nodes are not proven yet, if any, and names the most urgent one. None for any other policy. `plan` is ignored."""
     if not pool.policy.resetting:
         return None
     text, left = "the policy is being deleted, and spec.deletionPolicy is Reset", pool.unproven
@@ -81,8 +81,8 @@ def _refused(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 def _empty(pool: Members, plan: RolloutPlan) -> Headline | None:
     """Return the headline of a policy that has no nodes, with the cause: spec.products leaves all of them out, else
-    another policy owns them, else the selector matches none. None if the policy has a node that spec.products does
-    not leave out, or will have one after a change of another policy."""
+    another policy owns them, else the selector matches none. None if the policy has a node that spec.products does not
+    leave out, or will have one after a change of another policy. `plan` is ignored."""
     if pool.verdicts or pool.coming:
         return None
     text = "spec.nodeSelector matches no node with GPUs; label the nodes of the pool"
@@ -96,7 +96,7 @@ def _empty(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 def _away(pool: Members, plan: RolloutPlan) -> Headline | None:
     """Return a headline that names the first node that is not Ready, if all nodes of the pool are proven. None if a
-    node is not proven, or if all are Ready."""
+    node is not proven, or if all are Ready. `plan` is ignored."""
     if pool.unproven or not pool.away:
         return None
     text = f"{_progress(pool)} and Ready; {pool.away} is not Ready"
@@ -105,7 +105,7 @@ def _away(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 def _awaited(pool: Members, plan: RolloutPlan) -> Headline | None:
     """Return the headline of a pool whose own nodes, if it has any, are all proven, while other nodes that the policy
-    now owns are still in a change that another policy began. None for other pools."""
+    now owns are still in a change that another policy began. None for other pools. `plan` is ignored."""
     if pool.unproven or not pool.coming:
         return None
     proven = counted(pool.done, "node is", "nodes are")
@@ -113,8 +113,8 @@ def _awaited(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 
 def _proven(pool: Members, plan: RolloutPlan) -> Headline | None:
-    """Return the headline of a pool whose nodes are all proven and Ready with nothing left to write. None for any
-    other pool. The pool must have nodes."""
+    """Return the headline of a pool whose nodes are all proven and Ready with nothing left to write. None for any other
+    pool. The pool must have nodes. `plan` is ignored."""
     if pool.done < len(pool.verdicts):
         return None
     return Headline(f"{counted(pool.done, 'node is', 'nodes are')} proven", *_shown(pool))

@@ -202,9 +202,10 @@ def foresee(
     pool: Pool, snapshot: ClusterSnapshot, now: datetime, count: int, past: Sequence[timedelta]
 ) -> tuple[timedelta, ...]:
     """Return how long the changes of `count` nodes of the pool take at least and at most, counted from `now`, if each
-    takes as long as the fastest or the slowest of the `past` changes. Both limits on nodes at once, the windows and the
-    soak of the canaries are considered; other holds, such as a missing approval, are not. Empty if `count` is 0, `past`
-    is empty, a limit allows no node, the spec cannot be read, or the windows that can be foreseen do not suffice."""
+    takes as long as the fastest or the slowest of the `past` changes. If canaries hold back the other nodes until a
+    known time (`find_canary`), the changes begin at that time. Both limits on nodes at once, the windows and the soak
+    of the canaries are considered; other holds, such as a missing approval, are not. Empty if `count` is 0, `past` is
+    empty, a limit allows no node, the spec cannot be read, or the windows that can be foreseen do not suffice."""
     at_once = min(pool.limit, snapshot.settings.max_in_flight)
     if not past or not count or not at_once or pool.policy.spec is None:
         return ()

@@ -152,8 +152,8 @@ Answer = tuple[bool, Reason, str]
 def _condition(
     kind: ConditionType, answer: Answer, generation: int, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
-    """Return the condition `kind` as it is stored, with the status, reason and message of `answer`. Its
-    lastTransitionTime is that in `previous` if its status is the same there, else `now`."""
+    """Return the condition `kind` as it is stored, with the status, reason and message of `answer`, the message cut to
+    MAX_TEXT characters. Its lastTransitionTime is that in `previous` if its status is the same there, else `now`."""
     holds, reason, message = answer
     status = "True" if holds else "False"
     rows: list[dict[str, Any]] = list(previous.get("conditions") or ())
@@ -218,8 +218,8 @@ def _objected(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _unserved(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return a Finding that says why no node of the pool can serve the policy, with the reason of the most urgent
-    node. None if the pool has no nodes, or if at least one of them can."""
+    """Return a Finding that says why no node of the pool can serve the policy, with the reason of the most urgent node.
+    None if the pool has no nodes, or if at least one of them can. `plan` is ignored."""
     refused = _refused(pool)
     if not refused or len(refused) < len(pool.verdicts):
         return None
@@ -228,7 +228,7 @@ def _unserved(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 def _all_skipped(pool: Members, plan: RolloutPlan) -> Finding | None:
     """Return a Finding that spec.products leaves out every node that the policy selects. None if it leaves some node
-    in, or if no node is selected."""
+    in, or if no node is selected. `plan` is ignored."""
     if pool.verdicts or not pool.skipped:
         return None
     return Finding(Reason.PRODUCT_SKIPPED, tell_first(pool.skipped))
@@ -236,8 +236,8 @@ def _all_skipped(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 def _partly_served(pool: Members, plan: RolloutPlan) -> Finding | None:
     """Return a Finding with the reason Valid that says how many nodes cannot serve the policy, or None if all can.
-    Because `_unserved` comes first, some other node can, and the policy is accepted. The message takes the place of
-    any doubts."""
+    Because `_unserved` comes first, some other node can, and the policy is accepted. The message takes the place of any
+    doubts. `plan` is ignored."""
     refused = _refused(pool)
     if not refused:
         return None
@@ -329,7 +329,7 @@ def _waits(verdict: Verdict) -> bool:
 
 def _failed(pool: Members, plan: RolloutPlan) -> Finding | None:
     """Return a Finding with the number of nodes in phase Failed and the message of the most urgent one, or None if no
-    node is in that phase."""
+    node is in that phase. `plan` is ignored."""
     failed = [verdict for verdict in pool.verdicts if verdict.phase is Phase.FAILED]
     if not failed:
         return None
@@ -337,8 +337,9 @@ def _failed(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _left_to_a_person(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return a Finding about the nodes whose reason stalls the policy even while other nodes go on. It has the most
-    urgent such reason and the message of a node with that reason. None if there are no such nodes."""
+    """Return a Finding about the nodes whose reason stalls the policy even while other nodes go on (`Mark.STALLS`). It
+    has the most urgent such reason and the message of a node with that reason. None if there are no such nodes. `plan`
+    is ignored."""
     stalling = [verdict for verdict in pool.verdicts if Mark.STALLS in verdict.reason.marks]
     if not stalling:
         return None
@@ -350,7 +351,7 @@ def _stuck(pool: Members, plan: RolloutPlan) -> Finding | None:
     """Return a Finding with the reason Blocked about the nodes whose change only a person can make begin
     (`_needs_person`). None if there are none. Such nodes come last in a rollout, so the result is also None as long as
     the others go on: a node of the pool is in flight, even Failed, or waits without needing a person, or another node
-    is about to join the pool."""
+    is about to join the pool. `plan` is ignored."""
     stuck = [verdict for verdict in pool.verdicts if _needs_person(verdict)]
     going_on = any(verdict.phase.in_flight or _waits(verdict) for verdict in pool.verdicts)
     if not stuck or going_on or pool.coming:
@@ -377,7 +378,7 @@ def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:
     """Return a Finding with the reason Progressing that the rollout waits for a person to approve the plan, or None if
-    no node waits for that. Waiting for approval does not stall the policy."""
+    no node waits for that. Waiting for approval does not stall the policy. `plan` is ignored."""
     if all(verdict.reason is not Reason.APPROVAL_NEEDED for verdict in pool.verdicts):
         return None
     return Finding(Reason.PROGRESSING, "the rollout is waiting for someone to approve the plan")

@@ -44,8 +44,10 @@ def run(
     passes the PNR as soon as there is nothing to wait for. If the change now needs a cordon or a run of mig-manager, it
     starts over at once (`start_anew`).
 
-    `again`: the last run is repeated. The same values are written, also if it is the first of two steps, and the pods
-    are replaced. `step_proven`: the previous step is proven, and this is the next one.
+    The run leads to the intermediate stop if the change still needs one, else to the final target. `again`: the last
+    run is repeated. The same values are written, also if it is the first of two steps, and the pods are replaced. A
+    plugin restart that is repeated counts as attempt 1. `step_proven`: the previous step is proven, and this is the
+    next one; only the request to the agent records that.
     """
     # If the first of two steps is repeated, it leads to the intermediate stop, no matter how far the node has come.
     goal = assessed.stop if again and case.fence.step < case.fence.steps else assessed.goal
@@ -60,9 +62,10 @@ def run(
 
 def start_anew(case: FencedCase) -> Verdict:
     """Return the Aborting verdict, with the reason PodsLeaving, for a change that began as a plugin restart and now
-    needs an idle node. It releases the node without a back-off, so that the node is fenced again with a cordon. If the
-    change had failed, the release records that (`remembered`). A node that is being rolled back gets a Failed verdict
-    without actions instead, because only its fence records the failure."""
+    needs an idle node. It releases the node without a back-off, removes the labels and annotations that the fence
+    added, and leaves the cordon as it is, so that the node is fenced again with a cordon. If the change had failed, the
+    release records that (`remembered`). A node that is being rolled back gets a Failed verdict without actions instead,
+    because only its fence records the failure."""
     if goes_back(case):
         message = "the rollback needs an idle node, but this one is in use"
         return case.verdict(Phase.FAILED, Reason.ROLLING_BACK, message)
@@ -76,10 +79,11 @@ def start_anew(case: FencedCase) -> Verdict:
 
 def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
     """Return the Reconfiguring verdict that deletes this pod of an actuator, so that its replacement begins a new run.
-    If the pod is already terminating, the verdict has no action and only waits. If the change has no cordon, it starts
-    over (`start_anew`). Otherwise the node must first be proven idle again (`way_to_idle`); for that proof, the agent's
-    reading may be older than the last event. After the deletion, the node's pods are listed again at the next poll, so
-    that the node stays proven idle without another request to the agent. `what` names the actuator in the message."""
+    If the pod is already terminating, the verdict has no action and wakes one poll interval from now. Else, if the
+    change began without needing an idle node, it starts over (`start_anew`). Otherwise the node must first be proven
+    idle again (`way_to_idle`); for that proof, the agent's reading may be older than the last event. After the
+    deletion, the node's pods are listed again at the next poll, so that the node stays proven idle without another
+    request to the agent. `what` names the actuator in the message."""
     verdict = case.verdict(
         Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"restarting {what} on the node"
     )
@@ -97,10 +101,12 @@ def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
 
 
 def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
-    """Return the verdict of a node whose run cannot begin yet, or None if it can. The run waits while the Node is being
-    deleted, the cached data is stale, a gate of AIM or PROPAGATION is closed, or a pod that the run needs is missing.
-    The gates of AIM, which object to the final target, are skipped when the first of two steps is repeated. The phase
-    is VerifyingIdle for a change that cordons. For any other change it is Preflight, or Reconfiguring after the PNR."""
+    """Return the verdict of a node whose run cannot begin yet, or None if it can. The first obstacle counts: the Node
+    is being deleted, the cached data is stale, a gate of AIM or PROPAGATION is closed, or a pod that the run needs is
+    missing. The verdict has no action. It wakes at the next poll, when the gate opens by itself, or, for a Node that is
+    being deleted, at no time. The gates of AIM, which object to the final target, are skipped when the first of two
+    steps is repeated. The phase is VerifyingIdle for a change that cordons. For any other change it is Preflight, or
+    Reconfiguring after the PNR."""
     phase = Phase.VERIFYING_IDLE if case.fence.disruption.cordons else Phase.PREFLIGHT
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
         phase = Phase.RECONFIGURING
@@ -126,8 +132,8 @@ def _begin(
     case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool = False
 ) -> Verdict:
     """Return the Reconfiguring verdict that takes the node past the PNR now. Its only action is one PATCH, which writes
-    what the actuator needs for `goal` and moves the fence to the stage `actuating`. The verdict asks for the node's
-    pods in the next pass if the change cordons the node or the run has to delete a pod.
+    what the actuator needs for `goal` and moves the fence to the stage `actuating`. The verdict has no `wake`, and it
+    asks for the node's pods in the next pass if the change needs an idle node or the run has to delete a pod.
 
     `idle` is the reading that proved the node idle. For a plugin restart it is None, and then nothing is written that
     could change a GPU. `again`: the last run is repeated, and the attempt keeps its number.
@@ -145,8 +151,9 @@ def _actuate(
     """Return the action that passes the PNR: one PATCH that writes what the actuator needs for `goal`, and the fence
     with the stage `actuating`. The fence now follows the policy's present version, its deadline is set anew
     (`actuation_limit`), and the retry annotation counts as answered. The due run, the wait for jobs and the time of the
-    proof are cleared. The attempt is 1 unless `again`. A recorded failure stays only if the policy's version is still
-    that of the fence, and a rollback only while `goes_back` holds."""
+    proof are cleared. Which pods have to be replaced, and GPU Feature Discovery's last timestamp, come from the
+    actuator's `write`. The time at which the change began stays. The attempt is 1 unless `again`. A recorded failure
+    stays only if the policy's version is still that of the fence, and a rollback only while `goes_back` holds."""
     node, fence, policy = case.node, case.fence, assessed.policy
     writing = case.actuator.write(case, fence, goal, idle.observed if idle is not None else None, again)
     revision = find_revision(policy)
@@ -184,8 +191,8 @@ def _actuate(
 
 def _step(fence: Fence, *, two_steps: bool, again: bool) -> tuple[int, int]:
     """Return the number of the step that begins and how many steps there are: (1, 2) for a change with an intermediate
-    stop, and the fence's own numbers for a repeated run. Any other run is (2, 2) if the fence is at step 1 of 2,
-    else (1, 1)."""
+    stop, whether or not the run is repeated, and the fence's own numbers for a repeated run. Any other run is (2, 2) if
+    the fence is at step 1 of 2, else (1, 1)."""
     if two_steps:
         return 1, 2
     if again:

@@ -52,7 +52,8 @@ from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 def after_pnr(case: FencedCase) -> Verdict:
     """Return the verdict with the next step of a node whose fence stage is `actuating`. If the node is being rolled
-    back, its last proven layout is the target, and the verdict mentions the rollback (`present_way_back`)."""
+    back, its last proven layout is the target, and the verdict mentions the rollback (`present_way_back`). Either way
+    the deadline of the fence is applied (`_in_time`)."""
     back = find_way_back(case)
     if back is None:
         return _in_time(case, _way(case))
@@ -62,10 +63,12 @@ def after_pnr(case: FencedCase) -> Verdict:
 def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
     """Return the verdict after applying the deadline of the fence. A Failed verdict, or one with an action of a type in
     _STEPS, is returned unchanged. Before the deadline, `wake` is set to the deadline if it is later or None. After it,
-    the verdict becomes Failed and keeps its actions; ActuationInProgress becomes ActuatorStuck.
+    the verdict becomes Failed, says that the step timed out and which command tries again, and keeps its actions and a
+    `wake` that lies ahead; the reason ActuationInProgress becomes ActuatorStuck and others stay.
 
     While the answer of a Ready agent is awaited and no failure is recorded, this happens at `answer_due` at the
-    earliest. If `_failed` begins another run or a rollback, the verdict of `_failed` is returned instead.
+    earliest, and until then `wake` is no later than that. If `_failed` begins another run or a rollback, the verdict of
+    `_failed` is returned instead.
     """
     if verdict.phase is Phase.FAILED or any(isinstance(action, _STEPS) for action in verdict.actions):
         return verdict
@@ -124,8 +127,9 @@ def _first(situations: Iterable[Situation[Looked]], looked: Looked) -> Verdict |
 
 
 def _other_node(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return a Failed verdict, with the command that removes the fence, if the UID in the fence is not that of the
-    Node, because the fence belongs to an earlier Node of this name. Return None if the UIDs are the same."""
+    """Return a Failed verdict without an action, with the command that removes the fence, if the UID in the fence is
+    not that of the Node, because the fence belongs to an earlier Node of this name. Return None if the UIDs are the
+    same."""
     if case.fence.node_uid == case.node.uid:
         return None
     message = (
@@ -136,7 +140,8 @@ def _other_node(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _no_policy(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return a Failed verdict if no policy drives the node any more, else None."""
+    """Return a Failed verdict without an action if no policy drives the node any more (it was compared with none), else
+    None. The node stays fenced."""
     if case.assessment is not None:
         return None
     message = (
@@ -160,7 +165,8 @@ def _uncordoned(case: FencedCase, reason: Reason) -> Verdict | None:
 
 def _untainted(case: FencedCase, reason: Reason) -> Verdict | None:
     """Return the verdict of `restore_rule` for a node whose DeviceTaintRule does not keep all GPU pods off. None if the
-    rule does, or if no such rule fences the node."""
+    rule does, or if no such rule fences the node. The verdict cordons the node in the rule's place or waits for the
+    rule; its reason is that of `restore_rule`, and `reason` is ignored."""
     return restore_rule(case, Phase.RECONFIGURING)
 
 
@@ -178,8 +184,9 @@ still be scheduled."""
 
 
 def _works_on(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return the verdict that the actuator is still at work. None if the actuator shows no trouble, or trouble that
-    waiting longer would not change, such as a failure (`Trouble.final`)."""
+    """Return the Reconfiguring verdict that the actuator is still at work (`_at_work`), with the reason of its trouble.
+    `reason` is ignored. None if the actuator shows no trouble, or trouble that waiting longer would not change, such as
+    a failure (`Trouble.final`)."""
     trouble = case.actuator.find_trouble(case, case.fence)
     return None if trouble is None or trouble.final else _at_work(case, trouble)
 
@@ -187,7 +194,7 @@ def _works_on(case: FencedCase, reason: Reason) -> Verdict | None:
 def _refused(case: FencedCase, reason: Reason) -> Verdict | None:
     """Return the verdict that says why the policy, in its present form, gives the node no target, or None if the only
     obstacle is that the GPUs are unknown. The verdict is Verifying if the objection is momentary (`Mark.MOMENTARY`),
-    else Failed."""
+    else Failed. The verdict has the objection's reason (`reason` is ignored) and no action."""
     assessment = case.assessment
     if not isinstance(assessment, Refused):
         return None
@@ -200,7 +207,7 @@ def _refused(case: FencedCase, reason: Reason) -> Verdict | None:
 
 def _not_asked(case: FencedCase, reason: Reason) -> Verdict | None:
     """Return the Verifying verdict that asks the agent to read the GPUs, or None if the agent has already been asked
-    since the last event."""
+    since the last event. The request is the verdict's only action."""
     request = verify_request(case)
     if request is None:
         return None
@@ -209,7 +216,8 @@ def _not_asked(case: FencedCase, reason: Reason) -> Verdict | None:
 
 def _unobserved(case: FencedCase) -> Verdict:
     """Return the Verifying verdict that waits for the agent's reading. If there is a reading, but the agent reports an
-    error, no GPU or a GPU that has never answered, the verdict has that reason and message."""
+    error, no GPU or a GPU that has never answered, the verdict has that reason and message. The verdict has no action
+    and no `wake` of its own."""
     assessment = case.assessment
     pending = assessment.pending if isinstance(assessment, Unobserved) else None
     if (
@@ -241,7 +249,8 @@ class _Aimed:
     on_course: bool
     """Whether what was written at the PNR leads to the aim. If not, the spec has changed since."""
     owed: bool
-    """Whether the fence records that another run towards the target is due."""
+    """Whether the fence records that another run towards the policy's target is due. False if the run that it records
+    leads to another target."""
     trouble: Trouble | None
     """What is wrong with the last run, or None if it succeeded or involves no program that could fail."""
 
@@ -258,8 +267,8 @@ class _Aimed:
         return _Aimed(case, assessed, aim, on_course, owed, case.actuator.find_trouble(case, fence))
 
     def owe(self, reason: Reason, message: str, attempt: int, *, failed: bool = False) -> Verdict:
-        """Return the verdict that records in the fence that another run is due, as attempt number `attempt`. `failed`:
-        the change has failed so far."""
+        """Return the Reconfiguring verdict whose only action records in the fence that another run is due, as attempt
+        number `attempt`. `failed`: the change has failed so far."""
         verdict = self.case.verdict(Phase.RECONFIGURING, reason, message)
         return verdict.then(owe(self.case, self.assessed, attempt, failed=failed))
 
@@ -267,20 +276,22 @@ class _Aimed:
 def _old_pod(aimed: _Aimed, reason: Reason) -> Verdict | None:
     """Return the verdict of `restart_pod` for the next pod that this run has to replace, or None if there is no such
     pod. The verdict deletes the pod, waits if it is terminating, first makes the node idle, or starts over a change
-    without a cordon."""
+    without a cordon. `reason` is ignored."""
     old = aimed.case.actuator.find_old(aimed.case, aimed.case.fence)
     return None if old is None else restart_pod(aimed.case, *old)
 
 
 def _owes_run(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict for the run that the fence records as due. None if no run towards the present target is due,
-    or if the values written last lead to another target."""
+    """Return the verdict for the run that the fence records as due, as a repetition (`actuation.run` with `again`).
+    `reason` is ignored. None if no run towards the present target is due, or if the values written last lead to another
+    target."""
     return run(aimed.case, aimed.assessed, again=True) if aimed.on_course and aimed.owed else None
 
 
 def _still_at_work(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict that the actuator is still at work. None if the actuator shows no trouble, or trouble that
-    waiting longer would not change (`Trouble.final`). A new target does not interrupt it."""
+    """Return the Reconfiguring verdict that the actuator is still at work (`_at_work`), with the reason of its trouble.
+    `reason` is ignored. None if the actuator shows no trouble, or trouble that waiting longer would not change
+    (`Trouble.final`). A new target does not interrupt it."""
     trouble = aimed.trouble
     return None if trouble is None or trouble.final else _at_work(aimed.case, trouble)
 
@@ -288,14 +299,14 @@ def _still_at_work(aimed: _Aimed, reason: Reason) -> Verdict | None:
 def _stop_proven(aimed: _Aimed, reason: Reason) -> Verdict | None:
     """Return the verdict of the run for the second step (`actuation.run`), which may first have to prove the node idle
     again. None if the last run did not lead to the intermediate stop, or if the stop is not proven yet. The stop counts
-    as proven if the current request to the agent records the proof (`prepares_next_step`)."""
+    as proven if the current request to the agent records the proof (`prepares_next_step`). `reason` is ignored."""
     proven = aimed.on_course and aimed.aim is aimed.assessed.stop and prepares_next_step(aimed.case)
     return run(aimed.case, aimed.assessed, step_proven=True) if proven else None
 
 
 def _run_ended(aimed: _Aimed, reason: Reason) -> Verdict | None:
     """Return the verdict for the next step of the proof (`_verify`) if the last run led to the present target and the
-    actuator shows no trouble, else None."""
+    actuator shows no trouble, else None. `reason` is ignored."""
     if not aimed.on_course or aimed.trouble is not None:
         return None
     return _verify(aimed.case, aimed.aim, aimed.assessed)
@@ -304,7 +315,7 @@ def _run_ended(aimed: _Aimed, reason: Reason) -> Verdict | None:
 def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
     """Return the Reconfiguring verdict that records that the actuator must run once more, with the next attempt's
     number. None if the last run had no trouble, if the target has changed, if another run would not help, or if the
-    limit of attempts is reached."""
+    number of the present attempt is already above `settings.max_cures`."""
     trouble, attempt = aimed.trouble, aimed.case.fence.attempt
     if trouble is None or not aimed.on_course:
         return None
@@ -314,17 +325,17 @@ def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _incurable(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict of `_failed` for the actuator's trouble. None if the actuator has no trouble or the target
-    has changed."""
+    """Return the verdict of `_failed` for the actuator's trouble. None if the actuator has no trouble or the target has
+    changed. The failure counts as the present state of the node (`known`). `reason` is ignored."""
     if aimed.trouble is None or not aimed.on_course:
         return None
     return _failed(aimed.case, aimed.trouble.mismatch, known=True)
 
 
 def _changed(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict for a run towards a target that has changed since the last run. A change that cordons must
-    first prove the node idle again. None if the deadline has passed, unless the fence records that a run towards the
-    target is due."""
+    """Return the verdict for a new run (`actuation.run`) towards a target that has changed since the last run. `reason`
+    is ignored. A change that cordons must first prove the node idle again. None if the deadline has passed, unless the
+    fence records that a run towards the target is due."""
     return run(aimed.case, aimed.assessed) if aimed.owed or not is_late(aimed.case) else None
 
 
@@ -354,7 +365,8 @@ a deadline of its own."""
 
 def _at_work(case: FencedCase, trouble: Trouble) -> Verdict:
     """Return the Reconfiguring verdict of a node on which the actuator is at work, with the reason and message of
-    `trouble`. The verdict wakes when the mere passing of time may change the state that the actuator shows."""
+    `trouble`. The verdict wakes when the mere passing of time may change the state that the actuator shows. The verdict
+    has no action."""
     mismatch = trouble.mismatch
     return case.verdict(
         Phase.RECONFIGURING, mismatch.reason, mismatch.message, wake=case.actuator.next_look(case, case.fence)
@@ -363,12 +375,12 @@ def _at_work(case: FencedCase, trouble: Trouble) -> Verdict:
 
 def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
     """Return a Failed verdict with this cause and the command for a retry. If the policy says Rollback, the message
-    also says why the node is not rolled back. If the reason is ActuatorFailed, the verdict also asks the agent to read
-    the GPUs, unless the agent has already been asked.
+    also says why the node is not rolled back. If the reason is ActuatorFailed, the verdict's only action asks the agent
+    to read the GPUs, unless the agent has already been asked since the last event; otherwise the verdict has no action.
 
-    If a person asked for another try and the node has a target, return instead the verdict that records a new run in
-    the fence. If the policy says Rollback and a rollback is possible, return the verdict that begins it (`turn_back`).
-    `known`: the cause shows the present state of the node.
+    If a person asked for another try and the node has a target, return instead the Reconfiguring verdict that records a
+    new run in the fence, as attempt 1. If the policy says Rollback and a rollback is possible, return the verdict that
+    begins it (`turn_back`). `known`: the cause shows the present state of the node; only `turn_back` reads it.
     """
     if was_asked_again(case) and isinstance(case.assessment, Assessed):
         verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "trying again on request")
@@ -390,8 +402,9 @@ def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
 
 
 def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
-    """Return the verdict for the next step of the proof: ask the agent to read the GPUs, wait for its answer, show
-    what still differs from `aim` or that the node is not Ready, begin the second step, or release the node."""
+    """Return the verdict for the next step of the proof: ask the agent to read the GPUs, wait for its answer, show what
+    still differs from `aim` (`find_mismatch`) or else that the node is not Ready, begin the second step, or release the
+    node. Until the last two the phase is Verifying, and the verdict has no `wake` of its own."""
     if (request := verify_request(case)) is not None:
         verdict = case.verdict(
             Phase.VERIFYING, Reason.OBSERVATION_PENDING, "asking the agent to read the GPUs again"
@@ -416,8 +429,8 @@ def _release(case: FencedCase, target: Target, policy: PolicyView) -> Verdict:
     """Return the Uncordoning verdict that releases a proven node. One PATCH writes the record of the proof, sets our
     two labels, and removes the fence, the labels and annotations that keep other controllers away, and the cordon if
     `may_uncordon`. While somebody else works on the node and the cordon is ours alone, the fence stays too, and the
-    routing label is not set yet (yielding.py). The reason is RolledBack after a rollback, else CordonKept if a cordon
-    stays, else Synced."""
+    routing label is not set yet (yielding.py). A record of abandoned attempts is removed. The reason is RolledBack
+    after a rollback, else CordonKept if a cordon stays, else Synced."""
     fence, node = case.fence, case.node
     labels, annotations = unmarked(fence, node)
     labels[names.LABEL_POLICY] = policy.name

@@ -44,8 +44,8 @@ def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = Fa
     """Return the action that records in the fence that a run towards the target of `assessed` is due, as attempt number
     `attempt`, once the node is proven idle again. The deadline becomes now plus `drain.timeout` plus `proof_time`. The
     retry annotation counts as answered, and the pods that the last run had to delete are forgotten. A rollback stays
-    recorded only if `goes_back` holds. With `failed`, the change no longer counts as failed and its next run records a
-    new start, but the fence keeps the version of the spec that failed."""
+    recorded only if `goes_back` holds. The stage and the step of the fence stay. With `failed`, the change no longer
+    counts as failed and its next run records a new start, but the fence keeps the version of the spec that failed."""
     return UpdateFence(
         case.node,
         replace(
@@ -91,8 +91,8 @@ def is_late(case: FencedCase) -> bool:
 
 
 def proof_time(case: NodeCase) -> timedelta:
-    """Return how long it may take to prove a node idle after its pods are gone: the time for the configuration to
-    reach the node, for the readings and for the LISTs."""
+    """Return how long it may take to prove a node idle after its pods are gone: `settings.config_propagation` seconds
+    for the configuration to reach the node, plus PROOF seconds for the readings and the LISTs."""
     return timedelta(seconds=case.settings.config_propagation + PROOF)
 
 
@@ -116,10 +116,10 @@ def retry_command(node: str, answered: str) -> str:
 
 
 def goes_back(case: FencedCase) -> bool:
-    """Whether the node is being rolled back to the layout last proven on it. False while no policy drives the node. A
-    person's retry or a policy that was created again ends the rollback, because then the policy's target is wanted. A
-    new generation of the policy ends it too, unless the policy is paused now or only its deletion changed the
-    generation."""
+    """Whether the fence records that the node is being rolled back to the layout last proven on it, and that rollback
+    is still wanted. False while no policy drives the node. A person's retry or a policy that was created again ends the
+    rollback, because then the policy's target is wanted. A new generation of the policy ends it too, unless the policy
+    is paused now or only its deletion changed the generation."""
     fence, assessment = case.fence, case.assessment
     if not fence.rolls_back or assessment is None or was_asked_again(case):
         return False
@@ -133,7 +133,8 @@ def goes_back(case: FencedCase) -> bool:
 
 
 def was_rolled_back(node: NodeView, policy: PolicyView) -> bool:
-    """Whether the change of the policy's present generation failed on the node and the node was rolled back."""
+    """Whether the change of the policy's present generation failed on the node and the node was rolled back. The record
+    of the last proof decides; False if there is none."""
     proof = node.verified
     return proof is not None and proof.rolled_back and proof.version == policy.version
 
@@ -148,8 +149,8 @@ def failed_in(node: NodeView, policy: PolicyView) -> SpecVersion | None:
 
 
 def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
-    """Whether a change of the policy's present generation failed on the node, and the node was then rolled back, or
-    released before the change succeeded."""
+    """Whether, according to the records on the Node, a change of the policy's present generation failed there and the
+    node was then rolled back, or released before the change succeeded."""
     deferred = node.deferred
     if deferred is not None and deferred.failed_version == policy.version:
         return True
@@ -162,7 +163,8 @@ def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
 def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
     """Return the record of the back-off after this abort. The back-off lasts `abort_backoff` seconds (5 min by
     default), doubled with each abort within one generation of a policy, up to 64 times the first wait. The record also
-    has `reason` and, if the change had failed, the version of the spec that failed."""
+    has the number of aborts so far, `reason`, the version of the spec that the change followed, the present value of
+    the retry annotation and, if the change had failed, the version of the spec that failed."""
     earlier, version = case.node.deferred, case.fence.version
     if not version.uid and case.assessment is not None:
         version = replace(version, uid=case.assessment.policy.uid)
@@ -207,7 +209,8 @@ def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
 
 
 def was_corrected(case: NodeCase, policy: PolicyView) -> bool:
-    """Whether drift has already been corrected in the present generation of this policy."""
+    """Whether drift has already been corrected in the present generation of this policy. False if the node has no proof
+    for this policy."""
     verified = case.node.verified
     return verified is not None and _corrected_in(verified, policy) == policy.generation
 
@@ -227,9 +230,9 @@ def corrects_drift(fence: Fence, policy: PolicyView) -> bool:
 
 def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     """Return the proof for a node that matches its target without a change by us. The new proof takes from an earlier
-    one the time and duration of the last change and the generation in which this policy corrected drift. If the
-    earlier proof is for the same policy, its record of the change is kept too; after a rollback, only the failed
-    version is kept."""
+    one the time and duration of the last change and the generation in which this policy corrected drift. If the earlier
+    proof is for the same policy, its record of the change is kept too; after a rollback, only the failed version is
+    kept. Without that record, the proof's generation is 0, because no change of this policy led there."""
     target, policy, earlier = assessed.target, assessed.policy, case.node.verified
     record = Verified(
         case.owner_name,
@@ -269,9 +272,10 @@ def _took(fence: Fence, now: datetime) -> int:
 
 def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
     """Return the proof of a change, or of the rollback of a failed one. `target` is the layout that was proven; the
-    names of the configurations are those in the fence. If the change corrects drift, the policy's present generation is
-    recorded as the one in which drift was corrected. The proof of a rollback records the failure; it keeps from the
-    earlier proof when the latest change that reached its target was proven, and how long that change took."""
+    names of the configurations are those in the fence. The proof's generation is the one that the change followed, or 0
+    if the policy was created again since. If the change corrects drift, the policy's present generation is recorded as
+    the one in which drift was corrected. The proof of a rollback records the failure; it keeps from the earlier proof
+    when the latest change that reached its target was proven, and how long that change took."""
     fence = case.fence
     corrected = _corrected_in(case.node.verified, policy)
     followed = fence.version.generation if fence.version.uid in ("", policy.uid) else 0

@@ -51,7 +51,8 @@ def _next_step(case: FencedCase) -> Verdict:
     """Return the verdict of the first step that applies: give the change up, wait for a missing DeviceTaintRule or
     cordon the node in its place (`restore_rule`), end the wait for jobs, or wait while the node has no target or the
     policy holds the change. If none applies, a change that needs no idle node continues with `run`. Any other change
-    first records a worse class of disruption, waits until the cordon has settled, and begins the wait for jobs."""
+    first records a worse class of disruption, waits until the node has been closed for `settings.settle` seconds
+    (Cordoned, waking then), begins the wait for jobs, and then continues with `run`."""
     if (ending := find_ending(case)) is not None:
         return ending
     if (open_to_pods := restore_rule(case, Phase.CORDONED)) is not None:
@@ -103,9 +104,9 @@ def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
 
 
 def _begin_jobs(case: FencedCase) -> Verdict | None:
-    """Return the WaitingForJobs verdict that sets the fence's deadline to the time when the last job must have ended.
-    None if there are no jobs, the pods were not listed, or the deadline is already right. Once the jobs have ended, the
-    drain gets the whole of `drain.timeout`.
+    """Return the WaitingForJobs verdict whose only action sets the fence's deadline to the time when the last job must
+    have ended, and records that the drain waits for jobs. None if there are no jobs, the pods were not listed, or the
+    deadline is already right. Once the jobs have ended, the drain gets the whole of `drain.timeout`.
 
     During the wait, the deadline is only ever extended, and only to the time that the policy allows now. An unlimited
     wait gets a limit if somebody edits the policy to set one.
@@ -123,9 +124,9 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
 
 
 def _end_jobs(case: FencedCase) -> Verdict | None:
-    """Return the Draining verdict that sets the drain's deadline to `drain.timeout` from now, because no job is left.
-    None if the drain does not wait for jobs, if jobs are left, if the pods were not listed, or if no readable policy
-    drives the node."""
+    """Return the Draining verdict whose only action records that the wait for jobs is over and sets the drain's
+    deadline to `drain.timeout` from now, because no job is left. None if the drain does not wait for jobs, if jobs are
+    left, if the pods were not listed or the LIST failed, or if no readable policy drives the node."""
     plan, fence = case.drain, case.fence
     spec = case.assessment.policy.spec if case.assessment is not None else None
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
@@ -204,19 +205,20 @@ def _asked_to_end(case: FencedCase) -> str:
 
 
 def _paused(case: FencedCase) -> str:
-    """Return the message that the policy is paused and aborts changes in flight, or an empty string if it does not."""
+    """Return the message that the policy is paused and aborts changes in flight, or an empty string if it does not, if
+    no policy drives the node, or if its spec cannot be read."""
     policy = case.assessment.policy.spec if case.assessment is not None else None
     aborts = policy is not None and policy.rollout.paused and policy.rollout.when_paused == "Abort"
     return f"{tell_pause(case)} and whenPaused is Abort, so the node is being restored" if aborts else ""
 
 
 def _unapproved(case: FencedCase) -> str:
-    """Return the message that the change no longer leads to what was approved, or an empty string if it does or needs
-    no approval.
+    """Return the message that the change no longer leads to what was approved, or an empty string if it does, if the
+    policy asks for no approval, or if no readable policy drives the node.
 
     An edit that keeps the target, such as a pause, keeps the class of disruption too, so the approval still covers it.
-    A change that began without an approval needs one once the policy has been edited. No approval covers a policy that
-    was deleted and created again.
+    While the target is unknown, an approved change goes on. A change that began without an approval needs one once the
+    policy has been edited. No approval covers a policy that was deleted and created again.
     """
     assessment, fence = case.assessment, case.fence
     policy = assessment.policy if assessment is not None else None
@@ -232,7 +234,8 @@ def _unapproved(case: FencedCase) -> str:
 
 
 def _other_owner(case: FencedCase) -> str:
-    """Return the message that another policy owns the node now, or an empty string if none does."""
+    """Return the message that another policy owns the node now, or an empty string if the policy of the change still
+    owns it or no policy does."""
     return _disowned(case) if case.owner_name else ""
 
 
@@ -270,7 +273,7 @@ def _as_wanted(case: FencedCase) -> str:
 
 def _now_cordons(case: FencedCase) -> str:
     """Return the message that the change began without a cordon but now needs an idle node, or an empty string if that
-    is not so."""
+    is not so or the target is unknown."""
     assessment = case.assessment
     cordons = isinstance(assessment, Assessed) and assessment.disruption.cordons
     anew = cordons and not case.fence.disruption.cordons
@@ -310,8 +313,8 @@ def _unhealthy(case: FencedCase) -> str:
 
 
 def _jobs_late(case: FencedCase) -> str:
-    """Return the message that names the jobs that must not be evicted and did not end in time, or an empty string if
-    there are none."""
+    """Return the message that names the pods of jobs that must not be evicted and did not end in time
+    (`DrainPlan.overdue`; at most MAX_PODS of them by name). Empty if there are none, or if the pods were not listed."""
     late = case.drain.overdue if case.drain is not None else ()
     if not late:
         return ""
@@ -379,7 +382,8 @@ programs come before the deadline, so that an abort names its real cause."""
 def _limit(case: FencedCase) -> datetime:
     """Return when the change ends by the clock: at the deadline, or later in two cases. The proof gets extra time
     (`proof_time`) if no pod is left, or if the change needs no cordon, whatever pods the node has. Terminating pods get
-    STUCK_AFTER if no other pod is left and the policy deletes by force."""
+    STUCK_AFTER if no other pod is left and the policy deletes by force. If the pods were not listed, there is no extra
+    time."""
     plan = case.drain if case.fence.disruption.cordons else None
     if (
         plan is not None and plan.only_leaving
@@ -390,10 +394,10 @@ def _limit(case: FencedCase) -> datetime:
 
 
 def _time_out(case: FencedCase) -> str | Finding:
-    """Return the message that the change is given up at its deadline, with what kept its drain from succeeding. If the
-    change needs no cordon, so that it has no drain, the message only says that it could not begin. If the pods are
-    gone, but the agent last found the GPUs in use, unreadable or not responding (`last_busy`), return a Finding with
-    the reason GPUStillBusy instead."""
+    """Return the message that the change is given up at its deadline, with the first line of `explain_blockers` on what
+    kept its drain from succeeding, if there is one. If the change needs no cordon, so that it has no drain, the message
+    only says that it could not begin. If the pods are gone, but the agent last found the GPUs in use, unreadable or not
+    responding (`last_busy`), return a Finding with the reason GPUStillBusy instead."""
     if not case.fence.disruption.cordons:
         return "the change could not begin in time and was given up"
     if case.drain is not None and case.drain.idle:
@@ -406,9 +410,9 @@ def _time_out(case: FencedCase) -> str | Finding:
 
 
 def _abort(case: FencedCase, why: Finding, *, defer: bool) -> Verdict:
-    """Return the Aborting verdict that gives the change up. It releases the node and restores it as it was before the
-    fence; the cordon is lifted only if `may_uncordon`. With `defer`, the release records a back-off; otherwise it
-    records only a failure that the change already had.
+    """Return the Aborting verdict that gives the change up. It releases the node and restores its marks and its routing
+    label as they were before the fence; the cordon is lifted only if `may_uncordon`. With `defer`, the release records
+    a back-off; otherwise it records only a failure that the change already had.
 
     There are two exceptions while somebody else works on the node. If a DeviceTaintRule fences the node, the verdict
     first cordons it (`cordon_instead`). If the cordon is ours alone, the verdict yields the node, and the fence and the

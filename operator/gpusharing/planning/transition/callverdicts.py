@@ -46,7 +46,7 @@ def calls_fail(verdict: Verdict) -> bool:
 def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
     """Return the verdict of a node whose calls fail, with `failure` in it. The verdict is unchanged if it already names
     a failed call. One without actions is unchanged too, unless its node is a candidate whose calls are suspended, or is
-    in flight and had a failed call recently.
+    in flight and less than LONGEST_WAIT seconds have passed since the failed call's next try.
 
     While calls are suspended, the node is no candidate, and `wake` is no later than the next try. After LASTING
     failures in a row, the verdict gets the failure's message and blocker and the reason CallFailed; only CordonKept

@@ -103,7 +103,7 @@ def compare(case: NodeCase, terms: Terms | None) -> NodeCase:
 
 def judge_case(case: NodeCase, terms: Terms | None) -> Member | None:
     """Compare the node of a case with its terms and judge it. Return the node as its pool counts it, or None if the
-    node does not concern us."""
+    node does not concern us (`judge`). An error in the comparison or the judgment is not caught."""
     case = compare(case, terms)
     node, verdict = case.node, judge(case)
     if verdict is None:
@@ -123,8 +123,8 @@ def keeps_verdict(member: Member | None) -> bool:
 
 
 def find_models(gpunodes: Iterable[GPUNodeView | None]) -> dict[str, GpuView]:
-    """Return one GPU for each card model on these nodes, by product, with the profiles that most nodes report for that
-    model.
+    """Return, by product, one GPU for each card model on these nodes. Its profiles are those that most nodes report for
+    the model. Nodes without a GPUNode or a report are skipped.
 
     NVIDIA's well-known names mean the same on every node, so no single report decides. In a tie, the profiles found
     first count. A report that raises an error is ignored here; `judge_case` shows the error on its node.

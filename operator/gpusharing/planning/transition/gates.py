@@ -53,7 +53,7 @@ class Gate:
 
 def _skipped(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that the node's skip label keeps changes from beginning, with the command that removes it.
-    Empty if the label is not `true`."""
+    Empty if the label is not `true`. Only `case` is read."""
     name = case.node.name
     if case.node.labels.get(names.LABEL_SKIP) != "true":
         return ""
@@ -64,25 +64,25 @@ def _skipped(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _going(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that the Node is being deleted, or an empty string if it is not."""
+    """Return the message that the Node is being deleted, or an empty string if it is not. Only `case` is read."""
     return f"{case.node.name} is being deleted" if case.node.deleting else ""
 
 
 def _unready(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that the node is not Ready, or an empty string if it is."""
+    """Return the message that the node is not Ready, or an empty string if it is. Only `case` is read."""
     return "" if case.node.ready else f"{case.node.name} is not Ready"
 
 
 def _foreign(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that names who else maintains the node, or an empty string if nobody does. Work that only
-    waits for its turn counts too."""
+    waits for its turn counts too. Only `case` is read."""
     return f"{tell_foreign(case.node)}; waiting until it has finished" if case.node.foreign else ""
 
 
 def _cordoned(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that somebody else cordoned the node, with the command that lifts the cordon, or an empty
     string if it is not cordoned. Every cordon counts as somebody else's, because this gate is checked before a change
-    begins."""
+    begins. Only `case` is read."""
     name = case.node.name
     if not case.node.unschedulable:
         return ""
@@ -94,32 +94,33 @@ def _cordoned(case: NodeCase, assessed: Assessed) -> str:
 
 def _at_work(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return why the agent must keep NVML closed, because somebody else works on the driver or the GPUs, or an empty
-    string if nobody does."""
+    string if nobody does. `find_quiet` decides. Only `case` is read."""
     return find_quiet(case) or ""
 
 
 def _served_by_others(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that another device plugin serves the node, or an empty string if none does."""
+    """Return the message that another device plugin serves the node, or an empty string if none does. Only `case` is
+    read."""
     return explain_plugin(case.node.other_plugin, [case.node.name]) if case.node.other_plugin else ""
 
 
 def _not_for_containers(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that the node is meant for workloads other than containers, such as virtual machines, or an
-    empty string if it is not."""
+    empty string if it is not (`find_other_workload`). Only `case` is read."""
     return find_other_workload(case.node, case.stack.cluster_policy)
 
 
 def _switched_off(case: NodeCase, assessed: Assessed) -> str:
     """Return a message, with the remedy, if a label of the node keeps off a program that the actuator needs for every
-    mode. A missing label can keep one off, too. Empty if no such program is kept off; a pause that ends by itself does
-    not count."""
+    mode. A missing label can keep one off, too. `find_disabled` decides from `case` alone. Empty if no such program is
+    kept off; a pause that ends by itself does not count."""
     return find_disabled(case.node, case.actuator, case.stack.cluster_policy)
 
 
 def _bare_host(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return which of NVIDIA's programs the host lacks and ClusterPolicy does not install, or an empty string if none
-    is known to be missing. Always empty on a node that advertises GPUs. The answer is inferred from what Kubernetes
-    says about the agent's pod or, if the pod is fine, from the error that a Ready agent reports."""
+    is known to be missing. Always empty on a node that advertises GPUs. `find_bare_host` infers the answer from what
+    Kubernetes says about the agent's pod or, if the pod is fine, from the error that a Ready agent reports."""
     observed = case.gpunode.observed if case.gpunode else None
     words = observed.error if observed and case.agent_ready else ""
     if case.agent_trouble is not None:
@@ -128,7 +129,7 @@ def _bare_host(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return why no agent is Ready on the node, or an empty string if one is."""
+    """Return why no agent is Ready on the node, or an empty string if one is. Only `case` is read."""
     if case.agent_ready:
         return ""
     return case.no_agent(
@@ -138,39 +139,40 @@ def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 def _unread(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that the agent has not read the GPUs yet or keeps NVML closed, or an empty string otherwise.
-    Neither the age of the last reading nor an error in it matters."""
+    Neither the age of the last reading nor an error in it matters. Only `case` is read."""
     observed = case.gpunode.observed if case.gpunode else None
     return "waiting for the agent to read the GPUs" if observed is None or observed.quiet else ""
 
 
 def _unreadable(case: NodeCase, assessed: Assessed) -> str:
     """Return the error that keeps the agent from reading the GPUs. Empty if the agent reports none, or has not reported
-    yet."""
+    yet. Only `case` is read."""
     observed = case.gpunode.observed if case.gpunode else None
     return f"the agent cannot read the GPUs: {observed.error}" if observed and observed.error else ""
 
 
 def _withheld(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that NVML does not show the agent all MIG instances of a GPU, so that a layout could not be
-    proven. Empty if it shows all, or if the target has no MIG and no GPU has MIG on."""
+    proven. Empty if it shows all, or if the target has no MIG and no GPU has MIG on. `find_withheld` decides."""
     return find_withheld(assessed.target, assessed.observed)
 
 
 def _missing(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that the agent finds fewer GPUs than were last proven on the node. Empty if it does not, or if
-    nothing was proven there."""
+    nothing was proven there. `find_missing` decides, with the number of GPUs that the node's proof records."""
     return find_missing(case.node, assessed.observed)
 
 
 def _unhealthy(case: NodeCase, assessed: Assessed) -> str:
-    """Return which GPU is unhealthy and why, or an empty string if none is known to be."""
+    """Return which GPU is unhealthy and why, or an empty string if none is known to be. Only `case` is read."""
     unhealthy = case.unhealthy
     return "" if unhealthy is None else unhealthy.message
 
 
 def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:
-    """Return why GPUs must not be repartitioned under the node's driver. Empty if nothing is known against the driver,
-    or if no layout changes: sharing and NVIDIA's labels may be changed under any driver."""
+    """Return why GPUs must not be repartitioned under the node's driver. `find_driver_flaw` decides with the settings
+    about unsafe drivers. Empty if nothing is known against the driver, or if the layouts that the node has are those of
+    the target: sharing and NVIDIA's labels may be changed under any driver."""
     settings = case.settings
     if case.found_layouts == assessed.target.layouts:
         return ""
@@ -206,9 +208,9 @@ def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _unreachable(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return why the actuator can never reach the target in this installation, or an empty string if it can. If the
-    cause is an MPS daemon that follows no label, which the operator may repair itself, the message says why it has not
-    been repaired."""
+    """Return why the actuator can never reach the target in this installation, or an empty string if it can. That is
+    the first of the actuator's `objections` that applies. If the cause is an MPS daemon that follows no label, which
+    the operator may repair itself, the message says why it has not been repaired."""
     obstacle = find_obstacle(case.actuator.objections, case, assessed.target)
     if obstacle is None or obstacle.reason is not Reason.MPS_NOT_SWITCHABLE:
         return obstacle or ""
@@ -216,7 +218,8 @@ def _unreachable(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _hindered(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return what keeps the actuator from changing the node, or an empty string if nothing does."""
+    """Return what keeps the actuator from changing the node, or an empty string if nothing does. That is the first of
+    the actuator's `obstacles` that applies."""
     return find_obstacle(case.actuator.obstacles, case, assessed.target) or ""
 
 
@@ -256,9 +259,9 @@ def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
 
 
 def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return the remaining difference of a node on which a change would write nothing new: the actuator needs no run,
-    and every label that it writes has its value already. Empty if there is no difference, or if a change would help. A
-    drain would disturb the node's pods without changing anything."""
+    """Return the remaining difference, with its own reason, of a node on which a change would write nothing new: the
+    actuator needs no run, and every label that it writes has its value already. Empty if there is no difference, or if
+    a change would help. A drain would disturb the node's pods without changing anything."""
     target, labels, mismatch = assessed.target, case.node.labels, assessed.mismatch
     if mismatch is None or case.actuator.needs_run(case, target):
         return ""
@@ -304,7 +307,8 @@ def _deferred(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _paused(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that the policy is paused, or an empty string if it is not."""
+    """Return the message that the policy is paused, or an empty string if it is not. What pauses it is named by
+    `tell_pause`."""
     paused = assessed.spec.rollout.paused
     return f"{tell_pause(case)}, so no more nodes start a change" if paused else ""
 
@@ -403,8 +407,9 @@ whether the change could be made and proven, and the last whether it should be m
 
 
 def find_gate(case: NodeCase, assessed: Assessed | None, gates: Sequence[Gate] = GATES) -> Finding | None:
-    """Return why the first closed gate is closed, or None if all are open. `assessed` is the assessment of `case`; it
-    may be None only for the gates of SERVABLE."""
+    """Return why the first closed one of `gates`, in the given order, is closed, or None if all are open. The Finding
+    has the gate's reason unless it has one of its own; no later gate is asked. `assessed` is the assessment of `case`;
+    it may be None only for the gates of SERVABLE."""
     for gate in gates:
         if closed := gate.find(case, assessed):
             return Finding.of(closed, gate.reason)

@@ -40,9 +40,10 @@ def way_to_idle(
     step_proven: bool = False,
 ) -> Verdict | None:
     """Return the verdict on what is due first: a worse class of disruption (`escalate`), a LIST, the drain, `waiting`
-    (what the run lacks), or the proof of idleness. None if the node was just proven idle. `any_event`: the agent's
-    reading may be older than the last event. `step_proven`: the request to the agent records that the present step is
-    proven."""
+    (what the run lacks), or the proof of idleness. None if the node was just proven idle. While the pods are not
+    listed, or the LIST failed, the verdict is Draining with the reason Settling or ListFailed. That verdict and
+    `waiting` wake at the next poll, and the pods are listed then. `any_event`: the agent's reading may be older than
+    the last event. `step_proven`: the request to the agent records that the present step is proven."""
     if (escalated := escalate(case)) is not None:
         return escalated
     work, plan = case.work, case.drain
@@ -102,7 +103,9 @@ def next_poll(case: FencedCase, pace: int = 1) -> datetime:
 
 def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
     """Return the verdict on a node whose drain continues, with this pass's evictions and deletions. The next pass lists
-    the pods. The phase is WaitingForJobs while jobs are left, else Draining. The first reason that applies counts:
+    the pods. It comes at the next poll, JOBS_PACE poll intervals after the last LIST while jobs are left, or earlier at
+    the plan's `next_wake`. The evictions come before the deletions; a pod without a grace period is deleted with one of
+    a second. The phase is WaitingForJobs while jobs are left, else Draining. The first reason that applies counts:
     ObservationPending if stale data prevents an eviction or deletion; DrainHeld without jobs if the drain `outlasts`
     its deadline; the most urgent blocker's; PodsLeaving."""
     reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
@@ -153,7 +156,8 @@ def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bo
     """Return the VerifyingIdle verdict on what the proof of idleness still lacks, with the next request to the agent if
     one is needed, or None if the node is proven idle. The proof needs a Ready node and a Ready agent. The agent must
     have closed NVML and seen no process on the GPUs except MPS daemons. After that, two LISTs some seconds apart must
-    show no pod that has to leave."""
+    show no pod that has to leave (`_listed_twice`). The verdict wakes at the next poll, or `settings.idle` seconds from
+    now if only the second LIST is missing and that is earlier."""
 
     def wait(reason: Reason, message: str, wake: datetime | None = None) -> Verdict:
         """Return a VerifyingIdle verdict that has the pods listed again, at `wake` or, if that is None, at the next

@@ -67,9 +67,10 @@ def differs_from_target(case: NodeCase) -> bool:
 def _fenced(case: FencedCase) -> Verdict:
     """Return the verdict for a node with our fence. If we yielded the node to somebody else, the verdict waits for them
     or releases the node. If the policy that began the change is being deleted and a person asked for a forced release,
-    the verdict releases the node and leaves it cordoned; a node behind a DeviceTaintRule is cordoned first. Otherwise
-    it is the next step of the change. A failure after the point of no return is recorded in the fence or, if another
-    policy owns the node now, handed over to that policy."""
+    the verdict (Aborting, CordonKept) releases the node with its marks and its routing label restored, without a
+    back-off, and leaves it cordoned; a node behind a DeviceTaintRule is cordoned first. Otherwise it is the next step
+    of the change. A failure after the point of no return is recorded in the fence or, if another policy owns the node
+    now, handed over to that policy."""
     # The change of a yielded node has ended, so there is nothing to release by force. Only its fence says that the
     # cordon is ours and may be lifted once nobody else works there.
     if case.fence.stage == "yielded":
@@ -123,8 +124,9 @@ def _unowned(case: NodeCase) -> Verdict | None:
 def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
     """Return the verdict for a node with a policy but no fence. A node without a target is Skipped if the policy is
     accepted, else Blocked. Outside the policy (Mark.OUTSIDE), it also loses our policy label if the policy resets its
-    nodes. `_not_observed` judges unread nodes, and `_as_wanted` matching ones. Others are Pending candidates unless
-    `find_closed` or a gate objects."""
+    nodes. `_not_observed` judges unread nodes, and `_as_wanted` matching ones. If the node seems to have no GPU, the
+    message says why one may be undetected (`find_unseen`). Others are Pending candidates unless `find_closed` or a gate
+    objects."""
     if isinstance(assessment, Refused):
         phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
         if assessment.policy.resetting and Mark.OUTSIDE in objection.reason.marks:  # left as they are
@@ -172,10 +174,11 @@ def _gated(case: NodeCase, gate: Finding) -> Verdict:
 
 
 def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
-    """Return the verdict for a node that matches its target. It is Synced, even with an unhealthy GPU, if the match is
-    proven, our labels are right and the start-up taint is gone; a policy that resets its nodes also requires a Ready
-    agent and Node. Otherwise it is adopted, by writing our labels and a new proof. It is Blocked while the agent or
-    Node is not Ready, or a GPU is unhealthy behind the taint."""
+    """Return the verdict for a node that matches its target. It is Synced, even with an unhealthy GPU (which then gives
+    the reason), if the match is proven, our labels are right and the start-up taint is gone; a policy that resets its
+    nodes also requires a Ready agent and Node. Otherwise it is adopted (Pending, Adoptable), by one write of those of
+    our labels that are wrong and a new proof. It is Blocked while the agent or Node is not Ready, or a GPU is unhealthy
+    behind the taint."""
     node, verified, target = case.node, case.node.verified, assessed.target
     proven = verified is not None and (verified.policy, verified.mig_config, verified.plugin_config) == (
         case.owner_name,

@@ -17,8 +17,9 @@ Marks = dict[str, str | None]
 
 def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
     """Return the labels and the annotations that the fence sets to keep other controllers away, with their values:
-    those whose keys the node does not have yet. `more` has further labels for this cluster, as `key=value`; a label
-    whose key is in NEIGHBOUR_LABELS has no effect."""
+    those whose keys the node does not have yet. The annotations all have the value `true`. `more` has further labels
+    for this cluster, as `key=value`, or as `key` alone for an empty value; a label whose key is in NEIGHBOUR_LABELS has
+    no effect."""
     known = {
         key: value for key, _, value in (entry.partition("=") for entry in more)
     } | names.NEIGHBOUR_LABELS

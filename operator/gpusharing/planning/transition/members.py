@@ -92,8 +92,8 @@ def find_member(
 def find_heir(case: NodeCase, policy: str, verdict: Verdict) -> str:
     """Return the other policy whose pool the node joins, still out of service, once the verdict's actions are done.
     This is the policy that an action writes into the fence, as when a Failed change is handed over. If the node is
-    released and stays cordoned, it is the node's owner, which may be none. Empty if the result would be `policy`
-    itself, if the verdict has no such action, or if the node has no fence."""
+    released and stays cordoned, it is the node's owner. The last such action counts. Empty if no policy owns the node
+    then, if the result would be `policy` itself, if the verdict has no such action, or if the node has no fence."""
     fence, heir = case.node.fence, policy
     for action in verdict.actions if fence is not None else ():
         if isinstance(action, UpdateFence) and fence is not None and action.fence.policy != fence.policy:

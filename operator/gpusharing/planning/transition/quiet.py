@@ -34,10 +34,10 @@ def find_quiet(case: NodeCase) -> Finding | None:
     for a node that we are changing; a node that we yielded does not count as one.
 
     NVIDIA's driver is being replaced if the label of the driver upgrade has a state in UNLOADING, or if an operand's
-    label is paused for the upgrade. States that may last for weeks do not count: those in UPGRADE_LASTING, and
-    ASKED_FOR while the work waits for its turn. An actuator at work is a reason too, until it has been working for
-    `settings.wedge_pending` seconds, because only a reading shows whether a program that never ends has done its work
-    (a.7).
+    label is paused for the upgrade; the reason is then ForeignMaintenance, and nothing says when it ends. States that
+    may last for weeks do not count: those in UPGRADE_LASTING, and ASKED_FOR while the work waits for its turn. An
+    actuator at work is a reason too (ActuatorBusy), until it has been working for `settings.wedge_pending` seconds,
+    because only a reading shows whether a program that never ends has done its work (a.7).
     """
     node = case.node
     if node.fence is not None and node.fence.stage != "yielded":

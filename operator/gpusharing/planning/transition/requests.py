@@ -40,11 +40,12 @@ def ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
 
 
 def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
-    """Return the verdict with a write to the node's GPUNode, if one is needed. The write creates the GPUNode or, on a
-    node that we do not change, has NVML closed or opened. The verdict also wakes when NVML no longer has to stay
-    closed. No write is added to a verdict that has one already, for a Node that is being deleted, or for a node with
-    neither a GPU nor a GPUNode. If a person has left requests on the GPUNode of a Node that is not being deleted, the
-    only actions are those that move them to the Node (`_move`), and the node is no candidate."""
+    """Return the verdict with a write to the node's GPUNode, if one is needed. The write comes after the verdict's
+    other actions. It creates the GPUNode or, on a node that we do not change, has NVML closed or opened, as
+    `find_quiet` says; for a candidate NVML may be open. The verdict also wakes when NVML no longer has to stay closed.
+    No write is added to a verdict that has one already, for a Node that is being deleted, or for a node with neither a
+    GPU nor a GPUNode. If a person has left requests on the GPUNode of a Node that is not being deleted, the only
+    actions are those that move them to the Node (`_move`), and the node is no candidate."""
     gpunode, node = case.gpunode, case.node
     if gpunode is not None and gpunode.requests and not node.deleting:
         return replace(verdict, candidate=False).then(*_move(node, gpunode.requests))
@@ -70,9 +71,10 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
 
 
 def _move(node: NodeView, requests: Mapping[str, str]) -> tuple[Action, ...]:
-    """Return the actions that write the requests of a GPUNode to its Node, unless the Node has them, and then remove
-    them from the GPUNode. A request to skip the node sets the skip label if its value is `true`, and removes the label
-    for any other value. A crash between the actions loses nothing, and repeats nothing."""
+    """Return the actions that write the requests of a GPUNode (to retry, to abort and to skip the node) to its Node,
+    unless the Node has them, and then remove them from the GPUNode. A request to skip the node sets the skip label if
+    its value is `true`, and removes the label for any other value. A crash between the actions loses nothing, and
+    repeats nothing."""
     present = {names.ANNOTATION_RETRY: node.retry, names.ANNOTATION_ABORT: node.abort}
     annotations = {key: requests[key] for key in present if requests.get(key, present[key]) != present[key]}
     labels: dict[str, str | None] = {}
@@ -108,7 +110,7 @@ def prepares_next_step(case: FencedCase) -> bool:
 
 
 def answers_quiet(case: NodeCase) -> bool:
-    """Whether the agent has closed NVML for the current request."""
+    """Whether the agent has closed NVML for the current request. False without a GPUNode or a reading."""
     gpunode = case.gpunode
     if gpunode is None or gpunode.observed is None:
         return False
@@ -117,8 +119,9 @@ def answers_quiet(case: NodeCase) -> bool:
 
 def last_busy(case: FencedCase) -> str:
     """Return why the GPUs were not proven idle when the agent last closed NVML for this change: the agent could not
-    read them, one does not respond, or a process used one. Only the first of these is named. Empty if they were idle or
-    the agent has not closed NVML yet. Processes of the MPS daemon do not count."""
+    read them, one does not respond, or a process used one. Only the first of these is named, with at most three
+    processes. Empty if they were idle or the agent has not closed NVML yet. Processes of the MPS daemon do not
+    count."""
     observed = case.gpunode.observed if case.gpunode else None
     if observed is None or not observed.quiet or not observed.request_id.startswith(_quiet_prefix(case)):
         return ""
@@ -180,7 +183,7 @@ def _request(case: FencedCase) -> str:
 def _asked_at(case: FencedCase, kind: str, *, any_event: bool = False) -> int | None:
     """Return when the current request was written, in milliseconds since 1970, if it is of this kind (`quiet` or
     `verify`) and belongs to this change. None if a new request is needed: there is no such request, it is older than
-    the last event (unless `any_event`), or its time is ahead of our clock."""
+    the last event (unless `any_event`), its id does not end in a time, or that time is ahead of our clock."""
     if case.gpunode is None or case.gpunode.quiet != (kind == "quiet"):
         return None
     if not _request(case).startswith(f"{case.fence.op}:{kind}:"):
@@ -201,8 +204,8 @@ class FreshReading:
 
     @staticmethod
     def of(case: FencedCase, kind: str) -> "FreshReading | None":
-        """Return the answer to the current request of this kind (`quiet` or `verify`), or None if there is none
-        yet."""
+        """Return the answer to the current request of this kind (`quiet` or `verify`), or None if there is none yet.
+        None also if the request is of another kind or change, or older than the last event (`_asked_at`)."""
         gpunode = case.gpunode
         if gpunode is None or (observed := gpunode.observed) is None or _asked_at(case, kind) is None:
             return None

@@ -42,9 +42,10 @@ def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
 
 def find_closed(case: NodeCase) -> Finding | None:
     """Return which component cannot run behind the taint, so that the node can never be proven, with the command that
-    fixes it. The agent is checked first, then NVIDIA's operands, the DRA driver where it serves the GPUs, and Node
-    Feature Discovery. None if no such component is known, or if the node does not have the taint. Raises ValueError if
-    recorded tolerations are not valid JSON."""
+    fixes it. The Finding's reason is TaintNotTolerated, and only the first such component is named. The agent is
+    checked first, then NVIDIA's operands, the DRA driver where it serves the GPUs, and Node Feature Discovery. None if
+    no such component is known, or if the node does not have the taint. Raises ValueError if recorded tolerations are
+    not valid JSON."""
     if case.node.gate is None:
         return None
     policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace

@@ -21,8 +21,8 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 def may_taint(case: NodeCase) -> bool:
     """Whether a DeviceTaintRule may fence the node for a change that drains it. NVIDIA's DRA driver must serve the
-    GPUs, the scheduler must have been shown to obey such rules, no listed pod with a ResourceClaim may evade them, and
-    nothing may need a cordon (`_needs_cordon`)."""
+    GPUs, the scheduler must have been shown to obey such rules, no listed pod with a ResourceClaim may evade them (pods
+    that were not listed do not count), and nothing may need a cordon (`_needs_cordon`)."""
     pods = case.work.pods if case.work is not None else ()
     evaded = any(pod.evades_rules and pod.dra != "none" for pod in pods)
     return case.stack.by_dra and case.stack.dra.taints.works and not evaded and not _needs_cordon(case)
@@ -31,8 +31,8 @@ def may_taint(case: NodeCase) -> bool:
 def cordon_instead(case: FencedCase, phase: Phase, why: str) -> Verdict:
     """Return the verdict, in this phase and with the reason DeviceTaintFailed, whose one PATCH cordons the node and
     records in the fence that no DeviceTaintRule fences it any more. `why` is a clause for the message. The fence's
-    `since` becomes now, so pods and readings from before the cordon prove nothing. If the node is cordoned already,
-    that cordon counts as somebody else's."""
+    `since` becomes now, so pods and readings from before the cordon prove nothing. The next pass lists the pods. If the
+    node is cordoned already, that cordon counts as somebody else's."""
     verdict = case.verdict(
         phase, Reason.DEVICE_TAINT_FAILED, f"{why}, so the operator cordons the node instead"
     )
@@ -44,8 +44,9 @@ def cordon_instead(case: FencedCase, phase: Phase, why: str) -> Verdict:
 
 def restore_rule(case: FencedCase, phase: Phase) -> Verdict | None:
     """Return the verdict of a node whose DeviceTaintRule does not keep all GPU pods off, in this phase. The verdict
-    puts a cordon in the place of the rule or, if the rule is only missing, waits until it is in place. None if the rule
-    keeps the pods off, or if the node is fenced without a rule."""
+    puts a cordon in the place of the rule (`cordon_instead`) or, if the rule is only missing, waits until it is in
+    place, with the reason Settling, and wakes after one poll interval. None if the rule keeps the pods off, or if the
+    node is fenced without a rule."""
     if not case.fence.tainted:
         return None
     if why := _needs_cordon(case) or _find_failing(case):

@@ -65,7 +65,9 @@ def present_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
 def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | str:
     """Return the Reconfiguring verdict, with the reason RollingBack, that begins the rollback by recording it in the
     fence, or a clause that says why the node is not rolled back now. The clause is empty if the policy wants failed
-    nodes held or gives the node no target. A rollback that failed is not begun again.
+    nodes held or gives the node no target. A rollback that failed is not begun again. Nor does one begin while the
+    node's state is unknown (`known`, or the node or its agent is not Ready), if the last proven layout cannot be
+    reached (`_assess_back`) or is the one that failed, or if the rollback needs an idle node and the change did not.
 
     `known`: the failure shows the present state of the node. A node that is not Ready, or has no Ready agent, shows an
     old state: what its kubelet last advertised dates from before the change.
@@ -105,8 +107,9 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
 
 
 def _assess_back(case: FencedCase, assessment: Assessed) -> Assessed | str:
-    """Return the comparison of the node with the layout that was last proven on it, without any drift. If that layout
-    can no longer be reached, return a clause that says why."""
+    """Return `assessment` with the layout that was last proven on the node as its target, and without any drift. The
+    mismatch, the class of disruption and the number of steps are found anew. If that layout can no longer be reached,
+    return a clause that says why."""
     node, observed, stack = case.node, assessment.observed, case.stack
     target = case.actuator.find_last_proven(node, observed, stack)
     if isinstance(target, str):

@@ -44,7 +44,8 @@ def may_uncordon(case: FencedCase) -> bool:
 def give_way(case: FencedCase, message: str) -> Verdict:
     """Return the Aborting verdict, with the reason ForeignMaintenance, that gives the change up and yields the node.
     Its one PATCH sets the fence's stage to `yielded` and removes the labels and annotations that keep other controllers
-    away. The fence and our cordon stay as long as somebody else works on the node."""
+    away. The fence and our cordon stay as long as somebody else works on the node. The routing label is not restored
+    yet; `yielded` does that."""
     labels, annotations = unmarked(case.fence, case.node)
     verdict = case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message)
     return verdict.then(UpdateFence(case.node, aside_fence(case), labels=labels, annotations=annotations))
@@ -59,7 +60,8 @@ def keeps_cordon(case: FencedCase) -> bool:
 def aside_fence(case: FencedCase, proven: datetime | None = None, from_mode: str | None = None) -> Fence:
     """Return the fence with the stage `yielded`, which remembers our cordon while somebody else works on the node. Its
     `added` is empty, because the PATCH that writes it removes the labels and annotations that are listed there. For a
-    node that was just `proven`, `from_mode` is the value that the routing label gets when the node is released."""
+    node that was just `proven`, `from_mode` is the value that the routing label gets when the node is released. If
+    `from_mode` is None, `proven` is ignored and both fields stay as they were."""
     fence = replace(case.fence, stage="yielded", stage_since=case.now, added=())
     return fence if from_mode is None else replace(fence, proven=proven, from_mode=from_mode)
 

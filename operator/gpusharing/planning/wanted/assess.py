@@ -139,8 +139,9 @@ def assess(
 
 def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
     """Whether the change leads from MPS to MIG or from MIG to MPS (docs/design/nvidia.md#b5, R11), so that either the
-    MPS daemon or mig-manager must finish before the other begins. A MIG layout that mig-manager is still applying
-    counts as MIG.
+    MPS daemon or mig-manager must finish before the other begins. A node is on MPS if `uses_mps` says so. It is on MIG
+    if the agent finds MIG on on any GPU, or if the target has a value for mig-manager's label and mig-manager is still
+    applying a MIG layout. False if the target has neither MIG nor MPS.
 
     Also True for a change of an MPS configuration under NVIDIA's chart without the GPU Operator. The operator may not
     restart the daemon there, so the daemon would keep its old number of clients.
@@ -242,8 +243,9 @@ def find_disruption(
     (docs/design/transition.md#classes). NONE if `mismatch` is None, which means that the node is as it should be.
 
     If the MIG mode of a GPU has to change or is still pending, the class is REBOOT if mig-manager may reboot the node,
-    else RESET. It is GPU_PODS if layouts or resources change, if mig-manager has work left, if the change ends MPS
-    clients, or if NVIDIA's DRA driver replaces the device plugin. Otherwise it is PLUGIN_RESTART.
+    else RESET. It is GPU_PODS if layouts or resources change, if mig-manager has work left, if the mismatch is one
+    whose correction ends MPS clients (`Mark.ENDS_MPS`) and the node or the target uses MPS, or if NVIDIA's DRA driver
+    replaces the device plugin. Otherwise it is PLUGIN_RESTART.
 
     Raises ValueError if there is a mismatch and the target does not have one layout for each GPU.
     """
@@ -291,7 +293,8 @@ def find_owners(node: NodeView) -> dict[str, str]:
     all nodes.
 
     Labels that a controller claims count. On a node with a proof, so do those changed by a field manager, until a
-    person changes the retry annotation. Managers whose name begins with one of HANDS are ignored.
+    person changes the retry annotation. Managers whose name begins with one of HANDS are ignored. For a label with
+    both, the claim of the controller is returned.
     """
     proof = node.verified
     if not node.label_rewriters or proof is None or node.retry not in ("", proof.retry):

@@ -46,8 +46,9 @@ def find_profiles(layouts: Iterable[Layout | None]) -> tuple[str, ...]:
 
 def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteClasses | None:
     """Return the writes of our DeviceClasses: create those that are missing for the profiles of `targets`, correct
-    those that differ, and remove those whose profile neither a target nor a node has. None if there is nothing to
-    write, or if the classes were not read.
+    those that differ although a target or a node has their profile, and remove those whose profile neither has. A node
+    has the profiles in its agent's report and in what the DRA driver publishes. The first two lists are sorted by
+    profile. None if there is nothing to write, or if the classes were not read.
 
     A class of somebody else is never touched; one with our label counts as such if its name does not begin with PREFIX.
     If it has the name or the extended resource of a class of ours, ours is not created. A class of ours that has lost
@@ -134,8 +135,8 @@ def plan_rules(snapshot: ClusterSnapshot, busy: Collection[str]) -> WriteRules |
     fence needs a rule if its field `tainted` is True.
 
     `busy` are the nodes that this pass writes to; their rules are left to the next pass, because the fence may change.
-    The rule of a node whose fence cannot be read stays too. A rule that differs is created anew in a later pass, so
-    that its creation time says since when it keeps pods off.
+    The rule of a node whose fence cannot be read stays too, and so does a rule that names no node. A rule that differs
+    is created anew in a later pass, so that its creation time says since when it keeps pods off.
     """
     fenced = {name for name, node in snapshot.nodes.items() if node.fence is not None and node.fence.tainted}
     left = {name for name, node in snapshot.nodes.items() if node.fence_error} | set(busy)

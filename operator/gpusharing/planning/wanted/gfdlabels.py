@@ -50,8 +50,9 @@ def _expect(
 
 
 def _whole_labels(plugin: PluginConfig, gpus: int) -> dict[str, str]:
-    """Return the labels of a node with `gpus` GPUs without MIG, except the product: the count, the replicas (1 without
-    sharing), the sharing strategy (`none` without sharing) and, only under MPS, mps.capable."""
+    """Return the labels of a node with `gpus` GPUs without MIG, except the product: the count, the replicas of the
+    first shared resource (1 without sharing), the sharing strategy (`none` without sharing) and, only under MPS,
+    mps.capable."""
     sharing = plugin.sharing
     return {
         names.LABEL_GPU_COUNT: str(gpus),
@@ -95,12 +96,13 @@ def future_labels(
     node: NodeView, target: Target, observed: ObservedView, policy: str
 ) -> tuple[Mapping[str, str], ...]:
     """Return all labels that the node will have when the change to `target` is done, once for each label set that GFD
-    may write (`expected_gfd_labels`). `policy` is the name of the policy that will own the node, which must have a
-    GPU.
+    may write (`expected_gfd_labels`). `policy` is the name of the policy that will own the node, which must have a GPU.
 
-    Labels about MIG that GFD will no longer write are left out, and any other label whose future value is unknown
-    keeps its present value. The memory of an instance is taken from the GB in the name of its profile. Raises
-    ValueError unless the target has one layout for each observed GPU.
+    The operator's own two labels and the labels of the device plugin's and mig-manager's configuration have the values
+    of the target, and mig-manager's state is `success` if the target has a value for it. Labels about MIG that GFD will
+    no longer write are left out, and any other label whose future value is unknown keeps its present value. The memory
+    of an instance is taken from the GB in the name of its profile. Raises ValueError unless the target has one layout
+    for each observed GPU.
     """
     strategy, before = target.plugin.mig_strategy, node.labels.get(names.LABEL_MIG_STRATEGY, "none")
     own = {**node.labels, names.LABEL_MODE: target.routing, names.LABEL_POLICY: policy}

@@ -274,8 +274,9 @@ def resolve_name(
 ) -> tuple[Layout | None, ...] | str:
     """Return the layout that the mig.config value `name` gives each GPU of the node, or a clause for people that says
     why it gives none. If mig-manager reads our file, the admin's entries, our file and NVIDIA's well-known names are
-    searched in this order. Otherwise only the file that mig-manager generated for the node is searched. If none of the
-    three has the name, the clause also names the problem of the admin's file, if there is one."""
+    searched in this order. An entry without rows counts as absent. Otherwise only the file that mig-manager generated
+    for the node is searched. If none of the three has the name, the clause also names the problem of the admin's file,
+    if there is one."""
     if not stack.serves_our_mig_file:
         return _generated_name(name, node, gpus, stack.generated_mig_file(node))
     admin = parse_admin(stack.admin_mig_file)
@@ -327,8 +328,9 @@ def _counts(row: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _covers(row: Mapping[str, Any], gpu: CardView) -> bool:
-    """Whether the row applies to the GPU, according to its index and its PCI device id. The part of a device-filter
-    after a colon is ignored. A row with a device-filter does not apply to a card whose ids are not in our table."""
+    """Whether the row applies to the GPU, according to its index and, if the row has a device-filter, its PCI device id
+    too. A row whose `devices` is neither `all` nor a list applies to no GPU. The part of a device-filter after a colon
+    is ignored. A row with a device-filter does not apply to a card whose ids are not in our table."""
     devices = row.get("devices")
     if devices != "all" and not (isinstance(devices, list) and gpu.index in devices):
         return False
@@ -346,7 +348,7 @@ _generated = lru_cache(maxsize=64)(generated_layouts)
 
 def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...] | str:
     """Return the layout that a configuration name gives each GPU if mig-manager generates it from the hardware (a.10).
-    If a card does not have this name, return a clause for people with the names that it has."""
+    If a card does not have this name, return a clause for people with the names that the first such card has."""
     layouts: list[Layout | None] = []
     profiles, generated = None, {}
     for gpu in gpus:

@@ -151,8 +151,8 @@ def _find_target(
 ) -> Target | Finding:
     """Return what `node` with these GPUs should become, or a Finding that names the node: a product is not in
     spec.products, a layout is impossible, a card serves too few MPS clients, or, in mode MIG with a ClusterPolicy and
-    without DRA, a program of NVIDIA is too old. The last argument, mig-manager's generated file, only distinguishes
-    nodes in the cache."""
+    without DRA, a program of NVIDIA is too old. The first of these that applies, in this order, is returned. The last
+    argument, mig-manager's generated file, only distinguishes nodes in the cache."""
     spec = request.spec
     if spec.products and (other := _unlisted_product(spec, gpus)):
         return Finding(
@@ -437,9 +437,9 @@ def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) ->
 @lru_cache(maxsize=1024)
 def describe_layouts(layouts: tuple[Layout | None, ...], replicas: int = 1) -> str:
     """Return the layouts of a node's GPUs for people, such as `2x3g.40gb`. If they differ, each comes with its number
-    of GPUs: `2x3g.40gb (4 GPUs), 1x full (4 GPUs)`. MIG without instances is `MIG empty`. If `replicas` is above 1, for
-    example 4, `4x shared` replaces `1x full` and is appended to MIG layouts. Empty without GPUs. The result is cached.
-    """
+    of GPUs, in the order in which they first occur: `2x3g.40gb (4 GPUs), 1x full (4 GPUs)`. MIG without instances is
+    `MIG empty`. If `replicas` is above 1, for example 4, `4x shared` replaces `1x full` and is appended to MIG layouts.
+    Empty without GPUs. The result is cached."""
     texts: Counter[str] = Counter()
     shared = f"{replicas}x shared" if replicas > 1 else ""
     for layout in layouts:
@@ -506,9 +506,9 @@ def without_default_label(target: Target, stack: StackView) -> Target:
 
 def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
     """Return the target that the record of the last proof describes (docs/design/transition.md#rollback), or a clause
-    for people that says why not: there is no record, it has no layout or another number of GPUs, its device-plugin
-    configuration is lost (not checked with DRA), or its mig-parted configuration now gives the GPUs layouts whose text
-    for people differs from the recorded one."""
+    for people that says why not: there is no record, it has no layout or another number of GPUs (0 counts as unknown
+    and is not compared), its device-plugin configuration is lost (not checked with DRA), or its mig-parted
+    configuration now gives the GPUs layouts whose text for people differs from the recorded one."""
     record, gpus = node.verified, observed.gpus
     if record is None:
         return "the node has no earlier proven layout"
@@ -541,10 +541,10 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
 
 
 def _find_plugin(key: str, stack: StackView) -> tuple[str, PluginConfig | None]:
-    """Return the YAML and the effect of the device-plugin configuration with this key. If the configuration is lost,
-    they are an empty string and None; only the effect is None if the plugin would not start with the configuration.
-    If somebody edited or removed the entry, the content that this process has read before is used, because it is
-    about to be written again."""
+    """Return the YAML and the effect of the device-plugin configuration with this key. An entry counts only if its
+    content has the hash that the key ends with. If the configuration is lost, they are an empty string and None; only
+    the effect is None if the plugin would not start with the configuration. If somebody edited or removed the entry,
+    the content that this process has read before is used, because it is about to be written again."""
     for entries in (stack.plugin_configs, stack.seen_plugin_configs):
         content = entries.get(key)
         if content is not None and pluginconfig.is_named_after(content, key):

@@ -211,7 +211,8 @@ def find_suffixed(layouts: Sequence[Layout | None]) -> str:
 
 def counts_without_suffixes(resources: Mapping[str, int]) -> dict[str, int]:
     """Return the predicted counts as device plugins before v0.20 would advertise them. Resources of profiles with a
-    suffix are counted under the name without it; a `.shared` at the end of the name stays."""
+    suffix that begins with `me` or `gfx` are counted under the name without it, together with those of the plain
+    profile; a `.shared` at the end of the name stays."""
     counts: Counter[str] = Counter()
     for name, count in resources.items():
         match = _NAME.fullmatch(name)

@@ -276,7 +276,7 @@ def _paused_for_long(case: ActuatorCase, fence: Fence) -> str:
 
 def _paused(case: ActuatorCase, fence: Fence) -> str:
     """Return the message that mig-manager reports success but operands are still paused, with their names, or an empty
-    string if that is not the case."""
+    string if that is not the case. `fence` is ignored."""
     paused = paused_operands(case.node)
     if _state(case) != "success" or not paused:
         return ""
@@ -295,8 +295,8 @@ def _stuck(case: ActuatorCase, fence: Fence) -> str:
 
 
 def _at_work(case: ActuatorCase, fence: Fence) -> str:
-    """Return a clause about what mig-manager is doing, or an empty string if it has succeeded or failed. Any other
-    state than these two, `pending` and `rebooting` means that it has not started."""
+    """Return a clause about what mig-manager is doing, or an empty string if it has succeeded or failed. `fence` is
+    ignored. Any other state than these two, `pending` and `rebooting` means that it has not started."""
     state = _state(case)
     doing = {"rebooting": "is rebooting the node", "pending": "is applying the configuration"}.get(
         state, "has not started"
