@@ -205,19 +205,19 @@ class PodFilter:
 
 
 def _finished(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod has finished. It then holds no device and is left in place for its logs (P11). Only `pod` is
-    read."""
+    """Whether the pod has finished. It then holds no device and is left in place for its logs (P11). `options` and
+    `scope` are ignored."""
     return has_finished(pod)
 
 
 def _static_without_gpu(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether this is the mirror of a static pod without a GPU. Only `pod` is read."""
+    """Whether this is the mirror of a static pod without a GPU. `options` and `scope` are ignored."""
     return pod.mirror and not holds_gpu(pod)
 
 
 def _static(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether this is the mirror of a static pod. Deleting the mirror does not stop the static pod behind it (P7). Only
-    `pod` is read."""
+    """Whether this is the mirror of a static pod. Deleting the mirror does not stop the static pod behind it (P7).
+    `options` and `scope` are ignored."""
     return pod.mirror
 
 
@@ -233,15 +233,15 @@ def _harmless_daemon(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 def _daemon(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether a DaemonSet would start the pod again at once (P3, P5, P6): the pod's owner is a DaemonSet of the API
-    group apps that is not known to be gone. A pod whose DaemonSet is gone is treated like any other pod. Only `pod` is
-    read."""
+    group apps that is not known to be gone. A pod whose DaemonSet is gone is treated like any other pod. `options` and
+    `scope` are ignored."""
     owner = pod.owner
     is_daemon_set = owner is not None and owner.kind == "DaemonSet" and owner.api_version.startswith("apps/")
     return is_daemon_set and not _lost_owner(pod)
 
 
 def _its_daemon_set(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Return a sentence that names the pod's DaemonSet."""
+    """Return a sentence that names the pod's DaemonSet. `options` and `scope` are ignored."""
     return f"Its DaemonSet is {pod.namespace}/{pod.owner.name if pod.owner else ''}"
 
 
@@ -259,7 +259,7 @@ def _shared_out(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 def _terminating(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether the pod is already being deleted. Rules against evicting it no longer matter, but it still holds its GPU
-    (P14). Only `pod` is read."""
+    (P14). `options` and `scope` are ignored."""
     return pod.deleted_at is not None
 
 
@@ -284,18 +284,19 @@ def _resource_claim(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 def _unread_claim(pod: PodView, options: Drain, scope: Scope) -> str:
     """Return a sentence that says that the pod's ResourceClaim could not be read, or an empty string if it could. The
-    pod must have a ResourceClaim. Only `pod` is read."""
+    pod must have a ResourceClaim. `options` and `scope` are ignored."""
     return "" if pod.dra == "gpu" else "Its ResourceClaim cannot be read"
 
 
 def _pinned_here(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether the pod would come back to the node after every eviction (P15): it tolerates the cordon, its node
-    selector has the label kubernetes.io/hostname, and a controller would start it again. Only `pod` is read."""
+    selector has the label kubernetes.io/hostname, and a controller would start it again. `options` and `scope` are
+    ignored."""
     return pod.tolerates_cordon and _is_restarted(pod) and names.LABEL_HOSTNAME in pod.node_selector
 
 
 def _pin(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Return a sentence that names the owner that pins the pod to the node."""
+    """Return a sentence that names the owner that pins the pod to the node. `options` and `scope` are ignored."""
     return f"Its {_owner(pod)} pins it to this node"
 
 
@@ -318,7 +319,7 @@ def _came_back(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 def _start(pod: PodView, options: Drain, scope: Scope) -> str:
     """Return a sentence that names the owner that started the pod after the cordon. If the pod does not tolerate the
-    cordon, the sentence also says how that was possible."""
+    cordon, the sentence also says how that was possible. `options` and `scope` are ignored."""
     message = f"Its {_owner(pod)} started it here after the cordon"
     return (
         message
@@ -360,23 +361,23 @@ def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None
 
 def _undecided(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether it is unknown which rule applies to the pod, because the labels of its namespace cannot be read (P19).
-    Such a pod is left alone."""
+    Such a pod is left alone. `scope` is ignored."""
     ruled = find_rule(pod, options)
     return ruled is not None and not ruled.known
 
 
 def _rule_blocks(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod's rule says Block."""
+    """Whether the pod's rule says Block. `scope` is ignored."""
     return _rule_says(pod, options, "Block")
 
 
 def _rule_waits(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod's rule says WaitCompleted."""
+    """Whether the pod's rule says WaitCompleted. `scope` is ignored."""
     return _rule_says(pod, options, "WaitCompleted")
 
 
 def _rule_evicts(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod's rule says Evict."""
+    """Whether the pod's rule says Evict. `scope` is ignored."""
     return _rule_says(pod, options, "Evict")
 
 
@@ -390,7 +391,7 @@ def _rule_says(pod: PodView, options: Drain, behavior: str) -> bool:
 def _rule(pod: PodView, options: Drain, scope: Scope) -> str:
     """Return a clause that names the rule that decides about the pod, and the rule's behavior, such as
     `spec.drain.rules[0] has behavior Block`, or one that says that the rule needs the labels of the pod's namespace.
-    Empty if no rule matches."""
+    Empty if no rule matches. `scope` is ignored."""
     ruled = find_rule(pod, options)
     if ruled is None:
         return ""
@@ -400,8 +401,8 @@ def _rule(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _job(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod belongs to a job that ends by itself, so that waiting for it loses no work (T12). Only `pod` is
-    read."""
+    """Whether the pod belongs to a job that ends by itself, so that waiting for it loses no work (T12). `options` and
+    `scope` are ignored."""
     return is_job(pod)
 
 
@@ -418,13 +419,14 @@ def _unmanaged(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 def _local_files(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether the pod keeps files on the node's disk, which an eviction would delete, and the policy says Block for
-    such pods (P8)."""
+    such pods (P8). `scope` is ignored."""
     return options.local_storage == "Block" and pod.local_files
 
 
 def _lost(pod: PodView, options: Drain, scope: Scope) -> str:
     """Return a sentence that says why no controller would start the pod again. Empty for a pod that never had a
-    controller; but a KAI reservation pod, which never has one, gets a sentence that says what it is."""
+    controller; but a KAI reservation pod, which never has one, gets a sentence that says what it is. `options` and
+    `scope` are ignored."""
     if is_reservation(pod):
         return "KAI-Scheduler reserves a GPU with this pod, but no pod of its group is on the node"
     return f"Its {_owner(pod)} no longer exists" if pod.owner else ""

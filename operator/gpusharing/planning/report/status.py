@@ -290,8 +290,9 @@ def _legal(pool: Members) -> str:
 def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
     """Return the condition Reconciling. It is True while nodes are changing (`_moves`), or wait for a change that needs
     no person to begin (`_waits`). It is also True while nodes are still in a change that another policy began, unless
-    the policy is stalled. If it is False, its reason is that of Stalled if the policy is stalled and not Ready, else
-    that of Ready."""
+    the policy is stalled. The first of these three gives the message and the reason, which for waiting nodes is that of
+    the most urgent one and otherwise RolloutInProgress. If it is False, its reason is that of Stalled if the policy is
+    stalled and not Ready, else that of Ready."""
     moving = [verdict for verdict in pool.verdicts if _moves(verdict)]
     waiting = [verdict for verdict in pool.verdicts if _waits(verdict)]
     if moving:

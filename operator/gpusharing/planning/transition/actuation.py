@@ -103,10 +103,10 @@ def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
 def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
     """Return the verdict of a node whose run cannot begin yet, or None if it can. The first obstacle counts: the Node
     is being deleted, the cached data is stale, a gate of AIM or PROPAGATION is closed, or a pod that the run needs is
-    missing. The verdict has no action. It wakes at the next poll, when the gate opens by itself, or, for a Node that is
-    being deleted, at no time. The gates of AIM, which object to the final target, are skipped when the first of two
-    steps is repeated. The phase is VerifyingIdle for a change that cordons. For any other change it is Preflight, or
-    Reconfiguring after the PNR."""
+    missing. The verdict has no action. It wakes at the next poll, or, at a gate, when the gate opens by itself, if that
+    is known. For a Node that is being deleted it has no `wake`. The gates of AIM, which object to the final target, are
+    skipped when the first of two steps is repeated. The phase is VerifyingIdle for a change that cordons. For any other
+    change it is Preflight, or Reconfiguring after the PNR."""
     phase = Phase.VERIFYING_IDLE if case.fence.disruption.cordons else Phase.PREFLIGHT
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
         phase = Phase.RECONFIGURING

@@ -232,7 +232,8 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     """Return the proof for a node that matches its target without a change by us. The new proof takes from an earlier
     one the time and duration of the last change and the generation in which this policy corrected drift. If the earlier
     proof is for the same policy, its record of the change is kept too; after a rollback, only the failed version is
-    kept. Without that record, the proof's generation is 0, because no change of this policy led there."""
+    kept. Unless the earlier version is kept so, the proof's generation is 0, because no change of this policy led
+    there."""
     target, policy, earlier = assessed.target, assessed.policy, case.node.verified
     record = Verified(
         case.owner_name,
@@ -273,9 +274,10 @@ def _took(fence: Fence, now: datetime) -> int:
 def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
     """Return the proof of a change, or of the rollback of a failed one. `target` is the layout that was proven; the
     names of the configurations are those in the fence. The proof's generation is the one that the change followed, or 0
-    if the policy was created again since. If the change corrects drift, the policy's present generation is recorded as
-    the one in which drift was corrected. The proof of a rollback records the failure; it keeps from the earlier proof
-    when the latest change that reached its target was proven, and how long that change took."""
+    if that was the generation of another policy object. `apart` is set if nobody depended on the node when it was
+    fenced, or if the change began under another spec. If the change corrects drift, the policy's present generation is
+    recorded as the one in which drift was corrected. The proof of a rollback records the failure; it keeps from the
+    earlier proof when the latest change that reached its target was proven, and how long that change took."""
     fence = case.fence
     corrected = _corrected_in(case.node.verified, policy)
     followed = fence.version.generation if fence.version.uid in ("", policy.uid) else 0

@@ -53,7 +53,7 @@ class Gate:
 
 def _skipped(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that the node's skip label keeps changes from beginning, with the command that removes it.
-    Empty if the label is not `true`. Only `case` is read."""
+    Empty if the label is not `true`. `assessed` is ignored."""
     name = case.node.name
     if case.node.labels.get(names.LABEL_SKIP) != "true":
         return ""
@@ -64,25 +64,25 @@ def _skipped(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _going(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that the Node is being deleted, or an empty string if it is not. Only `case` is read."""
+    """Return the message that the Node is being deleted, or an empty string if it is not. `assessed` is ignored."""
     return f"{case.node.name} is being deleted" if case.node.deleting else ""
 
 
 def _unready(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that the node is not Ready, or an empty string if it is. Only `case` is read."""
+    """Return the message that the node is not Ready, or an empty string if it is. `assessed` is ignored."""
     return "" if case.node.ready else f"{case.node.name} is not Ready"
 
 
 def _foreign(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that names who else maintains the node, or an empty string if nobody does. Work that only
-    waits for its turn counts too. Only `case` is read."""
+    waits for its turn counts too. `assessed` is ignored."""
     return f"{tell_foreign(case.node)}; waiting until it has finished" if case.node.foreign else ""
 
 
 def _cordoned(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that somebody else cordoned the node, with the command that lifts the cordon, or an empty
     string if it is not cordoned. Every cordon counts as somebody else's, because this gate is checked before a change
-    begins. Only `case` is read."""
+    begins. `assessed` is ignored."""
     name = case.node.name
     if not case.node.unschedulable:
         return ""
@@ -94,19 +94,19 @@ def _cordoned(case: NodeCase, assessed: Assessed) -> str:
 
 def _at_work(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return why the agent must keep NVML closed, because somebody else works on the driver or the GPUs, or an empty
-    string if nobody does. `find_quiet` decides. Only `case` is read."""
+    string if nobody does. `find_quiet` decides. `assessed` is ignored."""
     return find_quiet(case) or ""
 
 
 def _served_by_others(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that another device plugin serves the node, or an empty string if none does. Only `case` is
-    read."""
+    """Return the message that another device plugin serves the node, or an empty string if none does. `assessed` is
+    ignored."""
     return explain_plugin(case.node.other_plugin, [case.node.name]) if case.node.other_plugin else ""
 
 
 def _not_for_containers(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that the node is meant for workloads other than containers, such as virtual machines, or an
-    empty string if it is not (`find_other_workload`). Only `case` is read."""
+    empty string if it is not (`find_other_workload`). `assessed` is ignored."""
     return find_other_workload(case.node, case.stack.cluster_policy)
 
 
@@ -129,7 +129,7 @@ def _bare_host(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return why no agent is Ready on the node, or an empty string if one is. Only `case` is read."""
+    """Return why no agent is Ready on the node, or an empty string if one is. `assessed` is ignored."""
     if case.agent_ready:
         return ""
     return case.no_agent(
@@ -139,14 +139,14 @@ def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 def _unread(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that the agent has not read the GPUs yet or keeps NVML closed, or an empty string otherwise.
-    Neither the age of the last reading nor an error in it matters. Only `case` is read."""
+    Neither the age of the last reading nor an error in it matters. `assessed` is ignored."""
     observed = case.gpunode.observed if case.gpunode else None
     return "waiting for the agent to read the GPUs" if observed is None or observed.quiet else ""
 
 
 def _unreadable(case: NodeCase, assessed: Assessed) -> str:
     """Return the error that keeps the agent from reading the GPUs. Empty if the agent reports none, or has not reported
-    yet. Only `case` is read."""
+    yet. `assessed` is ignored."""
     observed = case.gpunode.observed if case.gpunode else None
     return f"the agent cannot read the GPUs: {observed.error}" if observed and observed.error else ""
 
@@ -164,7 +164,7 @@ def _missing(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _unhealthy(case: NodeCase, assessed: Assessed) -> str:
-    """Return which GPU is unhealthy and why, or an empty string if none is known to be. Only `case` is read."""
+    """Return which GPU is unhealthy and why, or an empty string if none is known to be. `assessed` is ignored."""
     unhealthy = case.unhealthy
     return "" if unhealthy is None else unhealthy.message
 

@@ -40,7 +40,7 @@ class Member:
     marked: bool
     """Whether the Node has a fence or a record of a failed change. Any other node cannot have failed."""
     to_go: bool
-    """Whether the node has yet to be drained."""
+    """Whether the node has yet to be drained: its change needs an idle node, is not skipped and has not begun."""
     outside: bool
     """Whether the policy selects the node but the node does not concern it, because it has no GPU or only a product
     that the policy leaves out. A node whose change has begun always concerns the policy, because nobody else releases

@@ -6,7 +6,7 @@
 A node is rolled back only once. If the rollback fails too, the node is Failed and held
 (docs/design/transition.md#rollback).
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#class, docs/design/glossary.md#point-of-no-return.
 """
 
 from dataclasses import replace

@@ -47,7 +47,7 @@ def find_profiles(layouts: Iterable[Layout | None]) -> tuple[str, ...]:
 def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteClasses | None:
     """Return the writes of our DeviceClasses: create those that are missing for the profiles of `targets`, correct
     those that differ although a target or a node has their profile, and remove those whose profile neither has. A node
-    has the profiles in its agent's report and in what the DRA driver publishes. The first two lists are sorted by
+    has the profiles in its agent's report and in what the DRA driver publishes. The classes to create are sorted by
     profile. None if there is nothing to write, or if the classes were not read.
 
     A class of somebody else is never touched; one with our label counts as such if its name does not begin with PREFIX.

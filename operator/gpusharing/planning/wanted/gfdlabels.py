@@ -99,10 +99,10 @@ def future_labels(
     may write (`expected_gfd_labels`). `policy` is the name of the policy that will own the node, which must have a GPU.
 
     The operator's own two labels and the labels of the device plugin's and mig-manager's configuration have the values
-    of the target, and mig-manager's state is `success` if the target has a value for it. Labels about MIG that GFD will
-    no longer write are left out, and any other label whose future value is unknown keeps its present value. The memory
-    of an instance is taken from the GB in the name of its profile. Raises ValueError unless the target has one layout
-    for each observed GPU.
+    of the target, and mig-manager's state is `success` if the target sets mig-manager's label. Labels about MIG that
+    GFD will no longer write are left out, and any other label whose future value is unknown keeps its present value.
+    The memory of an instance is taken from the GB in the name of its profile. Raises ValueError unless the target has
+    one layout for each observed GPU.
     """
     strategy, before = target.plugin.mig_strategy, node.labels.get(names.LABEL_MIG_STRATEGY, "none")
     own = {**node.labels, names.LABEL_MODE: target.routing, names.LABEL_POLICY: policy}
