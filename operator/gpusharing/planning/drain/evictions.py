@@ -68,9 +68,9 @@ def remember(
 
 
 def is_odd(memory: EvictionMemory | None) -> bool:
-    """Whether one more answer that the pod is gone (404 or 409) counts as an error. True if the server has already
-    given that answer at least `ODD_AFTER` times in a row, or if the last answer was EVICTION_ERROR. False if no
-    answer is remembered."""
+    """Whether one more answer that the pod is gone (404 or 409, remembered as PODS_LEAVING) counts as an error. True if
+    the server has already given that answer at least `ODD_AFTER` times in a row, or if the last answer was
+    EVICTION_ERROR. False if no answer is remembered."""
     if memory is None:
         return False
     return memory.reason is Reason.EVICTION_ERROR or (
@@ -79,8 +79,8 @@ def is_odd(memory: EvictionMemory | None) -> bool:
 
 
 def is_accepted(memory: EvictionMemory | None) -> bool:
-    """Whether the server has accepted the eviction or deletion of the pod, so that it is leaving and is never evicted
-    again (E1)."""
+    """Whether the server has accepted the eviction or deletion of the pod (the last answer is EVICTED or FORCE_DELETE),
+    so that it is leaving and is never evicted again (E1)."""
     return memory is not None and memory.reason in (Reason.EVICTED, Reason.FORCE_DELETE)
 
 
@@ -113,10 +113,10 @@ def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[
 
 
 def _wait(reason: Reason, tries: int, jitter: float, retry_after: float | None, first_wait: float) -> float:
-    """Return the seconds until the next try. They are 0 for a pod that is gone. Otherwise the server's Retry-After
-    counts if there is one, but at least 1 and at most SLOW_WAIT. Without one, the wait is SLOW_WAIT for a refusal that
-    only a person can resolve; for any other answer it is `first_wait`, doubled with each try up to LONGEST_WAIT and
-    shortened by `jitter` times a quarter of it, but never shorter than `first_wait`."""
+    """Return the seconds until the next try. They are 0 for a pod that is gone (PODS_LEAVING). Otherwise the server's
+    Retry-After counts if there is one, but at least 1 and at most SLOW_WAIT. Without one, the wait is SLOW_WAIT for a
+    refusal that only a person can resolve; for any other answer it is `first_wait`, doubled with each try up to
+    LONGEST_WAIT and shortened by `jitter` times a quarter of it, but never shorter than `first_wait`."""
     if reason is Reason.PODS_LEAVING:
         return 0.0  # the LIST decides, not the clock
     if retry_after is not None:

@@ -24,9 +24,9 @@ repeated. In a short drain, a quarter of the drain is added instead."""
 
 
 def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding | None:
-    """Return a Finding, with the command that grants the right, for a policy that says ForceDelete while the operator
-    lacks the right to delete pods. None if the policy does not say ForceDelete, or if the right is `granted`.
-    `namespace` is the operator's own, for the command."""
+    """Return a Finding (FORCE_DELETE_OFF), with the command that grants the right, for a policy that says ForceDelete
+    while the operator lacks the right to delete pods. None if the policy does not say ForceDelete, or if the right is
+    `granted`. `namespace` is the operator's own, for the command."""
     if granted or options.on_timeout != "ForceDelete":
         return None
     return Finding(
@@ -91,9 +91,10 @@ def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
 
 
 def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
-    """Yield a blocker for each pod that is deleted by force, now (`forced`) or earlier, unless its last deletion
-    failed. If the policy deletes pods by force, also yield one for each remaining pod for which the drain does not
-    wait, whose grace period is too long, and which several budgets guard, or one that allows no disruption."""
+    """Yield a blocker (FORCE_DELETE) for each pod that is deleted by force, now (`forced`) or earlier, unless its last
+    deletion failed. If the policy deletes pods by force, also yield one (GRACE_TOO_LONG) for each remaining pod for
+    which the drain does not wait, whose grace period is too long, and which several budgets guard, or one that allows
+    no disruption."""
     deleted = (standing for standing in pods.leaving if standing.answer is Reason.FORCE_DELETE)
     for standing in (*forced, *deleted):
         # A failed deletion is reported as failed until one is accepted.
@@ -134,10 +135,10 @@ def _has_come(standing: Standing, pods: Standings, end: datetime, now: datetime)
 
 def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
     """Whether the eviction of the pod is refused, so that the pod may be deleted. If no answer is remembered, this is
-    true only if several budgets guard the pod, because every eviction then fails (E8). If one is remembered, a
-    newer LIST must still show the pod. After a failed deletion, the wait after that answer must also be over. After
-    any other answer, either the answer must permit a DELETE (`Mark.FORCIBLE`), or several budgets must guard the
-    pod and the wait must be over."""
+    true only if several budgets guard the pod, because every eviction then fails (E8). If one is remembered, a newer
+    LIST must still show the pod. After a failed deletion (FORCE_DELETE_FAILED), the wait after that answer must also be
+    over. After any other answer, either the answer must permit a DELETE (`Mark.FORCIBLE`), or several budgets must
+    guard the pod and the wait must be over."""
     if standing.memory is None:
         return standing.conflicts
     if not is_seen(standing.memory, pods.listed_at):

@@ -34,9 +34,9 @@ MAX_GANGS = 2
 
 def describe_gang(view: GangView) -> str:
     """Return a description of the gang with its size and the nodes on which it runs, such as `JobSet team-a/train, 16
-    pods (8 on gpu-1, 8 on gpu-2)`. At most MAX_NODES nodes are named; the other nodes and the pods without a node are
-    only counted. The size is preceded by `at least` if not all members are known. If no members are known, the part in
-    parentheses is left out."""
+    pods (8 on gpu-1, 8 on gpu-2)`. At most MAX_NODES nodes are named, the first by name; the other nodes and the pods
+    without a node are only counted. The size is preceded by `at least` if not all members are known. If no members are
+    known, the part in parentheses is left out."""
     count = len(view.members)
     where = Counter(member.node for member in view.members)
     waiting = where.pop("", 0)
@@ -187,9 +187,9 @@ def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ..
 
 
 def _by_policy(member: GangMember, blocker: Blocker) -> Blocker:
-    """Return the blocker with the name of the member's policy in front of its message. If that policy cannot be read,
-    a blocker that comes from its assumed rule gets the reason and message that say why the policy cannot be read,
-    and any other blocker is returned unchanged."""
+    """Return the blocker with the name of the member's policy in front of its message. If that policy cannot be read, a
+    blocker that comes from its assumed rule (RULE_BLOCKS) gets the reason and message that say why the policy cannot be
+    read, and any other blocker is returned unchanged."""
     if member.unruled is None:
         return replace(blocker, message=f"Policy {member.policy} applies here. {blocker.message}".rstrip())
     if blocker.reason is not Reason.RULE_BLOCKS:
@@ -202,7 +202,8 @@ def _keepers(
 ) -> Iterator[Blocker]:
     """Yield why members of a gang must stay, on this node and elsewhere, each with the gang and the member's node in
     its message. Members without a node and members that are already blocked on this node are left out. If the members
-    cannot be listed, yield only a blocker that says so, for the gang's pods on this node that are not terminating."""
+    cannot be listed, yield only a blocker (LIST_FAILED) that says so, for the gang's pods on this node that are not
+    terminating."""
     if view.error:
         its = tuple(pod.ref for pod in classified.holders if pod.gang == view.gang and pod.deleted_at is None)
         yield Blocker(Reason.LIST_FAILED, its, message=unlisted(view))

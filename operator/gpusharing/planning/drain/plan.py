@@ -79,7 +79,7 @@ def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: date
     `pods` are the standings on a node that is not cordoned yet. Budgets count only for pods that cannot be deleted by
     force at the end of the drain. If the policy deletes by force, a pod that budgets keep and whose grace period is too
     long for that is a blocker too (`explain_force`). Pods that could not run `afterwards` are blockers if the policy
-    says Hold for stranded pods. If the pods could not be listed, the failed LIST is the only blocker.
+    says Hold for stranded pods. If the pods could not be listed, the failed LIST (LIST_FAILED) is the only blocker.
     """
     if pods.error:
         return (Blocker(Reason.LIST_FAILED, message=pods.error),)
@@ -99,8 +99,8 @@ def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> D
     and the remaining pods must have been deleted by force, or None if no pod is deleted by force.
 
     At most MAX_EVICTIONS evictions and deletions are sent within `PACE`, and deletions come first. None are sent while
-    the server throttles evictions. If the pods could not be listed, nothing is sent, and the failed LIST is the only
-    blocker.
+    the server throttles evictions. If the pods could not be listed, nothing is sent, and the failed LIST (LIST_FAILED)
+    is the only blocker.
     """
     if pods.error:
         failed = Blocker(Reason.LIST_FAILED, message=pods.error)
@@ -142,10 +142,10 @@ def budget_room(pods: Standings) -> Counter[str]:
 
 
 def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
-    """Return a blocker for each budget that guards pods of this node that still have to be evicted, and whose allowed
-    disruptions other nodes already use up. The blocker names these pods. A budget that allows no disruption counts as
-    allowing one. Pods that several budgets guard are left out. `crowd` is the sum of `budget_room` over the nodes in
-    flight, by the budget's `namespace/name`."""
+    """Return a blocker (PDB) for each budget that guards pods of this node that still have to be evicted, and whose
+    allowed disruptions other nodes already use up. The blocker names these pods. A budget that allows no disruption
+    counts as allowing one. Pods that several budgets guard are left out. `crowd` is the sum of `budget_room` over the
+    nodes in flight, by the budget's `namespace/name`."""
     return merge(
         Blocker(
             Reason.PDB,
@@ -171,9 +171,8 @@ def forbidding(pods: Standings) -> tuple[Blocker, ...]:
 def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) -> Iterator[Blocker]:
     """Yield what stops pods from leaving, before or during a drain: rules that block pods, pods that are stuck,
     budgets, and other refusals by the server. On a node that is not Ready, the pods that no rule blocks are reported as
-    unreachable (T6), and none as stuck. The pace of evictions does not count. Budgets count only for the pods in
-    `guarded`.
-    """
+    unreachable (T6) in one blocker (NODE_UNREACHABLE), and none as stuck. The pace of evictions does not count. Budgets
+    count only for the pods in `guarded`."""
     yield from pods.blockers
     if not pods.silent:
         yield from _stuck(pods.leaving, now)
@@ -207,8 +206,8 @@ def _jobs(pods: Standings) -> list[Standing]:
 
 
 def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
-    """Yield a blocker for each pod that the drain waits for, with the end of that wait, or a message that the wait has
-    no time limit. A pod whose wait has no end yet, as before the cordon, gets none."""
+    """Yield a blocker (JOBS_RUNNING) for each pod that the drain waits for, with the end of that wait, or a message
+    that the wait has no time limit. A pod whose wait has no end yet, as before the cordon, gets none."""
     for standing in jobs:
         why = f": {standing.waits_for}" if standing.waits_for else ""
         if standing.ends == NEVER:
@@ -220,7 +219,8 @@ def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
 
 
 def _stuck(leaving: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
-    """Yield a blocker for each leaving pod that should have been gone STUCK_AFTER ago (T5), with its finalizers."""
+    """Yield a blocker (TERMINATING_STUCK) for each leaving pod that should have been gone STUCK_AFTER ago (T5), with
+    its finalizers sorted by name, or the note that it has none."""
     for pod in (standing.pod for standing in leaving):
         moment = stuck_from(pod)
         if moment is not None and now > moment:
@@ -233,10 +233,10 @@ def _stuck(leaving: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
 
 
 def _budgets(remaining: Sequence[Standing]) -> Iterator[Blocker]:
-    """Yield one blocker for each pod that several budgets guard, whose eviction always fails (E8). Then yield one for
-    each PodDisruptionBudget that refuses evictions (E5, E9). A budget whose status allows no disruption is reported for
-    all of its pods in `remaining`, any other budget only for the pods that the server refused to evict because of it.
-    """
+    """Yield one blocker (PDB_CONFLICT) for each pod that several budgets guard, whose eviction always fails (E8). Then
+    yield one for each PodDisruptionBudget that refuses evictions (E5, E9), with the reason PDB_NEVER_ALLOWS if it never
+    allows one (`pdb.never_allows`), else PDB. A budget whose status allows no disruption is reported for all of its
+    pods in `remaining`, any other budget only for the pods that the server refused to evict because of it."""
     for standing in remaining:
         if standing.conflicts:
             names = ", ".join(map(pdb.ref, standing.budgets))
@@ -261,9 +261,10 @@ def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[St
 
 
 def _refused(remaining: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
-    """Yield a blocker for each pod with the server's last answer about it, quoted. Left out are answers that are
-    reported once for all pods or together with budgets, and answers that the pod is gone. The answer that the budget's
-    controller is behind is left out for the first QUIET_WAIT seconds (E6)."""
+    """Yield a blocker for each pod with the server's last answer about it, quoted. The reason is that answer. Left out
+    are answers that are reported once for all pods (THROTTLED) or together with budgets (PDB, and all about a pod that
+    several budgets guard), and answers that the pod is gone (PODS_LEAVING). The answer that the budget's controller is
+    behind (PDB_NOT_OBSERVED) is left out for the first QUIET_WAIT seconds (E6)."""
     for standing in remaining:
         if standing.memory is None or standing.answer is None or standing.conflicts:
             continue

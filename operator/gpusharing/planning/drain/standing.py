@@ -233,9 +233,10 @@ def _stand(
     pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: datetime, *, silent: bool
 ) -> Standing:
     """Return the standing of a pod that follows from `memory`, the last answer to its eviction, and from its budgets:
-    whether the pod is already leaving, and whether its eviction is due now. The eviction is not due on a silent node,
-    if several budgets guard the pod, or until the wait after the last answer is over and a newer LIST was made. The
-    tier and all waits are left unset."""
+    whether the pod is already leaving (it is terminating, the server has accepted its eviction or deletion, or the
+    server said that it is gone and no newer LIST was made), and whether its eviction is due now. The eviction is not
+    due on a silent node, if several budgets guard the pod, or until the wait after the last answer is over and a newer
+    LIST was made. The tier and all waits are left unset."""
     budgets = pdb.binding_budgets(pod, work.pdbs)
     # A pod that the server no longer knew needs no eviction before a newer LIST shows it (E2, E3).
     unknown = memory is not None and memory.reason is Reason.PODS_LEAVING

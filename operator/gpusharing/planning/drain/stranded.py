@@ -128,13 +128,13 @@ class Afterwards:
         return self._demands.get(name, DeviceDemand())
 
     def find_labels(self) -> frozenset[tuple[str, str]]:
-        """Return all labels that any node will have, as pairs of key and value."""
+        """Return all labels that any node will have or may have, as pairs of key and value, each pair once."""
         found = (labels for place in self._places.values() for labels in place.labels)
         return frozenset(pair for labels in found for pair in labels.items())
 
     def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
-        """Return a blocker for each of these pods of `node`, in their order, that would have to wait after all changes
-        if it were evicted. There are three possible causes:
+        """Return a blocker (STRANDED_PODS) for each of these pods of `node`, in their order, that would have to wait
+        after all changes if it were evicted. There are three possible causes:
 
         - no node would advertise a resource that the pod requests;
         - no node would accept the pod, and `node` will not meet one of its requirements on devices or on labels that
@@ -188,9 +188,9 @@ def _wanted(pod: PodView) -> Mapping[str, int]:
 
 def _find_broken(pod: PodView, own: FutureNode) -> str:
     """Return a sentence about the first requirement of the pod that its own node will not meet; empty if it will meet
-    all. Only labels that our changes rewrite, and then devices, are considered: the node selector, the node affinity if
-    no term of it matches, and the requested devices. If the node may get one of several label sets, the first one
-    counts."""
+    all. Only labels that our changes rewrite, and then devices, are considered: the node selector by key, the node
+    affinity if no term of it matches, and the requested devices. If the node may get one of several label sets, the
+    first one counts."""
     labels = own.labels[0]
     rows: list[Row] = [(key, "In", (wanted,)) for key, wanted in sorted(pod.node_selector.items())]
     if not any(matches(labels, {}, term) for term in pod.node_terms):

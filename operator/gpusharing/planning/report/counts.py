@@ -106,7 +106,7 @@ def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Slices
 def waited_for(snapshot: ClusterSnapshot) -> Mapping[str, int]:
     """Return the number of Pending pods without a node that request each GPU resource, by resource name; resources that
     none requests are left out. Of the resources that no node serves, only the MOST_WAITED_FOR most requested are listed
-    by name; the rest are added up under OTHERS."""
+    by name (in a tie, the first by name); the rest are added up under OTHERS."""
     served_names = {name for node in snapshot.nodes.values() for name in served(node)}
     strange = sorted(snapshot.pending.keys() - served_names, key=lambda name: (-snapshot.pending[name], name))
     counts = {name: count for name, count in snapshot.pending.items() if name in served_names}

@@ -105,8 +105,9 @@ def _acceptance(status: Mapping[str, Any]) -> dict[str, str]:
 
 
 def shared_event(action: SetPointers | RepairMps) -> Event:
-    """Return the Normal Event that names the fields that the operator has set in NVIDIA's object, their values, and
-    what restarts because of that."""
+    """Return the Normal Event (MPSDaemonRepaired or PointersSet) that names the fields that the operator has set in
+    NVIDIA's object, their values, and what restarts because of that. The fields of ClusterPolicy are sorted by path,
+    and the note is cut to MAX_NOTE characters."""
     if isinstance(action, RepairMps):
         daemon, count = action.daemon, f"repair {action.repairs.count} of {mpsrepair.MOST_REPAIRS}"
         text = (

@@ -82,8 +82,8 @@ def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) ->
 
 
 def is_product_skipped(verdict: Verdict, node: NodeView) -> bool:
-    """Whether spec.products leaves the node out and no change has begun on it. A node on which one has begun counts as
-    skipped only after it is returned to service."""
+    """Whether spec.products leaves the node out (the reason is ProductSkipped) and no change has begun on it. A node on
+    which one has begun counts as skipped only after it is returned to service."""
     return verdict.reason is Reason.PRODUCT_SKIPPED and not is_begun(node)
 
 

@@ -154,9 +154,9 @@ def tell_proposal(
     policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
 ) -> Proposal:
     """Return what the plan means for this policy and its pool: whether the policy is accepted, which nodes change, are
-    adopted or are left out, and the devices of the pool before and after. Blocked and skipped nodes that have a target
-    and differ from it count as nodes that change. `lasts` is left empty. `plan` must have been made from this snapshot,
-    with this policy. Nothing is written."""
+    adopted or are left out, and the devices of the pool before and after, sorted by resource name. Blocked and skipped
+    nodes that have a target and differ from it count as nodes that change. `lasts` is left empty. `plan` must have been
+    made from this snapshot, with this policy. Nothing is written."""
     pool = members(policy, plan, snapshot)
     status = tell_status(policy, plan, snapshot, {}, now)
     accepted = next(row for row in status["conditions"] if row["type"] == ConditionType.ACCEPTED)
@@ -294,8 +294,8 @@ def _vanishing(
     afterwards: Afterwards,
 ) -> Iterator[Vanishing]:
     """Yield each resource that has fewer devices in `after` than in `before`; those with the fewest devices left come
-    first. Each names the unfinished pods that request it, except KAI's reservation pods, but only those on `nodes`
-    whose pods were listed."""
+    first, and of equals the first by name. Each names the unfinished pods that request it, except KAI's reservation
+    pods, but only those on `nodes` whose pods were listed."""
     fewer = [name for name, count in before.items() if after.get(name, 0) < count]
     for name in sorted(fewer, key=lambda name: (after.get(name, 0), name)):
         pods = [

@@ -227,8 +227,8 @@ def _unserved(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _all_skipped(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return a Finding that spec.products leaves out every node that the policy selects. None if it leaves some node
-    in, or if no node is selected. `plan` is ignored."""
+    """Return a Finding (ProductSkipped) that spec.products leaves out every node that the policy selects. None if it
+    leaves some node in, or if no node is selected. `plan` is ignored."""
     if pool.verdicts or not pool.skipped:
         return None
     return Finding(Reason.PRODUCT_SKIPPED, tell_first(pool.skipped))
@@ -279,8 +279,8 @@ def _guest(pool: Members, snapshot: ClusterSnapshot) -> str:
 
 
 def _legal(pool: Members) -> str:
-    """Return a clause that says how many nodes the pool has and which layouts they can serve, or that the policy
-    selects no node yet."""
+    """Return a clause that says how many nodes the pool has and which layouts they can serve, each once and sorted, or
+    that the policy selects no node yet."""
     if not pool.verdicts:
         return "the spec is valid; no node is selected yet"
     layouts = sorted({verdict.wanted for verdict in pool.verdicts if verdict.wanted})
@@ -329,8 +329,8 @@ def _waits(verdict: Verdict) -> bool:
 
 
 def _failed(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return a Finding with the number of nodes in phase Failed and the message of the most urgent one, or None if no
-    node is in that phase. `plan` is ignored."""
+    """Return a Finding (NodesFailed) with the number of nodes in phase Failed and the message of the most urgent one,
+    or None if no node is in that phase. `plan` is ignored."""
     failed = [verdict for verdict in pool.verdicts if verdict.phase is Phase.FAILED]
     if not failed:
         return None
@@ -379,7 +379,7 @@ def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:
     """Return a Finding with the reason Progressing that the rollout waits for a person to approve the plan, or None if
-    no node waits for that. Waiting for approval does not stall the policy. `plan` is ignored."""
+    no node waits for that (ApprovalNeeded). Waiting for approval does not stall the policy. `plan` is ignored."""
     if all(verdict.reason is not Reason.APPROVAL_NEEDED for verdict in pool.verdicts):
         return None
     return Finding(Reason.PROGRESSING, "the rollout is waiting for someone to approve the plan")
@@ -410,10 +410,10 @@ def _needs_person(verdict: Verdict) -> bool:
 def _summary(
     pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, hours: Hours, headline: Headline
 ) -> dict[str, Any]:
-    """Return `status.summary`, whose values kubectl shows in the columns of a policy. Among them are the two most
-    common layouts, the present ones if no node has a target, and `nodes`: how many are done and not cordoned, out
-    of all. Nodes that are still in another policy's change are among these, but their GPUs and devices are not
-    counted."""
+    """Return `status.summary`, whose values kubectl shows in the columns of a policy. Among them are the GPU products,
+    each once and sorted (at most 253 characters), the two most common layouts, the present ones if no node has a
+    target, and `nodes`: how many are done and not cordoned, out of all. Nodes that are still in another policy's change
+    are among these, but their GPUs and devices are not counted."""
     spec = pool.policy.spec
     mode = str(spec.mode) if spec is not None else ""
     if spec is not None and spec.mode is Mode.MIG and spec.time_slicing:
@@ -459,7 +459,8 @@ def _plan(
     """Return `status.plan`, or None if no node changes. A node changes if it is not Synced and the class of its change
     is not None; blocked and skipped nodes that differ from their target count too. The plan has its hash, these nodes
     (all counted, the first MAX_LISTED named), the worst class of disruption, the pods, budgets and gangs concerned, the
-    shortages, the next windows, and the devices of the whole pool before and after."""
+    shortages, the next windows, and the devices of the whole pool before and after. Devices and shortages are sorted by
+    resource name; a shortage is listed only if pods would wait for devices that the pool loses."""
     changing = [
         verdict
         for verdict in verdicts

@@ -64,8 +64,8 @@ def start_anew(case: FencedCase) -> Verdict:
     """Return the Aborting verdict, with the reason PodsLeaving, for a change that began as a plugin restart and now
     needs an idle node. It releases the node without a back-off, removes the labels and annotations that the fence
     added, and leaves the cordon as it is, so that the node is fenced again with a cordon. If the change had failed, the
-    release records that (`remembered`). A node that is being rolled back gets a Failed verdict without actions instead,
-    because only its fence records the failure."""
+    release records that (`remembered`). A node that is being rolled back gets a Failed verdict (RollingBack) without
+    actions instead, because only its fence records the failure."""
     if goes_back(case):
         message = "the rollback needs an idle node, but this one is in use"
         return case.verdict(Phase.FAILED, Reason.ROLLING_BACK, message)
@@ -78,12 +78,12 @@ def start_anew(case: FencedCase) -> Verdict:
 
 
 def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
-    """Return the Reconfiguring verdict that deletes this pod of an actuator, so that its replacement begins a new run.
-    If the pod is already terminating, the verdict has no action and wakes one poll interval from now. Else, if the
-    change began without needing an idle node, it starts over (`start_anew`). Otherwise the node must first be proven
-    idle again (`way_to_idle`); for that proof, the agent's reading may be older than the last event. After the
-    deletion, the node's pods are listed again at the next poll, so that the node stays proven idle without another
-    request to the agent. `what` names the actuator in the message."""
+    """Return the Reconfiguring verdict (ActuationInProgress) that deletes this pod of an actuator, so that its
+    replacement begins a new run. If the pod is already terminating, the verdict has no action and wakes one poll
+    interval from now. Else, if the change began without needing an idle node, it starts over (`start_anew`). Otherwise
+    the node must first be proven idle again (`way_to_idle`); for that proof, the agent's reading may be older than the
+    last event. After the deletion, the node's pods are listed again at the next poll, so that the node stays proven
+    idle without another request to the agent. `what` names the actuator in the message."""
     verdict = case.verdict(
         Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"restarting {what} on the node"
     )
@@ -102,11 +102,12 @@ def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
 
 def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
     """Return the verdict of a node whose run cannot begin yet, or None if it can. The first obstacle counts: the Node
-    is being deleted, the cached data is stale, a gate of AIM or PROPAGATION is closed, or a pod that the run needs is
-    missing. The verdict has no action. It wakes at the next poll, or, at a gate, when the gate opens by itself, if that
-    is known. For a Node that is being deleted it has no `wake`. The gates of AIM, which object to the final target, are
-    skipped when the first of two steps is repeated. The phase is VerifyingIdle for a change that cordons. For any other
-    change it is Preflight, or Reconfiguring after the PNR."""
+    is being deleted (NodeNotReady), the cached data is stale (ObservationPending), a gate of AIM or PROPAGATION is
+    closed (with its reason), or a pod that the run needs is missing (ActuatorMissing). The verdict has no action. It
+    wakes at the next poll, or, at a gate, when the gate opens by itself, if that is known. For a Node that is being
+    deleted it has no `wake`. The gates of AIM, which object to the final target, are skipped when the first of two
+    steps is repeated (`again`). The phase is VerifyingIdle for a change that cordons. For any other change it is
+    Preflight, or Reconfiguring after the PNR."""
     phase = Phase.VERIFYING_IDLE if case.fence.disruption.cordons else Phase.PREFLIGHT
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
         phase = Phase.RECONFIGURING
@@ -131,9 +132,10 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
 def _begin(
     case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool = False
 ) -> Verdict:
-    """Return the Reconfiguring verdict that takes the node past the PNR now. Its only action is one PATCH, which writes
-    what the actuator needs for `goal` and moves the fence to the stage `actuating`. The verdict has no `wake`, and it
-    asks for the node's pods in the next pass if the change needs an idle node or the run has to delete a pod.
+    """Return the Reconfiguring verdict (ActuationInProgress) that takes the node past the PNR now. Its only action is
+    one PATCH, which writes what the actuator needs for `goal` and moves the fence to the stage `actuating`. The verdict
+    has no `wake`, and it asks for the node's pods in the next pass if the change needs an idle node or the run has to
+    delete a pod.
 
     `idle` is the reading that proved the node idle. For a plugin restart it is None, and then nothing is written that
     could change a GPU. `again`: the last run is repeated, and the attempt keeps its number.
@@ -190,9 +192,9 @@ def _actuate(
 
 
 def _step(fence: Fence, *, two_steps: bool, again: bool) -> tuple[int, int]:
-    """Return the number of the step that begins and how many steps there are: (1, 2) for a change with an intermediate
-    stop, whether or not the run is repeated, and the fence's own numbers for a repeated run. Any other run is (2, 2) if
-    the fence is at step 1 of 2, else (1, 1)."""
+    """Return the number of the step that begins and how many steps there are: (1, 2) with `two_steps`, for a change
+    with an intermediate stop, and else, with `again`, the fence's own numbers for a repeated run. Any other run is step
+    2 of 2 if the fence is at step 1 of 2, else step 1 of 1."""
     if two_steps:
         return 1, 2
     if again:

@@ -66,9 +66,9 @@ def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
     the verdict becomes Failed, says that the step timed out and which command tries again, and keeps its actions and a
     `wake` that lies ahead; the reason ActuationInProgress becomes ActuatorStuck and others stay.
 
-    While the answer of a Ready agent is awaited and no failure is recorded, this happens at `answer_due` at the
-    earliest, and until then `wake` is no later than that. If `_failed` begins another run or a rollback, the verdict of
-    `_failed` is returned instead.
+    While the answer of a Ready agent is awaited (ObservationPending) and the fence records no failure, this happens at
+    `answer_due` at the earliest, and until then `wake` is no later than that. If `_failed` begins another run or a
+    rollback, the verdict of `_failed` is returned instead.
     """
     if verdict.phase is Phase.FAILED or any(isinstance(action, _STEPS) for action in verdict.actions):
         return verdict
@@ -215,9 +215,9 @@ def _not_asked(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _unobserved(case: FencedCase) -> Verdict:
-    """Return the Verifying verdict that waits for the agent's reading. If there is a reading, but the agent reports an
-    error, no GPU or a GPU that has never answered, the verdict has that reason and message. The verdict has no action
-    and no `wake` of its own."""
+    """Return the Verifying verdict (ObservationPending) that waits for the agent's reading. If there is a reading, but
+    the agent reports an error, no GPU or a GPU that has never answered, the verdict has that reason and message. The
+    verdict has no action and no `wake` of its own."""
     assessment = case.assessment
     pending = assessment.pending if isinstance(assessment, Unobserved) else None
     if (
@@ -340,8 +340,9 @@ def _changed(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _changed_late(aimed: _Aimed) -> Verdict:
-    """Return the Reconfiguring verdict that records a run towards a target that was set after the deadline. The run
-    gets a new deadline, and the fence keeps the version of the spec that failed (`owe` with `failed`)."""
+    """Return the Reconfiguring verdict (ActuationInProgress) that records a run towards a target that was set after the
+    deadline. The run gets a new deadline, and the fence keeps the version of the spec that failed (`owe` with
+    `failed`)."""
     message = (
         f"the spec changed after the deadline; the node is now being changed to {aimed.assessed.target.text}"
     )
@@ -378,9 +379,10 @@ def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
     also says why the node is not rolled back. If the reason is ActuatorFailed, the verdict's only action asks the agent
     to read the GPUs, unless the agent has already been asked since the last event; otherwise the verdict has no action.
 
-    If a person asked for another try and the node has a target, return instead the Reconfiguring verdict that records a
-    new run in the fence, as attempt 1. If the policy says Rollback and a rollback is possible, return the verdict that
-    begins it (`turn_back`). `known`: the cause shows the present state of the node; only `turn_back` reads it.
+    If a person asked for another try and the node has a target, return instead the Reconfiguring verdict
+    (ActuationInProgress) that records a new run in the fence, as attempt 1. If the policy says Rollback and a rollback
+    is possible, return the verdict that begins it (`turn_back`). `known`: the cause shows the present state of the
+    node; only `turn_back` reads it.
     """
     if was_asked_again(case) and isinstance(case.assessment, Assessed):
         verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "trying again on request")
@@ -402,9 +404,10 @@ def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
 
 
 def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
-    """Return the verdict for the next step of the proof: ask the agent to read the GPUs, wait for its answer, show what
-    still differs from `aim` (`find_mismatch`) or else that the node is not Ready, begin the second step, or release the
-    node. Until the last two the phase is Verifying, and the verdict has no `wake` of its own."""
+    """Return the verdict for the next step of the proof: ask the agent to read the GPUs and wait for its answer
+    (ObservationPending), show what still differs from `aim` (`find_mismatch`) or else that the node is not Ready
+    (NodeNotReady), begin the second step, or release the node. Until the last two the phase is Verifying, and the
+    verdict has no `wake` of its own."""
     if (request := verify_request(case)) is not None:
         verdict = case.verdict(
             Phase.VERIFYING, Reason.OBSERVATION_PENDING, "asking the agent to read the GPUs again"

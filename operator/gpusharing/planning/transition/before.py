@@ -49,10 +49,11 @@ def before_pnr(case: FencedCase) -> Verdict:
 
 def _next_step(case: FencedCase) -> Verdict:
     """Return the verdict of the first step that applies: give the change up, wait for a missing DeviceTaintRule or
-    cordon the node in its place (`restore_rule`), end the wait for jobs, or wait while the node has no target or the
-    policy holds the change. If none applies, a change that needs no idle node continues with `run`. Any other change
-    first records a worse class of disruption, waits until the node has been closed for `settings.settle` seconds
-    (Cordoned, waking then), begins the wait for jobs, and then continues with `run`."""
+    cordon the node in its place (`restore_rule`), end the wait for jobs, or wait while the node has no target (with the
+    objection's reason, or ObservationPending) or the policy holds the change (Paused); `_held_up` says when the node is
+    judged again. If none applies, a change that needs no idle node continues with `run`. Any other change first records
+    a worse class of disruption, waits until the node has been closed for `settings.settle` seconds (Cordoned with the
+    reason Settling, waking then), begins the wait for jobs, and then continues with `run`."""
     if (ending := find_ending(case)) is not None:
         return ending
     if (open_to_pods := restore_rule(case, Phase.CORDONED)) is not None:
@@ -104,9 +105,9 @@ def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
 
 
 def _begin_jobs(case: FencedCase) -> Verdict | None:
-    """Return the WaitingForJobs verdict whose only action sets the fence's deadline to the time when the last job must
-    have ended, and records that the drain waits for jobs. None if there are no jobs, the pods were not listed, or the
-    deadline is already right. Once the jobs have ended, the drain gets the whole of `drain.timeout`.
+    """Return the WaitingForJobs verdict (JobsRunning) whose only action sets the fence's deadline to the time when the
+    last job must have ended, and records that the drain waits for jobs. None if there are no jobs, the pods were not
+    listed, or the deadline is already right. Once the jobs have ended, the drain gets the whole of `drain.timeout`.
 
     During the wait, the deadline is only ever extended, and only to the time that the policy allows now. An unlimited
     wait gets a limit if somebody edits the policy to set one.
@@ -124,9 +125,9 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
 
 
 def _end_jobs(case: FencedCase) -> Verdict | None:
-    """Return the Draining verdict whose only action records that the wait for jobs is over and sets the drain's
-    deadline to `drain.timeout` from now, because no job is left. None if the drain does not wait for jobs, if jobs are
-    left, if the pods were not listed or the LIST failed, or if no readable policy drives the node."""
+    """Return the Draining verdict (PodsLeaving) whose only action records that the wait for jobs is over and sets the
+    drain's deadline to `drain.timeout` from now, because no job is left. None if the drain does not wait for jobs, if
+    jobs are left, if the pods were not listed or the LIST failed, or if no readable policy drives the node."""
     plan, fence = case.drain, case.fence
     spec = case.assessment.policy.spec if case.assessment is not None else None
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:

@@ -34,12 +34,13 @@ from gpusharing.planning.vocabulary.values import value
 
 
 def is_moot(verdict: Verdict) -> bool:
-    """Whether the node is done or skipped and needs no write, so that an earlier failure no longer matters."""
+    """Whether the verdict is Synced or Skipped and has no action, so that an earlier failure no longer matters."""
     return verdict.phase in (Phase.SYNCED, Phase.SKIPPED) and not verdict.actions
 
 
 def calls_fail(verdict: Verdict) -> bool:
-    """Whether one of the verdict's blockers says that calls about its node fail repeatedly."""
+    """Whether one of the verdict's blockers (with the reason CallFailed) says that calls about its node fail
+    repeatedly."""
     return any(blocker.reason is Reason.CALL_FAILED for blocker in verdict.blockers)
 
 
@@ -87,8 +88,8 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | 
 
 def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
     """Whether the verdict's deadline is over but a step past the point of no return still has to be sent. Such a step
-    is an action that `_goes_on` accepts or, during a proof, a request to the agent; a release is not. False without a
-    deadline."""
+    is an action that `_goes_on` accepts or, during a proof (Verifying or VerifyingIdle, and the fence stage is
+    `actuating`), a request to the agent; a release is not. False without a deadline."""
     deadline, begun = verdict.deadline, fence is not None and fence.stage == "actuating"
     asks = begun and verdict.phase in (Phase.VERIFYING, Phase.VERIFYING_IDLE)
     asks = asks and any(isinstance(one, EnsureGPUNode) for one in verdict.actions)

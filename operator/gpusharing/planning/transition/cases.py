@@ -58,8 +58,8 @@ class Cases:
         """The mappings and sets that have an entry per node."""
 
     def find(self, name: str, now: datetime) -> tuple[NodeCase, Terms | None]:
-        """Return the arguments of `judge_case` for one node in `followed`: its case and its terms. Raises KeyError for
-        any other node."""
+        """Return the arguments of `judge_case` for one node in `followed`: its case, not yet compared, and its terms,
+        which are None if it is compared with no policy. Raises KeyError for any other node."""
         owner = self.owned[name]
         case = NodeCase(
             node=self.nodes[name],

@@ -119,8 +119,9 @@ def _switched_off(case: NodeCase, assessed: Assessed) -> str:
 
 def _bare_host(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return which of NVIDIA's programs the host lacks and ClusterPolicy does not install, or an empty string if none
-    is known to be missing. Always empty on a node that advertises GPUs. `find_bare_host` infers the answer from what
-    Kubernetes says about the agent's pod or, if the pod is fine, from the error that a Ready agent reports."""
+    is known to be missing. Always empty on a node that advertises GPUs. `assessed` is ignored. `find_bare_host` infers
+    the answer from what Kubernetes says about the agent's pod or, if the pod is fine, from the error that a Ready agent
+    reports."""
     observed = case.gpunode.observed if case.gpunode else None
     words = observed.error if observed and case.agent_ready else ""
     if case.agent_trouble is not None:
@@ -153,7 +154,8 @@ def _unreadable(case: NodeCase, assessed: Assessed) -> str:
 
 def _withheld(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that NVML does not show the agent all MIG instances of a GPU, so that a layout could not be
-    proven. Empty if it shows all, or if the target has no MIG and no GPU has MIG on. `find_withheld` decides."""
+    proven. Empty if it shows all, or if the target has no MIG and no GPU has MIG on. `find_withheld` decides from
+    `assessed`; `case` is ignored."""
     return find_withheld(assessed.target, assessed.observed)
 
 
@@ -209,8 +211,8 @@ def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 def _unreachable(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return why the actuator can never reach the target in this installation, or an empty string if it can. That is
-    the first of the actuator's `objections` that applies. If the cause is an MPS daemon that follows no label, which
-    the operator may repair itself, the message says why it has not been repaired."""
+    the first of the actuator's `objections` that applies. If the cause is an MPS daemon that follows no label
+    (MPSNotSwitchable), which the operator may repair itself, the message says why it has not been repaired."""
     obstacle = find_obstacle(case.actuator.objections, case, assessed.target)
     if obstacle is None or obstacle.reason is not Reason.MPS_NOT_SWITCHABLE:
         return obstacle or ""
@@ -224,10 +226,10 @@ def _hindered(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return the Finding that the drift has not lasted for the whole grace period yet, with the end of that period. The
-    period begins when this process first saw the difference, or now if it has not seen it before. Empty if there is no
-    drift, if the period is over, or if a person asked for the drift to be corrected at once. A difference that passes
-    quickly is no reason to drain a node."""
+    """Return the Finding (Drifted) that the drift has not lasted for the whole grace period yet, with the end of that
+    period. The period begins when this process first saw the difference, or now if it has not seen it before. Empty if
+    there is no drift, if the period is over, or if a person asked for the drift to be corrected at once. A difference
+    that passes quickly is no reason to drain a node."""
     drift = _drift(case, assessed)
     if drift is None:
         return ""
@@ -329,8 +331,8 @@ def _not_written(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return the message that the configuration is not written yet, or a Finding that it may not have reached the node
-    yet, with the time by which it will have reached the node. Empty once that time has passed."""
+    """Return the message that the configuration is not written yet, or a Finding (ConfigPropagating) that it may not
+    have reached the node yet, with the time by which it will have reached the node. Empty once that time has passed."""
     since, wait = _configured(assessed), case.settings.config_propagation
     if since is None:
         return "the configuration is about to be written"

@@ -24,13 +24,13 @@ class UnjudgedPolicyError(Exception):
 
 
 def of_policy(policy: str, error: Exception) -> Finding:
-    """Return the Finding that a policy cannot be judged, with the error."""
+    """Return the Finding (PolicyNotJudged) that a policy cannot be judged, with the error (`explain_error`)."""
     return Finding(Reason.POLICY_NOT_JUDGED, f"policy {policy} cannot be evaluated: {explain_error(error)}")
 
 
 def find_fault(error: Exception) -> Finding:
-    """Return the Finding that a node cannot be judged, with the error. For an UnjudgedPolicyError, return the Finding
-    that its policy cannot be judged."""
+    """Return the Finding (NodeNotJudged) that a node cannot be judged, with the error (`explain_error`). For an
+    UnjudgedPolicyError, return the Finding that its policy cannot be judged."""
     if isinstance(error, UnjudgedPolicyError):
         return error.finding
     return Finding(Reason.NODE_NOT_JUDGED, explain_error(error))

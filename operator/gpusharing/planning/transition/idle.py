@@ -59,8 +59,9 @@ def way_to_idle(
 
 
 def escalate(case: FencedCase) -> Verdict | None:
-    """Return the Draining verdict that records the present class of disruption (`NodeCase.disruption`) in the fence, or
-    None if the fence has it already. The class only ever gets worse, and it decides which pods must leave.
+    """Return the Draining verdict (PodsLeaving) that records the present class of disruption (`NodeCase.disruption`) in
+    the fence, or None if the fence has it already. The class only ever gets worse, and it decides which pods must
+    leave.
 
     Pods that did not have to leave before get the whole `drain.timeout`, counted from now. While the drain waits for
     jobs, the deadline does not change.
@@ -154,10 +155,12 @@ def _tell_left(case: FencedCase, plan: DrainPlan) -> str:
 
 def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bool) -> Verdict | None:
     """Return the VerifyingIdle verdict on what the proof of idleness still lacks, with the next request to the agent if
-    one is needed, or None if the node is proven idle. The proof needs a Ready node and a Ready agent. The agent must
-    have closed NVML and seen no process on the GPUs except MPS daemons. After that, two LISTs some seconds apart must
-    show no pod that has to leave (`_listed_twice`). The verdict wakes at the next poll, or `settings.idle` seconds from
-    now if only the second LIST is missing and that is earlier."""
+    one is needed, or None if the node is proven idle. `any_event` and `step_proven` are those of `next_quiet_request`.
+    The proof needs a Ready node (else NodeUnreachable) and a Ready agent. The agent must have closed NVML
+    (ObservationPending until then) and seen no process on the GPUs except MPS daemons (else GPUStillBusy). After that,
+    two LISTs some seconds apart must show no pod that has to leave (`_listed_twice`, Settling until then). The verdict
+    wakes at the next poll, or `settings.idle` seconds from now if only the second LIST is missing and that is
+    earlier."""
 
     def wait(reason: Reason, message: str, wake: datetime | None = None) -> Verdict:
         """Return a VerifyingIdle verdict that has the pods listed again, at `wake` or, if that is None, at the next

@@ -30,8 +30,8 @@ from gpusharing.planning.wanted.assess import Assessed, Assessment, Refused, Uno
 
 def judge(case: NodeCase) -> Verdict | None:
     """Return the verdict for one node, or None if the node does not concern us. Such a node has no fence, no policy, no
-    GPU, and no label that names a former owner. A node whose fence cannot be read is Blocked, and nothing is done about
-    it. Any other verdict gets the write to the GPUNode if one is needed (`with_gpunode`)."""
+    GPU, and no label that names a former owner. A node whose fence cannot be read is Blocked (FenceUnreadable), and
+    nothing is done about it. Any other verdict gets the write to the GPUNode if one is needed (`with_gpunode`)."""
     if case.node.fence_error:
         message = f"{case.node.fence_error}; nothing is done on this node"
         return case.verdict(Phase.BLOCKED, Reason.FENCE_UNREADABLE, message)
@@ -109,9 +109,9 @@ def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
 
 
 def _unowned(case: NodeCase) -> Verdict | None:
-    """Return the Skipped verdict for a node that no policy selects. If the node has a label with the name of its former
-    owner, the verdict removes that label. On a node with a GPU, it also has the write to the GPUNode that is needed
-    (`with_gpunode`). None for a node without a GPU and without that label."""
+    """Return the Skipped verdict (Unowned) for a node that no policy selects. If the node has a label with the name of
+    its former owner, the verdict removes that label. On a node with a GPU, it also has the write to the GPUNode that is
+    needed (`with_gpunode`). None for a node without a GPU and without that label."""
     marked = names.LABEL_POLICY in case.node.labels
     if not has_gpu(case.node) and not marked:
         return None
@@ -125,8 +125,8 @@ def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
     """Return the verdict for a node with a policy but no fence. A node without a target is Skipped if the policy is
     accepted, else Blocked. Outside the policy (Mark.OUTSIDE), it also loses our policy label if the policy resets its
     nodes. `_not_observed` judges unread nodes, and `_as_wanted` matching ones. If the node seems to have no GPU, the
-    message says why one may be undetected (`find_unseen`). Others are Pending candidates unless `find_closed` or a gate
-    objects."""
+    message says why one may be undetected (`find_unseen`). Others are Pending candidates (Progressing) unless
+    `find_closed` or a gate objects."""
     if isinstance(assessment, Refused):
         phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
         if assessment.policy.resetting and Mark.OUTSIDE in objection.reason.marks:  # left as they are
@@ -174,11 +174,11 @@ def _gated(case: NodeCase, gate: Finding) -> Verdict:
 
 
 def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
-    """Return the verdict for a node that matches its target. It is Synced, even with an unhealthy GPU (which then gives
-    the reason), if the match is proven, our labels are right and the start-up taint is gone; a policy that resets its
-    nodes also requires a Ready agent and Node. Otherwise it is adopted (Pending, Adoptable), by one write of those of
-    our labels that are wrong and a new proof. It is Blocked while the agent or Node is not Ready, or a GPU is unhealthy
-    behind the taint."""
+    """Return the verdict for a node that matches its target. It is Synced, even with an unhealthy GPU (GPUUnhealthy is
+    then the reason, else Synced), if the match is proven, our labels are right and the start-up taint is gone; a policy
+    that resets its nodes also requires a Ready agent and Node. Otherwise it is adopted (Pending, Adoptable), by one
+    write of those of our labels that are wrong and a new proof. It is Blocked while the agent or Node is not Ready, or
+    a GPU is unhealthy behind the taint."""
     node, verified, target = case.node, case.node.verified, assessed.target
     proven = verified is not None and (verified.policy, verified.mig_config, verified.plugin_config) == (
         case.owner_name,
@@ -214,8 +214,9 @@ def _tell_lapses(case: NodeCase) -> str:
 
 
 def _unseen(case: NodeCase, fact: str) -> Verdict | None:
-    """Return the Blocked verdict for a node whose agent or Node is not Ready, so that nothing can be proven. None if
-    both are Ready. `fact` is the verb phrase for the message, such as `match its target`."""
+    """Return the Blocked verdict for a node whose agent or Node is not Ready, so that nothing can be proven; the agent
+    is checked first. The reason is that of `no_agent` or NodeNotReady. None if both are Ready. `fact` is the verb
+    phrase for the message, such as `match its target`."""
     if not case.agent_ready:
         return _blocked(case, case.no_agent(f", so the node cannot be proven to {fact}"))
     if not case.node.ready:

@@ -70,8 +70,8 @@ def _needs_cordon(case: NodeCase) -> str:
 
 def _find_failing(case: FencedCase) -> str:
     """Return why the node's DeviceTaintRule does not hold, as a clause: it is not in place because it cannot be read or
-    written, or a pod with a GPU has started behind it. Empty if none of this is known; an error is ignored while the
-    rule is in place."""
+    written, or a pod with a GPU has started behind it (a blocker TOLERATES_CORDON of the drain names it). Empty if none
+    of this is known; an error is ignored while the rule is in place."""
     rule = f"DeviceTaintRule {RULE_PREFIX}{case.node.name}"
     if case.node.rule_since is None and case.stack.dra.rule_error:
         return f"{rule} is not in place ({case.stack.dra.rule_error})"

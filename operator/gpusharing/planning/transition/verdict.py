@@ -193,9 +193,9 @@ class NodeCase(ActuatorCase):
     ) -> Verdict:
         """Return a verdict with this phase, reason and message, and with every other field that follows from the case
         filled in. It has no actions, pods or blockers. On a fenced node, the policy, the deadline, the attempt and the
-        step are those of the fence; on another node the policy is the owner. With `wake` None, only an event has the
-        node judged again. On a node behind the start-up taint whose change has not begun, the message begins with the
-        fact that the taint keeps workloads off the node."""
+        step are those of the fence; on another node the policy is the owner. `candidate` says whether the node waits
+        only for a slot. With `wake` None, only an event has the node judged again. On a node behind the start-up taint
+        whose change has not begun, the message begins with the fact that the taint keeps workloads off the node."""
         assessment = self.assessment
         fence = self.node.fence
         target = assessment.target if isinstance(assessment, Assessed) else None

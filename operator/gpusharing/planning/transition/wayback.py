@@ -29,8 +29,8 @@ MAX_FAILURE = 300
 
 def find_way_back(case: FencedCase) -> FencedCase | None:
     """Return the case with the last proven layout as its target, or None if the node is not being rolled back. If that
-    layout can no longer be reached, the assessment of the returned case is Refused, with the reason. A case whose
-    policy gives the node no target now is returned unchanged."""
+    layout can no longer be reached, the assessment of the returned case is Refused, with the reason RollingBack and a
+    message that says why. A case whose policy gives the node no target now is returned unchanged."""
     if not goes_back(case):
         return None
     assessment = case.assessment

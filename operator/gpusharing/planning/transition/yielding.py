@@ -72,10 +72,10 @@ def tell_wait(case: FencedCase) -> str:
 
 
 def yielded(case: FencedCase) -> Verdict:
-    """Return the verdict with the next step of a node whose fence stage is `yielded`. The verdict is Blocked, without a
-    deadline, while somebody else works on the node and our cordon is in place. Otherwise it is Uncordoning: it releases
-    the node with the routing label that the fence records, and lifts the cordon if `may_uncordon`. If the change was
-    given up, the release records a back-off."""
+    """Return the verdict (ForeignMaintenance) with the next step of a node whose fence stage is `yielded`. The verdict
+    is Blocked, without a deadline, while somebody else works on the node and our cordon is in place. Otherwise it is
+    Uncordoning: it releases the node with the routing label that the fence records, and lifts the cordon if
+    `may_uncordon`. If the change was given up, the release records a back-off."""
     if keeps_cordon(case):
         waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
         return replace(waiting, deadline=None)

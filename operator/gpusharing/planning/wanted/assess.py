@@ -104,8 +104,8 @@ def assess(
     actuator: Actuator,
 ) -> Assessment:
     """Compare a node with its policy. Return Refused if the policy is not accepted, or if nothing shows that the node
-    has a GPU. Otherwise return Unobserved if no report lists GPUs, or if one of the GPUs has never answered. Otherwise
-    return Refused if the policy gives these GPUs no target, else Assessed.
+    has a GPU. Otherwise return Unobserved if no report lists GPUs, or if one of the GPUs has never answered and so has
+    no product (GPU_UNHEALTHY). Otherwise return Refused if the policy gives these GPUs no target, else Assessed.
 
     `gpunode` is the GPUNode of the node, or None if it does not exist yet. `terms` are the targets of the policy by
     hardware, or the Finding that says why the policy is not accepted (acceptance.py). For a policy that resets its

@@ -131,8 +131,8 @@ def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> st
 
 def plan_rules(snapshot: ClusterSnapshot, busy: Collection[str]) -> WriteRules | None:
     """Return the writes of our DeviceTaintRules for nodes: create those that are missing although a fence needs them,
-    and remove those that no fence needs or that differ from what they should be. None if there is nothing to write. A
-    fence needs a rule if its field `tainted` is True.
+    and remove those that no fence needs or that differ from what they should be. The nodes of the missing ones are
+    sorted by name. None if there is nothing to write. A fence needs a rule if its field `tainted` is True.
 
     `busy` are the nodes that this pass writes to; their rules are left to the next pass, because the fence may change.
     The rule of a node whose fence cannot be read stays too, and so does a rule that names no node. A rule that differs

@@ -30,9 +30,9 @@ def expected_gfd_labels(target: Target, observed: ObservedView) -> tuple[Mapping
 def _expect(
     layouts: tuple[Layout | None, ...], plugin: PluginConfig, products: tuple[str, ...]
 ) -> tuple[Mapping[str, str], ...]:
-    """Return the label sets for a node with these GPUs, one set for each product that GFD may describe last.
-    `products` and `layouts` must have one entry for each GPU; otherwise ValueError is raised. With MIG under
-    strategy single, at least one layout must have instances; otherwise StopIteration is raised."""
+    """Return the label sets for a node with these GPUs, one set for each different product that GFD may describe last,
+    in the order of the GPUs. `products` and `layouts` must have one entry for each GPU; otherwise ValueError is raised.
+    With MIG under strategy single, at least one layout must have instances; otherwise StopIteration is raised."""
     shared = "-SHARED" if plugin.sharing and not plugin.sharing.rename else ""
     # GFD writes the labels of models with a whole GPU last, so those of one such model remain.
     whole = [product for product, layout in zip(products, layouts, strict=True) if layout is None]

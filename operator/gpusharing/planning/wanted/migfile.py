@@ -42,8 +42,8 @@ _FILTER = re.compile(r"0x[0-9A-Fa-f]{1,8}(?::0x[0-9A-Fa-f]{1,8})?")
 
 
 def entry_of(layouts: Iterable[MigLayout]) -> Entry:
-    """Return the mig-parted entry for the layouts of a policy, with one row for each layout. A row for a layout
-    without profiles switches MIG off."""
+    """Return the mig-parted entry for the layouts of a policy, with one row for each layout, in their order. A row for
+    a layout without profiles switches MIG off."""
     return [
         {
             "devices": "all" if layout.devices == "all" else list(layout.devices),
@@ -156,9 +156,9 @@ class AdminFile:
 @lru_cache(maxsize=64)
 def parse_admin(text: str) -> AdminFile:
     """Return the entries of an admin's file that mig-parted would accept, and a problem that names the first three of
-    the others. One bad entry would make mig-parted refuse the whole file on every node. If the file as a whole cannot
-    be read, there are no entries, and the problem says why. Keys outside the entries are ignored, because the operator
-    renders the file itself. An empty string gives no entries and no problem."""
+    the others by name. One bad entry would make mig-parted refuse the whole file on every node. If the file as a whole
+    cannot be read, there are no entries, and the problem says why. Keys outside the entries are ignored, because the
+    operator renders the file itself. An empty string gives no entries and no problem."""
     if not text:
         return AdminFile({})
     try:
@@ -272,11 +272,11 @@ def _filters(row: Mapping[str, Any]) -> list[Any]:
 def resolve_name(
     name: str, node: str, gpus: Sequence[CardView], stack: StackView
 ) -> tuple[Layout | None, ...] | str:
-    """Return the layout that the mig.config value `name` gives each GPU of the node, or a clause for people that says
-    why it gives none. If mig-manager reads our file, the admin's entries, our file and NVIDIA's well-known names are
-    searched in this order. An entry without rows counts as absent. Otherwise only the file that mig-manager generated
-    for the node is searched. If none of the three has the name, the clause also names the problem of the admin's file,
-    if there is one."""
+    """Return the layout that the mig.config value `name` gives each GPU of the node (None switches MIG off), or a
+    clause for people that says why it gives none. If mig-manager reads our file, the admin's entries, our file and
+    NVIDIA's well-known names are searched in this order, and an entry without rows counts as absent. Otherwise only the
+    file that mig-manager generated for the node is searched. If none of the three has the name, the clause also names
+    the problem of the admin's file, if there is one."""
     if not stack.serves_our_mig_file:
         return _generated_name(name, node, gpus, stack.generated_mig_file(node))
     admin = parse_admin(stack.admin_mig_file)
@@ -292,8 +292,8 @@ def resolve_name(
 def _generated_name(
     name: str, node: str, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | str:
-    """Return the layout of each GPU according to the file that mig-manager generated for the node, or a clause for
-    people that says why the file gives none. A file without entries counts as missing."""
+    """Return the layout of each GPU, None for MIG off, according to the file that mig-manager generated for the node,
+    or a clause for people that says why the file gives none. A file without entries counts as missing."""
     entries = parse(generated)
     if not entries:
         return f"ConfigMap {node}-mig-config, where mig-manager lists its configurations, does not exist"
@@ -347,8 +347,9 @@ _generated = lru_cache(maxsize=64)(generated_layouts)
 
 
 def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...] | str:
-    """Return the layout that a configuration name gives each GPU if mig-manager generates it from the hardware (a.10).
-    If a card does not have this name, return a clause for people with the names that the first such card has."""
+    """Return the layout (None for MIG off) that a configuration name gives each of `gpus`, in their order, if
+    mig-manager generates it from the hardware (a.10). If a card does not have this name, return a clause for people
+    with the names that the first such card has."""
     layouts: list[Layout | None] = []
     profiles, generated = None, {}
     for gpu in gpus:
@@ -361,8 +362,9 @@ def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...]
 
 
 def well_known_entries(models: Mapping[str, Sequence[CardView]]) -> dict[str, Entry]:
-    """Return the entries for NVIDIA's well-known names on the card models that are present. all-disabled is always
-    among them. `models` maps each product to a non-empty sequence of GPUs; only the first GPU of each is used.
+    """Return the entries for NVIDIA's well-known names on the card models that are present. all-disabled is always the
+    first of them; the others are sorted by name. `models` maps each product to a non-empty sequence of GPUs; only the
+    first GPU of each is used.
 
     A name that means the same on all models gets one row. Any other name gets one row for each model that has it,
     limited to the PCI device ids of that model. A model whose ids are unknown is left out of such entries, and an entry

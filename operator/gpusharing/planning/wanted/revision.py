@@ -18,8 +18,8 @@ _RUNNING = Rollout()
 
 
 def find_revision(policy: PolicyView) -> str:
-    """Return the hash of the policy's spec without `rollout.paused`, `rollout.whenPaused` and `cost`. Empty if the
-    spec cannot be read.
+    """Return the hash, of LENGTH characters, of the policy's spec without `rollout.paused`, `rollout.whenPaused` and
+    `cost`. Empty if the spec cannot be read.
 
     Fields with default values are left out of the hash. A field that a newer operator adds therefore does not change
     the revision of policies that do not set it.

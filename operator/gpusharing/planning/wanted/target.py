@@ -150,9 +150,10 @@ def _find_target(
     request: Wish, node: str, stack: StackView, gpus: Sequence[CardView], _generated: str
 ) -> Target | Finding:
     """Return what `node` with these GPUs should become, or a Finding that names the node: a product is not in
-    spec.products, a layout is impossible, a card serves too few MPS clients, or, in mode MIG with a ClusterPolicy and
-    without DRA, a program of NVIDIA is too old. The first of these that applies, in this order, is returned. The last
-    argument, mig-manager's generated file, only distinguishes nodes in the cache."""
+    spec.products (PRODUCT_SKIPPED), a layout is impossible, a card serves too few MPS clients, or, in mode MIG with a
+    ClusterPolicy and without DRA, a program of NVIDIA is too old. The first of these that applies, in this order, is
+    returned. The last argument, mig-manager's generated file, is ignored here; it only distinguishes nodes in the
+    cache."""
     spec = request.spec
     if spec.products and (other := _unlisted_product(spec, gpus)):
         return Finding(
@@ -205,8 +206,8 @@ def _target(
 
 
 def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[CardView]) -> Finding | None:
-    """Return a Finding about the first card that supports fewer MPS clients than the policy asks for
-    (docs/design/hardware.md#mps-served). None if there is none, or if the mode is not MPS. Cards that are not in
+    """Return a Finding (MPS_TOO_MANY_CLIENTS) about the first card that supports fewer MPS clients than the policy asks
+    for (docs/design/hardware.md#mps-served). None if there is none, or if the mode is not MPS. Cards that are not in
     our table are not checked."""
     if spec.mode is not Mode.MPS or spec.mps is None:
         return None
@@ -283,8 +284,8 @@ def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[CardView]) -> s
 
 def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> PluginConfig:
     """Return the device plugin's configuration in the mode of the spec, for a node with these layouts. Time-slicing
-    applies to every resource that the layouts give. MPS applies to nvidia.com/gpu, and containers may request only one
-    share. The MIG strategy is `none` unless the mode is MIG."""
+    applies to every resource that the layouts give, sorted by name. MPS applies to nvidia.com/gpu, and containers may
+    request only one share. The MIG strategy is `none` unless the mode is MIG."""
     if spec.mode is Mode.MPS and spec.mps is not None:
         # failRequestsGreaterThanOne is MPS's own default, because two shares of one GPU are no more than one share.
         return PluginConfig(
@@ -323,7 +324,8 @@ def _wanted_layouts(
     request: Wish, node: str, stack: StackView, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
     """Return the layout of each GPU that the policy asks for, or a Finding that says why the node cannot have it, such
-    as a GPU without MIG support. Unless the mode is MIG, all layouts are None and there is no Finding."""
+    as a GPU without MIG support (NOT_MIG_CAPABLE, checked first). Unless the mode is MIG, all layouts are None and
+    there is no Finding."""
     spec = request.spec
     if spec.mode is not Mode.MIG or spec.mig is None:
         return (None,) * len(gpus)
@@ -342,8 +344,8 @@ def _wanted_layouts(
 def _named(
     name: str, node: str, stack: StackView, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
-    """Return the layouts that the configuration `name` (spec.mig.config) gives the GPUs. If it gives none, return a
-    Finding CONFIG_UNKNOWN with the reason that `migfile.resolve_name` returns."""
+    """Return the layouts that the configuration `name` (spec.mig.config) gives the GPUs, with None for a GPU with MIG
+    off. If it gives none, return a Finding CONFIG_UNKNOWN with the reason that `migfile.resolve_name` returns."""
     meaning = migfile.resolve_name(name, node, gpus, stack)
     if isinstance(meaning, str):
         return Finding(Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {meaning}")
@@ -353,8 +355,9 @@ def _named(
 def _own(
     layouts: Sequence[MigLayout], entry: migfile.Entry, node: str, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
-    """Return the layouts that spec.mig.layouts gives the GPUs. Return a Finding with LAYOUT_TOO_MANY_GPUS if it names
-    GPUs that the node does not have, or with LAYOUT_INCOMPLETE if it leaves some of the node's GPUs out."""
+    """Return the layouts that spec.mig.layouts gives the GPUs, with None for a GPU with MIG off. Return a Finding with
+    LAYOUT_TOO_MANY_GPUS if it names GPUs that the node does not have, or with LAYOUT_INCOMPLETE if it leaves some of
+    the node's GPUs out."""
     named = {index for row in layouts if row.devices != "all" for index in row.devices}
     here = {gpu.index for gpu in gpus}
     if beyond := sorted(named - here):

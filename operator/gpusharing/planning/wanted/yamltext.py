@@ -115,7 +115,7 @@ class _Dumper(yaml.SafeDumper):
     admission policy refuses (docs/adr/0084-what-the-operators-token-writes.md)."""
 
     def ignore_aliases(self, data: object) -> bool:
-        """Return True for every value, so that one that occurs several times is written out each time."""
+        """Return True, whatever `data` is, so that a value that occurs several times is written out each time."""
         return True
 
 

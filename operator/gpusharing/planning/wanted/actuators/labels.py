@@ -167,9 +167,10 @@ def _mig_manager_to_restart(case: ActuatorCase, goal: Target, *, again: bool) ->
     """Return the UID of the mig-manager pod that must be deleted before the run begins. Empty if none must be, if the
     goal does not need mig-manager, or if there is no pod.
 
-    A repeated run needs a new pod if mig-manager's state is neither `success` nor `failed`, because mig-manager is then
-    stuck. Otherwise one is needed only if the label already has the goal's value, to which mig-manager does not react,
-    and in a first run only if the node differs (`needs_restart`)."""
+    A repeated run (`again`) needs a new pod if mig-manager's state is neither `success` nor `failed`, because
+    mig-manager is then stuck. Otherwise one is needed only if the label already has the goal's value, to which
+    mig-manager does not react, and in a first run only if the node differs (`needs_restart`).
+    """
     pod, labels = case.operands.get(Program.MIG_MANAGER), case.node.labels
     if not goal.mig_config or pod is None:
         return ""
