@@ -66,8 +66,8 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
     """Return the Reconfiguring verdict, with the reason RollingBack, that begins the rollback by recording it in the
     fence, or a clause that says why the node is not rolled back now. The clause is empty if the policy wants failed
     nodes held or gives the node no target. A rollback that failed is not begun again. Nor does one begin while the
-    node's state is unknown (`known`, or the node or its agent is not Ready), if the last proven layout cannot be
-    reached (`_assess_back`) or is the one that failed, or if the rollback needs an idle node and the change did not.
+    node's state is unknown (`known` is False, or the node or its agent is not Ready), if the last proven layout cannot
+    be reached (`_assess_back`) or is the one that failed, or if the rollback needs an idle node and the change did not.
 
     `known`: the failure shows the present state of the node. A node that is not Ready, or has no Ready agent, shows an
     old state: what its kubelet last advertised dates from before the change.

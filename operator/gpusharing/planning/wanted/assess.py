@@ -140,8 +140,8 @@ def assess(
 def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
     """Whether the change leads from MPS to MIG or from MIG to MPS (docs/design/nvidia.md#b5, R11), so that either the
     MPS daemon or mig-manager must finish before the other begins. A node is on MPS if `uses_mps` says so. It is on MIG
-    if the agent finds MIG on on any GPU, or if the target has a value for mig-manager's label and mig-manager is still
-    applying a MIG layout. False if the target has neither MIG nor MPS.
+    if the agent finds MIG enabled on any GPU, or if the target has a value for mig-manager's label and mig-manager is
+    still applying a MIG layout. False if the target has neither MIG nor MPS.
 
     Also True for a change of an MPS configuration under NVIDIA's chart without the GPU Operator. The operator may not
     restart the daemon there, so the daemon would keep its old number of clients.
