@@ -126,7 +126,8 @@ class ProxiedWrite:
     @property
     def what(self) -> str:
         """The method and the object in readable form, without API group and namespace but with the subresource: `PATCH
-        nodes/gpu-1`."""
+        nodes/gpu-1`. For a POST to a collection it ends with the plural, and for a write to a Namespace it names
+        that."""
         parts = self.path.split("/")
         start = 3 if parts[1] == "api" else 4
         rest = parts[start:]
@@ -209,7 +210,7 @@ class Sick:
 
 
 def is_renewal(path: str, body: bytes) -> bool:
-    """Whether a write only acquires, renews or releases a Lease: `path` is that of a Lease, and `body` has no
+    """Whether a write only acquires, renews or releases a Lease: `path` contains `/leases`, and `body` has no
     annotations. A write to a Lease without a body, such as a deletion, counts as well, and so does a JSON patch, which
     is a list, if none of its operations is about annotations. Raises ValueError if the body of a write to a Lease is
     not JSON."""
@@ -222,14 +223,16 @@ def is_renewal(path: str, body: bytes) -> bool:
 
 
 def object_of(path: str) -> str:
-    """Return the path without its last part if that is one of SUBRESOURCES and follows the path of an object. Any other
-    path, such as that of a collection, an object or another subresource, is returned unchanged."""
+    """Return the path without its last part if that is one of SUBRESOURCES and the rest has more than three slashes, as
+    the path of an object has. Any other path, such as that of a collection, an object or another subresource, is
+    returned unchanged."""
     front, _, last = path.rpartition("/")
     return front if last in SUBRESOURCES and front.count("/") > 3 else path
 
 
 def collection_of(path: str) -> str:
-    """Return the plural in the path of a collection, an object or a subresource, such as `nodes` or `pods`."""
+    """Return the plural in the path of a collection, an object or a subresource, such as `nodes` or `pods`. That of a
+    Namespace, or of all, is `namespaces`."""
     parts = path.split("/")[3 if path.startswith("/api/") else 4 :]
     if parts[0] == "namespaces" and len(parts) > 2:
         parts = parts[2:]

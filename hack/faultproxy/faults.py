@@ -86,7 +86,7 @@ class Fault:
         return self.last + AGAIN_SECONDS
 
     def hit(self) -> None:
-        """Count one more call as hit, and remember the time as that of the last hit."""
+        """Count one more call as hit, and remember the present time as that of the last hit."""
         self.hits += 1
         self.last = asyncio.get_running_loop().time()
 
@@ -268,7 +268,7 @@ class WatchFault(Fault):
         return self.scope == "all" or collection_of(stream.path) == collection_of(self.target)
 
     def on_open_watch(self, stream: OpenWatch) -> bool:
-        """Whether the fault hits this watch, and the watch was opened before the fault began."""
+        """Whether the fault has begun and hits this watch, and the watch was opened before the fault began."""
         return self.began is not None and stream.opened < self.began and self.on_watch(stream)
 
 
@@ -325,9 +325,9 @@ class EventsSwallowed(WatchFault):
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
         """Return the line, or an empty one if the fault swallows it; that counts as a hit, and the watch ends later.
-        The fault swallows at most `times` events of the watches that it hits, in the first HEAL_SECONDS, and no
-        bookmarks or errors. With scope `one` it swallows only events of objects with the name of the fault's
-        object."""
+        The fault swallows at most `times` events, of all watches that it hits together, in the first HEAL_SECONDS after
+        it began: only ADDED, MODIFIED and DELETED, no bookmarks or errors. With scope `one` it swallows only events of
+        objects with the name of the fault's object, in any namespace."""
         if self.hits >= self.times or not self.on_watch(stream) or self._is_over():
             return line
         event = json.loads(line)
@@ -392,5 +392,6 @@ class OldList(WatchFault):
 
 
 def error_line(status: PlayedRefusal) -> bytes:
-    """Return the event with which an API server ends a watch that it cannot continue."""
+    """Return the line of the ERROR event, with this Status object, with which an API server ends a watch that it cannot
+    continue."""
     return json.dumps({"type": "ERROR", "object": status.object}).encode() + b"\n"

@@ -45,7 +45,8 @@ class Relay:
         self._open: set[Lines] = set()
 
     def look(self) -> None:
-        """Make each watch check whether a fault ends it or its client is gone, even if no line arrives."""
+        """Make each watch check whether a fault ends it or its client is gone, even if no line arrives. Returns before
+        they have checked. Call it in the event loop's thread."""
         for lines in self._open:
             lines.put_nowait(LOOK)
 
@@ -58,7 +59,9 @@ class Relay:
         faults: Callable[[], tuple[Fault, ...]],
     ) -> None:
         """Pass the lines of `reply`, the server's answer, through the faults to `response`, until the server, the
-        client or a fault ends the watch. `faults` returns the present faults."""
+        client or a fault ends the watch. `faults` returns the present faults. Each line goes through all of them in
+        turn, and is dropped if one returns nothing. After each line, and at each `look`, the last line of the first
+        fault that ends the watch is sent, and the watch ends."""
         lines: Lines = asyncio.Queue()
         reading = asyncio.create_task(_read(reply, lines))
         self._open.add(lines)
@@ -166,9 +169,9 @@ class FaultProxy:
         return self._url(listening.result(60))
 
     def reset(self) -> None:
-        """Clear the log, `sprung`, the trap and all faults, and count writes from 1 again. Undo `aim`, so that every
-        write counts for traps and faults. The addresses of `open_door` stay open, and the newest resourceVersion is
-        kept."""
+        """Clear the log, `sprung`, the trap and all faults, of `disturb` and of `fail`, and count writes from 1 again.
+        Undo `aim`, so that every write counts for traps and faults. The addresses of `open_door` stay open, and the
+        newest resourceVersion is kept."""
         self._trap = None
         self._sick, self._faults = (), ()
         self._count = 0
@@ -190,7 +193,8 @@ class FaultProxy:
         self._trap = _Trap(at, act, before)
 
     def disturb(self, *faults: Fault) -> None:
-        """Add these faults to those that are set already."""
+        """Add these faults, after those that are set already. Each applies to every later call and open watch until it
+        ends by itself or `reset` is called."""
         self._faults = (*self._faults, *faults)
 
     def fail(
@@ -202,9 +206,10 @@ class FaultProxy:
         query: str = "",
         times: float = math.inf,
     ) -> Sick:
-        """Make the next `times` calls with this method and exactly this path get `answer` or, if `answer` is None,
-        hang until the client gives up. `query` must occur in the decoded query, such as `spec.nodeName=gpu-1` for
-        the LIST of one node's pods. Watches are forwarded in any case. Returns the fault, which can be lifted."""
+        """Make the next `times` calls with this method and exactly this path (without its query) get `answer` or, if
+        `answer` is None, hang until the client gives up or the proxy stops. `query` must occur in the decoded query,
+        such as `spec.nodeName=gpu-1` for the LIST of one node's pods. Watches are forwarded in any case. If several
+        such faults match a call, the one that was set first answers. Returns the fault, which can be lifted."""
         sick = Sick(method, path, answer, query, times)
         self._sick = (*self._sick, sick)
         return sick
@@ -254,7 +259,7 @@ class FaultProxy:
             await self._runner.cleanup()
 
     async def _listen(self, name: str) -> int:
-        """Listen on another port, for the client that is logged as `name`, and return the port."""
+        """Listen on a free port of HOST, for the client that is logged as `name`, and return the port."""
         assert self._runner is not None, "enter the proxy before"
         listening = socket.create_server((HOST, 0), backlog=128)
         port: int = listening.getsockname()[1]
@@ -288,11 +293,11 @@ class FaultProxy:
         )
 
     async def _handle(self, request: web.Request, session: aiohttp.ClientSession) -> web.StreamResponse:
-        """Answer one call: from the trap (503), from a path that is to fail, or from the server by way of the faults. A
-        path that fails without an answer leaves the call waiting until the client hangs up or the proxy stops. If the
-        answer is lost, the client's connection is aborted. After an error of the connection to the server the answer is
-        502, and the write no longer counts as one that `aim` selected; a write that the trap or a failing path answers
-        still counts."""
+        """Answer one call: first from a trap that springs before its write (503), then from a path that is to fail,
+        otherwise from the server by way of the faults. A path that fails without an answer leaves the call waiting
+        until the client hangs up or the proxy stops. If the answer is lost, the client's connection is aborted. After
+        an error of the connection to the server the answer is 502, and the write no longer counts as one that `aim`
+        selected; a write that the trap or a failing path answers still counts."""
         call = self._incoming(request, await request.read())
         if self._trap is not None and self._trap.before and 0 < self._trap.at <= call.mark:
             self._spring()
@@ -331,8 +336,8 @@ class FaultProxy:
         return answer
 
     def _headers(self, reply: aiohttp.ClientResponse) -> Mapping[str, str]:
-        """Return the headers that the client gets: the headers of the server's answer, as changed by the faults,
-        without those that only concern the connection."""
+        """Return the headers that the client gets: the headers of the server's answer without those that only concern
+        the connection (HOP_BY_HOP), as changed by each fault in turn."""
         headers: Mapping[str, str] = {
             key: value for key, value in reply.headers.items() if key.lower() not in HOP_BY_HOP
         }
@@ -343,7 +348,9 @@ class FaultProxy:
     def _ask(
         self, call: Incoming, request: web.Request, session: aiohttp.ClientSession
     ) -> "aiohttp.client._RequestContextManager":
-        """Return a context manager that sends the call to the server and yields its answer."""
+        """Return a context manager that sends the call to the server, with the client's headers except HOP_BY_HOP, and
+        yields its answer. Opening the connection may take 10 s, the answer any time. Entering it raises ClientError or
+        ConnectionError if the server cannot be reached."""
         return session.request(
             call.method,
             self._upstream + request.raw_path,

@@ -20,8 +20,8 @@ class SetClock:
     until `set` is called."""
 
     def __init__(self, directory: Path) -> None:
-        """Build the library in `directory`. Raises UnavailableError if there is no C compiler, or the compilation
-        fails."""
+        """Build the library in `directory`, which must exist, and write the file with the offset 0 beside it. Raises
+        UnavailableError if there is no C compiler, or the compilation fails."""
         library, self._path = directory / "setclock.so", directory / "setclock"
         flags = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared")
         compile_c("a clock that can be set", *flags, str(SOURCE), "-o", str(library))
@@ -40,6 +40,6 @@ class SetClock:
         self._seconds.close()
 
     def set(self, seconds: int) -> None:
-        """Set the clock to this many seconds after the real time, or before it if `seconds` is negative. Call it only
-        inside the `with` block."""
+        """Set the clock to this many seconds after the real time, or before it if `seconds` is negative; this replaces
+        the offset that was set before, at once and in all programs. Call it only inside the `with` block."""
         self._seconds[:8] = struct.pack("=q", seconds)

@@ -45,23 +45,25 @@ class UpstreamRelease:
 
     @property
     def version(self) -> str:
-        """The version that our file pins, such as `v0.19.3`. Raises UnavailableError if it pins none."""
+        """The first version that our file requires of the module, such as `v0.19.3`. Raises UnavailableError if it
+        requires none, and FileNotFoundError if the file does not exist."""
         match = re.search(rf"{re.escape(self.module)} (v\S+)", (self.source / self.pins).read_text())
         if match is None:
             raise UnavailableError(f"{self.source / self.pins} does not require {self.module}")
         return match[1]
 
     def inputs(self) -> list[Path]:
-        """Return the files that decide what is built, sorted by path: this release's pins and sums, and the sources of
-        our own programs, but not the pins of another release in the same folder."""
+        """Return the files that decide what is built, sorted by path: every file in our folder and its subfolders, such
+        as the sources of our own programs, but of the files with the suffix .mod or .sum only this release's pins and
+        sums. Another release in the same folder has pins of its own."""
         own = {self.pins, str(Path(self.pins).with_suffix(".sum"))}
         files = sorted(path for path in self.source.rglob("*") if path.is_file())
         return [path for path in files if path.suffix not in (".mod", ".sum") or path.name in own]
 
     def recipe(self) -> ToolRecipe:
-        """Return the recipe that builds NVIDIA's programs and our own. `-z lazy` leaves the symbols of NVML unresolved
-        until they are called, because the programs look them up at run time. Raises UnavailableError if our file
-        pins no version."""
+        """Return the recipe that builds NVIDIA's programs and our own with cgo; nothing is built yet. NVIDIA's programs
+        report the pinned version as theirs. `-z lazy` leaves the symbols of NVML unresolved until they are called,
+        because the programs look them up at run time. Raises UnavailableError if our file pins no version."""
         version = self.version
         flags = f"-s -w -X {self.module}/internal/info.version={version} -extldflags=-Wl,-z,lazy"
         packages = [f"{self.module}/cmd/{name}" for name in self.programs] + [
@@ -139,9 +141,10 @@ def ensure(release: UpstreamRelease) -> Path:
 
 
 def program(name: str) -> Path:
-    """Return the path of a program: one of NVIDIA's, or one of our own that is built beside them. If it is not cached,
-    its whole release is built first. For mig-parted that is the release that MIG_PARTED selects. Raises
-    UnavailableError if the build fails, or for an unknown name."""
+    """Return the path of the program `name`: one of NVIDIA's, the DRA driver's included, or one of our own that is
+    built beside them. If it is not cached, its whole release is built first. For mig-parted that is the release that
+    MIG_PARTED selected when this module was imported. Raises UnavailableError if the build fails, or for an unknown
+    name."""
     for release in (*RELEASES, DRA_DRIVER):
         if name in (*release.programs, *release.ours):
             return ensure(release) / name
@@ -150,8 +153,9 @@ def program(name: str) -> Path:
 
 
 def module_folder(release: UpstreamRelease, module: str) -> Path:
-    """Return the folder where Go keeps the source of a module that this release is linked with. The module is
-    downloaded first if Go does not have it. Raises UnavailableError if Go is missing or cannot fetch the module."""
+    """Return the folder where Go keeps the source of `module`, a module path of those that this release is linked with.
+    The module is downloaded first if Go does not have it; nothing is built. Raises UnavailableError if Go is missing or
+    cannot fetch the module."""
     result = subprocess.run(
         [find_go(WHAT), "mod", "download", f"-modfile={release.pins}", "-json", module],
         cwd=release.source,

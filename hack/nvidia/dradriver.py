@@ -14,9 +14,10 @@ from hack.sim.settings import SimSettings
 
 
 def kubelet_plugin(sandbox: Sandbox, node: str, kubeconfig: Path) -> SandboxTask:
-    """Return gpu-kubelet-plugin for a node, not started yet. Its folders are created below the sandbox's, and the
-    simulated library and `nvidia-smi` are copied into a driver root there. Raises UnavailableError if the simulated
-    library cannot be built."""
+    """Return gpu-kubelet-plugin for the node of this name, not started yet; it reaches the API server by `kubeconfig`.
+    Its folders are created in `dra` in the sandbox's folder unless they exist, and the simulated library and the stub
+    of `nvidia-smi` are copied into a driver root there. Its log is gpu-kubelet-plugin.log in the sandbox's folder.
+    Raises UnavailableError if the simulated library cannot be built."""
     folder = sandbox.folder / "dra"
     root = folder / "root"
     libraries, programs = root / "usr" / "lib64", root / "usr" / "bin"
@@ -49,7 +50,8 @@ def kubelet_plugin(sandbox: Sandbox, node: str, kubeconfig: Path) -> SandboxTask
 
 
 def daemon_set(annotations: dict[str, str]) -> Object:
-    """Return the DaemonSet of the DRA driver's kubelet plugins. Its pods have these annotations and no others."""
+    """Return the manifest of the DaemonSet of the DRA driver's kubelet plugins, with the default settings of
+    SimSettings. Its pods have these annotations and no others."""
     body: Object = dra_daemon_set(SimSettings())
     body["spec"]["template"]["metadata"]["annotations"] = annotations
     return body

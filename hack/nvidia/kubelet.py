@@ -32,8 +32,10 @@ class DeviceManager:
     """The device plugins of one node, and the assignment of their devices to the node's pods."""
 
     def __init__(self, api: Api, node: str, sandbox: Sandbox) -> None:
-        """Prepare a manager that knows no devices and no pods, with an empty log. `stub` receives what the plugins
-        stream; the caller starts and stops it."""
+        """Prepare a manager that knows no devices and no pods. The file of assignments (podresources.json) and the log
+        of the stub (kubelet.log), both in the sandbox's folder, are emptied. `stub` is the program that the device
+        plugins register with; it logs what they stream, and the caller starts and stops it. `socket` is the path at
+        which it serves podresources."""
         self._api, self._node, self._simulator = api, node, sandbox.simulator
         self.socket = sandbox.folder / "podresources.sock"
         self._file = sandbox.folder / "podresources.json"
@@ -51,10 +53,11 @@ class DeviceManager:
         self._next_pid = FIRST_PID
 
     def look(self, pods: Sequence[Object]) -> None:
-        """Process what the plugins have streamed since the last call, and the changes of the node's pods. `pods` are
-        the pods that the node has now. Raises ApiError if the Node's status cannot be written; the pods are then
-        ignored in this call, and the status is written only after the plugins stream again. Raises KeyError if the
-        machine no longer has a device that is assigned to a new pod."""
+        """Read what the plugins have streamed since the last call and, if that was anything, write the Node's status.
+        Then assign, free and occupy devices as the node's pods require. `pods` are the pods that the node has now.
+        Raises ApiError if the Node's status cannot be written; the pods are then ignored in this call, and the status
+        is written only after the plugins stream again. Raises KeyError if the machine no longer has a device that is
+        assigned to a new pod."""
         if self._take_lines():
             self._write_status()
         self._take_pods({str(pod["metadata"]["uid"]): pod for pod in pods})
@@ -62,9 +65,10 @@ class DeviceManager:
     # --- devices -----------------------------------------------------------------------------------------
 
     def _take_lines(self) -> bool:
-        """Read the new complete lines of the stub's log, and record the healthy devices of each resource, and whether
-        its plugin is gone. Lines that do not begin with a brace are skipped. Returns whether any other line was
-        read."""
+        """Read the new complete lines of the stub's log. Of each resource, record the healthy devices that its last
+        line names, and whether that line says that its plugin is gone. Lines that do not begin with a brace are
+        skipped, and an incomplete last line is left for the next call. Returns whether any other line was read. Raises
+        ValueError if a line that begins with a brace is not JSON."""
         with self._log.open() as log:
             log.seek(self._read)
             text = log.read()
@@ -77,9 +81,10 @@ class DeviceManager:
         return bool(lines)
 
     def _write_status(self) -> None:
-        """Write the Node's allocatable and capacity. A resource that is no longer advertised by any plugin stays, with
-        an allocatable of 0. Its capacity is not changed, because the kubelet removes it later
-        (docs/design/nvidia.md#b7)."""
+        """Write the Node's allocatable and capacity: for each resource that a plugin has ever advertised, the number of
+        its healthy devices. A resource that is no longer advertised by any plugin stays, with an allocatable of 0. Its
+        capacity is not changed, because the kubelet removes it later (docs/design/nvidia.md#b7). Raises ApiError if the
+        write fails."""
         counts = {name: str(len(ids)) for name, ids in self._devices.items()}
         capacity = {name: count for name, count in counts.items() if name not in self._gone}
         self._api.merge_patch(
@@ -89,9 +94,12 @@ class DeviceManager:
     # --- pods --------------------------------------------------------------------------------------------
 
     def _take_pods(self, pods: Mapping[str, Object]) -> None:
-        """Assign devices to pods that request some and have begun to run, and free those of pods that are gone or
-        finished. Write the assignments to the stub's file if they changed. If too few devices are free, a pod gets
-        those, and never more. A terminating pod keeps its devices, but its processes are ended."""
+        """End the processes of pods that are gone, terminating or not Running, and free the devices of those that are
+        gone, Succeeded or Failed. Then assign devices, in the order of `pods`, to each pod that is Running, requests
+        GPU resources and has no assignment, and start its processes. If too few devices are free, the pod gets those,
+        and never more later. A terminating pod keeps its devices. `pods` are all pods of the node, by UID. Write the
+        assignments to the stub's file if any was added or freed. Raises KeyError if the machine no longer has an
+        assigned device."""
         before = len(self._assigned)
         for uid in [uid for uid in self._assigned if not _runs(pods.get(uid))]:
             self._end_processes(uid)
@@ -109,13 +117,14 @@ class DeviceManager:
             self._write_holdings()
 
     def _free(self, resource: str, count: int) -> list[str]:
-        """Return the first `count` devices of a resource that are assigned to no pod, or all of these if there are
-        fewer."""
+        """Return the first `count` devices of a resource that are assigned to no pod, in the plugin's order, or all of
+        these if there are fewer. Empty for an unknown resource."""
         in_use = {device for _, assigned in self._assigned.values() for device in assigned.get(resource, ())}
         return [device for device in self._devices.get(resource, ()) if device not in in_use][:count]
 
     def _write_holdings(self) -> None:
-        """Write the assigned devices to the file that the stub reads. The file is replaced atomically."""
+        """Write the assigned devices to the file that the stub reads: one row for each pod and resource, with the pod's
+        namespace and name, the resource and the device ids. The file is replaced atomically."""
         rows = [
             {"namespace": pod["metadata"]["namespace"], "name": pod["metadata"]["name"], "resource": name, "ids": ids}
             for pod, assigned in self._assigned.values()
@@ -126,8 +135,9 @@ class DeviceManager:
         swap.rename(self._file)
 
     def _start_processes(self, uid: str) -> None:
-        """Register a simulated process on each device of a pod. Raises KeyError if the machine no longer has one of
-        the devices."""
+        """Register a simulated process on each device of a pod, on the MIG instance or the whole GPU that the device
+        is. Its name is `SIMULATED-` and the pod's name, and its pid is the next one above FIRST_PID. Raises KeyError if
+        the machine no longer has one of the devices."""
         pod, assigned = self._assigned[uid]
         places = {place.uuid: place for place in machine_devices(self._simulator.show())}
         for device in (device for ids in assigned.values() for device in ids):
@@ -140,13 +150,13 @@ class DeviceManager:
             self._computing.setdefault(uid, []).append(self._next_pid)
 
     def _end_processes(self, uid: str) -> None:
-        """Remove the simulated processes of a pod, if it has any."""
+        """Remove the simulated processes of a pod, given its UID. Does nothing if it has none."""
         for pid in self._computing.pop(uid, ()):
             self._simulator.remove_process(pid)
 
 
 def _uuid(device: str) -> str:
-    """Return the UUID in a device id, which is `UUID::replica` for a shared device."""
+    """Return the UUID in a device id, which is `UUID::replica` for a shared device and the UUID alone for any other."""
     return device.partition("::")[0]
 
 
@@ -158,11 +168,11 @@ def _runs(pod: Object | None) -> bool:
 
 
 def gfd_labels_in(file: Path) -> dict[str, str]:
-    """Return the labels in the file that GPU feature discovery writes; empty if the file does not exist.
+    """Return the labels in the file that GPU feature discovery writes, one `NAME=VALUE` in each line; empty if the file
+    does not exist. A line without `=` is a label with an empty value, and lines without a name are skipped.
 
     GFD removes the file when it ends or restarts, possibly between a check that the file exists and the reading. It
-    replaces the file as a whole (internal/lm/output.go, k8s-device-plugin v0.19.3).
-    """
+    replaces the file as a whole (internal/lm/output.go, k8s-device-plugin v0.19.3)."""
     try:
         text = file.read_text()
     except FileNotFoundError:
@@ -182,7 +192,7 @@ class LabelFeeder:
     def look(self) -> None:
         """Copy GFD's labels to the Node if they have changed since the last call that succeeded, and remove the labels
         that GFD has dropped since then. While GFD's file is missing or empty, the Node keeps its labels, as with the
-        NodeFeature API. Raises ApiError."""
+        NodeFeature API. Raises ApiError if the Node cannot be written; the next call tries again."""
         labels = gfd_labels_in(self.file)
         if not labels or labels == self._labels:
             return
@@ -196,7 +206,7 @@ class Mount:
     creates it."""
 
     def __init__(self, folder: Path) -> None:
-        """Create the folder, which must not exist yet, without a ConfigMap."""
+        """Create the folder with its parents, without a ConfigMap. Raises FileExistsError if the folder exists."""
         folder.mkdir(parents=True)
         self.folder = folder
         self._data: dict[str, str] = {}
@@ -245,8 +255,8 @@ class LogServer:
     log file, or None if the pod has none."""
 
     def __init__(self, folder: Path, find: Callable[[str], Path | None]) -> None:
-        """Create the server, with a certificate of its own in `folder`. It listens at once, but answers only after
-        `start`."""
+        """Create the server, with a certificate of its own in `folder`. It listens at once, on a free port of HOST, but
+        answers only after `start`. `find` is called in the server's threads."""
         context = create_pki(folder).server_context()
 
         class Handler(BaseHTTPRequestHandler):
@@ -270,11 +280,11 @@ class LogServer:
         return {"addresses": addresses, "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}
 
     def start(self) -> None:
-        """Begin to answer requests, in a thread."""
+        """Begin to answer requests, in a thread of its own. May be called only once."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop answering and close the port. May also be called before `start`."""
+        """Stop answering, wait for the thread, and close the port. May also be called before `start`."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -282,9 +292,10 @@ class LogServer:
 
 
 def _answer(request: BaseHTTPRequestHandler, find: Callable[[str], Path | None]) -> None:
-    """Answer a request with the whole log of a pod, or with its last `tailLines` lines, which may be none. `find`
-    gets the name of the pod; namespace and container are ignored. Answers 404 if the pod has no log, and for any
-    other path."""
+    """Answer a GET request with the whole log of a pod or, if the query has `tailLines`, with that many of its last
+    lines, which may be none. `find` gets the name of the pod, the third part of the path; namespace, container and all
+    other options are ignored. Answers 404 if the pod has no log or the log's file does not exist, and for any path that
+    is not `/containerLogs/` with three parts. Raises ValueError if `tailLines` is no number."""
     parts = urlsplit(request.path)
     folders = parts.path.strip("/").split("/")
     file = find(folders[2]) if folders[0] == "containerLogs" and len(folders) == 4 else None

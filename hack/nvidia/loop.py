@@ -57,8 +57,9 @@ class NvidiaLoop:
         return self.plane.api
 
     def apply(self, **spec: Any) -> None:
-        """Create the policy `real`, or replace its spec. Fields that are not given get the defaults of `policy`.
-        Returns before the operator acts on it. Raises ApiError if the API server refuses the policy."""
+        """Create the policy `real`, or replace its spec. `spec` holds fields of the spec; those that are not given get
+        the defaults of `policy`. Returns before the operator acts on it. Raises ApiError if the API server refuses the
+        policy."""
         self.api.apply(POLICY, policy(**spec))
 
     def wait_ready(self) -> None:
@@ -86,8 +87,9 @@ class NvidiaLoop:
             raise TimeoutError(f"{error}\n{self.describe()}") from None
 
     def describe(self) -> str:
-        """Return kubectl's tables of policies, GPUNodes and pods of the default namespace. Raises CalledProcessError
-        if kubectl fails; in `wait` and `wait_ready` that error then replaces the TimeoutError."""
+        """Return kubectl's tables of policies, GPUNodes and pods of the default namespace, in this order, as one text.
+        Raises CalledProcessError if kubectl fails; in `wait` and `wait_ready` that error then replaces the
+        TimeoutError."""
         return "\n".join(self.plane.kubectl("get", kind, "-o", "wide") for kind in ("gsp", "gpun", "pods"))
 
     def labels(self, node: str) -> dict[str, str]:
@@ -106,24 +108,27 @@ class NvidiaLoop:
         }
 
     def transition(self, node: str) -> Object:
-        """Return `status.transition` of a GPUNode; empty if it has none. Raises ApiError if there is no GPUNode."""
+        """Return `status.transition` of a GPUNode, which describes the change of the node that is under way; empty if
+        it has none. Raises ApiError if there is no GPUNode of this name."""
         transition: Object = self.api.get(f"{GPUNODES}/{node}").get("status", {}).get("transition") or {}
         return transition
 
     def profiles(self, node: str) -> list[list[str]]:
-        """Return the profiles of the MIG instances on each GPU of a node, one list per GPU, from the simulated
-        driver."""
+        """Return the profiles of the MIG instances on each GPU of a node, from the simulated driver: one list per GPU,
+        in the order of the GPUs, each sorted by the instances' start. The list of a GPU without instances is empty."""
         return [[i["profile"] for i in gpu["instances"]] for gpu in self.nodes[node].simulator.show()["gpus"]]
 
     def events(self, reason: str) -> list[str]:
-        """Return the notes of the policy's Events with this reason."""
+        """Return the notes of the Events about the policy that have this reason, one for each Event object, however
+        often it was repeated. Raises ApiError if they cannot be listed."""
         path = "/apis/events.k8s.io/v1/namespaces/default/events"
         events = self.api.list(path, fieldSelector="regarding.name=real")
         return [event["note"] for event in events if event["reason"] == reason]
 
     def evicted(self) -> list[str]:
-        """Return the names of the pods that the operator has evicted, in order, from the audit log. Refused evictions
-        are left out. Raises TimeoutError if the log does not catch up."""
+        """Return the names of the pods that the operator has evicted, from the audit log, in the order in which the
+        requests ended. A pod that was evicted twice is named twice. Refused evictions are left out. Raises TimeoutError
+        if the log does not catch up."""
         wait_logged(self.plane.audit_log, self.api)
         return [
             request.name
@@ -132,9 +137,10 @@ class NvidiaLoop:
         ]
 
     def run_pod(self, node: str, resource: str) -> str:
-        """Create a pod that computes on one device of this resource on a node, wait until NVML shows its process, and
-        return the pod's name. Raises ApiError if the pod is refused, TimeoutError, with the state of the cluster, if
-        there is no process within SECONDS, and AssertionError if the operator has ended."""
+        """Create a pod in the default namespace that requests one device of this resource on a node, wait until the
+        node's simulated NVML shows its process, and return the pod's name, which the server generates. Raises ApiError
+        if the pod is refused, TimeoutError, with the state of the cluster, if there is no process within SECONDS, and
+        AssertionError if the operator has ended."""
         container = {"name": "main", "image": "simulated", "resources": {"limits": {resource: "1"}}}
         spec = {
             "nodeSelector": {"kubernetes.io/hostname": node},
@@ -178,14 +184,15 @@ def running_loop(
     models: Mapping[str, str] | None = None,
     installation: Installation = GPU_OPERATOR,
 ) -> Iterator[NvidiaLoop]:
-    """Run the whole system with nodes of these names, each with two GPUs, and yield it. `log` is the file for the
-    operator's log. `chart` holds further arguments for helm, such as `("--set", "agent.privileged=false")`. `models`
-    holds the GPU model of each node that does not have H100s, by node. `installation` says how NVIDIA's programs are
-    installed.
+    """Run the whole system with nodes of these names, each with two GPUs, and yield it once the operator's process is
+    started. The operator runs here and not in the cluster, where the chart has no replicas. The programs' files are in
+    `folder`. `log` is the file for the operator's log; without it that is in `folder`, too. `chart` holds further
+    arguments for helm, such as `("--set", "agent.privileged=false")`. `models` holds the GPU model of each node that
+    does not have H100s, by node. `installation` says how NVIDIA's programs are installed. Everything is stopped when
+    the context ends.
 
-    Raises UnavailableError, SandboxError, LaunchError, ComponentError or TimeoutError if the system cannot run here. If
-    a thread of a node failed meanwhile, its error is raised at the end.
-    """
+    Raises UnavailableError, SandboxError, LaunchError, ComponentError, ApiError or TimeoutError if the system cannot
+    run here. If a thread of a node failed meanwhile, its error is raised at the end."""
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(ControlPlane(options=Options(audit=True)))
         installation.prepare(plane)
@@ -201,12 +208,13 @@ def running_loop(
 
 
 def is_cordoned(loop: NvidiaLoop, node: str) -> bool:
-    """Whether the node is unschedulable."""
+    """Whether the node is unschedulable now, whoever cordoned it. Raises ApiError if there is no such Node."""
     return bool(loop.api.get(f"{NODES}/{node}")["spec"].get("unschedulable"))
 
 
 def mig_state(loop: NvidiaLoop, node: str) -> str:
-    """Return the value of mig-manager's state label on a node; empty if the node does not have the label."""
+    """Return the value of mig-manager's state label on a node; empty if the node does not have the label. Raises
+    ApiError if there is no such Node."""
     return loop.labels(node).get(names.LABEL_MIG_STATE, "")
 
 

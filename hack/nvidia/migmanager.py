@@ -31,9 +31,10 @@ class MigManagerProgram:
     """
 
     def __init__(self, sandbox: Sandbox, node: str, kubeconfig: Path, config_file: Path) -> None:
-        """Prepare the program; nothing runs yet. `config_file` is the mig-parted configuration, and `kubeconfig` the
-        file with which mig-manager reaches the API server. The attributes `log`, `with_reboot` and
-        `clients_namespace` may be changed before a start."""
+        """Prepare the program; nothing runs yet. `node` is the name of its Node, `config_file` is the mig-parted
+        configuration, and `kubeconfig` the file with which mig-manager reaches the API server. The attributes `log`,
+        `with_reboot` (WITH_REBOOT) and `clients_namespace` (the namespace of the GPU clients that it restarts) may be
+        changed before a start."""
         self.sandbox, self.node, self.kubeconfig, self.config_file = sandbox, node, kubeconfig, config_file
         self.host_root = sandbox.folder / "host"
         self.log = sandbox.folder / "mig-manager.log"
@@ -43,10 +44,10 @@ class MigManagerProgram:
         self._manager: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start mig-manager, which must not be running. The D-Bus daemon is started first unless it has been started
-        before. mig-manager immediately applies the label's current value. Raises SandboxError if the bus does not
-        start, FileNotFoundError if dbus-daemon is not installed, and UnavailableError if mig-manager cannot be built.
-        """
+        """Start mig-manager, which must not be running, with its output appended to `log`. The D-Bus daemon is started
+        first unless that was tried before, even if it failed. mig-manager immediately applies the label's current
+        value. Raises SandboxError if the bus does not start, FileNotFoundError if dbus-daemon is not installed, and
+        UnavailableError if mig-manager cannot be built."""
         if self._bus is None:
             self._start_bus()
         extra = {
@@ -61,15 +62,15 @@ class MigManagerProgram:
             self._manager = self.sandbox.start("nvidia-mig-manager", log=log, extra=extra)
 
     def restart(self) -> None:
-        """Stop mig-manager, but not the bus, and start it again, as deleting its pod does. Raises TimeoutExpired if
-        mig-manager does not end within SECONDS, and SandboxError, FileNotFoundError or UnavailableError as `start`
-        does."""
+        """Stop mig-manager with SIGTERM, if it runs, but not the bus, and start it again, as deleting its pod does.
+        Raises TimeoutExpired if mig-manager does not end within SECONDS, and SandboxError, FileNotFoundError or
+        UnavailableError as `start` does."""
         self._end_manager(signal.SIGTERM)
         self.start()
 
     def kill(self) -> None:
-        """Kill mig-manager with SIGKILL, even in the middle of a run, and wait for its end. Does nothing if it was not
-        started."""
+        """Kill mig-manager with SIGKILL, even in the middle of a run, and wait for its end; the D-Bus keeps running.
+        Does nothing if mig-manager was not started."""
         self._end_manager(signal.SIGKILL)
 
     def stop(self) -> None:
@@ -83,7 +84,7 @@ class MigManagerProgram:
             self._bus = None
 
     def alive(self) -> bool:
-        """Whether the process of mig-manager is running."""
+        """Whether the process of mig-manager is running. False before the first start."""
         return self._manager is not None and self._manager.poll() is None
 
     def _end_manager(self, sign: signal.Signals) -> None:
@@ -96,8 +97,9 @@ class MigManagerProgram:
         self._manager = None
 
     def _start_bus(self) -> None:
-        """Start a D-Bus daemon and wait until its socket exists. Raises SandboxError if the daemon does not start, or
-        if the socket's path is too long, and FileNotFoundError if dbus-daemon is not installed."""
+        """Start a D-Bus daemon and wait until its socket exists; a socket that an earlier daemon left is removed first.
+        Raises SandboxError if the daemon ends or has no socket after SECONDS, in which case it is not stopped, or if
+        the socket's path is longer than 100 characters. Raises FileNotFoundError if dbus-daemon is not installed."""
         socket = self.host_root / "run" / "dbus" / "system_bus_socket"
         socket.parent.mkdir(parents=True, exist_ok=True)
         socket.unlink(missing_ok=True)

@@ -90,7 +90,8 @@ class RealNode:
             thread.start()
 
     def stop(self) -> None:
-        """Stop every program and both threads. If an error ended one of the threads, raise it."""
+        """Stop both threads, then every program, the registration stub and the log server. If an error ended one of the
+        threads, raise it at the end. Files and the Node object stay."""
         self._ended.set()
         for thread in self._threads:
             if thread.is_alive():
@@ -113,7 +114,8 @@ class RealNode:
 
     def manifest(self) -> Object:
         """Return the manifest of a new Node in pool `real`, with those of NVIDIA's labels that the installation keeps,
-        and with the installation's further labels. It has no state label of mig-manager, no labels of GFD and no GPU
+        and with the installation's further labels, which replace others of the same name. Its product is that of the
+        first model, even if the node has several. It has no state label of mig-manager, no labels of GFD and no GPU
         resources, because the programs add those."""
         product = find_model(self.models[0]).products[0]
         manifest = node_manifest(self.name, product=product, gpus=len(self.models), pool="real")
@@ -139,8 +141,9 @@ class RealNode:
         return write_token_kubeconfig(self._api, path, self.installation.namespace, account)
 
     def _run(self, step: Callable[[], None], seconds: float) -> None:
-        """Call `step` every `seconds` until the node stops. ApiErrors and OSErrors are logged to node.log. Any other
-        error ends the thread, and `stop` raises it."""
+        """Call `step` every `seconds`, the first time after `seconds`, until the node stops. ApiErrors and OSErrors are
+        logged to node.log, and the next call tries again. Any other error ends this thread, but not the node's other
+        one, and `stop` raises it."""
         while not self._ended.wait(seconds):
             try:
                 step()
@@ -165,12 +168,14 @@ class RealNode:
         self._labels.look()
 
     def _list_pods(self) -> list[Object]:
-        """Return the pods that are bound to this node."""
+        """Return the pods that are bound to this node, in all namespaces and phases. Raises ApiError if they cannot be
+        listed."""
         return self._api.list("/api/v1/pods", fieldSelector=f"spec.nodeName={self.name}")
 
     def _mount(self) -> None:
-        """Update the mounted ConfigMaps of the device plugin and of mig-manager, whose names `_named` returns. The
-        content of a ConfigMap that does not exist any more stays mounted. Raises ApiError if a request fails."""
+        """Update the mounted ConfigMaps of the device plugin and of mig-manager, whose names `_named` returns, in the
+        namespace of NVIDIA's programs. A mount whose ConfigMap does not exist is left as it is, so the content of a
+        deleted ConfigMap stays mounted. Raises ApiError if a request fails."""
         maps = self._api.list(f"/api/v1/namespaces/{self.installation.namespace}/configmaps")
         data = {row["metadata"]["name"]: row.get("data") or {} for row in maps}
         plugin, mig = self._named()
@@ -180,7 +185,8 @@ class RealNode:
 
     def _named(self) -> tuple[str, str]:
         """Return the names of the two ConfigMaps that the GPU Operator puts into its DaemonSets, first the device
-        plugin's and then mig-manager's. Where ClusterPolicy names none, the name is PLUGIN_MAP or MIG_MAP."""
+        plugin's and then mig-manager's. Where ClusterPolicy names none, or there is no ClusterPolicy, the name is
+        PLUGIN_MAP or MIG_MAP. Raises ApiError if ClusterPolicy cannot be read."""
         spec = operands.read_cluster_policy(self._api) or {}
         blocks = (spec.get(block, {}) for block in ("devicePlugin", "migManager"))
         plugin, mig = (block.get("config", {}).get("name", "") for block in blocks)
@@ -211,8 +217,8 @@ class RealNode:
 
     def _remove(self, pod: Object) -> None:
         """Delete a pod that has the HOLD annotation, without a grace period, as the kubelet does once the processes of
-        a terminating pod have ended. Neither is checked here. Pods without the annotation are left to kwok. ApiErrors
-        are ignored."""
+        a terminating pod have ended. Neither is checked here, but a new pod of the same name is not deleted. Pods
+        without the annotation are left to kwok. ApiErrors are ignored."""
         metadata = pod["metadata"]
         if (metadata.get("annotations") or {}).items() >= operands.HOLD.items():
             with contextlib.suppress(ApiError):
@@ -235,9 +241,10 @@ def real_nodes(
     installation: Installation = GPU_OPERATOR,
 ) -> Iterator[dict[str, RealNode]]:
     """Create nodes in a cluster in which NVIDIA's DaemonSets are installed. Yield the nodes by name once their Nodes
-    are Ready and their programs are being started. `machines` holds the models of each node's GPUs, by name. The
-    programs run until the context ends, which raises the error of a node's thread if there was one. Raises TimeoutError
-    if the Nodes do not become Ready, ApiError if one is refused, and UnavailableError if a program cannot be built."""
+    are Ready and their programs are being started. `machines` holds the models of each node's GPUs, by name. Each
+    node's files are in a folder of its name in `folder`. The programs run until the context ends, which raises the
+    error of a node's thread if there was one; the Node objects stay. Raises TimeoutError if the Nodes do not become
+    Ready, ApiError if one is refused, and UnavailableError if a program cannot be built."""
     with contextlib.ExitStack() as stack, open_api(kubeconfig) as api:
         nodes: dict[str, RealNode] = {}
         for name, models in machines.items():

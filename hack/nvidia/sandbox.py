@@ -104,9 +104,10 @@ class Sandbox:
     programs."""
 
     def __init__(self, simulator: Simulator, folder: Path) -> None:
-        """Create the files that the programs see, for the GPUs that the machine has now, and build mig-parted's
-        programs if they are missing. No program is started. Raises FileNotFoundError if the simulated machine does not
-        exist, and UnavailableError if the programs cannot be built."""
+        """Create the files that the programs see in `folder`, for the GPUs that the machine has now, and build
+        mig-parted's programs if they are missing; earlier files are replaced. No program is started. Raises
+        FileNotFoundError if the simulated machine does not exist, and UnavailableError if the programs cannot be
+        built."""
         self.simulator = simulator
         self.folder = folder.resolve()
         self.plugins = self.folder / "device-plugins"
@@ -117,8 +118,9 @@ class Sandbox:
         self._write_stubs()
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Return the environment variables of a program in the sandbox: ours, those of the simulator, and `extra`.
-        Later ones replace earlier ones. The folder with the stubs comes first on PATH."""
+        """Return the environment variables of a program in the sandbox: ours, those of the simulator, PATH with the
+        folder of the stubs in front, and `extra`. Later ones replace earlier ones. Builds the simulated library if it
+        is missing, and raises UnavailableError if that fails."""
         path = os.pathsep.join((str(self.folder / "bin"), os.environ.get("PATH", os.defpath)))
         return {**os.environ, **self.simulator.environment(), "PATH": path, **(extra or {})}
 
@@ -156,9 +158,10 @@ class Sandbox:
         seconds: float = 60,
         limits: Sequence[str] = (),
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a program, wait for its end, and return its output and exit status. Raises TimeoutExpired after
-        `seconds`, UnavailableError if the program cannot be built and, for mig-manager, SandboxError or
-        FileNotFoundError as `start` does."""
+        """Run a program in the sandbox, wait for its end, and return its output as text and its exit status, whatever
+        that is. The program sees the processes of the sandbox's own `proc`; `extra` and `limits` are those of
+        `environment` and `command`. Raises TimeoutExpired after `seconds`, UnavailableError if the program cannot be
+        built and, for mig-manager, SandboxError or FileNotFoundError as `start` does."""
         _check_host_root(program, arguments, extra or {})
         return subprocess.run(
             self.command(program, *arguments, limits=limits),
@@ -180,14 +183,13 @@ class Sandbox:
         limits: Sequence[str] = (),
         proc: "ProcessView | None" = None,
     ) -> "subprocess.Popen[str]":
-        """Start a program whose output goes to `log`, and return its process. The program replaces the shell that
-        prepares the sandbox, so the process has the program's pid. The other parameters are those of `command` and
-        `environment`.
+        """Start a program whose standard output and error go to `log`, and return its process, which leads a session of
+        its own. The program replaces the shell that prepares the sandbox, so the process has the program's pid. The
+        other parameters are those of `command` and `environment`.
 
         Raises SandboxError if mig-manager gets arguments, or if HOST_ROOT_MOUNT is not set for it or is the real root.
         Raises FileNotFoundError if HOST_ROOT_MOUNT does not exist, and UnavailableError if the program cannot be
-        built.
-        """
+        built."""
         _check_host_root(program, arguments, extra or {})
         return subprocess.Popen(
             self.command(program, *arguments, binds=binds, added=added, limits=limits, proc=proc),
@@ -199,8 +201,9 @@ class Sandbox:
         )
 
     def process_view(self, name: str) -> "ProcessView":
-        """Create the folder `name`, which the programs of one pod see as /proc, and return it as a ProcessView.
-        Programs that share it see one another and no others; it shows no processes yet."""
+        """Create the folder `name` in the sandbox's folder unless it exists. The programs of one pod see it as /proc.
+        Return it as a ProcessView. Programs that share it see one another and no others; a new one shows no processes
+        yet."""
         return ProcessView(self.folder / name, self.folder / "real-proc", len(self.simulator.show()["gpus"]))
 
     def _write_pci(self) -> None:
@@ -238,7 +241,7 @@ class ProcessView:
                 _link(folder / entry, real / entry)
 
     def show(self, pid: int) -> None:
-        """Show a process that has started."""
+        """Show a process that has started, by its pid in the real /proc, to the programs that share this view."""
         _link(self.folder / str(pid), self._real / str(pid))
 
     def hide(self, pid: int) -> None:
@@ -248,7 +251,8 @@ class ProcessView:
 
 def mig_minors(gpus: int) -> str:
     """Return the content of `/proc/driver/nvidia-caps/mig-minors` on a machine with this many GPUs: a line for each MIG
-    capability that `cap_minors` numbers, with its name, which has no `mig/`, and its minor number."""
+    capability that `cap_minors` numbers, in the order of the numbers, with its name, which has no `mig/`, and its minor
+    number."""
     return "".join(f"{name.replace('mig/', '')} {minor}\n" for name, minor in cap_minors(gpus).items())
 
 
@@ -274,11 +278,11 @@ def _check_host_root(program: str, arguments: Sequence[str], extra: Mapping[str,
 
 
 def write_devices(folder: Path, gpus: Sequence[dict[str, Any]]) -> None:
-    """Create a folder for each GPU in `folder`, with the files that go-nvlib reads.
+    """Create a folder for each GPU in `folder`, named by its bus id, with the files that go-nvlib reads. Existing files
+    are overwritten; folders of other GPUs stay. `gpus` are those of `Simulator.show`.
 
-    There is no `vfio-dev`, because a GPU that is bound to the nvidia driver has none. From mig-parted v0.15 on
-    go-nvlib warns about that ("unable to detect IOMMU FD"), here as on a real node.
-    """
+    There is no `vfio-dev`, because a GPU that is bound to the nvidia driver has none. From mig-parted v0.15 on go-nvlib
+    warns about that ("unable to detect IOMMU FD"), here as on a real node."""
     for gpu in gpus:
         device = folder / gpu["bus_id"]
         device.mkdir(parents=True, exist_ok=True)
@@ -296,10 +300,11 @@ def write_devices(folder: Path, gpus: Sequence[dict[str, Any]]) -> None:
 
 
 def pci_ids(gpus: Sequence[dict[str, Any]]) -> str:
-    """Return the content of a pci.ids with these GPUs only.
+    """Return the content of a pci.ids with these GPUs only: NVIDIA as the only vendor, one line for each device id,
+    sorted by id, with the product's name, and one class.
 
-    NVIDIA's programs read the whole file (1.5 MB, built in) for each GPU and each query, which takes 40 ms each time.
-    """
+    NVIDIA's programs read the whole file (1.5 MB, built in) for each GPU and each query, which takes 40 ms each
+    time."""
     names = {f"{_ids(gpu)[1]:04x}": gpu["name"] for gpu in gpus}
     lines = [f"\t{code}  {name}" for code, name in sorted(names.items())]
     return "\n".join(
@@ -308,6 +313,6 @@ def pci_ids(gpus: Sequence[dict[str, Any]]) -> str:
 
 
 def _ids(gpu: dict[str, Any]) -> tuple[int, int]:
-    """Return the PCI vendor id and device id of a GPU."""
+    """Return the PCI vendor id and device id of a GPU, from the 32 bits of its `pci_device_id`."""
     code = int(gpu["pci_device_id"], 16)
     return code & 0xFFFF, code >> 16

@@ -81,13 +81,13 @@ class SandboxTask:
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """End the program, and what is left of its process group, with SIGKILL. Does nothing if the program is not
-        started."""
+        """End the program, and what is left of its process group, with SIGKILL, and hide it from other programs. Does
+        nothing if the program is not started."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End the program with SIGTERM, or with SIGKILL if it has not ended after STOP_SECONDS, and kill what is left
-        of its process group. Does nothing if the program is not started."""
+        """End the program with SIGTERM, or with SIGKILL if it has not ended after STOP_SECONDS, kill what is left of
+        its process group, and hide it from other programs. Does nothing if the program is not started."""
         self._end(signal.SIGTERM)
 
     def run(self, seconds: float) -> int:
@@ -104,8 +104,9 @@ class SandboxTask:
             self.kill()
 
     def _end(self, sign: signal.Signals) -> None:
-        """Send the signal and wait, and send SIGKILL if the program is still running after STOP_SECONDS. Then kill
-        what is left of its process group, and hide the process. Does nothing if the program is not started."""
+        """Send the signal and wait, and send SIGKILL if the program is still running after STOP_SECONDS. After SIGKILL
+        wait for STOP_SECONDS at most, too; no error is raised then. Then kill what is left of its process group, and
+        hide the process. Does nothing if the program is not started."""
         if self._process is None:
             return
         for number in dict.fromkeys((sign, signal.SIGKILL)):
@@ -139,8 +140,9 @@ class RestartedTask:
         self._not_before = 0.0
 
     def look(self) -> None:
-        """Start the task if it is not running and the pause since its last start has passed. A task that has ended is
-        cleaned up with its `stop` first, even during the pause."""
+        """Start the task if it is not running and the pause since its last start has passed. The next pause is then
+        twice as long, up to LAST_RESTART. A task that has ended is cleaned up with its `stop` first, even during the
+        pause. Errors of `start` pass through, and the next call then tries again without a pause."""
         if self.task.alive():
             return
         self.task.stop()  # clean up, so that other programs of the pod do not see an ended process during the pause
@@ -155,8 +157,9 @@ class PodProcesses:
     """The processes of one pod: first the init containers, then the containers in parallel."""
 
     def __init__(self, uid: str, containers: Sequence[Task], init: Callable[[], bool]) -> None:
-        """Prepare the processes. `init` is called repeatedly until it returns True: the volumes are then mounted, and
-        the init containers have succeeded."""
+        """Prepare the processes of the pod with this UID; nothing runs yet. `init` is called repeatedly until it
+        returns True: the volumes are then mounted, and the init containers have succeeded. `containers` are started in
+        this order."""
         self.uid = uid
         self._containers = [RestartedTask(task) for task in containers]
         self._init = init
@@ -173,11 +176,12 @@ class PodProcesses:
                 container.look()
 
     def kill(self, number: int = 0) -> None:
-        """Kill the process of container `number`; a later `look` restarts it. Does nothing if it is not running. Raises
-        IndexError if there is no such container."""
+        """Kill the process of container `number`, by default the first; a later `look` restarts it. Does nothing if it
+        is not running. Raises IndexError if there is no such container."""
         self._containers[number].task.kill()
 
     def stop(self) -> None:
-        """Stop all processes, because the pod is deleted."""
+        """Stop all processes, one after another, because the pod is deleted. The containers are not marked as stopped,
+        so call no `look` afterwards."""
         for container in self._containers:
             container.task.stop()

@@ -86,10 +86,11 @@ def _add_injections(parser: argparse.ArgumentParser) -> None:
 
 
 def _set(simulator: Simulator, gpu: int | None, fields: Sequence[str]) -> None:
-    """Set each `field=value` in turn: a field of the machine, otherwise one of the GPU `gpu` (of all GPUs if that is
-    None), or as `profile:field=value` a field of a profile. Raises SimulatorError for an unknown field, GPU or
-    profile, for a string that is too long, and for an argument of another form. Raises ValueError for a number
-    field whose value is not an integer. Fields before the bad one stay set."""
+    """Set each `field=value` in the given order: a field of the machine if its name is one of the few listed below,
+    otherwise a field of the GPU `gpu` (of all GPUs if that is None), or as `profile:field=value` a field of a profile
+    of these GPUs. Raises SimulatorError for an unknown field, GPU or profile, for a string that is too long, and for an
+    argument of another form. Raises ValueError for a number field whose value is not an integer. Fields before the bad
+    one stay set."""
     for field in fields:
         name, equals, value = field.partition("=")
         if not equals:
@@ -111,8 +112,8 @@ def _set(simulator: Simulator, gpu: int | None, fields: Sequence[str]) -> None:
 
 
 def _inject(simulator: Simulator, options: argparse.Namespace) -> None:
-    """Carry out the verb `inject`: a fault, the end of all faults, an event, or the start or end of a process. Raises
-    SimulatorError if the machine refuses it."""
+    """Carry out the verb `inject`: a fault, the end of all faults (`clear`), an event, or the start or, with `--end`,
+    the end of a process. Prints nothing. Raises SimulatorError if the machine refuses it."""
     if options.kind == "fault":
         simulator.inject(
             options.function, options.fault, gpu=options.gpu, skip=options.skip, count=options.count
@@ -129,7 +130,8 @@ def _inject(simulator: Simulator, options: argparse.Namespace) -> None:
 
 
 def _print_machine(machine: dict[str, Any]) -> None:
-    """Print the GPUs with their instances, the processes and the faults of a machine."""
+    """Print a machine, as `Simulator.show` returns it, to stdout: a line for the machine, one for each GPU, followed by
+    those of its instances, and one for each process and each fault. Clients are not printed."""
     print(f"SIMULATED machine, driver {machine['driver']}, {len(machine['gpus'])} GPUs")
     for gpu in machine["gpus"]:
         mode = "no MIG" if gpu["mig"] is None else f"MIG {'on' if gpu['mig']['current'] else 'off'}"
@@ -149,21 +151,23 @@ def _print_machine(machine: dict[str, Any]) -> None:
 
 
 def _show(simulator: Simulator, options: argparse.Namespace) -> None:
-    """Print the machine, as text or as JSON."""
+    """Print the machine to stdout, as JSON with `--json`, otherwise as text (`_print_machine`)."""
     machine = simulator.show()
     print(json.dumps(machine, indent=2)) if options.json else _print_machine(machine)
 
 
 def _print_environment(simulator: Simulator, _: argparse.Namespace) -> None:
-    """Print the environment variables that a program needs to see the machine, as shell commands. Builds the library
-    if it is missing, and raises UnavailableError if that fails."""
+    """Print the environment variables that a program needs to see the machine, as `export` commands for a shell. The
+    second argument, which every function of VERBS gets, is ignored. Builds the library if it is missing, and raises
+    UnavailableError if that fails."""
     for name, value in simulator.environment().items():
         print(f"export {name}={shlex.quote(value)}")
 
 
 def _reset(simulator: Simulator, options: argparse.Namespace) -> None:
-    """Reset the named GPUs, or all if none is named. Several may be named in one argument, with commas between. Raises
-    SimulatorError for an unknown name, or if one of the GPUs cannot be reset."""
+    """Reset the GPUs that the arguments name by index, bus id or UUID, or all if none is named. Several may be named in
+    one argument, with commas between. Raises SimulatorError for an unknown name, or if one of the GPUs cannot be reset;
+    then none is reset."""
     names = [name for text in options.gpus for name in text.split(",")]
     simulator.reset(simulator.find_gpus(names) or None)
 
@@ -182,8 +186,9 @@ VERBS: Mapping[str, Callable[[Simulator, argparse.Namespace], None]] = {
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Carry out the verb; `create` also prints the new machine. The state file is --state, or else $NVMLSIM_STATE;
-    `models` and `build` need none. Raises SimulatorError if neither is set or the machine refuses, UnknownModelError,
+    """Carry out the verb. `create` makes `--gpus` GPUs of each `--model`, and then prints the new machine; `models` and
+    `build` print the cards and the library's folder. The state file is --state, or else $NVMLSIM_STATE; `models` and
+    `build` need none. Raises SimulatorError if neither is set or the machine refuses, UnknownModelError,
     UnavailableError if the library cannot be built, FileNotFoundError if there is no state file, and ValueError if a
     number field's value is not an integer."""
     if options.verb == "models":

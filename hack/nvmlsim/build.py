@@ -81,11 +81,8 @@ def implemented_functions() -> frozenset[str]:
 
 
 def known_functions() -> frozenset[str]:
-    """Return the names of the NVML functions that the installed nvidia-ml-py looks up.
-
-    Raises:
-        UnavailableError: nvidia-ml-py is not installed.
-    """
+    """Return the names of the NVML functions that the installed nvidia-ml-py looks up, with suffixes such as `_v2`.
+    Raises UnavailableError if nvidia-ml-py is not installed."""
     spec = importlib.util.find_spec("pynvml")
     if spec is None or spec.origin is None:
         raise UnavailableError(f"{WHAT} reads the list of NVML functions from nvidia-ml-py: install it")
@@ -94,8 +91,8 @@ def known_functions() -> frozenset[str]:
 
 
 def stub_source() -> str:
-    """Return the C source of the functions that NVML has and the simulator does not implement; each returns
-    NVML_ERROR_NOT_SUPPORTED. Raises UnavailableError if nvidia-ml-py is not installed."""
+    """Return the C source of those functions that nvidia-ml-py looks up and the simulator does not implement, sorted by
+    name; each returns NVML_ERROR_NOT_SUPPORTED. Raises UnavailableError if nvidia-ml-py is not installed."""
     names = sorted(known_functions() - implemented_functions())
     lines = [
         f"API nvmlReturn_t {name}(void);\n"

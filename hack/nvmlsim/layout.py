@@ -242,8 +242,8 @@ def c_header() -> str:
 
 
 def declarations() -> list[str]:
-    """Return lines of C with the bounds, the enums, and the structures with assertions on their sizes. `layout_hash`
-    hashes these lines."""
+    """Return lines of C: a macro `SIM_…` for each of CONSTANTS, the enums, and STRUCTURES with an assertion on the size
+    of each. `layout_hash` hashes these lines."""
     types: dict[Any, str] = {**_SCALARS, **{kind: f"struct {name}" for name, kind in STRUCTURES}}
     lines = [f"#define SIM_{name} {globals()[name]}" for name in CONSTANTS]
     lines += ["enum { SIM_MEDIA_PLAIN, SIM_MEDIA_EXTENSIONS, SIM_MEDIA_ALL, SIM_MEDIA_NONE };"]
@@ -256,8 +256,9 @@ def declarations() -> list[str]:
 
 
 def _declare(types: dict[Any, str], name: str, kind: Any) -> str:
-    """Return the declaration of one field in C, an array or a single value, without a semicolon. `types` holds the name
-    of each type in C, by its ctypes class."""
+    """Return the declaration of the field `name` in C, an array or a single value, without a semicolon. `kind` is its
+    ctypes class, and `types` holds the name of each type in C, by its ctypes class. Raises KeyError for a class that
+    `types` lacks."""
     if hasattr(kind, "_length_"):
         return f"{types[kind._type_]} {name}[{kind._length_}]"
     return f"{types[kind]} {name}"

@@ -66,8 +66,8 @@ class GpuPlace:
 
 
 def simulated_cards() -> list[Card]:
-    """Return the cards of the table that can be simulated: a product and a PCI device id are known, and every profile
-    has an id and placements. Cards without MIG are among them, because they have no profiles."""
+    """Return the cards of the table that can be simulated, in its order: a product and a PCI device id are known, and
+    every profile has an id and placements. Cards without MIG are among them, because they have no profiles."""
     return [
         card
         for card in CARDS
@@ -132,13 +132,14 @@ def total_memory_mib(card: Card) -> int:
 
 
 def profile_suffix(name: str) -> str:
-    """Return the suffix of a profile's name, such as `+me` of `1g.10gb+me`; empty for a plain profile."""
+    """Return the suffix of a profile's name, such as `+me` of `1g.10gb+me`; empty for a plain profile. A name of
+    another form is returned unchanged."""
     return re.sub(r"^\d+g\.\d+gb", "", name)
 
 
 def profile_index(profile: Profile, card: Card) -> int:
-    """Return the number NVML_GPU_INSTANCE_PROFILE_* by which NVML looks up this profile. A profile with more memory
-    than another one of the same slices and suffix has INDEX_OF_DOUBLE_MEMORY. Raises KeyError for slices and a
+    """Return the number NVML_GPU_INSTANCE_PROFILE_* by which NVML looks up this profile of `card`. A profile with more
+    memory than another one of the same slices and suffix has INDEX_OF_DOUBLE_MEMORY. Raises KeyError for slices and a
     suffix that PROFILE_INDEX lacks."""
     suffix = profile_suffix(profile.name)
     same = [p.size for p in card.profiles if p.slices == profile.slices and profile_suffix(p.name) == suffix]
@@ -148,15 +149,18 @@ def profile_index(profile: Profile, card: Card) -> int:
 
 
 def _brand(product: str) -> int:
-    """Return NVML's number for the brand in a product's name: Tesla, RTX, or NVIDIA for all other names."""
+    """Return NVML's number for the brand in a product's name: Tesla if the name begins with that, RTX if it contains
+    that as a word inside, otherwise NVIDIA."""
     if product.startswith("Tesla"):
         return _BRAND_TESLA
     return _BRAND_RTX if " RTX " in product else _BRAND_NVIDIA
 
 
 def _fill_profile(slot: layout.SimProfile, profile: Profile, card: Card, units: int) -> None:
-    """Write a profile of the card into its slot. `units` is the number of memory units of the card. Raises KeyError if
-    NVML has no number for the profile."""
+    """Write a profile of the card into its slot. `units` is the number of memory units of the card. SMs that _SMS does
+    not have are 16 per slice. Copy engines, decoders and JPEG engines are one per slice, but a `-me` profile has no
+    decoders and JPEG engines; only a profile of all memory units or with `+me` has an OFA. Raises KeyError if NVML has
+    no number for the profile."""
     suffix = profile_suffix(profile.name)
     engines = 0 if suffix == "-me" else profile.slices
     slot.index = profile_index(profile, card)

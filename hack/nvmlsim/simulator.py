@@ -38,8 +38,9 @@ def _plain(structure: ctypes.Structure, *names: str) -> dict[str, Any]:
 
 
 def machine(state: layout.SimState) -> dict[str, Any]:
-    """Return the machine as plain data: driver, GPUs, processes, faults, and the pids of clients. A client that was
-    killed may still be listed."""
+    """Return the machine as plain data: `simulated`, which is always True, the driver's version, the GPUs in the order
+    of their indexes, processes, faults, and the pids of clients (0 is left out). A client that was killed may still be
+    listed."""
     return {
         "simulated": True,
         "driver": text(state.driver_version),
@@ -67,8 +68,8 @@ def _gpu(index: int, gpu: layout.SimGpu) -> dict[str, Any]:
 
 
 def _instance(gpu: layout.SimGpu, instance: layout.SimGpuInstance) -> dict[str, Any]:
-    """Return a GPU instance as plain data: id, name of its profile without `MIG `, start, size in memory slices, and
-    its compute instances, each with id, start, number of slices, UUID and MIG index."""
+    """Return a GPU instance as plain data: id, name of its profile without `MIG `, start and size in memory slices, and
+    its compute instances in the order of their slots, each with id, start, number of slices, UUID and MIG index."""
     profile = gpu.profiles[instance.profile]
     return {
         "id": instance.id,
@@ -84,8 +85,8 @@ def _instance(gpu: layout.SimGpu, instance: layout.SimGpuInstance) -> dict[str, 
 
 
 def _process(process: layout.SimProcess) -> dict[str, Any]:
-    """Return a process as plain data: GPU, pid, name and the fields of ANY_PROCESS. Its memory is None if the driver
-    does not report it."""
+    """Return a process as plain data: GPU, pid, name and the fields of ANY_PROCESS, with `mps` and `graphics` as
+    booleans. Its memory is None if the driver does not report it."""
     return {
         **_plain(process, "gpu", "pid", "name", *ANY_PROCESS),
         "memory_mib": None if process.memory_mib == layout.MEMORY_UNKNOWN else process.memory_mib,
@@ -207,8 +208,8 @@ class Simulator:
         return {**environ, "NVMLSIM_PRIVILEGE": privilege} if privilege else environ
 
     def upgrade_driver(self, version: str) -> None:
-        """Load another driver, with an NVML version of the same number. Programs that began before can never open NVML
-        again (LIB_RM_VERSION_MISMATCH). Raises SimulatorError if the version is too long."""
+        """Load another driver, with an NVML version of the same number after `13.`. Programs that began before can
+        never open NVML again (LIB_RM_VERSION_MISMATCH). Raises SimulatorError if the version is too long."""
         self.set_machine(driver_version=version, nvml_version=f"13.{version}")
 
     def take_devices_away(self) -> None:
@@ -260,8 +261,9 @@ class Simulator:
         name: str = "",
         **fields: Unpack[ProcessFields],
     ) -> None:
-        """Start a process that computes or draws on a GPU. An empty name means that NVML knows none. Another process
-        may have the same pid. Raises SimulatorError for an unknown GPU, a name that is too long, or too many
+        """Start a process that computes or draws on a GPU. An empty name means that NVML knows none. `fields` replace
+        those of ANY_PROCESS; whether the GPU has the MIG device that they name is not checked. Another process may have
+        the same pid. Raises SimulatorError for an unknown GPU, a name that is too long, or more than MAX_PROCESSES
         processes."""
         with self._edit() as state:
             self._indexes(state, gpu)
@@ -277,7 +279,7 @@ class Simulator:
             slot.used = 1
 
     def remove_process(self, pid: int) -> None:
-        """End the processes with this pid, if there are any."""
+        """End the processes with this pid on all GPUs, if there are any."""
         with self._edit() as state:
             for process in state.processes:
                 if process.pid == pid:
@@ -318,8 +320,10 @@ class Simulator:
     def post_event(
         self, gpu: int, event_type: int, data: int = 0, *, gpu_instance: int = NO_INSTANCE
     ) -> None:
-        """Send an event to the programs that wait for one: `post_event(0, EVENT_XID, 79)`. The file holds the last
-        MAX_EVENTS events, so the oldest is overwritten. Raises SimulatorError for an unknown GPU."""
+        """Send an event to the programs that wait for one: `post_event(0, EVENT_XID, 79)`. `event_type` is one of
+        EVENT_TYPES' values, `data` the number of an XID, and `gpu_instance` the id of a GPU instance if the event
+        concerns only that. The file holds the last MAX_EVENTS events, so the oldest is overwritten. Raises
+        SimulatorError for an unknown GPU."""
         with self._edit() as state:
             self._indexes(state, gpu)
             slot = state.events[state.event_count % layout.MAX_EVENTS]
@@ -343,12 +347,11 @@ class Simulator:
 
     def reset(self, gpus: Sequence[int] | None = None) -> None:
         """Reset GPUs, or all if `gpus` is None, as `nvidia-smi -r` does: instances are gone, pending modes take effect,
-        and the compute mode is the default. An empty sequence resets none. Cards that switch MIG without a reset
-        (Hopper and later) lose their MIG mode.
+        and the compute mode is the default. A lost GPU stays lost. An empty sequence resets none. Cards that switch MIG
+        without a reset (Hopper and later) lose their MIG mode.
 
         Raises SimulatorError if there is no such GPU, if a process or an unnamed client uses one, if any NVML client is
-        open and the machine's field `clients_block` is set, or if a VM cannot reset a GPU. Then no GPU is reset.
-        """
+        open and the machine's field `clients_block` is set, or if a VM cannot reset a GPU. Then no GPU is reset."""
         with self._edit() as state:
             indexes = range(state.gpu_count) if gpus is None else gpus
             holders = self._holders(state)
@@ -373,8 +376,8 @@ class Simulator:
                 _reset_gpu(gpu)
 
     def show(self) -> dict[str, Any]:
-        """Return the machine as plain data: driver, GPUs with their instances, processes, faults, and the pids of
-        clients, as `machine` does."""
+        """Return the machine as plain data, as `machine` does: the driver's version, GPUs with their instances,
+        processes, faults, and the pids of clients."""
         with self._edit() as state:
             return machine(state)
 
@@ -401,8 +404,9 @@ class Simulator:
             yield state
 
     def _holders(self, state: layout.SimState) -> list[int]:
-        """Return the pids of the clients whose slots are locked, each as numbered in the client's own PID namespace.
-        Call it under the lock of the file."""
+        """Return the pids of the clients whose slots another process has locked, each as numbered in the client's own
+        PID namespace, in the order of the slots. Clients without a pid (0) are left out. Call it under the lock of the
+        file."""
         pids = []
         for slot, pid in enumerate(state.clients):
             byte = layout.CLIENT_LOCKS + slot
@@ -477,7 +481,8 @@ def _namespace(kind: str) -> int:
 
 
 def _find_profile(gpu: layout.SimGpu, name: str) -> layout.SimProfile:
-    """Return the profile of this name. Raises SimulatorError if the GPU has none."""
+    """Return the slot of the GPU's profile `name`, which has no `MIG ` in front, such as `1g.10gb`. Raises
+    SimulatorError if the GPU has none of this name."""
     for profile in gpu.profiles[: gpu.profile_count]:
         if text(profile.name).removeprefix("MIG ") == name:
             match: layout.SimProfile = profile
@@ -529,8 +534,9 @@ def of_device(gpu: int, gpu_instance: int, compute_instance: int) -> tuple[str, 
 
 def cap_minors(gpus: int) -> dict[str, int]:
     """Return the minor number of each capability that a machine with this many GPUs can have, by the capability's file
-    as `of_device` names it. CONFIG has 1 and MONITOR 2. From FIRST_CAP_MINOR on, every possible GPU instance and
-    compute instance has a number."""
+    as `of_device` names it, in the order of the numbers. CONFIG has 1 and MONITOR 2. From FIRST_CAP_MINOR on, each GPU
+    has a number for each possible GPU instance (GPU_INSTANCE_IDS), each followed by those of its possible compute
+    instances (COMPUTE_INSTANCE_IDS)."""
     names = []
     for gpu, instance in itertools.product(range(gpus), GPU_INSTANCE_IDS):
         names.append(of_device(gpu, instance, 0)[0])
@@ -561,8 +567,8 @@ class MachineDevice:
 
 
 def machine_devices(shown: dict[str, Any]) -> list[MachineDevice]:
-    """Return the devices of a simulated machine, given what `Simulator.show` returns: each GPU, with or without MIG,
-    followed by one MIG device for each compute instance on it."""
+    """Return the devices of a simulated machine, given what `Simulator.show` returns. Each GPU comes first, with or
+    without MIG, followed by one MIG device for each compute instance on it."""
     devices: list[MachineDevice] = []
     for gpu in shown["gpus"]:
         devices.append(MachineDevice(gpu["index"], gpu["uuid"]))

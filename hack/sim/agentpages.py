@@ -146,7 +146,7 @@ class AgentPages:
         self._lapses.pop(node, None)
 
     def close(self) -> None:
-        """Stop the server and its thread, and free the port."""
+        """Stop the server, wait for its thread, and free the port. Call it once."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

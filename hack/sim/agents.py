@@ -18,8 +18,9 @@ class SharedGPUNodes:
         self._listeners: dict[str, list[asyncio.Queue[WatchEvent]]] = {}
 
     def take(self, node: JSON, gone: bool) -> None:
-        """Store a version of a GPUNode, or forget the GPUNode if it is `gone`. Every open watch of that name gets the
-        change: DELETED if the GPUNode is gone, otherwise MODIFIED, even if the GPUNode is new."""
+        """Store a version of a GPUNode, or forget the GPUNode if it is `gone`; versions are not compared. Every open
+        watch of that name gets the change: DELETED if the GPUNode is gone, otherwise MODIFIED, even if the GPUNode is
+        new."""
         name = node["metadata"]["name"]
         if gone:
             self._nodes.pop(name, None)

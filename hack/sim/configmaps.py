@@ -31,9 +31,10 @@ class MountedConfigMaps:
         return True
 
     def content(self, name: str, *, node: str, pod_started: float, now: float) -> Mapping[str, str]:
-        """Return the data of a ConfigMap as a pod on this node sees it now; empty if there is no such ConfigMap. The
-        pod sees the newest version from before its start, and later versions after a delay that depends on the
-        node: 40 % to 100 % of the longest delay. A deletion is seen like a version without data."""
+        """Return the data of a ConfigMap as a pod on this node sees it now; empty if there is no such ConfigMap. Times
+        are in simulated seconds. The pod sees the newest version from its start or before, and later versions after a
+        delay that depends only on the node's name: 40 % to 100 % of the longest delay. A deletion is seen like a
+        version without data."""
         delay = self._delay * (0.4 + 0.6 * (zlib.crc32(node.encode()) % 1000) / 1000)
         content: Mapping[str, str] = {}
         for since, data in self._versions.get(name, ()):

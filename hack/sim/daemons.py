@@ -63,8 +63,9 @@ class DaemonSetPlayer:
 
     def look(self, node: str, labels: Mapping[str, str]) -> None:
         """Start to create this node's pod if the node needs one and has no pod object, or to delete the running pod if
-        the node needs none. A node needs a pod if the selector matches `labels` and the operand is not turned off.
-        Does nothing while an earlier creation or deletion is in progress."""
+        the node needs none. A node needs a pod if the selector matches `labels` and ClusterPolicy does not turn the
+        operand off. Returns at once; the work is a task of its own (`spawn`). Does nothing while an earlier creation or
+        deletion is in progress."""
         if node in self._busy:
             return
         wanted = self._operand not in self._cluster.policy.off and self._selector.items() <= labels.items()
@@ -126,8 +127,8 @@ class DaemonSetPlayer:
         return str(found["metadata"]["uid"])
 
     def _body(self, name: str, node: str, uid: str) -> JSON:
-        """Return the manifest of a pod that is already bound to the node, has the label of the DaemonSet's pods, and
-        tolerates TOLERATED. Its owner is the DaemonSet, with this UID."""
+        """Return the manifest of a pod that is already bound to the node, has the label of the DaemonSet's pods and one
+        container, and tolerates TOLERATED. Its owner is the DaemonSet, with this UID."""
         owner = {
             "apiVersion": "apps/v1",
             "kind": "DaemonSet",

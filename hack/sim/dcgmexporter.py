@@ -87,7 +87,8 @@ class MetricsPage(Collector):
         self._devices, self._setup = devices, setup
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the family of each metric in HELP, with one sample for each device."""
+        """Yield the family of each metric in HELP, a gauge, with one sample for each device, as dcgm-exporter serves it
+        before Prometheus changes any label."""
         for name, text in HELP.items():
             family = Metric(name, f"{text} SIMULATED.", "gauge")
             for device in self._devices:

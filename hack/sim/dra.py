@@ -37,8 +37,9 @@ _CLASSES = {
 
 def device_classes() -> list[JSON]:
     """Return the DeviceClasses that the driver's chart installs (deployments/helm, templates/deviceclass-*.yaml). There
-    is one for each entry of _CLASSES: GPUs, MIG devices, GPUs for VMs, and the daemons and default channels of compute
-    domains. Each selects its devices by driver and type. Only that of GPUs has an extended resource."""
+    is one for each entry of _CLASSES, in its order: GPUs, MIG devices, GPUs for VMs, and the daemons and default
+    channels of compute domains. Each selects its devices by driver and type, and that of channels only the channel with
+    id 0. Only that of GPUs has an extended resource."""
     classes = []
     for name, (driver, kind, resource) in _CLASSES.items():
         words = f"device.driver == '{driver}' && device.attributes['{driver}'].type == '{kind}'"
@@ -60,8 +61,9 @@ def device_classes() -> list[JSON]:
 
 
 def driver_pod_spec(node_selector: dict[str, str], tolerations: Iterable[JSON]) -> JSON:
-    """Return the spec of the pods of the driver's DaemonSet: two containers, `compute-domains` and `gpus`, whose names
-    and commands are those by which the driver is recognized."""
+    """Return the spec of the pods of the driver's DaemonSet, with this node selector and these tolerations: two
+    containers, `compute-domains` and `gpus`, whose names and commands are those by which the driver is recognized. The
+    pods have one second to end."""
     programs = {"compute-domains": "compute-domain-kubelet-plugin", "gpus": "gpu-kubelet-plugin"}
     return {
         "nodeSelector": node_selector,
@@ -80,9 +82,10 @@ def driver_pod_spec(node_selector: dict[str, str], tolerations: Iterable[JSON]) 
 
 
 def published_devices(gpus: Iterable[GPU]) -> list[JSON]:
-    """Return the devices of a ResourceSlice for these GPUs. They are the MIG instances of each GPU whose MIG mode is
-    Enabled, which may be none, and each other GPU itself. Raises LibraryError if NVML cannot reach one of the GPUs,
-    because the real program exits then."""
+    """Return the devices of a ResourceSlice for these GPUs, in the given order. They are the MIG instances of each GPU
+    whose MIG mode is Enabled, which may be none, and each other GPU itself. Their names hold the GPU's index and, for
+    an instance, its profile, the profile's id (0 if the card table has none) and its start. Raises LibraryError if NVML
+    cannot reach one of the GPUs, because the real program exits then."""
     devices = []
     for gpu in gpus:
         if gpu.access != "Ok":
@@ -135,8 +138,9 @@ class KubeletPlugin:
     async def run(self) -> None:
         """Publish the GPUs' devices once for each new pod that runs, and once after a reboot, until canceled; later
         changes of the GPUs are not published. If NVML cannot be read, the start is repeated after a CrashLoopBackOff,
-        which grows with each failure, or as soon as the pod changes. When there was no pod for WIPED_AFTER, the slice
-        is deleted. KubeErrors other than Unavailable and Throttled are raised."""
+        or as soon as the pod changes. It doubles with each failure, from `crash_first` to `crash_last`, and begins anew
+        after a success. When a plugin that had started has had no pod for WIPED_AFTER, the slice is deleted. KubeErrors
+        other than Unavailable and Throttled are raised."""
         crashes, clock, times = 0, self._cluster.clock, self._cluster.settings.times
         while True:
             self._wake.clear()
@@ -154,9 +158,10 @@ class KubeletPlugin:
                 crashes += 1
 
     async def _start(self, uid: str) -> bool:
-        """Read the GPUs and publish their devices, and return True. If the pod is no longer the one of this UID after
-        the reading, nothing is published, but True is returned, too. Returns False, which is logged, if NVML cannot be
-        read or cannot reach a GPU. KubeErrors other than Unavailable and Throttled are raised."""
+        """Wait for the time of a program's start (`parted`), read the GPUs and publish their devices, and return True.
+        If the pod is no longer the one of this UID after the reading, nothing is published, but True is returned, too.
+        Returns False, which is logged, if NVML cannot be read or cannot reach a GPU. KubeErrors other than Unavailable
+        and Throttled are raised."""
         await self._cluster.clock.sleep(self._cluster.settings.times.parted)
         try:
             reading = await Readings(self._gpus)(self._gpus.read_as_operand, self.operand)
@@ -172,7 +177,7 @@ class KubeletPlugin:
 
     async def _write(self, devices: list[JSON] | None) -> None:
         """Create the slice or replace its devices, or delete it if `devices` is None. Unavailable and Throttled are
-        logged and retried without end; other KubeErrors are raised."""
+        logged and retried every RETRY_SECONDS, real ones, without end; other KubeErrors are raised."""
         while True:
             try:
                 await (self._delete() if devices is None else self._publish(devices))
