@@ -90,7 +90,8 @@ class PodPrograms:
     podresources: Path
 
     def __post_init__(self) -> None:
-        """Create the node's only mig-manager, which outlives its pods because it keeps its D-Bus."""
+        """Create the node's only mig-manager, which outlives its pods because it keeps its D-Bus. It reads config.yaml
+        of the mounted ConfigMap. `labels` becomes the path of the file in which GFD writes its labels."""
         config = self.mig_config.folder / "config.yaml"
         self.mig_manager = MigManagerProgram(self.sandbox, self.node, self.kubeconfig, config)
         self.labels = self.sandbox.folder / "labels"

@@ -229,8 +229,9 @@ class ProcessView:
     that are shown."""
 
     def __init__(self, folder: Path, real: Path, gpus: int) -> None:
-        """Create the folder without processes. `real` is where the real /proc is mounted inside the namespace, and
-        `gpus` is the number of GPUs."""
+        """Create the folder unless it exists, with the driver's entries and links to the real ones, but without
+        processes; those that an existing folder shows stay. `real` is where the real /proc is mounted inside the
+        namespace, and `gpus` is the number of GPUs."""
         self.folder, self._real = folder, real
         caps = folder / "driver" / "nvidia-caps"
         caps.mkdir(parents=True, exist_ok=True)

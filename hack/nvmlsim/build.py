@@ -54,8 +54,8 @@ def library_directory(*, sanitized: bool = False) -> Path:
 
 
 def sanitizer_runtimes() -> tuple[Path, ...]:
-    """Return the paths of the sanitizers' libraries, for LD_PRELOAD; empty if there is no compiler or it lacks one of
-    them."""
+    """Return the paths of the sanitizers' libraries, in the order of SANITIZER_RUNTIMES, for LD_PRELOAD; empty if there
+    is no compiler or it lacks one of them."""
     program = find_compiler()
     if program is None:
         return ()
@@ -72,7 +72,8 @@ def sanitizer_runtimes() -> tuple[Path, ...]:
 
 
 def implemented_functions() -> frozenset[str]:
-    """Return the names of the NVML functions that the C sources implement, with suffixes such as `_v2`."""
+    """Return the names of the NVML functions that the C sources define, with suffixes such as `_v2`, among them
+    nvmlErrorString. The generated stubs are not among them."""
     names: set[str] = set()
     for source in SOURCE.glob("*.c"):
         for match in _DEFINED.finditer(source.read_text()):

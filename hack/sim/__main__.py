@@ -72,14 +72,14 @@ def settings_of(options: argparse.Namespace) -> SimSettings:
 async def play(
     kubeconfig: Path | None, settings: SimSettings, account: str = "", *, with_parent: bool = False
 ) -> None:
-    """Install the DaemonSets that are missing, then simulate the node software. SIGTERM, SIGINT and, with
-    `with_parent`, the end of standard input cancel the task, so that CancelledError is raised.
+    """Print what is simulated, create the DaemonSets that are missing, and print their names, then simulate the node
+    software. SIGTERM, SIGINT and, with `with_parent`, the end of standard input cancel the task, so that CancelledError
+    is raised.
 
     A KubeconfigError and a KubeError of the installation pass through, and so does the OSError if the agents' port is
     in use. An error of the simulation comes in an ExceptionGroup. Without `kubeconfig` the file that $KUBECONFIG names
     is used. With `account` (`namespace/name`) the agents call the API with the rights of that service account,
-    otherwise with those of the kubeconfig.
-    """
+    otherwise with those of the kubeconfig."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -119,7 +119,8 @@ class DaemonSetPlayer:
             self._busy.discard(node)
 
     async def _uid(self) -> str:
-        """Return the UID of the DaemonSet, or one that is made up from its name if the cluster has no such object."""
+        """Return the UID of the DaemonSet, or one that is made up from its name if the cluster has no such object.
+        KubeErrors other than NotFound are raised."""
         try:
             found = await self._cluster.client.get(DAEMON_SETS, self.name, namespace=self._pods.namespace)
         except NotFound:

@@ -188,7 +188,8 @@ class KubeletPlugin:
                 return
 
     async def _publish(self, devices: list[JSON]) -> None:
-        """Create the node's slice, or replace the devices in the one that exists. KubeErrors are raised."""
+        """Create the node's slice, which the Node owns, or replace the devices in the one that exists; its generation
+        stays 1. KubeErrors other than AlreadyExists are raised."""
         name, client = self._node.name, self._cluster.client
         owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": self._node.raw["metadata"]["uid"]}
         body = {

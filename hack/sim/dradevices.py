@@ -121,9 +121,10 @@ class DraDevices:
         self._on_change()
 
     def _devices(self, class_name: str, node: str) -> list[tuple[str, str, str]]:
-        """Return driver, pool and name of each device of a node that a DeviceClass selects, in the order in which they
-        are published. Devices that claims hold are included, and devices of tainted pools are not. Empty if there is no
-        such class. Raises ValueError if the class has a selector that `matches` cannot evaluate."""
+        """Return driver, pool and name of each device of a node that a DeviceClass selects, that is, that satisfies all
+        its selectors, in the order in which they are published. Devices that claims hold are included, and devices of
+        tainted pools are not. Empty if there is no such class. Raises ValueError if the class has a selector that
+        `matches` cannot evaluate."""
         found = [raw for raw in self._classes.values() if raw["metadata"]["name"] == class_name]
         if not found:
             return []

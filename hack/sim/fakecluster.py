@@ -47,9 +47,10 @@ class FakeCluster:
         bookmark_every: float = 60.0,
         on_write: Hook | None = None,
     ) -> None:
-        """Create an empty cluster. A deleted pod vanishes after a grace period of `grace` seconds, which `later` (such
-        as `loop.call_later`) times; without `later` it lasts until `finish_terminations()`. `on_write` is called
-        before each write of a client, and after it if it succeeded."""
+        """Create an empty cluster. `now` returns the time for creationTimestamps and deletionTimestamps. A deleted pod
+        vanishes after a grace period of `grace` seconds, which `later` (such as `loop.call_later`) times; without
+        `later` it lasts until `finish_terminations()`. `bookmark_every` is the number of seconds between two bookmarks
+        of a watch. `on_write` is called before each write of a client, and after it if it succeeded."""
         self.store = Store(now)
         self.lists = Lists(loop_time)
         self.pods = Pods(self.store, grace, later)
@@ -133,8 +134,8 @@ class FakeCluster:
             self.store.delete(resource, key, uid)
 
     def finish_terminations(self, node: str | None = None) -> list[str]:
-        """End the grace period of all terminating pods, or of those on `node`. Returns the pods that have vanished, as
-        namespace/name; pods with finalizers stay."""
+        """End the grace period of all terminating pods, or of those on `node`, at once. Returns the pods that have
+        vanished, as namespace/name, sorted by these; pods with finalizers stay and are left out."""
         return self.pods.finish(node=node)
 
     def expire(self) -> None:
@@ -187,8 +188,8 @@ class FakeCluster:
         self.store.wake()
 
     def swallow(self, resource: Resource, events: int) -> None:
-        """Withhold the next `events` changes of a kind from all watches, so that only a new list shows their effect.
-        Replaces a number that was set before."""
+        """Withhold the next `events` changes of a kind, whoever makes them, from all watches, so that only a new list
+        shows their effect. Replaces a number that was set before; 0 ends it."""
         self.store.swallow[resource] = events
 
     @staticmethod
@@ -280,7 +281,9 @@ class FakeClient(KubeClient):
 
     def _apply(self, request: ApiRequest) -> JSON | None:
         """Carry out a create, patch, delete or eviction. Returns the stored object, or None after a deletion or an
-        eviction. Raises the error that the server would answer with."""
+        eviction. A deletion and an eviction must name a uid, which may be None, in their preconditions. A create or an
+        eviction in a namespace that is being deleted raises Forbidden. Otherwise raises the error that the server would
+        answer with."""
         cluster, resource, namespace = self.cluster, request.resource, request.namespace
         body = request.body or {}
         if request.verb == "patch":
@@ -326,8 +329,9 @@ class FakeClient(KubeClient):
 
 
 def _call(identity: str, request: ApiRequest) -> Call:
-    """Return the request in the form in which it is logged and matched against faults. The verb is `evict` or `log`
-    for these subresources, and the name of a new object comes from its body."""
+    """Return the request in the form in which it is logged and matched against faults. The verb is `evict` or `log` for
+    these subresources, and the name of a new object comes from its body; empty if it has none. `identity` is the
+    client's."""
     verb = {kinds.EVICTION: "evict", kinds.LOG: "log"}.get(request.subresource or "", request.verb)
     return Call(
         identity,

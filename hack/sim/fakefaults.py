@@ -147,13 +147,13 @@ class Faults:
         after: bool = False,
         **match: Unpack[CallMatch],
     ) -> CallFault:
-        """Make the next `times` matching calls raise `error`, or get no answer if it is SILENCE. A condition in
-        `match` that is None or not given matches everything. Returns the fault, which can be lifted.
+        """Make the next `times` calls with this verb, on this kind (any if `resource` is None), that match raise
+        `error`, or get no answer if it is SILENCE. A condition in `match` that is None or not given matches everything.
+        If several faults match a call, the one that was set first hits it. Returns the fault, which can be lifted.
 
         With `after` a write is applied first, so that only its answer is lost; such a fault hits no reads, and no
         writes that the server refuses. A list has no name, so use `selector` for the lists of one node. A list of all
-        namespaces has the `namespace` "".
-        """
+        namespaces has the `namespace` ""."""
         fault = CallFault(verb, resource, error, times, after, **match)
         self._faults.append(fault)
         return fault
@@ -171,7 +171,8 @@ class Faults:
         self.on_write = hook
 
     async def read(self, call: Call) -> None:
-        """Count a read, and raise the fault scripted for it, if any."""
+        """Count a read (a get, list or watch, or a pod's log), and raise the fault scripted for it, if any. Reads are
+        not logged."""
         self.calls[call.identity, call.verb, call.resource.plural] += 1
         await self._raise(call, after=False)
 
@@ -206,9 +207,9 @@ class Faults:
         return result
 
     async def _raise(self, call: Call, *, after: bool) -> None:
-        """Raise the error of the first fault that matches the call, and count the hit. A SILENCE waits for the
-        caller's deadline and raises Unavailable. `after` selects the faults that strike after a write. Does nothing
-        if no fault matches."""
+        """Raise the error of the first fault, in the order in which they were set, that matches the call, and count the
+        hit. A SILENCE waits for the caller's deadline and raises Unavailable. `after` selects the faults that strike
+        after a write, otherwise only the others count. Does nothing if no fault matches."""
         for fault in self._faults:
             if fault.after is after and fault.matches(call):
                 fault.times -= 1

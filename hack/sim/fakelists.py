@@ -36,7 +36,7 @@ class Lists:
         """Whether the error for an expired token contains a new token for the rest of the list."""
 
     def compact(self) -> None:
-        """Make all tokens expire now."""
+        """Make all tokens expire now, as a compaction of etcd does. A list without a token is answered as before."""
         self._moments.clear()
 
     def page(self, objects: Iterable[JSON], version: int, limit: int, after: str) -> JSON:

@@ -23,8 +23,8 @@ class Pods:
     """What the API server, the kubelets and the disruption controller do with pods."""
 
     def __init__(self, store: Store, grace: float, later: Later | None) -> None:
-        """Start to keep the status of the budgets in `store` up to date. With `later`, a deleted pod vanishes on its
-        own after `grace` seconds; without it, only by `finish`."""
+        """Start to keep the status of the budgets in `store` up to date, after each of its changes. With `later`, a
+        deleted pod vanishes on its own after `grace` seconds; without it, only by `finish`."""
         self.store = store
         self.grace = grace
         self.later = later
@@ -56,8 +56,9 @@ class Pods:
             self.later(self.grace, lambda: self.finish(uid=metadata["uid"]))
 
     def finish(self, *, node: str | None = None, uid: str | None = None) -> list[str]:
-        """Remove terminating pods: all, those on `node`, or the one with this uid. Pods with finalizers stay. Returns
-        the removed pods as namespace/name."""
+        """Remove terminating pods, whether or not their grace period is over: all, those on `node`, or the one with
+        this uid; with both arguments, the pod must fit both. Pods with finalizers stay. Returns the removed pods as
+        namespace/name, sorted by these."""
         gone = []
         for pod in list(self.store.all(kinds.PODS)):
             metadata = pod["metadata"]
@@ -101,7 +102,7 @@ class Pods:
 
     def _follow(self, resource: Resource, change: StoredChange) -> None:
         """Update the status of every budget in a namespace after one of its pods or budgets changed, as the disruption
-        controller does. Changes of other kinds are ignored."""
+        controller does. A budget whose numbers are the same gets no new version. Changes of other kinds are ignored."""
         if resource not in (kinds.PODS, kinds.PDBS):
             return
         namespace = change.last["metadata"]["namespace"]
@@ -112,8 +113,9 @@ class Pods:
                 self.store.patch(kinds.PDBS, key, {"status": status}, "status")
 
     def _numbers(self, budget: JSON) -> JSON:
-        """Return the status of a budget: expected, desired and healthy pods, and the allowed disruptions. Finished pods
-        are not expected, and terminating ones are not healthy. A budget with neither maxUnavailable nor minAvailable
+        """Return the status of a budget: expected, desired and healthy pods, and the allowed disruptions, which are the
+        healthy pods above the desired ones, or 0 if no pod is expected. Finished pods are not expected; a pod is
+        healthy if it is Ready and not terminating. maxUnavailable counts before minAvailable, and a budget with neither
         desires one healthy pod."""
         pods = self.store.all(kinds.PODS, budget["metadata"]["namespace"])
         covered = [pod for pod in pods if _covers(budget, pod) and _phase(pod) not in FINISHED]

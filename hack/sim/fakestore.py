@@ -120,8 +120,8 @@ class Store:
         return obj
 
     def all(self, resource: Resource, namespace: str | None = None) -> Iterator[JSON]:
-        """Yield the stored objects of a kind, in one namespace or in all, sorted by namespace and name. These are the
-        objects themselves, which the caller must not change."""
+        """Yield the stored objects of a kind, in one namespace or, if that is None, in all, sorted by namespace and
+        name. These are the objects themselves, which the caller must not change; terminating ones are among them."""
         for key, obj in sorted(self._objects.get(resource, {}).items()):
             if namespace is None or key[0] == namespace:
                 yield obj
@@ -216,9 +216,10 @@ class Store:
         return gone
 
     def commit(self, resource: Resource, key: Key, old: JSON | None, new: JSON | None) -> JSON:
-        """Store `new` under the next version, or remove the object if it is None, and notify watches and listeners.
-        `old` is the object before, or None for a creation. Returns the stored object, or the final state of a
-        removed one. Raises ValueError if both are None."""
+        """Store `new` under the next version, or remove the object if it is None, record the change for watches and
+        wake them, and then call the functions in `on_commit`. A change that is to be swallowed is not recorded. `old`
+        is the object before, or None for a creation. Returns the stored object, or the final state of a removed one.
+        Raises ValueError if both are None; the version has risen then."""
         self.version += 1
         latest = new if new is not None else old
         if latest is None:

@@ -23,12 +23,13 @@ async def follow(
     log: Callable[[str], None],
     synced: asyncio.Event | None = None,
 ) -> None:
-    """Call the handler with every existing object, then with every change, until canceled. A KubeError is retried with
-    back-off, an Expired at once; an error that repeats is logged once. Errors of the handler pass through.
+    """Call the handler with every existing object of a kind, in `namespace` or in all if that is None, then with every
+    change, until canceled. A KubeError is retried with a back-off that doubles from FIRST_RETRY to LAST_RETRY real
+    seconds and begins anew after a complete list; an Expired is retried at once. Each retry lists again and delivers
+    only what changed. An error that repeats is logged once. Errors of the handler pass through.
 
     `synced` is set after the first complete list, or once the server answers that it does not serve the kind. That
-    answer is retried like any error, and the known objects are not delivered as gone.
-    """
+    answer is retried like any error, and the known objects are not delivered as gone."""
     known: dict[tuple[str, str], JSON] = {}
     synced = synced or asyncio.Event()
     wait, logged = FIRST_RETRY, ""
@@ -58,8 +59,9 @@ async def _list(
     handler: Handler,
     known: dict[tuple[str, str], JSON],
 ) -> str:
-    """List the kind page by page, and deliver each object that is new or changed since `known`, then each known object
-    that is gone. Updates `known`, even if a later page raises a KubeError. Returns the resourceVersion of the list."""
+    """List the kind page by page, and deliver each object that is new or changed since `known`, in the order of the
+    list, then each known object that is gone, in any order. Updates `known`, even if a later page raises a KubeError.
+    Returns the resourceVersion of the list."""
     present: set[tuple[str, str]] = set()
     version = ""
     async for page in pages_of(client, resource, namespace=namespace):

@@ -49,12 +49,13 @@ def owns(label: str) -> bool:
 
 
 def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 0) -> dict[str, str]:
-    """Return all labels that GFD gives a node; empty if the node has no GPUs. `started` is when this GFD process began,
-    in seconds since 1970. `turn` numbers the runs of its loop, and selects the model whose labels are shown.
+    """Return all labels that GFD gives a node: whether MIG and MPS are possible, the time stamp `started`, and family,
+    compute capability and mode of one model; then, by MIG strategy, the labels of `_whole`, `_single` or `_mixed`.
+    Empty if the node has no GPUs. `started` is when this GFD process began, in seconds since 1970. `turn` numbers the
+    runs of its loop, and selects the model whose labels are shown (`_shown`).
 
     Raises PluginError if no GPU answers, or if MPS is configured and MIG is on at any GPU. Raises StopIteration if a
-    GPU's model or an instance's profile is missing from the reading.
-    """
+    GPU's model or an instance's profile is missing from the reading."""
     gpus = reading.gpus
     if not gpus:
         return {}
@@ -198,6 +199,7 @@ def _instances(
 
 
 def _memory(profile: DriverProfile, model: Model) -> int:
-    """Return the approximate memory of one MIG instance in MiB, or 0 if the model has no profiles."""
+    """Return the approximate memory of one MIG instance in MiB: the model's memory (0 if unknown) times the share that
+    the profile's gigabytes have of the largest profile's, rounded down. 0 if the model has no profiles."""
     total = max((known.memory_gb for known in model.profiles), default=0)
     return (model.memory_mib or 0) * profile.memory_gb // total if total else 0

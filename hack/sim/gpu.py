@@ -288,10 +288,11 @@ class SimulatedGPUs:
                 _reset(gpu)
 
     def create(self, index: int, profile: str, start: int | None = None) -> Instance:
-        """Create a GPU instance with a full compute instance, and return it. It is placed at memory slice `start`, or
-        if that is None at the highest free start of its profile, so that the order of creation matters. Raises
-        NotSupported if MIG is off or the card lacks the profile, and NoFreePlace if the place is taken or not one
-        of the profile's, or if the GPU may have no further instance of the profile."""
+        """Create a GPU instance with a full compute instance, and return it. Its id is the lowest free one from 1 on,
+        and its UUID depends on the node, the GPU and the id. It is placed at memory slice `start`, or if that is None
+        at the highest free start of its profile, so that the order of creation matters. Raises NotSupported if MIG is
+        off or the card lacks the profile, and NoFreePlace if the place is taken or not one of the profile's, or if the
+        GPU may have no further instance of the profile."""
         with self._lock:
             gpu = self._mig_gpu(index)
             if not gpu.mig:
@@ -313,8 +314,8 @@ class SimulatedGPUs:
             return created
 
     def destroy_all(self, index: int) -> None:
-        """Destroy the instances of a GPU that are not in use. Raises InUse if any instance remains, and NotSupported
-        if the card has no MIG."""
+        """Destroy the instances of a GPU on which no process computes. Raises InUse if any instance remains; the others
+        are gone then. Raises NotSupported if the card has no MIG."""
         with self._lock:
             gpu = self._mig_gpu(index)
             used = {process.device for process in gpu.processes}
@@ -323,7 +324,8 @@ class SimulatedGPUs:
                 raise InUse(f"GPU {index} has {counted(len(gpu.instances), 'instance')} in use")
 
     def set_compute_mode(self, index: int, mode: ComputeMode) -> None:
-        """Set the CUDA compute mode of a GPU; MPS uses ExclusiveProcess. Raises IndexError if there is no such GPU."""
+        """Set the CUDA compute mode of a GPU, even of one that NVML cannot reach; MPS uses ExclusiveProcess. Raises
+        IndexError if there is no such GPU."""
         self._gpus[index].compute_mode = mode
 
     def add_process(self, index: int, name: str, pid: int, device: str = "") -> None:
@@ -371,7 +373,8 @@ class SimulatedGPUs:
         return f"{kind}-{uuid.uuid5(uuid.NAMESPACE_DNS, '/'.join(map(str, (self._node, *numbers))))}"
 
     def _mig_gpu(self, index: int) -> _GPU:
-        """Return the GPU of this index. Raises NotSupported if it has no MIG."""
+        """Return the GPU of this index. Raises NotSupported if its card has no MIG, whatever its mode is, and
+        IndexError if there is no such GPU."""
         gpu = self._gpus[index]
         if not gpu.mig_capable:
             raise NotSupported(f"GPU {index}: {gpu.product} has no MIG")
@@ -402,8 +405,9 @@ class SimulatedGPUs:
         return True
 
     def _models(self, container: Container) -> tuple[Model, ...]:
-        """Return one model for each product, as the container sees it, read from the first GPU of that product, even
-        if NVML cannot reach that GPU."""
+        """Return one model for each product, in the order of the GPUs, as the container sees it, read from the first
+        GPU of that product, even if NVML cannot reach that GPU. In a virtual machine their virtualization is
+        PassThrough, otherwise None."""
         models: dict[str, Model] = {}
         for gpu in self._gpus:
             if gpu.product not in models:
@@ -414,15 +418,17 @@ class SimulatedGPUs:
 
 def _reset(gpu: _GPU) -> None:
     """Apply the pending MIG mode and remove all instances. The recovery action becomes `"None"`, but stays None if it
-    was None."""
+    was None. Compute mode, processes and `access` are not changed."""
     gpu.mig = gpu.mig_pending
     gpu.instances.clear()
     gpu.recovery_action = None if gpu.recovery_action is None else "None"
 
 
 def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
-    """Raise NoFreePlace if the GPU may not have one more instance of the profile `wanted`: because of the profile's
-    maximum, the media engines or the number of compute slices. Whether a place is free is not checked."""
+    """Raise NoFreePlace if the GPU may not have one more instance of the profile `wanted`: if it has the profile's
+    maximum of them, if a second instance would have the media engines (+me) or all of them (+me.all), if +me.all would
+    meet an instance other than +me.all and -me, or if the compute slices of all instances would exceed the card's.
+    Whether a place is free is not checked."""
     by_name = {profile.name: profile for profile in gpu.card.profiles}
     present = [by_name[instance.profile] for instance in gpu.instances]
     if sum(profile.name == wanted.name for profile in present) >= wanted.max_count:

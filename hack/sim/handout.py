@@ -61,8 +61,9 @@ class Handout:
         return Holdings(counted.allocated, counted.pods, assigned, rows)
 
     def _give(self, uid: str, pod: DeviceHolder, advertised: Devices) -> None:
-        """Assign free devices to a pod. If the pod uses memory and holds a device, also start its process on the first
-        one. Assigns nothing if any resource has too few free devices; the next reading tries again."""
+        """Assign free devices to a pod, for each resource the first ones in the order of `advertised`. If the pod uses
+        memory and holds a device, also start its process on the first one. Assigns nothing if any resource has too few
+        free devices; the next reading tries again."""
         taken = {device for pod_ids in self._assigned.values() for ids in pod_ids.values() for device in ids}
         assigned = {}
         for resource, wanted in pod.resources.items():

@@ -39,9 +39,10 @@ class Kai:
         self._groups = 0
 
     async def run(self) -> None:
-        """Watch pods and nodes, and schedule until canceled. Errors of the watches are logged and retried. NotFound and
-        Conflict of a binding or deletion are ignored; any other KubeError of these ends the scheduler, in an
-        ExceptionGroup."""
+        """Watch pods and nodes, and schedule until canceled. After a change, wait 0.2 simulated seconds for further
+        ones, delete what `_sync` finds, and bind the pending pods, whose start takes its time in the background. Errors
+        of the watches are logged and retried. NotFound and Conflict of a binding or deletion are ignored; any other
+        KubeError of these ends the scheduler, in an ExceptionGroup."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take(self._pods, "uid"), log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take(self._nodes, "name"), log=self._log))
@@ -107,7 +108,8 @@ class Kai:
                 continue
 
     def _pending(self) -> list[JSON]:
-        """Return the pods that name this scheduler and have no node yet, even terminating ones, sorted by name."""
+        """Return the pods that name this scheduler and have no node yet, even terminating and finished ones, sorted by
+        name. Their annotation is not checked."""
         waiting = [
             pod
             for pod in self._pods.values()
@@ -144,9 +146,10 @@ class Kai:
         return begun
 
     def _place(self, pod: JSON, name: str) -> tuple[str, str] | None:
-        """Return where node `name` has room for the pod: (node, group) of a shared GPU, otherwise (node, empty string)
-        if a GPU of the node is free. Returns None if the node is cordoned or has no room. Taints, node selectors and
-        readiness are ignored."""
+        """Return where node `name` has room for the pod. That is (node, group) for the first group by name on the node
+        that has a reservation pod and whose fractions, with the pod's, do not exceed 1. Otherwise it is (node, empty
+        string) if the pods there request fewer GPUs than are allocatable. Returns None if the node is cordoned or has
+        no room. Taints, node selectors and readiness are ignored."""
         node = self._nodes[name]
         if (node.get("spec") or {}).get("unschedulable"):
             return None

@@ -36,7 +36,7 @@ UNIMPLEMENTED: Headers = [
 
 
 def field(number: int, content: bytes | str) -> bytes:
-    """Return one length-delimited protobuf field."""
+    """Return one length-delimited protobuf field with this number and content; a string is encoded as UTF-8."""
     data = content.encode() if isinstance(content, str) else content
     return varint(number << 3 | 2) + varint(len(data)) + data
 
@@ -48,7 +48,7 @@ def varint(value: int) -> bytes:
 
 
 def framed(message: bytes) -> bytes:
-    """Return a gRPC message with its length prefix."""
+    """Return a message as gRPC sends it, uncompressed, with its length prefix of five bytes."""
     return b"\x00" + len(message).to_bytes(4) + message
 
 
@@ -115,7 +115,8 @@ class Kubelet:
             writer.close()
 
     def hang_up(self) -> None:
-        """Close every open connection. Connections that are opened later are closed at once."""
+        """Close every open connection. Connections that are opened later are closed at once, and no call is answered
+        any more."""
         self._over = True
         for writer in self._open:
             writer.close()

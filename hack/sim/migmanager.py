@@ -266,8 +266,8 @@ class MigManager:
         await self._state(state)
 
     async def _restore(self, deploy: Mapping[str, str]) -> None:
-        """Set the deploy labels in `deploy` to true, even a label that the Node lacked before the run. A label that
-        was false before is set to false."""
+        """Set each deploy label in `deploy`, which holds their values before the run, to true, even a label that the
+        Node lacked. A label that was false before is set to false."""
         await self._port.patch_labels(
             {key: "false" if value == "false" else "true" for key, value in deploy.items()}
         )
@@ -278,15 +278,16 @@ class MigManager:
         await self._port.patch_labels({LABEL_MIG_STATE: state})
 
     async def _read(self) -> tuple[GPU, ...]:
-        """Read every GPU, as one call of nvidia-mig-parted does, which takes simulated time. Blocks while NVML hangs,
-        and raises LibraryError."""
+        """Read every GPU with all rights, as one call of nvidia-mig-parted does, which takes simulated time (`parted`).
+        Blocks while NVML hangs, and raises LibraryError."""
         await self._clock.sleep(self._times.parted)
         reading: Reading = await Readings(self._gpus)(self._gpus.read_as_operand, "mig-parted")
         return reading.gpus
 
 
 def _pausable(labels: Mapping[str, str]) -> list[str]:
-    """Return the deploy labels that a run pauses and restores. The label of NVIDIA's client is included only if the
-    Node has it (a.1)."""
+    """Return the deploy labels that a run pauses and restores, those of DEPLOY_PAUSABLE in their order. The label of
+    NVIDIA's client is included only if the Node has it with a value that is not empty (a.1); the others are included in
+    any case."""
     keys = (f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in DEPLOY_PAUSABLE)
     return [key for key in keys if key != LABEL_DEPLOY_CLIENT or labels.get(key)]

@@ -92,9 +92,9 @@ def entries(text: str, name: str) -> tuple[Entry, ...]:
 
 
 def targets(items: Iterable[Entry], gpus: Sequence[GPU]) -> list[tuple[GPU, Target]]:
-    """Return (GPU, target) for each GPU that an item selects, in the order of the items. A GPU may occur several times
-    or not at all. An item that turns MIG on skips GPUs without MIG if it is for all devices, and raises ConfigError
-    if it lists the index of one."""
+    """Return (GPU, target) for each GPU that an item selects, in the order of the items and, for one item, in the order
+    of `gpus`. A GPU may occur several times or not at all. An item that turns MIG on skips GPUs without MIG if it is
+    for all devices, and raises ConfigError if it lists the index of one."""
     wanted: list[tuple[GPU, Target]] = []
     for entry in items:
         for gpu in gpus:
@@ -131,8 +131,9 @@ def generated(reading: Reading) -> str:
 
 @lru_cache(maxsize=64)
 def _generated(products: tuple[str, ...]) -> str:
-    """Return the generated YAML file for these products; empty if none of them has MIG profiles in the card table. Its
-    items have a filter by card only if there are several products."""
+    """Return the generated YAML file for these products, with the names and layouts of `generated_layouts`; empty if
+    none of them has MIG profiles in the card table. Its items have a filter by card only if there are several
+    products."""
     configs: dict[str, list[dict[str, Any]]] = {}
     for product in products:
         card = find_card(product)
@@ -170,7 +171,9 @@ def _items(name: object, entries: object) -> list[Any]:
 
 
 def _entry(raw: Any) -> Entry:
-    """Parse one item of the file. Raises ConfigError for unknown or missing fields and invalid values."""
+    """Parse one item of the file. `devices` and `mig-enabled` are compulsory. A device-filter may be a string, a list
+    of strings, null or missing; null counts as an empty string, and an empty string alone as no filter. Raises
+    ConfigError for unknown or missing fields and invalid values."""
     if not isinstance(raw, dict) or raw.keys() - _FIELDS or not {"devices", "mig-enabled"} <= raw.keys():
         raise ConfigError(f"a mig-config item has devices, mig-enabled and mig-devices: {raw!r}")
     filters = raw.get("device-filter")
@@ -227,8 +230,9 @@ def _target(raw: Mapping[str, Any]) -> Target:
 
 
 def _is_profile(text: str) -> bool:
-    """Whether go-nvlib's parseMigProfile accepts this profile name: attributes follow one + or one -, and none occurs
-    twice."""
+    """Whether go-nvlib's parseMigProfile accepts this profile name, such as `1g.10gb+me` or `1c.3g.20gb`: attributes,
+    separated by commas, follow one + or one -, and none occurs twice. Whether a card has the profile does not
+    matter."""
     slices, *attributes = re.split(r"[+-]", text, maxsplit=1)
     if not _SLICES.fullmatch(slices):
         return False

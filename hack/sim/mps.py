@@ -63,8 +63,9 @@ class MpsDaemon(Configured):
 
     async def run(self) -> None:
         """Start and stop the daemon as its pod comes and goes, until canceled. A daemon that was killed starts again
-        only in a new pod or after a reboot. A start that crash-loops is repeated after a CrashLoopBackOff, which grows
-        with each failure, or as soon as the pod changes."""
+        only in a new pod or after a reboot. A start that crash-loops is repeated after a CrashLoopBackOff, or as soon
+        as the pod changes. It doubles with each failure in a row, from `crash_first` to `crash_last` of the times.
+        LibraryErrors and PluginErrors are logged and not raised."""
         crashes = 0
         while True:
             self._wake.clear()
@@ -83,10 +84,11 @@ class MpsDaemon(Configured):
                 crashes += 1
 
     async def _start(self) -> bool:
-        """Start the pod. If MPS is configured, the daemon serves: each GPU without MIG becomes ExclusiveProcess and
-        gets a server process. Returns False if the pod crash-loops instead, because of its configuration or NVML, which
-        is logged; otherwise True. With the GPU Operator, a daemon that is not notified (`is_notified`) never serves;
-        that is logged too, and counts as started."""
+        """Start the pod. If MPS is configured for whole GPUs, the daemon serves after the time of a reload: each GPU
+        without MIG becomes ExclusiveProcess and gets a server process. Returns False if the pod crash-loops instead,
+        which is logged: because of its configuration, because NVML cannot be read, or because a card allows fewer
+        clients. Otherwise returns True. With the GPU Operator, a daemon that is not notified (`is_notified`) never
+        serves; that is logged too, and counts as started."""
         key = self.key(new_pod=True)
         try:
             if key is None:
@@ -127,7 +129,7 @@ class MpsDaemon(Configured):
         self._serve(None)
 
     def _whole(self) -> list[int]:
-        """Return the indexes of the GPUs without MIG; the daemon does not touch the others."""
+        """Return the indexes of the GPUs whose MIG mode is not Enabled; the daemon does not touch the others."""
         return [gpu.index for gpu in self.gpus.look() if gpu.mig_mode != "Enabled"]
 
     def _serve(self, clients: int | None) -> None:
@@ -148,7 +150,8 @@ def most_clients(compute_capability: str) -> int:
 
 
 def _refuse_too_many(clients: int | None, compute_capability: str) -> None:
-    """Raise PluginError if `clients` is more than the daemon allows per GPU. None is never too many."""
+    """Raise PluginError if `clients` is more than the daemon allows per GPU of this compute capability. None is never
+    too many. Raises ValueError unless the capability is two numbers."""
     most = most_clients(compute_capability)
     if clients is not None and clients > most:
         raise PluginError(f"invalid MPS configuration: maximum allowed replicas exceeded: {clients} > {most}")

@@ -40,8 +40,8 @@ Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 def simulated_gpus(raw: JSON) -> SimulatedGPUs | None:
     """Return simulated GPUs for a Node, or None if one of its cards is not in the card table or no label names its
     product. ANNOTATION_PRODUCTS names the card of each GPU. Without it, all GPUs are of the product that the product
-    label names, and their number is ANNOTATION_GPUS, else GFD's count label, else 1. Raises ValueError if the number is
-    not an integer."""
+    label names, and their number is ANNOTATION_GPUS, else GFD's count label, else 1; a number of 0 gives no GPUs and
+    not None. Raises ValueError if the number is not an integer."""
     metadata = raw["metadata"]
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     if several := annotations.get(ANNOTATION_PRODUCTS):
@@ -53,8 +53,8 @@ def simulated_gpus(raw: JSON) -> SimulatedGPUs | None:
 
 
 def _product(label: str) -> str:
-    """Return NVML's product name for GFD's product label; an empty string if the card table does not know the
-    product."""
+    """Return NVML's product name for GFD's product label: of the card that the label names, the first product whose
+    short form equals the label's. An empty string if the card table does not know the card or the product."""
     card = find_card(label)
     bare = bare_product(label)
     return next((name for name in card.products if bare_product(name) == bare), "") if card else ""
@@ -84,13 +84,14 @@ class _MigPort:
         return self._node.cluster.policy.with_reboot
 
     async def patch_labels(self, changes: Mapping[str, str | None]) -> None:
-        """Change labels of the Node; a value of None removes the label."""
+        """Change labels of the Node; a value of None removes the label. Retries while the server is unavailable or
+        throttles, and does nothing if the Node is gone (`NodeObject.patch`)."""
         await self._node.object.patch(changes)
 
     async def operands_gone(self, seconds: float) -> bool:
-        """Wait for one operand after another until none has a pod on the node. Returns False if an operand still has a
-        pod after this many simulated seconds, or after CALLS real seconds if that is longer; the time counts anew
-        for each operand."""
+        """Wait for the device plugin and then for GFD until neither has a pod on the node, and return True. Returns
+        False if one still has a pod after this many simulated seconds, or after CALLS real seconds if that is longer;
+        the time counts anew for each."""
         cluster = self._node.cluster
         patience = max(seconds, CALLS * cluster.settings.time_factor)
         gone = [operand.is_gone for operand in self._node.operands]
@@ -100,9 +101,9 @@ class _MigPort:
         return True
 
     def mig_file(self) -> str:
-        """Return the configuration file that ClusterPolicy names, or the generated file if it names none. A ConfigMap
-        that does not exist or has no config.yaml also gives the generated file, although a real pod would not start
-        then."""
+        """Return the content of the configuration file that ClusterPolicy names, as this mig-manager's pod sees it now,
+        or the generated file if ClusterPolicy names none. A ConfigMap that does not exist or has no config.yaml also
+        gives the generated file, although a real pod would not start then."""
         cluster = self._node.cluster
         content = cluster.config_maps.content(
             cluster.policy.mig_config,
@@ -113,7 +114,7 @@ class _MigPort:
         return content.get("config.yaml") or self._node.generated_file
 
     async def reboot(self) -> None:
-        """Begin a reboot, and wait until it kills this process."""
+        """Begin a reboot, and wait until it kills this process by canceling the call. Never returns."""
         self._node.reboot()
         await asyncio.get_running_loop().create_future()  # until the reboot kills this process
 
@@ -174,8 +175,8 @@ class SimNode:
             task.cancel()
 
     def take(self, raw: JSON) -> None:
-        """Store a version of the Node, and wake the programs that a change of its labels affects. Ignored unless it is
-        newer than the known version."""
+        """Store a version of the Node, and wake the programs that a change of its labels affects. Ignored unless its
+        resourceVersion is higher than the known one's."""
         self.object.take(raw)
 
     def set_mig_manager_pod(self, pod: JSON | None) -> None:
@@ -223,9 +224,9 @@ class SimNode:
         self._tasks["reboot"] = self._spawn(self._reboot())
 
     def lose_instances(self) -> None:
-        """Destroy every MIG instance, as a person might. GFD notices on its next run; the device plugin never does.
-        Raises InUse at the first GPU with an instance in use; later GPUs then keep their instances, and GFD does
-        not notice."""
+        """Destroy every MIG instance, as a person might; cards without MIG are skipped. GFD notices after one interval
+        of its loop; the device plugin never does. Raises InUse at the first GPU with an instance in use, whose other
+        instances are gone; later GPUs then keep their instances, and GFD does not notice."""
         for index in range(self.gpus.count):
             if self.gpus.card(index).profiles:
                 self.gpus.destroy_all(index)
@@ -254,7 +255,7 @@ class SimNode:
         self._note_mig_config()
 
     def _wake_operands(self) -> None:
-        """Make the device plugin and GFD check labels, ConfigMaps and ClusterPolicy again."""
+        """Make the device plugin and GFD check labels, ConfigMaps and ClusterPolicy again in the background."""
         for operand in self.operands:
             operand.wake()
 
@@ -264,7 +265,7 @@ class SimNode:
             self._manager.note(self.object.labels.get(LABEL_MIG_CONFIG, ""))
 
     def _start_operands(self) -> None:
-        """Start the tasks of the device plugin and GFD."""
+        """Start the tasks of the device plugin and GFD in the background. Call it only while neither runs."""
         for operand in self.operands:
             self._tasks[operand.name] = self._spawn(operand.run())
 
@@ -275,13 +276,15 @@ class SimNode:
             self._tasks[self.kubelet_plugin.operand] = self._spawn(self.kubelet_plugin.run())
 
     def _start_mig_manager(self) -> None:
-        """Start mig-manager if it has a pod and ClusterPolicy does not turn it off."""
+        """Start mig-manager in the background if it has a pod and ClusterPolicy does not turn it off; otherwise do
+        nothing. Call it only while mig-manager does not run."""
         if self._pod is not None and "mig-manager" not in self.cluster.policy.off:
             self._tasks["mig-manager"] = self._spawn(self._run_mig_manager(self._pod))
 
     async def _run_mig_manager(self, pod: JSON) -> None:
         """Run the process of this mig-manager pod until it is killed. The process first generates the configuration
-        file, and then starts with the present value of the label."""
+        file, and then starts with the present value of the label. KubeErrors of the publication (`_generate`) and what
+        `MigManager.run` raises pass through, which ends the simulation."""
         cluster = self.cluster
         port = _MigPort(self)
         self.generated_file = await self._generate(pod)
@@ -331,8 +334,8 @@ class SimNode:
         await self._operator_labels()
 
     async def _operator_labels(self) -> None:
-        """Make the label changes that the GPU Operator would make on this Node; none if there is no GPU Operator
-        (`plain`)."""
+        """Write the label changes that the GPU Operator would make on this Node now (`operator_labels`); none if there
+        is no GPU Operator (`plain`) or nothing is missing."""
         capable = any(self.gpus.card(index).profiles for index in range(self.gpus.count))
         await self.object.patch(operator_labels(self.object.labels, self.cluster.policy, mig_capable=capable))
 

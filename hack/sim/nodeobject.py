@@ -39,8 +39,8 @@ class NodeObject:
     dropped if the Node does not exist. Other KubeErrors are raised."""
 
     def __init__(self, cluster: SimCluster, raw: JSON, on_labels: Callable[[Labels, Labels], None]) -> None:
-        """Wrap this version of a Node. `on_labels` is called with the labels before and after each change, whoever
-        made it."""
+        """Wrap this version of a Node. `on_labels` is called with the labels before and after each change that `take`
+        or an own write delivers, whoever made it."""
         self.name: str = raw["metadata"]["name"]
         self.raw = raw
         self._cluster = cluster
@@ -59,7 +59,8 @@ class NodeObject:
         return annotations
 
     def take(self, raw: JSON) -> None:
-        """Store a version of the Node if it is newer than the known one, and call `on_labels` if the labels changed."""
+        """Store a version of the Node if its resourceVersion is higher than the known one's, and then call `on_labels`
+        if the labels changed. Any other version is ignored."""
         if _version(raw) <= _version(self.raw):
             return
         before, self.raw = self.labels, raw
@@ -81,12 +82,11 @@ class NodeObject:
 
     async def advertise(self, counts: Mapping[str, int], *, plugin: bool) -> None:
         """Write the number of each GPU resource to the Node's status, as the kubelet does (docs/design/nvidia.md#b7),
-        and log the numbers. A resource that is no longer advertised stays, with 0. Makes no call if nothing
-        changes.
+        and log the numbers. A resource whose name begins with `nvidia.com/` and that is no longer in `counts` stays,
+        with 0. Makes no call, and logs nothing, if nothing changes. Retries and errors are those of `patch`.
 
-        `plugin` says whether the device plugin is registered. If it is not, `counts` must have no entries:
-        allocatable drops to 0, and capacity keeps its value.
-        """
+        `plugin` says whether the device plugin is registered. If it is not, `counts` must have no entries: allocatable
+        drops to 0, and capacity keeps its value."""
         status = self.raw.get("status") or {}
         capacity, allocatable = status.get("capacity") or {}, status.get("allocatable") or {}
         names = {name for name in (*capacity, *allocatable) if name.startswith(NVIDIA)} | counts.keys()
@@ -100,7 +100,8 @@ class NodeObject:
 
     async def set_ready(self, ready: bool) -> None:
         """Set the Ready condition to True as the kubelet does, or to Unknown as the node controller does when the
-        kubelet is silent. The other conditions stay."""
+        kubelet is silent. The other conditions stay. The times of the condition become the present one, even if its
+        status is the same. Retries and errors are those of `patch`."""
         conditions = [dict(row) for row in (self.raw.get("status") or {}).get("conditions") or ()]
         conditions = [row for row in conditions if row.get("type") != "Ready"]
         reason, message = (
@@ -120,9 +121,9 @@ class NodeObject:
         await self._write({"status": {"conditions": conditions}}, "status")
 
     async def _write(self, body: dict[str, Any], subresource: str | None) -> None:
-        """Patch the Node and store the answer, which calls `on_labels` if the labels changed (`take`). Logs and retries
-        while the server is unavailable or throttles; does nothing if the Node does not exist. Other KubeErrors are
-        raised."""
+        """Patch the Node, or its `subresource` if that is not None, and store the answer, which calls `on_labels` if
+        the labels changed (`take`). While the server is unavailable or throttles, logs that and retries every
+        RETRY_SECONDS, real ones, without end; does nothing if the Node does not exist. Other KubeErrors are raised."""
         while True:
             try:
                 answer = await self._cluster.client.patch(NODES, self.name, body, subresource=subresource)

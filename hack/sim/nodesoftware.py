@@ -338,7 +338,8 @@ class NodeSoftware:
         return agent
 
     def _agent_settings(self) -> LoopSettings:
-        """Return the settings of an agent that runs in real time."""
+        """Return the settings of an agent that runs in real time: interval, time until a reading counts as hung, and
+        lag of the meter are those of the simulation, all others the agent's defaults."""
         settings = self.settings
         return LoopSettings(
             interval=settings.agent_interval,
@@ -371,7 +372,8 @@ class NodeSoftware:
 
 
 def _unwedge(node: SimNode) -> None:
-    """End the fault `wedge-pending`, or cancel it before it happens, and restart mig-manager."""
+    """End the fault `wedge-pending`, or cancel it before it happens, and restart mig-manager, even in the middle of a
+    run."""
     node.faults.wedge_pending = False
     node.kill_mig_manager()
 
@@ -387,7 +389,7 @@ def _accept(node: SimNode) -> None:
 
 
 def _default_mode(node: SimNode) -> None:
-    """Set the compute mode of every GPU to Default."""
+    """Set the compute mode of every GPU to Default, also of those that NVML cannot reach."""
     for index in range(node.gpus.count):
         node.gpus.set_compute_mode(index, "Default")
 

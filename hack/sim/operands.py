@@ -71,7 +71,8 @@ class Configured:
         return parse_config(self._files()[key] if key else "", self.cluster.policy.mig_strategy)
 
     async def read(self) -> Reading:
-        """Return a reading of the GPUs. Blocks while NVML hangs, and raises LibraryError."""
+        """Return a reading of the GPUs with all rights. Blocks while NVML hangs, and raises the LibraryError that is
+        set on the GPUs."""
         return await Readings(self.gpus)(self.gpus.read_as_operand, self.operand)
 
     def _files(self) -> dict[str, str]:
@@ -250,9 +251,10 @@ class PlayedOperand:
         self._wake.set()
 
     async def run(self) -> None:
-        """Take the steps that `decide` returns, until canceled. After a crash the step is repeated with a
-        CrashLoopBackOff. When there is nothing to do, wait for `wake`. Errors of the port other than PluginError and
-        LibraryError pass through."""
+        """Take the steps that `decide` returns, until canceled. After a crash the step is decided and taken again after
+        a CrashLoopBackOff, which doubles with each crash in a row from `crash_first` to `crash_last` of the times. When
+        there is nothing to do, wait for `wake`, and then as long as a program takes to react (`watch`). Errors of the
+        port other than PluginError and LibraryError pass through."""
         crashes = 0
         while True:
             self._wake.clear()
@@ -281,9 +283,10 @@ class PlayedOperand:
         self.is_gone.set()
 
     async def _take(self, step: OperandStep) -> bool:
-        """Take one step. Returns False if the pod or its sidecar crash-loops, otherwise True. If the operand is no
-        longer deployed when its container should start, or the key of a reload has vanished, nothing is started;
-        True then means that `decide` must be called again."""
+        """Take one step, which takes the pod's stop or start time, or for RELOAD that of a reload. Returns False if the
+        pod or its sidecar crash-loops, otherwise True. If the operand is no longer deployed when its container should
+        start, or the key of a reload has vanished, nothing is started; True then means that `decide` must be called
+        again."""
         if step is OperandStep.STOP:
             await self._stop()
             return True
@@ -319,8 +322,8 @@ class PlayedOperand:
         return False
 
     async def _stop(self) -> None:
-        """Delete the pod after its stop time, because its DaemonSet does not select the node any more, and call the
-        port's `gone`."""
+        """Wait for the pod's stop time, delete the pod because its DaemonSet does not select the node any more, call
+        the port's `gone`, and then set `is_gone`."""
         await self._clock.sleep(self._times.pod_stop)
         self._pod = Pod()
         await self._port.gone(crashed=False)

@@ -288,8 +288,10 @@ def _refuse_mig(gpus: Sequence[GPU], config: SimPluginConfig) -> None:
 
 
 def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion) -> list[str]:
-    """Return the resource name of each device, one entry per device. With strategy none every GPU counts as a whole
-    one, even with MIG. Raises PluginError if strategy single cannot serve the GPUs."""
+    """Return the resource name of each device, one entry per device, in the order of the GPUs and their instances. With
+    strategy none every GPU counts as a whole one, even with MIG. With single the instances of all GPUs, or the GPUs if
+    MIG is off everywhere, are nvidia.com/gpu. With mixed see `_mixed_devices`. Raises PluginError if strategy single
+    cannot serve the GPUs."""
     if strategy == "none":  # the plugin's mistake, reproduced (docs/design/hardware.md#mig-none)
         return [RESOURCE_GPU for _ in gpus]
     if strategy == "single":

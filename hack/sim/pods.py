@@ -33,8 +33,9 @@ class PodBook:
         self._by_node: dict[str, dict[str, DeviceHolder]] = {}
 
     def take(self, pod: JSON, gone: bool) -> None:
-        """Record a version of a pod, or remove the pod if it is `gone` or holds no devices; only a Running pod holds
-        any. Pods without a node are ignored. Raises ValueError if its memory annotation is not an integer."""
+        """Record a version of a pod, or remove the pod if it is `gone` or holds no devices; only a pod in phase Running
+        that requests GPU resources holds any. Pods without a node are ignored. Raises ValueError if the memory
+        annotation of such a pod is not an integer."""
         node, uid = (pod.get("spec") or {}).get("nodeName"), pod["metadata"]["uid"]
         if not node:
             return

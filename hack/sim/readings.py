@@ -137,18 +137,20 @@ def _renamed(reading: Reading, product: str) -> Reading:
 
 
 def _unknown_card(reading: Reading) -> Reading:
-    """Return the reading as if the card were in no table and the driver listed no profiles."""
+    """Return the reading as if the card were in no table and the driver listed no profiles: all GPUs and models get the
+    product UNKNOWN, and the models no profiles."""
     return _silent(_renamed(reading, UNKNOWN))
 
 
 def _new_card(reading: Reading) -> Reading:
-    """Return the reading as if the card were in no table, but the driver listed its profiles."""
+    """Return the reading as if the card were in no table, but the driver listed its profiles: all GPUs and models get
+    the product UNKNOWN."""
     return _renamed(reading, UNKNOWN)
 
 
 def _other_profiles(reading: Reading) -> Reading:
     """Return the reading as if each profile of three slices fitted only once per GPU, and only at its first start,
-    unlike in our table."""
+    unlike in our table. Instances that exist are not changed."""
 
     def changed(model: Model) -> Model:
         """Return the model with its profiles of three slices limited to their first start and one instance per GPU."""
@@ -198,7 +200,8 @@ def _no_nvml(reading: Reading) -> Reading:
 
 
 def _gpu_gone(reading: Reading) -> Reading:
-    """Return the reading without the last GPU, as if it had not come back after a reboot."""
+    """Return the reading without the last GPU, as if it had not come back after a reboot; unchanged if it has none. Its
+    model stays."""
     return replace(reading, gpus=reading.gpus[:-1])
 
 

@@ -72,7 +72,7 @@ class AgentClients:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close all clients that were created, and the API."""
+        """Close all clients that were created, and then the API."""
         for client in self._clients.values():
             await client.close()
         self._api.close()

@@ -50,8 +50,9 @@ def find_unsupported(plural: str, field_selector: str) -> str:
 
 
 def selects(selector: JSON | None, labels: dict[str, str]) -> bool:
-    """Whether a LabelSelector object, as in a PodDisruptionBudget, selects these labels. None selects nothing, and an
-    empty selector everything. Raises ValueError for an unknown operator."""
+    """Whether a LabelSelector object, as in a PodDisruptionBudget, selects these labels: every entry of matchLabels and
+    every row of matchExpressions must hold. None selects nothing, and an empty selector everything. Raises ValueError
+    for an unknown operator in a row that is reached."""
     if selector is None:
         return False
     wanted = selector.get("matchLabels") or {}
@@ -62,8 +63,9 @@ def selects(selector: JSON | None, labels: dict[str, str]) -> bool:
 
 
 def _holds(operator: str, value: str | None, values: list[str]) -> bool:
-    """Whether a label's value satisfies a requirement; `value` is None if the label is absent. Raises ValueError for
-    an operator other than In, NotIn, Exists and DoesNotExist."""
+    """Whether a label's value satisfies a requirement; `value` is None if the label is absent, which satisfies only
+    NotIn and DoesNotExist. `values` matter only for In and NotIn. Raises ValueError for an operator other than In,
+    NotIn, Exists and DoesNotExist."""
     match operator:
         case "In":
             return value in values
@@ -77,8 +79,8 @@ def _holds(operator: str, value: str | None, values: list[str]) -> bool:
 
 
 def _label_checks(selector: str) -> Iterator[Matcher]:
-    """Yield a predicate for each requirement of a label selector. Raises ValueError where the selector cannot be
-    parsed."""
+    """Yield a predicate for each requirement of a label selector, which are separated by commas; none for an empty one.
+    Raises ValueError where the selector cannot be parsed, after the predicates before that."""
     position = 0
     while position < len(selector):
         match = _REQUIREMENT.match(selector, position)
@@ -89,7 +91,8 @@ def _label_checks(selector: str) -> Iterator[Matcher]:
 
 
 def _label_check(match: re.Match[str]) -> Matcher:
-    """Return the predicate for one requirement. As in Kubernetes, != and notin also match an object without the
+    """Return the predicate for one requirement that _REQUIREMENT has matched: `key=value` (or `==`), `key!=value`, `key
+    in (...)`, `key notin (...)`, `key`, or `!key`. As in Kubernetes, != and notin also match an object without the
     label."""
     key = match["key"]
     if match["op"]:
@@ -103,8 +106,9 @@ def _label_check(match: re.Match[str]) -> Matcher:
 
 
 def _field_checks(selector: str) -> Iterator[Matcher]:
-    """Yield a predicate for each requirement of a field selector. Raises ValueError where the selector cannot be
-    parsed."""
+    """Yield a predicate for each requirement of a field selector, `path=value`, `path==value` or `path!=value`; empty
+    ones between commas are skipped. Raises ValueError where the selector cannot be parsed. Whether an API server knows
+    the field is not checked (`find_unsupported`)."""
     for requirement in filter(None, selector.split(",")):
         path, sign, value = requirement.partition("!=" if "!=" in requirement else "=")
         if not sign:

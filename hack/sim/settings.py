@@ -132,7 +132,7 @@ class Clock:
         return datetime.fromtimestamp(self.timestamp(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep for this many simulated seconds, jittered by ±15 %."""
+        """Sleep for this many simulated seconds, made up to 15 % shorter or longer by the seeded generator."""
         await asyncio.sleep(seconds * self._random.uniform(0.85, 1.15) / self._factor)
 
     async def wait_for(self, event: asyncio.Event, seconds: float) -> bool:

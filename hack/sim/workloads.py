@@ -122,9 +122,11 @@ class Workloads:
         self._wake.set()
 
     async def run(self) -> None:
-        """Watch pods and nodes, and replace, bind and start pods, until canceled. Errors of the watches are logged and
-        retried. AlreadyExists of a creation, and NotFound and Conflict of a binding, are ignored; any other KubeError
-        of a write ends the simulation, in an ExceptionGroup."""
+        """Watch pods and nodes, and replace, bind and start pods, until canceled. After a change, wait 0.2 simulated
+        seconds for further ones first. With `dra` in the settings, the objects of DRA and the operator's test of device
+        taints are followed, too. Errors of the watches are logged and retried. AlreadyExists of a creation, and
+        NotFound and Conflict of a binding, are ignored; any other KubeError of a write ends the simulation, in an
+        ExceptionGroup."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take_pod, log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take_node, log=self._log))
@@ -183,10 +185,11 @@ class Workloads:
         self._wake.set()
 
     async def _play_test(self) -> None:
-        """Do what the ReplicaSet controller and the scheduler would do for the operator's test of device taints. If the
-        test wants pods and there is none, create one pod, with a claim to which the test's device is allocated; if it
-        wants none, delete its pods with their claims. NotFound and AlreadyExists end the call. Creates nothing if the
-        device plugin serves the GPUs."""
+        """Do what the ReplicaSet controller and the scheduler would do for the operator's test of device taints. Its
+        pods are those whose names begin with TAINT_TEST. If the test wants pods and there is none, create one pod, with
+        a claim to which the test's device is allocated; if it wants none, delete its pods with their claims. NotFound
+        and AlreadyExists end the call; other KubeErrors are raised. Creates nothing if the device plugin serves the
+        GPUs."""
         where = self._test_namespace
         pods = [one for one in self._pods.values() if one["metadata"]["name"].startswith(TAINT_TEST)]
         with suppress(NotFound, AlreadyExists):
@@ -257,11 +260,12 @@ class Workloads:
         return sorted(pending, key=lambda pod: str(pod["metadata"]["name"]))
 
     def _is_ours(self, pod: JSON) -> bool:
-        """Whether the pod belongs to one of our workloads."""
+        """Whether the pod belongs to one of our workloads (`_belongs`), even to one with 0 replicas."""
         return any(_belongs(pod, namespace, name) for namespace, name in self._wanted)
 
     def _device_counts(self) -> dict[str, Counter[str]]:
-        """Return the resources that bound pods use, by node and resource name. Finished pods use none."""
+        """Return the GPU resources that bound pods request, by node and resource name, those of other workloads
+        included. Finished pods use none, terminating ones all that they requested."""
         used: dict[str, Counter[str]] = {}
         for pod in self._pods.values():
             node = pod["spec"].get("nodeName")
@@ -278,9 +282,10 @@ class Workloads:
         return known[1]
 
     def _fits(self, pod: JSON, request: Counter[str], name: str, used: dict[str, Counter[str]]) -> bool:
-        """Whether the scheduler may bind a pod with this request to the known node `name`, by cordon, taints, node
-        selector and free GPU resources, or by free devices if DRA serves the GPUs. `used` holds the resources in use,
-        by node. Other resources, affinity and the node's readiness are ignored."""
+        """Whether the scheduler may bind a pod with this request to the known node `name`: the node is not cordoned, or
+        the pod tolerates that; the pod tolerates its taints; its labels satisfy the node selector; and enough of each
+        requested GPU resource is free, or enough devices if DRA serves the GPUs. `used` holds the resources in use, by
+        node. Other resources, affinity and the node's readiness are ignored."""
         node = self._nodes[name]
         labels = node["metadata"].get("labels") or {}
         cordoned = node.get("spec", {}).get("unschedulable") and not self._view(pod).tolerates_cordon
@@ -324,8 +329,8 @@ class Workloads:
 
 
 async def start_pod(client: KubeClient, clock: Clock, pod: JSON) -> None:
-    """Make a bound pod Running and Ready after START_SECONDS, as a kubelet does. NotFound is ignored; other KubeErrors
-    are raised."""
+    """Wait START_SECONDS of simulated time, then make a bound pod Running and Ready, as a kubelet does. NotFound is
+    ignored; other KubeErrors are raised."""
     await clock.sleep(START_SECONDS)
     moment = clock.rfc3339()
     ready = [
@@ -338,16 +343,17 @@ async def start_pod(client: KubeClient, clock: Clock, pod: JSON) -> None:
 
 
 def _is_repelled(pod: JSON, node: JSON) -> bool:
-    """Whether the node has a taint that the pod does not tolerate (core/v1 Toleration). PreferNoSchedule is
-    ignored."""
+    """Whether the node has a taint that no toleration of the pod matches (`_tolerates`). Taints with the effect
+    PreferNoSchedule are ignored."""
     tolerations = pod["spec"].get("tolerations") or ()
     taints = [row for row in node.get("spec", {}).get("taints") or () if row["effect"] != "PreferNoSchedule"]
     return not all(any(_tolerates(toleration, taint) for toleration in tolerations) for taint in taints)
 
 
 def _tolerates(toleration: JSON, taint: JSON) -> bool:
-    """Whether a toleration matches a taint. A toleration with an effect matches only taints of that effect. One
-    without a key matches every taint if its operator is Exists, and otherwise none."""
+    """Whether a toleration matches a taint (core/v1 Toleration). A toleration with an effect matches only taints of
+    that effect. One without a key matches every taint if its operator is Exists, and otherwise none. Any other must
+    have the taint's key and, unless its operator is Exists, the taint's value; a missing value is an empty one."""
     if toleration.get("effect") not in (None, "", taint["effect"]):
         return False
     exists, key = toleration.get("operator") == "Exists", toleration.get("key")
@@ -374,6 +380,7 @@ def _alive(pod: JSON) -> bool:
 
 
 def _selected(pod: JSON, labels: Mapping[str, str]) -> bool:
-    """Whether the labels satisfy the pod's `nodeSelector`; its affinity is ignored."""
+    """Whether the labels satisfy the pod's `nodeSelector`, each entry of it; a pod without one selects every node. Its
+    affinity is ignored."""
     wanted: Mapping[str, str] = pod["spec"].get("nodeSelector") or {}
     return wanted.items() <= labels.items()
