@@ -268,9 +268,10 @@ class FaultProxy:
         return port
 
     def _incoming(self, request: web.Request, body: bytes) -> Incoming:
-        """Return the call with its numbers among the writes, `number` and `mark`. Both are 0 for a read and for a
-        renewal of a Lease. After `aim`, `mark` is also 0 for writes that it does not select, and a selected write is
-        counted as arrived."""
+        """Return the call with its numbers among the writes. `number` is one more than the writes that counted so far,
+        so that writes in flight at once share it. `mark` is the same unless `aim` was called. Both are 0 for a read and
+        for a renewal of a Lease. After `aim`, `mark` counts the selected writes in the order of their arrival and is 0
+        for all others, and a selected write is counted as arrived."""
         transport = request.transport
         port = transport.get_extra_info("sockname")[1] if transport is not None else 0
         counts = request.method in WRITES and not is_renewal(request.path, body)

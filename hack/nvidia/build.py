@@ -101,7 +101,8 @@ MIG_PARTED_PINS = {"v0.15.1": "go.mod", "v0.13.1": "go-v0.13.1.mod"}
 
 
 def mig_parted(version: str) -> UpstreamRelease:
-    """Return a release of mig-parted. Raises UnavailableError for a version that is not in MIG_PARTED_PINS."""
+    """Return the release of mig-parted with this version, such as `v0.15.1`; nothing is built. Raises UnavailableError
+    for a version that is not in MIG_PARTED_PINS."""
     if version not in MIG_PARTED_PINS:
         raise UnavailableError(
             f"MIG_PARTED={version} is not pinned: choose from {', '.join(MIG_PARTED_PINS)}"

@@ -218,8 +218,8 @@ class Mount:
         return self._version > 0
 
     def take(self, data: Mapping[str, str]) -> bool:
-        """Write the content of the ConfigMap to the folder if it has changed, replacing all keys at once. Returns
-        whether it had changed; True for the first call."""
+        """Write the content of the ConfigMap to the folder if it has changed, replacing all keys at once; keys that it
+        no longer has are removed. Returns whether it had changed; True for the first call, even without keys."""
         if self.exists and data == self._data:
             return False
         old, new = (self.folder / f"..{self._version + number}" for number in (0, 1))

@@ -45,9 +45,9 @@ class MigManagerProgram:
 
     def start(self) -> None:
         """Start mig-manager, which must not be running, with its output appended to `log`. The D-Bus daemon is started
-        first unless that was tried before, even if it failed. mig-manager immediately applies the label's current
-        value. Raises SandboxError if the bus does not start, FileNotFoundError if dbus-daemon is not installed, and
-        UnavailableError if mig-manager cannot be built."""
+        first, unless one was started since the last `stop`, even one that did not come up. mig-manager immediately
+        applies the label's current value. Raises SandboxError if the bus does not start, FileNotFoundError if
+        dbus-daemon is not installed, and UnavailableError if mig-manager cannot be built."""
         if self._bus is None:
             self._start_bus()
         extra = {

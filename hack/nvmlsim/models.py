@@ -96,8 +96,9 @@ def find_model(name: str) -> Card:
 
 
 def fill_gpu(gpu: layout.SimGpu, card: Card, place: GpuPlace) -> None:
-    """Overwrite `gpu` with a new, healthy GPU of this card, with MIG off and no instances. Its UUID depends only on
-    `place` and the card. Raises KeyError if NVML has no number for a profile of the card."""
+    """Overwrite `gpu` with a new, healthy GPU of this card, the card's first product and PCI device id, with ECC on,
+    MIG off and no instances. Its UUID depends only on `place` and the card, and its PCI bus and minor number only on
+    the index in `place`. Raises KeyError if NVML has no number for a profile of the card."""
     ctypes.memset(ctypes.addressof(gpu), 0, ctypes.sizeof(gpu))
     identity = uuid.uuid5(uuid.NAMESPACE_OID, f"nvmlsim/{place.seed}/{place.index}/{card.key}")
     gpu.name = card.products[0].encode()

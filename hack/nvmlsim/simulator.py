@@ -32,7 +32,8 @@ def text(raw: bytes) -> str:
 
 
 def _plain(structure: ctypes.Structure, *names: str) -> dict[str, Any]:
-    """Return these fields of a structure by name, with texts decoded."""
+    """Return the values of these fields of a structure, by the fields' names, with character fields decoded to
+    strings."""
     values = {name: getattr(structure, name) for name in names}
     return {name: text(value) if isinstance(value, bytes) else value for name, value in values.items()}
 
@@ -53,7 +54,8 @@ def machine(state: layout.SimState) -> dict[str, Any]:
 
 def _gpu(index: int, gpu: layout.SimGpu) -> dict[str, Any]:
     """Return a GPU as plain data: index, name, UUID, compute mode, bus id, PCI device id, MIG modes, instances sorted
-    by start, and whether it is lost. `mig` is None if the card has no MIG."""
+    by start, and whether it is lost. `mig` says whether MIG is on now (`current`) and after the next reset (`pending`),
+    or is None if the card has no MIG."""
     mig = {"current": bool(gpu.mig_current), "pending": bool(gpu.mig_pending)} if gpu.mig_capable else None
     instances = sorted((i for i in gpu.instances if i.used), key=lambda instance: int(instance.start))
     return {
@@ -362,9 +364,10 @@ class Simulator:
                 _reset_gpu(state.gpus[index])
 
     def reboot(self) -> None:
-        """Change the machine as a reboot does. All processes and clients end, lost GPUs answer again, and every GPU is
-        reset without further checks, which removes its MIG instances. Ampere cards get the pending MIG mode. On later
-        cards MIG is off afterwards. Injected faults stay."""
+        """Change the machine as a reboot does. All processes and clients end, unnamed clients (`busy`) included, lost
+        GPUs answer again, recovery actions are cleared, and every GPU is reset without further checks, which removes
+        its MIG instances. Ampere cards get the pending MIG mode. On later cards MIG is off afterwards. Injected faults
+        stay."""
         with self._edit() as state:
             for process in state.processes:
                 process.used = 0
@@ -457,8 +460,10 @@ def _put_text(target: ctypes.Structure, field: str, value: str) -> None:
 
 
 def _fill_state(state: layout.SimState, cards: Sequence[Card], driver: str, seed: str) -> None:
-    """Overwrite the state with a new machine that has these cards. The machine's own namespaces are the namespaces of
-    this process. Raises SimulatorError if `driver` is too long."""
+    """Overwrite the state with a new machine that has these cards: the driver is loaded, other NVML clients block
+    changes of the MIG mode, and there are no processes, clients or faults. `seed` determines the UUIDs. The machine's
+    own namespaces are the namespaces of this process. Raises SimulatorError if `driver` is too long; the state is then
+    incomplete."""
     ctypes.memset(ctypes.addressof(state), 0, ctypes.sizeof(state))
     state.size, state.layout_hash = ctypes.sizeof(layout.SimState), layout.layout_hash()
     state.pid_namespace, state.user_namespace = _namespace("pid"), _namespace("user")

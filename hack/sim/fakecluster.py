@@ -222,10 +222,10 @@ class FakeClient(KubeClient):
         return copied(result) if result is not None else {}
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Watch as KubeClient does, until the server closes all watches. A watch of a kind with bookmarks gets one
-        every `bookmark_every` seconds; a watch of another kind ends after that time. At the start it raises NotFound
-        for an uninstalled kind, Invalid for a bad selector, or the error of a scripted fault. Raises Expired whenever
-        changes after its version were dropped."""
+        """Watch as KubeClient does, from the request's resourceVersion on, until the server closes all watches. A watch
+        of a kind with bookmarks gets one every `bookmark_every` seconds; a watch of another kind ends after that time.
+        At the start it raises NotFound for an uninstalled kind, Invalid for a bad selector, or the error of a scripted
+        fault. Raises Expired whenever changes after its version were dropped."""
         await self._enter(_call(self.identity, request))
         cluster, resource, wake = self.cluster, request.resource, asyncio.Event()
         match, version = _matcher(request), int(request.query.get("resourceVersion", "0"))

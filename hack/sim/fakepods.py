@@ -72,9 +72,9 @@ class Pods:
 
     def _ask_budgets(self, pod: JSON) -> None:
         """Raise EvictionFailed if several budgets match the pod, and EvictionBlocked if its only budget allows no
-        disruption. A pod that is not Ready passes even so if that budget says AlwaysAllow, or if it needs at least one
-        healthy pod and has as many as it needs (docs/design/drain.md). The budget's numbers are not changed by the
-        call."""
+        disruption; a pod without a budget passes. A pod that is not Ready passes even so if that budget says
+        AlwaysAllow, or if it needs at least one healthy pod and has as many as it needs (docs/design/drain.md). The
+        budget's numbers are not changed by the call."""
         budgets = [budget for budget in self._budgets(pod["metadata"]["namespace"]) if _covers(budget, pod)]
         if len(budgets) > 1:
             raise EvictionFailed(

@@ -535,7 +535,8 @@ def _processes(gpu: GPU, uses: Mapping[int, ProcessUse]) -> Iterator[ProcessUse]
 
 def _devices(gpu: GPU, card: Card, processes: Sequence[ProcessUse]) -> Iterator[DeviceUse]:
     """Yield the use of a whole GPU or, if MIG is on, of each of its instances: the used and the total memory in bytes,
-    and in `all_listed` whether all processes of the GPU are visible. Yields nothing if NVML cannot reach the GPU."""
+    and in `all_listed` whether all processes of the GPU are visible. The total is the nominal memory of the card table.
+    Yields nothing if NVML cannot reach the GPU."""
     if gpu.access != "Ok":
         return
     all_seen = UNKNOWN_PROCESS not in gpu.processes

@@ -306,8 +306,8 @@ class SimNode:
         return text
 
     async def _publish(self, pod: JSON, text: str) -> None:
-        """Create or update the ConfigMap with the generated configuration. The mig-manager pod becomes its owner.
-        KubeErrors propagate."""
+        """Create the ConfigMap NODE-mig-config with the generated configuration in the GPU Operator's namespace, or
+        update it if it exists. The mig-manager pod becomes its owner. KubeErrors propagate."""
         namespace, name = self.cluster.settings.gpu_operator_namespace, f"{self.name}-mig-config"
         owner = {"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": _uid(pod)}
         metadata = {

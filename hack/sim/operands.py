@@ -283,10 +283,10 @@ class PlayedOperand:
         self.is_gone.set()
 
     async def _take(self, step: OperandStep) -> bool:
-        """Take one step, which takes the pod's stop or start time, or for RELOAD that of a reload. Returns False if the
-        pod or its sidecar crash-loops, otherwise True. If the operand is no longer deployed when its container should
-        start, or the key of a reload has vanished, nothing is started; True then means that `decide` must be called
-        again."""
+        """Take one step. It lasts as long as a pod's stop or start, for RELOAD as long as a reload; SIDECAR_CRASH is
+        only logged. Returns False if the pod or its sidecar crash-loops, otherwise True. If the operand is no longer
+        deployed when its container should start, or the key of a reload has vanished, nothing is started; True then
+        means that `decide` must be called again."""
         if step is OperandStep.STOP:
             await self._stop()
             return True

@@ -61,9 +61,11 @@ class SimPluginConfig:
 
 @lru_cache(maxsize=256)
 def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
-    """Return the parsed configuration file. Unknown keys are ignored, as the plugin does. If it has both kinds of
-    sharing, both must be valid, and mps counts. `strategy` is ClusterPolicy's mig.strategy, which takes precedence over
-    the file (b.2). Raises PluginError where the plugin would exit with an error. Results are cached."""
+    """Return the parsed configuration file; that of an empty one has no sharing. Unknown keys are ignored, as the
+    plugin does. If it has both kinds of sharing, both must be valid, and mps counts. An `mps` of null is ignored, but a
+    `timeSlicing` of null is an error. `strategy` is ClusterPolicy's mig.strategy, which, unless it is empty, takes
+    precedence over the file (b.2); without both it is `none`. Raises PluginError where the plugin would exit with an
+    error. Results are cached, errors are not."""
     try:
         document = to_json(text)
     except GoError as error:
@@ -115,8 +117,9 @@ def _flags(flags: JSONValue) -> None:
 
 
 def _block(value: JSONValue, kind: Literal["mps", "time-slicing"]) -> SimPluginConfig:
-    """Return the configuration in `sharing.mps` or `sharing.timeSlicing`. The keys below it are case-sensitive. Raises
-    PluginError if the block is invalid or shares no resource."""
+    """Return the configuration in `sharing.mps` or `sharing.timeSlicing`, with MIG strategy `none`. The keys below it
+    are case-sensitive. If it lists a resource twice, the last entry counts. Raises PluginError if the block is invalid
+    or shares no resource."""
     if not isinstance(value, dict | None):
         raise PluginError(f"cannot unmarshal {value!r} into a map")
     block = value or {}
@@ -176,7 +179,7 @@ def _is_device(value: JSONValue) -> bool:
 
 def _name(value: JSONValue) -> str:
     """Return the full name of a resource, with NVIDIA's prefix. Raises PluginError if that is not a valid resource
-    name."""
+    name, or has more than 63 characters."""
     name = _text(value)
     full = name if name.startswith("nvidia.com/") else f"nvidia.com/{name}"
     if len(full) > 63 or not _NAME.fullmatch(full.removeprefix("nvidia.com/")):
