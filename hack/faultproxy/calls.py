@@ -194,7 +194,8 @@ class Sick:
     """Number of calls that were not forwarded."""
 
     def lift(self) -> None:
-        """End the fault, so that all calls are forwarded again."""
+        """End the fault by setting `times` to 0, so that all later calls are forwarded again. A call that already waits
+        without an answer goes on waiting."""
         self.times = 0
 
     def strikes(self, call: Incoming) -> bool:

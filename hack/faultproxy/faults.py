@@ -180,7 +180,8 @@ class RandomRefusals(RefusedCalls):
     _dice: random.Random = field(default_factory=lambda: random.Random(1))
 
     def concerns(self, call: Incoming) -> bool:
-        """Whether this call is refused, drawn anew each time."""
+        """Whether this call is refused, drawn anew each time, with the probability `share`. The call itself does not
+        matter."""
         return self._dice.random() < self.share
 
 
@@ -209,7 +210,7 @@ class HeldWrite(Fault):
             asyncio.get_running_loop().call_later(ARRIVES_SECONDS, self._let_go)
 
     def _let_go(self) -> None:
-        """Call `then`, and record the time, so that the fault is over soon after."""
+        """Call `then`, and record the time, so that the fault is over AGAIN_SECONDS later."""
         self.then()
         self.last = asyncio.get_running_loop().time()
 

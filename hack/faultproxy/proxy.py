@@ -230,7 +230,7 @@ class FaultProxy:
     # --- inside ----------------------------------------------------------------------------------------
 
     def _url(self, port: int) -> str:
-        """Return the URL of a port of the proxy."""
+        """Return the URL of a port of the proxy: https if clients connect by TLS, otherwise http, and HOST."""
         return f"{'https' if self._shown else 'http'}://{HOST}:{port}"
 
     async def _serve(self) -> None:

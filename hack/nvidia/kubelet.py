@@ -263,7 +263,8 @@ class LogServer:
             """Answers requests for the logs of pods."""
 
             def do_GET(self) -> None:
-                """Answer a request for a pod's log; http.server calls this name."""
+                """Answer a GET request with the log of the pod that its path names, or with 404 (`_answer`);
+                http.server calls this name."""
                 _answer(self, find)
 
             def log_message(self, format: str, *arguments: Any) -> None:

@@ -157,7 +157,8 @@ class NvidiaLoop:
         return name
 
     def _check(self) -> None:
-        """Raise AssertionError, with the end of the operator's log, if the operator process has ended."""
+        """Raise AssertionError, with the last 3000 characters of the operator's log, if the operator process has ended.
+        One that was not started raises nothing."""
         assert self.operator.exit_status is None, self.operator.log.read_text()[-3000:]
 
 

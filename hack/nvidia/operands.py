@@ -247,7 +247,7 @@ def read_cluster_policy(api: Api) -> Object | None:
 
 
 def _uid(pod: Object) -> str:
-    """Return the UID of a pod."""
+    """Return the UID of a pod as a string. Raises KeyError if it has none."""
     return str(pod["metadata"]["uid"])
 
 

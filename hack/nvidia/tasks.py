@@ -77,7 +77,8 @@ class SandboxTask:
         self.proc.show(self._process.pid)
 
     def alive(self) -> bool:
-        """Whether the program is running."""
+        """Whether the program has been started and is still running; False after it has ended on its own, and after
+        `stop` or `kill`."""
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:

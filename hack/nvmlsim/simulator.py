@@ -27,7 +27,7 @@ RESULTS = {
 
 
 def text(raw: bytes) -> str:
-    """Return the content of a character field as a string."""
+    """Return the content of a character field as a string, decoded as UTF-8."""
     return raw.decode()
 
 

@@ -167,7 +167,8 @@ class FakeCluster:
             self.store.waiting.discard(wake)
 
     def close_watches(self) -> None:
-        """End every open watch quietly, as the server does after its timeout."""
+        """End every open watch without an error event, as the server does after its timeout. Their clients may watch
+        again at once."""
         self.closings += 1
         self.store.wake()
 

@@ -97,7 +97,7 @@ class Pods:
             )
 
     def _budgets(self, namespace: str) -> Iterator[JSON]:
-        """Yield the PodDisruptionBudgets of a namespace."""
+        """Yield the PodDisruptionBudgets of a namespace, sorted by name. These are the stored objects themselves."""
         return self.store.all(kinds.PDBS, namespace)
 
     def _follow(self, resource: Resource, change: StoredChange) -> None:

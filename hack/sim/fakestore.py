@@ -341,5 +341,5 @@ def _content(obj: JSON) -> JSON:
 
 
 def _owned_by(obj: JSON, uid: str) -> bool:
-    """Whether the object has an owner with this uid."""
+    """Whether any of the object's ownerReferences has this uid, whether or not it is the controller."""
     return any(owner.get("uid") == uid for owner in obj["metadata"].get("ownerReferences") or ())

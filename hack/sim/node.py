@@ -75,7 +75,7 @@ class _MigPort:
 
     @property
     def labels(self) -> Labels:
-        """The labels of the newest known version of the Node."""
+        """The labels of the newest known version of the Node, which may be older than the server's."""
         return self._node.object.labels
 
     @property

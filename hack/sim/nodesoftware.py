@@ -56,14 +56,16 @@ CRASH_BACKOFF = 10.0
 
 
 def _served_by(policy: ClusterPolicy) -> tuple[object, ...]:
-    """Return the fields of ClusterPolicy that affect the device plugin, GFD or where operands run, so that two
-    versions can be compared."""
+    """Return the fields of ClusterPolicy that affect the device plugin, GFD or where operands run, so that two versions
+    can be compared: the plugin's ConfigMap and default key, the MIG strategy, the operands that are off, and the kind
+    of workload."""
     configured = (policy.plugin_config, policy.plugin_default, policy.mig_strategy)
     return (*configured, policy.off, policy.workload, policy.sandboxes)
 
 
 def _divided_by(policy: ClusterPolicy) -> tuple[object, ...]:
-    """Return the fields of ClusterPolicy that affect mig-manager, so that two versions can be compared."""
+    """Return the fields of ClusterPolicy that affect mig-manager, so that two versions can be compared: its ConfigMap,
+    WITH_REBOOT, and whether it is turned off."""
     return policy.mig_config, policy.with_reboot, "mig-manager" in policy.off
 
 
@@ -379,7 +381,8 @@ def _unwedge(node: SimNode) -> None:
 
 
 def _break_next_run(fault: str, node: SimNode) -> None:
-    """Set `fault`, a field of MigManagerFaults, for the next run of mig-manager that changes GPUs."""
+    """Set `fault`, a field of MigManagerFaults, to True for the next run of mig-manager that changes GPUs; it stays set
+    until then."""
     setattr(node.faults, fault, True)
 
 

@@ -368,7 +368,8 @@ def _version(pod: JSON) -> int:
 
 
 def _belongs(pod: JSON, namespace: str, name: str) -> bool:
-    """Whether the pod belongs to the workload of this namespace and name, by its label."""
+    """Whether the pod belongs to the workload of this namespace and name: it is in that namespace, and its label
+    LABEL_WORKLOAD has that name. Its owner does not matter."""
     metadata = pod["metadata"]
     return metadata["namespace"] == namespace and (metadata.get("labels") or {}).get(LABEL_WORKLOAD) == name
 
