@@ -20,8 +20,9 @@ _TRUST = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 @contextmanager
 def _no_authorities() -> Iterator[None]:
-    """Hide this machine's certificate authorities from OpenSSL inside the block, by setting two environment variables.
-    Both are restored at the end of the block, even after an error."""
+    """Hide this machine's certificate authorities from OpenSSL inside the block, by setting the environment variables
+    SSL_CERT_FILE and SSL_CERT_DIR of this process to the null device. Both are restored at the end of the block, even
+    after an error."""
     before = {name: os.environ.get(name) for name in _TRUST}
     os.environ.update(dict.fromkeys(_TRUST, os.devnull))
     try:

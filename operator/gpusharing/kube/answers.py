@@ -26,11 +26,13 @@ MOST_SECONDS = 86400.0
 
 
 def error_of(request: ApiRequest, status: int, answer: object, retry_after: str | None = None) -> KubeError:
-    """Return the error for an answer that is not a success, chosen by its HTTP status and machine-readable parts. A 409
-    becomes AlreadyExists if it answers a create and its reason says so, else Conflict. A 429 can mean three things
-    (`_too_many`). A 4xx other than 408 that has no error class of its own becomes Invalid. Every other status becomes
-    Unavailable, except a 500 or 504 to an eviction (`_eviction_error`). `answer` is the parsed body, `retry_after` the
-    value of the Retry-After header."""
+    """Return the error for an answer that is not a success, chosen by its HTTP status and machine-readable parts.
+    Nothing is raised. A 401, 404 or 410 becomes Unauthorized, NotFound or Expired, which has the token for the rest of
+    the list if the answer names one. A 403 becomes Forbidden (`_forbidden`). A 409 becomes AlreadyExists if it answers
+    a create and its reason says so, else Conflict. A 429 can mean three things (`_too_many`). A 4xx other than 408 that
+    has no error class of its own becomes Invalid. Every other status becomes Unavailable, except a 500 or 504 to an
+    eviction (`_eviction_error`). `answer` is the parsed body, whose `message` the error gets ("HTTP" and the status if
+    it has none), and `retry_after` is the value of the Retry-After header, or None without one."""
     message = text(answer, "message") or f"HTTP {status}"
     match status:
         case 401:
@@ -58,7 +60,8 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
 
 def error_of_event(request: ApiRequest, status_object: object) -> KubeError:
     """Return the error for an ERROR event of a watch, whose object is a Status: the error of an answer with that code,
-    such as Expired for 410. A Status without a code counts as a 500, which becomes Unavailable."""
+    such as Expired for 410. A Status without a whole number as its code counts as a 500, which becomes Unavailable. The
+    error is returned, not raised."""
     code = part(status_object, "code")
     return error_of(request, code if isinstance(code, int) else 500, status_object)
 
@@ -69,8 +72,9 @@ HINT = "the chart grants this right if rbac.create is true"
 
 def _forbidden(request: ApiRequest, answer: object, message: str) -> Forbidden:
     """Return the error for a 403, with a hint on how to grant the missing right. No right is missing, and the hint is
-    empty, if a ValidatingAdmissionPolicy refused the request, or if the namespace is being deleted; only in the latter
-    case `namespace_terminating` is True."""
+    empty, if a ValidatingAdmissionPolicy refused the request (`message` contains that word), or if the namespace is
+    being deleted (the answer has the cause NamespaceTerminating); only in the latter case `namespace_terminating` is
+    True."""
     if "NamespaceTerminating" in _causes(answer):
         return Forbidden(message, namespace_terminating=True)
     hint = "" if "ValidatingAdmissionPolicy" in message else HINT
@@ -78,9 +82,9 @@ def _forbidden(request: ApiRequest, answer: object, message: str) -> Forbidden:
 
 
 def _too_many(request: ApiRequest, answer: object, message: str, seconds: float | None) -> KubeError:
-    """Return the error for a 429: EvictionBlocked if a PodDisruptionBudget is the cause, EvictionFailed if a Status
-    refuses an eviction without naming a time to wait, else Throttled. `seconds` is the wait that the server asks for,
-    or None.
+    """Return the error for a 429: EvictionBlocked if the answer has the cause DisruptionBudget, with the message of
+    that cause if there is one, EvictionFailed if a Status refuses an eviction without naming a time to wait, else
+    Throttled. `seconds` is the wait that the server asks for, or None.
 
     A request to all clients to slow down names a time to wait, or is plain text (apiserver v0.36.3 pkg/server/filters,
     maxinflight.go and priority-and-fairness.go). A Status without a time is an answer about this pod (E11): KubeVirt's
@@ -115,14 +119,14 @@ def _eviction_error(
 
 def _causes(answer: object) -> dict[str, str]:
     """Return the causes in the details of a Status as a mapping from each cause's reason to its message; empty if it
-    has none."""
+    has none. Of several causes with one reason the last counts, and a cause without a reason has the key ""."""
     return {text(cause, "reason"): text(cause, "message") for cause in entries(answer, "details", "causes")}
 
 
 def _seconds(answer: object, retry_after: str | None) -> float | None:
     """Return how many seconds the server asks us to wait, at most MOST_SECONDS: the whole number in the Retry-After
-    header or, without one, a positive number in the Status. None if there is neither; a date in the header is
-    ignored."""
+    header, which may be 0, or, without one, a positive `details.retryAfterSeconds` in the Status. None if there is
+    neither; a date in the header is ignored."""
     if retry_after and retry_after.isdecimal():
         return min(float(retry_after), MOST_SECONDS)
     seconds = whole(answer, "details", "retryAfterSeconds")

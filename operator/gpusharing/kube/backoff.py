@@ -24,8 +24,8 @@ class Backoff:
         self._jitter = jitter
 
     def after_failure(self) -> float:
-        """Return the jittered wait after this failure, in seconds. Before jitter, the wait after the next failure is
-        twice as long, up to the limit."""
+        """Return the jittered wait after this failure, in seconds. Nothing is waited for here. Before jitter, the wait
+        after the next failure is twice as long, up to the limit; jitter may exceed the limit."""
         delay, self._next = self._next, min(self._next * 2, self._last)
         return delay * self._jitter()
 

@@ -53,8 +53,9 @@ class Resource:
         self, namespace: str | None = None, name: str | None = None, subresource: str | None = None
     ) -> str:
         """Return the URL path of a collection, of one object, or of the object's subresource. The namespace is ignored
-        for a kind that is not namespaced. For a page without a version, such as `/version`, all arguments are
-        ignored."""
+        for a kind that is not namespaced; without one, the path of a namespaced kind stands for all namespaces. A name
+        or subresource that is None or empty is left out. For a page without a version, such as `/version`, all
+        arguments are ignored."""
         if not self.version:
             return f"/{self.plural}"
         parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
@@ -192,7 +193,8 @@ class KubeClient(ABC):
 
     @abstractmethod
     async def call(self, request: ApiRequest) -> JSON:
-        """Send one request, and return the object that the server answers with.
+        """Send one request, and return the object that the server answers with. A client may send a request once more
+        after the server has refused its credentials, but repeats it for no other reason.
 
         A text that is not JSON, such as the log of a pod, is returned under the name of its subresource: `{"log":
         text}`.
@@ -210,11 +212,12 @@ class KubeClient(ABC):
     async def list_page(
         self, resource: Resource, *, limit: int = 500, after: str = "", **filters: Unpack[Filters]
     ) -> Page:
-        """Read one page of a list; `kube/paging.py` reads whole lists. All pages of a list show the cluster at the
-        same moment, unless an expired list is continued with `Expired.rest`.
+        """Read one page of a list; `kube/paging.py` reads whole lists. All pages of a list show the cluster at the same
+        moment, unless an expired list is continued with `Expired.rest`.
 
-        `limit` is the most objects in the page, or 0 for all. `after` is the token of the previous page, or an empty
-        string for the first page. Raises Expired if the server no longer keeps the state that the token refers to.
+        `filters` restrict the list to a namespace and to selectors; empty ones are not sent. `limit` is the most
+        objects in the page, or 0 for all. `after` is the token of the previous page, or an empty string for the first
+        page. Raises Expired if the server no longer keeps the state that the token refers to.
         """
         query = _selectors(filters)
         if limit:
@@ -229,14 +232,16 @@ class KubeClient(ABC):
     def watch(
         self, resource: Resource, resource_version: str, **filters: Unpack[Filters]
     ) -> AsyncGenerator[WatchEvent, None]:
-        """Yield the changes since `resource_version`, and bookmarks. Ends without an error when the server closes the
-        watch. Raises Expired on 410, and Unavailable when the stream breaks or is silent for too long."""
+        """Yield the changes since `resource_version` to the objects that `filters` select, and bookmarks. Ends without
+        an error when the server closes the watch. Raises Expired on 410, and Unavailable when the stream breaks or is
+        silent for too long."""
         query = {"resourceVersion": resource_version, **_selectors(filters)}
         return self.stream(ApiRequest("watch", resource, namespace=filters.get("namespace"), query=query))
 
     async def served(self, resource: Resource) -> bool:
-        """Whether the server's discovery lists this kind; False if it does not know the group and version at all. A
-        kind may be served although a request for its collection was answered with 404."""
+        """Whether the server's discovery lists this kind; False if it answers NotFound, because it does not know the
+        group and version at all. Other errors are raised. A kind may be served although a request for its collection
+        was answered with 404."""
         group = Resource(resource.group, resource.version, "")
         try:
             answer = await self.call(ApiRequest("get", group, name=resource.plural))
@@ -253,8 +258,8 @@ class KubeClient(ABC):
         return text(await self.call(ApiRequest("get", VERSION)), "gitVersion")
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
-        """Create one object and return it as the server stored it. Raises AlreadyExists if it exists. If `namespace`
-        is not given, the namespace in the body is used."""
+        """Create one object and return it as the server stored it. Raises AlreadyExists if it exists. If `namespace` is
+        None or empty, the namespace in the body is used, if it has one."""
         where = namespace or text(body, "metadata", "namespace")
         return await self.call(ApiRequest("create", resource, namespace=where, body=body))
 
@@ -267,9 +272,9 @@ class KubeClient(ABC):
         namespace: str | None = None,
         subresource: str | None = None,
     ) -> JSON:
-        """Send a JSON merge patch, and return the object as it is now. Raises NotFound if it does not exist. If the
-        body contains metadata.resourceVersion, the patch is conditional and raises Conflict if the object has
-        changed since that version."""
+        """Send a JSON merge patch of the object, or of its `subresource` such as `status`, and return the object as it
+        is now. Raises NotFound if it does not exist. If the body contains metadata.resourceVersion, the patch is
+        conditional and raises Conflict if the object has changed since that version."""
         request = ApiRequest("patch", resource, subresource, namespace=namespace, name=name, body=body)
         return await self.call(request)
 
@@ -284,21 +289,22 @@ class KubeClient(ABC):
     ) -> None:
         """Request the deletion of the object with this `uid`; it may stay until its grace period and its finalizers
         have ended. Raises NotFound if it does not exist, and Conflict if the name belongs to an object with another
-        UID. `grace` is in seconds; None uses the object's own grace period."""
+        UID. `grace` is in seconds; None uses the object's own grace period, and 0 deletes the object without one."""
         options: JSON = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
         if grace is not None:
             options["gracePeriodSeconds"] = grace
         await self.call(ApiRequest("delete", resource, namespace=namespace, name=name, body=options))
 
     async def log(self, namespace: str, name: str, lines: int) -> str:
-        """Return the last `lines` lines of a pod's log. Raises Unavailable if its kubelet cannot be reached."""
+        """Return the last `lines` lines of a pod's log. No container is named, so the API server refuses a pod with
+        several as Invalid. Raises Unavailable if its kubelet cannot be reached."""
         query = {"tailLines": str(lines)}
         answer = await self.call(ApiRequest("get", PODS, LOG, namespace=namespace, name=name, query=query))
         return text(answer, LOG)
 
     async def scrape(self, namespace: str, name: str, port: int) -> str:
-        """Return the metrics page that a pod serves on this port; the API server fetches it. The call needs the right
-        `get pods/proxy`. Raises Unavailable if the API server cannot reach the pod."""
+        """Return the page `/metrics` that a pod serves on this port, as text; the API server fetches it over plain
+        HTTP. The call needs the right `get pods/proxy`. Raises Unavailable if the API server cannot reach the pod."""
         place = f"{name}:{port}"
         answer = await self.call(ApiRequest("get", PODS, METRICS, namespace=namespace, name=place))
         return text(answer, METRICS)

@@ -85,9 +85,9 @@ class SteadyClock:
         `sent_at` is when its request was sent, by `steady`.
 
         The first date sets the clock, even if that sets it back. A Date in whole seconds and the duration of the call
-        leave a range of possible times. A later date corrects the clock only if the clock is outside that range, and
-        by at most SLEW seconds per second since the previous date. A header that is missing or not a date (RFC 9110,
-        5.6.7) is ignored.
+        leave a range of possible times. A later date corrects the clock only if the clock is outside that range, and by
+        at most SLEW seconds per second since the previous date. A header that is empty or not a date (RFC 9110, 5.6.7)
+        is ignored.
         """
         try:
             server_time = parsedate_to_datetime(date).timestamp()

@@ -90,10 +90,11 @@ class HttpClient(KubeClient):
     ) -> None:
         """Prepare a client with the credentials of `login`; no connection is opened before the first call.
 
-        `name` is the field manager of our writes and our User-Agent. `on_call` is called after each request. `clock`
-        is corrected by the Date of each answer. `before_write` is called immediately before a write is sent, after it
-        has waited for a slot and a connection. If it raises, nothing is sent, and the exception reaches the caller
-        unchanged.
+        `name` is the field manager of our writes and our User-Agent. `limits` are the defaults of Limits if None.
+        `on_call` is called after each request, also after one that gets no answer. `clock`, if there is one, is
+        corrected by the Date of each answer. `before_write` is called immediately before a write (any request but a
+        GET) is sent, after it has waited for a slot and a connection. If it raises, nothing is sent, and the exception
+        reaches the caller unchanged.
         """
         self._login = login
         self._name = name
@@ -121,7 +122,8 @@ class HttpClient(KubeClient):
             self._session = None
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Send one request, and return the object that the server answers with. After a 401 the credentials are
+        """Wait for a slot (`Limits.parallel`), without a limit of time, then send one request, and return the object
+        that the server answers with. Each attempt may take `Limits.total` seconds. After a 401 the credentials are
         renewed and the request is sent once more; a second 401 is raised as Unauthorized. Raises KubeErrors and
         whatever `before_write` raises."""
         async with self._slots:
@@ -137,10 +139,10 @@ class HttpClient(KubeClient):
         return answer_of(request, raw)
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Send the request of a watch, and yield its events until the server ends it. After a 401 the credentials are
-        renewed and the request is sent once more; a second 401 is raised as Unauthorized. Any other status but 200, and
-        an ERROR event, are raised as their KubeErrors. Raises Unavailable if the connection breaks or is silent for too
-        long."""
+        """Send the request of a watch, with the duration that `lasting` adds, and yield its events until the server
+        ends it. A watch needs no slot. After a 401 the credentials are renewed and the request is sent once more; a
+        second 401 is raised as Unauthorized. Any other status but 200, and an ERROR event, are raised as their
+        KubeErrors. Raises Unavailable if the connection breaks or is silent for too long."""
         limits = self._limits
         request = lasting(request, limits.watch, limits.inactivity)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect, sock_read=limits.inactivity)
@@ -229,7 +231,8 @@ class HttpClient(KubeClient):
 
 
 def _abort(response: aiohttp.ClientResponse) -> None:
-    """Drop the connection of an answer that was not read to its end, for example when a watch was abandoned.
+    """Drop the connection of an answer that was not read to its end, for example when a watch was abandoned. Does
+    nothing if the answer was read to its end.
 
     Otherwise aiohttp would begin to close TLS, which nobody awaits and which would outlive the session.
     """

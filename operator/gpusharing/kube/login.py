@@ -83,8 +83,9 @@ class ServiceAccountLogin:
     _read_at: float = float("-inf")
 
     async def access(self) -> Access:
-        """Return the server that the kubelet names in the environment, trusting the authorities in `ca.crt` as it is
-        now. Raises Unauthorized outside a pod, or if the file cannot be used.
+        """Return the server that the kubelet names in the environment (KUBERNETES_SERVICE_HOST and
+        KUBERNETES_SERVICE_PORT, or 443), trusting the authorities in `ca.crt` as it is now. Raises Unauthorized outside
+        a pod, or if the file cannot be used.
 
         The file is checked on every call and read again when it has changed: the kubelet replaces it when the
         cluster's authority is rotated, and from then on no connection can be made with the old one.
@@ -261,7 +262,7 @@ class ProgramLoop(asyncio.SelectorEventLoop):
         return started
 
     async def end_programs(self) -> None:
-        """Kill the programs that still run, and wait until they have ended."""
+        """Kill the programs that still run, and wait until they have ended, without a limit of time."""
         for program in self._programs:
             program.close()
         while any(program.get_returncode() is None for program in self._programs):  # noqa: ASYNC110 - no event says so
@@ -339,8 +340,8 @@ def _access(configuration: Any, environment: Mapping[str, str]) -> Access:
 
 def environment_login(environment: Mapping[str, str]) -> Login:
     """Return the login for the kubeconfig named by KUBECONFIG, if that is set. Otherwise return the login for the
-    service account files in the directory named by SERVICE_ACCOUNT or, if that is not set either, in the directory
-    that every pod has."""
+    service account files in the directory named by SERVICE_ACCOUNT or, if that is not set either, in the directory that
+    every pod has. An empty variable counts as not set. No file is read yet."""
     directory = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
     return find_login(environment, environment.get("KUBECONFIG", ""), directory)
 

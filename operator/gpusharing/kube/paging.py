@@ -50,8 +50,8 @@ async def list_of(client: KubeClient, resource: Resource, **where: Unpack[Filter
 async def pages_of(
     client: KubeClient, resource: Resource, size: int = PAGE, **where: Unpack[Filters]
 ) -> AsyncIterator[Page]:
-    """Yield the pages of a list, with at most `size` objects each. All of them show the cluster at the moment of the
-    first page.
+    """Yield the pages of a list, with at most `size` objects each, or all objects in one page if `size` is 0. All of
+    them show the cluster at the moment of the first page.
 
     A later page that fails with Unavailable or Throttled is requested again with its token, after a back-off that is
     at least the wait that the server asks for. The first page is requested only once, because nothing is lost if it

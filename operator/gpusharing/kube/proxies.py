@@ -16,9 +16,10 @@ from gpusharing.kube.errors import Unauthorized
 
 def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str]) -> str | None:
     """Return the URL of the proxy for this server, or None. `proxy_url`, from the kubeconfig, takes precedence, even
-    over NO_PROXY. Without it, the environment's HTTPS_PROXY or HTTP_PROXY counts, by the server's scheme, unless
-    `_is_direct`; one without a scheme gets `http://`. Raises Unauthorized for anything but a valid HTTP or HTTPS proxy.
-    The message names the field or variable, but no password."""
+    over NO_PROXY. Without it, the environment's HTTPS_PROXY or HTTP_PROXY counts, by the server's scheme and in lower
+    case if the upper case is not set, unless `_is_direct`; one without a scheme gets `http://`. Raises Unauthorized for
+    anything but the URL of an HTTP or HTTPS proxy with a host and a valid port, which may be left out. The message
+    names the field or variable, but no password."""
     source, proxy = "proxy-url of the cluster in the kubeconfig", proxy_url
     if not proxy and not _is_direct(server, environment):
         variable = f"{server.partition(':')[0]}_proxy"
@@ -38,8 +39,9 @@ def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str
 
 
 def _is_direct(server: str, environment: Mapping[str, str]) -> bool:
-    """Whether the proxies in the environment do not apply to this server, because it is on loopback or NO_PROXY
-    exempts it."""
+    """Whether the proxies in the environment do not apply to this server, because its host is localhost or a loopback
+    address, or because NO_PROXY (or no_proxy) lists its name, a domain above it, or an address or network that contains
+    it. False for a server that is not a valid URL."""
     _, exempt = _first(environment, "NO_PROXY", "no_proxy")
     with suppress(ValueError):  # not a URL, or no IP address: an error of the connection says what is wrong
         place = urlsplit(server)

@@ -44,7 +44,8 @@ def start_gate(node: JSON) -> str | None:
 def tolerates(tolerations: Sequence[JSON], key: str = TAINT_UNPROVEN, value: str | None = None) -> bool:
     """Whether pods with these tolerations may start on a node with the taint `key` and the effect NoSchedule (core/v1
     Toleration). `value` is the taint's value; if it is None, every value of a toleration with this key matches. A
-    toleration without a key matches if its operator is Exists."""
+    toleration with the operator Exists matches without a key or with this one, whatever its value. A toleration with an
+    effect other than NoSchedule never matches."""
     return any(
         text(row, "effect") in ("", EFFECT)
         and text(row, "key") in ("", key)

@@ -42,8 +42,8 @@ def content(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
 
 def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float = INACTIVITY) -> ApiRequest:
     """Return a copy of a watch request with the parameters that make it a watch: the server sends bookmarks, and ends
-    the watch after 80 to 100 % of `most` seconds. A kind without bookmarks cannot show that its watch is alive, so
-    its watch ends before it could have been silent for `inactivity` seconds."""
+    the watch after 80 to 100 % of `most` seconds, chosen at random, and at least 1 s. A kind without bookmarks cannot
+    show that its watch is alive, so its watch ends before it could have been silent for `inactivity` seconds."""
     seconds = most if request.resource.bookmarks else min(most, 0.8 * inactivity)
     terms = {
         "watch": "true",
