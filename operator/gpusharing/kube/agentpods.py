@@ -18,8 +18,9 @@ RuntimeClass, or a folder is missing. Other Warning events about pods repeat wha
 
 def agent_pod(raw: JSON) -> AgentPod:
     """Convert a raw pod of the agent's DaemonSet. A pod that is not bound yet gets the name of the node that it was
-    created for. A pod that is being deleted is not Ready. The reasons why a pod does not run are read only if it is
-    neither Ready nor being deleted."""
+    created for (`_meant_for`), which may be empty. A pod that is being deleted is not Ready. `tolerates_gate` says
+    whether it tolerates the start-up taint, and `created` is None if the time cannot be read. The reasons why a pod
+    does not run (`_with_trouble`) are read only if it is neither Ready nor being deleted."""
     metadata = section(raw, "metadata")
     deleting = "deletionTimestamp" in metadata
     pod = AgentPod(
@@ -37,17 +38,18 @@ def agent_pod(raw: JSON) -> AgentPod:
 def has_secure_metrics(spec: JSON) -> bool:
     """Whether a container of this raw pod spec has the environment variable METRICS_SECURE with the value `true`, as
     the chart value agent.secureMetrics sets it. Its agent then gives its metrics only to those whom the API server
-    allows to read them. Arguments of the container are not checked."""
+    allows to read them. Init containers and the arguments of containers are not checked."""
     variables = [row for container in entries(spec, "containers") for row in entries(container, "env")]
     return {"name": "METRICS_SECURE", "value": "true"} in variables
 
 
 def agent_warning(raw: JSON) -> AgentWarning | None:
     """Convert a Warning event (events.k8s.io/v1) that says why the agent's DaemonSet cannot create a pod
-    (FailedCreate), or why one of its pods cannot start (a reason in _OF_PODS). Return None for every other event.
-    DaemonSet and pods are recognized by their names, in any namespace; the event's type is not checked. The
-    DaemonSet's warning names no pod and has the time when the event was last seen; a pod's warning has the time
-    when the event was created."""
+    (FailedCreate), or why one of its pods cannot start (a reason in _OF_PODS). Return None for every other event. The
+    DaemonSet is recognized by the name `gpusharing-agent`, and its pods by that name and a dash as a prefix, in any
+    namespace; the event's type is not checked. The DaemonSet's warning names no pod and has the time when the event was
+    last seen (`_last_seen`); a pod's warning has the time when the event was created. A time that cannot be read is
+    None."""
     namespace, kind, name, reason = (
         text(raw, *path)
         for path in (
@@ -83,8 +85,8 @@ def _last_seen(raw: JSON) -> datetime | None:
 
 def _meant_for(raw: JSON) -> str:
     """Return the name of the node that the DaemonSet controller created this pod for, read from the required node
-    affinity that it writes (matchFields `metadata.name` with one value). Empty if the pod has none. Used for pods
-    that are not bound yet."""
+    affinity that it writes (matchFields `metadata.name` with exactly one value, whatever the operator). The first such
+    row counts. Empty if the pod has none. Used for pods that are not bound yet."""
     required = part(raw, "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
     for term in entries(required, "nodeSelectorTerms"):
         for row in entries(term, "matchFields"):
@@ -96,8 +98,9 @@ def _meant_for(raw: JSON) -> str:
 
 def _with_trouble(pod: AgentPod, raw: JSON) -> AgentPod:
     """Return a copy of `pod` with what is known about why it does not run: whether the scheduler found no node for it
-    and, for its container `agent`, the image and what it is waiting for. How that container last ended is added
-    unless it has started since."""
+    and, for its container `agent`, the image and the reason and message of what it is waiting for. How that container
+    last ended (reason and exit code) and its last message are added unless it has started since. What the pod does not
+    report stays empty. `pod` itself is not changed."""
     statuses = entries(raw, "status", "containerStatuses")
     status = next((status for status in statuses if text(status, "name") == "agent"), {})
     containers = entries(raw, "spec", "containers")

@@ -53,10 +53,11 @@ _REPORT = TypeAdapter(Observed)
 
 
 def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> NodeView:
-    """Convert a raw Node to the planner's view. Heartbeats, images, addresses and resourceVersion are left out. A
-    fence that cannot be read becomes None, with the reason in `fence_error`. A record of the last abort or of the
-    last proof that cannot be read becomes None too, but the reason is dropped. `maintenance_keys` are further keys
-    of labels, annotations and taints that mark a Node as maintained by somebody else."""
+    """Convert a raw Node to the planner's view. Heartbeats, images, addresses and resourceVersion are left out, and so
+    are allocatable resources other than GPUs (`gpu_counts`). A fence that cannot be read becomes None, with the reason
+    in `fence_error`. A record of the last abort or of the last proof that cannot be read becomes None too, but the
+    reason is dropped. `hold_cordon` is True only for the value `true`. `maintenance_keys` are further keys of labels,
+    annotations and taints that mark a Node as maintained by somebody else (`find_marker`)."""
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
     fence, fence_error = read_fence(annotations)
@@ -96,16 +97,18 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
 
 def other_plugin(raw: JSON) -> str:
     """Return the name of the device plugin that serves a Node without following our labels, or an empty string if none
-    is known. It is recognized by the Node's labels, its annotations, and the names of its allocatable resources; those
-    with the quantity 0 do not count."""
+    is known. It is recognized by the Node's labels, its annotations, and the names of its allocatable resources that
+    begin with one of RESOURCES (`find_other_plugin`); those with the quantity 0, or one that cannot be read, do not
+    count."""
     metadata, allocatable = section(raw, "metadata"), section(raw, "status", "allocatable")
     resources = [name for name, number in allocatable.items() if name.startswith(RESOURCES) and count(number)]
     return find_other_plugin(texts(metadata.get("labels")), texts(metadata.get("annotations")), resources)
 
 
 def _is_barred(raw: JSON) -> bool:
-    """Whether a raw Node has a NoSchedule or NoExecute taint, tolerated or not. Taints whose key starts with
-    node.kubernetes.io/ are ignored: they follow the node's conditions and its cordon, which are read separately."""
+    """Whether a raw Node has a NoSchedule or NoExecute taint, tolerated or not, whoever wrote it; our own start-up
+    taint counts too. Taints whose key starts with node.kubernetes.io/ are ignored: they follow the node's conditions
+    and its cordon, which are read separately."""
     return any(
         text(taint, "effect") in ("NoSchedule", "NoExecute")
         and not text(taint, "key").startswith("node.kubernetes.io/")
@@ -114,7 +117,8 @@ def _is_barred(raw: JSON) -> bool:
 
 
 def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
-    """Convert a raw GPUNode. Its `status.transition`, which is written for people, is left out.
+    """Convert a raw GPUNode. Its `status.transition`, which is written for people, is left out. `quiet` is True only
+    for the value true, and `requests` has the annotations in `names.REQUESTS` with any value.
 
     `known` is the agent's report as converted earlier, to be used in place of the report in `raw`. If it is None, the
     report in `raw` is converted; if `raw` has none, `observed` is None.
@@ -135,7 +139,10 @@ def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
 
 def observed_view(raw: object) -> ObservedView:
     """Convert the agent's raw report. Resources whose count is 0 are left out of `allocated`. A report that cannot be
-    read proves nothing: it becomes a view that has the error but no request id and no GPUs."""
+    read proves nothing: it becomes a view that has the first error of the validation but no request id and no GPUs.
+    `allocated` is sorted by name, and stays None if the agent reports none. A GPU's profiles come from the model in the
+    report with the same product name (`_model`). `devices_key` stands for the UUIDs of all MIG instances, and of the
+    GPUs on which MIG is not enabled."""
     try:
         observed = _REPORT.validate_python(raw)
     except ValidationError as error:
@@ -165,9 +172,10 @@ def observed_view(raw: object) -> ObservedView:
 
 
 def policy_view(raw: JSON) -> PolicyView:
-    """Convert a raw GPUSharingPolicy. If its spec is invalid, the view's spec is None and `problems` says what is
-    wrong. A policy that is being deleted with deletionPolicy Reset is `resetting` in place of `deleting`, and its spec,
-    if valid, gets mode Full, unless it has force-release or lacks our finalizer."""
+    """Convert a raw GPUSharingPolicy. If its spec is invalid, the view's spec is None, `problems` says what is wrong
+    and `zones` is empty. Force-release counts only with the value `true`. A policy that is being deleted with
+    deletionPolicy Reset is `resetting` in place of `deleting`, and its spec, if valid, gets mode Full, unless it has
+    force-release or lacks our finalizer."""
     checked = validate_policy(raw)
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
@@ -190,8 +198,10 @@ def policy_view(raw: JSON) -> PolicyView:
 
 def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
     """Convert NVIDIA's raw ClusterPolicy. Missing or malformed fields become empty values; only for missing or empty
-    tolerations, the GPU Operator's default ones count. The MPS daemon, which no ClusterPolicy describes, is left out;
-    see `with_mps_daemon`."""
+    tolerations, the GPU Operator's default ones count. `switches` has the fields in READ that are a boolean or a
+    string, by their path. `ignored` is True for the state `ignored`, `configured` has the names in the annotation
+    ANNOTATION_CONFIGURED, and `with_reboot` is read from the environment of mig-manager. The MPS daemon, which no
+    ClusterPolicy describes, is left out; see `with_mps_daemon`."""
     spec = section(raw, "spec")
     tolerations = entries(spec, "daemonsets", "tolerations") or [GPU_TOLERATION]
     annotations = texts(part(raw, "metadata", "annotations"))
@@ -232,9 +242,10 @@ class _Model:
 
 def _model(product: str, reported: Model | None) -> _Model:
     """Return what all GPUs of the card model `product` have in common. `reported` is the model in the agent's report,
-    or None if the report has none. Its profiles are those of `_profiles`. `doubt` compares the reported ones with our
-    table, and is None without MIG. `reset_in_guest` is True only if the report names the mode change Reset and the
-    virtualization PassThrough."""
+    or None if the report has none. Its profiles are those of `_profiles`. `doubt` says how the reported ones differ
+    from our table (`find_doubt`); it is None if they do not, and for a model that the report does not name or names as
+    unable to use MIG. `reset_in_guest` is True only if the report names the mode change Reset and the virtualization
+    PassThrough."""
     card = find_card(product)
     doubt = find_doubt(product, _listed(reported)) if reported and reported.mig_capable else None
     kind = (reported.mig_mode_change, reported.virtualization) if reported else ()
@@ -242,7 +253,9 @@ def _model(product: str, reported: Model | None) -> _Model:
 
 
 def _gpu_view(gpu: GPU, model: _Model) -> GpuView:
-    """Convert one GPU of an agent's report, and add what is known about its card model."""
+    """Convert one GPU of an agent's report, and add what is known about its card model. `layout` is None unless MIG is
+    enabled, `mig_pending` says that the pending mode differs from the present one, and `mig_capable` is False only for
+    the mode NotSupported."""
     return GpuView(
         index=gpu.index,
         product=gpu.product,
@@ -264,9 +277,9 @@ def _gpu_view(gpu: GPU, model: _Model) -> GpuView:
 
 
 def _listed(model: Model) -> tuple[Profile, ...]:
-    """Return the MIG profiles that the driver lists for a model, each with its distinct placements. Profiles whose
-    name cannot be read are left out: names are written to the mig-parted file of all nodes, which would be rejected
-    as a whole."""
+    """Return the MIG profiles that the driver lists for a model, in its order, each with its distinct placements.
+    Profiles whose name cannot be read are left out: names are written to the mig-parted file of all nodes, which would
+    be rejected as a whole."""
     return tuple(
         Profile(p.name, tuple(dict.fromkeys(p.starts)), p.size, p.max_count, p.slices, p.memory_gb, p.id)
         for p in model.profiles
@@ -324,9 +337,10 @@ _LISTED = {
 
 
 def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
-    """Return a message for each of our two labels that another controller lists as its own, by label. The message
-    names the controller and its annotation, and says where to remove the label. If several controllers list a
-    label, the message is about the last annotation. Labels that no controller lists are left out."""
+    """Return a message for each of our two labels (nvidia.com/mig.config and nvidia.com/device-plugin.config) that
+    another controller lists as its own, by label. Such lists are the annotations whose key ends with one of
+    LABEL_KEEPERS. The message names the controller and its annotation, and says where to remove the label. If several
+    controllers list a label, the message is about the last annotation. Labels that no controller lists are left out."""
     return {
         label: f"{who} manages it (annotation {key}) and restores its own value; remove it from {source}"
         for key, listed in annotations.items()
@@ -340,8 +354,9 @@ def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
 
 def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -> dict[str, str]:
     """Return, by label, which field manager replaced the value that we last wrote to our two labels. Labels that still
-    have this value are left out, and so are labels that we never wrote, labels whose manager is one of ours, and
-    labels for which managedFields show no manager, for example because the label was removed.
+    have this value are left out, and so are labels that we never wrote, labels whose manager is one of ours (its name
+    starts with `gpusharing`), and labels for which managedFields show no manager, for example because the label was
+    removed.
 
     The value that we wrote last is read from `fence` if its change has passed the point of no return, else from
     `verified`, the record of the last proof.
@@ -360,7 +375,8 @@ def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -
 
 def setter(raw: JSON, *path: str) -> str:
     """Return the name of the field manager that last wrote the field at `path`, according to the times in
-    managedFields, or an empty string if managedFields show none."""
+    managedFields, or an empty string if managedFields show none. An entry without a time counts as the oldest; of equal
+    times the first entry counts."""
     fields = [f"f:{name}" for name in path]
     managers = entries(raw, "metadata", "managedFields")
     writers = [entry for entry in managers if part(entry, "fieldsV1", *fields) is not None]

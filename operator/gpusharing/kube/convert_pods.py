@@ -36,7 +36,10 @@ _FAR_FUTURE = datetime.max.replace(tzinfo=UTC)
 
 
 def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodView:
-    """Convert a raw Pod. Its node affinity is read only if it requests GPUs or has the labels of KAI's GPU groups.
+    """Convert a raw Pod. Only the GPU resources of its requests are kept (`pod_requests`), sorted by name. A pod
+    without a phase has the phase Unknown. `restarts` is False only for the restart policies Never and OnFailure,
+    `system` is True if the name of its priority class starts with `system-`, and `local_files` if it has an emptyDir
+    that is not in memory. Its node affinity is read only if it requests GPUs or has the labels of KAI's GPU groups.
 
     `resource_claims` maps the `namespace/name` of a ResourceClaim to what it is used for; a claim that is missing from
     the mapping counts as unresolved.
@@ -93,8 +96,8 @@ def _grace(raw: JSON) -> int:
 
 
 def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:
-    """Return the names of a pod's ResourceClaims (G3, G4, G9), with None for each one that was not generated yet. The
-    ResourceClaim behind an extended resource comes last.
+    """Return the names of a pod's ResourceClaims (G3, G4, G9) in the order of its spec, with None for each one that was
+    not generated yet. The ResourceClaim behind an extended resource comes last.
 
     An entry is left out if the pod's status says that it needs no ResourceClaim (`resourceClaimName` null).
     """
@@ -156,7 +159,7 @@ def pdb_view(raw: JSON) -> PdbView:
 
 
 def _controller(metadata: JSON) -> Owner | None:
-    """Return the owner that controls the object, or None if no owner does."""
+    """Return the first owner reference whose `controller` is true, or None if there is none."""
     for owner in entries(metadata, "ownerReferences"):
         if owner.get("controller") is True:
             api_version, kind = intern(text(owner, "apiVersion")), intern(text(owner, "kind"))
@@ -165,14 +168,16 @@ def _controller(metadata: JSON) -> Owner | None:
 
 
 def _is_mirror(metadata: JSON) -> bool:
-    """Whether the pod is the mirror of a static pod, judging by its owners or its annotation (P7)."""
+    """Whether the pod is the mirror of a static pod (P7): it has an owner of the kind Node or the annotation
+    MIRROR_ANNOTATION."""
     owned_by_node = any(owner.get("kind") == "Node" for owner in entries(metadata, "ownerReferences"))
     return owned_by_node or MIRROR_ANNOTATION in texts(metadata.get("annotations"))
 
 
 def _marks(metadata: JSON) -> tuple[tuple[str, str], ...]:
-    """Return the annotations and labels that ask us not to disturb the pod (P17), as pairs of key and value, sorted by
-    key. Only their keys are checked; the pairs have any value. A value that is not a string is converted to one."""
+    """Return the annotations in ANNOTATION_MARKS and the labels in LABEL_MARKS, with which a pod asks us not to disturb
+    it (P17), as pairs of key and value, sorted by key. Only their keys are checked; the pairs have any value. A value
+    that is not a string is converted to one."""
     marks: dict[str, object] = {}
     for kind, keys in (("annotations", ANNOTATION_MARKS), ("labels", LABEL_MARKS)):
         written = metadata.get(kind)
@@ -208,8 +213,9 @@ def rows_of(written: Iterable[JSON], *, prefix: str = "") -> tuple[Row, ...]:
 
 
 def _dra_use(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> ResourceClaimUse:
-    """Return what a pod's ResourceClaims are used for: `gpu` if any holds a GPU, else `unresolved` if any is unknown
-    or not generated yet, else `none`."""
+    """Return what a pod's ResourceClaims are used for: `gpu` if any holds a GPU, else `unresolved` if any is not
+    generated yet, missing from `resource_claims` or unresolved there, else `none`. The keys of `resource_claims` are
+    `namespace/name`."""
     namespace = text(raw, "metadata", "namespace")
     uses = {
         "unresolved" if name is None else resource_claims.get(f"{namespace}/{name}", "unresolved")

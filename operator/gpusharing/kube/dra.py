@@ -40,16 +40,19 @@ FIELD_SELECTOR = f"spec.driver={DRA_DRIVER}"
 
 
 def starts(container: JSON, program: str) -> bool:
-    """Whether any word of a container's command or arguments contains `program`."""
+    """Whether any word of a container's command or arguments contains `program`. A container without both gives
+    False."""
     return any(
         program in word for word in (*strings(container.get("command")), *strings(container.get("args")))
     )
 
 
 def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DraDriverView | None:
-    """Convert a raw DaemonSet that runs NVIDIA's DRA driver, or return None if it does not. One that serves only
-    compute domains counts too; its `serves_gpus` is False. Only the feature gates that the environment of its container
-    `gpus` sets to true are listed. `containers` are the containers of its pod template, by name."""
+    """Convert a raw DaemonSet that runs NVIDIA's DRA driver, or return None if it does not. It does if its container
+    `gpus` or `compute-domains` starts the program that belongs to it (`starts`). One that serves only compute domains
+    counts too; its `serves_gpus` is False. Only the feature gates that the environment of its container `gpus` sets to
+    true are listed. `release` is its label app.kubernetes.io/instance, and `tolerates_gate` says whether its pods
+    tolerate the start-up taint. `containers` are the containers of its pod template, by name."""
     gpus = starts(containers.get(GPUS, {}), GPU_PROGRAM)
     if not gpus and not starts(containers.get(DOMAINS, {}), DOMAIN_PROGRAM):
         return None
@@ -147,9 +150,9 @@ class DeviceIndex:
         self._pools: dict[str, tuple[list[SliceView], NodeDevices]] = {}
 
     def by_node(self) -> dict[str, NodeDevices]:
-        """Return the devices that are published for each node, by node name. A pool has the name of its node. Only the
-        slices of the newest generation of a pool count. Nodes without a ResourceSlice are left out. The devices of a
-        node stay the same object as long as its slices are equal."""
+        """Return the devices that are published for each node, by node name (`_pool`). A pool has the name of its node.
+        Only the slices of the newest generation of a pool count. Nodes without a ResourceSlice are left out. The
+        devices of a node stay the same object as long as its slices are equal."""
         pools: defaultdict[str, list[SliceView]] = defaultdict(list)
         for one in self._slices().values():
             pools[one.pool].append(one)
@@ -161,10 +164,10 @@ class DeviceIndex:
 
 
 def _pool(slices: list[SliceView]) -> NodeDevices:
-    """Return the devices of one pool. `slices` are all of its slices, at least one; only those of the newest
-    generation count. In the result, `layouts` has the layouts of divided GPUs, sorted, then a None for each whole
-    GPU. `others` has the names of all other devices, sorted, `missing` is how many slices of the generation do not
-    exist yet, and `key` stands for the UUIDs of all devices."""
+    """Return the devices of one pool. `slices` are all of its slices, at least one; only those of the newest generation
+    count. In the result, `layouts` has the layouts of divided GPUs, sorted, then a None for each whole GPU. `others`
+    has the names of all other devices, sorted, `missing` is how many slices of the generation do not exist yet, at
+    least 0, and `key` stands for the UUIDs of all devices."""
     newest = max(one.generation for one in slices)
     current = [one for one in slices if one.generation == newest]
     devices = [device for one in current for device in one.devices]
@@ -226,8 +229,8 @@ OUR_RULES = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 
 
 def taint_rule(name: str, devices: Mapping[str, str]) -> JSON:
-    """Return the manifest of a DeviceTaintRule of ours that keeps new pods off `devices`, a selector by driver, pool
-    and device."""
+    """Return the manifest of a DeviceTaintRule of ours called `name` that keeps new pods off `devices`, a selector by
+    driver, pool and device. Its taint has the effect NoSchedule and is the same for all of our rules."""
     return {
         "apiVersion": DEVICE_TAINT_RULES.api_version,
         "kind": "DeviceTaintRule",
@@ -240,13 +243,15 @@ def taint_rule(name: str, devices: Mapping[str, str]) -> JSON:
 
 
 def rule_for(node: str) -> JSON:
-    """Return the manifest of the DeviceTaintRule for all devices that NVIDIA's DRA driver publishes for a node."""
+    """Return the manifest of the DeviceTaintRule for all devices that NVIDIA's DRA driver publishes for a node. Its
+    name is RULE_PREFIX and the name of the node."""
     return taint_rule(RULE_PREFIX + node, {"driver": DRA_DRIVER, "pool": node})
 
 
 def taint_rule_view(raw: JSON) -> TaintRuleView:
     """Convert a raw DeviceTaintRule. Its `since` is the time of its creation if it has the device selector and the
-    taint of `rule_for` and is not being deleted, else None. When the taint was added makes no difference."""
+    taint of `rule_for` for the node in its name and is not being deleted, else None, also if that time cannot be read.
+    When the taint was added makes no difference."""
     view = TaintRuleView(text(raw, "metadata", "name"), text(raw, "metadata", "uid"), None)
     spec, wanted = section(raw, "spec"), rule_for(view.node)["spec"]
     taint = {key: value for key, value in section(spec, "taint").items() if key != "timeAdded"}

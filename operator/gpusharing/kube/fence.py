@@ -47,7 +47,8 @@ NodeRecord = TypeVar("NodeRecord", Fence, Deferred, Verified)
 
 
 def record_text(record: Fence | Deferred | Verified) -> str:
-    """Return the value of the annotation that holds this record. A fence keeps its unknown keys."""
+    """Return the value of the annotation that holds this record, as compact JSON with its version (`_version`). A fence
+    keeps its unknown keys."""
     written = _dump(_encode(record), version=_version(record))
     # The unknown keys are appended as JSON text, because they may be nested as deeply as JSON can be read.
     return f"{written[:-1]},{record.unknown[1:]}" if isinstance(record, Fence) and record.unknown else written
@@ -81,7 +82,8 @@ def claims_text(
     claims: Mapping[str, Claim], before: str = "", failed_nodes: Mapping[str, FailedNode] | None = None
 ) -> str:
     """Return the value of the annotation `gpusharing.dev/claims` on the leader Lease. It holds `claims` by node name
-    and `failed_nodes` by UID of the Node, both sorted by key.
+    and `failed_nodes` by UID of the Node, both sorted by key. Records that are only in `before` are dropped, and
+    without failures their key is left out.
 
     `before` is the value that this one replaces. Unknown keys at its top level are kept; unknown keys of a claim or
     failure are kept only as long as the same claim or failure is on record. A `before` that cannot be read is ignored.
@@ -159,7 +161,11 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
 
 def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str | None], JSON]:
     """Return the labels, the annotations and the fields of `spec` that an action sets, in that order; the value None
-    removes an entry. The annotation with a new proof (ANNOTATION_VERIFIED) and the taints are left to the caller."""
+    removes an entry. A FenceNode or UpdateFence writes its fence, labels and annotations, and cordons if `cordon` is
+    set; an Actuate writes only its fence and labels. A Release writes or removes the fence and the record of an abort,
+    and if it uncordons, it also removes the annotation that NVIDIA's driver upgrade left about our cordon. A LabelNode
+    writes its labels and requests, and with `forget` it removes the records of the last proof and abort. The annotation
+    with a new proof (ANNOTATION_VERIFIED) and the taints are left to the caller."""
     annotations: dict[str, str | None] = {}
     labels: Mapping[str, str | None] = {}
     spec: JSON = {}
@@ -196,8 +202,9 @@ _CHANGING: Mapping[type, Collection[str]] = {Claim: {"wave", "generation", "poli
 
 
 def _grown(before: object, records: Mapping[str, Claim | FailedNode]) -> JSON:
-    """Return all records as JSON, sorted by key. Each record gets the unknown keys that it has in `before`, the JSON
-    object that is being replaced, if it is still the same claim or failure (`_with_unknown`)."""
+    """Return all records as JSON, sorted by key. Records that are only in `before` are left out. Each record gets the
+    unknown keys that it has in `before`, the JSON object that is being replaced, if it is still the same claim or
+    failure (`_with_unknown`)."""
     older = before if isinstance(before, dict) else {}
     return {key: _with_unknown(older.get(key), record) for key, record in sorted(records.items())}
 
@@ -221,7 +228,8 @@ class _Damaged(ValueError):
 @lru_cache(maxsize=256)
 def parse_record(kind: type[NodeRecord], text: str) -> tuple[NodeRecord | None, str]:
     """Return the record of this kind in `text` and an empty string, or None and the reason why the annotation that
-    holds it cannot be read."""
+    holds it cannot be read, such as a version that this operator does not know. Results are cached, so equal texts may
+    give the same object."""
     try:
         return _decode(kind, _load(text, _READ_FENCES if kind is Fence else _READ)), ""
     except _Damaged as error:

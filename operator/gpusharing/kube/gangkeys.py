@@ -42,7 +42,8 @@ class PodMarks(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether Kueue queues the pod itself, and not the workload that created it."""
+        """Whether Kueue queues the pod itself, and not the workload that created it: its label KUEUE_MANAGED is
+        `true`."""
         return self.labels.get(KUEUE_MANAGED) == "true"
 
 
@@ -89,7 +90,8 @@ def _scheduling_group(pod: PodMarks) -> tuple[str, str] | None:
 
 def _workload_ref(pod: PodMarks) -> tuple[str, str] | None:
     """Return the gang that `spec.workloadRef` names, with an empty selector, or None if it names no workload or no pod
-    group. Each replica of a pod group is a gang of its own."""
+    group. The name is that of the workload, of the pod group and, if there is one, the key of the replica, joined by
+    slashes: each replica of a pod group is a gang of its own."""
     reference = section(pod.raw, "spec", "workloadRef")
     parts = [text(reference, key) for key in ("name", "podGroup", "podGroupReplicaKey")]
     return ("/".join(filter(None, parts)), "") if parts[0] and parts[1] else None
@@ -115,9 +117,9 @@ def _kueue_workload(pod: PodMarks) -> tuple[str, str] | None:
 
 
 def _kueue_job(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the name and the label selector of the gang of the job that controls the pod. None unless Kueue queues
-    that job and not the pod itself. Kueue queues the job if the pod has the label KUEUE_PODSET, or if the pod has
-    KUEUE_QUEUE and the job is a Job of the group batch.
+    """Return the name and the label selector of the gang of the job that controls the pod. None if no owner controls
+    the pod, or unless Kueue queues that job and not the pod itself. Kueue queues the job if the pod has the label
+    KUEUE_PODSET, or if the pod has KUEUE_QUEUE and the job is a Job of the group batch.
 
     The name is the job's kind in lower case, a dash and the job's name; the name of the job's Workload begins with it.
     The selector is the label with the job's name if the pod has it and the job is a Job of the group batch, else a key

@@ -42,7 +42,8 @@ class Maintenance:
 
 
 def medik8s_maintenance(raw: JSON) -> Maintenance:
-    """Convert a raw NodeMaintenance of the group nodemaintenance.medik8s.io. It never waits."""
+    """Convert a raw NodeMaintenance of the group nodemaintenance.medik8s.io. It never waits. The phase Failed is only
+    named in its description."""
     return _maintenance(raw, "medik8s", "", failed=text(raw, "status", "phase") == "Failed")
 
 
@@ -82,9 +83,9 @@ def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Main
 
 
 def find_maintained(*kinds: Mapping[str, Maintenance]) -> dict[str, Maintenance]:
-    """Return the maintenance of each node that has one, by node name. `kinds` are mappings, one for each kind, with the
-    maintenances by name. If a node has several, the first that does not wait counts, else the first one: earlier kinds
-    come first, and within a kind the order of names decides."""
+    """Return the maintenance of each node that has one, by node name. `kinds` are
+    mappings, one for each kind, with the maintenances by name. If a node has several, the first that does not wait
+    counts, else the first one: earlier kinds come first, and within a kind the order of names decides."""
     chosen: dict[str, Maintenance] = {}
     for kind in kinds:
         for name in sorted(kind):

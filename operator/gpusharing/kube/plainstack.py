@@ -84,9 +84,10 @@ _OTHER = DaemonSetView("", "", False, False, "")
 
 def daemon_set_view(raw: JSON) -> DaemonSetView:
     """Convert a raw DaemonSet. The shared empty view is returned if it runs nothing that we read: the chart's device
-    plugin or GPU Feature Discovery, mig-manager without the GPU Operator, the GPU Operator's MPS daemon, NVIDIA's
-    DRA driver, or the worker of Node Feature Discovery. The GPU Operator's other DaemonSets count as running
-    nothing."""
+    plugin or GPU Feature Discovery, mig-manager without the GPU Operator, the GPU Operator's MPS daemon, NVIDIA's DRA
+    driver, or the worker of Node Feature Discovery. All are recognized by the names of their containers, and Node
+    Feature Discovery by `finder_state`. A DaemonSet that a ClusterPolicy owns is the GPU Operator's; its other ones
+    count as running nothing. `default` is the DEFAULT_CONFIG of the first init container that sets one."""
     owners = entries(raw, "metadata", "ownerReferences")
     template = section(raw, "spec", "template", "spec")
     containers = {text(container, "name"): container for container in entries(template, "containers")}
@@ -119,8 +120,8 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
 
 def _mig_manager(raw: JSON, container: JSON) -> DaemonSetView:
     """Convert the raw DaemonSet of a mig-manager that runs without the GPU Operator. Its ConfigMap is the one mounted
-    in the folder of CONFIG_FILE (mig-parted v0.15.1, deployments/container/nvidia-mig-manager-example.yaml); the
-    name is empty if no ConfigMap is mounted there."""
+    in the folder of CONFIG_FILE (mig-parted v0.15.1, deployments/container/nvidia-mig-manager-example.yaml); the name
+    is empty if no ConfigMap is mounted there. Its tolerations are not read."""
     template = section(raw, "spec", "template", "spec")
     file = variable(container, "CONFIG_FILE")
     mounts = (
@@ -158,8 +159,9 @@ def finder_state(daemon_set: JSON) -> FinderState | None:
 
 
 def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
-    """Convert the raw DaemonSet of the GPU Operator's MPS daemons. `containers` are the containers of its pod
-    template, by name; MPS must be one of them."""
+    """Convert the raw DaemonSet of the GPU Operator's MPS daemons. `containers` are the containers of its pod template,
+    by name; MPS must be one of them. `program` is the first word of its command, `signalled` the PROCESS_TO_SIGNAL of
+    config-manager, and `state` is `UID/generation`; each is empty if it is unknown."""
     daemon, uid = containers[MPS], text(raw, "metadata", "uid")
     return MpsDaemonView(
         version=_version(daemon),
@@ -193,7 +195,8 @@ def lone_restarts(pod: JSON) -> tuple[int, str]:
 def signal(raw: JSON, program: str) -> JSON:
     """Return a merge patch for a raw DaemonSet of MPS daemons that sets PROCESS_TO_SIGNAL of its config-manager to
     `program`. If config-manager does not have that variable, the patch changes nothing. The patch repeats all
-    containers, because a merge patch replaces lists, and is conditional on this version of the DaemonSet."""
+    containers, because a merge patch replaces lists, and is conditional on this version of the DaemonSet. Nothing is
+    sent, and `raw` is not changed."""
     containers = entries(raw, "spec", "template", "spec", "containers")
     for index, container in enumerate(containers):
         if text(container, "name") == MANAGER:
@@ -276,9 +279,10 @@ HAMI = "projecthami/hami:"
 
 
 def gpu_server(raw: JSON) -> Server | None:
-    """Convert a raw DaemonSet that serves GPUs, or return None if it is not known to serve any. It is recognized by
-    its containers alone, that is by their names, images and programs. A ClusterPolicy among its owners marks it as the
-    GPU Operator's. Its Helm release is empty unless Helm manages it.
+    """Convert a raw DaemonSet that serves GPUs, or return None if it is not known to serve any. It is recognized by its
+    containers alone, that is by their names, images and programs. A ClusterPolicy among its owners marks it as the GPU
+    Operator's. Its Helm release is empty unless Helm manages it (label app.kubernetes.io/managed-by). `wanted` is how
+    many nodes should run it, and `owned` whether it has any owner.
 
     - the GPU Operator's device plugin: container `nvidia-device-plugin` (gpu-operator
     assets/state-device-plugin/0500_daemonset.yaml);

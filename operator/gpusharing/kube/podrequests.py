@@ -17,9 +17,10 @@ def pod_requests(pod: JSON) -> Counter[str]:
     """Return how much of each GPU resource a node must have for the pod; resources of which the pod needs none are left
     out.
 
-    Containers, ephemeral containers and sidecars run together. Each init container runs before them, alongside the
-    sidecars listed above it (PodRequests of Kubernetes' component-helpers v0.36.3, resource/helpers.go). The pod's
-    overhead is added. Requests of the pod as a whole are ignored.
+    Containers, ephemeral containers and sidecars (init containers with the restart policy Always) run together. Each
+    init container runs before them, alongside the sidecars listed above it (PodRequests of Kubernetes'
+    component-helpers v0.36.3, resource/helpers.go). The pod's overhead is added. Requests of the pod as a whole are
+    ignored.
     """
     sidecars: Counter[str] = Counter()
     start: Counter[str] = Counter()
