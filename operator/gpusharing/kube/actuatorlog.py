@@ -40,8 +40,9 @@ _SUM = "Error: failed to apply MIG configuration"
 def failure_in(log: str) -> str:
     """Return why the last run recorded in `log` failed: the texts of its first error line and of its last error or
     fatal line, joined by "; ", or only the latter if the two are equal or the run has no error line. Cut to MAX_TEXT
-    characters. Empty if the run has neither an error nor a fatal line. If no run begins in `log`, all of it counts as
-    one run.
+    characters. Empty if the run has neither an error nor a fatal line. A run begins after the text _RUN; if `log` does
+    not contain it, all of `log` counts as one run. Only lines with the level error or fatal and a quoted `msg` are
+    read, and escaped line breaks in their texts become spaces.
 
     Lines with mig-manager's own summary (_SUM) are skipped, unless the run has no other error or fatal line. The first
     error is the cause; the last line sums up ("...: all orderings failed").
@@ -85,10 +86,11 @@ class ActuatorLogs:
         """Return why mig-manager failed, by node name, for each fenced node whose label nvidia.com/mig.config.state is
         `failed`. Nodes for which the reason is not known are left out.
 
-        Logs that are due are read first, concurrently by `crew`. A slow read may end after this call; a later call then
-        returns its reason. Until then, the reason of an earlier attempt on the node is returned, if there is one.
-        `pods` holds mig-manager's pod on each node; a node without such a pod is ignored. Reasons of nodes that no
-        longer fail are forgotten.
+        Logs that are due at `now` (`_is_due`) are read first, concurrently by `crew`. A slow read may end after this
+        call; a later call then returns its reason. Until then, the reason of an earlier attempt on the node is
+        returned, if there is one. `pods` holds mig-manager's pod on each node; a node without such a pod is ignored.
+        Reasons of nodes that no longer fail are forgotten. A log that cannot be read for another reason than those
+        below gives no reason and is read again later.
 
         Raises:
             ExceptionGroup: with Unauthorized or ServerAway from a read, perhaps from one of an earlier call.
@@ -113,22 +115,23 @@ class ActuatorLogs:
         return {name: known.text for name, known in self._known.items() if known.text}
 
     def _is_due(self, name: str, key: str, now: datetime) -> bool:
-        """Whether the log for node `name` must be read now: it was never read for the attempt `key`, or it gave no
-        reason and the wait is over."""
+        """Whether the log for node `name` must be read now: its last reading was not for the attempt `key`
+        (`UID/attempt`), or it gave no reason and the wait is over at `now`. Reads nothing itself."""
         known = self._known.get(name)
         return known is None or known.key != key or (not known.text and now >= known.again)
 
     def _next(self, name: str, key: str, text: str, now: datetime) -> _Known:
         """Return what to remember for node `name` after its log was read for the attempt `key` and gave the reason
-        `text`, or an empty string. Stores nothing. The wait before the next read doubles with each read for the
-        same `key`, up to LONGEST."""
+        `text`, or an empty string. Stores nothing. The wait before the next read is RETRY after the first read for a
+        `key` (`UID/attempt`), and doubles with each further one, up to LONGEST."""
         known = self._known.get(name)
         tries = known.tries + 1 if known is not None and known.key == key else 1
         return _Known(key, text, tries, now + min(LONGEST, RETRY * 2 ** min(tries - 1, 10)))
 
     async def _read(self, pod: Operand) -> str:
-        """Return the reason found in the log of `pod`. Empty if the log gives none or cannot be read within PATIENCE
-        seconds. Only Unauthorized and ServerAway are raised; other KubeErrors count as a log without a reason."""
+        """Return the reason that `failure_in` finds in the last LINES lines of the log of `pod`. Empty if the log gives
+        none or cannot be read within PATIENCE seconds. Only Unauthorized and ServerAway are raised; other KubeErrors
+        count as a log without a reason."""
         try:
             async with asyncio.timeout(PATIENCE):
                 return failure_in(await self.client.log(pod.namespace, pod.name, LINES))

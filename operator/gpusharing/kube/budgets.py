@@ -45,11 +45,13 @@ class Budgets:
     async def find(self) -> tuple[PdbView, ...] | str | None:
         """List the PodDisruptionBudgets again, unless a LIST is still under way, and return all of them. Return a
         message if they cannot be listed or no answer has come for PATIENCE seconds. Return None if the server has not
-        answered yet; the caller must then call again.
+        answered yet; the caller must then call again. `crew` bounds how long the call waits for the LIST (`Crew.each`),
+        and if none of its workers is free, no LIST is sent and the wait for an answer goes on.
 
         The last list is returned while it is valid, even if the new LIST failed or is still under way. It is valid for
-        LIST_VALID seconds, and for LIST_VALID_THROTTLED after a 429 or while calls are on hold. An answer that arrives
-        after this call has returned is used by the next call.
+        LIST_VALID seconds, and for LIST_VALID_THROTTLED after a 429 or while calls are on hold. Without a valid list,
+        the error of the last LIST is returned for PATIENCE seconds while the next one is awaited. An answer that
+        arrives after this call has returned is used by the next call.
 
         Raises:
             ExceptionGroup: with Unauthorized or ServerAway.

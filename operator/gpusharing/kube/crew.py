@@ -51,10 +51,10 @@ class Crew:
 
     async def each(self, keys: Iterable[str], work: Work, patience: float = PATIENCE) -> None:
         """Call `work` with every key that is not busy, in the order of `keys`. At most `parallel` pieces of work are
-        under way at once, including those of earlier rounds. Return when all work of this call has ended, when none
-        of it has ended for `patience` seconds, or after LONGEST seconds. Work that is under way then continues in
-        the background; keys whose work has not begun are dropped. If no worker is free, nothing is begun, and the
-        call returns at once.
+        under way at once, including those of earlier rounds. Return when all work of this call has ended, when none of
+        it has ended for `patience` seconds, or after LONGEST seconds. Work that is under way then continues in the
+        background; keys whose work has not begun are dropped. If no worker is free, nothing is begun, and the call
+        returns at once. A key that is given twice is worked on twice.
 
         The first error cancels all work, including the work of earlier rounds, and is raised here in a group. An error
         that comes after the end of its round is raised by the next call. If this call is canceled, so is all work.
@@ -85,7 +85,8 @@ class Crew:
         await self._raise()
 
     async def close(self) -> None:
-        """Cancel all work, and return when every task has ended."""
+        """Cancel all work, and return when every task has ended. Errors that tasks raise meanwhile are not raised
+        here."""
         tasks = set(self._tasks)
         for task in tasks:
             task.cancel()

@@ -59,7 +59,7 @@ class CallTarget:
     @property
     def subject(self) -> str:
         """Return the name by which failures are counted: a Node, its GPUNode and the list of its pods are one subject;
-        a list of all objects of a kind is another."""
+        a list of all objects of a kind is another, named by the kind. Any other object is named as in `name`."""
         return self.name.removeprefix("spec.nodeName=") or self.kind
 
 
@@ -110,7 +110,8 @@ class Holds:
 
     def left(self, target: CallTarget | None = None) -> float:
         """Return the seconds until a call about `target` may be sent, or any call at all if `target` is None; 0 or
-        less, down to minus infinity, if it may be sent now.
+        less, down to minus infinity, if it may be sent now. A call waits for the hold of its door and that of its
+        object at this door, whichever ends later.
 
         All calls wait while a door of Nodes, in either flow, and a door of another kind, in the flow that decisions
         depend on, are held at the same time.
@@ -201,7 +202,8 @@ class Fanout(PassingClient):
     async def send(self, request: ApiRequest, *, published: bool) -> JSON:
         """Wait for a slot, send the request and return the answer. `published` says whether the call only publishes
         something for people. The result is recorded in `reachability` and `holds`, where it may hold back or release
-        other calls.
+        other calls. Every answer of the server, a refusal included, makes `reachability` forget the failures recorded
+        before.
 
         Raises HeldBack, without sending anything, while the call is on hold, and ServerAway in place of Unavailable if
         so many calls have failed that the server counts as away. Other KubeErrors of the underlying client are recorded
@@ -240,8 +242,9 @@ class Fanout(PassingClient):
 class PublishingClient(PassingClient):
     """A client for calls that only publish something for people: statuses and Events.
 
-    They share the slots of all other calls, and their answers show that the server can be reached. Their refusals and
-    failures neither hold back the calls that decisions depend on, nor end a pass.
+    They share the slots of all other calls, and their answers show that the server can be reached. Watches go to the
+    client behind the Fanout unchanged, and their events are not counted. Refusals and failures of these calls neither
+    hold back the calls that decisions depend on, nor end a pass.
     """
 
     def __init__(self, fanout: Fanout) -> None:

@@ -105,9 +105,10 @@ class Gangs:
     async def find(
         self, pods: Sequence[PodView], scope: Scope, now: datetime, *, anew: bool
     ) -> tuple[GangView, ...]:
-        """Return the gangs of those `pods` that must leave their node (`must_leave` with this `scope`), sorted. Each
-        member gets the labels of its namespace from `pods`. If a LIST fails, its gangs are returned with the error.
-        LISTs are made one after another.
+        """Return the gangs of those `pods` that must leave their node (`must_leave` with this `scope`), sorted. The
+        members of a gang are its unfinished pods on all nodes, bound or not. Each member gets the labels of its
+        namespace from `pods`. If no pod in question has a gang, nothing is listed. If a LIST fails, its gangs are
+        returned with the error. LISTs are made one after another.
 
         The result of a LIST, also an error, is reused for LIST_VALID. Without `anew`, a LIST that succeeded is reused
         for LIST_VALID_IN_DRAIN, and is kept if a new one fails. A LIST that succeeded is reused only if it found pods
@@ -198,6 +199,6 @@ def _too_many(query: _Query, most: int) -> str:
 
 
 def _member(raw: JSON) -> GangMember:
-    """Convert a raw pod to a member of a gang. Its ResourceClaims are not read, because they matter only for the pod's
-    own node."""
+    """Convert a raw pod to a member of a gang; the name of its node is empty until it is bound. Its ResourceClaims are
+    not read, because they matter only for the pod's own node."""
     return GangMember(text(raw, "spec", "nodeName"), replace(pod_view(raw, {}), dra="none"))

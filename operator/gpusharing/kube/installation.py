@@ -65,9 +65,10 @@ class _Reader:
     """Our own kinds that the API server does not have."""
 
     async def items(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[JSON]:
-        """Return all objects of a kind in this namespace and with these labels; empty if the kind is not served or the
-        objects cannot be read. A kind of ours that is not served is added to `not_served`; another program's kind is
-        not recorded. Any other error is recorded in `unread`. Raises Unauthorized and Unavailable."""
+        """Return all objects of a kind in this namespace, or in all if it is None, that the label selector `labels`
+        matches, if it is not empty; empty if the kind is not served or the objects cannot be read. A kind of ours that
+        is not served is added to `not_served`; another program's kind is not recorded. Any other error is recorded in
+        `unread`. Raises Unauthorized and Unavailable."""
         try:
             return await list_of(self.client, resource, namespace=namespace, label_selector=labels)
         except (Unauthorized, Unavailable):
@@ -80,8 +81,8 @@ class _Reader:
         return []
 
     async def read(self, resource: Resource, name: str, namespace: str | None = None) -> JSON | None:
-        """Return one object, or None if it does not exist or cannot be read. Why it cannot be read is recorded in
-        `unread`. Raises Unauthorized and Unavailable."""
+        """Return one object, or None if it does not exist, its kind is not served, or it cannot be read. Why it cannot
+        be read is recorded in `unread`. Raises Unauthorized and Unavailable."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except (Unauthorized, Unavailable):
@@ -93,13 +94,14 @@ class _Reader:
             return None
 
     async def pods(self, namespace: str, name: str) -> tuple[PodState, ...]:
-        """Return the state of each pod of our workload `name` in this namespace; empty if pods cannot be read, which is
-        recorded in `unread`. Raises Unauthorized and Unavailable."""
+        """Return the state of each pod in this namespace whose label app.kubernetes.io/name is `name`, which our
+        workload of that name has; empty if pods cannot be read, which is recorded in `unread`. Raises Unauthorized and
+        Unavailable."""
         return tuple(map(_pod, await self.items(PODS, namespace, f"{NAME}={name}")))
 
     async def config_maps(self) -> dict[str, ConfigMapState]:
-        """Return the state of our two ConfigMaps by name: their keys, and whether they have our label or our
-        annotation. A ConfigMap that does not exist or cannot be read is left out; an error is recorded in `unread`.
+        """Return the state of our two ConfigMaps by name: the keys of their `data`, and whether they have our label or
+        our annotation. A ConfigMap that does not exist or cannot be read is left out; an error is recorded in `unread`.
         Raises Unauthorized and Unavailable."""
         states = {}
         for name in (self.place.plugin_config_map, self.place.mig_config_map):
@@ -155,8 +157,9 @@ class _Reader:
         """Return the state of the agents: the DaemonSet's node selector, its pods, their RuntimeClass and the Pod
         Security level that their namespace enforces, which is empty if the namespace sets none or cannot be read. None
         if the DaemonSet does not exist or cannot be read. `runtime_class_exists` is None if the pods need no
-        RuntimeClass, or if it cannot be read. `reports` are all GPUNodes, from which the agents' errors are taken.
-        Errors are recorded in `unread`, but Unauthorized and Unavailable are raised."""
+        RuntimeClass, or if it cannot be read. `reports` are all GPUNodes, from which the agents' errors are taken, by
+        the name of the node; the error is empty where an agent reports none. Errors are recorded in `unread`, but
+        Unauthorized and Unavailable are raised."""
         where = self.place.agent_namespace
         raw = await self.read(DAEMON_SETS, AGENT, where)
         if raw is None:
@@ -200,8 +203,9 @@ class _Reader:
         return tuple(task.result() for task in tasks)
 
     async def _right(self, subject: str, right: Right) -> RightState:
-        """Ask the API server whether the service account of `subject` has one right. If the question fails with any
-        KubeError, the answer is unknown (None), with the error."""
+        """Ask the API server, with a SubjectAccessReview, whether the service account of `subject` has one right. The
+        scope of the right chooses the namespace from `place`, or is no namespace: then the right must hold in the whole
+        cluster. If the question fails with any KubeError, the answer is unknown (None), with the error."""
         place = self.place
         spaces = {
             "own": place.namespace,
@@ -301,8 +305,8 @@ def _pod(raw: JSON) -> PodState:
 
 def _problems(raw: JSON) -> Iterator[str]:
     """Yield why a pod does not run, the most immediate reason first: what its containers wait for, init containers
-    first, then its conditions that are False and have a message. Each item has a reason and the beginning of the
-    message, if any."""
+    first, then its conditions that are False and have a message. Each item has a reason and, if there is a message, its
+    first 120 characters for a container or 160 for a condition."""
     statuses = entries(raw, "status", "initContainerStatuses") + entries(raw, "status", "containerStatuses")
     for status in statuses:
         waiting = section(status, "state", "waiting")

@@ -82,7 +82,8 @@ class LeaderLease:
         now: Callable[[], datetime] = wall_time,
     ) -> None:
         """`identity` must be unique to this process; a restarted process needs another one. `on_lost` is called once,
-        when the Lease is lost. `now` gives the times that are written for people to read."""
+        when the Lease is lost. `timing` is the default Timing if None. `now` gives the times that are written for
+        people to read. Nothing is sent yet."""
         self.identity = identity
         self.acquired = asyncio.Event()
         """Set once we lead. Never cleared: losing the Lease ends the process."""
@@ -136,9 +137,10 @@ class LeaderLease:
             raise LeaseLost(f"{self.identity} no longer holds the Lease {self._name}")
 
     async def run(self) -> None:
-        """Acquire the Lease, and renew it until canceled; then release it, even if it is uncertain whether we hold it.
-        If the Lease is lost, call `on_lost` and return. Errors of the API server are recorded in `error`, and the
-        attempt is repeated."""
+        """Acquire the Lease, and renew it until canceled, with a wait of `Timing.retry` seconds between two attempts,
+        or less if the Lease expires earlier; then release it, even if it is uncertain whether we hold it. If the Lease
+        is lost, call `on_lost` and return. Errors of the API server are recorded in `error`, and the attempt is
+        repeated."""
         try:
             while True:
                 if await self._attempt(self._acquire, lambda: self._timing.deadline):
@@ -157,7 +159,8 @@ class LeaderLease:
 
     async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
         """Replace all claims and failures on the Lease by compare-and-swap, which also renews it. If this returns, we
-        led at the moment of the write.
+        led at the moment of the write. After a Conflict the Lease is read again; at most CLAIM_ATTEMPTS writes are
+        tried, one after another.
 
         Raises:
             LeaseLost: another process holds the Lease, or we missed the deadline; `on_lost` was called.
@@ -258,9 +261,10 @@ class LeaderLease:
         return True
 
     async def _release(self) -> bool:
-        """Give up the Lease, so that a successor need not wait, and return whether it was ours. The Lease is read
-        first if it is uncertain whether we hold it, or after a Conflict. As soon as this is called, this process no
-        longer leads, whatever the server answers. Raises KubeErrors."""
+        """Give up the Lease, so that a successor need not wait, and return whether it was ours. Its holder is removed
+        and its duration becomes one second; the claims stay. The Lease is read first if it is uncertain whether we hold
+        it, or after a Conflict. As soon as this is called, this process no longer leads, whatever the server answers.
+        Raises KubeErrors."""
         self._renewed_at = float("-inf")
         spec = {"holderIdentity": None, "leaseDurationSeconds": 1, "renewTime": self._time()}
 

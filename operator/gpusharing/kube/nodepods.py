@@ -178,10 +178,11 @@ class NodePods:
         return scope_of(self.sources.settings.plan, all_pods=reboots, cordoned_at=since)
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
-        """List the pods of one node. Return them and an empty string, or no pods and the reason if they, or the other
-        objects that `PodLookups` needs, cannot be read. If the chart's guard is on, a pod that it concerns is returned
-        with the requirement that the guard would add to the pod's replacement (`with_guard`). Raises Unauthorized,
-        ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
+        """List the pods of one node, with one LIST by node name. Return them and an empty string, or no pods and the
+        reason if they, or the other objects that `PodLookups` needs, cannot be read. If the chart's guard is on, a pod
+        that it concerns is returned with the requirement that the guard would add to the pod's replacement
+        (`with_guard`). Raises Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still
+        valid."""
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
             guard = self.sources.settings.plan.guard

@@ -161,9 +161,9 @@ class Reflector(Generic[View]):
     # --- the list ------------------------------------------------------------------------------------------
 
     async def _keep_listed(self) -> None:
-        """List whenever a list is due, forever. A list that fails with a KubeError starts over after a back-off, and
-        `_list_failed` decides whether its error is recorded. After a NotFound, `_look_for_kind` asks whether the kind
-        still exists. KubeErrors are never raised."""
+        """List whenever a list is due, forever: at `_relist_at`, or as soon as `_list_due` is set. A list that fails
+        with a KubeError starts over after a back-off, and `_list_failed` decides whether its error is recorded. After a
+        NotFound, `_look_for_kind` asks whether the kind still exists. KubeErrors are never raised."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             with suppress(TimeoutError):
@@ -253,9 +253,10 @@ class Reflector(Generic[View]):
         self._move(version)
 
     def _end(self, *, older: bool) -> None:
-        """Record that a list is complete, set `synced`, and schedule the next list. If the list was `older` than the
-        cache, the next one follows after RECHECK_AFTER seconds, unless it is due sooner. It follows at once while the
-        cache has to catch up with a store that was restored from a backup (see `renews`)."""
+        """Record that a list is complete, set `synced`, and schedule the next list, for `relist_after` seconds from now
+        or up to a fifth later. If the list was `older` than the cache, the next one follows after RECHECK_AFTER seconds
+        or up to a fifth later, unless it is due sooner, and `age` goes on growing. It follows at once while the cache
+        has to catch up with a store that was restored from a backup (see `renews`)."""
         self.doubted, self._whole, self._absent_since = older, True, None
         if not older:
             self._restores_seen, self._current_at = (
@@ -279,9 +280,10 @@ class Reflector(Generic[View]):
 
     async def _keep_watched(self) -> None:
         """Watch from `_place`, and again after each watch ends; wait for a list if there is no place. Every KubeError
-        but Expired is recorded in `error`, and none is raised. A back-off follows each error and each short watch.
-        Expired, Forbidden, NotFound and Invalid may have hidden changes: request a list and, unless Forbidden, give up
-        the place. Never returns."""
+        but Expired is recorded in `error`, and none is raised. A back-off follows each error and each short watch: one
+        that ended within SHORT_WATCH seconds, or within BACKOFF_MOST seconds without any event. Any other watch ends
+        the back-off, and clears `error` if the cache has missed nothing. Expired, Forbidden, NotFound and Invalid may
+        have hidden changes: request a list and, unless Forbidden, give up the place. Never returns."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             await self._placed.wait()
@@ -358,10 +360,10 @@ class Reflector(Generic[View]):
             self._following.reschedule(loop_time())
 
     def renews(self) -> bool:
-        """Return whether a write has shown that the store was restored from a backup, and the cache has not caught up
-        yet. It catches up with the next complete list that is not older than the cache; this call requests one. It
-        also requests one if the kind has bookmarks and its view is older than STALE_AFTER, unless the last list was
-        older than the cache."""
+        """Return whether a write (`restores`) has shown that the store was restored from a backup, and the cache has
+        not caught up yet. It catches up with the next complete list that is not older than the cache; this call
+        requests one. It also requests one if the kind has bookmarks and its view is older than STALE_AFTER, unless the
+        last list was older than the cache."""
         went_back = self._restores() > self._restores_seen
         silent = self._resource.bookmarks and not self.doubted and self.age > STALE_AFTER
         if went_back or silent:

@@ -137,8 +137,9 @@ class ConfigMapView:
 
 
 def _pod_place(raw: JSON) -> PodPlace:
-    """Convert a raw pod of NVIDIA's components. A pod that is being deleted is not Ready. A pod of the DRA driver that
-    serves only compute domains gets an empty `app`. `lone_restarts` and its cause are read only for an MPS daemon."""
+    """Convert a raw pod of NVIDIA's components. A pod that is being deleted is not Ready. A pod of the DRA driver gets
+    the `app` KUBELET_PLUGIN, or an empty one if it serves only compute domains. `lone_restarts` and its cause are read
+    only for an MPS daemon."""
     metadata = raw.get("metadata", {})
     deleting = "deletionTimestamp" in metadata
     ready = has_condition(raw, "Ready") and not deleting
@@ -266,8 +267,8 @@ class Sources:
         return {} if isinstance(self.taint_rules.error, NotFound | Forbidden) else self.taint_rules.items
 
     def _dra_changed(self, _: str) -> None:
-        """Call `wake`. If there is a GPUCluster or a DaemonSet of a DRA driver that serves GPUs, also begin to follow
-        the kinds of `of_dra`, and never stop."""
+        """Call `wake`, whatever the argument, which is the name of the changed object. If there is a GPUCluster or a
+        DaemonSet of a DRA driver that serves GPUs, also begin to follow the kinds of `of_dra`, and never stop."""
         drivers = (view.dra for view in self.daemon_sets.items.values())
         if self.gpu_clusters.items or any(driver is not None and driver.serves_gpus for driver in drivers):
             self._dra_seen.set()
@@ -336,9 +337,10 @@ class Sources:
         return gpunode_view(raw, known.observed if known is not None else None)
 
     def _config_map(self, raw: JSON) -> ConfigMapView:
-        """Convert a raw ConfigMap. If its name is neither ours, nor the admin's, nor one that mig-manager generates,
-        only its existence matters, and an empty view is returned. Otherwise its UID is added to `_our_maps` if it has
-        our label or our annotation, and it counts as ours from then on, even if both are removed."""
+        """Convert a raw ConfigMap. If its name is neither ours, nor the admin's, nor one that mig-manager generates
+        (NODE_CONFIG_SUFFIX at the end), only its existence matters, and an empty view is returned. Otherwise its UID is
+        added to `_our_maps` if it has our label or our annotation, and it counts as ours from then on, even if both are
+        removed."""
         metadata = raw.get("metadata", {})
         name, uid = metadata.get("name", ""), str(metadata.get("uid", ""))
         if name not in self._read_maps and not name.endswith(NODE_CONFIG_SUFFIX):

@@ -88,8 +88,9 @@ class OurConfigMaps:
 
     def read(self, plugin: ConfigMapView | None, mig: ConfigMapView | None) -> None:
         """Store the present ConfigMaps, None for one that does not exist, and when their entries were written
-        (`times`). Remember their entries that are named after their content, for each ConfigMap the MOST_REMEMBERED
-        that were added last. Nothing is done if both are the same objects as before."""
+        (`times`). Remember their entries that are named after their content (`pluginconfig.is_named_after`,
+        `migfile.lasting_entries`), for each ConfigMap the MOST_REMEMBERED that were added last. Nothing is done if both
+        are the same objects as before."""
         if plugin is self.plugin and mig is self.mig:
             return
         if plugin is not self.plugin:
@@ -121,8 +122,11 @@ class StackReader:
 
     def read(self, now: datetime) -> StackView:
         """Return the present state of NVIDIA's components and of our ConfigMaps; the same object as long as nothing
-        changes. Entries of our ConfigMaps are remembered (`OurConfigMaps.read`). Unless `silent`, new problems of the
-        admin's ConfigMaps are logged."""
+        changes. The ClusterPolicy in it is the active one (`find_active`), with the MPS daemon, or without one what
+        `plain_stack` reads from the DaemonSets. `intolerant_agents` is the agents' namespace if there are agents and
+        none tolerates the start-up taint, else empty. Errors of shared writes count only if they last
+        (`_lasting_error`). Entries of our ConfigMaps are remembered (`OurConfigMaps.read`). Unless `silent`, new
+        problems of the admin's ConfigMaps are logged."""
         maps, settings = self.sources.config_maps.items, self.sources.settings.plan
         ours = self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
@@ -190,9 +194,10 @@ class StackReader:
 
     def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
         """Return NVIDIA's DRA stack, as `find_dra` finds it in `sets`. `doubles` names the nodes whose GPUs are served
-        twice. `classes` is sorted by name, and None until DeviceClasses have been listed. `unread`, `class_error` and
-        `rule_error` say what cannot be read or written. `taints` has the rule error, else the scheduler's last test;
-        without the setting `device_taints` it is UNTESTED."""
+        twice (`find_doubles`), among those for which the driver publishes GPUs. `classes` is sorted by name, and None
+        until DeviceClasses have been listed. `unread`, `class_error` and `rule_error` say what cannot be read or
+        written. `taints` has the rule error, else the scheduler's last test; without the setting `device_taints` it is
+        UNTESTED."""
         sources = self.sources
         published = {name for name, one in sources.devices.by_node().items() if one.layouts}
         slices, classes = sources.resource_slices, sources.device_classes
