@@ -65,8 +65,9 @@ class MetricsAccess:
 
     def decide(self, authorization: str) -> Decision:
         """Return the decision about a request with this Authorization header, which is empty if it has none. Without a
-        Bearer token it is UNAUTHENTICATED. A cached decision is returned at once. Otherwise the API server reviews one
-        token at a time, for up to PATIENCE. The decision is UNDECIDED after a failure, and at once if MOST_WAITING
+        Bearer token it is UNAUTHENTICATED. A cached decision is returned at once. Otherwise this call waits for its
+        turn, because the API server reviews one token at a time, for up to PATIENCE each, and the decision is cached
+        for REMEMBERED_SECONDS. The decision is UNDECIDED, and not cached, after a failure, and at once if MOST_WAITING
         requests wait. Must not be called from the event loop."""
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
@@ -85,7 +86,8 @@ class MetricsAccess:
             self._places.release()
 
     def _cached(self, key: bytes) -> Decision | None:
-        """Return the cached decision for the hash of a token, or None if there is none that is new enough."""
+        """Return the cached decision for the hash of a token, or None if there is none that is newer than
+        REMEMBERED_SECONDS. An older one is not removed."""
         received, decision = self._decisions.get(key, (0.0, None))
         return decision if self._clock() - received < REMEMBERED_SECONDS else None
 

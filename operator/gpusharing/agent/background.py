@@ -54,7 +54,7 @@ class Worker:
         return future
 
     def _work(self) -> None:
-        """Run queued calls forever."""
+        """Run queued calls forever, one after another, and wait for the next one."""
         while True:
             self._calls.get()()
 

@@ -43,8 +43,9 @@ class LaggingCounts(Generic[Key]):
         return len(self._counts)
 
     def add(self, key: Key, amount: float, now: float) -> None:
-        """Add `amount` to the counter of `key` and record that it changed at `now`. An amount of 0 announces a counter
-        before there is anything to count."""
+        """Add `amount` to the counter of `key`, which is created if there is none, and record that it changed at `now`.
+        The exported value changes only with `export`. An amount of 0 announces a counter before there is anything to
+        count."""
         self._counts[key] = self._counts.get(key, 0.0) + amount
         self._first_added.setdefault(key, now)
         self._last_changed[key] = now

@@ -34,7 +34,8 @@ class JSONLines(logging.Formatter):
 
 def log_as_json(node: str, level: str) -> None:
     """Write every log record of this process whose level is at least `level` to stderr as a JSON line, in place of any
-    other handler. `level` may be in lower case. Raises ValueError if it is not the name of a log level."""
+    other handler of the root logger. `level` may be in lower case. Raises ValueError if it is not the name of a log
+    level."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines(node))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

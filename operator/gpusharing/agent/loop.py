@@ -90,7 +90,8 @@ class AgentLoop:
         background: Background = in_daemon_thread,
     ) -> None:
         """Read the GPUs from `library`, which is called through `background`, and the pods that hold them from `pods`.
-        Report to the GPUNode `node_name` through `api`. `clock` returns monotonic seconds."""
+        Report to the GPUNode `node_name` through `api`. `settings` are the default ones if None. `clock` returns
+        monotonic seconds. Nothing is read or sent before `run`."""
         self.settings = settings or LoopSettings()
         self.stats = Stats()
         self.observed: Observation | None = None
@@ -162,9 +163,11 @@ class AgentLoop:
         return "" if silence <= limit else f"the main loop has made no progress for {silence:.0f} s"
 
     async def cycle(self) -> None:
-        """Take one turn: read the GPUs for the current request unless the library has to stay closed, set `observed`
-        and `use`, update the meter, and report if something changed. If a newer request came meanwhile and the GPUs can
-        be read, `_turns` is woken, so that the next turn follows at once. Raises RestartNeeded.
+        """Take one turn: read which pods hold devices, read the GPUs for the current request unless the library has to
+        stay closed (`Observation.keeps_closed`), set `observed` and `use`, update the meter, and report if something
+        changed (`_publish`). While the library stays closed, only the pods' holdings in `observed` are new, and `use`
+        is None. If a newer request came meanwhile and the GPUs can be read, `_turns` is woken, so that the next turn
+        follows at once. Raises RestartNeeded (`_end_when_hopeless`).
 
         While the GPUNode does not exist, nothing is read or reported: `use` becomes None, the error of the last report
         is cleared, and the meter is updated with what pods hold if this process has read the GPUs before.
@@ -197,8 +200,9 @@ class AgentLoop:
             self._wake.set()  # a newer request came while we read
 
     async def _turns(self) -> None:
-        """Take turns forever. The next turn follows at an event or after a wait: the interval, or a growing back-off
-        while reports are not accepted. Raises RestartNeeded."""
+        """Take turns forever. The next turn follows at an event or after a wait: the interval with its jitter, or a
+        growing back-off while reports are not accepted. Events during a turn make the next one follow at once. Raises
+        RestartNeeded."""
         while True:
             self._last_turn = self._clock()
             self._wake.clear()
@@ -288,9 +292,10 @@ class AgentLoop:
 
     async def _publish(self, observed: Observation) -> None:
         """Patch the GPUNode's status unless there is no GPUNode or the server already has this observation, and store
-        the server's answer in the cache. While the cached version is in doubt, all of the observation is sent. A
-        GPUNode that no longer exists is dropped from the cache. Any other KubeError is counted, logged if it is
-        new, and stored in `_write_error`, which is cleared once a patch succeeds or none is needed."""
+        the server's answer in the cache; an accepted patch is counted and ends the back-off. While the cached version
+        is in doubt, all of the observation is sent. A GPUNode that no longer exists is dropped from the cache. Any
+        other KubeError is counted, logged if it is new, and stored in `_write_error`, which is cleared once a patch
+        succeeds or none is needed."""
         node, doubted = self._own.node, self._own.doubted
         # Exactly this version of the GPUNode, as an object in memory, may be known to contain an equal observation.
         version, known = self._published or (None, None)

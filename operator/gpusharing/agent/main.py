@@ -35,9 +35,10 @@ NO_LOGIN = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the agent until SIGTERM or SIGINT. Return the exit status: 0 after a signal, NO_LOGIN without credentials, 1
-    if only a new container can read the GPUs. Raises SystemExit with status 2 for invalid flags or if the node's name
-    is missing. The errors of `_serve` are raised, such as OSError if the address of the probes is in use."""
+    """Run the agent until SIGTERM or SIGINT, with the flags in `arguments`, or those of the command line if that is
+    None, and the process's environment. Return the exit status: 0 after a signal, NO_LOGIN without credentials, 1 if
+    only a new container can read the GPUs. Raises SystemExit with status 2 for invalid flags or if the node's name is
+    missing. The errors of `_serve` are raised, such as OSError if the address of the probes is in use."""
     options = parse(arguments, os.environ)
     log_as_json(options.node_name, options.log_level)
     login = find_login(os.environ, options.kubeconfig, options.service_account)
@@ -140,9 +141,9 @@ _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
 
 
 def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
-    """Parse the flags. The default of each flag is the value of its environment variable if that is set and not
-    empty, else the default in _FLAGS. Raises SystemExit with status 2, as argparse does, if a value is invalid or
-    the node's name is missing."""
+    """Parse the flags in `arguments`, or those of the command line if that is None. The default of each flag is the
+    value of its environment variable if that is set and not empty, else the default in _FLAGS. Raises SystemExit with
+    status 2, as argparse does, if a value is invalid or the node's name is missing."""
     parser = argparse.ArgumentParser(
         "gpusharing-agent", description="Reports the state of this node's GPUs in its GPUNode."
     )

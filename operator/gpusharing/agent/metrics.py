@@ -85,7 +85,8 @@ def _of_observation(observed: Observation) -> Iterable[Metric]:
 
 
 def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
-    """Yield the metrics that describe the GPUs: their names, MIG mode and instances, processes, and memory errors."""
+    """Yield the metrics that describe the GPUs: their names, MIG mode and instances, processes, and memory errors.
+    Profiles without an instance, and error counts that a GPU does not report, are absent."""
     info = _family("gpu_info", "1 for each GPU.", "gpu", "uuid", "product")
     instances = _family("gpu_mig_instances", "MIG instances that exist.", "gpu", "profile")
     for gpu in gpus:

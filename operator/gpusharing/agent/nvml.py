@@ -230,7 +230,8 @@ def _refuse_without_access(errors: Sequence[Any]) -> None:
 
 def _mig_mode(handle: Any) -> tuple[MigMode, MigMode]:
     """Return the current MIG mode and the mode after the next reset (docs/design/hardware.md#nvml-mode), or
-    NotSupported for both. Everything depends on the mode, so a refusal is raised as an error of the GPU."""
+    NotSupported for both if the GPU or its driver does not support MIG. Everything depends on the mode, so a refusal is
+    raised as an error of the GPU."""
     modes = supported(None, pynvml.nvmlDeviceGetMigMode, handle)
     if modes is None:
         return "NotSupported", "NotSupported"
@@ -252,8 +253,9 @@ def _compute_mode(handle: Any) -> ComputeMode:
 
 def _card(handle: Any, product: str, *, mig_capable: bool) -> _Card:
     """Read the properties of the card model `product` from one GPU. `mig_capable` says whether NVML reports a MIG mode
-    for it. A property that NVML does not report, or not to the agent, becomes None, empty or Unknown. Other errors
-    are raised."""
+    for it; if not, it has no profiles, and `mig_mode_change` is Unknown. Else that is Live if NVML says that the mode
+    changes without a reset, or Reset if not. A property that NVML does not report, or not to the agent, becomes None,
+    empty or Unknown. Other errors are raised."""
     # On a GPU with MIG on, only a container with rights can read the memory (docs/design/hardware.md#device-memory).
     memory = maybe(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
     capability = maybe((), pynvml.nvmlDeviceGetCudaComputeCapability, handle)

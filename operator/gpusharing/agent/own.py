@@ -76,7 +76,7 @@ class OwnNode:
 
     def _changed(self, _: str) -> None:
         """Call `on_change` if the GPUNode has another UID or request than at the last event, or has appeared or
-        disappeared since then."""
+        disappeared since then. The argument, its name, is ignored."""
         before, node = self._request, self.node
         self._request = (
             None if node is None else (node["metadata"]["uid"], node.get("spec", {}).get("request"))

@@ -75,8 +75,8 @@ class _Server(ThreadingTCPServer):
         return request, client
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Shut down the oldest connections as long as MOST_CONNECTIONS are open, then answer this one in its own
-        thread."""
+        """Shut down and forget the oldest connections as long as MOST_CONNECTIONS or more are open, then answer this
+        one in its own thread."""
         with self._lock:
             while len(self._open) >= MOST_CONNECTIONS:
                 self._end(next(iter(self._open)))

@@ -42,9 +42,10 @@ class RestClient(KubeClient):
         self._login = login
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Send the request of a watch and yield its events until it ends; then raise the error that ended it, if any.
-        Unauthorized is raised after a 401, once the credentials have been renewed for the next watch, and at once if
-        there are no credentials."""
+        """Send the request of a watch, with the duration that `lasting` adds, and yield its events until it ends. Then
+        raise the error that ended it, if any; a silence of INACTIVITY seconds ends it with Unavailable. Unauthorized is
+        raised after a 401, once the credentials have been renewed for the next watch, and at once if there are no
+        credentials."""
         stream = _Stream(await self._prepared(lasting(request)))
         stream.start()
         try:
@@ -60,8 +61,8 @@ class RestClient(KubeClient):
     async def call(self, request: ApiRequest) -> JSON:
         """Send a request and return the object that the server answers with. After a 401 the credentials are renewed
         and the request is sent once more; a second 401 is raised as Unauthorized. An error of the network, an answer
-        that is not a JSON object, or no answer within TOTAL_TIMEOUT is raised as Unavailable, and other refusals as
-        their KubeErrors. Unauthorized is raised at once if there are no credentials."""
+        that is not a JSON object, or no answer within TOTAL_TIMEOUT of an attempt is raised as Unavailable, and other
+        refusals as their KubeErrors. Unauthorized is raised at once if there are no credentials."""
         for last in (False, True):
             exchange = await self._prepared(request)
             try:
