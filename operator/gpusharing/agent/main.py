@@ -163,10 +163,11 @@ def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argpar
 async def _serve(
     options: argparse.Namespace, login: Login, settings: LoopSettings, pods: KubeletPodResources
 ) -> int:
-    """Check the credentials, serve the probes and metrics, and run the loop until a signal; then close `pods`. Return
-    the exit status, whose cause is logged: 0 after a signal, NO_LOGIN without credentials, 1 if only a new container
-    can read the GPUs. Raises OSError if the address of the probes is in use, ssl.SSLError or AttributeError if no
-    certificate can be made, and the loop's other errors in a group."""
+    """Check the credentials, serve the probes and metrics, with TLS and only to authorized readers if
+    `options.metrics_secure` is true, and run the loop until a signal; then close `pods`. Return the exit status, whose
+    cause is logged: 0 after a signal, NO_LOGIN without credentials, 1 if only a new container can read the GPUs. Raises
+    OSError if the address of the probes is in use, ssl.SSLError or AttributeError if no certificate can be made, and
+    the loop's other errors in a group."""
     try:
         await login.access()
         await login.token()

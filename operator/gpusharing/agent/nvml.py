@@ -122,8 +122,9 @@ class NVML:
 
     def _read(self) -> Reading:
         """Read all GPUs, and remember the complete cards, the products and the first critical XID of each GPU. A GPU
-        that fails is reported as unreachable and does not stop the others. Raises NVMLError if it concerns the whole
-        node, or if all GPUs fail because the agent lacks access; cards and products are not updated then."""
+        that fails is reported as unreachable and does not stop the others. The driver's version is empty if NVML does
+        not report it. Raises NVMLError if it concerns the whole node, or if all GPUs fail because the agent lacks
+        access; cards and products are not updated then."""
         cards = dict(self._cards)
         self._processes.begin()
         self._use.begin()

@@ -124,7 +124,8 @@ class Xids:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Free the event set. Errors are ignored."""
+        """Free the event set, if there is one. NVML's errors in doing so are ignored; an exception of the block is not
+        suppressed."""
         if self._set is not None:
             with suppress(pynvml.NVMLError):
                 pynvml.nvmlEventSetFree(self._set)

@@ -91,8 +91,8 @@ def _nominal_gb(profile: str) -> int:
 
 
 def _placements(handle: Any, profile_id: int) -> list[Any] | None:
-    """Return the possible placements of a profile. Empty if listing them is not supported, None if it is not
-    permitted. Other errors are raised."""
+    """Return the possible placements of a profile, at most _CAPACITY. Empty if listing them is not supported, None if
+    it is not permitted. Other errors are raised."""
     buffer = (pynvml.c_nvmlGpuInstancePlacement_t * _CAPACITY)()
     count = ctypes.c_uint(_CAPACITY)
     try:
@@ -155,7 +155,8 @@ def _list_all(handle: Any, profiles: Sequence[DriverProfile]) -> list[tuple[Driv
 
 
 def _list_instances(handle: Any, profile_id: int) -> list[tuple[Any, Any]]:
-    """Return the handle and NVML's information for each instance of a profile. All errors of NVML are raised."""
+    """Return the handle and NVML's information for each instance of a profile, at most _CAPACITY. All errors of NVML
+    are raised."""
     found = (pynvml.c_nvmlGpuInstance_t * _CAPACITY)()
     count = ctypes.c_uint(_CAPACITY)
     pynvml.nvmlDeviceGetGpuInstances(handle, profile_id, found, ctypes.byref(count))

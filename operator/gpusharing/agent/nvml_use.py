@@ -80,7 +80,7 @@ class UseOfGPUs:
                 self._processes.append(ProcessUse(pid, uuid, each.memory, share, self._pod_of(pid)))
 
     def so_far(self) -> Use:
-        """Return everything recorded since `begin`, and the XIDs since the agent started."""
+        """Return everything recorded since `begin`, and the XIDs since the agent started, sorted by GPU and number."""
         xids = tuple((gpu, xid, count) for (gpu, xid), count in sorted(self._xids.items()))
         return Use(tuple(self._devices), tuple(self._processes), xids)
 

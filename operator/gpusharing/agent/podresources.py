@@ -98,8 +98,9 @@ class Answers:
 
     def holdings(self, listed: bytes, allocatable: bytes | None = None) -> Holdings:
         """Return the holdings in a ListPodResourcesResponse, with the allocatable devices in an
-        AllocatableResourcesResponse. The allocatable devices are None if `allocatable` is None or malformed. Raises
-        ValueError if `listed` is malformed."""
+        AllocatableResourcesResponse. Only resources whose name begins with NVIDIA_RESOURCES count. As long as neither
+        has changed, the same object is returned. The allocatable devices are None if `allocatable` is None or
+        malformed. Raises ValueError if `listed` is malformed."""
         self._pods, rows = _decode(listed, _POD_RESOURCES, self._pods, _pod_devices)
         rows.sort(key=attrgetter("namespace", "pod", "resource"))
         by_pod = tuple(rows)

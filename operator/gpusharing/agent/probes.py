@@ -154,8 +154,8 @@ def _handler(
     alive: Probe, ready: Probe, metrics: CollectorRegistry, decide: Callable[[str], Decision]
 ) -> type[BaseHTTPRequestHandler]:
     """Return the handler class that answers GET requests for /healthz, /readyz and /metrics, and 404 for any other
-    path. A probe that returns a reason is answered with 503 and that reason. A request for /metrics that `decide` does
-    not allow is answered with the status and the message of the decision."""
+    path. Other methods than GET get a 501. A probe that returns a reason is answered with 503 and that reason. A
+    request for /metrics that `decide` does not allow is answered with the status and the message of the decision."""
 
     class Handler(BaseHTTPRequestHandler):
         """Answers the requests of one connection."""

@@ -155,7 +155,9 @@ class _Exchange(HTTPSConnection):
     """Whether the caller has given up. A write that is sent after that could undo a newer one."""
 
     def __init__(self, api_request: ApiRequest, access: Access, token: str | None) -> None:
-        """Prepare to send `api_request` with the Authorization header `token`, if any. No connection is opened yet."""
+        """Prepare to send `api_request` with the Authorization header `token`, if any. No connection is opened yet. A
+        server's URL without a port means 443 with TLS, else 80. Raises ValueError or HTTPException if the URL is not
+        valid."""
         server = urlsplit(access.server)
         port = server.port or (443 if access.tls is not None else 80)
         super().__init__(server.hostname or "", port, timeout=CALL_TIMEOUT, context=access.tls)

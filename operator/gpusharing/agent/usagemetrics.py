@@ -34,7 +34,8 @@ class MeterCollector(Collector):
         self._meter = meter
 
     def collect(self) -> Iterable[Metric]:
-        """Yield every metric, as documented in docs/reference/metrics.md."""
+        """Yield every metric of the meter's last turn (`Meter.metered`), as documented in docs/reference/metrics.md.
+        Without a turn so far, the metrics have no series."""
         metered = self._meter.metered
         allocated = _counter(
             "slice_seconds",

@@ -1,5 +1,8 @@
 """The PodDisruptionBudgets of the cluster as last listed. Until the first answer arrives, nodes whose drain depends on
-budgets wait; that is not an error."""
+budgets wait; that is not an error.
+
+Terms: docs/design/glossary.md#hold.
+"""
 
 from dataclasses import dataclass
 from datetime import timedelta

@@ -1,4 +1,7 @@
-"""What the operator's process remembers of its own calls. It is kept in memory only: a restart forgets it."""
+"""What the operator's process remembers of its own calls. It is kept in memory only: a restart forgets it.
+
+Terms: docs/design/glossary.md#pass.
+"""
 
 from dataclasses import dataclass, field
 

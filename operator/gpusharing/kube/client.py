@@ -344,7 +344,8 @@ class PassingClient(KubeClient):
 
 
 def _selectors(filters: Filters) -> dict[str, str]:
-    """Return the selectors in `filters` that are not empty, as URL parameters."""
+    """Return the label selector and the field selector in `filters` as URL parameters, without empty ones. The
+    namespace, which is part of the path, is not included."""
     selectors = {
         "labelSelector": filters.get("label_selector"),
         "fieldSelector": filters.get("field_selector"),

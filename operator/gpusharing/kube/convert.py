@@ -3,7 +3,7 @@
 No function raises because of an object's contents: a missing or malformed field becomes the value that makes the
 planner careful (not ready, no observation, a problem).
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#proof.
 """
 
 import re

@@ -139,7 +139,8 @@ def resource_claim_use(raw: JSON) -> ResourceClaimUse:
 
 def pdb_view(raw: JSON) -> PdbView:
     """Convert a raw PodDisruptionBudget. Without a selector it matches no pod; with an empty selector it matches all
-    pods of its namespace (policy/v1). Numbers that its status lacks count as 0."""
+    pods of its namespace (policy/v1). Numbers that its status lacks count as 0. `always_allow_unhealthy` is True only
+    for the eviction policy AlwaysAllow."""
     selector = part(raw, "spec", "selector")
     expressions = rows_of(entries(selector, "matchExpressions"))
     labels = texts(part(selector, "matchLabels"))

@@ -192,8 +192,9 @@ _SPEC = frozenset({"selectors", "extendedResourceName"})
 
 
 def device_class_view(raw: JSON) -> DeviceClassView:
-    """Convert a raw DeviceClass. Missing or malformed parts become empty. `ours` is True if it has our label. `plain`
-    is True if its spec sets nothing but selectors and an extended resource; empty fields do not count."""
+    """Convert a raw DeviceClass. Missing or malformed parts become empty, and so does a selector without a CEL
+    expression. `version` is its resourceVersion. `ours` is True if it has our label. `plain` is True if its spec sets
+    nothing but selectors and an extended resource; empty fields do not count."""
     spec = section(raw, "spec")
     return DeviceClassView(
         name=text(raw, "metadata", "name"),

@@ -1,7 +1,8 @@
 """The errors of calls to the API server, named by what the caller does next (not by HTTP code).
 
 The class of an error says how far it reaches. Nearly all concern one call: this object, in this pass. Only
-`ServerAway`, `Unauthorized` and `LeaseLost` (kube/lease.py) concern all calls and end a pass.
+`ServerAway`, `Unauthorized` and `LeaseLost` (kube/lease.py) concern all calls and end a pass
+(docs/design/glossary.md#pass).
 """
 
 from dataclasses import dataclass

@@ -6,6 +6,8 @@ to wait is refused with HeldBack, and its caller decides again when the time has
 
 Calls belong to one of two flows: those that decisions depend on, and those that only publish something for people. A
 door is one verb on one kind in one flow.
+
+Terms: docs/design/glossary.md#hold, docs/design/glossary.md#pass.
 """
 
 import asyncio
@@ -176,7 +178,7 @@ class Holds:
 class Fanout(PassingClient):
     """A KubeClient in front of another one. Its calls may also raise HeldBack and ServerAway.
 
-    A watch uses no slot and is never held back; its events count as answers.
+    A watch is not counted among the calls under way and is never held back; its events count as answers.
     """
 
     def __init__(self, client: KubeClient, *, parallel: int = 16) -> None:
@@ -200,10 +202,10 @@ class Fanout(PassingClient):
         return await self.send(request, published=False)
 
     async def send(self, request: ApiRequest, *, published: bool) -> JSON:
-        """Wait for a slot, send the request and return the answer. `published` says whether the call only publishes
-        something for people. The result is recorded in `reachability` and `holds`, where it may hold back or release
-        other calls. Every answer of the server, a refusal included, makes `reachability` forget the failures recorded
-        before.
+        """Wait until fewer than `parallel` calls are under way, without a limit of time, then send the request and
+        return the answer. `published` says whether the call only publishes something for people. The result is recorded
+        in `reachability` and `holds`, where it may hold back or release other calls. Every answer of the server, a
+        refusal included, makes `reachability` forget the failures recorded before.
 
         Raises HeldBack, without sending anything, while the call is on hold, and ServerAway in place of Unavailable if
         so many calls have failed that the server counts as away. Other KubeErrors of the underlying client are recorded
@@ -242,13 +244,13 @@ class Fanout(PassingClient):
 class PublishingClient(PassingClient):
     """A client for calls that only publish something for people: statuses and Events.
 
-    They share the slots of all other calls, and their answers show that the server can be reached. Watches go to the
-    client behind the Fanout unchanged, and their events are not counted. Refusals and failures of these calls neither
-    hold back the calls that decisions depend on, nor end a pass.
+    They share the limit of calls under way with all other calls, and their answers show that the server can be reached.
+    Watches go to the client behind the Fanout unchanged, and their events are not counted. Refusals and failures of
+    these calls neither hold back the calls that decisions depend on, nor end a pass.
     """
 
     def __init__(self, fanout: Fanout) -> None:
-        """Send calls to the client behind `fanout`, and use its slots."""
+        """Send calls to the client behind `fanout`, and share its limit of calls under way."""
         super().__init__(fanout.client)
         self._fanout = fanout
 

@@ -8,7 +8,7 @@ missing, because an older operator wrote the record; any other change needs a hi
 Unknown keys come from a newer operator that was rolled back. They are kept as long as the fence, the claim or the
 failure on record exists; the other two kinds of record are written from scratch each time.
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#proof.
 """
 
 import json
@@ -139,7 +139,8 @@ def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
 
 def patch_for(action: NodePatch, resource_version: str) -> JSON:
     """Return the body of the JSON merge patch on the Node that carries out `action`. A new proof also removes the
-    start-up taint (docs/design/transition.md#gate), unless a Release keeps its fence.
+    start-up taint (docs/design/transition.md#gate), unless a Release keeps its fence: the Node's taints are replaced by
+    the other ones (`NodeView.gate`). Parts that are empty are left out.
 
     Every patch names the UID, so the server refuses it for a new Node of that name: with Conflict, or Invalid without a
     resourceVersion. Only a LabelNode has none, unless it removes the start-up taint, forgets a node or writes a

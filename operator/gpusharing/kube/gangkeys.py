@@ -204,8 +204,9 @@ LADDER: tuple[GangKey, ...] = (
 
 
 def gang_of(raw: JSON) -> Gang | None:
-    """Return the gang of a Pod by the first row of LADDER that matches, or None if it has no gang. If no label selects
-    the gang's pods, they are selected by the scheduler that the pod names, if any."""
+    """Return the gang of a Pod by the first row of LADDER that matches, or None if it has no gang. The gang belongs to
+    the pod's namespace. If no label selects the gang's pods, they are selected by the scheduler that the pod names, if
+    any."""
     metadata = section(raw, "metadata")
     pod = PodMarks(texts(metadata.get("labels")), texts(metadata.get("annotations")), raw)
     for key in LADDER:

@@ -1,7 +1,7 @@
 """Reads what a plan depends on into one frozen ClusterSnapshot. Inputs that did not change stay the same objects, for
 the planner's memo.
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#pass.
 """
 
 from collections.abc import Mapping
@@ -135,7 +135,8 @@ class Gatherer:
             self._policies_error = "the API server has not responded yet"
 
         async def refresh(_: str) -> None:
-            """List the policies and record the error, if any. Raises Unauthorized and ServerAway."""
+            """List the policies (`PolicyCache.refresh`) and record the error, or that there is none any more. Raises
+            Unauthorized and ServerAway."""
             try:
                 await cache.refresh()
                 self._policies_error, self._listing = "", {}

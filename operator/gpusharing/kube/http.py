@@ -112,7 +112,7 @@ class HttpClient(KubeClient):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close the connections, as `close` does."""
+        """Close the connections, as `close` does. An exception of the block is not suppressed."""
         await self.close()
 
     async def close(self) -> None:

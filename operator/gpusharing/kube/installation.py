@@ -190,8 +190,9 @@ class _Reader:
     async def rights(self, *, secure_metrics: bool) -> tuple[RightState, ...]:
         """Return, for each right that the operator and the agent need, whether the API server grants it to their
         service accounts; the operator's rights come first. Rights for optional features are checked only if `place`
-        or, for the agent's, `secure_metrics` turns the feature on. All rights are checked concurrently. A right that
-        cannot be checked has the answer None, with the error; no KubeError is raised."""
+        (`configure_gpu_operator`, `repair_mps`, `force_delete`, `device_taints`) or, for the agent's, `secure_metrics`
+        turns the feature on. All rights are checked concurrently. A right that cannot be checked has the answer None,
+        with the error; no KubeError is raised."""
         operators = rights.OPERATOR + (rights.CONFIGURE if self.place.configure_gpu_operator else ())
         operators += rights.REPAIR_MPS if self.place.repair_mps else ()
         operators += rights.FORCE_DELETE if self.place.force_delete else ()
@@ -242,8 +243,9 @@ class _Reader:
 async def gather_installation(client: KubeClient, place: Place) -> InstallationView:
     """Read the objects that an installation consists of, without changing any. An object that does not exist is not an
     error. All errors but the two below are recorded in `unread` of the result; an error while checking a right,
-    whatever its kind, is recorded with that right. `plain` is read only if no ClusterPolicy was found, and
-    the Lease only if the Deployment has 0 replicas, or if some but not all of the operator's pods are Ready.
+    whatever its kind, is recorded with that right. `operator_replicas` is None without a Deployment, and `simulated`
+    has the nodes whose agent reports SIMULATED GPUs. `plain` is read only if no ClusterPolicy was found, and the Lease
+    only if the Deployment has 0 replicas, or if some but not all of the operator's pods are Ready.
 
     Raises:
         Unauthorized: our credentials are not accepted.

@@ -217,9 +217,10 @@ class LeaderLease:
 
     async def _acquire(self) -> bool:
         """Take the Lease if it does not exist, has no holder, is already ours, or has expired (`_expired`). Return
-        whether we hold it now. Before the write, the claims on the Lease are adopted and `_taking` is set. Return False
-        if another process holds the Lease or was faster; in the latter case the write meets a Conflict, or a Lease that
-        exists already. Other KubeErrors are raised."""
+        whether we hold it now. If the Lease exists, the holder that it named before is recorded in `holder`. Before the
+        write, the claims on the Lease are adopted and `_taking` is set. Return False if another process holds the Lease
+        or was faster; in the latter case the write meets a Conflict, or a Lease that exists already. Other KubeErrors
+        are raised."""
         started = self._clock()
         try:
             lease = await self._client.get(LEASES, self._name, namespace=self._namespace)

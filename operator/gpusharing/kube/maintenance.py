@@ -49,9 +49,9 @@ def medik8s_maintenance(raw: JSON) -> Maintenance:
 
 def nvidia_maintenance(raw: JSON) -> Maintenance:
     """Convert a raw NodeMaintenance of the group maintenance.nvidia.com. It waits until its operator has chosen it,
-    which shows in the reason of its condition Ready. One that has failed or is being deleted does not wait. It has
-    failed if the condition RequestorFailed is True: the requestor left the node in a state that a person must look
-    at."""
+    which shows in the reason of its condition Ready (any but those in _NOT_CHOSEN). One that has failed or is being
+    deleted does not wait. It has failed if the condition RequestorFailed is True: the requestor left the node in a
+    state that a person must look at."""
     failed = any(
         condition.get("type") == "RequestorFailed" and condition.get("status") == "True"
         for condition in entries(raw, "status", "conditions")
@@ -83,9 +83,9 @@ def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Main
 
 
 def find_maintained(*kinds: Mapping[str, Maintenance]) -> dict[str, Maintenance]:
-    """Return the maintenance of each node that has one, by node name. `kinds` are
-    mappings, one for each kind, with the maintenances by name. If a node has several, the first that does not wait
-    counts, else the first one: earlier kinds come first, and within a kind the order of names decides."""
+    """Return the maintenance of each node that has one, by node name. `kinds` are mappings, one for each kind, with the
+    maintenances by name. If a node has several, the first that does not wait counts, else the first one: earlier kinds
+    come first, and within a kind the order of names decides."""
     chosen: dict[str, Maintenance] = {}
     for kind in kinds:
         for name in sorted(kind):

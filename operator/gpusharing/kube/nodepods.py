@@ -1,7 +1,8 @@
 """List the pods of the nodes that a pass asks about: one LIST for each node, made as often as the drain needs it, the
 most urgent node first.
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#gang.
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#gang, docs/design/glossary.md#pass,
+docs/design/glossary.md#proof.
 """
 
 from collections.abc import Mapping

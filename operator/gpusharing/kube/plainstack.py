@@ -217,10 +217,11 @@ def _version(container: JSON) -> str:
 
 def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
     """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart among `sets`, or None if none
-    of them runs the chart's device plugin. The result tolerates the start-up taint only if all DaemonSets of the
-    chart do. If several DaemonSets run the device plugin or mig-manager, the first by name counts. The result has
-    mig-manager switched off if it cannot be used, and GPU Feature Discovery switched off if no DaemonSet that runs
-    it reads the device plugin's ConfigMap."""
+    of them runs the chart's device plugin. The result tolerates the start-up taint only if all DaemonSets of the chart
+    do; its tolerations are those of the first one that does not, else the device plugin's. If several DaemonSets run
+    the device plugin or mig-manager, the first by name counts. The result has mig-manager switched off if it cannot be
+    used (`find_unusable_manager`), and GPU Feature Discovery switched off if no DaemonSet that runs it reads the device
+    plugin's ConfigMap."""
     views = sorted(sets, key=lambda row: row.name)
     chart = [row for row in views if row.plugin or row.discovery]
     plugin = next((row for row in chart if row.plugin), None)

@@ -1,4 +1,7 @@
-"""The policies as last listed. An event only says that something may have changed; the list decides."""
+"""The policies as last listed. An event only says that something may have changed; the list decides.
+
+Terms: docs/design/glossary.md#pass.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -255,8 +255,9 @@ class Reflector(Generic[View]):
     def _end(self, *, older: bool) -> None:
         """Record that a list is complete, set `synced`, and schedule the next list, for `relist_after` seconds from now
         or up to a fifth later. If the list was `older` than the cache, the next one follows after RECHECK_AFTER seconds
-        or up to a fifth later, unless it is due sooner, and `age` goes on growing. It follows at once while the cache
-        has to catch up with a store that was restored from a backup (see `renews`)."""
+        or up to a fifth later, unless it is due sooner; such a list does not make the cache count as current (`age`).
+        It follows at once while the cache has to catch up with a store that was restored from a backup (see
+        `renews`)."""
         self.doubted, self._whole, self._absent_since = older, True, None
         if not older:
             self._restores_seen, self._current_at = (
@@ -331,8 +332,10 @@ class Reflector(Generic[View]):
             self._following = None
 
     def _take(self, event: WatchEvent) -> None:
-        """Apply one event of the watch to the cache. Move `_place` forward to its version and record the contact,
-        unless the version is older. Also requests a list if one is needed (`renews`)."""
+        """Apply one event of the watch to the cache: a deletion, a new state of an object, or a bookmark, which changes
+        no object. Move `_place` forward to its version and record the contact, unless that version is older than
+        `_place`. The cache then counts as current if it has missed nothing and the version is not older than the
+        highest one seen. Also requests a list if one is needed (`renews`)."""
         obj = event.object
         version = obj["metadata"]["resourceVersion"]
         if event.type == "DELETED":

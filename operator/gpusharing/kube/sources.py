@@ -179,7 +179,10 @@ class Sources:
         wake: Callable[[], None],
         restores: Callable[[], int] = int,
     ) -> None:
-        """Make no call yet. `wake` is called after every change of a followed object. `restores`: see CacheSettings."""
+        """Make no call yet. Pods of the agents and Warning events are followed in the agents' namespace, or in our own
+        if that is empty, NVIDIA's pods, DaemonSets and ConfigMaps in the GPU Operator's namespace, and all other kinds
+        in the whole cluster. `wake` is called after every change of a followed object. `restores`: see
+        CacheSettings."""
         self._client, self._wake, self._restores = client, wake, restores
         self.settings, plan, admin = settings, settings.plan, settings.admin_maps
         self._read_maps = {plan.plugin_config_map, plan.mig_config_map, admin.plugin, admin.mig}
@@ -275,7 +278,8 @@ class Sources:
         self._wake()
 
     async def _follow_dra(self) -> None:
-        """Follow the kinds of `of_dra` until canceled, as soon as NVIDIA's DRA stack is seen."""
+        """Follow the kinds of `of_dra` until canceled, as soon as NVIDIA's DRA stack is seen. An error other than a
+        KubeError is raised in a group."""
         await self._dra_seen.wait()
         async with asyncio.TaskGroup() as group:
             for reflector in self.of_dra.values():

@@ -1,5 +1,6 @@
 """The taints of a raw Node: which of them are removed when their cause ends, how a taint is printed, and which pods
-tolerate it. The start-up taint is described in docs/design/transition.md#gate."""
+tolerate it. The start-up taint is described in docs/design/transition.md#gate, a proof in
+docs/design/glossary.md#proof."""
 
 import json
 from collections.abc import Sequence
