@@ -8,7 +8,8 @@ can be added to it."""
 
 
 def to_rfc3339(moment: datetime) -> str:
-    """Return the time in UTC in whole seconds with a Z, as metav1.Time is written."""
+    """Return the time in UTC in whole seconds with a Z, as metav1.Time is written. A fraction of a second is dropped.
+    A time without a zone counts as local time."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -274,8 +274,9 @@ def _mode_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
 
 def _mig_problems(mig: Mig) -> Iterator[Problem]:
     """Yield the problems of the block `mig`. It must have either a configuration or layouts, and the configuration
-    must not turn MIG off or leave it without instances. Some layout must have profiles, with well-formed names.
-    With the strategy `single`, all layouts must have the same one profile. See also `_device_problems`."""
+    must not turn MIG off or leave it without instances. Some layout must have profiles. Names must be well-formed; of
+    each layout, only the first wrong one is named. With the strategy `single`, all layouts must have the same one
+    profile. See also `_device_problems`."""
     at = "spec.mig"
     if (mig.config is None) == (mig.layouts is None):
         yield Problem(at, rules.CONFIG_OR_LAYOUTS.message)
@@ -296,7 +297,8 @@ def _mig_problems(mig: Mig) -> Iterator[Problem]:
 
 
 def _device_problems(mig: Mig) -> Iterator[Problem]:
-    """Yield a problem if one of several entries is for `all` GPUs, and one for each time that a GPU is named again."""
+    """Yield a problem if one of several entries is for `all` GPUs, and one for each time that a GPU is named again, in
+    the same entry or in a later one. Yields nothing without layouts."""
     layouts = mig.layouts or ()
     if len(layouts) > 1 and any(entry.devices == "all" for entry in layouts):
         yield Problem("spec.mig.layouts", rules.DEVICES)

@@ -164,7 +164,8 @@ class Executor:
         return outcome
 
     def _is_suspended(self, subject: str) -> bool:
-        """Whether calls about `subject`, a node or a shared object, are suspended because one has failed."""
+        """Whether calls about `subject`, a node or a shared object, are suspended at present, because one has failed
+        and the wait after it (`CallFailure.holds`) is not over."""
         failure = self.calls.failures.get(subject)
         return failure is not None and failure.holds(self.now())
 

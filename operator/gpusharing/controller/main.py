@@ -60,7 +60,8 @@ def main() -> None:
 def configure_logs(settings: Settings) -> None:
     """Log to stderr what has at least the level in the settings: as JSON with stable keys (event, level, timestamp,
     node, policy, phase ...), or as lines for people. An unknown level counts as info. Libraries log nothing below
-    the level warning."""
+    the level warning, and one logger of kopf nothing below error. Replaces the configuration of structlog and the
+    handlers of the root logger."""
     level = logging.getLevelNamesMapping().get(settings.log_level.upper(), logging.INFO)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -97,7 +98,9 @@ def configure_logs(settings: Settings) -> None:
 
 async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
     """Run the operator until it is stopped, and return the exit status: 0 after a signal, NO_LOGIN without
-    credentials, FAULT if a port is taken; the cause is logged. Errors of the operator's parts are raised."""
+    credentials, FAULT if it cannot listen on a port; the cause is logged. Errors of the operator's parts are raised.
+    The process contends for the Lease and answers probes from the start, and does everything else only once it leads.
+    If it loses the Lease then, the process ends without returning here (`_lost`)."""
     login, metrics = environment_login(environment), ProcessMetrics()
     try:
         await login.access()
@@ -137,7 +140,8 @@ class PortTaken(Exception):
     """One of the operator's ports cannot be listened on."""
 
     def __init__(self, name: str, port: int) -> None:
-        """`name` is the setting that holds the port."""
+        """`name` is the setting that holds the port. The attribute `variable` is the environment variable of that
+        setting, for messages."""
         super().__init__(name, port)
         self.variable, self.port = f"{PREFIX}{name.upper()}", port
 
@@ -150,8 +154,8 @@ def _lost() -> None:
 
 
 async def _until_signalled(lease: LeaderLease, work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` and the Lease until a signal arrives or one of them ends; then stop both, the Lease last. Raises the
-    error of the one that ended first; errors during the stop are dropped."""
+    """Run `work` and the Lease until SIGTERM or SIGINT arrives or one of them ends. Then cancel both and wait for their
+    end, the Lease last. Raises the error of the one that ended first; errors during the stop are dropped."""
     stop = asyncio.Event()
     running = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -172,8 +176,8 @@ async def _until_signalled(lease: LeaderLease, work: Coroutine[Any, Any, None]) 
 
 @asynccontextmanager
 async def _servers(settings: Settings, role: Role, metrics: ProcessMetrics) -> AsyncIterator[None]:
-    """Serve probes and metrics on their ports while the block runs; a port of 0 turns its server off. Raises PortTaken
-    if it cannot listen on a port, for whatever reason."""
+    """Serve probes and metrics on their ports while the block runs, and close the servers at its end, also after an
+    error. A port of 0 turns its server off. Raises PortTaken if it cannot listen on a port, for whatever reason."""
     runners = []
     try:
         for app, name in (

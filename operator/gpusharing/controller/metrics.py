@@ -34,8 +34,8 @@ class Metrics(Observer, Collector):
     def __init__(
         self, process: ProcessMetrics | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Add all metrics to the registry of `process`, by default a new one. `clock` returns seconds and never goes
-        back."""
+        """Add all metrics to the registry of `process`, by default a new one. This object is itself added to the
+        registry, which calls `collect` at each scrape. `clock` returns seconds and never goes back."""
         self.process = process or ProcessMetrics()
         self.registry = self.process.registry
         self._clock = clock
@@ -87,8 +87,8 @@ class Metrics(Observer, Collector):
             self.phase_seconds.labels(str(phase))
 
     def _describe_pools(self) -> None:
-        """Create the metrics of nodes, conditions, health, budgets, halts, prices and drains by policy, and of orphaned
-        nodes."""
+        """Create the gauges of nodes, conditions, health, budgets, halts, prices and drains by policy, and of orphaned
+        nodes. No gauge has a value yet, except that of orphaned nodes, which is 0."""
         self.nodes = self._per_policy("gpusharing_policy_nodes", "Nodes of a policy by phase.", "phase")
         self.conditions = self._per_policy(
             "gpusharing_policy_condition",
@@ -132,8 +132,8 @@ class Metrics(Observer, Collector):
         )
 
     def _describe_slices(self) -> None:
-        """Create the metrics of transitions, drift, ended MPS clients, agents, GPUs and slices by policy, and of
-        Pending pods."""
+        """Create the counters of transitions and of ended MPS clients by policy, the gauges of drift, agents, GPUs and
+        slices by policy, and the gauge of Pending pods by resource. None has a value yet."""
         self.moves = Counter(
             "gpusharing_policy_transitions_total",
             "Number of times that nodes of a policy entered a phase; if it stops increasing, no node makes progress.",
@@ -226,7 +226,8 @@ class Metrics(Observer, Collector):
 
     def _show_pools(self, plan: RolloutPlan) -> None:
         """Set the gauges that every pass sets: nodes, health, budget, halts, prices, blocked pods and orphaned nodes.
-        Also forget when nodes that are gone entered their phase."""
+        A policy counts as halted if a node of its pool has a verdict with the reason Halted. Also forget when nodes
+        that are gone entered their phase."""
         verdicts = plan.verdicts
         self._entered = {node: began for node, began in self._entered.items() if node in verdicts}
         owned = [(name, verdicts[node]) for name, pool in plan.pools.items() for node in pool.names]

@@ -32,7 +32,10 @@ class LoopParts:
         observer: Observer,
         now: Callable[[], datetime],
     ) -> None:
-        """Create the parts; no call is made yet. `now` returns the time of day."""
+        """Create the parts, and connect them: all use one client, one cache (`sources`) and one event (`wake`), and the
+        gatherer knows which calls of the executor failed. No call is made and no task is started yet. `now` returns the
+        time of day. `settings.parallel` decides how many workers each part has: the executor has as many, the gatherer
+        at most half and the publisher an eighth, each at least one."""
         self.leader, self.settings, self.observer, self.now = leader, settings, observer, now
         self.wake, self._complaints = asyncio.Event(), Complaints()
         """`wake` is set by every event; one pass then handles all of them."""

@@ -10,7 +10,8 @@ class ProcessMetrics:
     """API calls, version and leadership, in a registry to which a leader adds its own metrics."""
 
     def __init__(self) -> None:
-        """Create the registry and the metrics. The process counts as a standby until `leader` is set otherwise."""
+        """Create the registry and the metrics, with the version of this operator as the only value of `build`. The
+        process counts as a standby until `leader` is set otherwise."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "gpusharing_api_requests_total",

@@ -193,8 +193,9 @@ class Publisher:
         self._complaints.ends(key)
 
     def _is_news(self, verdict: Verdict, snapshot: ClusterSnapshot) -> bool:
-        """Whether the transition of a node may have to be written: its verdict, its Node or its GPUNode differs from
-        the last pass, or an earlier change was not written yet."""
+        """Whether the transition of a node may have to be written: its verdict differs from the last pass, its Node or
+        its GPUNode is another object than in the last pass, even an equal one, or an earlier change was not written
+        yet. Always true for a new node."""
         name = verdict.node
         node, gpunode = self._objects.get(name, (None, None))
         same = node is snapshot.nodes[name] and gpunode is snapshot.gpunodes.get(name)
@@ -235,7 +236,8 @@ class Publisher:
         self, verdict: Verdict, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
         """Write the transition and the health of a node to its GPUNode if they differ from what is shown. A phase that
-        lasts is written at once, any other when it is due. Return when to try again, or None if nothing is left to
+        lasts is written at once. Any other is due one `period` after the change was first noticed if the phase shown
+        until now lasts, else MOVING_FACTOR periods after it. Return when to try again, or None if nothing is left to
         write or the GPUNode does not exist. Raises errors that concern all calls."""
         key = f"node/{verdict.node}"
         if verdict.node not in snapshot.gpunodes:
@@ -264,9 +266,9 @@ class Publisher:
         self, policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
         """Write the status of a policy if it has changed. It is written at once for a new generation or if the status
-        of a condition changes, otherwise when it is due. If the policy has just been refused, queue an Event once
-        the status is written, and return `now`. Otherwise return when to check it again, or None if nothing is left
-        to write."""
+        of a condition changes, otherwise POOL_FACTOR periods after the change was first noticed. If the policy has just
+        been refused, queue an Event once the status is written, and return `now`. Otherwise return when to check it
+        again, or None if nothing is left to write. Raises errors that concern all calls."""
         key = f"policy/{policy.name}"
         grounds = find_grounds(policy, plan, snapshot)
         before, self._grounds[policy.name] = self._grounds.get(policy.name), grounds
@@ -370,7 +372,8 @@ class Publisher:
 
     def _event(self, event: Event, regarding: JSON, now: datetime) -> JSON:
         """Return the body of an Event (events.k8s.io/v1) about the object `regarding`, with a name that no other call
-        returns. Events about cluster-scoped objects are created in the namespace default."""
+        returns. Nothing is posted. The Event's reason is also its action, and the first 128 characters of `identity`
+        name the process that reports it. Events about cluster-scoped objects are created in the namespace default."""
         self._serial += 1
         stamp = to_micro_time(now)
         return {
@@ -405,7 +408,8 @@ def _policy_of(policy: PolicyView) -> JSON:
 
 
 def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Return the type and the status of each condition in the status of a policy."""
+    """Return the type and the status of each condition in the status of a policy, in the order of the conditions. Empty
+    if it has none."""
     return tuple((row["type"], row["status"]) for row in status.get("conditions") or ())
 
 

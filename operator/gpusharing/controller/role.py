@@ -113,7 +113,8 @@ def application(role: Role) -> web.Application:
 
 
 def metrics_application(registry: CollectorRegistry) -> web.Application:
-    """Return the web application that serves /metrics."""
+    """Return the web application that serves /metrics, with status 200 and all metrics of `registry` in the text format
+    of Prometheus. It has no other page."""
 
     async def metrics(_: web.Request) -> web.Response:
         """Answer with all metrics of the registry."""

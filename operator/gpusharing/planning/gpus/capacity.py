@@ -75,7 +75,8 @@ def client_threads(clients: int) -> int:
 
 
 def fits(requested: Mapping[str, int], available: Mapping[str, int]) -> bool:
-    """Whether a node with the devices in `available` has all devices in `requested`. Both are counts by resource."""
+    """Whether a node with the devices in `available` has all devices in `requested`. Both are counts by resource; a
+    resource that is missing in `available` counts as 0. True if nothing is requested."""
     return all(available.get(name, 0) >= count for name, count in requested.items())
 
 

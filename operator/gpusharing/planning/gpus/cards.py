@@ -332,7 +332,7 @@ _BY_PRODUCT = {bare_product(product): card for card in CARDS for product in card
 
 def find_card(product_name: str) -> Card | None:
     """Return the card with this product name, which may have the form that NVML prints or that of GPU Feature
-    Discovery's label. None if the card is not in the table."""
+    Discovery's label (`bare_product`). Upper and lower case must agree. None if the card is not in the table."""
     return _BY_PRODUCT.get(bare_product(product_name))
 
 

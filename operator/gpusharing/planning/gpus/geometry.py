@@ -317,7 +317,8 @@ class _Offer:
 
 def _media_conflict(layout: Layout) -> str | None:
     """Return the first rule on media engines that the layout breaks, as a clause for people, or None if it breaks
-    none."""
+    none. The rules are: at most one instance has +me, beside a profile with +me.all all others have -me, and at most
+    one instance has +me.all."""
     attributes = [(name, _attribute(name), count) for name, count in layout]
     if sum(count for _, attribute, count in attributes if attribute == "+me") > 1:
         return "only one instance on a GPU can have the media engines (+me)"

@@ -27,7 +27,8 @@ def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) ->
     request. The nodes are computed when they are first needed.
 
     A node that has no target, cannot be judged or is skipped stays as it is. If the verdict in `members` says that the
-    node is Blocked until a person acts, only the devices that the node has both with and without its change count.
+    node is Blocked until a person acts, only the devices that the node has both with and without its change count
+    (`_doubt`). A node about which the computation raises an error is left out.
     """
 
     def places() -> Iterator[FutureNode]:
@@ -66,8 +67,9 @@ def is_skipped(node: NodeView) -> bool:
 
 def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
     """Return the node before and after its change, or as it is if it has no target or is skipped. Once the change has
-    begun, both states are the changed one. Unknown holdings count as none. Pods can run afterwards on a node that is
-    not being deleted, if the change cordons it or it is Ready and not cordoned."""
+    begun, both states are the changed one. Unknown holdings count as none, and so do those of pods that are being
+    deleted. Pods can run afterwards on a node that is not being deleted, if the change cordons it or it is Ready and
+    not cordoned."""
     now, fence = served(node), node.fence
     assessed = assessment if isinstance(assessment, Assessed) and not is_skipped(node) else None
     after = now if assessed is None else assessed.target.resources

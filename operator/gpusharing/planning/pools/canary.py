@@ -64,8 +64,8 @@ def find_canary(pool: Pool) -> int | Finding | None:
 def _find_proven(
     members: Sequence[Member], policy: PolicyView, revision: str
 ) -> list[tuple[datetime, str, Member]]:
-    """Return the nodes on which a change to this revision was proven, oldest proof first. Each tuple has the time of
-    the proof, the node's name and the member."""
+    """Return the nodes on which a change to this revision was proven (`proven_at`), oldest proof first, and of equally
+    old ones the first by name. Each tuple has the time of the proof, the node's name and the member."""
     proofs = ((proven_at(one.node, policy, revision), one.node.name, one) for one in members)
     return sorted((at, name, one) for at, name, one in proofs if at is not None)
 
@@ -97,7 +97,7 @@ def _is_apart(member: Member, policy: PolicyView, revision: str) -> bool:
 
 
 def _find_begun(members: Sequence[Member], policy: PolicyView, revision: str) -> list[Member]:
-    """Return the nodes on which a change that will prove this revision is under way."""
+    """Return the nodes on which a change that will prove this revision is under way (`_has_begun`), in their order."""
     return [one for one in members if _has_begun(one, policy, revision)]
 
 

@@ -219,10 +219,12 @@ def look_at(
 
 
 def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | None]:
-    """Return the verdict of a candidate with a slot, and the look to record. A change without a cordon begins (look
-    None). Known blockers give Blocked and their look, with a LIST if due. Unlisted pods, or guarded ones without
-    `crowd_known`, need a LIST (None). Full budgets give Blocked and a look. Otherwise the change begins and enters
-    `ledger.crowd`."""
+    """Return the verdict of a candidate with a slot, and the look to record or None. The first rule that applies
+    decides. A change without a cordon begins, with None. A candidate with blockers in its look is Blocked, with that
+    look; if its pods were not listed in this pass and `ledger.due` names it, the next pass lists them. A candidate
+    whose pods were not listed, or are guarded by budgets while `ledger.crowd_known` is False, waits for a LIST
+    (`looking`), with None. If nodes in flight use up such a budget, it is Blocked, with a new look. Otherwise the
+    change begins, with `begun_look`, and its evictions are added to `ledger.crowd`."""
     case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
     if not candidate.cordons:
         return begin(candidate), None
@@ -249,8 +251,9 @@ def begun_look(candidate: Candidate, pods: Standings) -> Look:
 
 
 def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> Verdict:
-    """Return the Cordoned verdict that starts the change of this node by fencing it, with the deadline of the fence.
-    The fence records `wave`, the id of the node's wave, and `mates`, the nodes of that wave that were left behind."""
+    """Return the Cordoned verdict, with the reason Settling, that starts the change of this node by fencing it, with
+    the deadline of the fence. The phase is the same if the change needs no cordon. The fence records `wave`, the id of
+    the node's wave or an empty string, and `mates`, the nodes of that wave that were left behind."""
     verdict = candidate.case.verdict(Phase.CORDONED, Reason.SETTLING, "the change begins")
     action = _fence(candidate)
     verdict = replace(verdict, deadline=action.fence.deadline)
@@ -258,8 +261,9 @@ def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> 
 
 
 def looking(candidate: Candidate) -> Verdict:
-    """Return the Preflight verdict of a candidate that cannot start before its pods, or those of another node of its
-    wave, are listed in the next pass. The node stays a candidate."""
+    """Return the Preflight verdict, with the reason Progressing, of a candidate that cannot start before its pods, or
+    those of another node of its wave, are listed in the next pass. It asks for that LIST (`wants_pods`) and has no
+    actions. The node stays a candidate."""
     message = "listing the pods on the node"
     verdict = candidate.case.verdict(Phase.PREFLIGHT, Reason.PROGRESSING, message, candidate=True)
     return replace(verdict, wants_pods=True)
@@ -267,9 +271,9 @@ def looking(candidate: Candidate) -> Verdict:
 
 def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
     """Return the Blocked verdict with the blockers of the last look, which must have some. Its reason is their most
-    urgent one, its message their first line, and its deadline the time when all of them end by themselves, if they do.
-    Its `wake` is when the next look is due, or one poll interval from now if that is overdue. The node stays a
-    candidate. `again`: the next pass lists the pods."""
+    urgent one (`main_reason`), its message the first line of `explain_blockers`, and its deadline the time when all of
+    them end by themselves, if they do. Its `wake` is when the next look is due, or one poll interval from now if that
+    is overdue. The node stays a candidate. `again`: the next pass lists the pods."""
     reason = main_reason(look.blockers) or Reason.BLOCKED
     due = look.due(case.settings.poll)
     wake = due if due > case.now else case.now + timedelta(seconds=case.settings.poll)

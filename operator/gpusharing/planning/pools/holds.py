@@ -81,8 +81,9 @@ def _broken(pool: Pool) -> str | Finding:
 
 
 def _unapproved(pool: Pool) -> str:
-    """Return the message that a person has to approve the plan, with the command for it. Empty if the policy needs no
-    approval, or if this plan is approved."""
+    """Return the message that a person has to approve the plan, with the command for it. If another plan was approved
+    before, the message shows at most 64 characters of that approval, and why it does not count any more. Empty if the
+    policy needs no approval, or if this plan (`plan_hash`) is approved."""
     policy = pool.policy
     if pool.spec.rollout.approval != "Manual":
         return ""
@@ -168,7 +169,8 @@ def explain_halt(policy: PolicyView, failed: Sequence[str], most: int) -> str:
     """Return the message that no further node starts, with the command that lets the rollout go on. Empty if nodes may
     start, because fewer nodes have failed in this generation than maxFailures and the policy's annotation
     gpusharing.dev/resume allow together. `failed` has the failed nodes, named as the message shows them, and `most` is
-    maxFailures."""
+    maxFailures, at least 1. The value in the command is the smallest that lets the rollout go on after these failures.
+    """
     batches = find_batches(policy)
     if len(failed) < most * (1 + batches):
         return ""

@@ -84,9 +84,10 @@ def find_hours(
     spec: GPUSharingPolicySpec, zones: Mapping[str, tzinfo], nodes: Iterable[NodeView], now: datetime
 ) -> Hours:
     """Return what the windows of a policy allow now: ALWAYS if it has neither windows nor blackouts. If a window is
-    invalid, or none leaves enough time for a change, the result has no spans, and its `closed` says why. If only the
-    present moment does not suit, `closed` names the next start. `zones` maps the names of the known time zones to the
-    zones; `nodes` are the nodes of the policy."""
+    invalid, or none leaves enough time for a change, the result has no spans, its `closed` says why, and its `change`
+    is None. If only the present moment does not suit, `closed` names the next start, which is also `change`. If nodes
+    may start now, `change` is the first second at which too little of the window is left, or None if it has no end.
+    `zones` maps the names of the known time zones to the zones; `nodes` are the nodes of the policy."""
     rollout = spec.rollout
     if not rollout.windows and not rollout.blackouts:
         return ALWAYS
@@ -168,7 +169,8 @@ def _spans(
 
 @lru_cache(maxsize=512)
 def _flaw(windows: Zoned, blackouts: Zoned) -> str:
-    """Return the message about the first invalid window, with its field and value. Empty if all are valid."""
+    """Return the message about the first invalid window, with its field and value (`find_flaw`). Windows are checked
+    before blackouts, each in the given order. Empty if all are valid."""
     for field, listed in (("windows", windows), ("blackouts", blackouts)):
         for index, zoned in enumerate(listed):
             if (flaw := find_flaw(zoned)) is not None:

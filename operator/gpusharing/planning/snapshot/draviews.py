@@ -39,7 +39,8 @@ class DraDriverView:
 
 
 def key_of(uuids: Iterable[str]) -> str:
-    """Return a hash of these UUIDs of devices, which does not depend on their order."""
+    """Return a hash of these UUIDs of devices, as 16 hexadecimal digits. It does not depend on their order, but on how
+    often each of them occurs."""
     return sha256("\n".join(sorted(uuids)).encode()).hexdigest()[:16]
 
 

@@ -199,13 +199,14 @@ class StackView:
 
     @property
     def with_reboot(self) -> bool:
-        """Whether mig-manager reboots a node when a GPU cannot be reset."""
+        """Whether mig-manager reboots a node when a GPU cannot be reset, according to `cluster_policy` or, if there is
+        none, to the mig-manager that runs without the GPU Operator (`dra`)."""
         policy = self.cluster_policy
         return self.dra.with_reboot if policy is None else policy.with_reboot
 
     @property
     def by_dra(self) -> bool:
-        """Whether NVIDIA's DRA stack serves the GPUs of the cluster."""
+        """Whether NVIDIA's DRA stack serves the GPUs of the cluster (`is_served_by_dra`)."""
         return is_served_by_dra(self.gpu_cluster, self.cluster_policy, self.dra)
 
     def generated_mig_file(self, node: str) -> str:

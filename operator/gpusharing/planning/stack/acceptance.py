@@ -75,7 +75,7 @@ def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings)
 
 def find_spec(policy: PolicyView) -> GPUSharingPolicySpec | Finding:
     """Return the spec of the policy. If it cannot be read, return a Finding with the reason INVALID_SPEC and the first
-    three problems."""
+    three problems, separated by semicolons, or `the spec cannot be read` if none are known."""
     if policy.spec is not None:
         return policy.spec
     text = "; ".join(map(str, policy.problems[:3]))
@@ -99,7 +99,8 @@ def _against(
 
 
 def _readable(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return why the spec cannot be read, or an empty string if it can."""
+    """Return why the spec cannot be read (`find_spec`), or an empty string if it can. Only `policy` is used;
+    `Objection.find` fixes the other arguments."""
     spec = find_spec(policy)
     return spec.message if isinstance(spec, Finding) else ""
 
@@ -124,15 +125,16 @@ def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
 
 def _dra_stack(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
     """Return why the policy cannot be carried out in a cluster whose GPUs NVIDIA's DRA stack serves, with what is
-    missing. Empty if that stack does not serve them, or if the spec cannot be read."""
+    missing (`refuse`). Empty if that stack does not serve them, if it can carry out the policy and nothing is missing,
+    or if the spec cannot be read."""
     if policy.spec is None:
         return ""
     return refuse(policy.spec, find_dra_stack(stack, settings))
 
 
 def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a message if there is neither a ClusterPolicy nor NVIDIA's device-plugin chart nor NVIDIA's DRA stack,
-    else an empty string."""
+    """Return a message if there is neither a ClusterPolicy nor NVIDIA's device-plugin chart, and NVIDIA's DRA stack
+    does not serve the GPUs either. Empty otherwise. The answer is the same for every policy."""
     if stack.cluster_policy is not None or stack.by_dra:
         return ""
     return (
@@ -143,8 +145,8 @@ def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings
 
 
 def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a message if there are several ClusterPolicies and it is unknown which one the GPU Operator follows, else
-    an empty string."""
+    """Return a message with the names of all ClusterPolicies among which the GPU Operator may choose, if there are
+    several and it is unknown which one it follows. Empty otherwise. The answer is the same for every policy."""
     if not stack.rival_policies:
         return ""
     return (
@@ -249,7 +251,7 @@ def _plain_mig(policy: PolicyView, stack: StackView, settings: PlanSettings) -> 
 
 def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
     """Return a message if somebody else created a ConfigMap that has the name of one of ours and has entries, with the
-    commands that hand it over or remove it. Empty otherwise."""
+    commands that hand it over or remove it. Empty otherwise. The answer is the same for every policy."""
     if not stack.foreign_map:
         return ""
     where = f"configmap {stack.foreign_map} -n {settings.gpu_operator_namespace}"
@@ -263,8 +265,9 @@ def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -
 
 
 def _switched_off(row: NeededProgram) -> FieldCheck:
-    """Return a check of the ClusterPolicy field that can turn off the program of this row. It finds nothing if there is
-    no ClusterPolicy, if the policy's mode does not need the program, or if NVIDIA's DRA driver takes its place."""
+    """Return a check of the ClusterPolicy field that can turn off the program of this row. The check returns a
+    WrongField with the patch that turns the program on. It returns None if the program is not off, if there is no
+    ClusterPolicy, if the policy's mode does not need the program, or if NVIDIA's DRA driver takes its place."""
     return FieldCheck(
         lambda spec, policy, stack, _: (
             WrongField(tell_off(row, policy), row.patch)
@@ -348,7 +351,8 @@ def _explain_from(
 
 def _to_field(reason: Reason) -> Objection:
     """Return the objection to the field that FIELDS lists with this reason. Its message also names the wrong fields
-    that follow it there."""
+    that follow it there (`_explain_from`). It does not apply to a policy whose spec cannot be read, or in a cluster
+    without a ClusterPolicy."""
     return Objection(
         _against(lambda spec, cluster_policy, *read: _explain_from(reason, spec, cluster_policy, *read)),
         reason,

@@ -258,7 +258,8 @@ def is_complete(stack: DraStack) -> bool:
 
 def find_unshared(spec: GPUSharingPolicySpec) -> str:
     """Return why the policy's mode cannot exist with NVIDIA's DRA stack, or an empty string if it can. Mode Full can,
-    and so can mode MIG with strategy mixed. Neither can with spec.timeSlicing."""
+    and so can mode MIG with any strategy but single. Modes TimeSlicing and MPS cannot, and no mode can with
+    spec.timeSlicing."""
     if spec.mig is not None and spec.mig.strategy == "single" and spec.time_slicing is None:
         return (
             "that stack does not support spec.mig.strategy single, because pods request each profile by its own name;"

@@ -150,8 +150,9 @@ def find_agent_symptoms(view: InstallationView) -> Symptoms:
 
 def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: InstallationView) -> Symptoms:
     """Yield a symptom about the nodes in `nodes` without a Ready agent: an error if none of them has one, else a
-    warning. Also yield an error about all other nodes, even outside `nodes`, whose agent reports that it cannot read
-    the GPUs."""
+    warning. Its message quotes the first pod, in the order of `agents.pods`, that is not Ready and has a problem. Also
+    yield an error (`_blind_agents`) about all other nodes, even outside `nodes`, whose agent reports that it cannot
+    read the GPUs."""
     without = {one.name for one in nodes} - {pod.node for pod in agents.pods if pod.ready}
     if without:
         problem = next((f" ({pod.problem})" for pod in agents.pods if pod.problem and not pod.ready), "")
@@ -188,8 +189,8 @@ def _blind_agents(troubled: Mapping[str, str], nodes: Sequence[NodeView], view: 
 
 
 def _agents_kept_out(agents: AgentsState, view: InstallationView) -> Symptoms:
-    """Yield an error for each cause that prevents agent pods from being created: their RuntimeClass does not exist, or
-    their namespace enforces PodSecurity baseline or restricted."""
+    """Yield an error for each cause that prevents agent pods from being created: their RuntimeClass is known not to
+    exist, or their namespace enforces PodSecurity baseline or restricted. Both may be yielded."""
     place = view.place
     if agents.runtime_class and agents.runtime_class_exists is False:
         yield error(
@@ -243,8 +244,9 @@ class Inspection:
 
 
 def find_symptoms(view: InstallationView) -> tuple[Symptom, ...]:
-    """Return everything that is wrong, sorted by topic, with errors first within a topic. The installation can work if
-    there are no errors. If the chart is not installed, its own parts are not checked."""
+    """Return everything that is wrong, sorted by topic, with errors first within a topic, and otherwise in the order of
+    INSPECTIONS. The installation can work if there are no errors. If the chart is not installed, its own parts are not
+    checked."""
     rows = (row for row in INSPECTIONS if view.installed or not row.of_chart)
     symptoms = [symptom for row in rows for symptom in row.find(view)]
     order = list(Topic)
@@ -257,7 +259,7 @@ def find_symptoms(view: InstallationView) -> tuple[Symptom, ...]:
 
 
 def _served(view: InstallationView) -> Symptoms:
-    """Yield an error for each of our kinds that the API server does not serve."""
+    """Yield an error for each of our kinds that the API server does not serve, in alphabetical order."""
     for kind in sorted(view.not_served):
         yield error(
             Topic.API,
@@ -268,7 +270,7 @@ def _served(view: InstallationView) -> Symptoms:
 
 
 def _unread(view: InstallationView) -> Symptoms:
-    """Yield a warning for each kind of object that could not be read."""
+    """Yield a warning for each kind of object that could not be read, with the cause, in alphabetical order."""
     for what, why in sorted(view.unread.items()):
         yield warning(
             Topic.RIGHTS,
@@ -279,8 +281,9 @@ def _unread(view: InstallationView) -> Symptoms:
 
 
 def _rights(view: InstallationView) -> Symptoms:
-    """Check the service accounts of the operator and of the agent. Yield an error for one that lacks rights, and a
-    warning for one whose rights could not all be determined. One account can get both."""
+    """Check the service accounts of the operator and of the agent. Yield an error for one that lacks rights, which
+    names at most four of them, and a warning for one whose rights could not all be determined, with the cause of the
+    first that is unknown. One account can get both."""
     for subject in (OPERATOR, AGENT):
         of_it = [state for state in view.rights if state.subject == subject]
         lacking = [state.text for state in of_it if state.allowed is False]
@@ -423,8 +426,9 @@ def _pointers(view: InstallationView) -> Symptoms:
 
 
 def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
-    """Yield an error if the device plugin does not read our ConfigMap. If it does, yield an error if our ConfigMap
-    lacks the entry that ClusterPolicy names as the default."""
+    """Yield an error if the device plugin does not read our ConfigMap, with the next command on the way there
+    (`point`). If it does read it, yield an error if our ConfigMap lacks the entry that ClusterPolicy names as the
+    default, with the command that removes that default."""
     place, pointer = view.place, _plugin_pointer_of(view, policy)
     if pointer.now != pointer.ours:
         yield error(

@@ -172,8 +172,9 @@ class InstallationView:
 
     @property
     def unready_pods(self) -> str:
-        """What is wrong with the operator's pods, for people. At most two pods that are not Ready are named, first the
-        one that leads. Meant for an operator that is not `operator_ready`."""
+        """What is wrong with the operator's pods, for people. It begins with the fact that no pod is Ready or, if some
+        are, with `not_led` or the fact that not every pod is Ready. At most two pods that are not Ready are named with
+        their problems, first the one that leads, then by name. Meant for an operator that is not `operator_ready`."""
         pods = [pod for pod in self.operator_pods if not pod.ready]
         pods.sort(key=lambda pod: (pod.name != self.leader, pod.name))
         some = self.not_led or "not every operator pod is Ready"
@@ -183,7 +184,8 @@ class InstallationView:
 
     @property
     def named_entries(self) -> frozenset[str]:
-        """The entries of the device plugin's ConfigMap that Nodes name."""
+        """The entries of the device plugin's ConfigMap that any Nodes name in their label for it, whether or not the
+        ConfigMap has them."""
         return frozenset(one.labels.get(LABEL_PLUGIN_CONFIG, "") for one in self.nodes) - {""}
 
     @property

@@ -228,8 +228,9 @@ def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -
 
 
 def _failed(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield one warning about the nodes in `nodes` on which mig-manager has failed. The caller leaves out nodes that
-    `_unknown_mig` reports."""
+    """Yield one warning about the nodes in `nodes` on which mig-manager has failed, which is the value `failed` of its
+    state label. The caller leaves out nodes that `_unknown_mig` reports. The command shows the logs of all mig-manager
+    pods."""
     failed = [node for node in nodes if node.labels.get(names.LABEL_MIG_STATE) == "failed"]
     if failed:
         example = f"{failed[0].name}: {failed[0].labels.get(names.LABEL_MIG_CONFIG, 'none')}"
@@ -268,7 +269,8 @@ def _is_paused(node: NodeView) -> bool:
 
 def _drivers(nodes: list[NodeView], settings: PlanSettings) -> Symptoms:
     """Yield one warning about the nodes whose GPUs support MIG and whose driver is one under which the operator does
-    not repartition GPUs. Nodes whose driver version is unknown are left out."""
+    not repartition GPUs (`find_driver_flaw`), both according to labels of GPU Feature Discovery. Nodes whose driver
+    version is unknown are left out. The cause and the command are about the first such node by name."""
     flaws = {
         node.name: flaw
         for node in nodes
@@ -316,9 +318,10 @@ def find_minor(version: str) -> Minor | None:
 
 
 def find_kubelet_symptoms(view: InstallationView, api_server: str) -> tuple[Symptom, ...]:
-    """Return a warning for each problem with the versions of kubelets on nodes with GPUs. Each node is listed only for
-    its worst problem, and not at all if the version of its kubelet is unknown. `api_server` is the version of the
-    API server. If that is empty or cannot be parsed, only KubeletOld is checked."""
+    """Return a warning for each problem with the versions of kubelets on nodes with GPUs, in this order: KubeletNewer
+    and KubeletBehind compare with the API server, KubeletOld with OLDEST. Each node is listed only for the first of
+    these that it has, and not at all if the version of its kubelet is unknown. `api_server` is the version of the API
+    server. If that is empty or cannot be parsed, only KubeletOld is checked."""
     server = find_minor(api_server)
     unsupported = f"the API server ({api_server}), which Kubernetes does not support"
     upgrade_it = "upgrade the kubelets, one node at a time"
@@ -498,7 +501,8 @@ class PluginEntries:
 
     @property
     def absence(self) -> str:
-        """A message that the ConfigMap does not exist, or an empty string if it does."""
+        """A message that the ConfigMap does not exist in `namespace`, with the other namespaces that have one of that
+        name. Empty if it does exist."""
         if self.texts is not None:
             return ""
         others = f"; there is a ConfigMap with that name in {some(self.elsewhere)}" if self.elsewhere else ""
@@ -517,7 +521,8 @@ class PluginEntries:
 
 def find_entry_symptoms(entries: PluginEntries, used: Collection[str], install: str) -> Symptoms:
     """Yield a symptom if the ConfigMap does not exist, and one for every entry that the device plugin refuses or
-    ignores in part. A missing ConfigMap and a refused entry in use are errors, and everything else is a warning.
+    ignores in part, sorted by key. A missing ConfigMap and a refused entry in use are errors, and everything else is a
+    warning. If an entry has fields of both kinds, only those that are refused are reported.
 
     `used` are the entries that Nodes or ClusterPolicy's default name. `install` is the command that installs the
     operator, or an empty string if the operator is installed.

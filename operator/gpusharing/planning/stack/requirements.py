@@ -125,8 +125,9 @@ def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram |
 
 
 def has_driver(labels: Mapping[str, str], resources: Mapping[str, int]) -> bool:
-    """Whether a Node shows that its host has a driver: either the Node advertises GPUs, or NVIDIA's driver manager
-    found a driver that is already installed on the host."""
+    """Whether a Node shows that its host has a driver: either the Node advertises GPUs, or its deploy label says that
+    NVIDIA's driver manager found a driver that is already installed on the host. `resources` are the counts of the
+    Node's GPU resources by name; those with a count of 0 must be left out."""
     return bool(resources) or labels.get(f"{names.LABEL_DEPLOY_PREFIX}driver") == PRE_INSTALLED
 
 
@@ -183,7 +184,9 @@ def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str
 
 def find_disabled(node: NodeView, actuator: Actuator, policy: ClusterPolicyView | None) -> str:
     """Return a message with the remedy if a label of the node, or a missing one, keeps a program off the node that the
-    actuator needs for every mode. Empty if no such program is kept off. A pause that ends by itself does not count."""
+    actuator needs for every mode. The label that NVIDIA's chart requires of its nodes is checked first
+    (`find_unselected`), then DEPLOY_NEEDED in its order, and the first one that is wrong is reported. Empty if no such
+    program is kept off. A pause that ends by itself does not count."""
     if unselected := find_unselected(node, policy):
         return unselected
     if not node.held_off:
@@ -201,7 +204,8 @@ def find_disabled(node: NodeView, actuator: Actuator, policy: ClusterPolicyView 
 def find_bare_host(node: NodeView, words: str, policy: ClusterPolicyView | None) -> Finding | None:
     """Return a Finding about the program that the node's host lacks and that ClusterPolicy keeps the GPU Operator from
     installing (`find_absent`). None if there is no such program, if the node advertises any GPU resource, or if the
-    program's deploy label says that it is already installed on the host.
+    program's deploy label says that it is already installed on the host. The message quotes at most 200 characters of
+    `words`.
 
     `words` is an error of the node's agent, or what Kubernetes reports about the agent's pod.
     """

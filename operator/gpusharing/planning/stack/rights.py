@@ -34,7 +34,8 @@ class Right:
 
     @property
     def text(self) -> str:
-        """The right in the form that `kubectl auth can-i` takes, such as `patch nodes` or `create pods/eviction`."""
+        """The right in the form that `kubectl auth can-i` takes, such as `patch nodes` or `create pods/eviction`. It
+        has neither the scope nor the name of the object."""
         kind = f"{self.resource}.{self.group}" if self.group else self.resource
         return f"{self.verb} {kind}{'/' + self.subresource if self.subresource else ''}"
 

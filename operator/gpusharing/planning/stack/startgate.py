@@ -33,8 +33,8 @@ class Untolerated:
 
 def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated | None:
     """Return how to correct the ClusterPolicy, or NVIDIA's device-plugin chart in its place, if its pods do not
-    tolerate the start-up taint. None if they do. `namespace` is that of these pods. Raises ValueError if the
-    recorded tolerations are not valid JSON."""
+    tolerate the start-up taint. None if they do. `namespace` is that of these pods, which only the command for
+    NVIDIA's chart names. Raises ValueError if the recorded tolerations are not valid JSON."""
     if policy.tolerates_gate:
         return None
     tolerations = with_toleration(policy.tolerations)

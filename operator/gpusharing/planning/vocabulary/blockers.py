@@ -36,8 +36,8 @@ class Blocker:
 
 
 def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
-    """Return the blockers, sorted by the word of their reason and then by pods. Blockers that differ only in their
-    pods are merged into one blocker with all of these pods."""
+    """Return the blockers, sorted by the word of their reason, then by pods, budget and message. Blockers that differ
+    only in their pods are merged into one blocker with all of these pods, sorted and each named once."""
     pods: dict[tuple[Reason, str, str, datetime | None], set[str]] = {}
     for blocker in blockers:
         alike = (blocker.reason, blocker.pdb, blocker.message, blocker.until)

@@ -27,6 +27,6 @@ class Finding:
 
     @staticmethod
     def of(result: "str | Finding", reason: Reason) -> "Finding":
-        """Return the result of one check as a Finding. A message becomes a Finding with `reason`, and a Finding is
-        returned unchanged."""
+        """Return the result of one check as a Finding. A message, even an empty one, becomes a Finding with `reason`.
+        A Finding is returned unchanged, with its own reason."""
         return result if isinstance(result, Finding) else Finding(reason, result)

@@ -8,13 +8,13 @@ MAX_TEXT = 1000
 
 def cut(text: str, most: int) -> str:
     """Return the text. If it is longer than `most` characters, three dots replace its end, so that exactly `most` are
-    left."""
+    left. `most` must be at least 3."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def some(things: Sequence[str], most: int = 3) -> str:
-    """Return the first `most` of these strings, separated by commas, and the number of the others, such as `a, b, c
-    and 2 more`."""
+    """Return the first `most` of these strings in the given order, separated by commas, and the number of the others,
+    such as `a, b, c and 2 more`. Empty if there are no strings."""
     more = f" and {len(things) - most} more" if len(things) > most else ""
     return ", ".join(things[:most]) + more
 
