@@ -213,7 +213,8 @@ class Metrics(Observer, Collector):
     ) -> None:
         """Record the duration of each step of a pass, set the gauges of its plan, and remember plan and snapshot for
         the next scrape. Create the counters of new policies at 0, and remove those of policies that are gone. The first
-        call also creates a counter at 0 for each kind of action. See Observer."""
+        call also creates a counter at 0 for each kind of action, with the result `done`. `outcome` is not used. See
+        Observer."""
         # These series begin at 0, because Prometheus does not count the first value of a series. Failures need no 0,
         # because they recur; transitions would have nearly 2,000 pairs of phase and reason.
         for kind in get_args(Action) if self._last is None else ():

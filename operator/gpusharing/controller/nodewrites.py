@@ -86,9 +86,10 @@ class NodeWrites:
         return taint_rule_view(raw).since == action.node.rule_since
 
     async def ensure_gpunode(self, action: EnsureGPUNode) -> None:
-        """Write the request to the agent into the node's GPUNode, and create the GPUNode if it does not exist. The
-        server's answer is stored in the cache. Raises NotFound if the Node is found to be gone or replaced
-        (`_new_gpunode`)."""
+        """Write the request to the agent into the node's GPUNode, whatever its version is, and create the GPUNode if
+        it does not exist. The cache decides which of the two is tried first; if the server says that the GPUNode is
+        gone, or exists already, the other one is tried. The server's answer is stored in the cache. Raises NotFound
+        if the Node is found to be gone or replaced (`_new_gpunode`)."""
         spec = {"request": {"id": action.request_id, "quiet": action.quiet}}
         try:
             if self.sources.gpunodes.resource_version(action.node):

@@ -39,8 +39,10 @@ class Pace:
 
     async def rest(self, due: datetime | None) -> None:
         """Wait until an event arrives or the time `due` is reached, but for LOOK_EVERY at most; None means that no time
-        is known. After an event, wait a little longer, so that one pass handles a whole burst; `wake` stays set, and
-        the pass clears it. Without an event, wait a little longer if too many passes follow one another at once.
+        is known. If `wake` is set already, that counts as an event. After an event, wait until `debounce` seconds have
+        passed since this rest began, but for at least a quarter of them, so that one pass handles a whole burst; `wake`
+        stays set, and the pass clears it. Without an event, wait a little longer if too many passes follow one another
+        at once (`_slow_down`).
 
         An event after a quiet time gets a pass soon; while many events arrive, passes are a whole debounce apart.
         """
@@ -58,8 +60,9 @@ class Pace:
 
     async def _slow_down(self, left: timedelta) -> None:
         """Count this pass if it followed without a rest, and wait if too many have done so: a plan that writes in
-        every pass and never settles must not run fast. After more than FOLLOW_UPS the wait is longer, and a warning
-        is logged. `left` is how long the loop was to rest; 0 or less counts as no rest, and more resets the count."""
+        every pass and never settles must not run fast. After more than AT_ONCE the wait is a quarter of `debounce`;
+        after more than FOLLOW_UPS it is RETRY seconds, and a warning is logged each time. `left` is how long the loop
+        was to rest; 0 or less counts as no rest, and more resets the count."""
         self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
         if self._follow_ups > FOLLOW_UPS:
             log.warning(

@@ -38,6 +38,7 @@ class Progress:
 
     def called(self, request: ApiRequest, status: int) -> None:
         """Record progress if a call of a pass was answered, whatever the answer. A status of 0 means that there was
-        none. See http.OnCall."""
+        none. Which call it was (`request`) does not matter; calls outside of a pass (`of_a_pass`) are ignored. See
+        http.OnCall."""
         if status and _OF_A_PASS.get():
             self.last = self._clock()

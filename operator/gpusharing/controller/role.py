@@ -127,6 +127,6 @@ def metrics_application(registry: CollectorRegistry) -> web.Application:
 
 def _answer(role: Role, trouble: dict[str, str]) -> web.Response:
     """Return status 200 and the summary of `role` if `trouble` is empty, else 503 and one line `part: reason` for each
-    part."""
+    part, in alphabetical order."""
     text = "\n".join(f"{part}: {why}" for part, why in sorted(trouble.items())) or role.summary()
     return web.Response(text=text + "\n", status=503 if trouble else 200)

@@ -90,8 +90,8 @@ class Settings:
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
     """Return the settings that the variables GPUSHARING_<NAME> give; others have their defaults, and variables without
-    this prefix are ignored. Raises SettingsError for an unknown name, or for a value that is not valid by itself or
-    together with others."""
+    this prefix are ignored. An empty variable is a value, too, and not the default. Raises SettingsError for an unknown
+    name, or for a value that is not valid by itself or together with others (`_check`)."""
     texts = {name.removeprefix(PREFIX): text for name, text in environment.items() if name.startswith(PREFIX)}
     plan, shell = _variables(PlanSettings), _variables(Settings)
     known = plan.keys() | shell.keys()

@@ -224,7 +224,7 @@ def _wake(
 ) -> datetime | None:
     """Return the next moment at which the passing of time alone may change anything, or None if there is none: the
     earliest wake of any verdict or preview, or the next time at which any policy's windows may allow something else,
-    even if no node waits for that."""
+    even if no node waits for that. The moment may have passed already; `now` is not used."""
     moments = [verdict.wake for verdict in verdicts.values() if verdict.wake is not None]
     changes = (previews.wake, *(pool.hours.change for pool in pools.values()))
     return min([*moments, *(change for change in changes if change is not None)], default=None)

@@ -345,9 +345,9 @@ MOST_DIFFERENCES = 3
 
 @lru_cache(maxsize=64)
 def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
-    """Return a Finding with the first differences (at most MOST_DIFFERENCES) between the `reported` profiles of a card
-    and our table. If none are reported, the Finding says that the table is used. It is shown to people; no decision
-    depends on it.
+    """Return a CardDiffers Finding with the first differences (at most MOST_DIFFERENCES) between the `reported`
+    profiles of a card and our table (`_difference`). If no profiles are reported, return a ProfilesFromTable Finding,
+    which says that the table is used. It is shown to people; no decision depends on it.
 
     None if both agree, if the table lacks the card or has no profiles for it, or if NVML is known to report wrong
     counts for the card. Profiles of the table that are not reported do not count as a difference.

@@ -162,7 +162,8 @@ def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
 
 
 def is_profile(name: str) -> bool:
-    """Whether the string has the form of a profile name."""
+    """Whether the string has the form of a profile name, such as ``1g.10gb+me`` or ``1c.3g.40gb``. Whether any card
+    offers that profile is not checked."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -308,7 +309,8 @@ class _Offer:
         slices, gb, attribute = int(match["slices"]), int(match["gb"]), match["attribute"]
 
         def distance(profile: Profile) -> tuple[int, int, bool, int, str]:
-            """Return a sort key that is smallest for the nearest profile."""
+            """Return a sort key that is smallest for the nearest profile. It compares, in this order, how far away the
+            compute slices and the memory are, whether the attribute differs, the memory, and the name."""
             far = abs(profile.slices - slices), abs(profile.memory_gb - gb)
             return (*far, _attribute(profile.name) != attribute, profile.memory_gb, profile.name)
 

@@ -117,8 +117,9 @@ def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
 def _broken(
     pool: Pool, canaries: Sequence[Member], members: Sequence[Member], end: datetime | None
 ) -> Finding | None:
-    """Return the Finding about the first canary by name that no longer serves what was proven on it. `end` is when the
-    soak ends, or None if not all canaries are proven.
+    """Return the CanaryNotServing Finding about the first canary by name that no longer serves what was proven on it
+    (`_why_not_serving`); that node is also its `keeper`. `members` are the nodes among which another one that has
+    started is looked for. `end` is when the soak ends, or None if not all canaries are proven.
 
     None if all canaries serve what was proven, or if another node has started since `end`. None also if the policy
     resets its nodes, because nobody can correct such a policy any more.
@@ -194,7 +195,8 @@ def _others_began(pool: Pool, canaries: Sequence[Member], members: Sequence[Memb
 
 
 def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
-    """Return the Finding that the canaries are proven and must serve until `end` before other nodes start."""
+    """Return the CanarySoak Finding that the canaries are proven and must serve until `end`, which is also its `until`,
+    before other nodes start. `nodes` is the size of the canary, and `soak` the duration as the policy has it."""
     message = (
         f"the canary of {counted(nodes, 'node')} (spec.rollout.canary) has been proven; the other nodes follow once"
         f" it has been in service for {soak}, at {to_rfc3339(end)}"
@@ -213,7 +215,8 @@ def _unproven(message: str, begun: Sequence[Member]) -> Finding:
 
 
 def _too_large(pool: Pool, nodes: int, soak: str) -> Finding:
-    """Return the Finding that the canary is larger than the pool, with a value to set instead."""
+    """Return the CanaryTooLarge Finding that the canary is larger than the pool, with a value to set instead. `nodes`
+    and `soak` are the fields of the policy's canary."""
     total = len(pool.members)
     message = (
         f"policy {pool.policy.name}: {_sizes(pool, nodes)}, so the operator does not change any node in service."

@@ -41,9 +41,10 @@ def choose(
     reserved: int,
     memo: Memo,
 ) -> tuple[Selection, bool]:
-    """Let every pool choose its next nodes within its allowance and the operator-wide cap. `reserved` slots of the cap
+    """Let every pool choose its next nodes within its allowance and the operator-wide cap, in the order of the names of
+    the policies; a pool has only the slots of the cap that the pools before it have left. `reserved` slots of the cap
     are kept for nodes without a fence. `afterwards` is the cluster as it will be when all planned changes are done.
-    `memo` caches the verdicts of the nodes that wait.
+    `memo` caches the verdicts of the nodes that wait, and the candidates.
 
     Return the selection, and whether the coming evictions on all nodes in flight are known (`Ledger.crowd_known`); True
     if there are no candidates. The selection has a verdict for every candidate, and also the looks that were used for

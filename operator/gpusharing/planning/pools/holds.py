@@ -40,16 +40,17 @@ class Hold:
 
 
 def _frozen(pool: Pool) -> str:
-    """Return the message that maxUnavailable allows no node at all, whatever the size of the pool, or an empty string
-    if it allows some."""
+    """Return the message that maxUnavailable allows no node at all, whatever the size of the pool, as 0 and 0% do
+    (`allowance`). Empty if it allows some."""
     frozen = allowance(pool.spec.rollout.max_unavailable, 1) == 0
     return "spec.rollout.maxUnavailable is 0, so the operator does not start a change" if frozen else ""
 
 
 def _halted(pool: Pool) -> str:
     """Return the message that no further node starts, with the command that lets the rollout go on, if as many nodes
-    have failed in this generation as maxFailures and the policy's annotation gpusharing.dev/resume allow. Empty if
-    fewer have. Failures that are known only from the record (`failed_before`) count too."""
+    have failed in this generation (`has_failed`) as maxFailures and the policy's annotation gpusharing.dev/resume allow
+    together (`explain_halt`). Empty if fewer have. Failures that are known only from the record (`failed_before`)
+    count too. The failed nodes are named in alphabetical order."""
     policy = pool.policy
     failing = (one.node.name for one in pool.members if one.marked and has_failed(one, policy))
     failed = sorted({*failing, *pool.failed_before})
@@ -223,9 +224,10 @@ class Wait:
         return Wait(hold, hold.reason.waiting_phase, for_room=False)
 
     def verdict(self, case: NodeCase) -> Verdict:
-        """Return the verdict of a candidate to which this wait applies. The node stays a candidate only if it waits for
-        room. If it waits for a hold to end and that time is known, that time is the verdict's deadline and its `wake`.
-        The verdict depends only on the wait and the case, so the memo may cache it."""
+        """Return the verdict of a candidate to which this wait applies, with the phase of the wait and with the reason,
+        message, `keeper` and `stands` of its Finding; it has no actions. The node stays a candidate only if it waits
+        for room. If it waits for a hold to end and that time is known, that time is the verdict's deadline and its
+        `wake`. The verdict depends only on the wait and the case, so the memo may cache it."""
         reason, ends = self.reason, None if self.for_room else self.reason.until
         found = case.verdict(self.phase, reason.reason, reason.message, wake=ends, candidate=self.for_room)
         return replace(found, deadline=ends, keeper=reason.keeper, stands=reason.stands)

@@ -95,7 +95,7 @@ class Pool:
 
     @property
     def total(self) -> int:
-        """How many nodes the budget covers."""
+        """How many nodes the budget covers: all nodes of the policy except those counted in `outside`."""
         return len(self.names) - self.outside
 
     def count(self, member: Member, *, claimed: bool = False) -> None:
@@ -154,7 +154,8 @@ class Pool:
 
     @property
     def limit(self) -> int:
-        """How many nodes may be unavailable at once; 0 if the policy cannot be read."""
+        """How many nodes may be unavailable at once, according to maxUnavailable and `total` (`allowance`). 0 if the
+        policy cannot be read."""
         if self.policy.spec is None:
             return 0
         return allowance(self.policy.spec.rollout.max_unavailable, self.total)

@@ -183,8 +183,9 @@ def _find_room(pool: Pool, cap: int, ledger: Ledger) -> Room:
 
 
 def _find_capped(ledger: Ledger) -> Finding:
-    """Return the Finding for a node of any policy for which the operator-wide cap leaves no slot. The Finding names
-    the nodes that occupy slots until somebody acts."""
+    """Return the BudgetFull Finding for a node of any policy for which the operator-wide cap leaves no slot. The
+    Finding names the nodes that occupy slots until somebody acts (`ledger.keepers`); the first of them by name is its
+    `keeper`."""
     keepers = explain_keepers(ledger.keepers)
     told = f" ({keepers})" if keepers else ""
     message = (
@@ -195,10 +196,11 @@ def _find_capped(ledger: Ledger) -> Finding:
 
 
 def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
-    """Return the Finding for the next node of the pool for which there is no slot. The Finding says whether the
-    policy's limit or the operator-wide cap is the cause, and which nodes occupy slots until somebody acts. `stands` is
-    set if the limit is the cause and only a person can free a slot. The message does not say how many slots are in use,
-    because that changes often."""
+    """Return the BudgetFull Finding for the next node of the pool for which there is no slot. The Finding says whether
+    the policy's limit or the operator-wide cap is the cause, and which nodes occupy slots until somebody acts. The cap
+    is the cause if it leaves fewer slots (`cap`) than the limit. `stands` is set if the limit is the cause and only a
+    person can free a slot (`is_for_a_person`). The message does not say how many slots are in use, because that changes
+    often."""
     if cap < pool.limit - pool.used:
         return _find_capped(ledger)
     keepers = explain_keepers(pool.keepers)

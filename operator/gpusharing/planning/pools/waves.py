@@ -185,8 +185,9 @@ def _crowded(candidate: Candidate, blockers: tuple[Blocker, ...]) -> Verdict:
 
 
 def _gathering(candidate: Candidate, size: int) -> Verdict:
-    """Return the verdict of a node whose wave waits until `size` slots are free, one for each of its nodes. The node's
-    pods are listed again in the next pass."""
+    """Return the Pending verdict, with the reason BudgetFull, of a node whose wave waits until `size` slots are free,
+    one for each of its nodes. The message names the node's first gang, if it has one. The node stays a candidate, and
+    its pods are listed again in the next pass."""
     case = candidate.case
     gang = next((view.gang.ref for view in case.gangs), "a gang")
     message = (

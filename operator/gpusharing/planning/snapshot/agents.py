@@ -123,9 +123,9 @@ def find_troubles(
 
 
 def _of_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Finding | None:
-    """Return why the pod, which is not Ready, does not start, and what a person can do about it, from the first of
-    HINDRANCES that applies. None if no hindrance applies, because the pod may just be starting. `warnings` are the
-    events about this pod, and `arch` is the architecture of its node."""
+    """Return the AgentNotStarted Finding that says why the pod, which is not Ready, does not start, and what a person
+    can do about it, from the first of HINDRANCES that applies. None if no hindrance applies, because the pod may just
+    be starting. `warnings` are the events about this pod, and `arch` is the architecture of its node."""
     state = _PodState(pod, steady(pod.message), warnings, arch)
     for hindrance in HINDRANCES:
         if (why := hindrance.find(state)) is not None:
@@ -244,9 +244,9 @@ image for another architecture cannot be pulled, or its program exits at once.""
 
 
 def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding | None:
-    """Return why the API server refuses further pods of the DaemonSet, and what a person can do about it. `warnings`
-    are the events about the DaemonSet; only the latest counts. None if there are no such events, or if one of `pods`
-    was created after the latest one."""
+    """Return the AgentRefused Finding that says why the API server refuses further pods of the DaemonSet, and what a
+    person can do about it. `warnings` are the events about the DaemonSet; only the latest counts. None if there are no
+    such events, or if one of `pods` was created after the latest one."""
     if not warnings:
         return None
     last = _latest(warnings)

@@ -191,7 +191,7 @@ def _plugin_field(
 ) -> WrongField | None:
     """Return what is wrong with ClusterPolicy's `devicePlugin.config.name`, or None if it names our ConfigMap or
     NVIDIA's DRA driver serves the GPUs. The WrongField has the patch that corrects the field; it is empty if the field
-    must not be set yet, because device plugins would not start."""
+    must not be set yet, because device plugins would not start. `spec` is not used: every mode needs the field."""
     ours = settings.plugin_config_map
     if cluster_policy.plugin_config_name == ours or stack.by_dra:
         return None

@@ -312,13 +312,14 @@ Unseen = Mapping[Topic, str]
 
 
 def find_unread_topics(view: InstallationView) -> Unseen:
-    """Return, for each topic that depends on a kind of object that could not be read, a clause that lists all such
-    kinds. Other topics are left out."""
+    """Return, for each topic that depends on a kind of object (LOOKED_AT) that could not be read, a clause that lists
+    all such kinds in alphabetical order, without the causes. Other topics are left out."""
     found = {topic: sorted(LOOKED_AT.get(topic, frozenset()) & view.unread.keys()) for topic in Topic}
     return {topic: f"{', '.join(kinds)} cannot be read" for topic, kinds in found.items() if kinds}
 
 
 def join_unseen(*parts: Unseen) -> Unseen:
-    """Return one mapping with the clauses of all `parts`. Clauses about the same topic are joined by semicolons."""
+    """Return one mapping with the clauses of all `parts`. Clauses about the same topic are joined by semicolons, in the
+    order of `parts`. Topics without a clause are left out."""
     found = {topic: [part[topic] for part in parts if topic in part] for topic in Topic}
     return {topic: "; ".join(clauses) for topic, clauses in found.items() if clauses}

@@ -142,7 +142,7 @@ def _is_free(gpunode: GPUNodeView | None) -> bool:
 def _other_name(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
     """Return a sentence if the operator cannot repair this DaemonSet, else an empty string. It can repair only
     DAEMON_SET in NVIDIA's namespace, and only if the daemon's process is called PROGRAM, which is the only value that
-    it may write."""
+    it may write. `stack` is not used; all RESTRAINTS have the same arguments."""
     known = (daemon.namespace, daemon.name, daemon.program) == (
         settings.gpu_operator_namespace,
         DAEMON_SET,
@@ -156,8 +156,8 @@ def _other_name(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings)
 
 
 def _old_plugin(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a sentence if the name alone would not help because the device plugin is too old, else an empty
-    string."""
+    """Return a sentence if the name alone would not help because the device plugin is too old (`find_remedy`), else an
+    empty string. Only `daemon` is used."""
     if not find_remedy(daemon).needs_plugin:
         return ""
     return f"The operator sets the name by itself once the device plugin is {SKIPS_THREADS} or newer"
@@ -165,7 +165,8 @@ def _old_plugin(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings)
 
 def _uncountable(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
     """Return a sentence if our device-plugin ConfigMap, in which repairs are counted, does not exist or was created by
-    somebody else, else an empty string. A foreign ConfigMap for mig-parted does not matter here."""
+    somebody else, else an empty string. A foreign ConfigMap for mig-parted does not matter here. `daemon` is not
+    used."""
     if stack.plugin_map_exists and stack.foreign_map != settings.plugin_config_map:
         return ""
     ours = f"ConfigMap {settings.plugin_config_map}"
@@ -191,7 +192,7 @@ def _given_up(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -
 
 def _in_service(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
     """Return a sentence that names the nodes in `stack.mps_nodes`, which serve MPS, or an empty string if there are
-    none."""
+    none. Only the first three are named, with the number of the others. The other arguments are not used."""
     if not stack.mps_nodes:
         return ""
     do = "does" if len(stack.mps_nodes) == 1 else "do"

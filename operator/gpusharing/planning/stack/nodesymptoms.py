@@ -262,7 +262,8 @@ def _paused(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _is_paused(node: NodeView) -> bool:
-    """Whether a deploy label of the node has the value with which mig-manager pauses a program."""
+    """Whether the deploy label of any program that mig-manager pauses (`names.DEPLOY_PAUSABLE`) has the value with
+    which mig-manager does that."""
     switches = (names.LABEL_DEPLOY_PREFIX + operand for operand in names.DEPLOY_PAUSABLE)
     return any(node.labels.get(switch) == names.PAUSED_FOR_MIG for switch in switches)
 

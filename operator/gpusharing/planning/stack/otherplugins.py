@@ -44,7 +44,8 @@ def has_system_plugin(os_image: str) -> bool:
 
 def _has_hami(labels: Mapping[str, str], annotations: Mapping[str, str]) -> bool:
     """Whether HAMi's plugin has listed devices in its annotation and is still alive. HAMi's scheduler writes `Deleted`
-    when the plugin has stopped reporting."""
+    when the plugin has stopped reporting. An annotation that is missing, blank or `[]` lists no device. `labels` is not
+    used; `OtherPlugin.marked` fixes the arguments."""
     listed = annotations.get(HAMI, "").strip() not in ("", "[]")
     return listed and not annotations.get(HAMI_STATE, "").startswith("Deleted")
 
@@ -111,9 +112,9 @@ def explain_plugin(name: str, nodes: Sequence[str]) -> str:
 
 
 def name_resources(requested: Collection[str], serving: Mapping[str, str]) -> Iterator[str]:
-    """Yield a clause for each plugin in OTHERS that is the only one to serve some of the `requested` resources. It
-    names the nodes that the plugin serves here, or says that it serves none. `serving` maps each node to the name of
-    the plugin that serves it, which is empty for NVIDIA's."""
+    """Yield a clause for each plugin in OTHERS that is the only one to serve some of the `requested` resources, in the
+    order of OTHERS. It names these resources and the nodes that the plugin serves here (`some`), or says that it serves
+    none. `serving` maps each node to the name of the plugin that serves it, which is empty for NVIDIA's."""
     for plugin, known in OTHERS.items():
         if names := sorted(name for name in requested if name.startswith(known.resources)):
             nodes = sorted(node for node, server in serving.items() if server == plugin)

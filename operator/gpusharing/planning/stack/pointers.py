@@ -79,8 +79,9 @@ class Pointer:
 
     @property
     def merge_first(self) -> str:
-        """What must be done before the pointer is set, and why, as a clause that begins with a semicolon. Empty if
-        `stops` is empty."""
+        """What must be done before the pointer is set, and why, as a clause that begins with a semicolon: to set the
+        chart value that merges the ConfigMap that the pointer names now, if that helps (`merges`), else to remove the
+        label from Nodes. Empty if `stops` is empty."""
         if not self.stops:
             return ""
         if self.merges:
@@ -192,7 +193,7 @@ def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, configure: bool,
 
 def _set_back(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
     """Return a clause if the operator has set this pointer once before, which means that somebody has changed it
-    since, else an empty string."""
+    since, else an empty string. `error` is not used; all RESTRAINTS have the same arguments."""
     if pointer.field not in policy.configured:
         return ""
     return (
@@ -201,14 +202,14 @@ def _set_back(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
 
 
 def _taken(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """Return a clause if somebody else has set this pointer, else an empty string. This is checked before the missing
-    entries, which do not matter then."""
+    """Return a clause if somebody else has set this pointer, that is, if it is not free (`Pointer.is_free`), else an
+    empty string. This is checked before the missing entries, which do not matter then. Only `pointer` is used."""
     return "" if pointer.is_free else f"; the operator never overwrites what someone else has set ({VALUE})"
 
 
 def _default_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """Return a clause if our ConfigMap lacks the default entry, else an empty string. With our ConfigMap, the device
-    plugins of all nodes without a label could not start."""
+    """Return a clause if our ConfigMap lacks the default entry that ClusterPolicy names, else an empty string. With our
+    ConfigMap, the device plugins of all nodes without a label could not start. Only `pointer` is used."""
     if not pointer.without_default:
         return ""
     return (
@@ -219,7 +220,7 @@ def _default_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> 
 
 def _entries_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
     """Return a clause if our ConfigMap lacks entries that Nodes name, else an empty string. With our ConfigMap, the
-    device plugins of these nodes could not start."""
+    device plugins of these nodes could not start. Only `pointer` is used."""
     if not pointer.missing_entries:
         return ""
     return (
@@ -229,7 +230,7 @@ def _entries_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> 
 
 def _failed(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
     """Return a clause with the error of the last write, or an empty string if that did not fail. This is checked last,
-    because the error may be about a pointer that the operator no longer wants to set."""
+    because the error may be about a pointer that the operator no longer wants to set. Only `error` is used."""
     return f"; the operator could not set it ({VALUE}): {error}" if error else ""
 
 

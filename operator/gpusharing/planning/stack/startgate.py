@@ -114,8 +114,9 @@ def with_toleration(tolerations: str) -> list[Any]:
 def find_gate_symptoms(view: InstallationView) -> Symptoms:
     """Yield an error for each object whose pods are needed to prove a node but do not tolerate the start-up taint: a
     ClusterPolicy or NVIDIA's chart, the DRA driver where it serves the GPUs, and each worker of Node Feature Discovery.
-    Our agent is not checked. Yields nothing if no node has the taint and the chart value for it is off. Raises
-    ValueError if recorded tolerations are not valid JSON."""
+    Our agent is not checked. Yields nothing if no node has the taint and the chart value for it is off. The message
+    says on which nodes the taint stays, or that it would stay on nodes that join. Raises ValueError if recorded
+    tolerations are not valid JSON."""
     gated = sorted(one.name for one in view.nodes if one.gate is not None)
     if not (gated or view.place.startup_gate):
         return

@@ -30,7 +30,8 @@ def value(
 ) -> type[Made] | Callable[[type[Made]], type[Made]]:
     """Make a class a dataclass whose fields mypy treats as frozen; at run time, an assignment to them is not refused.
     Without a class, return the decorator that does this. Instances are compared and hashed by content, or by identity
-    with `eq=False`.
+    with `eq=False`. The other options mean the same as those of `dataclass`, but `slots` is on unless it is switched
+    off.
 
     A frozen dataclass assigns each of its own fields by calling `object.__setattr__` (dataclasses.py of Python 3.11,
     `_field_assign`). For a class with twenty fields, this takes five times as long as a plain assignment, and it took a
