@@ -73,7 +73,7 @@ def cel(*rules: ApiRule) -> dict[str, Any]:
 
 def _quoted(text: str) -> str:
     """Return `text` as a CEL string literal. If it contains a backslash, the literal is raw, so that a regular
-    expression stays intact."""
+    expression stays intact. Nothing is escaped, so `text` must not contain a single quote."""
     return f"r'{text}'" if "\\" in text else f"'{text}'"
 
 

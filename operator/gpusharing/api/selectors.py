@@ -34,8 +34,8 @@ def matches(labels: Mapping[str, str], wanted: Mapping[str, str], rows: Iterable
 
 def holds(labels: Mapping[str, str], row: Row) -> bool:
     """Whether the labels match one row of matchExpressions. NotIn also matches if the label is missing. Gt and Lt,
-    which only node affinity has, compare integers, and do not match if the label or the value of the row is not an
-    integer. A row with an unknown operator matches."""
+    which only node affinity has, compare the label with the first value of the row as integers, and do not match if one
+    of them is missing or is not an integer (`parse_int`). A row with an unknown operator matches."""
     key, operator, values = row
     match operator:
         case "In":

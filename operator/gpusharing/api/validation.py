@@ -240,7 +240,8 @@ def _selector_problems(
 
 
 def _rule_problems(drain_rules: Iterable[DrainRule]) -> Iterator[Problem]:
-    """Yield the problems of drain rules: a timeout that the behavior of the rule does not use, and wrong selectors."""
+    """Yield the problems of drain rules: a timeout that the behavior of the rule does not use, because only
+    WaitCompleted does, and wrong selectors (`_selector_problems`). Both selectors may be empty."""
     for index, rule in enumerate(drain_rules):
         at = f"spec.drain.rules[{index}]"
         if rule.timeout is not None and rule.behavior != "WaitCompleted":

@@ -48,9 +48,10 @@ class PolicyWatch:
         """Set while kopf follows the policies."""
 
     async def run(self) -> None:
-        """Run kopf again and again until canceled. The wait in between grows, and is the shortest again after kopf has
-        run for LONG_LIFE seconds. The error that ended a run, whatever it is, is stored in `error`, and logged if it
-        differs from the one before. Each time kopf has stopped or could not be started, `running` is cleared,
+        """Run kopf again and again until canceled. Before each start one policy is listed, because kopf must not start
+        while the CRD is missing. The wait in between grows up to AGAIN_MOST seconds, and is the shortest again after
+        kopf has run for LONG_LIFE seconds. The error that ended a run, whatever it is, is stored in `error`, and logged
+        if it differs from the one before. Each time kopf has stopped or could not be started, `running` is cleared,
         `restarts` is incremented, and `touch` is called for all policies."""
         while True:
             began = loop_time()

@@ -38,8 +38,9 @@ log = structlog.get_logger()
 
 def main() -> None:
     """Run the operator until SIGTERM, SIGINT or an error, and exit with the status of `serve`, or FAULT after an error,
-    which is logged. A setting that is not valid is reported on standard error, also with the status FAULT. A lost Lease
-    ends the process without returning here (`_lost`)."""
+    which is logged. The settings are read from the environment. A setting that is not valid is reported on standard
+    error, also with the status FAULT. A lost Lease ends the process without returning here (`_lost`). For the whole
+    process, asyncio reads at most 64 KiB at once from TLS."""
     try:
         settings = from_environment(os.environ)
     except SettingsError as error:

@@ -306,8 +306,9 @@ def _unhealthy_reasons(policy: str, verdict: Verdict) -> list[tuple[str, str]]:
 
 
 def _blocked_reasons(policy: str, verdict: Verdict) -> list[tuple[str, str]]:
-    """Return a pair of policy and reason for each reason and each pod that blocks for it. Blockers that go away soon
-    by themselves are left out."""
+    """Return a pair of policy and reason for each reason and each pod that blocks for it, in no particular order, so
+    that counting the pairs counts the pods. A pod that several blockers with one reason name counts once. Blockers that
+    go away soon by themselves (`Passes.SOON`) are left out, and so are those that name no pod."""
     pods = {
         (blocker.reason, pod)
         for blocker in verdict.blockers

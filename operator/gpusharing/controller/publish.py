@@ -318,8 +318,9 @@ class Publisher:
 
     def _refusal(self, key: str, event: str, error: Exception, now: datetime) -> datetime:
         """Record a refusal, log `event` unless the last refusal of this object was of the same kind, and return when
-        to try again; the wait doubles with each refusal in a row, up to LONGEST_WAIT. A call that was held back is
-        neither recorded nor logged. Raises `error` if it concerns all calls."""
+        to try again. The first wait is `period` seconds, at least one; it doubles with each refusal in a row, up to
+        LONGEST_WAIT. A call that was held back is neither recorded nor logged; it is tried again when the hold ends.
+        Raises `error` if it concerns all calls."""
         if isinstance(error, ServerAway | Unauthorized):
             raise error
         if isinstance(error, HeldBack):
@@ -414,9 +415,9 @@ def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _replacing(wanted: Mapping[str, Any], previous: Mapping[str, Any]) -> JSON:
-    """Return a merge patch that replaces the status `previous` by `wanted`. A merge patch keeps map keys that it does
-    not name. If both statuses have a plan, resources that are no longer in its capacities are therefore set to
-    null."""
+    """Return a merge patch that replaces the status `previous` by `wanted`, with every field of `wanted`; a field that
+    is None becomes null and is removed. A merge patch keeps map keys that it does not name. If both statuses have a
+    plan, resources that are no longer in its capacities are therefore set to null."""
     body = dict(wanted)
     old, new = previous.get("plan"), wanted.get("plan")
     if old and new:

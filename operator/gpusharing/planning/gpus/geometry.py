@@ -140,7 +140,9 @@ def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
     """Return the layouts of the named configurations that mig-manager from v0.14 generates on a node with this card, by
     name and sorted by name. The layout of all-disabled is None (MIG is off), and that of all-enabled is empty (MIG is
     on without instances). Each profile has a configuration that fills the card with its instances, such as
-    all-1g.10gb.me for 1g.10gb+me. There is also all-balanced if the card has the profiles of NVIDIA's formula for it.
+    all-1g.10gb.me for 1g.10gb+me. There is also all-balanced if the card has the profiles of NVIDIA's formula for it
+    (_BALANCED): only profiles without an attribute count, and of several with equally many compute slices, the one with
+    the largest max_count.
 
     A profile with a max_count of 0 gets no configuration, because mig-parted refuses a whole file for an entry whose
     counts are all 0. The result is empty if no profile has a max_count above 0.

@@ -88,7 +88,7 @@ def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnaps
 def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str], ...]:
     """Return the label sets that the node may have after its change, each with the node's name added as the field
     metadata.name. Without a target, the present labels are the only set. If the node has no fence and already matches
-    its target, only the routing label and the policy label change."""
+    its target, only the routing label and the policy label change. Otherwise `future_labels` gives the sets."""
     label_sets: tuple[Mapping[str, str], ...] = (node.labels,)
     if assessed is not None:
         target, policy = assessed.target, assessed.policy.name

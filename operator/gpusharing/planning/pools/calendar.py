@@ -60,8 +60,8 @@ def add_zones(windows: Windows, zones: Mapping[str, tzinfo]) -> tuple[ZonedWindo
 
 
 def find_flaw(zoned: ZonedWindow) -> tuple[str, str] | None:
-    """Return the name of the window's first invalid field (`timeZone` or `schedule`) and why it is invalid, or None if
-    both are valid. A schedule that never matches a date is invalid too. The duration is not checked."""
+    """Return the name of the window's first invalid field, `timeZone` before `schedule`, and why it is invalid, or None
+    if both are valid. A schedule that never matches a date is invalid too. The duration is not checked."""
     if zoned.zone is None:
         return (
             "timeZone",

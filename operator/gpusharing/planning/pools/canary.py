@@ -103,9 +103,9 @@ def _find_begun(members: Sequence[Member], policy: PolicyView, revision: str) ->
 
 def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
     """Whether a change of this policy is under way on the node that will prove this revision. True if the fence is for
-    this revision, whatever the phase, or if it is for another one and the node is in a phase from which its next run
-    switches to this revision. False if we yielded the node to somebody else's maintenance, or if this revision is
-    proven there already."""
+    this revision, whatever the phase, or if it is for another one and the node is in a phase (`WAY`) from which
+    its next run switches to this revision. False if we yielded the node to somebody else's maintenance, or if this
+    revision is proven there already."""
     fence, phase = member.node.fence, member.verdict.phase
     if fence is None or fence.stage == "yielded" or fence.version.uid != policy.uid:
         return False

@@ -181,8 +181,9 @@ def find_cost(case: NodeCase, pods: int) -> int:
 
 def find_candidate(case: NodeCase, policy: PolicyView, ledger: Ledger, *, follows: bool = False) -> Candidate:
     """Return the candidate. If its pods were listed in this pass, it has their standings, and a look with the blockers
-    that they show, if there are any. Otherwise it has the look from the last LIST, if that found blockers and neither
-    the policy's version nor the node's retry annotation has changed since.
+    of these pods and of their gangs, if there are any (`preflight`, `with_gangs`). Otherwise it has the look from the
+    last LIST, if that found blockers and neither the policy's version nor the node's retry annotation has changed since
+    (`standing_look`).
 
     `case` may come from an earlier pass, so its time is set to the time of this pass. It must have a target. `follows`:
     other nodes of its gang have started without it.

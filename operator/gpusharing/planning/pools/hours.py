@@ -84,10 +84,11 @@ def find_hours(
     spec: GPUSharingPolicySpec, zones: Mapping[str, tzinfo], nodes: Iterable[NodeView], now: datetime
 ) -> Hours:
     """Return what the windows of a policy allow now: ALWAYS if it has neither windows nor blackouts. If a window is
-    invalid, or none leaves enough time for a change, the result has no spans, its `closed` says why, and its `change`
-    is None. If only the present moment does not suit, `closed` names the next start, which is also `change`. If nodes
-    may start now, `change` is the first second at which too little of the window is left, or None if it has no end.
-    `zones` maps the names of the known time zones to the zones; `nodes` are the nodes of the policy."""
+    invalid (InvalidWindow), or none leaves enough time for a change (WindowTooShort, see `needed_time`), the result has
+    no spans, its `closed` says why, and its `change` is None. If only the present moment does not suit (WindowClosed),
+    `closed` names the next start, which is also `change`. If nodes may start now, `change` is the first second at which
+    too little of the window is left, or None if it has no end. `zones` maps the names of the known time zones to the
+    zones; `nodes` are the nodes of the policy."""
     rollout = spec.rollout
     if not rollout.windows and not rollout.blackouts:
         return ALWAYS

@@ -164,7 +164,7 @@ def _unplaced(state: _PodState) -> str | None:
 
 def _other_architecture(state: _PodState) -> str | None:
     """Return a clause that says that the image is for another architecture, or None if nothing shows that. A failed
-    pull or a program that cannot be executed shows it."""
+    pull (in the kubelet's message) or a program that cannot be executed (there, or in the container's log) shows it."""
     if (
         _NO_PLATFORM not in state.kubelet_message
         and _BAD_FORMAT not in f"{state.kubelet_message} {state.pod.last_words}"

@@ -107,8 +107,9 @@ class Memo:
 
         Anything else that the question reads, above all the time, is not compared. If `lasts` is given, only answers
         for which it returns True stay valid; the others are computed again in the next pass. If `failed` is given, an
-        exception that the question raises is stored in it under the name, and the name has no answer; otherwise the
-        exception is raised. `key` identifies the question from pass to pass.
+        exception that the question raises is stored in it under the name, and the name has no answer and is asked
+        about again in the next pass; otherwise the exception is raised, and nothing is cached from this call. `key`
+        identifies the question from pass to pass.
         """
         known = self._known.get(key)
         if known is None or known.shared != tuple(shared):
@@ -191,7 +192,7 @@ class AnswersByKind:
         """Return the cached answer of `question` for these arguments, which must be hashable, or compute and cache it.
         If `question` is a partial, the arguments that it binds are not compared, so they must not affect an answer that
         is cached. If `lasts` is given, only answers for which it returns True are cached. If the cache is full, all its
-        answers are dropped first."""
+        answers are dropped first. An exception that the question raises is passed on and not cached."""
         key = (question.func if isinstance(question, partial) else question), inputs
         if key in self._known:
             known: Answer = self._known[key]

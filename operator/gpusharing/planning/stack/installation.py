@@ -125,10 +125,10 @@ def correct(view: InstallationView, policy: ClusterPolicyView, patch: Fields, *,
 
 
 def find_agent_symptoms(view: InstallationView) -> Symptoms:
-    """Yield a symptom for everything that keeps the agents from running or from reading GPUs, for each device plugin
-    that must not run on the agents' nodes. If the agents' node selector matches no Node, only that is reported, as a
-    warning. If Nodes or pods could not be read, only a missing DaemonSet is reported. If DaemonSets could not be read,
-    nothing is reported."""
+    """Yield a symptom for everything that keeps the agents from running or from reading GPUs, and for each device
+    plugin that must not run on the agents' nodes. If the agents' node selector matches no Node, only that is reported,
+    as a warning. If Nodes or pods could not be read, only a missing DaemonSet is reported. If DaemonSets could not be
+    read, nothing is reported."""
     agents = view.agents
     if agents is None and "daemonsets.apps" not in view.unread:
         message = f"there is no DaemonSet gpusharing-agent in namespace {view.place.agent_namespace}"
@@ -334,8 +334,8 @@ _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-op
 def _stack(view: InstallationView) -> Symptoms:
     """Yield an error if it is known that none of NVIDIA's stacks is there. Yield a symptom if there are several
     ClusterPolicies: an error if it is unknown which one counts (`find_active`), else a warning. Its command deletes the
-    first one that is ignored. If our chart is installed, also yield an error if NVIDIA's pods run in another namespace
-    than the one that the chart names (`move`)."""
+    first one that is ignored; if none is, it has NAME for a person to fill in. If our chart is installed, also yield an
+    error if NVIDIA's pods run in another namespace than the one that the chart names (`move`)."""
     policies = view.cluster_policies
     unknown = {"clusterpolicies.nvidia.com", "daemonsets.apps"} & view.unread.keys()
     if not policies and view.plain is None and not unknown and not dra_stack_of(view).serves:

@@ -126,8 +126,8 @@ def _other_plugins(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _other_workloads(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield one symptom about the nodes whose GPUs are not for containers but, for example, for virtual machines: a
-    warning if there are no policies, else an error. Such nodes have neither device plugin nor mig-manager
+    """Yield one symptom about the nodes whose GPUs are not for containers (`workload_of`) but, for example, for virtual
+    machines: a warning if there are no policies, else an error. Such nodes have neither device plugin nor mig-manager
     (docs/design/nvidia.md#d2)."""
     label, policy = names.LABEL_WORKLOAD_CONFIG, view.followed_policy
     odd = [node for node in nodes if workload_of(node.labels, policy) != names.WORKLOAD_CONTAINER]
@@ -147,8 +147,9 @@ def _other_workloads(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _switched_off(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield a symptom for each deploy label that keeps a needed program of NVIDIA's off some nodes
-    (docs/design/nvidia.md#d2, d.4): a warning if there are no policies, else an error.
+    """Yield a symptom for each deploy label of DEPLOY_NEEDED, in that order, that keeps a needed program of NVIDIA's
+    off some nodes (`is_switched_off`; docs/design/nvidia.md#d2, d.4): a warning if there are no policies, else an
+    error. One symptom covers all nodes with that label, and quotes the value of the first.
 
     Pauses by mig-manager and by a driver upgrade are left out, because they end without anybody acting. Nodes that
     another device plugin serves are left out too, because their admin may have switched NVIDIA's off on purpose.

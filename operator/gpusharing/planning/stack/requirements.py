@@ -63,7 +63,8 @@ class NeededProgram:
 
     @property
     def patch(self) -> Fields:
-        """The fields of ClusterPolicy, below `spec`, that must be set for the program to run."""
+        """The fields of ClusterPolicy, below `spec`, that must be set for the program to run: its `switch`, with the
+        value True. `elsewhere` is not set."""
         block, _, name = self.switch.partition(".")
         return {block: {name: True}}
 
