@@ -1,6 +1,6 @@
 """The operator's metrics for Prometheus. `docs/reference/metrics.md` is generated from this file.
 
-Terms: docs/design/glossary.md#drift.
+Terms: docs/design/glossary.md#drift, docs/design/glossary.md#fence.
 """
 
 import time
@@ -272,7 +272,8 @@ class Metrics(Observer, Collector):
 
 
 def _is_drifted(member: Member) -> bool:
-    """Whether a node no longer matches what was proven there, and no change is correcting that yet."""
+    """Whether a node no longer matches what was proven there, and no change is correcting that yet, because it has no
+    fence. False for a node that cannot be compared with its target."""
     assessed = member.assessment
     return isinstance(assessed, Assessed) and assessed.drift is not None and member.node.fence is None
 

@@ -82,8 +82,8 @@ class LoopParts:
         await self.gatherer.close()
 
     async def list_policies(self) -> None:
-        """Wake the loop every `relist` seconds, and make its next pass list the policies even if no event came. Runs
-        until canceled."""
+        """Wake the loop every `relist` seconds, for the first time after that long, and make its next pass list the
+        policies even if no event came. Runs until canceled."""
         while True:
             await asyncio.sleep(self.settings.relist)
             self.sources.policies.touch()

@@ -122,7 +122,8 @@ class _Times:
 
     @staticmethod
     def of(zoned: ZonedWindow) -> "_Times":
-        """Return the times of a window, which must have a known time zone."""
+        """Return the times of a window, which must have a known time zone. The search for a start is widened by SHIFT
+        unless the zone is UTC or the minute or the hour of the schedule begins with `*`."""
         window, zone = zoned.window, zoned.zone
         assert zone is not None, "a window without a flaw"
         named = zone is not UTC and not any(field.startswith("*") for field in window.schedule.split()[:2])

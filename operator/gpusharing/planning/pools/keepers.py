@@ -66,7 +66,7 @@ def _failed(member: Member) -> bool:
 
 
 def _calls_fail(member: Member) -> bool:
-    """Whether our calls about the node fail repeatedly."""
+    """Whether our calls about the node fail repeatedly, according to a blocker of its verdict (`calls_fail`)."""
     return calls_fail(member.verdict)
 
 

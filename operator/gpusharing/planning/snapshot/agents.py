@@ -273,8 +273,9 @@ def _latest(warnings: list[AgentWarning]) -> AgentWarning:
 
 
 def steady(message: str) -> str:
-    """Return a message from Kubernetes as one line, without the parts that differ from one attempt to the next. If the
-    result is longer than HEAD + TAIL characters, its middle is replaced by dots."""
+    """Return a message from Kubernetes as one line, without the parts that differ from one attempt to the next
+    (_CHANGING). If the result is longer than HEAD + TAIL characters, its middle is replaced by dots, and that many
+    characters are left at its beginning and at its end."""
     text = " ".join(message.split())
     for pattern, put in _CHANGING:
         text = pattern.sub(put, text)
