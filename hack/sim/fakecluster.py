@@ -331,8 +331,8 @@ class FakeClient(KubeClient):
 
 def _call(identity: str, request: ApiRequest) -> Call:
     """Return the request in the form in which it is logged and matched against faults. The verb is `evict` or `log` for
-    these subresources, and the name of a new object comes from its body; empty if it has none. `identity` is the
-    client's."""
+    the subresources eviction and log. The name of a new object comes from its body, and is empty if the body has none.
+    `identity` is the client's."""
     verb = {kinds.EVICTION: "evict", kinds.LOG: "log"}.get(request.subresource or "", request.verb)
     return Call(
         identity,

@@ -198,7 +198,7 @@ class SimulatedGPUs:
 
     @contextmanager
     def client(self) -> Iterator[None]:
-        """Count as an open NVML client of this node for the length of the `with` block."""
+        """Add one to the open NVML clients of this node for the duration of the `with` block."""
         with self._lock:
             self.open_sessions += 1
         try:

@@ -305,7 +305,7 @@ def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion)
 
 
 def _mixed_devices(gpu: GPU, version: PluginVersion) -> list[str]:
-    """Return the resource names of one GPU with strategy mixed: one for the whole GPU or, with MIG, one for each
+    """Return the resource names of one GPU under the mixed strategy: one for the whole GPU or, with MIG, one for each
     instance."""
     if not _mig(gpu):
         return [RESOURCE_GPU]

@@ -105,7 +105,7 @@ class Memo:
         if the last pass has no answer for it, if its entry in one of `columns` has changed since, or if one of
         `shared` has changed.
 
-        Anything else that the question reads, above all the time, is not compared. If `lasts` is given, only answers
+        Anything else that the question reads, such as the time, is not compared. If `lasts` is given, only answers
         for which it returns True stay valid; the others are computed again in the next pass. If `failed` is given, an
         exception that the question raises is stored in it under the name, and the name has no answer and is asked
         about again in the next pass; otherwise the exception is raised, and nothing is cached from this call. `key`

@@ -145,10 +145,10 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
     """Return the write that sets ClusterPolicy's pointers to our ConfigMaps, or None if none must be set now. `quiet`
     says whether no node is in the middle of a change.
 
-    None unless chart value gpuOperator.configure is on, the operator has written both ConfigMaps and neither belongs
-    to somebody else, and no node is in the middle of a change. None also without a ClusterPolicy, if it is unknown
-    which one counts, or if its pods run in another namespace. Where NVIDIA's DRA stack serves the GPUs, only
-    mig-manager's pointer is set, and only once the stack is complete.
+    None unless chart value gpuOperator.configure is on, the operator has written both ConfigMaps and neither belongs to
+    somebody else, and no node is in the middle of a change. It is also None if there is no ClusterPolicy, if several
+    exist and it is unknown which one counts, or if its pods run in another namespace. Where NVIDIA's DRA stack serves
+    the GPUs, only mig-manager's pointer is set, and only once the stack is complete.
 
     A pointer is left alone if somebody else has set it, if we have set it once before, or if our ConfigMap lacks
     entries without which device plugins could not start.

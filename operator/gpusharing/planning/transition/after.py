@@ -289,9 +289,9 @@ def _owes_run(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _still_at_work(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the Reconfiguring verdict that the actuator is still at work (`_at_work`), with the reason of its trouble.
-    `reason` is ignored. None if the actuator shows no trouble, or trouble that waiting longer would not change
-    (`Trouble.final`). A new target does not interrupt it."""
+    """Return the Reconfiguring verdict of a node whose actuator is still working (`_at_work`), with the reason that
+    its trouble has; the argument `reason` is ignored. None if the actuator shows no trouble, or trouble that waiting
+    longer would not change (`Trouble.final`). A new target does not interrupt the actuator's work."""
     trouble = aimed.trouble
     return None if trouble is None or trouble.final else _at_work(aimed.case, trouble)
 

@@ -88,7 +88,7 @@ def _with_rules(
 
 
 def _rules_of(policy: PolicyView) -> _Rules:
-    """Return the rules of a policy. If its spec cannot be read, the rules are unknown and say why."""
+    """Return the rules of a policy. If its spec cannot be read, they are unknown rules with the reason why."""
     spec = find_spec(policy)
     if isinstance(spec, Finding):
         return _unruled(
