@@ -1,8 +1,10 @@
 """The verbs, their flags and their help. No other module of ours is imported at the top, so that --help is fast."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from textwrap import dedent
 from typing import Any, Never
 
 PROG = "kubectl gpusharing"
@@ -78,53 +80,55 @@ class Version(argparse.Action):
 
 Flag = tuple[tuple[str, ...], dict[str, Any]]
 """A flag or argument of a verb, as `add_argument` of argparse takes it."""
-
-
-def _argument(name: str, metavar: str, text: str, nargs: str = "*") -> Flag:
-    """Return a positional argument. If `nargs` is `?`, it may be left out, and is an empty string then. If `nargs` is
-    `*` or `+`, its values are a list; `+` says that at least one is needed."""
-    default = {"default": ""} if nargs == "?" else {}
-    return (name,), {"nargs": nargs, "metavar": metavar, "help": text, **default}
-
-
-def _flag(spelling: str, text: str, **options: Any) -> Flag:
-    """Return a flag. `spelling` has its names, and a word for its value if it takes one, such as `-l, --nodes LABELS`.
-    A flag that takes a value or has `choices` is an empty string by default, and any other is false. `options` are
-    passed to `add_argument`, and override what follows from the spelling."""
-    words = [word.rstrip(",") for word in spelling.split()]
-    names = tuple(word for word in words if word.startswith("-"))
-    metavar = next((word for word in words if not word.startswith("-")), None)
-    valued = metavar is not None or "choices" in options
-    kind = {"metavar": metavar, "default": ""} if valued else {"action": "store_true"}
-    return names, {**kind, "help": text, **options}
-
-
-def _window(default: str, most: str) -> tuple[Flag, ...]:
-    """Return the flags --window and --until. `default` and `most` are the default and the greatest length of the
-    window, as a user would type them."""
-    return (
-        _flag(
-            "--window TIME", f"length, such as 12h or 4w, at most {most}; default: {default}", default=default
-        ),
-        _flag("--until TIME", "end of the window, a day or a time; default: now"),
-    )
-
-
-BY = ("resource", "node", "policy", "namespace", "pod")
-"""What the rows of `free` may be about."""
-PER_NODE = tuple(map(str, range(1, 17)))
-"""How many GPUs a node may have; the largest index that a policy may name is 15."""
-CARD = "for example h100-80gb, or the name that NVML reports"
-PROMETHEUS: tuple[Flag, ...] = (
-    _flag("--prometheus URL", "the address of Prometheus; contacts no cluster"),
-    _flag("--token-file FILE", "a bearer token for --prometheus"),
-    _flag("--ca-file FILE", "PEM file of the CA that signed the certificate of --prometheus"),
-    _flag(
-        "--service NAMESPACE/NAME:PORT",
-        "the Service to reach through the API server; default: the one that looks like a Prometheus",
-    ),
-    _flag("--selector MATCHERS", 'use only the series that match, for example cluster="east"'),
+_ROW = re.compile(
+    r"(-[\w-]+(?:, -[\w-]+)*|\w+)([*+?]?)(?: ([^\s=]+?)(\.\.\.)?(?:=(\S+))?)?(?:\s{2,}(.+))?", re.DOTALL
 )
+"""Matches a row of a text that `_flags` reads."""
+
+
+def _flags(rows: str, **choices: Sequence[str]) -> tuple[Flag, ...]:
+    """Return the flags and arguments in a text with a row for each. A row has the names of a flag, a word for its value
+    if it takes one, and after two spaces its help, of which further lines are indented.
+
+    After the word, `...` says that the flag can be repeated, so that its value is a list, and `=` precedes the default.
+    Otherwise a flag that takes a value or has `choices`, by its name, is an empty string by default, and any other is
+    false. An argument has a name without dashes. If the name ends with `*` or `+`, its values are a list; `+` says that
+    at least one is needed. If it ends with `?`, it may be left out, and is an empty string then.
+    """
+    return tuple(_flag(row, choices) for row in re.split(r"\n(?=\S)", dedent(rows).strip()))
+
+
+def _flag(row: str, choices: Mapping[str, Sequence[str]]) -> Flag:
+    """Return the flag or argument that a row of a text describes; see `_flags`. Raises ValueError if it describes
+    none."""
+    match = _ROW.fullmatch(row)
+    if match is None:
+        raise ValueError(f"{row} describes no flag")
+    names, count, value, more, default, text = match.groups()
+    words = tuple(names.split(", "))
+    chosen = choices.get(words[-1].strip("-").replace("-", "_"))
+    options: dict[str, Any] = {"help": text and " ".join(text.split())}
+    if not value and not chosen:
+        return words, {**options, "action": "store_true"}
+    options |= {"metavar": value, "choices": chosen}
+    if more:
+        options |= {"action": "append", "default": []}
+    elif names.startswith("-") or count == "?":
+        options["default"] = default or ""
+    if count:
+        options["nargs"] = count
+    return words, options
+
+
+CARD = "for example h100-80gb, or the name that NVML reports"
+PROMETHEUS = _flags("""
+    --prometheus URL                the address of Prometheus; contacts no cluster
+    --token-file FILE               a bearer token for --prometheus
+    --ca-file FILE                  PEM file of the CA that signed the certificate of --prometheus
+    --service NAMESPACE/NAME:PORT   the Service to reach through the API server; default: the one that looks like a
+                                    Prometheus
+    --selector MATCHERS             use only the series that match, for example cluster="east"
+    """)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +174,14 @@ def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False)
     kind of the objects, as the help and the completion name it. With `alone`, exactly one object must be named.
     Otherwise the verb runs once for each named object; none need be named if `more` has the flag --all."""
     every = any("--all" in names for names, _ in more)
-    objects = _argument("name", what, "or --all" if every else "one or more", "*" if every else "+")
-    flags = (
-        (("name",), {"metavar": what}) if alone else objects,
-        *more,
-        _flag("--dry-run", "show the patch without sending it"),
-        _flag("-y, --yes", "do not ask for confirmation, even if pods may be evicted"),
+    objects = (
+        f"name {what}" if alone else f"name* {what}  or --all" if every else f"name+ {what}  one or more"
     )
+    confirmation = _flags("""
+        --dry-run   show the patch without sending it
+        -y, --yes   do not ask for confirmation, even if pods may be evicted
+        """)
+    flags = (*_flags(objects), *more, *confirmation)
     return Verb(name, "cli.changing.steer", text, flags, formats=(NAMES,), each="" if alone else "name")
 
 
@@ -236,21 +241,18 @@ def _common(outputs: tuple[str, ...], *, hidden: bool = False) -> Parser:
     verb."""
     common = Parser(add_help=False)
     group = common.add_argument_group("cluster and output")
-    for names, options in (
-        _flag("--kubeconfig FILE", "instead of KUBECONFIG or ~/.kube/config"),
-        _flag("--context NAME", "a context in the kubeconfig; default: the current context"),
-        _flag("--contexts A,B", "several contexts, shown in one table; works with status, doctor and cost"),
-        _flag(
-            "--all-contexts",
-            "all contexts in the kubeconfig, shown in one table; works with status, doctor and cost",
-        ),
-        _flag(
-            "-n, --namespace NAME",
-            "namespace of the given pod; for free and advise, the namespace whose pods to include",
-        ),
-        _flag("-o, --output FORMAT", f"{_listed(outputs)}; default: table", choices=outputs),
-        _flag("--no-headers", "no headings of tables"),
-        _flag("--no-color", "no colors; NO_COLOR does the same"),
+    for names, options in _flags(
+        f"""
+        --kubeconfig FILE      instead of KUBECONFIG or ~/.kube/config
+        --context NAME         a context in the kubeconfig; default: the current context
+        --contexts A,B         several contexts, shown in one table; works with status, doctor and cost
+        --all-contexts         all contexts in the kubeconfig, shown in one table; works with status, doctor and cost
+        -n, --namespace NAME   namespace of the given pod; for free and advise, the namespace whose pods to include
+        -o, --output FORMAT    {_listed(outputs)}; default: table
+        --no-headers           no headings of tables
+        --no-color             no colors; NO_COLOR does the same
+        """,
+        output=outputs,
     ):
         group.add_argument(*names, **options | {"default": argparse.SUPPRESS})
     for action in common._actions if hidden else ():
@@ -258,26 +260,21 @@ def _common(outputs: tuple[str, ...], *, hidden: bool = False) -> Parser:
     return common
 
 
-MEASURED: tuple[Flag, ...] = (
-    _flag("--card CARD", f"{CARD}; where needs are measured, only GPUs of this model"),
-    _flag(
-        "--price PRICE", "what a GPU costs an hour, for example 3.20 or 3.20EUR; default: as in Prometheus"
-    ),
-    _flag(
-        "-l, --nodes LABELS",
-        "only nodes with these labels, for example gpusharing.dev/pool=a; default: all nodes in Prometheus",
-    ),
-    _flag("--policy POLICY", "the nodes of this policy"),
-    _flag(
-        "--goal",
-        "cost: the fewest GPUs that suffice; performance: as much headroom as the pool allows; default: cost",
-        choices=("cost", "performance"),
-    ),
-    _flag("-v, --verbose", "show what each answer is based on: hourly peaks, samples, reason"),
-    _flag(
-        "--write FILE", "write the policy to FILE; it requires approval and is never applied automatically"
-    ),
-    *_window("14d", "30d"),
+MEASURED = _flags(
+    f"""
+    --card CARD          {CARD}; where needs are measured, only GPUs of this model
+    --price PRICE        what a GPU costs an hour, for example 3.20 or 3.20EUR; default: as in Prometheus
+    -l, --nodes LABELS   only nodes with these labels, for example gpusharing.dev/pool=a; default: all nodes in
+                         Prometheus
+    --policy POLICY      the nodes of this policy
+    --goal               cost: the fewest GPUs that suffice; performance: as much headroom as the pool allows; default:
+                         cost
+    -v, --verbose        show what each answer is based on: hourly peaks, samples, reason
+    --write FILE         write the policy to FILE; it requires approval and is never applied automatically
+    --window TIME=14d    length, such as 12h or 4w, at most 30d; default: 14d
+    --until TIME         end of the window, a day or a time; default: now
+    """,
+    goal=("cost", "performance"),
 )
 """The flags of `recommend`. `advise` has them too, but refuses most of them without --from-prometheus."""
 ADVISE = Verb(
@@ -285,28 +282,23 @@ ADVISE = Verb(
     "usage.advise",
     "Suggest a mode and a layout, with reasons and savings: from your answers, from the pods in a namespace (-n), or"
     " from what workloads used (--from-prometheus).",
-    (
-        _flag(
-            "--need NxSIZE",
-            "N workloads that need this memory at their peak, for example 4x20Gi. Can be repeated",
-            action="append",
-            default=[],
-        ),
-        _flag("--memory SIZE", "what each workload needs at its peak, for example 15Gi"),
-        _flag("--promise", "users were promised a certain latency or availability"),
-        _flag("--strangers", "people who do not trust each other share the GPUs"),
-        _flag("--bill", "each workload is billed for its share of a GPU"),
-        _flag("--bursts", "the workloads use the GPU only now and then"),
-        _flag("--gpus-per-node N", "default: 1, for a layout that suits nodes of any size", choices=PER_NODE),
-        _flag("--gpu-operator VERSION", "version of NVIDIA's GPU Operator, for example v26.3.3"),
-        _flag("--name NAME", "name of the policy; default: pool"),
-        _flag("--pool POOL", "value of the gpusharing.dev/pool label that the policy selects; default: pool"),
-        _flag(
-            "--from-prometheus",
-            "measure the needs of a pool's workloads; for the flags below, like recommend",
-        ),
-        *MEASURED,
-    ),
+    _flags(
+        """
+        --need NxSIZE...         N workloads that need this memory at their peak, for example 4x20Gi. Can be repeated
+        --memory SIZE            what each workload needs at its peak, for example 15Gi
+        --promise                users were promised a certain latency or availability
+        --strangers              people who do not trust each other share the GPUs
+        --bill                   each workload is billed for its share of a GPU
+        --bursts                 the workloads use the GPU only now and then
+        --gpus-per-node N        default: 1, for a layout that suits nodes of any size
+        --gpu-operator VERSION   version of NVIDIA's GPU Operator, for example v26.3.3
+        --name NAME              name of the policy; default: pool
+        --pool POOL              value of the gpusharing.dev/pool label that the policy selects; default: pool
+        --from-prometheus        measure the needs of a pool's workloads; for the flags below, like recommend
+        """,
+        gpus_per_node=[str(gpus) for gpus in range(1, 17)],  # the largest index that a policy may name is 15
+    )
+    + MEASURED,
     offline=True,
     asks_with=("namespace", "from_prometheus"),
     asks_prometheus=True,
@@ -318,13 +310,13 @@ VERBS: tuple[Verb, ...] = (
         "status",
         "cli.pools.status",
         "Show the state of every pool: its layout, what it is waiting for, why, since when and until when.",
-        (
-            _argument("policy", "POLICY", "only these"),
-            _flag("-l, --selector LABELS", "only policies with these labels, for example team=a"),
-            _flag("-w, --watch", "keep running and redraw on every change; Ctrl-C ends it"),
-            _flag("--timeline", "also show the last rollout: which node was in which phase when"),
-            _flag("--events", "also show the Events of the last hour about each policy"),
-        ),
+        _flags("""
+            policy* POLICY          only these
+            -l, --selector LABELS   only policies with these labels, for example team=a
+            -w, --watch             keep running and redraw on every change; Ctrl-C ends it
+            --timeline              also show the last rollout: which node was in which phase when
+            --events                also show the Events of the last hour about each policy
+            """),
         formats=(NAMES, PAGE),
         beside=60.0,
     ),
@@ -332,44 +324,33 @@ VERBS: tuple[Verb, ...] = (
         "ui",
         "usage.ui",
         "Serve a live page about the pools, for a browser on this machine; read only.",
-        (
-            _flag("--port PORT", "the port of 127.0.0.1; default: any free one", default="0"),
-            _flag("--open", "also open the page in your browser"),
-        ),
+        _flags("""
+            --port PORT=0   the port of 127.0.0.1; default: any free one
+            --open          also open the page in your browser
+            """),
         alone=True,
     ),
     Verb(
         "plan",
         "cli.changing.plan",
         "Show what an edit would do, or what the operator is about to do; changes nothing.",
-        (
-            _argument("policy", "POLICY", "only these"),
-            _flag(
-                "-f, --filename FILE",
-                "a file or directory of policies in YAML or JSON; - reads standard input, such as the"
-                " output of kubectl kustomize. Can be repeated",
-                action="append",
-                default=[],
-            ),
-            _flag(
-                "--fail-on WORDS",
-                "for CI: exit with status 5 if the plan has any of evictions,shortfall, and with 0 for other changes",
-            ),
-        ),
+        _flags("""
+            policy* POLICY            only these
+            -f, --filename FILE...    a file or directory of policies in YAML or JSON; - reads standard input, such as
+                                      the output of kubectl kustomize. Can be repeated
+            --fail-on WORDS           for CI: exit with status 5 if the plan has any of evictions,shortfall, and with 0
+                                      for other changes
+            """),
         formats=(NAMES,),
     ),
     Verb(
         "why",
         "cli.diagnosis.why",
         "Explain why a node is not done or a pod is waiting: which sources disagree, what blocks it, what to do.",
-        (
-            _argument(
-                "subject",
-                "NODE|KIND/NAME",
-                "gpu-07, no/gpu-07, pod/NAME, NAMESPACE/NAME, deploy/NAME, sts/NAME, job/NAME or gsp/NAME",
-                "+",
-            ),
-        ),
+        _flags("""
+            subject+ NODE|KIND/NAME   gpu-07, no/gpu-07, pod/NAME, NAMESPACE/NAME, deploy/NAME, sts/NAME, job/NAME or
+                                      gsp/NAME
+            """),
         formats=(NAMES,),
         each="subject",
     ),
@@ -377,21 +358,15 @@ VERBS: tuple[Verb, ...] = (
         "free",
         "usage.free",
         "Show who holds the GPUs and what is free now, from Nodes and Pods alone.",
-        (
-            _flag("--by", "what each row is about; default: resource", choices=BY),
-            _flag(
-                "-l, --nodes, --selector LABELS",
-                "only nodes with these labels, for example gpusharing.dev/pool=a",
-            ),
-            _flag(
-                "--usage",
-                "show the memory and the SM time that each pod uses: from the agents if the chart has"
-                " agent.secureMetrics=false, otherwise from Prometheus",
-            ),
-            _flag(
-                "--service NAMESPACE/NAME:PORT",
-                "the Prometheus to use for --usage if the agents cannot be queried",
-            ),
+        _flags(
+            """
+            --by                              what each row is about; default: resource
+            -l, --nodes, --selector LABELS    only nodes with these labels, for example gpusharing.dev/pool=a
+            --usage                           show the memory and the SM time that each pod uses: from the agents if the
+                                              chart has agent.secureMetrics=false, otherwise from Prometheus
+            --service NAMESPACE/NAME:PORT     the Prometheus to use for --usage if the agents cannot be queried
+            """,
+            by=("resource", "node", "policy", "namespace", "pod"),
         ),
         formats=(NAMES, CSV),
     ),
@@ -399,25 +374,26 @@ VERBS: tuple[Verb, ...] = (
         "approve",
         "POLICY",
         "Approve a policy's plan, so that the operator carries it out.",
-        _argument("hash", "HASH", "hash of the plan that you read; it must match the current plan", "?"),
+        *_flags("hash? HASH  hash of the plan that you read; it must match the current plan"),
         alone=True,
     ),
     _steering(
         "pause",
         "POLICY",
         "Pause policies, so that no further node starts to change.",
-        _flag("--all", "stop the fleet: pause every policy"),
-        _flag(
-            "--when-paused",
-            "what happens to changes in flight; default: as set in the policy",
-            choices=("Finish", "Hold", "Abort"),
+        *_flags(
+            """
+            --all           stop the fleet: pause every policy
+            --when-paused   what happens to changes in flight; default: as set in the policy
+            """,
+            when_paused=("Finish", "Hold", "Abort"),
         ),
     ),
     _steering(
         "resume",
         "POLICY",
         "End a pause, or continue a rollout after failures.",
-        _flag("--all", "end the pause of every policy; rollouts that failures halted stay halted"),
+        *_flags("--all  end the pause of every policy; rollouts that failures halted stay halted"),
     ),
     _steering("retry", "NODE", "Try failed or deferred nodes again."),
     _steering("abort", "NODE", "Abort the changes that are in progress on nodes."),
@@ -425,26 +401,24 @@ VERBS: tuple[Verb, ...] = (
         "skip",
         "NODE",
         "Keep changes from starting on nodes.",
-        _flag("--undo", "let changes start there again"),
+        *_flags("--undo  let changes start there again"),
     ),
     Verb(
         "layouts",
         "cli.setup.layouts",
         "Draw every MIG layout of a card as slices; contacts no cluster.",
-        (
-            _argument("product", "CARD", f"{CARD}; without it, the cards with MIG are listed", "?"),
-            _flag(
-                "--fits PROFILES", "only layouts that contain these profiles, for example 3g.40gb,2x1g.10gb"
-            ),
-            _flag("--all", "also show profiles with attributes: +me, +gfx, -me"),
-        ),
+        _flags(f"""
+            product? CARD     {CARD}; without it, the cards with MIG are listed
+            --fits PROFILES   only layouts that contain these profiles, for example 3g.40gb,2x1g.10gb
+            --all             also show profiles with attributes: +me, +gfx, -me
+            """),
         offline=True,
     ),
     Verb(
         "lint",
         "cli.setup.lint",
         "Check policies, ClusterPolicies, and files of mig-parted and the device plugin; contacts no cluster.",
-        (_argument("file", "FILE", "a file, a directory, or - for standard input", "+"),),
+        _flags("file+ FILE  a file, a directory, or - for standard input"),
         offline=True,
     ),
     Verb(
@@ -457,7 +431,7 @@ VERBS: tuple[Verb, ...] = (
         "support-bundle",
         "cli.diagnosis.bundle",
         "Write a tar archive for troubleshooting, without secrets.",
-        (_argument("file", "FILE", "default: gpusharing-support-TIME.tar.gz in the current directory", "?"),),
+        _flags("file? FILE  default: gpusharing-support-TIME.tar.gz in the current directory"),
         alone=True,
     ),
     Verb(
@@ -471,19 +445,13 @@ VERBS: tuple[Verb, ...] = (
         "cost",
         "usage.cost",
         "Show what the GPUs cost per namespace, policy, pod or label, and how much was used; reads only Prometheus.",
-        (
-            _flag(
-                "--by namespace|policy|pod|LABEL",
-                "LABEL is a namespace label, for example team",
-                default="namespace",
-            ),
-            *_window("30d", "366d"),
-            _flag(
-                "--currency CODE",
-                "currency of OpenCost's prices, which OpenCost does not report; default: USD",
-                default="USD",
-            ),
-        ),
+        _flags("""
+            --by namespace|policy|pod|LABEL=namespace   LABEL is a namespace label, for example team
+            --window TIME=30d                           length, such as 12h or 4w, at most 366d; default: 30d
+            --until TIME                                end of the window, a day or a time; default: now
+            --currency CODE=USD                         currency of OpenCost's prices, which OpenCost does not report;
+                                                        default: USD
+            """),
         asks_prometheus=True,
         formats=(CSV,),
         beside=300.0,
