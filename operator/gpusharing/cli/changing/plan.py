@@ -34,15 +34,16 @@ from gpusharing.cli.setup.importing import read_admin_maps
 from gpusharing.cli.shell.documents import PlanData, ProposalData, StepData
 from gpusharing.cli.shell.drawing import (
     BLANK,
-    Column,
     Ink,
     Line,
     Paper,
     Span,
+    columns,
     describe_simulated,
     fold,
     line,
     prose,
+    prose_of_each,
     table,
 )
 from gpusharing.cli.shell.session import Session, no_such, object_name
@@ -63,15 +64,7 @@ PRESUMED = (
 )
 MOST = 20
 """How many nodes and pods are listed; -o wide lists all."""
-COLUMNS = (
-    Column("NODE"),
-    Column("CLASS", drop=3),
-    Column("NOW", drop=2),
-    Column("AFTER", drop=2),
-    Column("PODS", drop=4),
-    Column("BUDGETS", drop=5),
-    Column("WHEN"),
-)
+COLUMNS = columns(NODE=0, CLASS=3, NOW=2, AFTER=2, PODS=4, BUDGETS=5, WHEN=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +101,8 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
             not proposal.accepted and f"{proposal.policy}: {proposal.about.rstrip('.')}" in verdict.why
         )
         lines += [*_describe(proposal, paper, estimate=planned.estimate, explained=explained), BLANK]
-    for sentence in planned.dependents:
-        lines += prose(f"! {sentence}.", paper, hang="  ", ink=Ink.WAITING)
-    for note in planned.notes:
-        lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
+    lines += prose_of_each((f"! {one}." for one in planned.dependents), paper, ink=Ink.WAITING)
+    lines += prose_of_each((f"Note: {note}" for note in planned.notes), paper, ink=Ink.FAINT)
     return [*lines, *prose("This is only a plan. Nothing was changed.", paper, ink=Ink.FAINT)]
 
 
@@ -139,8 +130,7 @@ def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bo
             lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
         lines += _evicted(proposal, paper)
     lines += _resources(proposal, paper)
-    for blocker in _blockers(proposal):
-        lines += prose(f"! {blocker}", paper, hang="  ", ink=Ink.WAITING)
+    lines += prose_of_each((f"! {blocker}" for blocker in _blockers(proposal)), paper, ink=Ink.WAITING)
     return [*lines, *_unchanged(proposal, paper)]
 
 
@@ -197,7 +187,7 @@ def _summary(proposal: Proposal) -> str:
     return "; ".join(facts)
 
 
-def _row(step: Step) -> list[Span]:
+def _row(step: Step) -> Line:
     """Return the cells of one node in the table of nodes; see COLUMNS. If the node's pods were not listed, their
     number is ? and the budgets are empty. WHEN is `at once` if the change would begin in this pass, and `under way` if
     it has begun and is not over, also if it failed. Otherwise it is the phase of the node and the reason why its change
@@ -205,15 +195,10 @@ def _row(step: Step) -> list[Span]:
     verdict, preview = step.verdict, step.preview
     # Only the operator knows the progress of a change, because it has sent the evictions.
     when = "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
-    return [
-        Span(verdict.node),
-        Span(str(verdict.disruption)),
-        Span(verdict.observed),
-        Span(verdict.wanted),
-        Span("?" if preview is None else str(len(preview.pods))),
-        Span("" if preview is None else ", ".join(preview.budgets)),
-        Span("at once", Ink.GOOD) if step.starts else Span(when, Ink.WAITING),
-    ]
+    pods, budgets = ("?", ()) if preview is None else (str(len(preview.pods)), preview.budgets)
+    begins = Span("at once", Ink.GOOD) if step.starts else Span(when, Ink.WAITING)
+    change = str(verdict.disruption), verdict.observed, verdict.wanted
+    return line(verdict.node, *change, pods, ", ".join(budgets), begins)
 
 
 def _evicted(proposal: Proposal, paper: Paper) -> list[Line]:
@@ -221,13 +206,10 @@ def _evicted(proposal: Proposal, paper: Paper) -> list[Line]:
     MOST pods are named, or all on wide paper. Empty if no pod would be evicted and no gang interrupted."""
     pods = [pod for step in proposal.steps if step.preview is not None for pod in step.preview.pods]
     gangs = sorted({gang for s in proposal.steps if s.preview is not None for gang in s.preview.gangs})
-    lines: list[Line] = []
-    if pods:
-        named = some(pods, len(pods) if paper.wide else MOST)
-        lines += prose(f"pods that would be evicted: {named}", paper, indent="  ", hang="  ")
-    for gang in gangs:
-        lines += prose(f"gang that would be interrupted: {gang}", paper, indent="  ", hang="  ")
-    return lines
+    named = some(pods, len(pods) if paper.wide else MOST)
+    texts = [f"pods that would be evicted: {named}"] if pods else []
+    texts += [f"gang that would be interrupted: {gang}" for gang in gangs]
+    return prose_of_each(texts, paper, indent="  ")
 
 
 def _resources(proposal: Proposal, paper: Paper) -> list[Line]:

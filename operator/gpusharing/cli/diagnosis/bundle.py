@@ -22,7 +22,7 @@ from typing import Any
 from gpusharing.cli.live.installed import InstalledOperator, read_installed
 from gpusharing.cli.pools.fleet import read_node
 from gpusharing.cli.shell.documents import SupportBundleData
-from gpusharing.cli.shell.drawing import Ink, Span, fold, line, prose, simulated_sentence
+from gpusharing.cli.shell.drawing import Ink, Span, fold, line, prose_of_each, simulated_sentence
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, Trouble, error_text, explained
@@ -225,8 +225,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     except OSError as error:
         raise Trouble(f"{path} cannot be written: {error_text(error)}") from error
     lines = fold(line(Span(str(path), Ink.TITLE), f"  {counted(len(bundle.files), 'file')}"), terminal.paper)
-    for gap in bundle.gaps:
-        lines += prose(f"Not included: {gap}", terminal.paper, hang="  ", ink=Ink.WAITING)
+    gaps = (f"Not included: {gap}" for gap in bundle.gaps)
+    lines += prose_of_each(gaps, terminal.paper, ink=Ink.WAITING)
     data: SupportBundleData = {"file": str(path), "files": sorted(bundle.files), "gaps": bundle.gaps}
     terminal.answer(SupportBundleData, lambda: data, lambda _: lines)
     return DONE

@@ -19,11 +19,13 @@ from gpusharing.cli.shell.drawing import (
     Paper,
     Span,
     age,
+    columns,
     describe_simulated,
     fold,
     length,
     line,
     prose,
+    prose_of_each,
     shows,
     table,
 )
@@ -46,7 +48,7 @@ _CORDONED = {
 """A description of who holds the cordon, by the word in the GPUNode (planning/report/transition.py)."""
 _IN_WORDS = (Source.AGENT, Source.GFD)
 PROOF = (Column("PROOF"), Column("SAYS"), Column("SHOULD SAY"))
-HISTORY = (Column("ENTERED"), Column("PHASE"), Column("REASON"))
+HISTORY = columns(ENTERED=0, PHASE=0, REASON=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,20 +157,17 @@ def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]
     lines += prose(answer.node.message, paper)
     if answer.remedy and answer.remedy not in answer.node.message:
         lines += prose(f"Remedy: {answer.remedy}", paper, ink=Ink.TITLE)
-    if facts := _facts(answer):
-        lines += prose("; ".join(facts), paper, ink=Ink.FAINT)
+    lines += prose("; ".join(_facts(answer)), paper, ink=Ink.FAINT)
     if answer.node.unhealthy:
         lines += prose(f"GPUs: {answer.node.unhealthy}", paper, ink=Ink.BAD)
     lines += [BLANK, *_proof_lines(answer, paper)]
     if answer.node.blockers:
         lines += [BLANK, line(Span("What blocks it", Ink.TITLE))]
-        lines += [one for text in answer.node.blockers for one in prose(text, paper, indent="  ", hang="  ")]
+        lines += prose_of_each(answer.node.blockers, paper, indent="  ")
     if history := answer.node.history[0 if paper.wide else -LAST :]:
         rows = [line(f"{age(from_rfc3339(one.at), now)} ago", one.phase, one.reason) for one in history]
         lines += [BLANK, *table(HISTORY, rows, paper)]
-    for note in answer.notes:
-        lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
-    return lines
+    return lines + prose_of_each((f"Note: {note}" for note in answer.notes), paper, ink=Ink.FAINT)
 
 
 def _title(answer: NodeAnswer, now: datetime) -> Line:
@@ -212,7 +211,7 @@ def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
     for proof in answer.proofs:
         ink = Ink.GOOD if proof.disagrees is None else Ink.BAD
         mark = good if proof.disagrees is None else bad
-        rows.append([Span(f"{mark} {proof.source}", ink), Span(proof.says), Span(proof.should)])
+        rows.append(line(Span(f"{mark} {proof.source}", ink), proof.says, proof.should))
     drawn = table(PROOF, rows, paper)
     lines = list(drawn)
     for proof, row in zip(answer.proofs, drawn[-len(rows) :], strict=True):

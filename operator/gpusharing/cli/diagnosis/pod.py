@@ -19,15 +19,16 @@ from gpusharing.cli.live.cluster import LivePlan
 from gpusharing.cli.pools.fleet import read_node, read_pools, simulated_nodes
 from gpusharing.cli.shell.drawing import (
     BLANK,
-    Column,
     Ink,
     Line,
     Paper,
     Span,
+    columns,
     describe_simulated,
     fold,
     line,
     prose,
+    prose_of_each,
     shows,
     table,
 )
@@ -54,15 +55,7 @@ MORE = (
     "ClusterRole gpusharing-viewer would add what GPUNodes say, and gpusharing-planner a plan with its proofs"
 )
 """What more rights would add to an answer without a plan."""
-COLUMNS = (
-    Column("POOL"),
-    Column("NODE", drop=2),
-    Column("RESOURCE", drop=1),
-    Column("NOW"),
-    Column("FREE"),
-    Column("AFTER"),
-    Column("OBSTACLE"),
-)
+COLUMNS = columns(POOL=0, NODE=2, RESOURCE=1, NOW=0, FREE=0, AFTER=0, OBSTACLE=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,34 +420,22 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
     if answer.guard:
         lines += prose(f"Guard: {answer.guard}.", paper, hang="  ", ink=Ink.WAITING)
     lines += [BLANK, *prose(answer.conclusion[:1].upper() + answer.conclusion[1:] + ".", paper)]
-    for note in answer.notes:
-        lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
-    return lines
+    return lines + prose_of_each((f"Note: {note}" for note in answer.notes), paper, ink=Ink.FAINT)
 
 
 def _service_lines(services: Sequence[Service], paper: Paper) -> list[Line]:
     """Draw a table with one row for each service. Below it, draw the obstacles that were cut off in the table. For a
     pool in which the pod may use some nodes, also draw the rules that exclude it from the others."""
-    rows = [
-        [
-            Span(service.pool or "no policy"),
-            Span(service.node or "-"),
-            Span(service.resource),
-            Span(str(service.now)),
-            Span("?" if service.free is None else str(service.free)),
-            Span(str(service.after)),
-            Span(service.but, Ink.WAITING),
-        ]
-        for service in services
-    ]
+    rows = []
+    for one in services:
+        counts = str(one.now), "?" if one.free is None else str(one.free), str(one.after)
+        place = one.pool or "no policy", one.node or "-", one.resource
+        rows.append(line(*place, *counts, Span(one.but, Ink.WAITING)))
     drawn = table(COLUMNS, rows, paper)
     lines = [*drawn]
     for service, row in zip(services, drawn[len(drawn) - len(rows) :], strict=True):
         if not shows(row, service.but):
             lines += prose(f"{service.pool or 'no policy'}: {service.but}", paper, hang="  ", ink=Ink.WAITING)
     partly = {one.pool: one.kept for one in services if one.kept and one.but != _all_of(one.kept)}
-    for pool, exclusions in partly.items():
-        lines += prose(
-            f"{pool or 'no policy'}, not on {'; '.join(exclusions)}", paper, hang="  ", ink=Ink.WAITING
-        )
-    return lines
+    rules = (f"{pool or 'no policy'}, not on {'; '.join(kept)}" for pool, kept in partly.items())
+    return lines + prose_of_each(rules, paper, ink=Ink.WAITING)

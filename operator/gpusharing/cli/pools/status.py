@@ -38,11 +38,13 @@ from gpusharing.cli.shell.drawing import (
     Span,
     age,
     bar,
+    columns,
     describe_simulated,
     fold,
     length,
     line,
     prose,
+    prose_of_each,
     table,
 )
 from gpusharing.cli.shell.manifests import KIND
@@ -63,23 +65,8 @@ ABOUT_POLICIES: Filters = {"namespace": "default", "field_selector": f"regarding
 """Where Events about policies are."""
 Known = Sequence[Sequence[JSON]]
 """The policies, the GPUNodes and, if they are shown, the Events."""
-COLUMNS = (
-    Column("NODE"),
-    Column("PROGRESS", drop=5),
-    Column("PHASE"),
-    Column("REASON"),
-    Column("PODS", drop=4),
-    Column("CULPRIT", drop=1),
-    Column("SINCE", drop=2),
-    Column("DEADLINE", drop=3),
-)
-WIDE = (
-    Column("STEP", drop=6),
-    Column("WANTED", drop=7),
-    Column("OBSERVED", drop=7),
-    Column("CORDON", drop=7),
-    Column("HEALTH", drop=8),
-)
+COLUMNS = columns(NODE=0, PROGRESS=5, PHASE=0, REASON=0, PODS=4, CULPRIT=1, SINCE=2, DEADLINE=3)
+WIDE = columns(STEP=6, WANTED=7, OBSERVED=7, CORDON=7, HEALTH=8)
 Pools = Sequence[PoolStatus]
 NOT_SEEN = (
     "The operator has not processed generation {} of this policy yet. If this persists, check that the operator is"
@@ -158,14 +145,12 @@ def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
 def describe_nodes(nodes: Sequence[NodeStatus], now: datetime, paper: Paper) -> list[Line]:
     """Draw a table of nodes; on wide paper with the columns of WIDE too. On flowing paper, the last column has the
     messages and blockers of each node without duplicates, and there is no PROGRESS."""
-    columns, rows = COLUMNS + (WIDE if paper.wide else ()), [_row(node, now, paper) for node in nodes]
+    shown, rows = COLUMNS + (WIDE if paper.wide else ()), [_row(node, now, paper) for node in nodes]
     if paper.flowing:
         texts = [" ".join(dict.fromkeys(filter(None, (node.message, *node.blockers)))) for node in nodes]
-        columns += (Column("MESSAGE"),)
-        rows = [
-            [name, Span(""), *rest, Span(text)] for (name, _, *rest), text in zip(rows, texts, strict=True)
-        ]
-    return table(columns, rows, paper, "  ")
+        shown += columns(MESSAGE=0)
+        rows = [line(name, "", *rest, text) for (name, _, *rest), text in zip(rows, texts, strict=True)]
+    return table(shown, rows, paper, "  ")
 
 
 def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
@@ -194,7 +179,7 @@ def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
         )
         left = f"about {length(estimate.left)} left for {counted(estimate.nodes, 'node')}"
         texts.append(f"{left}: {past} {length(estimate.each)}")
-    return lines + [one for text in texts for one in prose(text, paper, hang="  ")]
+    return lines + prose_of_each(texts, paper)
 
 
 def describe_events(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
@@ -233,17 +218,12 @@ def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
     return fold(tuple(cells), paper) if cells else []
 
 
-def _row(node: NodeStatus, now: datetime, paper: Paper) -> list[Span]:
+def _row(node: NodeStatus, now: datetime, paper: Paper) -> Line:
     """Return the cells of a node in the table of nodes: one for each of COLUMNS and, on wide paper, also of WIDE."""
     ink, pods = node.state.value.ink, "" if node.pods is None else str(node.pods)
     texts = [node.reason, pods, node.culprit, age(node.entered, now), node.deadline, node.step, node.wanted]
     texts += [node.observed, node.cordon, node.unhealthy]
-    cells = [
-        Span(node.name),
-        Span(_progress(node, paper), ink),
-        Span(node.phase or "-", ink),
-        *map(Span, texts),
-    ]
+    cells = line(node.name, Span(_progress(node, paper), ink), Span(node.phase or "-", ink), *texts)
     return cells if paper.wide else cells[: len(COLUMNS)]
 
 
@@ -339,13 +319,13 @@ async def ask(session: Session, typed: Namespace) -> Answer:
     )
 
 
-def _cluster_row(pool: PoolStatus) -> list[Span]:
+def _cluster_row(pool: PoolStatus) -> Line:
     """Return the cells of a pool in the table of several clusters. A pool that is Synced has no message. If the
     operator has not processed the policy's generation yet, the message says so instead."""
     message = NOT_SEEN.format(pool.unseen) if pool.unseen else pool.message if pool.status != "Synced" else ""
     cells = (pool.nodes, str(pool.gpus), pool.used, str(pool.pending_pods or ""), message)
     status = Span(pool.status or "new", Ink.GOOD if pool.status == "Synced" else Ink.BUSY)
-    return [Span(pool.name), Span(pool.mode), Span(pool.layout), status, *map(Span, cells)]
+    return line(pool.name, pool.mode, pool.layout, status, *cells)
 
 
 BESIDE = FleetVerb(

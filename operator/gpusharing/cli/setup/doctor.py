@@ -15,14 +15,15 @@ from gpusharing.cli.shell.clusters import Answer, FleetVerb
 from gpusharing.cli.shell.documents import DoctorReportData
 from gpusharing.cli.shell.drawing import (
     BLANK,
-    Column,
     Ink,
     Line,
     Paper,
     Span,
+    columns,
     describe_simulated,
     line,
     prose,
+    prose_of_each,
 )
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
@@ -270,8 +271,7 @@ def describe(examined: Examination, paper: Paper) -> list[Line]:
         rows = prose(message, paper, indent="         ")
         lines += [line(Span(f"{word:8} ", INKS.get(word, Ink.WAITING)), rows[0][0].text[9:]), *rows[1:]]
         lines += [line(f"         -> {command}")] if command else []
-    for note in examined.notes:
-        lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
+    lines += prose_of_each((f"Note: {note}" for note in examined.notes), paper, ink=Ink.FAINT)
     count = Counter(one.severity for one in examined.symptoms)
     errors, warnings = count[Severity.ERROR], count[Severity.WARNING]
     what = "installation" if examined.view.installed else "cluster"
@@ -303,7 +303,7 @@ async def ask(session: Session, _typed: Namespace) -> Answer:
     return Answer(_status(examined), rows, data, simulated, notes)
 
 
-BESIDE = FleetVerb((Column("RESULT"), Column("FINDING")), "nothing is wrong", DoctorReportData, ask)
+BESIDE = FleetVerb(columns(RESULT=0, FINDING=0), "nothing is wrong", DoctorReportData, ask)
 
 
 def as_data(examined: Examination, where: str) -> DoctorReportData:

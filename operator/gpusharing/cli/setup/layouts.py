@@ -12,7 +12,18 @@ from dataclasses import dataclass
 
 from gpusharing.api.nearest import nearest
 from gpusharing.cli.shell.documents import CardListData, LayoutListData
-from gpusharing.cli.shell.drawing import BLANK, Column, Ink, Line, Paper, Span, line, prose, table
+from gpusharing.cli.shell.drawing import (
+    BLANK,
+    Ink,
+    Line,
+    Paper,
+    Span,
+    columns,
+    line,
+    prose,
+    prose_of_each,
+    table,
+)
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.planning.gpus.cards import CARDS, Card, Profile, find_card
@@ -74,11 +85,7 @@ def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
             lines.append(line(layout_text(layout).ljust(name), "  ", *picture, "  ", Span(used, Ink.FAINT)))
     notes = [NOTES[card.source.placements]] if card.source.placements in NOTES else []
     notes += ["--all also shows profiles with attributes, such as +me."] * answer.hidden
-    return [
-        *lines,
-        *([BLANK] * bool(notes)),
-        *(one for note in notes for one in prose(note, paper, ink=Ink.FAINT)),
-    ]
+    return [*lines, *([BLANK] * bool(notes)), *prose_of_each(notes, paper, hang="", ink=Ink.FAINT)]
 
 
 def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
@@ -112,7 +119,7 @@ def _slices(card: Card) -> int:
     return max((profile.slices for profile in card.profiles), default=0)
 
 
-CARDS_TABLE = (Column("CARD"), Column("PRODUCT", drop=1), Column("LARGEST"), Column("SMALLEST"))
+CARDS_TABLE = columns(CARD=0, PRODUCT=1, LARGEST=0, SMALLEST=0)
 
 
 def describe_cards(paper: Paper) -> list[Line]:

@@ -21,7 +21,7 @@ from gpusharing.cli.shell.drawing import (
     Paper,
     Span,
     describe_simulated,
-    prose,
+    prose_of_each,
     table,
 )
 from gpusharing.cli.shell.session import Session, connected
@@ -167,7 +167,7 @@ def describe_clusters(verb: FleetVerb, replies: Sequence[Reply], paper: Paper) -
         if other != reply.context:
             remarks.append(f"{reply.context} is the same cluster as {other}, so its rows appear twice")
     lines = [*describe_simulated(simulated, paper), *table(columns, _wrapped(columns, rows, paper), paper)]
-    return [*lines, *(one for text in remarks for one in prose(f"{text}.", paper, hang="  ", ink=Ink.FAINT))]
+    return lines + prose_of_each((f"{text}." for text in remarks), paper, ink=Ink.FAINT)
 
 
 def _rows(verb: FleetVerb, reply: Reply) -> Sequence[Sequence[Span]]:

@@ -64,6 +64,11 @@ class Column:
     """Whether the cells of the column, but not its heading, end at the same place, as numbers do."""
 
 
+def columns(**drops: int) -> tuple[Column, ...]:
+    """Return columns with these titles, each with the number that is its `Column.drop`."""
+    return tuple(Column(title, drop) for title, drop in drops.items())
+
+
 @dataclass(frozen=True, slots=True)
 class Paper:
     """The medium that output is drawn on: its width, the characters it can show, and whether everything is to be
@@ -118,6 +123,13 @@ def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink
         break_on_hyphens=False,
     )
     return [line(Span(one, ink)) for one in wrapped]
+
+
+def prose_of_each(
+    texts: Iterable[str], paper: Paper, *, indent: str = "", hang: str = "  ", ink: Ink = Ink.PLAIN
+) -> list[Line]:
+    """Return the lines of all these strings, each broken as `prose` does."""
+    return [one for text in texts for one in prose(text, paper, indent=indent, hang=hang, ink=ink)]
 
 
 def fold(text: Line, paper: Paper) -> list[Line]:
