@@ -379,9 +379,8 @@ def test_the_name_that_the_crd_makes_up_is_nobodys_choice() -> None:
 def test_between_the_merge_and_the_pointer_somebody_waits_for_the_entries() -> None:
     snapshot = make_snapshot(stack=make_stack(cluster_policy=make_cluster_policy("theirs")))
     mig = "mig-configs: {all-disabled: [{devices: all, mig-enabled: false}], own: [{devices: all, mig-enabled: false}]}"
-    given = AdminConfigMaps(
-        AdminMaps("theirs", "parted"), {"default": "version: v1", "ts.4": "version: v1"}, mig
-    )
+    entries = {"default": "version: v1", "ts.4": "version: v1"}
+    given = AdminConfigMaps(PluginEntries("theirs", "gpu-operator", entries), "parted", mig)
     merge, wait, point = (command for _, command in find_steps(snapshot, given, NO_MAPS))
     assert merge.startswith("helm upgrade")
     assert wait == (
@@ -390,5 +389,5 @@ def test_between_the_merge_and_the_pointer_somebody_waits_for_the_entries() -> N
         " | grep -qF own:; do sleep 2; done"
     )
     assert point.startswith("kubectl patch clusterpolicy")
-    waiting, _ = (command for _, command in find_steps(snapshot, given, given.maps))
+    waiting, _ = (command for _, command in find_steps(snapshot, given, AdminMaps("theirs", "parted")))
     assert waiting == wait, "the chart merges them, and the operator has not written them yet"

@@ -14,6 +14,7 @@ from gpusharing.cli.setup.adoption import AdminConfigMaps, find_import
 from gpusharing.cli.shell.troubles import FAILED
 from gpusharing.kube.client import CONFIG_MAPS
 from gpusharing.kube.sources import AdminMaps
+from gpusharing.planning.stack.nodesymptoms import PluginEntries
 
 
 @virtually
@@ -72,7 +73,7 @@ def test_a_policy_that_would_be_refused_is_not_proposed() -> None:
     node_ = make_node(labels={MIG: "parts", PLUGIN: "any", STATE: "success", LABEL_POOL: "z"})
     gpunode = make_gpunode(gpus=(make_gpu(layout=layout),))
     snapshot = make_snapshot([node_], [], gpunodes=[gpunode], stack=stack)
-    given = AdminConfigMaps(AdminMaps("theirs", ""), {"any": entry})
+    given = AdminConfigMaps(PluginEntries("theirs", "gpu-operator", {"any": entry}))
     found = find_import(snapshot, given, AdminMaps(), NOW)
     (why,) = found.left_out.values()
     assert why.startswith("no policy can express its configuration: spec.mig.layouts[0].profiles")

@@ -40,7 +40,7 @@ from gpusharing.kube.client import PODS, ApiRequest
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.maintenance import medik8s_maintenance, nvidia_maintenance
 from gpusharing.kube.quantity import count
-from gpusharing.kube.sources import NO_MAPS, AdminMaps, ConfigMapView
+from gpusharing.kube.sources import NO_MAPS, ConfigMapView
 from gpusharing.kube.stackreader import OurConfigMaps, parse_written
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import WriteConfig
@@ -317,12 +317,12 @@ def test_what_somebody_configured_by_hand_is_read_whatever_the_files_hold(
     view = make_node(labels={key: value for key, value in labels.items() if value})
     gpus = [make_gpu(number, layout=(("3g.40gb", 2),) if divided else None) for number in (0, 1)]
     snapshot = make_snapshot([view], gpunodes=[make_gpunode(gpus=gpus)], stack=stack)
-    maps = AdminConfigMaps(AdminMaps("theirs", "theirs-too"), {"their-config": plugin}, mig)
+    entries = PluginEntries("theirs", "gpu-operator", {"their-config": plugin})
+    maps = AdminConfigMaps(entries, "theirs-too", mig)
     found = find_import(snapshot, maps, NO_MAPS, now)
     assert {name for one in found.proposed for name in one.nodes} | found.left_out.keys() == {"gpu-07"}
     observed = make_gpunode(gpus=gpus).observed
     assert observed is not None
-    entries = PluginEntries("theirs", "gpu-operator", maps.plugin_configs)
     one = find_handmade(view, observed, with_pointers(snapshot, maps).stack, entries)
     proposed, _ = propose([one] if isinstance(one, Handmade) else [], snapshot.nodes)
     text = as_yaml(replace(found, proposed=proposed), list(find_remarks(found)))

@@ -2,7 +2,8 @@
 be read becomes part of the answer."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -45,6 +46,7 @@ from gpusharing.planning.stack.installationviews import (
     PodState,
     RightState,
 )
+from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.stack.otherplugins import has_system_plugin
 from gpusharing.planning.stack.rights import Right
 
@@ -318,6 +320,17 @@ def _problems(raw: JSON) -> Iterator[str]:
     for condition in entries(raw, "status", "conditions"):
         if condition.get("status") == "False" and condition.get("message"):
             yield f"{text(condition, 'reason')}: {text(condition, 'message')[:160]}"
+
+
+async def read_entries(client: KubeClient, config_map: str, namespace: str) -> PluginEntries:
+    """Return the ConfigMap of this name with its entries or, if it does not exist, with the other namespaces that have
+    one of this name. An empty name stands for one that does not exist. Raises KubeErrors other than NotFound."""
+    data: Mapping[str, str] | None = None
+    with suppress(NotFound):
+        if config_map:
+            data = texts(section(await client.get(CONFIG_MAPS, config_map, namespace=namespace), "data"))
+    elsewhere = await find_namespaces(client, config_map) if data is None else ()
+    return PluginEntries(config_map, namespace, data, elsewhere)
 
 
 async def find_namespaces(client: KubeClient, config_map: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from gpusharing.cli.changing.steering import STEERING, Change, SteeringRequest, SteeringVerb, annotations_of
-from gpusharing.cli.live.installed import read_pause
+from gpusharing.cli.live.installed import read_deployment
 from gpusharing.cli.shell.documents import PatchData
 from gpusharing.cli.shell.drawing import Ink, Span, line, prose
 from gpusharing.cli.shell.session import Session, object_name
@@ -122,8 +122,9 @@ async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> s
     errors of the API server.
     """
     with explained(session.where):
-        paused = await read_pause(session.client)
-    if paused is not None:
+        operator = await read_deployment(session.client)
+    if not operator.missing:
+        paused = operator.settings.plan.paused
         waits = paused != "false" and typed.verb in ("approve", "resume", "retry")
         return f"Done, but no node starts while the chart's value paused is {paused}." if waits else ""
     why = f"no operator is installed in {session.where}"

@@ -51,15 +51,15 @@ class InstalledOperator:
     """Sentences about what could not be read, and why."""
     missing: bool = False
     """True if no namespace has a Deployment of the operator."""
+    deployment: JSON = field(default_factory=dict)
+    """The Deployment; empty if there is none or it may not be read."""
 
 
-async def read_installed(client: KubeClient) -> InstalledOperator:
-    """Find the operator's Deployment in any namespace (the first, if there are several). Return its settings, its
-    version, and the claims and failures on its Lease, with notes about what could not be read and about a version other
-    than this plugin's. The setting `pod_name` is the leader's pod, or else any pod of the operator. If there is no
-    Deployment, return the chart's defaults with the namespace of the GPU Operator, a note, and `missing` set. If
-    Deployments cannot be listed (Forbidden or NotFound), return the chart's defaults with a note. Raises any other
-    KubeError."""
+async def read_deployment(client: KubeClient) -> InstalledOperator:
+    """Find the operator's Deployment in any namespace (the first, if there are several). Return its settings and its
+    version, with notes about what could not be read and about a version other than this plugin's. If there is no
+    Deployment, return the chart's defaults with a note, and `missing` set. If Deployments cannot be listed (Forbidden
+    or NotFound), return the chart's defaults with a note. Raises any other KubeError."""
     try:
         deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound) as error:
@@ -67,18 +67,34 @@ async def read_installed(client: KubeClient) -> InstalledOperator:
         return InstalledOperator(notes=(f"the chart's default settings are assumed, because {why}",))
     if not deployments:
         note = "no operator is installed, so the chart's default settings are assumed"
+        return InstalledOperator(notes=(note,), missing=True)
+    settings, notes = _settings_of(deployments[0])
+    version = texts(section(deployments[0], "metadata", "labels")).get("app.kubernetes.io/version", "")
+    ours = own_version()
+    if version and ours and version != ours:
+        notes += (
+            f"the operator is version {version} and this plugin is version {ours}: their plans may differ",
+        )
+    return InstalledOperator(settings, version=version, notes=notes, deployment=deployments[0])
+
+
+async def read_installed(client: KubeClient) -> InstalledOperator:
+    """Return what `read_deployment` does, and the claims and failures on the operator's Lease, with a note if these
+    could not be read. The setting `pod_name` is the leader's pod, or else any pod of the operator. If there is no
+    Deployment, the settings have the namespace of the GPU Operator. Raises the KubeErrors that `read_deployment`
+    does."""
+    found = await read_deployment(client)
+    if found.missing:
         where = await find_gpu_operator(client, PlanSettings().gpu_operator_namespace)
-        settings = replace(DEFAULTS, plan=PlanSettings(gpu_operator_namespace=where))
-        return InstalledOperator(settings, notes=(note,), missing=True)
-    deployment = deployments[0]
-    namespace = text(deployment, "metadata", "namespace")
-    settings, notes = settings_of(deployment)
-    version = texts(section(deployment, "metadata", "labels")).get("app.kubernetes.io/version", "")
-    notes += find_difference(version)
+        return replace(found, settings=replace(DEFAULTS, plan=PlanSettings(gpu_operator_namespace=where)))
+    if not found.deployment:
+        return found
+    settings, notes = found.settings, found.notes
+    namespace = settings.plan.namespace
     claims, failed_nodes, holder, why = await _read_lease(client, namespace)
     # The operator's own pod, the leader's, is never evicted.
-    none: list[JSON] = []
-    own = await unless_hidden(list_of(client, PODS, namespace=namespace, label_selector=SELECTOR), none)
+    pods = list_of(client, PODS, namespace=namespace, label_selector=SELECTOR)
+    own = await unless_hidden(pods, list[JSON]())
     names = sorted(text(raw, "metadata", "name") for raw in own)
     name = host_of(holder) if host_of(holder) in names else next(iter(names), "")
     if why:
@@ -87,17 +103,7 @@ async def read_installed(client: KubeClient) -> InstalledOperator:
             f" failures on deleted nodes are unknown: {why}",
         )
     settings = replace(settings, plan=replace(settings.plan, pod_name=name))
-    return InstalledOperator(settings, claims, failed_nodes, version, notes)
-
-
-async def read_pause(client: KubeClient) -> str | None:
-    """Return the operator's setting PlanSettings.paused, a string, or None if no namespace has a Deployment of the
-    operator. If Deployments cannot be listed (Forbidden or NotFound), or the value cannot be used, return the default.
-    Raises any other KubeError."""
-    deployments = await unless_hidden(list_of(client, DEPLOYMENTS, label_selector=SELECTOR), None)
-    if deployments is None:
-        return DEFAULTS.plan.paused
-    return settings_of(deployments[0])[0].plan.paused if deployments else None
+    return replace(found, settings=settings, claims=claims, failed_nodes=failed_nodes, notes=notes)
 
 
 async def unless_hidden(read: Awaitable[Value], otherwise: Other) -> Value | Other:
@@ -109,7 +115,7 @@ async def unless_hidden(read: Awaitable[Value], otherwise: Other) -> Value | Oth
         return otherwise
 
 
-def settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
+def _settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
     """Return the operator's settings, read from those GPUSHARING_ variables of its containers that have literal values.
     Its namespace is the Deployment's. If some values cannot be used, their defaults are taken and the second result has
     one note, which names them; otherwise it is empty."""
@@ -141,15 +147,6 @@ def settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
         maintenance_keys=frozenset(filter(None, values.get("maintenance_keys", "").split(","))),
     )
     return settings, notes
-
-
-def find_difference(theirs: str) -> tuple[str, ...]:
-    """Return a note if the operator's version, `theirs`, differs from this plugin's; empty if they are equal or one is
-    unknown."""
-    ours = own_version()
-    if not theirs or not ours or theirs == ours:
-        return ()
-    return (f"the operator is version {theirs} and this plugin is version {ours}: their plans may differ",)
 
 
 async def _read_lease(

@@ -53,15 +53,12 @@ NOT_SHOWN = (
 class AdminConfigMaps:
     """The ConfigMaps that ClusterPolicy names instead of ours, and their contents."""
 
-    maps: AdminMaps = NO_MAPS
-    """The names of these ConfigMaps."""
-    plugin_configs: Mapping[str, str] | None = None
-    """The entries of the device plugin's ConfigMap, or None if ClusterPolicy names none or it does not exist."""
+    plugin: PluginEntries
+    """The device plugin's ConfigMap. Its name is empty if ClusterPolicy names none."""
+    mig: str = ""
+    """The name of mig-manager's ConfigMap; empty if ClusterPolicy names none."""
     mig_file: str | None = None
     """The content of mig-manager's ConfigMap, or None if ClusterPolicy names none or it does not exist."""
-    elsewhere: Sequence[str] = ()
-    """Other namespaces that have a ConfigMap with the name of the device plugin's, if it does not exist where it must
-    be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,15 +150,13 @@ def _read(
         return "the operator is changing it"
     if why := _rejection(node, snapshot):
         return why
-    namespace = snapshot.settings.gpu_operator_namespace
-    plugin = PluginEntries(admin.maps.plugin, namespace, admin.plugin_configs, admin.elsewhere)
     if observed is None and missing:
-        return find_unsettled(node) or find_unserved(node, snapshot.stack, plugin) or NOT_SHOWN
+        return find_unsettled(node) or find_unserved(node, snapshot.stack, admin.plugin) or NOT_SHOWN
     if observed is None:
         return "no agent has reported its GPUs: check the gpusharing-agent DaemonSet"
     if not observed.gpus:
         return f"the agent sees no GPU: {observed.error or 'check the driver on the node'}"
-    return find_handmade(node, observed, snapshot.stack, plugin)
+    return find_handmade(node, observed, snapshot.stack, admin.plugin)
 
 
 @cache
@@ -197,7 +192,7 @@ def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterS
         return snapshot
     mig_map = policy.mig_config_name if policy.plain is not None else settings.mig_config_map
     policy = replace(policy, plugin_config_name=settings.plugin_config_map, mig_config_name=mig_map)
-    theirs = stack.admin_plugin_configs if admin.plugin_configs is None else admin.plugin_configs
+    theirs = stack.admin_plugin_configs if admin.plugin.texts is None else admin.plugin.texts
     stack = replace(
         stack,
         cluster_policy=policy,
@@ -308,8 +303,8 @@ def _values(admin: AdminConfigMaps, merged: AdminMaps) -> list[str]:
     """Return the chart values that name the admin's ConfigMaps, such as `gpuOperator.adminMigConfigMap=NAME`.
     ConfigMaps that do not exist, and those that the operator merges already, are left out."""
     values = {
-        "adminPluginConfigMap": (admin.maps.plugin, merged.plugin, admin.plugin_configs),
-        "adminMigConfigMap": (admin.maps.mig, merged.mig, admin.mig_file),
+        "adminPluginConfigMap": (admin.plugin.config_map, merged.plugin, admin.plugin.texts),
+        "adminMigConfigMap": (admin.mig, merged.mig, admin.mig_file),
     }
     return [
         f"gpuOperator.{name}={wanted}"
@@ -322,7 +317,7 @@ def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> str:
     """Return a shell loop that ends when the operator has written its ConfigMaps: each must have one entry that it
     lacks now. Empty if none lacks an entry. One entry each is enough, because all are written at once."""
     stack, settings = snapshot.stack, snapshot.settings
-    plugin = sorted({NEUTRAL_KEY, *(admin.plugin_configs or {})} - stack.plugin_configs.keys())
+    plugin = sorted({NEUTRAL_KEY, *(admin.plugin.texts or {})} - stack.plugin_configs.keys())
     theirs = parse_admin(admin.mig_file or "").entries
     mig = sorted({ALL_DISABLED, *theirs} - parse(stack.mig_file).keys())
     awaited = []
@@ -346,7 +341,7 @@ def _point(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> str:
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     if policy is None or find_other_namespace(policy, settings.gpu_operator_namespace):
         return ""
-    entries = {*snapshot.stack.plugin_configs, *(admin.plugin_configs or {})}
+    entries = {*snapshot.stack.plugin_configs, *(admin.plugin.texts or {})}
     plugin = plugin_pointer(policy, settings.plugin_config_map, entries)
     if policy.plain is None:
         pointers = (plugin, mig_pointer(policy, settings.mig_config_map))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
-from gpusharing.cli.live.installed import SELECTOR, find_difference, settings_of, unless_hidden
+from gpusharing.cli.live.installed import read_deployment, unless_hidden
 from gpusharing.cli.shell.clusters import Answer, FleetVerb
 from gpusharing.cli.shell.documents import DoctorReportData
 from gpusharing.cli.shell.drawing import (
@@ -29,12 +29,11 @@ from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, explained
 from gpusharing.kube.answers import HINT
-from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, DEPLOYMENTS, GPUNODES, KubeClient
-from gpusharing.kube.errors import Forbidden, NotFound
-from gpusharing.kube.installation import find_namespaces, gather_installation
-from gpusharing.kube.paging import list_of, pages_of
+from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, KubeClient
+from gpusharing.kube.installation import gather_installation, read_entries
+from gpusharing.kube.paging import list_of
 from gpusharing.kube.plainstack import find_gpu_operator, gpu_server
-from gpusharing.kube.raw import section, text, texts
+from gpusharing.kube.raw import text
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
 from gpusharing.planning.snapshot.views import PlanSettings
@@ -167,9 +166,7 @@ async def _as_installed(client: KubeClient, view: InstallationView) -> Installat
 
 async def _servers(client: KubeClient) -> list[Server]:
     """Return the DaemonSets of all namespaces that serve GPUs. Raises KubeError."""
-    pages = pages_of(client, DAEMON_SETS)
-    servers = [gpu_server(raw) async for page in pages for raw in page.items]
-    return [server for server in servers if server is not None]
+    return [*filter(None, map(gpu_server, await list_of(client, DAEMON_SETS)))]
 
 
 async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
@@ -177,23 +174,21 @@ async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
     cannot be read and about a version other than this plugin's. If there is no Deployment, or Deployments cannot be
     listed (Forbidden or NotFound), return the chart's defaults with the namespace in which the GPU Operator was
     found, and no notes. Raises any other KubeError."""
-    place = Place()
-    deployments = await unless_hidden(list_of(client, DEPLOYMENTS, label_selector=SELECTOR), None)
-    if not deployments:
+    place, operator = Place(), await read_deployment(client)
+    if not operator.deployment:
         namespace = await find_gpu_operator(client, place.gpu_operator_namespace)
         return replace(place, gpu_operator_namespace=namespace), ()
-    settings, notes = settings_of(deployments[0])
-    labels = texts(section(deployments[0], "metadata", "labels"))
-    notes += find_difference(labels.get("app.kubernetes.io/version", ""))
-    account = text(deployments[0], "spec", "template", "spec", "serviceAccountName")
+    settings = operator.settings
+    account = text(operator.deployment, "spec", "template", "spec", "serviceAccountName")
     place = Place(
         **{one.name: getattr(settings.plan, one.name) for one in fields(PlanSettings)},
-        release=labels.get("app.kubernetes.io/instance", place.release),
+        release=text(operator.deployment, "metadata", "labels", "app.kubernetes.io/instance")
+        or place.release,
         agent_namespace=settings.agent_namespace,
         admin_mig_config_map=settings.admin_maps.mig,
         operator_account=account or place.operator_account,
     )
-    return place, notes
+    return place, operator.notes
 
 
 async def _with_pointed(
@@ -210,19 +205,11 @@ async def _with_pointed(
     plugin = stack.plugin_config_name if stack is not None else ""
     pointed = {plugin, stack.mig_config_name if stack is not None else ""}
     for name in sorted(pointed - {"", UPSTREAM_MIG_CONFIG, place.mig_config_map}):
-        data: dict[str, str] | None = None
-        try:
-            raw = await client.get(CONFIG_MAPS, name, namespace=place.gpu_operator_namespace)
-            data = dict(texts(section(raw, "data")))
-        except Forbidden:
-            continue
-        except NotFound:
-            pass
-        if name != place.plugin_config_map:
-            maps[name] = ConfigMapState(frozenset(data or ()), ours=False)
+        read = await unless_hidden(read_entries(client, name, place.gpu_operator_namespace), None)
+        if read is not None and name != place.plugin_config_map:
+            maps[name] = ConfigMapState(frozenset(read.texts or ()), ours=False)
         if name == plugin:
-            others = await find_namespaces(client, name) if data is None else ()
-            entries = PluginEntries(name, place.gpu_operator_namespace, data, others)
+            entries = read
     return replace(view, config_maps=maps), entries
 
 
@@ -251,8 +238,7 @@ async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, 
     if name:
         maps = [await client.get(CONFIG_MAPS, name, namespace=namespace)]
     else:
-        pages = pages_of(client, CONFIG_MAPS, namespace=namespace)
-        objects = [raw async for page in pages for raw in page.items]
+        objects = await list_of(client, CONFIG_MAPS, namespace=namespace)
         maps = [raw for raw in objects if text(raw, "metadata", "name").endswith(NODE_CONFIG_SUFFIX)]
     return {text(raw, "metadata", "name"): frozenset(parse(text(raw, "data", MIG_KEY))) for raw in maps}
 

@@ -10,8 +10,7 @@ import json
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 
 from gpusharing.cli.live.cluster import gathered
 from gpusharing.cli.setup.adoption import AdminConfigMaps, Import, find_import, named_maps
@@ -20,10 +19,9 @@ from gpusharing.cli.shell.manifests import comment
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Denied, explained
-from gpusharing.kube.client import CONFIG_MAPS, NODES, PODS
-from gpusharing.kube.errors import NotFound
-from gpusharing.kube.installation import find_namespaces
-from gpusharing.kube.raw import section, text, texts
+from gpusharing.kube.client import NODES, PODS
+from gpusharing.kube.installation import read_entries
+from gpusharing.kube.raw import text
 from gpusharing.kube.sources import MIG_KEY
 from gpusharing.planning.drain.holders import LABELS
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -109,25 +107,11 @@ async def read_admin_maps(session: Session, snapshot: ClusterSnapshot) -> AdminC
     """Read the ConfigMaps of the admin that ClusterPolicy names. If the device plugin's ConfigMap does not exist in
     the namespace of NVIDIA's pods, also find the namespaces that have one with this name, as far as the user may
     list ConfigMaps. Raises Trouble if a ConfigMap cannot be read."""
-    maps = named_maps(snapshot)
-    plugin = await _data(session, snapshot, maps.plugin)
-    mig = await _data(session, snapshot, maps.mig)
-    file = mig.get(MIG_KEY, "") if mig is not None else None
-    absent = maps.plugin if plugin is None else ""
+    names, namespace = named_maps(snapshot), snapshot.settings.gpu_operator_namespace
     with explained(session.where):
-        namespaces = await find_namespaces(session.client, absent)
-    return AdminConfigMaps(maps, plugin, file, namespaces)
-
-
-async def _data(session: Session, snapshot: ClusterSnapshot, name: str) -> Mapping[str, str] | None:
-    """Return the data of the ConfigMap `name` in the namespace of NVIDIA's pods, or None if the name is empty or the
-    ConfigMap does not exist. Raises Trouble for any other error."""
-    if not name:
-        return None
-    namespace = snapshot.settings.gpu_operator_namespace
-    with explained(session.where), suppress(NotFound):
-        return texts(section(await session.client.get(CONFIG_MAPS, name, namespace=namespace), "data"))
-    return None
+        plugin = await read_entries(session.client, names.plugin, namespace)
+        mig = (await read_entries(session.client, names.mig, namespace)).texts
+    return AdminConfigMaps(plugin, names.mig, None if mig is None else mig.get(MIG_KEY, ""))
 
 
 # --- in words ------------------------------------------------------------------------------------------------------
