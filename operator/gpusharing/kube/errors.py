@@ -5,6 +5,8 @@ The class of an error says how far it reaches. Nearly all concern one call: this
 (docs/design/glossary.md#pass).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -113,6 +115,15 @@ class ServerAway(KubeError):
 class EvictionFailed(_Worded):
     """500 on an eviction, for example two PodDisruptionBudgets on one pod (docs/design/drain.md#e8), or 429 with a
     Status that names no time to wait (E11); its message is shown verbatim."""
+
+
+@contextmanager
+def one_error() -> Iterator[None]:
+    """Raise the error that `first_of` chooses in place of a group of errors that is raised in this context."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        raise first_of(group) from None
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -92,7 +92,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """
     if _is_measured(typed, terminal):
         return await recommend.run(session, typed, terminal)
-    demand = read_demand(typed.namespace, await session.all(PODS, typed.namespace))
+    demand = read_demand(typed.namespace, await session.all(PODS, namespace=typed.namespace))
     if not demand.pods:
         raise Trouble(
             f"no pod in namespace {typed.namespace} of {session.where} requests a GPU, or all that do have finished"

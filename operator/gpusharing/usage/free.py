@@ -97,7 +97,7 @@ async def _read_nodes(session: Session, inventory: Inventory, labels: str) -> No
     """Add the nodes with these labels to the inventory. If the user may not read nodes, set `no_nodes` to the reason.
     Raises Trouble for every other error."""
     try:
-        async for page in session.each_page(NODES, labels=labels):
+        async for page in session.each_page(NODES, label_selector=labels):
             inventory.stocks |= {stock.name: stock for stock in map(read_stock, page)}
     except Denied as error:
         inventory.stocks, inventory.no_nodes = {}, str(error)
@@ -111,7 +111,7 @@ async def _read_pods(session: Session, inventory: Inventory) -> None:
     own = inventory.namespace or session.namespace
     for namespace in (None, own):
         try:
-            async for page in session.each_page(PODS, namespace, NOT_ENDED):
+            async for page in session.each_page(PODS, namespace=namespace, field_selector=NOT_ENDED):
                 for raw in page:
                     if (pod := read_pod(raw)) is not None:
                         inventory.pods.append(pod)

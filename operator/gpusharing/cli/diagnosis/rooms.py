@@ -99,22 +99,12 @@ def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
 def _tolerates(toleration: JSON, taint: JSON) -> bool:
     """Whether a toleration matches a taint, as Kubernetes compares them. A toleration with an unknown operator matches
     no taint."""
-    if text(toleration, "effect") not in ("", text(taint, "effect")):
+    if any(text(toleration, key) not in ("", text(taint, key)) for key in ("effect", "key")):
         return False
-    if text(toleration, "key") not in ("", text(taint, "key")):
-        return False
-    match text(toleration, "operator"):
-        case "" | "Equal":
-            return text(toleration, "value") == text(taint, "value")
-        case "Exists":
-            return True
-        case "Gt" | "Lt" as operator:
-            here, there = parse_int(text(taint, "value")), parse_int(text(toleration, "value"))
-            if here is None or there is None:
-                return False
-            return here > there if operator == "Gt" else here < there
-        case _:
-            return False
+    operator, value = text(toleration, "operator") or "Equal", text(toleration, "value")
+    if operator in ("Gt", "Lt"):
+        return holds({"taint": text(taint, "value")}, ("taint", operator, (value,)))
+    return operator == "Exists" or (operator == "Equal" and value == text(taint, "value"))
 
 
 NOTE = (

@@ -73,7 +73,7 @@ async def _pod_of(session: Session, kind: Resource, workload: JSON) -> tuple[JSO
     named = f"{kind.plural}/{text(workload, 'metadata', 'name')}"
     selector = section(workload, "spec", "selector")
     labels, rows = texts(selector.get("matchLabels")), rows_of(entries(selector, "matchExpressions"))
-    pods = await session.all(PODS, text(workload, "metadata", "namespace"))
+    pods = await session.all(PODS, namespace=text(workload, "metadata", "namespace"))
     pods = [pod for pod in pods if matches(texts(part(pod, "metadata", "labels")), labels, rows)]
     if not pods:
         why = [text(row, "message").rstrip(".") for row in entries(workload, "status", "conditions")]

@@ -19,7 +19,7 @@ from gpusharing.cli.shell.troubles import INSTALL, Denied, Trouble, error_text, 
 from gpusharing.kube.client import GPUNODES, JSON
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.crew import Crew
-from gpusharing.kube.errors import Forbidden, NotFound, first_of
+from gpusharing.kube.errors import Forbidden, NotFound, one_error
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.reflector import Reflector
 from gpusharing.kube.sources import Sources
@@ -118,10 +118,8 @@ class Cluster:
     async def _snapshot(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
         """Return a snapshot that includes the pods of the nodes in `wanted`, changed by `foresee`. If `claims` is
         empty, the claims are derived from the fences of the Nodes. If calls fail, the first error is raised."""
-        try:
+        with one_error():
             snapshot = await self.gatherer.snapshot(wanted, self.memory, self.claims, self.failed_nodes, now)
-        except BaseExceptionGroup as group:
-            raise first_of(group) from None
         if not self.claims:
             claims = {
                 name: Claim.of(node.uid, node.fence)
@@ -140,33 +138,28 @@ async def gathered(
     open. If something inessential may not be read, a note says so. Raises Trouble if the cluster cannot be read, or
     if the operator is not installed and `beforehand` is false. A KubeError that is raised in the context becomes a
     Trouble too. The Trouble is a Denied if the user lacks a permission."""
-    with explained(session.where):
-        try:
-            installed = await read_installed(session.client)
-            missing = beforehand and installed.missing
-            # A user without a right to a kind gets Forbidden even if it is not served; discovery tells whether it is.
-            bare = missing and not await session.client.served(GPUNODES)
-            client = Onlooker(session.client, proposed, beforehand=bare)
-            sources = Sources(client, installed.settings, lambda: None)
-            gatherer = Gatherer(client, sources, crew=Crew(8), silent=True)
-            async with asyncio.TaskGroup() as group:
-                following = group.create_task(sources.run())
+    with explained(session.where), one_error():
+        installed = await read_installed(session.client)
+        missing = beforehand and installed.missing
+        # A user without a right to a kind gets Forbidden even if it is not served; discovery tells whether it is.
+        bare = missing and not await session.client.served(GPUNODES)
+        client = Onlooker(session.client, proposed, beforehand=bare)
+        sources = Sources(client, installed.settings, lambda: None)
+        gatherer = Gatherer(client, sources, crew=Crew(8), silent=True)
+        async with asyncio.TaskGroup() as group:
+            following = group.create_task(sources.run())
+            try:
+                unread = await _listed(sources, session.where, missing=missing, bare=bare)
+                notes = [*installed.notes, *unread]
                 try:
-                    notes = [
-                        *installed.notes,
-                        *await _listed(sources, session.where, missing=missing, bare=bare),
-                    ]
-                    try:
-                        await gatherer.pending.count()
-                    except Forbidden as error:
-                        notes.append(f"pods that are waiting for a GPU were not counted: {error_text(error)}")
-                    claims, failed = dict(installed.claims), installed.failed_nodes
-                    yield Cluster(gatherer, claims, notes, missing, session.now, failed)
-                finally:
-                    following.cancel()
-                    await gatherer.close()
-        except BaseExceptionGroup as errors:
-            raise first_of(errors) from None
+                    await gatherer.pending.count()
+                except Forbidden as error:
+                    notes.append(f"pods that are waiting for a GPU were not counted: {error_text(error)}")
+                claims, failed = dict(installed.claims), installed.failed_nodes
+                yield Cluster(gatherer, claims, notes, missing, session.now, failed)
+            finally:
+                following.cancel()
+                await gatherer.close()
 
 
 async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) -> list[str]:

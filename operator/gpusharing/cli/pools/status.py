@@ -53,7 +53,7 @@ from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, Trouble, error_text, sentence
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, Filters, Resource
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.errors import KubeError, first_of
+from gpusharing.kube.errors import KubeError, one_error
 from gpusharing.kube.paging import PAGE
 from gpusharing.kube.raw import text
 from gpusharing.kube.reflector import CacheSettings, Reflector
@@ -293,7 +293,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     beginning, if a named policy does not exist or is deleted, or if both names and a selector are passed."""
     known = await session.lists(POLICIES, GPUNODES, policies=typed.selector)
     if typed.events:
-        known.append(await session.all(EVENTS, "default", ABOUT_POLICIES["field_selector"]))
+        known.append(await session.all(EVENTS, **ABOUT_POLICIES))
     picture = Picture(session, typed, terminal)
     if typed.watch:
         await _watch(session, picture, known)
@@ -310,7 +310,7 @@ async def ask(session: Session, typed: Namespace) -> Answer:
     a policy, unless policies were chosen by name or labels. GPUNodes are reduced page by page, so that many clusters do
     not fill the memory. Raises Trouble if the cluster cannot be read, if a named policy does not exist, or if both
     names and a selector are passed."""
-    policies = await session.all(POLICIES, labels=typed.selector)
+    policies = await session.all(POLICIES, label_selector=typed.selector)
     nodes = [read_node(raw) async for page in session.each_page(GPUNODES) for raw in page]
     pools, unowned = choose(*read_pools(policies, nodes), typed, session.where)
     data, simulated = as_data(pools, unowned, session.name, session.now()), simulated_nodes(pools, unowned)
@@ -451,7 +451,7 @@ async def followed(session: Session, first: Known, selector: str = "") -> AsyncI
         Reflector(session.client, kind, lambda raw: raw, settings=settings, **where)
         for (kind, where), _ in zip(kinds, first, strict=False)
     ]
-    try:
+    with one_error():
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one.run()) for one in reflectors]
             try:
@@ -459,8 +459,6 @@ async def followed(session: Session, first: Known, selector: str = "") -> AsyncI
             finally:
                 for task in tasks:
                     task.cancel()
-    except BaseExceptionGroup as errors:
-        raise first_of(errors) from None
 
 
 async def _watch(session: Session, picture: Picture, first: Known) -> None:

@@ -77,7 +77,7 @@ async def find_others(session: Session) -> list[str]:
     remarks: list[str] = []
     try:
         for label in sorted(LABELS):
-            async for page in session.each_page(PODS, labels=label):
+            async for page in session.each_page(PODS, label_selector=label):
                 kai |= {text(raw, "spec", "nodeName") for raw in page} - {""}
     except Denied:
         remarks.append("You may not list pods, so it is unknown whether KAI-Scheduler divides GPUs here.")

@@ -7,7 +7,6 @@ suggested.
 
 import argparse
 import asyncio
-import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import pairwise
@@ -117,7 +116,7 @@ def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
         """List the objects and return their names or, for HASHES, the hashes of the plans of those policies that are
         named in `words`. Raises Trouble or TimeoutError."""
         async with asyncio.timeout(SECONDS), connected(kubeconfig, _value(words, "--context")) as session:
-            objects = await session.all(resource, namespace or session.namespace)
+            objects = await session.all(resource, namespace=namespace or session.namespace)
         if kind == HASHES:
             objects = [raw for raw in objects if text(raw, "metadata", "name") in words]
             return [*filter(None, (text(raw, "status", "plan", "hash") for raw in objects))]
@@ -125,7 +124,7 @@ def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
 
     try:
         if kind == CONTEXTS:
-            return [*read_contexts(find_kubeconfigs(kubeconfig, os.environ))[1]]
+            return [*read_contexts(find_kubeconfigs(kubeconfig))[1]]
         return asyncio.run(ask())
     except (Trouble, TimeoutError):
         return []

@@ -29,7 +29,7 @@ def carry_out(verb: Any, typed: Namespace) -> int:
     With --contexts or --all-contexts, verbs that can do so ask all clusters side by side; otherwise the verb runs in
     each context in turn. Raises Trouble if flags contradict each other or a named context does not exist, and at the
     end if it failed in some contexts."""
-    flags, row = vars(typed), typed.row
+    flags, row, kubeconfig = vars(typed), typed.row, getattr(typed, "kubeconfig", "")
     named = tuple(name.strip() for name in flags.get("contexts", "").split(",") if name.strip())
     beside = row.beside > 0 and ("contexts" in flags or "all_contexts" in flags)
     if why := _find_contradiction(typed, named, several=len(named) > 1 or beside):
@@ -42,12 +42,10 @@ def carry_out(verb: Any, typed: Namespace) -> int:
     if beside:
         from gpusharing.cli.shell.clusters import carry_out_everywhere  # a single cluster does without
 
-        return carry_out_everywhere(
-            verb.BESIDE, typed, find_contexts(flags.get("kubeconfig", ""), named), terminal
-        )
+        return carry_out_everywhere(verb.BESIDE, typed, find_contexts(kubeconfig, named), terminal)
     contexts = named or (flags.get("context", ""),)
     if len(contexts) > 1:
-        contexts = find_contexts(flags.get("kubeconfig", ""), contexts)
+        contexts = find_contexts(kubeconfig, contexts)
     return asyncio.run(_everywhere(verb, typed, contexts, terminal))
 
 

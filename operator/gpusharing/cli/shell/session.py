@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Unpack
 
 import yaml
 
@@ -27,7 +28,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.clock import wall_time
-from gpusharing.kube.errors import KubeError, NotFound, first_of
+from gpusharing.kube.errors import KubeError, NotFound, one_error
 from gpusharing.kube.http import HttpClient, Limits
 from gpusharing.kube.login import Login, OfficialLogin, ServiceAccountLogin
 from gpusharing.kube.paging import pages_of
@@ -74,13 +75,11 @@ def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
     return wanted, known[wanted] or "default"
 
 
-def find_contexts(
-    kubeconfig: str, named: Sequence[str], environment: Mapping[str, str] = os.environ
-) -> tuple[str, ...]:
+def find_contexts(kubeconfig: str, named: Sequence[str]) -> tuple[str, ...]:
     """Return the contexts in `named`, each once and in that order, or all contexts of the kubeconfig, sorted by name,
     if `named` is empty. Contacts no cluster. Raises Trouble if there is no kubeconfig, if it cannot be read, if it
     lacks one of the contexts in `named`, or if it has no contexts at all."""
-    files = find_kubeconfigs(kubeconfig, environment)
+    files = find_kubeconfigs(kubeconfig)
     for name in named:
         find_context(files, name)
     contexts = named or sorted(read_contexts(files)[1])
@@ -114,13 +113,9 @@ class Session:
         """The name of the context in JSON and YAML, or `this pod's cluster` if a service account is used."""
         return self.where.removeprefix("context ")
 
-    async def each_page(
-        self, resource: Resource, namespace: str | None = None, fields: str = "", labels: str = ""
-    ) -> AsyncIterator[Sequence[JSON]]:
-        """Yield the objects of a kind, page by page. `namespace` is None for all namespaces; `fields` and `labels` are
-        selectors. Raises Trouble for every error of the server, including when the kind is not installed, and its
-        subclass Denied if the user lacks permission."""
-        where: Filters = {"namespace": namespace, "field_selector": fields, "label_selector": labels}
+    async def each_page(self, resource: Resource, **where: Unpack[Filters]) -> AsyncIterator[Sequence[JSON]]:
+        """Yield the objects of a kind, page by page. Raises Trouble for every error of the server, including when the
+        kind is not installed, and its subclass Denied if the user lacks permission."""
         with explained(self.where):
             try:
                 async for page in pages_of(self.client, resource, **where):
@@ -131,28 +126,21 @@ class Session:
                     f" installed there, or this plugin does not know its version. To install: {INSTALL}"
                 ) from error
 
-    async def all(
-        self, resource: Resource, namespace: str | None = None, fields: str = "", labels: str = ""
-    ) -> list[JSON]:
-        """Return every object of a kind, sorted by namespace and name. `namespace` is None for all namespaces; `fields`
-        and `labels` are selectors. Raises Trouble for every error of the server, and Denied if the user lacks the
-        permission."""
-        objects = [raw async for page in self.each_page(resource, namespace, fields, labels) for raw in page]
-        return sorted(
-            objects, key=lambda raw: (text(raw, "metadata", "namespace"), text(raw, "metadata", "name"))
-        )
+    async def all(self, resource: Resource, **where: Unpack[Filters]) -> list[JSON]:
+        """Return every object of a kind, sorted by namespace and name. Raises Trouble for every error of the server,
+        and Denied if the user lacks the permission."""
+        objects = [raw async for page in self.each_page(resource, **where) for raw in page]
+        return sorted(objects, key=lambda raw: [text(raw, "metadata", key) for key in ("namespace", "name")])
 
     async def lists(self, *resources: Resource, policies: str = "") -> list[list[JSON]]:
         """Return a list of all objects for each of these kinds, in this order, read concurrently. `policies` is a label
         selector for the policies among them. If reading fails, the first error is raised: a Trouble, or a Denied if the
         user lacks a permission."""
-        try:
+        labels = {POLICIES: policies}
+        reads = [self.all(resource, label_selector=labels.get(resource, "")) for resource in resources]
+        with one_error():
             async with asyncio.TaskGroup() as group:
-                chosen = {POLICIES: policies}
-                reads = [self.all(resource, labels=chosen.get(resource, "")) for resource in resources]
                 tasks = [group.create_task(read) for read in reads]
-        except BaseExceptionGroup as trouble:
-            raise first_of(trouble) from None
         return [task.result() for task in tasks]
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
@@ -162,7 +150,7 @@ class Session:
         with explained(self.where), suppress(NotFound):
             return await self.client.get(resource, name, namespace=namespace)
         try:
-            names = [raw["metadata"]["name"] for raw in await self.all(resource, namespace)]
+            names = [raw["metadata"]["name"] for raw in await self.all(resource, namespace=namespace)]
         except Denied as error:
             none = f"there is no {resource.plural}/{name} in {self.where}"
             raise Trouble(f"{none}; you are not allowed to list the existing ones") from error
@@ -222,14 +210,12 @@ def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
 
 
 @asynccontextmanager
-async def connected(
-    kubeconfig: str, context: str, environment: Mapping[str, str] = os.environ
-) -> AsyncIterator[Session]:
+async def connected(kubeconfig: str, context: str) -> AsyncIterator[Session]:
     """Log in to one context, yield a Session for it, and close the connection afterwards. An empty `kubeconfig` means
     the default files, and an empty `context` the current one, as in kubectl; in a pod without a kubeconfig its service
     account is used. Raises Trouble if there is no such context, if the kubeconfig cannot be read, or if the login
     fails."""
-    login, where, namespace = find_login(kubeconfig, context, environment)
+    login, where, namespace = find_login(kubeconfig, context)
     client = HttpClient(login, name=NAME, limits=LIMITS)
     try:
         await login.access()
@@ -239,28 +225,28 @@ async def connected(
         yield Session(client, where, namespace, login=login)
 
 
-def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) -> tuple[Login, str, str]:
+def find_login(kubeconfig: str, context: str) -> tuple[Login, str, str]:
     """Return how to log in, the name of the cluster in messages, and the namespace that the context sets (`default` if
     none), without contacting the cluster. If neither the flag nor KUBECONFIG names a kubeconfig and the default file
     does not exist, a pod uses its service account and ignores `context`. Raises Trouble if that is impossible too, if
     the kubeconfig cannot be read, or if it lacks the context."""
     try:
-        files = find_kubeconfigs(kubeconfig, environment)
+        files = find_kubeconfigs(kubeconfig)
     except Trouble:
-        named = kubeconfig or environment.get("KUBECONFIG")
-        if named or not environment.get("KUBERNETES_SERVICE_HOST"):
+        named = kubeconfig or os.environ.get("KUBECONFIG")
+        if named or not os.environ.get("KUBERNETES_SERVICE_HOST"):
             raise
-        return ServiceAccountLogin(environment), "this pod's cluster", "default"
+        return ServiceAccountLogin(os.environ), "this pod's cluster", "default"
     name, namespace = find_context(files, context)
-    login = OfficialLogin(Path(os.pathsep.join(map(str, files))), name, environment)
+    login = OfficialLogin(Path(os.pathsep.join(map(str, files))), name, os.environ)
     return login, f"context {name}", namespace
 
 
-def find_kubeconfigs(kubeconfig: str, environment: Mapping[str, str]) -> list[Path]:
+def find_kubeconfigs(kubeconfig: str) -> list[Path]:
     """Return the kubeconfig files that exist: among those named by --kubeconfig or, without that flag, by KUBECONFIG
     (separated as in PATH), else ~/.kube/config. Raises Trouble if none exists."""
-    home = Path(environment.get("HOME") or Path.home()) / ".kube" / "config"
-    named = kubeconfig or environment.get("KUBECONFIG", "")
+    home = Path(os.environ.get("HOME") or Path.home()) / ".kube" / "config"
+    named = kubeconfig or os.environ.get("KUBECONFIG", "")
     files = [Path(part) for part in named.split(os.pathsep) if part] if named else [home]
     if present := [file for file in files if file.is_file()]:
         return present

@@ -72,9 +72,7 @@ class Terminal:
     """How many JSON or YAML documents have been written."""
 
     @classmethod
-    def of(
-        cls, typed: str, *, color: bool, headers: bool = True, environment: Mapping[str, str] = os.environ
-    ) -> "Terminal":
+    def of(cls, typed: str, *, color: bool, headers: bool = True) -> "Terminal":
         """Return a Terminal for standard output. `typed` is the value of -o. Colors are off if `color` is false or
         standard output is not a terminal, and for NO_COLOR (https://no-color.org) and TERM=dumb. Raises Trouble if the
         template of -o jsonpath has a mistake."""
@@ -82,7 +80,7 @@ class Terminal:
         here = cls(stream, output, headers=headers)
         here.template = parse_template(template) if equals else []
         if stream.isatty():
-            here.color = color and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+            here.color = color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
             here.measure = shutil.get_terminal_size
             here.width = here.measure().columns
         return here
