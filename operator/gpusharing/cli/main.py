@@ -7,7 +7,6 @@ Only the module of the verb that was typed is imported, so that `--help` loads n
 import gc
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -28,7 +27,10 @@ def run(arguments: Sequence[str]) -> int:
     to be gone only when a Trouble is about to be printed, BrokenPipeError is raised. The SystemExit of --help and
     of invalid flags passes through."""
     try:
-        typed = _parsed(arguments)
+        try:
+            typed = parse(arguments)
+        finally:
+            sys.stdout.flush()  # if the reader of --help is gone, raise BrokenPipeError here and not on exit
         # A command ends before garbage matters, and collecting it takes as long as reading a thousand nodes.
         gc.disable()
         from gpusharing.cli.shell.running import carry_out
@@ -46,13 +48,3 @@ def run(arguments: Sequence[str]) -> int:
         # Otherwise Python would report on exit that it cannot flush standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-
-
-def _parsed(arguments: Sequence[str]) -> Namespace:
-    """Return the parsed arguments. If argparse raises SystemExit, standard output is flushed before it
-    passes through."""
-    try:
-        return parse(arguments)
-    except SystemExit:
-        sys.stdout.flush()  # if the reader of --help is gone, raise BrokenPipeError here and not on exit
-        raise

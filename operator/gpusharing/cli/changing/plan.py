@@ -15,15 +15,7 @@ from heapq import nlargest
 from math import floor
 
 from gpusharing.api.names import Phase
-from gpusharing.cli.changing.conclusion import (
-    FAIL_ON,
-    INKS,
-    Conclusion,
-    Outcome,
-    conclude,
-    judge,
-    tell_span,
-)
+from gpusharing.cli.changing.conclusion import FAIL_ON, INKS, Conclusion, Outcome, conclude, judge, tell_span
 from gpusharing.cli.changing.dependents import find_vanishing, read_dependents, read_tenants
 from gpusharing.cli.live.cluster import MAX_LISTED, LivePlan, gathered
 from gpusharing.cli.live.files import read_policies

@@ -43,18 +43,13 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     the patch has an effect is patched, even if another one cannot be; what failed is then raised in one Trouble at the
     end.
     """
-    verb, flags = STEERING[typed.verb], vars(typed)
-    if (every := flags.get("all", False)) == bool(typed.name):
+    verb, every = STEERING[typed.verb], getattr(typed, "all", False)
+    if every == bool(typed.name):
         raise Trouble(f"give one name or --all, for example: kubectl gpusharing {typed.verb} --all")
     objects = await session.all(POLICIES) if every else [await session.get(verb.resource, typed.name)]
     absent = await _find_absence(session, typed, lasts=verb.lasts or every)
-    request = SteeringRequest(
-        session.now(),
-        hash=flags.get("hash", ""),
-        when_paused=flags.get("when_paused", ""),
-        undo=flags.get("undo", False),
-        gpunodes=() if every or verb.read is None else await verb.read(session, typed.name),
-    )
+    gpunodes = () if every or verb.read is None else await verb.read(session, typed.name)
+    request = SteeringRequest(session.now(), typed, gpunodes)
     changes = _changes(verb, objects, request, every=every)
     _show(verb.resource, changes, terminal)
     moves = any(change.moves for _, change in changes)

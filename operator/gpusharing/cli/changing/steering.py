@@ -5,9 +5,10 @@ The operator reads the patches on its next pass; `api/names.py` says what they m
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
 """
 
+from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from gpusharing.api import names
@@ -40,13 +41,10 @@ class SteeringRequest:
 
     now: datetime
     """When the user typed the command."""
-    hash: str = ""
-    """For approve: the hash of the plan that the user has read; empty to approve the current plan."""
-    when_paused: str = ""
-    """For pause: the new value of `whenPaused`, which says what happens to nodes in flight; empty to keep the present
-    value."""
-    undo: bool = False
-    """For skip: whether to remove the label instead."""
+    typed: Namespace = field(default_factory=Namespace)
+    """The flags of the verb. For approve, `hash` is that of the plan that the user has read; empty to approve the
+    current plan. For pause, `when_paused` is the new value of `whenPaused`, which says what happens to nodes in flight;
+    empty to keep the present value. For skip, `undo` says whether to remove the label instead."""
     gpunodes: tuple[NodeStatus, ...] = ()
     """For resume: the nodes of the policy that may not start because others failed. For retry: the status of the node;
     empty if the user may not read it."""
@@ -89,9 +87,10 @@ def _approve(policy: JSON, request: SteeringRequest) -> Change:
     current = text(plan, "hash")
     if not current:
         raise Trouble(f"{name} has no plan, because no node needs to change: there is nothing to approve")
-    if request.hash and request.hash != current:
+    expected = request.typed.hash
+    if expected and expected != current:
         raise Trouble(
-            f"the plan for {name} is now {current}, not {request.hash}. Review it again: kubectl gpusharing plan {name}"
+            f"the plan for {name} is now {current}, not {expected}. Review it again: kubectl gpusharing plan {name}"
         )
     if texts(section(policy, "metadata", "annotations")).get(names.ANNOTATION_APPROVE) == current:
         raise Trouble(f"plan {current} for {name} has already been approved")
@@ -100,7 +99,7 @@ def _approve(policy: JSON, request: SteeringRequest) -> Change:
         f"the operator may carry out plan {current}, disruption class {text(plan, 'disruption')}: {nodes} will change"
         f" and {pods} will be evicted"
     )
-    return Change(_annotation(names.ANNOTATION_APPROVE, current), means, moves=not request.hash)
+    return Change(_annotation(names.ANNOTATION_APPROVE, current), means, moves=not expected)
 
 
 def _pause(policy: JSON, request: SteeringRequest) -> Change:
@@ -108,12 +107,12 @@ def _pause(policy: JSON, request: SteeringRequest) -> Change:
     Raises Trouble if the policy is paused already and its `whenPaused` would stay the same."""
     name, rollout = text(policy, "metadata", "name"), section(policy, "spec", "rollout")
     before = text(rollout, "whenPaused") or "Finish"
-    when = request.when_paused or before
+    when = request.typed.when_paused or before
     if rollout.get("paused") is True and when == before:
         raise Trouble(f"{name} is already paused (whenPaused: {when})")
     body: JSON = {"paused": True}
-    if request.when_paused:
-        body["whenPaused"] = request.when_paused
+    if request.typed.when_paused:
+        body["whenPaused"] = request.typed.when_paused
     return Change(
         {"spec": {"rollout": body}}, f"no further node will start to change; {IN_FLIGHT.get(when, when)}"
     )
@@ -212,10 +211,10 @@ def _skip(node: JSON, request: SteeringRequest) -> Change:
     needs a confirmation. Raises Trouble if the node already is as requested."""
     name = text(node, "metadata", "name")
     skipped = texts(section(node, "metadata", "labels")).get(names.LABEL_SKIP) == "true"
-    if skipped is not request.undo:
+    if skipped is not request.typed.undo:
         raise Trouble(f"{name} is {'already skipped' if skipped else 'not skipped'}")
-    body = {"metadata": {"labels": {names.LABEL_SKIP: None if request.undo else "true"}}}
-    if request.undo:
+    body = {"metadata": {"labels": {names.LABEL_SKIP: None if request.typed.undo else "true"}}}
+    if request.typed.undo:
         return Change(body, "changes may start on this node again", moves=True)
     means = "no new change will start on this node; a change in flight continues, and the pool still counts the node"
     return Change(body, means)

@@ -34,7 +34,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     urgent of its `changing` nodes. For a workload, explain one of its pods (`_pod_of`). Raises Trouble if the object
     does not exist or cannot be read, or if a workload has no pods."""
     kind, name, namespace = find_subject(typed.subject, getattr(typed, "namespace", session.namespace))
-    now = session.now()
+    now, names = session.now(), [object_name(kind, name)]
     if kind is POLICIES:
         policies, nodes = await session.lists(POLICIES, GPUNODES)
         pool = find_pool(read_pools(policies, map(read_node, nodes))[0], name, session.where)
@@ -46,12 +46,12 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
                 describe_pool(pool, now, paper)
                 + ([BLANK, *describe_node(worst, now, paper)] if worst else [])
             ),
-            names=[object_name(kind, name)],
+            names=names,
         )
     elif kind is NODES:
         answer = await _node(session, name)
         lines = partial(describe_node, answer, now)
-        terminal.answer(NodeExplanationData, answer.as_data, lines, names=[object_name(kind, name)])
+        terminal.answer(NodeExplanationData, answer.as_data, lines, names=names)
     else:
         raw = await session.get(kind, name, namespace)
         pod, workload = (raw, "") if kind is PODS else await _pod_of(session, kind, raw)
@@ -60,7 +60,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
             PodExplanationData,
             lambda: cast(PodExplanationData, {"workload": workload, **asdict(explained)}),
             lambda paper: [*prose(workload, paper), *describe_pod(explained, paper)],
-            names=[object_name(kind, name)],
+            names=names,
         )
     return DONE
 

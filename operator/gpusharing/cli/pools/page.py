@@ -48,7 +48,11 @@ class Face:
     """The layout of a card without instances, as the operator writes it: `1x full`, `4x shared`. Otherwise empty."""
 
 
-def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Mapping[Face, Sequence[str]]]:
+Cards = Mapping[Face, Sequence[str]]
+"""The names of the nodes that have a card like this, once for each card."""
+
+
+def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Cards]:
     """Return the names of nodes by policy and by the `Face` of their cards, once for each card. A policy whose nodes
     report no GPUs has an empty mapping; one without nodes is missing. Nodes without a policy are under the empty name.
     The most frequent Face comes first; equally frequent ones are sorted by their first node's name."""
@@ -185,14 +189,7 @@ def overview(
     return parts + flow(prose(status.tell_unowned(unowned), PAPER))
 
 
-def _pool(
-    pool: PoolStatus,
-    name: str,
-    now: datetime,
-    cards: Mapping[Face, Sequence[str]],
-    most: int | None,
-    link: Link,
-) -> Markup:
+def _pool(pool: PoolStatus, name: str, now: datetime, cards: Cards, most: int | None, link: Link) -> Markup:
     """Return the section of one pool: heading, product, bar with a legend, facts, Events if they were read, nodes, last
     rollout and cards. Nodes that need a person's attention come first and those that are done last. At most `most`
     nodes are listed, and a sentence says how many are left out. There is no bar without nodes, or if `most` is a number
@@ -235,7 +232,7 @@ def _timeline(pool: PoolStatus, now: datetime, most: int | None) -> list[Markup]
     ]
 
 
-def _cards(cards: Mapping[Face, Sequence[str]]) -> list[Markup]:
+def _cards(cards: Cards) -> list[Markup]:
     """Return the table of a pool's cards (`read_cards`), with one row for each group of equal cards, which names at
     most three of its nodes; empty without cards."""
     titles = "GPUs", "Nodes", "Product", "Divided into"

@@ -78,12 +78,7 @@ _CELLS = (*WAY, Phase.SYNCED)
 
 
 def describe(
-    pools: Sequence[PoolStatus],
-    unowned: Sequence[NodeStatus],
-    now: datetime,
-    paper: Paper,
-    *,
-    timeline: bool = False,
+    pools: Pools, unowned: Sequence[NodeStatus], now: datetime, paper: Paper, *, timeline: bool = False
 ) -> list[Line]:
     """Draw what `describe_health` does, all pools, and below them the number of GPU nodes that no policy selects, with
     the names of at most 5. With `timeline`, draw the last rollout of each pool too."""
@@ -94,7 +89,7 @@ def describe(
     return [*lines, *([BLANK] if unowned else []), *prose(tell_unowned(unowned), paper, ink=Ink.FAINT)]
 
 
-def describe_health(pools: Sequence[PoolStatus], unowned: Sequence[NodeStatus], paper: Paper) -> list[Line]:
+def describe_health(pools: Pools, unowned: Sequence[NodeStatus], paper: Paper) -> list[Line]:
     """Draw which nodes have SIMULATED GPUs, and what `tell_health` says or, if there are no pools, a hint."""
     lines = describe_simulated(simulated_nodes(pools, unowned), paper)
     if not pools:
@@ -105,7 +100,7 @@ def describe_health(pools: Sequence[PoolStatus], unowned: Sequence[NodeStatus], 
     return [*lines, *prose(totals, paper, ink=Ink.FAINT)]
 
 
-def tell_health(pools: Sequence[PoolStatus]) -> tuple[str, str]:
+def tell_health(pools: Pools) -> tuple[str, str]:
     """Return two texts. The first counts the pools in the states FAILED and BLOCKED, also if there are none, and names
     at most three of them; it is a sentence without its period. The second has the numbers of all pools and nodes, by
     state, and of their GPUs."""
@@ -242,9 +237,7 @@ def _progress(node: NodeStatus, paper: Paper) -> str:
 # --- as data ---------------------------------------------------------------------------------------------
 
 
-def as_data(
-    pools: Sequence[PoolStatus], unowned: Sequence[NodeStatus], where: str, now: datetime
-) -> PoolListData:
+def as_data(pools: Pools, unowned: Sequence[NodeStatus], where: str, now: datetime) -> PoolListData:
     """Return all pools as plain data, for JSON and YAML. `where`, the name of the context, is added, and so are the
     health of the pools, the names of the nodes in `unowned`, which have GPUs and no policy, and of all nodes with
     SIMULATED GPUs. `now` is the time from which the seconds that a change may still take are estimated."""
@@ -398,7 +391,7 @@ def read_shown(known: Known, typed: Namespace, where: str) -> tuple[Pools, Seque
     return choose(*read_pools(policies, map(read_node, nodes), *events), typed, where)
 
 
-def find_pool(pools: Sequence[PoolStatus], name: str, where: str) -> PoolStatus:
+def find_pool(pools: Pools, name: str, where: str) -> PoolStatus:
     """Return the pool with this name. Raises Trouble if the cluster `where` has none."""
     named = {pool.name: pool for pool in pools}
     if name not in named:

@@ -133,24 +133,17 @@ async def _examine(client: KubeClient) -> Examination:
     if entries is not None and entries.config_map == place.plugin_config_map and entries.texts is None:
         entries = None  # `find_symptoms` reports that the operator's own ConfigMap does not exist
     used = {*view.named_entries, view.followed_policy.plugin_default if view.followed_policy else ""}
+    install = "" if view.installed else start(view)
     symptoms = [
         *find_symptoms(view),
-        *(
-            find_entry_symptoms(entries, used, "" if view.installed else start(view))
-            if entries is not None
-            else ()
-        ),
+        *(() if entries is None else find_entry_symptoms(entries, used, install)),
         *find_kubelet_symptoms(view, version),
         *find_node_symptoms(view, mig_entries),
         *find_rival_symptoms(servers or (), view.nodes, place.gpu_operator_namespace),
     ]
     symptoms = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
-    unseen = join_unseen(
-        find_unread_topics(view),
-        {} if version else NO_VERSION,
-        NO_SERVERS if servers is None else {},
-    )
-    return Examination(view, symptoms, notes, unseen)
+    unknown = {} if version else NO_VERSION, NO_SERVERS if servers is None else {}
+    return Examination(view, symptoms, notes, join_unseen(find_unread_topics(view), *unknown))
 
 
 async def _as_installed(client: KubeClient, view: InstallationView) -> InstallationView:

@@ -167,11 +167,8 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
     Returns FAILED if the wanted instances do not fit, otherwise DONE. Raises Trouble if the name does not match exactly
     one card, or if --fits cannot be parsed."""
     if not typed.product:
-        terminal.answer(
-            CardListData,
-            lambda: {"cards": [card.key for card in CARDS if card.profiles]},
-            describe_cards,
-        )
+        keys = [card.key for card in CARDS if card.profiles]
+        terminal.answer(CardListData, lambda: {"cards": keys}, describe_cards)
         return DONE
     answer = find_answer(pick(typed.product), wanted_of(typed.fits), everything=typed.all)
     terminal.answer(LayoutListData, lambda: as_data(answer), lambda paper: describe(answer, paper))

@@ -31,10 +31,14 @@ NodeExplanationData = TypedDict("NodeExplanationData", {
     "node": str, "state": str, "remedy": str, "proofs": list[ProofData], "unproven": str, "simulated": Strings,
     "notes": Strings,
 })  # fmt: skip
-PoolExplanationData = TypedDict("PoolExplanationData", {
-    "unseenGeneration": int | None, "secondsLeft": int | None, "plan": dict[str, Any] | None,
-    "members": list[NodeData], "events": list[dict[str, str]] | None, "worst": NodeExplanationData | None,
-})  # fmt: skip
+
+
+class PoolExplanationData(PoolData):
+    """A pool, and the explanation of its worst node; None if all nodes are done."""
+
+    worst: NodeExplanationData | None
+
+
 PodExplanationData = TypedDict("PodExplanationData", {"workload": str})
 
 # ui:

@@ -206,11 +206,9 @@ def _fitted(columns: Sequence[Column], widths: Mapping[int, int], room: int) -> 
 def _row(cells: Sequence[Span], widths: Sequence[int]) -> list[Span]:
     """Return the cells of a row with gaps between them, each cut or padded to its width."""
     spans: list[Span] = []
-    for number, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        if number:
-            spans.append(Span(GAP))
-        spans.append(Span(shorten(cell.text, width).ljust(width), cell.ink))
-    return spans
+    for cell, width in zip(cells, widths, strict=True):
+        spans += [Span(GAP), Span(shorten(cell.text, width).ljust(width), cell.ink)]
+    return spans[1:]
 
 
 def shows(row: Line, text: str) -> bool:

@@ -16,17 +16,8 @@ from typing import Unpack
 import yaml
 
 from gpusharing.cli.shell.troubles import INSTALL, Denied, Trouble, error_text, explained, nearest
-from gpusharing.kube.client import (
-    DEPLOYMENTS,
-    JSON,
-    NAMESPACES,
-    NODES,
-    PODS,
-    POLICIES,
-    Filters,
-    KubeClient,
-    Resource,
-)
+from gpusharing.kube import client as kinds
+from gpusharing.kube.client import JSON, Filters, KubeClient, Resource
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import KubeError, NotFound, one_error
 from gpusharing.kube.http import HttpClient, Limits
@@ -136,7 +127,7 @@ class Session:
         """Return a list of all objects for each of these kinds, in this order, read concurrently. `policies` is a label
         selector for the policies among them. If reading fails, the first error is raised: a Trouble, or a Denied if the
         user lacks a permission."""
-        labels = {POLICIES: policies}
+        labels = {kinds.POLICIES: policies}
         reads = [self.all(resource, label_selector=labels.get(resource, "")) for resource in resources]
         with one_error():
             async with asyncio.TaskGroup() as group:
@@ -159,16 +150,16 @@ class Session:
     async def namespace_labels(self, namespace: str) -> Mapping[str, str]:
         """Return the labels of a namespace; empty if it cannot be read. Raises no KubeError."""
         try:
-            return texts(part(await self.client.get(NAMESPACES, namespace), "metadata", "labels"))
+            return texts(part(await self.client.get(kinds.NAMESPACES, namespace), "metadata", "labels"))
         except KubeError:
             return {}
 
 
 SPELLINGS: Mapping[Resource, str] = {
-    NODES: "node nodes no gpunode gpunodes gpun",
-    PODS: "pod pods po",
-    POLICIES: "gpusharingpolicy gpusharingpolicies gsp",
-    DEPLOYMENTS: "deployment deployments deploy",
+    kinds.NODES: "node nodes no gpunode gpunodes gpun",
+    kinds.PODS: "pod pods po",
+    kinds.POLICIES: "gpusharingpolicy gpusharingpolicies gsp",
+    kinds.DEPLOYMENTS: "deployment deployments deploy",
     Resource("apps", "v1", "statefulsets", namespaced=True): "statefulset statefulsets sts",
     Resource("batch", "v1", "jobs", namespaced=True): "job jobs",
 }
@@ -181,13 +172,13 @@ def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
     its node. The namespace is `namespace` if none is named. Raises Trouble for any other word with a slash."""
     kind, slash, rest = word.partition("/")
     if not slash:
-        return NODES, word, namespace
+        return kinds.NODES, word, namespace
     spelling = kind.partition(".")[0].lower()
     resource = next((one for one, spellings in SPELLINGS.items() if spelling in spellings.split()), None)
     first, _, name = (word if resource is None else rest).rpartition("/")
     if "/" in first or not name or (first and resource is not None and not resource.namespaced):
         raise Trouble(f"{word} names nothing that can be explained: write NODE, KIND/NAME or NAMESPACE/NAME")
-    return resource or PODS, name, first or namespace
+    return resource or kinds.PODS, name, first or namespace
 
 
 def object_name(resource: Resource, name: str) -> str:

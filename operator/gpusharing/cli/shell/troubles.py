@@ -6,14 +6,7 @@ from contextlib import contextmanager
 
 from gpusharing.api.names import GROUP
 from gpusharing.api.nearest import nearest as nearest
-from gpusharing.kube.errors import (
-    Forbidden,
-    Invalid,
-    KubeError,
-    NotFound,
-    Throttled,
-    Unauthorized,
-)
+from gpusharing.kube.errors import Forbidden, Invalid, KubeError, NotFound, Throttled, Unauthorized
 
 DONE, FAILED, CHANGES, FAILED_ON, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 5, 130, 141
 """Exit statuses, of which docs/reference/cli.md#exit-status has all. The last two are those that a shell reports for a
