@@ -113,9 +113,8 @@ def _pause(policy: JSON, request: SteeringRequest) -> Change:
     body: JSON = {"paused": True}
     if request.typed.when_paused:
         body["whenPaused"] = request.typed.when_paused
-    return Change(
-        {"spec": {"rollout": body}}, f"no further node will start to change; {IN_FLIGHT.get(when, when)}"
-    )
+    means = f"no further node will start to change; {IN_FLIGHT.get(when, when)}"
+    return Change({"spec": {"rollout": body}}, means)
 
 
 def _resume(policy: JSON, request: SteeringRequest) -> Change:

@@ -233,12 +233,10 @@ def _but(room: NodeRoom, *, now: int, free: int | None, after: int, wanted: int,
     most = max(now, after)
     if now < wanted <= after:
         return f"only once the changes are done; {status}"
+    if now < wanted and not most:
+        return "no node that the pod may use advertises it"
     if now < wanted:
-        return (
-            f"no node has more than {most} of the {wanted}"
-            if most
-            else "no node that the pod may use advertises it"
-        )
+        return f"no node has more than {most} of the {wanted}"
     if room.closed:
         return f"the node is {room.closed}"
     if free is not None and free < wanted:
@@ -359,10 +357,7 @@ def _too_large(case: PodCase) -> str:
     resource from no node at all, the result is empty too, unless another resource is too scarce. There must be at
     least one node, which `_unadvertised` ensures."""
     nowhere = "no node that this pod may use" if any(one.kept for one in case.services) else "no node"
-    most = {
-        name: max(max(room.now.get(name, 0), room.after.get(name, 0)) for room in case.rooms)
-        for name in case.asks
-    }
+    most = {name: max(room.most(name) for room in case.rooms) for name in case.asks}
     for name, wanted in case.asks.items():
         if 0 < most[name] < wanted:
             return f"{nowhere} has more than {most[name]} of the {wanted} {name} that this pod requests"

@@ -59,21 +59,18 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
     evaluated here, such as `spec.affinity.podAffinity`: required rules about other pods and topology, ResourceClaims,
     volumes with claims, another scheduler, and host ports. Empty if it has none of them."""
     spec = section(pod, "spec")
-    volumes, containers = entries(spec, "volumes"), entries(spec, "containers")
-    spreads = entries(spec, "topologySpreadConstraints")
+    volumes, spreads = entries(spec, "volumes"), entries(spec, "topologySpreadConstraints")
+    ports = [port for container in entries(spec, "containers") for port in entries(container, "ports")]
     overlooked: dict[str, object] = {
         "spec.affinity.podAffinity": entries(spec, "affinity", "podAffinity", _REQUIRED),
         "spec.affinity.podAntiAffinity": entries(spec, "affinity", "podAntiAffinity", _REQUIRED),
         "spec.resourceClaims": entries(spec, "resourceClaims"),
-        "spec.topologySpreadConstraints": any(
-            text(spread, "whenUnsatisfiable") != "ScheduleAnyway" for spread in spreads
-        ),
+        "spec.topologySpreadConstraints": {text(one, "whenUnsatisfiable") for one in spreads}
+        - {"ScheduleAnyway"},
         "spec.volumes[].persistentVolumeClaim": any("persistentVolumeClaim" in volume for volume in volumes),
         "spec.volumes[].ephemeral": any("ephemeral" in volume for volume in volumes),
         "spec.schedulerName": text(spec, "schedulerName") not in ("", "default-scheduler"),
-        "spec.containers[].ports[].hostPort": any(
-            "hostPort" in port for container in containers for port in entries(container, "ports")
-        ),
+        "spec.containers[].ports[].hostPort": any("hostPort" in port for port in ports),
     }
     return tuple(field for field, applies in overlooked.items() if applies)
 
@@ -162,14 +159,16 @@ class NodeRoom:
         allocatable counts as free."""
         return fits(requests, self.now if self.free is None else self.free)
 
+    def most(self, resource: str) -> int:
+        """Return how many devices of this resource the pod may use on the node, now or after the changes."""
+        return max(self.now.get(resource, 0), self.after.get(resource, 0))
+
     def rank(self, requests: Mapping[str, int]) -> tuple[bool, bool, bool, bool, int]:
         """Return a sort key: the node with the greatest key comes nearest to having everything that is requested. The
         parts of the key are whether the node has everything free, whether it will have everything after the
         changes, whether everything is allocatable there now, whether it accepts pods, and how many of the requested
         devices it has now or later."""
-        most = sum(
-            min(n, max(self.now.get(name, 0), self.after.get(name, 0))) for name, n in requests.items()
-        )
+        most = sum(min(n, self.most(name)) for name, n in requests.items())
         lasts = fits(requests, self.after)
         return self.has_free(requests), lasts, fits(requests, self.now), not self.closed, most
 

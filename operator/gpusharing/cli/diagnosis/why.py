@@ -92,9 +92,8 @@ async def _pod(session: Session, pod: JSON) -> PodAnswer:
             live, rooms = await cluster.decide(()), dict[str, NodeRoom]()
             async for nodes in session.each_page(NODES):
                 rooms |= find_rooms(pod, nodes, live)
-        return pod_answer(
-            pod, rooms, live, await session.namespace_labels(text(pod, "metadata", "namespace"))
-        )
+        labels = await session.namespace_labels(text(pod, "metadata", "namespace"))
+        return pod_answer(pod, rooms, live, labels)
     except Denied:
         with suppress(Denied):
             return published_answer(pod, *await session.lists(POLICIES, GPUNODES))

@@ -121,9 +121,8 @@ def bar(members: Sequence[NodeStatus]) -> Markup:
         cells.append(tag("g", title, rect, mark, class_=node.state.name.lower()))
     wide, high = min(len(order), per_line) * CELL, -(-len(order) // per_line) * CELL
     size = {"viewBox": f"0 0 {wide} {high}", "width": str(wide), "height": str(high)}
-    return tag(
-        "svg", *cells, class_="bar", role="img", aria_label=status.count_states("node", members), **size
-    )
+    label = status.count_states("node", members)
+    return tag("svg", *cells, class_="bar", role="img", aria_label=label, **size)
 
 
 def track(timeline: Timeline, row: Track) -> Markup:

@@ -167,11 +167,8 @@ def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
         head = "window" if pool.next_window.startswith("open") else "next window"
         texts.append(f"{head}: {pool.next_window}")
     if (estimate := find_estimate(pool, now)) is not None:
-        past = (
-            "the last change took"
-            if estimate.changes == 1
-            else f"the median of the last {estimate.changes} changes is"
-        )
+        past = f"the median of the last {estimate.changes} changes is"
+        past = "the last change took" if estimate.changes == 1 else past
         left = f"about {length(estimate.left)} left for {counted(estimate.nodes, 'node')}"
         texts.append(f"{left}: {past} {length(estimate.each)}")
     return lines + prose_of_each(texts, paper)
@@ -273,6 +270,7 @@ def node_data(node: NodeStatus) -> NodeData:
     return to_wire(node) | {"state": node.state.value.word}  # type: ignore[no-any-return]  # to_wire has no type
 
 
+LOST = "The last output may be out of date; the connection is tried again until it works"
 TICK = 1.0
 """Seconds between two redraws. Ages grow even when nothing happens."""
 ENOUGH = 2
@@ -468,10 +466,7 @@ async def _watch(session: Session, picture: Picture, first: Known) -> None:
                     known, error = cluster.known(), cluster.error
                     before, ticks = ticks, 0 if error else ticks + 1
                     if error is not None and before >= ENOUGH and not terminal.redraws:
-                        lost = (
-                            "The last output may be out of date; the connection is tried again until it works"
-                        )
-                        terminal.warn(f"{sentence(error, where)}. {lost}")
+                        terminal.warn(f"{sentence(error, where)}. {LOST}")
                     elif ticks == ENOUGH and not terminal.redraws:
                         terminal.warn(f"following {where} again")
                     picture.draw(known, "" if error is None else error_text(error))

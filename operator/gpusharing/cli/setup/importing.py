@@ -56,9 +56,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     if terminal.structured and terminal.output != "yaml":
         remarks += [] if answer.proposed or answer.left_out else [summary(answer)]
         manifests = [policy.manifest for policy in answer.proposed]
-        terminal.document(
-            {"apiVersion": "v1", "kind": "List", "items": manifests}
-        )  # the form that kubectl apply takes
+        # kubectl apply takes a List.
+        terminal.document({"apiVersion": "v1", "kind": "List", "items": manifests})
     else:
         terminal.stream.write(as_yaml(answer, remarks))
         remarks = [summary(answer)]

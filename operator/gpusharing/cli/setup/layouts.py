@@ -196,11 +196,9 @@ def pick(word: str) -> Card:
     keys = [card.key for card in matches] or nearest(word.lower(), [card.key for card in CARDS])
     if not keys:
         raise Trouble(f"no card is named {word}; kubectl gpusharing layouts lists those with MIG")
-    raise Trouble(
-        f"several cards match {word}; pass one of: {', '.join(keys)}"
-        if matches
-        else f"no card matches {word}; did you mean: {', '.join(keys)}"
-    )
+    if matches:
+        raise Trouble(f"several cards match {word}; pass one of: {', '.join(keys)}")
+    raise Trouble(f"no card matches {word}; did you mean: {', '.join(keys)}")
 
 
 def _plain(name: str) -> str:

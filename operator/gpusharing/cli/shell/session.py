@@ -183,10 +183,9 @@ def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
 
 def object_name(resource: Resource, name: str) -> str:
     """Return the name of an object as kubectl prints it with -o name, such as gpunode.gpusharing.dev/gpu-07."""
-    kind = (
-        f"{resource.plural[:-3]}y" if resource.plural.endswith("ies") else resource.plural.removesuffix("s")
-    )
-    return f"{resource.full_name.replace(resource.plural, kind)}/{name}"
+    plural = resource.plural
+    kind = f"{plural[:-3]}y" if plural.endswith("ies") else plural.removesuffix("s")
+    return f"{resource.full_name.replace(plural, kind)}/{name}"
 
 
 def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
