@@ -89,9 +89,8 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
     lines = prose(verdict.text, paper, hang="  ", ink=INKS[verdict.outcome])
     lines += [*describe_simulated(planned.simulated, paper), BLANK]
     for proposal in planned.proposals:
-        explained = (
-            not proposal.accepted and f"{proposal.policy}: {proposal.about.rstrip('.')}" in verdict.why
-        )
+        refusal = f"{proposal.policy}: {proposal.about.rstrip('.')}"
+        explained = not proposal.accepted and refusal in verdict.why
         lines += [*_describe(proposal, paper, estimate=planned.estimate, explained=explained), BLANK]
     lines += prose_of_each((f"! {one}." for one in planned.dependents), paper, ink=Ink.WAITING)
     lines += prose_of_each((f"Note: {note}" for note in planned.notes), paper, ink=Ink.FAINT)
@@ -132,12 +131,10 @@ def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
     of several that are blocked with the same message only one is. A message that says why the whole policy is refused
     is left out. On paper that is not wide, at most 5 of the nodes that are left out or blocked are drawn."""
     lines: list[Line] = []
-    if proposal.adopted:
-        named = some(proposal.adopted, len(proposal.adopted) if paper.wide else MOST)
-        are = "is" if len(proposal.adopted) == 1 else "are"
-        text = (
-            f"{counted(len(proposal.adopted), 'node')} {are} already up to date and will not change: {named}"
-        )
+    if adopted := proposal.adopted:
+        named = some(adopted, len(adopted) if paper.wide else MOST)
+        nodes_are = counted(len(adopted), "node is", "nodes are")
+        text = f"{nodes_are} already up to date and will not change: {named}"
         lines += prose(text, paper, hang="  ", ink=Ink.GOOD)
     blocked = [step.verdict for step in proposal.steps if step.verdict.phase is Phase.BLOCKED]
     # Blocking pods have been named already, so only blocked nodes without such pods are listed.

@@ -91,10 +91,8 @@ class Cluster:
         plan = plan_rollout(snapshot, now)
         # This process sees each drift for the first time; a leader would have seen it for longer than the grace.
         grace = timedelta(seconds=snapshot.settings.drift_grace)
-        since = plan.memory.drifting_since
-        self.memory = PassMemory(
-            drifting_since={name: min(moment, now - grace) for name, moment in since.items()}
-        )
+        since = {name: min(moment, now - grace) for name, moment in plan.memory.drifting_since.items()}
+        self.memory = PassMemory(drifting_since=since)
         wanted = [
             verdict.node
             for verdict in plan.verdicts.values()

@@ -305,9 +305,8 @@ async def ask(session: Session, typed: Namespace) -> Answer:
     nodes = [read_node(raw) async for page in session.each_page(GPUNODES) for raw in page]
     pools, unowned = choose(*read_pools(policies, nodes), typed, session.where)
     data, simulated = as_data(pools, unowned, session.name, session.now()), simulated_nodes(pools, unowned)
-    return Answer(
-        DONE, [*map(_cluster_row, pools)], data, simulated, (tell_unowned(unowned),) if unowned else ()
-    )
+    remarks = [tell_unowned(unowned)] if unowned else []
+    return Answer(DONE, [*map(_cluster_row, pools)], data, simulated, remarks)
 
 
 def _cluster_row(pool: PoolStatus) -> Line:

@@ -171,9 +171,8 @@ def as_yaml(answer: Import, remarks: Sequence[str]) -> str:
     for policy in answer.proposed:
         first = policy.members[0]
         cards = f"{first.gpus}x {' and '.join(first.products)}"
-        about = (
-            f"{counted(len(policy.nodes), 'node')} ({some(policy.nodes, MOST)}) with {cards}: {first.text}"
-        )
+        nodes = f"{counted(len(policy.nodes), 'node')} ({some(policy.nodes, MOST)})"
+        about = f"{nodes} with {cards}: {first.text}"
         # In the copy, equal parts are no longer the same object, so there are no aliases.
         manifest = json.loads(json.dumps(policy.manifest))
         parts.append(comment(about) + yaml.safe_dump(manifest, sort_keys=False))
