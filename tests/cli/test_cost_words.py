@@ -3,10 +3,10 @@ usage/prometheus/matchers.py, usage/read/meter.py, usage/read/queries.py, usage/
 cli/shell/drawing.py, usage/prometheus/windows.py)."""
 
 from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Mapping
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any
 
 import pytest
 
@@ -162,8 +162,7 @@ def one(value: float, **labels: str) -> Series:
 
 def found(node: str, policy: str, told: Mapping[str, list[Series]]) -> Price | str:
     """The price of a node by these series."""
-    asked: dict[str, Any] = {"opencost": [], "policies": [], "products": [], "cards": [], **told}
-    return read_prices(**asked, currency="CHF").find(node, policy)
+    return read_prices(defaultdict(list, told), "CHF").find(node, policy)
 
 
 def test_opencost_wins_then_the_policy_then_the_chart() -> None:
@@ -229,7 +228,7 @@ def test_a_policy_whose_currency_changed_has_no_price_on_that_day() -> None:
 
 
 def test_a_price_without_a_currency_is_left_out() -> None:
-    prices = read_prices([], [one(1, policy="pool-x")], [], [], currency="USD")
+    prices = read_prices(defaultdict(list, {"policies": [one(1, policy="pool-x")]}), "USD")
     assert prices.find("gpu-1", "pool-x") == "the price in Prometheus is invalid and is left out"
     assert prices.faults == (
         "gpusharing_policy_gpu_hourly_price of policy pool-x is 1, which is left out: it names no currency",

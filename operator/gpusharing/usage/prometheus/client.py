@@ -236,6 +236,11 @@ class Series:
         """The newest value of the series, which must have at least one point."""
         return self.points[-1][1]
 
+    @property
+    def node(self) -> str:
+        """The name of the node that the series is about; empty if it has no label `node`."""
+        return self.labels.get("node", "")
+
 
 @dataclass(slots=True)
 class Prometheus:

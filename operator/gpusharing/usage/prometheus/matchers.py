@@ -85,4 +85,4 @@ def simulated_query(selector: str, seconds: int) -> str:
 
 def nodes_of(answer: Iterable[Series]) -> frozenset[str]:
     """Return the names of the nodes in an answer; an empty string stands for a series without the label `node`."""
-    return frozenset(series.labels.get("node", "") for series in answer)
+    return frozenset(series.node for series in answer)

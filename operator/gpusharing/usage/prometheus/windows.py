@@ -3,10 +3,11 @@ data."""
 
 import re
 from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from math import ceil
 
 from gpusharing.api.times import from_rfc3339, to_rfc3339
@@ -60,6 +61,10 @@ def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, floa
     return end - seconds_of(typed.window, most), end
 
 
+Answers = defaultdict[str, list[Series]]
+"""The answers for one stretch of time, by the names of their queries; empty for a query that was not necessary."""
+
+
 @dataclass(frozen=True, slots=True)
 class Days:
     """Stretches of equal length, each of which begins at the end of the one before it."""
@@ -74,7 +79,7 @@ class Days:
         """The beginning of the first stretch, in seconds since 1970."""
         return self.ends[0] - self.seconds
 
-    async def read(self, prometheus: Prometheus, query: str) -> list[list[Series]]:
+    async def _read(self, prometheus: Prometheus, query: str) -> list[list[Series]]:
         """Return the series that `query` yields at the end of each stretch, in the order of `ends`. Values that are
         infinite or not a number are included; points that are not at an end are ignored. Raises Trouble if the query
         fails or its result cannot be read."""
@@ -88,21 +93,17 @@ class Days:
                         answer.append(Series(series.labels, ((at, value),)))
         return answers
 
-    async def read_all(
-        self, prometheus: Prometheus, queries: Mapping[str, str]
-    ) -> dict[str, list[list[Series]]]:
-        """Run these queries concurrently and return what `read` returns for each of them, by the same names. Raises
-        Trouble."""
-        answers = await side_by_side(*(self.read(prometheus, query) for query in queries.values()))
-        return dict(zip(queries, answers, strict=True))
+    async def read(self, prometheus: Prometheus, queries: Mapping[str, str]) -> list[Answers]:
+        """Run these queries concurrently and return their answers for each stretch, in the order of `ends`. Values that
+        are infinite or not a number are included. Raises Trouble if a query fails or its result cannot be read."""
+        answers = await side_by_side(*(self._read(prometheus, query) for query in queries.values()))
+        return [Answers(list, zip(queries, day, strict=True)) for day in zip(*answers, strict=True)]
 
-    async def read_apart(
-        self, prometheus: Prometheus, queries: Mapping[str, str]
-    ) -> dict[str, list[list[Series]]]:
-        """Return the same as `read_all`, with separate queries for each stretch, one stretch after another: Prometheus
+    async def read_apart(self, prometheus: Prometheus, queries: Mapping[str, str]) -> list[Answers]:
+        """Return the same as `read`, with separate queries for each stretch, one stretch after another: Prometheus
         refuses a query for which it would load too many samples at a time. Raises Trouble."""
-        stretches = [await Days((end,), self.seconds).read_all(prometheus, queries) for end in self.ends]
-        return {name: [stretch[name][0] for stretch in stretches] for name in queries}
+        apart = [await Days((end,), self.seconds).read(prometheus, queries) for end in self.ends]
+        return [*chain.from_iterable(apart)]
 
 
 def days(start: float, end: float) -> list[Days]:

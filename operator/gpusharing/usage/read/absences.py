@@ -164,9 +164,7 @@ class Absences:
 def by_node(answer: Iterable[Series]) -> dict[str, float]:
     """Return the value of each series by the name of its node, which is empty if the series has no label `node`.
     Values that are not a number, or too large to be a time, are left out."""
-    return {
-        series.labels.get("node", ""): series.value for series in answer if abs(series.value) <= CLOCKS[1]
-    }
+    return {series.node: series.value for series in answer if abs(series.value) <= CLOCKS[1]}
 
 
 def holes_in(start: float, end: float, anybody: Iterable[Series]) -> list[Stretch]:

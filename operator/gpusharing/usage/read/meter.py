@@ -9,7 +9,7 @@ restarted.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
@@ -27,9 +27,9 @@ from gpusharing.usage.prometheus.matchers import (
     of_others,
     simulated_query,
 )
-from gpusharing.usage.prometheus.windows import DAY, LOOKBACK, Days, batched, days, find_gaps
+from gpusharing.usage.prometheus.windows import DAY, LOOKBACK, Answers, Days, batched, days, find_gaps
 from gpusharing.usage.read.absences import PRESENCE, Sightings, Stretch, by_node, find_losses, holes_in
-from gpusharing.usage.read.pricing import CHOOSE, MOST, NO_NUMBER, REMEDY, Prices, read_prices
+from gpusharing.usage.read.pricing import CHOOSE, MOST, NO_NUMBER, REMEDY, SOURCES, Prices, read_prices
 from gpusharing.usage.read.queries import (
     COUNTERS,
     GPUS,
@@ -47,7 +47,7 @@ from gpusharing.usage.read.queries import (
     queries_of,
     users_query,
 )
-from gpusharing.usage.read.series import Pod, exported_label
+from gpusharing.usage.read.series import exported_label
 from gpusharing.usage.read.tenants import (
     OTHERS,
     RESERVATIONS,
@@ -58,7 +58,6 @@ from gpusharing.usage.read.tenants import (
     divide,
     read_teams,
     read_used,
-    tenant_of,
 )
 from gpusharing.usage.reckon.bills import MICROS, Basis, Cell, Part, Price
 
@@ -75,14 +74,10 @@ computes its counters from the same turns, so only the rounding of sums differs,
 GPUs."""
 CHOSEN = frozenset(("container", "endpoint"))
 """Labels of a target that stay the same when an agent restarts, so that they can select series."""
-PRICED = ("opencost", "policies", "products", "cards")
-"""The names of the answers that prices come from."""
 FEW = 8
 """How many nodes are read first to see whether Prometheus was always there: names of so many fit into a URL."""
 AHEAD = 2
 """How many groups of days are queried at the same time, so that a Prometheus with several cores uses them."""
-Answers = defaultdict[str, list[Series]]
-"""The answers for one stretch of time, by the names of their queries; empty for a query that was not necessary."""
 NodePool = tuple[str, str]
 """The name of a node, and the name of the policy that owned it."""
 
@@ -112,21 +107,19 @@ async def read_metered(
     the window, or if a node was metered twice. In a bill by a label, also raises Trouble if GPUs were held but no
     namespace had the label on any day."""
     metered = MeteredPools(missing=await _gaps(prometheus, query))
-    unpriced: dict[tuple[str, str], float] = {}
-    parts, gpus, rivals = dict[NodePool, float](), dict[NodePool, float](), set[str]()
-    labelled, unlabelled, teams = False, 0, Teams()
+    unpriced = defaultdict[tuple[str, str], float](float)
+    parts, gpus = defaultdict[NodePool, float](float), defaultdict[NodePool, float](float)
+    labelled, unlabelled, teams, rivals = False, 0, Teams(query.by), set[str]()
     sightings: list[Sightings] = []
     all_faults: dict[str, None] = {}
     async for day, seen in _read_all(prometheus, query, progress):
         faults: list[str] = []
         day.update({name: list(_credible(day[name], faults)) for name in COUNTERS})
-        known = (day[name] for name in PRICED)
-        prices = read_prices(*known, rivals=day["rivals"], currency=query.currency)
-        teams = read_teams(day["labels"], day["rival labels"], label_of(query.by))
+        prices, teams = read_prices(day, query.currency), read_teams(day, query.by)
         _sum(parts, chain.from_iterable(day[part] for part in Part))
         _sum(gpus, day["gpus"])
         day.update(divide(day))
-        holders = _add(metered, day, prices, unpriced, partial(tenant_of, by=query.by, teams=teams))
+        holders = _add(metered, day, prices, unpriced, teams)
         rivals |= teams.rivals & holders
         all_faults |= dict.fromkeys((*faults, *prices.faults))
         metered.simulated |= nodes_of(day["simulated"]) & seen.nodes
@@ -153,10 +146,10 @@ async def read_metered(
     return metered
 
 
-def _sum(counts: dict[NodePool, float], answer: Iterable[Series]) -> None:
+def _sum(counts: defaultdict[NodePool, float], answer: Iterable[Series]) -> None:
     """Add each value of the answer to `counts` under the node and policy of its series."""
     for series in answer:
-        counts[_node(series)] = counts.get(_node(series), 0.0) + series.value
+        counts[_node(series)] += series.value
 
 
 async def _read_all(
@@ -180,45 +173,45 @@ async def _read_days(
     were in transition, or whose growth may be wrong are queried again (`close_queries`). If a node has reservations of
     KAI-Scheduler, the pods that used these GPUs are queried too. Raises Trouble if a query fails or a node was metered
     twice."""
-    answers = await group.read_all(prometheus, queries_of(query, group))
-    suspects = [nodes_of(answer) for answer in answers["suspects"]]
+    days = await group.read(prometheus, queries_of(query, group))
     growth, unsteady = await _read_growth(prometheus, query, group)
     now = {**device_queries(query), "simulated": simulated_query(query.selector, round(LOOKBACK))}
     at_end = await side_by_side(*(prometheus.instant(promql, group.ends[-1]) for promql in now.values()))
     # Where no node changed, its devices are those at the end.
-    changed = nodes_of(series for series in chain.from_iterable(growth["transition"]) if series.value > 0)
-    others = changed.union(unsteady, *suspects)
+    changed = nodes_of(series for day in growth for series in day["transition"] if series.value > 0)
+    others = changed.union(unsteady, *(nodes_of(day["suspects"]) for day in days))
+    close_ups = [Answers(list) for _ in days]
     if others:
         close = close_queries(query, group.seconds, matcher_of(others))
-        if "simulated" not in growth:  # not read by `increase`
+        if "simulated" not in growth[0]:  # not read by `increase`
             close |= growth_queries(query, group.seconds, matcher_of(others))
-        answers |= await (group.read_all if matcher_of(others) else group.read_apart)(prometheus, close)
-    for name, stretches in growth.items():
-        close_up = answers.get(name)
-        answers[name] = stretches if close_up is None else _replaced(stretches, close_up, others)
-    held = chain.from_iterable(answers["held"])
-    if reserved := nodes_of(series for series in held if exported_label(series, NAMESPACE) in RESERVATIONS):
-        users = users_query(query, group.seconds, matcher_of(reserved))
-        answers |= await group.read_apart(prometheus, {"users": users})
+        close_ups = await (group.read if matcher_of(others) else group.read_apart)(prometheus, close)
     found = []
-    for index, end in enumerate(group.ends):
-        day = defaultdict(list, {name: answer[index] for name, answer in answers.items()})
-        for name, answer_now in zip(now, at_end, strict=True):
-            day[name] = [*answer_now, *day[name]]
-        _refuse_doubles(day["twice"])
-        found.append(
-            (day, await _sightings(prometheus, query, day, suspects[index], end - group.seconds, end))
+    for day, far, near, end in zip(days, growth, close_ups, group.ends, strict=True):
+        day.update(near | far)
+        for name in COUNTERS.keys() & near.keys():
+            steady = [series for series in far[name] if series.node not in others]
+            day[name] = steady + [series for series in near[name] if series.node in others]
+        reserved = nodes_of(
+            series for series in day["held"] if exported_label(series, NAMESPACE) in RESERVATIONS
         )
+        if reserved:
+            users = users_query(query, group.seconds, matcher_of(reserved))
+            day["users"] = await prometheus.instant(users, end)
+        for name, answer in zip(now, at_end, strict=True):
+            day[name] = [*answer, *day[name]]
+        _refuse_doubles(day["twice"])
+        found.append((day, await _sightings(prometheus, query, day, end - group.seconds, end)))
     return found
 
 
 async def _sightings(
-    prometheus: Prometheus, query: MeterQuery, day: Answers, suspects: Set[str], begin: float, end: float
+    prometheus: Prometheus, query: MeterQuery, day: Answers, begin: float, end: float
 ) -> Sightings:
     """Return which nodes were seen between two times, in Unix seconds, from the answers for that stretch, `day`. The
-    times at which no node at all was seen are queried only if every node is one of `suspects`. Otherwise a node that
-    was seen all the time shows that there are none. Raises Trouble if that query fails."""
-    nodes = nodes_of(day["gpus"])
+    times at which no node at all was seen are queried only if every node is a suspect. Otherwise a node that was seen
+    all the time shows that there are none. Raises Trouble if that query fails."""
+    nodes, suspects = nodes_of(day["gpus"]), nodes_of(day["suspects"])
     holes: list[Stretch] = []
     if nodes <= suspects:
         anybody = f"count({GPUS}{braced(of_others(query.selector, frozenset({POLICY})))})"
@@ -227,38 +220,22 @@ async def _sightings(
     return Sightings(begin, end, nodes, suspects, presence, holes)
 
 
-def _replaced(
-    stretches: Iterable[list[Series]], close_up: Iterable[list[Series]], nodes: Set[str]
-) -> list[list[Series]]:
-    """Return the answers for each stretch, in which the series of `nodes` are those of `close_up`."""
-    return [
-        [series for series in far if _node(series)[0] not in nodes]
-        + [series for series in near if _node(series)[0] in nodes]
-        for far, near in zip(stretches, close_up, strict=True)
-    ]
-
-
 async def _read_growth(
     prometheus: Prometheus, query: MeterQuery, group: Days
-) -> tuple[dict[str, list[list[Series]]], frozenset[str]]:
-    """Return, by the names of COUNTERS, how much each grew in each stretch of `group`, and the nodes for which that may
+) -> tuple[list[Answers], frozenset[str]]:
+    """Return how much each of COUNTERS grew in each stretch of `group`, by its name, and the nodes for which that may
     be wrong (`find_unsteady`). On whole days, counters are only read at both ends. In other stretches, and if no node
     has a counter at one of the ends, `increase` is queried: then the second part is empty, and the first also has
     `simulated`, the nodes with SIMULATED GPUs. Raises Trouble if a query fails."""
-    growth: dict[str, list[list[Series]]] = {name: [] for name in COUNTERS}
-    unsteady: set[str] = set()
     times = (group.start, *group.ends) if group.seconds == DAY else ()
     marks = await side_by_side(*(prometheus.instant(mark_query(query), at) for at in times))
     nodes = [nodes_of(one for one in mark if one.labels.get("what") != INFO_OF_GPUS) for mark in marks]
     # A Thanos that keeps raw samples for a short time only answers nothing about an older moment.
     if not nodes or not all(nodes):
-        return await group.read_all(prometheus, growth_queries(query, group.seconds)), frozenset()
-    for (before, after), (first, last) in zip(pairwise(marks), pairwise(nodes), strict=True):
-        day = find_growth(before, after)
-        unsteady |= find_unsteady(first | last, day)
-        for name, stretches in growth.items():
-            stretches.append(day[name])
-    return growth, frozenset(unsteady)
+        return await group.read(prometheus, growth_queries(query, group.seconds)), frozenset()
+    growth = [find_growth(before, after) for before, after in pairwise(marks)]
+    there = [first | last for first, last in pairwise(nodes)]
+    return growth, frozenset[str]().union(*map(find_unsteady, there, growth))
 
 
 def find_growth(before: Iterable[Series], after: Iterable[Series]) -> Answers:
@@ -282,7 +259,7 @@ def find_unsteady(nodes: Iterable[str], growth: Answers) -> set[str]:
     for name, answer in growth.items():
         for series in answer:
             sums = gpus if name == INFO_OF_GPUS else whole if name == "gpus" else parts
-            sums[_node(series)[0]] += series.value
+            sums[series.node] += series.value
     return {
         node
         for node in nodes
@@ -297,7 +274,7 @@ def _most_slices(answer: Iterable[Series]) -> dict[tuple[str, str], float]:
     number are ignored."""
     most: dict[tuple[str, str], float] = {}
     for series in answer:
-        key = series.labels.get("node", ""), series.labels.get("resource", "")
+        key = series.node, series.labels.get("resource", "")
         if math.isfinite(series.value):
             most[key] = max(series.value, most.get(key, 0.0))
     return most
@@ -310,11 +287,9 @@ async def read_price(prometheus: Prometheus, query: MeterQuery, nodes: Iterable[
     window = Days((query.end,), round(query.end - query.start))
     queries = queries_of(query, window) | growth_queries(query, window.seconds)
     queries |= device_queries(query, span=f"[{window.seconds}s]")
-    names = ("opencost", "policies", "products", "cards", "rivals", "gpus")
-    answers = await window.read_all(prometheus, {name: queries[name] for name in names})
-    opencost, charged, products, cards, rivals, owners = (answers[name][0] for name in names)
-    known = read_prices(opencost, charged, products, cards, rivals=rivals, currency=query.currency)
-    policies = dict(map(_node, owners))
+    names = (*SOURCES, "cards", "rivals", "gpus")
+    (answers,) = await window.read(prometheus, {name: queries[name] for name in names})
+    known, policies = read_prices(answers, query.currency), dict(map(_node, answers["gpus"]))
     found = [known.find(node, policies.get(node, "")) for node in nodes]
     exact = [price for price in found if isinstance(price, Price)]
     if not exact or len(exact) < len(found) or len({price.currency for price in exact}) > 1:
@@ -331,7 +306,7 @@ def _credible(answer: Iterable[Series], faults: list[str]) -> Iterator[Series]:
         else:
             why = NO_NUMBER if math.isnan(series.value) else "no node has that many GPUs"
             faults.append(
-                f"the value {series.value:g} s of a meter counter on {_node(series)[0] or 'a node'} is ignored:"
+                f"the value {series.value:g} s of a meter counter on {series.node or 'a node'} is ignored:"
                 f" {why}"
             )
 
@@ -340,8 +315,8 @@ def _add(
     metered: MeteredPools,
     day: Answers,
     prices: Prices,
-    unpriced: dict[tuple[str, str], float],
-    tenant_of: Callable[[Pod], str],
+    unpriced: defaultdict[tuple[str, str], float],
+    teams: Teams,
 ) -> set[str]:
     """Add the time of a day to the cells of `metered`; a negative time counts as 0. Seconds without a price, even
     negative ones, are also added to `unpriced`, by policy and by the reason why there is no price. Return the
@@ -350,27 +325,19 @@ def _add(
     for part in Part:
         for series in day[part]:
             (node, policy), resource = _node(series), series.labels.get("resource", "")
-            price = _find_price(prices, series, unpriced)
+            price: Price | str | None = prices.find(node, policy)
+            if isinstance(price, str):
+                unpriced[policy, price] += series.value
+                price = None
             tenant, basis = "", Basis.NONE
             if part is Part.HELD:
-                tenant = tenant_of((exported_label(series, NAMESPACE), series.labels.get("pod", "")))
+                tenant = teams.tenant_of((exported_label(series, NAMESPACE), series.labels.get("pod", "")))
                 how = series.labels.get("basis")
                 basis = Basis(how) if how else _basis(resource, slices.get((node, resource)))
             metered.cells[Cell(policy, tenant, part, resource, basis, price)] += max(
                 0, round(series.value * MICROS)
             )
     return {exported_label(series, NAMESPACE) for series in day[Part.HELD] if series.value > 0}
-
-
-def _find_price(prices: Prices, series: Series, unpriced: dict[tuple[str, str], float]) -> Price | None:
-    """Return the price of the GPUs that a series of the meter is about. If there is none, return None and add the
-    seconds of the series to `unpriced`, by policy and by the reason."""
-    node, policy = _node(series)
-    price = prices.find(node, policy)
-    if isinstance(price, Price):
-        return price
-    unpriced[policy, price] = unpriced.get((policy, price), 0.0) + series.value
-    return None
 
 
 def _basis(resource: str, most: float | None) -> Basis:
@@ -432,7 +399,7 @@ def _lacking(
 def _node(series: Series) -> NodePool:
     """Return the names of the node and of the policy that a series is about. Each is empty if the series has no such
     label."""
-    return series.labels.get("node", ""), series.labels.get(POLICY, "")
+    return series.node, series.labels.get(POLICY, "")
 
 
 async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:

@@ -6,7 +6,7 @@ with the label `node`, without a currency, and 0 for a node whose price OpenCost
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -30,130 +30,95 @@ NO_NUMBER = "that is not a number"
 CHOOSE = "choose one with --selector"
 """The remedy if several clusters have an object of the same name."""
 
-_Fault = tuple[tuple[str, str], str]
-"""The label and value of a subject with an impossible price, such as `node` and its name, and the sentence that
-reports it."""
+
+Subject = tuple[str, str]
+"""What a price is for: `node`, `policy` or `product`, and its name. In names of products, dashes replace spaces."""
+SOURCES = {
+    "opencost": ("node", OPENCOST_METRIC),
+    "policies": ("policy", POLICY_METRIC),
+    "products": ("product", PRODUCT_METRIC),
+}
+"""The label that names the subject of a price, and the metric, by the name of the answer."""
 
 
 @dataclass(slots=True)
 class Prices:
     """The prices that Prometheus has for one stretch of time."""
 
-    opencost: Mapping[str, Fraction] = field(default_factory=dict)
-    """OpenCost's price of each node."""
-    policies: Mapping[str, Mapping[str, Fraction]] = field(default_factory=dict)
-    """Prices of policies, by policy and currency."""
-    products: Mapping[str, Mapping[str, Fraction]] = field(default_factory=dict)
-    """Prices of the chart's map, by product and currency."""
-    cards: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    amounts: Mapping[Subject, Mapping[str, Fraction]] = field(default_factory=dict)
+    """The prices of each subject, by currency: OpenCost's of a node, a policy's, and those of the chart's map for a
+    product."""
+    cards: Mapping[str, Set[str]] = field(default_factory=dict)
     """The GPU products of each node."""
-    rivals: frozenset[tuple[str, str]] = frozenset()
-    """The label and value of each node, policy and product that had several prices at once. The mean of these is not a
-    real price."""
-    currency: str = "USD"
-    """Currency of OpenCost's prices."""
+    rivals: frozenset[Subject] = frozenset()
+    """The subjects that had several prices at once. The mean of these is not a real price."""
     faults: tuple[str, ...] = ()
     """A sentence for each impossible price that was left out."""
-    odd: frozenset[tuple[str, str]] = frozenset()
-    """The label and value of each node, policy and product that has an impossible price."""
+    odd: frozenset[Subject] = frozenset()
+    """The subjects that have an impossible price."""
 
     def find(self, node: str, policy: str) -> Price | str:
         """Return the price of a GPU of this node under this policy, or a clause that says why there is none. The
         sources are tried in the order OpenCost, policy, chart. The first source that has a price decides, even if
         its price is ambiguous. The chart must have a price for every product of the node, and these prices must be
         the same."""
-        if node in self.opencost:
-            if ("node", node) in self.rivals:
-                return _rivalry(f"node {node}")
-            return Price(self.opencost[node], self.currency, OPENCOST)
-        if policy in self.policies:
-            return self._only(("policy", policy), self.policies[policy], POLICY)
-        by_product = {
-            product: self.products[product]
-            for product in self.cards.get(node, ())
-            if product in self.products
-        }
-        if not by_product or len(by_product) < len(self.cards[node]):
-            odd = {
-                ("node", node),
-                ("policy", policy),
-                *(("product", card) for card in self.cards.get(node, ())),
-            }
-            return (
-                "the price in Prometheus is invalid and is left out"
-                if odd & self.odd
-                else "Prometheus has none"
-            )
-        prices = [
-            self._only(("product", product), by_currency, CHART)
-            for product, by_currency in sorted(by_product.items())
-        ]
+        if ("node", node) in self.amounts:
+            return self._only(("node", node), OPENCOST)
+        if ("policy", policy) in self.amounts:
+            return self._only(("policy", policy), POLICY)
+        cards = [("product", card) for card in sorted(self.cards.get(node, ()))]
+        if not cards or any(card not in self.amounts for card in cards):
+            invalid = not self.odd.isdisjoint([("node", node), ("policy", policy), *cards])
+            return "the price in Prometheus is invalid and is left out" if invalid else "Prometheus has none"
+        prices = [self._only(card, CHART) for card in cards]
         if any(price != prices[0] for price in prices):
-            return f"its GPUs ({', '.join(sorted(by_product))}) have different prices"
+            return f"its GPUs ({', '.join(name for _, name in cards)}) have different prices"
         return prices[0]
 
-    def _only(self, key: tuple[str, str], by_currency: Mapping[str, Fraction], source: str) -> Price | str:
-        """Return the only price in `by_currency`, which must not be empty, or a clause that says why it is ambiguous.
-        `key` is the label and value that the prices belong to, such as `policy` and its name."""
-        subject = " ".join(key)
+    def _only(self, subject: Subject, source: str) -> Price | str:
+        """Return the only price of a subject, which must be in `amounts`, or a clause that says why it is ambiguous."""
+        by_currency, name = self.amounts[subject], " ".join(subject)
         if len(by_currency) > 1:
-            several = f"{subject} had several currencies on that day ({', '.join(sorted(by_currency))})"
+            several = f"{name} had several currencies on that day ({', '.join(sorted(by_currency))})"
             return f"{several}, for example because several clusters have it, or because it was changed: {CHOOSE}"
-        if key in self.rivals:
-            return _rivalry(subject)
+        if subject in self.rivals:
+            return (
+                f"{name} has several prices at once, for example because several clusters have it: {CHOOSE}"
+            )
         ((currency, amount),) = by_currency.items()
         return Price(amount, currency, source)
 
 
-def _rivalry(subject: str) -> str:
-    """Return the clause about a subject that has several prices at the same time."""
-    return f"{subject} has several prices at once, for example because several clusters have it: {CHOOSE}"
-
-
-def read_prices(
-    opencost: Iterable[Series],
-    policies: Iterable[Series],
-    products: Iterable[Series],
-    cards: Iterable[Series],
-    *,
-    currency: str,
-    rivals: Iterable[Series] = (),
-) -> Prices:
-    """Read the prices from the answers to the queries of `queries_of`; `cards` has the products of each node.
-    Impossible prices (negative, too high or not a number) and those without a currency are left out and reported in
-    `faults`; an OpenCost price of 0 is left out silently. `rivals` has a series for each subject with several prices at
-    once. `currency` is that of OpenCost's prices."""
-    faults: list[_Fault] = []
-    by_node: dict[str, Fraction] = {}
-    for series in opencost:
-        node = series.labels.get("node", "")
-        if 0 < series.value <= MOST:
-            by_node[node] = _exact(series.value)
-        elif series.value != 0:
-            faults.append(_fault(OPENCOST_METRIC, "node", node, series.value))
-    on_nodes: dict[str, set[str]] = {}
-    for series in cards:
+def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Prices:
+    """Read the prices from the answers of SOURCES, the answer `rivals` about subjects that had several prices at once,
+    and `cards`, which has the products of each node. Impossible prices (negative, too high or not a number) and those
+    without a currency are left out and reported in `faults`; an OpenCost price of 0 is left out silently. `currency` is
+    that of OpenCost's prices."""
+    amounts: dict[Subject, dict[str, Fraction]] = {}
+    faults: dict[str, Subject] = {}
+    for answer, (label, metric) in SOURCES.items():
+        for series in answers[answer]:
+            name, price = series.labels.get(label, ""), series.value
+            unit = currency if label == "node" else series.labels.get("currency", "")
+            if flaw := _flaw(price, unit):
+                sentence = f"{metric} of {label} {name} is {price:g}, which is left out: {flaw}"
+                faults[sentence] = label, _dashed(name)
+            elif price or label != "node":
+                # The averages that Prometheus computes are more precise than a millionth.
+                amount = Fraction(round(price * MICROS), MICROS)
+                amounts.setdefault((label, _dashed(name)), {})[unit] = amount
+    cards: dict[str, set[str]] = {}
+    for series in answers["cards"]:
         # A GPU that cannot be read has no product for that time.
         if product := series.labels.get("product"):
-            on_nodes.setdefault(series.labels.get("node", ""), set()).add(_dashed(product))
-    return Prices(
-        by_node,
-        _by(policies, "policy", POLICY_METRIC, faults),
-        {
-            _dashed(name): by_currency
-            for name, by_currency in _by(products, "product", PRODUCT_METRIC, faults).items()
-        },
-        {node: frozenset(names) for node, names in on_nodes.items()},
-        frozenset(
-            (name, _dashed(series.labels[name]))
-            for series in rivals
-            for name in ("node", "policy", "product")
-            if name in series.labels
-        ),
-        currency,
-        tuple(text for _, text in faults),
-        frozenset(subject for subject, _ in faults),
+            cards.setdefault(series.node, set()).add(_dashed(product))
+    rivals = frozenset(
+        (label, _dashed(series.labels[label]))
+        for series in answers["rivals"]
+        for label, _ in SOURCES.values()
+        if label in series.labels
     )
+    return Prices(amounts, cards, rivals, tuple(faults), frozenset(faults.values()))
 
 
 def _dashed(product: str) -> str:
@@ -161,36 +126,12 @@ def _dashed(product: str) -> str:
     return product.replace(" ", "-")
 
 
-def _by(
-    answer: Iterable[Series], label: str, metric: str, faults: list[_Fault]
-) -> dict[str, dict[str, Fraction]]:
-    """Return the prices of an answer, by the value of `label` and then by currency. Prices that are impossible or
-    without a currency are left out, and each adds a fault to `faults`."""
-    prices: dict[str, dict[str, Fraction]] = {}
-    for series in answer:
-        subject, currency = series.labels.get(label, ""), series.labels.get("currency", "")
-        if not 0 <= series.value <= MOST or not currency:
-            faults.append(_fault(metric, label, subject, series.value, currency))
-        else:
-            prices.setdefault(subject, {})[currency] = _exact(series.value)
-    return prices
-
-
-def _fault(metric: str, label: str, subject: str, value: float, currency: str = "-") -> _Fault:
-    """Return the label and value of a subject with an impossible price, and the sentence that reports it. If
-    `currency` is empty, the reason is that the price names no currency."""
-    why = (
-        "it names no currency"
-        if not currency
-        else NO_NUMBER
-        if math.isnan(value)
-        else "a price cannot be negative"
-        if value < 0
-        else "no plausible price is that high"
-    )
-    return (label, _dashed(subject)), f"{metric} of {label} {subject} is {value:g}, which is left out: {why}"
-
-
-def _exact(value: float) -> Fraction:
-    """Return the value rounded to the millionth; the averages that Prometheus computes are more precise than that."""
-    return Fraction(round(value * MICROS), MICROS)
+def _flaw(price: float, currency: str) -> str:
+    """Return a clause that says why a price is impossible, or that it names no currency; empty if nothing is wrong."""
+    if not currency:
+        return "it names no currency"
+    if math.isnan(price):
+        return NO_NUMBER
+    if price < 0:
+        return "a price cannot be negative"
+    return "no plausible price is that high" if price > MOST else ""

@@ -42,13 +42,6 @@ COUNTERS = {
 }
 """The counters of the meter and the labels by which they are summed beside the node, by the name of the answer: one for
 each Part of the GPU time, and one for all of it."""
-_PRICES = (
-    ("opencost", OPENCOST_METRIC, "node", " != 0"),
-    ("policies", POLICY_METRIC, f"{POLICY}, currency", ""),
-    ("products", PRODUCT_METRIC, "product, currency", ""),
-)
-"""The name of each answer, its metric, the labels that identify a price, and a filter. OpenCost exports 0 for a price
-that it does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +250,10 @@ def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
     points = f"[{seconds - 2 * margin}s:{POINTS}] offset {margin}s"
     of_policies, others = braced(of_others(query.selector)), braced(_others(query))
     prices = {
-        name: (f"{metric}{of_policies if metric == POLICY_METRIC else others}{known}", labels)
-        for name, metric, labels, known in _PRICES
+        # OpenCost exports 0 for a price that it does not know.
+        "opencost": (f"{OPENCOST_METRIC}{others} != 0", "node"),
+        "policies": (f"{POLICY_METRIC}{of_policies}", f"{POLICY}, currency"),
+        "products": (f"{PRODUCT_METRIC}{others}", "product, currency"),
     }
     # First the mean of all series and then the mean over time, so that a restart of the price's exporter does not
     # change the weight of the hours before and after it.

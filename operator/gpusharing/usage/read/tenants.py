@@ -5,6 +5,7 @@ KAI-Scheduler and HAMi divide whole GPUs among pods by themselves. KAI holds eac
 HAMi's device ids are not those of GPUs, so the meter counts its GPUs as stranded.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from itertools import chain
@@ -17,7 +18,7 @@ from gpusharing.usage.prometheus.client import PARALLEL, Prometheus, Series, sid
 from gpusharing.usage.prometheus.matchers import labels_of, matcher_of
 from gpusharing.usage.prometheus.windows import batched
 from gpusharing.usage.read.pricing import CHOOSE
-from gpusharing.usage.read.queries import EXPORTED, NAMESPACE, POD, POLICY, MeterQuery, use_query
+from gpusharing.usage.read.queries import EXPORTED, NAMESPACE, POD, POLICY, MeterQuery, label_of, use_query
 from gpusharing.usage.read.series import Pod, exported_label, pod_of
 from gpusharing.usage.reckon.bills import Basis, Part
 
@@ -33,25 +34,40 @@ OTHERS = "_others"
 
 @dataclass(frozen=True, slots=True)
 class Teams:
-    """The value of a namespace label for each namespace on one day. A bill by that label has a row for each value."""
+    """Who is billed for the pods of each namespace on one day. A bill by a namespace label has a row for each value."""
 
+    by: str
+    """What the bill is grouped by (`MeterQuery.by`)."""
     last: Mapping[str, str] = field(default_factory=dict)
-    """The value that was last seen for each namespace. Since then the namespace may have been deleted or changed."""
+    """The value of the label that was last seen for each namespace. Since then the namespace may have been deleted or
+    changed. Empty if the bill is not by a label."""
     rivals: Set[str] = frozenset()
     """Namespaces that had several values at the same time, so that their owner is ambiguous."""
 
-    def find(self, namespace: str) -> str:
-        """Return the label's value for a namespace; empty if it is unknown or ambiguous."""
+    def tenant_of(self, pod: Pod) -> str:
+        """Return who is billed for the time of a pod; its name is empty if it is unknown. That is its namespace; the
+        value of the namespace's label, which is empty if it is unknown or ambiguous; or NAMESPACE/NAME, with
+        `(unknown)` for an empty name. Empty in a bill by policy. In a bill by a label, the namespace OTHERS is billed
+        under its own name."""
+        namespace, name = pod
+        if self.by == POLICY:
+            return ""
+        if self.by == POD:
+            return f"{namespace}/{name or '(unknown)'}"
+        if self.by == NAMESPACE or namespace == OTHERS:
+            return namespace
         return "" if namespace in self.rivals else self.last.get(namespace, "")
 
 
-def read_teams(last: Iterable[Series], rivals: Iterable[Series], label: str) -> Teams:
-    """Return the values of the label `label` from two answers: `last` has the time at which each value was last seen,
-    and `rivals` the namespaces that had several values at one time. The value seen last wins."""
-    ordered = sorted(last, key=lambda series: (series.value, series.labels.get(label, "")))
+def read_teams(answers: Mapping[str, Iterable[Series]], by: str) -> Teams:
+    """Return who is billed in a bill by `by`, from two answers: `labels` has the time at which each value of the label
+    was last seen, and `rival labels` the namespaces that had several values at one time. The value seen last wins."""
+    label = label_of(by)
+    ordered = sorted(answers["labels"], key=lambda series: (series.value, series.labels.get(label, "")))
     return Teams(
+        by,
         {exported_label(series, NAMESPACE): series.labels.get(label, "") for series in ordered},
-        frozenset(exported_label(series, NAMESPACE) for series in rivals),
+        frozenset(exported_label(series, NAMESPACE) for series in answers["rival labels"]),
     )
 
 
@@ -89,25 +105,22 @@ def divide(answers: Mapping[str, Iterable[Series]]) -> dict[str, list[Series]]:
     RESERVED, resource nvidia.com/gpu). HAMi's time then counts as held. What cannot be divided stays as it is. The
     total stays the same."""
     slices, users = weigh(answers["slices"], "resource"), weigh(answers["users"])
-    fractions, whole = weigh(answers["fractions"]), dict[str, float]()
+    fractions, whole = weigh(answers["fractions"]), defaultdict[str, float](float)
     for series in answers[Part.STRANDED]:
-        node = series.labels.get("node", "")
-        whole[node] = whole.get(node, 0.0) + series.value
+        whole[series.node] += series.value
     held: list[Series] = []
     stranded: list[Series] = []
     for series in answers[Part.HELD]:
-        node, namespace = series.labels.get("node", ""), exported_label(series, NAMESPACE)
-        reserved = namespace in RESERVATIONS
-        among = (
-            users.get((node,), {}) if reserved else slices.get((node, series.labels.get("resource", "")), {})
-        )
-        weights = {pod: each for pod, each in among.items() if reserved or pod[0] == namespace}
-        basis = {"basis": Basis.ESTIMATE} if reserved else {}
-        parts = _split(series, weights, sum(weights.values()), basis)
-        held += parts or [series]
+        namespace, resource = exported_label(series, NAMESPACE), series.labels.get("resource", "")
+        if namespace in RESERVATIONS:
+            weights, basis = users.get((series.node,), {}), {"basis": Basis.ESTIMATE}
+        else:
+            among, basis = slices.get((series.node, resource), {}), {}
+            weights = {pod: each for pod, each in among.items() if pod[0] == namespace}
+        held += _split(series, weights, sum(weights.values()), basis) or [series]
     for series in answers[Part.STRANDED]:
-        weights = fractions.get((series.labels.get("node", ""),), {})
-        most = max(sum(weights.values()), whole[series.labels.get("node", "")])
+        weights = fractions.get((series.node,), {})
+        most = max(sum(weights.values()), whole[series.node])
         parts = _split(series, weights, most, {"basis": Basis.RESERVED, "resource": RESOURCE_GPU})
         held += parts
         rest = series.value - sum(part.value for part in parts)
@@ -124,8 +137,7 @@ def weigh(answer: Iterable[Series], *labels: str) -> dict[tuple[str, ...], dict[
         pod = pod_of(series.labels)
         if pod is not None and 0 < series.value < inf:
             key = tuple(exported_label(series, label) for label in ("node", *labels))
-            among = weights.setdefault(key, {})
-            among[pod] = among.get(pod, 0.0) + series.value
+            weights.setdefault(key, defaultdict(float))[pod] += series.value
     return weights
 
 
@@ -144,18 +156,6 @@ def _split(
     ]
 
 
-def tenant_of(pod: Pod, by: str, teams: Teams) -> str:
-    """Return who is billed for the time of a pod; its name is empty if it is unknown. That is its namespace; the value
-    of the namespace's label, which is empty if it is unknown or ambiguous; or NAMESPACE/NAME, with `(unknown)` for an
-    empty name. Empty in a bill by policy. In a bill by a label, the namespace OTHERS is billed under its own name."""
-    namespace, name = pod
-    if by == POLICY:
-        return ""
-    if by == POD:
-        return f"{namespace}/{name or '(unknown)'}"
-    return namespace if by == NAMESPACE or namespace == OTHERS else teams.find(namespace)
-
-
 Used = Mapping[tuple[str, str, str], float]
 """Which part of the devices that a tenant held it used, by tenant, resource, and `memory` or `sm`. In a bill by policy,
 the policies are the tenants. What is unknown is missing. The value exceeds 1 if pods used more than their part of
@@ -172,14 +172,13 @@ async def read_used(
     step = (query.end - query.start) / looks
     # The series of pods do not name the policy.
     promql = use_query(query, matcher_of(nodes) if POLICY in labels_of(query.selector) else "")
-    sums: dict[tuple[str, str, str], float] = {}
+    sums = defaultdict[tuple[str, str, str], float](float)
     for batch in batched([query.start + step * (look + 0.5) for look in range(looks)], PARALLEL):
         answers = await side_by_side(*(prometheus.instant(promql, at) for at in batch))
         for series in chain.from_iterable(answers):
             pod = pod_of(series.labels) or (exported_label(series, NAMESPACE), "")
-            tenant = tenant_of(pod, query.by, teams) or nodes.get(series.labels.get("node", ""), "")
-            key = tenant, series.labels.get("resource", ""), series.labels.get("what", "")
-            sums[key] = sums.get(key, 0.0) + series.value
+            tenant = teams.tenant_of(pod) or nodes.get(series.node, "")
+            sums[tenant, series.labels.get("resource", ""), series.labels.get("what", "")] += series.value
     return {
         (tenant, resource, what): amount / held
         for (tenant, resource, what), amount in sums.items()
