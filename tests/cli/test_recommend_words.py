@@ -10,6 +10,7 @@ import pytest
 from hack.sim.dcgmexporter import DCGMValues, SetUp, samples
 
 from gpusharing.cli.shell.drawing import Paper
+from gpusharing.planning.gpus.cards import find_card
 from gpusharing.usage.prometheus.client import Series
 from gpusharing.usage.read.fold import part_of_card
 from gpusharing.usage.read.queries import hourly, latest, most_series, others_of, ownership, usage_count
@@ -122,11 +123,20 @@ def test_no_counter_is_asked_for_so_no_reset_of_one_misleads() -> None:
 
 
 def test_the_part_of_a_card() -> None:
-    assert part_of_card("NVIDIA H100 80GB HBM3", "3g.40gb") == pytest.approx(3 / 7)
-    assert part_of_card("NVIDIA A30", "1g.6gb") == pytest.approx(1 / 4)
-    assert part_of_card("NVIDIA A30", "9g.6gb") is None
-    assert part_of_card("NVIDIA L4", "1g.6gb") is None
-    assert part_of_card("NVIDIA X1000", "1g.10gb") is None
+    h100, a30 = find_card("NVIDIA H100 80GB HBM3"), find_card("NVIDIA A30")
+    assert part_of_card(h100, "3g.40gb") == (Fraction(1, 2), Fraction(3, 7))
+    assert part_of_card(a30, "1g.6gb") == (Fraction(1, 4), Fraction(1, 4))
+    assert part_of_card(a30, "9g.6gb") is None
+    assert part_of_card(find_card("NVIDIA L4"), "1g.6gb") is None
+    assert part_of_card(find_card("NVIDIA X1000"), "1g.10gb") is None
+
+
+def test_an_instance_of_a_card_that_shares_the_cpus_memory_has_an_unknown_part_of_it() -> None:
+    thor = find_card("NVIDIA Thor")
+    assert thor is not None
+    for profile in thor.profiles:
+        memory, compute = part_of_card(thor, profile.name) or (0, 0)
+        assert (memory, 0 < compute <= 1) == (None, True)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from gpusharing.cli.shell.troubles import Trouble, error_text
 from gpusharing.kube.aio import aiohttp
 from gpusharing.kube.errors import Unauthorized, first_of
 from gpusharing.kube.proxies import find_proxy
+from gpusharing.kube.raw import section
 
 T = TypeVar("T")
 MOST_CHARACTERS = 300
@@ -53,8 +54,8 @@ class WebAnswer:
 
     status: int
     """The HTTP status code."""
-    data: Any
-    """The decoded JSON, or None if the body is not JSON."""
+    data: Mapping[str, Any]
+    """The decoded JSON; empty if the body is not a JSON object."""
     line: str
     """The first line of the body if its content type is text/plain; else empty."""
     wants_tls: bool
@@ -64,25 +65,24 @@ class WebAnswer:
     def of_api_server(self) -> bool:
         """Whether the API server itself answered (with apimachinery's metav1.Status) instead of passing on the
         response of a Service."""
-        return isinstance(self.data, dict) and self.data.get("kind") == "Status"
+        return self.data.get("kind") == "Status"
 
     @property
     def message(self) -> str:
         """The error message of the JSON body, preceded by a colon and a space; empty if there is none. Prometheus puts
         it in `error`, Kubernetes in `message`."""
-        if not isinstance(self.data, dict):
-            return ""
         text = one_line(self.data.get("error") or self.data.get("message"))
         return f": {text}" if text else ""
 
 
 def answer_of(status: int, kind: str, body: bytes) -> WebAnswer:
-    """Parse a response with this HTTP status, the content type `kind`, and this body. If the body is not JSON, `data`
-    is None; that is not an error. `line` is only filled for text/plain, and `wants_tls` is only true for status 400."""
+    """Parse a response with this HTTP status, the content type `kind`, and this body. If the body is not a JSON object,
+    `data` is empty; that is not an error. `line` is only filled for text/plain, and `wants_tls` is only true for status
+    400."""
     try:
-        data: Any = json.loads(body)
+        data = section(json.loads(body))
     except (ValueError, RecursionError):
-        data = None
+        data = {}
     beginning = body[:4096].decode(errors="replace").strip()
     line = one_line(next(iter(beginning.splitlines()), "")) if kind == "text/plain" else ""
     return WebAnswer(status, data, line, bool(PLAIN_TO_TLS.search(beginning)) and status == 400)
@@ -320,7 +320,7 @@ class Prometheus:
             what = f"its response has no valid result: {error_text(error)}"
             raise stranger(what, self.place.where) from error
 
-    async def _ask(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
+    async def _ask(self, path: str, parameters: Mapping[str, str]) -> Mapping[str, Any]:
         """Send a query and return the JSON of the response. If an API server answered 401 and credentials can be
         renewed, renew them once for all concurrent queries, store the new endpoint in `place`, and send the query
         again, as kube/http.py does. Raises Trouble as `_call` and `_understood` do, and if the login fails."""
@@ -354,19 +354,15 @@ class Prometheus:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise unreachable(error, place.where, place.through) from error
 
-    def _understood(self, answer: WebAnswer) -> dict[str, Any]:
+    def _understood(self, answer: WebAnswer) -> Mapping[str, Any]:
         """Return the JSON of a successful response. Otherwise, raise a Trouble that says who refused the query, that
         the server is not a Prometheus, or why Prometheus could not evaluate the query."""
         where, through, data = self.place.where, self.place.through, answer.data
         if answer.status in (401, 403):
             raise refused(answer, where, through)
-        if not isinstance(data, dict) or (
-            answer.status < 400 and data.get("status") not in ("success", "error")
-        ):
-            raise no_prometheus(answer, where, through)
-        if data.get("status") == "success" and answer.status < 400:
+        if answer.status < 400 and data.get("status") == "success":
             return data
-        if "errorType" not in data:
+        if "errorType" not in data or (answer.status < 400 and data.get("status") != "error"):
             raise no_prometheus(answer, where, through)
         error = data.get("error")
         too_much = data["errorType"] in ("timeout", "canceled") or TOO_MUCH.search(str(error))
@@ -447,16 +443,13 @@ def _text(name: str, flag: str) -> str:
 
 async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
     """Return the body of a response. Raises Trouble as soon as more than MOST_BYTES have arrived."""
-    parts: list[bytes] = []
-    taken = 0
-    async for part in response.content.iter_any():
-        parts.append(part)
-        taken += len(part)
-        if taken > MOST_BYTES:
-            raise Trouble(
-                f"a response from {place.where} is larger than {MOST_BYTES >> 20} MiB: narrow the query with --selector"
-            )
-    return b"".join(parts)
+    try:
+        await response.content.readexactly(MOST_BYTES + 1)
+    except asyncio.IncompleteReadError as end:
+        return end.partial
+    raise Trouble(
+        f"a response from {place.where} is larger than {MOST_BYTES >> 20} MiB: narrow the query with --selector"
+    )
 
 
 def _series(raw: Any) -> Series:

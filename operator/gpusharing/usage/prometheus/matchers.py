@@ -12,23 +12,16 @@ OF_TARGETS = frozenset((*TARGET, "job", "namespace", "node", "service"))
 """Labels that name the scrape target. Prices, owners and labels of namespaces come from other targets."""
 MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\n]|\\.)*"\s*')
 """One PromQL matcher: label, operator and quoted value. Group 1 is the label."""
+_MATCHERS = re.compile(f"{MATCHER.pattern}(?:,{MATCHER.pattern})*")
 
 
 def selector_of(selector: str) -> str:
     """Return the matchers of `--selector` as they were typed, without the braces around them; an empty string if there
     are none. Raises Trouble if the flag contains anything other than PromQL matchers separated by commas."""
-    rest = selector.strip().removeprefix("{").removesuffix("}").strip()
-    at = 0
-    while rest and (match := MATCHER.match(rest, at)):
-        at = match.end()
-        if at == len(rest):
-            return rest
-        if rest[at] != ",":
-            break
-        at += 1
-    if rest:
+    matchers = selector.strip().removeprefix("{").removesuffix("}").strip()
+    if matchers and not _MATCHERS.fullmatch(matchers):
         raise Trouble(f'--selector {selector}: use matchers such as cluster="east",prometheus_replica="a"')
-    return ""
+    return matchers
 
 
 def labels_of(selector: str) -> list[str]:

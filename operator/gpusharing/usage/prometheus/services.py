@@ -7,9 +7,8 @@ This requires the right `get services/proxy`, and `list services` in all namespa
 import re
 
 from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.troubles import Trouble, sentence
+from gpusharing.cli.shell.troubles import Trouble, explained
 from gpusharing.kube.client import JSON, Resource
-from gpusharing.kube.errors import KubeError
 from gpusharing.kube.login import Login
 from gpusharing.kube.raw import entries, section, text, whole
 from gpusharing.usage.prometheus.client import Endpoint
@@ -46,26 +45,22 @@ async def find_place(session: Session, named: str) -> Endpoint:
         except Trouble as trouble:
             raise Trouble(f"{trouble}. To skip the search, pass {NAME}") from trouble
     path = _path_of(named or _name(_one_of(services, session.where)))
-    try:
-        return await _place(session.login, session.where, path, chosen=not named)
-    except KubeError as error:
-        raise Trouble(sentence(error, session.where)) from error
+    return await _place(session.login, session.where, path, chosen=not named)
 
 
 async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endpoint:
     """Return how to reach the Service at `path` (see `_path_of`) through the API server of `cluster`, with the current
-    credentials. With `chosen`, the result has a remark that the Service was found by its labels. Raises KubeError
-    if the login fails."""
+    credentials. With `chosen`, the result has a remark that the Service was found by its labels. Raises Trouble if the
+    login fails."""
     where = f"Service {path.replace('/services/', '/')} of {cluster}"
-    access, token = await login.access(), await login.token()
+    with explained(cluster):
+        access, token = await login.access(), await login.token()
 
     async def renew() -> Endpoint:
         """Log in again and return the new endpoint. Raises Trouble."""
-        try:
+        with explained(cluster):
             await login.renew()
-            return await _place(login, cluster, path, chosen=chosen)
-        except KubeError as error:
-            raise Trouble(sentence(error, cluster)) from error
+        return await _place(login, cluster, path, chosen=chosen)
 
     return Endpoint(
         url=f"{access.server}/api/v1/namespaces/{path}/proxy",

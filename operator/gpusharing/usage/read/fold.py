@@ -9,6 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 from math import isnan, nan
 
@@ -304,9 +305,10 @@ class Fold:
             self._most(record.activity, hour, min(1.0, max(0.0, value)))
             known.add((pod, hour))
         for labels, series in active:
-            whole = part_of_card(labels.model, labels.profile) if labels.profile else 1.0
-            if whole is None or labels.device in crowded:
+            portion = part_of_card(find_card(labels.model), labels.profile)
+            if portion is None or labels.device in crowded:
                 continue
+            whole = float(portion[1])
             for pod, _, record, hour, value in self._values([(labels, series)], part):
                 if (pod, hour) not in known:
                     self._most(record.activity, hour, min(1.0, max(0.0, value)) * whole)
@@ -382,11 +384,15 @@ class Fold:
             values[hour] = value
 
 
-def part_of_card(model: str, profile: str) -> float | None:
-    """Return which part of the card's compute a MIG profile has, from 0 to 1, or None if the model is unknown or has no
-    profile of that name."""
-    card = find_card(model)
-    if card is None or not card.profiles:
+def part_of_card(card: Card | None, profile: str) -> tuple[Fraction | None, Fraction] | None:
+    """Return which parts of the memory and of the compute of a card a device with this MIG profile has; all of both for
+    a whole GPU, whose profile is empty. The part of the memory is None if the card shares the CPU's. None in place of
+    both if the card is unknown or has no profile of that name."""
+    if not profile:
+        return Fraction(1), Fraction(1)
+    match = next((each for each in card.profiles if each.name == profile), None) if card else None
+    if card is None or match is None:
         return None
-    most = max(each.slices for each in card.profiles)
-    return next((each.slices / most for each in card.profiles if each.name == profile), None)
+    whole = max(each.slices for each in card.profiles)
+    memory = Fraction(match.memory_gb, card.memory_gb) if card.memory_gb else None
+    return memory, Fraction(match.slices, whole)

@@ -13,7 +13,7 @@ from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.planning.gpus.cards import Card, bare_product, find_card
 from gpusharing.planning.gpus.geometry import resource_name
 from gpusharing.planning.vocabulary.lengths import counted, some
-from gpusharing.usage.read.fold import Fold, Gpu, Record
+from gpusharing.usage.read.fold import Fold, Gpu, Record, part_of_card
 from gpusharing.usage.read.series import RECURS
 from gpusharing.usage.reckon.histogram import Sample
 from gpusharing.usage.reckon.needs import History, Holding, Workload
@@ -207,7 +207,7 @@ def _holding(fold: Fold, record: Record, gpu: Gpu, card: Card | None) -> Holding
     shared."""
     if record.profile:
         resource = record.resource or resource_name(record.profile)
-        share, compute = _of_instance(record.profile, card)
+        share, compute = part_of_card(card, record.profile) or (None, Fraction(1))
         times = int(fold.slices.get((record.node, resource), 1))
         return Holding(
             resource, _devices(record), share / times if share is not None and times > 1 else share, compute
@@ -218,16 +218,6 @@ def _holding(fold: Fold, record: Record, gpu: Gpu, card: Card | None) -> Holding
         return Holding(resource, _devices(record), Fraction(max(1, int(record.slices)), times))
     together = sum(gpu.holders.values())
     return Holding(resource, _devices(record), None if together > 1 else Fraction(1))
-
-
-def _of_instance(profile: str, card: Card | None) -> tuple[Fraction | None, Fraction]:
-    """Return which parts of the card's memory and compute an instance of this profile has. If the profile or the card
-    is unknown, return None and 1."""
-    match = next((each for each in card.profiles if each.name == profile), None) if card else None
-    if card is None or match is None:
-        return None, Fraction(1)
-    whole = max(each.slices for each in card.profiles)
-    return Fraction(match.memory_gb, card.memory_gb), Fraction(match.slices, whole)
 
 
 def _samples(fold: Fold, values: "Iterable[float]") -> Iterator[Sample]:

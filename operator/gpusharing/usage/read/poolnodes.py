@@ -3,7 +3,7 @@ all."""
 
 import re
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,8 @@ from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.kube.client import JSON, NODES, POLICIES
 from gpusharing.kube.convert import node_view, policy_view
-from gpusharing.kube.raw import entries, section, strings, text, texts
+from gpusharing.kube.convert_pods import rows_of as expression_rows
+from gpusharing.kube.raw import entries, section, text, texts
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.usage.prometheus.client import Prometheus, Series
@@ -26,23 +27,6 @@ from gpusharing.usage.read.series import exported_label
 _OF_THE_OLD = (ANNOTATION_APPROVE, ANNOTATION_RESUME, "kubectl.kubernetes.io/last-applied-configuration")
 _KEY = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9.]*[a-zA-Z0-9])?/)?[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?"
 _VALUE = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?)?"
-_FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Row]], ...] = (
-    (
-        re.compile(rf"({_KEY})\s+(in|notin)\s*\(([^()]+)\)"),
-        lambda match: (
-            match[1],
-            "In" if match[2] == "in" else "NotIn",
-            tuple(map(str.strip, match[3].split(","))),
-        ),
-    ),
-    (
-        re.compile(rf"({_KEY})\s*(==|=|!=)\s*({_VALUE})"),
-        lambda match: (match[1], "NotIn" if match[2] == "!=" else "In", (match[3],)),
-    ),
-    (re.compile(rf"(!?)\s*({_KEY})"), lambda match: (match[2], "DoesNotExist" if match[1] else "Exists", ())),
-)
-"""The forms of one requirement in a label selector, each with a function that converts its match to a row: key,
-operator and values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +56,7 @@ def rows_of(selector: str) -> list[Row]:
     Raises Trouble if it is empty or cannot be parsed."""
     rows: list[Row] = []
     for part in filter(None, (piece.strip() for piece in re.split(r",(?![^(]*\))", selector))):
-        row = next((read(match) for form, read in _FORMS if (match := form.fullmatch(part))), None)
+        row = _row_of(part)
         if row is None:
             raise Trouble(
                 f"-l {selector} is not a valid node selector; use one such as gpusharing.dev/pool=a or 'zone in (a,b)'"
@@ -81,6 +65,18 @@ def rows_of(selector: str) -> list[Row]:
     if not rows:
         raise Trouble(f"-l {selector!r} is not a valid node selector; use one such as gpusharing.dev/pool=a")
     return rows
+
+
+def _row_of(part: str) -> Row | None:
+    """Parse one requirement of a label selector, such as `zone in (a, b)`, `zone!=a` or `!zone`. Return None if it has
+    none of these forms."""
+    if match := re.fullmatch(rf"({_KEY})\s+(in|notin)\s*\(([^()]+)\)", part):
+        return match[1], "In" if match[2] == "in" else "NotIn", tuple(map(str.strip, match[3].split(",")))
+    if match := re.fullmatch(rf"({_KEY})\s*(==|=|!=)\s*({_VALUE})", part):
+        return match[1], "NotIn" if match[2] == "!=" else "In", (match[3],)
+    if match := re.fullmatch(rf"(!?)\s*({_KEY})", part):
+        return match[2], "DoesNotExist" if match[1] else "Exists", ()
+    return None
 
 
 def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeScope:
@@ -171,10 +167,7 @@ def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> No
     `_user_metadata`. Raises Trouble if the policy selects no node, or if other policies own all of its nodes."""
     name, spec = text(raw, "metadata", "name"), section(raw, "spec")
     selector = section(spec, "nodeSelector")
-    rows: list[Row] = [
-        (text(row, "key"), text(row, "operator"), strings(row.get("values")))
-        for row in entries(selector, "matchExpressions")
-    ]
+    rows = expression_rows(entries(selector, "matchExpressions"))
     selected = _chosen(nodes, texts(section(selector, "matchLabels")), rows)
     if not selected:
         raise Trouble(f"policy {name} selects no node")

@@ -1,7 +1,6 @@
 """How much memory and SM time pods use right now: from the agents' metrics through the API server, or else from
 Prometheus."""
 
-import asyncio
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,8 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.errors import Forbidden, KubeError
 from gpusharing.kube.raw import entries, section, text, whole
 from gpusharing.planning.vocabulary.lengths import some
-from gpusharing.usage.prometheus.client import prometheus_at
+from gpusharing.usage.prometheus.client import Series, prometheus_at, side_by_side
+from gpusharing.usage.prometheus.matchers import nodes_of
 from gpusharing.usage.prometheus.services import find_place
 from gpusharing.usage.read.queries import OWN, SLICES, SM
 from gpusharing.usage.read.series import Pod, pod_of
@@ -30,14 +30,10 @@ METRICS = (SLICES, OWN, SM, SIZE, SIMULATED)
 _SAMPLE = re.compile(rf"^({'|'.join(METRICS)})(?:{{(.*)}})? (\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
-Sample = tuple[str, Mapping[str, str], float]
-"""Name, labels and value of one series."""
 USED = ("gpu", "profile", "memoryBytes", "deviceMemoryBytes", "smRatio")
 """The columns about what a pod uses of a GPU or MIG device: the index of the GPU, the MIG profile, which is empty for a
 whole GPU, the bytes of memory that the pod uses, the memory of the device, and the share of the GPU's SM time that the
 pod used, from 0 to 1. Each is None if it is unknown, as the last one always is on a MIG device."""
-_COLUMN_OF = {OWN: "memoryBytes", SM: "smRatio"}
-"""The column for the value of a metric of a pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +63,8 @@ async def read_usage(
     pods on nodes without an agent that reports pods, Prometheus is queried: the Service named `service` or, if that is
     empty, the only one that looks like a Prometheus. Raises no Trouble: what could not be read is in `unknown`."""
     nodes = set(bound.values())
-    samples, silent = await _ask_agents(session, agents, nodes)
-    live = _fold(samples)
+    series, silent = await _ask_agents(session, agents, nodes)
+    live = _fold(series)
     notes = ("memory and SM use are from the agents, read a moment ago",) if nodes - set(silent) else ()
     if not silent:
         return replace(live, notes=notes)
@@ -81,8 +77,7 @@ async def read_usage(
     except Trouble as trouble:
         missing = f"{missing}. Prometheus could not be used instead: {trouble}".rstrip(".")
         return replace(live, notes=notes, unknown=(missing,))
-    found = ((series.labels.get("__name__", ""), series.labels, series.value) for series in answer)
-    stored = _fold(sample for sample in found if _is_about(sample[1], bound, silent))
+    stored = _fold(series for series in answer if _is_about(series, bound, silent))
     if stored.by_pod:
         rest = " of the other pods" if notes else ""
         source = f"memory and SM use{rest} are from {place.where}, as last scraped, because {why}"
@@ -96,13 +91,13 @@ async def read_usage(
     return UsageNow(by_pod, notes, (missing,) if left else (), simulated)
 
 
-def _is_about(labels: Mapping[str, str], bound: Mapping[Pod, str], silent: Mapping[str, Reason]) -> bool:
+def _is_about(series: Series, bound: Mapping[Pod, str], silent: Mapping[str, Reason]) -> bool:
     """Whether a series is about a pod in `bound` whose node is in `silent` or, if it names no pod, about a node in
     `silent`. A series that names no node may be about any; one that names another node than the pod's is not."""
-    pod, node = pod_of(labels), labels.get("node", "")
+    pod = pod_of(series.labels)
     if pod is None:
-        return not node or node in silent
-    return bound.get(pod) in silent and node in ("", bound[pod])
+        return not series.node or series.node in silent
+    return bound.get(pod) in silent and series.node in ("", bound[pod])
 
 
 def _explain(silent: Mapping[str, Reason]) -> str:
@@ -115,39 +110,32 @@ def _explain(silent: Mapping[str, Reason]) -> str:
 
 async def _ask_agents(
     session: Session, agents: Iterable[JSON], nodes: set[str]
-) -> tuple[list[Sample], dict[str, Reason]]:
-    """Query the agents on `nodes` concurrently. Return their samples and, for each node without a sample about a pod,
+) -> tuple[list[Series], dict[str, Reason]]:
+    """Query the agents on `nodes` concurrently. Return their series and, for each node without a series about a pod,
     the reason. If there are more than MOST_ASKED agents, none is queried, and the reason of every node is that there
     are too many."""
     asked = [agent for agent in agents if text(agent, "spec", "nodeName") in nodes]
-    silent: dict[str, Reason] = dict.fromkeys(
-        nodes, ("no pod of the agent (gpusharing-agent) was seen on", "")
-    )
     if len(asked) > MOST_ASKED:
-        return [], dict.fromkeys(
-            nodes, ("the agents on", f" are too many ({len(asked)}) to be asked one by one")
-        )
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_ask_agent(session, agent)) for agent in asked]
-    answers = [task.result() for task in tasks]
-    silent |= {node: reason for node, _, reason in answers}
-    samples = [sample for _, page, _ in answers for sample in page]
-    seen = {labels["node"] for name, labels, _ in samples if name == SLICES}
-    return samples, {node: reason for node, reason in silent.items() if node not in seen}
+        reason = "the agents on", f" are too many ({len(asked)}) to be asked one by one"
+        return [], dict.fromkeys(nodes, reason)
+    silent = dict.fromkeys(nodes, ("no pod of the agent (gpusharing-agent) was seen on", ""))
+    found: list[Series] = []
+    for node, page, reason in await side_by_side(*(_ask_agent(session, agent) for agent in asked)):
+        silent[node] = reason
+        found += page
+    reported = nodes_of(series for series in found if series.labels["__name__"] == SLICES)
+    return found, {node: reason for node, reason in silent.items() if node not in reported}
 
 
-async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Sample], Reason]:
-    """Query one agent; `agent` is its raw pod. Return its node, its samples, and the reason why none of them is about a
+async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Series], Reason]:
+    """Query one agent; `agent` is its raw pod. Return its node, its series, and the reason why none of them is about a
     pod, which is to be ignored if one is. If the user may not query the agent or it does not respond, there are no
-    samples and the reason says so; no error is raised. An agent that gives its metrics only to a token is not
+    series and the reason says so; no error is raised. An agent that gives its metrics only to a token is not
     queried, because the API server's proxy removes the token of the user."""
     node, place = text(agent, "spec", "nodeName"), section(agent, "metadata")
     if has_secure_metrics(section(agent, "spec")):
-        return (
-            node,
-            [],
-            ("the metrics on", " need a token, which the API server does not pass on to the agent"),
-        )
+        reason = "the metrics on", " need a token, which the API server does not pass on to the agent"
+        return node, [], reason
     ports = [port for one in entries(agent, "spec", "containers") for port in entries(one, "ports")]
     port = next((whole(port, "containerPort") for port in ports if text(port, "name") == "metrics"), PORT)
     try:
@@ -156,38 +144,37 @@ async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Sample], 
         return node, [], ("you may not ask the agent on", f": {error_text(error)}")
     except KubeError as error:
         return node, [], ("the agent on", f" did not respond: {error_text(error)}")
-    samples: list[Sample] = [
-        (name, {**dict(_LABEL.findall(labels)), "node": node}, float(value))
+    found = [
+        Series({**dict(_LABEL.findall(labels)), "node": node, "__name__": name}, ((0.0, float(value)),))
         for name, labels, value in _SAMPLE.findall(page)
     ]
-    return node, samples, ("the agent on", " reports no pods")
+    return node, found, ("the agent on", " reports no pods")
 
 
-def _fold(samples: Iterable[Sample]) -> UsageNow:
-    """Return the use of each pod on each device, and which nodes are SIMULATED. Samples of other metrics are ignored,
+def _fold(found: Iterable[Series]) -> UsageNow:
+    """Return the use of each pod on each device, and which nodes are SIMULATED. Series of other metrics are ignored,
     and those whose value is negative, NaN or infinite."""
-    kept = [sample for sample in samples if 0 <= sample[2] < inf]
-    sizes = {labels.get("uuid", ""): int(value) for name, labels, value in kept if name == SIZE}
+    kept = [(series.labels.get("__name__", ""), series) for series in found if 0 <= series.value < inf]
+    sizes = {series.labels.get("uuid", ""): int(series.value) for name, series in kept if name == SIZE}
     by_pod: dict[Pod, dict[str, Row]] = {}
-    for name, labels, value in kept:
-        if name in (SLICES, *_COLUMN_OF) and (pod := pod_of(labels)) is not None:
-            use = by_pod.setdefault(pod, {}).setdefault(labels.get("uuid", ""), _device(labels, sizes))
-            use |= _column(name, labels, value)
-    simulated = {labels.get("node", "") for name, labels, value in kept if name == SIMULATED and value}
+    for name, series in kept:
+        labels, uuid = series.labels, series.labels.get("uuid", "")
+        if name not in (SLICES, OWN, SM) or (pod := pod_of(labels)) is None:
+            continue
+        use = by_pod.setdefault(pod, {}).setdefault(uuid, _device(labels, sizes.get(uuid)))
+        if name == OWN:
+            use["memoryBytes"] = int(series.value)
+        elif name == SM:
+            use["smRatio"] = series.value
+        elif labels.get("resource"):
+            use["resource"] = labels["resource"]
+    simulated = nodes_of(series for name, series in kept if name == SIMULATED and series.value)
     return UsageNow(by_pod, simulated=tuple(sorted(simulated)))
 
 
-def _column(name: str, labels: Mapping[str, str], value: float) -> Row:
-    """Return the column of USED that a sample of a pod's device gives: the measured value as a whole number, except
-    for SM, or the resource from the labels of SLICES. Empty if SLICES has no such label."""
-    if name in _COLUMN_OF:
-        return {_COLUMN_OF[name]: value if name == SM else int(value)}
-    return {"resource": labels["resource"]} if labels.get("resource") else {}
-
-
-def _device(labels: Mapping[str, str], sizes: Mapping[str, float]) -> Row:
-    """Return all columns of USED for a device. The index of the GPU, the profile and the memory's size are filled from
-    the labels and from `sizes`, by UUID, as far as they are known. All other columns are None."""
+def _device(labels: Mapping[str, str], size: int | None) -> Row:
+    """Return all columns of USED for a device. The index of the GPU, the profile and the memory's size (`size`) are
+    filled as far as they are known. All other columns are None."""
     gpu = labels.get("gpu", "")
     device = {"gpu": int(gpu) if gpu.isdecimal() else None, "profile": labels.get("profile", "")}
-    return {**dict.fromkeys(USED), **device, "deviceMemoryBytes": sizes.get(labels.get("uuid", ""))}
+    return {**dict.fromkeys(USED), **device, "deviceMemoryBytes": size}

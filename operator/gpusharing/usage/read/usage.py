@@ -63,9 +63,7 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
         *(prometheus.instant(query, fold.end) for query in latest(selector))
     )
     add_gpus(fold, infos)
-    fold.slices = {
-        (series.labels.get("node", ""), series.labels.get("resource", "")): series.value for series in slices
-    }
+    fold.slices = {(series.node, series.labels.get("resource", "")): series.value for series in slices}
     remarks: list[str] = []
     for begin, end in _stretches(fold, most_series_at_once):
         part = await _read_part(prometheus, fold, selector, (begin, end), remarks)
@@ -95,11 +93,8 @@ def _stretches(fold: Fold, series: float) -> list[tuple[float, float]]:
     stretches. The hour that ends at a stretch's start belongs to the stretch before it."""
     at_once = max(1, min(round(DAY / HOUR), int(POINTS / max(1.0, series))))
     begin = fold.end - fold.hours * HOUR
-    stretches = []
-    for first in range(0, fold.hours, at_once):
-        last = min(fold.hours, first + at_once)
-        stretches.append((begin + first * HOUR, begin + last * HOUR))
-    return stretches
+    firsts = range(0, fold.hours, at_once)
+    return [(begin + first * HOUR, min(fold.end, begin + (first + at_once) * HOUR)) for first in firsts]
 
 
 async def _read_part(
@@ -169,8 +164,7 @@ def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
     to `others`. The value of each series in `infos` is the time of the last report; the latest report of a GPU
     wins. GPUs without a UUID are ignored and, if a card was chosen, GPUs without a product."""
     for series in sorted(infos, key=lambda series: series.value):
-        node, uuid = series.labels.get("node", ""), series.labels.get("uuid", "")
-        product = series.labels.get("product", "")
+        node, uuid, product = series.node, series.labels.get("uuid", ""), series.labels.get("product", "")
         like = fold.card is None or find_card(product) is fold.card
         if uuid and (like or product) and (fold.nodes is None or node in fold.nodes):
             last = fold.hours - 1 - max(0, int((fold.end - series.value) // HOUR))
