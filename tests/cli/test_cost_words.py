@@ -15,7 +15,7 @@ from gpusharing.cli.shell.drawing import simulated_sentence
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.usage.cost import query_of
 from gpusharing.usage.prometheus.client import Series, place_of
-from gpusharing.usage.prometheus.matchers import of_others, selector_of, simulated_query
+from gpusharing.usage.prometheus.matchers import of_others, selector_of
 from gpusharing.usage.prometheus.windows import Days, days, seconds_of
 from gpusharing.usage.read.meter import find_growth, find_unsteady
 from gpusharing.usage.read.pricing import Prices, read_prices
@@ -27,6 +27,7 @@ from gpusharing.usage.read.queries import (
     label_of,
     mark_query,
     queries_of,
+    simulated_query,
 )
 from gpusharing.usage.reckon.bills import HOUR, Price
 from gpusharing.usage.say.cost import amount, hours_of, money

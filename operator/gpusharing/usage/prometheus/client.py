@@ -291,15 +291,11 @@ class Prometheus:
         """
         begin, last = whole or (start, end)
         begin, last = begin - step / 2, last + step / 2
-        return [
-            Series(
-                series.labels,
-                tuple(
-                    (at, value) for at, value in series.points if begin < at < last and math.isfinite(value)
-                ),
-            )
-            for series in await self.between_all(query, start, end, step)
-        ]
+        answer: list[Series] = []
+        for series in await self.between_all(query, start, end, step):
+            points = (point for point in series.points if begin < point[0] < last and math.isfinite(point[1]))
+            answer.append(Series(series.labels, tuple(points)))
+        return answer
 
     async def between_all(self, query: str, start: float, end: float, step: float) -> list[Series]:
         """Return the series that `query` yields from `start` to `end`, with a value every `step` seconds, including
@@ -456,10 +452,9 @@ def _series(raw: Any) -> Series:
     """Convert the JSON of one series in a result. Raises KeyError, TypeError, AttributeError, ValueError or
     OverflowError if it does not have the expected form."""
     points = raw["values"] if "values" in raw else [raw["value"]]
-    numbers = ((float(at), float(value)) for at, value in points)
     # Many series have the same labels, and a bill holds a hundred thousand series.
     labels = {intern(printable(name)): intern(printable(text)) for name, text in raw["metric"].items()}
-    return Series(labels, tuple(numbers))
+    return Series(labels, tuple((float(at), float(value)) for at, value in points))
 
 
 async def side_by_side(*queries: Coroutine[Any, Any, T]) -> list[T]:

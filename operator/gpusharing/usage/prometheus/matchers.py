@@ -1,4 +1,4 @@
-"""The matchers of --selector, the label names of kube-state-metrics, and nodes with SIMULATED GPUs. Pure."""
+"""The matchers of --selector, and the labels of nodes in queries and answers. Pure."""
 
 import re
 from collections.abc import Iterable
@@ -62,18 +62,6 @@ def state_label(key: str) -> str:
     plain = re.sub("[^a-zA-Z0-9_]", "_", key)
     snake = re.sub("([a-z0-9])([A-Z])", r"\1_\2", plain)
     return f"label_{snake.lower()}"
-
-
-METRIC = "gpusharing_agent_simulated"
-"""A metric that is 1 on nodes where the agent reads a SIMULATED driver library (gpusharing/agent/metrics.py)."""
-_OF_OTHER_SERIES = OF_TARGETS | {"policy", "resource", "exported_namespace"}
-
-
-def simulated_query(selector: str, seconds: int) -> str:
-    """Return the query for the nodes that reported SIMULATED GPUs at any time in the last `seconds`. Matchers of
-    `selector` for labels of scrape targets (also `node`), policies, resources and tenants are left out, so its answer
-    may have nodes that the selector does not choose."""
-    return f"max by (node) (max_over_time({METRIC}{braced(of_others(selector, _OF_OTHER_SERIES))}[{seconds}s])) > 0"
 
 
 def nodes_of(answer: Iterable[Series]) -> frozenset[str]:

@@ -124,6 +124,14 @@ class Gpu:
     held_at: int = -1
     """The hour in which a pod last held the GPU; -1 if none did."""
 
+    def hold(self, workload: Workload, hour: int) -> None:
+        """Record that a pod of the workload held a device of the GPU in this hour. Only the holders of the latest hour
+        are kept. A pod that holds several MIG devices of the GPU counts once for each."""
+        if hour > self.held_at:
+            self.held_at, self.holders = hour, Counter()
+        if hour == self.held_at:
+            self.holders[workload] += 1
+
 
 Reading = tuple[DeviceLabels, Series]
 """A series, preceded by its parsed labels."""
@@ -159,6 +167,8 @@ class Fold:
     """The hour in which each node that has GPUs but is not in `nodes` was last seen."""
     unnamed: set[Pod] = field(default_factory=set)
     """Pods whose owner is unknown."""
+    _part: HourAnswers = field(init=False, repr=False)
+    """The answers for the current stretch."""
     _workloads: dict[Pod, Workload] = field(default_factory=dict)
     """A cache of the workload of each pod in the current stretch, because a pod has many series."""
 
@@ -166,6 +176,7 @@ class Fold:
         """Add the answers for the next stretch of time: update the records of workloads, the GPUs (`gpus` and
         `others`), the nodes that are not chosen (`beyond`), the nodes with SIMULATED GPUs (`simulated`), and the pods
         whose owner is unknown (`unnamed`)."""
+        self._part = part
         self._workloads.clear()
         self.simulated |= part.simulated
         read_own = partial(read_agent, devices=part.devices)
@@ -183,14 +194,13 @@ class Fold:
         for labels, series in used:
             self._see(self.gpus, labels, series)
         own = self._ours(part.own, read_own)
+        active, sm = self._ours(part.active, read_exporter), self._ours(part.sm, read_own)
         crowded, split = self._crowded(live)
-        self._add_memory(used, own, crowded, part)
-        self._add_activity(
-            self._ours(part.active, read_exporter), self._ours(part.sm, read_own), crowded, split, part
-        )
-        self._add_pods([*live, *self._ours(part.slices, read_own)], part)
+        self._add_memory(used, own, crowded)
+        self._add_activity(active, sm, crowded, split)
+        self._add_pods([*live, *self._ours(part.slices, read_own)])
         for labels, series in (*used, *own):
-            self._pass(labels, series, part)
+            self._pass(labels, series)
 
     def hour(self, at: float) -> int:
         """Return the array index of the hour that ends at `at`, which is in seconds since 1970, rounded to the nearest
@@ -258,29 +268,25 @@ class Fold:
                 (crowded if all(len(set(values)) == 1 for values in together) else split).add(device)
         return crowded | {device for device, node in replicas.items() if node not in several}, split
 
-    def _values(
-        self, readings: Iterable[Reading], part: HourAnswers
-    ) -> Iterator[tuple[Pod, DeviceLabels, Record, int, float]]:
+    def _values(self, readings: Iterable[Reading]) -> Iterator[tuple[Pod, DeviceLabels, Record, int, float]]:
         """Yield every value of the series that name a pod: the pod, the labels, the record of its workload (created if
         missing), the index of the hour, and the value."""
         for labels, series in readings:
             if labels.pod is not None:
-                record = self._record(labels.pod, part)
+                record = self._record(labels.pod)
                 for at, value in series.points:
                     yield labels.pod, labels, record, self.hour(at), value
 
-    def _add_memory(
-        self, used: Iterable[Reading], own: Iterable[Reading], crowded: set[Device], part: HourAnswers
-    ) -> None:
+    def _add_memory(self, used: Iterable[Reading], own: Iterable[Reading], crowded: set[Device]) -> None:
         """Record the peak memory of each hour in the records of the workloads. A value of `used` (dcgm-exporter) only
         counts if `own` (the agent) has none for that pod and hour. A value of `used` that counts but is for a
         crowded device increments `shared` and is not recorded. Implausible sizes are ignored."""
         known: set[tuple[Pod, int]] = set()
-        for pod, _, record, hour, size in self._values(own, part):
+        for pod, _, record, hour, size in self._values(own):
             if 0 <= size <= MOST_MIB * MIB:
                 self._most(record.memory, hour, size)
                 known.add((pod, hour))
-        for pod, labels, record, hour, mib in self._values(used, part):
+        for pod, labels, record, hour, mib in self._values(used):
             if (pod, hour) in known or not 0 <= mib <= MOST_MIB:
                 continue
             if labels.device in crowded:
@@ -289,19 +295,14 @@ class Fold:
                 self._most(record.memory, hour, mib * MIB)
 
     def _add_activity(
-        self,
-        active: Iterable[Reading],
-        sm: Iterable[Reading],
-        crowded: set[Device],
-        split: set[Device],
-        part: HourAnswers,
+        self, active: Iterable[Reading], sm: Iterable[Reading], crowded: set[Device], split: set[Device]
     ) -> None:
         """Record each hour's highest activity of a workload's pods, from 0 to 1 of the whole card. The agent's values
         (`sm`, no MIG) take precedence over dcgm-exporter's (`active`), which are of the whole device. On devices in
         `split` these count too, and mark the record as an estimate (`of_device`). Those of `crowded` devices and
         unknown MIG profiles are left out."""
         known: set[tuple[Pod, int]] = set()
-        for pod, _, record, hour, value in self._values(sm, part):
+        for pod, _, record, hour, value in self._values(sm):
             self._most(record.activity, hour, min(1.0, max(0.0, value)))
             known.add((pod, hour))
         for labels, series in active:
@@ -309,17 +310,17 @@ class Fold:
             if portion is None or labels.device in crowded:
                 continue
             whole = float(portion[1])
-            for pod, _, record, hour, value in self._values([(labels, series)], part):
+            for pod, _, record, hour, value in self._values([(labels, series)]):
                 if (pod, hour) not in known:
                     self._most(record.activity, hour, min(1.0, max(0.0, value)) * whole)
                     record.of_device = record.of_device or labels.device in split
 
-    def _add_pods(self, readings: Iterable[Reading], part: HourAnswers) -> None:
+    def _add_pods(self, readings: Iterable[Reading]) -> None:
         """Record for each workload, at the end of each hour, how many pods it had, the most devices that one pod held,
         and the memory that the pods declare. Also record the device that was held last, with its resource and how
         many replicas of it a pod held. Update the holders of the GPUs and when they last had MIG devices."""
         devices: dict[tuple[Pod, int], set[Device]] = {}
-        for pod, labels, record, hour, value in self._values(readings, part):
+        for pod, labels, record, hour, value in self._values(readings):
             devices.setdefault((pod, hour), set()).add(labels.device)
             gpu = self.gpus.get(labels.device.gpu)
             if labels.profile and gpu is not None:
@@ -329,52 +330,40 @@ class Fold:
                 if labels.resource:
                     record.resource, record.slices = labels.resource, value
         for (pod, hour), those in devices.items():
-            workload = self._workload(pod, part.owners)
+            workload = self._workload(pod)
             record = self.records[workload]
             record.pods[hour] += 1
             record.devices[hour] = max(record.devices[hour], len(those))
-            record.declare(part.declared.get(pod), hour)
-            for device in those:
-                self._hold(device, hour, workload)
+            record.declare(self._part.declared.get(pod), hour)
+            for gpu in filter(None, (self.gpus.get(device.gpu) for device in those)):
+                gpu.hold(workload, hour)
 
-    def _pass(self, labels: DeviceLabels, series: Series, part: HourAnswers) -> None:
+    def _pass(self, labels: DeviceLabels, series: Series) -> None:
         """Record the memory that the pod of a series declares, for the hour of the series' last point. If that hour is
         later than any recorded for the workload, also record the hour and the device. Otherwise a pod that came and
         went between the ends of two hours would be missed. Series without a pod or points are ignored."""
         if labels.pod is None or not series.points:
             return
-        record, hour = self._record(labels.pod, part), self.hour(series.points[-1][0])
-        record.declare(part.declared.get(labels.pod), hour)
+        record, hour = self._record(labels.pod), self.hour(series.points[-1][0])
+        record.declare(self._part.declared.get(labels.pod), hour)
         if hour > record.last:
             record.hold(labels, hour)
 
-    def _hold(self, device: Device, hour: int, workload: Workload) -> None:
-        """Record that a pod of the workload held the device's GPU in this hour. Only the holders of the latest hour are
-        kept. A pod that holds several MIG devices of the GPU counts once for each. GPUs that do not count are ignored.
-        """
-        gpu = self.gpus.get(device.gpu)
-        if gpu is None:
-            return
-        if hour > gpu.held_at:
-            gpu.held_at, gpu.holders = hour, Counter()
-        if hour == gpu.held_at:
-            gpu.holders[workload] += 1
-
-    def _record(self, pod: Pod, part: HourAnswers) -> Record:
+    def _record(self, pod: Pod) -> Record:
         """Return the record of the pod's workload, and create it if there is none."""
-        workload = self._workload(pod, part.owners)
+        workload = self._workload(pod)
         if workload not in self.records:
             self.records[workload] = Record.of(self.hours)
         return self.records[workload]
 
-    def _workload(self, pod: Pod, owners: PodOwners) -> Workload:
+    def _workload(self, pod: Pod) -> Workload:
         """Return the workload of a pod, cached for the current stretch. If Prometheus knows nothing about the pod's
         owner, the pod is added to `unnamed`; its workload has the kind UNNAMED and the pod's name without the generated
         suffix, so such pods may share one. A pod that is known to have no owner is its own workload."""
         if pod not in self._workloads:
-            if pod not in owners.pods:
+            if pod not in self._part.owners.pods:
                 self.unnamed.add(pod)
-            self._workloads[pod] = Workload(pod[0], *owners.find(pod))
+            self._workloads[pod] = Workload(pod[0], *self._part.owners.find(pod))
         return self._workloads[pod]
 
     @staticmethod

@@ -19,14 +19,7 @@ from shlex import quote
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
-from gpusharing.usage.prometheus.matchers import (
-    TARGET,
-    braced,
-    matcher_of,
-    nodes_of,
-    of_others,
-    simulated_query,
-)
+from gpusharing.usage.prometheus.matchers import TARGET, braced, matcher_of, nodes_of, of_others
 from gpusharing.usage.prometheus.windows import DAY, LOOKBACK, Answers, Days, batched, days, find_gaps
 from gpusharing.usage.read.absences import PRESENCE, Sightings, Stretch, by_node, find_losses, holes_in
 from gpusharing.usage.read.pricing import CHOOSE, MOST, NO_NUMBER, REMEDY, SOURCES, Prices, read_prices
@@ -45,6 +38,7 @@ from gpusharing.usage.read.queries import (
     label_of,
     mark_query,
     queries_of,
+    simulated_query,
     users_query,
 )
 from gpusharing.usage.read.series import exported_label
@@ -382,18 +376,15 @@ def _lacking(
         of_parts, whole = (sum(counts.get(key, 0.0) for key in nodes) for counts in (parts, gpus))
         if sum(off.values()) <= tolerance * whole:
             continue
+        time = f"the allocated, idle, stranded and transition time of {_pool(policy)}"
         if abs(of_parts - whole) > tolerance * whole:
-            yield (
-                f"the allocated, idle, stranded and transition time of {_pool(policy)} adds up to"
-                f" {of_parts / 3600:,.1f} GPU-hours, but its GPUs were metered for {whole / 3600:,.1f}: {lacks}"
-            )
+            hours = f"{of_parts / 3600:,.1f} GPU-hours, but its GPUs were metered for {whole / 3600:,.1f}"
+            yield f"{time} adds up to {hours}: {lacks}"
         else:  # one node has too little, and another too much
             most = sorted(off, key=lambda node: (-off[node], node))
-            yield (
-                f"the allocated, idle, stranded and transition time of {_pool(policy)} on"
-                f" {some([node or 'a node' for node in most if off[node] > 0])} differs from the"
-                f" metered time of the GPUs there by {sum(off.values()) / 3600:,.1f} GPU-hours: {lacks}"
-            )
+            nodes_off = some([node or "a node" for node in most if off[node] > 0])
+            hours = f"the metered time of the GPUs there by {sum(off.values()) / 3600:,.1f} GPU-hours"
+            yield f"{time} on {nodes_off} differs from {hours}: {lacks}"
 
 
 def _node(series: Series) -> NodePool:
@@ -462,15 +453,13 @@ def _refuse(node: str, differ: Mapping[str, Sequence[str]]) -> None:
         )
         raise Trouble(
             f"{twice}{others}, and several were scraped at the same time, for example because two agents run there or"
-            " one"
-            " is scraped at two addresses. Stop one, then use a window that begins later, such as --window 1d. Do not"
-            " select by these labels: they may change when an agent restarts"
+            " one is scraped at two addresses. Stop one, then use a window that begins later, such as --window 1d. Do"
+            " not select by these labels: they may change when an agent restarts"
         )
     if label in OF_PARTS:
         raise Trouble(
             f"{twice}, for example because two installations of the agent run there. Remove one, and use a window in"
-            " which"
-            " there was only one, such as --window 1d: series of tenants cannot be selected by that label"
+            " which there was only one, such as --window 1d: series of tenants cannot be selected by that label"
         )
     escaped = differ[label][0].replace("\\", r"\\").replace('"', r"\"")
     matcher = f'{label}="{escaped}"'

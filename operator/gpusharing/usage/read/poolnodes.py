@@ -88,16 +88,17 @@ def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeS
     if any(is_rewritten(key) for key, _, _ in rows):
         return NodeScope(name, f"nodes with {selector}", _of_label(name), nodes, unlabelled=True)
     others = [
-        {"key": key, "operator": operator, **({"values": list(values)} if values else {})}
+        _filled(key=key, operator=operator, values=list(values))
         for key, operator, values in rows
         if operator != "In" or len(values) != 1
     ]
-    chosen: dict[str, Any] = {}
-    if equal:
-        chosen["matchLabels"] = equal
-    if others:
-        chosen["matchExpressions"] = others
+    chosen = _filled(matchLabels=equal, matchExpressions=others)
     return NodeScope(name, f"nodes with {selector}", chosen, nodes)
+
+
+def _filled(**parts: object) -> dict[str, Any]:
+    """Return these parts of an object without those that are empty."""
+    return {name: part for name, part in parts.items() if part}
 
 
 def whole_fleet(card: str) -> NodeScope:
@@ -200,8 +201,7 @@ def _user_metadata(metadata: JSON) -> dict[str, Any]:
     annotations = {
         key: value for key, value in texts(metadata.get("annotations")).items() if key not in _OF_THE_OLD
     }
-    parts = {"labels": dict(texts(metadata.get("labels"))), "annotations": annotations}
-    return {key: value for key, value in parts.items() if value}
+    return _filled(labels=dict(texts(metadata.get("labels"))), annotations=annotations)
 
 
 def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row]) -> frozenset[str]:

@@ -16,7 +16,7 @@ from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.usage.prometheus.client import Series, prometheus_at, side_by_side
 from gpusharing.usage.prometheus.matchers import nodes_of
 from gpusharing.usage.prometheus.services import find_place
-from gpusharing.usage.read.queries import OWN, SLICES, SM
+from gpusharing.usage.read.queries import OWN, SIMULATED, SLICES, SM
 from gpusharing.usage.read.series import Pod, pod_of
 from gpusharing.usage.reckon.holdings import Row
 
@@ -24,7 +24,7 @@ PORT = 8080
 """The port with the metrics of an agent whose pod names none."""
 MOST_ASKED = 100
 """The most agents that are queried one by one. If there are more, none is queried, and Prometheus is used instead."""
-SIZE, SIMULATED = "gpusharing_device_memory_bytes", "gpusharing_agent_simulated"
+SIZE = "gpusharing_device_memory_bytes"
 METRICS = (SLICES, OWN, SM, SIZE, SIMULATED)
 """Metrics of the agent (docs/reference/metrics.md)."""
 _SAMPLE = re.compile(rf"^({'|'.join(METRICS)})(?:{{(.*)}})? (\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)$", re.MULTILINE)

@@ -10,14 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gpusharing.cli.shell.troubles import Trouble
-from gpusharing.usage.prometheus.matchers import (
-    OF_TARGETS,
-    braced,
-    labels_of,
-    of_others,
-    simulated_query,
-    state_label,
-)
+from gpusharing.usage.prometheus.matchers import OF_TARGETS, braced, labels_of, of_others, state_label
 from gpusharing.usage.prometheus.windows import LOOKBACK, SHORT, Days
 from gpusharing.usage.read.pricing import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC
 
@@ -30,6 +23,8 @@ AGENTS = 'job="gpusharing-agent"'
 selector has a matcher for `job`."""
 NAMESPACE, POLICY, POD, EXPORTED = "namespace", "policy", "pod", "exported_namespace"
 GPUS, INFO_OF_GPUS = "gpusharing_gpu_seconds_total", "gpusharing_agent_gpu_info"
+SIMULATED = "gpusharing_agent_simulated"
+"""A metric that is 1 on nodes where the agent reads a SIMULATED driver library (gpusharing/agent/metrics.py)."""
 OF_PARTS = frozenset((NAMESPACE, EXPORTED, "resource", "gpu", "uuid", "profile", "product", "currency"))
 """Labels that only some series of a bill have. If a selector used them, the parts would not add up. (Time that no pod
 held has no tenant: in those series `namespace` is the agent's namespace, or is missing.)"""
@@ -109,6 +104,14 @@ def growth_queries(query: MeterQuery, seconds: int, nodes: str = "") -> dict[str
         for name, (counter, labels) in COUNTERS.items()
     }
     return {**growth, "simulated": simulated_query(query.selector, seconds)}
+
+
+def simulated_query(selector: str, seconds: int) -> str:
+    """Return the query for the nodes that reported SIMULATED GPUs at any time in the last `seconds`. Matchers of
+    `selector` for labels of scrape targets (also `node`), policies, resources and tenants are left out, so its answer
+    may have nodes that the selector does not choose."""
+    chosen = braced(of_others(selector, OF_TARGETS | {POLICY, "resource", EXPORTED}))
+    return f"max by (node) (max_over_time({SIMULATED}{chosen}[{seconds}s])) > 0"
 
 
 def mark_query(query: MeterQuery) -> str:
