@@ -141,12 +141,10 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
     if isinstance(error, aiohttp.InvalidURL):
         return Trouble(f"{where} is not a valid address; use one like http://127.0.0.1:9090")
     # The alert arrives after our handshake, and is lost if the server closes the connection before we read it.
-    ended = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError) or (
-        isinstance(error, OSError) and error.errno in (errno.ECONNRESET, errno.EPIPE)
-    )
-    maybe = (
-        f"It may require client authentication: {NO_FLAG}. " if ended and where.startswith("https:") else ""
-    )
+    ended = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError)
+    ended = ended or getattr(error, "errno", None) in (errno.ECONNRESET, errno.EPIPE)
+    secure = where.startswith("https:")
+    maybe = f"It may require client authentication: {NO_FLAG}. " if ended and secure else ""
     return Trouble(f"no Prometheus responds at {where}: {error_text(error)}. {maybe}{PORT_FORWARD}")
 
 

@@ -114,15 +114,13 @@ def _one_of(services: list[JSON], where: str) -> JSON:
 
 def _name(raw: JSON) -> str:
     """Return NAMESPACE/NAME:PORT of a Service, or NAMESPACE/NAME if it has no port."""
-    port = _port(raw)
-    return f"{text(raw, 'metadata', 'namespace')}/{text(raw, 'metadata', 'name')}" + (
-        f":{port}" if port else ""
-    )
+    return f"{text(raw, 'metadata', 'namespace')}/{text(raw, 'metadata', 'name')}{_port(raw)}"
 
 
 def _port(raw: JSON) -> str:
-    """Return the number of the port that probably serves HTTP, as a string: the number of the first port with a usual
-    name, or else of the first port. Empty if the Service has no ports, or if that port has no number."""
+    """Return a colon and the number of the port that probably serves HTTP: the first port with a usual name, or else
+    the first port. Empty if the Service has no ports, or if that port has no number."""
     ports = entries(raw, "spec", "ports")
     usual = [port for port in ports if text(port, "name") in ("http-web", "web", "http", "http-query")]
-    return str(whole(next(iter([*usual, *ports]), {}), "port") or "")
+    number = whole(next(iter([*usual, *ports]), {}), "port")
+    return f":{number}" if number else ""

@@ -18,9 +18,9 @@ from itertools import pairwise
 
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.prometheus.client import CLOCKS, Prometheus, Series, side_by_side
-from gpusharing.usage.prometheus.matchers import OF_TARGETS, braced, labels_of, matcher_of
-from gpusharing.usage.prometheus.windows import DAY, duration, moment
-from gpusharing.usage.read.queries import POINT, POLICY, MeterQuery, seen_at
+from gpusharing.usage.prometheus.matchers import OF_TARGETS, braced, labels_of, matcher_of, nodes_of
+from gpusharing.usage.prometheus.windows import DAY, Answers, duration, moment
+from gpusharing.usage.read.queries import POINT, POLICY, MeterQuery, anybody_query, seen_at
 
 SHORT = 300.0
 """The longest absence in a day, in seconds, that is not reported: an update or a crash restarts an agent."""
@@ -51,6 +51,20 @@ class Sightings:
     """The times in which no node was seen."""
 
 
+async def read_sightings(
+    prometheus: Prometheus, query: MeterQuery, day: Answers, begin: float, end: float
+) -> Sightings:
+    """Return which nodes were seen between two times, in Unix seconds, from the answers for that stretch, `day`. The
+    times at which no node at all was seen are queried only if every node is a suspect. Otherwise a node that was seen
+    all the time shows that there are none. Raises Trouble if that query fails."""
+    nodes, suspects = nodes_of(day["gpus"]), nodes_of(day["suspects"])
+    holes: list[Stretch] = []
+    if nodes <= suspects:
+        holes = _holes(begin, end, await prometheus.between(anybody_query(query), begin, end, POINT))
+    presence = {name: _by_node(day[name]) for name in PRESENCE}
+    return Sightings(begin, end, nodes, suspects, presence, holes)
+
+
 async def find_absences(
     prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings]
 ) -> "Absences":
@@ -65,7 +79,7 @@ async def find_absences(
         prometheus.instant(seen_at(query, "max", round(beside), nodes), query.start),
         prometheus.instant(seen_at(query, "min", round(beside), nodes), query.end + beside),
     )
-    absences.add({}, by_node(before), {}, [])
+    absences.add({}, _by_node(before), {}, [])
     for each in sightings:
         steady = each.nodes - each.suspects
         firsts, lasts, counts = (each.presence[name] for name in PRESENCE[:3])
@@ -75,7 +89,7 @@ async def find_absences(
             counts,
             each.holes,
         )
-    absences.add(by_node(after), {}, {}, [])
+    absences.add(_by_node(after), {}, {}, [])
     return absences
 
 
@@ -138,17 +152,17 @@ class Absences:
         """Whether the node was first seen in the window or later. False if it was seen before the window or never."""
         return node in self.first and node not in self._old
 
-    def came(self, least: float) -> set[str]:
-        """Return the nodes that were first seen in the window and more than `least` seconds after its beginning. Times
+    def came(self) -> set[str]:
+        """Return the nodes that were first seen in the window and more than SHORT seconds after its beginning. Times
         in which no node was seen do not count."""
         nodes = {node for node in self.first.keys() & self.last.keys() if self.began(node)}
-        return {node for node in nodes if self.missed(self._start, self.first[node]) > least}
+        return {node for node in nodes if self.missed(self._start, self.first[node]) > SHORT}
 
-    def left(self, least: float) -> set[str]:
-        """Return the nodes that were last seen in the window and more than `least` seconds before its end. Times in
+    def left(self) -> set[str]:
+        """Return the nodes that were last seen in the window and more than SHORT seconds before its end. Times in
         which no node was seen do not count."""
         nodes = {node for node, last in self.last.items() if last >= self._start} - self.returned
-        return {node for node in nodes if self.missed(self.last[node], self._end) > least}
+        return {node for node in nodes if self.missed(self.last[node], self._end) > SHORT}
 
     def missed(self, begin: float, end: float, sightings: int = 0) -> float:
         """Return for how many seconds a node was absent between `begin` and `end` if it was seen `sightings` times in
@@ -161,13 +175,13 @@ class Absences:
         return max(0.0, end - begin - POINT * (sightings + 1) - others)
 
 
-def by_node(answer: Iterable[Series]) -> dict[str, float]:
+def _by_node(answer: Iterable[Series]) -> dict[str, float]:
     """Return the value of each series by the name of its node, which is empty if the series has no label `node`.
     Values that are not a number, or too large to be a time, are left out."""
     return {series.node: series.value for series in answer if abs(series.value) <= CLOCKS[1]}
 
 
-def holes_in(start: float, end: float, anybody: Iterable[Series]) -> list[Stretch]:
+def _holes(start: float, end: float, anybody: Iterable[Series]) -> list[Stretch]:
     """Return the stretches of more than 1.5 POINT seconds in which no node was seen, each from the sighting before it
     to the sighting after it. They begin no earlier than POINT seconds before `start` and end no later than POINT
     seconds after `end`. `anybody` has a value for each time at which any node was seen."""
@@ -213,13 +227,13 @@ async def find_losses(
             f" (gpusharing_policy_nodes_without_agent), so usage of their GPUs is not billed to anyone. Check: {LOOK}"
         )
     others = ours - silent.keys()
-    if came := {node: absences.first[node] for node in others & absences.came(SHORT)}:
+    if came := {node: absences.first[node] for node in others & absences.came()}:
         names = _nodes(came, lambda at: f"since {moment(at)}")
         remarks.append(
             f"the first samples of some nodes are later than the beginning of the window: {names}; if their GPUs were"
             " there before, that time is not billed to anyone"
         )
-    if left := {node: absences.last[node] for node in others & absences.left(SHORT)}:
+    if left := {node: absences.last[node] for node in others & absences.left()}:
         names = _nodes(left, lambda at: f"until {moment(at)}")
         remarks.append(
             f"the last samples of some nodes are earlier than the end of the window: {names}; if their GPUs are still"

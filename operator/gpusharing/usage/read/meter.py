@@ -9,7 +9,7 @@ restarted.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
@@ -19,9 +19,10 @@ from shlex import quote
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
-from gpusharing.usage.prometheus.matchers import TARGET, braced, matcher_of, nodes_of, of_others
+from gpusharing.usage.prometheus.matchers import TARGET, braced, matcher_of, nodes_of
 from gpusharing.usage.prometheus.windows import DAY, LOOKBACK, Answers, Days, batched, days, find_gaps
-from gpusharing.usage.read.absences import PRESENCE, Sightings, Stretch, by_node, find_losses, holes_in
+from gpusharing.usage.read import tenants
+from gpusharing.usage.read.absences import Sightings, find_losses, read_sightings
 from gpusharing.usage.read.pricing import CHOOSE, MOST, NO_NUMBER, REMEDY, SOURCES, Prices, read_prices
 from gpusharing.usage.read.queries import (
     COUNTERS,
@@ -29,7 +30,6 @@ from gpusharing.usage.read.queries import (
     INFO_OF_GPUS,
     NAMESPACE,
     OF_PARTS,
-    POINT,
     POLICY,
     MeterQuery,
     close_queries,
@@ -42,17 +42,6 @@ from gpusharing.usage.read.queries import (
     users_query,
 )
 from gpusharing.usage.read.series import exported_label
-from gpusharing.usage.read.tenants import (
-    OTHERS,
-    RESERVATIONS,
-    Teams,
-    Used,
-    describe_rivals,
-    describe_unlabelled,
-    divide,
-    read_teams,
-    read_used,
-)
 from gpusharing.usage.reckon.bills import MICROS, Basis, Cell, Part, Price
 
 TOLERANCE = 0.01
@@ -74,6 +63,8 @@ AHEAD = 2
 """How many groups of days are queried at the same time, so that a Prometheus with several cores uses them."""
 NodePool = tuple[str, str]
 """The name of a node, and the name of the policy that owned it."""
+Unpriced = defaultdict[tuple[str, str], float]
+"""Seconds of GPUs without a price, by policy and by the reason why there is none."""
 
 
 @dataclass(slots=True)
@@ -88,7 +79,7 @@ class MeteredPools:
     """What else a reader should know."""
     simulated: set[str] = field(default_factory=set)
     """Metered nodes whose GPUs are SIMULATED."""
-    used: Used = field(default_factory=dict)
+    used: tenants.Used = field(default_factory=dict)
     """How much of what they held tenants used."""
 
 
@@ -101,18 +92,18 @@ async def read_metered(
     the window, or if a node was metered twice. In a bill by a label, also raises Trouble if GPUs were held but no
     namespace had the label on any day."""
     metered = MeteredPools(missing=await _gaps(prometheus, query))
-    unpriced = defaultdict[tuple[str, str], float](float)
+    unpriced = Unpriced(float)
     parts, gpus = defaultdict[NodePool, float](float), defaultdict[NodePool, float](float)
-    labelled, unlabelled, teams, rivals = False, 0, Teams(query.by), set[str]()
+    labelled, unlabelled, teams, rivals = False, 0, tenants.Teams(query.by), set[str]()
     sightings: list[Sightings] = []
     all_faults: dict[str, None] = {}
     async for day, seen in _read_all(prometheus, query, progress):
         faults: list[str] = []
         day.update({name: list(_credible(day[name], faults)) for name in COUNTERS})
-        prices, teams = read_prices(day, query.currency), read_teams(day, query.by)
+        prices, teams = read_prices(day, query.currency), tenants.read_teams(day, query.by)
         _sum(parts, chain.from_iterable(day[part] for part in Part))
         _sum(gpus, day["gpus"])
-        day.update(divide(day))
+        day.update(tenants.divide(day))
         holders = _add(metered, day, prices, unpriced, teams)
         rivals |= teams.rivals & holders
         all_faults |= dict.fromkeys((*faults, *prices.faults))
@@ -121,21 +112,22 @@ async def read_metered(
         unlabelled += bool(label_of(query.by) and holders and not teams.last)
         labelled |= bool(teams.last)
     metered.missing += all_faults
-    metered.missing += describe_unlabelled(unlabelled, query.by, never=not labelled)
-    metered.missing += describe_rivals(rivals, query.by)
+    metered.missing += tenants.describe_unlabelled(unlabelled, query.by, never=not labelled)
+    metered.missing += tenants.describe_rivals(rivals, query.by)
     metered.missing += _unpriced(unpriced)
     metered.missing += _lacking(parts, gpus, query.end - query.start)
     missing, remarks = await find_losses(prometheus, query, sightings)
     metered.missing += missing
     metered.remarks += remarks
     try:
-        metered.used = await read_used(prometheus, query, dict(gpus.keys()), teams)
+        metered.used = await tenants.read_used(prometheus, query, dict(gpus.keys()), teams)
     except Trouble as trouble:
         metered.remarks.append(f"how much was used of what was held is unknown: {trouble}")
     metered.missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
-    if any(OTHERS in (cell.tenant, cell.policy) for cell in metered.cells):
+    if any(tenants.OTHERS in (cell.tenant, cell.policy) for cell in metered.cells):
         metered.remarks.append(
-            f"{OTHERS} is time that a node metered beyond 128 accounts or 16 policies; it is unknown who used it"
+            f"{tenants.OTHERS} is time that a node metered beyond 128 accounts or 16 policies; it is unknown who used"
+            " it"
         )
     return metered
 
@@ -182,12 +174,9 @@ async def _read_days(
         close_ups = await (group.read if matcher_of(others) else group.read_apart)(prometheus, close)
     found = []
     for day, far, near, end in zip(days, growth, close_ups, group.ends, strict=True):
-        day.update(near | far)
-        for name in COUNTERS.keys() & near.keys():
-            steady = [series for series in far[name] if series.node not in others]
-            day[name] = steady + [series for series in near[name] if series.node in others]
+        day.update(_combined(far, near, others))
         reserved = nodes_of(
-            series for series in day["held"] if exported_label(series, NAMESPACE) in RESERVATIONS
+            series for series in day["held"] if exported_label(series, NAMESPACE) in tenants.RESERVATIONS
         )
         if reserved:
             users = users_query(query, group.seconds, matcher_of(reserved))
@@ -195,23 +184,19 @@ async def _read_days(
         for name, answer in zip(now, at_end, strict=True):
             day[name] = [*answer, *day[name]]
         _refuse_doubles(day["twice"])
-        found.append((day, await _sightings(prometheus, query, day, end - group.seconds, end)))
+        found.append((day, await read_sightings(prometheus, query, day, end - group.seconds, end)))
     return found
 
 
-async def _sightings(
-    prometheus: Prometheus, query: MeterQuery, day: Answers, begin: float, end: float
-) -> Sightings:
-    """Return which nodes were seen between two times, in Unix seconds, from the answers for that stretch, `day`. The
-    times at which no node at all was seen are queried only if every node is a suspect. Otherwise a node that was seen
-    all the time shows that there are none. Raises Trouble if that query fails."""
-    nodes, suspects = nodes_of(day["gpus"]), nodes_of(day["suspects"])
-    holes: list[Stretch] = []
-    if nodes <= suspects:
-        anybody = f"count({GPUS}{braced(of_others(query.selector, frozenset({POLICY})))})"
-        holes = holes_in(begin, end, await prometheus.between(anybody, begin, end, POINT))
-    presence = {name: by_node(day[name]) for name in PRESENCE}
-    return Sightings(begin, end, nodes, suspects, presence, holes)
+def _combined(far: Answers, near: Answers, nodes: Set[str]) -> Answers:
+    """Return the answers of both. If both have the growth of a counter, the result has that of `near` for `nodes`, and
+    that of `far` for all others."""
+    answers = near | far
+    for name in COUNTERS:
+        if name in near:
+            answers[name] = [series for series in far[name] if series.node not in nodes]
+            answers[name] += [series for series in near[name] if series.node in nodes]
+    return answers
 
 
 async def _read_growth(
@@ -306,15 +291,10 @@ def _credible(answer: Iterable[Series], faults: list[str]) -> Iterator[Series]:
 
 
 def _add(
-    metered: MeteredPools,
-    day: Answers,
-    prices: Prices,
-    unpriced: defaultdict[tuple[str, str], float],
-    teams: Teams,
+    metered: MeteredPools, day: Answers, prices: Prices, unpriced: Unpriced, teams: tenants.Teams
 ) -> set[str]:
     """Add the time of a day to the cells of `metered`; a negative time counts as 0. Seconds without a price, even
-    negative ones, are also added to `unpriced`, by policy and by the reason why there is no price. Return the
-    namespaces with a positive time of held GPUs."""
+    negative ones, are also added to `unpriced`. Return the namespaces with a positive time of held GPUs."""
     slices = _most_slices(day["shared"])
     for part in Part:
         for series in day[part]:
@@ -328,9 +308,8 @@ def _add(
                 tenant = teams.tenant_of((exported_label(series, NAMESPACE), series.labels.get("pod", "")))
                 how = series.labels.get("basis")
                 basis = Basis(how) if how else _basis(resource, slices.get((node, resource)))
-            metered.cells[Cell(policy, tenant, part, resource, basis, price)] += max(
-                0, round(series.value * MICROS)
-            )
+            cell = Cell(policy, tenant, part, resource, basis, price)
+            metered.cells[cell] += max(0, round(series.value * MICROS))
     return {exported_label(series, NAMESPACE) for series in day[Part.HELD] if series.value > 0}
 
 
@@ -343,20 +322,15 @@ def _basis(resource: str, most: float | None) -> Basis:
     return Basis.RESERVED if resource.endswith(".shared") else Basis.ESTIMATE
 
 
-def _unpriced(unpriced: Mapping[tuple[str, str], float]) -> list[str]:
+def _unpriced(unpriced: Unpriced) -> list[str]:
     """Return a sentence for each policy and each reason why some of its time has no price, sorted by both. It has the
     number of GPU-hours and a remedy, unless the reason ends with one. Pairs without a positive time are left out."""
     return [
-        f"no price is known for {seconds / 3600:,.1f} GPU-hours of {_pool(policy)}: {why}"
+        f"no price is known for {seconds / 3600:,.1f} GPU-hours of {policy or 'nodes without a policy'}: {why}"
         + ("" if why.endswith(CHOOSE) else f"; {REMEDY}")
         for (policy, why), seconds in sorted(unpriced.items())
         if seconds > 0
     ]
-
-
-def _pool(policy: str) -> str:
-    """Return the policy's name for a message, or `nodes without a policy` if the name is empty."""
-    return policy or "nodes without a policy"
 
 
 def _lacking(
@@ -367,24 +341,26 @@ def _lacking(
     the GPU time: TOLERANCE or, if that is more, ENDS divided by `seconds`, the length of the window. `parts` and `gpus`
     have seconds by node and policy."""
     tolerance = max(TOLERANCE, ENDS / seconds)
-    pools: dict[str, list[NodePool]] = {}
+    pools = defaultdict[str, list[NodePool]](list)
     for key in sorted(parts.keys() | gpus.keys()):
-        pools.setdefault(key[1], []).append(key)
+        pools[key[1]].append(key)
     lacks = "some of the series that this sum needs are missing in Prometheus"
     for policy, nodes in sorted(pools.items()):
         off = {key[0]: abs(parts.get(key, 0.0) - gpus.get(key, 0.0)) for key in nodes}
         of_parts, whole = (sum(counts.get(key, 0.0) for key in nodes) for counts in (parts, gpus))
         if sum(off.values()) <= tolerance * whole:
             continue
-        time = f"the allocated, idle, stranded and transition time of {_pool(policy)}"
+        pool = policy or "nodes without a policy"
+        time = f"the allocated, idle, stranded and transition time of {pool}"
         if abs(of_parts - whole) > tolerance * whole:
             hours = f"{of_parts / 3600:,.1f} GPU-hours, but its GPUs were metered for {whole / 3600:,.1f}"
             yield f"{time} adds up to {hours}: {lacks}"
         else:  # one node has too little, and another too much
             most = sorted(off, key=lambda node: (-off[node], node))
-            nodes_off = some([node or "a node" for node in most if off[node] > 0])
-            hours = f"the metered time of the GPUs there by {sum(off.values()) / 3600:,.1f} GPU-hours"
-            yield f"{time} on {nodes_off} differs from {hours}: {lacks}"
+            yield (
+                f"{time} on {some([node or 'a node' for node in most if off[node] > 0])} differs from the metered time"
+                f" of the GPUs there by {sum(off.values()) / 3600:,.1f} GPU-hours: {lacks}"
+            )
 
 
 def _node(series: Series) -> NodePool:
@@ -399,30 +375,27 @@ async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:
     not read. Raises Trouble if there is no data at all, or if a query fails."""
     chosen = braced(query.selector)
     where = f" for {chosen}" if chosen else ""
-    read = partial(
-        find_gaps,
-        prometheus,
-        start=query.start,
-        end=query.end,
-        nothing=f"{prometheus.place.where} has no data from the meter in this window ({GPUS}){where}: does it scrape"
-        " the agents? In the chart: monitoring.podMonitor.enabled=true, with the labels by which your Prometheus"
-        " selects PodMonitors",
-        lost="usage during that time is only partly known",
+    nothing = (
+        f"{prometheus.place.where} has no data from the meter in this window ({GPUS}){where}: does it scrape the"
+        " agents? In the chart: monitoring.podMonitor.enabled=true, with the labels by which your Prometheus selects"
+        " PodMonitors"
     )
+    read = partial(find_gaps, nothing=nothing, lost="usage during that time is only partly known")
     offset = f" offset {query.end - query.start:.0f}s"
     both = " and ".join(f"group by (node) ({GPUS}{chosen}{moved})" for moved in ("", offset))
-    few = nodes_of(await prometheus.instant(f"topk({FEW}, {both})", query.end))
-    if few and not await read(query=f"count({GPUS}{braced(query.selector, matcher_of(few))})"):
-        return []
-    return await read(query=f"count({GPUS}{chosen})")
+    if few := nodes_of(await prometheus.instant(f"topk({FEW}, {both})", query.end)):
+        seen = f"count({GPUS}{braced(query.selector, matcher_of(few))})"
+        if not await read(prometheus, seen, query.start, query.end):
+            return []
+    return await read(prometheus, f"count({GPUS}{chosen})", query.start, query.end)
 
 
 def _refuse_doubles(twice: Iterable[Series]) -> None:
     """Raise Trouble for the first node, by name, that was metered twice at one time. `twice` has all series of such
     nodes on that day. Returns without raising if there are none, or if their series do not differ in any label."""
-    by_pool: dict[NodePool, list[Mapping[str, str]]] = {}
+    by_pool = defaultdict[NodePool, list[Mapping[str, str]]](list)
     for each in twice:
-        by_pool.setdefault(_node(each), []).append(each.labels)
+        by_pool[_node(each)].append(each.labels)
     for (node, _), series in sorted(by_pool.items()):
         labels = sorted({name for each in series for name in each} - {"__name__"})
         differ = {label: sorted({each.get(label, "") for each in series}) for label in labels}

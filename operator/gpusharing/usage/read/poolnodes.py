@@ -232,16 +232,16 @@ async def find_in_prometheus(
     query = labels_of_nodes(selector, sorted(set(named.values())))
     labels = [_labels(series, named) for series in await prometheus.instant(query, end)]
     unseen = named.keys() - {key for _, of_node in labels for key in of_node}
+    flag = f"(--metric-labels-allowlist=nodes=[{','.join(named)}])"
     demanded = {key for key, operator, _ in rows if operator in ("In", "Exists") or not labels}
     if lacking := [key for key in named if key in unseen & demanded]:
         raise Trouble(
-            f"no node in Prometheus has the label {' or '.join(lacking)}. kube-state-metrics exports only the"
-            f" labels that a flag lists: add them (--metric-labels-allowlist=nodes=[{','.join(named)}]), or omit"
-            " --prometheus, so that the labels are read from the cluster"
+            f"no node in Prometheus has the label {' or '.join(lacking)}. kube-state-metrics exports only the labels"
+            f" that a flag lists: add them {flag}, or omit --prometheus, so that the labels are read from the cluster"
         )
     remarks = tuple(
         f"no node in Prometheus has the label {key}, so that part of -l {typed.nodes} excludes no node: either no"
-        f" node has it, or kube-state-metrics does not export it (--metric-labels-allowlist=nodes=[{','.join(named)}])"
+        f" node has it, or kube-state-metrics does not export it {flag}"
         for key in named
         if key in unseen
     )

@@ -6,6 +6,7 @@ with the label `node`, without a currency, and 0 for a node whose price OpenCost
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -107,18 +108,22 @@ def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Price
                 # The averages that Prometheus computes are more precise than a millionth.
                 amount = Fraction(round(price * MICROS), MICROS)
                 amounts.setdefault((label, _dashed(name)), {})[unit] = amount
-    cards: dict[str, set[str]] = {}
-    for series in answers["cards"]:
-        # A GPU that cannot be read has no product for that time.
-        if product := series.labels.get("product"):
-            cards.setdefault(series.node, set()).add(_dashed(product))
     rivals = frozenset(
         (label, _dashed(series.labels[label]))
         for series in answers["rivals"]
         for label, _ in SOURCES.values()
         if label in series.labels
     )
-    return Prices(amounts, cards, rivals, tuple(faults), frozenset(faults.values()))
+    return Prices(amounts, _cards(answers["cards"]), rivals, tuple(faults), frozenset(faults.values()))
+
+
+def _cards(answer: Iterable[Series]) -> Mapping[str, Set[str]]:
+    """Return the products of the GPUs of each node. A GPU that cannot be read has no product, and is left out."""
+    cards = defaultdict[str, set[str]](set)
+    for series in answer:
+        if product := series.labels.get("product"):
+            cards[series.node].add(_dashed(product))
+    return cards
 
 
 def _dashed(product: str) -> str:

@@ -78,11 +78,8 @@ def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
     evaluated at the end of each stretch of `days`. The query for the slices of pods is only included in a bill by pod,
     and those for labels of namespaces only in a bill by such a label."""
     seconds = days.seconds
-    queries = {
-        "suspects": _suspects(query, days),
-        "fractions": _fractions(query, seconds),
-        **_prices(query, seconds),
-    }
+    queries = {"suspects": _suspects(query, days), "fractions": _fractions(query, seconds)}
+    queries |= _prices(query, seconds)
     if query.by == POD:
         slices = f"{SLICES}{_of_devices(query)}[{seconds}s:{POINTS}]"
         queries["slices"] = f"sum by ({_ON_NODES}, resource) (sum_over_time({slices}))"
@@ -168,6 +165,11 @@ def seen_at(query: MeterQuery, function: str, seconds: int, nodes: str) -> str:
     `seconds`. Nodes of all policies count. `nodes` is the matcher for the nodes that it is about."""
     counters = f"{GPUS}{_of_devices(query, nodes)}"
     return f"{function}_over_time(timestamp(max by (node) ({counters}))[{seconds}s:{POINT:g}s])"
+
+
+def anybody_query(query: MeterQuery) -> str:
+    """Return the query that has a value whenever any node is seen. Nodes of all policies count."""
+    return f"count({GPUS}{_of_devices(query)})"
 
 
 def _down(query: MeterQuery, nodes: str = "") -> str:
