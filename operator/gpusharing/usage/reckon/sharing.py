@@ -11,8 +11,7 @@ the memory and of the compute.
 most compute. With more than TURNS pods, each would wait too long for its turn.
 """
 
-from collections.abc import Sequence
-from itertools import chain, repeat
+from collections.abc import Iterable
 
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.capacity import TURNS, client_memory, memory_of
@@ -62,9 +61,9 @@ def find_shared(recommendation: Recommendation) -> Shared | None:
         if workload.profile or (not card.profiles and workload.gpus == 1)
     ]
     needs = [workload.need for workload in sharing]
-    memory = _each_pod(needs, [float(need.memory or 0) for need in needs])
-    known = [need.compute for need in needs if need.compute is not None]
-    compute = _each_pod(needs, known) if len(known) == len(needs) else None
+    memory = _each_pod((float(need.memory or 0), need) for need in needs)
+    known = [(need.compute, need) for need in needs if need.compute is not None]
+    compute = _each_pod(known) if len(known) == len(needs) else None
     keeping = sum(
         workload.gpus * workload.need.history.pods
         for workload in recommendation.placed
@@ -75,12 +74,9 @@ def find_shared(recommendation: Recommendation) -> Shared | None:
     return min((way for way in ways if way.gpus < instead), key=lambda way: way.gpus, default=None)
 
 
-def _each_pod(needs: Sequence[Need], values: Sequence[float]) -> _Pods:
-    """Return one value for each pod, the largest first. `values` has one value for each workload in `needs`. Raises
-    ValueError if their lengths differ."""
-    pairs = zip(values, needs, strict=True)
-    of_all = chain.from_iterable(repeat(value, need.history.pods) for value, need in pairs)
-    return tuple(sorted(of_all, reverse=True))
+def _each_pod(values: Iterable[tuple[float, Need]]) -> _Pods:
+    """Return the value of each need once for each of its pods, the largest first."""
+    return tuple(sorted((value for value, need in values for _ in range(need.history.pods)), reverse=True))
 
 
 def _mps(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shared | None:

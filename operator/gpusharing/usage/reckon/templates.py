@@ -8,9 +8,9 @@ largest first.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import lru_cache
 from itertools import product
 from math import inf
 
@@ -101,36 +101,6 @@ def choose(
     """Return the best template: the one with the fewest additional nodes and, of these, the one that the goal prefers,
     with the layouts of its divided GPUs. `sizes` has the size of each of the packer's profiles and, last, that of a
     whole GPU. Raises ValueError if a node has no room for instances beside the whole GPUs of one pod."""
-    key = partial(_key, sizes=sizes, seats=seats, goal=goal)
-    best = _best(packer, _ways(sizes, seats), seats, fleet, key)
-    if best is None:
-        raise ValueError("whole GPUs leave no room for instances on any node")
-    wanted = _per_node(best.wanted, best.nodes) if best.nodes else best.wanted
-    return replace(best, layouts=packer.pack(wanted, best.divided))
-
-
-def _ways(sizes: Sequence[Size], seats: Sequence[Seat]) -> Iterator[tuple[tuple[int, int], ...]]:
-    """Yield every possible assignment of sizes to classes of workloads; a class has all workloads with the same
-    smallest profile. Each class gets that profile or a larger size. An assignment is a tuple of pairs: the indexes of
-    the smallest profile and of the assigned size. Yields one empty assignment if no workload needs a profile."""
-    classes = sorted({seat.index for seat in seats if not seat.gpus})
-    choices = [
-        [larger for larger in range(len(sizes)) if sizes[larger].holds(sizes[smallest])]
-        for smallest in classes
-    ]
-    for indexes in product(*choices):
-        yield tuple(zip(classes, indexes, strict=True))
-
-
-def _best(
-    packer: Packer,
-    ways: Iterator[tuple[tuple[int, int], ...]],
-    seats: Sequence[Seat],
-    fleet: Fleet,
-    key: Callable[[TemplateChoice], _Key],
-) -> TemplateChoice | None:
-    """Return the choice that needs the fewest additional nodes and, among those, has the lowest `key`. Return None if
-    no assignment in `ways` is possible."""
     pods: Counter[int] = Counter()
     for seat in seats:
         if not seat.gpus:
@@ -139,24 +109,28 @@ def _best(
     if fleet.per_node == 1:  # the nodes differ, or have one GPU each: only the sum counts
         whole = [1] * sum(whole)
 
-    first_fit = cache(_first_fit)
-
     def order(choice: TemplateChoice) -> tuple[int, _Key]:
-        """Return the sort key of a choice: the number of additional nodes, then `key`. The best choice has
+        """Return the sort key of a choice: the number of additional nodes, then `_key`. The best choice has
         the lowest."""
-        return max(choice.nodes - fleet.nodes, 0), key(choice)
+        return max(choice.nodes - fleet.nodes, 0), _key(choice, sizes, seats, goal)
 
-    best: TemplateChoice | None = None
-    for assignment in ways:
-        wanted = [0] * (len(packer.profiles) + 1)
-        for smallest, index in assignment:
-            wanted[index] += pods[smallest]
-        undivided = (*whole, *[1] * wanted.pop())
-        way = TemplateChoice(assignment, tuple(wanted), whole=sum(undivided))
-        candidate = _cheapest(packer, way, undivided, fleet, first_fit)
-        if candidate is not None and (best is None or order(candidate) < order(best)):
-            best = candidate
-    return best
+    candidates = (_cheapest(packer, way, pods, whole, fleet) for way in _ways(sizes, sorted(pods)))
+    best = min(filter(None, candidates), key=order, default=None)
+    if best is None:
+        raise ValueError("whole GPUs leave no room for instances on any node")
+    return replace(best, layouts=packer.pack(_per_node(best.wanted, max(best.nodes, 1)), best.divided))
+
+
+def _ways(sizes: Sequence[Size], classes: Sequence[int]) -> Iterator[tuple[tuple[int, int], ...]]:
+    """Yield every possible assignment of sizes to classes of workloads; a class has all workloads with the same
+    smallest profile, whose index it is. Each class gets that profile or a larger size. An assignment is a tuple of
+    pairs: the indexes of the smallest profile and of the assigned size. Yields one empty assignment without classes."""
+    choices = [
+        [larger for larger in range(len(sizes)) if sizes[larger].holds(sizes[smallest])]
+        for smallest in classes
+    ]
+    for indexes in product(*choices):
+        yield tuple(zip(classes, indexes, strict=True))
 
 
 def _key(choice: TemplateChoice, sizes: Sequence[Size], seats: Sequence[Seat], goal: Goal) -> _Key:
@@ -181,33 +155,35 @@ def _room(need: Need, size: Size) -> float:
 
 def _cheapest(
     packer: Packer,
-    way: TemplateChoice,
-    whole: tuple[int, ...],
+    assignment: tuple[tuple[int, int], ...],
+    pods: Mapping[int, int],
+    whole: Sequence[int],
     fleet: Fleet,
-    first_fit: Callable[[tuple[int, ...], int, int], int | None],
 ) -> TemplateChoice | None:
-    """Return a copy of `way` in which `nodes` and `divided`, the GPUs of each node to divide, are filled in so that
-    the existing nodes suffice with as few GPUs as possible and, of these, as few nodes as possible. If the existing
-    nodes are too few, as few additional ones as possible are used. Return `way` itself if no pod needs a GPU, and
-    None if no number of nodes suffices."""
-    if not any(way.wanted) and not whole:
+    """Return the choice with this assignment for which the existing nodes suffice with as few GPUs as possible and, of
+    these, as few nodes as possible. If the existing nodes are too few, as few additional ones as possible are used. It
+    has 0 nodes if no pod needs a GPU. None if no number of nodes suffices. `pods` counts the pods of each class, and
+    `whole` has the whole GPUs of each other pod in descending order."""
+    wanted = [0] * (len(packer.profiles) + 1)
+    for smallest, index in assignment:
+        wanted[index] += pods[smallest]
+    undivided = (*whole, *[1] * wanted.pop())
+    way = TemplateChoice(assignment, tuple(wanted), whole=sum(undivided))
+    if not any(wanted) and not undivided:
         return way
     best: TemplateChoice | None = None
-    fewest = inf
-    for nodes in _steps((*way.wanted, len(whole), sum(whole), fleet.nodes)):
+    for nodes in _steps((*wanted, len(undivided), way.whole, fleet.nodes)):
         if best is not None and nodes > fleet.nodes:
             break
-        undivided = first_fit(whole, nodes, fleet.per_node)
-        if undivided is None:
+        kept = _first_fit(undivided, nodes, fleet.per_node)
+        if kept is None:
             continue
-        wanted, room = _per_node(way.wanted, nodes), fleet.per_node - undivided
-        least = packer.least(wanted)
-        if least > room or nodes * least + way.whole >= fewest:
-            continue
-        divided = packer.fewest(wanted, room)
-        if divided is not None and nodes * divided + way.whole < fewest:
+        room = fleet.per_node - kept
+        if best is not None:  # only fewer GPUs are better
+            room = min(room, (best.gpus - way.whole - 1) // nodes)
+        divided = packer.fewest(_per_node(way.wanted, nodes), room)
+        if divided is not None:
             best = replace(way, nodes=nodes, divided=divided)
-            fewest = best.gpus
     return best
 
 
@@ -230,6 +206,7 @@ def _steps(wanted: Sequence[int]) -> list[int]:
     return sorted(numbers)
 
 
+@lru_cache(maxsize=1024)
 def _first_fit(whole: tuple[int, ...], nodes: int, per_node: int) -> int | None:
     """Return how many GPUs of each node must stay whole so that pods with `whole` GPUs each fit on `nodes` nodes,
     first fit; 0 if there are no such pods. Return None if that is more than `per_node`. `whole` must be sorted in
