@@ -15,7 +15,7 @@ from tests.planning.traces import DAY, KINDS, SIMULATED, Trace, make_pool
 
 from gpusharing.planning.gpus.capacity import memory_of, plain_profiles, usable_memory
 from gpusharing.usage.reckon.needs import GIB, RARE, Doubt, Goal, Need, find_need
-from gpusharing.usage.reckon.recommendation import Bound, ModelPool, Placed, Recommendation, recommend
+from gpusharing.usage.reckon.recommendation import Bound, ModelPool, Placement, Recommendation, recommend
 
 PAST, FUTURE = 14 * DAY, 14 * DAY
 POOLS = 20
@@ -90,7 +90,7 @@ def roomy() -> list[Played]:
     return [play(seed, Goal.PERFORMANCE) for seed in range(POOLS)]
 
 
-def granted(one: Placed) -> tuple[float, float]:
+def granted(one: Placement) -> tuple[float, float]:
     """Bytes and part of the compute of each pod."""
     if not one.profile:
         return one.gpus * memory_of(H100) * GIB, float(one.gpus)
@@ -201,7 +201,7 @@ def test_who_has_least_room_has_a_tenth_less_than_by_the_best_layout_in_hindsigh
 def room(one: Played, layout: Recommendation) -> float:
     """Of a layout for who has least, by the needs to come: of those for whom an instance would suffice."""
     needs = {trace.name: need_of(trace, PAST, Goal.PERFORMANCE) for trace in one.traces}
-    shared = {place.need.workload.name for place in one.hindsight.placed if place.bound is not Bound.WHOLE}
+    shared = {place.need.workload.name for place in one.hindsight.placed if place.why is not Bound.WHOLE}
     found = []
     for name, place in by_name(layout).items():
         need, (memory, compute) = needs[name], granted(place)
@@ -276,7 +276,7 @@ def short_of_compute(played: list[Played], level: float) -> list[tuple[str, floa
     return found
 
 
-def by_name(told: Recommendation) -> dict[str, Placed]:
+def by_name(told: Recommendation) -> dict[str, Placement]:
     """The place of each workload: all have one."""
     return {one.need.workload.name: one for one in told.placed}
 

@@ -56,7 +56,7 @@ def test_28_pods_need_8_gpus() -> None:
     assert [(portion.layout, portion.gpus) for portion in found.portions] == [
         ((("3g.40gb", 2),), 3), ((("1g.20gb", 4),), 3), ((("1g.10gb", 7),), 2)
     ]  # fmt: skip
-    assert {one.need.workload.name: one.bound for one in found.placed} == {
+    assert {one.need.workload.name: one.why for one in found.placed} == {
         "llm-7b": Bound.MEMORY, "embedder": Bound.SMALLEST, "llm-13b": Bound.MEMORY
     }  # fmt: skip
 
@@ -66,7 +66,7 @@ def test_on_nodes_of_one_gpu_all_gpus_are_alike_and_a_larger_profile_saves_gpus(
     found = recommend(pool((1,) * 12), FLEET, goal=Goal.COST)
     assert profiles(found)["embedder"] == "1g.20gb"
     assert (found.gpus, found.nodes, len(found.template)) == (11, 11, 1)
-    assert {one.need.workload.name: one.bound for one in found.placed}["embedder"] is Bound.LAYOUT
+    assert {one.need.workload.name: one.why for one in found.placed}["embedder"] is Bound.LAYOUT
 
 
 def test_for_performance_workloads_get_the_room_that_the_pool_has() -> None:
@@ -74,7 +74,7 @@ def test_for_performance_workloads_get_the_room_that_the_pool_has() -> None:
     cost, performance = (recommend(pool((1, 1)), small, goal=goal) for goal in Goal)
     assert (profiles(cost), cost.gpus) == ({"a": "1g.10gb"}, 1)
     assert (profiles(performance), performance.gpus) == ({"a": "1 GPU"}, 2)
-    assert (performance.mode, performance.placed[0].bound) == (Mode.FULL, Bound.LAYOUT)
+    assert (performance.mode, performance.placed[0].why) == (Mode.FULL, Bound.LAYOUT)
     three = recommend(pool((1, 1)), [need("a", 5.0, 0.05, pods=3)], goal=Goal.PERFORMANCE)
     assert (profiles(three), three.gpus) == ({"a": "3g.40gb"}, 2), (
         "a whole GPU for each would be one too many"
@@ -103,7 +103,7 @@ def test_a_full_instance_needs_no_larger_one_for_what_single_precision_adds() ->
 def test_compute_makes_a_profile_larger_than_memory_would() -> None:
     found = recommend(pool(), [need("a", 15.0, 0.2)], goal=Goal.COST)
     assert profiles(found) == {"a": "2g.20gb"}
-    assert found.placed[0].bound is Bound.COMPUTE
+    assert found.placed[0].why is Bound.COMPUTE
 
 
 def test_activity_that_nobody_measured_does_not_count() -> None:
@@ -135,7 +135,7 @@ def test_on_nodes_of_one_gpu_all_stay_whole_if_that_takes_no_more_or_is_to_be_as
     for needs, goal in ((one, Goal.COST), (two, Goal.PERFORMANCE)):
         found = recommend(pool((1, 1, 1)), needs, goal=goal)
         assert (profiles(found), found.unplaced) == ({"big": "1 GPU", "small": "1 GPU"}, ())
-        assert [place.bound for place in found.placed] == [Bound.WHOLE, Bound.LAYOUT]
+        assert [place.why for place in found.placed] == [Bound.WHOLE, Bound.LAYOUT]
     assert recommend(pool((1, 1)), two, goal=Goal.PERFORMANCE).unplaced, "the pool is too small for that"
 
 

@@ -120,7 +120,6 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
     scope, unseen = narrow(scope, len(observed.nodes), "" if card is None else card.key)
     goal = Goal(typed.goal or "cost")
     remarks = [*filter(None, (prometheus.place.remark,)), *scope.remarks, *unseen, *observed.remarks]
-    needs: tuple[Need, ...] = ()
     recommendation = None
     if observed.card is None or not observed.card.memory_gb:
         missing.append(f"{_unknown(observed)}, so there is nothing to recommend")
@@ -141,7 +140,6 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
         end,
         scope,
         observed,
-        needs,
         recommendation,
         policy,
         tuple(missing),

@@ -89,29 +89,18 @@ class Misplaced(StrEnum):
 
 
 @value
-class Placed:
-    """A workload and what each of its pods should request."""
+class Placement:
+    """A workload, and what each of its pods should request or why the layout does not serve it."""
 
     need: Need
     """The need of the workload."""
-    profile: str
-    """MIG profile; empty for whole GPUs."""
-    gpus: int
-    """Whole GPUs of each pod; 0 with a profile."""
-    bound: Bound
-    """Why the workload gets this much."""
-
-
-@value
-class Unplaced:
-    """A workload that the layout does not serve."""
-
-    need: Need
-    """The need of the workload."""
-    why: Misplaced
-    """Why it has no place."""
+    why: Bound | Misplaced
+    """Why the workload gets this much, or why it has no place."""
+    profile: str = ""
+    """MIG profile; empty for whole GPUs and without a place."""
     gpus: int = 0
-    """The number of whole GPUs that each pod needs; 0 if it does not need whole GPUs, or if its need is unknown."""
+    """Whole GPUs of each pod; 0 with a profile. Without a place, the number of whole GPUs that each pod needs; 0 if it
+    does not need whole GPUs, or if its need is unknown."""
 
 
 @value
@@ -160,9 +149,9 @@ class Recommendation:
     template: tuple[Layout | None, ...]
     """The layout of each GPU of a node, by index, or None for a GPU that stays whole. If there is a single element, it
     applies to all GPUs of every node."""
-    placed: tuple[Placed, ...]
+    placed: tuple[Placement, ...]
     """The workloads that the layout serves."""
-    unplaced: tuple[Unplaced, ...]
+    unplaced: tuple[Placement, ...]
     """The workloads that it does not serve."""
     nodes: int
     """The number of nodes needed."""
@@ -243,15 +232,16 @@ def recommend(
     fleet = Fleet(pool.nodes[0], len(pool.nodes)) if alike else Fleet(1, pool.gpus)
     seats, unplaced = _seats(pool, needs, sizes, fleet)
     chosen = choose(packer, sizes, seats, fleet, goal)
-    undivided = _undivided(seats, unplaced)
-    beside = sum(each.gpus * each.need.history.pods for each in unplaced if each.why is Misplaced.APART)
+    apart = [each for each in unplaced if each.why is Misplaced.APART]
+    undivided = _undivided(seats, apart)
+    beside = sum(each.gpus * each.need.history.pods for each in apart)
     most = pool.gpus if goal is Goal.PERFORMANCE else min(pool.gpus, chosen.gpus + beside)
     if beside and sum(seat.gpus * seat.pods for seat in undivided) <= most:
-        seats, unplaced = undivided, tuple(each for each in unplaced if each.why is not Misplaced.APART)
+        seats, unplaced = undivided, tuple(each for each in unplaced if each not in apart)
         chosen = choose(packer, sizes, seats, fleet, goal)
     template = _template(packer, chosen, fleet)
     lost = [packer.stranded(layout) for layout in template if layout is not None]
-    placed = tuple(Placed(seat.need, *_granted(packer, sizes, seat, chosen)) for seat in seats)
+    placed = tuple(_granted(packer, sizes, seat, chosen) for seat in seats)
     return Recommendation(
         pool=pool,
         goal=goal,
@@ -286,35 +276,34 @@ def _sizes(card: Card) -> tuple[Size, ...]:
 
 def _seats(
     pool: ModelPool, needs: Sequence[Need], sizes: Sequence[Size], fleet: Fleet
-) -> tuple[list[Seat], tuple[Unplaced, ...]]:
+) -> tuple[list[Seat], tuple[Placement, ...]]:
     """Return the smallest seat of each workload that the layout can serve, and the workloads that it cannot serve, both
     sorted by workload. The latter have the reason of `_seat`; SEVERAL if a pod needs more GPUs than any node has; or
     APART if other pods get instances and this one needs all GPUs of a node of `fleet` (one if nodes differ)."""
     seats: list[Seat] = []
-    unplaced: list[Unplaced] = []
+    unplaced: list[Placement] = []
     for need in sorted(needs, key=lambda each: each.workload):
         seat = _seat(pool.card, need, sizes)
         if isinstance(seat, Misplaced):
-            unplaced.append(Unplaced(need, seat))
+            unplaced.append(Placement(need, seat))
         elif seat.gpus > max(pool.nodes):
-            unplaced.append(Unplaced(need, Misplaced.SEVERAL, seat.gpus))
+            unplaced.append(Placement(need, Misplaced.SEVERAL, gpus=seat.gpus))
         else:
             seats.append(seat)
     if any(not seat.gpus for seat in seats):
         # A pod that needs all GPUs of a node leaves none to divide, and all nodes have the same template.
-        unplaced += [
-            Unplaced(seat.need, Misplaced.APART, seat.gpus) for seat in seats if seat.gpus >= fleet.per_node
-        ]
+        apart = [seat for seat in seats if seat.gpus >= fleet.per_node]
+        unplaced += [Placement(seat.need, Misplaced.APART, gpus=seat.gpus) for seat in apart]
         seats = [seat for seat in seats if seat.gpus < fleet.per_node]
     return seats, tuple(sorted(unplaced, key=lambda each: each.need.workload))
 
 
-def _undivided(seats: Sequence[Seat], unplaced: Sequence[Unplaced]) -> list[Seat]:
+def _undivided(seats: Sequence[Seat], apart: Sequence[Placement]) -> list[Seat]:
     """Return the seats of all these workloads if no GPU is divided: each pod gets whole GPUs, one if it would have got
-    an instance. `unplaced` workloads with the reason APART get seats too, because nothing is divided beside them; other
-    `unplaced` workloads get none. Sorted by workload."""
+    an instance. The workloads in `apart` have the reason APART and get seats too, because nothing is divided beside
+    them. Sorted by workload."""
     whole = [replace(seat, gpus=seat.gpus or 1) for seat in seats]
-    whole += [Seat(each.need, -1, each.gpus) for each in unplaced if each.why is Misplaced.APART]
+    whole += [Seat(each.need, -1, each.gpus) for each in apart]
     return sorted(whole, key=lambda seat: seat.need.workload)
 
 
@@ -339,24 +328,22 @@ def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
     return Seat(need, -1, ceil(need.memory / whole) if declared and need.memory > whole else 1)
 
 
-def _granted(
-    packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: TemplateChoice
-) -> tuple[str, int, Bound]:
-    """Return the profile that the pods of a workload get (empty for whole GPUs), the number of whole GPUs of each pod
-    (0 with a profile), and the reason: LAYOUT if they need less, WHOLE if they need whole GPUs, SMALLEST for the
-    smallest profile, COMPUTE if smaller ones have enough memory, else MEMORY."""
+def _granted(packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: TemplateChoice) -> Placement:
+    """Return what the pods of a workload get, with the reason: LAYOUT if they need less, WHOLE if they need whole GPUs,
+    SMALLEST for the smallest profile, COMPUTE if smaller ones have enough memory, else MEMORY."""
     if seat.gpus:
-        return "", seat.gpus, Bound.WHOLE if seat.index < 0 else Bound.LAYOUT
+        return Placement(seat.need, Bound.WHOLE if seat.index < 0 else Bound.LAYOUT, gpus=seat.gpus)
     index = chosen.index(seat)
     if index == len(packer.profiles):
-        return "", 1, Bound.LAYOUT
-    name = packer.profiles[index].name
+        return Placement(seat.need, Bound.LAYOUT, gpus=1)
     if index != seat.index:
-        return name, 0, Bound.LAYOUT
-    if not index:
-        return name, 0, Bound.SMALLEST
-    enough = any(size.memory >= (seat.need.memory or 0) for size in sizes[:index])
-    return name, 0, Bound.COMPUTE if enough else Bound.MEMORY
+        bound = Bound.LAYOUT
+    elif not index:
+        bound = Bound.SMALLEST
+    else:
+        enough = any(size.memory >= (seat.need.memory or 0) for size in sizes[:index])
+        bound = Bound.COMPUTE if enough else Bound.MEMORY
+    return Placement(seat.need, bound, packer.profiles[index].name)
 
 
 def _template(packer: Packer, chosen: TemplateChoice, fleet: Fleet) -> tuple[Layout | None, ...]:
@@ -378,7 +365,7 @@ def _nodes_for(nodes: Sequence[int], gpus: int) -> int:
     return len(ordered) + -(-(gpus - sum(ordered)) // ordered[0])
 
 
-def _idle(template: Sequence[Layout | None], placed: Sequence[Placed], nodes: int) -> Layout:
+def _idle(template: Sequence[Layout | None], placed: Sequence[Placement], nodes: int) -> Layout:
     """Return the instances that the template provides on `nodes` nodes and that no workload gets."""
     there: Counter[str] = Counter()
     for layout in template:

@@ -1,7 +1,7 @@
 """Present a recommendation as text, data and CSV, and as a policy that waits for an approval. Pure; nothing is
 applied."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -41,7 +41,7 @@ from gpusharing.usage.read.poolnodes import NodeScope
 from gpusharing.usage.reckon.bills import Price
 from gpusharing.usage.reckon.histogram import Sample
 from gpusharing.usage.reckon.needs import GIB, LEVELS, Confidence, Doubt, Goal, History, Need, Workload
-from gpusharing.usage.reckon.recommendation import Misplaced, Placed, Portion, Recommendation, Unplaced
+from gpusharing.usage.reckon.recommendation import Bound, Misplaced, Placement, Portion, Recommendation
 from gpusharing.usage.reckon.sharing import Shared, find_shared
 from gpusharing.usage.say.cost import amount, describe_doubts, money
 
@@ -51,7 +51,11 @@ WIDTH = 48
 """The highest number of characters in a sparkline."""
 BESIDE = len("  activity  ")
 """The width of the label before a sparkline."""
-_INKS = {Confidence.NONE: Ink.WAITING, Confidence.LOW: Ink.FAINT, Confidence.HIGH: Ink.GOOD}
+_INKS: Mapping[str, Ink] = {
+    Confidence.NONE: Ink.WAITING,
+    Confidence.LOW: Ink.FAINT,
+    Confidence.HIGH: Ink.GOOD,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +72,6 @@ class RecommendReport:
     """The nodes that the recommendation is for."""
     observed: ObservedPool
     """The pool of these nodes, as Prometheus shows it."""
-    needs: tuple[Need, ...]
-    """What each workload needs."""
     recommendation: Recommendation | None
     """The recommendation, or None if the layouts that the card can have are unknown."""
     policy: dict[str, object] | None
@@ -96,6 +98,13 @@ class RecommendReport:
         return f"{time}, {self.scope.where}: {gpus} ({card}) on {nodes}"
 
     @property
+    def places(self) -> dict[Workload, Placement]:
+        """What each workload needs and gets, in the order of the workloads; empty without a recommendation."""
+        found = self.recommendation
+        places = [] if found is None else [*found.placed, *found.unplaced]
+        return {place.need.workload: place for place in sorted(places, key=lambda each: each.need.workload)}
+
+    @property
     def packing(self) -> str:
         """A sentence about the GPUs that the layout needs (`packing_of`); empty without a recommendation."""
         return "" if self.recommendation is None else packing_of(self.recommendation)
@@ -118,7 +127,7 @@ def _steps(answer: RecommendReport) -> Iterator[str]:
         )
     silent = [
         _name(need.workload)
-        for need in answer.needs
+        for need in (place.need for place in answer.places.values())
         if Doubt.PREALLOCATED in need.doubts and need.history.declared is None
     ]
     if silent:
@@ -145,18 +154,16 @@ def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: s
     lines += describe_simulated(answer.observed.simulated, paper)
     lines += _table(answer, paper)
     if verbose:
-        lines += [part for need in answer.needs for part in _evidence(need, paper)]
-    if answer.recommendation is not None:
+        lines += [part for place in answer.places.values() for part in _evidence(place.need, paper)]
+    if (found := answer.recommendation) is not None:
         lines.append(BLANK)
-        if answer.recommendation.placed:
-            for text in layouts_of(answer.recommendation.portions):
+        if found.placed:
+            for text in layouts_of(found.portions):
                 lines += prose(f"Layout: {text}", paper, hang="  ", ink=Ink.TITLE)
         lines += prose(answer.packing, paper, hang="  ")
-        if answer.recommendation.placed:
-            lines += prose(
-                saving_of(answer.recommendation.saved, answer.price), paper, hang="  ", ink=Ink.GOOD
-            )
-        if (shared := find_shared(answer.recommendation)) is not None:
+        if found.placed:
+            lines += prose(saving_of(found.saved, answer.price), paper, hang="  ", ink=Ink.GOOD)
+        if (shared := find_shared(found)) is not None:
             lines += prose(f"{shared_of(shared)}.", paper, hang="  ", ink=Ink.WAITING)
         lines += describe_effect(answer.effect, paper)
         lines += _next(answer, paper, written)
@@ -165,54 +172,34 @@ def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: s
 
 def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
     """Draw the table of the workloads: what each uses and holds, what is advised, how certain that is and why; and a
-    sentence below it that explains two of the columns."""
-    placed = placed_of(answer.recommendation)
-    rows: list[list[Span]] = []
-    for history in answer.observed.histories:
-        workload = history.workload
-        need = next((need for need in answer.needs if need.workload == workload), None)
-        sure = Confidence.NONE if need is None else need.confidence
-        rows.append(
-            [
-                Span(workload.namespace),
-                Span(f"{workload.kind}/{workload.name}"),
-                Span(str(history.pods)),
-                Span(now_of(history), Ink.FAINT),
-                *(
-                    Span(_size(peak) if need and need.samples else UNKNOWN)
-                    for peak in ((need.highest, need.peak) if need else (0.0, 0.0))
-                ),
-                Span(UNKNOWN if need is None or need.compute is None else f"{need.compute:.0%}"),
-                Span(advice_of(placed.get(workload)), Ink.TITLE),
-                Span(str(sure), _INKS.get(sure, Ink.PLAIN)),
-                Span(why_of(need, placed.get(workload)), Ink.FAINT),
-            ]
-        )
+    sentence below it that explains two of the columns. There must be a workload."""
+    places = answer.places
     goal = Goal.COST if answer.recommendation is None else answer.recommendation.goal
     busy = f"{LEVELS[goal].activity:.0%} BUSY"
-    columns = (
-        Column("NAMESPACE"),
-        Column("WORKLOAD"),
-        Column("PODS"),
-        Column("NOW", drop=2),
-        Column("PEAK MEM"),
-        Column("99% MEM", drop=2),
-        Column(busy, drop=3),
-        Column("ADVICE"),
-        Column("CERTAINTY", drop=1),
-        Column("WHY", drop=4),
-    )
+    rows: list[dict[str, Span]] = []
+    for history in answer.observed.histories:
+        place = places.get(history.workload)
+        row = _workload(history, place)
+        compute = None if place is None else place.need.compute
+        rows.append(
+            {
+                "NAMESPACE": Span(row["namespace"]),
+                "WORKLOAD": Span(f"{row['kind']}/{row['name']}"),
+                "PODS": Span(str(row["pods"])),
+                "NOW": Span(row["now"], Ink.FAINT),
+                "PEAK MEM": Span(_size(row["highestBytes"])),
+                "99% MEM": Span(_size(row["peakBytes"])),
+                busy: Span(UNKNOWN if compute is None else f"{compute:.0%}"),
+                "ADVICE": Span(row["advice"] or UNKNOWN, Ink.TITLE),
+                "CERTAINTY": Span(row["confidence"], _INKS.get(row["confidence"], Ink.PLAIN)),
+                "WHY": Span(row["why"], Ink.FAINT),
+            }
+        )
+    drops = {"CERTAINTY": 1, "NOW": 2, "99% MEM": 2, busy: 3, "WHY": 4}
+    columns = [Column(title, drops.get(title, 0)) for title in rows[0]]
     legend = f"99% MEM, {busy}: so many of the hours stay at or below this value; recent hours count more."
-    return [*table(columns, rows, paper), *prose(legend, paper, ink=Ink.FAINT)]
-
-
-def placed_of(recommendation: Recommendation | None) -> dict[Workload, Placed | Unplaced]:
-    """Return, by workload, its Placed (what its pods should request) or its Unplaced (why the layout does not serve
-    it); empty without a recommendation."""
-    if recommendation is None:
-        return {}
-    every: list[Placed | Unplaced] = [*recommendation.placed, *recommendation.unplaced]
-    return {each.need.workload: each for each in every}
+    cells = [[*row.values()] for row in rows]
+    return [*table(columns, cells, paper), *prose(legend, paper, ink=Ink.FAINT)]
 
 
 def now_of(history: History) -> str:
@@ -231,30 +218,29 @@ def now_of(history: History) -> str:
     return f"{share} GPU" if holds.devices == 1 else f"{holds.devices}x {share} GPU"
 
 
-def advice_of(placed: Placed | Unplaced | None) -> str:
+def advice_of(place: Placement | None) -> str | None:
     """Return what each pod should request: a profile or a number of GPUs. A workload without a place gets the number
-    of GPUs that it needs, if that is known. Return UNKNOWN if there is no advice."""
-    if isinstance(placed, Placed):
-        return placed.profile or counted(placed.gpus, "GPU")
-    if placed is not None and placed.gpus:
-        return counted(placed.gpus, "GPU")
-    return UNKNOWN
+    of GPUs that it needs, if that is known. Return None if there is no advice."""
+    if place is None or not (place.profile or place.gpus):
+        return None
+    return place.profile or counted(place.gpus, "GPU")
 
 
-def why_of(need: Need | None, placed: Placed | Unplaced | None) -> str:
+def why_of(place: Placement | None) -> str:
     """Return the reasons for the advice, comma-separated: why no smaller profile is enough; the doubts; that the owner
     declared the memory or else, unless confidence is high, how much data there is; and how often the pods are idle, if
     that is more than half of the time. If there is no advice, return why. If memory is probably preallocated and not
     declared, return only that."""
-    if need is None or placed is None:
+    if place is None:
         return "unknown card"
+    need = place.need
     if Doubt.PREALLOCATED in need.doubts and need.history.declared is None:
         return need.reason
-    if isinstance(placed, Unplaced):
-        if placed.why is not Misplaced.UNKNOWN:
-            return str(placed.why)
+    if place.why is Misplaced.UNKNOWN:
         return need.reason if need.samples else "what it uses is unknown"
-    reasons = [str(placed.bound)]
+    if isinstance(place.why, Misplaced):
+        return str(place.why)
+    reasons = [str(place.why)]
     reasons += [str(doubt) for doubt in need.doubts if doubt is not Doubt.PREALLOCATED]
     if need.history.declared is not None:
         reasons.append(f"its owner declared {_size(need.history.declared)}")
@@ -415,24 +401,22 @@ def shared_of(shared: Shared) -> str:
 
 def _next(answer: RecommendReport, paper: Paper, written: str) -> list[Line]:
     """Draw the steps that a person has to take and, if there is a policy, where it was written or how to write it."""
-    lines: list[Line] = []
-    for text in answer.steps:
-        lines += prose(f"{text}.", paper, hang="  ")
-    if answer.policy is None:
-        return lines
-    if written:
-        note = (
+    texts = [*answer.steps]
+    if answer.policy is not None and written:
+        texts.append(
             f"Wrote {written}. It has no effect until you apply it. To see what it would do: kubectl gpusharing plan"
             f" -f {written}"
         )
-    else:
-        note = "Nothing was changed. --write FILE writes the policy; kubectl gpusharing plan -f FILE shows its effect"
-    return [*lines, *prose(f"{note}.", paper, hang="  ")]
+    elif answer.policy is not None:
+        texts.append(
+            "Nothing was changed. --write FILE writes the policy; kubectl gpusharing plan -f FILE shows its effect"
+        )
+    return [one for text in texts for one in prose(f"{text}.", paper, hang="  ")]
 
 
-def _size(count: float) -> str:
-    """Format bytes in GiB with one decimal, such as `15.0Gi`."""
-    return f"{count / GIB:.1f}Gi"
+def _size(count: float | None) -> str:
+    """Format bytes in GiB with one decimal, such as `15.0Gi`. Return UNKNOWN if the number is None."""
+    return UNKNOWN if count is None else f"{count / GIB:.1f}Gi"
 
 
 _MODES = ("mode", "mig", "mps", "timeSlicing")
@@ -471,19 +455,19 @@ def as_file(answer: RecommendReport) -> str:
     return "".join(map(comment, comments)) + yaml.safe_dump(answer.policy, sort_keys=False)
 
 
-COLUMNS = (
-    "from", "until", "pool", "namespace", "kind", "workload", "pods", "now", "peak_bytes", "need_bytes", "active",
-    "advice", "confidence", "why", "samples", "partial",
-    "simulated", "highest_bytes",
-)  # fmt: skip
-"""The header of the CSV."""
+COLUMNS = {
+    "from": "from", "until": "until", "pool": "pool", "namespace": "namespace", "kind": "kind", "workload": "name",
+    "pods": "pods", "now": "now", "peak_bytes": "peakBytes", "need_bytes": "needBytes", "active": "active",
+    "advice": "advice", "confidence": "confidence", "why": "why", "samples": "samples", "partial": "partial",
+    "simulated": "simulated", "highest_bytes": "highestBytes",
+}  # fmt: skip
+"""The header of the CSV, with the names of its values in the plain data."""
 
 
 def as_data(answer: RecommendReport) -> RecommendationData:
     """Return the recommendation as plain data, for JSON and YAML. `plan` is None unless the policy's plan was computed,
     and `notPlanned` unless it is known why there is none."""
-    placed = placed_of(answer.recommendation)
-    by_workload = {need.workload: need for need in answer.needs}
+    places = answer.places
     return {
         "prometheus": answer.where,
         "from": moment(answer.start),
@@ -499,8 +483,7 @@ def as_data(answer: RecommendReport) -> RecommendationData:
         "simulated": list(answer.observed.simulated),
         "next": list(answer.steps),
         "workloads": [
-            _workload(history, by_workload.get(history.workload), placed.get(history.workload))
-            for history in answer.observed.histories
+            _workload(history, places.get(history.workload)) for history in answer.observed.histories
         ],
         "recommendation": None
         if answer.recommendation is None
@@ -511,10 +494,10 @@ def as_data(answer: RecommendReport) -> RecommendationData:
     }
 
 
-def _workload(history: History, need: Need | None, placed: Placed | Unplaced | None) -> WorkloadData:
-    """Return one workload as plain data. Unknown values are None. Without a need, `confidence` is `none` and `doubts`
-    is empty."""
-    workload = history.workload
+def _workload(history: History, place: Placement | None) -> WorkloadData:
+    """Return one workload as plain data. Unknown values are None. Without a placement, `confidence` is `none` and
+    `doubts` is empty."""
+    workload, need = history.workload, None if place is None else place.need
     return {
         "namespace": workload.namespace,
         "kind": workload.kind,
@@ -527,11 +510,11 @@ def _workload(history: History, need: Need | None, placed: Placed | Unplaced | N
         "needBytes": None if need is None else need.memory,
         "active": None if need is None or need.compute is None else round(need.compute, 4),
         "activeOfDevice": history.of_device,
-        "advice": None if advice_of(placed) == UNKNOWN else advice_of(placed),
-        "placed": isinstance(placed, Placed),
+        "advice": advice_of(place),
+        "placed": place is not None and isinstance(place.why, Bound),
         "confidence": str(Confidence.NONE if need is None else need.confidence),
         "doubts": [] if need is None else [str(doubt) for doubt in need.doubts],
-        "why": why_of(need, placed),
+        "why": why_of(place),
     }
 
 
@@ -578,17 +561,12 @@ def _recommendation_data(recommendation: Recommendation, price: Price | None) ->
     }
 
 
-def as_rows(answer: RecommendReport) -> list[tuple[object, ...]]:
-    """Return the lines of the CSV: the header, and one line for each workload. An unknown value is None, which becomes
+def as_rows(answer: RecommendReport) -> Iterator[Sequence[object]]:
+    """Yield the lines of the CSV: the header, and one line for each workload. An unknown value is None, which becomes
     an empty cell."""
+    yield tuple(COLUMNS)
     data = as_data(answer)
-    partial, simulated = ("yes" if data[name] else "no" for name in ("partial", "simulated"))
-    rows = [
-        (
-            data["from"], data["until"], data["pool"], row["namespace"], row["kind"], row["name"], row["pods"],
-            row["now"], row["peakBytes"], row["needBytes"], row["active"], row["advice"], row["confidence"],
-            row["why"], row["samples"], partial, simulated, row["highestBytes"],
-        )
-        for row in data["workloads"]
-    ]  # fmt: skip
-    return [COLUMNS, *rows]
+    marks = {name: "yes" if data[name] else "no" for name in ("partial", "simulated")}
+    for row in data["workloads"]:
+        values = {**data, **row, **marks}
+        yield [values[name] for name in COLUMNS.values()]
