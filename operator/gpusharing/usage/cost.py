@@ -61,13 +61,8 @@ async def ask(session: Session, typed: Namespace) -> Answer:
     return Answer(status, rows, as_data(answer), answer.simulated, remarks)
 
 
-BESIDE = FleetVerb(
-    (*columns_of("NAME"), Column("NOTE")),
-    "no GPU was metered",
-    BillData,
-    ask,
-    lambda typed: query_of(typed, 0.0),
-)
+COLUMNS = (*columns_of("NAME"), Column("NOTE"))
+BESIDE = FleetVerb(COLUMNS, "no GPU was metered", BillData, ask, lambda typed: query_of(typed, 0.0))
 
 
 async def find_answer(
@@ -76,28 +71,21 @@ async def find_answer(
     """Read the meter's series and return the bill with its remarks. The window ends now, by the clock of `prometheus`,
     or at `--until`. `progress` gets each new sentence about how much has been read, and at the end an empty one. Raises
     Trouble for an unusable flag, a failed query, no data, a node metered twice, or a label that no namespace has."""
-    query = query_of(typed, await prometheus.now())
+    place, query = prometheus.place, query_of(typed, await prometheus.now())
     try:
         metered = await read_metered(prometheus, query, progress)
     finally:
         progress("")
     bill = make_bill(metered.cells, by_policy=query.by == POLICY)
-    remarks = [*filter(None, (prometheus.place.remark,)), *metered.remarks]
+    remarks = [*filter(None, (place.remark,)), *metered.remarks]
     if sum(1 for total in bill.totals if total.currency) > 1:
         currencies = ", ".join(total.currency for total in bill.totals if total.currency)
         remarks.append(
             f"prices are in several currencies ({currencies}); amounts are not converted, and each currency has its"
             " own total"
         )
-    return CostReport(
-        prometheus.place.where,
-        query,
-        bill,
-        tuple(metered.missing),
-        tuple(remarks),
-        tuple(sorted(metered.simulated)),
-        metered.used,
-    )
+    simulated = sorted(metered.simulated)
+    return CostReport(place.where, query, bill, metered.missing, remarks, simulated, metered.used)
 
 
 def query_of(typed: Namespace, now: float) -> MeterQuery:

@@ -74,7 +74,19 @@ class Cell:
 
 
 @value
-class Row:
+class Sum:
+    """Some GPU time and what it costs."""
+
+    micros: int
+    """Microseconds of whole GPUs."""
+    currency: str
+    """Currency of the amount; empty if the price is not known."""
+    cents: int | None
+    """The amount in `currency`, or None if the price is not known."""
+
+
+@value
+class Row(Sum):
     """A line of the bill."""
 
     tenant: str
@@ -87,40 +99,22 @@ class Row:
     """The resource that was held or advertised; empty where no slice was advertised."""
     basis: Basis
     """How the time of the tenant was determined."""
-    micros: int
-    """Microseconds of whole GPUs."""
-    currency: str
-    """Currency of the amount; empty if the price is not known."""
-    cents: int | None
-    """The amount in `currency`, or None if the price is not known."""
 
 
 @value
-class PoolBill:
+class PoolBill(Sum):
     """The bill of a policy in one currency."""
 
     policy: str
     """Name of the policy; empty for GPUs without one."""
-    micros: int
-    """Microseconds of whole GPUs."""
-    currency: str
-    """Currency of the amount; empty if the price is not known."""
-    cents: int | None
-    """The amount in `currency`, or None if the price is not known."""
     prices: tuple[Price, ...]
     """All prices that applied, cheapest first."""
 
 
 @value
-class Total:
+class Total(Sum):
     """The sum of all pools in one currency."""
 
-    currency: str
-    """Currency of the total; empty for the time whose price is not known."""
-    micros: int
-    """Microseconds of whole GPUs."""
-    cents: int | None
-    """The amount in `currency`, or None if the price is not known."""
     parts: Mapping[Part, int]
     """Cents of each part; empty if the price is not known."""
 
@@ -137,8 +131,8 @@ class Bill:
     """One total for each currency, and one for the time without a price."""
 
 
-_Item = tuple[Cell, int, int | None]
-"""A cell, its microseconds, and its cents, or None if its price is not known."""
+_Item = tuple[Cell, int, int]
+"""A cell, its microseconds, and its cents, which are 0 if its price is not known."""
 
 
 def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
@@ -150,18 +144,17 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
     items: list[_Item] = []
     for (policy, currency), cells in groupby(_in_order(counted), key=_pool):
         members = list(cells)
-        prices = {cell.price for cell, _ in members if cell.price is not None}
-        cents, parts = None, list[int | None]([None] * len(members))
-        if currency:
-            exact = [
-                cell.price.amount * 100 * micros / HOUR for cell, micros in members if cell.price is not None
-            ]
-            cents = round(sum(exact, Fraction(0)))
-            parts = [*apportion(exact, cents)]
+        exact = [
+            cell.price.amount * 100 * micros / HOUR if cell.price is not None else Fraction(0)
+            for cell, micros in members
+        ]
+        cents = round(sum(exact, Fraction(0)))
+        parts = apportion(exact, cents)
         items += [(cell, micros, part) for (cell, micros), part in zip(members, parts, strict=True)]
         micros = sum(micros for _, micros in members)
+        prices = {cell.price for cell, _ in members if cell.price is not None}
         ordered = tuple(sorted(prices, key=attrgetter("amount", "source")))
-        pools.append(PoolBill(policy, micros, currency, cents, ordered))
+        pools.append(PoolBill(micros, currency, cents if currency else None, policy, ordered))
     return Bill(_rows(items, by_policy=by_policy), tuple(pools), _totals(pools, items))
 
 
@@ -205,12 +198,9 @@ def _pool_key(counted: tuple[Cell, int]) -> tuple[object, ...]:
     return (*_pool(counted), *_key(cell), worth)
 
 
-_ORDER = tuple(Part)
-
-
 def _key(cell: Cell) -> tuple[int, str, str, str]:
     """Return the key that sorts cells within a pool: by part, tenant, resource and basis."""
-    return _ORDER.index(cell.part), cell.tenant, cell.resource, cell.basis
+    return [*Part].index(cell.part), cell.tenant, cell.resource, cell.basis
 
 
 def _rows(items: Iterable[_Item], *, by_policy: bool) -> tuple[Row, ...]:
@@ -229,9 +219,9 @@ def _rows(items: Iterable[_Item], *, by_policy: bool) -> tuple[Row, ...]:
         members = list(group)
         cell, currency = members[0][0], _currency(members[0][0])
         micros = sum(micros for _, micros, _ in members)
-        cents = sum(part or 0 for _, _, part in members) if currency else None
+        cents = sum(part for _, _, part in members) if currency else None
         policy = cell.policy if by_policy else ""
-        rows.append(Row(cell.tenant, policy, cell.part, cell.resource, cell.basis, micros, currency, cents))
+        rows.append(Row(micros, currency, cents, cell.tenant, policy, cell.part, cell.resource, cell.basis))
     return tuple(rows)
 
 
@@ -240,15 +230,11 @@ def _totals(pools: Iterable[PoolBill], items: Iterable[_Item]) -> tuple[Total, .
     any."""
     parts: Counter[tuple[str, Part]] = Counter()
     for cell, _, cents in items:
-        parts[_currency(cell), cell.part] += cents or 0
+        parts[_currency(cell), cell.part] += cents
     totals = []
     ordered = sorted(pools, key=lambda pool: (pool.currency == "", pool.currency))
     for currency, group in groupby(ordered, key=attrgetter("currency")):
-        members = list(group)
-        micros = sum(pool.micros for pool in members)
-        if currency:
-            of_parts = {part: parts[currency, part] for part in Part}
-            totals.append(Total(currency, micros, sum(of_parts.values()), of_parts))
-        else:
-            totals.append(Total("", micros, None, {}))
+        micros = sum(pool.micros for pool in group)
+        of_parts = {part: parts[currency, part] for part in Part} if currency else {}
+        totals.append(Total(micros, currency, sum(of_parts.values()) if currency else None, of_parts))
     return tuple(totals)

@@ -1,11 +1,11 @@
 """Format a bill as text, data and CSV. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 
-from gpusharing.cli.shell.documents import BillData, SumData
+from gpusharing.cli.shell.documents import BillData, PriceData, SumData
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -20,7 +20,7 @@ from gpusharing.cli.shell.drawing import (
 from gpusharing.usage.prometheus.windows import duration, moment
 from gpusharing.usage.read.queries import NAMESPACE, POLICY, MeterQuery
 from gpusharing.usage.read.tenants import Used
-from gpusharing.usage.reckon.bills import HOUR, Bill, Part, PoolBill, Price, Row, Total
+from gpusharing.usage.reckon.bills import HOUR, Bill, Part, PoolBill, Price, Row, Sum, Total
 
 UNKNOWN = "unknown"
 COLUMNS = (
@@ -42,11 +42,11 @@ class CostReport:
     """The query that the bill answers."""
     bill: Bill
     """The bill."""
-    missing: tuple[str, ...]
+    missing: Sequence[str]
     """Why the answer is incomplete; empty if it is complete."""
-    remarks: tuple[str, ...]
+    remarks: Sequence[str]
     """What else a reader should know."""
-    simulated: tuple[str, ...] = ()
+    simulated: Sequence[str] = ()
     """Nodes whose GPUs are SIMULATED."""
     used: Used = field(default_factory=dict)
     """How much of what they held tenants used."""
@@ -214,39 +214,31 @@ def as_data(answer: CostReport) -> BillData:
                 "basis": str(row.basis),
                 "memoryUsed": answer.used_by(row, "memory"),
                 "smUsed": answer.used_by(row, "sm"),
-                **_sum(row.micros, row.cents, row.currency),
+                **_sum(row),
             }
             for row in bill.rows
         ],
         "pools": [
-            {
-                "policy": pool.policy,
-                "prices": [
-                    {
-                        "gpuHour": round(float(price.amount), 6),
-                        "currency": price.currency,
-                        "source": price.source,
-                    }
-                    for price in pool.prices
-                ],
-                **_sum(pool.micros, pool.cents, pool.currency),
-            }
+            {"policy": pool.policy, "prices": list(map(_price, pool.prices)), **_sum(pool)}
             for pool in bill.pools
         ],
         "totals": [
-            {
-                **_sum(total.micros, total.cents, total.currency),
-                "parts": {str(part): _number(cents) for part, cents in total.parts.items()},
-            }
+            {**_sum(total), "parts": {str(part): _number(cents) for part, cents in total.parts.items()}}
             for total in bill.totals
         ],
     }
 
 
-def _sum(micros: int, cents: int | None, currency: str) -> SumData:
+def _sum(part: Sum) -> SumData:
     """Return the fields `gpuHours`, `cost` and `currency` of a row, a pool or a total; the last two are None if the
     price is unknown."""
-    return {"gpuHours": round(micros / HOUR, 6), "cost": _number(cents), "currency": currency or None}
+    hours = round(part.micros / HOUR, 6)
+    return {"gpuHours": hours, "cost": _number(part.cents), "currency": part.currency or None}
+
+
+def _price(price: Price) -> PriceData:
+    """Return a price of a pool, with at most six decimals."""
+    return {"gpuHour": round(float(price.amount), 6), "currency": price.currency, "source": price.source}
 
 
 def _number(cents: int | None) -> float | None:
@@ -254,21 +246,15 @@ def _number(cents: int | None) -> float | None:
     return None if cents is None else cents / 100
 
 
-def _plain(cents: int | None) -> str | None:
-    """Format an amount for programs, such as `12.50`, or return None if it is not known."""
-    return None if cents is None else f"{cents // 100}.{cents % 100:02}"
-
-
-def as_rows(answer: CostReport) -> list[tuple[object, ...]]:
-    """Return the lines of the CSV: the header, and one line for each row of the bill. An unknown amount is None, which
-    becomes an empty cell."""
+def as_rows(answer: CostReport) -> Iterator[Sequence[object]]:
+    """Yield the lines of the CSV: the header, and one line for each row of the bill. Amounts are written as `12.50`. An
+    unknown one is None, which becomes an empty cell."""
     query, missing, simulated = answer.query, answer.missing, answer.simulated
-    rows = [
-        (
+    yield COLUMNS
+    for row in answer.bill.rows:
+        cost = None if row.cents is None else money(row.cents).replace(",", "")
+        yield (
             moment(query.start), moment(query.end), query.by, whose(row, query), row.policy, row.part, row.resource,
-            row.basis, f"{row.micros / HOUR:.6f}", _plain(row.cents), row.currency,
-            "yes" if missing else "no", "yes" if simulated else "no", *map(partial(answer.used_by, row), USES),
-        )
-        for row in answer.bill.rows
-    ]  # fmt: skip
-    return [COLUMNS, *rows]
+            row.basis, f"{row.micros / HOUR:.6f}", cost, row.currency, "yes" if missing else "no",
+            "yes" if simulated else "no", *map(partial(answer.used_by, row), USES),
+        )  # fmt: skip
