@@ -1,7 +1,6 @@
 """`free [--by resource|node|policy|namespace|pod]`: show who holds the GPUs and what is free now, from Nodes and Pods,
 and from GPUNodes if the user may not read all of these. `--usage` adds what each pod uses, as the agents report it."""
 
-import asyncio
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,8 +11,8 @@ from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, Denied, Trouble
 from gpusharing.kube.agentpods import AGENT
 from gpusharing.kube.client import GPUNODES, NAMESPACES, NODES, PODS, POLICIES
-from gpusharing.kube.errors import first_of
 from gpusharing.kube.raw import part
+from gpusharing.usage.prometheus.client import side_by_side
 from gpusharing.usage.read.present import read_usage
 from gpusharing.usage.reckon.holdings import ENDED, NO_POLICY, Inventory, read_gpunode, read_pod, read_stock
 from gpusharing.usage.say.free import FreeReport, as_data, as_rows, describe
@@ -74,12 +73,7 @@ async def read_inventory(session: Session, namespace: str, labels: str) -> Inven
     pods, if labels are given and nodes cannot be read, and if one of these two reads fails other than by a missing
     permission."""
     inventory = Inventory(namespace=namespace, chosen=bool(labels))
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(_read_nodes(session, inventory, labels))
-            group.create_task(_read_pods(session, inventory))
-    except BaseExceptionGroup as errors:
-        raise first_of(errors) from None
+    await side_by_side(_read_nodes(session, inventory, labels), _read_pods(session, inventory))
     if inventory.no_nodes and labels:
         raise Trouble(f"-l {labels} selects nodes, but {inventory.no_nodes}")
     if inventory.no_nodes and inventory.blind:
@@ -136,8 +130,6 @@ async def _read_gpunodes(session: Session, inventory: Inventory) -> None:
         return
     stocks = inventory.stocks
     for report in reports:
-        if inventory.no_nodes:
-            stocks[report.name] = report
-        elif report.name in stocks:
-            stock = stocks[report.name]
+        stock = report if inventory.no_nodes else stocks.get(report.name)
+        if stock is not None:
             stocks[report.name] = replace(stock, allocated=report.allocated, simulated=report.simulated)

@@ -118,19 +118,14 @@ class Inventory:
         of its nodes or wait for a node. If the user chose nodes, a pod that waits is only included if one of them
         advertises a resource that the pod requests."""
         advertised = {name for stock in self.stocks.values() for name in stock.allocatable or ()}
-        return sorted(
-            (
-                pod
-                for pod in self.pods
-                if self.is_own(pod)
-                and (
-                    self.counts(pod)
-                    if pod.node
-                    else not self.chosen or not advertised.isdisjoint(pod.requests)
-                )
-            ),
-            key=lambda pod: pod.ref,
-        )
+
+        def belongs(pod: GPUPod) -> bool:
+            """Whether a pod of any namespace is bound to a node of the answer, or may wait for one."""
+            if pod.node:
+                return self.counts(pod)
+            return not self.chosen or not advertised.isdisjoint(pod.requests)
+
+        return sorted(filter(belongs, filter(self.is_own, self.pods)), key=lambda pod: pod.ref)
 
     def is_own(self, pod: GPUPod) -> bool:
         """Whether a pod is in the namespace that the answer is about."""
@@ -140,6 +135,11 @@ class Inventory:
         """Whether the node of a pod, which must have one, belongs to the answer. Every node does if Nodes could not be
         read."""
         return pod.node in self.stocks or bool(self.no_nodes)
+
+    def columns(self, by: str) -> tuple[str, ...]:
+        """Return the columns of an answer. `by` is a key of COLUMNS. The column `others` is left out unless the answer
+        is about one namespace."""
+        return tuple(name for name in COLUMNS[by] if self.namespace or name != "others")
 
     @property
     def closed(self) -> Iterator[tuple[NodeStock, dict[str, int]]]:
@@ -249,21 +249,15 @@ def _if(known: bool, number: int) -> int | None:
 
 
 def count_rows(inventory: Inventory, by: str) -> list[Row]:
-    """Return the rows of the table by `by`, a key of COLUMNS, with the columns of `columns_of`. They are sorted by the
-    object that the row is for (such as a node or a namespace), then by resource."""
+    """Return the rows of the table by `by`, a key of COLUMNS, with the columns of `Inventory.columns`. They are
+    sorted by the object that the row is for (such as a node or a namespace), then by resource."""
     rows: dict[tuple[str, str], Row] = {}
     if by in ("resource", "node", "policy"):
         _count_nodes(inventory, by, rows)
     if by in ("resource", "namespace", "pod"):
         _count_pods(inventory.subjects, by, rows)
-    columns = columns_of(inventory, by)
+    columns = inventory.columns(by)
     return [{name: row[name] for name in columns} for _, row in sorted(rows.items())]
-
-
-def columns_of(inventory: Inventory, by: str) -> tuple[str, ...]:
-    """Return the columns of an answer. `by` is a key of COLUMNS. The column `others` is left out unless the answer is
-    about one namespace."""
-    return tuple(name for name in COLUMNS[by] if inventory.namespace or name != "others")
 
 
 def _row(rows: dict[tuple[str, str], Row], by: str, resource: str, words: Mapping[str, str]) -> Row:

@@ -1,5 +1,6 @@
 """Show who holds the GPUs and what is free: as text, data and CSV. Pure."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,15 +22,7 @@ from gpusharing.cli.shell.drawing import (
 )
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.read.present import USED, UsageNow
-from gpusharing.usage.reckon.holdings import (
-    NUMBERS,
-    GPUPod,
-    Inventory,
-    Row,
-    columns_of,
-    count_rows,
-    share_nodes,
-)
+from gpusharing.usage.reckon.holdings import NUMBERS, GPUPod, Inventory, Row, count_rows, share_nodes
 from gpusharing.usage.say.cost import describe_doubts
 
 MOST = 20
@@ -79,26 +72,25 @@ class FreeReport:
     def unknown(self) -> list[str]:
         """Sentences about what is unknown, and why; empty if the answer is complete."""
         found, usage = self.inventory, self.usage
-        sentences = [] if usage is None else list(usage.unknown)
+        sentences = []
+        if found.no_nodes:
+            sentences.append(f"what is allocatable and free is unknown, because {found.no_nodes}")
         if found.no_pods:
             seen = "no pods are" if found.blind else f"only the pods of namespace {found.namespace} are"
             agents = all(stock.allocated is not None for stock in found.stocks.values() if stock.allocatable)
             free = "computed from what the agents report as allocated" if agents else "unknown"
             rest = "" if found.no_nodes else f"; what is free is {free}"
-            sentences.insert(0, f"{seen} counted (-n NAME chooses another namespace){rest}: {found.no_pods}")
-        if found.no_nodes:
-            sentences.insert(0, f"what is allocatable and free is unknown, because {found.no_nodes}")
-        return sentences
+            sentences.append(f"{seen} counted (-n NAME chooses another namespace){rest}: {found.no_pods}")
+        return [*sentences, *(() if usage is None else usage.unknown)]
 
     @property
     def notes(self) -> list[str]:
         """Sentences about where the numbers are from, and about what is free only for some pods or not counted."""
-        free: dict[str, dict[str, int]] = {}
+        free: dict[str, Counter[str]] = {}
         for stock, shares in share_nodes(self.inventory):
             for taint in () if stock.closed else stock.taints:
-                for name, (*_, number) in shares.items():
-                    total = free.setdefault(taint, {})
-                    total[name] = total.get(name, 0) + (number or 0)
+                unused = {name: share[3] or 0 for name, share in shares.items()}
+                free.setdefault(taint, Counter()).update(unused)
         notes = [
             f"{_counts(counts)} of the free devices are only for pods that tolerate the taint {taint}"
             for taint, counts in sorted(free.items())
@@ -120,7 +112,7 @@ class FreeReport:
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of the columns, even if there are no rows."""
-        return (*columns_of(self.inventory, self.by), *(() if self.usage is None else USED))
+        return (*self.inventory.columns(self.by), *(() if self.usage is None else USED))
 
     def rows(self) -> list[Row]:
         """Return the rows by `by`, sorted as in `count_rows`. With --usage `by` must be pod: a row is repeated for
@@ -216,10 +208,8 @@ def _listed(titles: Sequence[str], rows: Sequence[Sequence[str]], paper: Paper) 
     shown = rows if paper.wide else rows[:MOST]
     if not shown:
         return []
-    lines = [
-        BLANK,
-        *table([Column(title) for title in titles], [list(map(Span, row)) for row in shown], paper),
-    ]
+    columns = [Column(title) for title in titles]
+    lines = [BLANK, *table(columns, [list(map(Span, row)) for row in shown], paper)]
     left = len(rows) - len(shown)
     return lines + (prose(f"and {left} more; -o wide lists all", paper, ink=Ink.FAINT) if left else [])
 
@@ -227,14 +217,12 @@ def _listed(titles: Sequence[str], rows: Sequence[Sequence[str]], paper: Paper) 
 def as_data(report: FreeReport) -> InventoryData:
     """Return the answer as plain data. An unknown number is None. `namespace` is None if the answer is about all
     namespaces."""
+    found = report.inventory
     return {
         "by": report.by,
-        "namespace": report.inventory.namespace or None,
+        "namespace": found.namespace or None,
         "rows": report.rows(),
-        "closed": [
-            {"node": stock.name, "state": stock.closed, "unused": unused}
-            for stock, unused in report.inventory.closed
-        ],
+        "closed": [{"node": one.name, "state": one.closed, "unused": unused} for one, unused in found.closed],
         "waiting": [
             {"pod": pod.ref, "requests": dict(pod.requests), "created": pod.created, "message": pod.message}
             for pod in report.waiting
