@@ -23,7 +23,7 @@ from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, line, prose
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal, ask_line
 from gpusharing.cli.shell.troubles import DONE, Trouble
-from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, GPUNODES, PODS
+from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, GPUNODES, JSON, PODS, Resource
 from gpusharing.kube.convert import cluster_policy_view
 from gpusharing.kube.plainstack import daemon_set_view
 from gpusharing.kube.raw import entries, text
@@ -135,10 +135,7 @@ def _is_measured(typed: Namespace, terminal: Terminal) -> bool:
 async def _obstacle(session: Session, mode: Mode) -> str:
     """Return a clause about NVIDIA's programs that the mode needs and ClusterPolicy turns off. Empty if there are
     none, if there is no ClusterPolicy, or if ClusterPolicies cannot be read for any reason."""
-    try:
-        policy, _ = find_active(map(cluster_policy_view, await session.all(CLUSTER_POLICIES)))
-    except Trouble:
-        return ""
+    policy, _ = find_active(map(cluster_policy_view, await _readable(session, CLUSTER_POLICIES)))
     off = [] if policy is None else [row for row in find_off(policy) if mode in row.modes]
     missing = [f"ClusterPolicy {row.switch} is false, so {row.consequence}" for row in off]
     return f"{', and '.join(missing)} (kubectl gpusharing doctor has the command)" if missing else ""
@@ -148,11 +145,8 @@ async def _deafness(session: Session) -> tuple[str | None, str]:
     """Return why no label can switch MPS on, found by the check that the operator makes before a change, and the
     remedy. Both are empty if a label can, as far as the DaemonSet shows. If there is no MPS daemon of the GPU
     Operator, or if DaemonSets cannot be listed for any reason, the reason is None and the remedy empty."""
-    try:
-        views = [daemon_set_view(raw).mps_daemon for raw in await session.all(DAEMON_SETS)]
-    except Trouble:
-        return None, ""
-    daemon = next((daemon for daemon in views if daemon is not None), None)
+    views = [daemon_set_view(raw).mps_daemon for raw in await _readable(session, DAEMON_SETS)]
+    daemon = next(filter(None, views), None)
     if daemon is None:
         return None, ""
     why = find_deafness(daemon)
@@ -162,12 +156,17 @@ async def _deafness(session: Session) -> tuple[str | None, str]:
 async def _only_card(session: Session) -> str:
     """Return the product that all GPUs in the cluster have, as the agents report it. Empty if there are several
     products or no GPUs, if a GPU has no product, or if GPUNodes cannot be read for any reason."""
-    try:
-        nodes = await session.all(GPUNODES)
-    except Trouble:
-        return ""
+    nodes = await _readable(session, GPUNODES)
     products = {text(gpu, "product") for raw in nodes for gpu in entries(raw, "status", "observed", "gpus")}
     return products.pop() if len(products) == 1 else ""
+
+
+async def _readable(session: Session, resource: Resource) -> list[JSON]:
+    """Return every object of a kind; none if they cannot be read for any reason."""
+    try:
+        return await session.all(resource)
+    except Trouble:
+        return []
 
 
 def _card(word: str) -> Card:

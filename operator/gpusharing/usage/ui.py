@@ -159,10 +159,8 @@ class Board:
             await why.run(self.session, Namespace(**vars(self.typed) | {"subject": subject}), sheet)
             return [tag("h2", f"Why {subject}"), *flow(sheet.lines, link)]
         if by := query.get("by"):
-            return [
-                tag("h2", f"Slices by {'pod' if by == 'pod' else 'tenant'}"),
-                *flow(await self._tenants(by), link),
-            ]
+            title = f"Slices by {'pod' if by == 'pod' else 'tenant'}"
+            return [tag("h2", title), *flow(await self._tenants(by), link)]
         policy, parts = query.get("policy", ""), list[Markup]()
         chosen = Namespace(policy=[policy] if policy else [], selector="")
         if (error := self.cluster.error) is not None:

@@ -235,11 +235,8 @@ def _doubt(answers: AdviceAnswers) -> str:
     """Return sentences, without the last period, to show when it is unknown whether a label can switch MPS on in the
     cluster. If the user named a release of the GPU Operator, they say how to find out; otherwise, in which releases no
     label can. In both cases they say which mode to use if no label can."""
-    instead = (
-        "MIG or Full"
-        if answers.isolation
-        else f"TimeSlicing with {counted(min(TURNS, answers.most), 'share')}"
-    )
+    shares = counted(min(TURNS, answers.most), "share")
+    instead = "MIG or Full" if answers.isolation else f"TimeSlicing with {shares}"
     otherwise = (
         "the GPU sharing operator rejects mode MPS (docs/design/nvidia.md#b5 has a remedy); without that remedy, use"
         f" {instead}"
