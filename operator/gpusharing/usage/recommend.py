@@ -28,14 +28,7 @@ from gpusharing.usage.read.queries import HOUR, MeterQuery
 from gpusharing.usage.read.usage import read_usage
 from gpusharing.usage.reckon.needs import MIN_POINTS, MIN_SPAN, Confidence, Doubt, Goal, Need, find_need
 from gpusharing.usage.reckon.recommendation import ModelPool, recommend
-from gpusharing.usage.say.recommend import (
-    RecommendReport,
-    as_data,
-    as_file,
-    as_rows,
-    describe,
-    policy_of,
-)
+from gpusharing.usage.say.recommend import RecommendReport, as_data, as_file, as_rows, describe, policy_of
 
 MOST = round(30 * DAY)
 """The longest window, in seconds. Samples older than a few days have almost no weight."""
@@ -51,8 +44,7 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
     policy to write, Trouble is raised after the answer is printed.
     """
     _check(typed)
-    place = await find_endpoint(session, typed)
-    async with prometheus_at(place) as prometheus:
+    async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed, session)
     if answer.policy is not None and terminal.output != "csv":
         effect = await find_effect(session, answer.scope, answer.policy)
@@ -70,11 +62,8 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
         lambda: as_rows(answer),
     )
     if typed.write and answer.policy is None:
-        why = (
-            "no layout has room for any workload"
-            if answer.recommendation is not None
-            else _unknown(answer.observed)
-        )
+        room = "no layout has room for any workload"
+        why = _unknown(answer.observed) if answer.recommendation is None else room
         raise Trouble(f"--write {typed.write}: there is no layout to write, because {why}")
     return CHANGES if answer.missing else DONE
 
@@ -134,17 +123,9 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
     )
     lately = MeterQuery(max(start, end - DAY), end, selector=selector)
     price = price_of(typed.price) or await read_price(prometheus, lately, observed.names)
+    where = prometheus.place.where
     return RecommendReport(
-        prometheus.place.where,
-        start,
-        end,
-        scope,
-        observed,
-        recommendation,
-        policy,
-        tuple(missing),
-        tuple(remarks),
-        price=price,
+        where, start, end, scope, observed, recommendation, policy, missing, remarks, price
     )
 
 

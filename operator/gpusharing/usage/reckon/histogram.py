@@ -108,20 +108,13 @@ def build(scale: Scale, samples: Iterable[Sample | tuple[datetime, float]]) -> H
     wrong = next((sample for sample in all_samples if not isfinite(sample.value) or sample.value < 0), None)
     if wrong is not None:
         raise ValueError(f"{scale.name}: {wrong.value} at {wrong.at:%Y-%m-%d %H:%M} is not a measured value")
-    last = max(sample.at for sample in all_samples)
+    times, values = [sample.at for sample in all_samples], [sample.value for sample in all_samples]
+    last = max(times)
     weights: dict[int, list[float]] = {}
     for sample in all_samples:
-        weights.setdefault(scale.bucket(sample.value), []).append(
-            float(0.5 ** ((last - sample.at) / HALF_LIFE))
-        )
+        weight = float(0.5 ** ((last - sample.at) / HALF_LIFE))
+        weights.setdefault(scale.bucket(sample.value), []).append(weight)
     sums = {bucket: fsum(parts) for bucket, parts in weights.items()}
     least = max(sums.values()) * _NEGLIGIBLE
-    return Histogram(
-        scale,
-        tuple(sorted((bucket, weight) for bucket, weight in sums.items() if weight >= least)),
-        len(all_samples),
-        min(sample.at for sample in all_samples),
-        last,
-        min(sample.value for sample in all_samples),
-        max(sample.value for sample in all_samples),
-    )
+    kept = tuple(sorted((bucket, weight) for bucket, weight in sums.items() if weight >= least))
+    return Histogram(scale, kept, len(values), min(times), last, min(values), max(values))

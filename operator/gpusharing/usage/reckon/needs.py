@@ -155,8 +155,6 @@ class Need:
 
     history: History
     """The use that the need is derived from."""
-    goal: Goal
-    """The goal, which decides how much headroom is included."""
     memory: int | None
     """Bytes of memory, headroom included, or None if it is not known."""
     compute: float | None
@@ -198,27 +196,21 @@ def find_need(history: History, card: Card, goal: Goal) -> Need:
     memory = build(MEMORY, history.memory)
     activity = _activity(history)
     level = LEVELS[goal]
-    span = _span(memory)
+    # From the beginning of the first hour to the end of the last.
+    span = memory.last - memory.first + _HOUR if memory.first and memory.last else timedelta(0)
     coverage = min(1.0, memory.samples * _HOUR / span) if span else 0.0
     peak = memory.percentile(MEMORY_PART)
     compute = None if activity is None else activity.percentile(level.activity)
-    doubts = _doubts(history, memory, compute, card, coverage)
+    doubts = _doubts(history, memory, compute, card, span, coverage)
     needed = _memory(history, memory, peak, level, doubts)
-    confidence = Confidence.NONE if needed is None else _confidence(memory, span)
+    # The days that the samples span, or one for every 24 samples if that is fewer days.
+    days = min(span / _DAY, memory.samples / 24)
+    confidence = Confidence.NONE if needed is None else _confidence(days)
+    reason = _reason(history, memory, span, days, doubts)
+    idle = _part_of_activity(history, lambda value: value < IDLE)
+    full = _part_of_activity(history, lambda value: value >= _ceiling(history))
     return Need(
-        history,
-        goal,
-        needed,
-        compute,
-        peak,
-        memory.highest,
-        span,
-        coverage,
-        _part_of_activity(history, lambda value: value < IDLE),
-        _part_of_activity(history, lambda value: value >= _ceiling(history)),
-        confidence,
-        doubts,
-        _reason(history, memory, span, doubts),
+        history, needed, compute, peak, memory.highest, span, coverage, idle, full, confidence, doubts, reason
     )
 
 
@@ -235,17 +227,12 @@ def _activity(history: History) -> Histogram | None:
     return activity
 
 
-def _span(memory: Histogram) -> timedelta:
-    """Return the time from the beginning of the first hour to the end of the last; 0 without samples."""
-    return timedelta(0) if memory.first is None or memory.last is None else memory.last - memory.first + _HOUR
-
-
 def _doubts(
-    history: History, memory: Histogram, compute: float | None, card: Card, coverage: float
+    history: History, memory: Histogram, compute: float | None, card: Card, span: timedelta, coverage: float
 ) -> tuple[Doubt, ...]:
     """Return all doubts that apply to the need, in the order of Doubt."""
     holds = {
-        Doubt.TOO_LITTLE: memory.samples < MIN_POINTS or _span(memory) < MIN_SPAN,
+        Doubt.TOO_LITTLE: memory.samples < MIN_POINTS or span < MIN_SPAN,
         Doubt.PREALLOCATED: _is_preallocated(history, memory, compute, card),
         Doubt.HELD_BACK: _is_held_back(history, compute),
         Doubt.NO_ACTIVITY: compute is None,
@@ -291,10 +278,8 @@ def _memory(
     return ceil(max(level.headroom * peak, RARE * memory.highest))
 
 
-def _confidence(memory: Histogram, span: timedelta) -> Confidence:
-    """Return how certain a known need is: LOW below 3 days of data, MEDIUM below 7, else HIGH. The days are those that
-    the samples span, or one for every 24 samples if that is fewer days."""
-    days = min(span / _DAY, memory.samples / 24)
+def _confidence(days: float) -> Confidence:
+    """Return how certain a known need is: LOW below 3 days of data, MEDIUM below 7, else HIGH."""
     return Confidence.LOW if days < 3 else Confidence.MEDIUM if days < 7 else Confidence.HIGH
 
 
@@ -305,16 +290,17 @@ def _part_of_activity(history: History, holds: Callable[[float], bool]) -> float
     return sum(holds(sample.value) for sample in history.activity) / len(history.activity)
 
 
-def _reason(history: History, memory: Histogram, span: timedelta, doubts: tuple[Doubt, ...]) -> str:
+def _reason(
+    history: History, memory: Histogram, span: timedelta, days: float, doubts: tuple[Doubt, ...]
+) -> str:
     """Return a clause for people that says why the need is what it is: the owner declared the memory; or the history is
     too short or the memory is probably preallocated, and the need is unknown; otherwise the number of days of data. The
     first that applies is returned."""
     if history.declared is not None:
         return "its owner declared what it needs"
     if Doubt.TOO_LITTLE in doubts:
-        hours = round(span / _HOUR)
         return (
-            f"{memory.samples} hourly peaks over {hours} h, but at least {MIN_POINTS} over "
+            f"{memory.samples} hourly peaks over {round(span / _HOUR)} h, but at least {MIN_POINTS} over "
             f"{round(MIN_SPAN / _HOUR)} h are needed"
         )
     if Doubt.PREALLOCATED in doubts:
@@ -322,5 +308,4 @@ def _reason(history: History, memory: Histogram, span: timedelta, doubts: tuple[
             "memory usage is flat and activity low, so the program may merely be reserving memory: declare what it"
             " needs"
         )
-    days = min(span / _DAY, memory.samples / 24)
     return f"{days:.0f} days of data" if days >= 1.5 else "1 day of data"

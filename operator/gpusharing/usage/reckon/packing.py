@@ -24,6 +24,7 @@ class Packer:
         """Prepare to pack instances of the card's plain profiles: compute all legal layouts, the full ones among them,
         and the card's size."""
         self.profiles = plain_profiles(card)
+        self._most = tuple(profile.max_count for profile in self.profiles)
         self._index = {profile.name: index for index, profile in enumerate(self.profiles)}
         # Only the largest profile shows how many slices the card has, so it is always included.
         largest = max((each.slices for each in card.profiles), default=0)
@@ -58,7 +59,7 @@ class Packer:
     def least(self, wanted: Counts) -> int:
         """Return a lower bound for the number of GPUs that the `wanted` instances need, computed from their slices,
         their memory units and the maximum of each profile on one GPU."""
-        alone = [-(-count // profile.max_count) for count, profile in zip(wanted, self.profiles, strict=True)]
+        alone = [-(-count // most) for count, most in zip(wanted, self._most, strict=True)]
         slices = -(-self._sum(wanted, "slices") // self._slices) if self._slices else 0
         units = -(-self._sum(wanted, "size") // self._units) if self._units else 0
         return max(slices, units, *alone, 0)
@@ -109,9 +110,7 @@ class Packer:
 
     def _clip(self, wanted: Counts) -> Counts:
         """Return the counts, each limited to the number of instances of its profile that fit on one GPU."""
-        return tuple(
-            min(count, profile.max_count) for count, profile in zip(wanted, self.profiles, strict=True)
-        )
+        return tuple(map(min, wanted, self._most))
 
     def _find_fills(self, wanted: Counts) -> tuple[Counts, ...]:
         """Return all ways to fill one GPU with some of the `wanted` instances until no further one fits. Each includes

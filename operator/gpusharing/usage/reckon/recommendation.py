@@ -174,11 +174,10 @@ class Recommendation:
     def saved(self) -> int:
         """How many fewer GPUs are needed than are in use now; below 0 if more are needed. Workloads without a place are
         taken to need the whole GPUs that are known, or else what they hold now."""
-        beside = sum(
-            one.need.history.pods
-            * (one.gpus or ceil(one.need.history.holds.devices * (one.need.history.holds.share or 1)))
-            for one in self.unplaced
-        )
+        beside = 0
+        for place in self.unplaced:
+            history = place.need.history
+            beside += history.pods * (place.gpus or ceil(history.holds.devices * (history.holds.share or 1)))
         return self.pool.used - self.gpus - beside
 
     @property
@@ -233,11 +232,12 @@ def recommend(
     seats, unplaced = _seats(pool, needs, sizes, fleet)
     chosen = choose(packer, sizes, seats, fleet, goal)
     apart = [each for each in unplaced if each.why is Misplaced.APART]
+    others = tuple(each for each in unplaced if each.why is not Misplaced.APART)
     undivided = _undivided(seats, apart)
     beside = sum(each.gpus * each.need.history.pods for each in apart)
     most = pool.gpus if goal is Goal.PERFORMANCE else min(pool.gpus, chosen.gpus + beside)
     if beside and sum(seat.gpus * seat.pods for seat in undivided) <= most:
-        seats, unplaced = undivided, tuple(each for each in unplaced if each not in apart)
+        seats, unplaced = undivided, others
         chosen = choose(packer, sizes, seats, fleet, goal)
     template = _template(packer, chosen, fleet)
     lost = [packer.stranded(layout) for layout in template if layout is not None]
@@ -248,7 +248,7 @@ def recommend(
         template=template,
         placed=placed,
         unplaced=unplaced,
-        nodes=chosen.nodes if alike else _nodes_for(pool.nodes, chosen.nodes),
+        nodes=_nodes_for(pool.nodes, chosen.nodes * fleet.per_node),
         gpus=chosen.gpus,
         stranded=(
             sum(slices for _, slices in lost) * chosen.nodes,

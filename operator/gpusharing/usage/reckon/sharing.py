@@ -54,21 +54,13 @@ def find_shared(recommendation: Recommendation) -> Shared | None:
     keep them and are not counted. On a card with MIG, pods that get one whole GPU keep it, too."""
     if recommendation.goal is not Goal.COST:
         return None
-    card = recommendation.pool.card
-    sharing = [
-        workload
-        for workload in recommendation.placed
-        if workload.profile or (not card.profiles and workload.gpus == 1)
-    ]
-    needs = [workload.need for workload in sharing]
+    card, placed = recommendation.pool.card, recommendation.placed
+    sharing = [place for place in placed if place.profile or (not card.profiles and place.gpus == 1)]
+    needs = [place.need for place in sharing]
     memory = _each_pod((float(need.memory or 0), need) for need in needs)
     known = [(need.compute, need) for need in needs if need.compute is not None]
     compute = _each_pod(known) if len(known) == len(needs) else None
-    keeping = sum(
-        workload.gpus * workload.need.history.pods
-        for workload in recommendation.placed
-        if workload not in sharing
-    )
+    keeping = sum(place.gpus * place.need.history.pods for place in placed if place not in sharing)
     instead = recommendation.gpus - keeping
     ways = filter(None, (_mps(card, memory, compute, instead), _turns(card, memory, compute, instead)))
     return min((way for way in ways if way.gpus < instead), key=lambda way: way.gpus, default=None)

@@ -125,10 +125,7 @@ def _ways(sizes: Sequence[Size], classes: Sequence[int]) -> Iterator[tuple[tuple
     """Yield every possible assignment of sizes to classes of workloads; a class has all workloads with the same
     smallest profile, whose index it is. Each class gets that profile or a larger size. An assignment is a tuple of
     pairs: the indexes of the smallest profile and of the assigned size. Yields one empty assignment without classes."""
-    choices = [
-        [larger for larger in range(len(sizes)) if sizes[larger].holds(sizes[smallest])]
-        for smallest in classes
-    ]
+    choices = [[at for at, size in enumerate(sizes) if size.holds(sizes[least])] for least in classes]
     for indexes in product(*choices):
         yield tuple(zip(classes, indexes, strict=True))
 

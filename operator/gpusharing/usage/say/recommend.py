@@ -1,15 +1,14 @@
 """Present a recommendation as text, data and CSV, and as a policy that waits for an approval. Pure; nothing is
 applied."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from gpusharing.api.names import ANNOTATION_GPU_MEMORY, RESOURCE_MIG_PREFIX, Mode
-from gpusharing.cli.changing.plan import Planned
-from gpusharing.cli.changing.plan import as_data as as_plan_data
-from gpusharing.cli.changing.plan import describe as describe_plan
+from gpusharing.cli.changing import plan
 from gpusharing.cli.shell.documents import (
     LayoutChoiceData,
     RecommendationData,
@@ -51,11 +50,7 @@ WIDTH = 48
 """The highest number of characters in a sparkline."""
 BESIDE = len("  activity  ")
 """The width of the label before a sparkline."""
-_INKS: Mapping[str, Ink] = {
-    Confidence.NONE: Ink.WAITING,
-    Confidence.LOW: Ink.FAINT,
-    Confidence.HIGH: Ink.GOOD,
-}
+_INKS = {Confidence.NONE: Ink.WAITING, Confidence.LOW: Ink.FAINT, Confidence.HIGH: Ink.GOOD}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +71,16 @@ class RecommendReport:
     """The recommendation, or None if the layouts that the card can have are unknown."""
     policy: dict[str, object] | None
     """The policy to apply, or None if there is no layout to apply."""
-    missing: tuple[str, ...]
+    missing: Sequence[str]
     """Why the answer is incomplete; empty if it is complete."""
-    remarks: tuple[str, ...]
+    remarks: Sequence[str]
     """What else a reader should know."""
-    effect: Planned | str | None = None
+    price: Price | None
+    """The price of a GPU for an hour, or None if it is unknown."""
+    effect: plan.Planned | str | None = None
     """The plan of the policy, or a clause that says why it is unknown, or None if no plan was requested."""
     context: str = ""
     """The context of the cluster that `effect` was planned for; empty without a cluster."""
-    price: Price | None = None
-    """The price of a GPU for an hour, or None if it is unknown."""
 
     @property
     def span(self) -> str:
@@ -104,21 +99,11 @@ class RecommendReport:
         places = [] if found is None else [*found.placed, *found.unplaced]
         return {place.need.workload: place for place in sorted(places, key=lambda each: each.need.workload)}
 
-    @property
-    def packing(self) -> str:
-        """A sentence about the GPUs that the layout needs (`packing_of`); empty without a recommendation."""
-        return "" if self.recommendation is None else packing_of(self.recommendation)
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """What a person must do before or after the policy is applied, as sentences without a period."""
-        return tuple(_steps(self))
-
 
 def _steps(answer: RecommendReport) -> Iterator[str]:
-    """Yield the steps that are left to a person: for workloads without a place, for workloads whose memory is probably
-    preallocated and not declared, and for the label that nodes still lack. Without a policy, only the step about
-    memory can be yielded."""
+    """Yield the steps that are left to a person, as sentences without a period: for workloads without a place, for
+    workloads whose memory is probably preallocated and not declared, and for the label that nodes still lack. Without a
+    policy, only the step about memory can be yielded."""
     if answer.policy is not None and answer.recommendation is not None and answer.recommendation.unplaced:
         names = some([_name(each.need.workload) for each in answer.recommendation.unplaced])
         yield (
@@ -160,7 +145,7 @@ def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: s
         if found.placed:
             for text in layouts_of(found.portions):
                 lines += prose(f"Layout: {text}", paper, hang="  ", ink=Ink.TITLE)
-        lines += prose(answer.packing, paper, hang="  ")
+        lines += prose(packing_of(found), paper, hang="  ")
         if found.placed:
             lines += prose(saving_of(found.saved, answer.price), paper, hang="  ", ink=Ink.GOOD)
         if (shared := find_shared(found)) is not None:
@@ -180,6 +165,7 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
     for history in answer.observed.histories:
         place = places.get(history.workload)
         row = _workload(history, place)
+        sure = Confidence(row["confidence"])
         compute = None if place is None else place.need.compute
         rows.append(
             {
@@ -191,7 +177,7 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
                 "99% MEM": Span(_size(row["peakBytes"])),
                 busy: Span(UNKNOWN if compute is None else f"{compute:.0%}"),
                 "ADVICE": Span(row["advice"] or UNKNOWN, Ink.TITLE),
-                "CERTAINTY": Span(row["confidence"], _INKS.get(row["confidence"], Ink.PLAIN)),
+                "CERTAINTY": Span(sure, _INKS.get(sure, Ink.PLAIN)),
                 "WHY": Span(row["why"], Ink.FAINT),
             }
         )
@@ -258,32 +244,31 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
     workload, history = need.workload, need.history
     yield BLANK
     yield from fold(line(Span(f"{workload.namespace}  {workload.kind}/{workload.name}", Ink.TITLE)), paper)
-    for name, samples, top in (
-        ("memory  ", history.memory, need.highest),
-        ("activity", history.activity or (), 1.0),
-    ):
-        if samples:
-            yield line("  ", Span(f"{name}  ", Ink.FAINT), sparkline(samples, top, paper))
+    if history.memory:
+        yield line("  ", Span("memory    ", Ink.FAINT), sparkline(history.memory, need.highest, paper))
+    if history.activity:
+        yield line("  ", Span("activity  ", Ink.FAINT), sparkline(history.activity, 1.0, paper))
+    indented = partial(prose, paper=paper, indent="  ", hang="  ")
     if history.activity and history.of_device:
-        text = (
+        device = (
             "activity is measured for the whole device, which other pods also used; how much of it came from this"
             " workload is unknown"
         )
-        yield from prose(text, paper, indent="  ", hang="  ", ink=Ink.WAITING)
+        yield from indented(device, ink=Ink.WAITING)
     if Doubt.HELD_BACK in need.doubts and need.full is not None:
-        text = (
+        held = (
             f"in {need.full:.0%} of the hours it used all the compute of its {now_of(history)}"
             f" ({float(history.holds.compute):.0%} of the card); how much more it would use is unknown"
         )
-        yield from prose(text, paper, indent="  ", hang="  ", ink=Ink.WAITING)
+        yield from indented(held, ink=Ink.WAITING)
     hours = f"{need.samples} hourly peaks over {length(need.span)} ({need.coverage:.0%} of the hours)"
-    yield from prose(hours, paper, indent="  ", hang="  ")
+    yield from indented(hours)
     if need.samples:
-        text = f"peak {_size(need.highest)}, at most {_size(need.peak)} in 99% of the hours"
         needs = "" if need.memory is None else f": needs {_size(need.memory)} including headroom"
-        yield from prose(text + needs, paper, indent="  ", hang="  ")
+        peaks = f"peak {_size(need.highest)}, at most {_size(need.peak)} in 99% of the hours"
+        yield from indented(peaks + needs)
     doubts = "".join(f"; {doubt}" for doubt in need.doubts)
-    yield from prose(f"{need.reason}{doubts}", paper, indent="  ", hang="  ", ink=Ink.FAINT)
+    yield from indented(f"{need.reason}{doubts}", ink=Ink.FAINT)
 
 
 def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
@@ -303,7 +288,7 @@ def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
     return "".join(" " if part is None else marks[round(part * (len(marks) - 1))] for part in parts)
 
 
-def describe_effect(effect: Planned | str | None, paper: Paper) -> list[Line]:
+def describe_effect(effect: plan.Planned | str | None, paper: Paper) -> list[Line]:
     """Draw the plan of the policy, as `plan -f` shows it, or the reason why there is none; empty if
     `effect` is None."""
     if effect is None:
@@ -311,7 +296,7 @@ def describe_effect(effect: Planned | str | None, paper: Paper) -> list[Line]:
     if isinstance(effect, str):
         return prose(f"Its plan is not shown: {effect}.", paper, hang="  ", ink=Ink.FAINT)
     title = prose("Its plan, if it were applied now:", paper, hang="  ", ink=Ink.TITLE)
-    return [BLANK, *title, *describe_plan(effect, paper), BLANK]
+    return [BLANK, *title, *plan.describe(effect, paper), BLANK]
 
 
 def layouts_of(portions: Sequence[Portion]) -> Iterator[str]:
@@ -364,9 +349,9 @@ def packing_of(recommendation: Recommendation) -> str:
         clauses.append(f"that is {recommendation.gpus - pool.gpus} more than the pool has")
     if recommendation.idle:
         clauses.append(f"instances left free: {layout_text(recommendation.idle).replace('+', ', ')}")
-    lost = tuple(zip(recommendation.stranded, ("compute slice", "memory unit"), strict=True))
-    if any(count for count, _ in lost):
-        clauses.append(f"unused: {' and '.join(counted(count, what) for count, what in lost if count)}")
+    lost = zip(recommendation.stranded, ("compute slice", "memory unit"), strict=True)
+    if unused := " and ".join(counted(count, what) for count, what in lost if count):
+        clauses.append(f"unused: {unused}")
     if (worst := recommendation.worst) is not None:
         parts = " + ".join(f"{count} x {each / GIB:.1f}" for _, count, each in worst.parts)
         only = "" if worst.fits else "only "
@@ -381,10 +366,8 @@ def shared_of(shared: Shared) -> str:
     """Return sentences, without the last period, which say that sharing whole GPUs would take fewer GPUs than the
     layout, with the memory and the compute that are needed together on one GPU or by one client, and with the
     disadvantages."""
-    way, whose = (
-        f"time-slicing and {shared.replicas} replicas",
-        f"the largest {counted(shared.replicas, 'pod')}",
-    )
+    way = f"time-slicing and {shared.replicas} replicas"
+    whose = f"the largest {counted(shared.replicas, 'pod')}"
     but = "a pod that uses too much memory makes the others fail"
     if shared.mode is Mode.MPS:
         way, whose = f"MPS and {shared.replicas} clients", "the largest client"
@@ -401,7 +384,7 @@ def shared_of(shared: Shared) -> str:
 
 def _next(answer: RecommendReport, paper: Paper, written: str) -> list[Line]:
     """Draw the steps that a person has to take and, if there is a policy, where it was written or how to write it."""
-    texts = [*answer.steps]
+    texts = [*_steps(answer)]
     if answer.policy is not None and written:
         texts.append(
             f"Wrote {written}. It has no effect until you apply it. To see what it would do: kubectl gpusharing plan"
@@ -444,13 +427,14 @@ def as_file(answer: RecommendReport) -> str:
     policy."""
     import yaml  # as in terminal.py: it costs as much as a short command
 
+    found = answer.recommendation
     comments = [
         "Proposed by kubectl gpusharing recommend from measured usage. Nothing changes until someone"
         " approves the plan.",
-        f"{answer.span}; {answer.packing}",
+        answer.span if found is None else f"{answer.span}; {packing_of(found)}",
         *filter(None, (simulated_sentence(answer.observed.simulated),)),
         *(f"PARTIAL: {text}" for text in answer.missing),
-        *answer.steps,
+        *_steps(answer),
     ]
     return "".join(map(comment, comments)) + yaml.safe_dump(answer.policy, sort_keys=False)
 
@@ -467,7 +451,7 @@ COLUMNS = {
 def as_data(answer: RecommendReport) -> RecommendationData:
     """Return the recommendation as plain data, for JSON and YAML. `plan` is None unless the policy's plan was computed,
     and `notPlanned` unless it is known why there is none."""
-    places = answer.places
+    places, found, effect = answer.places, answer.recommendation, answer.effect
     return {
         "prometheus": answer.where,
         "from": moment(answer.start),
@@ -481,16 +465,12 @@ def as_data(answer: RecommendReport) -> RecommendationData:
         "missing": list(answer.missing),
         "remarks": list(answer.remarks),
         "simulated": list(answer.observed.simulated),
-        "next": list(answer.steps),
-        "workloads": [
-            _workload(history, places.get(history.workload)) for history in answer.observed.histories
-        ],
-        "recommendation": None
-        if answer.recommendation is None
-        else _recommendation_data(answer.recommendation, answer.price),
+        "next": list(_steps(answer)),
+        "workloads": [_workload(each, places.get(each.workload)) for each in answer.observed.histories],
+        "recommendation": None if found is None else _recommendation_data(found, answer.price),
         "policy": answer.policy,
-        "plan": as_plan_data(answer.effect, answer.context) if isinstance(answer.effect, Planned) else None,
-        "notPlanned": answer.effect if isinstance(answer.effect, str) else None,
+        "plan": plan.as_data(effect, answer.context) if isinstance(effect, plan.Planned) else None,
+        "notPlanned": effect if isinstance(effect, str) else None,
     }
 
 
@@ -535,7 +515,7 @@ def _shared(shared: Shared) -> SharedData:
 def _recommendation_data(recommendation: Recommendation, price: Price | None) -> LayoutChoiceData:
     """Return the layout, what it takes and saves, and how sharing would need fewer GPUs, as plain data. The `profiles`
     of GPUs that stay whole are None. `gpusOfEachNode` is `all` if the template has a single layout for every GPU."""
-    shared = find_shared(recommendation)
+    shared, (slices, units) = find_shared(recommendation), recommendation.stranded
     return {
         "goal": str(recommendation.goal),
         "mode": str(recommendation.mode),
@@ -551,10 +531,7 @@ def _recommendation_data(recommendation: Recommendation, price: Price | None) ->
         "gpus": recommendation.gpus,
         "nodes": recommendation.nodes,
         "idle": dict(recommendation.idle),
-        "stranded": {
-            "computeSlices": recommendation.stranded[0],
-            "memoryUnits": recommendation.stranded[1],
-        },
+        "stranded": {"computeSlices": slices, "memoryUnits": units},
         "shared": None if shared is None else _shared(shared),
         "saving": saving_data(recommendation.saved, price),
         "worstCoLocationBytes": None if recommendation.worst is None else round(recommendation.worst.bytes),
