@@ -41,8 +41,9 @@ VALUES = {
 
 def install_dra(nodes: Sequence[KubeletNode]) -> list[Object]:
     """Install NVIDIA's chart with the how-to's values on the cluster of these nodes, of which there must be at least
-    one, and return the chart's objects. On each node, NVIDIA's image is first tagged with the name that the chart uses,
-    and the SIMULATED driver is written. Raises LaunchError if helm fails, CalledProcessError if containerd does,
+    one, and return the objects as applied: the chart's, with its DaemonSet changed so that it runs here
+    (`_on_this_machine`). On each node, NVIDIA's image is first tagged with the name that the chart uses, and the
+    SIMULATED driver is written. Raises LaunchError if helm fails, CalledProcessError if containerd does,
     UnavailableError if the chart cannot be fetched, and ApiError if an object is refused."""
     for node in nodes:
         node.ctr("images", "tag", "--force", NVIDIA_IMAGE, f"{REPOSITORY}:{build.DRA_DRIVER.version}")

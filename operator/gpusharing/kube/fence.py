@@ -47,8 +47,9 @@ NodeRecord = TypeVar("NodeRecord", Fence, Deferred, Verified)
 
 
 def record_text(record: Fence | Deferred | Verified) -> str:
-    """Return the value of the annotation that holds this record, as compact JSON with its version (`_version`). A fence
-    keeps its unknown keys."""
+    """Return the value of the annotation that holds this record, as compact JSON. All fields of the record are written,
+    also those that have their default, and a fence keeps its unknown keys. The version depends on what the record
+    contains (`_version`), because older operators refuse a version that they cannot follow."""
     written = _dump(_encode(record), version=_version(record))
     # The unknown keys are appended as JSON text, because they may be nested as deeply as JSON can be read.
     return f"{written[:-1]},{record.unknown[1:]}" if isinstance(record, Fence) and record.unknown else written

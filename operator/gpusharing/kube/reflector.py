@@ -231,7 +231,8 @@ class Reflector(Generic[View]):
         requested.
 
         If a write has proven that the store was restored from a backup, and the previous list was too old as well, the
-        cache goes back to this version, and the list does not count as older.
+        cache goes back to this version (`_go_back`): it counts as incomplete, with infinite `age`, until the list is
+        complete, the watch continues from this version even if it had another, and the list does not count as older.
         """
         older = newer(self._list_request[1], version)
         if older and self.doubted and self._restores() > self._restores_seen:

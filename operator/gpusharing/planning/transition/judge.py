@@ -148,8 +148,9 @@ def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
 
 def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
     """Return the verdict for a node without a usable reading, with the most specific known cause: a closed gate of
-    SERVABLE, a component that does not tolerate the start-up taint, a missing agent, or else `pending`. The second and
-    third make the node Blocked; for the other two, the reason decides between Pending and Blocked."""
+    SERVABLE, a component that does not tolerate the start-up taint, an agent that is missing or not Ready (`no_agent`),
+    or else `pending`. The second and third make the node Blocked; for the other two, the reason decides between Pending
+    and Blocked."""
     if (gate := find_gate(case, None, SERVABLE)) is not None:  # this explains why nobody reads the GPUs
         return _gated(case, gate)
     if (closed := find_closed(case)) is not None:

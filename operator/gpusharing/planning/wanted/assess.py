@@ -311,8 +311,9 @@ def find_owned(node: NodeView, assessed: Assessed, actuator: Actuator) -> str:
     """Return a message about the first label whose value the change would alter although somebody else sets it. Empty
     if there is none. Both the next target and the final one are checked.
 
-    While drift is corrected or a change is in progress, only controllers that claim the label as their own count, and
-    not field managers that have replaced our value.
+    At the beginning of a change, the owners that `find_owners` gives count: also field managers that have replaced our
+    value on a node with a proof, except people's tools, and only until the retry annotation is changed. While drift is
+    corrected or a change is in progress, only controllers that claim the label as their own count.
     """
     begins = node.fence is None and assessed.drift is None
     owners = find_owners(node) if begins else node.label_owners
