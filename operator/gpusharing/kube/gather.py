@@ -85,9 +85,8 @@ class Gatherer:
 
         The pods of those nodes in `wanted` that are due are listed (`NodePods.look`), and logs of mig-manager that are
         due are read. A slow LIST continues in the background (`Crew.each`); until it ends, the node keeps the result of
-        its last one. Since when mig-manager has been working on a node, and a program's pod has been Ready, is
-        remembered from call to call. `memory` comes from the last pass. `claims`, by node name, and `failed_nodes`, by
-        UID, are the records on the Lease.
+        its last one. `memory` comes from the last pass. `claims`, by node name, and `failed_nodes`, by UID, are the
+        records on the Lease.
 
         Raises:
             Unavailable: no LIST of the policies has succeeded yet.

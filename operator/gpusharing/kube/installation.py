@@ -245,8 +245,7 @@ class _Reader:
 async def gather_installation(client: KubeClient, place: Place) -> InstallationView:
     """Read the objects that an installation consists of, without changing any. An object that does not exist is not an
     error. All errors but the two below are recorded in `unread` of the result; an error while checking a right,
-    whatever its kind, is recorded with that right. `operator_replicas` is None without a Deployment, and `simulated`
-    has the nodes whose agent reports SIMULATED GPUs. `plain` is read only if no ClusterPolicy was found, and the Lease
+    whatever its kind, is recorded with that right. `plain` is read only if no ClusterPolicy was found, and the Lease
     only if the Deployment has 0 replicas, or if some but not all of the operator's pods are Ready.
 
     Raises:

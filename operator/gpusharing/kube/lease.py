@@ -68,7 +68,8 @@ class Timing:
 
 
 class LeaderLease:
-    """One contender for the Lease. Run `run()` as a task; `acquired` is set when this process leads."""
+    """One contender for the Lease. Run `run()` as a task; `acquired` is set when this process leads. Without `timing`,
+    the defaults of Timing apply."""
 
     def __init__(
         self,
@@ -82,8 +83,7 @@ class LeaderLease:
         now: Callable[[], datetime] = wall_time,
     ) -> None:
         """`identity` must be unique to this process; a restarted process needs another one. `on_lost` is called once,
-        when the Lease is lost. `timing` is the default Timing if None. `now` gives the times that are written for
-        people to read. Nothing is sent yet."""
+        when the Lease is lost. `now` gives the times that are written for people to read."""
         self.identity = identity
         self.acquired = asyncio.Event()
         """Set once we lead. Never cleared: losing the Lease ends the process."""

@@ -169,8 +169,11 @@ def _joined(
 
 
 class Sources:
-    """The reflectors of all kinds, and the parts of GPUNodes that are shown to people, on which no decision
-    depends."""
+    """The reflectors of all kinds, and the parts of GPUNodes that are shown to people, on which no decision depends.
+
+    Pods of the agents and Warning events are followed in the agents' namespace, or in our own if that is empty,
+    NVIDIA's pods, DaemonSets and ConfigMaps in the GPU Operator's namespace, and all other kinds in the whole cluster.
+    """
 
     def __init__(
         self,
@@ -179,10 +182,7 @@ class Sources:
         wake: Callable[[], None],
         restores: Callable[[], int] = int,
     ) -> None:
-        """Make no call yet. Pods of the agents and Warning events are followed in the agents' namespace, or in our own
-        if that is empty, NVIDIA's pods, DaemonSets and ConfigMaps in the GPU Operator's namespace, and all other kinds
-        in the whole cluster. `wake` is called after every change of a followed object. `restores`: see
-        CacheSettings."""
+        """Make no call yet. `wake` is called after every change of a followed object. `restores`: see CacheSettings."""
         self._client, self._wake, self._restores = client, wake, restores
         self.settings, plan, admin = settings, settings.plan, settings.admin_maps
         self._read_maps = {plan.plugin_config_map, plan.mig_config_map, admin.plugin, admin.mig}

@@ -111,7 +111,13 @@ class OurConfigMaps:
 @dataclass(slots=True)
 class StackReader:
     """Builds the StackView from the watched objects, without a request to the API server, and remembers earlier entries
-    of our ConfigMaps."""
+    of our ConfigMaps.
+
+    The ClusterPolicy in it is the active one (`find_active`), with the MPS daemon, or without one what `plain_stack`
+    reads from the DaemonSets. `intolerant_agents` is the agents' namespace if there are agents and none tolerates the
+    start-up taint, else empty. Errors of writes to the ClusterPolicy, the MPS daemon, DeviceClasses and
+    DeviceTaintRules count only if they last (`_lasting_error`); an error of writing our ConfigMaps counts at once.
+    """
 
     sources: Sources
     calls: CallMemory
@@ -122,11 +128,8 @@ class StackReader:
 
     def read(self, now: datetime) -> StackView:
         """Return the present state of NVIDIA's components and of our ConfigMaps; the same object as long as nothing
-        changes. The ClusterPolicy in it is the active one (`find_active`), with the MPS daemon, or without one what
-        `plain_stack` reads from the DaemonSets. `intolerant_agents` is the agents' namespace if there are agents and
-        none tolerates the start-up taint, else empty. Errors of shared writes count only if they last
-        (`_lasting_error`). Entries of our ConfigMaps are remembered (`OurConfigMaps.read`). Unless `silent`, new
-        problems of the admin's ConfigMaps are logged."""
+        changes. Entries of our ConfigMaps are remembered (`OurConfigMaps.read`). Unless `silent`, new problems of the
+        admin's ConfigMaps are logged."""
         maps, settings = self.sources.config_maps.items, self.sources.settings.plan
         ours = self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
