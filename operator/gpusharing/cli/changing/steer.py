@@ -48,8 +48,11 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         raise Trouble(f"give one name or --all, for example: kubectl gpusharing {typed.verb} --all")
     objects = await session.all(POLICIES) if every else [await session.get(verb.resource, typed.name)]
     absent = await _find_absence(session, typed, lasts=verb.lasts or every)
-    gpunodes = () if every or verb.read is None else await verb.read(session, typed.name)
-    request = SteeringRequest(session.now(), typed, gpunodes)
+    request = SteeringRequest(
+        session.now(),
+        typed,
+        gpunodes=() if every or verb.read is None else await verb.read(session, typed.name),
+    )
     changes = _changes(verb, objects, request, every=every)
     _show(verb.resource, changes, terminal)
     moves = any(change.moves for _, change in changes)
