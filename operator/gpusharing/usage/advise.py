@@ -83,8 +83,10 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Print advice based on the pods of a namespace, and on the user's answers to questions that the pods leave open,
-    or on a Prometheus in the cluster (`recommend.run`). The installed MPS DaemonSet outweighs --gpu-operator, and
-    programs that ClusterPolicy turns off are added to the disadvantage. Return the exit status (see VerbModule).
+    or on a Prometheus in the cluster (`recommend.run`). No question is asked if the requests alone decide
+    (`advise_for`). Without --card, the card is the only product in the cluster, or asked for. The installed MPS
+    DaemonSet, which is only read if MPS would be advised, outweighs --gpu-operator, and programs that ClusterPolicy
+    turns off are added to the disadvantage. Return the exit status (see VerbModule).
 
     Raises Trouble wherever `run_offline` does, and if the pods cannot be read or none requests a GPU, if they request
     MIG instances that the card does not have, or if the isolation label of the namespace has a value that admits no
@@ -133,8 +135,8 @@ def _is_measured(typed: Namespace, terminal: Terminal) -> bool:
 
 
 async def _obstacle(session: Session, mode: Mode) -> str:
-    """Return a clause about NVIDIA's programs that the mode needs and ClusterPolicy turns off. Empty if there are
-    none, if there is no ClusterPolicy, or if ClusterPolicies cannot be read for any reason."""
+    """Return a clause about NVIDIA's programs that the mode needs and the active ClusterPolicy (`find_active`) turns
+    off. Empty if there are none, if there is no ClusterPolicy, or if ClusterPolicies cannot be read for any reason."""
     policy, _ = find_active(map(cluster_policy_view, await _readable(session, CLUSTER_POLICIES)))
     off = [] if policy is None else [row for row in find_off(policy) if mode in row.modes]
     missing = [f"ClusterPolicy {row.switch} is false, so {row.consequence}" for row in off]
@@ -143,8 +145,9 @@ async def _obstacle(session: Session, mode: Mode) -> str:
 
 async def _deafness(session: Session) -> tuple[str | None, str]:
     """Return why no label can switch MPS on, found by the check that the operator makes before a change, and the
-    remedy. Both are empty if a label can, as far as the DaemonSet shows. If there is no MPS daemon of the GPU
-    Operator, or if DaemonSets cannot be listed for any reason, the reason is None and the remedy empty."""
+    remedy. Both are empty if a label can, as far as the DaemonSet shows. Of several such DaemonSets, the first one
+    listed counts. If there is no MPS daemon of the GPU Operator, or if DaemonSets cannot be listed for any reason, the
+    reason is None and the remedy empty."""
     views = [daemon_set_view(raw).mps_daemon for raw in await _readable(session, DAEMON_SETS)]
     daemon = next(filter(None, views), None)
     if daemon is None:
@@ -182,9 +185,10 @@ def _card(word: str) -> Card:
 
 def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation: str = "") -> AdviceAnswers:
     """Collect the answers to all questions: from the flags, else from `demand` (`promised` and `bursts`), else from the
-    terminal; without a terminal an answer is no. MPS follows from --gpu-operator. `isolation` is the level that the
-    namespace's label demands. Raises Trouble if a flag cannot be parsed, if the terminal's input ends, or if the memory
-    is unknown without a terminal."""
+    terminal; without a terminal an answer is no. Whether a label can switch MPS on follows from --gpu-operator alone
+    (`find_deaf_release`). `--gpus-per-node` is 1 if it is missing. `isolation` is the level that the namespace's label
+    demands. Raises Trouble if a flag cannot be parsed, --gpu-operator included, if the terminal's input ends, or if the
+    memory is unknown without a terminal."""
     no_mps = find_deaf_release(typed.gpu_operator)
     if typed.gpu_operator and not is_release(typed.gpu_operator):
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
@@ -209,9 +213,9 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
 
 def _find_needs(typed: Namespace, demand: Demand | None) -> tuple[tuple[int, float], ...]:
     """Return how many workloads need how much memory each, in GiB with headroom. The first source with a size decides:
-    `--need` and `--memory` together; the annotations in `demand` if all pods have one, without headroom; an answer. A
-    size without a number is for each requested device, or for one workload. Raises Trouble if a size cannot be parsed
-    or nobody can be asked."""
+    `--need` and `--memory` together; the annotations in `demand` if all pods have one, without headroom; an answer,
+    which may list several sizes with commas. A size without a number is for each requested device, or for one workload.
+    Raises Trouble if a size cannot be parsed or nobody can be asked."""
     count = 1 if demand is None else demand.devices.total()
     sizes = [*typed.need, *filter(None, [typed.memory])]
     if sizes:
@@ -234,9 +238,10 @@ def _show(
     typed: Namespace,
     terminal: Terminal,
 ) -> int:
-    """Print the advice, what it saves and the policy in the output format, and return DONE. In YAML only the policy is
-    printed. Nothing is said about savings (in JSON, `saving` is null) if `answers` is None or has a single workload.
-    Raises Trouble, in every format, if `--price` cannot be parsed."""
+    """Print the advice, what it saves and the policy in the output format, and return DONE. In text, the pods of
+    `demand` are described first, if there is one. The policy is called --name and selects the pool --pool; both are
+    `pool` by default. In YAML only the policy is printed. Nothing is said about savings (in JSON, `saving` is null) if
+    `answers` is None or has a single workload. Raises Trouble, in every format, if `--price` cannot be parsed."""
     policy = advice.policy(typed.name or "pool", typed.pool or "pool")
     price = price_of(typed.price)
     saved = answers.whole - advice.gpus if answers is not None and answers.pods > 1 else None
@@ -280,15 +285,16 @@ def size_of(text: str) -> float:
 
 
 def yes_of(text: str) -> bool:
-    """Parse the answer to a question. An empty one means no. Raises Trouble if the answer is neither yes nor no."""
+    """Return whether the answer to a question is `y` or `yes`, in any case of letters. An empty one, `n` and `no` mean
+    no. Raises Trouble for any other answer."""
     if text.lower() not in ("", "y", "yes", "n", "no"):
         raise Trouble(f"{text!r} is neither yes nor no; answer y or n")
     return text.lower() in ("y", "yes")
 
 
 def _ask(question: str, flag: str, read: Callable[[str], T]) -> T:
-    """Ask a question at the terminal and return the answer as `read` converts it. If `read` raises Trouble, print it
-    and ask again. Raises a Trouble that names `flag` if there is no terminal or its input ends."""
+    """Ask a question at the terminal and return the answer as `read` converts it. If `read` raises Trouble, print it to
+    stderr and ask again. Raises a Trouble that names `flag` if there is no terminal or its input ends."""
     choice = " [y/N]" if question in QUESTIONS.values() else ""
     while sys.stdin.isatty():
         try:
@@ -302,7 +308,7 @@ def _ask(question: str, flag: str, read: Callable[[str], T]) -> T:
 
 def describe(advice: Advice, card: Card, paper: Paper) -> list[Line]:
     """Draw the advice: a title with the mode and, except in mode Full, the layouts or shares; a picture of the layout
-    if all GPUs have the same; the reasons; and the disadvantage."""
+    if all GPUs have the same and it can be drawn (`draw`); the reasons; and the disadvantage."""
     what = "; ".join(layouts_of(advice.portions)) or f"{counted(advice.shares, 'share')} of each GPU"
     title = str(advice.mode) if advice.mode is Mode.FULL else f"{advice.mode}, {what}"
     lines = prose(title, paper, hang="  ", ink=Ink.TITLE)
@@ -315,7 +321,8 @@ def describe(advice: Advice, card: Card, paper: Paper) -> list[Line]:
 
 def as_data(advice: Advice, policy: dict[str, object], saving: SavingData | None) -> AdviceData:
     """Return the advice, the policy and what the advice saves as plain data, for JSON. `gpus` is None if the advice has
-    no number of GPUs, and `profile` is empty if it has no MIG profile."""
+    no number of GPUs, `profile` is empty unless all instances have the same MIG profile, and `layout` is empty unless
+    all GPUs have the same layout of instances."""
     return {
         "mode": str(advice.mode),
         "shares": advice.shares,

@@ -31,7 +31,8 @@ from gpusharing.usage.say.cost import (
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Print the bill from the Prometheus at the address in `--prometheus`, as `run` does, without a cluster."""
+    """Print the bill from the Prometheus at the address in `--prometheus`, as `run` does, without a cluster. Return the
+    exit status and raise Trouble as `run` does."""
     return asyncio.run(run(None, typed, terminal))
 
 
@@ -50,9 +51,9 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
 
 
 async def ask(session: Session, typed: Namespace) -> Answer:
-    """Return the bill of one cluster (see FleetVerb), with the status CHANGES if it is incomplete, else DONE. Its
-    totals, its remarks and a `PARTIAL:` line for each thing that is missing become remarks of the Answer. Raises
-    Trouble if no Prometheus is found, or as `find_answer` does."""
+    """Return the bill of one cluster (see FleetVerb), with the status CHANGES if it is incomplete, else DONE. Its rows
+    end with an empty cell for the column NOTE. Its totals, its remarks and a `PARTIAL:` line for each thing that is
+    missing become remarks of the Answer. Raises Trouble if no Prometheus is found, or as `find_answer` does."""
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed)
     status, rows = CHANGES if answer.missing else DONE, [[*cells, Span("")] for cells in cells_of(answer)]
@@ -68,9 +69,10 @@ BESIDE = FleetVerb(COLUMNS, "no GPU was metered", BillData, ask, lambda typed: q
 async def find_answer(
     prometheus: Prometheus, typed: Namespace, progress: Callable[[str], None] = lambda text: None
 ) -> CostReport:
-    """Read the meter's series and return the bill with its remarks. The window ends now, by the clock of `prometheus`,
-    or at `--until`. `progress` gets each new sentence about how much has been read, and at the end an empty one. Raises
-    Trouble for an unusable flag, a failed query, no data, a node metered twice, or a label that no namespace has."""
+    """Read the meter's series and return the bill with its remarks, one of which says so if prices are in several
+    currencies. The window ends now, by the clock of `prometheus`, or at `--until`. `progress` gets each new sentence
+    about how much has been read, and at the end an empty one. Raises Trouble for an unusable flag, a failed query, no
+    data, a node metered twice, or a label that no namespace has."""
     place, query = prometheus.place, query_of(typed, await prometheus.now())
     try:
         metered = await read_metered(prometheus, query, progress)
@@ -89,9 +91,10 @@ async def find_answer(
 
 
 def query_of(typed: Namespace, now: float) -> MeterQuery:
-    """Return the query for these flags; its window ends at `now` unless `--until` names another time. Both ends are cut
-    to whole seconds. Raises Trouble for flags that cannot be used, such as a selector by a label that only some of the
-    series have. If `now` is 0, an `--until` in the future is accepted."""
+    """Return the query for these flags; its window ends at `now` unless `--until` names another time. Both ends are
+    rounded down to whole seconds. Raises Trouble for flags that cannot be used: a window (`span_of`), a currency other
+    than three capital letters, a --by that cannot be the key of a label, or a selector that cannot be parsed or selects
+    by a label that only some of the series have. If `now` is 0, an `--until` in the future is accepted."""
     start, end = map(float, map(int, span_of(typed, now)))
     if not re.fullmatch(r"[A-Z]{3}", typed.currency):
         raise Trouble(f"--currency {typed.currency}: use three capital letters, for example USD")

@@ -18,8 +18,8 @@ from gpusharing.usage.reckon.bills import Price
 async def find_endpoint(session: Session | None, typed: Namespace) -> Endpoint:
     """Return how to reach the Prometheus at the address in `--prometheus` or, with a `session`, a Prometheus in its
     cluster: the Service that `--service` names or, without that flag, the only Service that looks like one. Raises
-    Trouble if flags do not belong together or cannot be used, if a file cannot be read (`place_of`), if the login
-    fails, or if not exactly one such Service is found (`find_place`)."""
+    Trouble for --service without a `session`, for --token-file or --ca-file with one, if a flag cannot be used, if a
+    file cannot be read (`place_of`), if the login fails, or if not exactly one such Service is found (`find_place`)."""
     if session is None:
         if typed.service:
             raise Trouble("pass either --prometheus or --service, not both")
@@ -33,7 +33,8 @@ async def find_endpoint(session: Session | None, typed: Namespace) -> Endpoint:
 
 def price_of(text: str) -> Price | None:
     """Parse the value of `--price`, such as `3.20` or `3.20 EUR`, and return the price of a GPU for an hour, in USD if
-    no currency is named. None for an empty string. Raises Trouble if it cannot be parsed."""
+    no currency is named. A price has up to six digits before the point and up to six after it, and a currency has three
+    capital letters, after one space or none. None for an empty string. Raises Trouble if it cannot be parsed."""
     match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?([A-Z]{3})?", text)
     if text and match is None:
         raise Trouble(f"--price {text}: pass what a GPU costs an hour, for example 3.20 or 3.20EUR")

@@ -26,8 +26,9 @@ NAMED = {"node": NODES, "policy": POLICIES, "namespace": NAMESPACES, "pod": PODS
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Read nodes and pods, print the answer, and return DONE, or CHANGES if a part of the answer is unknown (see
-    VerbModule). Raises Trouble if two flags contradict each other, and wherever `read_inventory` does."""
+    """Read nodes and pods, with --usage also what those pods of the answer use that have a node, print the answer, and
+    return DONE, or CHANGES if a part of the answer is unknown (see VerbModule). Raises Trouble if two flags contradict
+    each other, and wherever `read_inventory` does."""
     by = _find_rows(typed, terminal)
     inventory = await read_inventory(session, getattr(typed, "namespace", ""), typed.nodes)
     usage = None
@@ -46,8 +47,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 def _names(report: FreeReport) -> Iterator[str]:
-    """Yield the name of the object that each row is about, as kubectl prints it. The rows must be about a key of
-    NAMED; those about nodes without a policy have no name. The rows are counted only when the first name is taken."""
+    """Yield the name of the object that each row is about, as kubectl prints it, without a namespace and once for each
+    row. The rows must be about a key of NAMED; those about nodes without a policy have no name. The rows are counted
+    only when the first name is taken."""
     for row in report.rows():
         if row[report.by] != NO_POLICY:
             yield object_name(NAMED[report.by], row[report.by].rpartition("/")[2])
@@ -88,8 +90,8 @@ async def read_inventory(session: Session, namespace: str, labels: str) -> Inven
 
 
 async def _read_nodes(session: Session, inventory: Inventory, labels: str) -> None:
-    """Add the nodes with these labels to the inventory. If the user may not read nodes, set `no_nodes` to the reason.
-    Raises Trouble for every other error."""
+    """Add the nodes with these labels to the inventory. If the user may not read nodes, set `no_nodes` to the reason
+    and leave the inventory without nodes. Raises Trouble for every other error."""
     try:
         async for page in session.each_page(NODES, label_selector=labels):
             inventory.stocks |= {stock.name: stock for stock in map(read_stock, page)}
@@ -99,9 +101,10 @@ async def _read_nodes(session: Session, inventory: Inventory, labels: str) -> No
 
 async def _read_pods(session: Session, inventory: Inventory) -> None:
     """Read the pods of all namespaces that have not ended. Add to the inventory those that request GPUs, the agent's
-    pods, and how many pods have ResourceClaims. If the user may not read all namespaces, set `no_pods` to the reason,
-    and read one namespace instead: that of the inventory, by default that of the context, which then becomes the
-    inventory's. If its pods may not be read either, set `blind`. Raises Trouble for every other error."""
+    pods, unless these request GPUs, and how many pods of any kind have ResourceClaims. If the user may not read all
+    namespaces, set `no_pods` to the reason, and read one namespace instead: that of the inventory, by default that of
+    the context, which then becomes the inventory's. If its pods may not be read either, set `blind`. Raises Trouble for
+    every other error."""
     own = inventory.namespace or session.namespace
     for namespace in (None, own):
         try:
@@ -122,8 +125,8 @@ async def _read_pods(session: Session, inventory: Inventory) -> None:
 
 async def _read_gpunodes(session: Session, inventory: Inventory) -> None:
     """Add to each node of the inventory what its agent reports as allocated and whether its GPUs are SIMULATED. If
-    Nodes could not be read, add all GPUNodes as nodes instead. Changes nothing if GPUNodes cannot be read for any
-    reason."""
+    Nodes could not be read, add all GPUNodes as nodes instead; if they could, GPUNodes of nodes that are not in the
+    inventory are ignored. Changes nothing if GPUNodes cannot be read for any reason."""
     try:
         reports = [read_gpunode(raw) for raw in await session.all(GPUNODES)]
     except Trouble:

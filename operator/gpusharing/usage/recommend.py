@@ -69,8 +69,9 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
 
 
 def _check(typed: Namespace) -> None:
-    """Raise Trouble for flags that cannot be used, as far as this shows without a query. A `--write` file that already
-    exists is such a case; an `--until` in the future is not."""
+    """Raise Trouble for flags that cannot be used, as far as this shows without a query: --window, --until, --selector,
+    --price, -l, --card and --write, and --policy together with -l. A `--write` file that already exists is such a case;
+    an `--until` in the future is not."""
     span_of(typed, 0.0, MOST)
     selector_of(typed.selector)
     price_of(typed.price)
@@ -90,9 +91,10 @@ def _check(typed: Namespace) -> None:
 
 async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session | None) -> RecommendReport:
     """Return the report of a recommendation, without the plan. If the GPU model is unknown or shares the CPU's memory,
-    it has no recommendation, and `missing` says why. If no workload fits, it has no policy. Without a `session`,
-    Prometheus selects the nodes. Raises Trouble for unusable flags, no node, unreadable data, several GPU models, no
-    pod with a GPU, or too short histories."""
+    it has no recommendation, and `missing` says why. If no workload fits, it has no policy. The price is that of
+    --price, or else of Prometheus in the last day of the window (`read_price`). Without a `session`, Prometheus selects
+    the nodes. Raises Trouble for unusable flags, no node, unreadable data, several GPU models, no pod with a GPU, or
+    too short histories."""
     start, end = span_of(typed, await prometheus.now(), MOST)
     selector = selector_of(typed.selector)
     inside = None if session is None else await find_in_cluster(session, typed)
@@ -143,8 +145,9 @@ async def find_effect(session: Session | None, scope: NodeScope, policy: dict[st
 
 
 def _refuse_too_little(needs: tuple[Need, ...]) -> None:
-    """Raise Trouble if the needs of all workloads are unknown because their histories are too short. `needs` must not
-    be empty."""
+    """Raise Trouble if the needs of all workloads are unknown because their histories are too short; return if one need
+    is known, or unknown for another reason alone. The message names the workload with the most samples. `needs` must
+    not be empty."""
     if any(need.confidence is not Confidence.NONE or Doubt.TOO_LITTLE not in need.doubts for need in needs):
         return
     best = max(needs, key=lambda need: (need.samples, need.workload))

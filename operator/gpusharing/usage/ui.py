@@ -67,9 +67,9 @@ source.onerror = () => state.textContent = "The connection to kubectl gpusharing
 
 
 def link(title: str, text: str) -> Child:
-    """Return the content of a cell below the heading `title`. Under POLICY it is a link to the page of the policy.
-    Under a heading in KINDS it is a link to what `why` says about the first word of `text`, unless that is missing,
-    `-`, or a culprit without a slash. Otherwise it is `text`."""
+    """Return the content of a cell below the heading `title`. Under POLICY it is always a link to the page of the
+    policy that the first word of `text` names. Under a heading in KINDS it is a link to what `why` says about the first
+    word of `text`, unless that is missing, `-`, or a culprit without a slash. Otherwise it is `text`."""
     word, kind = text.partition(" ")[0], KINDS.get(title)
     if title != "POLICY" and (kind is None or word in ("", "-") or (title == "CULPRIT" and "/" not in word)):
         return text
@@ -97,14 +97,15 @@ class Board:
     """The pages of `ui`. `pages` has, by name, the functions that yield their content."""
 
     def __init__(self, session: Session, typed: Namespace, cluster: Followed) -> None:
-        """Prepare the pages. `typed` are the flags of the verb."""
+        """Prepare the pages. Nothing is read yet. `typed` are the flags of the verb, and `cluster` has the policies and
+        GPUNodes, which it keeps up to date."""
         self.session, self.typed, self.cluster = session, typed, cluster
         self.pages = {"": self._page, "events": self._events, "js": self._script}
         self._reading, self._read_at = asyncio.Lock(), float("-inf")
         self._found: Inventory | Trouble = Inventory()
 
     async def _script(self, _: Mapping[str, str]) -> Content:
-        """Yield the script of the pages."""
+        """Yield the script of the pages, whatever the query."""
         yield SCRIPT
 
     async def _page(self, query: Mapping[str, str]) -> Content:
@@ -121,9 +122,11 @@ class Board:
         yield frame(title, script, tag("h1", title), nav, note, main)
 
     async def _events(self, query: Mapping[str, str]) -> Content:
-        """Yield server-sent events forever, the first at once: `page` with the main element for this query whenever
-        that has changed, and `current` with the time of the data, about every AGES seconds or more often. The pause
-        after a drawing is TICK, or four times the CPU time that the process used meanwhile if that is longer."""
+        """Yield server-sent events forever, the first at once: `page` with the main element for this query if that
+        differs from the last one sent, and `current` with the time of the data, about every AGES seconds or more often.
+        The page is drawn when policies, GPUNodes or the error of the connection have changed, and otherwise about every
+        AGES seconds. The pause after a drawing is TICK, or four times the CPU time that the process used meanwhile if
+        that is longer."""
         shown, origin = "", None
         while True:
             begin = process_time()

@@ -69,16 +69,16 @@ class WebAnswer:
 
     @property
     def message(self) -> str:
-        """The error message of the JSON body, preceded by a colon and a space; empty if there is none. Prometheus puts
-        it in `error`, Kubernetes in `message`."""
+        """The error message of the JSON body on one line (`one_line`), preceded by a colon and a space; empty if there
+        is none. Prometheus puts it in `error`, which is preferred, and Kubernetes in `message`."""
         text = one_line(self.data.get("error") or self.data.get("message"))
         return f": {text}" if text else ""
 
 
 def answer_of(status: int, kind: str, body: bytes) -> WebAnswer:
     """Parse a response with this HTTP status, the content type `kind`, and this body. If the body is not a JSON object,
-    `data` is empty; that is not an error. `line` is only filled for text/plain, and `wants_tls` is only true for status
-    400."""
+    `data` is empty; that is not an error. `line` is only filled for text/plain. `wants_tls` is only true for status
+    400, if the text matches PLAIN_TO_TLS. Both are found in the first 4096 bytes of the body."""
     try:
         data = section(json.loads(body))
     except (ValueError, RecursionError):
@@ -89,10 +89,10 @@ def answer_of(status: int, kind: str, body: bytes) -> WebAnswer:
 
 
 def refused(answer: WebAnswer, where: str, through: str) -> Trouble:
-    """Return the Trouble for HTTP 401 or 403. The remedy depends on who refused: the Prometheus, which needs a token,
-    or the API server, which needs a new login (401) or permission for services/proxy (403). `where` names the
-    Prometheus in the message (`Endpoint.where`). `through` is the cluster whose API server passed the query on; it is
-    empty if Prometheus was queried directly."""
+    """Return the Trouble for HTTP 401 or 403. The remedy depends on who refused: the Prometheus, which needs a token
+    (and therefore its own address, if it was queried through an API server), or the API server, which needs a new login
+    (401) or permission for services/proxy (403). `where` names the Prometheus in the message (`Endpoint.where`).
+    `through` is the cluster whose API server passed the query on; it is empty if Prometheus was queried directly."""
     if not through:
         remedy = "pass a token that it accepts: --token-file FILE"
     elif not answer.of_api_server:
@@ -109,8 +109,8 @@ def refused(answer: WebAnswer, where: str, through: str) -> Trouble:
 
 def no_prometheus(answer: WebAnswer, where: str, through: str) -> Trouble:
     """Return the Trouble for a response that did not come from a Prometheus. If the port expects TLS, the message says
-    so; otherwise it quotes the HTTP status and what the server says, if anything. For `where` and `through` see
-    `refused`."""
+    so; otherwise it quotes the HTTP status with the message of the JSON body or, without one, the first line of a plain
+    text. For `where` and `through` see `refused`."""
     if answer.wants_tls:
         secure = f"--prometheus {where.replace('http:', 'https:', 1)}"
         remedy = "--service NAMESPACE/https:NAME:PORT" if through else secure
@@ -131,7 +131,9 @@ def stranger(what: str, where: str) -> Trouble:
 def unreachable(error: Exception, where: str, through: str) -> Trouble:
     """Return the Trouble for a query that failed without a response. The remedy depends on `error`: a certificate that
     is not trusted, a server that demands a client certificate, another failure of TLS, an invalid address, or anything
-    else, which is described as no Prometheus responding. For `where` and `through` see `refused`."""
+    else, which is described as no Prometheus responding. In the last case, if the server closed the connection to an
+    https address, the message adds that it may require a client certificate. For `where` and `through` see `refused`.
+    """
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _untrusted(error.certificate_error, where, through)
     if WANTS_CLIENT in str(error):
@@ -173,8 +175,9 @@ def _untrusted(error: Exception, where: str, through: str) -> Trouble:
 
 
 def one_line(text: object) -> str:
-    """Return a message of another program on one line: without control characters, cut to MOST_CHARACTERS, and then
-    without periods and spaces at its end. None and other empty values become an empty string."""
+    """Return a message of another program on one line: with single spaces between words, with ? in place of unprintable
+    characters, cut to MOST_CHARACTERS, and then without periods and spaces at its end. None and other empty values
+    become an empty string."""
     return printable(" ".join(str(text or "").split())[:MOST_CHARACTERS].rstrip(". "))
 
 
@@ -303,7 +306,8 @@ class Prometheus:
 
     async def _result(self, path: str, parameters: Mapping[str, str], kind: str) -> list[Series]:
         """Send a query to the API path `path` and return the series of its result. Warnings in the response are added
-        to `warnings`. Raises Trouble if the result cannot be read or its type is not `kind` (`vector` or `matrix`)."""
+        to `warnings`. Raises Trouble if the result cannot be read or its type is not `kind` (`vector` or `matrix`), and
+        as `_ask` does."""
         answer = await self._ask(path, parameters)
         try:
             if answer["data"]["resultType"] != kind:
@@ -316,8 +320,9 @@ class Prometheus:
 
     async def _ask(self, path: str, parameters: Mapping[str, str]) -> Mapping[str, Any]:
         """Send a query and return the JSON of the response. If an API server answered 401 and credentials can be
-        renewed, renew them once for all concurrent queries, store the new endpoint in `place`, and send the query
-        again, as kube/http.py does. Raises Trouble as `_call` and `_understood` do, and if the login fails."""
+        renewed, renew them once for all concurrent queries that used them, store the new endpoint in `place`, and send
+        the query again, as kube/http.py does. It is sent again only once. Raises Trouble as `_call` and `_understood`
+        do, and if the login fails."""
         place = self.place
         answer = await self._call(place, path, parameters)
         if answer.status == 401 and answer.of_api_server and place.renew is not None:
@@ -328,8 +333,9 @@ class Prometheus:
         return self._understood(answer)
 
     async def _call(self, place: Endpoint, path: str, parameters: Mapping[str, str]) -> WebAnswer:
-        """Send one request, without following redirects, and return the response even if its HTTP status is an error.
-        Raises Trouble if there is no response, or one of more than MOST_BYTES."""
+        """Send one GET request to `place`, with its Authorization header if it has one, without following redirects,
+        and return the response even if its HTTP status is an error. Raises Trouble if there is no response within
+        SECONDS, or one of more than MOST_BYTES."""
         headers = {"Authorization": place.authorization} if place.authorization else {}
         try:
             async with self.session.get(
@@ -349,8 +355,11 @@ class Prometheus:
             raise unreachable(error, place.where, place.through) from error
 
     def _understood(self, answer: WebAnswer) -> Mapping[str, Any]:
-        """Return the JSON of a successful response. Otherwise, raise a Trouble that says who refused the query, that
-        the server is not a Prometheus, or why Prometheus could not evaluate the query."""
+        """Return the JSON of a successful response: the HTTP status is below 400 and the JSON says `success`. Otherwise
+        raise a Trouble: for 401 and 403, that of `refused`; if there is no `errorType`, or if the HTTP status is below
+        400 and the JSON says neither `success` nor `error`, that the server is not a Prometheus; for all others, why
+        Prometheus could not evaluate the query. The last one adds how to ask for less (LESS) after a time-out, a
+        cancellation or an error that matches TOO_MUCH."""
         where, through, data = self.place.where, self.place.through, answer.data
         if answer.status in (401, 403):
             raise refused(answer, where, through)
@@ -366,7 +375,8 @@ class Prometheus:
 @asynccontextmanager
 async def prometheus_at(place: Endpoint) -> AsyncIterator[Prometheus]:
     """Yield a client for the Prometheus at `place`, and close its connections afterwards. It opens at most PARALLEL
-    connections, and waits SECONDS for an answer. Nothing is sent before the first query."""
+    connections, and waits SECONDS for an answer, of which at most 10 s for a connection. Nothing is sent before the
+    first query."""
     limits = aiohttp.ClientTimeout(total=SECONDS, sock_connect=10.0)
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=PARALLEL), timeout=limits
@@ -378,9 +388,10 @@ def place_of(
     url: str, token_file: str, ca_file: str, environment: Mapping[str, str] = os.environ
 ) -> Endpoint:
     """Return how to reach the Prometheus at `url`, with the token in `token_file` and the authorities in `ca_file`
-    (both may be empty), through the proxy that `environment` names, if any. Nothing is sent. Raises Trouble if a flag
-    or the proxy cannot be used, if a file cannot be read, or if the token would be sent unencrypted to another machine.
-    """
+    (both may be empty), through the proxy that `environment` names, if any. Without a file of authorities, an https
+    address is checked against those of this machine. Nothing is sent. Raises Trouble if the address is no valid http or
+    https URL or contains `@`, a query or a fragment, if a file cannot be read or has no token or no certificates, if
+    the proxy cannot be used, or if the token would be sent by http to another machine."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -428,7 +439,7 @@ def _is_this_machine(host: str) -> bool:
 
 def _text(name: str, flag: str) -> str:
     """Return the content of the file `name` without surrounding whitespace. Raises Trouble, which names `flag`, if it
-    cannot be read."""
+    cannot be read or is not text."""
     try:
         return Path(name).read_text().strip()
     except (OSError, ValueError) as error:
@@ -447,8 +458,9 @@ async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
 
 
 def _series(raw: Any) -> Series:
-    """Convert the JSON of one series in a result. Raises KeyError, TypeError, AttributeError, ValueError or
-    OverflowError if it does not have the expected form."""
+    """Convert the JSON of one series in a result: its `values` if it has any, or else its one `value`. Values that are
+    infinite or not a number are kept. Unprintable characters of labels become ?. Raises KeyError, TypeError,
+    AttributeError, ValueError or OverflowError if it does not have the expected form."""
     points = raw["values"] if "values" in raw else [raw["value"]]
     # Many series have the same labels, and a bill holds a hundred thousand series.
     labels = {intern(printable(name)): intern(printable(text)) for name, text in raw["metric"].items()}
@@ -457,7 +469,7 @@ def _series(raw: Any) -> Series:
 
 async def side_by_side(*queries: Coroutine[Any, Any, T]) -> list[T]:
     """Run queries concurrently and return their answers in the same order. If one raises Trouble or any other error,
-    cancel the others and raise it."""
+    cancel the others, wait for them to end, and raise the first error."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(query) for query in queries]

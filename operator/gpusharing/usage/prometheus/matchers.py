@@ -16,8 +16,10 @@ _MATCHERS = re.compile(f"{MATCHER.pattern}(?:,{MATCHER.pattern})*")
 
 
 def selector_of(selector: str) -> str:
-    """Return the matchers of `--selector` as they were typed, without the braces around them; an empty string if there
-    are none. Raises Trouble if the flag contains anything other than PromQL matchers separated by commas."""
+    """Return the matchers of `--selector` as they were typed, without white space and one brace at either end, even if
+    only one of the braces was typed. Return an empty string if no matcher is left. Raises Trouble if the flag contains
+    anything other than PromQL matchers separated by commas. Labels and regular expressions are not checked beyond this
+    form."""
     matchers = selector.strip().removeprefix("{").removesuffix("}").strip()
     if matchers and not _MATCHERS.fullmatch(matchers):
         raise Trouble(f'--selector {selector}: use matchers such as cluster="east",prometheus_replica="a"')
@@ -25,13 +27,13 @@ def selector_of(selector: str) -> str:
 
 
 def labels_of(selector: str) -> list[str]:
-    """Return the label name of each matcher in `selector`, in the same order."""
+    """Return the label name of each matcher in `selector`, in the same order, also if a label occurs twice."""
     return [match[1] for match in MATCHER.finditer(selector)]
 
 
 def of_others(selector: str, targets: frozenset[str] = OF_TARGETS) -> str:
-    """Return those matchers of `selector` that also apply to series of other exporters: the matchers whose label is
-    not in `targets`. The result is comma-separated and may be empty."""
+    """Return those matchers of `selector` that also apply to series of other exporters: the matchers whose label is not
+    in `targets`, in their order. The result is comma-separated and may be empty."""
     return ",".join(match[0].strip() for match in MATCHER.finditer(selector) if match[1] not in targets)
 
 
@@ -43,9 +45,11 @@ def braced(*matchers: str) -> str:
 
 
 def matcher_of(nodes: Iterable[str]) -> str:
-    """Return the matcher for the series of these nodes, and perhaps of others whose names are similar. Without nodes,
-    it selects only series that have no node. Empty, which means all nodes, if the names are too long for a URL, or if
-    one of them cannot be the name of a node."""
+    """Return the regular-expression matcher for the series of these nodes, and perhaps of others whose names are
+    similar: a dot in a name matches any character. Without nodes, it selects only series that have no node; so does an
+    empty name among others. The result is an empty string, which means all nodes, if the joined names have more than
+    1500 characters, which is too long for a URL, or if one contains anything other than lower-case letters, digits,
+    dots and dashes."""
     names = "|".join(sorted(nodes))
     return f'node=~"{names}"' if re.fullmatch(r"[a-z0-9.|-]{0,1500}", names) else ""
 

@@ -34,9 +34,9 @@ NAME = "--service monitoring/prometheus-operated:9090, or --prometheus http://12
 
 async def find_place(session: Session, named: str) -> Endpoint:
     """Return how to reach the Service `named` (see `_path_of` for its form) or, if `named` is empty, the only Service
-    that looks like a Prometheus (see `_one_of`). Raises Trouble if there is no API server, if `named` has another form,
-    if the login fails, or if the Services cannot be listed or not exactly one is found. Whether the Service `named`
-    exists is not checked."""
+    in any namespace that looks like a Prometheus (see `_one_of`), with a remark that it was found so. Raises Trouble if
+    there is no API server, if `named` has another form, if the login fails, or if the Services cannot be listed or not
+    exactly one is found. Whether the Service `named` exists is not checked."""
     if session.login is None:
         raise Trouble("there is no API server through which a Service can be reached: pass --prometheus URL")
     if not named:
@@ -57,7 +57,7 @@ async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endp
         access, token = await login.access(), await login.token()
 
     async def renew() -> Endpoint:
-        """Log in again and return the new endpoint. Raises Trouble."""
+        """Log in again and return the new endpoint. Raises Trouble if that fails."""
         with explained(cluster):
             await login.renew()
         return await _place(login, cluster, path, chosen=chosen)
@@ -81,8 +81,9 @@ async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endp
 def _path_of(flag: str) -> str:
     """Convert the value of `--service` to the path of that Service below /api/v1/namespaces, such as
     `monitoring/services/prometheus-operated:9090`. Raises Trouble if the value does not have the form
-    NAMESPACE/NAME:PORT, where `:PORT` may be missing and `http:` or `https:` may precede NAME. With such a scheme but
-    no port, the path ends with a colon."""
+    NAMESPACE/NAME:PORT, where `:PORT` may be missing and `http:` or `https:` may precede NAME. Each of the three is up
+    to 63 lower-case letters, digits and dashes; PORT may be a name or a number, and its range is not checked. With such
+    a scheme but no port, the path ends with a colon."""
     name = "[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
     match = re.fullmatch(f"({name})/((?:https?:)?{name}(?::{name})?)", flag)
     if match is None:
@@ -97,8 +98,9 @@ def _path_of(flag: str) -> str:
 
 
 def _one_of(services: list[JSON], where: str) -> JSON:
-    """Return the only Service whose labels match the first set in LABELS that any Service matches. Raises Trouble if
-    several Services match that set, or if no Service matches any set."""
+    """Return the only Service that has all labels of the first set in LABELS that any Service has; later sets are then
+    not tried. Raises Trouble if several Services have that set (it names at most five of them), or if no Service has
+    any set."""
     for labels in LABELS:
         matches = [raw for raw in services if labels.items() <= section(raw, "metadata", "labels").items()]
         if len(matches) == 1:
@@ -118,8 +120,9 @@ def _name(raw: JSON) -> str:
 
 
 def _port(raw: JSON) -> str:
-    """Return a colon and the number of the port that probably serves HTTP: the first port with a usual name, or else
-    the first port. Empty if the Service has no ports, or if that port has no number."""
+    """Return a colon and the number of the port that probably serves HTTP: the first port, in the order of the Service,
+    that is named http-web, web, http or http-query, or else the first port. Empty if the Service has no ports, or if
+    that port has no number."""
     ports = entries(raw, "spec", "ports")
     usual = [port for port in ports if text(port, "name") in ("http-web", "web", "http", "http-query")]
     number = whole(next(iter([*usual, *ports]), {}), "port")

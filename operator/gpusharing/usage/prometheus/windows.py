@@ -32,8 +32,8 @@ MOST_POINTS = 3000
 
 
 def seconds_of(window: str, most: int = MOST) -> int:
-    """Return the length of a window such as 12h, 30d or 4w, in seconds. Raises Trouble if it cannot be parsed or is
-    not between LEAST and `most`."""
+    """Return the length of a window such as 12h, 30d or 4w, in seconds: a whole number of up to six digits with the
+    unit m, h, d or w. Raises Trouble if it cannot be parsed or is not between LEAST and `most`."""
     match = re.fullmatch(r"([0-9]{1,6})([mhdw])", window)
     seconds = int(match[1]) * UNITS[match[2]] if match else 0
     if not LEAST <= seconds <= most:
@@ -45,9 +45,9 @@ def seconds_of(window: str, most: int = MOST) -> int:
 
 def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, float]:
     """Return the start and end of the window that `--window` and `--until` describe, in seconds since 1970. Without
-    `--until` it ends at `now`; a date without a time means 0:00 UTC of that day. Raises Trouble if a flag cannot be
-    parsed, if the window is not between LEAST and `most` seconds long, or if the end lies more than a minute after
-    `now` (not checked if `now` is 0)."""
+    `--until` it ends at `now`; a date without a time means 0:00 UTC of that day, so that day is not part of the window.
+    Raises Trouble if a flag cannot be parsed, if the window is not between LEAST and `most` seconds long, or if the end
+    lies more than a minute after `now` (not checked if `now` is 0)."""
     end = now
     if typed.until:
         until = from_rfc3339(f"{typed.until}T00:00:00Z" if len(typed.until) == 10 else typed.until)
@@ -81,7 +81,8 @@ class Days:
 
     async def _read(self, prometheus: Prometheus, query: str) -> list[list[Series]]:
         """Return the series that `query` yields at the end of each stretch, in the order of `ends`. Values that are
-        infinite or not a number are included; points that are not at an end are ignored. Raises Trouble if the query
+        infinite or not a number are included; points that are a second or more away from every end are ignored. Each
+        returned series has one point, so a series may be in the lists of several stretches. Raises Trouble if the query
         fails or its result cannot be read."""
         # A single point needs no step, and a proxy would move it to a multiple of one.
         step = self.seconds if len(self.ends) > 1 else 1
@@ -94,22 +95,24 @@ class Days:
         return answers
 
     async def read(self, prometheus: Prometheus, queries: Mapping[str, str]) -> list[Answers]:
-        """Run these queries concurrently and return their answers for each stretch, in the order of `ends`. Values that
-        are infinite or not a number are included. Raises Trouble if a query fails or its result cannot be read."""
+        """Run these queries concurrently and return their answers for each stretch, in the order of `ends`, by the
+        names of the queries. Without queries, return an empty list. Values that are infinite or not a number are
+        included. Raises Trouble if a query fails or its result cannot be read."""
         answers = await side_by_side(*(self._read(prometheus, query) for query in queries.values()))
         return [Answers(list, zip(queries, day, strict=True)) for day in zip(*answers, strict=True)]
 
     async def read_apart(self, prometheus: Prometheus, queries: Mapping[str, str]) -> list[Answers]:
         """Return the same as `read`, with separate queries for each stretch, one stretch after another: Prometheus
-        refuses a query for which it would load too many samples at a time. Raises Trouble."""
+        refuses a query for which it would load too many samples at a time. Raises Trouble as `read` does."""
         apart = [await Days((end,), self.seconds).read(prometheus, queries) for end in self.ends]
         return [*chain.from_iterable(apart)]
 
 
 def days(start: float, end: float) -> list[Days]:
     """Divide a window at each midnight of UTC, oldest first. Whole days are grouped, up to AT_ONCE in a group. The rest
-    before the first midnight and the rest after the last one are groups of their own, but a rest that is shorter
-    than SHORT is part of the day beside it."""
+    before the first midnight and the rest after the last one are groups of their own, but a rest that is shorter than
+    SHORT is part of the day beside it, which then is longer than a day. A window in which no midnight is at least SHORT
+    seconds away from both ends is a single stretch."""
     midnights = (day * DAY for day in range(ceil((start + SHORT) / DAY), int((end - SHORT) // DAY) + 1))
     groups = []
     for seconds, pairs in groupby(pairwise((start, *midnights, end)), lambda pair: round(pair[1] - pair[0])):
@@ -133,14 +136,14 @@ async def find_gaps(
     lost: str,
     points: float = MOST_POINTS,
 ) -> list[str]:
-    """Return one sentence for each kind of gap in the data of a window: before the first sample, between samples (all
-    such gaps together), and after the last sample. A gap between samples counts if it exceeds two steps by more
-    than a second, the other two if they exceed two steps by more than LOOKBACK seconds. Empty if the data is
-    complete.
+    """Return one sentence for each kind of gap in the data of a window, where all series of `query` count together:
+    before the first sample, between samples (all such gaps together), and after the last sample. A gap between samples
+    counts if it exceeds two steps by more than a second, the other two if they exceed two steps by more than LOOKBACK
+    seconds. Empty if the data is complete.
 
     `query` must have a value wherever there is data. It is sampled at about `points` times at most, in steps of at
     least a minute. `lost` is a clause about the consequence of a gap between samples. If there is no data at all,
-    raises Trouble with the message `nothing`.
+    raises Trouble with the message `nothing`. Also raises Trouble if the query fails.
     """
     step = max(60.0, (end - start) / points)
     answer = await prometheus.between(query, start, end, step)
