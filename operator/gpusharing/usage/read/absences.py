@@ -55,8 +55,8 @@ async def read_sightings(
     prometheus: Prometheus, query: MeterQuery, day: Answers, begin: float, end: float
 ) -> Sightings:
     """Return which nodes were seen between two times, in Unix seconds, from the answers for that stretch, `day`. The
-    times at which no node at all was seen are queried only if every node is a suspect. Otherwise a node that was seen
-    all the time shows that there are none. Raises Trouble if that query fails."""
+    times at which no node at all was seen are queried only if every node with GPU time is a suspect, or if there is
+    none. Otherwise a node that was seen all the time shows that there are none. Raises Trouble if that query fails."""
     nodes, suspects = nodes_of(day["gpus"]), nodes_of(day["suspects"])
     holes: list[Stretch] = []
     if nodes <= suspects:
@@ -159,8 +159,8 @@ class Absences:
         return {node for node in nodes if self.missed(self._start, self.first[node]) > SHORT}
 
     def left(self) -> set[str]:
-        """Return the nodes that were last seen in the window and more than SHORT seconds before its end. Times in
-        which no node was seen do not count."""
+        """Return the nodes that were last seen in the window, not after it, and more than SHORT seconds before its end.
+        Times in which no node was seen do not count."""
         nodes = {node for node, last in self.last.items() if last >= self._start} - self.returned
         return {node for node in nodes if self.missed(self.last[node], self._end) > SHORT}
 
@@ -176,15 +176,17 @@ class Absences:
 
 
 def _by_node(answer: Iterable[Series]) -> dict[str, float]:
-    """Return the value of each series by the name of its node, which is empty if the series has no label `node`.
-    Values that are not a number, or too large to be a time, are left out."""
+    """Return the value of each series by the name of its node, which is empty if the series has no label `node`. Of
+    several series of one node the last counts. Values that are not a number, or too large to be a time, are left out.
+    """
     return {series.node: series.value for series in answer if abs(series.value) <= CLOCKS[1]}
 
 
 def _holes(start: float, end: float, anybody: Iterable[Series]) -> list[Stretch]:
     """Return the stretches of more than 1.5 POINT seconds in which no node was seen, each from the sighting before it
     to the sighting after it. They begin no earlier than POINT seconds before `start` and end no later than POINT
-    seconds after `end`. `anybody` has a value for each time at which any node was seen."""
+    seconds after `end`. Without any value, that is the whole time. `anybody` has a value for each time at which any
+    node was seen."""
     times = sorted(at for series in anybody for at, _ in series.points)
     return [(a, b) for a, b in pairwise((start - POINT, *times, end + POINT)) if b - a > 1.5 * POINT]
 
@@ -199,9 +201,9 @@ async def find_losses(
     prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings]
 ) -> tuple[list[str], list[str]]:
     """Return two lists of sentences: why the bill is incomplete, and remarks about nodes first seen late or last seen
-    early. The first names nodes absent between sightings and silent agents, and counts nodes without a Ready agent at
-    the end if these exceed the silent ones. A query about one policy names only nodes with GPU time. Raises Trouble if
-    a query fails."""
+    early. The first names nodes absent between sightings and agents silent for more than SHORT seconds (`silence_of`),
+    which the remarks leave out, and counts nodes without a Ready agent at the end if these exceed the silent ones. A
+    query about one policy names only nodes with GPU time. Raises Trouble if a query fails."""
     absences = await find_absences(prometheus, query, sightings)
     down = _down(sightings)
     bare = await _find_bare(prometheus, query)
@@ -244,7 +246,7 @@ async def find_losses(
 
 def _nodes(nodes: Mapping[str, float], show: Callable[[float], str]) -> str:
     """Format the nodes in the order of their names, each followed by its number as formatted by `show`, such as `gpu-1
-    (20 min)`. A long list is shortened."""
+    (20 min)`. Only the first three are named, and an empty name is shown as `a node`."""
     return some([f"{node or 'a node'} ({show(number)})" for node, number in sorted(nodes.items())])
 
 
@@ -264,7 +266,8 @@ def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> floa
 
 
 def _down(sightings: Iterable[Sightings]) -> dict[str, tuple[float, float]]:
-    """Return, by node, the first and the last time in the window at which its agent did not answer or was not Ready."""
+    """Return, by node that had any, the first and the last time in the window at which its agent did not answer or was
+    not Ready. Where the last time of a stretch is unknown, it is taken to be the first."""
     down: dict[str, tuple[float, float]] = {}
     for each in sightings:
         for node, first in each.presence["down first"].items():
@@ -273,9 +276,9 @@ def _down(sightings: Iterable[Sightings]) -> dict[str, tuple[float, float]]:
 
 
 async def _find_bare(prometheus: Prometheus, query: MeterQuery) -> int:
-    """Return how many nodes had no Ready agent in the last LATELY seconds of the window: the sum, over all policies,
-    of the lowest number that the operator reported in that time. Return 0 if the selector names labels of scrape
-    targets, because the operator's metric does not have them. Raises Trouble."""
+    """Return how many nodes had no Ready agent in the last LATELY seconds of the window: the sum, over all policies, of
+    the lowest number that the operator reported in that time. Return 0 if the selector names labels of scrape targets,
+    because the operator's metric does not have them. Raises Trouble if the query fails."""
     if OF_TARGETS & set(labels_of(query.selector)):
         return 0
     counts = f"max by ({POLICY}) (gpusharing_policy_nodes_without_agent{braced(query.selector)})"

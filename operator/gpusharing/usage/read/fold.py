@@ -92,8 +92,9 @@ class Record:
         return cls(array("d", [nan]) * hours, array("f", [nan]) * hours, none, none[:])
 
     def hold(self, labels: DeviceLabels, hour: int) -> None:
-        """Record that a pod of the workload held the device that `labels` describe in this hour, and make this the
-        last hour in which the workload was seen."""
+        """Record that a pod of the workload held the device that `labels` describe in this hour, and make this the last
+        hour in which the workload was seen, whatever hour was recorded before. Its resource and slices are not changed.
+        """
         self.last, self.profile = hour, labels.profile
         self.gpu, self.node = labels.device.gpu, labels.node
 
@@ -228,7 +229,8 @@ class Fold:
 
     def _see(self, gpus: dict[str, Gpu], labels: DeviceLabels, series: Series) -> None:
         """Record in `gpus` the GPU that `labels` name: when it was last seen, on which node and as which model, and
-        when it last had MIG devices. An empty node or model in the labels does not replace a known one."""
+        when it last had MIG devices. Node and model are those of the latest sighting, but an empty one in the labels
+        does not replace a known one. The hour is that of the last point of `series`, or -1 without points."""
         last = self.hour(series.points[-1][0]) if series.points else -1
         gpu = gpus.get(labels.device.gpu)
         if gpu is None:
@@ -279,8 +281,9 @@ class Fold:
 
     def _add_memory(self, used: Iterable[Reading], own: Iterable[Reading], crowded: set[Device]) -> None:
         """Record the peak memory of each hour in the records of the workloads. A value of `used` (dcgm-exporter) only
-        counts if `own` (the agent) has none for that pod and hour. A value of `used` that counts but is for a
-        crowded device increments `shared` and is not recorded. Implausible sizes are ignored."""
+        counts if `own` (the agent) has none for that pod and hour. A value of `used` that counts but is for a crowded
+        device increments `shared` and is not recorded. Of the values that count for one workload and hour, the highest
+        is kept. Sizes below 0 or above MOST_MIB are ignored."""
         known: set[tuple[Pod, int]] = set()
         for pod, _, record, hour, size in self._values(own):
             if 0 <= size <= MOST_MIB * MIB:
@@ -375,8 +378,8 @@ class Fold:
 
 def part_of_card(card: Card | None, profile: str) -> tuple[Fraction | None, Fraction] | None:
     """Return which parts of the memory and of the compute of a card a device with this MIG profile has; all of both for
-    a whole GPU, whose profile is empty. The part of the memory is None if the card shares the CPU's. None in place of
-    both if the card is unknown or has no profile of that name."""
+    a whole GPU, whose profile is empty, even if the card is unknown. The part of the memory is None if the card shares
+    the CPU's. None in place of both if the card is unknown or has no profile of that name."""
     if not profile:
         return Fraction(1), Fraction(1)
     match = next((each for each in card.profiles if each.name == profile), None) if card else None

@@ -58,10 +58,10 @@ class ObservedPool:
 
 
 def find_pool(fold: Fold, where: str) -> ObservedPool:
-    """Return the pool that `fold` shows. Workloads without a pod in the last day that has data are left out, except
-    CronJobs, and a remark names them. Workloads that last held a GPU of another model are left out without a remark.
-    `where` names the chosen nodes in messages. Raises Trouble if no GPU was seen lately, if the GPUs are of several
-    models, or if their nodes also have GPUs of another model than the chosen card."""
+    """Return the pool that `fold` shows. Histories are sorted by workload. Workloads without a pod in the last day that
+    has data are left out, except CronJobs, and a remark names them. Workloads that last held a GPU of another model are
+    left out without a remark. `where` names the chosen nodes in messages. Raises Trouble if no GPU was seen lately, if
+    the GPUs are of several models, or if their nodes also have GPUs of another model than the chosen card."""
     records: list[Record | Gpu] = [*fold.records.values(), *fold.gpus.values()]
     latest = max((record.last for record in records), default=-1)  # the last hour of which anything is known
     gpus = _gpus(fold, latest, where)
@@ -110,7 +110,7 @@ def find_pool(fold: Fold, where: str) -> ObservedPool:
 
 def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
     """Return, by UUID, the GPUs that were seen in the PRESENT hours up to the hour `latest`. Raises Trouble if there
-    are none, or if they are of several models."""
+    are none, or if they are of several models; an unknown model counts as one."""
     gpus = {uuid: gpu for uuid, gpu in fold.gpus.items() if gpu.last > latest - PRESENT}
     if not gpus:
         card = fold.card
@@ -131,7 +131,8 @@ def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
 
 def _refuse_mixed(fold: Fold, gpus: Mapping[str, Gpu], latest: int, where: str) -> None:
     """Raise Trouble if a node of these GPUs also had GPUs of another model in the PRESENT hours up to the hour
-    `latest`. A layout names GPUs by their index among all GPUs of a node, so it would divide the wrong ones."""
+    `latest`. A layout names GPUs by their index among all GPUs of a node, so it would divide the wrong ones. GPUs whose
+    node is unknown are not checked."""
     nodes = {gpu.node for gpu in gpus.values() if gpu.node}
     beside = [gpu for gpu in fold.others.values() if gpu.node in nodes and gpu.last > latest - PRESENT]
     if beside:
@@ -146,8 +147,8 @@ def _refuse_mixed(fold: Fold, gpus: Mapping[str, Gpu], latest: int, where: str) 
 
 def _away(gpus: Iterable[Gpu], latest: int) -> Iterator[str]:
     """Yield a remark about the GPUs in `gpus`, which are known but not counted, that were seen in the last day. The
-    remark says for how many hours the GPUs of each node have not been seen. Yields nothing if none was seen in the
-    last day."""
+    remark says for how many hours no such GPU of each node has been seen. Yields nothing if none was seen in the last
+    day."""
     lately = [gpu for gpu in gpus if gpu.last > latest - RECENT]
     if not lately:
         return
@@ -161,8 +162,8 @@ def _away(gpus: Iterable[Gpu], latest: int) -> Iterator[str]:
 
 
 def _gone(workloads: Iterable[Workload]) -> Iterator[str]:
-    """Yield a remark that these workloads are left out because they had no pod in the last day. Yields nothing if
-    there are none."""
+    """Yield one remark, which names at most three of them, that these workloads are left out because they had no pod in
+    the last day. Yields nothing if there are none."""
     names = sorted(f"{workload.namespace}/{workload.name}" for workload in workloads)
     if names:
         are = "are" if len(names) > 1 else "is"
@@ -202,9 +203,9 @@ def _devices(record: Record) -> int:
 
 def _holding(fold: Fold, record: Record, gpu: Gpu, card: Card | None) -> Holding:
     """Return what each pod holds now: the resource, the number of devices, and one device's parts of a card's memory
-    and compute. Replicas divide only the memory; of a whole GPU, a pod has the replicas that one last held. `gpu` is
-    the last one held. The memory is None for an instance of unknown size, or a GPU of several pods not known to be
-    shared."""
+    and compute. The resource is the one that the agent reported, or else that of the profile or nvidia.com/gpu.
+    Replicas divide only the memory; of a whole GPU, a pod has the replicas that one last held. `gpu` is the last one
+    held. The memory is None for an instance of unknown size, or a GPU of several pods not known to be shared."""
     if record.profile:
         resource = record.resource or resource_name(record.profile)
         share, compute = part_of_card(card, record.profile) or (None, Fraction(1))

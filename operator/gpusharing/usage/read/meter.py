@@ -133,7 +133,7 @@ async def read_metered(
 
 
 def _sum(counts: defaultdict[NodePool, float], answer: Iterable[Series]) -> None:
-    """Add each value of the answer to `counts` under the node and policy of its series."""
+    """Add the newest value of each series of the answer to `counts` under the node and policy of its series."""
     for series in answer:
         counts[_node(series)] += series.value
 
@@ -190,7 +190,7 @@ async def _read_days(
 
 def _combined(far: Answers, near: Answers, nodes: Set[str]) -> Answers:
     """Return the answers of both. If both have the growth of a counter, the result has that of `near` for `nodes`, and
-    that of `far` for all others."""
+    that of `far` for all others. Any other answer that both have is that of `far`. Neither argument is changed."""
     answers = near | far
     for name in COUNTERS:
         if name in near:
@@ -219,7 +219,8 @@ async def _read_growth(
 
 def find_growth(before: Iterable[Series], after: Iterable[Series]) -> Answers:
     """Return the series of `after` by their label `what` (`mark_query`). Each has the difference to its value in
-    `before`, which is 0 if it is not there, but the number of GPUs (INFO_OF_GPUS) is that of `after`."""
+    `before`, which is 0 if it is not there, but the number of GPUs (INFO_OF_GPUS) is that of `after`. Series are the
+    same if all labels are. Series that only `before` has are left out."""
     old = {frozenset(series.labels.items()): series.value for series in before}
     growth: Answers = defaultdict(list)
     for series in after:
@@ -249,8 +250,8 @@ def find_unsteady(nodes: Iterable[str], growth: Answers) -> set[str]:
 
 
 def _most_slices(answer: Iterable[Series]) -> dict[tuple[str, str], float]:
-    """Return the highest number of slices that a device has in the answer, by node and resource. Values that are not a
-    number are ignored."""
+    """Return the highest number of slices that a device has in the answer, by node and resource. Values that are
+    infinite or not a number are ignored."""
     most: dict[tuple[str, str], float] = {}
     for series in answer:
         key = series.node, series.labels.get("resource", "")
@@ -391,8 +392,9 @@ async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:
 
 
 def _refuse_doubles(twice: Iterable[Series]) -> None:
-    """Raise Trouble for the first node, by name, that was metered twice at one time. `twice` has all series of such
-    nodes on that day. Returns without raising if there are none, or if their series do not differ in any label."""
+    """Raise Trouble for the first node and policy, by name, that was metered twice at one time by series with different
+    labels. `twice` has all series of such nodes on that day. Returns without raising if there are none, or if the
+    series of one node and policy do not differ in any label."""
     by_pool = defaultdict[NodePool, list[Mapping[str, str]]](list)
     for each in twice:
         by_pool[_node(each)].append(each.labels)

@@ -52,8 +52,8 @@ class NodeScope:
 
 
 def rows_of(selector: str) -> list[Row]:
-    """Parse a label selector as `kubectl get nodes -l` accepts it and return its rows: key, operator and values.
-    Raises Trouble if it is empty or cannot be parsed."""
+    """Parse a label selector as `kubectl get nodes -l` accepts it and return its rows: key, operator and values, in the
+    order of the selector. Empty parts between commas are ignored. Raises Trouble if it is empty or cannot be parsed."""
     rows: list[Row] = []
     for part in filter(None, (piece.strip() for piece in re.split(r",(?![^(]*\))", selector))):
         row = _row_of(part)
@@ -68,8 +68,9 @@ def rows_of(selector: str) -> list[Row]:
 
 
 def _row_of(part: str) -> Row | None:
-    """Parse one requirement of a label selector, such as `zone in (a, b)`, `zone!=a` or `!zone`. Return None if it has
-    none of these forms."""
+    """Parse one requirement of a label selector, such as `zone in (a, b)`, `zone!=a` or `!zone`, and return its key,
+    operator and values. `=` and `==` become In with one value, `!=` becomes NotIn, and a key alone becomes Exists.
+    Values in parentheses are trimmed and not checked. Return None if it has none of these forms."""
     if match := re.fullmatch(rf"({_KEY})\s+(in|notin)\s*\(([^()]+)\)", part):
         return match[1], "In" if match[2] == "in" else "NotIn", tuple(map(str.strip, match[3].split(",")))
     if match := re.fullmatch(rf"({_KEY})\s*(==|=|!=)\s*({_VALUE})", part):
@@ -97,7 +98,7 @@ def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeS
 
 
 def _filled(**parts: object) -> dict[str, Any]:
-    """Return these parts of an object without those that are empty."""
+    """Return these parts of an object without those that are empty, 0 or None."""
     return {name: part for name, part in parts.items() if part}
 
 
@@ -110,8 +111,8 @@ def whole_fleet(card: str) -> NodeScope:
 
 def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[str, ...]]:
     """Return the scope for those of its nodes that have GPUs of `card`, and remarks. `nodes` is the number of these
-    nodes. If the scope has no other nodes or its nodes are not known, it is returned unchanged, without a remark. If
-    `card` is empty, it is unchanged too, but a remark says that its policy selects more nodes.
+    nodes. If the scope has no other nodes, or if its nodes are not known (None), it is returned unchanged, without a
+    remark. If `card` is empty, it is unchanged too, but a remark says that its policy selects more nodes.
 
     Otherwise its policy gets a new name and selects the pool label of that name, which the nodes do not have yet;
     `scope.nodes` stays as it is. Raises Trouble instead if the scope is that of an existing policy, because a policy
@@ -141,8 +142,8 @@ def _of_label(name: str) -> dict[str, Any]:
 
 
 def _name(equal: Mapping[str, str]) -> str:
-    """Return a name for the policy, made from the value of the pool label or else of the first label in `equal`;
-    `pool` if neither gives one."""
+    """Return a name for the policy, made from the value of the pool label or else of the first label in `equal`; as
+    `pool_name` changes it; `pool` if that gives nothing."""
     return pool_name(equal.get(LABEL_POOL) or next(iter(equal.values()), "")) or "pool"
 
 
@@ -205,7 +206,8 @@ def _user_metadata(metadata: JSON) -> dict[str, Any]:
 
 
 def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row]) -> frozenset[str]:
-    """Return the names of the nodes whose labels equal those in `wanted` and match all of `rows`."""
+    """Return the names of the nodes whose labels equal those in `wanted` and match all of `rows`. Without either, all
+    nodes match."""
     return frozenset(
         text(raw, "metadata", "name")
         for raw in nodes
@@ -217,9 +219,10 @@ async def find_in_prometheus(
     prometheus: Prometheus, typed: Namespace, selector: str, end: float
 ) -> NodeScope:
     """Return the scope that `-l` selects, by the labels of nodes that kube-state-metrics exported at `end`; without
-    `-l`, the whole fleet. If `-l` excludes nodes by a label that no node in Prometheus has, a remark says so.
-    Raises Trouble if `--policy` is given, if `-l` cannot be parsed, if the query fails, if no node matches, or if
-    Prometheus does not know a label that a node must have."""
+    `-l`, the whole fleet. If `-l` excludes nodes by a label that no node in Prometheus has, a remark says so. Raises
+    Trouble if `--policy` is given, if `-l` cannot be parsed, if the query fails, if no node matches, or if no node in
+    Prometheus has a label that `-l` demands (`in`, `=` or the key alone), or any of its labels if there is no node at
+    all."""
     if typed.policy:
         raise Trouble(
             "--policy needs access to the cluster: omit --prometheus (use --service for one in the cluster), or choose"

@@ -61,7 +61,8 @@ async def read_usage(
     """Return what pods use now. `bound` maps the pods that hold GPUs to their nodes, and `agents` are the raw pods of
     our agent on all nodes. Agents on the nodes in `bound` are queried if there are at most MOST_ASKED of them. For the
     pods on nodes without an agent that reports pods, Prometheus is queried: the Service named `service` or, if that is
-    empty, the only one that looks like a Prometheus. Raises no Trouble: what could not be read is in `unknown`."""
+    empty, the only one that looks like a Prometheus. Where both have a pod, the agents' values count. Raises no
+    Trouble: what could not be read is in `unknown`."""
     nodes = set(bound.values())
     series, silent = await _ask_agents(session, agents, nodes)
     live = _fold(series)
@@ -101,7 +102,8 @@ def _is_about(series: Series, bound: Mapping[Pod, str], silent: Mapping[str, Rea
 
 
 def _explain(silent: Mapping[str, Reason]) -> str:
-    """Return the reasons as clauses, at most three of them, each with the names of some of its nodes."""
+    """Return the reasons as clauses, in the order of the names of their nodes. At most three are given, each with up to
+    three of its nodes, and the number of the others."""
     nodes: dict[Reason, list[str]] = {}
     for node, reason in sorted(silent.items()):
         nodes.setdefault(reason, []).append(node)
@@ -128,10 +130,11 @@ async def _ask_agents(
 
 
 async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Series], Reason]:
-    """Query one agent; `agent` is its raw pod. Return its node, its series, and the reason why none of them is about a
-    pod, which is to be ignored if one is. If the user may not query the agent or it does not respond, there are no
-    series and the reason says so; no error is raised. An agent that gives its metrics only to a token is not
-    queried, because the API server's proxy removes the token of the user."""
+    """Query one agent at its port named `metrics`, or PORT without such a port; `agent` is its raw pod. Return its
+    node, its series, and the reason why none of them is about a pod, which is to be ignored if one is. If the user may
+    not query the agent or it does not respond, there are no series and the reason says so; no error is raised. An agent
+    that gives its metrics only to a token is not queried, because the API server's proxy removes the token of the user.
+    """
     node, place = text(agent, "spec", "nodeName"), section(agent, "metadata")
     if has_secure_metrics(section(agent, "spec")):
         reason = "the metrics on", " need a token, which the API server does not pass on to the agent"
@@ -152,8 +155,8 @@ async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Series], 
 
 
 def _fold(found: Iterable[Series]) -> UsageNow:
-    """Return the use of each pod on each device, and which nodes are SIMULATED. Series of other metrics are ignored,
-    and those whose value is negative, NaN or infinite."""
+    """Return the use of each pod on each device, and which nodes are SIMULATED. Only METRICS are read. Series of slices
+    and use that name no pod are ignored, and all those whose value is negative, NaN or infinite."""
     kept = [(series.labels.get("__name__", ""), series) for series in found if 0 <= series.value < inf]
     sizes = {series.labels.get("uuid", ""): int(series.value) for name, series in kept if name == SIZE}
     by_pod: dict[Pod, dict[str, Row]] = {}

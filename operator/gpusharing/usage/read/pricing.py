@@ -60,9 +60,9 @@ class Prices:
 
     def find(self, node: str, policy: str) -> Price | str:
         """Return the price of a GPU of this node under this policy, or a clause that says why there is none. The
-        sources are tried in the order OpenCost, policy, chart. The first source that has a price decides, even if
-        its price is ambiguous. The chart must have a price for every product of the node, and these prices must be
-        the same."""
+        sources are tried in the order OpenCost, policy, chart. The first source that has a price decides, even if its
+        price is ambiguous. The chart must have a price for every product of the node, and these prices must be the
+        same. The clause says whether there is no price, an invalid one, an ambiguous one, or different ones."""
         if ("node", node) in self.amounts:
             return self._only(("node", node), OPENCOST)
         if ("policy", policy) in self.amounts:
@@ -77,7 +77,8 @@ class Prices:
         return prices[0]
 
     def _only(self, subject: Subject, source: str) -> Price | str:
-        """Return the only price of a subject, which must be in `amounts`, or a clause that says why it is ambiguous."""
+        """Return the only price of a subject, which must be in `amounts`, or a clause that says why it is ambiguous: it
+        has several currencies, or is one of the `rivals`."""
         by_currency, name = self.amounts[subject], " ".join(subject)
         if len(by_currency) > 1:
             several = f"{name} had several currencies on that day ({', '.join(sorted(by_currency))})"
@@ -93,8 +94,9 @@ class Prices:
 def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Prices:
     """Read the prices from the answers of SOURCES, the answer `rivals` about subjects that had several prices at once,
     and `cards`, which has the products of each node. Impossible prices (negative, too high or not a number) and those
-    without a currency are left out and reported in `faults`; an OpenCost price of 0 is left out silently. `currency` is
-    that of OpenCost's prices."""
+    without a currency are left out and reported in `faults`; an OpenCost price of 0 is left out silently. Prices are
+    rounded to a millionth. Of several prices of one subject in one currency the last counts. `currency` is that of
+    OpenCost's prices."""
     amounts: dict[Subject, dict[str, Fraction]] = {}
     faults: dict[str, Subject] = {}
     for answer, (label, metric) in SOURCES.items():
@@ -118,7 +120,8 @@ def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Price
 
 
 def _cards(answer: Iterable[Series]) -> Mapping[str, Set[str]]:
-    """Return the products of the GPUs of each node. A GPU that cannot be read has no product, and is left out."""
+    """Return the products of the GPUs of each node. A GPU that cannot be read has no product, and is left out; so is a
+    node without products. Spaces in the names become dashes."""
     cards = defaultdict[str, set[str]](set)
     for series in answer:
         if product := series.labels.get("product"):

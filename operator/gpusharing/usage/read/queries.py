@@ -63,7 +63,8 @@ def label_of(by: str) -> str:
 
 
 def refuse_parts(selector: str) -> None:
-    """Raise Trouble if a matcher names a label that only some series of a bill have (OF_PARTS)."""
+    """Raise Trouble if a matcher names a label that only some series of a bill have (OF_PARTS). The matchers of
+    `selector` are looked at in their order, and the first such label is named."""
     for label in labels_of(selector):
         if label in OF_PARTS:
             raise Trouble(
@@ -74,9 +75,11 @@ def refuse_parts(selector: str) -> None:
 
 
 def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
-    """Return the queries of a bill, except those of `growth_queries`, by the name of their answer. They must be
-    evaluated at the end of each stretch of `days`. The query for the slices of pods is only included in a bill by pod,
-    and those for labels of namespaces only in a bill by such a label."""
+    """Return the queries of a bill, except those of `growth_queries`, by the name of their answer: `suspects` (see
+    `_suspects`), `fractions` (see `_fractions`), `opencost`, `policies`, `products` and `rivals` (see `_prices`),
+    `slices`, `labels` and `rival labels`. They must be evaluated at the end of each stretch of `days`. `slices`, the
+    slices of pods, is only included in a bill by pod, and the last two, the labels of namespaces, only in a bill by
+    such a label."""
     seconds = days.seconds
     queries = {"suspects": _suspects(query, days), "fractions": _fractions(query, seconds)}
     queries |= _prices(query, seconds)
@@ -94,7 +97,8 @@ def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
 
 def growth_queries(query: MeterQuery, seconds: int, nodes: str = "") -> dict[str, str]:
     """Return the queries for how much the COUNTERS grew in the last `seconds`, and for the nodes with SIMULATED GPUs in
-    that time, by the name of their answer. `nodes` is the matcher for the nodes of the counters; empty for all."""
+    that time, by the name of their answer. `nodes` is the matcher for the nodes of the counters; empty for all. It does
+    not apply to the query for SIMULATED GPUs (`simulated`)."""
     chosen = f"{braced(query.selector, nodes)}[{seconds}s]"
     growth = {
         name: f"sum by (node, {labels}) (increase({counter}{chosen}))"
@@ -133,8 +137,8 @@ def _side_by_side(queries: Mapping[str, str]) -> str:
 
 def _suspects(query: MeterQuery, days: Days) -> str:
     """Return the query for the nodes whose presence has to be checked for each minute of a stretch: nodes with a
-    counter that was not visible at each multiple of POINTS in it, with two counters at its end, or whose agent did
-    not answer or was not Ready then."""
+    counter that was not visible at each multiple of POINTS in it, with two counters of one policy at its end, or whose
+    agent did not answer or was not Ready then."""
     counters = f"{GPUS}{braced(query.selector)}"
     first, last = (days.start - 1) // STEP, days.ends[0] // STEP
     # Prometheus 3 leaves out a point at the very beginning of a range, and older ones do not.
@@ -144,9 +148,10 @@ def _suspects(query: MeterQuery, days: Days) -> str:
 
 
 def close_queries(query: MeterQuery, seconds: int, nodes: str) -> dict[str, str]:
-    """Return the queries about the last `seconds` of some nodes, by the name of their answer: when the nodes were seen,
-    when their agents did not answer, which counters exist twice, and the queries of `device_queries`. `nodes` is the
-    matcher for these nodes."""
+    """Return the queries about the last `seconds` of some nodes, by the name of their answer: when the nodes were seen
+    first and last and how often (`seen first`, `seen last`, `seen`), when their agents did not answer or were not Ready
+    (`down first`, `down last`), which counters exist twice (`twice`, see `_twice`), and the queries of
+    `device_queries`. `nodes` is the matcher for these nodes."""
     counters = f"{GPUS}{braced(query.selector, nodes)}"
     down = f"timestamp({_down(query, nodes)})[{seconds}s:{POINT:g}s]"
     return {
@@ -162,7 +167,8 @@ def close_queries(query: MeterQuery, seconds: int, nodes: str) -> dict[str, str]
 
 def seen_at(query: MeterQuery, function: str, seconds: int, nodes: str) -> str:
     """Return the query that applies `function` (min, max or count) to the times at which each node was seen in the last
-    `seconds`. Nodes of all policies count. `nodes` is the matcher for the nodes that it is about."""
+    `seconds`. A node is looked for every POINT seconds, and nodes of all policies count. The values are in seconds
+    since 1970, or a number of times with count. `nodes` is the matcher for the nodes that it is about."""
     counters = f"{GPUS}{_of_devices(query, nodes)}"
     return f"{function}_over_time(timestamp(max by (node) ({counters}))[{seconds}s:{POINT:g}s])"
 
@@ -183,9 +189,10 @@ def _down(query: MeterQuery, nodes: str = "") -> str:
 
 
 def device_queries(query: MeterQuery, nodes: str = "", span: str = "") -> dict[str, str]:
-    """Return the queries for the highest number of slices that a device has, by node and resource, and for the products
-    of each node's GPUs, by the name of their answer. They are about one moment, or about the time before it that
-    `span` has, such as `[86400s]`. `nodes` is the matcher for the nodes that they are about; empty for all."""
+    """Return the queries for the highest number of slices that a device has, by node and resource (`shared`), and for
+    the products of each node's GPUs (`cards`), by the name of their answer. They are about one moment, or about the
+    time before it that `span` has, such as `[86400s]`. `nodes` is the matcher for the nodes that they are about; empty
+    for all."""
     chosen = f"{_of_devices(query, nodes)}{span}"
     over = "max_over_time" if span else ""
     return {
@@ -248,8 +255,8 @@ def _rival_labels(metric: str, label: str, seconds: int) -> str:
 
 def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
     """Return the queries for the mean price of each source, by the name of the answer, and under `rivals` the query for
-    the nodes, policies and products that had two prices at one time, at more points than `_moments` allows. SHORT
-    seconds at each end of the stretch, but at most a quarter of it, do not count."""
+    the nodes, policies and products that had two prices at one time, at more points than `_moments` allows. Prices of 0
+    by OpenCost do not count. SHORT seconds at each end of the stretch, but at most a quarter of it, do not count."""
     # A price that changes at midnight is not scraped at once, and counts for the day that begins.
     margin = min(round(SHORT), seconds // 4)
     points = f"[{seconds - 2 * margin}s:{POINTS}] offset {margin}s"
@@ -274,16 +281,16 @@ def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
 
 
 def _moments(seconds: int) -> int:
-    """Return at how many points of a subquery two series may coexist without being rivals: 2, or fewer in stretches of
-    less than 20 min. When an exporter is replaced, the series of both are visible for up to 5 min, the look-back of
-    Prometheus."""
+    """Return at how many points of a subquery two series may coexist without being rivals: 2; in a stretch shorter than
+    20 min 1, and shorter than 10 min 0. When an exporter is replaced, the series of both are visible for up to 5 min,
+    the look-back of Prometheus."""
     return min(2, seconds // 600)
 
 
 def _twice(counters: str, seconds: int) -> str:
-    """Return the query for all series of nodes that were metered twice at one time; `counters` selects the series. A
-    stopped agent stays visible beside its successor for LOOKBACK seconds, so each further series may coexist with
-    another for that long."""
+    """Return the query for all series of nodes that were metered twice at one time; `counters` selects the series. Only
+    two series of the same node and policy count. A stopped agent stays visible beside its successor for LOOKBACK
+    seconds, so each further series may coexist with another for that long."""
     # This Prometheus may have a longer look-back than usual, so series with older samples do not count.
     fresh = f"count by (node, {POLICY}) (timestamp({counters}) > time() - {LOOKBACK:g}) > 1"
     minutes = f"count_over_time(({fresh})[{seconds}s:1m])"

@@ -49,7 +49,9 @@ class DeviceLabels:
 
 def read_dcgm(series: Series, exporters: frozenset[Pod]) -> DeviceLabels:
     """Parse the labels of a series of dcgm-exporter. `exporters` are the exporter's own pods: they hold no GPU, so a
-    series that names one has no pod. If `exporters` is empty, these pods are recognized by their name."""
+    series that names one has no pod. If `exporters` is empty, every pod with EXPORTER in its name is taken for one. The
+    node is that of the label `node`, else `Hostname`, else `hostname`. The labels `pod_name` and `pod_namespace`
+    precede those of `pod_of`."""
     labels = series.labels
     device = Device(labels.get("UUID") or labels.get("uuid", ""), labels.get("GPU_I_ID", ""))
     node = labels.get("node") or labels.get("Hostname") or labels.get("hostname", "")
@@ -74,8 +76,8 @@ def pod_of(labels: Mapping[str, str]) -> Pod | None:
 
 
 def exported_label(series: Series, label: str) -> str:
-    """Return the value of a label in a series of kube-state-metrics, whether or not Prometheus renamed it; empty if it
-    is missing."""
+    """Return the value of a label in a series of kube-state-metrics, whether or not Prometheus renamed it (`exported_`
+    precedes the plain name); empty if it is missing."""
     return series.labels.get(f"exported_{label}") or series.labels.get(label, "")
 
 
@@ -130,8 +132,8 @@ class PodOwners:
 
     @classmethod
     def of(cls, pods: Iterable[Series], replicasets: Iterable[Series], jobs: Iterable[Series]) -> "PodOwners":
-        """Read the owners from the series kube_pod_owner, kube_replicaset_owner and kube_job_owner. Series in `pods`
-        that name no pod are ignored."""
+        """Read the owners from the series kube_pod_owner, kube_replicaset_owner and kube_job_owner. Of several series
+        about one object the last counts. Series in `pods` that name no pod are ignored."""
         return cls(
             {pod: _owner(series) for series in pods if (pod := pod_of(series.labels)) is not None},
             {

@@ -61,7 +61,8 @@ class Teams:
 
 def read_teams(answers: Mapping[str, Iterable[Series]], by: str) -> Teams:
     """Return who is billed in a bill by `by`, from two answers: `labels` has the time at which each value of the label
-    was last seen, and `rival labels` the namespaces that had several values at one time. The value seen last wins."""
+    was last seen, and `rival labels` the namespaces that had several values at one time. The value seen last wins and,
+    of values seen last at the same time, the last by name. Both answers are empty in a bill that is not by a label."""
     label = label_of(by)
     ordered = sorted(answers["labels"], key=lambda series: (series.value, series.labels.get(label, "")))
     return Teams(
@@ -145,7 +146,8 @@ def _split(
     series: Series, weights: Mapping[Pod, float], whole: float, more: Mapping[str, str]
 ) -> list[Series]:
     """Return a series for each pod in `weights`, with the labels in `more` and with the namespace and name of the pod.
-    Its value is that of `series`, times the pod's weight, divided by `whole`."""
+    Its value is that of `series`, times the pod's weight, divided by `whole`, so the values only add up to that of
+    `series` if `whole` is the sum of the weights. Empty without weights; otherwise `whole` must be above 0."""
     (at, value) = series.points[-1]
     return [
         Series(
@@ -166,8 +168,9 @@ async def read_used(
     prometheus: Prometheus, query: MeterQuery, nodes: Mapping[str, str], teams: Teams
 ) -> Used:
     """Return which part of the memory and SM time that it held each tenant used, by tenant, resource and `memory` or
-    `sm`: the average over some moments of the window, more with fewer nodes. What nobody is known to hold is left out.
-    `nodes` has the policy of each node, the tenant in a bill by policy. Raises Trouble if a query fails."""
+    `sm`: the average over some moments of the window, more with fewer nodes (FEWEST to MOST_LOOKS). What nobody is
+    known to hold is left out. `nodes` has the policy of each node, the tenant in a bill by policy. Raises Trouble if a
+    query fails."""
     looks = min(MOST_LOOKS, max(FEWEST, NODES_AT_ONCE // max(1, len(nodes))))
     step = (query.end - query.start) / looks
     # The series of pods do not name the policy.

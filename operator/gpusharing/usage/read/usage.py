@@ -43,8 +43,9 @@ stays bounded."""
 async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector: str) -> list[str]:
     """Read the use of the GPUs that count for `fold`, an empty one, and add it there. The window is from `start`, in
     seconds since 1970, to the end of `fold`, whose whole hours are read. `selector` has PromQL matchers, without
-    braces. Return the reasons why the use is incomplete; empty if it is complete. Raises Trouble if a query fails, or
-    if Prometheus has no GPU metrics in the window, has too many series, or has GPUs of several clusters."""
+    braces. The remarks of `fold` are replaced. Return the reasons why the use is incomplete, which are gaps in the data
+    and warnings of Prometheus; empty if it is complete. Raises Trouble if a query fails, or if Prometheus has no GPU
+    metrics in the window, has too many series, or has GPUs of several clusters."""
     chosen = braced(selector)
     where = f" for {chosen}" if chosen else ""
     most_series_at_once = await _series(prometheus, selector, start, fold.end)
@@ -88,9 +89,10 @@ async def _series(prometheus: Prometheus, selector: str, start: float, end: floa
 
 
 def _stretches(fold: Fold, series: float) -> list[tuple[float, float]]:
-    """Divide the hours of the window into stretches of whole hours, at most a day each,
-    oldest first. Each is a start and an end, in seconds since 1970. The more `series` there are, the shorter the
-    stretches. The hour that ends at a stretch's start belongs to the stretch before it."""
+    """Divide the hours of the window into stretches of whole hours, at most a day each, oldest first. Each is a start
+    and an end, in seconds since 1970. The more `series` there are, the shorter the stretches: POINTS divided by
+    `series` hours, but at least one hour. The last stretch may be shorter than the others. The hour that ends at a
+    stretch's start belongs to the stretch before it."""
     at_once = max(1, min(round(DAY / HOUR), int(POINTS / max(1.0, series))))
     begin = fold.end - fold.hours * HOUR
     firsts = range(0, fold.hours, at_once)
@@ -101,8 +103,8 @@ async def _read_part(
     prometheus: Prometheus, fold: Fold, selector: str, stretch: tuple[float, float], remarks: list[str]
 ) -> HourAnswers:
     """Query the `stretch` from a start to an end and return its answers. `fold` has the window, and is not changed.
-    Remarks about unreadable annotations are added to `remarks`. Raises
-    Trouble if a query fails, or if the GPUs are in several clusters."""
+    Hourly values belong to the hours that end in the stretch after its start. Remarks about unreadable annotations are
+    added to `remarks`. Raises Trouble if a query fails, or if the GPUs are in several clusters."""
     start, end = stretch
     whole = (fold.end - (fold.hours - 1) * HOUR, fold.end)
     queries = hourly(selector)
@@ -130,8 +132,8 @@ async def _read_part(
 
 def _declared(annotated: Iterable[Series], remarks: list[str]) -> dict[Pod, int]:
     """Return the bytes of GPU memory that the annotation of each pod declares. A value that is not a whole Kubernetes
-    quantity such as 15Gi, or is below 1 MiB, is left out and adds a remark to `remarks`. Series that name no pod are
-    ignored."""
+    quantity such as 15Gi, or is below 1 MiB, is left out and adds a remark to `remarks`. Of several valid values of a
+    pod the last one counts. Series that name no pod are ignored."""
     declared: dict[Pod, int] = {}
     for series in annotated:
         pod, size = pod_of(series.labels), series.labels.get(ANNOTATION, "")
@@ -150,7 +152,7 @@ def _declared(annotated: Iterable[Series], remarks: list[str]) -> dict[Pod, int]
 
 def _refuse_clusters(answer: Iterable[Series]) -> None:
     """Raise Trouble if the series come from several clusters, because their pools cannot have one layout. Series
-    without the label `cluster` are ignored."""
+    without the label `cluster` are ignored, so one named cluster beside them is accepted."""
     clusters = sorted({series.labels["cluster"] for series in answer if series.labels.get("cluster")})
     if len(clusters) > 1:
         raise Trouble(
@@ -160,9 +162,10 @@ def _refuse_clusters(answer: Iterable[Series]) -> None:
 
 
 def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
-    """Add to `fold` the GPUs of the chosen nodes that agents reported: to `gpus` if they are of the chosen card, else
-    to `others`. The value of each series in `infos` is the time of the last report; the latest report of a GPU
-    wins. GPUs without a UUID are ignored and, if a card was chosen, GPUs without a product."""
+    """Add to `fold` the GPUs of the chosen nodes that agents reported: to `gpus` if they are of the chosen card or no
+    card was chosen, else to `others`. What `fold` knows about a GPU already is replaced. The value of each series in
+    `infos` is the time of the last report; the latest report of a GPU wins. GPUs without a UUID are ignored and, if a
+    card was chosen, GPUs without a product."""
     for series in sorted(infos, key=lambda series: series.value):
         node, uuid, product = series.node, series.labels.get("uuid", ""), series.labels.get("product", "")
         like = fold.card is None or find_card(product) is fold.card
