@@ -173,9 +173,9 @@ class Board:
         return parts + overview(self.session, self.cluster.known(), chosen, None if policy else MOST, link)
 
     async def _tenants(self, by: str) -> Sequence[Line]:
-        """Draw what `free` says by pod if `by` is `pod`, and otherwise by namespace. Nodes and Pods are read again, one
-        attempt at a time, once the last attempt is more than REREAD seconds ago. If an attempt failed, its Trouble is
-        raised each time until the next one."""
+        """Draw what `free` says by pod if `by` is `pod`, and otherwise by namespace. Only pods of the namespace in the
+        flags count, if there is one there. Nodes and Pods are read again, one attempt at a time, once the last attempt
+        is more than REREAD seconds ago. If an attempt failed, its Trouble is raised each time until the next one."""
         async with self._reading:
             if loop_time() - self._read_at > REREAD:
                 try:

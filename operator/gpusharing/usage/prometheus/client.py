@@ -248,7 +248,9 @@ class Prometheus:
     """A client of one Prometheus. All methods raise Trouble if a query fails."""
 
     session: aiohttp.ClientSession
+    """The HTTP session, which is closed by `prometheus_at`."""
     place: Endpoint
+    """The endpoint that is queried. It is replaced when credentials are renewed."""
     warnings: set[str] = field(default_factory=set)
     """The warnings in all answers so far. An answer with a warning is incomplete."""
     _renewing: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -174,9 +174,9 @@ class Fold:
     """A cache of the workload of each pod in the current stretch, because a pod has many series."""
 
     def add(self, part: HourAnswers) -> None:
-        """Add the answers for the next stretch of time: update the records of workloads, the GPUs (`gpus` and
-        `others`), the nodes that are not chosen (`beyond`), the nodes with SIMULATED GPUs (`simulated`), and the pods
-        whose owner is unknown (`unnamed`)."""
+        """Add the answers for the next stretch of time: update the records of workloads, the GPUs (`gpus`, and `others`
+        as far as dcgm-exporter names their model), the nodes that are not chosen (`beyond`), the nodes with SIMULATED
+        GPUs (`simulated`), and the pods whose owner is unknown (`unnamed`)."""
         self._part = part
         self._workloads.clear()
         self.simulated |= part.simulated
@@ -320,8 +320,9 @@ class Fold:
 
     def _add_pods(self, readings: Iterable[Reading]) -> None:
         """Record for each workload, at the end of each hour, how many pods it had, the most devices that one pod held,
-        and the memory that the pods declare. Also record the device that was held last, with its resource and how
-        many replicas of it a pod held. Update the holders of the GPUs and when they last had MIG devices."""
+        and the memory that the pods declare. Also record the device that was held last (of several in the same hour,
+        the last in `readings`), with its resource and how many replicas of it a pod held. Update the holders of the
+        GPUs and when they last had MIG devices."""
         devices: dict[tuple[Pod, int], set[Device]] = {}
         for pod, labels, record, hour, value in self._values(readings):
             devices.setdefault((pod, hour), set()).add(labels.device)

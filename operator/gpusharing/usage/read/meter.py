@@ -87,10 +87,11 @@ async def read_metered(
     prometheus: Prometheus, query: MeterQuery, progress: Callable[[str], None]
 ) -> MeteredPools:
     """Read the meter's series for the window of `query` and return the time by cell, with everything known to be
-    missing. `progress` is called with each new sentence about how much has been read. If only the use of what was held
-    cannot be read, a remark says so. Raises Trouble if another query fails, if Prometheus has no data of the meter in
-    the window, or if a node was metered twice. In a bill by a label, also raises Trouble if GPUs were held but no
-    namespace had the label on any day."""
+    missing, which includes implausible values, which are left out, and warnings of Prometheus. `progress` is called
+    with each new sentence about how much has been read. If only the use of what was held cannot be read, a remark says
+    so. Raises Trouble if another query fails, if Prometheus has no data of the meter in the window, or if a node was
+    metered twice. In a bill by a label, also raises Trouble if GPUs were held but no namespace had the label on any
+    day."""
     metered = MeteredPools(missing=await _gaps(prometheus, query))
     unpriced = Unpriced(float)
     parts, gpus = defaultdict[NodePool, float](float), defaultdict[NodePool, float](float)
@@ -156,9 +157,10 @@ async def _read_days(
     prometheus: Prometheus, query: MeterQuery, group: Days
 ) -> list[tuple[Answers, Sightings]]:
     """Return the answers for each stretch of `group`, and which nodes were seen in it. Nodes that may have been absent,
-    were in transition, or whose growth may be wrong are queried again (`close_queries`). If a node has reservations of
-    KAI-Scheduler, the pods that used these GPUs are queried too. Raises Trouble if a query fails or a node was metered
-    twice."""
+    were in transition, or whose growth may be wrong are queried again (`close_queries`); if their names are too long
+    for a query, all nodes are, one stretch after another. The devices of all other nodes are those at the end of
+    `group`. If a node has reservations of KAI-Scheduler, the pods that used these GPUs are queried too. Raises Trouble
+    if a query fails or a node was metered twice."""
     days = await group.read(prometheus, queries_of(query, group))
     growth, unsteady = await _read_growth(prometheus, query, group)
     now = {**device_queries(query), "simulated": simulated_query(query.selector, round(LOOKBACK))}
@@ -407,7 +409,9 @@ def _refuse_doubles(twice: Iterable[Series]) -> None:
 def _refuse(node: str, differ: Mapping[str, Sequence[str]]) -> None:
     """Raise Trouble for a node that was metered twice; an empty name means that the series have no label `node`, which
     the message then says. `differ` has the values of the labels in which its series differ; the remedy depends on the
-    label that is the most likely reason. Returns without raising if `differ` is empty."""
+    label that is the most likely reason: one that is neither in TARGET nor in OF_PARTS if there is one, otherwise one
+    of OF_PARTS, then of CHOSEN, then any other, and of equally likely ones the first by name. Returns without raising
+    if `differ` is empty."""
     # Labels of a target also differ between an agent and its successor, so any other label is the likelier reason.
     label = min(
         differ, key=lambda name: (name in TARGET, name in OF_PARTS, name not in CHOSEN, name), default=""

@@ -69,8 +69,9 @@ def rows_of(selector: str) -> list[Row]:
 
 def _row_of(part: str) -> Row | None:
     """Parse one requirement of a label selector, such as `zone in (a, b)`, `zone!=a` or `!zone`, and return its key,
-    operator and values. `=` and `==` become In with one value, `!=` becomes NotIn, and a key alone becomes Exists.
-    Values in parentheses are trimmed and not checked. Return None if it has none of these forms."""
+    operator and values. `=` and `==` become In with one value, `!=` becomes NotIn, a key alone becomes Exists, and a
+    key after `!` DoesNotExist. Values in parentheses are trimmed and not checked. Return None if it has none of these
+    forms."""
     if match := re.fullmatch(rf"({_KEY})\s+(in|notin)\s*\(([^()]+)\)", part):
         return match[1], "In" if match[2] == "in" else "NotIn", tuple(map(str.strip, match[3].split(",")))
     if match := re.fullmatch(rf"({_KEY})\s*(==|=|!=)\s*({_VALUE})", part):

@@ -105,7 +105,7 @@ class Advice:
 
     def policy(self, name: str, pool: str) -> dict[str, object]:
         """Return the manifest of the policy to apply. It is called `name` and selects the nodes whose pool label is
-        `pool`."""
+        `pool`. Mode Full has no settings; mode MIG has the layouts, and the other modes `shares` replicas."""
         blocks: dict[Mode, dict[str, object]] = {
             Mode.MIG: {"mig": {"layouts": layout_rows(self.portions)}},
             Mode.MPS: {"mps": {"replicas": self.shares}},
@@ -124,7 +124,8 @@ def advise(answers: AdviceAnswers) -> Advice:
 def _whole(answers: AdviceAnswers) -> Advice | None:
     """Return the advice to give each workload a whole GPU, if the memory that each needs, including headroom, exceeds
     half of the card's memory; otherwise return None. If the largest workload needs more than all of the card's memory,
-    the advice says how many GPUs that workload needs. The card must have memory of its own."""
+    the advice says how many GPUs that workload needs. The number of GPUs is that of `AdviceAnswers.whole`. The card
+    must have memory of its own."""
     least, have = min(gib for _, gib in answers.needs), memory_of(answers.card)
     if least <= have / 2:
         return None
@@ -206,11 +207,11 @@ def _divided(answers: AdviceAnswers, why: str) -> Advice:
 
 
 def _together(answers: AdviceAnswers) -> Advice | None:
-    """Advise MPS, with as many clients as fit into the card's memory, but no more than MPS allows on the card. Return
-    None if it is known that MPS cannot be switched on, or if the workloads compute only now and then and the label
-    of the namespace does not demand that memory is isolated. If it is unknown whether MPS can be switched on, the
-    advice says so. Whether the workloads trust each other is not tested here: the rules before this one cover those
-    that must be isolated."""
+    """Advise MPS, with as many clients as fit into the card's memory if each needs as much as the largest workload, at
+    least 1 and no more than MPS allows on the card. Return None if it is known that MPS cannot be switched on, or if
+    the workloads compute only now and then and the label of the namespace does not demand that memory is isolated. If
+    it is unknown whether MPS can be switched on, the advice says so. Whether the workloads trust each other is not
+    tested here: the rules before this one cover those that must be isolated."""
     if (answers.bursts and answers.isolation != "memory") or answers.no_mps:
         return None
     clients = max(1, min(answers.most, answers.card.mps_max_clients))
@@ -254,9 +255,10 @@ def _doubt(answers: AdviceAnswers) -> str:
 
 
 def _in_turns(answers: AdviceAnswers) -> Advice:
-    """Advise time-slicing, with as many shares as workloads fit into the card's memory, from 1 to TURNS. This is the
-    last rule, for all workloads that no earlier rule covers, and never returns None. If the workloads compute at the
-    same time, the reason says why MPS cannot be switched on, and the disadvantage has the remedy if there is one."""
+    """Advise time-slicing, with as many shares as workloads of the largest size fit into the card's memory, from 1 to
+    TURNS. This is the last rule, for all workloads that no earlier rule covers, and never returns None. If the
+    workloads compute at the same time, the reason says why MPS cannot be switched on, and the disadvantage has the
+    remedy if there is one."""
     shares = max(1, min(TURNS, answers.most))
     why = (
         "the workloads use the GPU only now and then, so each can have the whole GPU in turn"
@@ -348,7 +350,8 @@ class Demand:
 
 def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
     """Return the demand of these pods: the sum of their GPU requests, and how many of them have each property that the
-    advice depends on. Pods that have finished or request no GPU are left out."""
+    advice depends on. Pods that have finished or request no GPU are left out. Init containers count for the request and
+    for `several`, but not for `spread`."""
     demand, several = Demand(namespace), list[str]()
     for raw in pods:
         asks, largest = pod_requests(raw), largest_requests(raw)
@@ -368,7 +371,8 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
 
 
 def _is_notebook(raw: JSON) -> bool:
-    """Whether the pod is a notebook of Kubeflow or JupyterHub, judged by its labels and its owner."""
+    """Whether the pod is a notebook of Kubeflow or JupyterHub, judged by its labels and its owner: it has one of the
+    labels in NOTEBOOKS with the value there (any value where that is empty), or an owner of kind Notebook."""
     owners = entries(raw, "metadata", "ownerReferences")
     labels = section(raw, "metadata", "labels")
     by_label = any(name in labels and value in ("", labels[name]) for name, value in NOTEBOOKS.items())
@@ -397,13 +401,13 @@ def describe_demand(demand: Demand) -> str:
 
 def advise_for(demand: Demand, card: Card) -> Advice | None:
     """Return the advice that follows from the pods' requests alone: that of the first rule in DEMAND_RULES that gives
-    any. None if no rule does, so that the user must answer questions."""
+    any: `_several`, then `_as_named`. None if no rule does, so that the user must answer questions."""
     return next((advice for rule in DEMAND_RULES if (advice := rule(demand, card)) is not None), None)
 
 
 def _several(demand: Demand, _: Card) -> Advice | None:
-    """Advise whole GPUs if a container requests more than one GPU or share, without counting MIG instances; return
-    None otherwise."""
+    """Advise whole GPUs if a container requests more than one GPU or share, without counting MIG instances, and name up
+    to three pods with such containers. The number of GPUs is left open. Return None otherwise."""
     if not demand.several:
         return None
     names = ", ".join(demand.several[:3]) + (" ..." if len(demand.several) > 3 else "")
@@ -420,8 +424,8 @@ def _several(demand: Demand, _: Card) -> Advice | None:
 
 def _as_named(demand: Demand, card: Card) -> Advice | None:
     """Advise MIG, with the layout that needs the fewest GPUs, if pods request MIG instances by name, because no other
-    mode has those. The reasons name the profiles for which the layout has no room. Return None if no pod requests
-    an instance of this card."""
+    mode has those. The reasons name the profiles for which the layout has no room. Instances that are shared by
+    replicas do not count. Return None if no pod requests an instance of this card."""
     wanted = demand.instances(card)
     if not wanted:
         return None
@@ -439,10 +443,10 @@ def _as_named(demand: Demand, card: Card) -> Advice | None:
 
 
 def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, list[str]]:
-    """Return the full layout that serves the requested profiles with the fewest GPUs, and the profiles for which it
-    has no room. If no layout has all of the profiles, those with the fewest requests are left out first. If no full
-    layout has even the most requested one, return a layout with a single instance of that profile. `wanted` must
-    not be empty."""
+    """Return the full layout that serves the requested profiles with the fewest GPUs, and the profiles for which it has
+    no room. If no layout has all of the profiles, those with the fewest requests are left out first, of equals the last
+    by name. Profiles with a suffix (+ or -) are only used if they are requested. If no full layout has even the most
+    requested one, return a layout with a single instance of that profile. `wanted` must not be empty."""
     plain = [one for one in profiles if one.name in wanted or not {"+", "-"} & set(one.name)]
     layouts = maximal_layouts(plain)
     names = [name for name, _ in sorted(wanted.items(), key=lambda item: (-item[1], item[0]))]

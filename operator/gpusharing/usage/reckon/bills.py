@@ -137,9 +137,9 @@ _Item = tuple[Cell, int, int]
 
 def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
     """Return the bill for the microseconds of GPU time in each cell. Cells without time are left out. With `by_policy`,
-    the rows are divided by policy; otherwise a row sums up all policies. The pools are by policy and currency. Their
-    amounts are rounded to cents, to which the rows and totals add up. Raises ValueError if a time or a price is
-    negative."""
+    the rows are divided by policy; otherwise a row sums up all policies. The pools are by policy and currency and
+    sorted so; the time without a price is a pool of its own, with an empty currency and no amount. Their amounts are
+    rounded to cents, to which the rows and totals add up. Raises ValueError if a time or a price is negative."""
     pools: list[PoolBill] = []
     items: list[_Item] = []
     for (policy, currency), cells in groupby(_in_order(counted), key=_pool):

@@ -99,9 +99,9 @@ class Histogram:
 
 
 def build(scale: Scale, samples: Iterable[Sample | tuple[datetime, float]]) -> Histogram:
-    """Return the histogram of samples, which may be in any order. The newest sample weighs 1, and older ones half as
-    much for each HALF_LIFE; buckets of negligible weight are dropped. Raises ValueError if a value is negative,
-    infinite or NaN."""
+    """Return the histogram of samples, which may be in any order; an empty one without samples. The newest sample
+    weighs 1, and older ones half as much for each HALF_LIFE; buckets of negligible weight are dropped. Raises
+    ValueError if a value is negative, infinite or NaN."""
     all_samples = [Sample(*sample) for sample in samples]
     if not all_samples:
         return Histogram(scale)

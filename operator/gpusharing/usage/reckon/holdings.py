@@ -128,7 +128,7 @@ class Inventory:
         return sorted(filter(belongs, filter(self.is_own, self.pods)), key=lambda pod: pod.ref)
 
     def is_own(self, pod: GPUPod) -> bool:
-        """Whether a pod is in the namespace that the answer is about."""
+        """Whether a pod is in the namespace that the answer is about; always True if it is about all."""
         return self.namespace in ("", pod.namespace)
 
     def counts(self, pod: GPUPod) -> bool:
@@ -143,8 +143,8 @@ class Inventory:
 
     @property
     def closed(self) -> Iterator[tuple[NodeStock, dict[str, int]]]:
-        """The nodes that accept no pods but have devices that no pod holds, sorted by name. With each come the
-        numbers of these devices by resource name."""
+        """The nodes that accept no pods but have devices that no pod holds, sorted by name. With each come the numbers
+        of these devices by resource name, without those that are 0 or unknown."""
         for stock, shares in share_nodes(self):
             unused = {name: share[3] for name, share in shares.items() if share[3]}
             if stock.closed and unused:
@@ -153,8 +153,8 @@ class Inventory:
 
 def read_stock(raw: JSON) -> NodeStock:
     """Convert a raw Node. It is closed if it is cordoned, has our fence or our start-up taint, or is not Ready; all of
-    these reasons are named. Of its taints, only the lasting ones that exclude pods are kept. `one_each` is True if its
-    labels say that GPUs are shared by MPS."""
+    these reasons are named. Only allocatable GPU resources are kept. Of its taints, only the lasting ones that exclude
+    pods are kept. `one_each` is True if its labels say that GPUs are shared by MPS."""
     taints, labels = entries(raw, "spec", "taints"), texts(part(raw, "metadata", "labels"))
     reasons = {
         "the operator is changing it": names.ANNOTATION_FENCE in section(raw, "metadata", "annotations"),
@@ -175,8 +175,8 @@ def read_stock(raw: JSON) -> NodeStock:
 
 def read_gpunode(raw: JSON) -> NodeStock:
     """Convert a raw GPUNode, for users who may not read Nodes or all pods. It has the policy of its last transition,
-    what pods hold according to the agent, and whether the GPUs are SIMULATED, but not what is allocatable, whether the
-    node is closed, or its taints."""
+    what pods hold according to the agent (None if the report does not say that), and whether the GPUs are SIMULATED,
+    but not what is allocatable, whether the node is closed, or its taints."""
     observed = section(raw, "status", "observed")
     return NodeStock(
         text(raw, "metadata", "name"),
@@ -187,8 +187,8 @@ def read_gpunode(raw: JSON) -> NodeStock:
 
 
 def read_pod(raw: JSON) -> GPUPod | None:
-    """Convert a raw Pod, or return None if it has ended or requests no GPU resource. The scheduler's message is kept
-    only if the pod has no node."""
+    """Convert a raw Pod, or return None if it has ended or requests no GPU resource (`pod_requests`). The scheduler's
+    message is kept only if the pod has no node."""
     if text(raw, "status", "phase") in ENDED or not (requests := pod_requests(raw)):
         return None
     metadata, node = section(raw, "metadata"), text(raw, "spec", "nodeName")
@@ -269,7 +269,8 @@ def _row(rows: dict[tuple[str, str], Row], by: str, resource: str, words: Mappin
 
 def _count_nodes(inventory: Inventory, by: str, rows: dict[tuple[str, str], Row]) -> None:
     """Add the shares of all nodes (`share_nodes`) to `rows`, to the row of their resource, node or policy, as `by`
-    says. Nodes without a policy count under NO_POLICY."""
+    says. Nodes without a policy count under NO_POLICY. The columns about a node (`state`, `taints`) are those of the
+    first node of the row."""
     for stock, shares in share_nodes(inventory):
         words = {"node": stock.name, "policy": stock.policy or NO_POLICY}
         words |= {"state": stock.closed, "taints": ",".join(stock.taints)}

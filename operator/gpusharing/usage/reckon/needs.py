@@ -216,7 +216,7 @@ def find_need(history: History, card: Card, goal: Goal) -> Need:
 
 def _activity(history: History) -> Histogram | None:
     """Return the histogram of the activity, or None if there are fewer than MIN_POINTS samples. Raises ValueError if a
-    sample is above 1, negative or not a number."""
+    sample is above 1, negative, infinite or not a number."""
     if history.activity is None or len(history.activity) < MIN_POINTS:
         return None
     activity = build(ACTIVITY, history.activity)
@@ -230,7 +230,9 @@ def _activity(history: History) -> Histogram | None:
 def _doubts(
     history: History, memory: Histogram, compute: float | None, card: Card, span: timedelta, coverage: float
 ) -> tuple[Doubt, ...]:
-    """Return all doubts that apply to the need, in the order of Doubt."""
+    """Return all doubts that apply to the need, in the order of Doubt: fewer than MIN_POINTS samples or a span below
+    MIN_SPAN; probably preallocated (`_is_preallocated`); held back (`_is_held_back`); an unknown activity; and gaps, if
+    the coverage is below COVERED and there are samples."""
     holds = {
         Doubt.TOO_LITTLE: memory.samples < MIN_POINTS or span < MIN_SPAN,
         Doubt.PREALLOCATED: _is_preallocated(history, memory, compute, card),
@@ -269,8 +271,8 @@ def _memory(
     history: History, memory: Histogram, peak: float, level: Level, doubts: tuple[Doubt, ...]
 ) -> int | None:
     """Return the bytes that each pod needs: what its owner declared, or else the greater of `peak` with the headroom of
-    `level` and the highest sample times RARE. Return None if nothing is declared and the history is too short or the
-    memory is probably preallocated."""
+    `level` and the highest sample times RARE. The result is rounded up. Return None if nothing is declared and the
+    history is too short or the memory is probably preallocated."""
     if history.declared is not None:
         return history.declared
     if Doubt.TOO_LITTLE in doubts or Doubt.PREALLOCATED in doubts:

@@ -42,9 +42,9 @@ class Packer:
         return next((gpus for gpus in range(self.least(wanted), most + 1) if self._fits(wanted, gpus)), None)
 
     def pack(self, wanted: Counts, gpus: int) -> tuple[Layout, ...]:
-        """Return at most `gpus` layouts, one for each GPU, that together hold the `wanted` instances. Where possible,
-        a GPU gets instances of only one profile, which is easier to read. Raises ValueError if the instances do not
-        fit."""
+        """Return at most `gpus` layouts, one for each GPU, that together hold exactly the `wanted` instances. Where
+        possible, a GPU gets instances of only one profile, which is easier to read. Raises ValueError if the instances
+        do not fit."""
         layouts = []
         while any(wanted):
             gpus -= 1
@@ -67,8 +67,8 @@ class Packer:
     def fill_up(self, layout: Layout, wanted: Collection[str]) -> Layout:
         """Return the layout with more instances added until its GPU is full. The full layout with the most additional
         instances of the `wanted` profiles is preferred, then the one with the fewest profiles, then the one that
-        strands least. A layout that no full layout contains is returned unchanged. Raises KeyError if `layout` or
-        `wanted` has a profile that the packer does not use."""
+        strands the fewest memory units and then compute slices. A layout that no full layout contains is returned
+        unchanged. Raises KeyError if `layout` or `wanted` has a profile that the packer does not use."""
         counts = self._counts(layout)
         useful = {self._index[name] for name in wanted}
 
@@ -82,8 +82,8 @@ class Packer:
         return min(fuller, key=worth, default=layout)
 
     def stranded(self, layout: Layout) -> tuple[int, int]:
-        """Return two numbers: the memory units and the compute slices of a GPU that no instance of the
-        layout covers."""
+        """Return two numbers: the memory units and the compute slices of a GPU that no instance of the layout covers.
+        Raises KeyError if the layout has a profile that the packer does not use."""
         counts = self._counts(layout)
         return self._units - self._sum(counts, "size"), self._slices - self._sum(counts, "slices")
 
@@ -150,7 +150,7 @@ def _within(part: Counts, whole: Counts) -> bool:
 
 
 def _minus(whole: Counts, part: Counts) -> Counts:
-    """Return the counts of `whole` reduced by those of `part`."""
+    """Return the counts of `whole` reduced by those of `part`; they may become negative."""
     return tuple(each - other for each, other in zip(whole, part, strict=True))
 
 

@@ -134,7 +134,7 @@ class CoLocation:
 
     @property
     def fits(self) -> bool:
-        """Whether the card has that much memory."""
+        """Whether the card has at least as much memory as all pods at their peaks use."""
         return self.bytes <= self.memory
 
 
@@ -187,9 +187,9 @@ class Recommendation:
 
     @property
     def portions(self) -> tuple[Portion, ...]:
-        """The GPUs of the template grouped by layout, in the order of their indexes. Each portion has its number of
-        GPUs on all nodes that are needed. A template of one layout is for every GPU, however many a node has; its only
-        index is 0."""
+        """The GPUs of the template grouped by layout, in the order of the first index of each. Each portion has its
+        number of GPUs on all nodes that are needed. A template of one layout is for every GPU, however many a node has;
+        its only index is 0."""
         indexes: dict[Layout | None, list[int]] = {}
         for index, layout in enumerate(self.template):
             indexes.setdefault(layout, []).append(index)
@@ -206,8 +206,8 @@ class Recommendation:
 
 
 def layout_rows(portions: Sequence[Portion]) -> list[dict[str, Any]]:
-    """Return `spec.mig.layouts` of a policy with these layouts; a single one is for all devices. The `profiles` of GPUs
-    that stay whole are empty."""
+    """Return `spec.mig.layouts` of a policy with these layouts, in their order. A single one is for all devices. The
+    `profiles` of GPUs that stay whole are empty."""
     everywhere = len(portions) == 1
     return [
         {"devices": "all" if everywhere else list(portion.indexes), "profiles": dict(portion.layout or ())}
@@ -220,7 +220,8 @@ def recommend(
 ) -> Recommendation:
     """Return the recommended layout of `pool`. If some needs are `Misplaced.APART`, no GPU is divided if the pool has
     enough GPUs for that and, unless the goal is performance, it takes no more in total. `occupied` lists the GPUs that
-    pods share now. Raises ValueError if a node, or the pool, has no GPUs, or if they use the CPU's memory."""
+    pods share now. If the nodes have different numbers of GPUs, every GPU counts as a node of its own, so the template
+    has one layout. Raises ValueError if a node, or the pool, has no GPUs, or if they use the CPU's memory."""
     if not pool.nodes or min(pool.nodes) < 1:
         raise ValueError(f"pool {pool.name} has no GPU")
     if not pool.card.memory_gb:
@@ -308,10 +309,10 @@ def _undivided(seats: Sequence[Seat], apart: Sequence[Placement]) -> list[Seat]:
 
 
 def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
-    """Return the smallest profile that holds the need's memory and compute. If none does, return one whole GPU, or
-    several if the owner declared more memory than one has. Pods that hold several whole GPUs now get the same number
-    again. Return DEVICES if they hold several devices that are not whole GPUs, else UNKNOWN if the memory is unknown.
-    """
+    """Return the smallest profile that holds the need's memory and compute, where an unknown compute counts as none. If
+    none does, return one whole GPU, or several if the owner declared more memory than one has. Pods that hold several
+    whole GPUs now get the same number again. Return DEVICES if they hold several devices that are not whole GPUs, else
+    UNKNOWN if the memory is unknown."""
     holds = need.history.holds
     if holds.devices > 1:
         # Several whole GPUs are one program that spreads over them; instances and shares cannot be joined.
@@ -329,8 +330,9 @@ def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
 
 
 def _granted(packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: TemplateChoice) -> Placement:
-    """Return what the pods of a workload get, with the reason: LAYOUT if they need less, WHOLE if they need whole GPUs,
-    SMALLEST for the smallest profile, COMPUTE if smaller ones have enough memory, else MEMORY."""
+    """Return what the pods of a workload get, with the reason: LAYOUT if they need less, also if they get one whole GPU
+    instead of an instance, WHOLE if they need whole GPUs, SMALLEST for the smallest profile, COMPUTE if smaller ones
+    have enough memory, else MEMORY."""
     if seat.gpus:
         return Placement(seat.need, Bound.WHOLE if seat.index < 0 else Bound.LAYOUT, gpus=seat.gpus)
     index = chosen.index(seat)
@@ -347,8 +349,8 @@ def _granted(packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: Template
 
 
 def _template(packer: Packer, chosen: TemplateChoice, fleet: Fleet) -> tuple[Layout | None, ...]:
-    """Return the layout of each GPU of a node: first the divided GPUs, filled up with whatever else fits on them, then
-    None for each GPU that stays whole."""
+    """Return the layout of each GPU of a node: first the divided GPUs, filled up with whatever else fits on them
+    (`Packer.fill_up`) and in the order of `Packer.rank`, then None for each GPU that stays whole."""
     names = {profile.name for profile, count in zip(packer.profiles, chosen.wanted, strict=True) if count}
     divided = sorted((packer.fill_up(layout, names) for layout in chosen.layouts), key=packer.rank)
     whole: list[Layout | None] = [None] * (fleet.per_node - len(divided))
@@ -366,7 +368,8 @@ def _nodes_for(nodes: Sequence[int], gpus: int) -> int:
 
 
 def _idle(template: Sequence[Layout | None], placed: Sequence[Placement], nodes: int) -> Layout:
-    """Return the instances that the template provides on `nodes` nodes and that no workload gets."""
+    """Return the instances that the template provides on `nodes` nodes and that no workload gets. Raises ValueError if
+    workloads get more of a profile than there are."""
     there: Counter[str] = Counter()
     for layout in template:
         there.update({name: count * nodes for name, count in layout or ()})
@@ -378,7 +381,8 @@ def _idle(template: Sequence[Layout | None], placed: Sequence[Placement], nodes:
 
 def _worst(card: Card, needs: Sequence[Need], occupied: Sequence[Occupied]) -> CoLocation | None:
     """Return the shared GPU whose pods would use the most memory if all had their highest peak at once. Pods of
-    workloads that are not in `needs` are ignored. None if no GPU then has more than one pod."""
+    workloads that are not in `needs` are ignored. Of several with the same sum, the first by the name of the GPU is
+    returned. None if no GPU then has more than one pod."""
     highest = {need.workload: need.highest for need in needs}
     candidates = []
     for each in occupied:

@@ -49,9 +49,10 @@ class Shared:
 
 
 def find_shared(recommendation: Recommendation) -> Shared | None:
-    """Return the way to share whole GPUs that takes the fewest GPUs, or MPS if both ways take equally many. Return
-    None if the goal is performance or if no way takes fewer GPUs than the layout. Pods that get several whole GPUs
-    keep them and are not counted. On a card with MIG, pods that get one whole GPU keep it, too."""
+    """Return the way to share whole GPUs that takes the fewest GPUs, or MPS if both ways take equally many. Return None
+    if the goal is performance or if no way takes fewer GPUs than the layout does for the same pods. The compute is
+    disregarded unless it is known for every pod. Pods that get several whole GPUs keep them and are not counted. On a
+    card with MIG, pods that get one whole GPU keep it, too."""
     if recommendation.goal is not Goal.COST:
         return None
     card, placed = recommendation.pool.card, recommendation.placed
@@ -89,9 +90,9 @@ def _mps(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shar
 
 
 def _turns(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shared | None:
-    """Return how time-slicing would serve these pods, at most TURNS on a GPU and spread evenly over as few GPUs as
-    they fit on. `instead` is the number of GPUs in the layout. Return None if not even two pods fit on a GPU, or if
-    there are fewer than two."""
+    """Return how time-slicing would serve these pods, at most TURNS on a GPU and spread evenly over as few GPUs as they
+    fit on. `instead` is the number of GPUs in the layout. The pods that need most must fit together in memory and, if
+    it is known, in compute. Return None if not even two pods fit on a GPU, or if there are fewer than two."""
     whole = memory_of(card) * GIB
     for most in range(min(TURNS, len(memory)), 1, -1):
         gpus, replicas = _spread(len(memory), most)

@@ -100,7 +100,8 @@ def choose(
 ) -> TemplateChoice:
     """Return the best template: the one with the fewest additional nodes and, of these, the one that the goal prefers,
     with the layouts of its divided GPUs. `sizes` has the size of each of the packer's profiles and, last, that of a
-    whole GPU. Raises ValueError if a node has no room for instances beside the whole GPUs of one pod."""
+    whole GPU. If `fleet` has one GPU for each node, whole GPUs are only added up, and one pod may get those of several
+    nodes. Raises ValueError if a node has no room for instances beside the whole GPUs of one pod."""
     pods: Counter[int] = Counter()
     for seat in seats:
         if not seat.gpus:
@@ -132,8 +133,9 @@ def _ways(sizes: Sequence[Size], classes: Sequence[int]) -> Iterator[tuple[tuple
 
 def _key(choice: TemplateChoice, sizes: Sequence[Size], seats: Sequence[Seat], goal: Goal) -> _Key:
     """Return the sort key of a choice; the best one has the lowest. The goal cost prefers few GPUs, then few nodes,
-    then few pods that get more than they need. The goal performance prefers much room for the workload that has the
-    least room (in memory or compute, whichever is tighter), then much compute for all pods, then few GPUs."""
+    then few pods that get a larger size than the smallest that holds them. Pods with whole GPUs do not count. The goal
+    performance prefers much room for the workload that has the least room (in memory or compute, whichever is tighter),
+    then much compute for all pods, then few GPUs."""
     got = [(seat, choice.index(seat)) for seat in seats if not seat.gpus]
     if goal is Goal.COST:
         raised = sum(seat.pods for seat, index in got if index != seat.index)

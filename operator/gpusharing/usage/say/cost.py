@@ -60,8 +60,9 @@ class CostReport:
 
 
 def describe(answer: CostReport, paper: Paper) -> list[Line]:
-    """Draw a heading, that GPUs are SIMULATED if some are, the rows, the pools, the totals, the remarks, and what is
-    missing. If there are no rows, a sentence that no GPU was metered takes the place of rows, pools and totals."""
+    """Draw a heading with the window and what the bill is by, that GPUs are SIMULATED if some are, the rows, the pools,
+    the totals, the remarks, and what is missing. If there are no rows, a sentence that no GPU was metered takes the
+    place of rows, pools and totals."""
     query, bill = answer.query, answer.bill
     head = f"{duration(query.end - query.start)} until {moment(query.end)}, by {query.by}"
     lines = [*prose(head, paper, ink=Ink.TITLE), *describe_simulated(answer.simulated, paper)]
@@ -76,7 +77,8 @@ def describe(answer: CostReport, paper: Paper) -> list[Line]:
 
 
 def describe_doubts(remarks: Iterable[str], missing: Iterable[str], paper: Paper) -> list[Line]:
-    """Draw the remarks about an answer, then a line marked PARTIAL for each reason in `missing`."""
+    """Draw the remarks about an answer, then, marked PARTIAL, each reason in `missing`, all in their order and with a
+    period at the end. Empty if there are none."""
     lines = [line for text in remarks for line in prose(f"{text}.", paper, hang="  ", ink=Ink.FAINT)]
     for text in missing:
         lines += prose(f"PARTIAL: {text}.", paper, hang="  ", ink=Ink.WAITING)
@@ -141,7 +143,8 @@ def _of_pools(pools: Sequence[PoolBill], paper: Paper) -> list[Line]:
 
 def _priced(prices: Sequence[Price]) -> str:
     """Return the range of a pool's prices with the currency and the sources, such as `USD 2.50 to 3.20 (chart,
-    policy)`, or UNKNOWN if it has none. The prices must be sorted."""
+    policy)`, or UNKNOWN if it has none. The prices must be of one currency, the lowest first. Equal ones are shown
+    once, and the sources are sorted."""
     if not prices:
         return UNKNOWN
     low, high = amount(prices[0].amount), amount(prices[-1].amount)
@@ -175,13 +178,13 @@ def whose(row: Row, query: MeterQuery) -> str:
 
 
 def hours_of(micros: int) -> str:
-    """Format microseconds as GPU-hours, with one decimal."""
+    """Format microseconds as GPU-hours, with one decimal and commas between thousands."""
     return f"{round(Fraction(micros * 10, HOUR)) / 10:,.1f}"
 
 
 def money(cents: int | None, currency: str = "") -> str:
-    """Format an amount to the cent, such as `USD 1,234.50`; the currency may be empty. Return UNKNOWN if the amount is
-    None."""
+    """Format an amount to the cent, such as `USD 1,234.50`, from cents; the currency may be empty, and the amount must
+    not be negative. Return UNKNOWN if the amount is None."""
     if cents is None:
         return UNKNOWN
     return f"{currency} {cents // 100:,}.{cents % 100:02}".lstrip()
@@ -242,12 +245,13 @@ def _price(price: Price) -> PriceData:
 
 
 def _number(cents: int | None) -> float | None:
-    """Return an amount as a number, or None if it is not known."""
+    """Return an amount in cents as a number of whole units, such as 12.5, or None if it is not known."""
     return None if cents is None else cents / 100
 
 
 def as_rows(answer: CostReport) -> Iterator[Sequence[object]]:
-    """Yield the lines of the CSV: the header, and one line for each row of the bill. Amounts are written as `12.50`. An
+    """Yield the lines of the CSV: the header, and one line for each row of the bill, in the order of COLUMNS. GPU-hours
+    have six decimals. `partial` and `simulated` are yes or no for the whole bill. Amounts are written as `12.50`. An
     unknown one is None, which becomes an empty cell."""
     query, missing, simulated = answer.query, answer.missing, answer.simulated
     yield COLUMNS

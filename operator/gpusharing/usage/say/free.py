@@ -138,7 +138,7 @@ class FreeReport:
 def describe(report: FreeReport, paper: Paper) -> list[Line]:
     """Draw that GPUs are SIMULATED if some are, then the rows, or a sentence if there are none, the nodes that are
     closed, the pods that wait, the notes and what is unknown. The closed nodes are left out if the rows are about
-    nodes."""
+    nodes, because these already show them."""
     lines, rows = describe_simulated(report.simulated, paper), report.rows()
     columns = [
         Column(TITLES.get(name, name.upper()), DROPS.get(name, 0), name in NUMBERS or name in USED)
@@ -185,8 +185,8 @@ def _waiting_lines(report: FreeReport, paper: Paper) -> list[Line]:
 
 
 def _cell(column: str, value: Any, row: Row) -> Span:
-    """Return one cell. Bytes are shown in GiB, and ratios as percentages. An unknown value is a question mark; what a
-    pod without a node uses is left empty."""
+    """Return one cell. Bytes (columns whose name ends so) are shown in GiB, and ratios as percentages. An unknown value
+    is a question mark; what a pod without a node uses is left empty."""
     if value is None:
         return Span("?" if row.get("node", True) else "", Ink.WAITING)
     if column.endswith("Bytes"):
@@ -198,7 +198,8 @@ def _cell(column: str, value: Any, row: Row) -> Span:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    """Return the numbers that are not 0 with their resources, such as `2 nvidia.com/gpu and 1 nvidia.com/mig-1g`."""
+    """Return the numbers that are not 0 with their resources, sorted by name, such as `2 nvidia.com/gpu and 1
+    nvidia.com/mig-1g`; empty if all are 0."""
     return " and ".join(f"{number} {name}" for name, number in sorted(counts.items()) if number)
 
 
@@ -215,8 +216,8 @@ def _listed(titles: Sequence[str], rows: Sequence[Sequence[str]], paper: Paper) 
 
 
 def as_data(report: FreeReport) -> InventoryData:
-    """Return the answer as plain data. An unknown number is None. `namespace` is None if the answer is about all
-    namespaces."""
+    """Return the answer as plain data. An unknown number is None. Unlike the text, it lists all pods that wait and all
+    closed nodes. `namespace` is None if the answer is about all namespaces."""
     found = report.inventory
     return {
         "by": report.by,

@@ -156,8 +156,8 @@ def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: s
 
 
 def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
-    """Draw the table of the workloads: what each uses and holds, what is advised, how certain that is and why; and a
-    sentence below it that explains two of the columns. There must be a workload."""
+    """Draw the table of the workloads, in the order of `observed.histories`: what each uses and holds, what is advised,
+    how certain that is and why; and a sentence below it that explains two of the columns. There must be a workload."""
     places = answer.places
     goal = Goal.COST if answer.recommendation is None else answer.recommendation.goal
     busy = f"{LEVELS[goal].activity:.0%} BUSY"
@@ -273,8 +273,9 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
 
 def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
     """Return a row of characters whose heights show the highest sample of each equal stretch, relative to `top` and no
-    higher than that: one for each hour, but at most WIDTH and what fits on the paper. A stretch without samples is a
-    space. ASCII on paper without glyphs. The samples must be in chronological order and not empty."""
+    higher than that (all are lowest if `top` is not above 0): one for each hour, but at most WIDTH and what fits on the
+    paper. A stretch without samples is a space. ASCII on paper without glyphs. The samples must be in chronological
+    order and not empty."""
     first, last = samples[0].at, samples[-1].at
     cells = min(WIDTH, paper.room - BESIDE, round((last - first).total_seconds() / 3600) + 1)
     highest: list[float | None] = [None] * cells
@@ -312,8 +313,9 @@ MONTH = Fraction(365 * 24, 12)
 
 
 def saving_of(saved: int, price: Price | None) -> str:
-    """Return a sentence that says how many GPUs are saved and, if a price is known, how much money a month; otherwise
-    it names the flag --price. `saved` is below 0 if more GPUs are needed. With 0, it says only that no GPU is saved."""
+    """Return a sentence that says how many GPUs are saved and, if a price is known, how much money a month of MONTH
+    hours, to the cent; otherwise it names the flag --price. `saved` is below 0 if more GPUs are needed. With 0, it says
+    only that no GPU is saved."""
     if not saved:
         return "That saves no GPU."
     gpus = f"That saves {counted(saved, 'GPU')}" if saved > 0 else f"That takes {counted(-saved, 'GPU')} more"
@@ -324,8 +326,9 @@ def saving_of(saved: int, price: Price | None) -> str:
 
 
 def saving_data(saved: int | None, price: Price | None) -> SavingData | None:
-    """Return the saving as plain data, or None if it is unknown how many GPUs are saved. The amount is a number with at
-    most two decimals, or None without a price."""
+    """Return the saving as plain data, or None if it is unknown how many GPUs are saved. The amount for a month is a
+    number with at most two decimals, or None without a price; it and the number of GPUs are negative if more GPUs are
+    needed."""
     if saved is None:
         return None
     month = None if price is None else round(float(saved * price.amount * MONTH), 2)
@@ -383,7 +386,8 @@ def shared_of(shared: Shared) -> str:
 
 
 def _next(answer: RecommendReport, paper: Paper, written: str) -> list[Line]:
-    """Draw the steps that a person has to take and, if there is a policy, where it was written or how to write it."""
+    """Draw the steps that a person has to take (`_steps`) and, if there is a policy, where it was written or how to
+    write it."""
     texts = [*_steps(answer)]
     if answer.policy is not None and written:
         texts.append(
@@ -407,8 +411,8 @@ _MODES = ("mode", "mig", "mps", "timeSlicing")
 
 def policy_of(scope: NodeScope, recommendation: Recommendation) -> dict[str, Any]:
     """Return a policy with this layout and manual approval. If `scope` holds the spec and metadata of an existing
-    policy, the rest of that policy is kept: all but its node selector, its mode, and the settings of its mode. The
-    node selector is that of `scope`."""
+    policy, the rest of that policy is kept: all but its node selector, its mode, the settings of every mode, and how
+    its rollout is approved. The node selector is that of `scope`."""
     unchanged = {
         key: value for key, value in scope.spec.items() if key not in (*_MODES, "nodeSelector", "rollout")
     }
@@ -423,8 +427,8 @@ def policy_of(scope: NodeScope, recommendation: Recommendation) -> dict[str, Any
 
 
 def as_file(answer: RecommendReport) -> str:
-    """Return the policy as a YAML document, preceded by comments about what it is based on. `answer` must have a
-    policy."""
+    """Return the policy as a YAML document, preceded by comments about what it is based on, which nodes have SIMULATED
+    GPUs, what is missing (PARTIAL) and what is left to a person. `answer` must have a policy."""
     import yaml  # as in terminal.py: it costs as much as a short command
 
     found = answer.recommendation
@@ -539,8 +543,8 @@ def _recommendation_data(recommendation: Recommendation, price: Price | None) ->
 
 
 def as_rows(answer: RecommendReport) -> Iterator[Sequence[object]]:
-    """Yield the lines of the CSV: the header, and one line for each workload. An unknown value is None, which becomes
-    an empty cell."""
+    """Yield the lines of the CSV: the header, and one line for each workload, in the order of COLUMNS. `partial` and
+    `simulated` are yes or no for the whole answer. An unknown value is None, which becomes an empty cell."""
     yield tuple(COLUMNS)
     data = as_data(answer)
     marks = {name: "yes" if data[name] else "no" for name in ("partial", "simulated")}
