@@ -153,8 +153,8 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
 def _untrusted(error: Exception, where: str, through: str) -> Trouble:
     """Return the Trouble for a certificate that was rejected. OpenSSL's error code decides on the remedy: the
     certificate was issued for another name, has expired, is not valid yet, or comes from an unknown authority;
-    otherwise it must be replaced. The first and the last of the four remedies also depend on `through`. For `where` and
-    `through` see `refused`."""
+    otherwise, or if `error` has no code, it must be replaced. The first and the last of the four remedies also depend
+    on `through`. For `where` and `through` see `refused`."""
     code = error.verify_code if isinstance(error, ssl.SSLCertVerificationError) else 0
     if code in OTHER_NAME:
         setting = (

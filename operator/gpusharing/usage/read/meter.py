@@ -296,8 +296,10 @@ def _credible(answer: Iterable[Series], faults: list[str]) -> Iterator[Series]:
 def _add(
     metered: MeteredPools, day: Answers, prices: Prices, unpriced: Unpriced, teams: tenants.Teams
 ) -> set[str]:
-    """Add the time of a day to the cells of `metered`; a negative time counts as 0. Seconds without a price, even
-    negative ones, are also added to `unpriced`. Return the namespaces with a positive time of held GPUs."""
+    """Add the time of a day to the cells of `metered`; a negative time counts as 0. Held time has the basis in the
+    label `basis` if its series has one (`tenants.divide`), else that of `_basis`; other time has neither a basis nor a
+    tenant. Seconds without a price, even negative ones, are also added to `unpriced`. Return the namespaces with a
+    positive time of held GPUs."""
     slices = _most_slices(day["shared"])
     for part in Part:
         for series in day[part]:

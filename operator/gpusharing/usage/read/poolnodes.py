@@ -83,8 +83,9 @@ def _row_of(part: str) -> Row | None:
 
 def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeScope:
     """Return the scope of `nodes`, which `rows` selected, with a node selector for its policy and a name made from a
-    label (`_name`). `selector` is what the user typed. If a change of mode would rewrite one of the labels, the policy
-    selects a pool label instead, which the nodes do not have yet (`unlabelled`)."""
+    label (`_name`). In that selector, rows that demand a single value are `matchLabels` and all others
+    `matchExpressions`. `selector` is what the user typed. If a change of mode would rewrite one of the labels, the
+    policy selects a pool label instead, which the nodes do not have yet (`unlabelled`)."""
     equal = {key: values[0] for key, operator, values in rows if operator == "In" and len(values) == 1}
     name = _name(equal)
     if any(is_rewritten(key) for key, _, _ in rows):

@@ -227,7 +227,7 @@ def _rows(items: Iterable[_Item], *, by_policy: bool) -> tuple[Row, ...]:
 
 def _totals(pools: Iterable[PoolBill], items: Iterable[_Item]) -> tuple[Total, ...]:
     """Return one total for each currency, sorted by its code, and then one for the time without a price if there is
-    any."""
+    any. A total with a currency has the cents of every part, also 0, and their sum; the one without has neither."""
     parts: Counter[tuple[str, Part]] = Counter()
     for cell, _, cents in items:
         parts[_currency(cell), cell.part] += cents

@@ -173,7 +173,8 @@ class Recommendation:
     @property
     def saved(self) -> int:
         """How many fewer GPUs are needed than are in use now; below 0 if more are needed. Workloads without a place are
-        taken to need the whole GPUs that are known, or else what they hold now."""
+        taken to need the whole GPUs that are known, or else what each of their pods holds now, rounded up to whole
+        GPUs; a device of unknown share counts as a whole GPU."""
         beside = 0
         for place in self.unplaced:
             history = place.need.history
