@@ -29,7 +29,7 @@ class Outcome(IntEnum):
     UNKNOWN = 4
 
     def __str__(self) -> str:
-        """Return the outcome in words."""
+        """Return the outcome in words: `nothing to do` for NOTHING, and for the others their name in lower case."""
         return "nothing to do" if self is Outcome.NOTHING else self.name.lower()
 
 
@@ -55,8 +55,8 @@ class Conclusion:
 
     @property
     def status(self) -> int:
-        """The exit status of `plan`: FAILED_ON if a word of --fail-on applies, otherwise that of the outcome. With
-        --fail-on, changes to which no word applies give DONE."""
+        """The exit status of `plan`: FAILED_ON if a word of --fail-on applies, otherwise the value of the outcome. With
+        --fail-on, changes to which no word applies give DONE; the outcomes CANNOT and UNKNOWN keep their own status."""
         if self.failed_on:
             return FAILED_ON
         return DONE if self.failed_on is not None and self.outcome is Outcome.CHANGES else self.outcome
@@ -73,7 +73,7 @@ class Conclusion:
     def data(self) -> ConclusionData:
         """The verdict as plain data: outcome, exit status, text, the numbers of nodes and evicted pods, how long the
         changes take, whether it is an estimate, and the words of --fail-on that apply. The seconds are None if they are
-        unknown or nothing changes."""
+        unknown or nothing changes, and the words are an empty list also if the flag was not given."""
         pods, complete = count_evicted(self.steps)
         low, high = [int(one.total_seconds()) for one in self.lasts] or (None, None)
         return {
@@ -92,7 +92,7 @@ class Conclusion:
 
 def count_evicted(steps: Iterable[Step]) -> tuple[int, bool]:
     """Return how many pods these changes evict, as far as they were listed. The second result is whether they were
-    listed on every node that would be cordoned."""
+    listed on every node that would be cordoned; nodes that would not be cordoned need no list."""
     pods, complete = 0, True
     for step in steps:
         pods += len(step.preview.pods) if step.preview is not None else 0
@@ -104,8 +104,11 @@ def conclude(
     proposals: Sequence[Proposal], *, estimate: bool = False, fail_on: Sequence[str] | None = None
 ) -> Conclusion:
     """Return the verdict on the plans for these policies together. The highest outcome counts (NOTHING if there are no
-    policies), and only the policies that have it are named as the reason. `estimate` is true if the operator is not
-    installed. `fail_on` has words of FAIL_ON, or is None if the flag --fail-on was not given."""
+    policies), and only the policies that have it are named as the reason, at most MOST of them; for NOTHING, the reason
+    is that of `_tell_nothing`. What changes on all nodes is said too: before the reason if the outcome is CHANGES,
+    otherwise after it. The time that the changes take is that of the policy that takes longest, and is unknown if it is
+    so for one policy that changes nodes. `estimate` is true if the operator is not installed. `fail_on` has words of
+    FAIL_ON, or is None if the flag --fail-on was not given."""
     found = [(one.policy, *judge(one, estimate=estimate)) for one in proposals]
     outcome = max((which for _, which, _ in found), default=Outcome.NOTHING)
     whys = [f"{policy}: {why.rstrip('.')}" for policy, which, why in found if which is outcome and why]
@@ -122,9 +125,10 @@ def conclude(
 def _find_applying(
     words: Iterable[str], proposals: Sequence[Proposal], steps: Sequence[Step]
 ) -> tuple[str, ...]:
-    """Return the words of --fail-on in `words` that apply to plans with these steps: `evictions` if pods are evicted or
-    were not listed, `shortfall` if pods request more devices of a resource than will remain. Both apply if some nodes
-    change and it is unknown what will happen to others."""
+    """Return the words of --fail-on in `words`, in their order, that apply to plans with these steps: `evictions` if
+    pods are evicted or were not listed on a node that would be cordoned (`count_evicted`), `shortfall` if a policy
+    changes nodes and pods then request more devices of a resource than will remain. Both apply if some nodes change and
+    it is unknown what will happen to others. Raises KeyError for a word that is not in FAIL_ON."""
     unknown = bool(steps) and any(one.unread for one in proposals)
     short = any(lost.demand.waiting for one in proposals if one.steps for lost in one.vanishing)
     applies = {"evictions": unknown or count_evicted(steps) != (0, True), "shortfall": unknown or short}
@@ -132,8 +136,8 @@ def _find_applying(
 
 
 def _tell_nothing(proposals: Sequence[Proposal]) -> str:
-    """Return a clause that says why there is nothing to do: how many nodes already match their policies, that no node
-    with GPUs is selected, or that there is no policy."""
+    """Return a clause that says why there is nothing to do: how many nodes already match their policies, governed by
+    them or not yet; if none does, that no node with GPUs is selected or, without proposals, that there is no policy."""
     if nodes := sum(one.settled + len(one.adopted) for one in proposals):
         return f"{counted(nodes, 'node has', 'nodes have')} what the policies ask for"
     return "no node with GPUs is selected" if proposals else "there is no policy"
@@ -143,8 +147,9 @@ def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
     """Return the first outcome that applies to one policy, and why: CANNOT if the policy is refused; CHANGES if nodes
     change; CANNOT if other policies own all its nodes; UNKNOWN if nodes were not read or another policy still changes
     them; CANNOT if a person or another program must act first, unless the nodes do not concern the policy
-    (`Mark.OUTSIDE`); else NOTHING. The text is empty for NOTHING, and for CHANGES unless a node was not read.
-    `estimate` is true if the operator is not installed."""
+    (`Mark.OUTSIDE`); else NOTHING. The text is empty for NOTHING, and for CHANGES unless a node was not read. Where
+    several nodes are meant, it names at most three, and has the message of the first. `estimate` is true if the
+    operator is not installed; nodes that were not read then have the message UNREADABLE instead of their own."""
     stuck = [one for one in proposal.left_out if Mark.OUTSIDE not in one.reason.marks]
     if not proposal.accepted:
         return Outcome.CANNOT, proposal.about
@@ -167,13 +172,16 @@ def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
 
 
 def tell_span(lasts: Sequence[timedelta]) -> str:
-    """Return a range of time in words, such as `about 20m to 1h5m`; both ends are named only if they differ."""
+    """Return a range of time in words, such as `about 20m to 1h5m`; both ends are named only if they differ in words
+    (`length`). `lasts` has the least and the greatest time, and must not be empty."""
     return f"about {' to '.join(dict.fromkeys(map(length, lasts)))}"
 
 
 def _tell_changes(steps: Sequence[Step], lasts: Sequence[timedelta]) -> str:
     """Return sentences that say how many nodes change and pods are evicted, for how many nodes a person has to act
-    first, and how long all of it takes, without the last period. Empty if no node changes."""
+    first (they do not start now, and nothing else ends the reason of their wait), and how long all of it takes, without
+    the last period. If pods were not listed everywhere, their number is given as `at least`. Empty if no node changes.
+    """
     if not steps:
         return ""
     pods, complete = count_evicted(steps)

@@ -35,7 +35,8 @@ KINDS: tuple[tuple[str, Resource], ...] = (
 def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[str]:
     """Return one set with the resource names that no node would advertise after the changes and the node labels,
     written as `key=value`, that no node would have. Only proposals that are accepted and change something are
-    considered, and only labels that a mode change rewrites."""
+    considered, of these only the resources of which the pool would have fewer devices, and of their changing nodes only
+    the present labels that a mode change rewrites (`is_rewritten`)."""
     accepted = [one for one in proposals if one.accepted and one.steps]
     names = {lost.resource for one in accepted for lost in one.vanishing if not lost.demand.remain}
     nodes = [live.snapshot.nodes[step.verdict.node] for one in accepted for step in one.steps]
@@ -48,10 +49,11 @@ async def read_dependents(
     client: KubeClient, vanishing: Set[str], ignored: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Look for objects outside the namespace `ignored` that refer to a name in `vanishing`. Return sentences without a
-    period: one for each name that has such objects, and one more if a ResourceQuota is among them. Also return a
-    tuple with a note if some kinds could not be read, otherwise an empty tuple. A kind that cannot be read and is
-    not served counts as having no objects. Nothing is read if `vanishing` is empty. Raises KubeError only if it
-    cannot be determined whether an unreadable kind is served."""
+    period: one for each name that has such objects, sorted by name and with at most 20 of the objects, and one more if
+    a ResourceQuota is among them. Also return a tuple with one note if some kinds could not be read, which names them
+    all and one of the errors, otherwise an empty tuple. A kind that cannot be read and is not served counts as having
+    no objects. Nothing is read if `vanishing` is empty. Raises KubeError only if it cannot be determined whether an
+    unreadable kind is served."""
     mentions: dict[str, set[str]] = defaultdict(set)
     unread: dict[str, str] = {}
     for kind, resource in KINDS if vanishing else ():
@@ -80,8 +82,9 @@ async def read_tenants(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Look for namespaces that would lose all their nodes: `vanishing` has a mode that their isolation label admits,
     and no node will have an admitted mode afterwards. Return a sentence for each value of the label that such
-    namespaces have, and no note. If namespaces cannot be listed, return no sentence and a note. Nothing is read if the
-    chart's guard for tenants is off. No KubeError is raised."""
+    namespaces have, which names at most 20 of them, and no note. If namespaces cannot be listed for one of the values,
+    return no sentence at all and a note. Nothing is read if no value can be affected (`_find_lost_levels`), for example
+    because the chart's guard for tenants is off. No KubeError is raised."""
     lines = []
     for level in _find_lost_levels(vanishing, live):
         try:
@@ -100,8 +103,9 @@ async def read_tenants(
 
 
 def _find_lost_levels(vanishing: Set[str], live: LivePlan) -> tuple[str, ...]:
-    """Return the levels of isolation for which `vanishing` has the label of an admitted mode and no node will have the
-    label of any admitted mode afterwards. Empty if the chart's guard for tenants is off or `vanishing` is empty."""
+    """Return the levels of isolation, which are values of the namespaces' isolation label, for which `vanishing` has
+    the label of an admitted mode and no node will have the label of any admitted mode afterwards. Empty if the chart's
+    guard for tenants is off or `vanishing` is empty."""
     if not vanishing or not live.snapshot.settings.guard:
         return ()
     remaining = {f"{key}={value}" for key, value in live.plan.afterwards.find_labels()}
@@ -123,8 +127,9 @@ async def _read_mentions(
 
 
 def _counts(raw: JSON, ignored: str) -> bool:
-    """Whether the change affects the object `raw`. False if it is in the namespace `ignored`, if it is a Job that has
-    ended, or if it is a Job made by a CronJob, because the CronJob is examined instead."""
+    """Whether the change affects the object `raw`. False if it is in the namespace `ignored`, if it has ended, as a Job
+    with the condition Complete or Failed has, or if one of its owners is a CronJob, because the CronJob is examined
+    instead."""
     owners = entries(raw, "metadata", "ownerReferences")
     ended = has_condition(raw, "Complete") or has_condition(raw, "Failed")
     made = ended or any(one.get("kind") == "CronJob" for one in owners)
@@ -133,8 +138,8 @@ def _counts(raw: JSON, ignored: str) -> bool:
 
 def _mentioned(value: object, vanishing: Set[str]) -> Iterator[str]:
     """Yield the names in `vanishing` that occur anywhere in `value`, a part of an object: as a key (also with the
-    prefix `requests.` of quotas), as a whole string value, or as a key and its value, written `key=value`. A name
-    is yielded for each of its occurrences."""
+    prefix `requests.` of quotas), as a whole string value, or as a key and its value, written `key=value`. Lists and
+    objects are searched at every depth. A name is yielded for each of its occurrences."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from {str(key).removeprefix("requests."), f"{key}={item}"} & vanishing

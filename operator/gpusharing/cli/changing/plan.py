@@ -83,8 +83,8 @@ class Planned:
 
 
 def describe(planned: Planned, paper: Paper) -> list[Line]:
-    """Draw the verdict with the totals, the nodes with SIMULATED GPUs, all proposals, the objects that depend on what
-    vanishes, the notes about what is uncertain, and a sentence that nothing was changed."""
+    """Draw the verdict with the totals, the nodes with SIMULATED GPUs, all proposals (`_describe`), the objects that
+    depend on what vanishes, the notes about what is uncertain, and a sentence that nothing was changed."""
     verdict = planned.verdict
     lines = prose(verdict.text, paper, hang="  ", ink=INKS[verdict.outcome])
     lines += [*describe_simulated(planned.simulated, paper), BLANK]
@@ -98,10 +98,11 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
 
 
 def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bool) -> list[Line]:
-    """Draw what would happen to one pool: the title, whether its policy is accepted and why, the summary, the share of
-    each MPS client, the table of nodes that would change (at most MOST unless the paper is wide), the pods that would
-    be evicted, the resources whose numbers change, what blocks the changes, and which nodes stay as they are and why.
-    The acceptance is left out if `explained` is true, because the verdict above has it."""
+    """Draw what would happen to one pool: the title, whether its policy is accepted and why, the summary if nodes
+    change, the share of each MPS client, the table of nodes that would change (at most MOST unless the paper is wide),
+    the pods that would be evicted, the resources whose numbers change, what blocks the changes, and which nodes stay as
+    they are and why. The pods are left out with the table if no node changes, and other parts if they are empty. The
+    acceptance is left out if `explained` is true, because the verdict above has it."""
     lines = fold(_title(proposal, estimate=estimate), paper)
     if not explained:
         text, ink = ("Accepted", Ink.PLAIN) if proposal.accepted else ("Refused", Ink.BAD)
@@ -126,10 +127,11 @@ def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bo
 
 
 def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
-    """Draw which nodes stay as they are and why: those that already have the wanted layout, in one sentence, then
-    those that are left out or blocked. A blocked node whose blocking pods have been named already is not drawn, and
-    of several that are blocked with the same message only one is. A message that says why the whole policy is refused
-    is left out. On paper that is not wide, at most 5 of the nodes that are left out or blocked are drawn."""
+    """Draw which nodes stay as they are and why: those that already have the wanted layout but are not governed by the
+    policy yet, in one sentence that names at most MOST of them unless the paper is wide; then those that are left out
+    or blocked. A blocked node whose blocking pods have been named already is not drawn, and of several that are blocked
+    with the same message only the last is. A message that says why the whole policy is refused is left out. On paper
+    that is not wide, at most 5 of the nodes that are left out or blocked are drawn."""
     lines: list[Line] = []
     if adopted := proposal.adopted:
         named = some(adopted, len(adopted) if paper.wide else MOST)
@@ -148,8 +150,10 @@ def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
 
 def _title(proposal: Proposal, *, estimate: bool) -> Line:
     """Return the policy's name and what would happen, in one line: the reason why the policy is refused; or the outcome
-    with its explanation if nothing changes; or `nothing to change`; or at most two of the changes of layout, and how
-    many of its nodes will change."""
+    with its explanation if nothing changes; or `nothing to change`; or at most two of the changes of layout, each only
+    once and sorted, with `?` for a layout that is unknown, and how many of its nodes will change. The total of nodes
+    includes those that match already and those that are left out. `estimate` is true if the operator is not installed.
+    """
     outcome, why = judge(proposal, estimate=estimate)
     count = len(proposal.steps)
     size = count + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
@@ -191,8 +195,9 @@ def _row(step: Step) -> Line:
 
 
 def _evicted(proposal: Proposal, paper: Paper) -> list[Line]:
-    """Draw one sentence with the pods that would be evicted, and one for each gang that would be interrupted. At most
-    MOST pods are named, or all on wide paper. Empty if no pod would be evicted and no gang interrupted."""
+    """Draw one sentence with the pods that would be evicted, and one for each gang that would be interrupted, as far as
+    pods were listed. At most MOST pods are named, or all on wide paper. Empty if no pod would be evicted and no gang
+    interrupted."""
     pods = [pod for step in proposal.steps if step.preview is not None for pod in step.preview.pods]
     gangs = sorted({gang for s in proposal.steps if s.preview is not None for gang in s.preview.gangs})
     named = some(pods, len(pods) if paper.wide else MOST)
@@ -202,9 +207,9 @@ def _evicted(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
-    """Draw each resource whose number of devices in the pool changes. If the number falls, add which pods request the
-    resource. End with a hint if `mig.strategy: single` would keep the name nvidia.com/gpu. Empty if the policy is
-    refused or no number changes."""
+    """Draw each resource whose number of devices in the pool changes, sorted by name, with both numbers. If the number
+    falls, add which pods request the resource (`_who_asks`). End with a hint if `mig.strategy: single` would keep the
+    name nvidia.com/gpu. Empty if the policy is refused or no number changes."""
     if proposal.before == proposal.after or not proposal.accepted:
         return []
     shrinking = {one.resource: one for one in proposal.vanishing}
@@ -225,8 +230,8 @@ def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
 
 def _who_asks(resource: Vanishing) -> str:
     """Return a clause about a resource whose number of devices in the pool falls: which pods of the pool request it
-    (five are named at most), how many pods are waiting for it, and whether other nodes still advertise enough
-    devices. Empty if no pod requests it or is waiting for it."""
+    (five are named at most), how many pods are waiting for it, and whether other nodes still advertise enough devices,
+    too few, or none at all. Empty if no pod requests it or is waiting for it."""
     here, pending = len(resource.pods), resource.pending
     requests = counted(here, "pod here requests", "pods here request")
     parts = [f"{requests} it ({some(resource.pods, 5)})"] if here else []
@@ -261,7 +266,8 @@ def as_data(planned: Planned, where: str) -> PlanData:
 
 
 def _proposal_data(proposal: Proposal, *, estimate: bool) -> ProposalData:
-    """Return what would happen to one pool as plain data, including all of its nodes and its own verdict."""
+    """Return what would happen to one pool as plain data, including all of its changing and left-out nodes and its own
+    verdict, which leaves --fail-on out of account."""
     return {
         "name": proposal.policy,
         "verdict": conclude((proposal,), estimate=estimate).data,
@@ -320,9 +326,10 @@ def _step_data(step: Step) -> StepData:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Show what the policies in the files of `-f`, or else the present policies, would do (see VerbModule). If the
-    user names policies, only these are shown. Returns the exit status of the verdict. Raises Trouble, also if a
-    named policy does not exist or is not in the files, or if --fail-on has an unknown word."""
+    """Show what the policies in the files of `-f`, or else the present policies, would do (see VerbModule). If the user
+    names policies, only these are shown. A note names each other object in the files, which is ignored. Nothing is
+    written. Returns the exit status of the verdict. Raises Trouble, also if a named policy does not exist or, with
+    `-f`, is not in the files, or if --fail-on has an unknown word."""
     fail_on = tuple(word.strip() for word in typed.fail_on.split(",")) if typed.fail_on else None
     if unknown := sorted({*(fail_on or ())} - {*FAIL_ON}):
         raise Trouble(f"--fail-on has no word {unknown[0]!r}; use one or more of {','.join(FAIL_ON)}")
@@ -345,9 +352,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) -> Planned:
     """Return what would happen to the pools if the `proposed` policies were applied, and what is uncertain about it.
-    Only the policies named in `only` are considered, or all if it is empty. If no operator is installed, the cluster
-    is planned as it will be with one. Nothing is written. Raises Trouble, also if a name in `only` belongs to no
-    policy."""
+    Only the policies named in `only` are shown, or all if it is empty; the others are planned too, because they compete
+    for nodes. If no operator is installed, the cluster is planned as it will be with one: with GPUs inferred from
+    labels (`with_presumed`) and ClusterPolicy naming the operator's ConfigMaps (`with_pointers`); the first note says
+    so. Nothing is written. Raises Trouble, also if a name in `only` belongs to no policy."""
     async with gathered(session, proposed, beforehand=True) as cluster:
         if cluster.missing:
             admin = await read_admin_maps(session, (await cluster.decide(())).snapshot)
@@ -375,9 +383,11 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
 
 
 async def _with_length(session: Session, proposal: Proposal, live: LivePlan, most: int) -> Proposal:
-    """Return the proposal with how long its changes take, judging by the changes in the histories of the `most` nodes
-    that changed last; those of its own pool come first. All histories are read at once, but none if no node changes. A
-    GPUNode that cannot be read counts as one without a history."""
+    """Return the proposal with how long its changes take, judging by the changes in the histories of at most `most`
+    nodes: first nodes of its own pool, then others, each group with the latest proven change first. Nodes without a
+    proven change are not read. All histories are read at once, but none if no node of the pool will change; the length
+    is empty then, and also if it is unknown (`foresee`). A GPUNode that cannot be read counts as one without a history.
+    """
     pool = live.plan.pools[proposal.policy]
     own = {*pool.names}
     dated = [

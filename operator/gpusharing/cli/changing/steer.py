@@ -36,12 +36,14 @@ TRIES = 5
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Show the patch, request a confirmation if it may evict pods and --yes is not given, and send it (see VerbModule).
     With --dry-run, nothing is confirmed or sent. With -o json, yaml or jsonpath, only a document for each patch is
-    printed, at the end; a patch that failed has none. Returns DONE, or FAILED if the user does not confirm.
+    printed, at the end; a patch that failed has none. Returns DONE, also with --dry-run, or FAILED if the user does not
+    confirm. The last line says that nothing was changed, that all was done, or what else the user must know
+    (`_find_absence`, ASKED).
 
-    Raises Trouble unless either a name or --all is given, if the object cannot be read, or if the patch would have no
-    effect, cannot be sent, or needs a confirmation for which there is no terminal. With --all, every policy on which
-    the patch has an effect is patched, even if another one cannot be; what failed is then raised in one Trouble at the
-    end.
+    Raises Trouble unless exactly one of a name and --all is given, if the object cannot be read, or if the patch would
+    have no effect, cannot be sent, or needs a confirmation for which there is no terminal. With --all, every policy on
+    which the patch has an effect is patched, even if another one cannot be; what failed is then raised in one Trouble
+    at the end, with the number of policies that were changed.
     """
     verb, every = STEERING[typed.verb], getattr(typed, "all", False)
     if every == bool(typed.name):
@@ -75,8 +77,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 def _changes(verb: SteeringVerb, objects: list[JSON], request: SteeringRequest, *, every: bool) -> Changes:
-    """Return each object with its patch. With `every`, objects for which the patch would have no effect are left out,
-    and Trouble is raised if none is left; otherwise Trouble is raised for such an object."""
+    """Return each object with its patch, in the order of `objects`. With `every`, objects for which the patch would
+    have no effect are left out, and Trouble is raised if none is left; otherwise the Trouble of the verb's `find` is
+    raised for such an object."""
     changes: Changes = []
     for raw in objects:
         with suppress(*[Trouble] * every):
@@ -87,8 +90,8 @@ def _changes(verb: SteeringVerb, objects: list[JSON], request: SteeringRequest, 
 
 
 def _end(kind: Resource, changes: Changes, terminal: Terminal, message: str, *, done: bool) -> None:
-    """Print `message`. As data, print instead a document for each patch: the kind, the name, the patch, and `done`. If
-    `kind` is GPUNODES, the patch is the request that was written there."""
+    """Print `message`. As data, print instead a document for each patch: the kind, the name, the patch, and `done`,
+    which says whether the patch was sent. If `kind` is GPUNODES, the patch is the request that was written there."""
     for raw, change in changes if terminal.structured else ():
         name = text(raw, "metadata", "name")
         patch = _request(change.body) if kind == GPUNODES else change.body
@@ -113,7 +116,8 @@ def _show(resource: Resource, changes: Changes, terminal: Terminal) -> None:
 
 async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> str:
     """Return a closing sentence that says that no operator is installed or, for approve, resume and retry, that the
-    chart's value `paused` keeps nodes from starting. Empty otherwise. `lasts` says whether an operator that is
+    chart's value `paused` (anything but `false`) keeps nodes from starting. Empty otherwise. If Deployments may not be
+    read, the operator counts as installed, with the chart's defaults. `lasts` says whether an operator that is
     installed later would act on the patch.
 
     Raises Trouble if no operator is installed and `lasts` is false, because the patch would have no effect, and for
@@ -173,8 +177,9 @@ async def _send(
 
 
 def _request(body: JSON) -> JSON:
-    """Return the patch of a GPUNode that requests what `body` would do to its Node. Labels become annotations, and one
-    to remove becomes `false`."""
+    """Return the patch of a GPUNode that requests what `body` would do to its Node. It has the labels and annotations
+    of `body`, all as annotations, and `false` as the value of one that is to be removed or is empty. Other parts of
+    `body` are left out."""
     labels, annotations = (section(body, "metadata", key) for key in ("labels", "annotations"))
     return {"metadata": {"annotations": {k: v or "false" for k, v in {**labels, **annotations}.items()}}}
 
@@ -189,14 +194,15 @@ def _decided_on(raw: JSON) -> tuple[str, int, str]:
 
 
 def _reference(resource: Resource, name: str) -> str:
-    """Return the name of the object as kubectl accepts it: gsp/NAME or node/NAME."""
+    """Return the name of the object as kubectl accepts it: node/NAME for a Node, gsp/NAME for anything else, which is a
+    policy."""
     return f"{'node' if resource == NODES else 'gsp'}/{name}"
 
 
 def is_wanted(answers: TextIO) -> bool:
-    """Ask at the terminal `answers` whether to continue although pods may be evicted, and return whether the answer was
-    y or yes, case-insensitively; any other answer, and the end of the input, counts as no. Raises Trouble if `answers`
-    is not a terminal."""
+    """Ask at the terminal `answers`, with the question on standard error (`ask_line`), whether to continue although
+    pods may be evicted, and return whether the answer was y or yes, case-insensitively; any other answer, and the end
+    of the input, counts as no. Raises Trouble if `answers` is not a terminal."""
     if not answers.isatty():
         raise Trouble(
             "this may evict pods and must be confirmed, but there is no terminal: pass --yes or --dry-run"

@@ -77,9 +77,10 @@ class SteeringVerb:
 
 
 def _approve(policy: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that approves the current plan. It needs no confirmation if the request names the plan's hash.
-    Raises Trouble if the operator has not processed the policy's generation yet, if the policy needs no approval or
-    has no plan, if the plan has been approved already, or if the request names another hash."""
+    """Return the patch that approves the current plan by writing its hash into an annotation. It needs a confirmation
+    unless the request names the plan's hash. Raises Trouble if the operator has not processed the policy's generation
+    yet, if the policy needs no approval (`spec.rollout.approval` is not Manual) or has no plan with a hash, if the
+    annotation has the hash already, or if the request names another hash."""
     name, plan = text(policy, "metadata", "name"), section(policy, "status", "plan")
     _refuse_unseen(policy)
     if part(policy, "spec", "rollout", "approval") != "Manual":
@@ -103,8 +104,9 @@ def _approve(policy: JSON, request: SteeringRequest) -> Change:
 
 
 def _pause(policy: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that pauses the policy. The patch includes `whenPaused` only if the request names a value.
-    Raises Trouble if the policy is paused already and its `whenPaused` would stay the same."""
+    """Return the patch that pauses the policy; it needs no confirmation. The patch includes `whenPaused` only if the
+    request names a value. A policy that sets none counts as having `Finish`. Raises Trouble if the policy is paused
+    already and its `whenPaused` would stay the same."""
     name, rollout = text(policy, "metadata", "name"), section(policy, "spec", "rollout")
     before = text(rollout, "whenPaused") or "Finish"
     when = request.typed.when_paused or before
@@ -119,9 +121,10 @@ def _pause(policy: JSON, request: SteeringRequest) -> Change:
 
 def _resume(policy: JSON, request: SteeringRequest) -> Change:
     """Return the patch that ends the pause of a policy or, if it is not paused, continues a rollout that was halted by
-    failures. Both need a confirmation. Raises Trouble if the policy is not paused and either its rollout is not halted
-    or the operator has not processed its generation yet. With --all no GPUNodes are read, so only pauses can be ended.
-    """
+    failures. Both need a confirmation. A rollout counts as halted if `request.gpunodes` is not empty. Its patch writes
+    an annotation: the value that the message of the first of these nodes asks for if it is for the policy's generation,
+    else that generation alone. Raises Trouble if the policy is not paused and either its rollout is not halted or the
+    operator has not processed its generation yet. With --all no GPUNodes are read, so only pauses can be ended."""
     name, generation = text(policy, "metadata", "name"), whole(policy, "metadata", "generation")
     if part(policy, "spec", "rollout", "paused") is True:
         means = "nodes will start to change again, and earlier failures no longer count"
@@ -140,8 +143,9 @@ def _resume(policy: JSON, request: SteeringRequest) -> Change:
 
 
 def _retry(node: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that makes the operator try a failed or deferred node again. It needs a confirmation. Raises
-    Trouble if the operator would ignore it. If the status of the node may not be read, this is not checked."""
+    """Return the patch that makes the operator try a failed or deferred node again: an annotation with the time of the
+    request, to the second. It needs a confirmation. Raises Trouble if the operator would ignore it (`_find_wait`). If
+    the status of the node may not be read, this is not checked."""
     means = (
         "the operator will retry this node under its policy's rules and drain it first, which may evict pods"
     )
@@ -152,9 +156,11 @@ def _retry(node: JSON, request: SteeringRequest) -> Change:
 
 
 def _find_wait(node: JSON, status: NodeStatus) -> str:
-    """Return what the retry of a node must wait for, as the end of a sentence, if the node is blocked. Empty if the
-    retry begins at once, or if this version does not know the node's phase. Raises Trouble if the operator would ignore
-    the retry, because there is nothing to try again."""
+    """Return what the retry of a node must wait for, as the end of a sentence, if the node is in phase Blocked. Empty
+    if the retry begins at once: the node is Failed, its reason is one that a retry ends (`Mark.RETRIED`), or its fence
+    says that it returns to its last proven layout. Empty too if this version does not know the node's phase. Raises
+    Trouble if the operator would ignore the retry: in every other case, and before all else if the reason has
+    `Mark.NOT_RETRIED`; the message then has the reason's remedy."""
     state = f"{status.phase} ({status.reason})"
     refusal = f"there is nothing to retry on {status.name}: it is {state}"
     if (remedy := _NOT_RETRIED.get(status.reason)) is not None:
@@ -178,9 +184,10 @@ def _find_wait(node: JSON, status: NodeStatus) -> str:
 
 
 def _abort(node: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that gives up the change in flight on a node. Raises Trouble if no change is in flight, if the
-    change has already stopped because somebody else is working on the node (stage `yielded`), if the node is past
-    the point of no return, or if the fence cannot be read."""
+    """Return the patch that gives up the change in flight on a node, by writing the fence's operation into an
+    annotation. It needs no confirmation. Raises Trouble if no change is in flight, if the change has already stopped
+    because somebody else is working on the node (stage `yielded`), if the node is past the point of no return (any
+    stage but `fenced`), or if the fence cannot be read."""
     name = text(node, "metadata", "name")
     fence, damage = read_fence(annotations_of(node))
     if damage:
@@ -206,8 +213,9 @@ def _abort(node: JSON, request: SteeringRequest) -> Change:
 
 
 def _skip(node: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that labels a node so that no change starts there, or with `undo` removes the label, which
-    needs a confirmation. Raises Trouble if the node already is as requested."""
+    """Return the patch that labels a node so that no change starts there, or with `undo` removes the label. Only the
+    removal needs a confirmation. Raises Trouble if the node already is as requested; a label with any other value than
+    `true` does not count."""
     name = text(node, "metadata", "name")
     skipped = texts(section(node, "metadata", "labels")).get(names.LABEL_SKIP) == "true"
     if skipped is not request.typed.undo:
@@ -221,7 +229,8 @@ def _skip(node: JSON, request: SteeringRequest) -> Change:
 
 async def _read_halted(session: Session, policy: str) -> tuple[NodeStatus, ...]:
     """Return the nodes of a policy that may not start their change because other nodes failed (Reason.HALTED), from a
-    list of all GPUNodes, because the policy itself does not name them. Empty if there are none. Raises Trouble."""
+    list of all GPUNodes, because the policy itself does not name them. Empty if there are none. Raises Trouble if
+    GPUNodes cannot be listed."""
     nodes = map(read_node, await session.all(GPUNODES))
     return tuple(node for node in nodes if (node.policy, node.reason) == (policy, Reason.HALTED))
 
@@ -251,7 +260,7 @@ STEERING: Mapping[str, SteeringVerb] = {
 
 
 def annotations_of(node: JSON) -> Mapping[str, str]:
-    """Return the annotations of an object, without those whose values are not strings."""
+    """Return the annotations of an object, without those whose values are not strings; empty if it has none."""
     return texts(section(node, "metadata", "annotations"))
 
 
@@ -261,7 +270,8 @@ def _annotation(key: str, value: str) -> JSON:
 
 
 def _refuse_unseen(policy: JSON) -> None:
-    """Raise Trouble if the operator has not processed the policy's current generation yet."""
+    """Raise Trouble if the operator has not processed the policy's current generation yet: `status.observedGeneration`
+    is lower, or missing."""
     observed, now = whole(policy, "status", "observedGeneration"), whole(policy, "metadata", "generation")
     if observed < now:
         name = text(policy, "metadata", "name")

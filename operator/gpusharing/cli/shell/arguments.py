@@ -34,8 +34,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(1, f"error: {message}\nSee: {self.prog} --help\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does, but exit with status 1 if an argument is left over, which is a flag that this verb
-        does not have, or a word too many."""
+        """Parse as argparse does, and return the flags and an empty list. Exit with status 1 if an argument is left
+        over, which is a flag that this verb does not have, or a word too many; the message names the first."""
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             word, *_ = unknown[0].split("=")
@@ -44,8 +44,9 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Exit with status 1 if `action` has choices and `value` is none of them. The value `jsonpath` must be followed
-        by `=`, and no other value may have a `=`. The template after the `=` is not checked here."""
+        """Exit with status 1 if `action` has choices and `value` is none of them; the message suggests a similar choice
+        or, without one, lists all. The value `jsonpath` must be followed by `=`, and no other value may have a `=`. The
+        template after the `=` is not checked here."""
         choices = action.choices
         word, template, _ = str(value).partition("=")
         if choices is not None and (word not in choices or bool(template) != (word == JSONPATH)):
@@ -198,7 +199,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def parser() -> Parser:
-    """Build the parser for the flags that all verbs share, the verbs, and their own flags."""
+    """Return a new parser for the flags that all verbs share, the verbs of VERBS and HELPERS, and their own flags. What
+    it parses has the name of the verb as `verb` and, except for HELPERS, its module as `module` and its Verb as `row`.
+    """
     commons = {outputs: _common(outputs, hidden=True) for outputs in {verb.outputs for verb in VERBS}}
     top = Parser(
         prog=PROG,

@@ -91,9 +91,10 @@ class FleetVerb:
 def carry_out_everywhere(
     verb: FleetVerb, typed: Namespace, contexts: Sequence[str], terminal: Terminal
 ) -> int:
-    """Ask all clusters and print their answers: one table, or in JSON and YAML a document for each context, with the
-    reason in place of a missing answer. Return the `worst` status. Raises Trouble before anything is asked if the flags
-    cannot be used, and after the printing, with all reasons, if a cluster gave no answer."""
+    """Ask all clusters (`ask_clusters`) and print their answers: one table (`describe_clusters`), or in JSON and YAML a
+    document for each context, with the reason in place of a missing answer. Return the `worst` status. Raises Trouble
+    before anything is asked if the flags cannot be used, and after the printing, with all reasons, if a cluster gave no
+    answer."""
     verb.check(typed)
     with asyncio.Runner(loop_factory=ProgramLoop) as runner:
         replies = runner.run(ask_clusters(verb, typed, contexts))
@@ -154,8 +155,9 @@ async def _reply(
 
 
 def describe_clusters(verb: FleetVerb, replies: Sequence[Reply], paper: Paper) -> list[Line]:
-    """Draw one table of all answers. SIMULATED nodes are named above it. Remarks follow below it, including one for
-    each context that leads to the same cluster as an earlier context."""
+    """Draw one table of all replies, in their order. SIMULATED nodes are named above it, as CONTEXT/NODE. Remarks
+    follow below it, including one for each context that leads to the same cluster, by its UID, as an earlier context. A
+    context whose UID is unknown is not compared."""
     columns = (Column("CLUSTER"), *verb.columns)
     rows = [[Span(reply.context), *row] for reply in replies for row in _rows(verb, reply)]
     answers = [(reply.context, reply.answer) for reply in replies if reply.answer]
@@ -172,7 +174,7 @@ def describe_clusters(verb: FleetVerb, replies: Sequence[Reply], paper: Paper) -
 
 def _rows(verb: FleetVerb, reply: Reply) -> Sequence[Sequence[Span]]:
     """Return the rows of a reply without the column CLUSTER. If there are none, return a single row whose last cell
-    says why."""
+    says why, and whose other cells are empty: `verb.nothing` if the cluster answered, else the error."""
     if reply.answer and reply.answer.rows:
         return reply.answer.rows
     why = Span(verb.nothing, Ink.FAINT) if reply.answer else Span(f"no answer: {reply.error}", Ink.BAD)
@@ -183,7 +185,9 @@ def _wrapped(
     columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper
 ) -> Sequence[Sequence[Span]]:
     """Break the last cell of each row into several rows, whose other cells are empty, so that `table` need not cut it.
-    On wide paper, and if the paper has no width, the rows are returned unchanged. There must be at least one row."""
+    If it would have fewer than LEGIBLE characters, the room of the columns that `table` leaves out first is counted as
+    its own. On wide paper, and if the paper has no width, the rows are returned unchanged. There must be at least one
+    row."""
     if paper.width is None or paper.wide:
         return rows
     sizes = [max(len(row[i].text) for row in rows) for i in range(len(columns) - 1)]

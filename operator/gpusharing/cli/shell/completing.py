@@ -38,8 +38,10 @@ def main() -> None:
 
 def suggest(words: Sequence[str], names: Names) -> list[str] | None:
     """Return the sorted completions of the last word: the values of the flag before it; else, after a dash, long flags;
-    else verbs or, once a verb was typed, values of its next argument. Verbs and arguments typed before are left out.
-    Return None if the word is the name of a file. `names` lists the objects of a kind."""
+    else verbs or, once a verb was typed, values of its next argument. Flags are those of the verb or, before one was
+    typed, of the program. Verbs and arguments typed before are left out. Return None if the word is the name of a file.
+    `words` has all words, the last of which may be empty. `names` lists the objects of a kind, and is called only if a
+    name of that kind can follow."""
     # argparse has no public way to list its flags. These private names are the same from Python 3.11 to 3.14.
     top = parser()
     *before, begun = ("", *words)
@@ -100,9 +102,10 @@ def _values(action: argparse.Action | None, begun: str, names: Names) -> Iterabl
 
 def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
     """Return the names of all objects of a kind in the cluster and namespace that the typed words select. `kind` is
-    spelled as for `why`; any other word is a namespace, whose pods are listed. CONTEXTS are read from the kubeconfig.
-    HASHES are those of the plans of policies named in the words. Empty if the kubeconfig or the cluster cannot be read,
-    or if that takes more than SECONDS."""
+    spelled as for `why`; any other word is a namespace, whose pods are listed. `words` are searched for --kubeconfig,
+    --context and --namespace or -n; without a namespace, that of the context counts. CONTEXTS are read from the
+    kubeconfig. HASHES are those of the plans of policies named anywhere in the words. Empty if the kubeconfig or the
+    cluster cannot be read, or if that takes more than SECONDS."""
     from gpusharing.cli.shell.session import connected, find_kubeconfigs, find_subject, read_contexts
     from gpusharing.kube import client
     from gpusharing.kube.raw import text

@@ -65,7 +65,7 @@ class Column:
 
 
 def columns(**drops: int) -> tuple[Column, ...]:
-    """Return columns with these titles, each with the number that is its `Column.drop`."""
+    """Return left-justified columns with these titles, in this order. The number of each is its `Column.drop`."""
     return tuple(Column(title, drop) for title, drop in drops.items())
 
 
@@ -113,8 +113,8 @@ def printable(text: str) -> str:
 
 def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink = Ink.PLAIN) -> list[Line]:
     """Break a string into lines that fit the paper. All lines begin with `indent`, and all but the first with `hang`
-    after it. Runs of whitespace become one space, and a word that is longer than a line is broken; a string of
-    whitespace alone gives no lines."""
+    after it. Runs of whitespace become one space, words are not broken at hyphens, and a word that is longer than a
+    line is broken anywhere; a string of whitespace alone gives no lines."""
     wrapped = textwrap.wrap(
         " ".join(text.split()),
         max(NARROW, paper.room),
@@ -156,10 +156,10 @@ def fold(text: Line, paper: Paper) -> list[Line]:
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper, indent: str = ""
 ) -> list[Line]:
-    """Return a header, unless the paper has none, and a line for each row. Every row must have one cell for each
-    column. Columns in which every cell is empty are left out, so without rows the header is empty. If the paper has a
-    width and is not wide, the columns with the highest `drop` are left out until the rest fits, and then long cells are
-    cut."""
+    """Return a header, unless the paper has none, and a line for each row, in their order and each with `indent` before
+    it. Every row must have one cell for each column. Columns in which every cell is empty are left out, so without rows
+    the header is empty. If the paper has a width and is not wide, the columns with the highest `drop` are left out
+    until the rest fits, and then long cells are cut."""
     rows = _justified(columns, rows)
     header = [Span(one.title, Ink.FAINT) for one in columns]
     widths = {
@@ -188,8 +188,9 @@ def _justified(columns: Sequence[Column], rows: Sequence[Sequence[Span]]) -> lis
 
 def _fitted(columns: Sequence[Column], widths: Mapping[int, int], room: int) -> dict[int, int]:
     """Return the width of each column that is drawn, by its index. `widths` are the widths that the cells need. While a
-    row does not fit into `room`, the column with the highest `drop` is left out; once all others have 0, the widest is
-    narrowed. No column becomes narrower than 5 characters, even if the row is then too long."""
+    row does not fit into `room`, the column with the highest `drop` is left out, the rightmost of several; once all
+    others have 0, the widest is narrowed by one character, the leftmost of several. No column becomes narrower than 5
+    characters, even if the row is then too long."""
     fitted = dict(widths)
     while sum(fitted.values()) + len(GAP) * max(0, len(fitted) - 1) > room:
         loose = [index for index in fitted if columns[index].drop]
@@ -204,7 +205,7 @@ def _fitted(columns: Sequence[Column], widths: Mapping[int, int], room: int) -> 
 
 
 def _row(cells: Sequence[Span], widths: Sequence[int]) -> list[Span]:
-    """Return the cells of a row with gaps between them, each cut or padded to its width."""
+    """Return the cells of a row with gaps between them, each cut (`shorten`) or padded on the right to its width."""
     spans: list[Span] = []
     for cell, width in zip(cells, widths, strict=True):
         spans += [Span(GAP), Span(shorten(cell.text, width).ljust(width), cell.ink)]
@@ -212,8 +213,8 @@ def _row(cells: Sequence[Span], widths: Sequence[int]) -> list[Span]:
 
 
 def shows(row: Line, text: str) -> bool:
-    """Whether `text` is a complete cell of a drawn row: it was neither cut nor left out for lack of room. True for an
-    empty string."""
+    """Whether `text` is a complete cell of a drawn row, apart from spaces at the cell's end: it was neither cut nor
+    left out for lack of room. True for an empty string."""
     return not text or any(span.text.rstrip() == text for span in row)
 
 
@@ -244,8 +245,8 @@ class Glyph:
 
 def bar(glyphs: Sequence[Glyph], paper: Paper, room: int) -> Line:
     """Return a line with one character for each glyph, in this order; neighbors of the same ink form one span. If there
-    are more glyphs than `room`, each character stands for several glyphs and is the worst of them. A `room` below 1
-    counts as 1.
+    are more glyphs than `room`, the line has `room` characters; each stands for several neighboring glyphs and is the
+    worst of them, the first of several that are equally bad. A `room` below 1 counts as 1.
 
     A glyph is worse if its ink comes later in _BADNESS: a failure is worse than a success.
     """
@@ -264,8 +265,8 @@ _BADNESS = (Ink.PLAIN, Ink.TITLE, Ink.FAINT, Ink.GOOD, Ink.WAITING, Ink.BUSY, In
 
 
 def simulated_sentence(nodes: Sequence[str]) -> str:
-    """Return a sentence, without a period, that says that these nodes have no real GPUs, and names at most three of
-    them. Empty if there are no nodes."""
+    """Return a sentence, without a period, that says that these nodes have no real GPUs, and names the first three of
+    them, with `a node without a name` for an empty name. Empty if there are no nodes."""
     if not nodes:
         return ""
     have, them = ("have", "them") if len(nodes) > 1 else ("has", "it")
@@ -286,7 +287,8 @@ def age(since: datetime | None, now: datetime) -> str:
 
 def length(time: timedelta) -> str:
     """Format a length of time in its largest full unit of d, h, m and s, such as 41d. If the count is below 5, the next
-    smaller unit follows unless it is 0, such as 1h5m. Negative lengths become 0s."""
+    smaller unit follows unless it is 0, such as 1h5m. What is smaller still is dropped, not rounded. Negative lengths
+    become 0s."""
     seconds = max(0, int(time.total_seconds()))
     for unit, size, below, small in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
         count, rest = divmod(seconds, size)

@@ -32,7 +32,8 @@ _BACKSLASH = re.compile(r"""(?P<escape>\\["\\/bfnrtu])|\\(?P<other>.)|(?P<quote>
 
 
 def parse_template(template: str) -> Parts:
-    """Return the parts of a template. Raises Trouble that names the position of a mistake."""
+    """Return the parts of a template, in their order. Raises a Trouble that names the position of the first mistake,
+    also if the template is empty."""
     if not template:
         raise _mistake(template, 0, "there is no template")
     return _read_parts(template, _tokens(template))
@@ -72,7 +73,8 @@ def _tokens(template: str) -> Iterator[re.Match[str]]:
 
 
 def _mistake(template: str, at: int, why: str) -> Trouble:
-    """Return the error about the character at the index `at` of a template."""
+    """Return the error about the character at the index `at` of a template, with `why`, the number of the character
+    from 1, the next 20 characters, and an example of a path. It is not raised here."""
     example = 'write paths as in {.pools[*].name} and {.pools[?(@.mode=="MIG")].name}'
     return Trouble(
         f"-o jsonpath: {why}: character {at + 1}, at {template[at : at + 20] or 'the end'}; {example}"
@@ -100,8 +102,9 @@ def _written(value: object) -> str:
 
 
 def _values(path: str, value: object) -> Sequence[Any]:
-    """Return the values to which a path leads from `value`; a leading `$` or `@` changes nothing. Empty if the path
-    leads nowhere: a field or an index does not exist, a filter accepts no item, or a value has another type."""
+    """Return the values to which a path leads from `value`; a leading `$` or `@` changes nothing. An empty path leads
+    to `value` itself. Empty if the path leads nowhere: a field or an index does not exist, a filter accepts no item, or
+    a value has another type."""
     values = [value]
     for step in _STEP.finditer(path):
         values = [following for each in values for following in _follow(step, each)]
@@ -128,7 +131,7 @@ def _follow(step: re.Match[str], value: Any) -> Iterable[Any]:
 def _holds(step: re.Match[str], item: object) -> bool:
     """Whether the filter of a step accepts an item: at least one value of its path is equal to the literal or, with
     `!=`, is not. Without a comparison, the path need only have a value. A path without a value is never accepted, not
-    even with `!=`."""
+    even with `!=`. A boolean and a number are never equal."""
     values, wanted = _values(step["path"], item), _literal(step["wanted"] or "")
     kind = isinstance(wanted, bool)  # in Python, True equals 1
     equal = (value == wanted and isinstance(value, bool) is kind for value in values)

@@ -107,7 +107,8 @@ the page, and uses only our own style sheet."""
 
 
 def frame(title: str, head: Iterable[Markup], *body: Markup, **attributes: str) -> str:
-    """Return a whole page with our style sheet, these elements in its head, and a body with these attributes."""
+    """Return a whole page with our style sheet, these elements and the title in its head, and a body with these
+    elements and attributes."""
     metas = (
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
@@ -128,8 +129,9 @@ def _escaped(text: str) -> str:
 
 
 def grid(caption: str, kind: str, titles: Iterable[str], rows: Iterable[Sequence[Child]]) -> Markup:
-    """Return a table that can be scrolled sideways in a narrow window, also with the keyboard. The first cell of each
-    row is its heading. `kind` is the CSS class of the table."""
+    """Return a table that can be scrolled sideways in a narrow window, also with the keyboard. `titles` are the
+    headings of its columns. The first cell of each row is the row's heading, so no row may be empty. `kind` is the CSS
+    class of the table."""
     head = tag("thead", tag("tr", *(tag("th", one, scope="col") for one in titles)))
     cells = ([tag("th", row[0], scope="row"), *(tag("td", one) for one in row[1:])] for row in rows)
     inner = tag(
@@ -147,14 +149,14 @@ Link = Callable[[str, str], Child]
 
 
 def plain_cell(_title: str, text: str) -> Child:
-    """Return the text of a cell."""
+    """Return the text of a cell unchanged, as the default of `Link` does; the heading of its column is ignored."""
     return text
 
 
 def flow(lines: Iterable[Line], link: Link = plain_cell) -> list[Markup]:
     """Return lines as HTML. Each run of `Row` becomes a table: the first row has the headings, of which the first is
     also the caption. Each other line becomes a paragraph. Blank lines are left out; they separate tables. `link` makes
-    the cells below the headings."""
+    the cells below the headings, from the heading of the column and the text without surrounding spaces."""
     parts: list[Markup] = []
     for is_table, run in groupby(lines, lambda one: isinstance(one, Row)):
         if is_table:

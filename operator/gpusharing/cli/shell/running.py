@@ -25,10 +25,11 @@ class VerbModule(Protocol):
 
 
 def carry_out(verb: Any, typed: Namespace) -> int:
-    """Run a verb and return the worst exit status. It runs without a cluster if it needs none or --prometheus is given.
-    With --contexts or --all-contexts, verbs that can do so ask all clusters side by side; otherwise the verb runs in
-    each context in turn. Raises Trouble if flags contradict each other or a named context does not exist, and at the
-    end if it failed in some contexts."""
+    """Run a verb and return the worst exit status. It runs without a cluster if it needs none (`Verb.offline`, unless
+    one of its `asks_with` is given) or --prometheus is given. With --contexts or --all-contexts, verbs that can do so
+    ask all clusters side by side; otherwise the verb runs in each context of --contexts in turn, or else in that of
+    --context, which by default is the current one. Raises Trouble if flags contradict each other or a named context
+    does not exist, and at the end if it failed in some contexts."""
     flags, row, kubeconfig = vars(typed), typed.row, getattr(typed, "kubeconfig", "")
     named = tuple(name.strip() for name in flags.get("contexts", "").split(",") if name.strip())
     beside = row.beside > 0 and ("contexts" in flags or "all_contexts" in flags)
@@ -51,7 +52,10 @@ def carry_out(verb: Any, typed: Namespace) -> int:
 
 def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool) -> str:
     """Return a message about the first contradiction between flags, or between a flag and the verb; empty if there is
-    none. `named` are the contexts of --contexts. `several` is true if the verb may run in more than one context."""
+    none. The contradictions are: two of --context, --contexts and --all-contexts; a --contexts without a name; several
+    contexts for a verb, flag or format that takes one; html with --watch; --all-contexts for a verb that does not ask
+    clusters side by side; -n for a verb that covers all namespaces; and a format that the verb lacks. `named` are the
+    contexts of --contexts. `several` is true if the verb may run in more than one context."""
     flags, verb = vars(typed), typed.row
     output, watch, everywhere = flags.get("output", "table"), flags.get("watch"), flags.get("all_contexts")
     output = output.partition("=")[0]
@@ -121,7 +125,8 @@ async def run_each(verb: VerbModule, session: Session, typed: Namespace, termina
 
 async def _in_turn(run: Callable[[str], Awaitable[int]], values: Sequence[str]) -> int:
     """Call `run` with each value, one after the other, and return the `worst` status. A Trouble does not prevent the
-    others from running; it is raised at the end, combined with all others."""
+    others from running; it is raised at the end, combined with all others in one message. Any other exception ends the
+    loop at once."""
     troubles, statuses = list[Trouble](), list[int]()
     for value in values:
         try:

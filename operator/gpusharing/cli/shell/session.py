@@ -33,7 +33,7 @@ MOST_LISTED = 20
 def read_contexts(files: Sequence[Path]) -> tuple[str, dict[str, str]]:
     """Return the name of the current context, which may be empty, and the namespace that each context sets (empty if
     none), by the context's name. If several files name a current context or define the same context, the first file
-    decides. Raises Trouble if a file cannot be read or is not YAML."""
+    decides. A file without contexts adds nothing. Raises Trouble if a file cannot be read or is not YAML."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     current, known = "", dict[str, str]()
     for file in files:
@@ -105,8 +105,9 @@ class Session:
         return self.where.removeprefix("context ")
 
     async def each_page(self, resource: Resource, **where: Unpack[Filters]) -> AsyncIterator[Sequence[JSON]]:
-        """Yield the objects of a kind, page by page. Raises Trouble for every error of the server, including when the
-        kind is not installed, and its subclass Denied if the user lacks permission."""
+        """Yield the objects of a kind, page by page, as the server orders them. `where` narrows the list, by a
+        namespace or selectors. Raises Trouble for every error of the server, including when the kind is not installed,
+        and its subclass Denied if the user lacks permission."""
         with explained(self.where):
             try:
                 async for page in pages_of(self.client, resource, **where):
@@ -118,8 +119,8 @@ class Session:
                 ) from error
 
     async def all(self, resource: Resource, **where: Unpack[Filters]) -> list[JSON]:
-        """Return every object of a kind, sorted by namespace and name. Raises Trouble for every error of the server,
-        and Denied if the user lacks the permission."""
+        """Return every object of a kind that `where` selects, as in `each_page`, sorted by namespace and name. Raises
+        Trouble for every error of the server, and Denied if the user lacks the permission."""
         objects = [raw async for page in self.each_page(resource, **where) for raw in page]
         return sorted(objects, key=lambda raw: [text(raw, "metadata", key) for key in ("namespace", "name")])
 
@@ -135,9 +136,10 @@ class Session:
         return [task.result() for task in tasks]
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
-        """Return one object. Raises Denied if the user may not read it, and Trouble for every other error of the
-        server. If no object has this name, the others are listed, so that the message can suggest similar names; if the
-        user may not list them, the message says so."""
+        """Return one object. `namespace` is None for a kind without namespaces. Raises Denied if the user may not read
+        it, and Trouble for every other error of the server. If no object has this name, Trouble is raised; the others
+        in the namespace are listed first, so that the message can suggest similar names; if the user may not list them,
+        the message says so."""
         with explained(self.where), suppress(NotFound):
             return await self.client.get(resource, name, namespace=namespace)
         try:
@@ -169,7 +171,9 @@ SPELLINGS: Mapping[Resource, str] = {
 def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
     """Return the kind, name and namespace of the object that a word names: `gpu-07` a node, `KIND/NAME` an object of a
     kind in SPELLINGS, `NAMESPACE/NAME` a pod, and `KIND/NAMESPACE/NAME` an object in a namespace. A GPUNode counts as
-    its node. The namespace is `namespace` if none is named. Raises Trouble for any other word with a slash."""
+    its node. The case of the kind does not matter, and an API group after it is ignored. If what precedes the slash is
+    no such kind, it is the namespace of a pod. The namespace is `namespace` if none is named. Raises Trouble for any
+    other word with a slash."""
     kind, slash, rest = word.partition("/")
     if not slash:
         return kinds.NODES, word, namespace
@@ -189,8 +193,8 @@ def object_name(resource: Resource, name: str) -> str:
 
 
 def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
-    """Return a sentence that says that no object of the kind has this name. It names the most similar of the existing
-    `names`, or the first five if none is similar, or says that there are none at all."""
+    """Return a sentence that says that no object of the kind has this name. It names at most three similar ones of the
+    existing `names`, or the first five in alphabetical order if none is similar, or says that there are none at all."""
     kind = resource.plural
     if not names:
         return f"there is no {kind}/{name} in {where}, which has no {kind} at all"

@@ -27,7 +27,7 @@ def ask_line(question: str, answers: TextIO) -> str:
     without surrounding whitespace. Raises EOFError at the end of the input. Ctrl-C raises KeyboardInterrupt.
 
     asyncio would only take note of the first Ctrl-C and keep waiting for the line to end, so Python's own handler is
-    installed while the question is open.
+    installed while the question is open, and the former handler afterwards.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -74,8 +74,9 @@ class Terminal:
     @classmethod
     def of(cls, typed: str, *, color: bool, headers: bool = True) -> "Terminal":
         """Return a Terminal for standard output. `typed` is the value of -o. Colors are off if `color` is false or
-        standard output is not a terminal, and for NO_COLOR (https://no-color.org) and TERM=dumb. Raises Trouble if the
-        template of -o jsonpath has a mistake."""
+        standard output is not a terminal, and if the environment has a NO_COLOR that is not empty
+        (https://no-color.org) or TERM=dumb. The width is that of the terminal, or None without one. Raises Trouble if
+        the template of -o jsonpath has a mistake."""
         stream, (output, equals, template) = sys.stdout, typed.partition("=")
         here = cls(stream, output, headers=headers)
         here.template = parse_template(template) if equals else []
@@ -95,7 +96,8 @@ class Terminal:
 
     @property
     def structured(self) -> bool:
-        """Whether the output is data for programs: JSON, YAML, what a template takes from it, or names."""
+        """Whether the output is data for programs: JSON, YAML, what a template takes from it, or names. False for
+        tables, CSV and HTML."""
         return self.output in ("json", "yaml", "jsonpath", "name")
 
     @property
@@ -104,8 +106,9 @@ class Terminal:
         return self._live is not None
 
     def data(self, kind: type[Data], value: Data, names: Iterable[str] = ()) -> None:
-        """Write `value` with its apiVersion and kind, as `document` does, or with -o name the `names` of the objects
-        that it is about, each once and on its own line."""
+        """Write `value` with its apiVersion and kind, as `document` does, or with -o name, instead of it, the `names`
+        of the objects that it is about, each once, in their order and on its own line. The names are ignored in other
+        formats."""
         if self.output == "name":
             self.write("".join(f"{name}\n" for name in dict.fromkeys(names)))
         else:
@@ -113,7 +116,7 @@ class Terminal:
 
     def document(self, value: object) -> None:
         """Write a value as YAML or through the template of -o jsonpath if that is the output format, otherwise as JSON.
-        Several YAML documents are separated by `---`."""
+        Several YAML documents are separated by `---`. The stream is flushed."""
         if self.output == "jsonpath":
             self.stream.write(render(self.template, value))
         elif self.output == "yaml":
@@ -135,7 +138,7 @@ class Terminal:
         names: Iterable[str] = (),
     ) -> None:
         """Write an answer in the output format: `rows` as CSV, `data` of this `kind` and `names` as the method `data`
-        does, otherwise `lines`. Only the function for that format is called."""
+        does, otherwise `lines`, drawn on `paper`. Only the function for that format is called."""
         if self.output == "csv":
             import csv  # only two verbs write CSV
 
@@ -156,8 +159,8 @@ class Terminal:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def progress(self, text: str) -> None:
-        """Show a sentence about a long wait on standard error, cut to one line, in place of the one before; an empty
-        text removes it. Does nothing unless standard error is a terminal."""
+        """Show a sentence about a long wait on standard error, cut to the width of the terminal, in place of the one
+        before; an empty text removes it. Does nothing unless standard error is a terminal."""
         if sys.stderr.isatty():
             print(f"\r\x1b[K{shorten(text, self._size().columns - 1)}", end="", file=sys.stderr, flush=True)
 
@@ -181,13 +184,15 @@ class Terminal:
             self.write(plain(lines))
 
     def _size(self) -> os.terminal_size:
-        """Return the size of the terminal: measured if that is possible, otherwise `width` (or 80) and ROWS."""
+        """Return the size of the terminal: measured now if `measure` is set, otherwise `width` (80 if it is None)
+        columns and ROWS rows."""
         return os.terminal_size((self.width or 80, ROWS)) if self.measure is None else self.measure()
 
     @contextmanager
     def redrawing(self) -> Iterator[None]:
         """Make `show` draw over its earlier output while the context is open. It draws on a screen of its own, which
-        the terminal removes at the end. On a pipe, and for data (`structured`), output is appended as usual."""
+        the terminal removes at the end. If there is no terminal, and for data (`structured`), output is appended as
+        usual and `redraws` stays False."""
         if self.width is None or self.structured:
             yield
             return

@@ -62,7 +62,8 @@ def explained(where: str) -> Iterator[None]:
 
 def error_text(error: Exception) -> str:
     """Return the message of an error on one line and without a period at its end, or the name of its type if it has no
-    message. The hint of a Forbidden error is left out, because it addresses the operator."""
+    message. Runs of whitespace become one space. The hint of a Forbidden error is left out, because it addresses the
+    operator."""
     if isinstance(error, Forbidden):
         error = KubeError(error.message)
     return " ".join((str(error) or type(error).__name__).split()).rstrip(". ")
