@@ -90,9 +90,9 @@ not searched."""
 
 
 def cleaned(value: object) -> Any:
-    """Return a copy of the JSON value without the keys in LEFT_OUT and without annotations of other programs. A string,
-    list or object whose key suggests a secret is replaced by REMOVED, and every other string is `scrubbed`. Numbers,
-    booleans and None stay."""
+    """Return a copy of the JSON value without the keys in LEFT_OUT, at any depth, and without annotations of other
+    programs (those that begin with none of KEPT_ANNOTATIONS). A string, list or object whose key suggests a secret is
+    replaced by REMOVED, and every other string is `scrubbed`. Numbers, booleans and None stay."""
     if isinstance(value, list):
         return [cleaned(item) for item in value]
     if isinstance(value, str):
@@ -116,8 +116,10 @@ def _cleaned(key: str, value: object) -> Any:
 
 
 def scrubbed(text: str) -> str:
-    """Return the string with REMOVED in place of everything that is named as a secret or has the form of one. The name
-    itself is kept."""
+    """Return the string with REMOVED in place of everything that is named as a secret or has the form of one: a private
+    key in PEM, a bearer token, user and password in a URL, a JSON Web Token, and a value, list or block that follows a
+    name such as password, token or apiKey. The name itself is kept, and so are sentences such as `token: expired since
+    May`."""
     folded = text.casefold()
     if not any(hint in folded for hint in _HINTS):
         return text
@@ -128,7 +130,7 @@ def scrubbed(text: str) -> str:
 
 def node_facts(raw: JSON) -> JSON:
     """Return those parts of a Node that help to find a fault: its metadata, taints, cordon, allocatable resources,
-    conditions and versions. All but the taints and the cordon are `cleaned`."""
+    conditions and versions (`nodeInfo`), as far as it has them. All but the taints and the cordon are `cleaned`."""
     status, spec = raw.get("status") or {}, raw.get("spec") or {}
     return {
         "metadata": cleaned(raw.get("metadata") or {}),
@@ -179,7 +181,8 @@ class Bundle:
     """The errors that caused the gaps."""
 
     def add(self, name: str, value: object) -> None:
-        """Add `value` to the bundle as a JSON file of this name."""
+        """Add `value` to the bundle as a JSON file of this name, with sorted keys. A file that has the name already is
+        replaced."""
         self.files[name] = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
     async def read(
@@ -200,7 +203,8 @@ class Bundle:
                 raise
 
     def tar(self, folder: str, at: datetime) -> bytes:
-        """Return a gzipped tar archive with all files in one folder. `at` becomes their modification time."""
+        """Return a gzipped tar archive with all files in one `folder`, sorted by name and readable by their owner
+        alone. `at` becomes their modification time."""
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w:gz") as archive:
             for name, content in sorted(self.files.items()):
@@ -211,10 +215,10 @@ class Bundle:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Write the archive to the file that the user named, or to one in the current folder with the time in its name,
-    and print its name and its gaps (see VerbModule). Returns DONE also if there are gaps. An existing file is
-    overwritten. Raises Trouble if nothing could be read, if the user's credentials are refused, or if the file
-    cannot be written."""
+    """Write the archive (`gather`) to the file that the user named, or to one in the current folder with the time in
+    its name, and print its name, the number of its files, and its gaps (see VerbModule). Returns DONE also if there are
+    gaps. An existing file is overwritten. Raises Trouble if nothing could be read, if the user's credentials are
+    refused, or if the file cannot be written."""
     at = session.now()
     folder = f"gpusharing-support-{at:%Y%m%dT%H%M%SZ}"
     path = Path(typed.file or f"{folder}.tar.gz")
@@ -234,10 +238,11 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 async def gather(session: Session, at: datetime) -> Bundle:
     """Read everything that belongs in the archive, one call after the other so that a struggling server is not
-    overloaded, and return it with a README.txt that lists the gaps. A KubeError becomes a gap; if the operator's
-    settings cannot be read, the chart's default namespaces are read. Raises Unavailable if the server does not answer
-    at all, and the first KubeError if nothing could be read. Unauthorized is raised at once, except while logs are
-    read, where it is a gap too."""
+    overloaded: the lists of `_lists`, the operator's two ConfigMaps, and the logs (`_logs`). Return it with a
+    README.txt that lists the gaps and names SIMULATED nodes. A KubeError becomes a gap; if the operator's settings
+    cannot be read, the chart's default namespaces are read. Raises Unavailable if the server does not answer at all,
+    and the first KubeError if nothing could be read. Unauthorized is raised at once, except while logs are read, where
+    it is a gap too."""
     bundle, client = Bundle(), session.client
     try:
         installed = await read_installed(client)
@@ -272,7 +277,8 @@ async def gather(session: Session, at: datetime) -> Bundle:
 
 
 def _lists(ours: Sequence[str], namespaces: Sequence[str]) -> Iterator[tuple[str, Resource, str | None]]:
-    """Yield the file, the kind and the namespace (None for all namespaces) of each list in the bundle. `ours` are the
+    """Yield the file, the kind and the namespace (None for all namespaces) of each list in the bundle, in the order in
+    which they are read: policies, GPUNodes, Nodes, ClusterPolicies and PodDisruptionBudgets first. `ours` are the
     namespaces of our workloads, whose Deployments are read; `namespaces` also include that of NVIDIA's components.
     DaemonSets, Pods and Events are read in all of these, and Events in `default` too."""
     yield "policies.json", kinds.POLICIES, None
@@ -298,9 +304,9 @@ async def _all(client: KubeClient, resource: Resource, namespace: str | None) ->
 
 async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
     """Add to `bundle`, as NAMESPACE/logs/POD.log, the last LINES lines of the logs, `scrubbed`, of each of WORKLOADS in
-    this namespace, from at most MOST_LOGS pods of each; pods that are not Ready come first. Pods that are left out and
-    logs that cannot be read are recorded in `gaps`. If the pods cannot be listed, nothing is added or recorded. No
-    KubeError is raised."""
+    this namespace (pods that have its name as the value of one of LABELS), from at most MOST_LOGS pods of each; pods
+    that are not Ready come first, and otherwise they are sorted by name. Pods that are left out and logs that cannot be
+    read are recorded in `gaps`. If the pods cannot be listed, nothing is added or recorded. No KubeError is raised."""
     try:
         pods = await list_of(session.client, kinds.PODS, namespace=namespace)
     except KubeError:

@@ -66,7 +66,8 @@ class NodeAnswer:
 
     @property
     def remedy(self) -> str:
-        """What to do; empty if there is nothing to do, or if this version does not know the node's reason."""
+        """The remedy of the node's reason; empty if that has none because there is nothing to do, or if this version
+        does not know the reason."""
         return BY_WORD[self.node.reason].remedy if self.node.reason in BY_WORD else ""
 
     def as_data(self) -> NodeExplanationData:
@@ -96,9 +97,9 @@ class NodeAnswer:
 
 def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing: str) -> NodeAnswer:
     """Combine what is known about a node: its GPUNode, or None, and the present plan, or None. `missing` says why there
-    is no plan, and is then the reason why no proofs are shown. With a plan, the cordon is read from the Node, and a
-    policy or blockers that the GPUNode lacks come from the plan. If the GPUNode has no phase, the whole status is the
-    planned one or, without a verdict, says that no policy selects the node."""
+    is no plan, and is then the reason why no proofs are shown; it is ignored if there is one. With a plan, the cordon
+    is read from the Node, and a policy or blockers that the GPUNode lacks come from the plan. If the GPUNode has no
+    phase, the whole status is the planned one or, without a verdict, says that no policy selects the node."""
     node = NodeStatus(name=name) if gpunode is None else read_node(gpunode)
     if live is None:
         return NodeAnswer(node, unproven=missing, notes=_next_look(node, 0.0))
@@ -121,9 +122,9 @@ def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing:
 
 def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
     """Return a sentence that says within what time the operator lists the pods of a Blocked node again
-    (docs/adr/0018-looks-at-blocked-nodes.md), and how to make it do so at once. Empty if the node is not blocked by
-    pods. `seconds` is how long a round over all blocked nodes takes if each poll lists one node. The time is never
-    below LONGEST."""
+    (docs/adr/0018-looks-at-blocked-nodes.md), and how to make it do so at once. Empty unless the node's phase is
+    Blocked and it has blockers. `seconds` is how long a round over all blocked nodes takes if each poll lists one node;
+    as each poll lists LOOKS of them, the time is that divided by LOOKS, but never below LONGEST."""
     if node.phase != Phase.BLOCKED or not node.blockers:
         return ()
     within = length(max(LONGEST, timedelta(seconds=seconds / LOOKS)))
@@ -133,7 +134,8 @@ def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
 
 def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
     """Return what each source of proof says about the node, and an empty string. Return no proofs and the reason if no
-    policy governs the node, if the policy cannot be carried out on it, or if its GPUs are unknown."""
+    policy governs the node, if the policy cannot be carried out on it, or if its GPUs are unknown; for the last two the
+    reason is the planner's message."""
     members = (one for pool in live.plan.pools.values() for one in pool.members if one.node.name == name)
     member = next(members, None)
     match member and member.assessment:
@@ -172,7 +174,8 @@ def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]
 
 def _title(answer: NodeAnswer, now: datetime) -> Line:
     """Return the first line: the node, its policy (or `no policy`), its phase and reason (or `not managed` if it has no
-    phase), how long ago the phase began, and until when it lasts. The last two are left out if they are unknown."""
+    phase), how long ago the phase began, and until when it lasts: a time, until a person acts, or until others are
+    done. The last two are left out if they are unknown."""
     since = age(answer.node.entered, now)
     when = f"  since {since}" if since else ""
     until = f", until {_ENDS.get(answer.node.deadline, answer.node.deadline)}" if answer.node.deadline else ""
@@ -201,9 +204,10 @@ def _facts(answer: NodeAnswer) -> list[str]:
 
 
 def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
-    """Draw the table of proofs, or without proofs the reason why there are none. Below the table, draw the message of
-    each source that disagrees, unless its row says as much: it shows two different values, and neither is cut off.
-    For the sources in _IN_WORDS, the message is always drawn."""
+    """Draw the table of proofs, or without proofs the reason why there are none. On paper without glyphs, + and x mark
+    whether a source agrees. Below the table, draw the message of each source that disagrees, unless its row says as
+    much: it shows two different values, and neither is cut off. For the sources in _IN_WORDS, the message is always
+    drawn."""
     if not answer.proofs:
         return prose(f"No proof to show: {answer.unproven}", paper, hang="  ", ink=Ink.WAITING)
     good, bad = ("✓", "✗") if paper.glyphs else ("+", "x")

@@ -118,9 +118,10 @@ class PodAnswer:
 def pod_answer(
     pod: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, namespace_labels: Mapping[str, str]
 ) -> PodAnswer:
-    """Return the answer about a pod. `rooms` has what each Node of the plan has for it, by the name of the Node.
-    `namespace_labels` are the labels of the pod's namespace, empty if they could not be read. They are used only for
-    what the answer says about the isolation of tenants, not to find room."""
+    """Return the answer about a pod from a plan. Its notes are those of the plan and of `_answer`, and one if other
+    device plugins serve what the pod requests. `rooms` has what each Node of the plan has for it, by the name of the
+    Node. `namespace_labels` are the labels of the pod's namespace, empty if they could not be read. They are used only
+    for what the answer says about the isolation of tenants, not to find room."""
     statuses: dict[str, str] = {}
     for policy in live.snapshot.policies:
         summary = policy_status(policy, live.plan, live.snapshot, {}, live.now)["summary"]
@@ -135,7 +136,8 @@ def pod_answer(
 
 def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSON]) -> PodAnswer:
     """Return the answer about a pod from what the policies and the GPUNodes show, which are empty if they could not be
-    read. A note says what may exclude the pod from nodes and was not considered, and what more rights would add."""
+    read. A policy whose spec is invalid has no targets, so its nodes have no room (`read_room`). A note says what may
+    exclude the pod from nodes and was not considered, and what more rights would add."""
     nodes, views = [*map(read_node, gpunodes)], map(policy_view, policies)
     targets = {one.name: Targets(one, find_wish(one.name, one.spec), BARE) for one in views if one.spec}
     rooms = {node.name: read_room(raw, one, targets) for node, one in zip(nodes, gpunodes, strict=True)}
@@ -153,8 +155,9 @@ def _answer(
 ) -> PodAnswer:
     """Return an answer about a pod, without its `guard` and the SIMULATED nodes. `found` has the room on each node, and
     is empty if nothing is known about nodes. `statuses` has the status and message of each policy, and `phases` the
-    phase of each managed node. A pod that requests only a fraction of a GPU is treated as one that requests whole GPUs.
-    """
+    phase of each managed node. A pod that requests only a fraction of a GPU is treated as one that requests whole GPUs,
+    and a note says what that means. For a pod that requests GPUs and has no node, another note names the fields that
+    were not evaluated (`find_overlooked`)."""
     pod, asks = pod_view(raw, {}), dict(sorted(pod_requests(raw).items()))
     fraction, devices = find_fraction(raw)
     asks = asks or ({RESOURCE_GPU: devices} if devices else {})
@@ -190,10 +193,11 @@ def _answer(
 def _services(
     pool: str, status: str, asks: Mapping[str, int], members: Sequence[NodeRoom]
 ) -> Iterator[Service]:
-    """Yield, for each requested resource that a member has or will have, what the best node of the pool provides. All
-    nodes without a policy count as one pool, with an empty name. `status` is the status of the policy as shown to
-    people. The best node is chosen once for the whole request. If no member is usable for the pod, now or later, the
-    node's name is empty and the counts are 0."""
+    """Yield, for each requested resource that a member advertises or will advertise, even if a rule excludes the pod
+    there, what the best node of the pool provides (`NodeRoom.rank`). All nodes without a policy count as one pool, with
+    an empty name. `status` is the status of the policy as shown to people. The best node is chosen once for the whole
+    request. Only members that have something for the pod, now or later, can be the best. If there are none, the node's
+    name is empty, the counts are 0, and the rules that exclude the pod are the obstacle."""
     reached = (room for room in members if room.now or room.after)
     none = NodeRoom("", pool, {}, {}, {}, "", "", "", {}, frozenset())
     best = max(reached, key=lambda room: room.rank(asks), default=none)
@@ -210,7 +214,8 @@ def _services(
 
 def _exclusions(rooms: Sequence[NodeRoom]) -> Iterator[str]:
     """Yield one string for each rule that will exclude the pod from some of these nodes once the changes are done: the
-    names of the nodes, a colon, and the rule. The strings are sorted by rule."""
+    names of the first three nodes and the number of the others, a colon, and the rule (`NodeRoom.later`). The strings
+    are sorted by rule."""
     by_rule: dict[str, list[str]] = {}
     for room in rooms:
         if room.later:
@@ -264,8 +269,8 @@ class PodCase:
 
 
 def _ended(case: PodCase) -> str:
-    """Explain a pod that has ended and will not start again. If the kubelet rejected it because of the number of
-    shares that it requests, say so. Empty for any other pod."""
+    """Explain a pod that has ended and will not start again. If the kubelet rejected it (UnexpectedAdmissionError) and
+    the device plugin of its node refuses the number of shares that it requests, say so. Empty for any other pod."""
     phase = text(case.raw, "status", "phase")
     if phase not in ("Succeeded", "Failed"):
         return ""
@@ -276,8 +281,9 @@ def _ended(case: PodCase) -> str:
 
 
 def _asks_nothing(case: PodCase) -> str:
-    """Explain a pod that requests no GPU resource, so that it does not wait because of a GPU pool. If it requests
-    devices through ResourceClaims, say that these are not compared with the pools. Empty for any other pod."""
+    """Explain a pod that requests no GPU resource and no fraction of a GPU, so that it does not wait because of a GPU
+    pool. If it requests devices through ResourceClaims, say that these are not compared with the pools. Empty for any
+    other pod."""
     if case.asks:
         return ""
     if resource_claim_names(case.raw):
@@ -320,8 +326,9 @@ def _unadvertised(case: PodCase) -> str:
 
 def _suggest(case: PodCase, absent: str) -> str:
     """Return a question, preceded by a space, whether another resource that the pod may use was meant instead of
-    `absent`. It ends with how many of it are known to be free, which may be 0. For a MIG profile it is the smallest
-    with at least as many slices and as much memory, for any other name the most similar. Empty if there is none."""
+    `absent`. It ends with how many of it are known to be free on all nodes, which may be 0. For a MIG profile it is the
+    smallest with at least as many slices and as much memory, for any other name the most similar (`nearest`). The
+    prefix before the slash is not compared. Empty if there is none."""
     bare = {name.partition("/")[2]: name for room in case.rooms for name in (*room.now, *room.after)}
     word = absent.partition("/")[2]
     sizes = {one: tuple(map(int, size.groups())) for one in (word, *bare) if (size := _PROFILE.match(one))}
@@ -352,10 +359,10 @@ def _available(case: PodCase) -> str:
 
 
 def _too_large(case: PodCase) -> str:
-    """Explain a pod that requests more of one resource than any single node has, or several resources that no single
-    node has together, so that waiting does not help. Empty if a node has everything now. If the pod can get one
-    resource from no node at all, the result is empty too, unless another resource is too scarce. There must be at
-    least one node, which `_unadvertised` ensures."""
+    """Explain a pod that requests more of one resource than any single node has, now or after the changes, or several
+    resources that no single node has together, so that waiting does not help. Empty if a node has everything now. If
+    the pod can get one resource from no node at all, the result is empty too, unless another resource is too scarce.
+    There must be at least one node, which `_unadvertised` ensures."""
     nowhere = "no node that this pod may use" if any(one.kept for one in case.services) else "no node"
     most = {name: max(room.most(name) for room in case.rooms) for name in case.asks}
     for name, wanted in case.asks.items():
@@ -368,8 +375,9 @@ def _too_large(case: PodCase) -> str:
 
 
 def _never(case: PodCase) -> str:
-    """Explain a pod to which no earlier conclusion applies. Either rules or the device plugin exclude it from all
-    nodes that will have what it requests, or no node will have it. Waiting does not help. Never empty."""
+    """Explain a pod to which no earlier conclusion applies. The first of these reasons is returned: the device plugin
+    would refuse it, rules exclude it from all nodes that will have what it requests, or no node will have it. Waiting
+    does not help. Never empty."""
     names = ", ".join(case.asks)
     if refusals := sorted({room.later for room in case.rooms if room.refusal and room.later == room.refusal}):
         return f"kubelets would reject this pod: {'; '.join(refusals)}"
@@ -420,7 +428,8 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
 
 def _service_lines(services: Sequence[Service], paper: Paper) -> list[Line]:
     """Draw a table with one row for each service. Below it, draw the obstacles that were cut off in the table. For a
-    pool in which the pod may use some nodes, also draw the rules that exclude it from the others."""
+    pool in which the pod may use some nodes, also draw the rules that exclude it from the others; if they differ
+    between resources, those of the last one."""
     rows = []
     for one in services:
         counts = str(one.now), "?" if one.free is None else str(one.free), str(one.after)

@@ -35,9 +35,10 @@ _OPERATORS = frozenset({"In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"})
 
 def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None) -> str:
     """Return a clause about the first rule that excludes the pod from the node; empty if none does. The rules are, in
-    this order, the pod's node selector, its required node affinity, and the node's taints with the effect
-    NoSchedule or NoExecute. TRANSIENT_TAINTS, such as the taint of a cordon, are ignored. `labels` are the labels
-    that the node will have, or None to use its present ones."""
+    this order, the pod's node selector (its first unmet label by key), its required node affinity, and the node's
+    taints with the effect NoSchedule or NoExecute, of which the first that the pod does not tolerate is named.
+    TRANSIENT_TAINTS, such as the taint of a cordon, are ignored. `labels` are the labels that the node will have, or
+    None to use its present ones."""
     spec = section(pod, "spec")
     labels = texts(part(node, "metadata", "labels")) if labels is None else labels
     for key, value in sorted(texts(spec.get("nodeSelector")).items()):
@@ -57,7 +58,8 @@ def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None
 def find_overlooked(pod: JSON) -> tuple[str, ...]:
     """Return the paths of those fields of the pod because of which the scheduler may exclude nodes, but which are not
     evaluated here, such as `spec.affinity.podAffinity`: required rules about other pods and topology, ResourceClaims,
-    volumes with claims, another scheduler, and host ports. Empty if it has none of them."""
+    volumes with claims, a scheduler other than the default one, and host ports of its containers; those of init
+    containers do not count. Empty if it has none of them."""
     spec = section(pod, "spec")
     volumes, spreads = entries(spec, "volumes"), entries(spec, "topologySpreadConstraints")
     ports = [port for container in entries(spec, "containers") for port in entries(container, "ports")]
@@ -76,9 +78,10 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
 
 
 def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
-    """Return what the terms require of a node that matches none of them: the first unmet row of each term, joined by
-    `or`. Empty if the node's `labels` match a term, or if there are no terms. Each term must have a row, as those of
-    `node_terms` do. A row with an unknown operator matches no node, as for the scheduler."""
+    """Return what the terms require of a node that matches none of them: the first unmet row of each term, each text
+    once and in the order of the terms, joined by `or`. Empty if the node's `labels` match a term, or if there are no
+    terms. Each term must have a row, as those of `node_terms` do. A row with an unknown operator matches no node, as
+    for the scheduler."""
     wanted = []
     for term in terms:
         missing = [row for row in term if row[1] not in _OPERATORS or not holds(labels, row)]
@@ -94,8 +97,10 @@ def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
 
 
 def _tolerates(toleration: JSON, taint: JSON) -> bool:
-    """Whether a toleration matches a taint, as Kubernetes compares them. A toleration with an unknown operator matches
-    no taint."""
+    """Whether a toleration matches a taint, as Kubernetes compares them: its effect and its key must be empty or those
+    of the taint, and its operator must accept the taint's value. Exists accepts every value, Equal (also if no operator
+    is given) the same value, and Gt and Lt compare the taint's number with that of the toleration. A toleration with an
+    unknown operator matches no taint."""
     if any(text(toleration, key) not in ("", text(taint, key)) for key in ("effect", "key")):
         return False
     operator, value = text(toleration, "operator") or "Equal", text(toleration, "value")
@@ -112,9 +117,9 @@ NOTE = (
 
 def find_fraction(raw: JSON) -> tuple[str, int]:
     """Return a description of the fraction of a GPU that the Pod's annotations request from KAI-Scheduler, and the
-    number of GPUs of which it requests that fraction, at least 1. Return an empty string and 0 if it requests none, or
-    if its scheduler is the default one. The fraction is shown as it is written; a number that is not valid counts as 1.
-    """
+    number of GPUs of which it requests that fraction, at least 1. The annotation `gpu-fraction` takes precedence over
+    `gpu-memory`, a number of MiB. Return an empty string and 0 if the Pod has neither, or if its scheduler is the
+    default one. The fraction is shown as it is written; a number that is not valid counts as 1."""
     annotations = texts(part(raw, "metadata", "annotations"))
     memory, devices = annotations.get("gpu-memory", ""), annotations.get("gpu-fraction-num-devices", "1")
     share = annotations.get("gpu-fraction", f"{memory} MiB" if memory else "")
@@ -156,7 +161,7 @@ class NodeRoom:
 
     def has_free(self, requests: Mapping[str, int]) -> bool:
         """Whether everything that is requested is free on the node. If it is unknown what is free, all that is
-        allocatable counts as free."""
+        allocatable now counts as free."""
         return fits(requests, self.now if self.free is None else self.free)
 
     def most(self, resource: str) -> int:
@@ -165,9 +170,9 @@ class NodeRoom:
 
     def rank(self, requests: Mapping[str, int]) -> tuple[bool, bool, bool, bool, int]:
         """Return a sort key: the node with the greatest key comes nearest to having everything that is requested. The
-        parts of the key are whether the node has everything free, whether it will have everything after the
-        changes, whether everything is allocatable there now, whether it accepts pods, and how many of the requested
-        devices it has now or later."""
+        parts of the key are whether the node has everything free, whether it will have everything after the changes,
+        whether everything is allocatable there now, whether it accepts pods, and how many of the requested devices, of
+        all resources together, it has now or later."""
         most = sum(min(n, self.most(name)) for name, n in requests.items())
         lasts = fits(requests, self.after)
         return self.has_free(requests), lasts, fits(requests, self.now), not self.closed, most
@@ -185,7 +190,9 @@ def _find_room(pod: JSON, raw: JSON, node: NodeView, live: LivePlan) -> NodeRoom
     it and the node is Synced. `free` is empty if `now` is, or while the node is cordoned, not Ready, not proven yet, or
     tainted for its change. Otherwise it is None if no agent reports what pods hold, or if a DRA driver serves the GPUs.
     `after` is empty if the plugin will refuse the pod once the changes are done, or if a rule will exclude it with
-    every set of labels that the node may have then."""
+    every set of labels that the node may have then. `closed` is a clause about why the node is closed to pods: its
+    start-up taint, a cordon, a taint of its change, or that it is not Ready. A node that no policy governs, or whose
+    target is unknown, keeps what it advertises."""
     plan, report = live.plan, live.snapshot.gpunodes.get(node.name)
     observed = report.observed if report is not None and node.devices is None else None
     verdict = plan.verdicts.get(node.name)
@@ -248,8 +255,9 @@ def read_room(pod: JSON, raw: JSON, targets: Mapping[str, Targets]) -> NodeRoom:
 
 def find_refusal(pod: JSON, policy: str, spec: GPUSharingPolicySpec | None) -> str:
     """Return why, under a policy with this spec, the device plugin refuses the pod, one of whose containers requests
-    several shares: the policy sets failRequestsGreaterThanOne, or its mode is MPS. Empty if the plugin does not refuse
-    it, or if there is no spec."""
+    several shares of one resource of the plugin: the policy shares GPUs and sets failRequestsGreaterThanOne, or shares
+    them through MPS, which implies it. `policy` is its name. Empty if the plugin does not refuse it, or if there is no
+    spec."""
     several = any(n > 1 for name, n in largest_requests(pod).items() if is_plugin_resource(name))
     sharing = plugin_config(spec, ()).sharing if spec is not None and several else None
     if sharing is None or not sharing.fail_requests_greater_than_one:
@@ -265,9 +273,9 @@ def explain_guard(
     raw: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, namespace_labels: Mapping[str, str]
 ) -> str:
     """Return sentences about the isolation label of a pod's namespace: what it admits, whether no node has an admitted
-    mode, and which nodes with one do not advertise what the pod requests. The last has no period. Empty without such a
-    label, if the pod requests no GPU resource or has a node, or if its node selector and required affinity do not name
-    the routing label."""
+    mode, and which nodes with one do not advertise what the pod requests. The last has no period. At most three nodes
+    are named for each combination of lacking resources and mode. Empty without such a label, if the pod requests no GPU
+    resource or has a node, or if its node selector and required affinity do not name the routing label."""
     asks, admitted = pod_requests(raw), find_admitted(namespace_labels)
     required = {
         *texts(part(raw, "spec", "nodeSelector")),

@@ -52,7 +52,8 @@ class LivePlan:
     """Sentences about what could not be read or is uncertain."""
 
     def simulated(self, nodes: Iterable[str] | None = None) -> tuple[str, ...]:
-        """Return the sorted names of those of `nodes`, or of all nodes if None, whose agents report SIMULATED GPUs."""
+        """Return the sorted names of those of `nodes`, or of all nodes if None, whose agents report SIMULATED GPUs.
+        Nodes without an agent's report are left out."""
         reports = self.snapshot.gpunodes
         known = (reports[name] for name in (reports if nodes is None else nodes) if name in reports)
         return tuple(sorted(one.name for one in known if one.observed is not None and one.observed.simulated))
@@ -79,12 +80,13 @@ class Cluster:
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> LivePlan:
         """Return the plan of a leader that has been running for longer than the drift grace. If a node would be
-        cordoned under `policies` and that leader would first write its configuration, the plan is for the time
-        after that, and a note says so. Sets `memory`. Raises KubeError, which the context of `gathered` turns into
-        a Trouble.
+        cordoned under `policies` and that leader would first write its configuration, the plan is for the time after
+        that, and a note says so. Sets `memory` to what such a leader would remember of drifts. Raises KubeError, which
+        the context of `gathered` turns into a Trouble.
 
         The pods are listed for `nodes`, and for the nodes that would be cordoned under `policies` (None stands for all
-        policies): the first MAX_LISTED of them, and a note says if there are more.
+        policies): the first MAX_LISTED of them, in the order of the verdicts, and a note says if there are more. Nodes
+        in `nodes` do not count against that limit, and the policies restrict nothing else: all of them are planned.
         """
         now, only = self.now(), None if policies is None else frozenset(policies)
         snapshot = await self._snapshot(frozenset(nodes), now)
@@ -115,7 +117,8 @@ class Cluster:
 
     async def _snapshot(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
         """Return a snapshot that includes the pods of the nodes in `wanted`, changed by `foresee`. If `claims` is
-        empty, the claims are derived from the fences of the Nodes. If calls fail, the first error is raised."""
+        empty, for example because the Lease could not be read, the claims are derived from the fences of the Nodes. If
+        calls fail, the first error is raised."""
         with one_error():
             snapshot = await self.gatherer.snapshot(wanted, self.memory, self.claims, self.failed_nodes, now)
         if not self.claims:
@@ -133,9 +136,11 @@ async def gathered(
     session: Session, proposed: tuple[JSON, ...] = (), *, beforehand: bool = False
 ) -> AsyncIterator[Cluster]:
     """Yield the cluster as it would be with the proposed policies applied, and keep it up to date while the context is
-    open. If something inessential may not be read, a note says so. Raises Trouble if the cluster cannot be read, or
-    if the operator is not installed and `beforehand` is false. A KubeError that is raised in the context becomes a
-    Trouble too. The Trouble is a Denied if the user lacks a permission."""
+    open. If something inessential may not be read (the sources in MARKERS, the pods that wait for a GPU, the operator's
+    settings or Lease), a note says so. Raises Trouble if the cluster cannot be read, or if the API server does not
+    serve GPUNodes, because the operator is not installed. With `beforehand`, a cluster without a Deployment of the
+    operator is yielded all the same, with `missing` set. A KubeError that is raised in the context becomes a Trouble
+    too. The Trouble is a Denied if the user lacks a permission."""
     with explained(session.where), one_error():
         installed = await read_installed(session.client)
         missing = beforehand and installed.missing
@@ -161,9 +166,10 @@ async def gathered(
 
 
 async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) -> list[str]:
-    """Wait until every source is listed or has failed. Return a sentence for each optional kind (MARKERS) that the
-    user may not read. Raises Denied if the user lacks a permission that a plan needs, and Trouble after PATIENCE
-    seconds, or if the API server does not serve GPUNodes and `missing` is false.
+    """Wait until every source is listed or has failed for good (`_is_settled`). Return a sentence for each optional
+    kind (MARKERS) that the user may not read. Raises Denied if the user lacks a permission that a plan needs, and
+    Trouble after PATIENCE seconds, with what each source still lacks, or if the API server does not serve GPUNodes and
+    `missing` is false.
 
     `missing` is true if the operator need not be installed. `bare` is true if a missing permission to read GPUNodes is
     ignored.

@@ -58,10 +58,10 @@ class Document:
 
 
 def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ...]]:
-    """Return the policies in these files, and a sentence for each other object, which is ignored (`read_documents`).
-    Raises Trouble if a file cannot be read or parsed, if a document is not an object, if a policy has no name or an
-    unknown API version, if two policies have the same name, or if no file contains a policy; without files, both
-    results are empty."""
+    """Return the policies in these files, in the order of the files and of the objects in them, and a sentence for each
+    other object, which is ignored (`read_documents`). Raises Trouble if a file cannot be read or parsed, if a document
+    is not an object, if a policy has no name or an unknown API version, if two policies have the same name, also in
+    different files, or if no file contains a policy; without files, both results are empty."""
     policies: dict[str, JSON] = {}
     others: list[str] = []
     for document in read_documents(names, "plan -f -"):
@@ -84,9 +84,10 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
 
 
 def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
-    """Yield every object in these files, in order. A directory stands for its files in .yaml, .yml or .json, and `-`
-    for standard input. An object whose kind ends in `List` is replaced by its items; empty documents are left out. For
-    a document that cannot be parsed, see `_objects`. Raises Trouble if a file cannot be read, or if a directory has a
+    """Yield every object in these files, in order. A directory stands for its own files in .yaml, .yml or .json, sorted
+    and without those of its subdirectories, and `-` for standard input. A file that is named itself may have any
+    suffix. An object whose kind ends in `List` is replaced by its items; empty documents are left out. For a document
+    that cannot be parsed, see `_objects`. Raises Trouble if a file cannot be read, or if a directory has a
     kustomization; the message then says to pipe what it builds into `command`."""
     for name in (file for one in names for file in _files(one, command)):
         try:

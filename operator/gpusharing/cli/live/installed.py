@@ -57,9 +57,9 @@ class InstalledOperator:
 
 async def read_deployment(client: KubeClient) -> InstalledOperator:
     """Find the operator's Deployment in any namespace (the first, if there are several). Return its settings and its
-    version, with notes about what could not be read and about a version other than this plugin's. If there is no
-    Deployment, return the chart's defaults with a note, and `missing` set. If Deployments cannot be listed (Forbidden
-    or NotFound), return the chart's defaults with a note. Raises any other KubeError."""
+    version, with notes about what could not be read and about a version other than this plugin's, if both versions are
+    known. If there is no Deployment, return the chart's defaults with a note, and `missing` set. If Deployments cannot
+    be listed (Forbidden or NotFound), return the chart's defaults with a note. Raises any other KubeError."""
     try:
         deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound) as error:
@@ -80,9 +80,10 @@ async def read_deployment(client: KubeClient) -> InstalledOperator:
 
 async def read_installed(client: KubeClient) -> InstalledOperator:
     """Return what `read_deployment` does, and the claims and failures on the operator's Lease, with a note if these
-    could not be read. The setting `pod_name` is the leader's pod, or else any pod of the operator. If there is no
-    Deployment, the settings have the namespace of the GPU Operator. Raises the KubeErrors that `read_deployment`
-    does."""
+    could not be read. The setting `pod_name` is the leader's pod if it is among the operator's pods, or else the first
+    of these by name; empty if there are none or they may not be read. If Deployments may not be read, nothing is added.
+    If there is no Deployment, the settings have the namespace of the GPU Operator. Raises the KubeErrors that
+    `read_deployment` does."""
     found = await read_deployment(client)
     if found.missing:
         where = await find_gpu_operator(client, PlanSettings().gpu_operator_namespace)
@@ -116,9 +117,10 @@ async def unless_hidden(read: Awaitable[Value], otherwise: Other) -> Value | Oth
 
 
 def _settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
-    """Return the operator's settings, read from those GPUSHARING_ variables of its containers that have literal values.
-    Its namespace is the Deployment's. If some values cannot be used, their defaults are taken and the second result has
-    one note, which names them; otherwise it is empty."""
+    """Return the operator's settings, read from those GPUSHARING_ variables of its containers that have literal values;
+    the last counts if several have the same name, and unknown ones are ignored. Its namespace is the Deployment's. If
+    some values cannot be used, their defaults are taken and the second result has one note, which names them; otherwise
+    it is empty."""
     namespace = text(deployment, "metadata", "namespace")
     containers = entries(deployment, "spec", "template", "spec", "containers")
     values = {
@@ -153,9 +155,9 @@ async def _read_lease(
     client: KubeClient, namespace: str
 ) -> tuple[Mapping[str, Claim], Mapping[str, FailedNode], str, str]:
     """Return the claims and the failures that the operator's Lease records, the identity of its holder, and an empty
-    string. Each is empty if the Lease does not exist or lacks it. If a record is damaged, the user may not read the
-    Lease (Forbidden), or the server rejects the request (Invalid), the last result says why. Raises any other
-    KubeError."""
+    string. Each is empty if the Lease does not exist or lacks it. The last result says why instead if a record is
+    damaged (then no claim is returned, or only the failures that can be read), if the user may not read the Lease
+    (Forbidden), or if the server rejects the request (Invalid). Raises any other KubeError."""
     try:
         lease = await client.get(LEASES, OPERATOR, namespace=namespace)
     except NotFound:

@@ -47,7 +47,8 @@ class Onlooker(PassingClient):
             return _list([applied(None, raw) for _, raw in sorted(self._proposed.items()) if merges], "0")
 
     async def _merged_policies(self) -> JSON:
-        """List all policies and return the list with the proposed ones applied, sorted by name. Raises KubeError."""
+        """List all policies, page by page, and return one list with the proposed ones applied (`applied`), sorted by
+        name, and the resource version of the last page. Raises KubeError."""
         policies: dict[str, JSON] = {}
         version = "0"
         async for page in pages_of(self.client, POLICIES):
@@ -65,9 +66,9 @@ def _list(items: list[JSON], version: str) -> JSON:
 
 def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
     """Return the policy as the server would store it after `kubectl apply`: the live object with the spec of the file,
-    and with the file's annotations added to its own. Other metadata of the file is ignored. The generation is
-    incremented if the two specs are not equal once they are validated. `live` is None if the policy does not exist
-    yet; the result is then the policy of the file with generation 1."""
+    and with the file's annotations added to its own. Other metadata of the file is ignored, and so is its status. The
+    generation is incremented if the two specs are not equal once they are validated. `live` is None if the policy does
+    not exist yet; the result is then the policy of the file with generation 1."""
     own = section(proposed, "metadata")
     if live is None:
         return {**proposed, "metadata": {**own, "generation": 1}}

@@ -105,9 +105,9 @@ class PoolStatus(Summary):
 
     @property
     def state(self) -> State:
-        """The most urgent state of its nodes, but at least BLOCKED if a node waits for a person. If all nodes are done,
-        or there are none, a policy that is Synced and processed is DONE. Another is WAITS if its generation is
-        unprocessed or its status is empty, `Deleting` or the name of a phase, else BLOCKED."""
+        """The most urgent state of its nodes (URGENCY), but at least BLOCKED if a node waits for a person. If all nodes
+        are done, or there are none, a policy that is Synced and processed is DONE. Another is WAITS if its generation
+        is unprocessed or its status is empty, `Deleting` or the name of a phase, else BLOCKED."""
         states = {node.state for node in self.members}
         if any(node.deadline == PERSON for node in self.members):
             states.add(State.BLOCKED)
@@ -118,8 +118,8 @@ class PoolStatus(Summary):
 
     @property
     def changing(self) -> tuple[NodeStatus, ...]:
-        """The nodes that are not done, or wait for a person: first those that failed, then those that are blocked or
-        skipped, under way, waiting, and done."""
+        """The nodes that are not done, or wait for a person, by urgency and otherwise in the order of `members`: first
+        those that failed, then those that are blocked or skipped, under way, waiting, and done."""
         shown = (node for node in self.members if node.state is not State.DONE or node.deadline == PERSON)
         return tuple(sorted(shown, key=lambda node: URGENCY.index(node.state)))
 
@@ -127,8 +127,9 @@ class PoolStatus(Summary):
 def read_pools(
     policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Iterable[JSON] | None = None
 ) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
-    """Return the pools, the most urgent first and otherwise in the order of the policies, and those of `nodes` that
-    belong to none of them, sorted by name. `events` are the Events about policies, or None if they were not read."""
+    """Return the pools, one for each policy, the most urgent first and otherwise in the order of the policies, and
+    those of `nodes` that belong to none of them, sorted by name. `events` are the Events about policies, in any order,
+    or None if they were not read."""
     by_policy: dict[str, list[NodeStatus]] = {}
     for node in nodes:
         by_policy.setdefault(node.policy, []).append(node)
@@ -142,7 +143,8 @@ def read_pools(
 
 def _pool(raw: JSON, nodes: Mapping[str, list[NodeStatus]], events: Iterable[JSON] | None) -> PoolStatus:
     """Return the pool of the policy `raw`. `nodes` has the nodes of each policy, by the policy's name, and `events` the
-    Events of all policies, or None. If the summary has no mode, the mode in the spec is used."""
+    Events of all policies, the oldest first, of which those that regard its name are taken, or None. If the summary has
+    no mode, the mode in the spec is used."""
     name, status = text(raw, "metadata", "name"), section(raw, "status")
     generation = whole(raw, "metadata", "generation")
     about = (event for event in events or () if text(event, "regarding", "name") == name)

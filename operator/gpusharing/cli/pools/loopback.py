@@ -77,9 +77,10 @@ async def listening(pages: Pages, port: int) -> AsyncIterator[str]:
 
 
 def route(pages: Pages, token: str, head: str) -> tuple[HTTPStatus, str, Content]:
-    """Return the status, media type and content for a request with this head. A refusal is a page with one sentence:
-    400 for a malformed request line, 403 unless there is exactly one Host header and it names loopback, 405 for any
-    method but GET, 403 for a wrong token, and 404 for an unknown page. A page gets the query without empty values."""
+    """Return the status, media type and content for a request with this head. A refusal is a page with one sentence.
+    The first of these that applies is returned: 400 for a malformed request line, 403 unless there is exactly one Host
+    header and it names loopback, 405 for any method but GET, 403 for a wrong token, and 404 for an unknown page. The
+    path is /TOKEN/NAME. A page gets the query without empty values, and of a repeated key the last value."""
     first, *rows = head.split("\r\n")
     method, *target = first.split(" ")
     hosts = [row[5:].strip() for row in rows if row[:5].lower() == "host:"]
@@ -101,5 +102,5 @@ def route(pages: Pages, token: str, head: str) -> tuple[HTTPStatus, str, Content
 
 
 async def _sentence(text: str) -> Content:
-    """Yield a page that has only this text."""
+    """Yield one whole HTML page that has only this text, as a paragraph."""
     yield frame("kubectl gpusharing", (), tag("main", tag("p", text)))

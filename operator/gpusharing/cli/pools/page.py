@@ -55,7 +55,8 @@ Cards = Mapping[Face, Sequence[str]]
 def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Cards]:
     """Return the names of nodes by policy and by the `Face` of their cards, once for each card. A policy whose nodes
     report no GPUs has an empty mapping; one without nodes is missing. Nodes without a policy are under the empty name.
-    The most frequent Face comes first; equally frequent ones are sorted by their first node's name."""
+    Cards with equal faces are one entry, whatever node they are in. The most frequent Face comes first; equally
+    frequent ones are sorted by their first node's name."""
     by_policy: dict[str, dict[Face, list[str]]] = {}
     for raw in gpunodes:
         transition = section(raw, "status", "transition")
@@ -71,7 +72,8 @@ def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Cards]:
 def _faces(raw: JSON, layout: str) -> list[Face]:
     """Return the `Face` of each card of a node, in the order of the agent's report. A card without MIG instances gets
     `layout`, the layout that the operator observed on the node, and 0 memory units. The memory units of another card
-    end where its last possible instance does; they are 0 if the agent reports no placements for its profiles."""
+    end where the last possible instance of its product does; they are 0 if the agent reports no placements for its
+    profiles."""
     observed = section(raw, "status", "observed")
     units, faces = dict[str, int](), list[Face]()
     for model in entries(observed, "models"):
@@ -104,13 +106,16 @@ MARKS = {State.DONE: "✓", State.MOVES: "▸", State.WAITS: "·", State.BLOCKED
 
 
 def _mark(glyph: Glyph) -> str:
-    """Return the mark of the state that has this glyph, or the letter of a phase."""
+    """Return the mark of the state that has this very glyph, or else the glyph's own character, which is the letter of
+    a phase."""
     return next((mark for state, mark in MARKS.items() if state.value is glyph), glyph.drawn)
 
 
 def bar(members: Sequence[NodeStatus]) -> Markup:
-    """Return a picture with one cell for each node, sorted by state; those that are done come first. Each cell is a
-    square with the mark of the node's state. Its tooltip has the node's name, phase and reason."""
+    """Return a picture with one cell for each node, sorted by state; those that are done come first, then those under
+    way, waiting, blocked and failed. A line has PER_LINE cells, or four times as many if the nodes do not fit in four
+    lines. Each cell is a square with the mark of the node's state. Its tooltip has the node's name, phase and reason.
+    """
     order, cells = sorted(members, key=lambda node: list(State).index(node.state)), []
     per_line = PER_LINE if len(order) <= 4 * PER_LINE else 4 * PER_LINE
     for number, node in enumerate(order):
@@ -127,7 +132,8 @@ def bar(members: Sequence[NodeStatus]) -> Markup:
 
 def track(timeline: Timeline, row: Track) -> Markup:
     """Return a picture of the phases of one node from the beginning of the rollout to its end. A phase that is too
-    short for its letter is drawn without one."""
+    short for its letter (LETTER percent of the picture) is drawn without one. Each phase has a tooltip with its name,
+    its reason and its times."""
     whole = (timeline.end - timeline.begin).total_seconds() or 1.0
     parts: list[Markup] = []
     for stretch in row.stretches:
@@ -143,7 +149,8 @@ def track(timeline: Timeline, row: Track) -> Markup:
 def card(face: Face) -> Markup:
     """Return a picture of a card from its first memory unit to its last; free memory stays empty. A card without
     instances is a single piece. If the size of the card or the start of any instance is unknown, all instances have the
-    same width and fill the picture. A narrow piece shows its name only up to the dot."""
+    same width and fill the picture. A piece narrower than LABEL percent of the picture shows its name only up to the
+    dot."""
     names = [piece.profile for piece in face.slices] or [face.layout]
     spans = [(number * 100 / len(names), 100 / len(names)) for number in range(len(names))]
     if face.units and all(piece.start >= 0 for piece in face.slices):
@@ -165,8 +172,9 @@ def _piece(x: float, wide: float, title: str, text: str, kind: str) -> Markup:
 
 
 def page(session: Session, known: status.Known, typed: Namespace) -> str:
-    """Return the whole HTML page: a heading, the time, and what `overview` returns, with all nodes. Raises Trouble if a
-    named policy does not exist, or if both names and a selector are passed."""
+    """Return the whole HTML page: a heading with the context, the time, and what `overview` returns, with all nodes.
+    `known` has the policies, the GPUNodes and, if they are to be shown, the Events. Raises Trouble if a named policy
+    does not exist, or if both names and a selector are passed."""
     title = f"GPU pools of {session.name}"
     made = tag("p", f"As of {to_rfc3339(session.now())}, by kubectl gpusharing status.", class_="faint")
     head = [tag("meta", http_equiv="Content-Security-Policy", content=POLICY)]
@@ -215,8 +223,8 @@ def _legend(texts: Iterable[str]) -> Markup:
 
 
 def _timeline(pool: PoolStatus, now: datetime, most: int | None) -> list[Markup]:
-    """Return the table of a pool's last rollout, with at most `most` nodes, and its legend; empty if no node's
-    history contains a change."""
+    """Return the table of a pool's last rollout (`find_timeline`), with at most the first `most` nodes, or all if it is
+    None, and a legend for all nodes; empty if no node's history contains a change."""
     timeline = find_timeline(pool, now)
     if timeline is None:
         return []

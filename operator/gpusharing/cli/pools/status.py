@@ -80,8 +80,9 @@ _CELLS = (*WAY, Phase.SYNCED)
 def describe(
     pools: Pools, unowned: Sequence[NodeStatus], now: datetime, paper: Paper, *, timeline: bool = False
 ) -> list[Line]:
-    """Draw what `describe_health` does, all pools, and below them the number of GPU nodes that no policy selects, with
-    the names of at most 5. With `timeline`, draw the last rollout of each pool too."""
+    """Draw what `describe_health` does, all pools in their order (`describe_pool`), and below them the number of GPU
+    nodes that no policy selects, with the names of at most 5. With `timeline`, draw the last rollout of each pool too.
+    """
     lines = describe_health(pools, unowned, paper)
     for pool in pools:
         drawn = describe_timeline(pool, now, paper) if timeline else []
@@ -90,7 +91,8 @@ def describe(
 
 
 def describe_health(pools: Pools, unowned: Sequence[NodeStatus], paper: Paper) -> list[Line]:
-    """Draw which nodes have SIMULATED GPUs, and what `tell_health` says or, if there are no pools, a hint."""
+    """Draw which nodes have SIMULATED GPUs, of the pools and of `unowned`, and what `tell_health` says or, if there are
+    no pools, a hint how to plan one. The first pool must be the most urgent one, because its state decides the ink."""
     lines = describe_simulated(simulated_nodes(pools, unowned), paper)
     if not pools:
         hint = "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE shows what a policy would do."
@@ -118,7 +120,8 @@ def tell_unowned(unowned: Sequence[NodeStatus]) -> str:
 
 
 def count_states(noun: str, members: Sequence[NodeStatus | PoolStatus]) -> str:
-    """Return how many nodes or pools there are, and how many in each state, such as `4 nodes: 3 done, 1 blocked`."""
+    """Return how many nodes or pools there are, and how many in each state that occurs, in the order of `State`, such
+    as `4 nodes: 3 done, 1 blocked`. `noun` is the word for one of them. Without members, only their number is said."""
     states = Counter(one.state for one in members)
     counts = ", ".join(f"{states[state]} {state.value.word}" for state in State if states[state])
     return ": ".join(filter(None, (counted(len(members), noun), counts)))
@@ -150,7 +153,8 @@ def describe_nodes(nodes: Sequence[NodeStatus], now: datetime, paper: Paper) -> 
 
 def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     """Draw a warning if the operator has not processed the pool's policy yet, the message unless the pool is Synced,
-    and what is about to happen: its plan, a pause, its window, and how long the change may take."""
+    and what is about to happen: its plan, a pause, its window, and how long the change may take (`find_estimate`). What
+    does not apply is left out."""
     lines = prose(NOT_SEEN.format(pool.unseen), paper, ink=Ink.BAD) if pool.unseen else []
     if pool.message and pool.status != "Synced":
         lines += prose(pool.message, paper)
@@ -201,7 +205,8 @@ def describe_title(pool: PoolStatus, paper: Paper) -> list[Line]:
 
 def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
     """Draw a cell for each node, sorted by state, and a legend after the cells. If there are more than 60 nodes, or
-    more than fit on a line, each cell stands for several nodes and shows the worst. Empty if the pool has no nodes."""
+    more than fit on a line, each cell stands for several nodes and shows the worst. The legend has the number of nodes
+    in each state that occurs. Empty if the pool has no nodes."""
     states = Counter(node.state for node in pool.members)
     order = sorted(pool.members, key=lambda node: list(State).index(node.state))
     cells = list(bar([node.state.value for node in order], paper, min(60, paper.room)))
@@ -211,7 +216,8 @@ def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
 
 
 def _row(node: NodeStatus, now: datetime, paper: Paper) -> Line:
-    """Return the cells of a node in the table of nodes: one for each of COLUMNS and, on wide paper, also of WIDE."""
+    """Return the cells of a node in the table of nodes: one for each of COLUMNS and, on wide paper, also of WIDE. An
+    unknown number of pods is empty, and an empty phase is `-`."""
     ink, pods = node.state.value.ink, "" if node.pods is None else str(node.pods)
     texts = [node.reason, pods, node.culprit, age(node.entered, now), node.deadline, node.step, node.wanted]
     texts += [node.observed, node.cordon, node.unhealthy]
@@ -250,7 +256,8 @@ def as_data(pools: Pools, unowned: Sequence[NodeStatus], where: str, now: dateti
 def pool_data(pool: PoolStatus, now: datetime) -> PoolData:
     """Return one pool as plain data, including all of its nodes, but not their histories, and how many seconds its
     change may still take, or None. `events` has all of its Events, each as its time, type, reason and note; None if
-    they were not read."""
+    they were not read. `unseenGeneration` is None if the operator has processed the current one, and `plan` if there is
+    no plan."""
     estimate, keys = find_estimate(pool, now), ("eventTime", "type", "reason", "note")
     data = to_wire(replace(pool, members=()))
     members = [
@@ -279,9 +286,11 @@ but not watch succeeds briefly at each attempt."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Show the pools once and return DONE (see VerbModule). With --watch, show them again and again and never return:
-    Ctrl-C cancels the call, and the program ends with INTERRUPTED. Raises Trouble if the cluster cannot be read at the
-    beginning, if a named policy does not exist or is deleted, or if both names and a selector are passed."""
+    """Show the pools once and return DONE (see VerbModule). With --timeline, the last rollout of each pool is drawn
+    too, and with --events the Events about policies are read and shown. With --watch, show them again and again and
+    never return: Ctrl-C cancels the call, and the program ends with INTERRUPTED. Raises Trouble if the cluster cannot
+    be read at the beginning, if a named policy does not exist or is deleted, or if both names and a selector are
+    passed."""
     known = await session.lists(POLICIES, GPUNODES, policies=typed.selector)
     if typed.events:
         known.append(await session.all(EVENTS, **ABOUT_POLICIES))
@@ -310,8 +319,9 @@ async def ask(session: Session, typed: Namespace) -> Answer:
 
 
 def _cluster_row(pool: PoolStatus) -> Line:
-    """Return the cells of a pool in the table of several clusters. A pool that is Synced has no message. If the
-    operator has not processed the policy's generation yet, the message says so instead."""
+    """Return the cells of a pool, one for each column of BESIDE. A pool that is Synced has no message, one without a
+    status is `new`, and no pending pods are an empty cell. If the operator has not processed the policy's generation
+    yet, the message says so instead."""
     message = NOT_SEEN.format(pool.unseen) if pool.unseen else pool.message if pool.status != "Synced" else ""
     cells = (pool.nodes, str(pool.gpus), pool.used, str(pool.pending_pods or ""), message)
     status = Span(pool.status or "new", Ink.GOOD if pool.status == "Synced" else Ink.BUSY)
@@ -332,9 +342,10 @@ BESIDE = FleetVerb(
 def choose(
     pools: Pools, unowned: Sequence[NodeStatus], typed: Namespace, where: str
 ) -> tuple[Pools, Sequence[NodeStatus]]:
-    """Return the pools that the user named, in the order of the names, or all `pools`, which are already those of the
-    selector. Return the nodes without a policy, too; none if the user chose policies by name or selector. Raises
-    Trouble if the cluster `where` has no pool with one of the names, or if there are both names and a selector."""
+    """Return the pools that the user named, each once and in the order of the names, or all `pools`, which are already
+    those of the selector. Return the nodes without a policy, too; none if the user chose policies by name or selector.
+    Raises Trouble if the cluster `where` has no pool with one of the names, or if there are both names and a selector.
+    """
     if typed.policy and typed.selector:
         raise Trouble("pass either names of policies or -l LABELS, not both")
     chosen = [find_pool(pools, name, where) for name in dict.fromkeys(typed.policy)]
@@ -389,7 +400,7 @@ def read_shown(known: Known, typed: Namespace, where: str) -> tuple[Pools, Seque
 
 
 def find_pool(pools: Pools, name: str, where: str) -> PoolStatus:
-    """Return the pool with this name. Raises Trouble if the cluster `where` has none."""
+    """Return the pool with this name. Raises Trouble, which names similar pools, if the cluster `where` has none."""
     named = {pool.name: pool for pool in pools}
     if name not in named:
         raise Trouble(no_such(POLICIES, name, list(named), where))
@@ -415,7 +426,8 @@ class Followed:
 
     @property
     def error(self) -> KubeError | None:
-        """Why the cluster cannot be followed now, or None if it can."""
+        """Why the cluster cannot be followed now, or None if it can. If several kinds fail, the error is that of the
+        first."""
         return next(filter(None, map(attrgetter("error"), self.reflectors)), None)
 
     @property
@@ -428,8 +440,8 @@ class Followed:
 @asynccontextmanager
 async def followed(session: Session, first: Known, selector: str = "") -> AsyncIterator[Followed]:
     """Yield the kinds that `first` has, and keep them up to date while the context is open. `first` has the policies
-    with the labels of `selector`, the GPUNodes and, if they are wanted, the Events. Turns garbage collection on.
-    KubeErrors are retried, and any other error ends the context."""
+    with the labels of `selector`, the GPUNodes and, if they are wanted, the Events. Turns garbage collection on, and
+    leaves it on. KubeErrors are retried, and any other error ends the context."""
     gc.enable()  # the context may be open for days
     settings = CacheSettings(page_size=PAGE)
     kinds: tuple[tuple[Resource, Filters], ...] = (

@@ -97,7 +97,8 @@ def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
 
 
 def read_stretches(node: NodeStatus, now: datetime) -> list[Stretch]:
-    """Return the periods in the history of a node, the oldest first. Entries without a readable time are ignored."""
+    """Return the periods in the history of a node, the oldest first. Entries without a readable time are ignored. Each
+    period lasts until the next entry, and the last until `now`; none ends before it begins."""
     steps = [(step, at) for step in node.history if (at := from_rfc3339(step.at)) is not None]
     ends = [*(at for _, at in steps), now][1:]
     return [
@@ -126,7 +127,8 @@ def _moving(change: Sequence[Stretch]) -> tuple[datetime, datetime] | None:
 
 def _beginning(spans: Iterable[tuple[datetime, datetime]]) -> datetime | None:
     """Return when the last rollout began, or None if `spans` is empty. Each of `spans` has the beginning and end of a
-    node's change. Changes with at most REST between them belong to the same rollout."""
+    node's change. Going back from the change that ended last, a change belongs to the rollout if at most REST lies
+    between its end and the beginning of the rollout so far."""
     begin: datetime | None = None
     for first, last in sorted(spans, key=lambda span: span[1], reverse=True):
         if begin is not None and begin - last > REST:
@@ -136,9 +138,9 @@ def _beginning(spans: Iterable[tuple[datetime, datetime]]) -> datetime | None:
 
 
 def _track(node: str, change: Sequence[Stretch], begin: datetime, end: datetime) -> Track:
-    """Return the part of a node's change that lies between `begin` and `end`. Its duration is that of the whole change,
-    from the first phase that belongs to it (`Stretch.moves`, so without Pending or Blocked) to Synced. The duration is
-    None unless the change has ended in Synced."""
+    """Return the part of a node's change that lies between `begin` and `end`; periods outside are left out, and others
+    are cut. Its duration is that of the whole change, from the first phase that belongs to it (`Stretch.moves`, so
+    without Pending or Blocked) to Synced. The duration is None unless the change has ended in Synced."""
     cut = (replace(one, begin=max(one.begin, begin), end=min(one.end, end)) for one in change)
     moving = _moving(change)
     took = None if moving is None or change[-1].state is not State.DONE else change[-1].begin - moving[0]
@@ -148,7 +150,8 @@ def _track(node: str, change: Sequence[Stretch], begin: datetime, end: datetime)
 def busiest(track: Track, begin: datetime, end: datetime) -> Stretch | None:
     """Return the phase to show in the cell for the period from `begin` to `end`: the longest in which the node was
     blocked, skipped or failed, otherwise the longest of all. Only the time within the cell counts. Of two that are
-    equally long, the later is returned. None if the track has no phase in that period."""
+    equally long, the later is returned, and a phase that only touches the cell does not count. None if the track has no
+    phase in that period."""
     shown: Stretch | None = None
     most = (False, timedelta(0))
     for stretch in track.stretches:
@@ -180,10 +183,12 @@ class Estimate:
 
 
 def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
-    """Return how long the rest of a pool's change may take. Return None if nothing is left, if no past change is known,
-    or if the end cannot be foreseen: the pool is paused, a node is blocked, skipped or failed, a node waits for a
-    person, a window or the canary's soak, a node has been changing for longer than any past change took, or no node is
-    changing and all wait for other nodes or programs."""
+    """Return how long the rest of a pool's change may take, in which all nodes that are not done still change. Return
+    None if nothing is left, if no past change is known, or if the end cannot be foreseen: the pool is paused, a node is
+    blocked, skipped or failed, a node waits for a person, a window or the canary's soak, a node has been changing for
+    longer than any past change took, or no node is changing and all wait for other nodes or programs. Otherwise as many
+    nodes as are changing now are assumed to change at a time, at least one, each for the median of the past changes;
+    the least time that a change under way has taken already is subtracted."""
     left = [node for node in pool.members if node.state is not State.DONE]
     open_ended = any(
         node.state in (State.BLOCKED, State.FAILED) or node.deadline == PERSON or node.reason in _BY_THE_CLOCK
@@ -253,8 +258,8 @@ LETTERS: Mapping[Phase, str] = {
 
 def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     """Draw the last rollout of a pool: its period, a line for each node, and a legend. A line ends with how long the
-    change took or the phase that the node is in, unless the paper is too narrow. At most MOST nodes are drawn, or
-    all on wide paper. If no node's history contains a change, a sentence says so."""
+    change took or the phase that the node is in, unless the paper is too narrow for that and FEWEST cells. At most MOST
+    nodes are drawn, or all on wide paper. If no node's history contains a change, a sentence says so."""
     timeline = find_timeline(pool, now)
     if timeline is None:
         return prose("The node histories contain no changes.", paper, indent="  ", ink=Ink.FAINT)
@@ -280,8 +285,8 @@ def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Lin
 
 
 def glyph_of(stretch: Stretch) -> Glyph:
-    """Return the glyph of a period: the letter of its phase, or the glyph of the node's state if the phase has no
-    letter."""
+    """Return the glyph of a period: the letter of its phase (LETTERS) with the phase as its word, or the glyph of the
+    node's state if the phase has no letter or is unknown to this version."""
     phase = known_phase(stretch.phase)
     letter = LETTERS.get(phase) if phase is not None else None
     return stretch.state.value if letter is None else Glyph(letter, letter, Ink.BUSY, stretch.phase)
@@ -293,23 +298,24 @@ def moment(at: datetime, beside: datetime) -> str:
 
 
 def _outcome(track: Track) -> str:
-    """Return how long the change took if it succeeded, otherwise the phase that the node is in; empty if the track has
-    no phases."""
+    """Return how long the change took if it succeeded, otherwise the last phase of the track, which the node is in;
+    empty if the track has no phases."""
     if track.took is not None:
         return length(track.took)
     return track.stretches[-1].phase if track.stretches else ""
 
 
 def _cells(track: Track, begin: datetime, cell: timedelta, cells: int, paper: Paper) -> Line:
-    """Draw the track of one node as a number of `cells`, each of which stands for a period as long as `cell`."""
+    """Draw the track of one node from `begin` on as a number of `cells`, each of which stands for a period as long as
+    `cell` and shows its `busiest` phase, or a space if the track has none then."""
     shown = (busiest(track, begin + number * cell, begin + (number + 1) * cell) for number in range(cells))
     glyphs = [Glyph(" ", " ", Ink.PLAIN) if one is None else glyph_of(one) for one in shown]
     return bar(glyphs, paper, cells)
 
 
 def glyphs_of(tracks: Iterable[Track]) -> list[Glyph]:
-    """Return each glyph that occurs in the tracks once: first those of the phases in their order, then those of the
-    states."""
+    """Return each glyph that occurs in the tracks once: first those of the phases in the order of LETTERS, then those
+    of the states in the order of `State`."""
     glyphs = {glyph.drawn: glyph for track in tracks for glyph in map(glyph_of, track.stretches)}
     order = [*LETTERS.values(), *(state.value.drawn for state in State)]
     return [glyphs[key] for key in order if key in glyphs]

@@ -79,7 +79,8 @@ class Import:
 
 def named_maps(snapshot: ClusterSnapshot) -> AdminMaps:
     """Return the names of the admin's ConfigMaps to which ClusterPolicy points. A name is empty if ClusterPolicy names
-    no ConfigMap, names ours, or names the default that nobody chose (docs/design/nvidia.md#d6)."""
+    no ConfigMap, names ours, or names the default that nobody chose (docs/design/nvidia.md#d6). Both are empty without
+    a ClusterPolicy."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     if policy is None:
         return NO_MAPS
@@ -100,8 +101,8 @@ def find_import(
     missing: bool = False,
 ) -> Import:
     """Propose policies for those GPU nodes without a policy that the planner would adopt unchanged. Return these
-    policies, the nodes that are left out, each with a reason, the number of nodes that a policy owns already, and
-    the steps to take first.
+    policies, the nodes that are left out, sorted and each with a reason, the number of nodes that a policy owns
+    already, and the steps to take first.
 
     `merged` names the ConfigMaps whose entries the operator merges already. `missing` is true if no operator is
     installed yet; the GPUs are then inferred from labels.
@@ -133,7 +134,8 @@ def find_import(
 
 
 def _has_gpu(node: NodeView, snapshot: ClusterSnapshot) -> bool:
-    """Whether the node has GPUs, according to its labels and resources or to its agent's report."""
+    """Whether the node has GPUs, according to its labels and resources (`has_gpu`) or to its agent's report; one of
+    them suffices."""
     gpunode = snapshot.gpunodes.get(node.name)
     return has_gpu(node) or bool(gpunode and gpunode.observed and gpunode.observed.gpus)
 
@@ -142,8 +144,9 @@ def _read(
     node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, missing: bool
 ) -> Handmade | str:
     """Return the node with the policy settings that match what it serves now (`find_handmade`), or a clause that says
-    why there are none: it is being changed, no policy could take effect there, its GPUs are unknown, or its
-    configuration fits no policy. `missing` is true if no operator is installed, so that there are no agents either."""
+    why there are none: it is being changed (it has a fence), no policy could take effect there (`_rejection`), its GPUs
+    are unknown or its agent sees none, or its configuration fits no policy. The first of these that applies is
+    returned. `missing` is true if no operator is installed, so that there are no agents either."""
     gpunode = snapshot.gpunodes.get(node.name)
     observed = gpunode.observed if gpunode is not None else None
     if node.fence is not None:
@@ -184,9 +187,10 @@ def _rejection(node: NodeView, snapshot: ClusterSnapshot) -> str:
 
 
 def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterSnapshot:
-    """Return the snapshot as it will be once the admin's entries have been merged into our ConfigMaps and ClusterPolicy
-    names these for the device plugin and for mig-manager. If the device plugin comes from NVIDIA's own chart,
-    mig-manager's ConfigMap stays as it is. Without a ClusterPolicy the snapshot is returned unchanged."""
+    """Return the snapshot as it will be once the admin's entries, as far as the ConfigMaps with them exist, have been
+    merged into our ConfigMaps and ClusterPolicy names these for the device plugin and for mig-manager. If the device
+    plugin comes from NVIDIA's own chart, mig-manager's ConfigMap stays as it is. Without a ClusterPolicy the snapshot
+    is returned unchanged."""
     stack, settings = snapshot.stack, snapshot.settings
     if (policy := stack.cluster_policy) is None:
         return snapshot
@@ -237,8 +241,8 @@ def _refused(snapshot: ClusterSnapshot, proposed: Sequence[ProposedPolicy], now:
 
 
 def _why(plan: RolloutPlan, policy: str, node: str) -> str:
-    """Return why the planner would not adopt the node under `policy`: what differs from the policy or, if nothing
-    does, the reason and message of its verdict."""
+    """Return why the planner would not adopt the node under `policy`: what differs from the policy, with the class of
+    the change, or if nothing does, the reason and message of its verdict."""
     members = plan.pools[policy].members if policy in plan.pools else ()
     assessed = next((member.assessment for member in members if member.node.name == node), None)
     verdict = plan.verdicts[node]
@@ -266,9 +270,10 @@ def find_steps(
 ) -> Iterator[tuple[str, str]]:
     """Yield the purpose and the command of each step that remains: merge the admin's entries into the operator's
     ConfigMaps (`helm upgrade`), wait until they are written, and name these ConfigMaps in ClusterPolicy or in NVIDIA's
-    own chart (`_point`). There is no wait without the last step.
+    own chart (`_point`). Each step that is not needed is left out, and there is no wait without the last step.
 
-    If the operator is `missing`, the only steps are to install it and to run import again.
+    If the operator is `missing`, the only steps are to install it, with the values that name the admin's ConfigMaps,
+    and to run import again.
     """
     if missing:
         settings = snapshot.settings
@@ -301,7 +306,7 @@ def find_steps(
 
 def _values(admin: AdminConfigMaps, merged: AdminMaps) -> list[str]:
     """Return the chart values that name the admin's ConfigMaps, such as `gpuOperator.adminMigConfigMap=NAME`.
-    ConfigMaps that do not exist, and those that the operator merges already, are left out."""
+    ConfigMaps that do not exist, and those that the operator merges already (`merged`), are left out."""
     values = {
         "adminPluginConfigMap": (admin.plugin.config_map, merged.plugin, admin.plugin.texts),
         "adminMigConfigMap": (admin.mig, merged.mig, admin.mig_file),
@@ -315,7 +320,8 @@ def _values(admin: AdminConfigMaps, merged: AdminMaps) -> list[str]:
 
 def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> str:
     """Return a shell loop that ends when the operator has written its ConfigMaps: each must have one entry that it
-    lacks now. Empty if none lacks an entry. One entry each is enough, because all are written at once."""
+    lacks now, the first by name. A ConfigMap that lacks none is not awaited; empty if neither lacks an entry. One entry
+    each is enough, because all are written at once."""
     stack, settings = snapshot.stack, snapshot.settings
     plugin = sorted({NEUTRAL_KEY, *(admin.plugin.texts or {})} - stack.plugin_configs.keys())
     theirs = parse_admin(admin.mig_file or "").entries

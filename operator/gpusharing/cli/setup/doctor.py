@@ -94,8 +94,9 @@ class Examination:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print what is wrong, and return FAILED if there is an error, otherwise DONE (see VerbModule). Raises Trouble if
-    the server does not answer, or if no error was found but a kind in NEEDED may not be read."""
+    """Print what is wrong, and return FAILED if there is an error, otherwise DONE, also if there are warnings or
+    something could not be checked (see VerbModule). Raises Trouble if the server does not answer, or if no error was
+    found but a kind in NEEDED may not be read."""
     examined = await _examined(session)
     data = as_data(examined, session.name)
     terminal.answer(DoctorReportData, lambda: data, lambda paper: describe(examined, paper))
@@ -103,7 +104,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 def _status(examined: Examination) -> int:
-    """Return FAILED if an error was found, otherwise DONE."""
+    """Return FAILED if an error was found, otherwise DONE; warnings do not count."""
     return FAILED if any(symptom.severity is Severity.ERROR for symptom in examined.symptoms) else DONE
 
 
@@ -158,7 +159,7 @@ async def _as_installed(client: KubeClient, view: InstallationView) -> Installat
 
 
 async def _servers(client: KubeClient) -> list[Server]:
-    """Return the DaemonSets of all namespaces that serve GPUs. Raises KubeError."""
+    """Return the DaemonSets of all namespaces that serve GPUs, as `gpu_server` recognizes them. Raises KubeError."""
     return [*filter(None, map(gpu_server, await list_of(client, DAEMON_SETS)))]
 
 
@@ -207,10 +208,11 @@ async def _with_pointed(
 
 
 async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, MigEntries]:
-    """Return, by node name, the entries of the ConfigMap that mig-manager reads, for MIG-capable nodes whose label
-    names an entry. This is the ConfigMap that ClusterPolicy names, else the one generated for the node
-    (docs/design/nvidia.md#a10). Nodes whose ConfigMap is absent, unreadable or empty are left out. Empty without the
-    GPU Operator's ClusterPolicy or with mig-manager off. Raises KubeErrors other than Forbidden and NotFound."""
+    """Return, by node name, the entries of the ConfigMap that mig-manager reads, for nodes that are labeled as
+    MIG-capable and whose MIG label names an entry. This is the ConfigMap that ClusterPolicy names, else the one
+    generated for the node (docs/design/nvidia.md#a10). Nodes whose ConfigMap is absent, unreadable or empty are left
+    out. Empty without the GPU Operator's ClusterPolicy or with mig-manager off. Raises KubeErrors other than Forbidden
+    and NotFound."""
     stack = view.followed_policy
     named = [
         one.name
@@ -226,8 +228,9 @@ async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, 
 
 
 async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, frozenset[str]]:
-    """Return the entry names in ConfigMaps of mig-manager, by the ConfigMap's name. Only the ConfigMap called `name`
-    is read or, if that is empty, all that mig-managers have generated. Raises KubeError."""
+    """Return the entry names in ConfigMaps of mig-manager, by the ConfigMap's name. Only the ConfigMap called `name` is
+    read or, if that is empty, all that mig-managers have generated, whose names end with NODE_CONFIG_SUFFIX. One
+    without entries has an empty set. Raises KubeError."""
     if name:
         maps = [await client.get(CONFIG_MAPS, name, namespace=namespace)]
     else:
@@ -268,8 +271,9 @@ def _topics(examined: Examination) -> Iterator[tuple[str, str, str]]:
 
 async def ask(session: Session, _typed: Namespace) -> Answer:
     """Return the answer of one cluster, with a row for each thing that is wrong with it or could not be checked (see
-    FleetVerb). Raises Trouble if the server does not answer, or if no error was found but a kind in NEEDED may not be
-    read."""
+    FleetVerb). The remarks say that the operator is not installed and which command shows the remedies, where this
+    applies, and have the notes. The flags are ignored. Raises Trouble if the server does not answer, or if no error was
+    found but a kind in NEEDED may not be read."""
     examined = await _examined(session)
     found = [(word, message) for word, message, _ in _topics(examined) if word != "ok"]
     rows = [[Span(word, INKS.get(word, Ink.WAITING)), Span(message)] for word, message in found]
@@ -286,7 +290,8 @@ BESIDE = FleetVerb(columns(RESULT=0, FINDING=0), "nothing is wrong", DoctorRepor
 
 
 def as_data(examined: Examination, where: str) -> DoctorReportData:
-    """Return the result as plain data, for JSON and YAML. `where` is the name of the context."""
+    """Return the result as plain data, for JSON and YAML: whether the operator is installed, all symptoms, by topic why
+    something could not be checked, the nodes with SIMULATED GPUs, and the notes. `where` is the name of the context."""
     return {
         "context": where,
         "installed": examined.view.installed,

@@ -93,8 +93,9 @@ def find_handmade(
 
 def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
     """Return an objection if the device plugin of NVIDIA's own chart uses the only entry in its ConfigMap, because
-    neither the node's label nor a default names one; empty for any other node. Our ConfigMap has more entries, so the
-    plugin would no longer use that entry (docs/design/nvidia.md#b4)."""
+    neither the node's label nor a default names one; empty for any other node, and if that entry is called NEUTRAL_KEY,
+    which our ConfigMap has too. Our ConfigMap has more entries, so the plugin would no longer use that entry
+    (docs/design/nvidia.md#b4)."""
     theirs, policy = stack.admin_plugin_configs, stack.cluster_policy
     if policy is None or policy.plain is None or policy.plugin_default or not plugin_map:
         return ""
@@ -110,7 +111,9 @@ def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
 
 def find_unserved(node: NodeView, stack: StackView, plugin: PluginEntries) -> str:
     """Return why the device plugin of the node has no configuration with which it could start, and a remedy; empty if
-    it has one."""
+    it has one (`effective_plugin_config`). The reason is that the plugin refuses the entry that the node's label or a
+    default names, that ClusterPolicy names no ConfigMap, or that the named ConfigMap or the entry in it does not exist.
+    """
     if effective_plugin_config(node, stack) is not None:
         return ""
     entry = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
@@ -131,7 +134,8 @@ def find_unserved(node: NodeView, stack: StackView, plugin: PluginEntries) -> st
 
 def find_unsettled(node: NodeView) -> str:
     """Return an objection if mig-manager is still applying the configuration that the node's MIG label names, or has
-    failed to apply it, as its state label shows; empty otherwise, and if the node has no MIG label."""
+    failed to apply it, as its state label shows (`pending` or `rebooting`, or `failed`); empty otherwise, and if the
+    node has no MIG label."""
     config, state = node.labels.get(names.LABEL_MIG_CONFIG, ""), node.labels.get(names.LABEL_MIG_STATE, "")
     if config and state in _AT_WORK:
         return f"mig-manager is applying {config} (state {state}): run import again when it is done"
@@ -141,9 +145,9 @@ def find_unsettled(node: NodeView) -> str:
 
 
 def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) -> str:
-    """Return an objection if the node has MIG instances but no MIG label. If it has the label and a GPU can do MIG,
-    return an objection if the label's value is unknown or does not match the instances on the GPUs. Empty
-    otherwise."""
+    """Return an objection if the node has MIG instances but no MIG label (`_unnamed`). If it has the label and a GPU
+    can do MIG, return an objection if the label's value is unknown or does not match the instances on the GPUs, which
+    mig-manager would then change. Empty otherwise."""
     config, layouts = node.labels.get(names.LABEL_MIG_CONFIG, ""), tuple(gpu.layout for gpu in gpus)
     if not config:
         return _unnamed(node, gpus) if any(layouts) else ""
@@ -180,9 +184,9 @@ def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
 
 def _find_beyond(config: PluginConfig, advertised: Set[str], *, with_mig: bool) -> str:
     """Return the first thing that the device plugin does and no policy can express, in this order: whole GPUs with MIG
-    on (`with_mig`), different replica counts, too many replicas, only some of the `advertised` resources shared, MPS
-    with MIG on, MPS with failRequestsGreaterThanOne false. Empty if there is none. `config` may only share resources in
-    `advertised`."""
+    on (`with_mig`), different replica counts, too many replicas (more than MAX_REPLICAS), only some of the `advertised`
+    resources shared, MPS with MIG on, MPS with failRequestsGreaterThanOne false. Empty if there is none. `config` may
+    only share resources in `advertised`."""
     sharing = config.sharing
     replicas = sharing.replicas if sharing is not None else ()
     counts = ", ".join(f"{name}: {count}" for name, count in replicas)
@@ -212,8 +216,9 @@ def _find_beyond(config: PluginConfig, advertised: Set[str], *, with_mig: bool) 
 
 
 def find_inexpressible(text: str) -> tuple[str, ...]:
-    """Return the sorted paths of those fields in a device plugin's configuration that no policy can express. Fields
-    that the plugin ignores are left out. Empty for a configuration that the plugin refuses."""
+    """Return the sorted paths of those fields in a device plugin's configuration that no policy can express: all but
+    those in _EXPRESSIBLE and below. Fields that the plugin ignores are left out. Empty for a configuration that the
+    plugin refuses."""
     flaws = find_flaws(text)
     if any(flaw.refused for flaw in flaws):
         return ()
@@ -238,7 +243,8 @@ def _paths(value: object, path: str) -> Iterator[str]:
 def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: StackView) -> Spec:
     """Return the mode and its settings that describe what the node serves. The mode is MIG if a GPU has MIG on,
     otherwise that of the sharing, or Full. If the node's label is a well-known name for the MIG layout, that name is
-    used. Otherwise each layout is written out with its GPUs' indexes, or `all` if it is the only one."""
+    used. Otherwise each layout is written out with its GPUs' indexes, or `all` if it is the only one; GPUs with MIG off
+    have no profiles. The sharing is a block of the same object, in mode MIG too."""
     sharing, layouts = config.sharing, tuple(gpu.layout for gpu in gpus)
     mode = "Full" if sharing is None else "MPS" if sharing.strategy == "mps" else "TimeSlicing"
     shares = {} if sharing is None else {"mps" if mode == "MPS" else "timeSlicing": _shares(sharing)}
@@ -282,8 +288,9 @@ MOST = 16
 
 def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
     """Return what the agent of the node would probably read, inferred from the node's labels and the resources that it
-    advertises. The number of GPUs is the smallest up to MOST that explains these. Return None if no such number
-    does, or if the product label or the plugin's configuration is missing."""
+    advertises. The number of GPUs is the smallest up to MOST with which the resources would be exactly those that the
+    node advertises. All GPUs are of the product in the label. Return None if no such number fits, or if the product
+    label or the plugin's configuration is missing."""
     label = node.labels.get(names.LABEL_GPU_PRODUCT, "")
     config = effective_plugin_config(node, stack)
     if not label or config is None:

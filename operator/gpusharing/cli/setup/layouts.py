@@ -60,9 +60,9 @@ class LegalLayouts:
 
 
 def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
-    """Draw the card, each layout with its picture and the compute slices that it uses, and remarks below: NOTES,
-    and that profiles were left out. If the wanted instances do not fit or the card has no MIG, draw only the card and
-    say so."""
+    """Draw the card with its products, memory and compute slices, each layout with its picture and the compute slices
+    that it uses, and remarks below: NOTES, and that profiles were left out. If the wanted instances do not fit or the
+    card has no MIG, draw only the card and say so."""
     card = answer.card
     slices = f"{_slices(card)} compute slices" if card.profiles else ""
     size = ", ".join(filter(None, (f"{card.memory_gb} GB" if card.memory_gb or not slices else "", slices)))
@@ -89,8 +89,10 @@ def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
 
 
 def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
-    """Return a picture of one card with this layout, from its first memory unit to its last. Empty if the layout has
-    no instances, if a card with these profiles cannot hold it, or if the placements of its instances are unknown."""
+    """Return a picture of one card with this layout, from its first memory unit to its last: instances in brackets, in
+    two inks by turns, and dots for free units. A name that is too long for its instance is cut at its dot or left out.
+    Empty if the layout has no instances, if a card with these profiles cannot hold it, or if the placements of its
+    instances are unknown."""
     sizes = {profile.name: profile.size for profile in profiles}
     units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
     fit = find_fit(layout, profiles)
@@ -123,8 +125,8 @@ CARDS_TABLE = columns(CARD=0, PRODUCT=1, LARGEST=0, SMALLEST=0)
 
 
 def describe_cards(paper: Paper) -> list[Line]:
-    """Draw a table of the cards that have MIG, with the largest and the smallest profile of each; profiles with
-    attributes do not count."""
+    """Draw a table of the cards that have MIG, with the profile of the most compute slices and that of the fewest, and
+    how many of the latter fit; profiles with attributes do not count."""
     rows = []
     for card in (one for one in CARDS if one.profiles):
         plain = [one for one in card.profiles if not {"+", "-"} & set(one.name)]
@@ -138,7 +140,7 @@ def describe_cards(paper: Paper) -> list[Line]:
 
 def as_data(answer: LegalLayouts) -> LayoutListData:
     """Return the answer as plain data, for JSON and YAML. The `profiles` of a layout can be copied to
-    spec.mig.layouts[].profiles."""
+    spec.mig.layouts[].profiles. Its placements are empty if they are unknown."""
     card = answer.card
     return {
         "card": card.key,
@@ -223,9 +225,9 @@ def wanted_of(text: str) -> Layout:
 
 
 def find_answer(card: Card, wanted: Layout, *, everything: bool) -> LegalLayouts:
-    """Return all layouts that contain the wanted instances and to which no instance can be added, or the refusal if the
-    wanted instances do not fit. A card without MIG has no layouts, and no refusal if no instances are wanted. Without
-    `everything`, profiles with attributes are not used unless they are in `wanted`."""
+    """Return all layouts of the card that contain at least the wanted instances and to which no instance can be added,
+    or the refusal if the wanted instances do not fit. A card without MIG has no layouts, and no refusal if no instances
+    are wanted. Without `everything`, profiles with attributes are not used unless they are in `wanted`."""
     profiles = card.profiles
     if not everything:
         named = {name for name, _ in wanted}

@@ -64,7 +64,7 @@ def propose(
     """Return policies for the nodes in `handmade`, one for each pool of nodes with the same products, number of GPUs
     and settings, and the names of nodes for which there is no selector; both are sorted by name. A pool has the nodes
     with one pool label (`find_pools`), or those without any. It gets a policy for each of its `_selectors`. `nodes` are
-    all Nodes; no policy gets a name in `taken`."""
+    all Nodes; no policy gets a name in `taken` or of another one (`_free`)."""
     alike: dict[tuple[object, ...], dict[str, Handmade]] = {}
     for member in sorted(handmade, key=lambda member: member.node):
         key = (member.products, member.gpus, json.dumps(member.spec, sort_keys=True))
@@ -85,9 +85,10 @@ def propose(
 
 
 def find_pools(nodes: Mapping[str, NodeView]) -> dict[Label, frozenset[str]]:
-    """Return, for each label that names a pool, the names of all nodes that have it. Labels that a mode change
-    rewrites, and labels that describe a machine or its location (_CHANCE), are left out. The label
-    gpusharing.dev/pool comes first, and labels that are ids come last."""
+    """Return, for each label whose key names a pool (_POOL) and each of its values, the names of all nodes that have
+    it. Labels that a mode change rewrites, and labels that describe a machine or its location (_CHANCE), are left out.
+    The label gpusharing.dev/pool comes first, and labels whose key ends with `id` come last; otherwise they are sorted.
+    """
     pools: dict[Label, set[str]] = {}
     for name, node in nodes.items():
         for key, value in node.labels.items():
@@ -121,10 +122,11 @@ def _selectors(
 ) -> list[tuple[Sequence[str], Selector]]:
     """Return selectors that together match `members` and no other node, each with the nodes that it matches. The pool's
     label suffices if no other node has it. Otherwise the other nodes are excluded by host name if all have GPUs and
-    unique host names, and there are fewer of them than members and than MAX_NAMES * MAX_ROWS.
+    unique host names, and there are fewer of them than members and than MAX_NAMES * MAX_ROWS. `label` is None for nodes
+    that are in no pool.
 
-    Else each selector lists at most MAX_NAMES host names. Empty if a member's host name is missing or not unique, or if
-    more than MAX_NAMES members are in no pool.
+    Else each selector lists at most MAX_NAMES host names, so that there can be several. Empty if a member's host name
+    is missing or not unique, or if more than MAX_NAMES members are in no pool.
     """
     hosts = {name: node.labels.get(LABEL_HOSTNAME, "") for name, node in nodes.items()}
     count = Counter(hosts.values())
@@ -145,7 +147,8 @@ def _selectors(
 
 
 def _rows(operator: str, names: Sequence[str], hosts: Mapping[str, str]) -> list[dict[str, object]]:
-    """Return rows of a selector with the host names of these nodes, at most MAX_NAMES in each."""
+    """Return rows of a selector with this operator and the host names of these nodes, in their order and at most
+    MAX_NAMES in each."""
     values = [hosts[name] for name in names]
     parts = [values[at : at + MAX_NAMES] for at in range(0, len(values), MAX_NAMES)]
     return [{"key": LABEL_HOSTNAME, "operator": operator, "values": part} for part in parts]
@@ -162,8 +165,8 @@ def _name(label: tuple[str, str] | None, member: Handmade) -> str:
 
 
 def pool_name(text: str) -> str:
-    """Return a name for a policy, made from the name of a pool. A name of one or two characters gets the prefix
-    `pool-`. Empty if the pool's name contains no ASCII letters or digits."""
+    """Return a name for a policy, made from the name of a pool (`_slug`). A name of one or two characters gets the
+    prefix `pool-`. Empty if the pool's name contains no ASCII letters or digits."""
     slug = _slug(text)
     return slug if len(slug) > 2 else f"pool-{slug}" if slug else ""
 

@@ -45,9 +45,9 @@ _BLOCK = re.compile(r"\|[-+0-9]*\s*(#.*)?$")
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Print what is wrong with the files, and return FAILED if an object in them is refused, otherwise DONE, also if
-    there are warnings (see VerbModule). Raises Trouble if a file cannot be read; one that cannot be parsed is a
-    finding."""
+    """Print what is wrong with the files, and the number of objects that were judged, and return FAILED if an object in
+    them is refused, otherwise DONE, also if there are warnings (see VerbModule). Raises Trouble if a file cannot be
+    read; one that cannot be parsed is a finding."""
     documents = tuple(read_documents(typed.file, "lint -"))
     findings = list(judge(documents))
     count = Counter(finding["severity"] for finding in findings)
@@ -62,7 +62,8 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 def _describe(findings: Iterable[FindingData], paper: Paper) -> Iterator[Line]:
-    """Yield each finding as `FILE:LINE: severity: message`, on one line unless the paper has a width."""
+    """Yield each finding as `FILE:LINE: severity: message`, on one line unless the paper has a width. Unprintable
+    characters of the message become ?."""
     for one in findings:
         severity = Span(one["severity"], INKS[one["severity"]])
         drawn = line(f"{one['file']}:{one['line']}: ", severity, printable(f": {one['message']}"))
@@ -70,9 +71,10 @@ def _describe(findings: Iterable[FindingData], paper: Paper) -> Iterator[Line]:
 
 
 def judge(documents: Sequence[Document]) -> Iterator[FindingData]:
-    """Yield, as plain data, each problem in these documents and each document that is not judged. Each ClusterPolicy is
-    judged as if it were the cluster's only one and all policies among the documents were installed. The ClusterPolicies
-    also say which program reads which ConfigMap."""
+    """Yield, as plain data and in the order of the documents, each problem in these documents and each document that is
+    not judged. The latter is at the document's first line. Each ClusterPolicy is judged as if it were the cluster's
+    only one and all policies among the documents were installed. The ClusterPolicies also say which program reads which
+    ConfigMap."""
     policies = tuple(policy_view(one.raw) for one in documents if text(one.raw, "kind") == KIND)
     readers: dict[str, str] = {}
     for view in (cluster_policy_view(one.raw) for one in documents if _is_cluster_policy(one.raw)):
@@ -100,7 +102,8 @@ def _find_faults(
     """Return what is wrong with a policy, a ClusterPolicy of NVIDIA's, or a ConfigMap or file that a program reads;
     empty if nothing is. Any other document gives a single fault with severity IGNORED. One that is not YAML gives an
     ERROR if it mentions us or NVIDIA, else IGNORED. `policies` are judged with a ClusterPolicy. `readers` are programs
-    by ConfigMap."""
+    by ConfigMap; of mig-parted's ConfigMap they count only for the entry MIG_KEY, and any other text is read by the
+    program that `_find_reader` finds."""
     raw, kind = document.raw, text(document.raw, "kind")
     if isinstance(raw, Unreadable):
         return [("", str(raw), ERROR if _OURS.search(document.text) else IGNORED)]
@@ -127,14 +130,14 @@ def _find_faults(
 
 
 def _is_cluster_policy(raw: object) -> bool:
-    """Whether this is a ClusterPolicy of NVIDIA's; Kyverno has a kind of the same name."""
+    """Whether this is a ClusterPolicy of NVIDIA's, by its kind and API group; Kyverno has a kind of the same name."""
     return text(raw, "kind") == "ClusterPolicy" and text(raw, "apiVersion").startswith("nvidia.com/")
 
 
 def _judge_policy(document: Document) -> Iterator[Fault]:
-    """Yield what the API server and the operator would refuse in a policy, and layouts that none of its products can
-    hold; if it names no product, any card of our table may hold them. Layouts are not checked if `validate_policy`
-    finds a problem, or if our table lacks one of the products."""
+    """Yield, as errors, what the API server and the operator would refuse in a policy, and layouts that none of its
+    products can hold (`_find_unfit`, also for its warnings); if it names no product, any card of our table may hold
+    them. Layouts are not checked if `validate_policy` finds a problem, or if our table lacks one of the products."""
     if document.fault:
         yield "", document.fault, ERROR
     checked = validate_policy(document.raw)
@@ -149,9 +152,10 @@ def _judge_policy(document: Document) -> Iterator[Fault]:
 
 
 def _judge_cluster_policy(raw: JSON, policies: tuple[PolicyView, ...]) -> Iterator[Fault]:
-    """Yield what `doctor` would report about a ClusterPolicy in a cluster with these policies. If it names no ConfigMap
-    for the device plugin or for mig-manager, or for the latter only the default, it is judged as if it named ours,
-    because that is set later, by the operator or by a person."""
+    """Yield what `doctor` would report about a ClusterPolicy in a cluster with these policies, of the topic
+    ClusterPolicy alone. The path is `spec.` and the first field of which the message says what it is, or empty without
+    one. If the ClusterPolicy names no ConfigMap for the device plugin or for mig-manager, or for the latter only the
+    default, it is judged as if it named ours, because that is set later, by the operator or by a person."""
     view, place = cluster_policy_view(raw), Place()
     free = view.mig_config_name in ("", UPSTREAM_MIG_CONFIG)
     view = replace(
@@ -167,9 +171,9 @@ def _judge_cluster_policy(raw: JSON, policies: tuple[PolicyView, ...]) -> Iterat
 
 def _find_reader(content: object) -> str:
     """Return which program reads a text like this: PLUGIN if it has the field `sharing`, or `version` with one of
-    `flags`, `resources` and `imex`; MIG_PARTED if it has `mig-configs` or `mig-config`. Empty for any other text, and
-    for a value that is neither a text nor an object. In a text that is not YAML, words with a colon at the beginning of
-    a line count as fields."""
+    `flags`, `resources` and `imex`; MIG_PARTED if it has `mig-configs` or `mig-config`. The case of the fields does not
+    matter. Empty for any other text, and for a value that is neither a text nor an object. In a text that is not YAML,
+    words with a colon at the beginning of a line count as fields."""
     try:
         fields = parse_yaml(content) if isinstance(content, str) else content
     except Unreadable:
@@ -181,8 +185,8 @@ def _find_reader(content: object) -> str:
 
 
 def _judge_text(reader: str, content: object) -> Iterator[Fault]:
-    """Yield what this program or the operator would refuse or ignore in a text, and MIG layouts that no card can
-    hold. A value that is not a text is refused."""
+    """Yield what this program or the operator would refuse (ERROR) or ignore (WARNING) in a text and, for mig-parted,
+    MIG layouts that no card of our table can hold (WARNING). A value that is not a text is refused."""
     if not isinstance(content, str):
         yield "", "a ConfigMap holds strings only; write | behind the colon", ERROR
         return
@@ -198,8 +202,9 @@ def _find_unfit(
     path: str, profiles: Mapping[str, int], cards: Sequence[Card], severity: str
 ) -> Iterator[Fault]:
     """Yield a fault of this severity if none of the cards can hold the instances at `path`. If no card has one of the
-    profiles, the severity is WARNING, because a card that our table lacks may have it. Yields nothing if a card can
-    hold them."""
+    profiles, the only fault is about the first such profile, and its severity is WARNING, because a card that our table
+    lacks may have it. Otherwise the refusal of the card that lacks the fewest of the profiles is the reason. Yields
+    nothing if a card can hold them."""
     layout, offered = normalize(profiles), [profile for card in cards for profile in card.profiles]
     if strange := next((name for name, _ in layout if name not in {one.name for one in offered}), ""):
         near = "".join(
