@@ -80,11 +80,12 @@ async def read_dependents(
 async def read_tenants(
     client: KubeClient, vanishing: Set[str], live: LivePlan
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Look for namespaces that would lose all their nodes: `vanishing` has a mode that their isolation label admits,
-    and no node will have an admitted mode afterwards. Return a sentence for each value of the label that such
-    namespaces have, which names at most 20 of them, and no note. If namespaces cannot be listed for one of the values,
-    return no sentence at all and a note. Nothing is read if no value can be affected (`_find_lost_levels`), for example
-    because the chart's guard for tenants is off. No KubeError is raised."""
+    """Look for namespaces that the chart's guard for tenants (docs/how-to/isolate-tenants.md) would leave without nodes
+    for GPU pods: `vanishing` has a mode that their isolation label admits, and no node will have an admitted mode
+    afterwards. Return a sentence for each value of the label that such namespaces have, which names at most 20 of them,
+    and no note. If namespaces cannot be listed for one of the values, return no sentence at all and a note. Nothing is
+    read if no value can be affected (`_find_lost_levels`), for example because the chart's guard for tenants is off. No
+    KubeError is raised."""
     lines = []
     for level in _find_lost_levels(vanishing, live):
         try:

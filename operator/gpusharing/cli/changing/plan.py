@@ -181,10 +181,10 @@ def _summary(proposal: Proposal) -> str:
 
 
 def _row(step: Step) -> Line:
-    """Return the cells of one node in the table of nodes; see COLUMNS. If the node's pods were not listed, their
-    number is ? and the budgets are empty. WHEN is `at once` if the change would begin in this pass, and `under way` if
-    it has begun and is not over, also if it failed. Otherwise it is the phase of the node and the reason why its change
-    does not begin."""
+    """Return the cells of one node in the table of nodes; see COLUMNS. PODS is how many pods would be evicted, and
+    BUDGETS which PodDisruptionBudgets that concerns. If the node's pods were not listed, their number is ? and the
+    budgets are empty. WHEN is `at once` if the change would begin in this pass, and `under way` if it has begun and is
+    not over, also if it failed. Otherwise it is the phase of the node and the reason why its change does not begin."""
     verdict, preview = step.verdict, step.preview
     # Only the operator knows the progress of a change, because it has sent the evictions.
     when = "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"

@@ -103,7 +103,8 @@ def _end(kind: Resource, changes: Changes, terminal: Terminal, message: str, *, 
 
 
 def _show(resource: Resource, changes: Changes, terminal: Terminal) -> None:
-    """Print a line with the patch of each object, and then the consequences, each only once; nothing as data."""
+    """Print a line with the name and the patch of each object, as compact JSON, and then the consequences, each only
+    once; print nothing if the output is data."""
     if terminal.structured:
         return
     for raw, change in changes:
@@ -142,9 +143,10 @@ async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> s
 async def _send(
     session: Session, resource: Resource, shown: JSON, change: Change, find: Callable[[JSON], Change]
 ) -> Resource:
-    """Patch the object that was shown to the user as `shown`, and return the kind that was patched: GPUNODES if the
-    user may not patch Nodes. Raises Trouble, also that of `find`, if the object has changed in a way that matters to
-    the user's decision. `find` computes the patch for the present object, to compare it with `change`.
+    """Patch the object that was shown to the user as `shown`, and return the kind that was patched: GPUNODES, with the
+    patch of `_request`, if the user may not patch Nodes and the Node has a GPUNode. Raises Trouble, also that of
+    `find`, if the object has changed in a way that matters to the user's decision. `find` computes the patch for the
+    present object, to compare it with `change`.
 
     If somebody else writes the object between our read and our patch, such as a kubelet with its heartbeat, the server
     refuses the patch. The object is then read and compared again. Trouble is raised after TRIES attempts, and at once

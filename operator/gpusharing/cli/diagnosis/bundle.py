@@ -175,6 +175,7 @@ class Bundle:
     """The files of the archive, which are collected one after the other, and what could not be read."""
 
     files: dict[str, bytes] = field(default_factory=dict)
+    """The contents of the files, by their path in the archive's folder."""
     gaps: list[str] = field(default_factory=list)
     """Messages about what could not be read, and why."""
     errors: list[KubeError] = field(default_factory=list)

@@ -228,8 +228,9 @@ def _find_room(pod: JSON, raw: JSON, node: NodeView, live: LivePlan) -> NodeRoom
 
 
 def _find_free(observed: ObservedView | None, now: Mapping[str, int]) -> Mapping[str, int] | None:
-    """Return the part of the devices `now` that no pod holds, by resource name. None if no agent reports that. What
-    ResourceClaims hold is not subtracted, because agents do not count it."""
+    """Return the part of the devices `now` that no pod holds, by resource name. A resource of which pods hold all
+    devices has 0. None if no agent reports that. What ResourceClaims hold is not subtracted, because agents do not
+    count it."""
     if observed is None or observed.allocated is None:
         return None
     return remaining(now, observed.allocated)
@@ -272,10 +273,11 @@ def find_refusal(pod: JSON, policy: str, spec: GPUSharingPolicySpec | None) -> s
 def explain_guard(
     raw: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, namespace_labels: Mapping[str, str]
 ) -> str:
-    """Return sentences about the isolation label of a pod's namespace: what it admits, whether no node has an admitted
-    mode, and which nodes with one do not advertise what the pod requests. The last has no period. At most three nodes
-    are named for each combination of lacking resources and mode. Empty without such a label, if the pod requests no GPU
-    resource or has a node, or if its node selector and required affinity do not name the routing label."""
+    """Return sentences about the isolation label of a pod's namespace, on which the chart's guard for tenants acts
+    (docs/how-to/isolate-tenants.md): what it admits, whether no node has an admitted mode, and which nodes with one do
+    not advertise what the pod requests. The last has no period. At most three nodes are named for each combination of
+    lacking resources and mode. Empty without such a label, if the pod requests no GPU resource or has a node, or if its
+    node selector and required affinity do not name the routing label."""
     asks, admitted = pod_requests(raw), find_admitted(namespace_labels)
     required = {
         *texts(part(raw, "spec", "nodeSelector")),

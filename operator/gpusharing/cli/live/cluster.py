@@ -65,11 +65,15 @@ class Cluster:
     `gathered` is open."""
 
     gatherer: Gatherer
+    """Reads the snapshots."""
     claims: dict[str, Claim]
+    """The claims that the Lease records, by name of the node; empty if there are none or it could not be read."""
     notes: list[str]
+    """Sentences about what could not be read or is uncertain, which every plan gets."""
     missing: bool = False
     """True if the operator is not installed, so that there are neither policies nor reports of agents."""
     now: Callable[[], datetime] = wall_time
+    """The clock that says for which time a plan is made."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
     """The failures that the Lease records, by UID of the Node."""
     foresee: Callable[[ClusterSnapshot], ClusterSnapshot] = lambda snapshot: snapshot

@@ -53,8 +53,8 @@ def known_phase(word: str) -> Phase | None:
 
 def state_of(word: str) -> State:
     """Return the state of a node in the phase with this name. Aborting counts as under way, as all phases of a change
-    do except Failed. Skipped counts as blocked. Pending, Preflight, and a phase that this version does not know count
-    as waiting."""
+    do except Failed. Synced counts as done, Failed as failed, and Blocked and Skipped as blocked. Pending, Preflight,
+    and a phase that this version does not know count as waiting."""
     phase = known_phase(word)
     moves = phase is not None and phase.in_flight
     return _STATES.get(phase, State.MOVES if moves else State.WAITS)
@@ -176,6 +176,7 @@ def read_node(raw: JSON) -> NodeStatus:
 
 
 def simulated_nodes(pools: Iterable[PoolStatus], unowned: Iterable[NodeStatus]) -> list[str]:
-    """Return the sorted names of all nodes with SIMULATED GPUs, in the pools and in `unowned`."""
+    """Return the sorted names of all nodes with SIMULATED GPUs, according to their agents' reports, in the pools and in
+    `unowned`."""
     every = (*unowned, *(node for pool in pools for node in pool.members))
     return sorted(node.name for node in every if node.simulated)

@@ -179,8 +179,8 @@ def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
 
 
 def describe_events(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
-    """Draw age, reason and note of each Event about a pool, the oldest first: all on wide paper, otherwise the newest
-    MOST. Empty if there are none or they were not read."""
+    """Draw age (? if it is unknown), reason and note of each Event about a pool, the oldest first: all on wide paper,
+    otherwise the newest MOST. Empty if there are none or they were not read."""
     lines: list[Line] = []
     for event in (pool.events or ())[0 if paper.wide else -MOST :]:
         ink = Ink.WAITING if text(event, "type") == "Warning" else Ink.FAINT
@@ -357,10 +357,15 @@ class Picture:
     """Draws the pools to a terminal, and remembers what was drawn last. A page in HTML is drawn but not remembered."""
 
     session: Session
+    """The cluster, for its name in the answer and for the time."""
     typed: Namespace
+    """The flags, which choose the pools and what is drawn of them."""
     terminal: Terminal
+    """The terminal to draw to."""
     last: object = None
+    """The pools, and the nodes without a policy, that were drawn last; None at first."""
     lines: Sequence[Line] = ()
+    """The lines that were drawn last, including those that did not fit on the screen; empty for data."""
 
     def draw(self, known: Known, stale: str = "") -> None:
         """Draw the pools that the user chose. `known` has the policies, the GPUNodes and, if they are shown, the

@@ -293,7 +293,8 @@ def glyph_of(stretch: Stretch) -> Glyph:
 
 
 def moment(at: datetime, beside: datetime) -> str:
-    """Format a time of day in UTC, with the date if `beside` is on another day."""
+    """Format a time of day to the second, with Z for UTC, in which `at` must be, and with the date if `beside` is on
+    another day."""
     return at.strftime("%H:%M:%SZ" if at.date() == beside.date() else "%Y-%m-%d %H:%M:%SZ")
 
 

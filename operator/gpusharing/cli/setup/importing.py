@@ -122,7 +122,7 @@ async def read_admin_maps(session: Session, snapshot: ClusterSnapshot) -> AdminC
 def summary(answer: Import) -> str:
     """Return a line that counts the policies, their nodes, the steps that come first and the nodes that are left out,
     even if a count is 0, and refers to the comments for the rest. If there are neither policies nor nodes left out, say
-    that every GPU node has a policy (`owned`) or that there is no GPU node."""
+    that every GPU node has a policy (`owned`) or, if no node is owned, that there is no GPU node."""
     if not answer.proposed and not answer.left_out:
         every = "There is nothing to propose: every GPU node already has a policy."
         return every if answer.owned else "There is no GPU node."

@@ -178,7 +178,8 @@ def _slug(text: str) -> str:
 
 
 def _free(name: str, used: Collection[str]) -> str:
-    """Return the name if it is not in `used`, otherwise with the first free number appended, such as `name-2`."""
+    """Return the name if it is not in `used`, otherwise with the first free number from 2 on appended, such as
+    `name-2`. Nothing is added to `used`."""
     if name not in used:
         return name
     return next(other for number in range(2, len(used) + 3) if (other := f"{name}-{number}") not in used)

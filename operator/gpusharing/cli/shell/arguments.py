@@ -30,7 +30,8 @@ class Parser(argparse.ArgumentParser):
     known verb, flag or value that is most like an unknown one."""
 
     def error(self, message: str) -> Never:
-        """Print what is wrong with the flags and which help to read, and exit with status 1."""
+        """Print on standard error what is wrong with the flags and which help to read, and exit with status 1 by
+        raising SystemExit."""
         self.exit(1, f"error: {message}\nSee: {self.prog} --help\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

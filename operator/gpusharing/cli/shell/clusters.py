@@ -115,8 +115,8 @@ async def ask_clusters(
     verb: FleetVerb, typed: Namespace, contexts: Sequence[str], first: float = FIRST
 ) -> list[Reply]:
     """Ask the clusters concurrently, at most AT_ONCE at a time, and return a reply for each context in their order.
-    Each cluster has `first` seconds for its first answer and then `Verb.beside` seconds for the rest. Login
-    programs that still run at the end are killed."""
+    Each cluster has `first` seconds for its first answer and then `Verb.beside` seconds for the rest. A cluster that
+    gives no answer has a reply with the reason (`_reply`). Login programs that still run at the end are killed."""
     places = asyncio.Semaphore(AT_ONCE)
     try:
         async with asyncio.TaskGroup() as group:

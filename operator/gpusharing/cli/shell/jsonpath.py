@@ -140,8 +140,8 @@ def _holds(step: re.Match[str], item: object) -> bool:
 
 def _literal(text: str) -> Any:
     """Return the string that a quoted text stands for; an escape such as `\\n` means the same in both kinds of quotes.
-    Text without quotes is read as JSON, such as a number or true; if it is not JSON, it is returned as it is. In single
-    quotes, a backslash that begins no escape only stands for the character after it."""
+    Text without quotes is read as JSON, such as a number or true; if it is not JSON, it is returned as a string. In
+    single quotes, a backslash that begins no escape only stands for the character after it."""
     if text[:1] == "'":
         text = f'"{re.sub(_BACKSLASH, _in_json, text[1:-1])}"'
     try:

@@ -125,9 +125,9 @@ class Session:
         return sorted(objects, key=lambda raw: [text(raw, "metadata", key) for key in ("namespace", "name")])
 
     async def lists(self, *resources: Resource, policies: str = "") -> list[list[JSON]]:
-        """Return a list of all objects for each of these kinds, in this order, read concurrently. `policies` is a label
-        selector for the policies among them. If reading fails, the first error is raised: a Trouble, or a Denied if the
-        user lacks a permission."""
+        """Return a list of all objects for each of these kinds, in this order, read concurrently and each sorted as by
+        `all`. `policies` is a label selector for the policies among them. If reading fails, the first error is raised:
+        a Trouble, or a Denied if the user lacks a permission."""
         labels = {kinds.POLICIES: policies}
         reads = [self.all(resource, label_selector=labels.get(resource, "")) for resource in resources]
         with one_error():

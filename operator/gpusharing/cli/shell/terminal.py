@@ -57,8 +57,11 @@ class Terminal:
     """A stream that output is written to, in one format."""
 
     stream: TextIO
+    """The stream that output is written to."""
     output: str = "table"
+    """The output format, such as `wide` or `json`, without the template of `jsonpath`."""
     color: bool = False
+    """Whether `show` writes colors."""
     width: int | None = None
     """The number of columns, or None if the stream is not a terminal, so that lines may be of any length."""
     measure: Callable[[], os.terminal_size] | None = None
@@ -68,6 +71,7 @@ class Terminal:
     template: Parts = field(default_factory=list)
     """The parts of the template of -o jsonpath."""
     _live: Any = field(default=None, init=False)
+    """The rich Live that draws while `redrawing` is open, otherwise None."""
     _documents: int = field(default=0, init=False)
     """How many JSON or YAML documents have been written."""
 
