@@ -144,9 +144,10 @@ def _read(
     node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, missing: bool
 ) -> Handmade | str:
     """Return the node with the policy settings that match what it serves now (`find_handmade`), or a clause that says
-    why there are none: it is being changed (it has a fence), no policy could take effect there (`_rejection`), its GPUs
-    are unknown or its agent sees none, or its configuration fits no policy. The first of these that applies is
-    returned. `missing` is true if no operator is installed, so that there are no agents either."""
+    why there are none: it is being changed (it has a fence, docs/design/glossary.md#fence), no policy could take effect
+    there (`_rejection`), its GPUs are unknown or its agent sees none, or its configuration fits no policy. The first of
+    these that applies is returned. `missing` is true if no operator is installed, so that there are no agents either.
+    """
     gpunode = snapshot.gpunodes.get(node.name)
     observed = gpunode.observed if gpunode is not None else None
     if node.fence is not None:

@@ -173,8 +173,8 @@ def describe_clusters(verb: FleetVerb, replies: Sequence[Reply], paper: Paper) -
 
 
 def _rows(verb: FleetVerb, reply: Reply) -> Sequence[Sequence[Span]]:
-    """Return the rows of a reply without the column CLUSTER. If there are none, return a single row whose last cell
-    says why, and whose other cells are empty: `verb.nothing` if the cluster answered, else the error."""
+    """Return the rows of a reply without the column CLUSTER. If there are none, return a single row that has only a
+    last cell with text: `verb.nothing` if the cluster answered, else the error."""
     if reply.answer and reply.answer.rows:
         return reply.answer.rows
     why = Span(verb.nothing, Ink.FAINT) if reply.answer else Span(f"no answer: {reply.error}", Ink.BAD)
