@@ -189,6 +189,15 @@ async def test_credentials_that_expire_in_the_middle_and_a_server_that_goes_away
 
 
 @virtually
+async def test_the_configmap_of_mig_manager_is_looked_for_in_no_other_namespace() -> None:
+    cluster = reported("replicas-16384")
+    pointer = {"spec": {"migManager": {"config": {"name": "nowhere"}}}}
+    cluster.patch(CLUSTER_POLICIES, "cluster-policy", pointer)
+    cluster.faults.fail("list", CONFIG_MAPS, Unavailable("connection reset"), times=EVER)
+    assert (await ask(cluster, "doctor")).status == FAILED
+
+
+@virtually
 async def test_what_the_device_plugin_refuses_or_ignores_in_an_entry_is_told_by_field() -> None:
     """NVIDIA/k8s-device-plugin#1433, whose renameByDefault stands where the plugin does not look for it."""
     cluster = reported("replicas-16384")

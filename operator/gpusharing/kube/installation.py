@@ -321,14 +321,15 @@ def _problems(raw: JSON) -> Iterator[str]:
             yield f"{text(condition, 'reason')}: {text(condition, 'message')[:160]}"
 
 
-async def read_entries(client: KubeClient, config_map: str, namespace: str) -> PluginEntries:
-    """Return the ConfigMap of this name with its entries or, if it does not exist, with the other namespaces that have
-    one of this name. An empty name stands for one that does not exist. Raises KubeErrors other than NotFound."""
+async def read_entries(client: KubeClient, config_map: str, namespace: str, *, search: bool) -> PluginEntries:
+    """Return the ConfigMap of this name with its entries. If it does not exist, and `search` asks for that, it is
+    returned with the other namespaces that have one of this name (`find_namespaces`). An empty name stands for one that
+    does not exist. Raises KubeErrors other than NotFound."""
     data: Mapping[str, str] | None = None
     with suppress(NotFound):
         if config_map:
             data = texts(section(await client.get(CONFIG_MAPS, config_map, namespace=namespace), "data"))
-    elsewhere = await find_namespaces(client, config_map) if data is None else ()
+    elsewhere = await find_namespaces(client, config_map) if search and data is None else ()
     return PluginEntries(config_map, namespace, data, elsewhere)
 
 

@@ -30,7 +30,7 @@ from gpusharing.kube import client as kinds
 from gpusharing.kube.client import DEPLOYMENTS, JSON, KubeClient, Resource
 from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
 from gpusharing.kube.ownversion import own_version
-from gpusharing.kube.paging import list_of
+from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.raw import has_condition, text
 from gpusharing.planning.vocabulary.lengths import counted
 
@@ -300,7 +300,8 @@ async def _all(client: KubeClient, resource: Resource, namespace: str | None) ->
     """Read all objects of a kind and return them `cleaned`. For Nodes, only `node_facts` are returned. `namespace` is
     None for all namespaces. Raises KubeError."""
     clean = node_facts if resource == kinds.NODES else cleaned
-    return [clean(raw) for raw in await list_of(client, resource, namespace=namespace)]
+    pages = pages_of(client, resource, namespace=namespace)
+    return [clean(raw) async for page in pages for raw in page.items]
 
 
 async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:

@@ -31,7 +31,7 @@ from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, explained
 from gpusharing.kube.answers import HINT
 from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, KubeClient
 from gpusharing.kube.installation import gather_installation, read_entries
-from gpusharing.kube.paging import list_of
+from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.plainstack import find_gpu_operator, gpu_server
 from gpusharing.kube.raw import text
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX
@@ -160,7 +160,8 @@ async def _as_installed(client: KubeClient, view: InstallationView) -> Installat
 
 async def _servers(client: KubeClient) -> list[Server]:
     """Return the DaemonSets of all namespaces that serve GPUs, as `gpu_server` recognizes them. Raises KubeError."""
-    return [*filter(None, map(gpu_server, await list_of(client, DAEMON_SETS)))]
+    servers = [gpu_server(raw) async for page in pages_of(client, DAEMON_SETS) for raw in page.items]
+    return [server for server in servers if server is not None]
 
 
 async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
@@ -199,7 +200,8 @@ async def _with_pointed(
     plugin = stack.plugin_config_name if stack is not None else ""
     pointed = {plugin, stack.mig_config_name if stack is not None else ""}
     for name in sorted(pointed - {"", UPSTREAM_MIG_CONFIG, place.mig_config_map}):
-        read = await unless_hidden(read_entries(client, name, place.gpu_operator_namespace), None)
+        reading = read_entries(client, name, place.gpu_operator_namespace, search=name == plugin)
+        read = await unless_hidden(reading, None)
         if read is not None and name != place.plugin_config_map:
             maps[name] = ConfigMapState(frozenset(read.texts or ()), ours=False)
         if name == plugin:

@@ -111,8 +111,8 @@ async def read_admin_maps(session: Session, snapshot: ClusterSnapshot) -> AdminC
     if a ConfigMap cannot be read."""
     names, namespace = named_maps(snapshot), snapshot.settings.gpu_operator_namespace
     with explained(session.where):
-        plugin = await read_entries(session.client, names.plugin, namespace)
-        mig = (await read_entries(session.client, names.mig, namespace)).texts
+        plugin = await read_entries(session.client, names.plugin, namespace, search=True)
+        mig = (await read_entries(session.client, names.mig, namespace, search=False)).texts
     return AdminConfigMaps(plugin, names.mig, None if mig is None else mig.get(MIG_KEY, ""))
 
 

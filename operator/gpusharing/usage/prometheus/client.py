@@ -450,13 +450,16 @@ def _text(name: str, flag: str) -> str:
 
 async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
     """Return the body of a response. Raises Trouble as soon as more than MOST_BYTES have arrived."""
-    try:
-        await response.content.readexactly(MOST_BYTES + 1)
-    except asyncio.IncompleteReadError as end:
-        return end.partial
-    raise Trouble(
-        f"a response from {place.where} is larger than {MOST_BYTES >> 20} MiB: narrow the query with --selector"
-    )
+    parts: list[bytes] = []
+    taken = 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        taken += len(part)
+        if taken > MOST_BYTES:
+            raise Trouble(
+                f"a response from {place.where} is larger than {MOST_BYTES >> 20} MiB: narrow the query with --selector"
+            )
+    return b"".join(parts)
 
 
 def _series(raw: Any) -> Series:

@@ -166,15 +166,17 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
         place = places.get(history.workload)
         row = _workload(history, place)
         sure = Confidence(row["confidence"])
-        compute = None if place is None else place.need.compute
+        need = None if place is None else place.need
+        compute = None if need is None else need.compute
+        highest, peak = (need.highest, need.peak) if need and need.samples else (None, None)
         rows.append(
             {
                 "NAMESPACE": Span(row["namespace"]),
                 "WORKLOAD": Span(f"{row['kind']}/{row['name']}"),
                 "PODS": Span(str(row["pods"])),
                 "NOW": Span(row["now"], Ink.FAINT),
-                "PEAK MEM": Span(_size(row["highestBytes"])),
-                "99% MEM": Span(_size(row["peakBytes"])),
+                "PEAK MEM": Span(_size(highest)),
+                "99% MEM": Span(_size(peak)),
                 busy: Span(UNKNOWN if compute is None else f"{compute:.0%}"),
                 "ADVICE": Span(row["advice"] or UNKNOWN, Ink.TITLE),
                 "CERTAINTY": Span(sure, _INKS.get(sure, Ink.PLAIN)),
