@@ -31,12 +31,12 @@ class UnavailableError(Exception):
 def make_once(directory: Path, name: str, make: Callable[[Path], None]) -> Path:
     """Return `directory`, and make it first if it does not exist. Several processes may call this at once.
 
-    `make` fills an empty folder, which is renamed to `directory` once `make` has returned. Unfinished folders next to
-    it that killed builders have left are removed before. The name of `directory` must begin with `name` and a hyphen,
-    as in `helm-v4.3.1-e342a155371d`: `_sweep` relies on it.
+    `make` fills an empty folder, which is renamed to `directory` once `make` has returned. Before that, unfinished
+    folders that killed builders have left next to it are removed. The name of `directory` must begin with `name` and a
+    hyphen, as in `helm-v4.3.1-e342a155371d`: `_sweep` relies on it.
 
     Raises UnavailableError if the cache cannot be written, or another process holds the lock for too long. Exceptions
-    of `make` that are not about the cache pass through. After any of them nothing of the unfinished folder stays.
+    of `make` that are not about the cache pass through. Whatever is raised, the unfinished folder is removed.
     """
     if directory.is_dir():
         return directory

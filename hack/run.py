@@ -27,7 +27,8 @@ def main() -> int:
     """Install the chart with its operator scaled to 0, start SIMULATED node software that is $FACTOR (by default 10)
     times as fast as we assume a real one to be, and run the operator in this process until it ends. In our environment
     KUBECONFIG and the variables GPUSHARING_* are replaced with the operator's. Returns only if the operator cannot be
-    started: 2, after printing why. Otherwise raises SystemExit with the operator's exit status."""
+    started: 2, after printing why. Otherwise raises SystemExit with the operator's exit status. On Linux we get SIGTERM
+    when our parent ends. A $FACTOR that is not a number already fails the import of this module."""
     end_with_parent()
     try:
         kubeconfig = kubeconfig_path()

@@ -167,10 +167,10 @@ def _cell(view: KubectlView, name: str, value: Any, now: datetime) -> str:
 
 
 def age(seconds: float) -> str:
-    """Return a duration in the form in which kubectl shows it (HumanDuration of apimachinery). These are seconds below
-    two minutes, minutes and seconds below ten, minutes below three hours, hours and minutes below eight, hours below
-    two days, and otherwise days; the rest is cut off, and a second unit that is 0 is left out. A negative duration is
-    `0s`."""
+    """Return a duration in the form in which kubectl shows it (HumanDuration of apimachinery). It is given in seconds
+    below two minutes, in minutes and seconds below ten, minutes below three hours, hours and minutes below eight, hours
+    below two days, and otherwise days; the rest is cut off, and a second unit that is 0 is left out. A negative
+    duration is `0s`."""
     whole = max(0, int(seconds))
     minutes, hours = whole // 60, whole // 3600
     if whole < 120:

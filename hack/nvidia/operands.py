@@ -146,8 +146,8 @@ class PodPrograms:
         return self._configured(pod, "gpu-feature-discovery", *output, "--sleep-interval", GFD_SECONDS)
 
     def _mps(self, pod: Object) -> PodProcesses:
-        """Return the MPS daemon, with or without config-manager, as the processes of this pod, not started yet
-        (`_configured`, whose errors pass through)."""
+        """Return the MPS daemon as the processes of this pod, not started yet: with config-manager, or alone if there
+        is a ClusterPolicy that names no ConfigMap (`_configured`, whose errors pass through)."""
         return self._configured(pod, "mps-control-daemon", added=True)
 
     def _configured(self, pod: Object, program: str, *flags: str, added: bool = False) -> PodProcesses:

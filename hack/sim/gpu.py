@@ -169,8 +169,8 @@ class SimulatedGPUs:
 
     def read(self) -> Reading:
         """Return a reading with the rights of the agent's container, as `agent.library.Library` does. Blocks while
-        NVML hangs, and raises the error set by `fail`. It counts in `readings` as soon as it begins, and until it ends
-        as an open NVML client, for whose sake the driver refuses MIG mode changes and resets."""
+        NVML hangs, and raises the error set by `fail`. It is added to `readings` as soon as it begins. Until
+        it ends, it is an open NVML client, and the driver therefore refuses MIG mode changes and resets."""
         return self._read(self._container)
 
     def read_as_operand(self) -> Reading:

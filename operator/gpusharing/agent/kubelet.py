@@ -122,10 +122,10 @@ class _Connection(asyncio.Protocol):
 
     async def ask(self, patience: float) -> Sequence[Stream]:
         """Make both calls and return their streams once both have ended. The second is not awaited for more than
-        `patience` seconds, nor after the connection has ended; the first is awaited without limit. Raises the
-        connection's OSError if it ended before the first call was complete. Raises ValueError for invalid bytes,
-        for a first call that ended without a gRPC status (it was reset, for example), and if the server accepts no
-        more calls."""
+        `patience` seconds from the start of both, nor after the connection has ended; the first is awaited without
+        limit. Raises the connection's OSError if it ended before the first call was complete. Raises ValueError for
+        invalid bytes, for a first call that ended without a gRPC status (it was reset, for example), and if the server
+        accepts no more calls."""
         sent, streams = self._http2.call((LIST, ALLOCATABLE))
         if self._transport is not None:
             self._transport.write(sent)

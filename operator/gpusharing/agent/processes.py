@@ -162,8 +162,9 @@ class Processes:
 
     def _stat(self, pid: int) -> bytes:
         """Return the content of the process's `stat`; empty if the process does not exist or `stat` cannot be read.
-        The file stays open for later readings, up to _MOST_OPEN files. An open file returns nothing once its
-        process has ended, and never shows another process with the same id."""
+        The file stays open for later readings, up to _MOST_OPEN files. If the
+        process of an open file has ended, the file of a new process with the same id is opened and read in the same
+        call; only the start time in `stat` distinguishes the two."""
         if (known := self._open.get(pid)) is not None:
             if stat := _contents(known):
                 return stat

@@ -98,8 +98,8 @@ class SharedWrites:
 
     async def _apply(self, name: str, body: JSON, data: Mapping[str, str], namespace: str) -> None:
         """Patch a ConfigMap with `body` if the cache knows it. If it does not, or if the server answers NotFound,
-        create the ConfigMap with all of its `data`. Record its name in `writing`, log the write, and store the
-        answer in the cache.
+        create the ConfigMap with all of its `data` and with the labels and annotations of `body`, which must have
+        `metadata`. Record its name in `writing`, log the write, and store the answer in the cache.
 
         A ConfigMap that somebody else created a moment ago may have other entries, so it is not patched before it has
         been read: creating it then raises AlreadyExists.

@@ -92,8 +92,9 @@ class PodLookups:
         return None if raw is None else interned(part(raw, "metadata", "labels"))
 
     async def _exists(self, namespace: str, name: str, uid: str) -> bool | None:
-        """Return whether the DaemonSet with this UID exists. None if we may not read it, or if the server's answer has
-        no UID. Raises KubeErrors other than NotFound and Forbidden."""
+        """Ask the server, each time, whether the DaemonSet with this UID exists; `_with_owner` reuses the answer. None
+        if we may not read it, or if the server's answer has no UID. Raises KubeErrors other than NotFound and
+        Forbidden."""
         try:
             daemon_set = await self.client.get(DAEMON_SETS, name, namespace=namespace)
             found = text(daemon_set, "metadata", "uid")

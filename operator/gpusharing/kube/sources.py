@@ -376,7 +376,8 @@ class Sources:
 
     @property
     def of_dra(self) -> Mapping[str, Reflector[Any]]:
-        """The reflectors of the four kinds that NVIDIA's DRA stack needs, by name; nothing may be decided on that stack
+        """The reflectors of what NVIDIA's DRA stack needs: ResourceSlices, DeviceClasses and DeviceTaintRules by the
+        plural of the kind, and the pods of the DRA driver as `DRA driver pods`; nothing may be decided on that stack
         without those that are served. Empty until the stack has been seen."""
         if not self._dra_seen.is_set():
             return {}

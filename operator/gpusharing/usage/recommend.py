@@ -92,9 +92,9 @@ def _check(typed: Namespace) -> None:
 async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session | None) -> RecommendReport:
     """Return the report of a recommendation, without the plan. If the GPU model is unknown or shares the CPU's memory,
     it has no recommendation, and `missing` says why. If no workload fits, it has no policy. The price is that of
-    --price, or else of Prometheus in the last day of the window (`read_price`). Without a `session`, Prometheus selects
-    the nodes. Raises Trouble for unusable flags, no node, unreadable data, several GPU models, no pod with a GPU, or
-    too short histories."""
+    --price, or else of Prometheus in the last day of the window (`read_price`). Without a `session`, or with neither -l
+    nor --policy, Prometheus selects the nodes. Raises Trouble for unusable flags, no node, unreadable data, several GPU
+    models, no pod with a GPU, or too short histories."""
     start, end = span_of(typed, await prometheus.now(), MOST)
     selector = selector_of(typed.selector)
     inside = None if session is None else await find_in_cluster(session, typed)

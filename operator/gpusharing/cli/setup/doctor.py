@@ -273,9 +273,10 @@ def _topics(examined: Examination) -> Iterator[tuple[str, str, str]]:
 
 async def ask(session: Session, _typed: Namespace) -> Answer:
     """Return the answer of one cluster, with a row for each thing that is wrong with it or could not be checked (see
-    FleetVerb). The remarks say that the operator is not installed and which command shows the remedies, where this
-    applies, and have the notes. The flags are ignored. Raises Trouble if the server does not answer, or if no error was
-    found but a kind in NEEDED may not be read."""
+    FleetVerb): the severity, or UNKNOWN, and the message, in the order of the topics. The remarks are the notes, a
+    sentence if the operator is not installed, and, if there is a symptom, the command that shows the remedies. The
+    flags are ignored. Raises Trouble if the server does not answer, or if no error was found but a kind in NEEDED may
+    not be read."""
     examined = await _examined(session)
     found = [(word, message) for word, message, _ in _topics(examined) if word != "ok"]
     rows = [[Span(word, INKS.get(word, Ink.WAITING)), Span(message)] for word, message in found]

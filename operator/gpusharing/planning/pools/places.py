@@ -48,7 +48,8 @@ class Places:
 def becomes_place(node: NodeView) -> bool:
     """Whether our fence is on the node and pods cannot be scheduled there now, because it is cordoned or not Ready, but
     can be again when our change ends. False if the node was cordoned before our change, is being deleted, or has a
-    taint that keeps pods off (`_is_able`)."""
+    NoSchedule or NoExecute taint, tolerated or not and our start-up taint included, other than those of
+    node.kubernetes.io/ (`_is_able`)."""
     fence = node.fence
     return fence is not None and not fence.prior_unschedulable and _is_able(node) and not is_open(node)
 

@@ -106,7 +106,7 @@ def _to_go(
 ) -> Iterator[tuple[PolicyView, Verdict]]:
     """Yield the verdicts of the nodes that have yet to be drained, each with its policy, at most MAX_NODES of each
     pool. The pools are in the order of their policies' names, and the nodes in that of `Pool.to_go`. Nodes in flight
-    are left out, and so are policies that are being deleted or cannot be read."""
+    are left out, and so are policies that cannot be read, or that are being deleted without a reset (`deleting`)."""
     for _, pool in sorted(pools.items()):
         if pool.policy.spec is None or pool.policy.deleting:
             continue

@@ -158,8 +158,9 @@ def _try(candidate: Candidate, left: Room, ledger: Ledger) -> tuple[Verdict, Loo
 def _find_room(pool: Pool, cap: int, ledger: Ledger) -> Room:
     """Return how many nodes of the pool may start now, and the Findings for the nodes that may not. The smallest of
     these limits counts: maxUnavailable, the operator-wide cap, the canaries, and the nodes that must stay open for our
-    own pod. If the canary is larger than the pool, only newcomers may start. No further pods are listed (`lookahead` is
-    None) once FIRST_LOOKS blocked nodes were looked at within one poll interval."""
+    own pod. All of them count for `Room.room`; newcomers, which `Room.cap` includes, are limited only by the cap and
+    the canaries. If the canary is larger than the pool, only newcomers may start. No further pods are listed
+    (`lookahead` is None) once FIRST_LOOKS blocked nodes were looked at within one poll interval."""
     most = min(pool.limit - pool.used, cap)
     room, most, full = max(0, most), most + pool.moving, _find_full(pool, cap, ledger)
     capped = _find_capped(ledger)

@@ -64,9 +64,9 @@ UNRECORDED = SpecVersion("", 0)
 class Fence:
     """The record of the change in flight, which we write to the Node. It is the only memory of that change.
 
-    The PATCH that cordons the node writes it, or its own PATCH. Every run of the actuators, which passes the point of
-    no return (PNR), rewrites it; so do the steps that its fields name. The release removes it.
-    """
+    It is written by the PATCH that cordons the node or, if the change needs no cordon, by a PATCH of its own. Every run
+    of the actuators, which passes the point of no return (PNR), rewrites it; so do the steps that its fields name. The
+    release removes it."""
 
     __pydantic_config__ = _WRITTEN
 

@@ -43,9 +43,10 @@ def owed_by(proof: Verified) -> str:
 def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
     """Return the action that records in the fence that a run towards the target of `assessed` is due, as attempt number
     `attempt`, once the node is proven idle again. The deadline becomes now plus `drain.timeout` plus `proof_time`. The
-    retry annotation counts as answered, and the pods that the last run had to delete are forgotten. A rollback stays
-    recorded only if `goes_back` holds. The stage and the step of the fence stay. With `failed`, the change no longer
-    counts as failed and its next run records a new start, but the fence keeps the version of the spec that failed."""
+    retry annotation counts as answered, and the pods that the last run had to delete, and that the node was found
+    proven (`proven`), are forgotten. A rollback stays recorded only if `goes_back` holds. The stage and the step of the
+    fence stay. With `failed`, the change no longer counts as failed and its next run records a new start, but the fence
+    keeps the version of the spec that failed."""
     return UpdateFence(
         case.node,
         replace(

@@ -116,10 +116,9 @@ def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[st
     nodes. If the scope has no other nodes, or if its nodes are not known (None), it is returned unchanged, without a
     remark. If `card` is empty, it is unchanged too, but a remark says that its policy selects more nodes.
 
-    Otherwise its policy gets a new name and selects the pool label of that name, which the nodes do not have yet;
-    `scope.nodes` stays as it is. Raises Trouble instead if the scope is that of an existing policy, because a policy
-    has one layout for all its nodes.
-    """
+    Otherwise its policy gets a new name and selects the pool label of that name, which the nodes do not have yet
+    (`unlabelled` is set), without a remark; `scope.nodes` stays as it is. Raises Trouble instead if the scope is that
+    of an existing policy, because a policy has one layout for all its nodes."""
     others = 0 if scope.nodes is None else len(scope.nodes) - nodes
     if others < 1:
         return scope, ()
