@@ -43,6 +43,9 @@ APART = frozenset(
     }
 )
 """Files with a few long tests that share no costly fixtures."""
+LONGEST = ("tests/chart/test_kills.py",)
+"""Units of few tests that take minutes. xdist puts units of few tests last, where such a one would be run when the
+other workers have nothing left to do, so it is assigned first."""
 BY_SCENARIO = "tests/integration/test_crash.py"
 """The file whose tests of one scenario stay together: their kills are compared with the same undisturbed runs."""
 _SCENARIO = re.compile(r"\[(.+?)(?:-\d+)?\]$")
@@ -69,9 +72,11 @@ class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no typ
         return unit(nodeid)
 
     def _assign_work_unit(self, node: object) -> None:
-        """Assign the first unit of the queue to a worker, or the last one if the worker's index is odd. The unit leaves
-        the queue, which must not be empty."""
-        if self.nodes.index(node) % 2:
+        """Assign to a worker a unit of LONGEST or, if none is left, the first unit of the queue, or the last one if the
+        worker's index is odd. The unit leaves the queue, which must not be empty."""
+        if longest := [each for each in LONGEST if each in self.workqueue]:
+            self.workqueue.move_to_end(longest[0], last=False)
+        elif self.nodes.index(node) % 2:
             self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
         super()._assign_work_unit(node)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hack.generate import ROOT
-from hack.sidebyside import APART, BY_SCENARIO, LOOK_BACK, LOOKED_BACK_AT, unit
+from hack.sidebyside import APART, BY_SCENARIO, LONGEST, LOOK_BACK, LOOKED_BACK_AT, unit
 
 CONFTEST = """
 from hack.sidebyside import scheduler
@@ -29,15 +29,20 @@ FILES = [f"test_{letter}.py" for letter in "abcdef"]
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Two workers and six files of six tests: what pytest said of each test."""
-    root = tmp_path_factory.mktemp("checkout")
+    return played(tmp_path_factory.mktemp("checkout"), FILES)
+
+
+def played(root: Path, files: list[str]) -> list[str]:
+    """Return what pytest says of each test of these files, of six tests each, that two workers run in the folder."""
     (root / "conftest.py").write_text(CONFTEST)
-    for name in FILES:
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(MODULE)
     command = [sys.executable, "-m", "pytest", "-n2", "-v", "-p", "no:cacheprovider"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    assert " 36 passed in " in done.stdout.splitlines()[-1]
+    assert f" {6 * len(files)} passed in " in done.stdout.splitlines()[-1]
     return [line for line in done.stdout.splitlines() if " PASSED " in line]
 
 
@@ -53,6 +58,12 @@ def test_one_worker_begins_in_front_and_the_other_one_at_the_end(lines: list[str
     first = [next(line for line in lines if line.startswith(f"[{worker}]")) for worker in ("gw0", "gw1")]
     begun = [name for line in first for name in FILES if name in line]
     assert sorted(begun) == [FILES[0], FILES[-1]]
+
+
+def test_a_file_of_few_long_tests_is_begun_first(tmp_path: Path) -> None:
+    lines = played(tmp_path, [*FILES, *LONGEST, "tests/chart/test_z.py"])
+    begun = [next(line for line in lines if line.startswith(f"[{worker}]")) for worker in ("gw0", "gw1")]
+    assert any(LONGEST[0] in line for line in begun)
 
 
 def test_who_looks_back_plays_with_those_it_looks_back_at() -> None:
@@ -79,5 +90,7 @@ def test_kills_go_by_scenario_because_each_is_compared_with_the_same_undisturbed
 
 def test_the_files_that_are_named_are_there() -> None:
     assert [
-        path for path in (*LOOKED_BACK_AT, LOOK_BACK, *APART, BY_SCENARIO) if not Path(ROOT / path).is_file()
+        path
+        for path in (*LOOKED_BACK_AT, LOOK_BACK, *APART, *LONGEST, BY_SCENARIO)
+        if not Path(ROOT / path).is_file()
     ] == []
