@@ -80,7 +80,7 @@ def test_a_watch_on_a_pipe_says_once_that_it_cannot_go_on_and_once_that_it_does(
         said = line(process.stderr)
         assert said.startswith(f"warning: {told}")
         assert said.endswith(
-            ". The last output may be out of date; the connection is tried again until it works\n"
+            ". The last output may be out of date; kubectl gpusharing keeps trying to reconnect\n"
         )
         tries(desk, 4)
         desk.server.refuses_all = None

@@ -158,7 +158,7 @@ def test_a_change_that_needs_no_cordon_and_is_held_past_its_time_claims_no_cordo
 def test_a_change_that_drains_nothing_is_given_up_without_a_word_about_pods(work: NodeWork | None) -> None:
     over = before_pnr(replace(restarting(), work=work))
     assert (over.phase, over.reason) == (Phase.ABORTING, Reason.DRAIN_TIMEOUT)
-    assert over.message == "the change could not begin in time and was given up"
+    assert over.message == "the change did not begin before its deadline (drain.timeout), so it was given up"
     drained = before_pnr(fenced(fence=replace(FENCE, deadline=NOW), work=HELD))
     assert drained.message.startswith("the drain timed out and the node was restored")
 

@@ -91,7 +91,7 @@ def route(pages: Pages, token: str, head: str) -> tuple[HTTPStatus, str, Content
     elif len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
         status, why = HTTPStatus.FORBIDDEN, "Only requests to an address on loopback are answered."
     elif method != "GET":
-        status, why = HTTPStatus.METHOD_NOT_ALLOWED, "This page is read only: only GET is answered."
+        status, why = HTTPStatus.METHOD_NOT_ALLOWED, "This page is read-only and answers only GET requests."
     elif not secrets.compare_digest(found.encode(), token.encode()):
         status, why = HTTPStatus.FORBIDDEN, "Open the whole address that was printed, with its token."
     elif name not in pages:

@@ -277,7 +277,7 @@ def node_data(node: NodeStatus) -> NodeData:
     return to_wire(node) | {"state": node.state.value.word}  # type: ignore[no-any-return]  # to_wire has no type
 
 
-LOST = "The last output may be out of date; the connection is tried again until it works"
+LOST = "The last output may be out of date; kubectl gpusharing keeps trying to reconnect"
 TICK = 1.0
 """Seconds between two redraws. Ages grow even when nothing happens."""
 ENOUGH = 2

@@ -382,7 +382,10 @@ def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:
     no node waits for that (ApprovalNeeded). Waiting for approval does not stall the policy. `plan` is ignored."""
     if all(verdict.reason is not Reason.APPROVAL_NEEDED for verdict in pool.verdicts):
         return None
-    return Finding(Reason.PROGRESSING, "the rollout is waiting for someone to approve the plan")
+    return Finding(
+        Reason.PROGRESSING,
+        "the rollout is waiting for someone to approve the plan: kubectl gpusharing approve",
+    )
 
 
 STALLS: tuple[Circumstance, ...] = (

@@ -175,11 +175,11 @@ def find_ending(case: FencedCase) -> Verdict | None:
 
 
 def _other_node(case: FencedCase) -> str:
-    """Return the message that the fence belongs to an earlier Node of this name, or an empty string if it belongs to
-    this one."""
-    return (
-        "the fence belongs to an earlier Node with this name" if case.fence.node_uid != case.node.uid else ""
-    )
+    """Return the message that the Node was created again during the change, or an empty string if the fence has the
+    UID of this Node."""
+    if case.fence.node_uid == case.node.uid:
+        return ""
+    return "the Node was deleted and created again during the change, so the change is given up"
 
 
 def _node_going(case: FencedCase) -> str:
@@ -400,7 +400,7 @@ def _time_out(case: FencedCase) -> str | Finding:
     only says that it could not begin. If the pods are gone, but the agent last found the GPUs in use, unreadable or not
     responding (`last_busy`), return a Finding with the reason GPUStillBusy instead."""
     if not case.fence.disruption.cordons:
-        return "the change could not begin in time and was given up"
+        return "the change did not begin before its deadline (drain.timeout), so it was given up"
     if case.drain is not None and case.drain.idle:
         text = "the pods are gone, but the node was not proven idle in time, so it was restored"
         busy = last_busy(case)

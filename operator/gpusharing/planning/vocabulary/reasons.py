@@ -231,7 +231,7 @@ class Reason(Worded):
     WINDOW_CLOSED = (("WindowClosed", "Node", _LATER, "policy", Mark.PENDING),
         "The operator does not start a change now, because the current time is outside rollout.windows or within "
         "rollout.blackouts, or too little of the window is left.",
-        "Wait until the time in the message, or change rollout.windows.")
+        "Wait until the time in the message, or change rollout.windows or rollout.blackouts.")
     ACTUATOR_BUSY = (("ActuatorBusy", "Node", _LATER, "mig-manager"),
         "mig-manager is still working on an earlier configuration, or is rebooting the node.")
     DRIFTED = (("Drifted", "Node", _LATER, "node", Mark.PENDING, Mark.STATUS, Mark.EVENT, Mark.RETRIED),

@@ -189,8 +189,8 @@ def _divided(answers: AdviceAnswers, why: str) -> Advice:
         but = f"{why_not}; while a workload leaves its GPU idle, no other workload can use that GPU"
         return Advice(Mode.FULL, 1, (why,), but, answers.whole)
     texts = [
-        f"{place.profile} has about {usable_memory(card, sizes[place.profile]):.1f} GiB for a workload that needs"
-        f" {(place.need.memory or 0) / GIB:.1f} (docs/reference/gpus.md)"
+        f"a workload that needs {(place.need.memory or 0) / GIB:.1f} GiB fits on {place.profile}, which has about"
+        f" {usable_memory(card, sizes[place.profile]):.1f} GiB (docs/reference/gpus.md)"
         for place in found.placed
         if place.profile
     ]
