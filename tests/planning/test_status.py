@@ -318,7 +318,7 @@ def test_a_policy_that_waits_for_its_approval_says_that_a_person_has_to_give_it(
     (stalled,) = (row for row in waits.status()["conditions"] if row["type"] == "Stalled")
     assert (stalled["status"], stalled["message"]) == (
         "False",
-        "the rollout is waiting for someone to approve the plan: kubectl gpusharing approve",
+        "the rollout is waiting for someone to approve the plan: kubectl gpusharing approve pool-b",
     )
 
 

@@ -171,8 +171,8 @@ def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
         head = "window" if pool.next_window.startswith("open") else "next window"
         texts.append(f"{head}: {pool.next_window}")
     if (estimate := find_estimate(pool, now)) is not None:
-        past = f"the median of the last {estimate.changes} changes is"
-        past = "the last change took" if estimate.changes == 1 else past
+        several = f"the median of the last {estimate.changes} changes is"
+        past = "the last change took" if estimate.changes == 1 else several
         left = f"about {length(estimate.left)} left for {counted(estimate.nodes, 'node')}"
         texts.append(f"{left}: {past} {length(estimate.each)}")
     return lines + prose_of_each(texts, paper)

@@ -65,8 +65,11 @@ def find_handmade(
     `stack`.
     """
     gpus = observed.gpus
-    why = find_unsettled(node) or _contradiction(node, gpus, stack)
-    if why := why or _only_entry(node, stack, plugin.config_map):
+    if (
+        why := find_unsettled(node)
+        or _contradiction(node, gpus, stack)
+        or _only_entry(node, stack, plugin.config_map)
+    ):
         return why
     config = effective_plugin_config(node, stack)
     if config is None:

@@ -382,10 +382,8 @@ def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:
     no node waits for that (ApprovalNeeded). Waiting for approval does not stall the policy. `plan` is ignored."""
     if all(verdict.reason is not Reason.APPROVAL_NEEDED for verdict in pool.verdicts):
         return None
-    return Finding(
-        Reason.PROGRESSING,
-        "the rollout is waiting for someone to approve the plan: kubectl gpusharing approve",
-    )
+    command = f"kubectl gpusharing approve {pool.policy.name}"
+    return Finding(Reason.PROGRESSING, f"the rollout is waiting for someone to approve the plan: {command}")
 
 
 STALLS: tuple[Circumstance, ...] = (
