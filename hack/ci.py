@@ -6,9 +6,9 @@ All parts are run, and the check fails if one of them fails or cannot run. LEAVE
 
 Rungs 3 and 4 wait for programs most of the time, so they run one after the other in parallel to all other parts. Tests
 that compute have as many workers as there are cores; tests that wait for a control plane have more. The fault matrix
-is the last of the other parts. It always runs the same sample, so that no commit fails because of a fault that the
-commit before it would have met as well. If the machine is so slow that an hour has passed by then, it runs only a third
-of the sample. Of the long tests of rung 1, those marked `thorough` are left to `make test-all`.
+is the last of the other parts. It always runs the same sample, a third of that of `make test-faults`, so that no commit
+fails because of a fault that the commit before it would have met as well. Of the kills on rungs 1 and 2, those marked
+`thorough` are left to `make test-all`.
 
 The system's Python runs this file before .venv exists, so the file imports nothing but the standard library.
 """
@@ -49,7 +49,8 @@ STOPPED, NOT_FOUND = 143, 127
 """The exit statuses that a shell reports for a process ended by SIGTERM, and for a program that does not exist."""
 OUT_OF_TIME = (124, 137)
 """The statuses with which `timeout` reports that it ended a command, the second one by SIGKILL."""
-AN_HOUR = 60 * 60
+NOT_THOROUGH = "ARGS=-m 'not thorough'"
+"""The argument of `make` that leaves out the tests marked `thorough`."""
 Parts = Callable[[IO[str]], Awaitable[int]]
 """A function that runs parts, writes their output to a log, and returns their status."""
 
@@ -59,8 +60,8 @@ class Checks:
     clean up."""
 
     def __init__(self) -> None:
-        """Start the clock. The value of $CI_ELAPSED_S counts as seconds that have already passed."""
-        self._begin = time.monotonic() - float(os.environ.get("CI_ELAPSED_S", "0"))
+        """Start the clock."""
+        self._begin = time.monotonic()
         self._running: set[asyncio.subprocess.Process] = set()
         self._stopped = False
         self._failed = False
@@ -81,16 +82,16 @@ class Checks:
         await programs  # A program that could not be built fails the tests that need it, which say so.
         waiting = asyncio.create_task(self._rungs_3_and_4())
         await self._verb("test", "make", "test", "WORKERS=logical")
-        await self._verb("test-long", "make", "test-long", "WORKERS=logical", "ARGS=-m 'not thorough'")
+        await self._verb("test-long", "make", "test-long", "WORKERS=logical", NOT_THOROUGH)
         await self._verb("test-hack", "make", "test-hack", "WORKERS=logical")
         # Several scenarios run in parallel (hack/sidebyside.py), because each spends a third of its time waiting.
-        await self._verb("test-crash", "make", "test-crash", "WORKERS=4")
+        await self._verb("test-crash", "make", "test-crash", "WORKERS=4", NOT_THOROUGH)
         await self._verb("test-cluster", "make", "test-cluster", "WORKERS=auto")
-        slow = await self._faults()
+        await self._verb("test-faults", "make", "test-faults", "SEED=1", "RUNS=50")
         await waiting
         if self._stopped:
             return STOPPED
-        return self._report(slow)
+        return self._report()
 
     def _stop(self) -> None:
         """Send SIGTERM to each running part that is not a cleanup, and start no further part except cleanups."""
@@ -99,7 +100,7 @@ class Checks:
             _terminate(process)
 
     def _seconds(self) -> int:
-        """Return the whole seconds since the run began, including CI_ELAPSED_S."""
+        """Return the whole seconds since the run began."""
         return int(time.monotonic() - self._begin)
 
     async def _part(self, name: str, *command: str, out: IO[str] | None = None, cleanup: bool = False) -> int:
@@ -184,26 +185,11 @@ class Checks:
         swept = await self._part("sweep", PYTHON, "-m", "hack.realnode.sweep", out=out, cleanup=True)
         return status or swept
 
-    async def _faults(self) -> str:
-        """Run the fault matrix, or only a third of it if an hour has already passed. If it fails, the run fails at its
-        end. Returns a sentence about the smaller matrix, or an empty string if all of it was run."""
-        seconds = self._seconds()
-        if seconds < AN_HOUR:
-            await self._verb("test-faults", "make", "test-faults", "SEED=1")
-            return ""
-        await self._verb("test-faults", "make", "test-faults", "SEED=1", "RUNS=50")
-        return (
-            f"50 OF 150 FAULT RUNS: all before them took {seconds // 60} minutes. "
-            "All of them: make test-faults SEED=1"
-        )
-
-    def _report(self, slow: str) -> int:
-        """Print the table, what $LEAVE_OUT leaves out, and the number of tests. `slow` is the sentence about a smaller
-        fault matrix, or empty. Returns 1 if a part failed or no test was run, otherwise 0. If nothing failed, was left
-        out or made smaller, and the checkout has no changes, PASSED is written."""
+    def _report(self) -> int:
+        """Print the table, what $LEAVE_OUT leaves out, and the number of tests. Returns 1 if a part failed or no test
+        was run, otherwise 0. If nothing failed or was left out with $LEAVE_OUT, and the checkout has no changes, PASSED
+        is written."""
         print(f"\n{'part':<14} status  seconds", *self._table, f"in all: {self._seconds()} s", sep="\n")
-        if slow:
-            print(f"!! {slow}")
         if left_out := os.environ.get("LEAVE_OUT"):
             print(f"!! LEFT OUT ON PURPOSE, so this is no full check: {left_out}")
         if tests := count_tests():
@@ -211,7 +197,7 @@ class Checks:
         else:
             print("!! no test was played")
             self._failed = True
-        if not (self._failed or slow or left_out) and (commit := clean_commit()):
+        if not (self._failed or left_out) and (commit := clean_commit()):
             PASSED.write_text("\n".join((commit, *hash_images())) + "\n")
         return int(self._failed)
 

@@ -39,10 +39,11 @@ APART = frozenset(
         "tests/embedded/test_crash.py",
         "tests/hack/test_report.py",
         "tests/integration/test_faults.py",
+        "tests/integration/test_faults_around.py",
         "tests/planning/test_invariants.py",
     }
 )
-"""Files with a few long tests that share no costly fixtures."""
+"""Files with a few long tests whose shared fixtures cost less than a worker that waits for the file's end."""
 LONGEST = ("tests/chart/test_kills.py",)
 """Units of few tests that take minutes. xdist puts units of few tests last, where such a one would be run when the
 other workers have nothing left to do, so it is assigned first."""
