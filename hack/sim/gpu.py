@@ -267,7 +267,8 @@ class SimulatedGPUs:
 
     def reset(self, *indexes: int) -> None:
         """Reset these GPUs, or all if no index is given (`nvidia-smi -r`): pending modes take effect, instances are
-        destroyed, and a recovery action becomes `"None"` unless it is None. Raises InUse if an NVML client is open or a
+        destroyed, and nothing is left of a recovery action (it becomes the string `"None"`; None, which means that the
+        driver reports none, stays). Raises InUse if an NVML client is open or a
         process computes on one of them, or NotSupported in a virtual machine; then no GPU is reset."""
         with self._lock:
             gpus = [self._gpus[index] for index in indexes] or self._gpus

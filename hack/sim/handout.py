@@ -125,8 +125,8 @@ def _allocatable(node: NodeObject) -> dict[str, int]:
 def _devices(gpus: Iterable[GPU], resource: str) -> list[str]:
     """Return the UUIDs of the devices behind a resource: whole GPUs, or MIG devices of a profile; empty if there are
     none. `nvidia.com/gpu` stands for the GPUs without MIG if there are any, otherwise for all MIG devices (strategy
-    single)."""
-    gpus = list(gpus)
+    single). A lost GPU, whose UUID is empty, counts for nothing."""
+    gpus = [gpu for gpu in gpus if gpu.uuid]
     divided = [gpu for gpu in gpus if gpu.mig_mode == "Enabled"]
     if resource == RESOURCE_GPU and len(divided) < len(gpus):
         return [gpu.uuid for gpu in gpus if gpu.mig_mode != "Enabled"]

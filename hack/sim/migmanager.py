@@ -266,8 +266,8 @@ class MigManager:
         await self._state(state)
 
     async def _restore(self, deploy: Mapping[str, str]) -> None:
-        """Set each deploy label in `deploy`, which holds their values before the run, to true, even a label that the
-        Node lacked. A label that was false before is set to false."""
+        """Set each deploy label in `deploy`, which holds the values before the run, to false if it was false before,
+        else to true, even if the Node lacked it. Does nothing if the Node is gone."""
         await self._port.patch_labels(
             {key: "false" if value == "false" else "true" for key, value in deploy.items()}
         )

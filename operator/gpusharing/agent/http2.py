@@ -210,9 +210,9 @@ class Conversation:
 
     def _take_data(self, frame: DataFrame) -> None:
         """Append the data of a frame to the body of its call, unless that has ended, and end the call if the frame was
-        its last. Queue a window update once MOST bytes were consumed. A body of more than MOST bytes ends its call with
-        an error and resets the stream; the other calls continue. Raises ValueError for a stream that we never opened.
-        """
+        its last. When MOST bytes have arrived since the last window update, another one is queued. A body of more than
+        MOST bytes ends its call with an error and resets the stream; the other calls continue. Raises ValueError for a
+        stream that we never opened."""
         self._taken += frame.flow_controlled_length
         if self._taken >= MOST:  # long before the window is exhausted
             self._unsent.append(WindowUpdateFrame(0, self._taken).serialize())

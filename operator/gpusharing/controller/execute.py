@@ -312,8 +312,9 @@ class Executor:
 
     async def _perform(self, action: Action, snapshot: ClusterSnapshot) -> bool:
         """Make the call of an action. Return False if nothing was changed now: a pod was not evicted or deleted, or a
-        Node or GPUNode was left alone because it, or the Node's DeviceTaintRule, has changed. Return True for every
-        other action that succeeds. Raises LeaseLost, and every KubeError except those that `Evictor.send` and
+        Node was left alone because it or its DeviceTaintRule has changed, or a GPUNode because its newest known version
+        has other requests. Return True for every other action that succeeds. Raises LeaseLost, Conflict if the API
+        server has a newer GPUNode than this process, and every other KubeError except those that `Evictor.send` and
         `NodeWrites.restart` treat as answers."""
         match action:
             case EnsureGPUNode():

@@ -75,8 +75,8 @@ class SteadyClock:
         """The highest result so far, below which no later result may fall."""
 
     def __call__(self) -> datetime:
-        """Return the time of day in UTC. The result never goes back, except once if the first time that the API server
-        reports is earlier."""
+        """Return the time of day in UTC. The result never goes back, with one exception: the first time that the API
+        server reports may be earlier than what this clock showed before it."""
         self._shown = max(self._shown, self.steady() + self._offset)
         return datetime.fromtimestamp(self._shown, UTC)
 

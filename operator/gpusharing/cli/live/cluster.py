@@ -83,10 +83,10 @@ class Cluster:
     that has been running for long would have seen it for that time (ADR 73)."""
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> LivePlan:
-        """Return the plan of a leader that has been running for longer than the drift grace. If a node would be
-        cordoned under `policies` and that leader would first write its configuration, the plan is for the time after
-        that, and a note says so. Sets `memory` to what such a leader would remember of drifts. Raises KubeError, which
-        the context of `gathered` turns into a Trouble.
+        """Return the plan of a leader that has been running for longer than the drift grace. A leader first writes the
+        configuration that a node needs, and cordons the node later. If that is so for a node under `policies`, the plan
+        is for the time after the write, and a note says so. Sets `memory` to what such a leader would remember of
+        drifts. Raises KubeError, which the context of `gathered` turns into a Trouble.
 
         The pods are listed for `nodes`, and for the nodes that would be cordoned under `policies` (None stands for all
         policies): the first MAX_LISTED of them, in the order of the verdicts, and a note says if there are more. Nodes

@@ -125,8 +125,9 @@ def preview_of(
     policy: PolicyView, verdict: Verdict, work: NodeWork, afterwards: Afterwards, snapshot: ClusterSnapshot
 ) -> Preview:
     """Return what the change of one node would disturb, according to the last LIST of its pods. The preview has no
-    pods, budgets, gangs or blockers if the change does not cordon the node. Pods that must not be evicted, and
-    gangs whose members cannot be listed, show only as blockers. The policy must have a spec."""
+    pods, budgets, gangs or blockers if the change does not cordon the node. If the LIST failed, it has only a blocker
+    that says so. Pods that are terminating already count as disturbed. Pods that must not be evicted, and gangs whose
+    members cannot be listed, show only as blockers. The policy must have a spec."""
     assert policy.spec is not None, "only a policy with a spec has a preview"
     if not verdict.disruption.cordons:
         return Preview(policy.version, work.listed_at)

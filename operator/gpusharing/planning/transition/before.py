@@ -340,10 +340,10 @@ def _late(case: FencedCase) -> str | Finding:
 
 
 def _unlooked(case: FencedCase) -> bool:
-    """Whether the deadline has passed, but the change has to go on because this process has not listed the pods yet.
-    False if the change needs no cordon, if the node has no target, or if the policy is paused and holds the change. A
-    failed LIST counts as none, but only until `proof_time` after the deadline, because the operator may lack the right
-    to list pods.
+    """Whether the deadline has passed, but the change has to go on because no usable LIST of the pods is at hand: this
+    process has made none, has discarded it, or its latest one failed, whatever earlier ones showed. After a failed LIST
+    the change goes on only until `proof_time` after the deadline, because the operator may lack the right to list pods.
+    False if the change needs no cordon, if the node has no target, or if the policy is paused and holds the change.
 
     An operator that was not running for a while may find the pods gone, and what a LIST shows counts more than the
     clock (docs/design/drain.md#x10).

@@ -187,8 +187,10 @@ def has_gpu(node: NodeView) -> bool:
 
 
 def _no_gpu(node: NodeView, observed: ObservedView | None) -> Finding | None:
-    """Return a Finding with the reason NO_GPU if neither the labels of the node, nor its resources, nor the agent's
-    report show an NVIDIA GPU, else None. If the agent has not reported yet, the labels and the resources decide."""
+    """Return a Finding with the reason NO_GPU if nothing shows an NVIDIA GPU on the node, else None. A GPU is shown by
+    the label nvidia.com/gpu.present=true, GFD's product label, a resource that the device plugin or NVIDIA's DRA driver
+    advertises (`has_gpu`), or the agent's report; the agent need not have reported yet. The PCI labels of Node Feature
+    Discovery do not count."""
     if has_gpu(node) or (observed is not None and observed.gpus):
         return None
     return Finding(

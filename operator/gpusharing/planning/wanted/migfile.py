@@ -348,8 +348,8 @@ _generated = lru_cache(maxsize=64)(generated_layouts)
 
 def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...] | str:
     """Return the layout (None for MIG off) that a configuration name gives each of `gpus`, in their order, if
-    mig-manager generates it from the hardware (a.10). If a card does not have this name, return a clause for people
-    with the names that the first such card has."""
+    mig-manager generates it from the hardware (a.10). If mig-manager does not generate this name for one of the cards,
+    return a clause for people instead, which lists the names that the first such card has."""
     layouts: list[Layout | None] = []
     profiles, generated = None, {}
     for gpu in gpus:

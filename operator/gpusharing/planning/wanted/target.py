@@ -323,9 +323,10 @@ def _foreseen(spec: GPUSharingPolicySpec) -> tuple[PluginConfig, ...]:
 def _wanted_layouts(
     request: Wish, node: str, stack: StackView, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
-    """Return the layout of each GPU that the policy asks for, or a Finding that says why the node cannot have it, such
-    as a GPU without MIG support (NOT_MIG_CAPABLE, checked first). Unless the mode is MIG, all layouts are None and
-    there is no Finding."""
+    """Return the layout that the policy asks for on each of `gpus`, None for MIG off, or a Finding that says why the
+    node cannot have them: a GPU without MIG support (NOT_MIG_CAPABLE, checked first), a named configuration that does
+    not fit, layouts of the policy that do not cover every GPU (LAYOUT_INCOMPLETE), or a layout that is not legal.
+    Unless the mode is MIG, all layouts are None and there is no Finding."""
     spec = request.spec
     if spec.mode is not Mode.MIG or spec.mig is None:
         return (None,) * len(gpus)
