@@ -389,7 +389,8 @@ class FaultProxy:
 
     def _note(self, call: Incoming, answer: ProxiedAnswer) -> None:
         """Log a write that the server has answered, and number it if it counts. A write does not count if it only
-        concerns who holds a Lease, or if the server refused it; an eviction that a budget refuses counts all the same.
+        concerns who holds a Lease, or if the server refused it with any status but BLOCKED (429), with which it answers
+        an eviction that a budget forbids, and also any write when it is overloaded.
         Then spring the trap if it waits for the answer to this write, and begin the faults that wait for it. A refused
         write also begins faults, unless `aim` was called."""
         counts = call.number > 0 and (answer.status < 400 or answer.status == BLOCKED)

@@ -76,7 +76,7 @@ class SteadyClock:
 
     def __call__(self) -> datetime:
         """Return the time of day in UTC. The result never goes back, with one exception: the first time that the API
-        server reports may be earlier than what this clock showed before it."""
+        server reports may be earlier than what this clock has shown."""
         self._shown = max(self._shown, self.steady() + self._offset)
         return datetime.fromtimestamp(self._shown, UTC)
 

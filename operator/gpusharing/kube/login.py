@@ -339,9 +339,10 @@ def _access(configuration: Any, environment: Mapping[str, str]) -> Access:
 
 
 def environment_login(environment: Mapping[str, str]) -> Login:
-    """Return the login for the kubeconfig named by KUBECONFIG, if that is set. Otherwise return the login for the
-    service account files in the directory named by SERVICE_ACCOUNT or, if that is not set either, in the directory that
-    every pod has. An empty variable counts as not set. No file is read yet."""
+    """Return the login for the kubeconfig named by KUBECONFIG, or the merged files if it names several, if that is set.
+    Otherwise return the login for the service account files in the directory named by SERVICE_ACCOUNT or, if that is
+    not set either, in the directory that every pod has. An empty variable counts as not set. No file is read yet. The
+    login keeps `environment`, from which a kubeconfig's login takes the proxy, and a service account's the server."""
     directory = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
     return find_login(environment, environment.get("KUBECONFIG", ""), directory)
 

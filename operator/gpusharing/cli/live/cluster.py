@@ -86,7 +86,9 @@ class Cluster:
         """Return the plan of a leader that has been running for longer than the drift grace. A leader first writes the
         configuration that a node needs, and cordons the node later. If that is so for a node under `policies`, the plan
         is for the time after the write, and a note says so. Sets `memory` to what such a leader would remember of
-        drifts. Raises KubeError, which the context of `gathered` turns into a Trouble.
+        drifts. Raises KubeError if the server is away or refuses our credentials, which the context of `gathered` turns
+        into a Trouble. Pods that cannot be listed are an error in the plan instead, and those whose LIST takes too long
+        are missing there.
 
         The pods are listed for `nodes`, and for the nodes that would be cordoned under `policies` (None stands for all
         policies): the first MAX_LISTED of them, in the order of the verdicts, and a note says if there are more. Nodes

@@ -160,8 +160,8 @@ def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
 
 def forbidding(pods: Standings) -> tuple[Blocker, ...]:
     """Return the blockers of pods that were not evicted yet and must not be evicted now or ever: a rule or a gang
-    forbids the eviction, or a budget refuses it. Budgets of pods that can be deleted by force at the end of the drain
-    do not count."""
+    forbids the eviction, or a budget refuses it. Budgets of pods whose grace period leaves room for a deletion by force
+    before the end of the drain do not count."""
     return merge((*pods.blockers, *_budgets(_unforced(pods.remaining, pods))))
 
 
@@ -183,7 +183,9 @@ def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) 
 
 
 def _unforced(remaining: Iterable[Standing], pods: Standings) -> list[Standing]:
-    """Return the pods whose budgets can make a drain fail: those that cannot be deleted by force at its end (T4)."""
+    """Return the pods whose budgets, if they have any, can make a drain fail: all if the policy deletes none by force,
+    else those whose grace period is too long for a deletion by force before the end of the drain (T4). Nothing else
+    about a pod counts."""
     return [standing for standing in remaining if not fits(standing, pods)]
 
 

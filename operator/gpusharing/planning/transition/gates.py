@@ -139,8 +139,9 @@ def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _unread(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that the agent has not read the GPUs yet or keeps NVML closed, or an empty string otherwise.
-    Neither the age of the last reading nor an error in it matters. `assessed` is ignored."""
+    """Return the message that the operator waits for the agent to read the GPUs, if the agent has not read them yet or
+    keeps NVML closed, else an empty string. Neither the age of the last reading nor an error in it matters. `assessed`
+    is ignored."""
     observed = case.gpunode.observed if case.gpunode else None
     return "waiting for the agent to read the GPUs" if observed is None or observed.quiet else ""
 
