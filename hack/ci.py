@@ -60,7 +60,7 @@ class Checks:
     clean up."""
 
     def __init__(self) -> None:
-        """Start the clock."""
+        """Start the clock of the run."""
         self._begin = time.monotonic()
         self._running: set[asyncio.subprocess.Process] = set()
         self._stopped = False
