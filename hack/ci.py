@@ -7,8 +7,8 @@ All parts are run, and the check fails if one of them fails or cannot run. LEAVE
 Rungs 3 and 4 wait for programs most of the time, so they run one after the other in parallel to all other parts. Tests
 that compute have as many workers as there are cores; tests that wait for a control plane have more. The fault matrix
 is the last of the other parts. It always runs the same sample, a third of that of `make test-faults`, so that no commit
-fails because of a fault that the commit before it would have met as well. Of the kills on rungs 1 and 2, those marked
-`thorough` are left to `make test-all`.
+fails because of a fault that the commit before it would have met as well. Of the kills on rungs 1 and 2 and of helm,
+those marked `thorough` are left to `make test-all`.
 
 The system's Python runs this file before .venv exists, so the file imports nothing but the standard library.
 """
@@ -51,6 +51,9 @@ OUT_OF_TIME = (124, 137)
 """The statuses with which `timeout` reports that it ended a command, the second one by SIGKILL."""
 NOT_THOROUGH = "ARGS=-m 'not thorough'"
 """The argument of `make` that leaves out the tests marked `thorough`."""
+YIELDING = ("nice", "-n", "5")
+"""What begins the commands that yield the processors to rungs 3 and 4. Those run one test at a time, so the check ends
+sooner if they never wait for a processor."""
 Parts = Callable[[IO[str]], Awaitable[int]]
 """A function that runs parts, writes their output to a log, and returns their status."""
 
@@ -81,13 +84,13 @@ class Checks:
         await self._verb("docs", "make", "docs")
         await programs  # A program that could not be built fails the tests that need it, which say so.
         waiting = asyncio.create_task(self._rungs_3_and_4())
-        await self._verb("test", "make", "test", "WORKERS=logical")
-        await self._verb("test-long", "make", "test-long", "WORKERS=logical", NOT_THOROUGH)
-        await self._verb("test-hack", "make", "test-hack", "WORKERS=logical")
+        await self._verb("test", *YIELDING, "make", "test", "WORKERS=logical")
+        await self._verb("test-long", *YIELDING, "make", "test-long", "WORKERS=logical", NOT_THOROUGH)
+        await self._verb("test-hack", *YIELDING, "make", "test-hack", "WORKERS=logical")
         # Several scenarios run in parallel (hack/sidebyside.py), because each spends a third of its time waiting.
-        await self._verb("test-crash", "make", "test-crash", "WORKERS=4", NOT_THOROUGH)
-        await self._verb("test-cluster", "make", "test-cluster", "WORKERS=auto")
-        await self._verb("test-faults", "make", "test-faults", "SEED=1", "RUNS=50")
+        await self._verb("test-crash", *YIELDING, "make", "test-crash", "WORKERS=4", NOT_THOROUGH)
+        await self._verb("test-cluster", *YIELDING, "make", "test-cluster", "WORKERS=auto", NOT_THOROUGH)
+        await self._verb("test-faults", *YIELDING, "make", "test-faults", "SEED=1", "RUNS=50")
         await waiting
         if self._stopped:
             return STOPPED

@@ -1,9 +1,9 @@
 """helm, killed after a write of `install`, `upgrade`, `rollback` or `uninstall`, leaves a release that the commands of
 docs/how-to/upgrade.md repair.
 
-A proxy in front of the API server kills helm -9 as soon as the server has accepted write number N, so helm never sees
-the answer. By default a few writes of each verb are taken; FULL=1 takes all of them, FULL=49 those from the 49th on.
-HELM=helm3 runs the other major.
+`.ci/run` kills `install` and `upgrade` only. A proxy in front of the API server kills helm -9 as soon as the server has
+accepted write number N, so helm never sees the answer. By default a few writes of each verb are
+taken; FULL=1 takes all of them, FULL=49 those from the 49th on. HELM=helm3 runs the other major.
 """
 
 import json
@@ -272,6 +272,7 @@ def test_after_a_killed_upgrade_the_last_good_revision_comes_back(bench: Bench, 
             bench.run("rollback", str(good))
 
 
+@pytest.mark.thorough
 def test_after_a_killed_rollback_the_last_good_revision_comes_back(
     bench: Bench, reference: Reference
 ) -> None:
@@ -296,6 +297,7 @@ def revisions_after(history: list[tuple[int, str]], more: int) -> list[int]:
     return [revision for revision, _ in history][max(0, len(history) + more - KEPT) :]
 
 
+@pytest.mark.thorough
 def test_after_a_killed_uninstall_it_is_finished_or_taken_back(bench: Bench, reference: Reference) -> None:
     for count, at in enumerate(points("uninstall", reference.writes["uninstall"])):
         install_first(bench, reference)

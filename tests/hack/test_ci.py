@@ -16,7 +16,6 @@ from hack.verbs import MakeVerb
 
 NEEDS, SWEEP = "hack.realnode.needs", "hack.realnode.sweep"
 E2E = "make e2e"
-RUNG2 = "make test-cluster WORKERS=auto"
 PARTS = (
     "setup",
     "toolchain",
@@ -33,6 +32,7 @@ MORE_PARTS = ("needs", "e2e", "sweep", "test-crash", "test-cluster", "test-fault
 FAULTS = "make test-faults SEED=1 RUNS=50"
 NOT_THOROUGH = "ARGS=-m 'not thorough'"
 LONG = f"make test-long WORKERS=logical {NOT_THOROUGH}"
+RUNG2 = f"make test-cluster WORKERS=auto {NOT_THOROUGH}"
 CRASH = f"make test-crash WORKERS=4 {NOT_THOROUGH}"
 VERIFY, TOOLS = "hack.verify", "hack.cluster.toolchain"
 SECONDS = 60.0
