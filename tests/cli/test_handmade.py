@@ -138,7 +138,7 @@ UNSAYABLE: dict[str, tuple[dict[str, Any], str]] = {
     "one replica": (
         {"entry": shared({"gpu": 1})},
         "ConfigMap time-slicing-config, entry theirs, sharing.timeSlicing.resources[0].replicas: the device plugin"
-        " rejects 1: it expects a number of at least 2",
+        " rejects 1: it expects a whole number of at least 2",
     ),
     "more shares than a policy may have": (
         {"entry": shared({"gpu": 16384})},

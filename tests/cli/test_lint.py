@@ -88,7 +88,7 @@ TOLD = """\
 fleet.yaml:13: error: spec.mig.layouts[0].profile: there is no such field; did you mean profiles? If the API server keeps it, the CRDs are newer than the operator: upgrade the operator too (helm upgrade)
 fleet.yaml:27: error: data.config.yaml: mig-configs.halves[0].mig-device: unknown field mig-device; did you mean mig-devices?
 fleet.yaml:39: warning: data.any: sharing.timeSlicing.renamebydefault: the device plugin ignores this field; did you mean renameByDefault?
-fleet.yaml:42: error: data.any: sharing.timeSlicing.resources[0].replicas: the device plugin rejects "4": it expects a number of at least 2, without quotes
+fleet.yaml:42: error: data.any: sharing.timeSlicing.resources[0].replicas: the device plugin rejects "4": it expects a whole number of at least 2, without quotes
 fleet.yaml:50: error: cluster-policy: ClusterPolicy gfd.enabled is false, so no change could be proven, and every policy is rejected
 fleet.yaml:52: ignored: Service/web
 4 objects checked: 4 errors and 1 warning.

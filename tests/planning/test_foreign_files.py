@@ -48,8 +48,8 @@ def _meaning(read: Any) -> PluginConfig:
 
 FLAWS = {
     "one replica in the second row": (
-        "sharing.timeSlicing.resources[1].replicas: the device plugin rejects 1: it expects a number of at least 2,"
-        " without quotes"
+        "sharing.timeSlicing.resources[1].replicas: the device plugin rejects 1: it expects a whole number of at least"
+        " 2, without quotes"
     ),
     "replicas in quotes": 'sharing.timeSlicing.resources[0].replicas: the device plugin rejects "4": it expects a',
     "no replicas in a row": "sharing.timeSlicing.resources[0].replicas: the device plugin needs this field",

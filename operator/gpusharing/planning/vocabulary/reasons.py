@@ -294,7 +294,8 @@ class Reason(Worded):
         "7.5.",
         "Lower spec.mps.replicas.")
     GPU_MISSING = (("GPUMissing", "Hardware", _PERSON, "GPUs"),
-        "NVML lists fewer GPUs than were proven on the node. A GPU did not come back after a reboot, or was removed.",
+        "NVML lists fewer GPUs than at the last proof of the node. A GPU did not come back after a reboot, or was "
+        "removed.",
         "Check dmesg on the node and repair the node, or run the command in the message if the GPU was removed for "
         "good.")
     CARD_DIFFERS = (("CardDiffers", "Accepted", _DONE, ""),
@@ -524,7 +525,8 @@ class Reason(Worded):
         "the GPUs in use during a change.",
         "Label the GPU nodes and run the command in the message once.")
     FEATURE_DISCOVERY_MISSING = (("FeatureDiscoveryMissing", "Accepted", _PERSON, "ClusterPolicy"),
-        "NVIDIA's device-plugin chart runs without GPU Feature Discovery, so no change could be proven.",
+        "NVIDIA's device-plugin chart runs without GPU Feature Discovery, so a change could not be proven. The "
+        "operator does not start one.",
         "Run the command in the message once.")
     DRIVER_DISABLED = (("DriverDisabled", "Accepted", _PERSON, "ClusterPolicy", Mark.UNSUPPORTED),
         "The agent finds no NVIDIA driver on a node that advertises no GPUs, and ClusterPolicy driver.enabled is "

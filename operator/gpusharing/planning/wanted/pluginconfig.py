@@ -90,7 +90,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "version": (lambda item: item in (None, "", "v1"), "v1"),
     "strategy": (lambda item: item in (None, "", "none", "single", "mixed"), "none, single or mixed"),
     "resource": (lambda item: _is_text(item, _NAME), "the name of an nvidia.com resource"),
-    "replicas": (lambda item: is_whole(item) and item > 1, "a number of at least 2, without quotes"),
+    "replicas": (lambda item: is_whole(item) and item > 1, "a whole number of at least 2, without quotes"),
     "devices": (_is_choice, "all, a number or a list of devices"),
 }
 """The kinds of field values. Each has a function that tests a value, and the words with which a message says what is
