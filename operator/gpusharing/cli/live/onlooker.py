@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpusharing.api.validation import validate_policy
-from gpusharing.kube.client import GPUNODES, JSON, POLICIES, ApiRequest, KubeClient, PassingClient
+from gpusharing.kube.client import GPUNODES, JSON, POLICIES, ApiRequest, KubeClient, Page, PassingClient
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.paging import pages_of
 from gpusharing.kube.raw import section, text, whole
@@ -32,36 +32,27 @@ class Onlooker(PassingClient):
         alone, or is empty.
 
         If there are proposed policies, a list of policies always returns a single page with all of them, sorted by
-        name, whatever page was requested. A get of one policy is passed on, so it returns the policy as it is now.
+        name, whatever page was requested. Proposed ones are shown as `applied` returns them, and the resource version
+        is that of the last page. A get of one policy is passed on, so it returns the policy as it is now.
         """
         if request.verb not in ("get", "list"):
             raise RuntimeError(
                 f"a read-only client was asked to {request.verb} {request.resource.plural} {request.full_name}"
             )
-        merges = request.verb == "list" and request.resource == POLICIES and bool(self._proposed)
+        proposed = self._proposed if request.verb == "list" and request.resource == POLICIES else {}
+        pages: list[Page] = []
         try:
-            return await (self._merged_policies() if merges else self.client.call(request))
+            if not proposed:
+                return await self.client.call(request)
+            pages = [page async for page in pages_of(self.client, POLICIES)]
         except (Forbidden, NotFound):
             if not self._beforehand or request.verb != "list" or request.resource not in (POLICIES, GPUNODES):
                 raise
-            return _list([applied(None, raw) for _, raw in sorted(self._proposed.items()) if merges], "0")
-
-    async def _merged_policies(self) -> JSON:
-        """List all policies, page by page, and return one list with the proposed ones applied (`applied`), sorted by
-        name, and the resource version of the last page. Raises KubeError."""
-        policies: dict[str, JSON] = {}
-        version = "0"
-        async for page in pages_of(self.client, POLICIES):
-            policies |= {text(raw, "metadata", "name"): raw for raw in page.items}
-            version = page.resource_version
-        for name, raw in self._proposed.items():
-            policies[name] = applied(policies.get(name), raw)
-        return _list([raw for _, raw in sorted(policies.items())], version)
-
-
-def _list(items: list[JSON], version: str) -> JSON:
-    """Return the JSON of a list with these items and this resource version."""
-    return {"metadata": {"resourceVersion": version}, "items": items}
+        policies = {text(raw, "metadata", "name"): raw for page in pages for raw in page.items}
+        policies |= {name: applied(policies.get(name), raw) for name, raw in proposed.items()}
+        version = pages[-1].resource_version if pages else "0"
+        items = [policies[name] for name in sorted(policies)]
+        return {"metadata": {"resourceVersion": version}, "items": items}
 
 
 def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
