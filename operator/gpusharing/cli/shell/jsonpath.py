@@ -23,11 +23,12 @@ _STEP = re.compile(
 _STEPS = re.sub(r"\(\?P<\w+>", "(?:", _STEP.pattern)
 _TOKEN = re.compile(
     rf"""(?P<text>[^{{]+)|\{{\s*(?:(?P<quoted>{_TEXT})|(?P<end>end)
-    |(?P<range>range\s+)?(?P<path>(?=[.\[$@])[$@]?(?:{_STEPS})*))\s*\}}""",
+    |(?P<range>range\s+)?(?P<path>(?=[.\[$@])[$@]?(?:{_STEPS})*))\s*\}}
+    |(?P<mistake>\{{\s*(?:range\s+)?[$@]?(?:{_STEPS})*)""",
     re.VERBOSE,
 )
-_START = re.compile(rf"\{{\s*(?:range\s+)?[$@]?(?:{_STEPS})*", re.VERBOSE)
-_BACKSLASH = re.compile(r"""(?P<escape>\\["\\/bfnrtu])|\\(?P<other>.)|(?P<quote>")""")
+"""Matches a text or an expression, or an expression up to the character that makes it none."""
+_BACKSLASH = re.compile(r"""(\\["\\/bfnrtu])|\\(.)|(")""")
 """Matches an escape of JSON, another character after a backslash, or a double quote."""
 
 
@@ -36,40 +37,30 @@ def parse_template(template: str) -> Parts:
     also if the template is empty."""
     if not template:
         raise _mistake(template, 0, "there is no template")
-    return _read_parts(template, _tokens(template))
+    return _read_parts(template, _TOKEN.finditer(template))
 
 
 def _read_parts(template: str, tokens: Iterator[re.Match[str]], *, inside: bool = False) -> Parts:
     """Return the parts up to the end of the template or, `inside` a range, up to its `{end}`. The tokens of these parts
-    are taken from `tokens`. Raises Trouble if a range has no end, if an end has no range, or if the text of the
-    template cannot be parsed (`_tokens`)."""
+    are taken from `tokens`. Raises Trouble if a range has no end, if an end has no range, and at the first character
+    that belongs to neither a text nor an expression."""
     parts: Parts = []
     for token in tokens:
         if token["end"] and inside:
             return parts
         if token["end"]:
             raise _mistake(template, token.start(), "there is no range that this could end")
-        if token["path"] is None:
-            parts.append(token["text"] or _literal(token["quoted"]))
+        if token["mistake"]:
+            raise _mistake(template, token.end(), "this is no field, index, filter or end of a path")
+        if token["range"]:
+            parts.append((token["path"], _read_parts(template, tokens, inside=True)))
+        elif token["path"] is not None:
+            parts.append((token["path"], None))
         else:
-            body = _read_parts(template, tokens, inside=True) if token["range"] else None
-            parts.append((token["path"], body))
+            parts.append(token["text"] or _literal(token["quoted"]))
     if inside:
         raise _mistake(template, len(template), "{end} is missing after a range")
     return parts
-
-
-def _tokens(template: str) -> Iterator[re.Match[str]]:
-    """Yield the texts and expressions of a template. Raises Trouble at the first character that belongs to neither."""
-    at = 0
-    while at < len(template):
-        token = _TOKEN.match(template, at)
-        if token is None:
-            start = _START.match(template, at)
-            at = start.end() if start else at
-            raise _mistake(template, at, "this is no field, index, filter or end of a path")
-        yield token
-        at = token.end()
 
 
 def _mistake(template: str, at: int, why: str) -> Trouble:
@@ -143,14 +134,8 @@ def _literal(text: str) -> Any:
     Text without quotes is read as JSON, such as a number or true; if it is not JSON, it is returned as a string. In
     single quotes, a backslash that begins no escape only stands for the character after it."""
     if text[:1] == "'":
-        text = f'"{re.sub(_BACKSLASH, _in_json, text[1:-1])}"'
+        text = '"' + _BACKSLASH.sub(lambda found: found[1] or found[2] or r"\"", text[1:-1]) + '"'
     try:
         return json.loads(text, strict=False)
     except ValueError:
         return text.strip('"')
-
-
-def _in_json(found: re.Match[str]) -> str:
-    """Return how a match of _BACKSLASH in single quotes is written in JSON. A backslash that begins no escape is
-    dropped."""
-    return found["escape"] or found["other"] or '\\"'
