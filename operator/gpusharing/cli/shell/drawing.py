@@ -159,31 +159,20 @@ def table(
     """Return a header, unless the paper has none, and a line for each row, in their order and each with `indent` before
     it. Every row must have one cell for each column. Columns in which every cell is empty are left out, so without rows
     the header is empty. If the paper has a width and is not wide, the columns with the highest `drop` are left out
-    until the rest fits, and then long cells are cut."""
-    rows = _justified(columns, rows)
-    header = [Span(one.title, Ink.FAINT) for one in columns]
-    widths = {
-        index: max(len(row[index].text) for row in (header, *rows))
-        for index in range(len(columns))
-        if any(row[index].text for row in rows)
-    }
+    until the rest fits, and then long cells are cut (`shorten`)."""
+    sizes = [max((len(row[i].text) for row in rows), default=0) for i in range(len(columns))]
+    widths = {i: max(size, len(columns[i].title)) for i, size in enumerate(sizes) if size}
     if paper.width is not None and not paper.wide:
         widths = _fitted(columns, widths, max(NARROW, paper.width) - len(indent))
-    drawn: list[Line] = [
-        Row((Span(indent), *_row([row[i] for i in widths], [*widths.values()]))) for row in (header, *rows)
-    ]
-    return drawn if paper.headers else drawn[1:]
-
-
-def _justified(columns: Sequence[Column], rows: Sequence[Sequence[Span]]) -> list[list[Span]]:
-    """Return the rows with the cells of right-justified columns padded on the left. Empty cells stay empty."""
-    sizes = [
-        max(len(row[i].text) for row in rows) if one.right and rows else 0 for i, one in enumerate(columns)
-    ]
-    return [
-        [Span(cell.text and cell.text.rjust(size), cell.ink) for cell, size in zip(row, sizes, strict=True)]
-        for row in rows
-    ]
+    header = tuple(Span(one.title, Ink.FAINT) for one in columns)
+    drawn: list[Line] = []
+    for row in (header, *rows) if paper.headers else rows:
+        spans = [Span(indent)]
+        for i, width in widths.items():
+            pad = sizes[i] * (columns[i].right and row is not header and bool(row[i].text))
+            spans += [Span(GAP), Span(shorten(row[i].text.rjust(pad), width).ljust(width), row[i].ink)]
+        drawn.append(Row((spans[0], *spans[2:])))
+    return drawn
 
 
 def _fitted(columns: Sequence[Column], widths: Mapping[int, int], room: int) -> dict[int, int]:
@@ -202,14 +191,6 @@ def _fitted(columns: Sequence[Column], widths: Mapping[int, int], room: int) -> 
         else:
             fitted[widest] -= 1
     return fitted
-
-
-def _row(cells: Sequence[Span], widths: Sequence[int]) -> list[Span]:
-    """Return the cells of a row with gaps between them, each cut (`shorten`) or padded on the right to its width."""
-    spans: list[Span] = []
-    for cell, width in zip(cells, widths, strict=True):
-        spans += [Span(GAP), Span(shorten(cell.text, width).ljust(width), cell.ink)]
-    return spans[1:]
 
 
 def shows(row: Line, text: str) -> bool:
