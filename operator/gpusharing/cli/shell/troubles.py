@@ -33,21 +33,18 @@ def sentence(error: KubeError, where: str) -> str:
     """Return a sentence for the user about an error of the API server, or about its failure to answer. `where` is the
     name of the cluster in that sentence. Unauthorized, Forbidden, Invalid, NotFound and Throttled have a wording of
     their own; for any other KubeError, the sentence says that the server does not respond."""
-    if isinstance(error, Unauthorized):
-        return f"{error_text(error)}. The credentials of {where} have expired or were rejected; log in again"
-    if isinstance(error, Forbidden):
-        tail = f"{VIEWER} is enough for reading; ask an administrator" if error.group == GROUP else "Ask"
-        return f"you lack a permission in {where}: {error_text(error)}. {tail} for the permission named here"
-    if isinstance(error, Invalid):
-        return f"the API server of {where} rejected the request: {error_text(error)}"
-    if isinstance(error, NotFound):
-        return f"not found in {where}: {error_text(error)}"
-    if isinstance(error, Throttled):
-        return f"the API server of {where} is too busy to respond: {error_text(error)}. Try again in a moment"
-    return (
-        f"the API server of {where} does not respond: {error_text(error)}. Check the context and the network path to"
-        " the server"
-    )
+    what, server, tail = error_text(error), f"the API server of {where}", "Ask"
+    if isinstance(error, Forbidden) and error.group == GROUP:
+        tail = f"{VIEWER} is enough for reading; ask an administrator"
+    sentences: dict[type[KubeError], str] = {
+        Unauthorized: f"{what}. The credentials of {where} have expired or were rejected; log in again",
+        Forbidden: f"you lack a permission in {where}: {what}. {tail} for the permission named here",
+        Invalid: f"{server} rejected the request: {what}",
+        NotFound: f"not found in {where}: {what}",
+        Throttled: f"{server} is too busy to respond: {what}. Try again in a moment",
+        KubeError: f"{server} does not respond: {what}. Check the context and the network path to the server",
+    }
+    return next(text for kind, text in sentences.items() if isinstance(error, kind))
 
 
 @contextmanager
