@@ -79,11 +79,12 @@ async def read_deployment(client: KubeClient) -> InstalledOperator:
 
 
 async def read_installed(client: KubeClient) -> InstalledOperator:
-    """Return what `read_deployment` does, and the claims and failures on the operator's Lease, with a note if these
-    could not be read. The setting `pod_name` is the leader's pod if it is among the operator's pods, or else the first
-    of these by name; empty if there are none or they may not be read. If Deployments may not be read, nothing is added.
-    If there is no Deployment, the settings have the namespace of the GPU Operator. Raises the KubeErrors that
-    `read_deployment` does."""
+    """Return what `read_deployment` does, and the claims and failures on the operator's Lease, which are empty if it
+    does not exist. A note says why if they could not be read: the user may not (Forbidden), the server rejects the
+    request (Invalid), or a record is damaged; then no claim is returned, or only the failures that can be read. The
+    setting `pod_name` is the leader's pod if it is among the operator's pods, or else the first of these by name; empty
+    if there are none or they may not be read. If Deployments may not be read, nothing is added. If there is no
+    Deployment, the settings have the namespace of the GPU Operator. Raises any other KubeError."""
     found = await read_deployment(client)
     if found.missing:
         where = await find_gpu_operator(client, PlanSettings().gpu_operator_namespace)
@@ -92,13 +93,21 @@ async def read_installed(client: KubeClient) -> InstalledOperator:
         return found
     settings, notes = found.settings, found.notes
     namespace = settings.plan.namespace
-    claims, failed_nodes, holder, why = await _read_lease(client, namespace)
+    lease, why = JSON(), ""
+    try:
+        lease = await client.get(LEASES, OPERATOR, namespace=namespace)
+    except (Forbidden, Invalid, NotFound) as error:
+        why = "" if isinstance(error, NotFound) else error_text(error)
+    written = texts(section(lease, "metadata", "annotations")).get(ANNOTATION_CLAIMS, "")
+    claims, damaged = parse_claims(written) if written else ({}, "")
+    failed_nodes, unread = parse_failed_nodes(written) if written else ({}, "")
+    host = host_of(text(lease, "spec", "holderIdentity"))
     # The operator's own pod, the leader's, is never evicted.
     pods = list_of(client, PODS, namespace=namespace, label_selector=SELECTOR)
     own = await unless_hidden(pods, list[JSON]())
     names = sorted(text(raw, "metadata", "name") for raw in own)
-    name = host_of(holder) if host_of(holder) in names else next(iter(names), "")
-    if why:
+    name = host if host in names else next(iter(names), "")
+    if why := why or damaged or unread:
         notes += (
             "the operator's Lease could not be used, so only changes that are recorded on Nodes are counted, and"
             f" failures on deleted nodes are unknown: {why}",
@@ -149,22 +158,3 @@ def _settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
         maintenance_keys=frozenset(filter(None, values.get("maintenance_keys", "").split(","))),
     )
     return settings, notes
-
-
-async def _read_lease(
-    client: KubeClient, namespace: str
-) -> tuple[Mapping[str, Claim], Mapping[str, FailedNode], str, str]:
-    """Return the claims and the failures that the operator's Lease records, the identity of its holder, and an empty
-    string. Each is empty if the Lease does not exist or lacks it. The last result says why instead if a record is
-    damaged (then no claim is returned, or only the failures that can be read), if the user may not read the Lease
-    (Forbidden), or if the server rejects the request (Invalid). Raises any other KubeError."""
-    try:
-        lease = await client.get(LEASES, OPERATOR, namespace=namespace)
-    except NotFound:
-        return {}, {}, "", ""
-    except (Forbidden, Invalid) as error:
-        return {}, {}, "", error_text(error)
-    written = texts(section(lease, "metadata", "annotations")).get(ANNOTATION_CLAIMS, "")
-    claims, damaged = parse_claims(written) if written else ({}, "")
-    failed_nodes, unread = parse_failed_nodes(written) if written else ({}, "")
-    return claims, failed_nodes, text(lease, "spec", "holderIdentity"), damaged or unread
