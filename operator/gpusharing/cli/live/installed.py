@@ -6,8 +6,8 @@ Terms: docs/design/glossary.md#claim, docs/design/glossary.md#slot.
 """
 
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -130,31 +130,26 @@ def _settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
     the last counts if several have the same name, and unknown ones are ignored. Its namespace is the Deployment's. If
     some values cannot be used, their defaults are taken and the second result has one note, which names them; otherwise
     it is empty."""
-    namespace = text(deployment, "metadata", "namespace")
     containers = entries(deployment, "spec", "template", "spec", "containers")
     values = {
         text(variable, "name").removeprefix(PREFIX).lower(): text(variable, "value")
         for container in containers
         for variable in entries(container, "env")
         if text(variable, "name").startswith(PREFIX) and "value" in variable
-    }
-    known = {item.name for item in fields(PlanSettings)}
-    plan: dict[str, Any] = {name: value for name, value in values.items() if name in known}
-    notes: tuple[str, ...] = ()
+    } | {"namespace": text(deployment, "metadata", "namespace")}
+    bad: set[str] = set()
     try:
-        read = _PLAN.validate_python({**plan, "namespace": namespace})
+        plan = _PLAN.validate_python(values)  # it ignores the settings of the process itself
     except ValidationError as error:
         bad = {str(one["loc"][0]) for one in error.errors()}
-        read = _PLAN.validate_python({name: value for name, value in plan.items() if name not in bad})
-        read = replace(read, namespace=namespace)
-        assumed = "this plugin cannot read these operator settings and assumes their defaults"
-        notes = (f"{assumed}: {', '.join(sorted(bad))}",)
+        plan = _PLAN.validate_python({name: value for name, value in values.items() if name not in bad})
     settings = SourceSettings(
-        plan=read,
+        plan=plan,
         admin_maps=AdminMaps(
             values.get("admin_plugin_config_map", ""), values.get("admin_mig_config_map", "")
         ),
-        agent_namespace=values.get("agent_namespace") or namespace,
+        agent_namespace=values.get("agent_namespace") or values["namespace"],
         maintenance_keys=frozenset(filter(None, values.get("maintenance_keys", "").split(","))),
     )
-    return settings, notes
+    assumed = "this plugin cannot read these operator settings and assumes their defaults"
+    return settings, (f"{assumed}: {', '.join(sorted(bad))}",) if bad else ()
