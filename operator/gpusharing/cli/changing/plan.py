@@ -357,7 +357,7 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
     labels (`with_presumed`) and ClusterPolicy naming the operator's ConfigMaps (`with_pointers`); the first note says
     so. Nothing is written. Raises Trouble, also if a name in `only` belongs to no policy."""
     async with gathered(session, proposed, beforehand=True) as cluster:
-        if cluster.missing:
+        if cluster.installed.missing:
             admin = await read_admin_maps(session, (await cluster.decide(())).snapshot)
             cluster.notes.insert(0, PRESUMED)
             cluster.foresee = lambda snapshot: with_presumed(with_pointers(snapshot, admin))
@@ -379,7 +379,8 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
             raise Trouble(no_such(POLICIES, name, names, session.where))
     nodes = {node for one in proposals for node in live.plan.pools[one.policy].names}
     notes = (*live.notes, *unread, *unlisted)
-    return Planned(proposals, notes, live.simulated(nodes), (*tenants, *dependents), cluster.missing)
+    estimate = cluster.installed.missing
+    return Planned(proposals, notes, live.simulated(nodes), (*tenants, *dependents), estimate)
 
 
 async def _with_length(session: Session, proposal: Proposal, live: LivePlan, most: int) -> Proposal:

@@ -6,12 +6,12 @@ Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from gpusharing.cli.live.installed import read_installed
+from gpusharing.cli.live.installed import InstalledOperator, read_installed
 from gpusharing.cli.live.onlooker import Onlooker
 from gpusharing.cli.shell.drawing import length
 from gpusharing.cli.shell.session import Session
@@ -21,12 +21,11 @@ from gpusharing.kube.clock import wall_time
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import Forbidden, NotFound, one_error
 from gpusharing.kube.gather import Gatherer
-from gpusharing.kube.reflector import Reflector
 from gpusharing.kube.sources import Sources
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.looks import PassMemory
-from gpusharing.planning.snapshot.records import Claim, FailedNode
+from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 MAX_LISTED = 100
@@ -66,16 +65,13 @@ class Cluster:
 
     gatherer: Gatherer
     """Reads the snapshots."""
-    claims: dict[str, Claim]
-    """The claims that the Lease records, by name of the node; empty if there are none or it could not be read."""
+    installed: InstalledOperator
+    """The operator, with the claims and failures that its Lease records. If it is `missing`, there are neither policies
+    nor reports of agents."""
     notes: list[str]
     """Sentences about what could not be read or is uncertain, which every plan gets."""
-    missing: bool = False
-    """True if the operator is not installed, so that there are neither policies nor reports of agents."""
     now: Callable[[], datetime] = wall_time
     """The clock that says for which time a plan is made."""
-    failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
-    """The failures that the Lease records, by UID of the Node."""
     foresee: Callable[[ClusterSnapshot], ClusterSnapshot] = lambda snapshot: snapshot
     """Changes each snapshot so that it shows the cluster for which the plan is made."""
     memory: PassMemory = field(default_factory=PassMemory)
@@ -122,12 +118,13 @@ class Cluster:
         return LivePlan(plan, snapshot, now, tuple(notes))
 
     async def _snapshot(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
-        """Return a snapshot that includes the pods of the nodes in `wanted`, changed by `foresee`. If `claims` is
-        empty, for example because the Lease could not be read, the claims are derived from the fences of the Nodes. If
+        """Return a snapshot that includes the pods of the nodes in `wanted`, changed by `foresee`. If `installed` has
+        no claims, for example because the Lease could not be read, they are derived from the fences of the Nodes. If
         calls fail, the first error is raised."""
+        claims, failed_nodes = self.installed.claims, self.installed.failed_nodes
         with one_error():
-            snapshot = await self.gatherer.snapshot(wanted, self.memory, self.claims, self.failed_nodes, now)
-        if not self.claims:
+            snapshot = await self.gatherer.snapshot(wanted, self.memory, claims, failed_nodes, now)
+        if not claims:
             claims = {
                 name: Claim.of(node.uid, node.fence)
                 for name, node in snapshot.nodes.items()
@@ -145,8 +142,8 @@ async def gathered(
     open. If something inessential may not be read (the sources in MARKERS, the pods that wait for a GPU, the operator's
     settings or Lease), a note says so. Raises Trouble if the cluster cannot be read, or if the API server does not
     serve GPUNodes, because the operator is not installed. With `beforehand`, a cluster without a Deployment of the
-    operator is yielded all the same, with `missing` set. A KubeError that is raised in the context becomes a Trouble
-    too. The Trouble is a Denied if the user lacks a permission."""
+    operator is yielded all the same, with `installed.missing` set. A KubeError that is raised in the context becomes a
+    Trouble too. The Trouble is a Denied if the user lacks a permission."""
     with explained(session.where), one_error():
         installed = await read_installed(session.client)
         missing = beforehand and installed.missing
@@ -158,32 +155,32 @@ async def gathered(
         async with asyncio.TaskGroup() as group:
             following = group.create_task(sources.run())
             try:
-                unread = await _listed(sources, session.where, missing=missing, bare=bare)
-                notes = [*installed.notes, *unread]
+                notes = [*installed.notes, *await _listed(sources, session.where, missing=missing, bare=bare)]
                 try:
                     await gatherer.pending.count()
                 except Forbidden as error:
                     notes.append(f"pods that are waiting for a GPU were not counted: {error_text(error)}")
-                claims, failed = dict(installed.claims), installed.failed_nodes
-                yield Cluster(gatherer, claims, notes, missing, session.now, failed)
+                yield Cluster(gatherer, installed, notes, session.now)
             finally:
                 following.cancel()
                 await gatherer.close()
 
 
 async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) -> list[str]:
-    """Wait until every source is listed or has failed for good (`_is_settled`). Return a sentence for each optional
-    kind (MARKERS) that the user may not read. Raises Denied if the user lacks a permission that a plan needs, and
-    Trouble after PATIENCE seconds, with what each source still lacks, or if the API server does not serve GPUNodes and
-    `missing` is false.
+    """Wait until every source is listed or has failed with an error that waiting does not cure: Forbidden, or NotFound
+    if its kind is not served. Return a sentence for each optional kind (MARKERS) that the user may not read. Raises
+    Denied if the user lacks a permission that a plan needs, and Trouble after PATIENCE seconds, with what each source
+    still lacks, or if the API server does not serve GPUNodes and `missing` is false.
 
     `missing` is true if the operator need not be installed. `bare` is true if a missing permission to read GPUNodes is
     ignored.
     """
-    everything = {**sources.required, **sources.optional}
+    every = {**sources.required, **sources.optional}
     try:
         async with asyncio.timeout(PATIENCE):
-            while not all(map(_is_settled, everything.values())):  # noqa: ASYNC110 - an error sets no event
+            while not all(  # noqa: ASYNC110 - an error sets no event
+                one.synced.is_set() or isinstance(one.error, Forbidden | NotFound) for one in every.values()
+            ):
                 await asyncio.sleep(CHECKED_EVERY)
     except TimeoutError:
         why = "; ".join(f"{name}: {text}" for name, text in sorted(sources.missing().items()))
@@ -193,8 +190,8 @@ async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) ->
             f"{where} has no gpunodes.gpusharing.dev, so the operator is not installed. To install: {INSTALL}"
         )
     if bare:
-        del everything["gpunodes"]
-    refused = {name: one.error for name, one in everything.items() if isinstance(one.error, Forbidden)}
+        del every["gpunodes"]
+    refused = {name: one.error for name, one in every.items() if isinstance(one.error, Forbidden)}
     needed = [error_text(error) for name, error in refused.items() if name not in MARKERS]
     if needed:
         roles = "the permissions named here" if missing else "the gpusharing-planner ClusterRole"
@@ -203,9 +200,3 @@ async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) ->
             f" for {roles}: {'; '.join(needed)}"
         )
     return [f"{name} were not read: {error_text(error)}" for name, error in refused.items()]
-
-
-def _is_settled(source: Reflector[object]) -> bool:
-    """Whether a source has been listed, or failed with an error that waiting does not cure: Forbidden, or NotFound if
-    the kind is not served."""
-    return source.synced.is_set() or isinstance(source.error, Forbidden | NotFound)

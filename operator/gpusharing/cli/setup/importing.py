@@ -49,7 +49,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         live = await cluster.decide(())
         admin = await read_admin_maps(session, live.snapshot)
         merged = cluster.gatherer.sources.settings.admin_maps
-        answer = find_import(live.snapshot, admin, merged, live.now, missing=cluster.missing)
+        answer = find_import(live.snapshot, admin, merged, live.now, missing=cluster.installed.missing)
     # Without an operator the notes would say that the chart's settings are assumed; PRESUMED says more.
     unsure = [PRESUMED] if answer.presumed else live.notes
     remarks = [*filter(None, [simulated_sentence(live.simulated())]), *unsure, *find_remarks(answer)]
