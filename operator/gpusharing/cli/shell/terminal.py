@@ -81,10 +81,10 @@ class Terminal:
         standard output is not a terminal, and if the environment has a NO_COLOR that is not empty
         (https://no-color.org) or TERM=dumb. The width is that of the terminal, or None without one. Raises Trouble if
         the template of -o jsonpath has a mistake."""
-        stream, (output, equals, template) = sys.stdout, typed.partition("=")
-        here = cls(stream, output, headers=headers)
-        here.template = parse_template(template) if equals else []
-        if stream.isatty():
+        output, equals, template = typed.partition("=")
+        parts = parse_template(template) if equals else []
+        here = cls(sys.stdout, output, headers=headers, template=parts)
+        if here.stream.isatty():
             here.color = color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
             here.measure = shutil.get_terminal_size
             here.width = here.measure().columns
@@ -122,16 +122,16 @@ class Terminal:
         """Write a value as YAML or through the template of -o jsonpath if that is the output format, otherwise as JSON.
         Several YAML documents are separated by `---`. The stream is flushed."""
         if self.output == "jsonpath":
-            self.stream.write(render(self.template, value))
+            text = render(self.template, value)
         elif self.output == "yaml":
             import yaml  # importing it takes as long as all the rest of a short command
 
-            self.stream.write("---\n" if self._documents else "")
-            self.stream.write(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+            text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+            text = f"---\n{text}" if self._documents else text
         else:
-            self.stream.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+            text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
         self._documents += 1
-        self.stream.flush()  # during a watch the next write may be hours away
+        self.write(text)
 
     def answer(
         self,
@@ -154,7 +154,7 @@ class Terminal:
             self.show(lines(self.paper))
 
     def write(self, text: str) -> None:
-        """Write a string unchanged and flush the stream."""
+        """Write a string unchanged and flush the stream: during a watch, the next write may be hours away."""
         self.stream.write(text)
         self.stream.flush()
 
@@ -219,8 +219,7 @@ def _fitting(lines: Sequence[Line], size: os.terminal_size, hint: str, console: 
     rows = [len(_rich([one]).wrap(console, size.columns)) - 1 for one in lines]
     if sum(rows) <= size.lines:
         return lines
-    taken = list(accumulate(rows))
-    shown = sum(until < size.lines for until in taken)
+    shown = sum(until < size.lines for until in accumulate(rows))
     left = len(lines) - shown
     more = f"and {left} more {'line' if left == 1 else 'lines'}{hint}"
     return [*lines[:shown], line(Span(shorten(more, size.columns), Ink.FAINT))]
