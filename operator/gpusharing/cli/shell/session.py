@@ -71,9 +71,7 @@ def find_contexts(kubeconfig: str, named: Sequence[str]) -> tuple[str, ...]:
     if `named` is empty. Contacts no cluster. Raises Trouble if there is no kubeconfig, if it cannot be read, if it
     lacks one of the contexts in `named`, or if it has no contexts at all."""
     files = find_kubeconfigs(kubeconfig)
-    for name in named:
-        find_context(files, name)
-    contexts = named or sorted(read_contexts(files)[1])
+    contexts = [find_context(files, name)[0] for name in named] or sorted(read_contexts(files)[1])
     if not contexts:
         raise Trouble(f"kubeconfig {', '.join(map(str, files))} has no contexts")
     return tuple(dict.fromkeys(contexts))
@@ -206,10 +204,21 @@ def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
 @asynccontextmanager
 async def connected(kubeconfig: str, context: str) -> AsyncIterator[Session]:
     """Log in to one context, yield a Session for it, and close the connection afterwards. An empty `kubeconfig` means
-    the default files, and an empty `context` the current one, as in kubectl; in a pod without a kubeconfig its service
-    account is used. Raises Trouble if there is no such context, if the kubeconfig cannot be read, or if the login
-    fails."""
-    login, where, namespace = find_login(kubeconfig, context)
+    the default files, and an empty `context` the current one, as in kubectl. If neither the flag nor KUBECONFIG names a
+    kubeconfig and the default file does not exist, a pod uses its service account and ignores `context`. Raises Trouble
+    if that is impossible too, if there is no such context, if the kubeconfig cannot be read, or if the login fails."""
+    login: Login
+    try:
+        files = find_kubeconfigs(kubeconfig)
+    except Trouble:
+        named = kubeconfig or os.environ.get("KUBECONFIG")
+        if named or not os.environ.get("KUBERNETES_SERVICE_HOST"):
+            raise
+        login, where, namespace = ServiceAccountLogin(os.environ), "this pod's cluster", "default"
+    else:
+        name, namespace = find_context(files, context)
+        login = OfficialLogin(Path(os.pathsep.join(map(str, files))), name, os.environ)
+        where = f"context {name}"
     client = HttpClient(login, name=NAME, limits=LIMITS)
     try:
         await login.access()
@@ -217,23 +226,6 @@ async def connected(kubeconfig: str, context: str) -> AsyncIterator[Session]:
         raise Trouble(error_text(error)) from error
     async with client:
         yield Session(client, where, namespace, login=login)
-
-
-def find_login(kubeconfig: str, context: str) -> tuple[Login, str, str]:
-    """Return how to log in, the name of the cluster in messages, and the namespace that the context sets (`default` if
-    none), without contacting the cluster. If neither the flag nor KUBECONFIG names a kubeconfig and the default file
-    does not exist, a pod uses its service account and ignores `context`. Raises Trouble if that is impossible too, if
-    the kubeconfig cannot be read, or if it lacks the context."""
-    try:
-        files = find_kubeconfigs(kubeconfig)
-    except Trouble:
-        named = kubeconfig or os.environ.get("KUBECONFIG")
-        if named or not os.environ.get("KUBERNETES_SERVICE_HOST"):
-            raise
-        return ServiceAccountLogin(os.environ), "this pod's cluster", "default"
-    name, namespace = find_context(files, context)
-    login = OfficialLogin(Path(os.pathsep.join(map(str, files))), name, os.environ)
-    return login, f"context {name}", namespace
 
 
 def find_kubeconfigs(kubeconfig: str) -> list[Path]:
