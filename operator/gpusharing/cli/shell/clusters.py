@@ -98,7 +98,6 @@ def carry_out_everywhere(
     verb.check(typed)
     with asyncio.Runner(loop_factory=ProgramLoop) as runner:
         replies = runner.run(ask_clusters(verb, typed, contexts))
-    answered = [reply.answer for reply in replies if reply.answer is not None]
     if not terminal.structured:
         terminal.show(describe_clusters(verb, replies, terminal.paper))
     for reply in replies if terminal.structured else ():
@@ -108,7 +107,7 @@ def carry_out_everywhere(
         raise Trouble(
             f"{len(silent)} of {counted(len(replies), 'cluster')} did not respond. {'; '.join(silent)}"
         )
-    return worst([answer.status for answer in answered])
+    return worst([reply.answer.status for reply in replies if reply.answer])
 
 
 async def ask_clusters(

@@ -94,11 +94,10 @@ def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool
 async def _everywhere(verb: VerbModule, typed: Namespace, contexts: Sequence[str], terminal: Terminal) -> int:
     """Run the verb in each context, as `run_each` does, and return the `worst` exit status. If there are several
     contexts, each gets a heading, except in data. Raises Trouble at the end, if there was any."""
+    headed = len(contexts) > 1 and not terminal.structured
 
     async def run(context: str) -> int:
-        """Draw the heading if there are several contexts and the output is not data. Then run the verb in this context
-        and return its status. Raises Trouble."""
-        if len(contexts) > 1 and not terminal.structured:
+        if headed:
             terminal.show([BLANK, line(Span(f"context {context}", Ink.TITLE))])
         async with connected(getattr(typed, "kubeconfig", ""), context) as session:
             return await run_each(verb, session, typed, terminal)
@@ -107,15 +106,14 @@ async def _everywhere(verb: VerbModule, typed: Namespace, contexts: Sequence[str
 
 
 async def run_each(verb: VerbModule, session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb once for each different value of the argument `Verb.each`, with a blank line between the answers,
-    and return the `worst` exit status. Run it once if the verb has no such argument, or if the argument has no value,
-    which then is an empty string. Raises Trouble at the end, if there was any."""
+    """Run the verb once for each different value of the argument `Verb.each`, with only that value, and return the
+    `worst` exit status. A blank line is between the answers, except in data. Run it once if the verb has no such
+    argument, or if the argument has no value, which then is an empty string. Raises Trouble at the end, if there was
+    any."""
     each = typed.row.each
     values = tuple(dict.fromkeys(getattr(typed, each) or [""])) if each else ("",)
 
     async def run(value: str) -> int:
-        """Draw a blank line unless this is the first value or the output is data. Then run the verb with only this
-        value and return its status. Raises Trouble."""
         if value != values[0] and not terminal.structured:
             terminal.show([BLANK])
         return await verb.run(session, Namespace(**vars(typed) | ({each: value} if each else {})), terminal)
