@@ -106,15 +106,15 @@ POLICY = f"default-src 'none'; style-src 'sha256-{b64encode(sha256(CSS.encode())
 the page, and uses only our own style sheet."""
 
 
-def frame(title: str, head: Iterable[Markup], *body: Markup, **attributes: str) -> str:
-    """Return a whole page with our style sheet, these elements and the title in its head, and a body with these
-    elements and attributes."""
+def frame(title: str, head: Iterable[Markup], *body: Markup) -> str:
+    """Return a whole page with our style sheet, the elements of `head` and the title in its head, and those of `body`
+    in its body."""
     metas = (
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
     )
     top = tag("head", *metas, *head, tag("title", title), Markup(f"<style>{CSS}</style>"))
-    return document(tag("html", top, tag("body", *body, **attributes), lang="en"))
+    return document(tag("html", top, tag("body", *body), lang="en"))
 
 
 def document(root: Markup) -> str:
