@@ -151,8 +151,8 @@ class Verb:
     """The flags with each of which an offline verb does contact a cluster and is carried out by `run`."""
     measures: bool = False
     """Whether the verb stands for another one with --from-prometheus."""
-    formats: tuple[str, ...] = ()
-    """What -o may name beside OUTPUTS."""
+    outputs: tuple[str, ...] = OUTPUTS
+    """The formats that -o may name."""
     asks_prometheus: bool = False
     """Whether the verb queries a Prometheus about all namespaces. Such a verb has the flags of PROMETHEUS, and
     refuses -n unless it is in `asks_with`. With --prometheus it needs no cluster and is carried out by
@@ -164,11 +164,6 @@ class Verb:
     beside: float = 0.0
     """Seconds that each cluster has if --contexts or --all-contexts has them asked side by side. 0 if the verb asks
     one context after the other and refuses --all-contexts."""
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The formats that -o may name."""
-        return (*OUTPUTS, *self.formats)
 
 
 def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False) -> Verb:
@@ -184,7 +179,9 @@ def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False)
         -y, --yes   do not ask for confirmation, even if pods may be evicted
         """)
     flags = (*_flags(objects), *more, *confirmation)
-    return Verb(name, "cli.changing.steer", text, flags, formats=(NAMES,), each="" if alone else "name")
+    return Verb(
+        name, "cli.changing.steer", text, flags, outputs=(*OUTPUTS, NAMES), each="" if alone else "name"
+    )
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -306,7 +303,7 @@ ADVISE = Verb(
     offline=True,
     asks_with=("namespace", "from_prometheus"),
     asks_prometheus=True,
-    formats=(CSV,),
+    outputs=(*OUTPUTS, CSV),
 )
 """The verb that answers which layout to use. `recommend` is its alias for measured needs."""
 VERBS: tuple[Verb, ...] = (
@@ -321,7 +318,7 @@ VERBS: tuple[Verb, ...] = (
             --timeline              also show the last rollout: which node was in which phase when
             --events                also show the Events of the last hour about each policy
             """),
-        formats=(NAMES, PAGE),
+        outputs=(*OUTPUTS, NAMES, PAGE),
         beside=60.0,
     ),
     Verb(
@@ -345,7 +342,7 @@ VERBS: tuple[Verb, ...] = (
             --fail-on WORDS           for CI: exit with status 5 if the plan has any of evictions,shortfall, and with 0
                                       for other changes
             """),
-        formats=(NAMES,),
+        outputs=(*OUTPUTS, NAMES),
     ),
     Verb(
         "why",
@@ -355,7 +352,7 @@ VERBS: tuple[Verb, ...] = (
             subject+ NODE|KIND/NAME   gpu-07, no/gpu-07, pod/NAME, NAMESPACE/NAME, deploy/NAME, sts/NAME, job/NAME or
                                       gsp/NAME
             """),
-        formats=(NAMES,),
+        outputs=(*OUTPUTS, NAMES),
         each="subject",
     ),
     Verb(
@@ -372,7 +369,7 @@ VERBS: tuple[Verb, ...] = (
             """,
             by=("resource", "node", "policy", "namespace", "pod"),
         ),
-        formats=(NAMES, CSV),
+        outputs=(*OUTPUTS, NAMES, CSV),
     ),
     _steering(
         "approve",
@@ -457,7 +454,7 @@ VERBS: tuple[Verb, ...] = (
                                                         default: USD
             """),
         asks_prometheus=True,
-        formats=(CSV,),
+        outputs=(*OUTPUTS, CSV),
         beside=300.0,
     ),
     replace(
