@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from textwrap import dedent
 from typing import Any, Never
@@ -83,36 +83,37 @@ class Version(argparse.Action):
 Flag = tuple[tuple[str, ...], dict[str, Any]]
 """A flag or argument of a verb, as `add_argument` of argparse takes it."""
 _ROW = re.compile(
-    r"(-[\w-]+(?:, -[\w-]+)*|\w+)([*+?]?)(?: ([^\s=]+?)(\.\.\.)?(?:=(\S+))?)?(?:\s{2,}(.+))?", re.DOTALL
+    r"(-[\w-]+(?:, -[\w-]+)*|\w+)([*+?]?)(?: ([^\s={]*?)(?:{(\S+)})?(\.\.\.)?(?:=(\S+))?)?(?:\s{2,}(.+))?",
+    re.DOTALL,
 )
 """Matches a row of a text that `_flags` reads."""
 
 
-def _flags(rows: str, **choices: Sequence[str]) -> tuple[Flag, ...]:
+def _flags(rows: str) -> tuple[Flag, ...]:
     """Return the flags and arguments in a text with a row for each. A row has the names of a flag, a word for its value
     if it takes one, and after two spaces its help, of which further lines are indented.
 
-    After the word, `...` says that the flag can be repeated, so that its value is a list, and `=` precedes the default.
-    Otherwise a flag that takes a value or has `choices`, by its name, is an empty string by default, and any other is
-    false. An argument has a name without dashes. If the name ends with `*` or `+`, its values are a list; `+` says that
-    at least one is needed. If it ends with `?`, it may be left out, and is an empty string then.
+    After the word, or in its place, `{a,b}` lists the only possible values. Then `...` says that the flag can be
+    repeated, so that its value is a list, and `=` precedes the default. Otherwise a flag that takes a value is an empty
+    string by default, and any other is false. An argument has a name without dashes. If the name ends with `*` or `+`,
+    its values are a list; `+` says that at least one is needed. If it ends with `?`, it may be left out, and is an
+    empty string then. Raises ValueError if a row describes no flag.
     """
-    return tuple(_flag(row, choices) for row in re.split(r"\n(?=\S)", dedent(rows).strip()))
+    return tuple(map(_flag, re.split(r"\n(?=\S)", dedent(rows).strip())))
 
 
-def _flag(row: str, choices: Mapping[str, Sequence[str]]) -> Flag:
+def _flag(row: str) -> Flag:
     """Return the flag or argument that a row of a text describes; see `_flags`. Raises ValueError if it describes
     none."""
     match = _ROW.fullmatch(row)
     if match is None:
         raise ValueError(f"{row} describes no flag")
-    names, count, value, more, default, text = match.groups()
+    names, count, value, choices, more, default, text = match.groups()
     words = tuple(names.split(", "))
-    chosen = choices.get(words[-1].strip("-").replace("-", "_"))
     options: dict[str, Any] = {"help": text and " ".join(text.split())}
-    if not value and not chosen:
+    if not value and not choices:
         return words, {**options, "action": "store_true"}
-    options |= {"metavar": value, "choices": chosen}
+    options |= {"metavar": value or None, "choices": choices and choices.split(",")}
     if more:
         options |= {"action": "append", "default": []}
     elif names.startswith("-") or count == "?":
@@ -242,63 +243,56 @@ def _common(outputs: tuple[str, ...], *, hidden: bool = False) -> Parser:
     verb."""
     common = Parser(add_help=False)
     group = common.add_argument_group("cluster and output")
-    for names, options in _flags(
-        f"""
+    for names, options in _flags(f"""
         --kubeconfig FILE      instead of KUBECONFIG or ~/.kube/config
         --context NAME         a context in the kubeconfig; default: the current context
         --contexts A,B         several contexts, shown in one table; works with status, doctor and cost
         --all-contexts         all contexts in the kubeconfig, shown in one table; works with status, doctor and cost
         -n, --namespace NAME   namespace of the given pod; for free and advise, the namespace whose pods to include
-        -o, --output FORMAT    {_listed(outputs)}; default: table
+        -o, --output FORMAT{{{",".join(outputs)}}}  {_listed(outputs)}; default: table
         --no-headers           no headings of tables
         --no-color             no colors; NO_COLOR does the same
-        """,
-        output=outputs,
-    ):
+        """):
         group.add_argument(*names, **options | {"default": argparse.SUPPRESS})
     for action in common._actions if hidden else ():
         action.help = action.help if action.dest == "output" else argparse.SUPPRESS
     return common
 
 
-MEASURED = _flags(
-    f"""
+MEASURED = _flags(f"""
     --card CARD          {CARD}; where needs are measured, only GPUs of this model
     --price PRICE        what a GPU costs an hour, for example 3.20 or 3.20EUR; default: as in Prometheus
     -l, --nodes LABELS   only nodes with these labels, for example gpusharing.dev/pool=a; default: all nodes in
                          Prometheus
     --policy POLICY      the nodes of this policy
-    --goal               cost: the fewest GPUs that suffice; performance: as much headroom as the pool allows; default:
-                         cost
+    --goal {{cost,performance}}  cost: the fewest GPUs that suffice; performance: as much headroom as the pool allows;
+                         default: cost
     -v, --verbose        show what each answer is based on: hourly peaks, samples, reason
     --write FILE         write the policy to FILE; it requires approval and is never applied automatically
     --window TIME=14d    length, such as 12h or 4w, at most 30d; default: 14d
     --until TIME         end of the window, a day or a time; default: now
-    """,
-    goal=("cost", "performance"),
-)
+    """)
 """The flags of `recommend`. `advise` has them too, but refuses most of them without --from-prometheus."""
+PER_NODE = ",".join(str(gpus) for gpus in range(1, 17))
+"""How many GPUs a node may have, because the largest index that a policy may name is 15."""
 ADVISE = Verb(
     "advise",
     "usage.advise",
     "Suggest a mode and a layout, with reasons and savings: from your answers, from the pods in a namespace (-n), or"
     " from what workloads used (--from-prometheus).",
-    _flags(
-        """
+    _flags(f"""
         --need NxSIZE...         N workloads that need this memory at their peak, for example 4x20Gi. Can be repeated
         --memory SIZE            what each workload needs at its peak, for example 15Gi
         --promise                users were promised a certain latency or availability
         --strangers              people who do not trust each other share the GPUs
         --bill                   each workload is billed for its share of a GPU
         --bursts                 the workloads use the GPU only now and then
-        --gpus-per-node N        default: 1, for a layout that suits nodes of any size
+        --gpus-per-node N{{{PER_NODE}}}  default: 1, for a layout that suits nodes of any size
         --gpu-operator VERSION   version of NVIDIA's GPU Operator, for example v26.3.3
         --name NAME              name of the policy; default: pool
         --pool POOL              value of the gpusharing.dev/pool label that the policy selects; default: pool
         --from-prometheus        measure the needs of a pool's workloads; for the flags below, like recommend
-        """,
-        gpus_per_node=[str(gpus) for gpus in range(1, 17)],  # the largest index that a policy may name is 15
-    )
+        """)
     + MEASURED,
     offline=True,
     asks_with=("namespace", "from_prometheus"),
@@ -359,16 +353,14 @@ VERBS: tuple[Verb, ...] = (
         "free",
         "usage.free",
         "Show who holds the GPUs and what is free now, from Nodes and Pods alone.",
-        _flags(
-            """
-            --by                              what each row is about; default: resource
+        _flags("""
+            --by {resource,node,policy,namespace,pod}
+                                              what each row is about; default: resource
             -l, --nodes, --selector LABELS    only nodes with these labels, for example gpusharing.dev/pool=a
             --usage                           show the memory and the SM time that each pod uses: from the agents if the
                                               chart has agent.secureMetrics=false, otherwise from Prometheus
             --service NAMESPACE/NAME:PORT     the Prometheus to use for --usage if the agents cannot be queried
-            """,
-            by=("resource", "node", "policy", "namespace", "pod"),
-        ),
+            """),
         outputs=(*OUTPUTS, NAMES, CSV),
     ),
     _steering(
@@ -382,13 +374,10 @@ VERBS: tuple[Verb, ...] = (
         "pause",
         "POLICY",
         "Pause policies, so that no further node starts to change.",
-        *_flags(
-            """
-            --all           stop the fleet: pause every policy
-            --when-paused   what happens to changes in flight; default: as set in the policy
-            """,
-            when_paused=("Finish", "Hold", "Abort"),
-        ),
+        *_flags("""
+            --all                                stop the fleet: pause every policy
+            --when-paused {Finish,Hold,Abort}    what happens to changes in flight; default: as set in the policy
+            """),
     ),
     _steering(
         "resume",
