@@ -27,9 +27,10 @@ class VerbModule(Protocol):
 def carry_out(verb: Any, typed: Namespace) -> int:
     """Run a verb and return the worst exit status. It runs without a cluster if it needs none (`Verb.offline`, unless
     one of its `asks_with` is given) or --prometheus is given. With --contexts or --all-contexts, verbs that can do so
-    ask all clusters side by side; otherwise the verb runs in each context of --contexts in turn, or else in that of
-    --context, which by default is the current one. Raises Trouble if flags contradict each other or a named context
-    does not exist, and at the end if it failed in some contexts."""
+    ask all clusters side by side; otherwise the verb runs (`run_each`) in each context of --contexts in turn, or else
+    in that of --context, which by default is the current one. Each of several contexts gets a heading, except in data.
+    Raises Trouble if flags contradict each other or a named context does not exist, and at the end if it failed in some
+    contexts."""
     flags, row, kubeconfig = vars(typed), typed.row, getattr(typed, "kubeconfig", "")
     named = tuple(name.strip() for name in flags.get("contexts", "").split(",") if name.strip())
     beside = row.beside > 0 and ("contexts" in flags or "all_contexts" in flags)
@@ -47,7 +48,15 @@ def carry_out(verb: Any, typed: Namespace) -> int:
     contexts = named or (flags.get("context", ""),)
     if len(contexts) > 1:
         contexts = find_contexts(kubeconfig, contexts)
-    return asyncio.run(_everywhere(verb, typed, contexts, terminal))
+    headed = len(contexts) > 1 and not terminal.structured
+
+    async def run(context: str) -> int:
+        if headed:
+            terminal.show([BLANK, line(Span(f"context {context}", Ink.TITLE))])
+        async with connected(kubeconfig, context) as session:
+            return await run_each(verb, session, typed, terminal)
+
+    return asyncio.run(_in_turn(run, contexts))
 
 
 def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool) -> str:
@@ -89,20 +98,6 @@ def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool
         f"-o {output} answers for one context: {one}": output in (CSV, NAMES) and several,
     }
     return next((text for text, holds in contradictions.items() if holds), "")
-
-
-async def _everywhere(verb: VerbModule, typed: Namespace, contexts: Sequence[str], terminal: Terminal) -> int:
-    """Run the verb in each context, as `run_each` does, and return the `worst` exit status. If there are several
-    contexts, each gets a heading, except in data. Raises Trouble at the end, if there was any."""
-    headed = len(contexts) > 1 and not terminal.structured
-
-    async def run(context: str) -> int:
-        if headed:
-            terminal.show([BLANK, line(Span(f"context {context}", Ink.TITLE))])
-        async with connected(getattr(typed, "kubeconfig", ""), context) as session:
-            return await run_each(verb, session, typed, terminal)
-
-    return await _in_turn(run, contexts)
 
 
 async def run_each(verb: VerbModule, session: Session, typed: Namespace, terminal: Terminal) -> int:
