@@ -229,9 +229,4 @@ def _rich(lines: Sequence[Line]) -> Any:
     """Return the lines as a rich Text in the colors of their inks, with a line feed after each."""
     from rich.text import Text
 
-    text = Text()
-    for one in lines:
-        for span in one:
-            text.append(span.text, style=COLORS[span.ink])
-        text.append("\n")
-    return text
+    return Text.assemble(*((span.text, COLORS[span.ink]) for one in lines for span in (*one, Span("\n"))))
