@@ -13,7 +13,7 @@ from datetime import datetime
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.cli.pools.fleet import NodeStatus, known_phase, read_node
+from gpusharing.cli.pools.fleet import NodeStatus, State, read_node
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import Trouble, explained
 from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, Resource
@@ -166,20 +166,17 @@ def _find_wait(node: JSON, status: NodeStatus) -> str:
     if (remedy := _NOT_RETRIED.get(status.reason)) is not None:
         raise Trouble(f"{refusal}. {remedy}")
     fence, _ = read_fence(annotations_of(node))
-    phase = known_phase(status.phase)
     # While a failed node returns to its last proven layout, a retry makes it try the wanted layout again.
-    if phase is None or status.reason in _RETRIED or (fence is not None and fence.rolls_back):
+    begins = status.reason in _RETRIED or (fence is not None and fence.rolls_back)
+    if begins or status.state is State.FAILED or status.phase not in (*Phase,):
         return ""
-    if phase is Phase.BLOCKED:
+    if status.phase == Phase.BLOCKED:
         return f"; it is {state} now, and the retry will start once it is no longer {status.phase}"
-    if phase is Phase.FAILED:
-        return ""
     if status.reason == Reason.SKIP_LABEL:
         refusal += f". To let changes begin there: kubectl gpusharing skip {status.name} --undo"
-    elif phase.in_flight:
-        refusal += (
-            f", and its change continues. To see what it is waiting for: kubectl gpusharing why {status.name}"
-        )
+    elif status.state is State.MOVES:
+        refusal += ", and its change continues"
+        refusal += f". To see what it is waiting for: kubectl gpusharing why {status.name}"
     raise Trouble(refusal)
 
 
@@ -190,26 +187,21 @@ def _abort(node: JSON, request: SteeringRequest) -> Change:
     stage but `fenced`), or if the fence cannot be read."""
     name = text(node, "metadata", "name")
     fence, damage = read_fence(annotations_of(node))
+    if fence is not None and fence.stage == "fenced":
+        means = "the operator will abort the change and return the node to service as it was"
+        return Change(_annotation(names.ANNOTATION_ABORT, fence.op), means)
     if damage:
-        raise Trouble(
-            f"the fence on {name} cannot be read: {damage}. To see what to do: kubectl gpusharing why {name}"
-        )
-    if fence is None:
-        raise Trouble(f"no change is in flight on {name}: there is nothing to abort")
-    if fence.stage == "yielded":
-        raise Trouble(
-            f"someone else is working on {name}, so its change has already stopped: the node will be returned to"
-            " service when they are done"
-        )
-    if fence.stage != "fenced":
-        raise Trouble(
-            f"{name} is past the point of no return, so it returns to service only with a proven layout; to choose"
-            " another layout, edit the policy"
-        )
-    return Change(
-        _annotation(names.ANNOTATION_ABORT, fence.op),
-        "the operator will abort the change and return the node to service as it was",
-    )
+        why = f"the fence on {name} cannot be read: {damage}"
+        why += f". To see what to do: kubectl gpusharing why {name}"
+    elif fence is None:
+        why = f"no change is in flight on {name}: there is nothing to abort"
+    elif fence.stage == "yielded":
+        why = f"someone else is working on {name}, so its change has already stopped"
+        why += ": the node will be returned to service when they are done"
+    else:
+        why = f"{name} is past the point of no return, so it returns to service only with a proven layout"
+        why += "; to choose another layout, edit the policy"
+    raise Trouble(why)
 
 
 def _skip(node: JSON, request: SteeringRequest) -> Change:

@@ -36,28 +36,20 @@ URGENCY = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS, State.DONE)
 PERSON, OTHERS = "person", "others"
 """The deadlines that the operator publishes for a wait that ends when a person acts, and for one that ends when other
 nodes or programs are done (planning/report/transition.py)."""
-_STATES: Mapping[Phase | None, State] = {
+_STATES: Mapping[str, State] = {
+    **{phase: State.MOVES for phase in Phase if phase.in_flight},
     Phase.SYNCED: State.DONE,
     Phase.BLOCKED: State.BLOCKED,
     Phase.SKIPPED: State.BLOCKED,
     Phase.FAILED: State.FAILED,
 }
-_PHASES: Mapping[str, Phase] = {str(phase): phase for phase in Phase}
-
-
-def known_phase(word: str) -> Phase | None:
-    """Return the phase with this name, or None if this version does not know it because another version of the
-    operator wrote it."""
-    return _PHASES.get(word)
 
 
 def state_of(word: str) -> State:
     """Return the state of a node in the phase with this name. Aborting counts as under way, as all phases of a change
     do except Failed. Synced counts as done, Failed as failed, and Blocked and Skipped as blocked. Pending, Preflight,
     and a phase that this version does not know count as waiting."""
-    phase = known_phase(word)
-    moves = phase is not None and phase.in_flight
-    return _STATES.get(phase, State.MOVES if moves else State.WAITS)
+    return _STATES.get(word, State.WAITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +104,7 @@ class PoolStatus(Summary):
         if any(node.deadline == PERSON for node in self.members):
             states.add(State.BLOCKED)
         if states <= {State.DONE} and (self.status != "Synced" or self.unseen):
-            goes_on = self.unseen or known_phase(self.status) or self.status in ("", "Deleting")
+            goes_on = self.unseen or self.status in ("", "Deleting", *Phase)
             states.add(State.WAITS if goes_on else State.BLOCKED)
         return min(states, key=URGENCY.index, default=State.DONE)
 

@@ -16,15 +16,7 @@ from operator import attrgetter
 from gpusharing.api.names import WAY, Phase
 from gpusharing.api.records import to_wire
 from gpusharing.api.times import from_rfc3339
-from gpusharing.cli.pools.fleet import (
-    NodeStatus,
-    PoolStatus,
-    State,
-    known_phase,
-    read_node,
-    read_pools,
-    simulated_nodes,
-)
+from gpusharing.cli.pools.fleet import NodeStatus, PoolStatus, State, read_node, read_pools, simulated_nodes
 from gpusharing.cli.pools.timeline import describe_timeline, find_estimate
 from gpusharing.cli.shell.clusters import Answer, FleetVerb
 from gpusharing.cli.shell.documents import NodeData, PoolData, PoolListData
@@ -229,12 +221,9 @@ def _progress(node: NodeStatus, paper: Paper) -> str:
     """Draw the progress of a node's change: one cell for each phase of a successful change, filled up to the present
     phase. No cell is filled before a change, while it is aborted, or in an unknown phase. For a blocked, skipped or
     failed node, the first cell has the glyph of that state and the others are empty."""
-    phase = known_phase(node.phase)
-    done = _CELLS.index(phase) + 1 if phase in _CELLS else 0
-    glyph = node.state.value
-    if node.state in (State.BLOCKED, State.FAILED):
-        return glyph.on(paper) + _AHEAD.on(paper) * (len(_CELLS) - 1)
-    return glyph.on(paper) * done + _AHEAD.on(paper) * (len(_CELLS) - done)
+    stands = node.state in (State.BLOCKED, State.FAILED)
+    done = _CELLS.index(node.phase) + 1 if node.phase in _CELLS else int(stands)
+    return node.state.value.on(paper) * done + _AHEAD.on(paper) * (len(_CELLS) - done)
 
 
 # --- as data ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from statistics import median
 
 from gpusharing.api.names import Phase
 from gpusharing.api.times import from_rfc3339
-from gpusharing.cli.pools.fleet import OTHERS, PERSON, NodeStatus, PoolStatus, State, known_phase, state_of
+from gpusharing.cli.pools.fleet import OTHERS, PERSON, NodeStatus, PoolStatus, State, state_of
 from gpusharing.cli.shell.drawing import Glyph, Ink, Line, Paper, Span, bar, length, line, prose, shorten
 from gpusharing.planning.vocabulary.lengths import counted
 
@@ -42,8 +42,7 @@ class Stretch:
         """Whether the phase belongs to a change that has begun and is not over, as Draining, Aborting and Failed do.
         False before and after a change (Pending, Preflight, Skipped, Blocked, Synced), and for a phase that this
         version does not know."""
-        phase = known_phase(self.phase)
-        return phase is not None and phase.in_flight
+        return self.state in (State.MOVES, State.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +242,7 @@ CELLS = 48
 FEWEST = 8
 NAME = 24
 """How many characters of a node's name are shown, if the paper has a width."""
-LETTERS: Mapping[Phase, str] = {
+LETTERS: Mapping[str, str] = {
     Phase.CORDONED: "c",
     Phase.WAITING_FOR_JOBS: "w",
     Phase.DRAINING: "d",
@@ -287,8 +286,7 @@ def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Lin
 def glyph_of(stretch: Stretch) -> Glyph:
     """Return the glyph of a period: the letter of its phase (LETTERS) with the phase as its word, or the glyph of the
     node's state if the phase has no letter or is unknown to this version."""
-    phase = known_phase(stretch.phase)
-    letter = LETTERS.get(phase) if phase is not None else None
+    letter = LETTERS.get(stretch.phase)
     return stretch.state.value if letter is None else Glyph(letter, letter, Ink.BUSY, stretch.phase)
 
 
