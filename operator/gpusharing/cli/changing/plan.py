@@ -20,7 +20,7 @@ from gpusharing.cli.changing.dependents import find_vanishing, read_dependents, 
 from gpusharing.cli.live.cluster import MAX_LISTED, LivePlan, gathered
 from gpusharing.cli.live.files import read_policies
 from gpusharing.cli.pools.fleet import read_node
-from gpusharing.cli.pools.timeline import durations
+from gpusharing.cli.pools.timeline import read_changes
 from gpusharing.cli.setup.adoption import with_pointers, with_presumed
 from gpusharing.cli.setup.importing import read_admin_maps
 from gpusharing.cli.shell.documents import PlanData, ProposalData, StepData
@@ -404,9 +404,9 @@ async def _with_length(session: Session, proposal: Proposal, live: LivePlan, mos
 
 
 async def _read_past(session: Session, node: str) -> list[timedelta]:
-    """Return how long each change in the history of a GPUNode took that ended in Synced (`durations`). Empty if the
-    GPUNode cannot be read (any KubeError)."""
+    """Return how long each past change of a node took, by its history (`read_changes`). Empty if the GPUNode cannot be
+    read (any KubeError)."""
     try:
-        return durations([read_node(await session.client.get(GPUNODES, node))], session.now())
+        return read_changes(read_node(await session.client.get(GPUNODES, node)), session.now())[0]
     except KubeError:
         return []

@@ -4,10 +4,12 @@ change may take, judging by past changes. It is reconstructed from the nodes' hi
 A history holds the last 20 transitions of a node; older ones are unknown.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from operator import itemgetter
 from statistics import median
+from typing import Self
 
 from gpusharing.api.names import Phase
 from gpusharing.api.times import from_rfc3339
@@ -54,7 +56,20 @@ class Track:
     stretches: tuple[Stretch, ...]
     """The periods of the node in its phases, the oldest first."""
     took: timedelta | None
-    """How long the change took, or None if it has not succeeded yet."""
+    """How long the whole change took, from the first phase that belongs to it (`Stretch.moves`, so without Pending or
+    Blocked) to Synced; None if it has not succeeded yet."""
+
+    @property
+    def span(self) -> tuple[datetime, datetime] | None:
+        """The beginning of the first period that belongs to a change (`Stretch.moves`; Failed does), and the end of the
+        last one, which is now if the node is still in it. None if there is no such period."""
+        moving = [one for one in self.stretches if one.moves]
+        return (moving[0].begin, moving[-1].end) if moving else None
+
+    def within(self, begin: datetime, end: datetime) -> Self:
+        """Return the track between `begin` and `end`: periods outside are left out, others are cut. `took` stays."""
+        cut = (replace(one, begin=max(one.begin, begin), end=min(one.end, end)) for one in self.stretches)
+        return replace(self, stretches=tuple(one for one in cut if one.begin < one.end))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,26 +87,22 @@ class Timeline:
 def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
     """Return the last rollout of a pool: the nodes that are not done, also those yet to change, and the done nodes
     whose change is part of it. A node whose history is empty or shows only Synced is left out. If all are done, the
-    rollout ends a twentieth of its length after the last change, so that the picture has room for Synced. Return None
-    if no node's history contains a phase of a change."""
-    changes = [(node, change) for node in pool.members if (change := _last_change(node, now))]
-    begin = _beginning([moving for _, change in changes if (moving := _moving(change))])
+    rollout ends a twentieth of its length after the last change, so that the picture has room for Synced. A track has
+    only the part of a change that lies within the rollout, but its duration is that of the whole change. Return None if
+    no node's history contains a phase of a change."""
+    tracks = [track for node in pool.members if (track := _last_change(node, now)).stretches]
+    begin = _beginning(tracks)
     if begin is None:
         return None
-    shown = [
-        (node, change)
-        for node, change in changes
-        if node.state is not State.DONE or ((moving := _moving(change)) and moving[0] >= begin)
-    ]
-    over = all(node.state is State.DONE for node, _ in shown)
+    done = {node.name for node in pool.members if node.state is State.DONE}
+    tracks = [one for one in tracks if one.node not in done or (one.span and one.span[0] >= begin)]
+    over = done.issuperset(one.node for one in tracks)
     # Some room after a successful change makes its end visible.
-    end = max(change[-1].begin if over else change[-1].end for _, change in shown)
+    end = max(one.stretches[-1].begin if over else one.stretches[-1].end for one in tracks)
     if over:
         end += (end - begin) / 20
-    tracks = [_track(node.name, change, begin, end) for node, change in shown]
-    tracks.sort(
-        key=lambda track: (next((one.begin for one in track.stretches if one.moves), end), track.node)
-    )
+    tracks = [track.within(begin, end) for track in tracks]
+    tracks.sort(key=lambda track: (track.span[0] if track.span else end, track.node))
     return Timeline(begin, end, tuple(tracks))
 
 
@@ -106,59 +117,30 @@ def read_stretches(node: NodeStatus, now: datetime) -> list[Stretch]:
     ]
 
 
-def _last_change(node: NodeStatus, now: datetime) -> tuple[Stretch, ...]:
-    """Return the periods of a node since it was last Synced, or all of its history if it never was, oldest first. If it
-    is Synced again, that last period is included, because it ends the change. Empty if the result would contain nothing
+def _last_change(node: NodeStatus, now: datetime) -> Track:
+    """Return the track of a node since it was last Synced, or of its whole history if it never was. If it is Synced
+    again, that last period is included, because it ends the change. The track has no periods if these would be nothing
     but Synced."""
     stretches = read_stretches(node, now)
     rests = [number for number, one in enumerate(stretches[:-1]) if one.state is State.DONE]
     change = stretches[rests[-1] + 1 :] if rests else stretches
-    return tuple(change) if any(one.state is not State.DONE for one in change) else ()
-
-
-def _moving(change: Sequence[Stretch]) -> tuple[datetime, datetime] | None:
-    """Return the start of the first period that belongs to a change (`Stretch.moves`; Failed does), and the end of the
-    last such period, which is the current time if the node is still in it. Return None if `change` has no such period.
-    """
     moving = [one for one in change if one.moves]
-    return (moving[0].begin, moving[-1].end) if moving else None
+    took = change[-1].begin - moving[0].begin if moving and change[-1].state is State.DONE else None
+    changed = any(one.state is not State.DONE for one in change)
+    return Track(node.name, tuple(change) if changed else (), took)
 
 
-def _beginning(spans: Iterable[tuple[datetime, datetime]]) -> datetime | None:
-    """Return when the last rollout began, or None if `spans` is empty. Each of `spans` has the beginning and end of a
-    node's change. Going back from the change that ended last, a change belongs to the rollout if at most REST lies
-    between its end and the beginning of the rollout so far."""
+def _beginning(tracks: Iterable[Track]) -> datetime | None:
+    """Return when the last rollout began, or None if no track has a phase of a change. Going back from the change that
+    ended last (`Track.span`), a change belongs to the rollout if at most REST lies between its end and the beginning of
+    the rollout so far."""
+    spans = [track.span for track in tracks if track.span]
     begin: datetime | None = None
     for first, last in sorted(spans, key=lambda span: span[1], reverse=True):
         if begin is not None and begin - last > REST:
             break
         begin = first if begin is None else min(begin, first)
     return begin
-
-
-def _track(node: str, change: Sequence[Stretch], begin: datetime, end: datetime) -> Track:
-    """Return the part of a node's change that lies between `begin` and `end`; periods outside are left out, and others
-    are cut. Its duration is that of the whole change, from the first phase that belongs to it (`Stretch.moves`, so
-    without Pending or Blocked) to Synced. The duration is None unless the change has ended in Synced."""
-    cut = (replace(one, begin=max(one.begin, begin), end=min(one.end, end)) for one in change)
-    moving = _moving(change)
-    took = None if moving is None or change[-1].state is not State.DONE else change[-1].begin - moving[0]
-    return Track(node, tuple(one for one in cut if one.begin < one.end), took)
-
-
-def busiest(track: Track, begin: datetime, end: datetime) -> Stretch | None:
-    """Return the phase to show in the cell for the period from `begin` to `end`: the longest in which the node was
-    blocked, skipped or failed, otherwise the longest of all. Only the time within the cell counts. Of two that are
-    equally long, the later is returned, and a phase that only touches the cell does not count. None if the track has no
-    phase in that period."""
-    shown: Stretch | None = None
-    most = (False, timedelta(0))
-    for stretch in track.stretches:
-        lasted = min(stretch.end, end) - max(stretch.begin, begin)
-        weight = (stretch.state in (State.BLOCKED, State.FAILED), lasted)
-        if lasted > timedelta(0) and weight >= most:
-            shown, most = stretch, weight
-    return shown
 
 
 # --- how long the change under way may still take -----------------------------------------------------------
@@ -195,11 +177,11 @@ def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
     )
     if not left or pool.paused or open_ended:
         return None
-    took = durations(pool.members, now)
+    changes = [read_changes(node, now) for node in pool.members]
+    took, gone = [one for past, _ in changes for one in past], [one for _, one in changes if one is not None]
     if not took:
         return None
     each = timedelta(seconds=median(one.total_seconds() for one in took))
-    gone = [taken for node in left if (taken := _changes(node, now)[1]) is not None]
     if any(one > max(took) for one in gone) or not (gone or any(node.deadline != OTHERS for node in left)):
         return None
     rounds = -(-len(left) // max(1, len(gone)))
@@ -207,18 +189,12 @@ def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
     return Estimate(max(rest, timedelta()), len(left), each, len(took))
 
 
-def durations(members: Iterable[NodeStatus], now: datetime) -> list[timedelta]:
-    """Return how long each past change of these nodes took, from its first phase to Synced. A change that does not end
-    in Synced, such as one that was given up, is left out. One that failed and was then retried to Synced counts as one
-    change, without the time in Failed. If the history no longer includes the beginning of a change, it is measured from
-    the oldest phase."""
-    return [took for node in members for took in _changes(node, now)[0]]
-
-
-def _changes(node: NodeStatus, now: datetime) -> tuple[list[timedelta], timedelta | None]:
-    """Return how long each past change of a node took (`durations`), and how long the one that is under way has taken
-    so far. Both are without the time in Failed. The second result is None unless the node is in the state MOVES.
-    Without a history, that change began when the node entered its phase."""
+def read_changes(node: NodeStatus, now: datetime) -> tuple[list[timedelta], timedelta | None]:
+    """Return how long each past change of a node took, from its first phase to Synced, and how long the one that is
+    under way has taken so far. Both are without the time in Failed: a change that failed and was then retried to Synced
+    counts as one. A change that does not end in Synced, such as one that was given up, is left out. If the history no
+    longer includes the beginning of a change, it is measured from the oldest phase. The second result is None unless
+    the node is in the state MOVES. Without a history, that change began when the node entered its phase."""
     lengths: list[timedelta] = []
     # The phase that the node is in may be missing in the history; its time then counts as that of the change.
     taken = now - node.entered if node.entered is not None and not node.history else None
@@ -274,7 +250,7 @@ def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Lin
     period = f"{moment(timeline.begin, timeline.end)} to {moment(timeline.end, timeline.begin)}"
     lines = prose(f"{period}; each cell stands for {length(cell)}", paper, indent="  ", ink=Ink.FAINT)
     for track, end in zip(tracks, ends, strict=True):
-        drawn = _cells(track, timeline.begin, cell, cells, paper)
+        drawn = bar(_cells(track, timeline.begin, cell, cells), paper, cells)
         row: list[str | Span] = ["  ", shorten(track.node, name).ljust(name), "  ", *drawn]
         lines.append(line(*row, "  ", Span(end, Ink.FAINT)) if tail else line(*row))
     if (more := len(timeline.tracks) - len(tracks)) > 0:
@@ -304,12 +280,19 @@ def _outcome(track: Track) -> str:
     return track.stretches[-1].phase if track.stretches else ""
 
 
-def _cells(track: Track, begin: datetime, cell: timedelta, cells: int, paper: Paper) -> Line:
-    """Draw the track of one node from `begin` on as a number of `cells`, each of which stands for a period as long as
-    `cell` and shows its `busiest` phase, or a space if the track has none then."""
-    shown = (busiest(track, begin + number * cell, begin + (number + 1) * cell) for number in range(cells))
-    glyphs = [Glyph(" ", " ", Ink.PLAIN) if one is None else glyph_of(one) for one in shown]
-    return bar(glyphs, paper, cells)
+def _cells(track: Track, begin: datetime, cell: timedelta, cells: int) -> list[Glyph]:
+    """Return the glyphs of a number of `cells`, each of which stands for a period as long as `cell`; the first starts
+    at `begin`. The glyph is that of the longest phase in which the node was blocked, skipped or failed, otherwise of
+    the longest of all. Only the time within the cell counts. Of two that are equally long, the later is taken, and a
+    phase that only touches the cell does not count. The glyph is a space if the track has no phase in that period."""
+    glyphs, stands = [], (State.BLOCKED, State.FAILED)
+    for number in range(cells):
+        first, last = begin + number * cell, begin + (number + 1) * cell
+        times = [(min(one.end, last) - max(one.begin, first), one) for one in reversed(track.stretches)]
+        inside = [(one.state in stands, lasted, one) for lasted, one in times if lasted > timedelta()]
+        shown = max(inside, key=itemgetter(0, 1), default=None)
+        glyphs.append(Glyph(" ", " ", Ink.PLAIN) if shown is None else glyph_of(shown[2]))
+    return glyphs
 
 
 def glyphs_of(tracks: Iterable[Track]) -> list[Glyph]:
