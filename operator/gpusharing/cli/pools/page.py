@@ -12,7 +12,7 @@ from gpusharing.api.gpunode import DriverProfile
 from gpusharing.api.records import from_wire
 from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.pools import status
-from gpusharing.cli.pools.fleet import NodeStatus, PoolStatus, State
+from gpusharing.cli.pools.fleet import NodeStatus, PoolStatus, State, read_node
 from gpusharing.cli.pools.timeline import Timeline, Track, find_timeline, glyph_of, glyphs_of, moment
 from gpusharing.cli.shell.drawing import Glyph, Ink, length, prose
 from gpusharing.cli.shell.markup import PAPER, POLICY, Link, Markup, flow, frame, grid, plain_cell, tag
@@ -188,8 +188,9 @@ def overview(
     names or the selector of `typed` choose the pools (`status.choose`, whose Trouble is raised). At most `most` nodes
     of each pool are listed; None stands for all. `link` makes the cells of the tables of nodes, and the headings of
     pools."""
-    pools, unowned = status.read_shown(known, typed, session.where)
-    now, cards = session.now(), read_cards(known[1])
+    policies, gpunodes, *events = known
+    pools, unowned = status.choose(typed, session.where, policies, map(read_node, gpunodes), events)
+    now, cards = session.now(), read_cards(gpunodes)
     parts = flow(status.describe_health(pools, unowned, PAPER))
     for number, pool in enumerate(pools):
         parts.append(_pool(pool, f"pool-{number}", now, cards.get(pool.name, {}), most, link))

@@ -7,7 +7,7 @@ import asyncio
 import gc
 from argparse import Namespace
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -133,13 +133,19 @@ def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
 
 
 def describe_nodes(nodes: Sequence[NodeStatus], now: datetime, paper: Paper) -> list[Line]:
-    """Draw a table of nodes; on wide paper with the columns of WIDE too. On flowing paper, the last column has the
-    messages and blockers of each node without duplicates, and there is no PROGRESS."""
-    shown, rows = COLUMNS + (WIDE if paper.wide else ()), [_row(node, now, paper) for node in nodes]
-    if paper.flowing:
-        texts = [" ".join(dict.fromkeys(filter(None, (node.message, *node.blockers)))) for node in nodes]
-        shown += columns(MESSAGE=0)
-        rows = [line(name, "", *rest, text) for (name, _, *rest), text in zip(rows, texts, strict=True)]
+    """Draw a table of nodes; on wide paper with the columns of WIDE too. An unknown number of pods is empty, and an
+    empty phase is `-`. On flowing paper, the last column has the messages and blockers of each node without duplicates,
+    and there is no PROGRESS."""
+    shown = COLUMNS + (WIDE if paper.wide else ()) + (columns(MESSAGE=0) if paper.flowing else ())
+    rows = []
+    for node in nodes:
+        ink, pods = node.state.value.ink, "" if node.pods is None else str(node.pods)
+        progress = "" if paper.flowing else _progress(node, paper)
+        texts = [node.reason, pods, node.culprit, age(node.entered, now), node.deadline]
+        texts += [node.step, node.wanted, node.observed, node.cordon, node.unhealthy] if paper.wide else []
+        if paper.flowing:
+            texts.append(" ".join(dict.fromkeys(filter(None, (node.message, *node.blockers)))))
+        rows.append(line(node.name, Span(progress, ink), Span(node.phase or "-", ink), *texts))
     return table(shown, rows, paper, "  ")
 
 
@@ -205,16 +211,6 @@ def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
     for glyph in (state.value for state in State if states[state]):
         cells.append(Span(f"  {glyph.on(paper)} {states[State(glyph)]} {glyph.word}", glyph.ink))
     return fold(tuple(cells), paper) if cells else []
-
-
-def _row(node: NodeStatus, now: datetime, paper: Paper) -> Line:
-    """Return the cells of a node in the table of nodes: one for each of COLUMNS and, on wide paper, also of WIDE. An
-    unknown number of pods is empty, and an empty phase is `-`."""
-    ink, pods = node.state.value.ink, "" if node.pods is None else str(node.pods)
-    texts = [node.reason, pods, node.culprit, age(node.entered, now), node.deadline, node.step, node.wanted]
-    texts += [node.observed, node.cordon, node.unhealthy]
-    cells = line(node.name, Span(_progress(node, paper), ink), Span(node.phase or "-", ink), *texts)
-    return cells if paper.wide else cells[: len(COLUMNS)]
 
 
 def _progress(node: NodeStatus, paper: Paper) -> str:
@@ -301,7 +297,7 @@ async def ask(session: Session, typed: Namespace) -> Answer:
     names and a selector are passed."""
     policies = await session.all(POLICIES, label_selector=typed.selector)
     nodes = [read_node(raw) async for page in session.each_page(GPUNODES) for raw in page]
-    pools, unowned = choose(*read_pools(policies, nodes), typed, session.where)
+    pools, unowned = choose(typed, session.where, policies, nodes)
     data, simulated = as_data(pools, unowned, session.name, session.now()), simulated_nodes(pools, unowned)
     remarks = [tell_unowned(unowned)] if unowned else []
     return Answer(DONE, [*map(_cluster_row, pools)], data, simulated, remarks)
@@ -329,14 +325,15 @@ BESIDE = FleetVerb(
 
 
 def choose(
-    pools: Pools, unowned: Sequence[NodeStatus], typed: Namespace, where: str
+    typed: Namespace, where: str, policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Known = ()
 ) -> tuple[Pools, Sequence[NodeStatus]]:
-    """Return the pools that the user named, each once and in the order of the names, or all `pools`, which are already
-    those of the selector. Return the nodes without a policy, too; none if the user chose policies by name or selector.
-    Raises Trouble if the cluster `where` has no pool with one of the names, or if there are both names and a selector.
-    """
+    """Return the pools of these policies (`read_pools`) that the user named, each once and in the order of the names,
+    or all of them, which are already those of the selector. Return the nodes without a policy, too; none if the user
+    chose policies by name or selector. `events` has one item, the Events about policies, if these are shown. Raises
+    Trouble if the cluster `where` has no pool with one of the names, or if there are both names and a selector."""
     if typed.policy and typed.selector:
         raise Trouble("pass either names of policies or -l LABELS, not both")
+    pools, unowned = read_pools(policies, nodes, *events)
     chosen = [find_pool(pools, name, where) for name in dict.fromkeys(typed.policy)]
     return chosen or pools, () if typed.policy or typed.selector else unowned
 
@@ -366,7 +363,8 @@ class Picture:
 
             self.terminal.write(page(self.session, known, self.typed))
             return
-        pools, unowned = read_shown(known, self.typed, self.session.where)
+        policies, nodes, *events = known
+        pools, unowned = choose(self.typed, self.session.where, policies, map(read_node, nodes), events)
         if not self.terminal.redraws and self.last == (pools, unowned):
             return
         self.last = pools, unowned
@@ -384,13 +382,6 @@ class Picture:
                 self.terminal.show(self.lines, "; pass a POLICY to see one pool", short)
             else:
                 self.terminal.show(self.lines, "; make the terminal taller to see them")
-
-
-def read_shown(known: Known, typed: Namespace, where: str) -> tuple[Pools, Sequence[NodeStatus]]:
-    """Return the pools and the GPU nodes without a policy, as `choose` does. `known` has the policies, the GPUNodes
-    and, if they are shown, the Events. Raises Trouble as `choose` does."""
-    policies, nodes, *events = known
-    return choose(*read_pools(policies, map(read_node, nodes), *events), typed, where)
 
 
 def find_pool(pools: Pools, name: str, where: str) -> PoolStatus:
