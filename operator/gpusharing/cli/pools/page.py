@@ -201,7 +201,8 @@ def _pool(pool: PoolStatus, name: str, now: datetime, cards: Cards, most: int | 
     """Return the section of one pool: heading, product, bar with a legend, facts, Events if they were read, nodes, last
     rollout and cards. Nodes that need a person's attention come first and those that are done last. At most `most`
     nodes are listed, and a sentence says how many are left out. There is no bar without nodes, or if `most` is a number
-    and the pool has more than DRAWN nodes. `name` is the id of the heading."""
+    and the pool has more than DRAWN nodes. Equal cards are one row, which names at most three of their nodes; without
+    cards there is no table of them. `name` is the id of the heading."""
     first = {node.name: rank for rank, node in enumerate(pool.changing)}
     members = sorted(pool.members, key=lambda node: (node.state is State.DONE, first.get(node.name, 0)))
     shown, (title, *_) = members[:most], status.describe_title(pool, PAPER)
@@ -215,7 +216,13 @@ def _pool(pool: PoolStatus, name: str, now: datetime, cards: Cards, most: int | 
     parts += flow(status.describe_nodes(shown, now, PAPER) if shown else [], link)
     if left := len(members) - len(shown):
         parts.append(tag("p", f"and {counted(left, 'more node')}: ", link("POLICY", pool.name)))
-    return tag("section", *parts, *_timeline(pool, now, most), *_cards(cards), aria_labelledby=name)
+    parts += _timeline(pool, now, most)
+    if cards:
+        titles, rows = ("GPUs", "Nodes", "Product", "Divided into"), []
+        for face, nodes in cards.items():
+            rows.append((counted(len(nodes), "GPU"), some(sorted(set(nodes))), face.product, card(face)))
+        parts.append(grid("Cards as they are now", "pictures", titles, rows))
+    return tag("section", *parts, aria_labelledby=name)
 
 
 def _legend(texts: Iterable[str]) -> Markup:
@@ -238,14 +245,3 @@ def _timeline(pool: PoolStatus, now: datetime, most: int | None) -> list[Markup]
         grid(caption, "pictures", ("Node", "Took", "Phases"), rows),
         _legend(f"{_mark(glyph)} {glyph.word}" for glyph in glyphs_of(timeline.tracks)),
     ]
-
-
-def _cards(cards: Cards) -> list[Markup]:
-    """Return the table of a pool's cards (`read_cards`), with one row for each group of equal cards, which names at
-    most three of its nodes; empty without cards."""
-    titles = "GPUs", "Nodes", "Product", "Divided into"
-    rows = [
-        (counted(len(nodes), "GPU"), some(sorted(set(nodes))), face.product, card(face))
-        for face, nodes in cards.items()
-    ]
-    return [grid("Cards as they are now", "pictures", titles, rows)] if rows else []
