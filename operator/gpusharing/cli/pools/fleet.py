@@ -121,36 +121,32 @@ def read_pools(
 ) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
     """Return the pools, one for each policy, the most urgent first and otherwise in the order of the policies, and
     those of `nodes` that belong to none of them, sorted by name. `events` are the Events about policies, in any order,
-    or None if they were not read."""
-    by_policy: dict[str, list[NodeStatus]] = {}
-    for node in nodes:
-        by_policy.setdefault(node.policy, []).append(node)
+    or None if they were not read. If the summary of a policy has no mode, the mode in its spec is used."""
+    by_name = sorted(nodes, key=lambda node: node.name)
+    members: dict[str, list[NodeStatus]] = {}
+    for node in by_name:
+        members.setdefault(node.policy, []).append(node)
     ordered = None if events is None else sorted(events, key=lambda event: text(event, "eventTime"))
-    pools = [_pool(raw, by_policy, ordered) for raw in policies]
+    pools: list[PoolStatus] = []
+    for raw in policies:
+        name, status = text(raw, "metadata", "name"), section(raw, "status")
+        generation = whole(raw, "metadata", "generation")
+        summary = from_wire(PoolStatus, section(status, "summary"))
+        about = (event for event in ordered or () if text(event, "regarding", "name") == name)
+        pool = replace(
+            summary,
+            name=name,
+            mode=summary.mode or text(raw, "spec", "mode"),
+            unseen=generation if whole(status, "observedGeneration") < generation else 0,
+            members=tuple(members.get(name, ())),
+            plan=section(status, "plan"),
+            paused=part(raw, "spec", "rollout", "paused") is True,
+            events=None if ordered is None else tuple(about),
+        )
+        pools.append(pool)
     pools.sort(key=lambda pool: URGENCY.index(pool.state))
-    names = {pool.name for pool in pools}
-    unowned = [node for policy, members in by_policy.items() if policy not in names for node in members]
-    return tuple(pools), tuple(sorted(unowned, key=lambda node: node.name))
-
-
-def _pool(raw: JSON, nodes: Mapping[str, list[NodeStatus]], events: Iterable[JSON] | None) -> PoolStatus:
-    """Return the pool of the policy `raw`. `nodes` has the nodes of each policy, by the policy's name, and `events` the
-    Events of all policies, the oldest first, of which those that regard its name are taken, or None. If the summary has
-    no mode, the mode in the spec is used."""
-    name, status = text(raw, "metadata", "name"), section(raw, "status")
-    generation = whole(raw, "metadata", "generation")
-    about = (event for event in events or () if text(event, "regarding", "name") == name)
-    summary = from_wire(PoolStatus, section(status, "summary"))
-    return replace(
-        summary,
-        name=name,
-        mode=summary.mode or text(raw, "spec", "mode"),
-        unseen=generation if whole(status, "observedGeneration") < generation else 0,
-        members=tuple(sorted(nodes.get(name, ()), key=lambda node: node.name)),
-        plan=section(status, "plan"),
-        paused=part(raw, "spec", "rollout", "paused") is True,
-        events=None if events is None else tuple(about),
-    )
+    unowned = members.keys() - {pool.name for pool in pools}
+    return tuple(pools), tuple(node for node in by_name if node.policy in unowned)
 
 
 def read_node(raw: JSON) -> NodeStatus:
