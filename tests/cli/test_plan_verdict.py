@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hack.sim.fakefaults import EVER
 from hack.sim.workloads import SimWorkload
 from tests.cli.asking import ME, Answered, ask, install, operated, writes, written
@@ -81,6 +82,8 @@ async def test_of_several_policies_the_gravest_outcome_counts_and_the_changes_ar
         await scene.ready()
         told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED), bad))
         data = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, policy(MIXED), bad))
+        text = await ask(scene.e.cluster, "plan", "-o", "yaml", "-f", written(tmp_path, policy(MIXED), bad))
+    assert yaml.safe_load(text.out) == data.data
     assert (told.status, verdict["nodes"]) == (CANNOT, 1)
     assert "Cannot: bad: spec.timeSlicing.replicas" in told.out
     assert "1 node will change and 0 pods will be evicted" in " ".join(told.out.split())

@@ -78,7 +78,7 @@ class Conclusion:
         low, high = [int(one.total_seconds()) for one in self.lasts] or (None, None)
         return {
             "outcome": str(self.outcome),
-            "exitStatus": self.status,
+            "exitStatus": int(self.status),  # YAML cannot represent a member of an enumeration
             "message": self.text,
             "nodes": len(self.steps),
             "pods": pods,
