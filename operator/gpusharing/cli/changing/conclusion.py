@@ -2,7 +2,6 @@
 are all read from it. Pure."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
 
@@ -13,8 +12,6 @@ from gpusharing.planning.report.proposal import Proposal, Step
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasonkinds import Mark, Passes
 
-MOST = 3
-"""How many policies the verdict names."""
 FAIL_ON = ("evictions", "shortfall")
 """The words of --fail-on; see `_find_applying`."""
 UNREADABLE = "the labels of the node and the resources that it advertises do not show which GPUs it has"
@@ -33,61 +30,7 @@ class Outcome(IntEnum):
         return "nothing to do" if self is Outcome.NOTHING else self.name.lower()
 
 
-INKS = dict(zip(Outcome, (Ink.GOOD, Ink.BUSY, Ink.BAD, Ink.WAITING), strict=True))
-
-
-@dataclass(frozen=True, slots=True)
-class Conclusion:
-    """The verdict on the plans for one or more policies."""
-
-    outcome: Outcome
-    """The outcome of all policies together."""
-    why: str
-    """What will change, or why nothing will, or why that is unknown, in sentences."""
-    steps: Sequence[Step]
-    """The nodes that will change."""
-    lasts: tuple[timedelta, ...]
-    """How long all changes take at least and at most; empty if that is unknown or nothing changes."""
-    estimate: bool
-    """Whether the GPUs were inferred from labels, because the operator is not installed."""
-    failed_on: tuple[str, ...] | None
-    """The words of --fail-on that apply to the plan, or None if the flag was not given."""
-
-    @property
-    def status(self) -> int:
-        """The exit status of `plan`: FAILED_ON if a word of --fail-on applies, otherwise the value of the outcome. With
-        --fail-on, changes to which no word applies give DONE; the outcomes CANNOT and UNKNOWN keep their own status."""
-        if self.failed_on:
-            return FAILED_ON
-        return DONE if self.failed_on is not None and self.outcome is Outcome.CHANGES else self.outcome
-
-    @property
-    def text(self) -> str:
-        """The verdict as the first sentences of the answer: the outcome, whether it is an estimate, why, and the words
-        of --fail-on that apply."""
-        failed = f" --fail-on found: {', '.join(self.failed_on)}." if self.failed_on else ""
-        estimate = " (estimate, because the operator is not installed)" if self.estimate else ""
-        return f"{str(self.outcome).capitalize()}{estimate}: {self.why}{failed}"
-
-    @property
-    def data(self) -> ConclusionData:
-        """The verdict as plain data: outcome, exit status, text, the numbers of nodes and evicted pods, how long the
-        changes take, whether it is an estimate, and the words of --fail-on that apply. The seconds are None if they are
-        unknown or nothing changes, and the words are an empty list also if the flag was not given."""
-        pods, complete = count_evicted(self.steps)
-        low, high = [int(one.total_seconds()) for one in self.lasts] or (None, None)
-        return {
-            "outcome": str(self.outcome),
-            "exitStatus": int(self.status),  # YAML cannot represent a member of an enumeration
-            "message": self.text,
-            "nodes": len(self.steps),
-            "pods": pods,
-            "podsComplete": complete,
-            "secondsAtLeast": low,
-            "secondsAtMost": high,
-            "estimate": self.estimate,
-            "failedOn": list(self.failed_on or ()),
-        }
+INKS = dict(zip(map(str, Outcome), (Ink.GOOD, Ink.BUSY, Ink.BAD, Ink.WAITING), strict=True))
 
 
 def count_evicted(steps: Iterable[Step]) -> tuple[int, bool]:
@@ -102,29 +45,44 @@ def count_evicted(steps: Iterable[Step]) -> tuple[int, bool]:
 
 def conclude(
     proposals: Sequence[Proposal], *, estimate: bool = False, fail_on: Sequence[str] | None = None
-) -> Conclusion:
-    """Return the verdict on the plans for these policies together. The highest outcome counts (NOTHING if there are no
-    policies), and only the policies that have it are named as the reason, at most MOST of them; for NOTHING, the reason
-    is that of `_tell_nothing`. What changes on all nodes is said too: before the reason if the outcome is CHANGES,
-    otherwise after it. The time that the changes take is that of the policy that takes longest, and is unknown if it is
-    so for one policy that changes nodes. `estimate` is true if the operator is not installed. `fail_on` has words of
-    FAIL_ON, or is None if the flag --fail-on was not given."""
-    found = [(one.policy, *judge(one, estimate=estimate)) for one in proposals]
-    outcome = max((which for _, which, _ in found), default=Outcome.NOTHING)
-    whys = [f"{policy}: {why.rstrip('.')}" for policy, which, why in found if which is outcome and why]
-    changing = [one for one in proposals if one.steps]
-    steps, spans = [step for one in changing for step in one.steps], [one.lasts for one in changing]
+) -> ConclusionData:
+    """Return the verdict on the plans for these policies together, as plain data. `estimate` is true if the operator is
+    not installed. `fail_on` has words of FAIL_ON, or is None if the flag --fail-on was not given.
+
+    The highest outcome counts (NOTHING if there are no policies), and only the policies that have it are named as the
+    reason (`_tell_reason`). What changes on all nodes is said too: before the reason if the outcome is CHANGES,
+    otherwise after it. The time that the changes take is that of the policy that takes longest. Its seconds are None if
+    nothing changes, or if it is unknown for one policy that changes nodes. The exit status is FAILED_ON if a word of
+    `fail_on` applies, otherwise the value of the outcome. With `fail_on`, changes to which no word applies give DONE;
+    the outcomes CANNOT and UNKNOWN keep their own status. `failedOn` is an empty list also without the flag."""
+    judged = [(one, *judge(one, estimate=estimate)) for one in proposals]
+    outcome = max((which for _, which, _ in judged), default=Outcome.NOTHING)
+    steps = [step for one in proposals for step in one.steps]
+    spans = [one.lasts for one in proposals if one.steps]
     lasts = tuple(map(max, zip(*spans, strict=True))) if all(spans) else ()
-    first = _tell_nothing(proposals) if outcome is Outcome.NOTHING else some(whys, MOST)
-    parts = [first, _tell_changes(steps, lasts)]
+    parts = [_tell_reason(judged, outcome), _tell_changes(steps, lasts)]
     why = " ".join(f"{part}." for part in parts[:: -1 if outcome is Outcome.CHANGES else 1] if part)
-    failed_on = None if fail_on is None else _find_applying(fail_on, proposals, steps)
-    return Conclusion(outcome, why, steps, lasts, estimate, failed_on)
+    failed_on = _find_applying(fail_on or (), proposals, steps)
+    status = DONE if fail_on is not None and outcome is Outcome.CHANGES else int(outcome)
+    guess = " (estimate, because the operator is not installed)" * estimate
+    failed = f" --fail-on found: {', '.join(failed_on)}." if failed_on else ""
+    pods, complete = count_evicted(steps)
+    low, high = [int(one.total_seconds()) for one in lasts] or (None, None)
+    return {
+        "outcome": str(outcome),
+        "exitStatus": FAILED_ON if failed_on else status,
+        "message": f"{str(outcome).capitalize()}{guess}: {why}{failed}",
+        "nodes": len(steps),
+        "pods": pods,
+        "podsComplete": complete,
+        "secondsAtLeast": low,
+        "secondsAtMost": high,
+        "estimate": estimate,
+        "failedOn": failed_on,
+    }
 
 
-def _find_applying(
-    words: Iterable[str], proposals: Sequence[Proposal], steps: Sequence[Step]
-) -> tuple[str, ...]:
+def _find_applying(words: Iterable[str], proposals: Sequence[Proposal], steps: Sequence[Step]) -> list[str]:
     """Return the words of --fail-on in `words`, in their order, that apply to plans with these steps: `evictions` if
     pods are evicted or were not listed on a node that would be cordoned (`count_evicted`), `shortfall` if a policy
     changes nodes and pods then request more devices of a resource than will remain. Both apply if some nodes change and
@@ -132,15 +90,19 @@ def _find_applying(
     unknown = bool(steps) and any(one.unread for one in proposals)
     short = any(lost.demand.waiting for one in proposals if one.steps for lost in one.vanishing)
     applies = {"evictions": unknown or count_evicted(steps) != (0, True), "shortfall": unknown or short}
-    return tuple(word for word in words if applies[word])
+    return [word for word in words if applies[word]]
 
 
-def _tell_nothing(proposals: Sequence[Proposal]) -> str:
-    """Return a clause that says why there is nothing to do: how many nodes already match their policies, governed by
-    them or not yet; if none does, that no node with GPUs is selected or, without proposals, that there is no policy."""
-    if nodes := sum(one.settled + len(one.adopted) for one in proposals):
+def _tell_reason(judged: Sequence[tuple[Proposal, Outcome, str]], outcome: Outcome) -> str:
+    """Return a clause with the reasons of the policies whose outcome is `outcome`, of at most three of them. For
+    NOTHING, say how many nodes already match their policies, governed by them or not yet; if none does, that no node
+    with GPUs is selected or, without policies, that there is none. `judged` has each policy and what `judge` says."""
+    if outcome is not Outcome.NOTHING:
+        whys = (f"{one.policy}: {why.rstrip('.')}" for one, which, why in judged if which is outcome and why)
+        return some([*whys])
+    if nodes := sum(one.settled + len(one.adopted) for one, _, _ in judged):
         return f"{counted(nodes, 'node has', 'nodes have')} what the policies ask for"
-    return "no node with GPUs is selected" if proposals else "there is no policy"
+    return "no node with GPUs is selected" if judged else "there is no policy"
 
 
 def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:

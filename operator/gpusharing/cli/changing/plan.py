@@ -15,7 +15,7 @@ from heapq import nlargest
 from math import floor
 
 from gpusharing.api.names import Phase
-from gpusharing.cli.changing.conclusion import FAIL_ON, INKS, Conclusion, Outcome, conclude, judge, tell_span
+from gpusharing.cli.changing.conclusion import FAIL_ON, INKS, Outcome, conclude, judge, tell_span
 from gpusharing.cli.changing.dependents import find_vanishing, read_dependents, read_tenants
 from gpusharing.cli.live.cluster import MAX_LISTED, LivePlan, gathered
 from gpusharing.cli.live.files import read_policies
@@ -23,7 +23,7 @@ from gpusharing.cli.pools.fleet import read_node
 from gpusharing.cli.pools.timeline import read_changes
 from gpusharing.cli.setup.adoption import with_pointers, with_presumed
 from gpusharing.cli.setup.importing import read_admin_maps
-from gpusharing.cli.shell.documents import PlanData, ProposalData, StepData
+from gpusharing.cli.shell.documents import ConclusionData, PlanData, ProposalData, StepData
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Ink,
@@ -77,7 +77,7 @@ class Planned:
     """The words of --fail-on, or None if the flag was not given."""
 
     @property
-    def verdict(self) -> Conclusion:
+    def verdict(self) -> ConclusionData:
         """The verdict on all proposals together."""
         return conclude(self.proposals, estimate=self.estimate, fail_on=self.fail_on)
 
@@ -86,11 +86,11 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
     """Draw the verdict with the totals, the nodes with SIMULATED GPUs, all proposals (`_describe`), the objects that
     depend on what vanishes, the notes about what is uncertain, and a sentence that nothing was changed."""
     verdict = planned.verdict
-    lines = prose(verdict.text, paper, hang="  ", ink=INKS[verdict.outcome])
+    lines = prose(verdict["message"], paper, hang="  ", ink=INKS[verdict["outcome"]])
     lines += [*describe_simulated(planned.simulated, paper), BLANK]
     for proposal in planned.proposals:
         refusal = f"{proposal.policy}: {proposal.about.rstrip('.')}"
-        explained = not proposal.accepted and refusal in verdict.why
+        explained = not proposal.accepted and refusal in verdict["message"]
         lines += [*_describe(proposal, paper, estimate=planned.estimate, explained=explained), BLANK]
     lines += prose_of_each((f"! {one}." for one in planned.dependents), paper, ink=Ink.WAITING)
     lines += prose_of_each((f"Note: {note}" for note in planned.notes), paper, ink=Ink.FAINT)
@@ -162,7 +162,7 @@ def _title(proposal: Proposal, *, estimate: bool) -> Line:
         return line(Span(proposal.policy, Ink.TITLE), "  ", Span(proposal.reason, Ink.BAD))
     if outcome is not Outcome.CHANGES:
         what = f"{outcome}: {why}" if why else "nothing to change"
-        return line(Span(proposal.policy, Ink.TITLE), "  ", Span(what, INKS[outcome]))
+        return line(Span(proposal.policy, Ink.TITLE), "  ", Span(what, INKS[str(outcome)]))
     kinds = sorted({(s.verdict.observed or "?", s.verdict.wanted or "?") for s in proposal.steps})
     ways = ", ".join(f"{now} -> {after}" for now, after in kinds[:2]) + (" ..." if len(kinds) > 2 else "")
     return line(Span(proposal.policy, Ink.TITLE), f"  {ways}  ", Span(changes, Ink.BUSY))
@@ -257,7 +257,7 @@ def as_data(planned: Planned, where: str) -> PlanData:
     """Return the whole plan as plain data, for JSON and YAML. `where` is the name of the kubeconfig's context."""
     return {
         "context": where,
-        "verdict": planned.verdict.data,
+        "verdict": planned.verdict,
         "policies": [_proposal_data(one, estimate=planned.estimate) for one in planned.proposals],
         "simulated": list(planned.simulated),
         "dependents": list(planned.dependents),
@@ -270,7 +270,7 @@ def _proposal_data(proposal: Proposal, *, estimate: bool) -> ProposalData:
     verdict, which leaves --fail-on out of account."""
     return {
         "name": proposal.policy,
-        "verdict": conclude((proposal,), estimate=estimate).data,
+        "verdict": conclude((proposal,), estimate=estimate),
         "accepted": proposal.accepted,
         "reason": proposal.reason,
         "message": proposal.about,
@@ -347,7 +347,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         lambda paper: describe(planned, paper),
         names=[object_name(POLICIES, one.policy) for one in planned.proposals],
     )
-    return planned.verdict.status
+    return planned.verdict["exitStatus"]
 
 
 async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) -> Planned:
