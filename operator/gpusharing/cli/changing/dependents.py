@@ -9,7 +9,7 @@ from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE
 from gpusharing.api.validation import is_rewritten
 from gpusharing.cli.live.cluster import LivePlan
 from gpusharing.cli.shell.troubles import error_text
-from gpusharing.kube.client import DAEMON_SETS, DEPLOYMENTS, JSON, NAMESPACES, KubeClient, Resource
+from gpusharing.kube.client import DAEMON_SETS, DEPLOYMENTS, NAMESPACES, KubeClient, Resource
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.raw import entries, has_condition, text
@@ -81,13 +81,16 @@ async def read_tenants(
     client: KubeClient, vanishing: Set[str], live: LivePlan
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Look for namespaces that the chart's guard for tenants (docs/how-to/isolate-tenants.md) would leave without nodes
-    for GPU pods: `vanishing` has a mode that their isolation label admits, and no node will have an admitted mode
-    afterwards. Return a sentence for each value of the label that such namespaces have, which names at most 20 of them,
-    and no note. If namespaces cannot be listed for one of the values, return no sentence at all and a note. Nothing is
-    read if no value can be affected (`_find_lost_levels`), for example because the chart's guard for tenants is off. No
-    KubeError is raised."""
+    for GPU pods: `vanishing` has the label of a mode that their isolation label admits, and no node will have the label
+    of an admitted mode afterwards. Return a sentence for each value of the isolation label that such namespaces have,
+    which names at most 20 of them, and no note. If namespaces cannot be listed for one of the values, return no
+    sentence at all and a note. Nothing is read if no value can be affected, for example because the chart's guard for
+    tenants is off. No KubeError is raised."""
     lines = []
-    for level in _find_lost_levels(vanishing, live):
+    for level, modes in ADMITTED.items() if live.snapshot.settings.guard else ():
+        lost = vanishing & {f"{LABEL_MODE}={mode}" for mode in modes}
+        if not lost or live.plan.afterwards.find_labels() & {(LABEL_MODE, mode) for mode in modes}:
+            continue
         try:
             found = await list_of(client, NAMESPACES, label_selector=f"{LABEL_ISOLATION}={level}")
         except KubeError as error:
@@ -97,44 +100,29 @@ async def read_tenants(
         if found:
             whose = some(sorted(text(raw, "metadata", "name") for raw in found), 20)
             lines.append(
-                f"No node will have mode {' or '.join(ADMITTED[level])}, but GPU pods in namespaces with the label"
+                f"No node will have mode {' or '.join(modes)}, but GPU pods in namespaces with the label"
                 f" {LABEL_ISOLATION}={level} are admitted only to such nodes: {whose}"
             )
     return tuple(lines), ()
-
-
-def _find_lost_levels(vanishing: Set[str], live: LivePlan) -> tuple[str, ...]:
-    """Return the levels of isolation, which are values of the namespaces' isolation label, for which `vanishing` has
-    the label of an admitted mode and no node will have the label of any admitted mode afterwards. Empty if the chart's
-    guard for tenants is off or `vanishing` is empty."""
-    if not vanishing or not live.snapshot.settings.guard:
-        return ()
-    remaining = {f"{key}={value}" for key, value in live.plan.afterwards.find_labels()}
-    pairs = {level: {f"{LABEL_MODE}={mode}" for mode in modes} for level, modes in ADMITTED.items()}
-    return tuple(level for level, wanted in pairs.items() if wanted & vanishing and not wanted & remaining)
 
 
 async def _read_mentions(
     client: KubeClient, resource: Resource, vanishing: Set[str], ignored: str
 ) -> AsyncIterator[tuple[str, str]]:
     """Yield a pair for each mention of a name of `vanishing` in the spec of an object of this kind: the name, and
-    NAMESPACE/NAME of the object, or only NAME if the kind has no namespaces. Objects that do not count (`_counts`)
-    are left out, and a pair may be yielded twice. The kind is listed page by page. Raises KubeError."""
+    NAMESPACE/NAME of the object, or only NAME if the kind has no namespaces. A pair may be yielded twice. Objects that
+    the change does not affect are left out: those in the namespace `ignored`, those that have ended, as a Job with the
+    condition Complete or Failed has, and those of which an owner is a CronJob, because the CronJob is examined instead.
+    The kind is listed page by page. Raises KubeError."""
     async for page in pages_of(client, resource):
         for raw in page.items:
-            place = text(raw, "metadata", "namespace"), text(raw, "metadata", "name")
-            for name in _mentioned(raw.get("spec"), vanishing) if _counts(raw, ignored) else ():
-                yield name, "/".join(filter(None, place))
-
-
-def _counts(raw: JSON, ignored: str) -> bool:
-    """Whether the change affects the object `raw`. False if it is in the namespace `ignored`, if it has ended, as a Job
-    with the condition Complete or Failed has, or if one of its owners is a CronJob, because the CronJob is examined
-    instead."""
-    owners = entries(raw, "metadata", "ownerReferences")
-    ended = has_condition(raw, "Complete") or has_condition(raw, "Failed")
-    made = ended or any(one.get("kind") == "CronJob" for one in owners)
-    return not made and text(raw, "metadata", "namespace") != ignored
+            namespace = text(raw, "metadata", "namespace")
+            ended = has_condition(raw, "Complete") or has_condition(raw, "Failed")
+            kinds = {text(one, "kind") for one in entries(raw, "metadata", "ownerReferences")}
+            if ended or namespace == ignored or "CronJob" in kinds:
+                continue
+            for name in _mentioned(raw.get("spec"), vanishing):
+                yield name, "/".join(filter(None, (namespace, text(raw, "metadata", "name"))))
 
 
 def _mentioned(value: object, vanishing: Set[str]) -> Iterator[str]:
