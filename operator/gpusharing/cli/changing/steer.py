@@ -130,14 +130,10 @@ async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> s
         paused = operator.settings.plan.paused
         waits = paused != "false" and typed.verb in ("approve", "resume", "retry")
         return f"Done, but no node starts while the chart's value paused is {paused}." if waits else ""
-    why = f"no operator is installed in {session.where}"
+    why, hint = f"no operator is installed in {session.where}", f"To install the operator, run: {INSTALL}"
     if not lasts:
-        raise Trouble(
-            f"{why}, so nothing would {typed.verb} {typed.name}. To install the operator, run: {INSTALL}"
-        )
-    return (
-        f"The patch was written, but {why}, so it has no effect yet. To install the operator, run: {INSTALL}"
-    )
+        raise Trouble(f"{why}, so nothing would {typed.verb} {typed.name}. {hint}")
+    return f"The patch was written, but {why}, so it has no effect yet. {hint}"
 
 
 async def _send(

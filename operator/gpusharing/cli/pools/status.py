@@ -121,9 +121,17 @@ def count_states(noun: str, members: Sequence[NodeStatus | PoolStatus]) -> str:
 
 def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     """Draw one pool: its title, a cell for each node, what `describe_facts` does, a table of nodes, and its Events if
-    they were read. On wide paper, the table has all nodes. On other paper it has the first MOST of the `changing`
+    they were read. The cells are sorted by state and have a legend after them, with the number of nodes in each state
+    that occurs. If there are more than 60 nodes, or more than fit on a line, each cell stands for several nodes and
+    shows the worst. On wide paper, the table has all nodes. On other paper it has the first MOST of the `changing`
     nodes, and a line below says how many more of these there are."""
-    lines = [*describe_title(pool, paper), *_bar(pool, paper), *describe_facts(pool, now, paper)]
+    states = Counter(node.state for node in pool.members)
+    glyphs = [state.value for state in State for _ in range(states[state])]
+    cells = list(bar(glyphs, paper, min(60, paper.room)))
+    for glyph in dict.fromkeys(glyphs):
+        cells.append(Span(f"  {glyph.on(paper)} {states[State(glyph)]} {glyph.word}", glyph.ink))
+    lines = describe_title(pool, paper) + (fold(tuple(cells), paper) if cells else [])
+    lines += describe_facts(pool, now, paper)
     shown = pool.members if paper.wide else pool.changing[:MOST]
     if shown:
         lines += describe_nodes(shown, now, paper)
@@ -199,18 +207,6 @@ def describe_title(pool: PoolStatus, paper: Paper) -> list[Line]:
     texts += [f"{counted(pool.pending_pods, 'pod')} pending"] * bool(pool.pending_pods)
     title, status = Span(pool.name, Ink.TITLE), Span(pool.status or "new", ink)
     return fold(line(title, f"  {what}  ", status, f"  {', '.join(texts)}"), paper)
-
-
-def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
-    """Draw a cell for each node, sorted by state, and a legend after the cells. If there are more than 60 nodes, or
-    more than fit on a line, each cell stands for several nodes and shows the worst. The legend has the number of nodes
-    in each state that occurs. Empty if the pool has no nodes."""
-    states = Counter(node.state for node in pool.members)
-    order = sorted(pool.members, key=lambda node: list(State).index(node.state))
-    cells = list(bar([node.state.value for node in order], paper, min(60, paper.room)))
-    for glyph in (state.value for state in State if states[state]):
-        cells.append(Span(f"  {glyph.on(paper)} {states[State(glyph)]} {glyph.word}", glyph.ink))
-    return fold(tuple(cells), paper) if cells else []
 
 
 def _progress(node: NodeStatus, paper: Paper) -> str:

@@ -145,9 +145,6 @@ def _beginning(tracks: Iterable[Track]) -> datetime | None:
 
 # --- how long the change under way may still take -----------------------------------------------------------
 
-_BY_THE_CLOCK = frozenset({"WindowClosed", "CanarySoak"})
-"""The reasons of nodes that wait for a window or for the canary's soak."""
-
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -172,7 +169,9 @@ def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
     the least time that a change under way has taken already is subtracted."""
     left = [node for node in pool.members if node.state is not State.DONE]
     open_ended = any(
-        node.state in (State.BLOCKED, State.FAILED) or node.deadline == PERSON or node.reason in _BY_THE_CLOCK
+        node.state in (State.BLOCKED, State.FAILED)
+        or node.deadline == PERSON
+        or node.reason in ("WindowClosed", "CanarySoak")
         for node in left
     )
     if not left or pool.paused or open_ended:
