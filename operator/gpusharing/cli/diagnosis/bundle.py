@@ -89,30 +89,22 @@ _HINTS = ("-----", "bearer", "://", "eyj", "pass", "pwd", "token", "secret", "cr
 not searched."""
 
 
-def cleaned(value: object) -> Any:
+def cleaned(value: object, key: str = "") -> Any:
     """Return a copy of the JSON value without the keys in LEFT_OUT, at any depth, and without annotations of other
     programs (those that begin with none of KEPT_ANNOTATIONS). A string, list or object whose key suggests a secret is
-    replaced by REMOVED, and every other string is `scrubbed`. Numbers, booleans and None stay."""
+    replaced by REMOVED, and every other string is `scrubbed`. Numbers, booleans and None stay. `key` is the key that
+    has the value; empty for an item of a list and for a whole object."""
+    if isinstance(value, str | list | dict) and _TELLING.search(key):
+        return REMOVED
     if isinstance(value, list):
         return [cleaned(item) for item in value]
     if isinstance(value, str):
         return scrubbed(value)
     if not isinstance(value, dict):
         return value
-    return {key: _cleaned(key, item) for key, item in value.items() if key not in LEFT_OUT}
-
-
-def _cleaned(key: str, value: object) -> Any:
-    """Return the value of one key with secrets removed. Of annotations, only those whose names begin with one of
-    KEPT_ANNOTATIONS remain, and each of these is cleaned under its own name. A string, list or object whose key
-    suggests a secret becomes REMOVED. Any other value goes through `cleaned`."""
-    if key == "annotations" and isinstance(value, dict):
-        return {
-            name: _cleaned(name, text) for name, text in value.items() if name.startswith(KEPT_ANNOTATIONS)
-        }
-    if isinstance(value, str | list | dict) and _TELLING.search(key):
-        return REMOVED
-    return cleaned(value)
+    if key == "annotations":
+        value = {name: text for name, text in value.items() if name.startswith(KEPT_ANNOTATIONS)}
+    return {name: cleaned(item, name) for name, item in value.items() if name not in LEFT_OUT}
 
 
 def scrubbed(text: str) -> str:
@@ -181,26 +173,19 @@ class Bundle:
     errors: list[KubeError] = field(default_factory=list)
     """The errors that caused the gaps."""
 
-    def add(self, name: str, value: object) -> None:
-        """Add `value` to the bundle as a JSON file of this name, with sorted keys. A file that has the name already is
-        replaced."""
-        self.files[name] = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
-
     async def read(
         self, name: str, what: Awaitable[object], clean: Callable[[object], object] = lambda value: value
     ) -> None:
-        """Await `what` and add its result, changed by `clean`, as the JSON file `name`. A KubeError is recorded in
-        `gaps` and `errors` instead. Unauthorized is raised, because then nothing can be read. Unavailable is recorded
-        and then raised if it is the third (AWAY) while no file has been read."""
+        """Await `what` and add its result, changed by `clean`, as the JSON file `name` with sorted keys. If a file has
+        the name already, it is replaced. A KubeError is recorded in `gaps` and `errors` instead. It is then raised if
+        it is Unauthorized, because nothing can be read, or the third Unavailable (AWAY) while no file has been read."""
         try:
-            self.add(name, clean(await what))
-        except Unauthorized:
-            raise
+            self.files[name] = (json.dumps(clean(await what), indent=1, sort_keys=True) + "\n").encode()
         except KubeError as error:
             self.gaps.append(f"{name}: {error_text(error)}")
             self.errors.append(error)
             silent = [one for one in self.errors if isinstance(one, Unavailable)]
-            if not self.files and len(silent) >= AWAY:
+            if isinstance(error, Unauthorized) or (not self.files and len(silent) >= AWAY):
                 raise
 
     def tar(self, folder: str, at: datetime) -> bytes:
