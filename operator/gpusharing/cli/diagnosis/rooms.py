@@ -8,7 +8,7 @@ api/node_info/node_info.go (MIG).
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gpusharing.api.names import LABEL_MODE, Phase
@@ -24,7 +24,6 @@ from gpusharing.kube.raw import entries, part, section, text, texts
 from gpusharing.kube.taints import KEEPS_OUT, TRANSIENT_TAINTS, taint_text
 from gpusharing.planning.drain.isolation import describe_guard, find_admitted
 from gpusharing.planning.gpus.capacity import fits, remaining
-from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.wanted.target import Target, Targets, is_plugin_resource, plugin_config
 from gpusharing.planning.wanted.verify import served
@@ -93,9 +92,6 @@ def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
     return " or ".join(dict.fromkeys(wanted))
 
 
-# --- taints --------------------------------------------------------------------------------------------------
-
-
 def _tolerates(toleration: JSON, taint: JSON) -> bool:
     """Whether a toleration matches a taint, as Kubernetes compares them: its effect and its key must be empty or those
     of the taint, and its operator must accept the taint's value. Exists accepts every value, Equal (also if no operator
@@ -126,10 +122,8 @@ def find_fraction(raw: JSON) -> tuple[str, int]:
     if not share or text(raw, "spec", "schedulerName") in ("", "default-scheduler"):
         return "", 0
     count = max(1, parse_int(devices) or 1)
-    return (
-        f"{share} of {'a GPU' if count == 1 else 'each of ' + counted(count, 'GPU')} from KAI-Scheduler",
-        count,
-    )
+    whole = "a GPU" if count == 1 else f"each of {counted(count, 'GPU')}"
+    return f"{share} of {whole} from KAI-Scheduler", count
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,24 +172,21 @@ class NodeRoom:
         return self.has_free(requests), lasts, fits(requests, self.now), not self.closed, most
 
 
-def find_rooms(pod: JSON, nodes: Iterable[JSON], live: LivePlan) -> dict[str, NodeRoom]:
-    """Return what each of these Nodes has for the pod, by the name of the Node. A Node that is not in the snapshot of
-    the plan is left out."""
-    known = ((raw, live.snapshot.nodes.get(text(raw, "metadata", "name"))) for raw in nodes)
-    return {node.name: _find_room(pod, raw, node, live) for raw, node in known if node is not None}
-
-
-def _find_room(pod: JSON, raw: JSON, node: NodeView, live: LivePlan) -> NodeRoom:
-    """Return what one node has for the pod. `now` is empty if a rule excludes the pod, or if the device plugin refuses
-    it and the node is Synced. `free` is empty if `now` is, or while the node is cordoned, not Ready, not proven yet, or
-    tainted for its change. Otherwise it is None if no agent reports what pods hold, or if a DRA driver serves the GPUs.
-    `after` is empty if the plugin will refuse the pod once the changes are done, or if a rule will exclude it with
-    every set of labels that the node may have then. `closed` is a clause about why the node is closed to pods: its
-    start-up taint, a cordon, a taint of its change, or that it is not Ready. A node that no policy governs, or whose
-    target is unknown, keeps what it advertises."""
-    plan, report = live.plan, live.snapshot.gpunodes.get(node.name)
+def find_room(pod: JSON, raw: JSON, live: LivePlan) -> NodeRoom | None:
+    """Return what the Node `raw` has for the pod, or None if the snapshot of the plan does not have this Node. `now` is
+    empty if a rule excludes the pod, or if the device plugin refuses it and the node is Synced. `free` is empty if
+    `now` is, or while the node is cordoned, not Ready, not proven yet, or tainted for its change. Otherwise it is None
+    if no agent reports what pods hold, or if a DRA driver serves the GPUs. `after` is empty if the plugin will refuse
+    the pod once the changes are done, or if a rule will exclude it with every set of labels that the node may have
+    then. `closed` is a clause about why the node is closed to pods: its start-up taint, a cordon, a taint of its
+    change, or that it is not Ready. A node that no policy governs, or whose target is unknown, keeps what it
+    advertises."""
+    plan, node = live.plan, live.snapshot.nodes.get(text(raw, "metadata", "name"))
+    if node is None:
+        return None
+    report, verdict = live.snapshot.gpunodes.get(node.name), plan.verdicts.get(node.name)
+    # Agents do not count what ResourceClaims hold.
     observed = report.observed if report is not None and node.devices is None else None
-    verdict = plan.verdicts.get(node.name)
     pool = "" if verdict is None else verdict.policy
     spec = next((policy.spec for policy in live.snapshot.policies if policy.name == pool), None)
     refusal = find_refusal(pod, pool, spec)
@@ -213,11 +204,12 @@ def _find_room(pod: JSON, raw: JSON, node: NodeView, live: LivePlan) -> NodeRoom
     tainted = node.fence is not None and node.fence.tainted
     shut = gated or node.unschedulable or not node.ready or tainted
     why = f"{'fenced' if tainted else 'cordoned'}{', not proven yet' if gated else ''} or not Ready"
+    held = None if observed is None else observed.allocated
     return NodeRoom(
         node=node.name,
         pool=pool,
         now=now,
-        free={} if shut or not now else _find_free(observed, now),
+        free={} if shut or not now else None if held is None else remaining(now, held),
         after={} if later else planned,
         closed=why if shut else "",
         later=later,
@@ -225,15 +217,6 @@ def _find_room(pod: JSON, raw: JSON, node: NodeView, live: LivePlan) -> NodeRoom
         planned=planned,
         names=frozenset((*advertised, *planned)),
     )
-
-
-def _find_free(observed: ObservedView | None, now: Mapping[str, int]) -> Mapping[str, int] | None:
-    """Return the part of the devices `now` that no pod holds, by resource name. A resource of which pods hold all
-    devices has 0. None if no agent reports that. What ResourceClaims hold is not subtracted, because agents do not
-    count it."""
-    if observed is None or observed.allocated is None:
-        return None
-    return remaining(now, observed.allocated)
 
 
 def read_room(pod: JSON, raw: JSON, targets: Mapping[str, Targets]) -> NodeRoom:
@@ -249,8 +232,9 @@ def read_room(pod: JSON, raw: JSON, targets: Mapping[str, Targets]) -> NodeRoom:
     refusal = find_refusal(pod, node.policy, policy.policy.spec if policy else None)
     after = {} if refusal else planned
     now = after if node.phase == Phase.SYNCED else {}
-    closed, free = node.cordon and "cordoned", {} if node.cordon else _find_free(observed, now)
-    names = frozenset(planned)
+    held = None if observed is None else observed.allocated
+    free = {} if node.cordon else None if held is None else remaining(now, held)
+    closed, names = node.cordon and "cordoned", frozenset(planned)
     return NodeRoom(node.name, node.policy, now, free, after, closed, refusal, refusal, planned, names)
 
 

@@ -14,7 +14,7 @@ from typing import cast
 from gpusharing.api.selectors import matches
 from gpusharing.cli.diagnosis.node import NodeAnswer, describe_node, node_answer
 from gpusharing.cli.diagnosis.pod import MORE, PodAnswer, describe_pod, pod_answer, published_answer
-from gpusharing.cli.diagnosis.rooms import NodeRoom, find_rooms
+from gpusharing.cli.diagnosis.rooms import NodeRoom, find_room
 from gpusharing.cli.live.cluster import gathered
 from gpusharing.cli.pools.fleet import read_node, read_pools
 from gpusharing.cli.pools.status import describe_pool, find_pool, pool_data
@@ -92,7 +92,8 @@ async def _pod(session: Session, pod: JSON) -> PodAnswer:
         async with gathered(session) as cluster:
             live, rooms = await cluster.decide(()), dict[str, NodeRoom]()
             async for nodes in session.each_page(NODES):
-                rooms |= find_rooms(pod, nodes, live)
+                found = (find_room(pod, raw, live) for raw in nodes)
+                rooms |= {room.node: room for room in found if room is not None}
         labels = await session.namespace_labels(text(pod, "metadata", "namespace"))
         return pod_answer(pod, rooms, live, labels)
     except Denied:
