@@ -4,7 +4,8 @@ changes, and what those changes wait for. Pure."""
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import ge
+from itertools import groupby
+from operator import attrgetter, ge
 
 from gpusharing.api.names import RESOURCE_GPU, Phase
 from gpusharing.cli.diagnosis.rooms import (
@@ -197,57 +198,45 @@ def _services(
     there, what the best node of the pool provides (`NodeRoom.rank`). All nodes without a policy count as one pool, with
     an empty name. `status` is the status of the policy as shown to people. The best node is chosen once for the whole
     request. Only members that have something for the pod, now or later, can be the best. If there are none, the node's
-    name is empty, the counts are 0, and the rules that exclude the pod are the obstacle."""
+    name is empty and the counts are 0. `Service.kept` has each rule (`NodeRoom.later`) that will exclude the pod from
+    members with the resource once the changes are done: the first three of these nodes, the number of the others, a
+    colon, and the rule. It is sorted by rule."""
     reached = (room for room in members if room.now or room.after)
     none = NodeRoom("", pool, {}, {}, {}, "", "", "", {}, frozenset())
     best = max(reached, key=lambda room: room.rank(asks), default=none)
+    rule = attrgetter("later")
     for resource, wanted in asks.items():
         if not any(resource in room.names for room in members):
             continue
-        exclusions = tuple(_exclusions([room for room in members if room.planned.get(resource)]))
-        free = None if best.free is None else best.free.get(resource, 0)
-        now, after = best.now.get(resource, 0), best.after.get(resource, 0)
-        but = _but(best, now=now, free=free, after=after, wanted=wanted, status=status)
-        but = _all_of(exclusions) if exclusions and best is none else but
-        yield Service(pool, best.node, resource, now, free, after, but, exclusions)
+        excluded = sorted((room for room in members if room.later and room.planned.get(resource)), key=rule)
+        alike = groupby(excluded, rule)
+        rules = tuple(f"{some([room.node for room in rooms])}: {why}" for why, rooms in alike)
+        yield _service(best, resource, wanted, rules, status)
 
 
-def _exclusions(rooms: Sequence[NodeRoom]) -> Iterator[str]:
-    """Yield one string for each rule that will exclude the pod from some of these nodes once the changes are done: the
-    names of the first three nodes and the number of the others, a colon, and the rule (`NodeRoom.later`). The strings
-    are sorted by rule."""
-    by_rule: dict[str, list[str]] = {}
-    for room in rooms:
-        if room.later:
-            by_rule.setdefault(room.later, []).append(room.node)
-    for why, names in sorted(by_rule.items()):
-        yield f"{some(names)}: {why}"
-
-
-def _all_of(exclusions: Sequence[str]) -> str:
-    """Return the rules in `exclusions` for a pool whose nodes are all excluded, separated by semicolons. A single rule
-    applies to all nodes, so their names are left out. There must be at least one rule."""
-    return "; ".join(exclusions) if len(exclusions) > 1 else exclusions[0].partition(": ")[2]
-
-
-def _but(room: NodeRoom, *, now: int, free: int | None, after: int, wanted: int, status: str) -> str:
-    """Return the first obstacle that prevents the best node of a pool from running the pod at once: too few devices
-    before or after the changes, a node that is closed to pods, or devices that other pods use. Empty if there is
-    none. `now` and `after` are the node's devices before and after the changes, `free` those that no pod holds
-    (None if unknown), and `wanted` the number that the pod requests. `status` is added where the changes will help."""
-    most = max(now, after)
-    if now < wanted <= after:
-        return f"only once the changes are done; {status}"
-    if now < wanted and not most:
-        return "no node that the pod may use advertises it"
-    if now < wanted:
-        return f"no node has more than {most} of the {wanted}"
-    if room.closed:
-        return f"the node is {room.closed}"
-    if free is not None and free < wanted:
-        held = f"other pods use {now - free} of {now}" if free else "other pods use all of them"
-        return held if after <= now else f"{held}, but there will be more once the changes are done; {status}"
-    return ""
+def _service(best: NodeRoom, resource: str, wanted: int, rules: tuple[str, ...], status: str) -> Service:
+    """Return what the best node of a pool has of a resource, and the first obstacle that prevents it from running at
+    once a pod that requests `wanted` devices: too few devices before or after the changes, a node that is closed to
+    pods, or devices that other pods use; empty if there is none. `status`, that of the policy, is added where the
+    changes will help. If the pod may use no node, so that the name of `best` is empty, the obstacle is the `rules` that
+    exclude the pod, if there are any; a single one applies to all nodes, so their names are left out."""
+    free = None if best.free is None else best.free.get(resource, 0)
+    now, after = best.now.get(resource, 0), best.after.get(resource, 0)
+    more = f", but there will be more once the changes are done; {status}" if after > now else ""
+    but = ""
+    if rules and not best.node:
+        but = "; ".join(rules) if len(rules) > 1 else rules[0].partition(": ")[2]
+    elif now < wanted <= after:
+        but = f"only once the changes are done; {status}"
+    elif now < wanted and not max(now, after):
+        but = "no node that the pod may use advertises it"
+    elif now < wanted:
+        but = f"no node has more than {max(now, after)} of the {wanted}"
+    elif best.closed:
+        but = f"the node is {best.closed}"
+    elif free is not None and free < wanted:
+        but = (f"other pods use {now - free} of {now}" if free else "other pods use all of them") + more
+    return Service(best.pool, best.node, resource, now, free, after, but, rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,9 +292,8 @@ def _on_node(case: PodCase) -> str:
     if case.phase not in ("", Phase.SYNCED):
         what = f"this pod is on node {case.node}, which is {case.phase}"
         return f"{what}; to see why: kubectl gpusharing why {case.node}"
-    return (
-        f"this pod is on node {case.node}{', which the operator is not changing now' if case.rooms else ''}"
-    )
+    stays = ", which the operator is not changing now" if case.rooms else ""
+    return f"this pod is on node {case.node}{stays}"
 
 
 def _unadvertised(case: PodCase) -> str:
@@ -440,6 +428,6 @@ def _service_lines(services: Sequence[Service], paper: Paper) -> list[Line]:
     for service, row in zip(services, drawn[len(drawn) - len(rows) :], strict=True):
         if not shows(row, service.but):
             lines += prose(f"{service.pool or 'no policy'}: {service.but}", paper, hang="  ", ink=Ink.WAITING)
-    partly = {one.pool: one.kept for one in services if one.kept and one.but != _all_of(one.kept)}
+    partly = {one.pool: one.kept for one in services if one.kept and one.node}
     rules = (f"{pool or 'no policy'}, not on {'; '.join(kept)}" for pool, kept in partly.items())
     return lines + prose_of_each(rules, paper, ink=Ink.WAITING)
