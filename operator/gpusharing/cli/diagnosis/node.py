@@ -8,7 +8,7 @@ from gpusharing.api.names import Phase
 from gpusharing.api.records import from_wire
 from gpusharing.api.times import from_rfc3339
 from gpusharing.cli.live.cluster import LivePlan
-from gpusharing.cli.pools.fleet import NodeStatus, read_node, state_of
+from gpusharing.cli.pools.fleet import NodeStatus, read_node
 from gpusharing.cli.pools.status import node_data
 from gpusharing.cli.shell.documents import NodeExplanationData
 from gpusharing.cli.shell.drawing import (
@@ -151,48 +151,17 @@ def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
 
 def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
     """Draw the answer: the state, message, remedy, short facts, unhealthy GPUs, proofs, blockers, history, and notes.
-    Without proofs, the reason is drawn in their place. The history has the last LAST transitions, or all on wide paper.
-    Other parts that are empty are left out, and so is a remedy
-    that the message contains already. A node with SIMULATED GPUs is named first."""
-    lines = describe_simulated([answer.node.name] if answer.node.simulated else [], paper)
-    lines += fold(_title(answer, now), paper)
-    lines += prose(answer.node.message, paper)
-    if answer.remedy and answer.remedy not in answer.node.message:
-        lines += prose(f"Remedy: {answer.remedy}", paper, ink=Ink.TITLE)
-    lines += prose("; ".join(_facts(answer)), paper, ink=Ink.FAINT)
-    if answer.node.unhealthy:
-        lines += prose(f"GPUs: {answer.node.unhealthy}", paper, ink=Ink.BAD)
-    lines += [BLANK, *_proof_lines(answer, paper)]
-    if answer.node.blockers:
-        lines += [BLANK, line(Span("What blocks it", Ink.TITLE))]
-        lines += prose_of_each(answer.node.blockers, paper, indent="  ")
-    if history := answer.node.history[0 if paper.wide else -LAST :]:
-        rows = [line(f"{age(from_rfc3339(one.at), now)} ago", one.phase, one.reason) for one in history]
-        lines += [BLANK, *table(HISTORY, rows, paper)]
-    return lines + prose_of_each((f"Note: {note}" for note in answer.notes), paper, ink=Ink.FAINT)
-
-
-def _title(answer: NodeAnswer, now: datetime) -> Line:
-    """Return the first line: the node, its policy (or `no policy`), its phase and reason (or `not managed` if it has no
-    phase), how long ago the phase began, and until when it lasts: a time, until a person acts, or until others are
-    done. The last two are left out if they are unknown."""
-    since = age(answer.node.entered, now)
-    when = f"  since {since}" if since else ""
-    until = f", until {_ENDS.get(answer.node.deadline, answer.node.deadline)}" if answer.node.deadline else ""
-    word = f"{answer.node.phase}: {answer.node.reason}" if answer.node.phase else "not managed"
-    return line(
-        Span(answer.node.name, Ink.TITLE),
-        f"  {answer.node.policy or 'no policy'}  ",
-        Span(word, state_of(answer.node.phase).value.ink if answer.node.phase else Ink.FAINT),
-        f"{when}{until}",
-    )
-
-
-def _facts(answer: NodeAnswer) -> list[str]:
-    """Return short facts about the node: its present and wanted layout, the class of its change, the step with the
-    number of the attempt, and who has cordoned it. The wanted layout is left out if it is the present one, and so is
-    any fact that does not apply."""
+    The facts are the present and the wanted layout, the class of the change, the step with the number of the attempt,
+    and who has cordoned the node; the wanted layout is left out if it is the present one, and so is any fact that does
+    not apply. Without proofs, the reason is drawn in their place. The history has the last LAST transitions, or all on
+    wide paper. Other parts that are empty are left out, and so is a remedy that the message contains already. A node
+    with SIMULATED GPUs is named first."""
     node = answer.node
+    lines = describe_simulated([node.name] if node.simulated else [], paper)
+    lines += fold(_title(node, now), paper)
+    lines += prose(node.message, paper)
+    if answer.remedy and answer.remedy not in node.message:
+        lines += prose(f"Remedy: {answer.remedy}", paper, ink=Ink.TITLE)
     facts = {
         node.observed: node.observed and node.wanted in ("", node.observed),
         f"{node.observed or '?'} -> {node.wanted}": node.wanted not in ("", node.observed),
@@ -200,7 +169,33 @@ def _facts(answer: NodeAnswer) -> list[str]:
         f"step {node.step}, attempt {node.attempt}": node.step,
         _CORDONED.get(node.cordon, f"cordoned by {node.cordon}"): node.cordon,
     }
-    return [fact for fact, applies in facts.items() if applies]
+    lines += prose("; ".join(fact for fact, applies in facts.items() if applies), paper, ink=Ink.FAINT)
+    if node.unhealthy:
+        lines += prose(f"GPUs: {node.unhealthy}", paper, ink=Ink.BAD)
+    lines += [BLANK, *_proof_lines(answer, paper)]
+    if node.blockers:
+        lines += [BLANK, line(Span("What blocks it", Ink.TITLE))]
+        lines += prose_of_each(node.blockers, paper, indent="  ")
+    if history := node.history[0 if paper.wide else -LAST :]:
+        rows = [line(f"{age(from_rfc3339(one.at), now)} ago", one.phase, one.reason) for one in history]
+        lines += [BLANK, *table(HISTORY, rows, paper)]
+    return lines + prose_of_each((f"Note: {note}" for note in answer.notes), paper, ink=Ink.FAINT)
+
+
+def _title(node: NodeStatus, now: datetime) -> Line:
+    """Return the first line: the node, its policy (or `no policy`), its phase and reason (or `not managed` if it has no
+    phase), how long ago the phase began, and until when it lasts: a time, until a person acts, or until others are
+    done. The last two are left out if they are unknown."""
+    since = age(node.entered, now)
+    when = f"  since {since}" if since else ""
+    until = f", until {_ENDS.get(node.deadline, node.deadline)}" if node.deadline else ""
+    state = Span(f"{node.phase}: {node.reason}", node.state.value.ink)
+    return line(
+        Span(node.name, Ink.TITLE),
+        f"  {node.policy or 'no policy'}  ",
+        state if node.phase else Span("not managed", Ink.FAINT),
+        f"{when}{until}",
+    )
 
 
 def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
@@ -213,8 +208,7 @@ def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
     good, bad = ("✓", "✗") if paper.glyphs else ("+", "x")
     rows = []
     for proof in answer.proofs:
-        ink = Ink.GOOD if proof.disagrees is None else Ink.BAD
-        mark = good if proof.disagrees is None else bad
+        mark, ink = (good, Ink.GOOD) if proof.disagrees is None else (bad, Ink.BAD)
         rows.append(line(Span(f"{mark} {proof.source}", ink), proof.says, proof.should))
     drawn = table(PROOF, rows, paper)
     lines = list(drawn)
