@@ -7,6 +7,7 @@ kubelets. Before the operator is installed, it leaves out the checks of the inst
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
@@ -29,7 +30,8 @@ from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, explained
 from gpusharing.kube.answers import HINT
-from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, KubeClient
+from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, JSON, KubeClient
+from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.installation import gather_installation, read_entries
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.plainstack import find_gpu_operator, gpu_server
@@ -97,7 +99,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Print what is wrong, and return FAILED if there is an error, otherwise DONE, also if there are warnings or
     something could not be checked (see VerbModule). Raises Trouble if the server does not answer, or if no error was
     found but a kind in NEEDED may not be read."""
-    examined = await _examined(session)
+    examined = await _examine(session)
     data = as_data(examined, session.name)
     terminal.answer(DoctorReportData, lambda: data, lambda paper: describe(examined, paper))
     return _status(examined)
@@ -108,29 +110,18 @@ def _status(examined: Examination) -> int:
     return FAILED if any(symptom.severity is Severity.ERROR for symptom in examined.symptoms) else DONE
 
 
-async def _examined(session: Session) -> Examination:
-    """Examine the cluster. Raises Trouble for any KubeError of `_examine`, for example if the server does not answer.
-    Also raises Trouble if one of the kinds in NEEDED could not be read and no error was found in the rest."""
-    with explained(session.where):
-        examined = await _examine(session.client)
-    blind = sorted(NEEDED & examined.view.unread.keys())
-    if blind and _status(examined) == DONE:
-        why = examined.view.unread[blind[0]].replace(f" ({HINT})", "")
-        raise Trouble(
-            f"doctor cannot check anything: you are not allowed to read {', '.join(blind)} in {session.where}: {why}"
-        )
-    return examined
-
-
-async def _examine(client: KubeClient) -> Examination:
+async def _examine(session: Session) -> Examination:
     """Read the installation and all Nodes, and find what is wrong with them. Kinds that may not be read are recorded in
-    the view, and what could not be checked in `unseen`. Raises other KubeErrors."""
-    place, notes = await _place(client)
-    view = await _as_installed(client, await gather_installation(client, place))
-    view, entries = await _with_pointed(client, view)
-    version = await unless_hidden(client.version(), "")
-    mig_entries = await _mig_entries(client, view)
-    servers = await unless_hidden(_servers(client), None)
+    the view, and what could not be checked in `unseen`. Raises Trouble if one of the kinds in NEEDED could not be read
+    and no error was found in the rest, and for all other KubeErrors, for example if the server does not answer."""
+    client = session.client
+    with explained(session.where):
+        place, notes = await _place(client)
+        view = await _as_installed(client, await gather_installation(client, place))
+        view, entries = await _with_pointed(client, view)
+        version = await unless_hidden(client.version(), "")
+        mig_entries = await _mig_entries(client, view)
+        servers = await unless_hidden(_servers(client), None)
     if entries is not None and entries.config_map == place.plugin_config_map and entries.texts is None:
         entries = None  # `find_symptoms` reports that the operator's own ConfigMap does not exist
     used = {*view.named_entries, view.followed_policy.plugin_default if view.followed_policy else ""}
@@ -144,7 +135,14 @@ async def _examine(client: KubeClient) -> Examination:
     ]
     symptoms = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
     unknown = {} if version else NO_VERSION, NO_SERVERS if servers is None else {}
-    return Examination(view, symptoms, notes, join_unseen(find_unread_topics(view), *unknown))
+    examined = Examination(view, symptoms, notes, join_unseen(find_unread_topics(view), *unknown))
+    blind = sorted(NEEDED & view.unread.keys())
+    if blind and _status(examined) == DONE:
+        why = view.unread[blind[0]].replace(f" ({HINT})", "")
+        raise Trouble(
+            f"doctor cannot check anything: you are not allowed to read {', '.join(blind)} in {session.where}: {why}"
+        )
+    return examined
 
 
 async def _as_installed(client: KubeClient, view: InstallationView) -> InstallationView:
@@ -224,21 +222,15 @@ async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, 
     if not named or stack is None or stack.plain is not None or stack.is_off(MIG_MANAGER_SWITCH):
         return {}
     wanted = {name: stack.mig_config_name or f"{name}{NODE_CONFIG_SUFFIX}" for name in named}
-    read = _mig_maps(client, view.place.gpu_operator_namespace, stack.mig_config_name)
-    maps = await unless_hidden(read, dict[str, frozenset[str]]())
-    return {node: MigEntries(name, maps[name]) for node, name in wanted.items() if maps.get(name)}
-
-
-async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, frozenset[str]]:
-    """Return the entry names in ConfigMaps of mig-manager, by the ConfigMap's name. Only the ConfigMap called `name` is
-    read or, if that is empty, all that mig-managers have generated, whose names end with NODE_CONFIG_SUFFIX. One
-    without entries has an empty set. Raises KubeError."""
-    if name:
-        maps = [await client.get(CONFIG_MAPS, name, namespace=namespace)]
-    else:
-        objects = await list_of(client, CONFIG_MAPS, namespace=namespace)
-        maps = [raw for raw in objects if text(raw, "metadata", "name").endswith(NODE_CONFIG_SUFFIX)]
-    return {text(raw, "metadata", "name"): frozenset(parse(text(raw, "data", MIG_KEY))) for raw in maps}
+    namespace, maps = view.place.gpu_operator_namespace, list[JSON]()
+    with suppress(Forbidden, NotFound):
+        if stack.mig_config_name:
+            maps = [await client.get(CONFIG_MAPS, stack.mig_config_name, namespace=namespace)]
+        else:
+            maps = await list_of(client, CONFIG_MAPS, namespace=namespace)
+    data = {text(raw, "metadata", "name"): text(raw, "data", MIG_KEY) for raw in maps}
+    entries = {name: frozenset(parse(data.get(name, ""))) for name in {*wanted.values()}}
+    return {node: MigEntries(name, entries[name]) for node, name in wanted.items() if entries[name]}
 
 
 # --- in words ------------------------------------------------------------------------------------------------
@@ -277,7 +269,7 @@ async def ask(session: Session, _typed: Namespace) -> Answer:
     sentence if the operator is not installed, and, if there is a symptom, the command that shows the remedies. The
     flags are ignored. Raises Trouble if the server does not answer, or if no error was found but a kind in NEEDED may
     not be read."""
-    examined = await _examined(session)
+    examined = await _examine(session)
     found = [(word, message) for word, message, _ in _topics(examined) if word != "ok"]
     rows = [[Span(word, INKS.get(word, Ink.WAITING)), Span(message)] for word, message in found]
     notes = [*([] if examined.view.installed else [NOT_INSTALLED.rstrip(".")]), *examined.notes]
