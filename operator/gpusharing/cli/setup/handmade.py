@@ -17,15 +17,9 @@ from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.wanted.migfile import resolve_name, well_known
-from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY, PluginConfig, Sharing, find_flaws
+from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY, PluginConfig, find_flaws
 from gpusharing.planning.wanted.target import describe_layouts, predict_resources
-from gpusharing.planning.wanted.verify import (
-    EXCLUSIVE,
-    effective_plugin_config,
-    find_entry,
-    is_told_mps,
-    served,
-)
+from gpusharing.planning.wanted.verify import EXCLUSIVE, effective_plugin_config, find_entry, served
 from gpusharing.planning.wanted.yamltext import parse_yaml
 
 Spec = Mapping[str, Any]
@@ -120,12 +114,9 @@ def find_unserved(node: NodeView, stack: StackView, plugin: PluginEntries) -> st
     if effective_plugin_config(node, stack) is not None:
         return ""
     entry = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
-    refused = next(
-        (flaw.text for flaw in find_flaws(stack.plugin_configs.get(entry, "")) if flaw.refused), ""
-    )
     problem = plugin.absence or f"ConfigMap {plugin.config_map} has no entry with that name"
-    if refused:
-        problem = f"ConfigMap {plugin.config_map or 'of the operator'}, entry {entry}, {refused}"
+    if refused := [flaw.text for flaw in find_flaws(stack.plugin_configs.get(entry, "")) if flaw.refused]:
+        problem = f"ConfigMap {plugin.config_map or 'of the operator'}, entry {entry}, {refused[0]}"
     elif not plugin.config_map:
         problem = "ClusterPolicy does not specify a ConfigMap for it"
     return (
@@ -148,13 +139,24 @@ def find_unsettled(node: NodeView) -> str:
 
 
 def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) -> str:
-    """Return an objection if the node has MIG instances but no MIG label (`_unnamed`). If it has the label and a GPU
-    can do MIG, return an objection if the label's value is unknown or does not match the instances on the GPUs, which
-    mig-manager would then change. Empty otherwise."""
+    """Return an objection if the node has MIG instances but no MIG label, because nothing would recreate them after a
+    reboot. It tells the user to set the label: to the well-known name for this layout or, if there is none, to the name
+    of an entry that has it. If the node has the label and a GPU can do MIG, return an objection if the label's value is
+    unknown or does not match the instances on the GPUs, which mig-manager would then change. Empty otherwise."""
     config, layouts = node.labels.get(names.LABEL_MIG_CONFIG, ""), tuple(gpu.layout for gpu in gpus)
-    if not config:
-        return _unnamed(node, gpus) if any(layouts) else ""
-    if not any(gpu.mig_capable for gpu in gpus):
+    if not config and any(layouts):
+        label = f"kubectl label node {node.name} {names.LABEL_MIG_CONFIG}="
+        known = (name for name in generated_layouts(gpus[0].profiles) if well_known(gpus, name) == layouts)
+        how = next(
+            (f"Run: {label}{name}" for name in known),
+            f"Replace NAME with the name of an entry that has this layout, and run: {label}NAME",
+        )
+        return (
+            f"its GPUs have {describe_layouts(layouts)} and {names.LABEL_MIG_CONFIG} is not set, so nothing would"
+            " recreate the instances after a reboot. Once it is set, mig-manager will find the instances in place."
+            f" {how}"
+        )
+    if not config or not any(gpu.mig_capable for gpu in gpus):
         return ""
     label = f"{names.LABEL_MIG_CONFIG} is {config}"
     meaning = resolve_name(config, node.name, gpus, stack)
@@ -166,23 +168,6 @@ def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) ->
             " mig-manager would change them at its next start"
         )
     return ""
-
-
-def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
-    """Return the objection to MIG instances on a node without the MIG label, because nothing would recreate them after
-    a reboot. It tells the user to set the label: to the well-known name for this layout or, if there is none, to the
-    name of an entry that has it. `gpus` must not be empty."""
-    layouts = tuple(gpu.layout for gpu in gpus)
-    known = (name for name in generated_layouts(gpus[0].profiles) if well_known(gpus, name) == layouts)
-    label = f"kubectl label node {node.name} {names.LABEL_MIG_CONFIG}="
-    how = next(
-        (f"Run: {label}{name}" for name in known),
-        f"Replace NAME with the name of an entry that has this layout, and run: {label}NAME",
-    )
-    return (
-        f"its GPUs have {describe_layouts(layouts)} and {names.LABEL_MIG_CONFIG} is not set, so nothing would"
-        f" recreate the instances after a reboot. Once it is set, mig-manager will find the instances in place. {how}"
-    )
 
 
 def _find_beyond(config: PluginConfig, advertised: Set[str], *, with_mig: bool) -> str:
@@ -247,10 +232,15 @@ def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: 
     """Return the mode and its settings that describe what the node serves. The mode is MIG if a GPU has MIG on,
     otherwise that of the sharing, or Full. If the node's label is a well-known name for the MIG layout, that name is
     used. Otherwise each layout is written out with its GPUs' indexes, or `all` if it is the only one; GPUs with MIG off
-    have no profiles. The sharing is a block of the same object, in mode MIG too."""
+    have no profiles. The sharing is a block of the same object, in mode MIG too, without fields that have their
+    default; its number of replicas is that of the first resource, because `_find_beyond` refuses different numbers."""
     sharing, layouts = config.sharing, tuple(gpu.layout for gpu in gpus)
-    mode = "Full" if sharing is None else "MPS" if sharing.strategy == "mps" else "TimeSlicing"
-    shares = {} if sharing is None else {"mps" if mode == "MPS" else "timeSlicing": _shares(sharing)}
+    mode, shares = "Full", dict[str, Any]()
+    if sharing is not None:
+        mode, key = ("MPS", "mps") if sharing.strategy == "mps" else ("TimeSlicing", "timeSlicing")
+        rejects = sharing.fail_requests_greater_than_one and mode != "MPS"
+        flags = {"renameByDefault": sharing.rename, "failRequestsGreaterThanOne": rejects}
+        shares = {key: {"replicas": sharing.replicas[0][1], **{name: on for name, on in flags.items() if on}}}
     if not any(layout is not None for layout in layouts):
         return {"mode": mode, **shares}
     label = node.labels.get(names.LABEL_MIG_CONFIG, "")
@@ -264,17 +254,6 @@ def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: 
     known = well_known(gpus, label) == layouts
     mig = {"strategy": config.mig_strategy, **({"config": label} if known else {"layouts": written})}
     return {"mode": "MIG", "mig": mig, **shares}
-
-
-def _shares(sharing: Sharing) -> dict[str, Any]:
-    """Return the block of a policy that describes how GPUs are shared, without fields that have their default. The
-    first resource's number of replicas is used, because `_find_beyond` refuses different numbers."""
-    block: dict[str, Any] = {"replicas": sharing.replicas[0][1]}
-    if sharing.rename:
-        block["renameByDefault"] = True
-    if sharing.fail_requests_greater_than_one and sharing.strategy != "mps":
-        block["failRequestsGreaterThanOne"] = True
-    return block
 
 
 INSTANCE = "-MIG-"
@@ -292,48 +271,39 @@ MOST = 16
 def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
     """Return what the agent of the node would probably read, inferred from the node's labels and the resources that it
     advertises. The number of GPUs is the smallest up to MOST with which the resources would be exactly those that the
-    node advertises. All GPUs are of the product in the label. Return None if no such number fits, or if the product
-    label or the plugin's configuration is missing."""
-    label = node.labels.get(names.LABEL_GPU_PRODUCT, "")
-    config = effective_plugin_config(node, stack)
-    if not label or config is None:
+    node advertises. All GPUs are of the product in the label, and their layouts are those that the label
+    nvidia.com/mig.config means. Without that label, or if the card cannot do MIG, they are all without MIG.
+
+    Return None if no such number fits, if the product label or the plugin's configuration is missing, if the value of
+    nvidia.com/mig.config has no meaning on these GPUs, or if they are without MIG, but the product label nevertheless
+    shows MIG instances.
+    """
+    product = node.labels.get(names.LABEL_GPU_PRODUCT, "")
+    plugin, card = effective_plugin_config(node, stack), find_card(product)
+    profiles = card.profiles if card else ()
+    config = node.labels.get(names.LABEL_MIG_CONFIG, "") if profiles else ""
+    # Under strategy single, instances are advertised as nvidia.com/gpu like whole GPUs; only the product differs.
+    if plugin is None or not product or (not config and INSTANCE in product):
         return None
-    card = find_card(label)
-    mps = is_told_mps(node, stack)
+    mps = plugin.sharing is not None and plugin.sharing.strategy == "mps"
+    first = GpuView(
+        index=0,
+        product=bare_product(product),
+        mig_capable=bool(profiles),
+        mig_enabled=False,
+        mig_pending=False,
+        compute_mode=EXCLUSIVE if mps else "Default",
+        layout=None,
+        profiles=profiles,
+    )
+    gpus = [replace(first, index=index) for index in range(MOST)]
     for count in range(1, MOST + 1):
-        gpus = [
-            GpuView(
-                index=index,
-                product=bare_product(label),
-                mig_capable=bool(card and card.profiles),
-                mig_enabled=False,
-                mig_pending=False,
-                compute_mode=EXCLUSIVE if mps else "Default",
-                layout=None,
-                profiles=card.profiles if card else (),
-            )
-            for index in range(count)
-        ]
-        layouts = _labeled_layouts(node, gpus, stack)
-        if layouts is not None and predict_resources(layouts, config) == served(node):
-            divided = tuple(
-                replace(gpu, mig_enabled=layout is not None, layout=layout)
-                for gpu, layout in zip(gpus, layouts, strict=True)
-            )
-            return GPUNodeView(node.name, node.uid, "", False, ObservedView("", False, "", divided))
+        layouts = resolve_name(config, node.name, gpus[:count], stack) if config else (None,) * count
+        if isinstance(layouts, str) or predict_resources(layouts, plugin) != served(node):
+            continue
+        divided = tuple(
+            replace(gpu, mig_enabled=layout is not None, layout=layout)
+            for gpu, layout in zip(gpus[:count], layouts, strict=True)
+        )
+        return GPUNodeView(node.name, node.uid, "", False, ObservedView("", False, "", divided))
     return None
-
-
-def _labeled_layouts(
-    node: NodeView, gpus: Sequence[GpuView], stack: StackView
-) -> tuple[Layout | None, ...] | None:
-    """Return the layout of each GPU according to the label nvidia.com/mig.config. Without the label, or if the first
-    GPU cannot do MIG, each layout is None (no MIG). Return None instead of a tuple if the product label
-    nevertheless shows MIG instances, or if the label's value has no meaning on these GPUs."""
-    config = node.labels.get(names.LABEL_MIG_CONFIG, "")
-    if not config or not gpus[0].mig_capable:
-        # Under strategy single, instances are advertised as nvidia.com/gpu like whole GPUs; only the product differs.
-        divided = INSTANCE in node.labels.get(names.LABEL_GPU_PRODUCT, "")
-        return None if divided else (None,) * len(gpus)
-    layouts = resolve_name(config, node.name, gpus, stack)
-    return None if isinstance(layouts, str) else layouts
