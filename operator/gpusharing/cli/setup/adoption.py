@@ -6,7 +6,7 @@ checked again.
 """
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -26,12 +26,7 @@ from gpusharing.planning.stack.commands import helm_install, kubectl_patch, plai
 from gpusharing.planning.stack.installationviews import InstallationView, Place, Severity
 from gpusharing.planning.stack.nodesymptoms import PluginEntries, find_node_symptoms
 from gpusharing.planning.stack.otherplugins import OTHERS, explain_plugin
-from gpusharing.planning.stack.pointers import (
-    UPSTREAM_MIG_CONFIG,
-    find_other_namespace,
-    mig_pointer,
-    plugin_pointer,
-)
+from gpusharing.planning.stack.pointers import find_other_namespace, mig_pointer, plugin_pointer
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed, has_gpu
 from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin
@@ -84,12 +79,9 @@ def named_maps(snapshot: ClusterSnapshot) -> AdminMaps:
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     if policy is None:
         return NO_MAPS
-    plugin, mig = policy.plugin_config_name, policy.mig_config_name
-    ours = settings.plugin_config_map, settings.mig_config_map
-    return AdminMaps(
-        plugin if plugin not in ("", ours[0]) else "",
-        mig if mig not in ("", ours[1], UPSTREAM_MIG_CONFIG) else "",
-    )
+    plugin = plugin_pointer(policy, settings.plugin_config_map, ())
+    mig = mig_pointer(policy, settings.mig_config_map)
+    return AdminMaps(*("" if one.is_free or one.now == one.ours else one.now for one in (plugin, mig)))
 
 
 def find_import(
@@ -112,16 +104,13 @@ def find_import(
         pointed = with_presumed(pointed)
     owners = Owners(find_contenders(snapshot.policies))
     ours = {name for name, node in pointed.nodes.items() if owners.owner(node)}
-    left_out: dict[str, str] = {}
-    nodes: dict[str, Handmade] = {}
-    for name, node in sorted(pointed.nodes.items()):
-        if name in ours or not _has_gpu(node, pointed):
-            continue
-        handmade = _read(node, pointed, admin, missing=missing)
-        if isinstance(handmade, str):
-            left_out[name] = handmade
-        else:
-            nodes[name] = handmade
+    read = {
+        name: _read(node, pointed, admin, missing=missing)
+        for name, node in sorted(pointed.nodes.items())
+        if name not in ours
+    }
+    left_out = {name: why for name, why in read.items() if isinstance(why, str)}
+    nodes = {name: handmade for name, handmade in read.items() if isinstance(handmade, Handmade)}
     taken = [policy.name for policy in snapshot.policies]
     proposed, unnamed = propose(nodes.values(), pointed.nodes, taken)
     while refused := _refused(pointed, proposed, now):
@@ -133,23 +122,19 @@ def find_import(
     return Import(proposed, dict(sorted(left_out.items())), len(ours), steps, missing)
 
 
-def _has_gpu(node: NodeView, snapshot: ClusterSnapshot) -> bool:
-    """Whether the node has GPUs, according to its labels and resources (`has_gpu`) or to its agent's report; one of
-    them suffices."""
-    gpunode = snapshot.gpunodes.get(node.name)
-    return has_gpu(node) or bool(gpunode and gpunode.observed and gpunode.observed.gpus)
-
-
 def _read(
     node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, missing: bool
-) -> Handmade | str:
+) -> Handmade | str | None:
     """Return the node with the policy settings that match what it serves now (`find_handmade`), or a clause that says
     why there are none: it is being changed (it has a fence, docs/design/glossary.md#fence), no policy could take effect
     there (`_rejection`), its GPUs are unknown or its agent sees none, or its configuration fits no policy. The first of
-    these that applies is returned. `missing` is true if no operator is installed, so that there are no agents either.
+    these that applies is returned. Return None if the node has GPUs neither according to its labels and resources
+    (`has_gpu`) nor to its agent. `missing` is true if no operator is installed, so that there are no agents either.
     """
     gpunode = snapshot.gpunodes.get(node.name)
     observed = gpunode.observed if gpunode is not None else None
+    if not has_gpu(node) and (observed is None or not observed.gpus):
+        return None
     if node.fence is not None:
         return "the operator is changing it"
     if why := _rejection(node, snapshot):
@@ -219,9 +204,10 @@ def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
 
 
 def _refused(snapshot: ClusterSnapshot, proposed: Sequence[ProposedPolicy], now: datetime) -> dict[str, str]:
-    """Return the nodes that would not be adopted, each with the reason; empty if all would be. A node would be adopted
-    if the planner assigns it to the proposed policy, plans no disruption, and gives Adoptable or Synced as the
-    reason. If some policies do not pass validation, only their nodes are returned, and the planner does not run."""
+    """Return the nodes that would not be adopted, each with the reason (`_why`); empty if all would be. The planner
+    makes a plan for the snapshot's policies and the proposed ones together, as if the operator had already written its
+    ConfigMaps for them, and these had reached all nodes. If some policies do not pass validation, only their nodes are
+    returned, and the planner does not run."""
     invalid = {
         node: f"no policy can express its configuration: {errors[0]}"
         for policy in proposed
@@ -230,37 +216,29 @@ def _refused(snapshot: ClusterSnapshot, proposed: Sequence[ProposedPolicy], now:
     }
     if invalid:
         return invalid
-    plan = _plan(snapshot, proposed, now)
-    return {
-        node: _why(plan, policy.name, node)
-        for policy in proposed
-        for node in policy.nodes
-        if (verdict := plan.verdicts[node]).policy != policy.name
-        or verdict.disruption is not DisruptionClass.NONE
-        or verdict.reason not in (Reason.ADOPTABLE, Reason.SYNCED)
-    }
-
-
-def _why(plan: RolloutPlan, policy: str, node: str) -> str:
-    """Return why the planner would not adopt the node under `policy`: what differs from the policy, with the class of
-    the change, or if nothing does, the reason and message of its verdict."""
-    members = plan.pools[policy].members if policy in plan.pools else ()
-    assessed = next((member.assessment for member in members if member.node.name == node), None)
-    verdict = plan.verdicts[node]
-    if isinstance(assessed, Assessed) and assessed.mismatch is not None:
-        return f"it would be changed (disruption class {verdict.disruption}): {assessed.mismatch.message}"
-    return f"{verdict.reason}: {verdict.message}"
-
-
-def _plan(snapshot: ClusterSnapshot, proposed: Iterable[ProposedPolicy], now: datetime) -> RolloutPlan:
-    """Return the plan for the snapshot's policies and the proposed ones together. It assumes that the operator has
-    already written its ConfigMaps for them, and that these have reached all nodes."""
     views = [*snapshot.policies, *(policy_view(applied(None, one.manifest)) for one in proposed)]
     snapshot = replace(snapshot, policies=tuple(sorted(views, key=lambda view: view.name)))
     plan = plan_rollout(snapshot, now)
     since = now - timedelta(seconds=snapshot.settings.config_propagation)
-    later = configured(snapshot, plan, since)
-    return plan if later is None else plan_rollout(later, now)
+    if (later := configured(snapshot, plan, since)) is not None:
+        plan = plan_rollout(later, now)
+    found = {node: _why(plan, policy.name, node) for policy in proposed for node in policy.nodes}
+    return {node: why for node, why in found.items() if why}
+
+
+def _why(plan: RolloutPlan, policy: str, node: str) -> str:
+    """Return why the planner would not adopt the node under `policy`: what differs from the policy, with the class of
+    the change, or if nothing does, the reason and message of its verdict. Empty if the planner would adopt the node: it
+    assigns it to the policy, plans no disruption, and gives Adoptable or Synced as the reason."""
+    verdict = plan.verdicts[node]
+    adopted = verdict.reason in (Reason.ADOPTABLE, Reason.SYNCED)
+    if adopted and verdict.policy == policy and verdict.disruption is DisruptionClass.NONE:
+        return ""
+    members = plan.pools[policy].members if policy in plan.pools else ()
+    assessed = next((member.assessment for member in members if member.node.name == node), None)
+    if isinstance(assessed, Assessed) and assessed.mismatch is not None:
+        return f"it would be changed (disruption class {verdict.disruption}): {assessed.mismatch.message}"
+    return f"{verdict.reason}: {verdict.message}"
 
 
 # --- what has to come first -----------------------------------------------------------------------------------------
@@ -288,16 +266,10 @@ def find_steps(
         upgrade = f"helm upgrade gpusharing CHART -n {snapshot.settings.namespace} --reset-then-reuse-values"
         about = "Merge the entries used by node labels into the operator's ConfigMaps"
         yield about, f"{upgrade} --set {values}"
-    if command := _point(snapshot, admin):
+    who, command = _point(snapshot, admin)
+    if command:
         if waiting := _wait(snapshot, admin):
             yield "Wait until the operator has written its ConfigMaps", waiting
-        policy = snapshot.stack.cluster_policy
-        plain = policy is not None and policy.plain is not None
-        who = (
-            "NVIDIA's device plugin at the operator's ConfigMap"
-            if plain
-            else "ClusterPolicy at the operator's ConfigMaps"
-        )
         about = (
             f"Point {who}; until then no policy is accepted. NVIDIA's operands restart once on every GPU node; running"
             " pods keep their devices"
@@ -340,20 +312,20 @@ def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> str:
     return f"until {' && '.join(reads)}; do sleep 2; done" if reads else ""
 
 
-def _point(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> str:
-    """Return the command after which NVIDIA's programs read our ConfigMaps: `kubectl patch` with those fields of
-    ClusterPolicy that do not name ours or, for the device plugin of NVIDIA's own chart, `helm upgrade`. Empty if they
-    name ours already, if there is no ClusterPolicy, or if our ConfigMaps are in a namespace where those programs cannot
-    mount them."""
+def _point(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> tuple[str, str]:
+    """Return what has to be pointed at which ConfigMaps of ours, and the command that does it: `kubectl patch` with
+    those fields of ClusterPolicy that do not name ours or, for the device plugin of NVIDIA's own chart, `helm upgrade`.
+    The command is empty if they name ours already, if there is no ClusterPolicy, or if our ConfigMaps are in a
+    namespace where NVIDIA's programs cannot mount them."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
+    who = "ClusterPolicy at the operator's ConfigMaps"
     if policy is None or find_other_namespace(policy, settings.gpu_operator_namespace):
-        return ""
+        return who, ""
     entries = {*snapshot.stack.plugin_configs, *(admin.plugin.texts or {})}
     plugin = plugin_pointer(policy, settings.plugin_config_map, entries)
     if policy.plain is None:
         pointers = (plugin, mig_pointer(policy, settings.mig_config_map))
         parts = [pointer.patch for pointer in pointers if pointer.now != pointer.ours]
-        return kubectl_patch(policy.name, *parts) if parts else ""
-    if plugin.now == plugin.ours:
-        return ""
-    return plain_upgrade(policy.plain, settings.gpu_operator_namespace, f"config.name={plugin.ours}")
+        return who, kubectl_patch(policy.name, *parts) if parts else ""
+    upgrade = plain_upgrade(policy.plain, settings.gpu_operator_namespace, f"config.name={plugin.ours}")
+    return "NVIDIA's device plugin at the operator's ConfigMap", "" if plugin.now == plugin.ours else upgrade
