@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 from gpusharing.api.names import LABEL_HOSTNAME, PREFIX
@@ -64,7 +65,7 @@ def propose(
     """Return policies for the nodes in `handmade`, one for each pool of nodes with the same products, number of GPUs
     and settings, and the names of nodes for which there is no selector; both are sorted by name. A pool has the nodes
     with one pool label (`find_pools`), or those without any. It gets a policy for each of its `_selectors`. `nodes` are
-    all Nodes; no policy gets a name in `taken` or of another one (`_free`)."""
+    all Nodes; no policy gets a name in `taken` or of another one (`_name`)."""
     alike: dict[tuple[object, ...], dict[str, Handmade]] = {}
     for member in sorted(handmade, key=lambda member: member.node):
         key = (member.products, member.gpus, json.dumps(member.spec, sort_keys=True))
@@ -78,7 +79,7 @@ def propose(
             selectors = _selectors(label, sorted(part), pools, nodes)
             unnamed += [] if selectors else part
             for names, selector in selectors:
-                name = _free(_name(label, members[names[0]]), used)
+                name = _name(label, members[names[0]], used)
                 used.add(name)
                 proposed.append(ProposedPolicy(name, tuple(members[node] for node in names), selector))
     return tuple(sorted(proposed, key=lambda policy: policy.name)), tuple(sorted(unnamed))
@@ -129,8 +130,8 @@ def _selectors(
     is missing or not unique, or if more than MAX_NAMES members are in no pool.
     """
     hosts = {name: node.labels.get(LABEL_HOSTNAME, "") for name, node in nodes.items()}
-    count = Counter(hosts.values())
-    named = {name for name, host in hosts.items() if host and count[host] == 1}
+    bearers = Counter(hosts.values())
+    named = {name for name, host in hosts.items() if host and bearers[host] == 1}
     if label is not None:
         pool, others = {"matchLabels": dict([label])}, sorted(pools[label] - set(members))
         if not others:
@@ -154,14 +155,14 @@ def _rows(operator: str, names: Sequence[str], hosts: Mapping[str, str]) -> list
     return [{"key": LABEL_HOSTNAME, "operator": operator, "values": part} for part in parts]
 
 
-def _name(label: tuple[str, str] | None, member: Handmade) -> str:
+def _name(label: Label | None, member: Handmade, used: Collection[str]) -> str:
     """Return a name for the policy, made from the value of the pool's label (`pool_name`). If there is no label, or its
     value contains no ASCII letter or digit, the name is made from the member's first card and its mode, and cut to 50
-    characters."""
-    if label is not None and (named := pool_name(label[1])):
-        return named
+    characters. If that is in `used`, the first free number from 2 on is appended, such as `name-2`."""
     card = find_card(member.products[0])
-    return _slug(f"{card.key if card else member.products[0]}-{_MODES[member.spec['mode']]}")
+    other = _slug(f"{card.key if card else member.products[0]}-{_MODES[member.spec['mode']]}")
+    name = (pool_name(label[1]) if label else "") or other
+    return next(one for one in chain([name], (f"{name}-{number}" for number in count(2))) if one not in used)
 
 
 def pool_name(text: str) -> str:
@@ -175,11 +176,3 @@ def _slug(text: str) -> str:
     """Convert a name to lower case, replace each run of characters other than ASCII letters and digits with one dash,
     and cut the result to 50 characters. There are no dashes at its beginning and end."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower())[:50].strip("-")
-
-
-def _free(name: str, used: Collection[str]) -> str:
-    """Return the name if it is not in `used`, otherwise with the first free number from 2 on appended, such as
-    `name-2`. Nothing is added to `used`."""
-    if name not in used:
-        return name
-    return next(other for number in range(2, len(used) + 3) if (other := f"{name}-{number}") not in used)
