@@ -234,10 +234,9 @@ def find_answer(card: Card, wanted: Layout, *, everything: bool) -> LegalLayouts
         profiles = tuple(one for one in profiles if one.name in named or not {"+", "-"} & set(one.name))
     if wanted and isinstance(fit := find_fit(wanted, card.profiles), Refusal):
         return LegalLayouts(card, wanted, (), fit)
-    least = dict(wanted)
     layouts = tuple(
         layout
         for layout in (maximal_layouts(profiles) if profiles else ())
-        if all(dict(layout).get(name, 0) >= count for name, count in least.items())
+        if all(dict(layout).get(name, 0) >= count for name, count in wanted)
     )
     return LegalLayouts(card, wanted, layouts, None, hidden=len(profiles) < len(card.profiles))

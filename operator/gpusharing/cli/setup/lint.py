@@ -72,28 +72,21 @@ def _describe(findings: Iterable[FindingData], paper: Paper) -> Iterator[Line]:
 
 def judge(documents: Sequence[Document]) -> Iterator[FindingData]:
     """Yield, as plain data and in the order of the documents, each problem in these documents and each document that is
-    not judged. The latter is at the document's first line. Each ClusterPolicy is judged as if it were the cluster's
-    only one and all policies among the documents were installed. The ClusterPolicies also say which program reads which
-    ConfigMap."""
+    not judged. The latter is at the document's first line, a problem at that of its field. Each ClusterPolicy is judged
+    as if it were the cluster's only one and all policies among the documents were installed. The ClusterPolicies also
+    say which program reads which ConfigMap."""
     policies = tuple(policy_view(one.raw) for one in documents if text(one.raw, "kind") == KIND)
     readers: dict[str, str] = {}
     for view in (cluster_policy_view(one.raw) for one in documents if _is_cluster_policy(one.raw)):
         readers |= {view.mig_config_name: MIG_PARTED, view.plugin_config_name: PLUGIN}
     for document in documents:
         for path, message, severity in _find_faults(document, policies, readers):
-            number = document.before + 1 if severity == IGNORED else _find_line(document, path)
+            outer, inside, inner = path.partition("|")
+            number = document.before + 1 if severity == IGNORED else document.line(outer)
+            # Only a literal block has the same lines as the file; for any other text, the line of its key counts.
+            if inside and _BLOCK.search(document.text.splitlines()[number - document.before - 1]):
+                number += find_line(document.raw["data"][outer.removeprefix("data.")], inner)
             yield {"file": document.file, "line": number, "severity": severity, "message": message}
-
-
-def _find_line(document: Document, path: str) -> int:
-    """Return the number of the line in the file that the path of a Fault leads to. For a path in a text of a ConfigMap,
-    that is a line of the text only if it is a literal block, which has the same lines as the file; otherwise it is the
-    line of the text's key."""
-    outer, inside, inner = path.partition("|")
-    number = document.line(outer)
-    if not inside or not _BLOCK.search(document.text.splitlines()[number - document.before - 1]):
-        return number
-    return number + find_line(document.raw["data"][outer.removeprefix("data.")], inner)
 
 
 def _find_faults(
