@@ -104,15 +104,13 @@ def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
     free = "·" if paper.glyphs else "."
     at = 0
     for number, (name, start) in enumerate(sorted(fit.placements, key=lambda placed: placed[1])):
-        if start > at:
-            spans.append(Span(free * ((start - at) * cell), Ink.FAINT))
+        spans.append(Span(free * ((start - at) * cell), Ink.FAINT))
         width = sizes[name] * cell - 2
         label = next((text for text in (name, name.partition(".")[0]) if len(text) <= width), "")
         spans.append(Span(f"[{label.center(width)}]", _INKS[number % len(_INKS)]))
         at = start + sizes[name]
-    if at < units:
-        spans.append(Span(free * ((units - at) * cell), Ink.FAINT))
-    return tuple(spans)
+    spans.append(Span(free * ((units - at) * cell), Ink.FAINT))
+    return tuple(span for span in spans if span.text)
 
 
 def _slices(card: Card) -> int:
