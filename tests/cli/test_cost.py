@@ -1,4 +1,4 @@
-"""`cost` and what Prometheus answers instead of data (usage/cost.py, usage/prometheus/client.py, usage/flags.py,
+"""`cost` and what Prometheus answers instead of data (usage/cost.py, usage/prometheus/client.py,
 usage/prometheus/services.py, cli/shell/drawing.py)."""
 
 import csv

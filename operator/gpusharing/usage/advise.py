@@ -41,7 +41,7 @@ from gpusharing.planning.wanted.toolversions import (
     is_release,
 )
 from gpusharing.usage import recommend
-from gpusharing.usage.flags import price_of
+from gpusharing.usage.read.pricing import price_of
 from gpusharing.usage.reckon.advice import (
     Advice,
     AdviceAnswers,

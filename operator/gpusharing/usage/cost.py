@@ -12,9 +12,9 @@ from gpusharing.cli.shell.drawing import Column, Span
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble
-from gpusharing.usage.flags import find_endpoint
 from gpusharing.usage.prometheus.client import Prometheus, prometheus_at
 from gpusharing.usage.prometheus.matchers import selector_of
+from gpusharing.usage.prometheus.services import find_endpoint
 from gpusharing.usage.prometheus.windows import span_of
 from gpusharing.usage.read.meter import read_metered
 from gpusharing.usage.read.queries import POLICY, MeterQuery, refuse_parts

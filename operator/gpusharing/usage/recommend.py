@@ -16,14 +16,15 @@ from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble, error_text
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.usage.flags import find_endpoint, price_of
 from gpusharing.usage.prometheus.client import Prometheus, prometheus_at
 from gpusharing.usage.prometheus.matchers import selector_of
+from gpusharing.usage.prometheus.services import find_endpoint
 from gpusharing.usage.prometheus.windows import DAY, span_of
 from gpusharing.usage.read.fold import Fold
 from gpusharing.usage.read.histories import ObservedPool, find_pool
 from gpusharing.usage.read.meter import read_price
 from gpusharing.usage.read.poolnodes import NodeScope, find_in_cluster, find_in_prometheus, narrow, rows_of
+from gpusharing.usage.read.pricing import price_of
 from gpusharing.usage.read.queries import HOUR, MeterQuery
 from gpusharing.usage.read.usage import read_usage
 from gpusharing.usage.reckon.needs import MIN_POINTS, MIN_SPAN, Confidence, Doubt, Goal, Need, find_need

@@ -1,17 +1,19 @@
-"""A Prometheus inside the cluster, queried through the API server: the Service that the user names, or the only likely
-one.
+"""Which Prometheus to query: the one at the address in `--prometheus`, for which no cluster is contacted, or a Service,
+through the API server.
 
-This requires the right `get services/proxy`, and `list services` in all namespaces if no Service is named.
+A Service requires the right `get services/proxy`, and without `--service`, which names it, also `list services` in all
+namespaces: then the only one that looks like a Prometheus is queried.
 """
 
 import re
+from argparse import Namespace
 
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import Trouble, explained
 from gpusharing.kube.client import JSON, Resource
 from gpusharing.kube.login import Login
 from gpusharing.kube.raw import entries, section, text, whole
-from gpusharing.usage.prometheus.client import Endpoint
+from gpusharing.usage.prometheus.client import Endpoint, place_of
 
 SERVICES = Resource("", "v1", "services", namespaced=True)
 LABELS = (
@@ -30,6 +32,22 @@ Prometheus."""
 
 
 NAME = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
+
+
+async def find_endpoint(session: Session | None, typed: Namespace) -> Endpoint:
+    """Return how to reach the Prometheus at the address in `--prometheus` or, with a `session`, a Prometheus in its
+    cluster: the Service that `--service` names or, without that flag, the only Service that looks like one. Raises
+    Trouble for --service without a `session`, for --token-file or --ca-file with one, if a flag cannot be used, if a
+    file cannot be read (`place_of`), if the login fails, or if not exactly one such Service is found (`find_place`)."""
+    if session is None:
+        if typed.service:
+            raise Trouble("pass either --prometheus or --service, not both")
+        return place_of(typed.prometheus, typed.token_file, typed.ca_file)
+    if typed.token_file or typed.ca_file:
+        raise Trouble(
+            "--token-file and --ca-file only work with --prometheus URL; a Service is reached with your kubeconfig"
+        )
+    return await find_place(session, typed.service)
 
 
 async def find_place(session: Session, named: str) -> Endpoint:
@@ -115,15 +133,11 @@ def _one_of(services: list[JSON], where: str) -> JSON:
 
 
 def _name(raw: JSON) -> str:
-    """Return NAMESPACE/NAME:PORT of a Service, or NAMESPACE/NAME if it has no port."""
-    return f"{text(raw, 'metadata', 'namespace')}/{text(raw, 'metadata', 'name')}{_port(raw)}"
-
-
-def _port(raw: JSON) -> str:
-    """Return a colon and the number of the port that probably serves HTTP: the first port, in the order of the Service,
-    that is named http-web, web, http or http-query, or else the first port. Empty if the Service has no ports, or if
-    that port has no number."""
+    """Return NAMESPACE/NAME:PORT of a Service. PORT is the number of the port that probably serves HTTP: the first
+    port, in the order of the Service, that is named http-web, web, http or http-query, or else the first port. Return
+    NAMESPACE/NAME if the Service has no ports, or if that port has no number."""
     ports = entries(raw, "spec", "ports")
     usual = [port for port in ports if text(port, "name") in ("http-web", "web", "http", "http-query")]
     number = whole(next(iter([*usual, *ports]), {}), "port")
-    return f":{number}" if number else ""
+    name = f"{text(raw, 'metadata', 'namespace')}/{text(raw, 'metadata', 'name')}"
+    return f"{name}:{number}" if number else name

@@ -1,16 +1,18 @@
 """The price of a node's GPUs: OpenCost's metric if it has one, else the policy's price, else the price of the product
-in the chart's map. Pure.
+in the chart's map; and the price in `--price`. Pure.
 
 `node_gpu_hourly_cost` is the "hourly cost for each gpu on this node" (opencost, pkg/costmodel/metrics.go at 02e0666)
 with the label `node`, without a currency, and 0 for a node whose price OpenCost does not know.
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.usage.prometheus.client import Series
 from gpusharing.usage.reckon.bills import MICROS, Price
 
@@ -143,3 +145,13 @@ def _flaw(price: float, currency: str) -> str:
     if price < 0:
         return "a price cannot be negative"
     return "no plausible price is that high" if price > MOST else ""
+
+
+def price_of(text: str) -> Price | None:
+    """Parse the value of `--price`, such as `3.20` or `3.20 EUR`, and return the price of a GPU for an hour, in USD if
+    no currency is named. A price has up to six digits before the point and up to six after it, and a currency has three
+    capital letters, after one space or none. None for an empty string. Raises Trouble if it cannot be parsed."""
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?([A-Z]{3})?", text)
+    if text and match is None:
+        raise Trouble(f"--price {text}: pass what a GPU costs an hour, for example 3.20 or 3.20EUR")
+    return Price(Fraction(match[1]), match[2] or "USD", "--price") if match else None
