@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from gpusharing.cli.shell.drawing import printable
 from gpusharing.cli.shell.troubles import Trouble, error_text
 from gpusharing.kube.aio import aiohttp
-from gpusharing.kube.errors import Unauthorized, first_of
+from gpusharing.kube.errors import Unauthorized, one_error
 from gpusharing.kube.proxies import find_proxy
 from gpusharing.kube.raw import section
 
@@ -107,10 +107,20 @@ def refused(answer: WebAnswer, where: str, through: str) -> Trouble:
     return Trouble(f"{where} denies access (HTTP {answer.status}{answer.message}): {remedy}")
 
 
-def no_prometheus(answer: WebAnswer, where: str, through: str) -> Trouble:
-    """Return the Trouble for a response that did not come from a Prometheus. If the port expects TLS, the message says
-    so; otherwise it quotes the HTTP status with the message of the JSON body or, without one, the first line of a plain
-    text. For `where` and `through` see `refused`."""
+def without_data(answer: WebAnswer, where: str, through: str) -> Trouble:
+    """Return the Trouble for a response that is not a successful one. For HTTP 401 and 403 it is that of `refused`. A
+    response without an `errorType`, or with an HTTP status below 400 and another JSON status than `error`, did not come
+    from a Prometheus. If the port expects TLS, the message then says so; otherwise it quotes the HTTP status with the
+    message of the JSON body or, without one, the first line of a plain text. In all other cases, the message says why
+    Prometheus could not evaluate the query, and adds how to ask for less (LESS) after a time-out, a cancellation or an
+    error that matches TOO_MUCH. For `where` and `through` see `refused`."""
+    data = answer.data
+    if answer.status in (401, 403):
+        return refused(answer, where, through)
+    if "errorType" in data and (answer.status >= 400 or data.get("status") == "error"):
+        error = data.get("error")
+        too_much = data["errorType"] in ("timeout", "canceled") or TOO_MUCH.search(str(error))
+        return Trouble(f"{where} cannot answer the query: {one_line(error)}{f'; {LESS}' if too_much else ''}")
     if answer.wants_tls:
         secure = f"--prometheus {where.replace('http:', 'https:', 1)}"
         remedy = "--service NAMESPACE/https:NAME:PORT" if through else secure
@@ -321,10 +331,11 @@ class Prometheus:
             raise stranger(what, self.place.where) from error
 
     async def _ask(self, path: str, parameters: Mapping[str, str]) -> Mapping[str, Any]:
-        """Send a query and return the JSON of the response. If an API server answered 401 and credentials can be
-        renewed, renew them once for all concurrent queries that used them, store the new endpoint in `place`, and send
-        the query again, as kube/http.py does. It is sent again only once. Raises Trouble as `_call` and `_understood`
-        do, and if the login fails."""
+        """Send a query and return the JSON of a successful response: the HTTP status is below 400 and the JSON says
+        `success`. If an API server answered 401 and credentials can be renewed, renew them once for all concurrent
+        queries that used them, store the new endpoint in `place`, and send the query again, as kube/http.py does. It is
+        sent again only once. Raises Trouble as `_call` does, that of `without_data` for any other response, and if the
+        login fails."""
         place = self.place
         answer = await self._call(place, path, parameters)
         if answer.status == 401 and answer.of_api_server and place.renew is not None:
@@ -332,7 +343,9 @@ class Prometheus:
                 if self.place is place:
                     self.place = await place.renew()
             answer = await self._call(self.place, path, parameters)
-        return self._understood(answer)
+        if answer.status < 400 and answer.data.get("status") == "success":
+            return answer.data
+        raise without_data(answer, self.place.where, self.place.through)
 
     async def _call(self, place: Endpoint, path: str, parameters: Mapping[str, str]) -> WebAnswer:
         """Send one GET request to `place`, with its Authorization header if it has one, without following redirects,
@@ -355,23 +368,6 @@ class Prometheus:
             raise Trouble(f"{place.where} did not respond within {SECONDS:g} s: {LESS}") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise unreachable(error, place.where, place.through) from error
-
-    def _understood(self, answer: WebAnswer) -> Mapping[str, Any]:
-        """Return the JSON of a successful response: the HTTP status is below 400 and the JSON says `success`. Otherwise
-        raise a Trouble: for 401 and 403, that of `refused`; if there is no `errorType`, or if the HTTP status is below
-        400 and the JSON says neither `success` nor `error`, that the server is not a Prometheus; for all others, why
-        Prometheus could not evaluate the query. The last one adds how to ask for less (LESS) after a time-out, a
-        cancellation or an error that matches TOO_MUCH."""
-        where, through, data = self.place.where, self.place.through, answer.data
-        if answer.status in (401, 403):
-            raise refused(answer, where, through)
-        if answer.status < 400 and data.get("status") == "success":
-            return data
-        if "errorType" not in data or (answer.status < 400 and data.get("status") != "error"):
-            raise no_prometheus(answer, where, through)
-        error = data.get("error")
-        too_much = data["errorType"] in ("timeout", "canceled") or TOO_MUCH.search(str(error))
-        raise Trouble(f"{where} cannot answer the query: {one_line(error)}{f'; {LESS}' if too_much else ''}")
 
 
 @asynccontextmanager
@@ -450,16 +446,14 @@ def _text(name: str, flag: str) -> str:
 
 async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
     """Return the body of a response. Raises Trouble as soon as more than MOST_BYTES have arrived."""
-    parts: list[bytes] = []
-    taken = 0
+    body = bytearray()
     async for part in response.content.iter_any():
-        parts.append(part)
-        taken += len(part)
-        if taken > MOST_BYTES:
+        body += part
+        if len(body) > MOST_BYTES:
             raise Trouble(
                 f"a response from {place.where} is larger than {MOST_BYTES >> 20} MiB: narrow the query with --selector"
             )
-    return b"".join(parts)
+    return bytes(body)
 
 
 def _series(raw: Any) -> Series:
@@ -475,9 +469,7 @@ def _series(raw: Any) -> Series:
 async def side_by_side(*queries: Coroutine[Any, Any, T]) -> list[T]:
     """Run queries concurrently and return their answers in the same order. If one raises Trouble or any other error,
     cancel the others, wait for them to end, and raise the first error."""
-    try:
+    with one_error():
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(query) for query in queries]
-    except BaseExceptionGroup as troubles:
-        raise first_of(troubles) from None
     return [task.result() for task in tasks]
