@@ -16,7 +16,7 @@ from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.usage.cost import query_of
 from gpusharing.usage.prometheus.client import Series, place_of
 from gpusharing.usage.prometheus.matchers import of_others, selector_of
-from gpusharing.usage.prometheus.windows import Days, days, seconds_of
+from gpusharing.usage.prometheus.windows import Days, days
 from gpusharing.usage.read.meter import find_growth, find_unsteady
 from gpusharing.usage.read.pricing import Prices, read_prices
 from gpusharing.usage.read.queries import (
@@ -36,11 +36,12 @@ from gpusharing.usage.say.cost import amount, hours_of, money
 @pytest.mark.parametrize("window", ["", "30", "30x", "0d", "9m", "400d", "-1d", "1.5h", "9999999d"])
 def test_a_window_that_is_none(window: str) -> None:
     with pytest.raises(Trouble, match="use a length from 10m to 366d, for example 12h, 30d or 4w"):
-        seconds_of(window)
+        query_of(typed(f"--window={window}"), 1_790_000_000.0)
 
 
 def test_windows() -> None:
-    assert [seconds_of(one) for one in ("10m", "12h", "30d", "4w")] == [600, 43200, 2592000, 2419200]
+    queries = [query_of(typed("--window", one), 1_790_000_000.0) for one in ("10m", "12h", "30d", "4w")]
+    assert [query.end - query.start for query in queries] == [600, 43200, 2592000, 2419200]
 
 
 @pytest.mark.parametrize(

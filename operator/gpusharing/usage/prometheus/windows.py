@@ -31,23 +31,12 @@ MOST_POINTS = 3000
 """The highest number of points of one series in an answer. Prometheus refuses more than 11,000."""
 
 
-def seconds_of(window: str, most: int = MOST) -> int:
-    """Return the length of a window such as 12h, 30d or 4w, in seconds: a whole number of up to six digits with the
-    unit m, h, d or w. Raises Trouble if it cannot be parsed or is not between LEAST and `most`."""
-    match = re.fullmatch(r"([0-9]{1,6})([mhdw])", window)
-    seconds = int(match[1]) * UNITS[match[2]] if match else 0
-    if not LEAST <= seconds <= most:
-        raise Trouble(
-            f"--window {window}: use a length from 10m to {most // 86400}d, for example 12h, 30d or 4w"
-        )
-    return seconds
-
-
 def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, float]:
-    """Return the start and end of the window that `--window` and `--until` describe, in seconds since 1970. Without
-    `--until` it ends at `now`; a date without a time means 0:00 UTC of that day, so that day is not part of the window.
-    Raises Trouble if a flag cannot be parsed, if the window is not between LEAST and `most` seconds long, or if the end
-    lies more than a minute after `now` (not checked if `now` is 0)."""
+    """Return the start and end of the window that `--window` and `--until` describe, in seconds since 1970. `--window`
+    is a length such as 12h, 30d or 4w: a whole number of up to six digits with the unit m, h, d or w. Without `--until`
+    it ends at `now`; a date without a time means 0:00 UTC of that day, so that day is not part of the window. Raises
+    Trouble if a flag cannot be parsed, if the window is not between LEAST and `most` seconds long, or if the end lies
+    more than a minute after `now` (not checked if `now` is 0)."""
     end = now
     if typed.until:
         until = from_rfc3339(f"{typed.until}T00:00:00Z" if len(typed.until) == 10 else typed.until)
@@ -58,7 +47,13 @@ def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, floa
         end = until.timestamp()
         if now and end > now + 60:
             raise Trouble(f"--until {typed.until} is in the future")
-    return end - seconds_of(typed.window, most), end
+    match = re.fullmatch(r"([0-9]{1,6})([mhdw])", typed.window)
+    seconds = int(match[1]) * UNITS[match[2]] if match else 0
+    if not LEAST <= seconds <= most:
+        raise Trouble(
+            f"--window {typed.window}: use a length from 10m to {most // 86400}d, for example 12h, 30d or 4w"
+        )
+    return end - seconds, end
 
 
 Answers = defaultdict[str, list[Series]]
