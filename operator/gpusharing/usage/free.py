@@ -3,6 +3,7 @@ and from GPUNodes if the user may not read all of these. `--usage` adds what eac
 
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 from gpusharing.cli.shell.documents import InventoryData
@@ -27,9 +28,16 @@ NAMED = {"node": NODES, "policy": POLICIES, "namespace": NAMESPACES, "pod": PODS
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Read nodes and pods, with --usage also what those pods of the answer use that have a node, print the answer, and
-    return DONE, or CHANGES if a part of the answer is unknown (see VerbModule). Raises Trouble if two flags contradict
-    each other, and wherever `read_inventory` does."""
-    by = _find_rows(typed, terminal)
+    return DONE, or CHANGES if a part of the answer is unknown (see VerbModule). The rows are about what --by says, or
+    else about pods with --usage and about resources without it. Raises Trouble for --usage with another --by, for
+    --service without --usage, for -o name if the rows are about resources, and wherever `read_inventory` does."""
+    by = typed.by or ("pod" if typed.usage else "resource")
+    if typed.usage and by != "pod":
+        raise Trouble(f"--usage shows what each pod uses: leave out --by {by}, or write --by pod")
+    if typed.service and not typed.usage:
+        raise Trouble("--service only works with --usage: add --usage, or leave out --service")
+    if terminal.output == "name" and by not in NAMED:
+        raise Trouble("-o name prints names of objects: add --by node, policy, namespace or pod")
     inventory = await read_inventory(session, getattr(typed, "namespace", ""), typed.nodes)
     usage = None
     if typed.usage:
@@ -55,23 +63,11 @@ def _names(report: FreeReport) -> Iterator[str]:
             yield object_name(NAMED[report.by], row[report.by].rpartition("/")[2])
 
 
-def _find_rows(typed: Namespace, terminal: Terminal) -> str:
-    """Return what the rows are about: the value of --by, or else pod with --usage and resource without it. Raises
-    Trouble for --usage with another --by, for --service without --usage, and for -o name if the rows are about
-    resources."""
-    by = typed.by or ("pod" if typed.usage else "resource")
-    if typed.usage and by != "pod":
-        raise Trouble(f"--usage shows what each pod uses: leave out --by {by}, or write --by pod")
-    if typed.service and not typed.usage:
-        raise Trouble("--service only works with --usage: add --usage, or leave out --service")
-    if terminal.output == "name" and by not in NAMED:
-        raise Trouble("-o name prints names of objects: add --by node, policy, namespace or pod")
-    return str(by)
-
-
 async def read_inventory(session: Session, namespace: str, labels: str) -> Inventory:
     """Read nodes and pods concurrently, and GPUNodes too if the user may not read all of them. `namespace` and
-    `labels` are those that the user typed, or empty. Raises Trouble if the user may read neither nodes nor any
+    `labels` are those that the user typed, or empty. If Nodes could not be read, all GPUNodes count as nodes. Otherwise
+    they add to the nodes in the inventory what the agent reports as allocated and whether the GPUs are SIMULATED; if
+    GPUNodes cannot be read for any reason, nothing is added. Raises Trouble if the user may read neither nodes nor any
     pods, if labels are given and nodes cannot be read, and if one of these two reads fails other than by a missing
     permission."""
     inventory = Inventory(namespace=namespace, chosen=bool(labels))
@@ -84,8 +80,14 @@ async def read_inventory(session: Session, namespace: str, labels: str) -> Inven
             " -n NAME"
         )
         raise Trouble(f"{inventory.no_nodes}. {other}")
-    if inventory.no_nodes or inventory.no_pods:
-        await _read_gpunodes(session, inventory)
+    if not (inventory.no_nodes or inventory.no_pods):
+        return inventory
+    stocks = inventory.stocks
+    with suppress(Trouble):
+        for report in map(read_gpunode, await session.all(GPUNODES)):
+            stock = report if inventory.no_nodes else stocks.get(report.name)
+            if stock is not None:
+                stocks[report.name] = replace(stock, allocated=report.allocated, simulated=report.simulated)
     return inventory
 
 
@@ -121,18 +123,3 @@ async def _read_pods(session: Session, inventory: Inventory) -> None:
             inventory.blind, inventory.namespace = namespace is not None, own
         else:
             return
-
-
-async def _read_gpunodes(session: Session, inventory: Inventory) -> None:
-    """Add to each node of the inventory what its agent reports as allocated and whether its GPUs are SIMULATED. If
-    Nodes could not be read, add all GPUNodes as nodes instead; if they could, GPUNodes of nodes that are not in the
-    inventory are ignored. Changes nothing if GPUNodes cannot be read for any reason."""
-    try:
-        reports = [read_gpunode(raw) for raw in await session.all(GPUNODES)]
-    except Trouble:
-        return
-    stocks = inventory.stocks
-    for report in reports:
-        stock = report if inventory.no_nodes else stocks.get(report.name)
-        if stock is not None:
-            stocks[report.name] = replace(stock, allocated=report.allocated, simulated=report.simulated)
