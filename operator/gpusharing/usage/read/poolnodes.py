@@ -27,6 +27,10 @@ from gpusharing.usage.read.series import exported_label
 _OF_THE_OLD = (ANNOTATION_APPROVE, ANNOTATION_RESUME, "kubectl.kubernetes.io/last-applied-configuration")
 _KEY = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9.]*[a-zA-Z0-9])?/)?[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?"
 _VALUE = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?)?"
+_OPERATORS = {
+    "in": "In", "=": "In", "==": "In", "notin": "NotIn", "!=": "NotIn", "": "Exists", "!": "DoesNotExist",
+}  # fmt: skip
+"""The operators of rows, by the words of a selector: those between key and values, or before a key alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,32 +57,24 @@ class NodeScope:
 
 def rows_of(selector: str) -> list[Row]:
     """Parse a label selector as `kubectl get nodes -l` accepts it and return its rows: key, operator and values, in the
-    order of the selector. Empty parts between commas are ignored. Raises Trouble if it is empty or cannot be parsed."""
+    order of the selector. `=` and `==` become In with one value, `!=` becomes NotIn, a key alone becomes Exists, and a
+    key after `!` DoesNotExist. Values in parentheses are trimmed and not checked. Empty parts between commas are
+    ignored. Raises Trouble if it is empty or cannot be parsed."""
     rows: list[Row] = []
     for part in filter(None, (piece.strip() for piece in re.split(r",(?![^(]*\))", selector))):
-        row = _row_of(part)
-        if row is None:
+        if match := re.fullmatch(rf"({_KEY})\s+(in|notin)\s*\(([^()]+)\)", part):
+            rows.append((match[1], _OPERATORS[match[2]], tuple(map(str.strip, match[3].split(",")))))
+        elif match := re.fullmatch(rf"({_KEY})\s*(==|=|!=)\s*({_VALUE})", part):
+            rows.append((match[1], _OPERATORS[match[2]], (match[3],)))
+        elif match := re.fullmatch(rf"(!?)\s*({_KEY})", part):
+            rows.append((match[2], _OPERATORS[match[1]], ()))
+        else:
             raise Trouble(
                 f"-l {selector} is not a valid node selector; use one such as gpusharing.dev/pool=a or 'zone in (a,b)'"
             )
-        rows.append(row)
     if not rows:
         raise Trouble(f"-l {selector!r} is not a valid node selector; use one such as gpusharing.dev/pool=a")
     return rows
-
-
-def _row_of(part: str) -> Row | None:
-    """Parse one requirement of a label selector, such as `zone in (a, b)`, `zone!=a` or `!zone`, and return its key,
-    operator and values. `=` and `==` become In with one value, `!=` becomes NotIn, a key alone becomes Exists, and a
-    key after `!` DoesNotExist. Values in parentheses are trimmed and not checked. Return None if it has none of these
-    forms."""
-    if match := re.fullmatch(rf"({_KEY})\s+(in|notin)\s*\(([^()]+)\)", part):
-        return match[1], "In" if match[2] == "in" else "NotIn", tuple(map(str.strip, match[3].split(",")))
-    if match := re.fullmatch(rf"({_KEY})\s*(==|=|!=)\s*({_VALUE})", part):
-        return match[1], "NotIn" if match[2] == "!=" else "In", (match[3],)
-    if match := re.fullmatch(rf"(!?)\s*({_KEY})", part):
-        return match[2], "DoesNotExist" if match[1] else "Exists", ()
-    return None
 
 
 def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeScope:
@@ -87,16 +83,15 @@ def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeS
     `matchExpressions`. `selector` is what the user typed. If a change of mode would rewrite one of the labels, the
     policy selects a pool label instead, which the nodes do not have yet (`unlabelled`)."""
     equal = {key: values[0] for key, operator, values in rows if operator == "In" and len(values) == 1}
-    name = _name(equal)
+    name, where = _name(equal), f"nodes with {selector}"
     if any(is_rewritten(key) for key, _, _ in rows):
-        return NodeScope(name, f"nodes with {selector}", _of_label(name), nodes, unlabelled=True)
+        return NodeScope(name, where, _of_label(name), nodes, unlabelled=True)
     others = [
         _filled(key=key, operator=operator, values=list(values))
         for key, operator, values in rows
         if operator != "In" or len(values) != 1
     ]
-    chosen = _filled(matchLabels=equal, matchExpressions=others)
-    return NodeScope(name, f"nodes with {selector}", chosen, nodes)
+    return NodeScope(name, where, _filled(matchLabels=equal, matchExpressions=others), nodes)
 
 
 def _filled(**parts: object) -> dict[str, Any]:
@@ -174,26 +169,18 @@ def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> No
     selected = _chosen(nodes, texts(section(selector, "matchLabels")), rows)
     if not selected:
         raise Trouble(f"policy {name} selects no node")
-    lost = _owned_by_others(
-        name, policies, [node for node in nodes if text(node, "metadata", "name") in selected]
-    )
-    owners = f"other policies ({', '.join(sorted(set(lost.values())))}) own"
+    owners = Owners(find_contenders(map(policy_view, policies)))
+    views = [node_view(node) for node in nodes if text(node, "metadata", "name") in selected]
+    lost = {view.name: owner for view in views if (owner := owners.owner(view)) not in ("", name)}
+    others = f"other policies ({', '.join(sorted(set(lost.values())))}) own"
     if len(lost) == len(selected):
-        raise Trouble(f"{owners} every node that policy {name} selects: there is nothing to recommend for it")
-    remark = f"{owners} {len(lost)} of the {len(selected)} nodes that policy {name} selects, and these are left out"
+        raise Trouble(f"{others} every node that policy {name} selects: there is nothing to recommend for it")
+    remark = f"{others} {len(lost)} of the {len(selected)} nodes that policy {name} selects, and these are left out"
     remarks = (remark,) if lost else ()
     metadata = _user_metadata(section(raw, "metadata"))
     return NodeScope(
         name, f"policy {name}", selector, selected - lost.keys(), spec, metadata, remarks=remarks
     )
-
-
-def _owned_by_others(name: str, policies: Sequence[JSON], nodes: Sequence[JSON]) -> dict[str, str]:
-    """Return, by node name, the owner of each of `nodes` that is owned by a policy other than `name`. Nodes without an
-    owner are left out."""
-    owners = Owners(find_contenders(policy_view(each) for each in policies))
-    owner_of = {each.name: owners.owner(each) for each in map(node_view, nodes)}
-    return {node: owner for node, owner in owner_of.items() if owner not in ("", name)}
 
 
 def _user_metadata(metadata: JSON) -> dict[str, Any]:
