@@ -195,30 +195,22 @@ def _pods(record: Record) -> int:
     return max(sorted(counts)[ceil(AT_ONCE * len(counts)) - 1], min(counts[-2:]))
 
 
-def _devices(record: Record) -> int:
-    """Return the highest number of devices that one pod of the workload held at the end of an hour, in the RECENT hours
-    up to the hour in which the workload was last seen; at least 1."""
-    return max((1, *record.devices[max(0, record.last - RECENT + 1) : record.last + 1]))
-
-
 def _holding(fold: Fold, record: Record, gpu: Gpu, card: Card | None) -> Holding:
     """Return what each pod holds now: the resource, the number of devices, and one device's parts of a card's memory
-    and compute. The resource is the one that the agent reported, or else that of the profile or nvidia.com/gpu.
+    and compute. The resource is the one that the agent reported, or else that of the profile or nvidia.com/gpu. The
+    number is the highest of any pod at the end of an hour, in the RECENT hours up to the last sighting; at least 1.
     Replicas divide only the memory; of a whole GPU, a pod has the replicas that one last held. `gpu` is the last one
     held. The memory is None for an instance of unknown size, or a GPU of several pods not known to be shared."""
+    devices = max((1, *record.devices[max(0, record.last - RECENT + 1) : record.last + 1]))
+    resource = record.resource or (resource_name(record.profile) if record.profile else RESOURCE_GPU)
+    times = int(fold.slices.get((record.node, resource), 0))
     if record.profile:
-        resource = record.resource or resource_name(record.profile)
         share, compute = part_of_card(card, record.profile) or (None, Fraction(1))
-        times = int(fold.slices.get((record.node, resource), 1))
-        return Holding(
-            resource, _devices(record), share / times if share is not None and times > 1 else share, compute
-        )
-    resource = record.resource or RESOURCE_GPU
-    times = int(fold.slices.get((record.node, resource), 0)) or fold.replicas.get(record.node, 0)
+        return Holding(resource, devices, None if share is None else share / max(1, times), compute)
+    times = times or fold.replicas.get(record.node, 0)
     if times > 1:
-        return Holding(resource, _devices(record), Fraction(max(1, int(record.slices)), times))
-    together = sum(gpu.holders.values())
-    return Holding(resource, _devices(record), None if together > 1 else Fraction(1))
+        return Holding(resource, devices, Fraction(max(1, int(record.slices)), times))
+    return Holding(resource, devices, None if sum(gpu.holders.values()) > 1 else Fraction(1))
 
 
 def _samples(fold: Fold, values: "Iterable[float]") -> Iterator[Sample]:
