@@ -45,10 +45,16 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
     seconds since 1970, to the end of `fold`, whose whole hours are read. `selector` has PromQL matchers, without
     braces. The remarks of `fold` are replaced. Return the reasons why the use is incomplete, which are gaps in the data
     and warnings of Prometheus; empty if it is complete. Raises Trouble if a query fails, or if Prometheus has no GPU
-    metrics in the window, has too many series, or has GPUs of several clusters."""
+    metrics in the window, has more than MOST_SERIES series at one time, or has GPUs of several clusters."""
     chosen = braced(selector)
     where = f" for {chosen}" if chosen else ""
-    most_series_at_once = await _series(prometheus, selector, start, fold.end)
+    counts = await prometheus.instant(most_series(selector, round(fold.end - start)), fold.end)
+    most_series_at_once = max((1.0, *(series.value for series in counts)))
+    if most_series_at_once > MOST_SERIES:
+        raise Trouble(
+            f"{prometheus.place.where} has {most_series_at_once:,.0f} GPU series at one time, but this plugin reads at"
+            f" most {MOST_SERIES:,} at once: select fewer, for example with --selector 'cluster=\"east\"'"
+        )
     missing = await find_gaps(
         prometheus,
         usage_count(selector),
@@ -75,19 +81,6 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
     return missing
 
 
-async def _series(prometheus: Prometheus, selector: str, start: float, end: float) -> float:
-    """Return the highest number of series at one time from `start` to `end`; at least 1. Raises Trouble if it exceeds
-    MOST_SERIES, or if the query fails."""
-    counts = await prometheus.instant(most_series(selector, round(end - start)), end)
-    most = max((1.0, *(series.value for series in counts)))
-    if most > MOST_SERIES:
-        raise Trouble(
-            f"{prometheus.place.where} has {most:,.0f} GPU series at one time, but this plugin reads at most"
-            f" {MOST_SERIES:,} at once: select fewer, for example with --selector 'cluster=\"east\"'"
-        )
-    return most
-
-
 def _stretches(fold: Fold, series: float) -> list[tuple[float, float]]:
     """Divide the hours of the window into stretches of whole hours, at most a day each, oldest first. Each is a start
     and an end, in seconds since 1970. The more `series` there are, the shorter the stretches: POINTS divided by
@@ -104,7 +97,8 @@ async def _read_part(
 ) -> HourAnswers:
     """Query the `stretch` from a start to an end and return its answers. `fold` has the window, and is not changed.
     Hourly values belong to the hours that end in the stretch after its start. Remarks about unreadable annotations are
-    added to `remarks`. Raises Trouble if a query fails, or if the GPUs are in several clusters."""
+    added to `remarks`. Raises Trouble if a query fails, or if the GPUs are in several clusters, as far as their series
+    have the label `cluster`; series without it are accepted beside one cluster."""
     start, end = stretch
     whole = (fold.end - (fold.hours - 1) * HOUR, fold.end)
     queries = hourly(selector)
@@ -117,7 +111,13 @@ async def _read_part(
     )
     hours_of = dict(zip(queries, answers, strict=False))
     pods, replicasets, jobs, annotated, exporters, infos, simulated = answers[len(queries) :]
-    _refuse_clusters([*hours_of["used"], *hours_of["own"]])
+    labels = (series.labels for series in (*hours_of["used"], *hours_of["own"]))
+    clusters = sorted({cluster for each in labels if (cluster := each.get("cluster"))})
+    if len(clusters) > 1:  # their pools cannot have one layout
+        raise Trouble(
+            f"Prometheus has GPU data from several clusters ({', '.join(clusters[:5])}). Choose one:"
+            f" --selector 'cluster=\"{clusters[0]}\"'"
+        )
     return HourAnswers(
         **hours_of,
         owners=PodOwners.of(pods, replicasets, jobs),
@@ -148,17 +148,6 @@ def _declared(annotated: Iterable[Series], remarks: list[str]) -> dict[Pod, int]
                 " size and is ignored: use a size such as 15Gi"
             )
     return declared
-
-
-def _refuse_clusters(answer: Iterable[Series]) -> None:
-    """Raise Trouble if the series come from several clusters, because their pools cannot have one layout. Series
-    without the label `cluster` are ignored, so one named cluster beside them is accepted."""
-    clusters = sorted({series.labels["cluster"] for series in answer if series.labels.get("cluster")})
-    if len(clusters) > 1:
-        raise Trouble(
-            f"Prometheus has GPU data from several clusters ({', '.join(clusters[:5])}). Choose one:"
-            f" --selector 'cluster=\"{clusters[0]}\"'"
-        )
 
 
 def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
