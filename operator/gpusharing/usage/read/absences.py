@@ -56,11 +56,16 @@ async def read_sightings(
 ) -> Sightings:
     """Return which nodes were seen between two times, in Unix seconds, from the answers for that stretch, `day`. The
     times at which no node at all was seen are queried only if every node with GPU time is a suspect, or if there is
-    none. Otherwise a node that was seen all the time shows that there are none. Raises Trouble if that query fails."""
+    none. Otherwise a node that was seen all the time shows that there are none. Those times are stretches of more than
+    1.5 POINT seconds, each from the sighting before it to the sighting after it. They begin no earlier than POINT
+    seconds before `begin` and end no later than POINT seconds after `end`; without any sighting, that is the whole
+    time. Raises Trouble if that query fails."""
     nodes, suspects = nodes_of(day["gpus"]), nodes_of(day["suspects"])
     holes: list[Stretch] = []
     if nodes <= suspects:
-        holes = _holes(begin, end, await prometheus.between(anybody_query(query), begin, end, POINT))
+        anybody = await prometheus.between(anybody_query(query), begin, end, POINT)
+        times = (begin - POINT, *sorted(at for series in anybody for at, _ in series.points), end + POINT)
+        holes = [(last, first) for last, first in pairwise(times) if first - last > 1.5 * POINT]
     presence = {name: _by_node(day[name]) for name in PRESENCE}
     return Sightings(begin, end, nodes, suspects, presence, holes)
 
@@ -180,15 +185,6 @@ def _by_node(answer: Iterable[Series]) -> dict[str, float]:
     several series of one node the last counts. Values that are not a number, or too large to be a time, are left out.
     """
     return {series.node: series.value for series in answer if abs(series.value) <= CLOCKS[1]}
-
-
-def _holes(start: float, end: float, anybody: Iterable[Series]) -> list[Stretch]:
-    """Return the stretches of more than 1.5 POINT seconds in which no node was seen, each from the sighting before it
-    to the sighting after it. They begin no earlier than POINT seconds before `start` and end no later than POINT
-    seconds after `end`. Without any value, that is the whole time. `anybody` has a value for each time at which any
-    node was seen."""
-    times = sorted(at for series in anybody for at, _ in series.points)
-    return [(a, b) for a, b in pairwise((start - POINT, *times, end + POINT)) if b - a > 1.5 * POINT]
 
 
 LATELY = 600
