@@ -13,11 +13,11 @@ from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble
 from gpusharing.usage.prometheus.client import Prometheus, prometheus_at
-from gpusharing.usage.prometheus.matchers import selector_of
+from gpusharing.usage.prometheus.matchers import labels_of, selector_of
 from gpusharing.usage.prometheus.services import find_endpoint
 from gpusharing.usage.prometheus.windows import span_of
 from gpusharing.usage.read.meter import read_metered
-from gpusharing.usage.read.queries import POLICY, MeterQuery, refuse_parts
+from gpusharing.usage.read.queries import OF_PARTS, POLICY, MeterQuery
 from gpusharing.usage.reckon.bills import make_bill
 from gpusharing.usage.say.cost import (
     CostReport,
@@ -94,12 +94,18 @@ def query_of(typed: Namespace, now: float) -> MeterQuery:
     """Return the query for these flags; its window ends at `now` unless `--until` names another time. Both ends are
     rounded down to whole seconds. Raises Trouble for flags that cannot be used: a window (`span_of`), a currency other
     than three capital letters, a --by that cannot be the key of a label, or a selector that cannot be parsed or selects
-    by a label that only some of the series have. If `now` is 0, an `--until` in the future is accepted."""
+    by a label that only some of the series have (OF_PARTS), the first of which is named. If `now` is 0, an `--until` in
+    the future is accepted."""
     start, end = map(float, map(int, span_of(typed, now)))
     if not re.fullmatch(r"[A-Z]{3}", typed.currency):
         raise Trouble(f"--currency {typed.currency}: use three capital letters, for example USD")
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,250}[A-Za-z0-9])?", typed.by):
         raise Trouble(f"--by {typed.by}: use namespace, policy, pod, or a namespace label, for example team")
     selector = selector_of(typed.selector)
-    refuse_parts(selector)
+    if parts := [label for label in labels_of(selector) if label in OF_PARTS]:
+        raise Trouble(
+            f"--selector {selector}: only some of the series that make up a bill have the label {parts[0]}, so the"
+            " parts would not add up. Select by policy, node, job, or a label that your Prometheus adds, such as"
+            ' cluster="east"; every tenant and resource has its own row anyway'
+        )
     return MeterQuery(start, end, typed.by, selector, typed.currency)

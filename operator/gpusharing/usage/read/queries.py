@@ -9,7 +9,6 @@ of its GPU, GPU_I_ID and GPU_I_PROFILE. DCGM_FI_DEV_FB_USED is in MiB. Those of 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.usage.prometheus.matchers import OF_TARGETS, braced, labels_of, of_others, state_label
 from gpusharing.usage.prometheus.windows import LOOKBACK, SHORT, Days
 from gpusharing.usage.read.pricing import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC
@@ -62,24 +61,13 @@ def label_of(by: str) -> str:
     return "" if by in (NAMESPACE, POLICY, POD) else state_label(by)
 
 
-def refuse_parts(selector: str) -> None:
-    """Raise Trouble if a matcher names a label that only some series of a bill have (OF_PARTS). The matchers of
-    `selector` are looked at in their order, and the first such label is named."""
-    for label in labels_of(selector):
-        if label in OF_PARTS:
-            raise Trouble(
-                f"--selector {selector}: only some of the series that make up a bill have the label {label}, so the"
-                " parts would not add up. Select by policy, node, job, or a label that your Prometheus adds, such as"
-                ' cluster="east"; every tenant and resource has its own row anyway'
-            )
-
-
 def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
     """Return the queries of a bill, except those of `growth_queries`, by the name of their answer: `suspects` (see
     `_suspects`), `fractions` (see `_fractions`), `opencost`, `policies`, `products` and `rivals` (see `_prices`),
     `slices`, `labels` and `rival labels`. They must be evaluated at the end of each stretch of `days`. `slices`, the
     slices of pods, is only included in a bill by pod, and the last two, the labels of namespaces, only in a bill by
-    such a label."""
+    such a label. `rival labels` is for namespaces that had several values of the label at one time, at more points than
+    `_moments` allows, such as namespaces of the same name in several clusters."""
     seconds = days.seconds
     queries = {"suspects": _suspects(query, days), "fractions": _fractions(query, seconds)}
     queries |= _prices(query, seconds)
@@ -91,7 +79,12 @@ def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
         # When each label was last seen: a namespace may have been deleted, or have a new owner.
         last = f"timestamp(kube_namespace_labels{{{matchers}}})[{seconds}s:{POINTS}]"
         queries["labels"] = f"max by ({NAMESPACE}, {EXPORTED}, {label}) (max_over_time({last}))"
-        queries["rival labels"] = _rival_labels(f"kube_namespace_labels{{{matchers}}}", label, seconds)
+        # A Prometheus that does not honor labels has the name of the namespace in another label.
+        named = (
+            f'label_replace(kube_namespace_labels{{{matchers}}}, "{NAMESPACE}", "$1", "{EXPORTED}", "(.+)")'
+        )
+        values = f"count by ({NAMESPACE}) (group by ({NAMESPACE}, {label}) ({named})) > 1"
+        queries["rival labels"] = f"count_over_time(({values})[{seconds}s:{POINTS}]) > {_moments(seconds)}"
     return queries
 
 
@@ -150,12 +143,19 @@ def _suspects(query: MeterQuery, days: Days) -> str:
 def close_queries(query: MeterQuery, seconds: int, nodes: str) -> dict[str, str]:
     """Return the queries about the last `seconds` of some nodes, by the name of their answer: when the nodes were seen
     first and last and how often (`seen first`, `seen last`, `seen`), when their agents did not answer or were not Ready
-    (`down first`, `down last`), which counters exist twice (`twice`, see `_twice`), and the queries of
-    `device_queries`. `nodes` is the matcher for these nodes."""
+    (`down first`, `down last`), which counters of one node and policy were metered twice at one time (`twice`, with all
+    series of such nodes), and the queries of `device_queries`. `nodes` is the matcher for these nodes. A stopped agent
+    stays visible beside its successor for LOOKBACK seconds, so each further series of a node and policy may coexist
+    with another for that long."""
     counters = f"{GPUS}{braced(query.selector, nodes)}"
     down = f"timestamp({_down(query, nodes)})[{seconds}s:{POINT:g}s]"
+    # This Prometheus may have a longer look-back than usual, so series with older samples do not count.
+    fresh = f"count by (node, {POLICY}) (timestamp({counters}) > time() - {LOOKBACK:g}) > 1"
+    minutes = f"count_over_time(({fresh})[{seconds}s:1m])"
+    series = f"count by (node, {POLICY}) (count_over_time({counters}[{seconds}s]))"
+    twice = f"({minutes} > {LOOKBACK / 60:g} * ({series} - 1))"
     return {
-        "twice": _twice(counters, seconds),
+        "twice": f"max_over_time({counters}[{seconds}s]) and on (node, {POLICY}) {twice}",
         "seen first": seen_at(query, "min", seconds, nodes),
         "seen last": seen_at(query, "max", seconds, nodes),
         "seen": seen_at(query, "count", seconds, nodes),
@@ -244,15 +244,6 @@ def use_query(query: MeterQuery, nodes: str) -> str:
     return _side_by_side({what: f"sum by ({tenant}, resource) ({promql})" for what, promql in parts.items()})
 
 
-def _rival_labels(metric: str, label: str, seconds: int) -> str:
-    """Return the query for namespaces that had several values of the label at one time, such as namespaces of the same
-    name in several clusters. This must have been so at more points than `_moments` allows."""
-    # A Prometheus that does not honor labels has the name in another label.
-    named = f'label_replace({metric}, "{NAMESPACE}", "$1", "{EXPORTED}", "(.+)")'
-    values = f"count by ({NAMESPACE}) (group by ({NAMESPACE}, {label}) ({named})) > 1"
-    return f"count_over_time(({values})[{seconds}s:{POINTS}]) > {_moments(seconds)}"
-
-
 def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
     """Return the queries for the mean price of each source, by the name of the answer, and under `rivals` the query for
     the nodes, policies and products that had two prices at one time, at more points than `_moments` allows. Prices of 0
@@ -285,20 +276,6 @@ def _moments(seconds: int) -> int:
     20 min 1, and shorter than 10 min 0. When an exporter is replaced, the series of both are visible for up to 5 min,
     the look-back of Prometheus."""
     return min(2, seconds // 600)
-
-
-def _twice(counters: str, seconds: int) -> str:
-    """Return the query for all series of nodes that were metered twice at one time; `counters` selects the series. Only
-    two series of the same node and policy count. A stopped agent stays visible beside its successor for LOOKBACK
-    seconds, so each further series may coexist with another for that long."""
-    # This Prometheus may have a longer look-back than usual, so series with older samples do not count.
-    fresh = f"count by (node, {POLICY}) (timestamp({counters}) > time() - {LOOKBACK:g}) > 1"
-    minutes = f"count_over_time(({fresh})[{seconds}s:1m])"
-    series = f"count by (node, {POLICY}) (count_over_time({counters}[{seconds}s]))"
-    return (
-        f"max_over_time({counters}[{seconds}s]) and on (node, {POLICY})"
-        f" ({minutes} > {LOOKBACK / 60:g} * ({series} - 1))"
-    )
 
 
 def _of_devices(query: MeterQuery, nodes: str = "") -> str:
