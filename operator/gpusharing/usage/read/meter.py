@@ -113,8 +113,7 @@ async def read_metered(
         unlabelled += bool(label_of(query.by) and holders and not teams.last)
         labelled |= bool(teams.last)
     metered.missing += all_faults
-    metered.missing += tenants.describe_unlabelled(unlabelled, query.by, never=not labelled)
-    metered.missing += tenants.describe_rivals(rivals, query.by)
+    metered.missing += tenants.describe_labels(unlabelled, rivals, query.by, never=not labelled)
     metered.missing += _unpriced(unpriced)
     metered.missing += _lacking(parts, gpus, query.end - query.start)
     missing, remarks = await find_losses(prometheus, query, sightings)

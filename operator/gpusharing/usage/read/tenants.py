@@ -6,7 +6,7 @@ HAMi's device ids are not those of GPUs, so the meter counts its GPUs as strande
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from itertools import chain
 from math import inf
@@ -72,32 +72,27 @@ def read_teams(answers: Mapping[str, Iterable[Series]], by: str) -> Teams:
     )
 
 
-def describe_unlabelled(days: int, label: str, *, never: bool) -> list[str]:
-    """Return a list with one sentence about the number of days on which no namespace had the label although GPUs were
-    held; empty if there are none. `never` says that no namespace had it on any day; then raises Trouble if there are
-    such days."""
+def describe_labels(days: int, rivals: Set[str], label: str, *, never: bool) -> Iterator[str]:
+    """Yield a sentence about the number of days on which no namespace had the label although GPUs were held, and one
+    about the namespaces in `rivals`, which used GPUs while they had several values of it; each only if there are any.
+    `never` says that no namespace had the label on any day; then raises Trouble if there are such days."""
     if days and never:
         raise Trouble(
             f"no namespace in Prometheus has the label {label}. kube-state-metrics exports only the"
             f" labels that a flag lists: --metric-labels-allowlist=namespaces=[{label}]. Otherwise use --by namespace"
         )
-    return [
-        f"on {counted(days, 'day')}, no namespace in Prometheus had the label {label}: usage on"
-        f" {'those days' if days > 1 else 'that day'} is listed under (no {label})"
-    ] * bool(days)
-
-
-def describe_rivals(namespaces: Set[str], label: str) -> list[str]:
-    """Return a list with one sentence about `namespaces`, which used GPUs while they had several values of the label;
-    empty if there are none."""
-    if not namespaces:
-        return []
-    several = len(namespaces) > 1
-    return [
-        f"{'namespaces' if several else 'namespace'} {some(sorted(namespaces))} {'have' if several else 'has'} several"
-        f" values of {label} at once, for example because several clusters have {'them' if several else 'it'}, so"
-        f" {'their' if several else 'its'} usage is listed under (no {label}): {CHOOSE}"
-    ]
+    if days:
+        yield (
+            f"on {counted(days, 'day')}, no namespace in Prometheus had the label {label}: usage on"
+            f" {'those days' if days > 1 else 'that day'} is listed under (no {label})"
+        )
+    if rivals:
+        several = len(rivals) > 1
+        yield (
+            f"{'namespaces' if several else 'namespace'} {some(sorted(rivals))} {'have' if several else 'has'} several"
+            f" values of {label} at once, for example because several clusters have {'them' if several else 'it'}, so"
+            f" {'their' if several else 'its'} usage is listed under (no {label}): {CHOOSE}"
+        )
 
 
 def divide(answers: Mapping[str, Iterable[Series]]) -> dict[str, list[Series]]:
