@@ -66,12 +66,8 @@ class Record:
     """The highest number of devices that one pod held at the end of the hour."""
     last: int = -1
     """The hour in which a pod of the workload was last seen; -1 if none was."""
-    profile: str = ""
-    """The MIG profile of the device that the workload held last; empty for a whole GPU."""
-    gpu: str = ""
-    """UUID of the GPU of that device."""
-    node: str = ""
-    """Name of the node of that device."""
+    held: DeviceLabels = field(default=DeviceLabels(Device(""), None))
+    """The labels of the device that the workload held last; all of them are empty if it held none."""
     resource: str = ""
     """Resource name of that device; empty if the agent does not report it."""
     slices: float = 0.0
@@ -90,13 +86,6 @@ class Record:
         """Return an empty record for a window of `hours`."""
         none = array("I", [0]) * hours
         return cls(array("d", [nan]) * hours, array("f", [nan]) * hours, none, none[:])
-
-    def hold(self, labels: DeviceLabels, hour: int) -> None:
-        """Record that a pod of the workload held the device that `labels` describe in this hour, and make this the last
-        hour in which the workload was seen, whatever hour was recorded before. Its resource and slices are not changed.
-        """
-        self.last, self.profile = hour, labels.profile
-        self.gpu, self.node = labels.device.gpu, labels.node
 
     def declare(self, declared: int | None, hour: int) -> None:
         """Record the memory declared by a pod that existed in this hour; None if it declares none. A later hour
@@ -330,7 +319,7 @@ class Fold:
             if labels.profile and gpu is not None:
                 gpu.divided = max(gpu.divided, hour)
             if hour >= record.last:
-                record.hold(labels, hour)
+                record.last, record.held = hour, labels
                 if labels.resource:
                     record.resource, record.slices = labels.resource, value
         for (pod, hour), those in devices.items():
@@ -351,7 +340,7 @@ class Fold:
         record, hour = self._record(labels.pod), self.hour(series.points[-1][0])
         record.declare(self._part.declared.get(labels.pod), hour)
         if hour > record.last:
-            record.hold(labels, hour)
+            record.last, record.held = hour, labels
 
     def _record(self, pod: Pod) -> Record:
         """Return the record of the pod's workload, and create it if there is none."""

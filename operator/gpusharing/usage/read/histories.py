@@ -71,7 +71,7 @@ def find_pool(fold: Fold, where: str) -> ObservedPool:
     # A GPU whose node is unknown counts as a node of its own, so that all such GPUs get the same layout.
     nodes = Counter(gpu.node or uuid for uuid, gpu in gpus.items())
     known = {uuid: gpu for uuid, gpu in fold.gpus.items() if bare_product(gpu.model) == bare_product(model)}
-    ours = {workload: record for workload, record in fold.records.items() if record.gpu in known}
+    ours = {workload: record for workload, record in fold.records.items() if record.held.device.gpu in known}
     there = {
         workload: record
         for workload, record in ours.items()
@@ -81,7 +81,7 @@ def find_pool(fold: Fold, where: str) -> ObservedPool:
         History(
             workload,
             _pods(record),
-            _holding(fold, record, known[record.gpu], card),
+            _holding(fold, record, known[record.held.device.gpu], card),
             tuple(_samples(fold, record.memory)),
             tuple(_samples(fold, record.activity)) or None,
             record.declared,
@@ -202,12 +202,13 @@ def _holding(fold: Fold, record: Record, gpu: Gpu, card: Card | None) -> Holding
     Replicas divide only the memory; of a whole GPU, a pod has the replicas that one last held. `gpu` is the last one
     held. The memory is None for an instance of unknown size, or a GPU of several pods not known to be shared."""
     devices = max((1, *record.devices[max(0, record.last - RECENT + 1) : record.last + 1]))
-    resource = record.resource or (resource_name(record.profile) if record.profile else RESOURCE_GPU)
-    times = int(fold.slices.get((record.node, resource), 0))
-    if record.profile:
-        share, compute = part_of_card(card, record.profile) or (None, Fraction(1))
+    node, profile = record.held.node, record.held.profile
+    resource = record.resource or (resource_name(profile) if profile else RESOURCE_GPU)
+    times = int(fold.slices.get((node, resource), 0))
+    if profile:
+        share, compute = part_of_card(card, profile) or (None, Fraction(1))
         return Holding(resource, devices, None if share is None else share / max(1, times), compute)
-    times = times or fold.replicas.get(record.node, 0)
+    times = times or fold.replicas.get(node, 0)
     if times > 1:
         return Holding(resource, devices, Fraction(max(1, int(record.slices)), times))
     return Holding(resource, devices, None if sum(gpu.holders.values()) > 1 else Fraction(1))
