@@ -20,8 +20,6 @@ from gpusharing.usage.say.free import FreeReport, as_data, as_rows, describe
 
 NOT_ENDED = ",".join(f"status.phase!={phase}" for phase in ENDED)
 """A field selector for the pods that may hold something."""
-
-
 NAMED = {"node": NODES, "policy": POLICIES, "namespace": NAMESPACES, "pod": PODS}
 """The kinds whose names -o name prints, by what the rows are about."""
 

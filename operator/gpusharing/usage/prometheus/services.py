@@ -29,8 +29,6 @@ LABELS = (
 """Labels of the Services of common installations: kube-prometheus-stack, the Prometheus Operator, Prometheus' own
 chart, Rancher, Thanos. The first set that any Service has decides, because several Services may lead to the same
 Prometheus."""
-
-
 NAME = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
 
 

@@ -29,6 +29,8 @@ LOOKBACK = 300.0
 """Seconds for which Prometheus keeps returning a value (--query.lookback-delta): shorter gaps are invisible."""
 MOST_POINTS = 3000
 """The highest number of points of one series in an answer. Prometheus refuses more than 11,000."""
+Answers = defaultdict[str, list[Series]]
+"""The answers for one stretch of time, by the names of their queries; empty for a query that was not necessary."""
 
 
 def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, float]:
@@ -54,10 +56,6 @@ def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, floa
             f"--window {typed.window}: use a length from 10m to {most // 86400}d, for example 12h, 30d or 4w"
         )
     return end - seconds, end
-
-
-Answers = defaultdict[str, list[Series]]
-"""The answers for one stretch of time, by the names of their queries; empty for a query that was not necessary."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,12 @@ from gpusharing.usage.read.queries import POINT, POLICY, MeterQuery, anybody_que
 
 SHORT = 300.0
 """The longest absence in a day, in seconds, that is not reported: an update or a crash restarts an agent."""
+LATELY = 600
+"""How many seconds before the end of the window a node must have been without a Ready agent to be reported. An update
+of the agent takes less."""
+LOOK = "kubectl get pods -A -o wide -l app.kubernetes.io/name=gpusharing-agent"
 Stretch = tuple[float, float]
 """The start and end of a time without samples, in seconds since 1970."""
-
-
 PRESENCE = ("seen first", "seen last", "seen", "down first", "down last")
 """The names of those answers to `close_queries` that say when nodes were seen and how often, and when their agents did
 not answer."""
@@ -185,12 +187,6 @@ def _by_node(answer: Iterable[Series]) -> dict[str, float]:
     several series of one node the last counts. Values that are not a number, or too large to be a time, are left out.
     """
     return {series.node: series.value for series in answer if abs(series.value) <= CLOCKS[1]}
-
-
-LATELY = 600
-"""How many seconds before the end of the window a node must have been without a Ready agent to be reported. An update
-of the agent takes less."""
-LOOK = "kubectl get pods -A -o wide -l app.kubernetes.io/name=gpusharing-agent"
 
 
 async def find_losses(

@@ -21,6 +21,8 @@ from gpusharing.usage.reckon.needs import Workload
 MOST_MIB = 1 << 20
 """A memory size in MiB that no GPU exceeds. Larger values are not sizes: DCGM reports an unknown value as a number
 near 2^31 or 2^63 (NVIDIA/DCGM dcgmlib/dcgm_structs.h at 72fa3fe, DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
+Reading = tuple[DeviceLabels, Series]
+"""A series, preceded by its parsed labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +123,6 @@ class Gpu:
             self.held_at, self.holders = hour, Counter()
         if hour == self.held_at:
             self.holders[workload] += 1
-
-
-Reading = tuple[DeviceLabels, Series]
-"""A series, preceded by its parsed labels."""
 
 
 @dataclass(slots=True)

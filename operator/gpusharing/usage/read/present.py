@@ -34,6 +34,8 @@ USED = ("gpu", "profile", "memoryBytes", "deviceMemoryBytes", "smRatio")
 """The columns about what a pod uses of a GPU or MIG device: the index of the GPU, the MIG profile, which is empty for a
 whole GPU, the bytes of memory that the pod uses, the memory of the device, and the share of the GPU's SM time that the
 pod used, from 0 to 1. Each is None if it is unknown, as the last one always is on a MIG device."""
+Reason = tuple[str, str]
+"""Why agents did not say what pods use: the words before and after the names of their nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,6 @@ class UsageNow:
     """Sentences about what could not be read, and why."""
     simulated: tuple[str, ...] = ()
     """Names of the nodes whose GPUs are SIMULATED; empty strings if Prometheus does not name the node."""
-
-
-Reason = tuple[str, str]
-"""Why agents did not say what pods use: the words before and after the names of their nodes."""
 
 
 async def read_usage(

@@ -32,8 +32,6 @@ NO_NUMBER = "that is not a number"
 """The reason given for a value that is NaN."""
 CHOOSE = "choose one with --selector"
 """The remedy if several clusters have an object of the same name."""
-
-
 Subject = tuple[str, str]
 """What a price is for: `node`, `policy` or `product`, and its name. In names of products, dashes replace spaces."""
 SOURCES = {

@@ -30,6 +30,10 @@ FEWEST, MOST_LOOKS, NODES_AT_ONCE = 13, 37, 4_000
 in all. Both are prime, so that the moments lie at many times of day."""
 OTHERS = "_others"
 """The namespace or policy under which the meter counts time that exceeds its bounds (gpusharing/agent/meter.py)."""
+Used = Mapping[tuple[str, str, str], float]
+"""Which part of the devices that a tenant held it used, by tenant, resource, and `memory` or `sm`. In a bill by policy,
+the policies are the tenants. What is unknown is missing. The value exceeds 1 if pods used more than their part of
+shared GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +155,6 @@ def _split(
         )
         for pod, each in weights.items()
     ]
-
-
-Used = Mapping[tuple[str, str, str], float]
-"""Which part of the devices that a tenant held it used, by tenant, resource, and `memory` or `sm`. In a bill by policy,
-the policies are the tenants. What is unknown is missing. The value exceeds 1 if pods used more than their part of
-shared GPUs."""
 
 
 async def read_used(
