@@ -161,8 +161,10 @@ async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
 
 def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> NodeScope:
     """Return the scope of the nodes that the policy `raw` selects, without those that other policies own; if there are
-    any of these, a remark counts them. The scope has the spec of the policy, and its labels and annotations as in
-    `_user_metadata`. Raises Trouble if the policy selects no node, or if other policies own all of its nodes."""
+    any of these, a remark counts them. The scope has the spec of the policy, and its labels and annotations, under
+    `labels` and `annotations`; a key is absent if it would be empty. Approvals and resumptions, which an edit of the
+    policy makes invalid, and kubectl's record of its last apply are left out. Raises Trouble if the policy selects no
+    node, or if other policies own all of its nodes."""
     name, spec = text(raw, "metadata", "name"), section(raw, "spec")
     selector = section(spec, "nodeSelector")
     rows = expression_rows(entries(selector, "matchExpressions"))
@@ -177,20 +179,12 @@ def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> No
         raise Trouble(f"{others} every node that policy {name} selects: there is nothing to recommend for it")
     remark = f"{others} {len(lost)} of the {len(selected)} nodes that policy {name} selects, and these are left out"
     remarks = (remark,) if lost else ()
-    metadata = _user_metadata(section(raw, "metadata"))
+    labels, annotations = (texts(section(raw, "metadata", key)) for key in ("labels", "annotations"))
+    lasting = {key: value for key, value in annotations.items() if key not in _OF_THE_OLD}
+    metadata = _filled(labels=labels, annotations=lasting)
     return NodeScope(
         name, f"policy {name}", selector, selected - lost.keys(), spec, metadata, remarks=remarks
     )
-
-
-def _user_metadata(metadata: JSON) -> dict[str, Any]:
-    """Return the labels and annotations that people or their tools wrote, under `labels` and `annotations`; a key is
-    absent if it would be empty. Approvals and resumptions, which an edit of the policy makes invalid, and kubectl's
-    record of its last apply are left out."""
-    annotations = {
-        key: value for key, value in texts(metadata.get("annotations")).items() if key not in _OF_THE_OLD
-    }
-    return _filled(labels=dict(texts(metadata.get("labels"))), annotations=annotations)
 
 
 def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row]) -> frozenset[str]:
