@@ -318,24 +318,11 @@ class Prometheus:
 
     async def _result(self, path: str, parameters: Mapping[str, str], kind: str) -> list[Series]:
         """Send a query to the API path `path` and return the series of its result. Warnings in the response are added
-        to `warnings`. Raises Trouble if the result cannot be read or its type is not `kind` (`vector` or `matrix`), and
-        as `_ask` does."""
-        answer = await self._ask(path, parameters)
-        try:
-            if answer["data"]["resultType"] != kind:
-                raise TypeError(f"a {answer['data']['resultType']} instead of a {kind}")
-            self.warnings.update(printable(str(item)) for item in answer.get("warnings") or ())
-            return [_series(item) for item in answer["data"]["result"]]
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            what = f"its response has no valid result: {error_text(error)}"
-            raise stranger(what, self.place.where) from error
-
-    async def _ask(self, path: str, parameters: Mapping[str, str]) -> Mapping[str, Any]:
-        """Send a query and return the JSON of a successful response: the HTTP status is below 400 and the JSON says
-        `success`. If an API server answered 401 and credentials can be renewed, renew them once for all concurrent
+        to `warnings`. If an API server answered 401 and credentials can be renewed, renew them once for all concurrent
         queries that used them, store the new endpoint in `place`, and send the query again, as kube/http.py does. It is
-        sent again only once. Raises Trouble as `_call` does, that of `without_data` for any other response, and if the
-        login fails."""
+        sent again only once. Raises Trouble if the response is not a successful one (`without_data`), whose HTTP status
+        is below 400 and whose JSON says `success`, if the result cannot be read or its type is not `kind` (`vector` or
+        `matrix`), if the login fails, and as `_call` does."""
         place = self.place
         answer = await self._call(place, path, parameters)
         if answer.status == 401 and answer.of_api_server and place.renew is not None:
@@ -343,9 +330,17 @@ class Prometheus:
                 if self.place is place:
                     self.place = await place.renew()
             answer = await self._call(self.place, path, parameters)
-        if answer.status < 400 and answer.data.get("status") == "success":
-            return answer.data
-        raise without_data(answer, self.place.where, self.place.through)
+        if answer.status >= 400 or answer.data.get("status") != "success":
+            raise without_data(answer, self.place.where, self.place.through)
+        try:
+            data = answer.data["data"]
+            if data["resultType"] != kind:
+                raise TypeError(f"a {data['resultType']} instead of a {kind}")
+            self.warnings.update(printable(str(item)) for item in answer.data.get("warnings") or ())
+            return [_series(item) for item in data["result"]]
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            what = f"its response has no valid result: {error_text(error)}"
+            raise stranger(what, self.place.where) from error
 
     async def _call(self, place: Endpoint, path: str, parameters: Mapping[str, str]) -> WebAnswer:
         """Send one GET request to `place`, with its Authorization header if it has one, without following redirects,
