@@ -21,26 +21,10 @@ from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
 from gpusharing.usage.prometheus.matchers import TARGET, braced, matcher_of, nodes_of
 from gpusharing.usage.prometheus.windows import DAY, LOOKBACK, Answers, Days, batched, days, find_gaps
-from gpusharing.usage.read import tenants
+from gpusharing.usage.read import queries, tenants
 from gpusharing.usage.read.absences import Sightings, find_losses, read_sightings
 from gpusharing.usage.read.pricing import CHOOSE, MOST, NO_NUMBER, REMEDY, SOURCES, Prices, read_prices
-from gpusharing.usage.read.queries import (
-    COUNTERS,
-    GPUS,
-    INFO_OF_GPUS,
-    NAMESPACE,
-    OF_PARTS,
-    POLICY,
-    MeterQuery,
-    close_queries,
-    device_queries,
-    growth_queries,
-    label_of,
-    mark_query,
-    queries_of,
-    simulated_query,
-    users_query,
-)
+from gpusharing.usage.read.queries import COUNTERS, GPUS, NAMESPACE, OF_PARTS, POLICY, MeterQuery
 from gpusharing.usage.read.series import exported_label
 from gpusharing.usage.reckon.bills import MICROS, Basis, Cell, Part, Price
 
@@ -110,7 +94,7 @@ async def read_metered(
         all_faults |= dict.fromkeys((*faults, *prices.faults))
         metered.simulated |= nodes_of(day["simulated"]) & seen.nodes
         sightings.append(seen)
-        unlabelled += bool(label_of(query.by) and holders and not teams.last)
+        unlabelled += bool(queries.label_of(query.by) and holders and not teams.last)
         labelled |= bool(teams.last)
     metered.missing += all_faults
     metered.missing += tenants.describe_labels(unlabelled, rivals, query.by, never=not labelled)
@@ -160,18 +144,19 @@ async def _read_days(
     for a query, all nodes are, one stretch after another. The devices of all other nodes are those at the end of
     `group`. If a node has reservations of KAI-Scheduler, the pods that used these GPUs are queried too. Raises Trouble
     if a query fails or a node was metered twice."""
-    days = await group.read(prometheus, queries_of(query, group))
+    days = await group.read(prometheus, queries.queries_of(query, group))
     growth, unsteady = await _read_growth(prometheus, query, group)
-    now = {**device_queries(query), "simulated": simulated_query(query.selector, round(LOOKBACK))}
+    simulated = queries.simulated_query(query.selector, round(LOOKBACK))
+    now = {**queries.device_queries(query), "simulated": simulated}
     at_end = await side_by_side(*(prometheus.instant(promql, group.ends[-1]) for promql in now.values()))
     # Where no node changed, its devices are those at the end.
     changed = nodes_of(series for day in growth for series in day["transition"] if series.value > 0)
     others = changed.union(unsteady, *(nodes_of(day["suspects"]) for day in days))
     close_ups = [Answers(list) for _ in days]
     if others:
-        close = close_queries(query, group.seconds, matcher_of(others))
+        close = queries.close_queries(query, group.seconds, matcher_of(others))
         if "simulated" not in growth[0]:  # not read by `increase`
-            close |= growth_queries(query, group.seconds, matcher_of(others))
+            close |= queries.growth_queries(query, group.seconds, matcher_of(others))
         close_ups = await (group.read if matcher_of(others) else group.read_apart)(prometheus, close)
     found = []
     for day, far, near, end in zip(days, growth, close_ups, group.ends, strict=True):
@@ -180,7 +165,7 @@ async def _read_days(
             series for series in day["held"] if exported_label(series, NAMESPACE) in tenants.RESERVATIONS
         )
         if reserved:
-            users = users_query(query, group.seconds, matcher_of(reserved))
+            users = queries.users_query(query, group.seconds, matcher_of(reserved))
             day["users"] = await prometheus.instant(users, end)
         for name, answer in zip(now, at_end, strict=True):
             day[name] = [*answer, *day[name]]
@@ -208,11 +193,13 @@ async def _read_growth(
     has a counter at one of the ends, `increase` is queried: then the second part is empty, and the first also has
     `simulated`, the nodes with SIMULATED GPUs. Raises Trouble if a query fails."""
     times = (group.start, *group.ends) if group.seconds == DAY else ()
-    marks = await side_by_side(*(prometheus.instant(mark_query(query), at) for at in times))
-    nodes = [nodes_of(one for one in mark if one.labels.get("what") != INFO_OF_GPUS) for mark in marks]
+    marks = await side_by_side(*(prometheus.instant(queries.mark_query(query), at) for at in times))
+    nodes = [
+        nodes_of(one for one in mark if one.labels.get("what") != queries.INFO_OF_GPUS) for mark in marks
+    ]
     # A Thanos that keeps raw samples for a short time only answers nothing about an older moment.
     if not nodes or not all(nodes):
-        return await group.read(prometheus, growth_queries(query, group.seconds)), frozenset()
+        return await group.read(prometheus, queries.growth_queries(query, group.seconds)), frozenset()
     growth = [find_growth(before, after) for before, after in pairwise(marks)]
     there = [first | last for first, last in pairwise(nodes)]
     return growth, frozenset[str]().union(*map(find_unsteady, there, growth))
@@ -226,7 +213,7 @@ def find_growth(before: Iterable[Series], after: Iterable[Series]) -> Answers:
     growth: Answers = defaultdict(list)
     for series in after:
         name, (at, value) = series.labels.get("what", ""), series.points[-1]
-        less = 0.0 if name == INFO_OF_GPUS else old.get(frozenset(series.labels.items()), 0.0)
+        less = 0.0 if name == queries.INFO_OF_GPUS else old.get(frozenset(series.labels.items()), 0.0)
         growth[name].append(Series(series.labels, ((at, value - less),)))
     return growth
 
@@ -239,7 +226,7 @@ def find_unsteady(nodes: Iterable[str], growth: Answers) -> set[str]:
     gpus, whole, parts = (defaultdict[str, float](float) for _ in range(3))
     for name, answer in growth.items():
         for series in answer:
-            sums = gpus if name == INFO_OF_GPUS else whole if name == "gpus" else parts
+            sums = gpus if name == queries.INFO_OF_GPUS else whole if name == "gpus" else parts
             sums[series.node] += series.value
     return {
         node
@@ -266,10 +253,10 @@ async def read_price(prometheus: Prometheus, query: MeterQuery, nodes: Iterable[
     price. Each node counts once, however many GPUs it has. None if there are no nodes, if the price of one is unknown
     or ambiguous, or if they have prices in several currencies. Raises Trouble if a query fails."""
     window = Days((query.end,), round(query.end - query.start))
-    queries = queries_of(query, window) | growth_queries(query, window.seconds)
-    queries |= device_queries(query, span=f"[{window.seconds}s]")
+    promql = queries.queries_of(query, window) | queries.growth_queries(query, window.seconds)
+    promql |= queries.device_queries(query, span=f"[{window.seconds}s]")
     names = (*SOURCES, "cards", "rivals", "gpus")
-    (answers,) = await window.read(prometheus, {name: queries[name] for name in names})
+    (answers,) = await window.read(prometheus, {name: promql[name] for name in names})
     known, policies = read_prices(answers, query.currency), dict(map(_node, answers["gpus"]))
     found = [known.find(node, policies.get(node, "")) for node in nodes]
     exact = [price for price in found if isinstance(price, Price)]

@@ -15,19 +15,9 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
 from gpusharing.usage.prometheus.matchers import braced, nodes_of
 from gpusharing.usage.prometheus.windows import DAY, MOST_POINTS, find_gaps
+from gpusharing.usage.read import queries
 from gpusharing.usage.read.fold import Fold, Gpu, HourAnswers
-from gpusharing.usage.read.queries import (
-    ACTIVE,
-    ANNOTATION,
-    HOUR,
-    OWN,
-    USED,
-    hourly,
-    latest,
-    most_series,
-    ownership,
-    usage_count,
-)
+from gpusharing.usage.read.queries import ACTIVE, ANNOTATION, HOUR, OWN, USED
 from gpusharing.usage.read.series import MIB, Pod, PodOwners, devices_of, exported_label, pod_of, read_dcgm
 
 MOST_SERIES = 100_000
@@ -48,7 +38,7 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
     metrics in the window, has more than MOST_SERIES series at one time, or has GPUs of several clusters."""
     chosen = braced(selector)
     where = f" for {chosen}" if chosen else ""
-    counts = await prometheus.instant(most_series(selector, round(fold.end - start)), fold.end)
+    counts = await prometheus.instant(queries.most_series(selector, round(fold.end - start)), fold.end)
     most_series_at_once = max((1.0, *(series.value for series in counts)))
     if most_series_at_once > MOST_SERIES:
         raise Trouble(
@@ -57,7 +47,7 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
         )
     missing = await find_gaps(
         prometheus,
-        usage_count(selector),
+        queries.usage_count(selector),
         start,
         fold.end,
         nothing=f"{prometheus.place.where} has no GPU metrics in this window ({USED}, {OWN}){where}: does it scrape"
@@ -67,7 +57,7 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
         points=min(MOST_POINTS, SAMPLES / most_series_at_once),
     )
     allocatable, infos, slices = await side_by_side(
-        *(prometheus.instant(query, fold.end) for query in latest(selector))
+        *(prometheus.instant(query, fold.end) for query in queries.latest(selector))
     )
     add_gpus(fold, infos)
     fold.slices = {(series.node, series.labels.get("resource", "")): series.value for series in slices}
@@ -101,16 +91,16 @@ async def _read_part(
     have the label `cluster`; series without it are accepted beside one cluster."""
     start, end = stretch
     whole = (fold.end - (fold.hours - 1) * HOUR, fold.end)
-    queries = hourly(selector)
+    hourly = queries.hourly(selector)
     answers = await side_by_side(
         *(
             prometheus.between(query, start + HOUR, end, float(HOUR), whole=whole)
-            for query in queries.values()
+            for query in hourly.values()
         ),
-        *(prometheus.instant(query, end) for query in ownership(selector, round(end - start))),
+        *(prometheus.instant(query, end) for query in queries.ownership(selector, round(end - start))),
     )
-    hours_of = dict(zip(queries, answers, strict=False))
-    pods, replicasets, jobs, annotated, exporters, infos, simulated = answers[len(queries) :]
+    hours_of = dict(zip(hourly, answers, strict=False))
+    pods, replicasets, jobs, annotated, exporters, infos, simulated = answers[len(hourly) :]
     labels = (series.labels for series in (*hours_of["used"], *hours_of["own"]))
     clusters = sorted({cluster for each in labels if (cluster := each.get("cluster"))})
     if len(clusters) > 1:  # their pools cannot have one layout
