@@ -78,12 +78,14 @@ def rows_of(selector: str) -> list[Row]:
 
 
 def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeScope:
-    """Return the scope of `nodes`, which `rows` selected, with a node selector for its policy and a name made from a
-    label (`_name`). In that selector, rows that demand a single value are `matchLabels` and all others
-    `matchExpressions`. `selector` is what the user typed. If a change of mode would rewrite one of the labels, the
-    policy selects a pool label instead, which the nodes do not have yet (`unlabelled`)."""
+    """Return the scope of `nodes`, which `rows` selected, with a node selector and a name for its policy. In that
+    selector, rows that demand a single value are `matchLabels` and all others `matchExpressions`. The name is made from
+    the value of the pool label or else of the first label in `matchLabels`, as `pool_name` changes it; `pool` if that
+    gives nothing. `selector` is what the user typed. If a change of mode would rewrite one of the labels, the policy
+    selects a pool label instead, which the nodes do not have yet (`unlabelled`)."""
     equal = {key: values[0] for key, operator, values in rows if operator == "In" and len(values) == 1}
-    name, where = _name(equal), f"nodes with {selector}"
+    name = pool_name(equal.get(LABEL_POOL) or next(iter(equal.values()), "")) or "pool"
+    where = f"nodes with {selector}"
     if any(is_rewritten(key) for key, _, _ in rows):
         return NodeScope(name, where, _of_label(name), nodes, unlabelled=True)
     others = [
@@ -101,8 +103,8 @@ def _filled(**parts: object) -> dict[str, Any]:
 
 def whole_fleet(card: str) -> NodeScope:
     """Return the scope of all nodes whose GPUs Prometheus knows. Its policy is named after `card`, or `pool` if that
-    is empty, and selects a pool label of that name, which the nodes do not have yet (`unlabelled`)."""
-    name = _name({"": card})
+    gives no name, and selects a pool label of that name, which the nodes do not have yet (`unlabelled`)."""
+    name = pool_name(card) or "pool"
     return NodeScope(name, "all nodes in Prometheus", _of_label(name), unlabelled=True)
 
 
@@ -128,19 +130,13 @@ def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[st
             f"{summary}, and a policy has one layout for all its nodes. Choose nodes of one model instead of --policy:"
             " -l gpusharing.dev/pool=a"
         )
-    name = _name({"": f"{scope.name}-{card}"})
+    name = pool_name(f"{scope.name}-{card}") or "pool"
     return replace(scope, name=name, selector=_of_label(name), unlabelled=True), ()
 
 
 def _of_label(name: str) -> dict[str, Any]:
     """Return a node selector for nodes whose pool label is `name`."""
     return {"matchLabels": {LABEL_POOL: name}}
-
-
-def _name(equal: Mapping[str, str]) -> str:
-    """Return a name for the policy, made from the value of the pool label or else of the first label in `equal`; as
-    `pool_name` changes it; `pool` if that gives nothing."""
-    return pool_name(equal.get(LABEL_POOL) or next(iter(equal.values()), "")) or "pool"
 
 
 async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
