@@ -53,10 +53,8 @@ class Prices:
     """The GPU products of each node."""
     rivals: frozenset[Subject] = frozenset()
     """The subjects that had several prices at once. The mean of these is not a real price."""
-    faults: tuple[str, ...] = ()
-    """A sentence for each impossible price that was left out."""
-    odd: frozenset[Subject] = frozenset()
-    """The subjects that have an impossible price."""
+    faults: Mapping[str, Subject] = field(default_factory=dict)
+    """The subjects of the impossible prices that were left out, by a sentence about the price."""
 
     def find(self, node: str, policy: str) -> Price | str:
         """Return the price of a GPU of this node under this policy, or a clause that says why there is none. The
@@ -69,7 +67,7 @@ class Prices:
             return self._only(("policy", policy), POLICY)
         cards = [("product", card) for card in sorted(self.cards.get(node, ()))]
         if not cards or any(card not in self.amounts for card in cards):
-            invalid = not self.odd.isdisjoint([("node", node), ("policy", policy), *cards])
+            invalid = not {("node", node), ("policy", policy), *cards}.isdisjoint(self.faults.values())
             return "the price in Prometheus is invalid and is left out" if invalid else "Prometheus has none"
         prices = [self._only(card, CHART) for card in cards]
         if any(price != prices[0] for price in prices):
@@ -116,7 +114,7 @@ def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Price
         for label, _ in SOURCES.values()
         if label in series.labels
     )
-    return Prices(amounts, _cards(answers["cards"]), rivals, tuple(faults), frozenset(faults.values()))
+    return Prices(amounts, _cards(answers["cards"]), rivals, faults)
 
 
 def _cards(answer: Iterable[Series]) -> Mapping[str, Set[str]]:
