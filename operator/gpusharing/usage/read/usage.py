@@ -4,7 +4,7 @@ The use is reported by dcgm-exporter, with either of its label sets, by our agen
 come from kube-state-metrics, if it is there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import isnan
 
 from gpusharing.api.names import ANNOTATION_GPU_MEMORY
@@ -172,25 +172,23 @@ def _replicas(allocatable: Iterable[Series], used: Iterable[Series], fold: Fold)
     return replicas
 
 
-def _remarks(fold: Fold) -> list[str]:
-    """Return remarks about what the series do not show: the owners of some pods, the use of each pod on shared GPUs, or
-    any activity at all. Empty if nothing of that is missing."""
-    remarks: list[str] = []
+def _remarks(fold: Fold) -> Iterator[str]:
+    """Yield remarks about what the series do not show: the owners of some pods, the use of each pod on shared GPUs, or
+    any activity at all. Nothing is yielded if nothing of that is missing."""
     if fold.unnamed:
-        remarks.append(
+        yield (
             f"the owner of {counted(len(fold.unnamed), 'pod')} is unknown (kube_pod_owner of"
             " kube-state-metrics): such workloads are named after their pods, without the generated suffix"
         )
     shared = sum(1 for record in fold.records.values() if record.shared)
     if shared:
-        remarks.append(
+        yield (
             f"{counted(shared, 'workload')} shared GPUs for which dcgm-exporter reports only the sum of"
             " all pods, so the usage of each is unknown for these hours. The operator's agent reports it"
             " (docs/how-to/usage.md)"
         )
     if fold.records and all(isnan(value) for record in fold.records.values() for value in record.activity):
-        remarks.append(
+        yield (
             f"how busy the GPUs were is unknown (dcgm-exporter reports {ACTIVE} by default, but needs profiling"
             " rights for it): the answer is based on memory alone"
         )
-    return remarks
