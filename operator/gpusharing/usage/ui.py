@@ -73,9 +73,8 @@ def link(title: str, text: str) -> Child:
     word, kind = text.partition(" ")[0], KINDS.get(title)
     if title != "POLICY" and (kind is None or word in ("", "-") or (title == "CULPRIT" and "/" not in word)):
         return text
-    return tag(
-        "a", text, href="./?" + urlencode({"policy": word} if kind is None else {"subject": kind + word})
-    )
+    query = {"policy": word} if kind is None else {"subject": kind + word}
+    return tag("a", text, href=f"./?{urlencode(query)}")
 
 
 class Sheet(Terminal):

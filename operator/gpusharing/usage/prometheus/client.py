@@ -371,9 +371,8 @@ async def prometheus_at(place: Endpoint) -> AsyncIterator[Prometheus]:
     connections, and waits SECONDS for an answer, of which at most 10 s for a connection. Nothing is sent before the
     first query."""
     limits = aiohttp.ClientTimeout(total=SECONDS, sock_connect=10.0)
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=PARALLEL), timeout=limits
-    ) as session:
+    connector = aiohttp.TCPConnector(limit=PARALLEL)
+    async with aiohttp.ClientSession(connector=connector, timeout=limits) as session:
         yield Prometheus(session, place)
 
 

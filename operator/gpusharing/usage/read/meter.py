@@ -273,10 +273,8 @@ def _credible(answer: Iterable[Series], faults: list[str]) -> Iterator[Series]:
             yield series
         else:
             why = NO_NUMBER if math.isnan(series.value) else "no node has that many GPUs"
-            faults.append(
-                f"the value {series.value:g} s of a meter counter on {series.node or 'a node'} is ignored:"
-                f" {why}"
-            )
+            value = f"the value {series.value:g} s of a meter counter on {series.node or 'a node'}"
+            faults.append(f"{value} is ignored: {why}")
 
 
 def _add(

@@ -85,27 +85,19 @@ def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
     """Return the devices in the series of `gpusharing_device_info`, by the UUID by which the agent names each. A MIG
     device has the UUID of its GPU and the id of its GPU instance. The last of several series with the same UUID counts.
     The key of a series without a UUID is empty."""
-    return {
-        series.labels.get("uuid", ""): Device(
-            series.labels.get("gpu_uuid") or series.labels.get("uuid", ""),
-            series.labels.get("instance_id", ""),
-        )
-        for series in infos
-    }
+    devices: dict[str, Device] = {}
+    for labels in (series.labels for series in infos):
+        uuid = labels.get("uuid", "")
+        devices[uuid] = Device(labels.get("gpu_uuid") or uuid, labels.get("instance_id", ""))
+    return devices
 
 
 def read_agent(series: Series, devices: Mapping[str, Device]) -> DeviceLabels:
     """Parse the labels of a series of the agent. `devices` maps the agent's UUIDs to devices; a UUID that is not in
     `devices` is taken for that of a whole GPU. The model is always empty, because the agent's labels do not name it."""
-    labels = series.labels
-    uuid = labels.get("uuid", "")
-    return DeviceLabels(
-        devices.get(uuid, Device(uuid)),
-        pod_of(labels),
-        labels.get("profile", ""),
-        labels.get("node", ""),
-        resource=labels.get("resource", ""),
-    )
+    uuid, profile, resource = (series.labels.get(label, "") for label in ("uuid", "profile", "resource"))
+    device = devices.get(uuid, Device(uuid))
+    return DeviceLabels(device, pod_of(series.labels), profile, series.node, resource=resource)
 
 
 # --- the owners of pods --------------------------------------------------------------------------------------------
@@ -157,9 +149,8 @@ class PodOwners:
         kind, owner = self.pods[pod]
         if not kind:
             return "pod", name
-        above = {"ReplicaSet": self.replicasets, "Job": self.jobs}.get(kind, {}).get(
-            (namespace, owner), ("", "")
-        )
+        owners = {"ReplicaSet": self.replicasets, "Job": self.jobs}.get(kind, {})
+        above = owners.get((namespace, owner), ("", ""))
         kind, owner = above if above[0] else (kind, owner)
         return kind.lower(), owner
 
