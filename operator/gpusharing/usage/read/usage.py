@@ -32,10 +32,11 @@ stays bounded."""
 
 async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector: str) -> list[str]:
     """Read the use of the GPUs that count for `fold`, an empty one, and add it there. The window is from `start`, in
-    seconds since 1970, to the end of `fold`, whose whole hours are read. `selector` has PromQL matchers, without
-    braces. The remarks of `fold` are replaced. Return the reasons why the use is incomplete, which are gaps in the data
-    and warnings of Prometheus; empty if it is complete. Raises Trouble if a query fails, or if Prometheus has no GPU
-    metrics in the window, has more than MOST_SERIES series at one time, or has GPUs of several clusters."""
+    seconds since 1970, to the end of `fold`, whose whole hours are read, oldest first: in stretches of a day or, if
+    that is shorter, of POINTS divided by the number of series hours, but at least one. `selector` has PromQL matchers,
+    without braces. The remarks of `fold` are replaced. Return the reasons why the use is incomplete, which are gaps in
+    the data and warnings of Prometheus; empty if it is complete. Raises Trouble if a query fails, or if Prometheus has
+    no GPU metrics in the window, has more than MOST_SERIES series at one time, or has GPUs of several clusters."""
     chosen = braced(selector)
     where = f" for {chosen}" if chosen else ""
     counts = await prometheus.instant(queries.most_series(selector, round(fold.end - start)), fold.end)
@@ -62,24 +63,16 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
     add_gpus(fold, infos)
     fold.slices = {(series.node, series.labels.get("resource", "")): series.value for series in slices}
     remarks: list[str] = []
-    for begin, end in _stretches(fold, most_series_at_once):
-        part = await _read_part(prometheus, fold, selector, (begin, end), remarks)
+    at_once = max(1, min(round(DAY / HOUR), int(POINTS / most_series_at_once)))
+    for hour in range(0, fold.hours, at_once):
+        begin = fold.end - (fold.hours - hour) * HOUR
+        stretch = (begin, min(fold.end, begin + at_once * HOUR))
+        part = await _read_part(prometheus, fold, selector, stretch, remarks)
         fold.replicas |= _replicas(allocatable, part.used, fold)
         fold.add(part)
     missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
     fold.remarks = (*_remarks(fold), *dict.fromkeys(remarks))
     return missing
-
-
-def _stretches(fold: Fold, series: float) -> list[tuple[float, float]]:
-    """Divide the hours of the window into stretches of whole hours, at most a day each, oldest first. Each is a start
-    and an end, in seconds since 1970. The more `series` there are, the shorter the stretches: POINTS divided by
-    `series` hours, but at least one hour. The last stretch may be shorter than the others. The hour that ends at a
-    stretch's start belongs to the stretch before it."""
-    at_once = max(1, min(round(DAY / HOUR), int(POINTS / max(1.0, series))))
-    begin = fold.end - fold.hours * HOUR
-    firsts = range(0, fold.hours, at_once)
-    return [(begin + first * HOUR, min(fold.end, begin + (first + at_once) * HOUR)) for first in firsts]
 
 
 async def _read_part(
