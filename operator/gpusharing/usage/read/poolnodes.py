@@ -87,7 +87,7 @@ def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeS
     name = pool_name(equal.get(LABEL_POOL) or next(iter(equal.values()), "")) or "pool"
     where = f"nodes with {selector}"
     if any(is_rewritten(key) for key, _, _ in rows):
-        return NodeScope(name, where, _of_label(name), nodes, unlabelled=True)
+        return NodeScope(name, where, {"matchLabels": {LABEL_POOL: name}}, nodes, unlabelled=True)
     others = [
         _filled(key=key, operator=operator, values=list(values))
         for key, operator, values in rows
@@ -105,7 +105,7 @@ def whole_fleet(card: str) -> NodeScope:
     """Return the scope of all nodes whose GPUs Prometheus knows. Its policy is named after `card`, or `pool` if that
     gives no name, and selects a pool label of that name, which the nodes do not have yet (`unlabelled`)."""
     name = pool_name(card) or "pool"
-    return NodeScope(name, "all nodes in Prometheus", _of_label(name), unlabelled=True)
+    return NodeScope(name, "all nodes in Prometheus", {"matchLabels": {LABEL_POOL: name}}, unlabelled=True)
 
 
 def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[str, ...]]:
@@ -131,12 +131,7 @@ def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[st
             " -l gpusharing.dev/pool=a"
         )
     name = pool_name(f"{scope.name}-{card}") or "pool"
-    return replace(scope, name=name, selector=_of_label(name), unlabelled=True), ()
-
-
-def _of_label(name: str) -> dict[str, Any]:
-    """Return a node selector for nodes whose pool label is `name`."""
-    return {"matchLabels": {LABEL_POOL: name}}
+    return replace(scope, name=name, selector={"matchLabels": {LABEL_POOL: name}}, unlabelled=True), ()
 
 
 async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
