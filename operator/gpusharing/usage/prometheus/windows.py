@@ -79,13 +79,11 @@ class Days:
         fails or its result cannot be read."""
         # A single point needs no step, and a proxy would move it to a multiple of one.
         step = self.seconds if len(self.ends) > 1 else 1
-        answers: list[list[Series]] = [[] for _ in self.ends]
-        for series in await prometheus.between_all(query, self.ends[0], self.ends[-1], step):
-            for at, value in series.points:
-                for end, answer in zip(self.ends, answers, strict=True):
-                    if abs(at - end) < 1:
-                        answer.append(Series(series.labels, ((at, value),)))
-        return answers
+        found = await prometheus.between_all(query, self.ends[0], self.ends[-1], step)
+        return [
+            [Series(one.labels, (point,)) for one in found for point in one.points if abs(point[0] - end) < 1]
+            for end in self.ends
+        ]
 
     async def read(self, prometheus: Prometheus, queries: Mapping[str, str]) -> list[Answers]:
         """Run these queries concurrently and return their answers for each stretch, in the order of `ends`, by the

@@ -184,8 +184,7 @@ class Absences:
 
 def _by_node(answer: Iterable[Series]) -> dict[str, float]:
     """Return the value of each series by the name of its node, which is empty if the series has no label `node`. Of
-    several series of one node the last counts. Values that are not a number, or too large to be a time, are left out.
-    """
+    several series of a node the last counts. Values that are not a number or too large to be a time are left out."""
     return {series.node: series.value for series in answer if abs(series.value) <= CLOCKS[1]}
 
 

@@ -26,8 +26,7 @@ REMEDY = (
 )
 """What to do about an unknown price."""
 MOST = 1e15
-"""The highest plausible price, and the highest plausible number of seconds in a counter. Higher values are left out.
-"""
+"""The highest plausible price, and the highest plausible seconds in a counter. Higher values are left out."""
 NO_NUMBER = "that is not a number"
 """The reason given for a value that is NaN."""
 CHOOSE = "choose one with --selector"
