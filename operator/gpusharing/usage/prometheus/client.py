@@ -345,7 +345,7 @@ class Prometheus:
     async def _call(self, place: Endpoint, path: str, parameters: Mapping[str, str]) -> WebAnswer:
         """Send one GET request to `place`, with its Authorization header if it has one, without following redirects,
         and return the response even if its HTTP status is an error. Raises Trouble if there is no response within
-        SECONDS, or one of more than MOST_BYTES."""
+        SECONDS, and as soon as more than MOST_BYTES of it have arrived."""
         headers = {"Authorization": place.authorization} if place.authorization else {}
         try:
             async with self.session.get(
@@ -358,7 +358,13 @@ class Prometheus:
                 # A redirect could send our credentials to another server.
                 allow_redirects=False,
             ) as response:
-                return answer_of(response.status, response.content_type, await _body(response, place))
+                body = bytearray()
+                async for part in response.content.iter_any():
+                    body += part
+                    if len(body) > MOST_BYTES:
+                        size = f"a response from {place.where} is larger than {MOST_BYTES >> 20} MiB"
+                        raise Trouble(f"{size}: narrow the query with --selector")
+                return answer_of(response.status, response.content_type, bytes(body))
         except TimeoutError as error:
             raise Trouble(f"{place.where} did not respond within {SECONDS:g} s: {LESS}") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -436,18 +442,6 @@ def _text(name: str, flag: str) -> str:
         return Path(name).read_text().strip()
     except (OSError, ValueError) as error:
         raise Trouble(f"{flag} {name} cannot be read: {error_text(error)}") from error
-
-
-async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
-    """Return the body of a response. Raises Trouble as soon as more than MOST_BYTES have arrived."""
-    body = bytearray()
-    async for part in response.content.iter_any():
-        body += part
-        if len(body) > MOST_BYTES:
-            raise Trouble(
-                f"a response from {place.where} is larger than {MOST_BYTES >> 20} MiB: narrow the query with --selector"
-            )
-    return bytes(body)
 
 
 def _series(raw: Any) -> Series:
