@@ -67,7 +67,11 @@ async def read_usage(
     notes = ("memory and SM use are from the agents, read a moment ago",) if nodes - set(silent) else ()
     if not silent:
         return replace(live, notes=notes)
-    why = _explain(silent)
+    # At most three reasons are given, each with up to three of its nodes, and the number of the others.
+    nodes_of_reason: dict[Reason, list[str]] = {}
+    for node, reason in sorted(silent.items()):
+        nodes_of_reason.setdefault(reason, []).append(node)
+    why = some([f"{before} {some(names)}{after}" for (before, after), names in nodes_of_reason.items()])
     missing = f"memory and SM use{' of some pods' if live.by_pod else ''} are unknown: {why}"
     try:
         place = await find_place(session, service)
@@ -97,15 +101,6 @@ def _is_about(series: Series, bound: Mapping[Pod, str], silent: Mapping[str, Rea
     if pod is None:
         return not series.node or series.node in silent
     return bound.get(pod) in silent and series.node in ("", bound[pod])
-
-
-def _explain(silent: Mapping[str, Reason]) -> str:
-    """Return the reasons as clauses, in the order of the names of their nodes. At most three are given, each with up to
-    three of its nodes, and the number of the others."""
-    nodes: dict[Reason, list[str]] = {}
-    for node, reason in sorted(silent.items()):
-        nodes.setdefault(reason, []).append(node)
-    return some([f"{before} {some(names)}{after}" for (before, after), names in nodes.items()])
 
 
 async def _ask_agents(
