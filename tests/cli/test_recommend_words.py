@@ -14,7 +14,15 @@ from gpusharing.planning.gpus.cards import find_card
 from gpusharing.usage.prometheus.client import Series
 from gpusharing.usage.read.fold import part_of_card
 from gpusharing.usage.read.queries import hourly, latest, most_series, others_of, ownership, usage_count
-from gpusharing.usage.read.series import Device, DeviceLabels, PodOwners, devices_of, read_agent, read_dcgm
+from gpusharing.usage.read.series import (
+    Device,
+    DeviceLabels,
+    devices_of,
+    owner_of,
+    read_agent,
+    read_dcgm,
+    read_owners,
+)
 from gpusharing.usage.reckon.histogram import Sample
 from gpusharing.usage.reckon.needs import History, Holding, Workload
 from gpusharing.usage.say.recommend import now_of, sparkline
@@ -72,14 +80,14 @@ def test_the_agents_devices_are_those_of_dcgm() -> None:
     ],
 )
 def test_without_owners_the_generated_part_of_a_name_is_left_out(pod: str, workload: tuple[str, str]) -> None:
-    assert PodOwners.of([], [], []).find(("team-a", pod)) == workload
+    assert owner_of(("team-a", pod), {}) == workload
 
 
 def test_owners_are_followed_to_what_people_wrote() -> None:
     def owner(kind: str, name: str, **labels: str) -> Series:
         return series({"namespace": "team-a", "owner_kind": kind, "owner_name": name, **labels})
 
-    owners = PodOwners.of(
+    owners = read_owners(
         [
             owner("ReplicaSet", "llm-1", pod="a"),
             owner("ReplicaSet", "bare-1", pod="b"),
@@ -91,7 +99,7 @@ def test_owners_are_followed_to_what_people_wrote() -> None:
         [owner("Deployment", "llm", replicaset="llm-1"), owner("<none>", "<none>", replicaset="bare-1")],
         [owner("CronJob", "night", job_name="night-1")],
     )
-    found = {pod: owners.find(("team-a", pod)) for pod in "abcde"}
+    found = {pod: owner_of(("team-a", pod), owners) for pod in "abcde"}
     assert found == {
         "a": ("deployment", "llm"),
         "b": ("replicaset", "bare-1"),
@@ -99,7 +107,7 @@ def test_owners_are_followed_to_what_people_wrote() -> None:
         "d": ("statefulset", "vllm"),
         "e": ("pod", "e"),
     }
-    assert owners.find(("team-b", "f")) == ("raycluster", "ray")
+    assert owner_of(("team-b", "f"), owners) == ("raycluster", "ray")
 
 
 def test_what_chooses_devices_chooses_no_series_of_others() -> None:

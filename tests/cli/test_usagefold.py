@@ -12,7 +12,7 @@ from gpusharing.planning.gpus.cards import find_card
 from gpusharing.usage.prometheus.client import Series
 from gpusharing.usage.read.fold import Fold, HourAnswers, Record
 from gpusharing.usage.read.histories import find_pool
-from gpusharing.usage.read.series import PodOwners, devices_of
+from gpusharing.usage.read.series import devices_of
 from gpusharing.usage.read.usage import add_gpus
 from gpusharing.usage.reckon.needs import History
 
@@ -32,9 +32,7 @@ def part(
 ) -> HourAnswers:
     """What dcgm-exporter and the agents tell."""
     info = Series({"uuid": "MIG-1", "gpu_uuid": "GPU-1", "instance_id": "7"}, ((0.0, 1.0),))
-    return HourAnswers(
-        used, live, (), own, held, (), PodOwners.of((), (), ()), {}, frozenset(), devices_of((info,))
-    )
+    return HourAnswers(used, live, (), own, held, (), {}, {}, frozenset(), devices_of((info,)))
 
 
 def folded(found: HourAnswers) -> Fold:
@@ -277,7 +275,7 @@ def test_when_an_agent_reported_a_gpu_last_counts() -> None:
 
 @pytest.mark.parametrize("there", [True, False], ids=["its node is there", "its node is gone"])
 def test_a_cron_job_counts_whether_the_node_of_its_last_run_is_there_or_not(*, there: bool) -> None:
-    owners = PodOwners({("a", "train-1-x"): ("Job", "train-1")}, {}, {("a", "train-1"): ("CronJob", "train")})
+    owners = {("a", "train-1-x"): ("CronJob", "train")}
     elsewhere = {"UUID": "GPU-9", "Hostname": "gpu-9"}
     used = [
         series("llm", dict.fromkeys(range(HOURS), 6144.0)),

@@ -15,7 +15,7 @@ from math import isnan, nan
 
 from gpusharing.planning.gpus.cards import Card, find_card
 from gpusharing.usage.prometheus.client import Series
-from gpusharing.usage.read.series import MIB, Device, DeviceLabels, Pod, PodOwners, read_agent, read_dcgm
+from gpusharing.usage.read.series import MIB, Device, DeviceLabels, Pod, owner_of, read_agent, read_dcgm
 from gpusharing.usage.reckon.needs import Workload
 
 MOST_MIB = 1 << 20
@@ -41,8 +41,8 @@ class HourAnswers:
     """The slices that each pod holds at the end of each hour, by our agent."""
     sm: Sequence[Series]
     """The 95th percentile of the SM activity in each hour, 0 to 1, by our agent."""
-    owners: PodOwners
-    """The owners of the pods."""
+    owners: Mapping[Pod, tuple[str, str]]
+    """Kind and name of the workload of each pod (`read_owners`). A pod about which nothing is known is missing."""
     declared: Mapping[Pod, int]
     """The bytes of GPU memory that the annotation of each pod declares."""
     exporters: frozenset[Pod]
@@ -352,9 +352,9 @@ class Fold:
         owner, the pod is added to `unnamed`; its workload has the kind UNNAMED and the pod's name without the generated
         suffix, so such pods may share one. A pod that is known to have no owner is its own workload."""
         if pod not in self._workloads:
-            if pod not in self._part.owners.pods:
+            if pod not in self._part.owners:
                 self.unnamed.add(pod)
-            self._workloads[pod] = Workload(pod[0], *self._part.owners.find(pod))
+            self._workloads[pod] = Workload(pod[0], *owner_of(pod, self._part.owners))
         return self._workloads[pod]
 
     @staticmethod

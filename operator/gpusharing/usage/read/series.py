@@ -111,48 +111,33 @@ _HASH = "[bcdfghjklmnpqrstvwxz2456789]"
 _SUFFIX = re.compile(rf"(?:(?:-{_HASH}{{5,10}})?-{_HASH}{{5}}|-[0-9]+)\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class PodOwners:
-    """The owners of pods, ReplicaSets and Jobs, as kube-state-metrics reports them."""
+def read_owners(
+    pods: Iterable[Series], replicasets: Iterable[Series], jobs: Iterable[Series]
+) -> dict[Pod, tuple[str, str]]:
+    """Return the kind and name of the workload of each pod in the series kube_pod_owner. A Deployment or CronJob is
+    found through its ReplicaSet or Job, in the series kube_replicaset_owner and kube_job_owner. If that has no known
+    owner, it is returned itself. A pod without an owner is its own workload (`pod`). Of several series about one object
+    the last counts. Series in `pods` that name no pod are ignored."""
+    above = {
+        (kind, exported_label(series, "namespace"), exported_label(series, label)): _owner(series)
+        for kind, label, answer in (("ReplicaSet", "replicaset", replicasets), ("Job", "job_name", jobs))
+        for series in answer
+    }
+    owners: dict[Pod, tuple[str, str]] = {}
+    for series in pods:
+        if (pod := pod_of(series.labels)) is not None:
+            kind, name = _owner(series)
+            direct = (kind, name) if kind else ("pod", pod[1])
+            owner = above.get((kind, pod[0], name), direct)
+            owners[pod] = owner if owner[0] else direct
+    return owners
 
-    pods: Mapping[Pod, tuple[str, str]]
-    """Kind and name of the owner of each pod; both are empty if it has none."""
-    replicasets: Mapping[Pod, tuple[str, str]]
-    """Kind and name of the owner of each ReplicaSet, by its namespace and name."""
-    jobs: Mapping[Pod, tuple[str, str]]
-    """Kind and name of the owner of each Job, by its namespace and name."""
 
-    @classmethod
-    def of(cls, pods: Iterable[Series], replicasets: Iterable[Series], jobs: Iterable[Series]) -> "PodOwners":
-        """Read the owners from the series kube_pod_owner, kube_replicaset_owner and kube_job_owner. Of several series
-        about one object the last counts. Series in `pods` that name no pod are ignored."""
-        return cls(
-            {pod: _owner(series) for series in pods if (pod := pod_of(series.labels)) is not None},
-            {
-                (exported_label(series, "namespace"), series.labels.get("replicaset", "")): _owner(series)
-                for series in replicasets
-            },
-            {
-                (exported_label(series, "namespace"), exported_label(series, "job_name")): _owner(series)
-                for series in jobs
-            },
-        )
-
-    def find(self, pod: Pod) -> tuple[str, str]:
-        """Return the kind, in lower case, and the name of a pod's workload. A Deployment or CronJob is found through
-        the ReplicaSet or Job. If that has no known owner, it is returned itself. A pod without an owner is its own
-        workload (`pod`). If nothing is known about the pod, return UNNAMED and the pod's name without the generated
-        suffix."""
-        namespace, name = pod
-        if pod not in self.pods:
-            return UNNAMED, _SUFFIX.sub("", name, count=1)
-        kind, owner = self.pods[pod]
-        if not kind:
-            return "pod", name
-        owners = {"ReplicaSet": self.replicasets, "Job": self.jobs}.get(kind, {})
-        above = owners.get((namespace, owner), ("", ""))
-        kind, owner = above if above[0] else (kind, owner)
-        return kind.lower(), owner
+def owner_of(pod: Pod, owners: Mapping[Pod, tuple[str, str]]) -> tuple[str, str]:
+    """Return the kind, in lower case, and the name of a pod's workload. If the pod is not in `owners`, because nothing
+    is known about it, return UNNAMED and the pod's name without the generated suffix."""
+    kind, name = owners.get(pod) or (UNNAMED, _SUFFIX.sub("", pod[1], count=1))
+    return kind.lower(), name
 
 
 def _owner(series: Series) -> tuple[str, str]:

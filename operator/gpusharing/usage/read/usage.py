@@ -18,7 +18,7 @@ from gpusharing.usage.prometheus.windows import DAY, MOST_POINTS, find_gaps
 from gpusharing.usage.read import queries
 from gpusharing.usage.read.fold import Fold, Gpu, HourAnswers
 from gpusharing.usage.read.queries import ACTIVE, ANNOTATION, HOUR, OWN, USED
-from gpusharing.usage.read.series import MIB, Pod, PodOwners, devices_of, exported_label, pod_of, read_dcgm
+from gpusharing.usage.read.series import MIB, Pod, devices_of, exported_label, pod_of, read_dcgm, read_owners
 
 MOST_SERIES = 100_000
 """The highest number of series at one time that is read. Above it the user has to select some of them."""
@@ -103,7 +103,7 @@ async def _read_part(
         )
     return HourAnswers(
         **hours_of,
-        owners=PodOwners.of(pods, replicasets, jobs),
+        owners=read_owners(pods, replicasets, jobs),
         declared=_declared(annotated, remarks),
         exporters=frozenset(
             (exported_label(series, "namespace"), series.labels.get("pod", "")) for series in exporters
