@@ -75,14 +75,12 @@ def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
         slices = f"{SLICES}{_of_devices(query)}[{seconds}s:{POINTS}]"
         queries["slices"] = f"sum by ({_ON_NODES}, resource) (sum_over_time({slices}))"
     if label := label_of(query.by):
-        matchers = ",".join(filter(None, (_others(query), f'{label}!=""')))
+        chosen = braced(_others(query), f'{label}!=""')
         # When each label was last seen: a namespace may have been deleted, or have a new owner.
-        last = f"timestamp(kube_namespace_labels{{{matchers}}})[{seconds}s:{POINTS}]"
+        last = f"timestamp(kube_namespace_labels{chosen})[{seconds}s:{POINTS}]"
         queries["labels"] = f"max by ({NAMESPACE}, {EXPORTED}, {label}) (max_over_time({last}))"
         # A Prometheus that does not honor labels has the name of the namespace in another label.
-        named = (
-            f'label_replace(kube_namespace_labels{{{matchers}}}, "{NAMESPACE}", "$1", "{EXPORTED}", "(.+)")'
-        )
+        named = f'label_replace(kube_namespace_labels{chosen}, "{NAMESPACE}", "$1", "{EXPORTED}", "(.+)")'
         values = f"count by ({NAMESPACE}) (group by ({NAMESPACE}, {label}) ({named})) > 1"
         queries["rival labels"] = f"count_over_time(({values})[{seconds}s:{POINTS}]) > {_moments(seconds)}"
     return queries
