@@ -81,9 +81,8 @@ async def read_metered(
     parts, gpus = defaultdict[NodePool, float](float), defaultdict[NodePool, float](float)
     labelled, unlabelled, teams, rivals = False, 0, tenants.Teams(query.by), set[str]()
     sightings: list[Sightings] = []
-    all_faults: dict[str, None] = {}
+    faults: dict[str, None] = {}
     async for day, seen in _read_all(prometheus, query, progress):
-        faults: list[str] = []
         day.update({name: list(_credible(day[name], faults)) for name in COUNTERS})
         prices, teams = read_prices(day, query.currency), tenants.read_teams(day, query.by)
         _sum(parts, chain.from_iterable(day[part] for part in Part))
@@ -91,12 +90,12 @@ async def read_metered(
         day.update(tenants.divide(day))
         holders = _add(metered, day, prices, unpriced, teams)
         rivals |= teams.rivals & holders
-        all_faults |= dict.fromkeys((*faults, *prices.faults))
+        faults |= dict.fromkeys(prices.faults)
         metered.simulated |= nodes_of(day["simulated"]) & seen.nodes
         sightings.append(seen)
         unlabelled += bool(queries.label_of(query.by) and holders and not teams.last)
         labelled |= bool(teams.last)
-    metered.missing += all_faults
+    metered.missing += faults
     metered.missing += tenants.describe_labels(unlabelled, rivals, query.by, never=not labelled)
     metered.missing += _unpriced(unpriced)
     metered.missing += _lacking(parts, gpus, query.end - query.start)
@@ -265,16 +264,16 @@ async def read_price(prometheus: Prometheus, query: MeterQuery, nodes: Iterable[
     return replace(exact[0], amount=sum((price.amount for price in exact), Fraction()) / len(exact))
 
 
-def _credible(answer: Iterable[Series], faults: list[str]) -> Iterator[Series]:
-    """Yield the series whose value is plausible: between -MOST and MOST. For each other series, add a sentence to
-    `faults`."""
+def _credible(answer: Iterable[Series], faults: dict[str, None]) -> Iterator[Series]:
+    """Yield the series whose value is plausible: between -MOST and MOST. For each other series, add a sentence to the
+    keys of `faults`."""
     for series in answer:
         if abs(series.value) <= MOST:
             yield series
         else:
             why = NO_NUMBER if math.isnan(series.value) else "no node has that many GPUs"
             value = f"the value {series.value:g} s of a meter counter on {series.node or 'a node'}"
-            faults.append(f"{value} is ignored: {why}")
+            faults[f"{value} is ignored: {why}"] = None
 
 
 def _add(
