@@ -154,8 +154,7 @@ class Board:
     async def _draw(self, query: Mapping[str, str]) -> list[Markup]:
         """Return the content of the page for this query: what `why` says about its `subject`; else what `free` says by
         its `by`; else its `policy` with all nodes; else all pools with at most MOST nodes each. Pools have a warning
-        above them while the cluster cannot be followed. Raises Trouble if an object does not exist or cannot be read.
-        """
+        above them while the cluster cannot be followed. Raises Trouble if an object is missing or cannot be read."""
         if subject := query.get("subject", "").strip():
             sheet = Sheet(StringIO())
             await why.run(self.session, Namespace(**vars(self.typed) | {"subject": subject}), sheet)

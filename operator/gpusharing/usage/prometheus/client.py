@@ -139,11 +139,10 @@ def stranger(what: str, where: str) -> Trouble:
 
 
 def unreachable(error: Exception, where: str, through: str) -> Trouble:
-    """Return the Trouble for a query that failed without a response. The remedy depends on `error`: a certificate that
-    is not trusted, a server that demands a client certificate, another failure of TLS, an invalid address, or anything
-    else, which is described as no Prometheus responding. In the last case, if the server closed the connection to an
-    https address, the message adds that it may require a client certificate. For `where` and `through` see `refused`.
-    """
+    """Return the Trouble for a query that got no response. The remedy depends on `error`: a certificate that is not
+    trusted, a server that demands a client certificate, another failure of TLS, an invalid address, or anything else,
+    which is described as no Prometheus responding. In the last case, if the server closed the connection to an https
+    address, the message adds that it may require a client certificate. For `where` and `through` see `refused`."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _untrusted(error.certificate_error, where, through)
     if WANTS_CLIENT in str(error):

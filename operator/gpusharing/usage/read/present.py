@@ -126,8 +126,7 @@ async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Series], 
     """Query one agent at its port named `metrics`, or PORT without such a port; `agent` is its raw pod. Return its
     node, its series, and the reason why none of them is about a pod, which is to be ignored if one is. If the user may
     not query the agent or it does not respond, there are no series and the reason says so; no error is raised. An agent
-    that gives its metrics only to a token is not queried, because the API server's proxy removes the token of the user.
-    """
+    that gives its metrics only to a token is not queried, because the API server's proxy removes the user's token."""
     node, place = text(agent, "spec", "nodeName"), section(agent, "metadata")
     if has_secure_metrics(section(agent, "spec")):
         reason = "the metrics on", " need a token, which the API server does not pass on to the agent"
