@@ -166,10 +166,8 @@ def _untrusted(error: Exception, where: str, through: str) -> Trouble:
     on `through`. For `where` and `through` see `refused`."""
     code = error.verify_code if isinstance(error, ssl.SSLCertVerificationError) else 0
     if code in OTHER_NAME:
-        setting = (
-            f"tls-server-name for {through} in the kubeconfig" if through else "the host in --prometheus"
-        )
-        remedy = f"It was issued for another name: set {setting} to a name that it contains"
+        host = f"tls-server-name for {through} in the kubeconfig" if through else "the host in --prometheus"
+        remedy = f"It was issued for another name: set {host} to a name that it contains"
     elif code in OLD:
         remedy = "It has expired: have it renewed on the server, or correct the clock here"
     elif code in EARLY:

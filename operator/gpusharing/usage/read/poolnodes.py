@@ -173,9 +173,8 @@ def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> No
     labels, annotations = (texts(section(raw, "metadata", key)) for key in ("labels", "annotations"))
     lasting = {key: value for key, value in annotations.items() if key not in _OF_THE_OLD}
     metadata = _filled(labels=labels, annotations=lasting)
-    return NodeScope(
-        name, f"policy {name}", selector, selected - lost.keys(), spec, metadata, remarks=remarks
-    )
+    where, left = f"policy {name}", selected - lost.keys()
+    return NodeScope(name, where, selector, left, spec, metadata, remarks=remarks)
 
 
 def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row]) -> frozenset[str]:

@@ -81,9 +81,8 @@ class Prices:
             several = f"{name} had several currencies on that day ({', '.join(sorted(by_currency))})"
             return f"{several}, for example because several clusters have it, or because it was changed: {CHOOSE}"
         if subject in self.rivals:
-            return (
-                f"{name} has several prices at once, for example because several clusters have it: {CHOOSE}"
-            )
+            several = f"{name} has several prices at once"
+            return f"{several}, for example because several clusters have it: {CHOOSE}"
         ((currency, amount),) = by_currency.items()
         return Price(amount, currency, source)
 

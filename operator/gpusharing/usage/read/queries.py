@@ -121,9 +121,8 @@ def mark_query(query: MeterQuery) -> str:
 def _side_by_side(queries: Mapping[str, str]) -> str:
     """Return one query for the results of all `queries`, in which the label `what` has the name of each. A series that
     several of them return is in the result once for each name."""
-    return " or ".join(
-        f'label_replace({promql}, "what", "{name}", "", "")' for name, promql in queries.items()
-    )
+    marked = (f'label_replace({promql}, "what", "{name}", "", "")' for name, promql in queries.items())
+    return " or ".join(marked)
 
 
 def _suspects(query: MeterQuery, days: Days) -> str:

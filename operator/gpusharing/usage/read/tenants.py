@@ -147,13 +147,10 @@ def _split(
     """Return a series for each pod in `weights`, with the labels in `more` and with the namespace and name of the pod.
     Its value is that of `series`, times the pod's weight, divided by `whole`, so the values only add up to that of
     `series` if `whole` is the sum of the weights. Empty without weights; otherwise `whole` must be above 0."""
-    (at, value) = series.points[-1]
+    labels, (at, value) = {**series.labels, **more, EXPORTED: ""}, series.points[-1]
     return [
-        Series(
-            {**series.labels, **more, NAMESPACE: pod[0], EXPORTED: "", "pod": pod[1]},
-            ((at, value * each / whole),),
-        )
-        for pod, each in weights.items()
+        Series({**labels, NAMESPACE: namespace, "pod": name}, ((at, value * each / whole),))
+        for (namespace, name), each in weights.items()
     ]
 
 

@@ -57,9 +57,8 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
         lost="usage during that time is unknown",
         points=min(MOST_POINTS, SAMPLES / most_series_at_once),
     )
-    allocatable, infos, slices = await side_by_side(
-        *(prometheus.instant(query, fold.end) for query in queries.latest(selector))
-    )
+    latest = (prometheus.instant(query, fold.end) for query in queries.latest(selector))
+    allocatable, infos, slices = await side_by_side(*latest)
     add_gpus(fold, infos)
     fold.slices = {(series.node, series.labels.get("resource", "")): series.value for series in slices}
     remarks: list[str] = []
@@ -106,7 +105,7 @@ async def _read_part(
         owners=read_owners(pods, replicasets, jobs),
         declared=_declared(annotated, remarks),
         exporters=frozenset(
-            (exported_label(series, "namespace"), series.labels.get("pod", "")) for series in exporters
+            (exported_label(one, "namespace"), one.labels.get("pod", "")) for one in exporters
         ),
         devices=devices_of(infos),
         simulated=nodes_of(simulated),
