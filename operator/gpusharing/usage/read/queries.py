@@ -63,14 +63,20 @@ def label_of(by: str) -> str:
 
 def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
     """Return the queries of a bill, except those of `growth_queries`, by the name of their answer: `suspects` (see
-    `_suspects`), `fractions` (see `_fractions`), `opencost`, `policies`, `products` and `rivals` (see `_prices`),
-    `slices`, `labels` and `rival labels`. They must be evaluated at the end of each stretch of `days`. `slices`, the
-    slices of pods, is only included in a bill by pod, and the last two, the labels of namespaces, only in a bill by
-    such a label. `rival labels` is for namespaces that had several values of the label at one time, at more points than
-    `_moments` allows, such as namespaces of the same name in several clusters."""
-    seconds = days.seconds
-    queries = {"suspects": _suspects(query, days), "fractions": _fractions(query, seconds)}
-    queries |= _prices(query, seconds)
+    `_suspects`), `fractions`, `opencost`, `policies`, `products` and `rivals` (see `_prices`), `slices`, `labels` and
+    `rival labels`. They must be evaluated at the end of each stretch of `days`. `fractions` is for the GPU-seconds that
+    HAMi allocated to each pod in the stretch, by the part of each GPU's memory. `slices`, the slices of pods, is only
+    included in a bill by pod, and the last two, the labels of namespaces, only in a bill by such a label. `rival
+    labels` is for namespaces that had several values of the label at one time, at more points than `_moments` allows,
+    such as namespaces of the same name in several clusters."""
+    seconds, others = days.seconds, braced(_others(query))
+    # HAMi's scheduler has reported both metrics since v2.9.0 (Project-HAMi/HAMi v2.10.0, cmd/scheduler/metrics.go).
+    sizes = f"max by (device_uuid) (hami_gpu_memory_limit_bytes{others})"
+    # The schedulers of two replicas report the same.
+    memory = f"max by ({_ON_NODES}, container_index, device_uuid) (hami_vgpu_memory_allocated_bytes{others})"
+    parts = f"({memory} / on (device_uuid) group_left () {sizes})[{seconds}s:{POINTS}]"
+    fractions = f"{STEP} * sum by ({_ON_NODES}) (sum_over_time({parts} offset 1ms))"
+    queries = {"suspects": _suspects(query, days), "fractions": fractions, **_prices(query, seconds)}
     if query.by == POD:
         slices = f"{SLICES}{_of_devices(query)}[{seconds}s:{POINTS}]"
         queries["slices"] = f"sum by ({_ON_NODES}, resource) (sum_over_time({slices}))"
@@ -196,18 +202,6 @@ def device_queries(query: MeterQuery, nodes: str = "", span: str = "") -> dict[s
         "shared": f"max by (node, resource) ({over}(gpusharing_device_slices{chosen}))",
         "cards": f"max by (node, product) ({over}({INFO_OF_GPUS}{chosen}))",
     }
-
-
-def _fractions(query: MeterQuery, seconds: int) -> str:
-    """Return the query for the GPU-seconds that HAMi allocated to each pod in the last `seconds`, by the part of each
-    GPU's memory. HAMi's scheduler has reported both metrics since v2.9.0 (Project-HAMi/HAMi v2.10.0,
-    cmd/scheduler/metrics.go)."""
-    others = braced(_others(query))
-    sizes = f"max by (device_uuid) (hami_gpu_memory_limit_bytes{others})"
-    # The schedulers of two replicas report the same.
-    memory = f"max by ({_ON_NODES}, container_index, device_uuid) (hami_vgpu_memory_allocated_bytes{others})"
-    parts = f"{memory} / on (device_uuid) group_left () {sizes}"
-    return f"{STEP} * sum by ({_ON_NODES}) (sum_over_time(({parts})[{seconds}s:{POINTS}] offset 1ms))"
 
 
 def users_query(query: MeterQuery, seconds: int, nodes: str) -> str:
