@@ -73,11 +73,10 @@ async def read_inventory(session: Session, namespace: str, labels: str) -> Inven
     if inventory.no_nodes and labels:
         raise Trouble(f"-l {labels} selects nodes, but {inventory.no_nodes}")
     if inventory.no_nodes and inventory.blind:
-        other = (
-            f"You are not allowed to list pods in namespace {inventory.namespace} either; choose another namespace with"
-            " -n NAME"
+        raise Trouble(
+            f"{inventory.no_nodes}. You are not allowed to list pods in namespace {inventory.namespace} either; choose"
+            " another namespace with -n NAME"
         )
-        raise Trouble(f"{inventory.no_nodes}. {other}")
     if not (inventory.no_nodes or inventory.no_pods):
         return inventory
     stocks = inventory.stocks

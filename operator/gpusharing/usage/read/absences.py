@@ -89,13 +89,9 @@ async def find_absences(
     absences.add({}, _by_node(before), {}, [])
     for each in sightings:
         steady = each.nodes - each.suspects
+        since, until = dict.fromkeys(steady, each.start), dict.fromkeys(steady, each.end)
         firsts, lasts, counts = (each.presence[name] for name in PRESENCE[:3])
-        absences.add(
-            {**dict.fromkeys(steady, each.start), **firsts},
-            {**dict.fromkeys(steady, each.end), **lasts},
-            counts,
-            each.holes,
-        )
+        absences.add({**since, **firsts}, {**until, **lasts}, counts, each.holes)
     absences.add(_by_node(after), {}, {}, [])
     return absences
 

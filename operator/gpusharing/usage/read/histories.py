@@ -113,8 +113,7 @@ def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
     are none, or if they are of several models; an unknown model counts as one."""
     gpus = {uuid: gpu for uuid, gpu in fold.gpus.items() if gpu.last > latest - PRESENT}
     if not gpus:
-        card = fold.card
-        model = f" of model {card.key}" if card else ""
+        model = f" of model {fold.card.key}" if fold.card else ""
         raise Trouble(
             f"Prometheus has no data on GPUs{model} of {where}; nodes are identified by the node label, or"
             " otherwise by Hostname"

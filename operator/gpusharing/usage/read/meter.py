@@ -412,13 +412,11 @@ def _refuse(node: str, differ: Mapping[str, Sequence[str]]) -> None:
         )
     twice = f"{node} would be billed twice: its series differ in the label {label} ({values})"
     if label in TARGET and label not in CHOSEN:
-        others = "".join(
-            f", and {name} ({', '.join(differ[name][:5])})" for name in sorted(differ) if name != label
-        )
+        others = [f", and {name} ({', '.join(differ[name][:5])})" for name in sorted(differ) if name != label]
         raise Trouble(
-            f"{twice}{others}, and several were scraped at the same time, for example because two agents run there or"
-            " one is scraped at two addresses. Stop one, then use a window that begins later, such as --window 1d. Do"
-            " not select by these labels: they may change when an agent restarts"
+            f"{twice}{''.join(others)}, and several were scraped at the same time, for example because two agents run"
+            " there or one is scraped at two addresses. Stop one, then use a window that begins later, such as --window"
+            " 1d. Do not select by these labels: they may change when an agent restarts"
         )
     if label in OF_PARTS:
         raise Trouble(

@@ -69,11 +69,9 @@ def read_teams(answers: Mapping[str, Iterable[Series]], by: str) -> Teams:
     of values seen last at the same time, the last by name. Both answers are empty in a bill that is not by a label."""
     label = label_of(by)
     ordered = sorted(answers["labels"], key=lambda series: (series.value, series.labels.get(label, "")))
-    return Teams(
-        by,
-        {exported_label(series, NAMESPACE): series.labels.get(label, "") for series in ordered},
-        frozenset(exported_label(series, NAMESPACE) for series in answers["rival labels"]),
-    )
+    last = {exported_label(series, NAMESPACE): series.labels.get(label, "") for series in ordered}
+    rivals = frozenset(exported_label(series, NAMESPACE) for series in answers["rival labels"])
+    return Teams(by, last, rivals)
 
 
 def describe_labels(days: int, rivals: Set[str], label: str, *, never: bool) -> Iterator[str]:
