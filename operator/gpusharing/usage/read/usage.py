@@ -4,6 +4,7 @@ The use is reported by dcgm-exporter, with either of its label sets, by our agen
 come from kube-state-metrics, if it is there.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from math import isnan
 
@@ -149,16 +150,13 @@ def _replicas(allocatable: Iterable[Series], used: Iterable[Series], fold: Fold)
     """Return, by node, how many times each GPU is advertised: the number in `allocatable` divided by the known GPUs of
     the node, rounded down, or the highest result if a node has several such numbers. Only nodes that advertise each
     GPU more than once are included. GPUs are known from `used` and `fold`."""
-    gpus: dict[str, set[str]] = {}
-    for series in used:
-        labels = read_dcgm(series, frozenset())
-        gpus.setdefault(labels.node, set()).add(labels.device.gpu)
-    for uuid, gpu in fold.gpus.items():
-        gpus.setdefault(gpu.node, set()).add(uuid)
+    known = {(gpu.node, uuid) for uuid, gpu in fold.gpus.items()}
+    known |= {(labels.node, labels.device.gpu) for labels in (read_dcgm(one, frozenset()) for one in used)}
+    gpus = Counter(node for node, _ in known)
     replicas: dict[str, int] = {}
     for series in allocatable:
         node = exported_label(series, "node")
-        times = int(series.value) // len(gpus[node]) if gpus.get(node) else 0
+        times = int(series.value) // gpus[node] if gpus[node] else 0
         if times > 1:
             replicas[node] = max(times, replicas.get(node, 0))
     return replicas
