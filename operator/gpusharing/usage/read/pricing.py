@@ -16,7 +16,6 @@ from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.usage.prometheus.client import Series
 from gpusharing.usage.reckon.bills import MICROS, Price
 
-OPENCOST, POLICY, CHART = "OpenCost", "policy", "chart"
 OPENCOST_METRIC = "node_gpu_hourly_cost"
 POLICY_METRIC = "gpusharing_policy_gpu_hourly_price"
 PRODUCT_METRIC = "gpusharing:product_gpu_hourly_price"
@@ -61,14 +60,14 @@ class Prices:
         price is ambiguous. The chart must have a price for every product of the node, and these prices must be the
         same. The clause says whether there is no price, an invalid one, an ambiguous one, or different ones."""
         if ("node", node) in self.amounts:
-            return self._only(("node", node), OPENCOST)
+            return self._only(("node", node), "OpenCost")
         if ("policy", policy) in self.amounts:
-            return self._only(("policy", policy), POLICY)
+            return self._only(("policy", policy), "policy")
         cards = [("product", card) for card in sorted(self.cards.get(node, ()))]
         if not cards or any(card not in self.amounts for card in cards):
             invalid = not {("node", node), ("policy", policy), *cards}.isdisjoint(self.faults.values())
             return "the price in Prometheus is invalid and is left out" if invalid else "Prometheus has none"
-        prices = [self._only(card, CHART) for card in cards]
+        prices = [self._only(card, "chart") for card in cards]
         if any(price != prices[0] for price in prices):
             return f"its GPUs ({', '.join(name for _, name in cards)}) have different prices"
         return prices[0]
