@@ -12,7 +12,7 @@ GPUs.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -96,16 +96,15 @@ async def find_absences(
     return absences
 
 
-def describe_absences(seconds: dict[str, float]) -> list[str]:
-    """Return a list with one sentence about the absent nodes, or an empty list if there are none. `seconds` has the
-    seconds of absence by node."""
-    if not seconds:
-        return []
-    return [
-        f"Prometheus has no samples from {_nodes(seconds, duration)} for part of the window, but has some from"
-        " before and after: if the agent restarted in between, or midnight in UTC was in between, some or all of that"
-        " time is not billed to anyone"
-    ]
+def describe_absences(seconds: Mapping[str, float]) -> Iterator[str]:
+    """Yield one sentence about the absent nodes, or nothing if there are none. `seconds` has the seconds of absence by
+    node."""
+    if seconds:
+        yield (
+            f"Prometheus has no samples from {_nodes(seconds, duration)} for part of the window, but has some from"
+            " before and after: if the agent restarted in between, or midnight in UTC was in between, some or all of"
+            " that time is not billed to anyone"
+        )
 
 
 class Absences:
@@ -202,7 +201,7 @@ async def find_losses(
         for node in ours & down.keys()
         if (seconds := silence_of(node, absences, down[node])) > SHORT
     }
-    missing = describe_absences({node: absences.seconds[node] for node in ours & absences.seconds.keys()})
+    missing = [*describe_absences({node: absences.seconds[node] for node in ours & absences.seconds.keys()})]
     remarks: list[str] = []
     if silent:
         missing.append(
