@@ -120,12 +120,10 @@ def _declared(annotated: Iterable[Series], remarks: list[str]) -> dict[Pod, int]
     declared: dict[Pod, int] = {}
     for series in annotated:
         pod, size = pod_of(series.labels), series.labels.get(ANNOTATION, "")
-        if pod is None:
-            continue
-        number = count(size)
-        if number is not None and number >= MIB:
+        number = count(size) or 0
+        if pod is not None and number >= MIB:
             declared[pod] = number
-        else:
+        elif pod is not None:
             remarks.append(
                 f"the annotation {ANNOTATION_GPU_MEMORY} of pod {'/'.join(pod)} is {size[:40]!r}, which is not a valid"
                 " size and is ignored: use a size such as 15Gi"
