@@ -9,7 +9,7 @@ is reported more than 5 % too high.
 Histograms are built anew for each recommendation, because Prometheus stores the samples (docs/adr/0048).
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from math import ceil, fsum, inf, isfinite, log
 from typing import NamedTuple
@@ -70,14 +70,10 @@ class Histogram:
     scale: Scale
     """The scale of the measured values."""
     weights: tuple[tuple[int, float], ...] = ()
-    """The index and weight of each bucket, in ascending order. A sample at `last` weighs 1, and one a half-life
+    """The index and weight of each bucket, in ascending order. The newest sample weighs 1, and one a half-life
     earlier 0.5."""
     samples: int = 0
     """How many samples were seen."""
-    first: datetime | None = None
-    """When the oldest sample was taken, or None without samples."""
-    last: datetime | None = None
-    """When the newest sample was taken, or None without samples."""
     lowest: float = inf
     """The exact value of the lowest sample, however old; infinite without samples."""
     highest: float = 0.0
@@ -98,23 +94,21 @@ class Histogram:
         return self.highest
 
 
-def build(scale: Scale, samples: Iterable[Sample | tuple[datetime, float]]) -> Histogram:
+def build(scale: Scale, samples: Sequence[Sample]) -> Histogram:
     """Return the histogram of samples, which may be in any order; an empty one without samples. The newest sample
     weighs 1, and older ones half as much for each HALF_LIFE; buckets of negligible weight are dropped. Raises
     ValueError if a value is negative, infinite or NaN."""
-    all_samples = [Sample(*sample) for sample in samples]
-    if not all_samples:
+    if not samples:
         return Histogram(scale)
-    wrong = next((sample for sample in all_samples if not isfinite(sample.value) or sample.value < 0), None)
+    wrong = next((sample for sample in samples if not isfinite(sample.value) or sample.value < 0), None)
     if wrong is not None:
         raise ValueError(f"{scale.name}: {wrong.value} at {wrong.at:%Y-%m-%d %H:%M} is not a measured value")
-    times, values = [sample.at for sample in all_samples], [sample.value for sample in all_samples]
-    last = max(times)
+    last, values = max(sample.at for sample in samples), [sample.value for sample in samples]
     weights: dict[int, list[float]] = {}
-    for sample in all_samples:
+    for sample in samples:
         weight = float(0.5 ** ((last - sample.at) / HALF_LIFE))
         weights.setdefault(scale.bucket(sample.value), []).append(weight)
     sums = {bucket: fsum(parts) for bucket, parts in weights.items()}
     least = max(sums.values()) * _NEGLIGIBLE
     kept = tuple(sorted((bucket, weight) for bucket, weight in sums.items() if weight >= least))
-    return Histogram(scale, kept, len(values), min(times), last, min(values), max(values))
+    return Histogram(scale, kept, len(values), min(values), max(values))

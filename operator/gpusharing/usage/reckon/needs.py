@@ -192,21 +192,28 @@ class Need:
 def find_need(history: History, card: Card, goal: Goal) -> Need:
     """Return what each pod of the workload needs on `card`, given its history. Raises ValueError if a sample is
     negative, infinite or not a number, or if activity is above 1. Activity with fewer than MIN_POINTS samples is
-    not checked."""
+    not checked, and the compute is then unknown."""
     memory = build(MEMORY, history.memory)
-    activity = _activity(history)
-    level = LEVELS[goal]
+    level, compute = LEVELS[goal], None
+    if history.activity is not None and len(history.activity) >= MIN_POINTS:
+        activity = build(ACTIVITY, history.activity)
+        if activity.highest > 1:
+            raise ValueError(
+                f"activity: {activity.highest} is not a fraction of a card; pass a number from 0 to 1, for example 0.35"
+            )
+        compute = activity.percentile(level.activity)
+    times = [sample.at for sample in history.memory]
     # From the beginning of the first hour to the end of the last.
-    span = memory.last - memory.first + _HOUR if memory.first and memory.last else timedelta(0)
+    span = max(times) - min(times) + _HOUR if times else timedelta(0)
     coverage = min(1.0, memory.samples * _HOUR / span) if span else 0.0
     peak = memory.percentile(MEMORY_PART)
-    compute = None if activity is None else activity.percentile(level.activity)
     doubts = _doubts(history, memory, compute, card, span, coverage)
-    needed = _memory(history, memory, peak, level, doubts)
     # The days that the samples span, or one for every 24 samples if that is fewer days.
     days = min(span / _DAY, memory.samples / 24)
-    confidence = Confidence.NONE if needed is None else _confidence(days)
-    reason = _reason(history, memory, span, days, doubts)
+    measured = ceil(max(level.headroom * peak, RARE * memory.highest))
+    needed, reason = _memory(history, measured, span, days, doubts)
+    enough = Confidence.LOW if days < 3 else Confidence.MEDIUM if days < 7 else Confidence.HIGH
+    confidence = Confidence.NONE if needed is None else enough
     idle = _part_of_activity(history, lambda value: value < IDLE)
     full = _part_of_activity(history, lambda value: value >= _ceiling(history))
     return Need(
@@ -214,29 +221,18 @@ def find_need(history: History, card: Card, goal: Goal) -> Need:
     )
 
 
-def _activity(history: History) -> Histogram | None:
-    """Return the histogram of the activity, or None if there are fewer than MIN_POINTS samples. Raises ValueError if a
-    sample is above 1, negative, infinite or not a number."""
-    if history.activity is None or len(history.activity) < MIN_POINTS:
-        return None
-    activity = build(ACTIVITY, history.activity)
-    if activity.highest > 1:
-        raise ValueError(
-            f"activity: {activity.highest} is not a fraction of a card; pass a number from 0 to 1, for example 0.35"
-        )
-    return activity
-
-
 def _doubts(
     history: History, memory: Histogram, compute: float | None, card: Card, span: timedelta, coverage: float
 ) -> tuple[Doubt, ...]:
     """Return all doubts that apply to the need, in the order of Doubt: fewer than MIN_POINTS samples or a span below
-    MIN_SPAN; probably preallocated (`_is_preallocated`); held back (`_is_held_back`); an unknown activity; and gaps, if
-    the coverage is below COVERED and there are samples."""
+    MIN_SPAN; probably preallocated (`_is_preallocated`); held back, if the pods use all the compute of their slice or
+    share (`_ceiling`) and do not each have a whole GPU of their own, beyond which there is nothing larger; an unknown
+    activity; and gaps, if the coverage is below COVERED and there are samples."""
+    alone = history.holds.share == 1 and history.holds.compute == 1
     holds = {
         Doubt.TOO_LITTLE: memory.samples < MIN_POINTS or span < MIN_SPAN,
         Doubt.PREALLOCATED: _is_preallocated(history, memory, compute, card),
-        Doubt.HELD_BACK: _is_held_back(history, compute),
+        Doubt.HELD_BACK: compute is not None and not alone and compute >= _ceiling(history),
         Doubt.NO_ACTIVITY: compute is None,
         Doubt.GAPS: 0 < coverage < COVERED,
     }
@@ -255,34 +251,30 @@ def _is_preallocated(history: History, memory: Histogram, compute: float | None,
     return flat and memory.highest >= FILLED * device and compute < LOW_ACTIVITY * memory.highest / whole
 
 
-def _is_held_back(history: History, compute: float | None) -> bool:
-    """Whether the pods use all the compute of their slice or share (`_ceiling`), so that they might use more. False if
-    the activity is unknown, or if each pod has a whole GPU of its own, because there is nothing larger."""
-    alone = history.holds.share == 1 and history.holds.compute == 1
-    return compute is not None and not alone and compute >= _ceiling(history)
-
-
 def _ceiling(history: History) -> float:
     """Return the activity, as a part of the whole card, from which a pod is considered to use all its compute."""
     return FULL * float(history.holds.compute)
 
 
 def _memory(
-    history: History, memory: Histogram, peak: float, level: Level, doubts: tuple[Doubt, ...]
-) -> int | None:
-    """Return the bytes that each pod needs: what its owner declared, or else the greater of `peak` with the headroom of
-    `level` and the highest sample times RARE. The result is rounded up. Return None if nothing is declared and the
-    history is too short or the memory is probably preallocated."""
+    history: History, measured: int, span: timedelta, days: float, doubts: tuple[Doubt, ...]
+) -> tuple[int | None, str]:
+    """Return the bytes that each pod needs, and a clause for people that says why. The first that applies counts: what
+    the owner declared; None if the history is too short; None if the memory is probably preallocated; otherwise
+    `measured`, with the number of days of data."""
     if history.declared is not None:
-        return history.declared
-    if Doubt.TOO_LITTLE in doubts or Doubt.PREALLOCATED in doubts:
-        return None
-    return ceil(max(level.headroom * peak, RARE * memory.highest))
-
-
-def _confidence(days: float) -> Confidence:
-    """Return how certain a known need is: LOW below 3 days of data, MEDIUM below 7, else HIGH."""
-    return Confidence.LOW if days < 3 else Confidence.MEDIUM if days < 7 else Confidence.HIGH
+        return history.declared, "its owner declared what it needs"
+    if Doubt.TOO_LITTLE in doubts:
+        return None, (
+            f"{len(history.memory)} hourly peaks over {round(span / _HOUR)} h, but at least {MIN_POINTS} over "
+            f"{round(MIN_SPAN / _HOUR)} h are needed"
+        )
+    if Doubt.PREALLOCATED in doubts:
+        return None, (
+            "memory usage is flat and activity low, so the program may merely be reserving memory: declare what it"
+            " needs"
+        )
+    return measured, f"{days:.0f} days of data" if days >= 1.5 else "1 day of data"
 
 
 def _part_of_activity(history: History, holds: Callable[[float], bool]) -> float | None:
@@ -290,24 +282,3 @@ def _part_of_activity(history: History, holds: Callable[[float], bool]) -> float
     if not history.activity:
         return None
     return sum(holds(sample.value) for sample in history.activity) / len(history.activity)
-
-
-def _reason(
-    history: History, memory: Histogram, span: timedelta, days: float, doubts: tuple[Doubt, ...]
-) -> str:
-    """Return a clause for people that says why the need is what it is: the owner declared the memory; or the history is
-    too short or the memory is probably preallocated, and the need is unknown; otherwise the number of days of data. The
-    first that applies is returned."""
-    if history.declared is not None:
-        return "its owner declared what it needs"
-    if Doubt.TOO_LITTLE in doubts:
-        return (
-            f"{memory.samples} hourly peaks over {round(span / _HOUR)} h, but at least {MIN_POINTS} over "
-            f"{round(MIN_SPAN / _HOUR)} h are needed"
-        )
-    if Doubt.PREALLOCATED in doubts:
-        return (
-            "memory usage is flat and activity low, so the program may merely be reserving memory: declare what it"
-            " needs"
-        )
-    return f"{days:.0f} days of data" if days >= 1.5 else "1 day of data"
