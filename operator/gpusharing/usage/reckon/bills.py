@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from fractions import Fraction
 from itertools import groupby
-from operator import attrgetter
 
 from gpusharing.planning.vocabulary.values import value
 
@@ -43,9 +42,9 @@ class Basis(StrEnum):
     """No tenant held the device."""
 
 
-@value
+@value(order=True)
 class Price:
-    """The price of one GPU for an hour."""
+    """The price of one GPU for an hour. Prices are ordered by amount, then by currency, then by source."""
 
     amount: Fraction
     """The exact amount, in `currency`."""
@@ -71,6 +70,11 @@ class Cell:
     """How the time of the tenant was determined."""
     price: Price | None
     """The price of a GPU, or None if it is unknown."""
+
+    @property
+    def currency(self) -> str:
+        """The currency of the price; empty if that is not known."""
+        return "" if self.price is None else self.price.currency
 
 
 @value
@@ -142,7 +146,8 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
     rounded to cents, to which the rows and totals add up. Raises ValueError if a time or a price is negative."""
     pools: list[PoolBill] = []
     items: list[_Item] = []
-    for (policy, currency), cells in groupby(_in_order(counted), key=_pool):
+    in_order = _in_order(counted)
+    for (policy, currency), cells in groupby(in_order, key=lambda one: (one[0].policy, one[0].currency)):
         members = list(cells)
         exact = [
             cell.price.amount * 100 * micros / HOUR if cell.price is not None else Fraction(0)
@@ -153,18 +158,19 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
         items += [(cell, micros, part) for (cell, micros), part in zip(members, parts, strict=True)]
         micros = sum(micros for _, micros in members)
         prices = {cell.price for cell, _ in members if cell.price is not None}
-        ordered = tuple(sorted(prices, key=attrgetter("amount", "source")))
-        pools.append(PoolBill(micros, currency, cents if currency else None, policy, ordered))
-    return Bill(_rows(items, by_policy=by_policy), tuple(pools), _totals(pools, items))
+        pools.append(PoolBill(micros, currency, cents if currency else None, policy, tuple(sorted(prices))))
+    return Bill(_rows(items, by_policy=by_policy), tuple(pools), _totals(items))
 
 
 def _in_order(counted: Mapping[Cell, int]) -> list[tuple[Cell, int]]:
-    """Return the cells with a positive time, each with its time, sorted by pool, row and price. Raises ValueError if a
-    time or a price is negative."""
+    """Return the cells with a positive time, each with its time, sorted by pool (policy and currency), then by row,
+    then by price. Raises ValueError if a time or a price is negative."""
     for cell, micros in counted.items():
         if micros < 0 or (cell.price is not None and cell.price.amount < 0):
             raise ValueError(f"{cell} has {micros} microseconds: neither time nor price may be negative")
-    return sorted(((cell, micros) for cell, micros in counted.items() if micros), key=_pool_key)
+    # Of cells with one currency, all have a price or none has, so that a price is only compared with a price.
+    cells = sorted(counted, key=lambda cell: (cell.policy, cell.currency, _key(cell), cell.price))
+    return [(cell, counted[cell]) for cell in cells if counted[cell]]
 
 
 def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:
@@ -180,24 +186,6 @@ def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:
     return floors
 
 
-def _currency(cell: Cell) -> str:
-    """Return the currency of a cell; empty if its price is not known."""
-    return "" if cell.price is None else cell.price.currency
-
-
-def _pool(counted: tuple[Cell, int]) -> tuple[str, str]:
-    """Return the policy and the currency of a cell; cells that agree in both belong to the same pool of the bill."""
-    return counted[0].policy, _currency(counted[0])
-
-
-def _pool_key(counted: tuple[Cell, int]) -> tuple[object, ...]:
-    """Return the sort key for a cell and its time: first the pool, then the row within it, then the price."""
-    cell = counted[0]
-    price = cell.price
-    worth = () if price is None else (price.amount, price.source)
-    return (*_pool(counted), *_key(cell), worth)
-
-
 def _key(cell: Cell) -> tuple[int, str, str, str]:
     """Return the key that sorts cells within a pool: by part, tenant, resource and basis."""
     return [*Part].index(cell.part), cell.tenant, cell.resource, cell.basis
@@ -208,33 +196,30 @@ def _rows(items: Iterable[_Item], *, by_policy: bool) -> tuple[Row, ...]:
     the price and, unless `by_policy`, the policy. Rows are sorted by currency, those without a price last, and then
     by policy, part, tenant, resource and basis."""
 
-    def key(item: _Item) -> tuple[object, ...]:
+    def key(item: _Item) -> tuple[bool, str, str, tuple[int, str, str, str]]:
         """Return the values by which cells are grouped into rows and rows are sorted."""
         cell = item[0]
-        policy = cell.policy if by_policy else ""
-        return (_currency(cell) == "", _currency(cell), policy, *_key(cell))
+        return cell.currency == "", cell.currency, cell.policy if by_policy else "", _key(cell)
 
     rows = []
-    for _, group in groupby(sorted(items, key=key), key=key):
+    for (_, currency, policy, _), group in groupby(sorted(items, key=key), key=key):
         members = list(group)
-        cell, currency = members[0][0], _currency(members[0][0])
-        micros = sum(micros for _, micros, _ in members)
+        cell, micros = members[0][0], sum(micros for _, micros, _ in members)
         cents = sum(part for _, _, part in members) if currency else None
-        policy = cell.policy if by_policy else ""
         rows.append(Row(micros, currency, cents, cell.tenant, policy, cell.part, cell.resource, cell.basis))
     return tuple(rows)
 
 
-def _totals(pools: Iterable[PoolBill], items: Iterable[_Item]) -> tuple[Total, ...]:
+def _totals(items: Iterable[_Item]) -> tuple[Total, ...]:
     """Return one total for each currency, sorted by its code, and then one for the time without a price if there is
     any. A total with a currency has the cents of every part, also 0, and their sum; the one without has neither."""
-    parts: Counter[tuple[str, Part]] = Counter()
-    for cell, _, cents in items:
-        parts[_currency(cell), cell.part] += cents
+    times, parts = Counter[str](), Counter[tuple[str, Part]]()
+    for cell, micros, cents in items:
+        times[cell.currency] += micros
+        parts[cell.currency, cell.part] += cents
     totals = []
-    ordered = sorted(pools, key=lambda pool: (pool.currency == "", pool.currency))
-    for currency, group in groupby(ordered, key=attrgetter("currency")):
-        micros = sum(pool.micros for pool in group)
+    for currency in sorted(times, key=lambda code: (code == "", code)):
         of_parts = {part: parts[currency, part] for part in Part} if currency else {}
-        totals.append(Total(micros, currency, sum(of_parts.values()) if currency else None, of_parts))
+        whole = sum(of_parts.values()) if currency else None
+        totals.append(Total(times[currency], currency, whole, of_parts))
     return tuple(totals)
