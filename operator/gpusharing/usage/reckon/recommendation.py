@@ -21,17 +21,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from functools import lru_cache
+from itertools import accumulate, chain, repeat
 from math import ceil
 from typing import Any
 
 from gpusharing.api.names import Mode
-from gpusharing.planning.gpus.capacity import memory_of, plain_profiles, usable_memory
+from gpusharing.planning.gpus.capacity import memory_of
 from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.gpus.geometry import Layout, normalize
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.usage.reckon.needs import GIB, Goal, Need, Workload
-from gpusharing.usage.reckon.packing import Packer
-from gpusharing.usage.reckon.templates import Fleet, Seat, Size, TemplateChoice, choose
+from gpusharing.usage.reckon.templates import Packer, Seat, Size, TemplateChoice, choose
 
 
 @value
@@ -228,29 +228,28 @@ def recommend(
     if not pool.card.memory_gb:
         raise ValueError(f"{pool.card.key} shares its memory with the CPU: what fits on it is not known")
     packer = _packer(pool.card)
-    sizes = _sizes(pool.card)
     alike = len(set(pool.nodes)) == 1
-    fleet = Fleet(pool.nodes[0], len(pool.nodes)) if alike else Fleet(1, pool.gpus)
-    seats, unplaced = _seats(pool, needs, sizes, fleet)
-    chosen = choose(packer, sizes, seats, fleet, goal)
-    apart = [each for each in unplaced if each.why is Misplaced.APART]
-    others = tuple(each for each in unplaced if each.why is not Misplaced.APART)
-    undivided = _undivided(seats, apart)
-    beside = sum(each.gpus * each.need.history.pods for each in apart)
+    per_node, count = (pool.nodes[0], len(pool.nodes)) if alike else (1, pool.gpus)
+    seats, apart, unplaced = _seats(pool, needs, packer.sizes, per_node)
+    chosen = choose(packer, seats, per_node, count, goal)
+    # If no GPU is divided, each pod gets whole GPUs, one instead of an instance, and nothing is in the way of `apart`.
+    undivided = [replace(seat, gpus=seat.gpus or 1) for seat in [*seats, *apart]]
+    beside = sum(seat.gpus * seat.pods for seat in apart)
     most = pool.gpus if goal is Goal.PERFORMANCE else min(pool.gpus, chosen.gpus + beside)
     if beside and sum(seat.gpus * seat.pods for seat in undivided) <= most:
-        seats, unplaced = undivided, others
-        chosen = choose(packer, sizes, seats, fleet, goal)
-    template = _template(packer, chosen, fleet)
+        seats, apart = sorted(undivided, key=lambda seat: seat.need.workload), []
+        chosen = choose(packer, seats, per_node, count, goal)
+    unplaced += [Placement(seat.need, Misplaced.APART, gpus=seat.gpus) for seat in apart]
+    template = _template(packer, chosen, per_node)
     lost = [packer.stranded(layout) for layout in template if layout is not None]
-    placed = tuple(_granted(packer, sizes, seat, chosen) for seat in seats)
+    placed = tuple(_granted(packer, seat, chosen) for seat in seats)
     return Recommendation(
         pool=pool,
         goal=goal,
         template=template,
         placed=placed,
-        unplaced=unplaced,
-        nodes=_nodes_for(pool.nodes, chosen.nodes * fleet.per_node),
+        unplaced=tuple(sorted(unplaced, key=lambda each: each.need.workload)),
+        nodes=_nodes_for(pool.nodes, chosen.nodes * per_node),
         gpus=chosen.gpus,
         stranded=(
             sum(slices for _, slices in lost) * chosen.nodes,
@@ -265,51 +264,31 @@ _packer = lru_cache(maxsize=4)(Packer)
 """Returns the packer of a card. Packers are cached because they cache their results."""
 
 
-def _sizes(card: Card) -> tuple[Size, ...]:
-    """Return the size of each plain profile of the card and, last, of the whole card. A compute slice counts as an
-    equal part of the compute, although on real cards it is a little more or less: 16 of an H100 SXM's 132
-    multiprocessors, not 1/7."""
-    whole = max((profile.slices for profile in card.profiles), default=1)
-    sizes = (
-        Size(usable_memory(card, profile) * GIB, profile.slices / whole) for profile in plain_profiles(card)
-    )
-    return (*sizes, Size(memory_of(card) * GIB, 1.0))
-
-
 def _seats(
-    pool: ModelPool, needs: Sequence[Need], sizes: Sequence[Size], fleet: Fleet
-) -> tuple[list[Seat], tuple[Placement, ...]]:
-    """Return the smallest seat of each workload that the layout can serve, and the workloads that it cannot serve, both
-    sorted by workload. The latter have the reason of `_seat`; SEVERAL if a pod needs more GPUs than any node has; or
-    APART if other pods get instances and this one needs all GPUs of a node of `fleet` (one if nodes differ)."""
+    pool: ModelPool, needs: Sequence[Need], sizes: Sequence[Size], per_node: int
+) -> tuple[list[Seat], list[Seat], list[Placement]]:
+    """Return three lists, sorted by workload: the smallest seat of each workload that the layout can serve; the seats
+    that have no place beside instances, because other pods get instances and a pod needs all GPUs of a node, which are
+    `per_node` (one if nodes differ); and the workloads that no layout serves. The latter have the reason of `_seat`, or
+    SEVERAL if a pod needs more GPUs than any node has."""
     seats: list[Seat] = []
     unplaced: list[Placement] = []
     for need in sorted(needs, key=lambda each: each.workload):
-        seat = _seat(pool.card, need, sizes)
+        seat = _seat(need, sizes)
         if isinstance(seat, Misplaced):
             unplaced.append(Placement(need, seat))
         elif seat.gpus > max(pool.nodes):
             unplaced.append(Placement(need, Misplaced.SEVERAL, gpus=seat.gpus))
         else:
             seats.append(seat)
-    if any(not seat.gpus for seat in seats):
-        # A pod that needs all GPUs of a node leaves none to divide, and all nodes have the same template.
-        apart = [seat for seat in seats if seat.gpus >= fleet.per_node]
-        unplaced += [Placement(seat.need, Misplaced.APART, gpus=seat.gpus) for seat in apart]
-        seats = [seat for seat in seats if seat.gpus < fleet.per_node]
-    return seats, tuple(sorted(unplaced, key=lambda each: each.need.workload))
+    if all(seat.gpus for seat in seats):
+        return seats, [], unplaced
+    # A pod that needs all GPUs of a node leaves none to divide, and all nodes have the same template.
+    apart = [seat for seat in seats if seat.gpus >= per_node]
+    return [seat for seat in seats if seat.gpus < per_node], apart, unplaced
 
 
-def _undivided(seats: Sequence[Seat], apart: Sequence[Placement]) -> list[Seat]:
-    """Return the seats of all these workloads if no GPU is divided: each pod gets whole GPUs, one if it would have got
-    an instance. The workloads in `apart` have the reason APART and get seats too, because nothing is divided beside
-    them. Sorted by workload."""
-    whole = [replace(seat, gpus=seat.gpus or 1) for seat in seats]
-    whole += [Seat(each.need, -1, each.gpus) for each in apart]
-    return sorted(whole, key=lambda seat: seat.need.workload)
-
-
-def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
+def _seat(need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
     """Return the smallest profile that holds the need's memory and compute, where an unknown compute counts as none. If
     none does, return one whole GPU, or several if the owner declared more memory than one has. Pods that hold several
     whole GPUs now get the same number again. Return DEVICES if they hold several devices that are not whole GPUs, else
@@ -324,13 +303,12 @@ def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
     for index, size in enumerate(sizes[:-1]):
         if size.holds(wanted):
             return Seat(need, index, 0)
-    whole = memory_of(card) * GIB
     # The measured use did fit on one GPU, so anything beyond that is only headroom.
     declared = need.history.declared is not None
-    return Seat(need, -1, ceil(need.memory / whole) if declared and need.memory > whole else 1)
+    return Seat(need, -1, max(1, ceil(need.memory / sizes[-1].memory)) if declared else 1)
 
 
-def _granted(packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: TemplateChoice) -> Placement:
+def _granted(packer: Packer, seat: Seat, chosen: TemplateChoice) -> Placement:
     """Return what the pods of a workload get, with the reason: LAYOUT if they need less, also if they get one whole GPU
     instead of an instance, WHOLE if they need whole GPUs, SMALLEST for the smallest profile, COMPUTE if smaller ones
     have enough memory, else MEMORY."""
@@ -344,28 +322,25 @@ def _granted(packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: Template
     elif not index:
         bound = Bound.SMALLEST
     else:
-        enough = any(size.memory >= (seat.need.memory or 0) for size in sizes[:index])
+        enough = any(size.memory >= (seat.need.memory or 0) for size in packer.sizes[:index])
         bound = Bound.COMPUTE if enough else Bound.MEMORY
     return Placement(seat.need, bound, packer.profiles[index].name)
 
 
-def _template(packer: Packer, chosen: TemplateChoice, fleet: Fleet) -> tuple[Layout | None, ...]:
-    """Return the layout of each GPU of a node: first the divided GPUs, filled up with whatever else fits on them
-    (`Packer.fill_up`) and in the order of `Packer.rank`, then None for each GPU that stays whole."""
+def _template(packer: Packer, chosen: TemplateChoice, per_node: int) -> tuple[Layout | None, ...]:
+    """Return the layout of each of the `per_node` GPUs of a node: first the divided GPUs, filled up with whatever else
+    fits on them (`Packer.fill_up`) and in the order of `Packer.rank`, then None for each GPU that stays whole."""
     names = {profile.name for profile, count in zip(packer.profiles, chosen.wanted, strict=True) if count}
     divided = sorted((packer.fill_up(layout, names) for layout in chosen.layouts), key=packer.rank)
-    whole: list[Layout | None] = [None] * (fleet.per_node - len(divided))
+    whole: list[Layout | None] = [None] * (per_node - len(divided))
     return (*divided, *whole)
 
 
 def _nodes_for(nodes: Sequence[int], gpus: int) -> int:
     """Return how many nodes are needed to have this many GPUs, if the largest are used first. If all nodes together
     have fewer GPUs, the missing nodes are assumed to be as large as the largest."""
-    ordered = sorted(nodes, reverse=True)
-    for count in range(len(ordered) + 1):
-        if sum(ordered[:count]) >= gpus:
-            return count
-    return len(ordered) + -(-(gpus - sum(ordered)) // ordered[0])
+    sizes = chain(sorted(nodes, reverse=True), repeat(max(nodes)))
+    return next(count for count, there in enumerate(accumulate(sizes, initial=0)) if there >= gpus)
 
 
 def _idle(template: Sequence[Layout | None], placed: Sequence[Placement], nodes: int) -> Layout:
