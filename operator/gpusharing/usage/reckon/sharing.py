@@ -11,17 +11,18 @@ the memory and of the compute.
 most compute. With more than TURNS pods, each would wait too long for its turn.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import chain
 
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.capacity import TURNS, client_memory, memory_of
 from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.usage.reckon.needs import GIB, Goal, Need
+from gpusharing.usage.reckon.needs import GIB, Goal
 from gpusharing.usage.reckon.recommendation import Recommendation
 from gpusharing.usage.reckon.templates import ROUNDING
 
-_Pods = tuple[float, ...]
+_Pods = Sequence[float]
 """The need of each pod, the largest first."""
 
 
@@ -57,19 +58,14 @@ def find_shared(recommendation: Recommendation) -> Shared | None:
         return None
     card, placed = recommendation.pool.card, recommendation.placed
     sharing = [place for place in placed if place.profile or (not card.profiles and place.gpus == 1)]
-    needs = [place.need for place in sharing]
-    memory = _each_pod((float(need.memory or 0), need) for need in needs)
-    known = [(need.compute, need) for need in needs if need.compute is not None]
-    compute = _each_pod(known) if len(known) == len(needs) else None
+    of_pods = list(chain.from_iterable([place.need] * place.need.history.pods for place in sharing))
+    memory = sorted((float(need.memory or 0) for need in of_pods), reverse=True)
+    known = sorted((need.compute for need in of_pods if need.compute is not None), reverse=True)
+    compute = known if len(known) == len(of_pods) else None
     keeping = sum(place.gpus * place.need.history.pods for place in placed if place not in sharing)
     instead = recommendation.gpus - keeping
     ways = filter(None, (_mps(card, memory, compute, instead), _turns(card, memory, compute, instead)))
     return min((way for way in ways if way.gpus < instead), key=lambda way: way.gpus, default=None)
-
-
-def _each_pod(values: Iterable[tuple[float, Need]]) -> _Pods:
-    """Return the value of each need once for each of its pods, the largest first."""
-    return tuple(sorted((value for value, need in values for _ in range(need.history.pods)), reverse=True))
 
 
 def _mps(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shared | None:
