@@ -4,8 +4,8 @@ GPUNodes where these may not be read. Pure.
 Terms: docs/design/glossary.md#fence.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,16 +209,15 @@ def share_nodes(inventory: Inventory) -> Iterator[tuple[NodeStock, dict[str, Sha
     resource name. If the pods of all namespaces could not be read, what pods hold on a node is, for each resource, what
     its agent reports as allocated, or what the pods that were read hold there if that is more. If Nodes could be read,
     pods on nodes that are not in `stocks` are ignored."""
-    held: dict[str, Counter[str]] = {}
-    own: dict[str, Counter[str]] = {}
+    held, own = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter)
     for pod in inventory.pods:
         if pod.node and inventory.counts(pod):
-            held.setdefault(pod.node, Counter()).update(pod.requests)
-            own.setdefault(pod.node, Counter()).update(pod.requests if inventory.is_own(pod) else ())
+            held[pod.node].update(pod.requests)
+            own[pod.node].update(pod.requests if inventory.is_own(pod) else ())
     for name in sorted({*inventory.stocks, *held}):
-        stock, total = inventory.stocks.get(name, NodeStock(name)), held.get(name, Counter())
+        stock, total = inventory.stocks.get(name, NodeStock(name)), held[name]
         total = total | Counter(stock.allocated or {}) if inventory.no_pods else total
-        if shares := _shares(inventory, stock, own.get(name, Counter()), total):
+        if shares := _shares(inventory, stock, own[name], total):
             yield stock, shares
 
 
@@ -234,30 +233,32 @@ def _shares(
     free = remaining(allocatable, total)
     return {
         name: (
-            _if(not inventory.blind, own[name]),
-            _if(known, total[name] - own[name]),
-            _if(listed, allocatable.get(name, 0)),
-            _if(known and listed, free.get(name, 0)),
+            None if inventory.blind else own[name],
+            total[name] - own[name] if known else None,
+            allocatable.get(name, 0) if listed else None,
+            free.get(name, 0) if known and listed else None,
         )
         for name in {**allocatable, **total}
     }
 
 
-def _if(known: bool, number: int) -> int | None:
-    """Return the number, or None if it is not known."""
-    return number if known else None
-
-
 def count_rows(inventory: Inventory, by: str) -> list[Row]:
     """Return the rows of the table by `by`, a key of COLUMNS, with the columns of `Inventory.columns`. They are sorted
     by the object that the row is for (such as a node or a namespace), then by resource. Rows by node or policy come
-    from `share_nodes` alone, rows by namespace or pod from `Inventory.subjects` alone, and rows by resource from both.
-    """
+    from `share_nodes` alone, rows by namespace or pod from `Inventory.subjects` alone, and rows by resource from both:
+    of the subjects, these have only the number of pods with a node and what pods without one wait for."""
     rows: dict[tuple[str, str], Row] = {}
     if by in ("resource", "node", "policy"):
         _count_nodes(inventory, by, rows)
-    if by in ("resource", "namespace", "pod"):
-        _count_pods(inventory.subjects, by, rows)
+    for pod in inventory.subjects if by in ("resource", "namespace", "pod") else ():
+        words = {"namespace": pod.namespace, "pod": pod.ref, "node": pod.node}
+        for name, number in pod.requests.items():
+            row = _row(rows, by, name, words)
+            row["pods"] += bool(pod.node)
+            if not pod.node:
+                row["waiting"] += number
+            elif by != "resource":  # by resource, they are counted with the nodes
+                row["requested"] += number
     columns = inventory.columns(by)
     return [{name: row[name] for name in columns} for _, row in sorted(rows.items())]
 
@@ -291,17 +292,3 @@ def _add(row: Row, stock: NodeStock, share: Share) -> None:
         row[column] = None if None in (row[column], number) else row[column] + number
     most = opened if opened is None or not stock.one_each else min(opened, 1)
     row["largest"] = None if None in (row["largest"], most) else max(row["largest"], most)
-
-
-def _count_pods(pods: Iterable[GPUPod], by: str, rows: dict[tuple[str, str], Row]) -> None:
-    """Add to `rows` the number of pods that have a node and hold some of a resource, what these hold, and what pods
-    without a node wait for. By resource, what pods hold is already counted with the nodes and is not added."""
-    for pod in pods:
-        words = {"namespace": pod.namespace, "pod": pod.ref, "node": pod.node}
-        for name, number in pod.requests.items():
-            row = _row(rows, by, name, words)
-            row["pods"] += bool(pod.node)
-            if not pod.node:
-                row["waiting"] += number
-            elif by != "resource":
-                row["requested"] += number
