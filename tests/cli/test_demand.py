@@ -22,7 +22,7 @@ from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.kube.client import NAMESPACES
 from gpusharing.planning.gpus.cards import CARDS
 from gpusharing.planning.gpus.geometry import Legal, find_fit, normalize, resource_name
-from gpusharing.usage.reckon.advice import Advice, Demand, advise_for, describe_demand, read_demand
+from gpusharing.usage.reckon.advice import Advice, Demand, advise_for, read_demand
 
 JSON = dict[str, Any]
 H100 = pick("h100-80gb")
@@ -129,7 +129,7 @@ def test_several_containers_with_one_gpu_each_get_a_share_or_an_instance_each() 
     raw["spec"]["containers"] *= 2
     found = demand(raw)
     assert advise_for(found, pick("l40s")) is None, "the questions decide, as for a pod with one container"
-    assert describe_demand(found) == (
+    assert found.sentence == (
         "team-a: 1 pod with GPUs (1 with several GPU containers), which request 2 nvidia.com/gpu"
     )
 
@@ -185,7 +185,7 @@ def test_notebooks_rest_in_between_as(more: dict[str, Any]) -> None:
 
 def test_what_the_pods_ask_for_is_told_in_a_sentence() -> None:
     found = demand(pod("a", {"gpu": 1}, qos="Guaranteed"), pod("b", {"mig-1g.10gb": 2}, owner="Notebook"))
-    assert describe_demand(found) == (
+    assert found.sentence == (
         "team-a: 2 pods with GPUs (1 of QoS Guaranteed, 1 notebook), which request 1 nvidia.com/gpu, 2"
         " nvidia.com/mig-1g.10gb"
     )

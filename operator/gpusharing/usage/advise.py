@@ -19,7 +19,7 @@ import yaml
 from gpusharing.api.names import LABEL_ISOLATION, Mode
 from gpusharing.cli.setup.layouts import draw, pick
 from gpusharing.cli.shell.documents import AdviceData, SavingData
-from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, line, prose
+from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, line, prose, prose_of_each
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal, ask_line
 from gpusharing.cli.shell.troubles import DONE, Trouble
@@ -33,24 +33,10 @@ from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.snapshot.stackviews import find_active
 from gpusharing.planning.stack.requirements import find_off
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.planning.wanted.toolversions import (
-    RELEASED_DAEMON,
-    find_deaf_release,
-    find_deafness,
-    find_remedy,
-    is_release,
-)
+from gpusharing.planning.wanted import toolversions
 from gpusharing.usage import recommend
 from gpusharing.usage.read.pricing import price_of
-from gpusharing.usage.reckon.advice import (
-    Advice,
-    AdviceAnswers,
-    Demand,
-    advise,
-    advise_for,
-    describe_demand,
-    read_demand,
-)
+from gpusharing.usage.reckon.advice import Advice, AdviceAnswers, Demand, advise, advise_for, read_demand
 from gpusharing.usage.say.recommend import layouts_of, saving_data, saving_of
 
 T = TypeVar("T")
@@ -78,7 +64,7 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
         return asyncio.run(recommend.run(None, typed, terminal))
     card = _card(typed.card) if typed.card else _ask(WHICH, "--card", _card)
     answers = _find_answers(typed, card, None)
-    return _show(advise(answers), card, answers, None, typed, terminal)
+    return _show(advise(answers), card, answers, "", typed, terminal)
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -118,7 +104,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         advice = advise(answers)
     if obstacle := await _obstacle(session, advice.mode):
         advice = replace(advice, but=f"{advice.but}; {obstacle}")
-    return _show(advice, card, answers, demand, typed, terminal)
+    return _show(advice, card, answers, demand.sentence, typed, terminal)
 
 
 def _is_measured(typed: Namespace, terminal: Terminal) -> bool:
@@ -152,8 +138,8 @@ async def _deafness(session: Session) -> tuple[str | None, str]:
     daemon = next(filter(None, views), None)
     if daemon is None:
         return None, ""
-    why = find_deafness(daemon)
-    return why, find_remedy(daemon).text if why else ""
+    why = toolversions.find_deafness(daemon)
+    return why, toolversions.find_remedy(daemon).text if why else ""
 
 
 async def _only_card(session: Session) -> str:
@@ -189,8 +175,8 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
     (`find_deaf_release`). `--gpus-per-node` is 1 if it is missing. `isolation` is the level that the namespace's label
     demands. Raises Trouble if a flag cannot be parsed, --gpu-operator included, if the terminal's input ends, or if the
     memory is unknown without a terminal."""
-    no_mps = find_deaf_release(typed.gpu_operator)
-    if typed.gpu_operator and not is_release(typed.gpu_operator):
+    no_mps = toolversions.find_deaf_release(typed.gpu_operator)
+    if typed.gpu_operator and not toolversions.is_release(typed.gpu_operator):
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
     known = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
     needs = _find_needs(typed, demand)
@@ -204,7 +190,7 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
         needs,
         isolation=isolation,
         no_mps=no_mps,
-        mps_remedy=find_remedy(RELEASED_DAEMON).text if no_mps else "",
+        mps_remedy=toolversions.find_remedy(toolversions.RELEASED_DAEMON).text if no_mps else "",
         gpu_operator=typed.gpu_operator,
         per_node=int(typed.gpus_per_node or 1),
         **answers,
@@ -223,25 +209,18 @@ def _find_needs(typed: Namespace, demand: Demand | None) -> tuple[tuple[int, flo
     if demand is not None and demand.sizes and "" not in demand.sizes:
         return tuple((pods, size_of(text)) for text, pods in sorted(demand.sizes.items()))
     reason = "" if demand is None else ", because not all pods declare how much memory they need"
-    return _ask(
-        HOW_MUCH,
-        f"--memory or --need{reason}",
-        lambda answer: tuple(need_of(text, count) for text in answer.split(",")),
-    )
+    flags = f"--memory or --need{reason}"
+    return _ask(HOW_MUCH, flags, lambda answer: tuple(need_of(text, count) for text in answer.split(",")))
 
 
 def _show(
-    advice: Advice,
-    card: Card,
-    answers: AdviceAnswers | None,
-    demand: Demand | None,
-    typed: Namespace,
-    terminal: Terminal,
+    advice: Advice, card: Card, answers: AdviceAnswers | None, pods: str, typed: Namespace, terminal: Terminal
 ) -> int:
-    """Print the advice, what it saves and the policy in the output format, and return DONE. In text, the pods of
-    `demand` are described first, if there is one. The policy is called --name and selects the pool --pool; both are
-    `pool` by default. In YAML only the policy is printed. Nothing is said about savings (in JSON, `saving` is null) if
-    `answers` is None or has a single workload. Raises Trouble, in every format, if `--price` cannot be parsed."""
+    """Print the advice, what it saves and the policy in the output format, and return DONE. In text, the sentence
+    `pods`, without its period, comes first unless it is empty. The policy is called --name and selects the pool --pool;
+    both are `pool` by default. In YAML only the policy is printed. Nothing is said about savings (in JSON, `saving` is
+    null) if `answers` is None or has a single workload. Raises Trouble, in every format, if `--price` cannot be parsed.
+    """
     policy = advice.policy(typed.name or "pool", typed.pool or "pool")
     price = price_of(typed.price)
     saved = answers.whole - advice.gpus if answers is not None and answers.pods > 1 else None
@@ -251,13 +230,12 @@ def _show(
         terminal.data(AdviceData, as_data(advice, policy, saving_data(saved, price)))
     else:
         paper = terminal.paper
-        lines = [] if demand is None else prose(f"{describe_demand(demand)}.", paper, hang="  ")
+        lines = prose(f"{pods}.", paper, hang="  ") if pods else []
         lines += describe(advice, card, paper)
         if answers is not None and saved is not None:
             text = f"{answers.pods} workloads take {counted(advice.gpus, 'GPU')}; with whole GPUs each, they would take"
-            lines += prose(
-                f"{text} {answers.whole}. {saving_of(saved, price)}", paper, hang="  ", ink=Ink.GOOD
-            )
+            saving = f"{text} {answers.whole}. {saving_of(saved, price)}"
+            lines += prose(saving, paper, hang="  ", ink=Ink.GOOD)
         rows = yaml.safe_dump(policy, sort_keys=False).splitlines()
         terminal.show([*lines, BLANK, *map(line, rows)])
     return DONE
@@ -314,8 +292,7 @@ def describe(advice: Advice, card: Card, paper: Paper) -> list[Line]:
     lines = prose(title, paper, hang="  ", ink=Ink.TITLE)
     if advice.layout and (drawn := draw(advice.layout, card.profiles, paper)):
         lines.append(line("  ", *drawn))
-    for reason in advice.why:
-        lines += prose(f"Because {reason}.", paper, hang="  ")
+    lines += prose_of_each((f"Because {reason}." for reason in advice.why), paper)
     return [*lines, *prose(f"But {advice.but}.", paper, hang="  ", ink=Ink.WAITING)]
 
 

@@ -8,14 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
-from gpusharing.api.names import (
-    ANNOTATION_GPU_MEMORY,
-    LABEL_ISOLATION,
-    RESOURCE_GPU,
-    RESOURCE_GPU_SHARED,
-    RESOURCE_MIG_PREFIX,
-    Mode,
-)
+from gpusharing.api import names
+from gpusharing.api.names import Mode
 from gpusharing.cli.shell.manifests import policy_manifest
 from gpusharing.kube.client import JSON
 from gpusharing.kube.podrequests import container_requests, largest_requests, pod_requests
@@ -142,7 +136,7 @@ def _isolated(answers: AdviceAnswers) -> Advice | None:
     is promised, because the users do not trust each other, because each workload is billed, or because of the
     namespace's label. Return None otherwise. The label requires it if its value is `hardware`, or if it is `memory` and
     it is known that MPS cannot be switched on. If no workload would get an instance (`_divided`), advise whole GPUs."""
-    label = f"the namespace has the label {LABEL_ISOLATION}={answers.isolation}"
+    label = f"the namespace has the label {names.LABEL_ISOLATION}={answers.isolation}"
     reasons = {
         "latency or availability is promised": answers.promise,
         "the users of the GPUs do not trust each other": answers.strangers,
@@ -222,7 +216,7 @@ def _together(answers: AdviceAnswers) -> Advice | None:
     each = client_memory(answers.card, clients)
     if answers.isolation:
         why = (
-            f"the namespace has the label {LABEL_ISOLATION}=memory, and MPS limits the memory of each client"
+            f"the namespace has the label {names.LABEL_ISOLATION}=memory, and MPS limits the memory of each client"
             " (docs/design/hardware.md#mps-share)"
         )
     size = f"{clients} clients have {each:.1f} GiB each (docs/design/hardware.md#mps-share)"
@@ -282,13 +276,7 @@ def _in_turns(answers: AdviceAnswers) -> Advice:
     return Advice(Mode.TIME_SLICING, shares, (why, size), but, ceil(answers.pods / shares))
 
 
-RULES: tuple[Callable[[AdviceAnswers], Advice | None], ...] = (
-    _whole,
-    _isolated,
-    _denser,
-    _together,
-    _in_turns,
-)
+RULES: Sequence[Callable[[AdviceAnswers], Advice | None]] = (_whole, _isolated, _denser, _together, _in_turns)
 """The rules, in order; the first that gives advice decides. They are for workloads that need a whole GPU, workloads
 that must be isolated, workloads of different sizes, workloads that compute at the same time, and all others."""
 
@@ -333,25 +321,36 @@ class Demand:
         """Whether the pods probably compute only now and then: more than half of them are notebooks."""
         return self.notebooks * 2 > self.pods
 
-    def instances(self, card: Card) -> Counter[str]:
-        """Return, by profile, how many MIG instances of this card the pods request by resource name. Shared instances
-        are not counted."""
-        names = {resource_name(profile.name): profile.name for profile in card.profiles}
-        return Counter({names[name]: count for name, count in self.devices.items() if name in names})
+    @property
+    def sentence(self) -> str:
+        """A sentence, without a period, that says how many pods of the namespace request GPUs and which devices they
+        request. It also says how many of these pods have several GPU containers, QoS class Guaranteed or a priority
+        above 0 or are notebooks; numbers of 0 are left out."""
+        asks = ", ".join(f"{count} {name}" for name, count in sorted(self.devices.items()))
+        facts = {
+            "with several GPU containers": self.spread,
+            "of QoS Guaranteed": self.guaranteed,
+            "of a priority above 0": self.ranked,
+            "notebook" if self.notebooks == 1 else "notebooks": self.notebooks,
+        }
+        details = ", ".join(f"{count} {what}" for what, count in facts.items() if count)
+        tail = f" ({details})" if details else ""
+        return f"{self.namespace}: {counted(self.pods, 'pod')} with GPUs{tail}, which request {asks}"
 
     def unknown(self, card: Card) -> list[str]:
         """Return the sorted resource names of MIG instances, also of shared ones, that the pods request and this card
         does not have."""
         known = {resource_name(one.name, shared=shared) for one in card.profiles for shared in (False, True)}
         return sorted(
-            name for name in self.devices if name.startswith(RESOURCE_MIG_PREFIX) and name not in known
+            name for name in self.devices if name.startswith(names.RESOURCE_MIG_PREFIX) and name not in known
         )
 
 
 def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
     """Return the demand of these pods: the sum of their GPU requests, and how many of them have each property that the
     advice depends on. Pods that have finished or request no GPU are left out. Init containers count for the request and
-    for `several`, but not for `spread`."""
+    for `several`, but not for `spread`. A pod is a notebook, of Kubeflow or JupyterHub, if it has one of the labels in
+    NOTEBOOKS with the value there (any value where that is empty), or an owner of kind Notebook."""
     demand, several = Demand(namespace), list[str]()
     for raw in pods:
         asks, largest = pod_requests(raw), largest_requests(raw)
@@ -359,60 +358,28 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
             continue
         demand.pods += 1
         demand.devices.update(asks)
-        if max(largest[RESOURCE_GPU], largest[RESOURCE_GPU_SHARED]) > 1:
+        if max(largest[names.RESOURCE_GPU], largest[names.RESOURCE_GPU_SHARED]) > 1:
             several.append(text(raw, "metadata", "name"))
         demand.spread += sum(map(bool, map(container_requests, entries(raw, "spec", "containers")))) > 1
         demand.guaranteed += text(raw, "status", "qosClass") == "Guaranteed"
         demand.ranked += whole(raw, "spec", "priority") > 0
-        demand.notebooks += _is_notebook(raw)
-        demand.sizes[texts(section(raw, "metadata", "annotations")).get(ANNOTATION_GPU_MEMORY, "")] += 1
+        labels, owners = section(raw, "metadata", "labels"), entries(raw, "metadata", "ownerReferences")
+        by_label = any(name in labels and value in ("", labels[name]) for name, value in NOTEBOOKS.items())
+        demand.notebooks += by_label or any(text(owner, "kind") == "Notebook" for owner in owners)
+        demand.sizes[texts(section(raw, "metadata", "annotations")).get(names.ANNOTATION_GPU_MEMORY, "")] += 1
     demand.several = tuple(sorted(several))
     return demand
 
 
-def _is_notebook(raw: JSON) -> bool:
-    """Whether the pod is a notebook of Kubeflow or JupyterHub, judged by its labels and its owner: it has one of the
-    labels in NOTEBOOKS with the value there (any value where that is empty), or an owner of kind Notebook."""
-    owners = entries(raw, "metadata", "ownerReferences")
-    labels = section(raw, "metadata", "labels")
-    by_label = any(name in labels and value in ("", labels[name]) for name, value in NOTEBOOKS.items())
-    return by_label or any(text(owner, "kind") == "Notebook" for owner in owners)
-
-
-def describe_demand(demand: Demand) -> str:
-    """Return a sentence, without a period, that says how many pods of the namespace request GPUs and which devices they
-    request. It also says how many of these pods have several GPU containers, QoS class Guaranteed or a priority above 0
-    or are notebooks; numbers of 0 are left out."""
-    asks = ", ".join(f"{count} {name}" for name, count in sorted(demand.devices.items()))
-    facts = {
-        "with several GPU containers": demand.spread,
-        "of QoS Guaranteed": demand.guaranteed,
-        "of a priority above 0": demand.ranked,
-    }
-    details = [f"{count} {what}" for what, count in facts.items() if count]
-    if demand.notebooks:
-        details.append(counted(demand.notebooks, "notebook"))
-    tail = f" ({', '.join(details)})" if details else ""
-    return f"{demand.namespace}: {counted(demand.pods, 'pod')} with GPUs{tail}, which request {asks}"
-
-
-# --- what follows from it --------------------------------------------------------------------------------------
-
-
 def advise_for(demand: Demand, card: Card) -> Advice | None:
-    """Return the advice that follows from the pods' requests alone: that of the first rule in DEMAND_RULES that gives
-    any: `_several`, then `_as_named`. None if no rule does, so that the user must answer questions."""
-    return next((advice for rule in DEMAND_RULES if (advice := rule(demand, card)) is not None), None)
-
-
-def _several(demand: Demand, _: Card) -> Advice | None:
-    """Advise whole GPUs if a container requests more than one GPU or share, without counting MIG instances, and name up
-    to three pods with such containers. The number of GPUs is left open. Return None otherwise."""
+    """Return the advice that follows from the pods' requests alone. If a container requests more than one GPU or share,
+    without counting MIG instances, that is whole GPUs, with the names of up to three pods with such containers and
+    without a number of GPUs. Otherwise it is what `_as_named` returns: None if the user must answer questions."""
     if not demand.several:
-        return None
-    names = ", ".join(demand.several[:3]) + (" ..." if len(demand.several) > 3 else "")
+        return _as_named(demand, card)
+    pods = ", ".join(demand.several[:3]) + (" ..." if len(demand.several) > 3 else "")
     why = (
-        f"containers of {names} request more than one GPU each: two shares give no more compute than one, and instances"
+        f"containers of {pods} request more than one GPU each: two shares give no more compute than one, and instances"
         " cannot be joined (docs/design/hardware.md#time-slicing, docs/design/hardware.md#inside-mig)"
     )
     but = (
@@ -426,14 +393,15 @@ def _as_named(demand: Demand, card: Card) -> Advice | None:
     """Advise MIG, with the layout that needs the fewest GPUs, if pods request MIG instances by name, because no other
     mode has those. The reasons name the profiles for which the layout has no room. Instances that are shared by
     replicas do not count. Return None if no pod requests an instance of this card."""
-    wanted = demand.instances(card)
+    profiles = {resource_name(profile.name): profile.name for profile in card.profiles}
+    wanted = Counter({profiles[name]: count for name, count in demand.devices.items() if name in profiles})
     if not wanted:
         return None
     layout, left = _layout(wanted, card.profiles)
     counts = dict(layout)
     gpus = max(ceil(wanted[name] / counts[name]) for name in wanted if name in counts)
-    names = ", ".join(f"{count}x{name}" for name, count in sorted(wanted.items()))
-    why = f"they request MIG instances ({names}), which no other mode provides (docs/design/nvidia.md#b7)"
+    instances = ", ".join(f"{count}x{name}" for name, count in sorted(wanted.items()))
+    why = f"they request MIG instances ({instances}), which no other mode provides (docs/design/nvidia.md#b7)"
     size = f"{counted(gpus, 'GPU')} with {layout_text(layout)} {'have' if gpus > 1 else 'has'} them all"
     if left:
         size = f"{size} but {', '.join(left)}: no layout has room for these as well"
@@ -449,23 +417,17 @@ def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, 
     requested one, return a layout with a single instance of that profile. `wanted` must not be empty."""
     plain = [one for one in profiles if one.name in wanted or not {"+", "-"} & set(one.name)]
     layouts = maximal_layouts(plain)
-    names = [name for name, _ in sorted(wanted.items(), key=lambda item: (-item[1], item[0]))]
-    for last in range(len(names), 0, -1):
-        served = names[:last]
-        fits = [layout for layout in layouts if set(served) <= dict(layout).keys()]
-        if fits:
-            return min(fits, key=lambda layout: _cost(layout, wanted, served)), names[last:]
-    return normalize({names[0]: 1}), names[1:]
+    ranked = [name for name, _ in sorted(wanted.items(), key=lambda item: (-item[1], item[0]))]
 
+    def cost(layout: Layout) -> tuple[int, int]:
+        """Return the number of GPUs with this layout that all requests for `served` profiles need, and the number of
+        its instances of other profiles."""
+        counts = dict(layout)
+        unused = sum(counts.values()) - sum(counts[name] for name in served)
+        return max(ceil(wanted[name] / counts[name]) for name in served), unused
 
-def _cost(layout: Layout, wanted: Counter[str], served: Sequence[str]) -> tuple[int, int]:
-    """Return the sort key of a layout: the number of GPUs with this layout that are needed for all requests in
-    `wanted` for profiles in `served`, then the number of the layout's instances that have other profiles."""
-    counts = dict(layout)
-    unused = sum(counts.values()) - sum(counts[name] for name in served)
-    return max(ceil(wanted[name] / counts[name]) for name in served), unused
-
-
-DEMAND_RULES: tuple[Callable[[Demand, Card], Advice | None], ...] = (_several, _as_named)
-"""The rules, in order; the first that gives advice decides. They are for pods that need several GPUs and for pods that
-name MIG instances. For all others `advise` asks its questions."""
+    for last in range(len(ranked), 0, -1):
+        served = ranked[:last]
+        if fits := [layout for layout in layouts if set(served) <= dict(layout).keys()]:
+            return min(fits, key=cost), ranked[last:]
+    return normalize({ranked[0]: 1}), ranked[1:]
