@@ -19,15 +19,7 @@ from gpusharing.usage.prometheus.windows import span_of
 from gpusharing.usage.read.meter import read_metered
 from gpusharing.usage.read.queries import OF_PARTS, POLICY, MeterQuery
 from gpusharing.usage.reckon.bills import make_bill
-from gpusharing.usage.say.cost import (
-    CostReport,
-    as_data,
-    as_rows,
-    cells_of,
-    columns_of,
-    describe,
-    total_sentence,
-)
+from gpusharing.usage.say.cost import CostReport, as_data, as_rows, columns_of, describe, total_sentence
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
@@ -56,7 +48,7 @@ async def ask(session: Session, typed: Namespace) -> Answer:
     missing become remarks of the Answer. Raises Trouble if no Prometheus is found, or as `find_answer` does."""
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed)
-    status, rows = CHANGES if answer.missing else DONE, [[*cells, Span("")] for cells in cells_of(answer)]
+    status, rows = CHANGES if answer.missing else DONE, [[*cells, Span("")] for cells in answer.cells]
     totals = [total_sentence(total).rstrip(".") for total in answer.bill.totals]
     remarks = [*totals, *answer.remarks, *(f"PARTIAL: {why}" for why in answer.missing)]
     return Answer(status, rows, as_data(answer), answer.simulated, remarks)

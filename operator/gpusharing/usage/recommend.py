@@ -83,11 +83,10 @@ def _check(typed: Namespace) -> None:
     if typed.card:
         pick(typed.card)
     try:
-        exists = bool(typed.write) and Path(typed.write).exists()
+        if typed.write and Path(typed.write).exists():
+            raise Trouble(f"--write {typed.write}: the file already exists; choose another name")
     except (OSError, ValueError) as error:
         raise Trouble(f"--write {typed.write[:200]}: {error_text(error)}") from error
-    if exists:
-        raise Trouble(f"--write {typed.write}: the file already exists; choose another name")
 
 
 async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session | None) -> RecommendReport:
@@ -112,7 +111,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
     scope, unseen = narrow(scope, len(observed.nodes), "" if card is None else card.key)
     goal = Goal(typed.goal or "cost")
     remarks = [*filter(None, (prometheus.place.remark,)), *scope.remarks, *unseen, *observed.remarks]
-    recommendation = None
+    recommendation, policy = None, None
     if observed.card is None or not observed.card.memory_gb:
         missing.append(f"{_unknown(observed)}, so there is nothing to recommend")
     else:
@@ -120,10 +119,8 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
         _refuse_too_little(needs)
         pool = ModelPool(scope.name, observed.card, observed.nodes, observed.used)
         recommendation = recommend(pool, needs, observed.occupied, goal=goal)
-    # A layout that serves no workload is not worth applying.
-    policy = (
-        policy_of(scope, recommendation) if recommendation is not None and recommendation.placed else None
-    )
+        # A layout that serves no workload is not worth applying.
+        policy = policy_of(scope, recommendation) if recommendation.placed else None
     lately = MeterQuery(max(start, end - DAY), end, selector=selector)
     price = price_of(typed.price) or await read_price(prometheus, lately, observed.names)
     where = prometheus.place.where

@@ -3,24 +3,14 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import partial
 
+from gpusharing.cli.shell import drawing
 from gpusharing.cli.shell.documents import BillData, PriceData, SumData
-from gpusharing.cli.shell.drawing import (
-    BLANK,
-    Column,
-    Ink,
-    Line,
-    Paper,
-    Span,
-    describe_simulated,
-    prose,
-    table,
-)
+from gpusharing.cli.shell.drawing import BLANK, Column, Ink, Line, Paper, Span, prose, table
 from gpusharing.usage.prometheus.windows import duration, moment
-from gpusharing.usage.read.queries import NAMESPACE, POLICY, MeterQuery
+from gpusharing.usage.read.queries import POLICY, MeterQuery
 from gpusharing.usage.read.tenants import Used
-from gpusharing.usage.reckon.bills import HOUR, Bill, Part, PoolBill, Price, Row, Sum, Total
+from gpusharing.usage.reckon.bills import HOUR, Bill, Part, Price, Row, Sum, Total
 
 UNKNOWN = "unknown"
 COLUMNS = (
@@ -28,8 +18,12 @@ COLUMNS = (
     "simulated", "memory_used", "sm_used",
 )  # fmt: skip
 """The header of the CSV."""
-USES = ("memory", "sm")
-"""What tenants use of the devices that they hold, as in `Used`."""
+POOL_COLUMNS = (
+    Column("POOL"),
+    Column("GPU-HOURS", right=True),
+    Column("PRICE OF A GPU-HOUR", drop=1),
+    Column("COST", right=True),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +45,32 @@ class CostReport:
     used: Used = field(default_factory=dict)
     """How much of what they held tenants used."""
 
-    def used_by(self, row: Row, what: str) -> float | None:
-        """Return what fraction of the memory or SM time that a row's tenant held of its resource was used, rounded to
-        four decimals. `what` is `memory` or `sm`. Other rows of the same tenant and resource have the same value. None
-        if it is unknown or no tenant held the row. Can exceed 1 on shared GPUs."""
-        key = whose(row, self.query), row.resource, what
-        return round(self.used[key], 4) if row.part is Part.HELD and key in self.used else None
+    def used_by(self, row: Row) -> list[float | None]:
+        """Return two fractions: how much of the memory, and how much of the SM time, that a row's tenant held of its
+        resource was used, each rounded to four decimals. Other rows of the same tenant and resource have the same. Each
+        is None if it is unknown or no tenant held the row, and can exceed 1 on shared GPUs."""
+        keys = [(whose(row, self.query), row.resource, what) for what in ("memory", "sm")]
+        held = row.part is Part.HELD
+        return [round(self.used[key], 4) if held and key in self.used else None for key in keys]
+
+    @property
+    def cells(self) -> list[list[Span]]:
+        """The cells of the rows, for `columns_of`. The column PART has each row's percentage of the GPU time of all
+        rows."""
+        query, rows = self.query, self.bill.rows
+        whole = sum(row.micros for row in rows)
+        return [
+            [
+                Span(name_of(row, query), Ink.PLAIN if row.part is Part.HELD else Ink.FAINT),
+                Span(f"({row.part})" if query.by == POLICY and row.part is not Part.HELD else row.resource),
+                Span(hours_of(row.micros)),
+                Span(f"{100 * row.micros / whole:.1f}%", Ink.FAINT),
+                Span(money(row.cents, row.currency), Ink.PLAIN if row.currency else Ink.WAITING),
+                Span(row.basis, Ink.FAINT),
+                *(Span("" if part is None else f"{part:.0%}") for part in self.used_by(row)),
+            ]
+            for row in rows
+        ]
 
 
 def describe(answer: CostReport, paper: Paper) -> list[Line]:
@@ -65,12 +79,20 @@ def describe(answer: CostReport, paper: Paper) -> list[Line]:
     place of rows, pools and totals."""
     query, bill = answer.query, answer.bill
     head = f"{duration(query.end - query.start)} until {moment(query.end)}, by {query.by}"
-    lines = [*prose(head, paper, ink=Ink.TITLE), *describe_simulated(answer.simulated, paper)]
+    lines = [*prose(head, paper, ink=Ink.TITLE), *drawing.describe_simulated(answer.simulated, paper)]
     if bill.rows:
-        lines += table(columns_of(query.by.upper()), cells_of(answer), paper)
-        lines += [BLANK, *_of_pools(bill.pools, paper), BLANK]
-        for total in bill.totals:
-            lines += prose(total_sentence(total), paper, hang="  ")
+        lines += table(columns_of(query.by.upper()), answer.cells, paper)
+        cells = [
+            [
+                Span(pool.policy or "(no policy)"),
+                Span(hours_of(pool.micros)),
+                Span(_priced(pool.prices)),
+                Span(money(pool.cents, pool.currency), Ink.PLAIN if pool.currency else Ink.WAITING),
+            ]
+            for pool in bill.pools
+        ]
+        lines += [BLANK, *table(POOL_COLUMNS, cells, paper), BLANK]
+        lines += drawing.prose_of_each(map(total_sentence, bill.totals), paper)
     else:
         lines += prose("No GPU was metered.", paper)
     return [*lines, *describe_doubts(answer.remarks, answer.missing, paper)]
@@ -79,10 +101,8 @@ def describe(answer: CostReport, paper: Paper) -> list[Line]:
 def describe_doubts(remarks: Iterable[str], missing: Iterable[str], paper: Paper) -> list[Line]:
     """Draw the remarks about an answer, then, marked PARTIAL, each reason in `missing`, all in their order and with a
     period at the end. Empty if there are none."""
-    lines = [line for text in remarks for line in prose(f"{text}.", paper, hang="  ", ink=Ink.FAINT)]
-    for text in missing:
-        lines += prose(f"PARTIAL: {text}.", paper, hang="  ", ink=Ink.WAITING)
-    return lines
+    lines = drawing.prose_of_each((f"{text}." for text in remarks), paper, ink=Ink.FAINT)
+    return lines + drawing.prose_of_each((f"PARTIAL: {text}." for text in missing), paper, ink=Ink.WAITING)
 
 
 def columns_of(name: str) -> tuple[Column, ...]:
@@ -97,48 +117,6 @@ def columns_of(name: str) -> tuple[Column, ...]:
         Column("MEM USED", drop=4, right=True),
         Column("SM USED", drop=5, right=True),
     )
-
-
-def cells_of(answer: CostReport) -> list[list[Span]]:
-    """Return the cells of the rows, for `columns_of`. The column PART has each row's percentage of the GPU time of all
-    rows."""
-    query, rows = answer.query, answer.bill.rows
-    whole = sum(row.micros for row in rows)
-    return [
-        [
-            Span(name_of(row, query), Ink.PLAIN if row.part is Part.HELD else Ink.FAINT),
-            Span(f"({row.part})" if query.by == POLICY and row.part is not Part.HELD else row.resource),
-            Span(hours_of(row.micros)),
-            Span(f"{100 * row.micros / whole:.1f}%", Ink.FAINT),
-            Span(money(row.cents, row.currency), Ink.PLAIN if row.currency else Ink.WAITING),
-            Span(row.basis, Ink.FAINT),
-            *(
-                Span("" if part is None else f"{part:.0%}")
-                for part in map(partial(answer.used_by, row), USES)
-            ),
-        ]
-        for row in rows
-    ]
-
-
-def _of_pools(pools: Sequence[PoolBill], paper: Paper) -> list[Line]:
-    """Draw the table of the pools, with the time, the prices and the cost of each."""
-    cells = [
-        [
-            Span(pool.policy or "(no policy)"),
-            Span(hours_of(pool.micros)),
-            Span(_priced(pool.prices)),
-            Span(money(pool.cents, pool.currency), Ink.PLAIN if pool.currency else Ink.WAITING),
-        ]
-        for pool in pools
-    ]
-    columns = (
-        Column("POOL"),
-        Column("GPU-HOURS", right=True),
-        Column("PRICE OF A GPU-HOUR", drop=1),
-        Column("COST", right=True),
-    )
-    return table(columns, cells, paper)
 
 
 def _priced(prices: Sequence[Price]) -> str:
@@ -169,7 +147,7 @@ def name_of(row: Row, query: MeterQuery) -> str:
         return row.policy or "(no policy)"
     if row.part is not Part.HELD:
         return f"({row.part})"
-    return row.tenant or ("(no namespace)" if query.by == NAMESPACE else f"(no {query.by})")
+    return row.tenant or f"(no {query.by})"
 
 
 def whose(row: Row, query: MeterQuery) -> str:
@@ -215,8 +193,8 @@ def as_data(answer: CostReport) -> BillData:
                 "part": str(row.part),
                 "resource": row.resource,
                 "basis": str(row.basis),
-                "memoryUsed": answer.used_by(row, "memory"),
-                "smUsed": answer.used_by(row, "sm"),
+                "memoryUsed": answer.used_by(row)[0],
+                "smUsed": answer.used_by(row)[1],
                 **_sum(row),
             }
             for row in bill.rows
@@ -226,27 +204,22 @@ def as_data(answer: CostReport) -> BillData:
             for pool in bill.pools
         ],
         "totals": [
-            {**_sum(total), "parts": {str(part): _number(cents) for part, cents in total.parts.items()}}
+            {**_sum(total), "parts": {str(part): cents / 100 for part, cents in total.parts.items()}}
             for total in bill.totals
         ],
     }
 
 
 def _sum(part: Sum) -> SumData:
-    """Return the fields `gpuHours`, `cost` and `currency` of a row, a pool or a total; the last two are None if the
-    price is unknown."""
-    hours = round(part.micros / HOUR, 6)
-    return {"gpuHours": hours, "cost": _number(part.cents), "currency": part.currency or None}
+    """Return the fields `gpuHours`, `cost` (in whole units, such as 12.5) and `currency` of a row, a pool or a total;
+    the last two are None if the price is unknown."""
+    hours, cost = round(part.micros / HOUR, 6), None if part.cents is None else part.cents / 100
+    return {"gpuHours": hours, "cost": cost, "currency": part.currency or None}
 
 
 def _price(price: Price) -> PriceData:
     """Return a price of a pool, with at most six decimals."""
     return {"gpuHour": round(float(price.amount), 6), "currency": price.currency, "source": price.source}
-
-
-def _number(cents: int | None) -> float | None:
-    """Return an amount in cents as a number of whole units, such as 12.5, or None if it is not known."""
-    return None if cents is None else cents / 100
 
 
 def as_rows(answer: CostReport) -> Iterator[Sequence[object]]:
@@ -260,5 +233,5 @@ def as_rows(answer: CostReport) -> Iterator[Sequence[object]]:
         yield (
             moment(query.start), moment(query.end), query.by, whose(row, query), row.policy, row.part, row.resource,
             row.basis, f"{row.micros / HOUR:.6f}", cost, row.currency, "yes" if missing else "no",
-            "yes" if simulated else "no", *map(partial(answer.used_by, row), USES),
+            "yes" if simulated else "no", *answer.used_by(row),
         )  # fmt: skip

@@ -7,19 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from gpusharing.api.times import from_rfc3339
+from gpusharing.cli.shell import drawing
 from gpusharing.cli.shell.documents import InventoryData
-from gpusharing.cli.shell.drawing import (
-    BLANK,
-    Column,
-    Ink,
-    Line,
-    Paper,
-    Span,
-    age,
-    describe_simulated,
-    prose,
-    table,
-)
+from gpusharing.cli.shell.drawing import BLANK, Column, Ink, Line, Paper, Span, age, prose, table
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.read.present import USED, UsageNow
 from gpusharing.usage.reckon.holdings import NUMBERS, GPUPod, Inventory, Row, count_rows, share_nodes
@@ -57,10 +47,8 @@ class FreeReport:
 
     @property
     def waiting(self) -> list[GPUPod]:
-        """The pods of the answer that have no node, those that have waited longest first."""
-        return sorted(
-            (pod for pod in self.inventory.subjects if not pod.node), key=lambda pod: (pod.created, pod.ref)
-        )
+        """The pods of the answer without a node, those that have waited longest first, then by namespace and name."""
+        return sorted((pod for pod in self.inventory.subjects if not pod.node), key=lambda pod: pod.created)
 
     @property
     def simulated(self) -> list[str]:
@@ -139,7 +127,7 @@ def describe(report: FreeReport, paper: Paper) -> list[Line]:
     """Draw that GPUs are SIMULATED if some are, then the rows, or a sentence if there are none, the nodes that are
     closed, the pods that wait, the notes and what is unknown. The closed nodes are left out if the rows are about
     nodes, because these already show them."""
-    lines, rows = describe_simulated(report.simulated, paper), report.rows()
+    lines, rows = drawing.describe_simulated(report.simulated, paper), report.rows()
     columns = [
         Column(TITLES.get(name, name.upper()), DROPS.get(name, 0), name in NUMBERS or name in USED)
         for name in report.columns

@@ -9,28 +9,9 @@ from typing import Any
 
 from gpusharing.api.names import ANNOTATION_GPU_MEMORY, RESOURCE_MIG_PREFIX, Mode
 from gpusharing.cli.changing import plan
-from gpusharing.cli.shell.documents import (
-    LayoutChoiceData,
-    RecommendationData,
-    SavingData,
-    SharedData,
-    WorkloadData,
-)
-from gpusharing.cli.shell.drawing import (
-    BLANK,
-    Column,
-    Ink,
-    Line,
-    Paper,
-    Span,
-    describe_simulated,
-    fold,
-    length,
-    line,
-    prose,
-    simulated_sentence,
-    table,
-)
+from gpusharing.cli.shell import drawing
+from gpusharing.cli.shell.documents import LayoutChoiceData, RecommendationData, SavingData, WorkloadData
+from gpusharing.cli.shell.drawing import BLANK, Column, Ink, Line, Paper, Span, fold, line, prose, table
 from gpusharing.cli.shell.manifests import comment, policy_manifest
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted, some
@@ -136,7 +117,7 @@ def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: s
     sharing would need fewer GPUs, the plan, the next steps, and what is not known. Without a recommendation, the layout
     to the next steps are left out. `verbose` adds each workload's samples. `written` is the policy's file, or empty."""
     lines = prose(answer.span, paper, ink=Ink.TITLE)
-    lines += describe_simulated(answer.observed.simulated, paper)
+    lines += drawing.describe_simulated(answer.observed.simulated, paper)
     lines += _table(answer, paper)
     if verbose:
         lines += [part for place in answer.places.values() for part in _evidence(place.need, paper)]
@@ -166,17 +147,15 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
         place = places.get(history.workload)
         row = _workload(history, place)
         sure = Confidence(row["confidence"])
-        need = None if place is None else place.need
-        compute = None if need is None else need.compute
-        highest, peak = (need.highest, need.peak) if need and need.samples else (None, None)
+        compute = None if place is None else place.need.compute
         rows.append(
             {
                 "NAMESPACE": Span(row["namespace"]),
                 "WORKLOAD": Span(f"{row['kind']}/{row['name']}"),
                 "PODS": Span(str(row["pods"])),
                 "NOW": Span(row["now"], Ink.FAINT),
-                "PEAK MEM": Span(_size(highest)),
-                "99% MEM": Span(_size(peak)),
+                "PEAK MEM": Span(_size(row["highestBytes"])),
+                "99% MEM": Span(_size(row["peakBytes"])),
                 busy: Span(UNKNOWN if compute is None else f"{compute:.0%}"),
                 "ADVICE": Span(row["advice"] or UNKNOWN, Ink.TITLE),
                 "CERTAINTY": Span(sure, _INKS.get(sure, Ink.PLAIN)),
@@ -196,22 +175,14 @@ def now_of(history: History) -> str:
     a GPU without MIG is unknown, the result is `shared GPU`, without the number of devices."""
     holds = history.holds
     if holds.resource.startswith(RESOURCE_MIG_PREFIX):
-        profile = holds.resource.removeprefix(RESOURCE_MIG_PREFIX).removesuffix(".shared")
-        return profile if holds.devices == 1 else f"{holds.devices}x {profile}"
-    if holds.share is None:
+        device = holds.resource.removeprefix(RESOURCE_MIG_PREFIX).removesuffix(".shared")
+    elif holds.share is None:
         return "shared GPU"
-    if holds.share == 1:
+    elif holds.share == 1:
         return "full GPU" if holds.devices == 1 else f"{holds.devices} GPUs"
-    share = str(Fraction(holds.share))
-    return f"{share} GPU" if holds.devices == 1 else f"{holds.devices}x {share} GPU"
-
-
-def advice_of(place: Placement | None) -> str | None:
-    """Return what each pod should request: a profile or a number of GPUs. A workload without a place gets the number
-    of GPUs that it needs, if that is known. Return None if there is no advice."""
-    if place is None or not (place.profile or place.gpus):
-        return None
-    return place.profile or counted(place.gpus, "GPU")
+    else:
+        device = f"{Fraction(holds.share)} GPU"
+    return device if holds.devices == 1 else f"{holds.devices}x {device}"
 
 
 def why_of(place: Placement | None) -> str:
@@ -263,7 +234,7 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
             f" ({float(history.holds.compute):.0%} of the card); how much more it would use is unknown"
         )
         yield from indented(held, ink=Ink.WAITING)
-    hours = f"{need.samples} hourly peaks over {length(need.span)} ({need.coverage:.0%} of the hours)"
+    hours = f"{need.samples} hourly peaks over {drawing.length(need.span)} ({need.coverage:.0%} of the hours)"
     yield from indented(hours)
     if need.samples:
         needs = "" if need.memory is None else f": needs {_size(need.memory)} including headroom"
@@ -408,16 +379,12 @@ def _size(count: float | None) -> str:
     return UNKNOWN if count is None else f"{count / GIB:.1f}Gi"
 
 
-_MODES = ("mode", "mig", "mps", "timeSlicing")
-
-
 def policy_of(scope: NodeScope, recommendation: Recommendation) -> dict[str, Any]:
     """Return a policy with this layout and manual approval. If `scope` holds the spec and metadata of an existing
     policy, the rest of that policy is kept: all but its node selector, its mode, the settings of every mode, and how
     its rollout is approved. The node selector is that of `scope`."""
-    unchanged = {
-        key: value for key, value in scope.spec.items() if key not in (*_MODES, "nodeSelector", "rollout")
-    }
+    replaced = ("mode", "mig", "mps", "timeSlicing", "nodeSelector", "rollout")
+    unchanged = {key: value for key, value in scope.spec.items() if key not in replaced}
     rollout = scope.spec.get("rollout")
     spec = {
         "nodeSelector": dict(scope.selector),
@@ -438,7 +405,7 @@ def as_file(answer: RecommendReport) -> str:
         "Proposed by kubectl gpusharing recommend from measured usage. Nothing changes until someone"
         " approves the plan.",
         answer.span if found is None else f"{answer.span}; {packing_of(found)}",
-        *filter(None, (simulated_sentence(answer.observed.simulated),)),
+        *filter(None, (drawing.simulated_sentence(answer.observed.simulated),)),
         *(f"PARTIAL: {text}" for text in answer.missing),
         *_steps(answer),
     ]
@@ -481,9 +448,11 @@ def as_data(answer: RecommendReport) -> RecommendationData:
 
 
 def _workload(history: History, place: Placement | None) -> WorkloadData:
-    """Return one workload as plain data. Unknown values are None. Without a placement, `confidence` is `none` and
-    `doubts` is empty."""
+    """Return one workload as plain data. Unknown values are None. `advice` is what each pod should request: a profile
+    or a number of GPUs, also for a workload without a place if the number that it needs is known. Without a placement,
+    `confidence` is `none` and `doubts` is empty."""
     workload, need = history.workload, None if place is None else place.need
+    advice = None if place is None else place.profile or (counted(place.gpus, "GPU") if place.gpus else None)
     return {
         "namespace": workload.namespace,
         "kind": workload.kind,
@@ -496,25 +465,11 @@ def _workload(history: History, place: Placement | None) -> WorkloadData:
         "needBytes": None if need is None else need.memory,
         "active": None if need is None or need.compute is None else round(need.compute, 4),
         "activeOfDevice": history.of_device,
-        "advice": advice_of(place),
+        "advice": advice,
         "placed": place is not None and isinstance(place.why, Bound),
         "confidence": str(Confidence.NONE if need is None else need.confidence),
         "doubts": [] if need is None else [str(doubt) for doubt in need.doubts],
         "why": why_of(place),
-    }
-
-
-def _shared(shared: Shared) -> SharedData:
-    """Return as plain data what sharing whole GPUs would take."""
-    return {
-        "mode": str(shared.mode),
-        "replicas": shared.replicas,
-        "pods": shared.pods,
-        "gpus": shared.gpus,
-        "gpusByThisLayout": shared.instead,
-        "neededBytes": round(shared.needed),
-        "thereBytes": round(shared.there),
-        "active": None if shared.busy is None else round(shared.busy, 4),
     }
 
 
@@ -538,7 +493,18 @@ def _recommendation_data(recommendation: Recommendation, price: Price | None) ->
         "nodes": recommendation.nodes,
         "idle": dict(recommendation.idle),
         "stranded": {"computeSlices": slices, "memoryUnits": units},
-        "shared": None if shared is None else _shared(shared),
+        "shared": None
+        if shared is None
+        else {
+            "mode": str(shared.mode),
+            "replicas": shared.replicas,
+            "pods": shared.pods,
+            "gpus": shared.gpus,
+            "gpusByThisLayout": shared.instead,
+            "neededBytes": round(shared.needed),
+            "thereBytes": round(shared.there),
+            "active": None if shared.busy is None else round(shared.busy, 4),
+        },
         "saving": saving_data(recommendation.saved, price),
         "worstCoLocationBytes": None if recommendation.worst is None else round(recommendation.worst.bytes),
     }
