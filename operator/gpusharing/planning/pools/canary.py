@@ -32,10 +32,10 @@ from gpusharing.planning.wanted.revision import find_revision, is_of
 
 
 def find_canary(pool: Pool) -> int | Finding | None:
-    """Return how many more nodes may start as canaries, or the Finding that says why no further node may start: a
-    canary no longer serves what was proven on it, is not proven yet, or has not served for long enough. None if the
-    canary keeps no node from starting. That is so if the policy has no canary, if the pool is empty or has exactly as
-    many nodes as the canary, or if the canaries have served for long enough.
+    """Return how many more nodes may start as canaries, which are the nodes that are proven first, or the Finding that
+    says why no further node may start: a canary no longer serves what was proven on it, is not proven yet, or has not
+    served for long enough. None if the canary keeps no node from starting. That is so if the policy has no canary, if
+    the pool is empty or has exactly as many nodes as the canary, or if the canaries have served for long enough.
 
     If the canary `outnumbers` the pool, the first node that has begun counts as the canary. Until a node has begun, the
     Finding says that the canary is too large.
@@ -148,8 +148,8 @@ def _why_not_serving(member: Member) -> str:
 
 
 def _failed(member: Member) -> bool:
-    """Whether a change on the node has failed. LAPSES checks this before `_changing`, which would report it as a
-    change under way."""
+    """Whether the change that has begun on the node is Failed; a failed change that was given up does not count. LAPSES
+    checks this before `_changing`, which would report it as a change under way."""
     return _changing(member) and member.verdict.phase is Phase.FAILED
 
 

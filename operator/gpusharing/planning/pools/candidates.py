@@ -70,8 +70,8 @@ class Candidate:
 
     @property
     def newcomer(self) -> bool:
-        """Whether the node takes no slot of the policy's budget: `is_newcomer` holds, and its pods were not listed in
-        this pass or none of them holds a GPU."""
+        """Whether the node takes no slot of the policy's budget: `is_newcomer` holds, and no LIST of its pods in this
+        pass has failed or shows a pod that would have to leave."""
         empty = self.pods is None or self.pods.holders == 0
         return empty and is_newcomer(self.case.node, self.case.gpunode)
 
@@ -169,9 +169,10 @@ def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
 
 
 def find_cost(case: NodeCase, pods: int) -> int:
-    """Return how many pods the change of this node ends. If the change interrupts no gang, or the pods were not
-    listed, the result is `pods`, the number of pods on the node that hold a GPU. Otherwise the result is the number of
-    the gangs' members and of the node's GPU pods together; finished pods are left out, and `pods` is ignored."""
+    """Return how many pods the change of this node ends. If the change interrupts no gang, or the pods were not listed,
+    the result is `pods`, the number of pods on the node that hold a GPU. Otherwise the result is the number of the
+    gangs' members and of the node's GPU pods together; finished pods, and the members elsewhere of a gang that could
+    not be listed, are left out, and `pods` is ignored."""
     if case.work is None or not (gangs := case.gangs):
         return pods
     ended = {one.pod.uid for view in gangs for one in view.members if not has_finished(one.pod)}

@@ -26,9 +26,10 @@ def find_forgotten(
     actuator: Actuator,
 ) -> dict[str, Verdict]:
     """Return the new verdicts, by name, of the nodes from which our labels and records are removed now, in place of
-    other actions: all nodes of each policy that resets its nodes, once every one of them is Synced. Each verdict stays
-    Synced, now with the reason Deleting. What the actuator has written stays, and the message names it if it matters.
-    If the operator is killed in between, the next pass removes the rest."""
+    other actions: all `Pool.members` of each policy that resets its nodes, once every one of them is Synced. Nodes
+    outside the policy, such as those without a GPU, are not awaited. Each verdict stays Synced, now with the reason
+    Deleting. What the actuator has written stays, and the message names it if it matters. If the operator is killed in
+    between, the next pass removes the rest."""
     forgotten: dict[str, Verdict] = {}
     for pool in pools.values():
         if not pool.policy.resetting:

@@ -49,8 +49,8 @@ def _frozen(pool: Pool) -> str:
 def _halted(pool: Pool) -> str:
     """Return the message that no further node starts, with the command that lets the rollout go on, if as many nodes
     have failed in this generation (`has_failed`) as maxFailures and the policy's annotation gpusharing.dev/resume allow
-    together (`explain_halt`). Empty if fewer have. Failures that are known only from the record (`failed_before`)
-    count too. The failed nodes are named in alphabetical order."""
+    together (`explain_halt`). Empty if fewer have. Failures that are known only from the record (`failed_before`) count
+    too. The first three failed nodes in alphabetical order are named."""
     policy = pool.policy
     failing = (one.node.name for one in pool.members if one.marked and has_failed(one, policy))
     failed = sorted({*failing, *pool.failed_before})

@@ -46,7 +46,7 @@ class Hours:
 
     @property
     def next_window(self) -> str:
-        """The value of a status column: `open until <time>` if nodes may start now, or `open` if that window has no
+        """The value of a status column: `open until <end of the window>` if nodes may start now, or `open` if it has no
         end. Otherwise the time at which nodes may start next: windows too short for a change do not count, nor does one
         that is open with too little time left. Empty if nodes may start at any time, or never."""
         if not self.spans:
@@ -70,8 +70,8 @@ def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timede
     the change.
 
     A change is expected to take as long as the slowest of the last RECENT changes, or UNKNOWN if there were none, but
-    never longer than its time limits. Changes of unknown duration are ignored, and so are those that took more than
-    twice the limits, because they waited for a person (ADR 63).
+    never longer than its time limits. Each node counts with its last proven change only. Changes of unknown duration
+    are ignored, and so are those that took more than twice the limits, because they waited for a person (ADR 63).
     """
     proofs, limit = [node.verified for node in nodes], actuation_limit(spec)
     known = [(one.changed_at, timedelta(seconds=one.took)) for one in proofs if one and one.changed_at]

@@ -85,11 +85,11 @@ class Ledger:
 
     def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
         """Add to `crowd` how many pods of a fenced node still have to be evicted under each budget. If the node's pods
-        were just listed, its verdict has the numbers. While the node settles after the cordon, the numbers come from
-        the look made before its fence; if there is none, or it found blockers, `crowd_known` becomes false. Nothing is
-        added in other phases without a LIST, for a node that cannot be judged, or if the change needs no cordon. In any
-        case, add the node to `keepers` if it occupies its slot until somebody acts: its change failed, its drain is
-        held after the deadline, or its phase is not one of a change in flight.
+        were just listed, its verdict has the numbers (none if the LIST failed). While the node settles after the
+        cordon, the numbers come from the look made before its fence; if there is none, or it found blockers,
+        `crowd_known` becomes false. Nothing is added in other phases without a LIST, for a node that cannot be judged,
+        or if the change needs no cordon. In any case, add the node to `keepers` if it occupies its slot until somebody
+        acts: its change failed, its drain is held after the deadline, or its phase is not one of a change in flight.
 
         Return the look if it was used, so that the caller can keep it, else None.
         """
@@ -115,7 +115,7 @@ class Ledger:
 
 def find_mates(case: NodeCase) -> frozenset[str]:
     """Return the names of the other nodes that run members of the gangs that this node's change interrupts. Empty if
-    its pods were not listed."""
+    its pods were not listed. Gangs whose members could not be listed are left out."""
     members = (member for view in case.gangs for member in view.members)
     return frozenset(member.node for member in members if member.node not in ("", case.node.name))
 

@@ -32,7 +32,8 @@ class Places:
 
     @staticmethod
     def of(nodes: Iterable[NodeView]) -> "Places":
-        """Return the nodes that are open now, and how many nodes are open or may open again."""
+        """Return the nodes that are open now (`is_open`) and may take pods (`_is_able`), and how many nodes may take
+        pods, open or not."""
         able = [node for node in nodes if _is_able(node)]
         return Places({node.name for node in able if is_open(node)}, len(able))
 

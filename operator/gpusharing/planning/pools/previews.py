@@ -57,10 +57,10 @@ def find_previews(
 ) -> Previews:
     """Return what the changes of waiting nodes would disturb, and the nodes whose pods must be listed next. Only the
     first MAX_NODES waiting nodes of each pool are considered. A preview is computed anew whenever the node's pods were
-    listed; otherwise an earlier one is kept while the policy's spec has the same version. Nodes with known blockers get
-    no LIST for a first preview. Previews of nodes that are not considered any more are dropped. `afterwards`: the
-    cluster when all planned changes are done. A node whose preview cannot be computed gets a preview with a blocker
-    that says so."""
+    listed, even if that LIST failed; otherwise an earlier one is kept while the policy's spec has the same version.
+    Nodes with known blockers get no LIST for a first preview. Previews of nodes that are not considered any more are
+    dropped. `afterwards`: the cluster when all planned changes are done. A node whose preview cannot be computed gets a
+    preview with a blocker that says so."""
     known: dict[str, Preview] = {}
     missing: list[str] = []
     looked_at: set[str] = set()

@@ -77,7 +77,8 @@ def _reached(first: str, linked: Mapping[str, set[str]]) -> set[str]:
 
 def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
     """Return the waves among the candidates whose changes cordon their nodes, by the name of the first node of each
-    wave. A wave has the candidates that share gangs, in their order. Empty if no gang was seen on any of them."""
+    wave. A wave has the candidates that share gangs, in their order. Empty if the LISTs of this pass show no gang on
+    any of them."""
     mates = {
         candidate.case.node.name: others
         for candidate in candidates
@@ -129,7 +130,8 @@ def try_wave(
     can start.
 
     `full` is the Finding for nodes for which there will be no room. Blocked nodes are left behind; before the others
-    start without them, their pods are listed once more. A start adds the evictions of its nodes to `ledger.crowd`.
+    start without them, the pods of as many as `most` has room for are listed once more. A start adds the evictions of
+    its nodes to `ledger.crowd`.
     """
     # Nodes whose pods were listed come first, before the cost decides: only a LIST shows the real cost of a gang. If
     # cost came first, each pass of a wave that cannot start as a whole would ask for the pods of yet another node, and

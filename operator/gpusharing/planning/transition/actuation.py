@@ -41,8 +41,8 @@ def run(
 ) -> Verdict:
     """Return the verdict for the next step of a change: make the node idle or, once it is proven idle, pass the PNR.
     What the run still waits for (`_waiting`) is shown only when no pod is left. A plugin restart needs no idle node and
-    passes the PNR as soon as there is nothing to wait for. If the change now needs a cordon or a run of mig-manager, it
-    starts over at once (`start_anew`).
+    passes the PNR as soon as there is nothing to wait for. If such a change now needs a cordon or a run of mig-manager,
+    it starts over at once (`start_anew`).
 
     The run leads to the intermediate stop if the change still needs one, else to the final target. `again`: the last
     run is repeated. The same values are written, also if it is the first of two steps, and the pods are replaced. A

@@ -120,7 +120,7 @@ def goes_back(case: FencedCase) -> bool:
     """Whether the fence records that the node is being rolled back to the layout last proven on it, and that rollback
     is still wanted. False while no policy drives the node. A person's retry or a policy that was created again ends the
     rollback, because then the policy's target is wanted. A new generation of the policy ends it too, unless the policy
-    is paused now or only its deletion changed the generation."""
+    is paused now, or only its deletion without a reset (`PolicyView.deleting`) changed the generation."""
     fence, assessment = case.fence, case.assessment
     if not fence.rolls_back or assessment is None or was_asked_again(case):
         return False
@@ -164,8 +164,8 @@ def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
 def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
     """Return the record of the back-off after this abort. The back-off lasts `abort_backoff` seconds (5 min by
     default), doubled with each abort within one generation of a policy, up to 64 times the first wait. The record also
-    has the number of aborts so far, `reason`, the version of the spec that the change followed, the present value of
-    the retry annotation and, if the change had failed, the version of the spec that failed."""
+    has the number of these aborts, `reason`, the version of the spec that the change followed, the present value of the
+    retry annotation and, if the change had failed, the version of the spec that failed."""
     earlier, version = case.node.deferred, case.fence.version
     if not version.uid and case.assessment is not None:
         version = replace(version, uid=case.assessment.policy.uid)
@@ -225,7 +225,8 @@ def _corrected_in(verified: Verified | None, policy: PolicyView) -> int:
 
 
 def corrects_drift(fence: Fence, policy: PolicyView) -> bool:
-    """Whether the change in flight corrects drift, and nobody has edited or recreated the policy since it began."""
+    """Whether the change in flight corrects drift, and the policy is still the same object in the same generation as
+    when the change began."""
     return fence.drift and fence.version in (policy.version, replace(policy.version, uid=""))
 
 
@@ -277,8 +278,8 @@ def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
     names of the configurations are those in the fence. The proof's generation is the one that the change followed, or 0
     if that was the generation of another policy object. `apart` is set if nobody depended on the node when it was
     fenced, or if the change began under another spec. If the change corrects drift, the policy's present generation is
-    recorded as the one in which drift was corrected. The proof of a rollback records the failure; it keeps from the
-    earlier proof when the latest change that reached its target was proven, and how long that change took."""
+    recorded as the one in which drift was corrected. The proof of a rollback records the failure instead; it keeps from
+    the earlier proof when the latest change that reached its target was proven, and how long that took."""
     fence = case.fence
     corrected = _corrected_in(case.node.verified, policy)
     followed = fence.version.generation if fence.version.uid in ("", policy.uid) else 0

@@ -191,8 +191,8 @@ def _node_going(case: FencedCase) -> str:
 
 
 def _policy_going(case: FencedCase) -> str:
-    """Return the message that the policy of the change was deleted or is being deleted, or an empty string if neither
-    is the case. A deleted policy counts only if no other policy drives the node now (see `_disowned`)."""
+    """Return the message that the policy of the change was deleted or is being deleted. Empty if the policy that drives
+    the node is not being deleted, or resets its nodes first; it is the owner if the change's policy is gone."""
     if case.assessment is not None and not case.assessment.policy.deleting:
         return ""
     return f"policy {case.fence.policy} was deleted or is being deleted; the node is being restored"
@@ -296,9 +296,9 @@ def _barred(case: FencedCase) -> str | Finding:
 
 
 def _foreign(case: FencedCase) -> str:
-    """Return the message that somebody else has begun to work on the node, or an empty string if nobody has. Work that
-    is only queued does not count, because the labels and annotations on a fenced node keep it from beginning until the
-    change is done."""
+    """Return the message that somebody else has begun to work on the node, even if that work has stopped halfway, or an
+    empty string if nobody has. Work that is only queued does not count, because the labels and annotations on a fenced
+    node keep it from beginning until the change is done."""
     node = case.node
     return (
         f"{node.foreign} started working on the node; the cordon stays in place for it"
@@ -327,8 +327,8 @@ def _late(case: FencedCase) -> str | Finding:
     """Return the message that ends the change because its deadline and the extra time of `_limit` are over, or an empty
     string if the change goes on. In one case the message is a Finding (`_time_out`). Even after its time, the change
     goes on if the policy's onTimeout is Hold, and while the pods still have to be listed (`_unlooked`). On a node with
-    a target, it also goes on while the fence waits for jobs but no LIST shows any. What a LIST shows counts more than
-    the clock."""
+    a target, it also goes on while the fence waits for jobs, unless the last LIST failed or shows a job. What a LIST
+    shows counts more than the clock."""
     if holds(case) or _unlooked(case):
         return ""
     plan = case.drain
@@ -383,8 +383,8 @@ programs come before the deadline, so that an abort names its real cause."""
 def _limit(case: FencedCase) -> datetime:
     """Return when the change ends by the clock: at the deadline, or later in two cases. The proof gets extra time
     (`proof_time`) if no pod is left, or if the change needs no cordon, whatever pods the node has. Terminating pods get
-    STUCK_AFTER if no other pod is left and the policy deletes by force. If the pods were not listed, there is no extra
-    time."""
+    STUCK_AFTER if no other pod is left and the policy deletes by force. A change that cordons gets no extra time if its
+    pods were not listed or the LIST failed."""
     plan = case.drain if case.fence.disruption.cordons else None
     if (
         plan is not None and plan.only_leaving

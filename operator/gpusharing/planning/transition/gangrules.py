@@ -67,8 +67,8 @@ def with_rules(
 def _with_rules(
     view: GangView, own_rules: _Rules | None, find_rules: Callable[[str], _Rules | None]
 ) -> GangView:
-    """Return the gang in which the members on other nodes have the rules of their own nodes, where spec.drain differs
-    from that of `own_rules` or is unknown. Unchanged if there are no such members."""
+    """Return the gang in which the members on other nodes have the rules of their own nodes, where these differ from
+    `own_rules` and their spec.drain differs too or is unknown. Unchanged if there are no such members."""
     own_drain = own_rules.drain if own_rules is not None else None
     others = {
         node: rules

@@ -157,10 +157,10 @@ def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bo
     """Return the VerifyingIdle verdict on what the proof of idleness still lacks, with the next request to the agent if
     one is needed, or None if the node is proven idle. `any_event` and `step_proven` are those of `next_quiet_request`.
     The proof needs a Ready node (else NodeUnreachable) and a Ready agent. The agent must have closed NVML
-    (ObservationPending until then) and seen no process on the GPUs except MPS daemons (else GPUStillBusy). After that,
-    two LISTs some seconds apart must show no pod that has to leave (`_listed_twice`, Settling until then). The verdict
-    wakes at the next poll, or `settings.idle` seconds from now if only the second LIST is missing and that is
-    earlier."""
+    (ObservationPending until then), read all GPUs, and seen no process on them except MPS daemons (else GPUStillBusy,
+    with the words of `last_busy`). After that, two LISTs some seconds apart must show no pod that has to leave
+    (`_listed_twice`, Settling until then). The verdict wakes at the next poll, or `settings.idle` seconds from now if
+    only the second LIST is missing and that is earlier."""
 
     def wait(reason: Reason, message: str, wake: datetime | None = None) -> Verdict:
         """Return a VerifyingIdle verdict that has the pods listed again, at `wake` or, if that is None, at the next

@@ -119,9 +119,9 @@ def answers_quiet(case: NodeCase) -> bool:
 
 def last_busy(case: FencedCase) -> str:
     """Return why the GPUs were not proven idle when the agent last closed NVML for this change: the agent could not
-    read them, one does not respond, or a process used one. Only the first of these is named, with at most three
-    processes. Empty if they were idle or the agent has not closed NVML yet. Processes of the MPS daemon do not
-    count."""
+    read them or, if it could, the first GPU in the report that does not respond or is used by processes, of which at
+    most three are named. Empty if they were idle or the agent has not closed NVML yet. Processes of the MPS daemon do
+    not count."""
     observed = case.gpunode.observed if case.gpunode else None
     if observed is None or not observed.quiet or not observed.request_id.startswith(_quiet_prefix(case)):
         return ""

@@ -169,9 +169,9 @@ class NodeCase(ActuatorCase):
 
     @property
     def scope(self) -> Scope:
-        """Which pods must be gone before the change, and which must not be touched. Before a reboot, all pods must be
-        gone and not only the pods with a GPU. On a node that is not Ready, the pods count as silent. Pods with a GPU
-        from a ResourceClaim may be evicted only where NVIDIA's DRA driver serves the GPUs."""
+        """Which pods must be gone before the change, and which must not be touched. Before a reboot, pods without a GPU
+        must be gone too. On a node that is not Ready, the pods count as silent. Pods with a GPU from a ResourceClaim
+        may be evicted only where NVIDIA's DRA driver serves the GPUs."""
         node, reboots = self.node, self.disruption is DisruptionClass.REBOOT
         scope = scope_of(self.settings, all_pods=reboots, cordoned_at=node.closed_since, node=node.name)
         return replace(scope, silent=not self.node.ready, evicts_claims=self.stack.by_dra)
@@ -246,9 +246,9 @@ class FencedCase(NodeCase):
         return plan_drain(found, self.now, fence.deadline if forcible else None)
 
     def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
-        """Return how many pods the drain still has to evict under each PodDisruptionBudget. Empty while that is
-        unknown, if the change does not cordon the node, and in the phases Aborting and Uncordoning, in which no
-        further pod is evicted."""
+        """Return how many pods the drain still has to evict under each PodDisruptionBudget, without the pods that
+        several budgets guard. Empty while that is unknown, if the change does not cordon the node, and in the phases
+        Aborting and Uncordoning, in which no further pod is evicted."""
         ends = phase in (Phase.ABORTING, Phase.UNCORDONING)  # no further pod is evicted
         drains = not ends and self.fence.disruption.cordons
         return self.drain.needs if drains and self.drain is not None else ()

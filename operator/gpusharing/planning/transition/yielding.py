@@ -34,9 +34,9 @@ def holds_our_cordon(case: FencedCase) -> bool:
 
 def may_uncordon(case: FencedCase) -> bool:
     """Whether the release may lift the cordon (docs/design/drain.md#rule-5). The cordon must be ours alone, nobody may
-    have asked to keep it, and nobody else may be working on the node. False also while the Node object is being
-    deleted. Others that are merely waiting their turn do not count; they cordon the node themselves when they
-    begin."""
+    have asked to keep it, and nobody else may be working on the node or have stopped halfway. False also while the Node
+    object is being deleted. Others that are merely waiting their turn do not count; they cordon the node themselves
+    when they begin."""
     node = case.node
     return holds_our_cordon(case) and not node.hold_cordon and not node.foreign_works and not node.deleting
 
@@ -52,8 +52,8 @@ def give_way(case: FencedCase, message: str) -> Verdict:
 
 
 def keeps_cordon(case: FencedCase) -> bool:
-    """Whether the node keeps our cordon when its change ends, because somebody else works on it. False if the cordon
-    is not ours alone."""
+    """Whether the node keeps our cordon when its change ends, because somebody else works on it or has stopped halfway
+    (`NodeView.foreign_works`). False if the cordon is not ours alone."""
     return case.node.foreign_works and holds_our_cordon(case)
 
 
