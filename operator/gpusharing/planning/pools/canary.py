@@ -88,8 +88,8 @@ def proven_at(node: NodeView, policy: PolicyView, revision: str) -> datetime | N
 
 def _is_apart(member: Member, policy: PolicyView, revision: str) -> bool:
     """Whether the change of the node is unaffected by a canary that is too large: the node is a newcomer, which starts
-    anyway, or the change began under another spec. Without a fence, the node's last proof says whether either was the
-    case; False if it has no proof either."""
+    anyway, or the change began under another revision. Without a fence, the node's last proof says whether either was
+    the case; False if it has no proof either."""
     fence, verified = member.node.fence, member.node.verified
     if fence is not None:
         return fence.newcomer or fence.turned or not is_of(fence, policy, revision)

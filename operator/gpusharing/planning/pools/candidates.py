@@ -171,8 +171,8 @@ def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
 def find_cost(case: NodeCase, pods: int) -> int:
     """Return how many pods the change of this node ends. If the change interrupts no gang, or the pods were not listed,
     the result is `pods`, the number of pods on the node that hold a GPU. Otherwise the result is the number of the
-    gangs' members and of the node's GPU pods together; finished pods, and the members elsewhere of a gang that could
-    not be listed, are left out, and `pods` is ignored."""
+    gangs' members and of the node's GPU pods together; finished pods and members that were not listed are left out, and
+    `pods` is ignored."""
     if case.work is None or not (gangs := case.gangs):
         return pods
     ended = {one.pod.uid for view in gangs for one in view.members if not has_finished(one.pod)}

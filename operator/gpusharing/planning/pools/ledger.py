@@ -115,7 +115,7 @@ class Ledger:
 
 def find_mates(case: NodeCase) -> frozenset[str]:
     """Return the names of the other nodes that run members of the gangs that this node's change interrupts. Empty if
-    its pods were not listed. Gangs whose members could not be listed are left out."""
+    its pods were not listed; members that were not listed are left out."""
     members = (member for view in case.gangs for member in view.members)
     return frozenset(member.node for member in members if member.node not in ("", case.node.name))
 

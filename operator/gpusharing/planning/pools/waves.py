@@ -96,7 +96,8 @@ def find_following(
 ) -> frozenset[str]:
     """Return the names of the candidates that share a gang with a node of the pool that started without them, because
     they were blocked or there was no room. They are returned while that node is in flight and, after its proof, until
-    they have been changed too. An edit of the policy ends the second period, because all nodes then start anew."""
+    they have been changed too. A new revision of the policy (`find_revision`) ends the second period, because all
+    nodes then start anew."""
     begun = {mate for one in members if (fence := one.node.fence) is not None for mate in fence.mates}
     verified = (one.node.verified for one in members)
     proofs = [proof for proof in verified if proof is not None and proof.mates]

@@ -277,9 +277,9 @@ def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
     """Return the proof of a change, or of the rollback of a failed one. `target` is the layout that was proven; the
     names of the configurations are those in the fence. The proof's generation is the one that the change followed, or 0
     if that was the generation of another policy object. `apart` is set if nobody depended on the node when it was
-    fenced, or if the change began under another spec. If the change corrects drift, the policy's present generation is
-    recorded as the one in which drift was corrected. The proof of a rollback records the failure instead; it keeps from
-    the earlier proof when the latest change that reached its target was proven, and how long that took."""
+    fenced, or if the change began under another revision. If the change corrects drift, the policy's present generation
+    is recorded as the one in which drift was corrected. The proof of a rollback records the failure instead; it keeps
+    from the earlier proof when the latest change that reached its target was proven, and how long that took."""
     fence = case.fence
     corrected = _corrected_in(case.node.verified, policy)
     followed = fence.version.generation if fence.version.uid in ("", policy.uid) else 0

@@ -106,8 +106,9 @@ def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
 
 def _begin_jobs(case: FencedCase) -> Verdict | None:
     """Return the WaitingForJobs verdict (JobsRunning) whose only action sets the fence's deadline to the time when the
-    last job must have ended, and records that the drain waits for jobs. None if there are no jobs, the pods were not
-    listed, or the deadline is already right. Once the jobs have ended, the drain gets the whole of `drain.timeout`.
+    last job must have ended, and records that the drain waits for jobs. None if no job's turn has come
+    (`DrainPlan.jobs`), the pods were not listed, or the deadline is already right. Once the jobs have ended, the drain
+    gets the whole of `drain.timeout`.
 
     During the wait, the deadline is only ever extended, and only to the time that the policy allows now. An unlimited
     wait gets a limit if somebody edits the policy to set one.
@@ -126,8 +127,9 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
 
 def _end_jobs(case: FencedCase) -> Verdict | None:
     """Return the Draining verdict (PodsLeaving) whose only action records that the wait for jobs is over and sets the
-    drain's deadline to `drain.timeout` from now, because no job is left. None if the drain does not wait for jobs, if
-    jobs are left, if the pods were not listed or the LIST failed, or if no readable policy drives the node."""
+    drain's deadline to `drain.timeout` from now, because no job is left whose turn it is (`DrainPlan.jobs`). None if
+    the drain does not wait for jobs, if such jobs are left, if the pods were not listed or the LIST failed, or if no
+    readable policy drives the node."""
     plan, fence = case.drain, case.fence
     spec = case.assessment.policy.spec if case.assessment is not None else None
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
@@ -327,8 +329,8 @@ def _late(case: FencedCase) -> str | Finding:
     """Return the message that ends the change because its deadline and the extra time of `_limit` are over, or an empty
     string if the change goes on. In one case the message is a Finding (`_time_out`). Even after its time, the change
     goes on if the policy's onTimeout is Hold, and while the pods still have to be listed (`_unlooked`). On a node with
-    a target, it also goes on while the fence waits for jobs, unless the last LIST failed or shows a job. What a LIST
-    shows counts more than the clock."""
+    a target, it also goes on while the fence waits for jobs, unless the last LIST failed or shows a job whose turn it
+    is. What a LIST shows counts more than the clock."""
     if holds(case) or _unlooked(case):
         return ""
     plan = case.drain

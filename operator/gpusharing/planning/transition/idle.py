@@ -104,11 +104,11 @@ def next_poll(case: FencedCase, pace: int = 1) -> datetime:
 
 def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
     """Return the verdict on a node whose drain continues, with this pass's evictions and deletions. The next pass lists
-    the pods. It comes at the next poll, JOBS_PACE poll intervals after the last LIST while jobs are left, or earlier at
-    the plan's `next_wake`. The evictions come before the deletions; a pod without a grace period is deleted with one of
-    a second. The phase is WaitingForJobs while jobs are left, else Draining. The first reason that applies counts:
-    ObservationPending if stale data prevents an eviction or deletion; DrainHeld without jobs if the drain `outlasts`
-    its deadline; the most urgent blocker's; PodsLeaving."""
+    the pods. It comes at the next poll, JOBS_PACE poll intervals after the last LIST while the plan has jobs, or
+    earlier at the plan's `next_wake`. The evictions come before the deletions; a pod without a grace period is deleted
+    with one of a second. The phase is WaitingForJobs while the plan has jobs, else Draining. The first reason that
+    applies counts: ObservationPending if stale data prevents an eviction or deletion; DrainHeld without jobs if the
+    drain `outlasts` its deadline; the most urgent blocker's; PodsLeaving."""
     reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
     lines = explain_blockers(plan.blockers)
     text = _tell_left(case, plan)
@@ -144,8 +144,8 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
 
 
 def _tell_left(case: FencedCase, plan: DrainPlan) -> str:
-    """Return a clause that says how many pods are left, how many of them may end by themselves, and which gangs the
-    drain interrupts."""
+    """Return a clause that says how many pods are left, how many of those whose turn it is may end by themselves, and
+    which gangs the drain interrupts."""
     text = f"{counted(plan.holders, 'GPU pod')} left to go"
     if plan.jobs:
         alone = "themselves" if len(plan.jobs) > 1 else "itself"
