@@ -43,7 +43,7 @@ async def test_a_configmap_in_another_namespace_is_told_with_that_namespace() ->
     ("text", "why"),
     [
         pytest.param(
-            "replicas: 1", "replicas: the device plugin rejects 1: it expects a number of", id="one"
+            "replicas: 1", "replicas: the device plugin rejects 1: it expects a whole number of", id="one"
         ),
         pytest.param(
             'replicas: "4"', 'replicas: the device plugin rejects "4": it expects a number of', id="a text"
