@@ -71,8 +71,9 @@ def find_forced(pods: Standings, end: datetime | None, now: datetime) -> list[St
 def find_unasked(pods: Standings, end: datetime | None, now: datetime) -> list[Standing]:
     """Return the pods to evict now even if it is not their turn. The time to delete these pods by force has come, but
     `find_forced` needs a refusal that still counts, and they have none. Pods that several budgets guard are left out,
-    because their eviction always fails. Empty if `end`, the end of the drain, is None or if the change will be given up
-    anyway. Throttling is not considered."""
+    because their eviction always fails, and pods whose last answer permits no DELETE until the wait after it is over.
+    Empty if `end`, the end of the drain, is None or if the change will be given up anyway. Throttling is not
+    considered."""
     if end is None or _in_vain(pods, end, now):
         return []
     come = (
@@ -84,7 +85,7 @@ def find_unasked(pods: Standings, end: datetime | None, now: datetime) -> list[S
 
 
 def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
-    """Whether every pod that still holds a GPU is leaving and the policy deletes pods by force, so that waiting one
+    """Whether every pod that still has to leave is leaving and the policy deletes pods by force, so that waiting one
     more minute after `end` may be enough. False if `end` is None, or if no pod is left."""
     only_leaving = bool(pods.leaving) and not pods.remaining and not pods.blocked
     return end is not None and pods.force_within is not None and only_leaving

@@ -92,7 +92,7 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
     """
     waits_by_gang = {}
     for view in work.gangs:
-        members = running(view, work, scope.node)
+        members = members_with_node(view, work, scope.node)
         everywhere = replace(scope, all_pods=True, cordoned_at=None)
         waited = classify((member.pod for member in members), options, everywhere)
         waits = [_wait_of(member, view, options) for member in members if member.pod.uid in waited.waited]
@@ -118,7 +118,7 @@ def _ruled_waits(view: GangView, members: Iterable[GangMember], scope: Scope) ->
             )
 
 
-def running(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
+def members_with_node(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
     """Return the members that have a node. The members on `node` come first and are read from that node's own LIST,
     finished pods included. A member without a node is left out, because it does no work that could be lost."""
     here = [GangMember(node, pod) for pod in work.pods if pod.gang == view.gang]
@@ -209,7 +209,9 @@ def _keepers(
         yield Blocker(Reason.LIST_FAILED, its, message=unlisted(view))
         return
     blocked = {pod.uid for pod in classified.blocked}
-    members = [member for member in running(view, work, scope.node) if member.pod.uid not in blocked]
+    members = [
+        member for member in members_with_node(view, work, scope.node) if member.pod.uid not in blocked
+    ]
     for node, blocker in find_keepers(members, options, scope):
         where = f"Runs on {node}. " if node else ""
         yield name_gang(view, replace(blocker, message=f"{where}{blocker.message}".rstrip()))

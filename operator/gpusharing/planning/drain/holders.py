@@ -101,13 +101,13 @@ class Classified:
     """The pods of a node, each in exactly one of three lists, sorted by `namespace/name`."""
 
     holders: tuple[PodView, ...]
-    """Pods that hold a GPU and can be evicted, now or after a wait; some may already be terminating."""
+    """Pods that have to leave and can be evicted, now or after a wait. Some may already be terminating."""
     waited: frozenset[str]
     """The uids of the holders that end by themselves: the drain waits for them before it evicts them."""
     ignored: tuple[PodView, ...]
     """Pods that hold no GPU, are NVIDIA's own, or reserve a GPU for other pods on the node."""
     blocked: tuple[PodView, ...]
-    """Pods that hold a GPU and must not be evicted, or cannot be."""
+    """Pods that would have to leave but must not be evicted, or cannot be."""
     blockers: tuple[Blocker, ...]
     """Why the pods in `blocked` are blocked."""
 
@@ -121,8 +121,9 @@ def gpu_resources(pod: PodView) -> tuple[str, ...]:
 
 
 def holds_gpu(pod: PodView) -> bool:
-    """Whether the pod holds a GPU while it runs, through a resource request, a ResourceClaim (G1-G6) or a fraction
-    from KAI (G10). The phase is not checked, so this is also true of a finished pod."""
+    """Whether the pod holds a GPU while it runs, through a resource request, a ResourceClaim for a GPU (G1-G6) or a
+    fraction from KAI (G10). A ResourceClaim that cannot be read counts. The phase is not checked, so this is also true
+    of a finished pod."""
     return pod.dra != "none" or bool(gpu_resources(pod))
 
 
@@ -134,8 +135,8 @@ def has_finished(pod: PodView) -> bool:
 
 def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classified:
     """Return the pods of a node, sorted into lists by what the drain does with them, and the blockers of those that
-    must stay. The first of `FILTERS` that applies to a pod decides. A pod to which no filter applies holds a GPU and
-    can be evicted. `scope.gpu_groups` is ignored and computed from `pods`."""
+    must stay. The first of `FILTERS` that applies to a pod decides. A pod to which no filter applies holds a GPU (or
+    `scope.all_pods` is set) and can be evicted. `scope.gpu_groups` is ignored and computed from `pods`."""
     holders, ignored, blocked, blockers = [], [], [], []
     waited = set()
     pods = sorted(pods, key=by_ref)
@@ -160,8 +161,9 @@ def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classifie
 
 def must_leave(pod: PodView, scope: Scope) -> bool:
     """Whether the pod must be gone before the node is changed, even if it must not be evicted. False for pods that a
-    drain ignores, such as finished pods, NVIDIA's own pods and pods without a GPU. The policy's drain options make no
-    difference. KAI's reservation pods must leave too, even while other pods share their GPU."""
+    drain ignores, such as finished pods, NVIDIA's own pods and, unless `scope.all_pods`, pods without a GPU. The
+    policy's drain options make no difference. KAI's reservation pods must leave too, even while other pods share their
+    GPU."""
     match = _filter_of(pod, _NO_OPTIONS, scope)
     return match is None or match.decision != "ignore"
 
@@ -186,8 +188,8 @@ def by_ref(pod: PodView) -> tuple[str, str]:
 
 Decision: TypeAlias = Literal["ignore", "hold", "wait"] | Reason
 """What the drain does with a pod. `ignore`: leave it alone, because it holds no GPU or others end it. `hold`: the pod
-holds a GPU and can be evicted. `wait`: the pod holds a GPU and should end by itself. A Reason: the pod holds a GPU and
-is not evicted, for this reason."""
+has to leave and can be evicted. `wait`: the pod has to leave and should end by itself. A Reason: the pod would have to
+leave and is not evicted, for this reason."""
 
 
 @value
@@ -349,9 +351,9 @@ def _mark_ends(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
 
 
 def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None:
-    """Return the protection by the annotation or label that asks not to disturb the pod. None if the pod has none, if
-    the policy ignores such requests, or if the pod is a KAI reservation pod. A request with a duration expires, unless
-    the policy says Block or `scope.now` is None."""
+    """Return the longest protection that an annotation or label gives the pod. None if none protects it, if the policy
+    ignores such requests, or if the pod is a KAI reservation pod. A request with a duration expires, unless the policy
+    says Block or `scope.now` is None."""
     if (
         options.protected_pods == "Ignore" or not pod.marks or is_reservation(pod)
     ):  # KAI's own mark, for Karpenter
@@ -472,4 +474,4 @@ FILTERS: tuple[PodFilter, ...] = (
     PodFilter(_local_files, Reason.LOCAL_STORAGE),
     PodFilter(_job, "wait"),
 )
-"""The first match wins (P2); a test pins the order. A pod that matches no filter holds a GPU and can be evicted."""
+"""The first match wins (P2); a test pins the order. A pod that matches no filter has to leave and can be evicted."""

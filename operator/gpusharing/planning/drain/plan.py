@@ -50,7 +50,7 @@ class DrainPlan:
     """Whether every remaining pod is terminating and the policy deletes by force the pods that remain at the end of
     the drain."""
     holders: int = 0
-    """How many pods still hold a GPU, blocked ones included, or -1 if the pods could not be listed."""
+    """How many pods still have to leave, blocked ones included, or -1 if the pods could not be listed."""
     first: str = ""
     """The first pod that has to leave or is leaving, as `namespace/name`; empty if there is none."""
     blockers: tuple[Blocker, ...] = ()
@@ -69,7 +69,7 @@ class DrainPlan:
 
     @property
     def idle(self) -> bool:
-        """Whether no pod holds a GPU, according to the last LIST. False if the pods could not be listed."""
+        """Whether no pod has to leave any more, according to the last LIST. False if the pods could not be listed."""
         return self.holders == 0
 
 
@@ -183,9 +183,8 @@ def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) 
 
 
 def _unforced(remaining: Iterable[Standing], pods: Standings) -> list[Standing]:
-    """Return the pods whose budgets, if they have any, can make a drain fail: all if the policy deletes none by force,
-    else those whose grace period is too long for a deletion by force before the end of the drain (T4). Nothing else
-    about a pod counts."""
+    """Return the pods whose grace period is too long for a deletion by force before the end of the drain (T4), or all
+    if the policy deletes none by force. Only budgets of these pods can make a drain fail."""
     return [standing for standing in remaining if not fits(standing, pods)]
 
 
@@ -264,9 +263,9 @@ def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[St
 
 def _refused(remaining: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
     """Yield a blocker for each pod with the server's last answer about it, quoted. The reason is that answer. Left out
-    are answers that are reported once for all pods (THROTTLED) or together with budgets (PDB, and all about a pod that
-    several budgets guard), and answers that the pod is gone (PODS_LEAVING). The answer that the budget's controller is
-    behind (PDB_NOT_OBSERVED) is left out for the first QUIET_WAIT seconds (E6)."""
+    are answers that are reported once for all pods (THROTTLED) or together with budgets (PDB if the budget is known,
+    and all about a pod that several budgets guard), and answers that the pod is gone (PODS_LEAVING). The answer that
+    the budget's controller is behind (PDB_NOT_OBSERVED) is left out for the first QUIET_WAIT seconds (E6)."""
     for standing in remaining:
         if standing.memory is None or standing.answer is None or standing.conflicts:
             continue

@@ -82,8 +82,8 @@ def is_empty(selector: Selector) -> bool:
 
 
 def is_job(pod: PodView) -> bool:
-    """Whether the pod ends by itself: it does not restart, and it belongs to a controller of a kind in JOB_KINDS or to
-    a RayJob (T12)."""
+    """Whether the pod ends by itself: its restartPolicy is not Always, and it belongs to a controller of a kind in
+    JOB_KINDS or to a RayJob (T12)."""
     if pod.restarts or pod.owner is None:
         return False
     group = pod.owner.api_version.partition("/")[0]

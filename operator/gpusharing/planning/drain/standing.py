@@ -37,7 +37,7 @@ STUCK_AFTER = timedelta(seconds=60)
 
 @value
 class Standing:
-    """One pod that holds a GPU and that no filter blocks, and the state of its eviction in this pass."""
+    """One pod that has to leave the node and that no filter blocks, and the state of its eviction in this pass."""
 
     pod: PodView
     """The pod."""
@@ -90,7 +90,7 @@ class Standing:
 
 @value
 class Standings:
-    """All pods of one node that hold a GPU, each in exactly one place, sorted by `namespace/name`."""
+    """All pods that have to leave one node, each in exactly one place, sorted by `namespace/name`."""
 
     listed_at: datetime
     """When the LIST of the pods began."""
@@ -99,11 +99,11 @@ class Standings:
     remaining: tuple[Standing, ...] = ()
     """Pods that still have to be evicted, now or later."""
     blocked: int = 0
-    """How many pods hold a GPU and must not or cannot be evicted."""
+    """How many pods would have to leave, but must not or cannot be evicted."""
     blockers: tuple[Blocker, ...] = ()
     """Why the blocked pods must stay, and why some gangs must not be interrupted."""
     front: Tier = (0, False)
-    """The tier whose turn it is: the lowest of all pods that hold a GPU, blocked ones included."""
+    """The tier whose turn it is: the lowest of all pods that have to leave, blocked ones included."""
     sent_at: tuple[datetime, ...] = ()
     """When the evictions of the last `PACE` were sent, including those of pods that have gone since."""
     throttled_until: datetime | None = None
@@ -122,14 +122,14 @@ class Standings:
 
     @property
     def holders(self) -> int:
-        """How many pods still hold a GPU, blocked ones included, or -1 if the pods could not be listed."""
+        """How many pods still have to leave, blocked ones included, or -1 if the pods could not be listed."""
         return -1 if self.error else len(self.leaving) + len(self.remaining) + self.blocked
 
 
 def find_standings(
     work: NodeWork, options: Drain, now: datetime, *, scope: Scope, cordoned: bool = True
 ) -> Standings:
-    """Return the standing of every pod of the node that holds a GPU and that no filter blocks, and the number and
+    """Return the standing of every pod that has to leave the node and that no filter blocks, and the number and
     blockers of the blocked pods. If the node's pods could not be listed, only the error and the time of the LIST are
     set.
 
@@ -177,8 +177,8 @@ def find_standings(
 
 
 def stuck_from(pod: PodView) -> datetime | None:
-    """Return when a leaving pod counts as stuck (T5). None if the pod is not leaving, or if the time is too late for a
-    datetime."""
+    """Return when a terminating pod counts as stuck (T5). None if the pod is not terminating, or if the time is too
+    late for a datetime."""
     try:
         return None if pod.deleted_at is None else pod.deleted_at + STUCK_AFTER
     except OverflowError:

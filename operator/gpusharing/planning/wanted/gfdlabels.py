@@ -123,8 +123,8 @@ def future_labels(
 
 
 def _stays(label: str, target: Target) -> bool:
-    """Whether the label will still exist after the change to `target`. A label of a MIG profile stays only if the
-    target has that profile under strategy mixed, because GFD then describes it. All other labels stay."""
+    """Whether the label is about no MIG profile, or about one that GFD still describes after the change to `target`.
+    GFD describes a profile if the target has it under strategy mixed."""
     if not label.startswith(names.RESOURCE_MIG_PREFIX):
         return True
     profiles = {profile for layout in target.layouts for profile, _ in layout or ()}

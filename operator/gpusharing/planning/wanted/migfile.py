@@ -78,8 +78,8 @@ def parse(text: str) -> Mapping[str, Entry]:
 
 def find_flaws(text: str) -> tuple[Flaw, ...]:
     """Return what makes mig-parted refuse a file, or the operator leave out an entry of it: what is wrong with the file
-    itself (no version, an unknown field or no entries), then the first fault of each row. Empty for a good file and for
-    an empty string. If the file cannot be read, the only flaw says so."""
+    itself (no version, an unknown field or no entries), then the faults of each entry, at most one for each row. Empty
+    for a good file and for an empty string. If the file cannot be read, the only flaw says so."""
     if not text:
         return ()
     try:
@@ -103,8 +103,8 @@ def _configs(text: str, *, any_version: bool = False) -> dict[str, Any]:
     """Return the map mig-configs of a file, with all names as strings. A bare `off` as a name becomes `false`, as for
     mig-parted, which converts YAML to JSON.
 
-    Raises Unreadable if the text is not valid YAML or has no such map, or, unless `any_version`, if its version is not
-    v1.
+    Raises Unreadable if the text is not valid YAML or has no such map, or, unless `any_version`, if it names another
+    version than v1. A missing version counts as v1.
     """
     document = parse_yaml(text)
     configs = document.get("mig-configs") if isinstance(document, dict) else None
@@ -157,8 +157,9 @@ class AdminFile:
 def parse_admin(text: str) -> AdminFile:
     """Return the entries of an admin's file that mig-parted would accept, and a problem that names the first three of
     the others by name. One bad entry would make mig-parted refuse the whole file on every node. If the file as a whole
-    cannot be read, there are no entries, and the problem says why. Keys outside the entries are ignored, because the
-    operator renders the file itself. An empty string gives no entries and no problem."""
+    cannot be read, there are no entries, and the problem says why. A missing version and unknown keys outside the
+    entries are no problem, because the operator renders the file itself. An empty string gives no entries and no
+    problem."""
     if not text:
         return AdminFile({})
     try:

@@ -48,8 +48,8 @@ class Flaw:
 
 
 def find_flaws(text: str) -> tuple[Flaw, ...]:
-    """Return every field of a configuration that the device plugin refuses or ignores. Empty if the plugin uses all of
-    it. If `parse_yaml` does not accept the text, the only flaw says so."""
+    """Return every field of a configuration that the device plugin refuses or does not know. Empty if there is none. If
+    `parse_yaml` does not accept the text, the only flaw says so."""
     try:
         return tuple(_find(parse_yaml(text), _CONFIG, ""))
     except Unreadable as error:

@@ -325,8 +325,9 @@ def _wanted_layouts(
 ) -> tuple[Layout | None, ...] | Finding:
     """Return the layout that the policy asks for on each of `gpus`, None for MIG off, or a Finding that says why the
     node cannot have them: a GPU without MIG support (NOT_MIG_CAPABLE, checked first), a named configuration that does
-    not fit, layouts of the policy that do not cover every GPU (LAYOUT_INCOMPLETE), or a layout that is not legal.
-    Unless the mode is MIG, all layouts are None and there is no Finding."""
+    not fit, layouts of the policy that name other GPUs than the node has (LAYOUT_TOO_MANY_GPUS) or not all of them
+    (LAYOUT_INCOMPLETE), or a layout that is not legal. Unless the mode is MIG, all layouts are None and there is no
+    Finding."""
     spec = request.spec
     if spec.mode is not Mode.MIG or spec.mig is None:
         return (None,) * len(gpus)
@@ -512,7 +513,7 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
     """Return the target that the record of the last proof describes (docs/design/transition.md#rollback), or a clause
     for people that says why not: there is no record, it has no layout or another number of GPUs (0 counts as unknown
     and is not compared), its device-plugin configuration is lost (not checked with DRA), or its mig-parted
-    configuration now gives the GPUs layouts whose text for people differs from the recorded one."""
+    configuration now gives the GPUs no layouts, or layouts whose text for people differs from the recorded one."""
     record, gpus = node.verified, observed.gpus
     if record is None:
         return "the node has no earlier proven layout"

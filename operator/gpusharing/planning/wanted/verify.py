@@ -341,8 +341,8 @@ def find_exclusive(hardware: Hardware) -> str | Finding:
 
 def _gfd_not_restarted(compared: Comparison) -> str:
     """Return a message if the label with the start time of GPU Feature Discovery still has the value from before the
-    change, so that its other labels prove nothing. Empty if it has another value, or if GFD need not restart for
-    this change."""
+    change, so that its other labels prove nothing. Empty if it has another value or is missing, or if GFD need not
+    restart for this change."""
     before = compared.gfd_timestamp
     if not before or compared.node.labels.get(names.LABEL_GFD_TIMESTAMP) != before:
         return ""

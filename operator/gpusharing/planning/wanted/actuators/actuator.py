@@ -51,7 +51,7 @@ class ActuatorCase:
     @property
     def found_layouts(self) -> tuple[Layout | None, ...]:
         """The layout of every GPU in the agent's last reading, by index, with None for a GPU with MIG off. Empty if the
-        agent has not reported yet."""
+        agent has not reported any GPU yet."""
         observed = self.gpunode.observed if self.gpunode else None
         return observed.hardware.layouts if observed else ()
 

@@ -108,7 +108,7 @@ def _needs_run(case: ActuatorCase, target: Target) -> bool:
 def needs_restart(case: ActuatorCase, target: Target) -> bool:
     """Whether mig-manager's label already has the target's value and the node still differs, so that only a new
     mig-manager pod can repair the node (docs/design/nvidia.md#a6). The node differs if mig-manager does not report
-    success, if an operand is paused, or if the GPUs have other layouts. False if the target does not need
+    success, if an operand is paused, or if the GPUs have other or unknown layouts. False if the target does not need
     mig-manager."""
     labels = case.node.labels
     if not target.mig_config or labels.get(names.LABEL_MIG_CONFIG) != target.mig_config:
@@ -205,9 +205,10 @@ def _find_old(case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
 
 
 def _find_trouble(case: ActuatorCase, fence: Fence) -> Trouble | None:
-    """Return the trouble that mig-manager shows, by the first of SIGNS that applies. None if mig-manager reports
-    success and has left nothing undone, or if the change does not need it. Some signs depend on the time since the
-    latest run began."""
+    """Return the trouble that mig-manager shows, by the first of SIGNS that applies. None if none applies, or if the
+    change does not need mig-manager. Even a success is trouble if it dates from before this run, if the label has
+    another value than the fence names, or if operands are still paused. Some signs depend on the time since the latest
+    run began."""
     return find_sign(SIGNS, case, fence) if fence.target_mig_config else None
 
 
