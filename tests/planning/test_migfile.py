@@ -196,6 +196,11 @@ def test_a_name_that_one_card_lacks_is_refused_with_the_names_that_it_has() -> N
     assert found.startswith("NVIDIA H200 has only all-1g.18gb, ")
 
 
+def test_a_card_without_known_profiles_has_no_names_to_list() -> None:
+    found = migfile.well_known((make_gpu(0), make_gpu(1, product=T4)), "all-3g.40gb")
+    assert found == f"no MIG profiles of {T4} are known"
+
+
 def test_one_card_model_needs_no_device_filter() -> None:
     entries = migfile.well_known_entries({H100: [make_gpu()]})
     assert not any("device-filter" in row for rows in entries.values() for row in rows)

@@ -30,8 +30,8 @@ def find_gang_blockers(
 ) -> tuple[Blocker, ...]:
     """Return why the gangs that a change of this node would interrupt must not be interrupted, because of a policy or a
     PodDisruptionBudget. Members on all nodes count, with or without a GPU, because evicting one of them ends the whole
-    gang. Members that have to leave this node are not examined here. A gang whose members cannot be listed gets only a
-    blocker (LIST_FAILED) that says so."""
+    gang. Members that have to leave this node are not examined here, nor are those of a very large gang that were not
+    read (`GangView.partial`). A gang whose members cannot be listed gets only a blocker (LIST_FAILED) that says so."""
     blockers: list[Blocker] = []
     for view in ending_gangs(work, scope):
         if view.error:

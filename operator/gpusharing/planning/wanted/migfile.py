@@ -350,12 +350,14 @@ _generated = lru_cache(maxsize=64)(generated_layouts)
 def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...] | str:
     """Return the layout (None for MIG off) that a configuration name gives each of `gpus`, in their order, if
     mig-manager generates it from the hardware (a.10). If mig-manager does not generate this name for one of the cards,
-    return a clause for people instead, which lists the names that the first such card has."""
+    return a clause for people instead, which lists the names that the first such card has, if any."""
     layouts: list[Layout | None] = []
     profiles, generated = None, {}
     for gpu in gpus:
         if gpu.profiles is not profiles:
             profiles, generated = gpu.profiles, _generated(gpu.profiles)
+        if not generated:
+            return f"no MIG profiles of {gpu.product} are known"
         if name not in generated:
             return f"{gpu.product} has only {', '.join(sorted(generated))}"
         layouts.append(generated[name])
