@@ -332,7 +332,10 @@ def test_what_is_beyond_the_bounds_of_a_node_is_explained(
 ) -> None:
     fake.answers["gpusharing_slice_seconds_total"] = vector(({**HELD, label: "_others"}, "43200"))
     told = " ".join(ask(desk, fake).out.split())
-    assert "_others is time that a node metered beyond 128 accounts or 16 policies" in told
+    assert (
+        "_others is the time of further tenants or policies on a node that already had 128 combinations"
+        in told
+    )
 
 
 def test_nothing_that_was_scraped_steers_the_terminal(desk: Desk, fake: FakePrometheus) -> None:

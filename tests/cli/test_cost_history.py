@@ -300,9 +300,8 @@ def test_a_namespace_with_several_teams_at_once_is_no_teams(desk: Desk, promethe
     assert said.status == CHANGES
     assert {row["name"]: row["cost"] for row in data(said)["rows"]} == {"": 192.00}
     assert data(said)["missing"] == [
-        "namespace team-a has several values of team at once, for example because several clusters have it, so its"
-        " usage"
-        " is listed under (no team): choose one with --selector"
+        "namespace team-a has several values of team at once, for example because it exists in several clusters,"
+        " so its usage is listed under (no team): choose a cluster with --selector"
     ]
     for zone, team in (("a", "red"), ("b", "blue")):
         chosen = ("--selector", f'cluster="teams",zone="{zone}"', "--by", "team", "-o", "json")
@@ -317,8 +316,8 @@ def test_clusters_that_ask_different_prices_have_none_together(desk: Desk, prome
     assert said.status == CHANGES
     (missing,) = data(said)["missing"]
     assert missing.endswith(
-        "policy pool-x has several prices at once, for example because several clusters have it: choose one with"
-        " --selector"
+        "policy pool-x has several prices at once, for example because it exists in several clusters: choose a"
+        " cluster with --selector"
     )
     chosen = ask(desk, prometheus, "--selector", 'cluster="two",zone="b"', "-o", "json", cluster="two")
     assert data(chosen)["totals"][0]["cost"] == 192.00

@@ -224,8 +224,8 @@ def test_a_policy_whose_currency_changed_has_no_price_on_that_day() -> None:
     told = [one(1, policy="pool-x", currency="USD"), one(1, policy="pool-x", currency="EUR")]
     assert (
         found("gpu-1", "pool-x", {"policies": told})
-        == "policy pool-x had several currencies on that day (EUR, USD), for example because several clusters have it,"
-        " or because it was changed: choose one with --selector"
+        == "policy pool-x had several currencies on that day (EUR, USD), for example because it exists in several"
+        " clusters, or because it was changed: choose a cluster with --selector"
     )
 
 

@@ -46,7 +46,9 @@ async def test_a_configmap_in_another_namespace_is_told_with_that_namespace() ->
             "replicas: 1", "replicas: the device plugin rejects 1: it expects a whole number of", id="one"
         ),
         pytest.param(
-            'replicas: "4"', 'replicas: the device plugin rejects "4": it expects a number of', id="a text"
+            'replicas: "4"',
+            'replicas: the device plugin rejects "4": it expects a whole number of',
+            id="a text",
         ),
         pytest.param("replicas:", "replicas: the device plugin needs this field", id="none"),
     ],

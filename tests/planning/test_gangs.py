@@ -144,6 +144,12 @@ def test_a_drain_says_which_gangs_end_with_its_pods() -> None:
     )
 
 
+def test_before_a_reboot_all_pods_have_to_go_and_not_only_those_with_a_gpu() -> None:
+    fence = replace(FENCE, disruption=DisruptionClass.REBOOT)
+    verdict = before_pnr(drained(work=make_work(HERE, make_pod("cpu", resources={})), fence=fence))
+    assert verdict.message.startswith("2 pods left to go")
+
+
 def test_of_many_gangs_two_are_named() -> None:
     views = tuple(make_gang_view({"c": [HERE]}, make_gang(f"set-{number}")) for number in range(4))
     text = explain_gangs(views)

@@ -78,7 +78,9 @@ def test_without_samples_there_is_nothing() -> None:
 
 @pytest.mark.parametrize("value", [-1.0, nan, inf])
 def test_what_nobody_can_have_measured_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match=r"memory: .* at 2026-11-01 00:00 is not a measured value"):
+    with pytest.raises(
+        ValueError, match=r"memory: .* at 2026-11-01 00:00 is not a finite number of at least 0"
+    ):
         build(MEMORY, [Sample(BEGIN, value)])
 
 

@@ -42,7 +42,10 @@ from gpusharing.usage.say.recommend import layouts_of, saving_data, saving_of
 T = TypeVar("T")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(Gi|GiB|G|GB|Mi|MiB)?")
 _GIB = {"Gi": 1.0, "GiB": 1.0, "": 1.0, "G": 0.931, "GB": 0.931, "Mi": 1 / 1024, "MiB": 1 / 1024}
-HOW_MUCH = "How much memory does one workload need at its peak (for example 15Gi, or 4x20Gi, 12x5Gi)?"
+HOW_MUCH = (
+    "How much memory does each workload need at its peak? For example 15Gi or, for 4 workloads of 20Gi and 12 of 5Gi,"
+    " 4x20Gi, 12x5Gi"
+)
 WHICH = "Which card (kubectl gpusharing layouts lists them)?"
 QUESTIONS = {
     "promise": "Were users promised a certain latency or availability?",

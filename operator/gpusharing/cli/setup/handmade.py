@@ -118,11 +118,11 @@ def find_unserved(node: NodeView, stack: StackView, plugin: PluginEntries) -> st
     if refused := [flaw.text for flaw in find_flaws(stack.plugin_configs.get(entry, "")) if flaw.refused]:
         problem = f"ConfigMap {plugin.config_map or 'of the operator'}, entry {entry}, {refused[0]}"
     elif not plugin.config_map:
-        problem = "ClusterPolicy does not specify a ConfigMap for it"
+        problem = "the operator's ConfigMap has no entry with that name, and ClusterPolicy specifies no other ConfigMap"
     return (
         f"its device plugin is configured to use entry {entry}, but {problem}: the node"
-        f" will lose its GPUs when the plugin restarts. Correct this, or run: kubectl label node {node.name}"
-        f" {names.LABEL_PLUGIN_CONFIG}-"
+        " will lose its GPUs when the plugin restarts. Correct this, or name an entry that exists: kubectl label node"
+        f" {node.name} --overwrite {names.LABEL_PLUGIN_CONFIG}=ENTRY"
     )
 
 

@@ -13,7 +13,7 @@ docs/design/glossary.md#class.
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from gpusharing.api.names import Phase
+from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.drain.gangkeepers import explain_gangs
 from gpusharing.planning.drain.plan import DrainPlan
@@ -145,8 +145,9 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
 
 def _tell_left(case: FencedCase, plan: DrainPlan) -> str:
     """Return a clause that says how many pods are left, how many of those whose turn it is may end by themselves, and
-    which gangs the drain interrupts."""
-    text = f"{counted(plan.holders, 'GPU pod')} left to go"
+    which gangs the drain interrupts. They are called GPU pods, except before a reboot, which all pods have to leave."""
+    kind = "pod" if case.fence.disruption is DisruptionClass.REBOOT else "GPU pod"
+    text = f"{counted(plan.holders, kind)} left to go"
     if plan.jobs:
         alone = "themselves" if len(plan.jobs) > 1 else "itself"
         text += f", of which {len(plan.jobs)} may end by {alone} first"

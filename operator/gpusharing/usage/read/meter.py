@@ -109,8 +109,8 @@ async def read_metered(
     metered.missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
     if any(tenants.OTHERS in (cell.tenant, cell.policy) for cell in metered.cells):
         metered.remarks.append(
-            f"{tenants.OTHERS} is time that a node metered beyond 128 accounts or 16 policies; it is unknown who used"
-            " it"
+            f"{tenants.OTHERS} is the time of further tenants or policies on a node that already had 128 combinations"
+            " of policy, namespace and resource, or 16 policies; it is unknown who used it"
         )
     return metered
 

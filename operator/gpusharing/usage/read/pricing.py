@@ -28,7 +28,7 @@ MOST = 1e15
 """The highest plausible price, and the highest plausible seconds in a counter. Higher values are left out."""
 NO_NUMBER = "that is not a number"
 """The reason given for a value that is NaN."""
-CHOOSE = "choose one with --selector"
+CHOOSE = "choose a cluster with --selector"
 """The remedy if several clusters have an object of the same name."""
 Subject = tuple[str, str]
 """What a price is for: `node`, `policy` or `product`, and its name. In names of products, dashes replace spaces."""
@@ -78,10 +78,10 @@ class Prices:
         by_currency, name = self.amounts[subject], " ".join(subject)
         if len(by_currency) > 1:
             several = f"{name} had several currencies on that day ({', '.join(sorted(by_currency))})"
-            return f"{several}, for example because several clusters have it, or because it was changed: {CHOOSE}"
+            return f"{several}, for example because it exists in several clusters, or because it was changed: {CHOOSE}"
         if subject in self.rivals:
             several = f"{name} has several prices at once"
-            return f"{several}, for example because several clusters have it: {CHOOSE}"
+            return f"{several}, for example because it exists in several clusters: {CHOOSE}"
         ((currency, amount),) = by_currency.items()
         return Price(amount, currency, source)
 

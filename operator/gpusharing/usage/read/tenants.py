@@ -92,8 +92,8 @@ def describe_labels(days: int, rivals: Set[str], label: str, *, never: bool) -> 
         several = len(rivals) > 1
         yield (
             f"{'namespaces' if several else 'namespace'} {some(sorted(rivals))} {'have' if several else 'has'} several"
-            f" values of {label} at once, for example because several clusters have {'them' if several else 'it'}, so"
-            f" {'their' if several else 'its'} usage is listed under (no {label}): {CHOOSE}"
+            f" values of {label} at once, for example because {'they exist' if several else 'it exists'} in several"
+            f" clusters, so {'their' if several else 'its'} usage is listed under (no {label}): {CHOOSE}"
         )
 
 

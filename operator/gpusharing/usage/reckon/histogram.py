@@ -102,7 +102,8 @@ def build(scale: Scale, samples: Sequence[Sample]) -> Histogram:
         return Histogram(scale)
     wrong = next((sample for sample in samples if not isfinite(sample.value) or sample.value < 0), None)
     if wrong is not None:
-        raise ValueError(f"{scale.name}: {wrong.value} at {wrong.at:%Y-%m-%d %H:%M} is not a measured value")
+        time = f"{wrong.at:%Y-%m-%d %H:%M}"
+        raise ValueError(f"{scale.name}: {wrong.value} at {time} is not a finite number of at least 0")
     last, values = max(sample.at for sample in samples), [sample.value for sample in samples]
     weights: dict[int, list[float]] = {}
     for sample in samples:
