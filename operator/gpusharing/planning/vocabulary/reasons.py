@@ -294,8 +294,7 @@ class Reason(Worded):
         "7.5.",
         "Lower spec.mps.replicas.")
     GPU_MISSING = (("GPUMissing", "Hardware", _PERSON, "GPUs"),
-        "NVML lists fewer GPUs than at the last proof of the node. A GPU did not come back after a reboot, or was "
-        "removed.",
+        "NVML lists fewer GPUs than at the node's last proof. A GPU did not come back after a reboot, or was removed.",
         "Check dmesg on the node and repair the node, or run the command in the message if the GPU was removed for "
         "good.")
     CARD_DIFFERS = (("CardDiffers", "Accepted", _DONE, ""),
