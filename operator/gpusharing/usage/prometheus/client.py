@@ -75,7 +75,7 @@ class WebAnswer:
         return f": {text}" if text else ""
 
 
-def answer_of(status: int, kind: str, body: bytes) -> WebAnswer:
+def answer_of(status: int, kind: str, body: bytes | bytearray) -> WebAnswer:
     """Parse a response with this HTTP status, the content type `kind`, and this body. If the body is not a JSON object,
     `data` is empty; that is not an error. `line` is only filled for text/plain. `wants_tls` is only true for status
     400, if the text matches PLAIN_TO_TLS. Both are found in the first 4096 bytes of the body."""
@@ -361,7 +361,7 @@ class Prometheus:
                     if len(body) > MOST_BYTES:
                         size = f"a response from {place.where} is larger than {MOST_BYTES >> 20} MiB"
                         raise Trouble(f"{size}: narrow the query with --selector")
-                return answer_of(response.status, response.content_type, bytes(body))
+                return answer_of(response.status, response.content_type, body)
         except TimeoutError as error:
             raise Trouble(f"{place.where} did not respond within {SECONDS:g} s: {LESS}") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:

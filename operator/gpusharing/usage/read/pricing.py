@@ -53,6 +53,8 @@ class Prices:
     """The subjects that had several prices at once. The mean of these is not a real price."""
     faults: Mapping[str, Subject] = field(default_factory=dict)
     """The subjects of the impossible prices that were left out, by a sentence about the price."""
+    odd: frozenset[Subject] = frozenset()
+    """The same subjects as a set, because `find` is asked about every series."""
 
     def find(self, node: str, policy: str) -> Price | str:
         """Return the price of a GPU of this node under this policy, or a clause that says why there is none. The
@@ -65,7 +67,7 @@ class Prices:
             return self._only(("policy", policy), "policy")
         cards = [("product", card) for card in sorted(self.cards.get(node, ()))]
         if not cards or any(card not in self.amounts for card in cards):
-            invalid = not {("node", node), ("policy", policy), *cards}.isdisjoint(self.faults.values())
+            invalid = not self.odd.isdisjoint([("node", node), ("policy", policy), *cards])
             return "the price in Prometheus is invalid and is left out" if invalid else "Prometheus has none"
         prices = [self._only(card, "chart") for card in cards]
         if any(price != prices[0] for price in prices):
@@ -111,7 +113,7 @@ def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Price
         for label, _ in SOURCES.values()
         if label in series.labels
     )
-    return Prices(amounts, _cards(answers["cards"]), rivals, faults)
+    return Prices(amounts, _cards(answers["cards"]), rivals, faults, frozenset(faults.values()))
 
 
 def _cards(answer: Iterable[Series]) -> Mapping[str, Set[str]]:
