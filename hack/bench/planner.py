@@ -96,8 +96,8 @@ def _policy(index: int, **spec: object) -> PolicyView:
 
 
 def _node(index: int, owner: PolicyView) -> NodeView:
-    """Return a node of the pool of `owner`, a policy of mode Full with a valid spec, that this policy has adopted: it
-    has our labels, all its whole GPUs are advertised, and the policy's configuration is proven on it."""
+    """Return a node that the policy `owner` has adopted: it is in the policy's pool, has our labels, advertises all its
+    whole GPUs, and the policy's configuration is proven on it. The policy must be of mode Full, with a valid spec."""
     assert owner.spec is not None, "valid"
     request = find_wish(owner.name, owner.spec)
     (plugin_key,) = request.plugins

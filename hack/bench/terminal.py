@@ -177,7 +177,8 @@ def _gpunode(number: int) -> JSON:
 
 
 def _node(number: int) -> JSON:
-    """Return a Node with GPUS GPUs and about as many labels, conditions and images as a kubelet reports."""
+    """Return a Node with GPUS GPUs and about as many labels, conditions and images as a kubelet reports. Its names and
+    addresses follow from `number`. Every 50th is cordoned, and its label names one of POOLS policies in turn."""
     labels = {f"nvidia.com/gpu.deploy.operand-{index}": "true" for index in range(30)}
     conditions = [
         {"type": kind, "status": "True", "reason": "KubeletReports", "message": "a sentence " * 4}

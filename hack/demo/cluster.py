@@ -89,7 +89,7 @@ class ClusterStage:
 
     async def stop(self) -> None:
         """Stop the operator with SIGTERM, as a rollout of its Deployment does. Does nothing if none was started or it
-        has ended. Raises TimeoutExpired if it does not end in time."""
+        has ended. Raises TimeoutExpired if it does not end in time; it is then aborted."""
         if self._operator is not None:
             await asyncio.to_thread(self._operator.stop)
 

@@ -227,8 +227,9 @@ def license_of(headers: Message) -> str:
 
 
 def homepage_of(headers: Message) -> str:
-    """Return the URL among the Project-URL fields of a distribution whose name is `homepage`, otherwise `repository`,
-    `source`, `source code` or `github`, in this order and in any case of letters, or UNKNOWN if it has none of them."""
+    """Return a URL from the Project-URL fields of a distribution: that of the field named `homepage`, otherwise
+    `repository`, `source`, `source code` or `github`, in this order and in any case of letters. UNKNOWN if it has none
+    of them."""
     rows = [str(row).partition(",") for row in headers.get_all("Project-URL", [])]
     urls = {name.strip().lower(): url.strip() for name, _, url in rows}
     for name in ("homepage", "repository", "source", "source code", "github"):

@@ -39,11 +39,11 @@ EXPECTED = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one step (`prepare`, `login`, `check` or `publish`) and return the exit status. `publish` first does what
-    `check` does, and publishes nothing if there is an obstacle. The status is 0 if the step succeeded, or 1 if there
-    are obstacles to the release or an error of EXPECTED was raised. Obstacles and errors are printed to stderr.
-    `publish` prints the digests of image and chart. Other errors pass through. Exits with status 2 if the arguments
-    cannot be parsed, as argparse does."""
+    """Run one step (`prepare`, `login`, `check` or `publish`) and return the exit status. `prepare` writes what will be
+    published to a folder, and prints it. `publish` first does what `check` does, and publishes nothing if there is an
+    obstacle. The status is 0 if the step succeeded, or 1 if there are obstacles to the release or an error of EXPECTED
+    was raised. Obstacles and errors are printed to stderr. `publish` prints the digests of image and chart. Other
+    errors pass through. Exits with status 2 if the arguments cannot be parsed, as argparse does."""
     options = parser().parse_args(arguments)
     try:
         if options.step == "prepare":

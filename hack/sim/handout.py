@@ -99,9 +99,9 @@ class Handout:
 
 def advertised_ids(gpus: Sequence[GPU], allocatable: Mapping[str, int]) -> dict[str, list[str]]:
     """Return the device ids that the plugin advertises for the numbers in `allocatable`, by resource name: the UUID of
-    each device, or `UUID::REPLICA` of a shared one. Replicas of one device are as far apart as possible. A resource
-    without devices is left out, and one whose number is 0 or not a multiple of the number of its devices, as during a
-    change."""
+    each device, or `UUID::REPLICA` of a shared one. Replicas of one device are as far apart as possible. A lost GPU
+    still counts in the numbers, but has no ids. A resource without devices is left out, and one whose number is 0 or
+    not a multiple of the number of its devices, as during a change."""
     advertised: dict[str, list[str]] = {}
     for resource, wanted in allocatable.items():
         devices = _devices(gpus, resource.removesuffix(SHARED))
@@ -110,7 +110,10 @@ def advertised_ids(gpus: Sequence[GPU], allocatable: Mapping[str, int]) -> dict[
             continue
         shared = replicas > 1 or resource.endswith(SHARED)
         advertised[resource] = [
-            f"{device}::{replica}" if shared else device for replica in range(replicas) for device in devices
+            f"{device}::{replica}" if shared else device
+            for replica in range(replicas)
+            for device in devices
+            if device
         ]
     return advertised
 
@@ -125,8 +128,8 @@ def _allocatable(node: NodeObject) -> dict[str, int]:
 def _devices(gpus: Iterable[GPU], resource: str) -> list[str]:
     """Return the UUIDs of the devices behind a resource: whole GPUs, or MIG devices of a profile; empty if there are
     none. `nvidia.com/gpu` stands for the GPUs without MIG if there are any, otherwise for all MIG devices (strategy
-    single). A lost GPU, whose UUID is empty, counts for nothing."""
-    gpus = [gpu for gpu in gpus if gpu.uuid]
+    single). A lost GPU counts as one without MIG, with an empty UUID."""
+    gpus = list(gpus)
     divided = [gpu for gpu in gpus if gpu.mig_mode == "Enabled"]
     if resource == RESOURCE_GPU and len(divided) < len(gpus):
         return [gpu.uuid for gpu in gpus if gpu.mig_mode != "Enabled"]

@@ -18,8 +18,8 @@ SKIPS_THREADS = (0, 20, 0)
 
 def mps_pod_spec(settings: SimSettings) -> JSON:
     """Return the fields of the pods' spec that decide whether the daemon learns of a configuration: `hostPID`, which is
-    always set, and the two containers, whose images have the version of `settings.plugin`. The environment of
-    config-manager says that it must signal the process whose name is `settings.mps_signals`."""
+    always set, and the two containers with their commands, whose images have the version of `settings.plugin`. The
+    environment of config-manager says that it must signal the process whose name is `settings.mps_signals`."""
     image = f"simulated/k8s-device-plugin:v{settings.plugin}"
     signal = [{"name": "SEND_SIGNAL", "value": "true"}, {"name": SIGNALLED, "value": settings.mps_signals}]
     return {

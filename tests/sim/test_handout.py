@@ -53,6 +53,13 @@ async def test_replicas_of_different_gpus_go_first_and_a_pod_keeps_what_it_was_g
     assert held == {"b": f"{second}::0", "c": f"{first}::1", "d": f"{first}::0"}
 
 
+def test_a_lost_gpu_has_no_id_and_the_healthy_one_is_not_shared_for_it() -> None:
+    gpus = SimulatedGPUs("gpu-01", [H100, H100])
+    healthy = gpus.look()[1].uuid
+    gpus.lose(0)
+    assert advertised_ids(gpus.look(), {"nvidia.com/gpu": 2}) == {"nvidia.com/gpu": [healthy]}
+
+
 async def test_a_pod_that_comes_while_the_plugin_offers_nothing_is_given_its_device_afterwards() -> None:
     gpus, allocatable = SimulatedGPUs("gpu-01", [H100]), {SHARED: "0"}
     book, given = kubelet(gpus, allocatable)

@@ -56,8 +56,10 @@ class KubeletPodResources:
         self._connection = None
 
     async def _read(self) -> Holdings:
-        """Make both calls and decode their answers. Raises PodResourcesUnavailable with a message about what to do,
-        for every error of the socket, the time limit or the protocol, and if the kubelet rejects the first call."""
+        """Make both calls and decode their answers. Raises PodResourcesUnavailable with a message about what to do, if
+        the first call fails: an error of the socket, the time limit or the protocol, or a rejection by the kubelet. If
+        only the second call fails, the allocatable devices are None. The connection stays open, except after a second
+        answer that did not arrive in time."""
         try:
             async with asyncio.timeout(self._timeout):
                 listed, allocatable = await self._ask()

@@ -40,8 +40,8 @@ def place_of(environment: Mapping[str, str]) -> Place:
 
 async def check(environment: Mapping[str, str]) -> int:
     """Check the installation, print the result, and return the exit status: BROKEN if any finding is an error, else
-    WORKS. If the API server cannot be queried (any KubeError), print one line to standard error that says why, and
-    return NO_ANSWER."""
+    WORKS. If the API server does not answer or does not accept our credentials, print one line to standard error that
+    says why, and return NO_ANSWER. Resources that cannot be read for another reason are named in the result."""
     login = environment_login(environment)
     try:
         async with HttpClient(login, name="gpusharing-checks") as client:

@@ -226,9 +226,9 @@ class Metrics(Observer, Collector):
         self._show_pools(plan)
 
     def _show_pools(self, plan: RolloutPlan) -> None:
-        """Set the gauges that every pass sets: nodes, health, budget, halts, prices, blocked pods and orphaned nodes.
-        A policy counts as halted if a node of its pool has a verdict with the reason Halted. Also forget when nodes
-        that are gone entered their phase."""
+        """Set the gauges that every pass sets: nodes, health, budget, halts, prices and blocked pods by policy, and the
+        number of orphaned nodes in the cluster. A policy counts as halted if a node of its pool has a verdict with the
+        reason Halted. For nodes that are gone, the time at which they entered their phase is forgotten."""
         verdicts = plan.verdicts
         self._entered = {node: began for node, began in self._entered.items() if node in verdicts}
         owned = [(name, verdicts[node]) for name, pool in plan.pools.items() for node in pool.names]

@@ -134,9 +134,9 @@ async def _obstacle(session: Session, mode: Mode) -> str:
 
 async def _deafness(session: Session) -> tuple[str | None, str]:
     """Return why no label can switch MPS on, found by the check that the operator makes before a change, and the
-    remedy. Both are empty if a label can, as far as the DaemonSet shows. Of several such DaemonSets, the first one
-    listed counts. If there is no MPS daemon of the GPU Operator, or if DaemonSets cannot be listed for any reason, the
-    reason is None and the remedy empty."""
+    remedy. Both are empty strings if a label can, as far as the DaemonSet shows. Of several such DaemonSets, the first
+    one listed counts. If there is no MPS daemon of the GPU Operator, or if DaemonSets cannot be listed for any reason,
+    the reason is None and the remedy empty."""
     views = [daemon_set_view(raw).mps_daemon for raw in await _readable(session, DAEMON_SETS)]
     daemon = next(filter(None, views), None)
     if daemon is None:

@@ -66,8 +66,8 @@ class Cluster:
     gatherer: Gatherer
     """Reads the snapshots."""
     installed: InstalledOperator
-    """The operator, with the claims and failures that its Lease records. If it is `missing`, there are neither policies
-    nor reports of agents."""
+    """The operator, with the claims and failures that its Lease records. It may be `missing` even without `beforehand`,
+    and policies and reports that it left behind are then still read."""
     notes: list[str]
     """Sentences about what could not be read or is uncertain, which every plan gets."""
     now: Callable[[], datetime] = wall_time

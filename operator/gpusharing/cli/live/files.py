@@ -103,8 +103,9 @@ def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
 
 def _objects(document: Document) -> Iterator[Document]:
     """Parse a document and yield a copy of it for each of its objects, with `raw` set, and `at` for the items of a
-    List. Yields nothing for an empty document. A document that cannot be parsed is yielded once, with an Unreadable as
-    `raw`, or with its kind alone if no verb reads that kind."""
+    List. Only the syntax is checked: `raw` may be a string or a list. Yields nothing for an empty document. A document
+    that cannot be parsed is yielded once, with an Unreadable as `raw`, or with its kind alone if no verb reads that
+    kind."""
     try:
         raw = parse_yaml(document.text)
     except Unreadable as error:

@@ -232,8 +232,9 @@ LETTERS: Mapping[str, str] = {
 
 def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     """Draw the last rollout of a pool: its period, a line for each node, and a legend. A line ends with how long the
-    change took or the phase that the node is in, unless the paper is too narrow for that and FEWEST cells. At most MOST
-    nodes are drawn, or all on wide paper. If no node's history contains a change, a sentence says so."""
+    change took or the phase that the node is in, unless the paper is too narrow for that beside FEWEST cells of
+    drawing. At most MOST nodes are drawn, or all on wide paper. If no node's history contains a change, a sentence says
+    so."""
     timeline = find_timeline(pool, now)
     if timeline is None:
         return prose("The node histories contain no changes.", paper, indent="  ", ink=Ink.FAINT)

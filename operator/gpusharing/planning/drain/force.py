@@ -56,8 +56,9 @@ def _slack(within: timedelta) -> timedelta:
 
 def find_forced(pods: Standings, end: datetime | None, now: datetime) -> list[Standing]:
     """Return the pods to delete now: the pods whose time has come and whose eviction is refused (`_is_refused`),
-    unless that refusal no longer counts (`_is_stale`). Empty if `end`, the end of the drain, is None, while
-    evictions are throttled, or if the change will be given up anyway."""
+    unless that refusal no longer counts (`_is_stale`). Empty if `end`, the end of the drain, is None, if the
+    policy does not ask for force or the operator lacks the right, while evictions are throttled, or if the change will
+    be given up anyway, for example because the grace period of one pod is too long."""
     if end is None or pods.throttled_until is not None or _in_vain(pods, end, now):
         return []
     come = (standing for standing in pods.remaining if _has_come(standing, pods, end, now))

@@ -114,8 +114,8 @@ class Classified:
 
 def gpu_resources(pod: PodView) -> tuple[str, ...]:
     """Return the GPU resource names that the pod requests, sorted; other names under nvidia.com/ are not GPUs (G1).
-    For a pod that requests no such resource but has a fraction from KAI-Scheduler, return just nvidia.com/gpu (G10).
-    """
+    GPU resources are those whose names begin with nvidia.com/gpu or nvidia.com/mig-. For a pod that requests none but
+    has the label of a GPU group from KAI-Scheduler, return just nvidia.com/gpu (G10)."""
     requested = sorted(name for name, count in pod.resources.items() if count > 0 and is_gpu_resource(name))
     return tuple(requested) if requested or not gpu_groups(pod.labels) else (RESOURCE_GPU,)
 
@@ -344,8 +344,8 @@ def _mark(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _mark_ends(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
-    """Return when the annotation or label that asks not to disturb the pod expires, or None if there is none, the
-    policy ignores such requests, or it does not expire."""
+    """Return when the last of the annotations and labels that ask not to disturb the pod expires. None if there is
+    none, if the policy ignores such requests, or if one does not expire; under `protectedPods: Block` none does."""
     protection = _protection(pod, options, scope)
     return protection.until if protection is not None else None
 

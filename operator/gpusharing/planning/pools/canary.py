@@ -154,8 +154,9 @@ def _failed(member: Member) -> bool:
 
 
 def _changing(member: Member) -> bool:
-    """Whether a change has begun on the node and is not over, such as a repair. True also if its fence is yielded or
-    cannot be read. The message does not name the steps of the change, because every waiting node shows it."""
+    """Whether a change, such as a repair, has begun on the node and is not over. True also for a failed change that
+    keeps its fence, and if the fence is yielded or cannot be read. Every waiting node shows the message about it, which
+    therefore does not name the steps of the change."""
     return is_begun(member.node)
 
 

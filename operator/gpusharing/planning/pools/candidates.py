@@ -98,8 +98,9 @@ class Candidate:
 
 def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
     """Return the sort key of a candidate that nothing blocks and whose gang has not started without it; the smallest
-    starts first. Its parts are whether the node has no claim, its cost in pods (UNKNOWN_PODS if its agent does not
-    report them), and a stable shuffle."""
+    starts first. Its parts are whether the node has no claim, its cost in pods, and a stable shuffle. The cost counts
+    whole gangs if the node's pods were listed in this pass (`find_cost`), else the pods that its agent reports; it is
+    UNKNOWN_PODS if the agent does not report them."""
     observed = case.gpunode.observed if case.gpunode is not None else None
     pods = observed.pods if observed is not None else None
     cost = UNKNOWN_PODS if pods is None else find_cost(case, pods)
@@ -273,9 +274,9 @@ def looking(candidate: Candidate) -> Verdict:
 
 def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
     """Return the Blocked verdict with the blockers of the last look, which must have some. Its reason is their most
-    urgent one (`main_reason`), its message the first line of `explain_blockers`, and its deadline the time when all of
-    them end by themselves, if they do. Its `wake` is when the next look is due, or one poll interval from now if that
-    is overdue. The node stays a candidate. `again`: the next pass lists the pods."""
+    urgent one (`main_reason`), its message ends with the first line of `explain_blockers`, and its deadline is the time
+    when all of them end by themselves, if they do. Its `wake` is when the next look is due, or one poll interval from
+    now if that is overdue. The node stays a candidate. `again`: the next pass lists the pods."""
     reason = main_reason(look.blockers) or Reason.BLOCKED
     due = look.due(case.settings.poll)
     wake = due if due > case.now else case.now + timedelta(seconds=case.settings.poll)

@@ -134,9 +134,10 @@ class Room:
         return 0 if self.lookahead is None or self.room <= 0 else self.room + self.lookahead
 
     def find_wait(self, candidate: Candidate) -> Wait | None:
-        """Return the wait of a candidate for which no slot is left, or whose pods are unknown while no further pods are
-        listed. None for any other candidate: it may start or have its pods listed. A newcomer needs a slot of `cap` and
-        waits with `capped`; any other candidate needs one of `room` and waits with `full`. No count is changed."""
+        """Return the wait of a candidate for which no slot is left, or whose pods must be listed first (`needs_list`)
+        while no further pods are listed. None for any other candidate: it may start or have its pods listed. A newcomer
+        needs a slot of `cap` and waits with `capped`; any other candidate needs one of `room` and waits with `full`. No
+        count is changed."""
         slots = self.cap if candidate.newcomer else self.room
         beyond = self.lookahead is None or self.listed >= slots + self.lookahead
         if slots <= 0 or (candidate.needs_list and beyond):

@@ -111,9 +111,9 @@ def _not_for_containers(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _switched_off(case: NodeCase, assessed: Assessed) -> str:
-    """Return a message, with the remedy, if a label of the node keeps off a program that the actuator needs for every
-    mode. A missing label can keep one off, too. `find_disabled` decides from `case` alone. Empty if no such program is
-    kept off; a pause that ends by itself does not count."""
+    """Return a message, with the remedy, if a label of the node, or a missing one, keeps a program off the node that
+    the actuator needs for every mode (`find_disabled`). The driver and the container toolkit do not count, because they
+    may be installed on the host. Empty if no such program is kept off; a pause that ends by itself does not count."""
     return find_disabled(case.node, case.actuator, case.stack.cluster_policy)
 
 
@@ -228,9 +228,9 @@ def _hindered(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return the Finding (Drifted) that the drift has not lasted for the whole grace period yet, with the end of that
-    period. The period begins when this process first saw the difference, or now if it has not seen it before. Empty if
-    there is no drift, if the period is over, or if a person asked for the drift to be corrected at once. A difference
-    that passes quickly is no reason to drain a node."""
+    period. The period begins when this process first saw the difference, or now if it has not seen it before; then it
+    is not over in this pass, however short it is. Empty if there is no drift, if the period is over, or if a person
+    asked for the drift to be corrected at once. A difference that passes quickly is no reason to drain a node."""
     drift = _drift(case, assessed)
     if drift is None:
         return ""
@@ -262,9 +262,10 @@ def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
 
 
 def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return the remaining difference, with its own reason, of a node on which a change would write nothing new: the
-    actuator needs no run, and every label that it writes has its value already. Empty if there is no difference, or if
-    a change would help. A drain would disturb the node's pods without changing anything."""
+    """If a change of the node would write nothing new, return the Finding about what still differs on it, with its own
+    reason. That is so if the actuator needs no run, and every label that it writes has its value already. Empty if
+    there is no difference, or if a change would help. A drain would disturb the node's pods without changing
+    anything."""
     target, labels, mismatch = assessed.target, case.node.labels, assessed.mismatch
     if mismatch is None or case.actuator.needs_run(case, target):
         return ""

@@ -233,9 +233,9 @@ class FencedCase(NodeCase):
     @cached_property
     def drain(self) -> DrainPlan | None:
         """Which pods must leave and what holds them back, or None if the pods were not listed or no readable policy
-        says how to drain. If the LIST failed, the plan has only the failure. The plan deletes pods by force only before
-        the point of no return, on a Ready node, and while the drain does not wait for jobs. Planned at the first use
-        and then cached."""
+        says how to drain. If the LIST failed and there is such a policy, the plan has only the failure. The plan
+        deletes pods by force only before the point of no return, on a Ready node, and while the drain does not wait for
+        jobs. Planned at the first use and then cached."""
         spec = self.assessment.policy.spec if self.assessment is not None else None
         if self.work is None or spec is None:
             return None

@@ -294,10 +294,9 @@ def find_owners(node: NodeView) -> dict[str, str]:
     """Return the labels that another program sets, each with a clause that says who and what to do. Empty for nearly
     all nodes.
 
-    Labels that a controller claims count. On a node with a proof, so do those changed by a field manager, until a
-    person changes the retry annotation. Managers whose name begins with one of HANDS are ignored. For a label with
-    both, the claim of the controller is returned.
-    """
+    These are the labels that a controller claims and, on a node with a proof, those that a field manager has changed,
+    until a person gives the retry annotation a new value. Managers whose name begins with one of HANDS are ignored. For
+    a label with both, the claim of the controller is returned."""
     proof = node.verified
     if not node.label_rewriters or proof is None or node.retry not in ("", proof.retry):
         return dict(node.label_owners)

@@ -80,8 +80,8 @@ def _retain(
 ) -> None:
     """Add to `plugin` and `entries`, in place, those of our present entries that they lack but that are still in use: a
     Node names them (`referenced_entries`), or nodes without the label use them. If somebody has edited or deleted such
-    an entry, it has the content that this process read before. If the admin's mig-parted file, or an entry in it,
-    cannot be used, also add all other sound entries of our present file."""
+    an entry, one that is named after its content gets the content that this process read before. If the admin's
+    mig-parted file, or an entry in it, cannot be used, also add all other sound entries of our present file."""
     old_plugin = {**stack.plugin_configs, **stack.seen_plugin_configs}
     present = migfile.sound_entries(stack.mig_file)
     old_entries = {**present, **stack.seen_mig_entries}

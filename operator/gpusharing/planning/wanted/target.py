@@ -284,8 +284,9 @@ def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[CardView]) -> s
 
 def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> PluginConfig:
     """Return the device plugin's configuration in the mode of the spec, for a node with these layouts. Time-slicing
-    applies to every resource that the layouts give, sorted by name. MPS applies to nvidia.com/gpu, and containers may
-    request only one share. The MIG strategy is `none` unless the mode is MIG."""
+    applies to every resource that the layouts give under the MIG strategy, sorted by name, and the spec says whether
+    containers may request only one share. MPS applies to nvidia.com/gpu, and containers may always request only one.
+    The MIG strategy is `none` unless the mode is MIG."""
     if spec.mode is Mode.MPS and spec.mps is not None:
         # failRequestsGreaterThanOne is MPS's own default, because two shares of one GPU are no more than one share.
         return PluginConfig(
