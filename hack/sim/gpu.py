@@ -225,7 +225,8 @@ class SimulatedGPUs:
     def contain(self, *, mig: bool = True, host_pid: bool = True) -> None:
         """Restart the agent's container with other rights. `mig` says whether the container is privileged, and
         `host_pid` whether it is in the host's PID namespace. Even an unprivileged container may open the MIG
-        devices that exist at this moment, but none that are created later."""
+        devices that exist at this moment, but none that are created later. Later readings (`gpu_as_seen`) are those of
+        such a container: devices are missing, and one process without a name stands for all; nothing is raised."""
         with self._lock:
             devices = frozenset(instance.uuid for gpu in self._gpus for instance in gpu.instances)
             self._container = Container(mig, host_pid, devices)

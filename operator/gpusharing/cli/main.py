@@ -21,12 +21,12 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Carry out one command line, given as the words after the name of the program, and return its exit status. Once
-    the words are parsed, garbage collection is turned off for the rest of the process, and the module of the verb is
-    imported. A `Trouble` is printed on standard error as one sentence, and the status is FAILED. After Ctrl-C, and when
-    the reader of standard output is gone, the status is what a shell would report; in the second case standard output
-    is redirected to the null device. If the reader is found to be gone only when a Trouble is about to be printed,
-    BrokenPipeError is raised. The SystemExit of --help and of invalid flags passes through, and so does any other
-    exception."""
+    the words are parsed, garbage collection is turned off, which a verb that stays open for long turns on again, and
+    the module of the verb is imported. A `Trouble` is printed on standard error as one sentence, and the status is
+    FAILED. After Ctrl-C, and when the reader of standard output is gone, the status is what a shell would report; in
+    the second case standard output is redirected to the null device. If the reader is found to be gone only when a
+    Trouble is about to be printed, BrokenPipeError is raised. The SystemExit of --help (0) and of invalid flags
+    (FAILED) passes through, and so does any other exception."""
     try:
         try:
             typed = parse(arguments)

@@ -136,7 +136,7 @@ def pod_answer(
 
 
 def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSON]) -> PodAnswer:
-    """Return the answer about a pod from what the policies and the GPUNodes show, which are empty if they could not be
+    """Return the answer about a pod from what the policies and the GPUNodes show. Both are empty if they could not be
     read. A policy whose spec is invalid has no targets, so its nodes have no room (`read_room`). A note says what may
     exclude the pod from nodes and was not considered, and what more rights would add."""
     nodes, views = [*map(read_node, gpunodes)], map(policy_view, policies)

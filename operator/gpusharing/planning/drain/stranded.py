@@ -81,7 +81,7 @@ class DeviceDemand:
 
     @property
     def text(self) -> str:
-        """The demand and the shortage in words, such as `pods request 6, but only 4 will remain`."""
+        """The demand and the shortage in words, such as `pods request 6, but only 4 will remain`; also if none will."""
         return f"pods request {self.requested}, but only {self.remain} will remain"
 
 

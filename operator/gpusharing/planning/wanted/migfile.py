@@ -124,8 +124,9 @@ def _is_entry(entry: object) -> bool:
 
 @lru_cache(maxsize=64)
 def sound_entries(text: str) -> Mapping[str, Entry]:
-    """Return the entries of a file by name, without those that would make mig-parted refuse the whole file. Empty if
-    the file cannot be read. The result is cached and must not be changed."""
+    """Return the entries of a file by name, whatever its version, without those that would make mig-parted refuse the
+    whole file. Empty if the file is not valid YAML or has no map `mig-configs`. The result is cached and must not be
+    changed."""
     return {name: entry for name, entry in parse(text).items() if not any(_find_in_entry(entry))}
 
 
@@ -156,10 +157,10 @@ class AdminFile:
 @lru_cache(maxsize=64)
 def parse_admin(text: str) -> AdminFile:
     """Return the entries of an admin's file that mig-parted would accept, and a problem that names the first three of
-    the others by name. One bad entry would make mig-parted refuse the whole file on every node. If the file as a whole
-    cannot be read, there are no entries, and the problem says why. A missing version and unknown keys outside the
-    entries are no problem, because the operator renders the file itself. An empty string gives no entries and no
-    problem."""
+    the others, in the order of their names. One bad entry would make mig-parted refuse the whole file on every node. If
+    the file as a whole cannot be read, there are no entries, and the problem says why. A missing version and unknown
+    keys outside the entries are no problem, because the operator renders the file itself. An empty string gives no
+    entries and no problem."""
     if not text:
         return AdminFile({})
     try:

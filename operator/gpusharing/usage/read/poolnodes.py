@@ -102,8 +102,8 @@ def _filled(**parts: object) -> dict[str, Any]:
 
 
 def whole_fleet(card: str) -> NodeScope:
-    """Return the scope of all nodes whose GPUs Prometheus knows. Its policy is named after `card`, or `pool` if that
-    gives no name, and selects a pool label of that name, which the nodes do not have yet (`unlabelled`)."""
+    """Return the scope of all nodes whose GPUs Prometheus knows. Its policy is called `pool_name(card)`, or
+    `pool` if that is empty, and selects a pool label of that name, which the nodes do not have yet (`unlabelled`)."""
     name = pool_name(card) or "pool"
     return NodeScope(name, "all nodes in Prometheus", {"matchLabels": {LABEL_POOL: name}}, unlabelled=True)
 

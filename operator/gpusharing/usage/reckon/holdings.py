@@ -246,7 +246,8 @@ def count_rows(inventory: Inventory, by: str) -> list[Row]:
     """Return the rows of the table by `by`, a key of COLUMNS, with the columns of `Inventory.columns`. They are sorted
     by the object that the row is for (such as a node or a namespace), then by resource. Rows by node or policy come
     from `share_nodes` alone, rows by namespace or pod from `Inventory.subjects` alone, and rows by resource from both:
-    of the subjects, these have only the number of pods with a node and what pods without one wait for."""
+    what pods without a node wait for comes from the subjects, the rest from `share_nodes`. Nodes without a policy are
+    counted under NO_POLICY."""
     rows: dict[tuple[str, str], Row] = {}
     if by in ("resource", "node", "policy"):
         _count_nodes(inventory, by, rows)

@@ -106,7 +106,8 @@ def describe_doubts(remarks: Iterable[str], missing: Iterable[str], paper: Paper
 
 
 def columns_of(name: str) -> tuple[Column, ...]:
-    """Return the columns of a table of rows, the first of which has the title `name`."""
+    """Return the columns of a bill's table, in the order of `CostReport.cells`. The first column has the title
+    `name`."""
     return (
         Column(name),
         Column("RESOURCE", drop=3),
