@@ -36,12 +36,13 @@ class PolicyWatch:
     def __init__(
         self, client: KubeClient, login: Login, touch: Touch, *, again_after: float = AGAIN_FIRST
     ) -> None:
-        """Prepare the watch; `run` starts it. `touch` is called for every event, and whenever kopf has stopped.
-        `again_after` is the shortest wait in seconds before kopf is restarted, varied at random by half."""
+        """Prepare the watch; `run` starts it. `touch` is called for every event, after every list, and whenever kopf
+        has stopped or could not be started. `again_after` is the shortest wait in seconds before kopf is restarted,
+        varied at random by half."""
         self._client, self._login, self._touch = client, login, touch
         self._backoff = Backoff(again_after, AGAIN_MOST)
         self.restarts = 0
-        """How often kopf has stopped."""
+        """How often kopf has stopped or could not be started."""
         self.error = ""
         """Why kopf last stopped watching the policies; empty as long as there was no error."""
         self.running = threading.Event()

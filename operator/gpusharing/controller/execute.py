@@ -197,8 +197,8 @@ class Executor:
     async def _write_one(self, action: Action, snapshot: ClusterSnapshot, outcome: Outcome) -> bool:
         """Make one shared write, and return whether the server has accepted it within SHARED_PATIENCE seconds; a slower
         one goes on in the background. Nothing is sent while its subject is suspended or has an earlier write under way,
-        or if no worker is free. Failures are recorded in `calls`, a lasting one of a ConfigMap also as
-        `calls.write_error`. An error that concerns all calls is raised in a group."""
+        or if no worker is free. Failures are recorded in `calls`, that of a ConfigMap also as `calls.write_error` if
+        the server refused the write or the failure lasts. An error that concerns all calls is raised in a group."""
         subject, own = (
             subject_of(action),
             Outcome(),
@@ -256,7 +256,7 @@ class Executor:
     async def _attempt(
         self, subject: str, action: Action, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> KubeError | None:
-        """Carry out an action, and record its success or failure under `subject`. If the server may have changed
+        """Carry out an action, and record its success or failure under `subject`. If it succeeds and may have changed
         something (`_perform`), the action is counted in `outcome` and reported to `on_action`. Return the error if
         it failed, else None; a refused eviction does not count as a failure here, because `Evictor` records it.
         Raises errors that concern all calls."""

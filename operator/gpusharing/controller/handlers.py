@@ -32,8 +32,8 @@ async def follow_policies(
 ) -> None:
     """Run kopf once, in the current event loop, which must be kopf's own (containment.py). kopf sets `running` when it
     begins to follow the policies; the caller must clear it. `touch` gets the name and resourceVersion of each policy
-    that changes, and two empty strings after each list. kopf's sessions are added to `sessions`, and closed ones are
-    removed at the next log-in. Raises the error that stopped kopf."""
+    that is listed or changes, and two empty strings after each list. kopf's sessions are added to `sessions`, and
+    closed ones are removed at the next log-in. Raises the error that stopped kopf."""
     registry = kopf.OperatorRegistry()
     lists_watched = _after_each_list(lambda: touch("", ""))
 

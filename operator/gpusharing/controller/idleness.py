@@ -24,7 +24,7 @@ class Leader(Protocol):
 
     @property
     def claims(self) -> Mapping[str, Claim]:
-        """The claims on the Lease as last read or written, by node name."""
+        """The claims on the Lease as last read or written, by node name. Empty if they could not be read."""
 
     @property
     def claims_error(self) -> str:
@@ -33,7 +33,7 @@ class Leader(Protocol):
 
     @property
     def failed_nodes(self) -> Mapping[str, FailedNode]:
-        """The failures on record as last read or written, by UID of the Node."""
+        """The failures on record as last read or written, by UID of the Node, without those that cannot be read."""
 
     @property
     def restores(self) -> int:

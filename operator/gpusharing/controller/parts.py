@@ -91,9 +91,9 @@ class LoopParts:
 
     async def count_pending(self) -> None:
         """Count the Pending pods that request a GPU, at once and then every `pending_period` seconds. A round is
-        skipped unless this process leads and all sources can be read. If the number of pods for some GPU resource
-        has changed, wake the loop. If a count fails with a KubeError, log that and count again in the next round.
-        Runs until canceled."""
+        skipped unless this process leads and all sources can be relied on (`Sources.missing`). If the number of pods
+        for some GPU resource has changed, wake the loop. If a count fails with a KubeError, log that and count again in
+        the next round. Runs until canceled."""
         pending = self.gatherer.pending
         while True:
             if self.leader.is_leader and not self.sources.missing():
@@ -114,10 +114,10 @@ class LoopParts:
 
     async def test_taints(self) -> None:
         """Test whether the scheduler obeys DeviceTaintRules, at once and then every PERIOD seconds
-        (`TaintTest.repeat`), as long as this process leads, all sources can be read and NVIDIA's DRA driver has been
-        seen. Otherwise check every `pending_period` seconds whether that is so now. If the result has changed, store it
-        in `calls.taint_proof` and wake the loop. Runs until canceled; returns at once if the setting `device_taints` is
-        off."""
+        (`TaintTest.repeat`), as long as this process leads, all sources can be relied on (`Sources.missing`) and
+        NVIDIA's DRA stack has been seen. Otherwise check every `pending_period` seconds whether that is so now. If the
+        result has changed, store it in `calls.taint_proof` and wake the loop. Runs until canceled; returns at once if
+        the setting `device_taints` is off."""
         if not self.settings.plan.device_taints:
             return
         test = TaintTest(self.calls, self.settings.plan.namespace)

@@ -348,8 +348,8 @@ class Publisher:
 
     async def _post_events(self, now: datetime) -> datetime | None:
         """Post the pending Events, oldest first. Return when to try again after a failure, or None if none is left. An
-        Event that exists already counts as posted; one that the server rejects as Invalid or NotFound is logged and
-        dropped. Raises errors that concern all calls."""
+        Event that exists already counts as posted; one that the server rejects as Invalid or NotFound is dropped, which
+        is logged once for several in a row. Raises errors that concern all calls."""
         while self._pending_events:
             body = self._pending_events[0]
             try:

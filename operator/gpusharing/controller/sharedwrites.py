@@ -87,8 +87,8 @@ class SharedWrites:
     """The ConfigMap that is being written, or was last written, as `namespace/name`."""
 
     async def write_config(self, action: WriteConfig, snapshot: ClusterSnapshot) -> None:
-        """Write the differences to our two ConfigMaps, first that of the device plugin. A ConfigMap without differences
-        is not written. If the first write fails, the second is not attempted."""
+        """Write our two ConfigMaps, first that of the device plugin, each only if its patch (`plugin_patch`,
+        `mig_patch`) is not None. If the first write fails, the second is not attempted."""
         settings, stack = snapshot.settings, snapshot.stack
         namespace = settings.gpu_operator_namespace
         if (body := plugin_patch(action, stack, self.now())) is not None:

@@ -82,7 +82,7 @@ class Slices:
     """The number of slices that the nodes serve, by resource name."""
     idle: Mapping[str, int]
     """The number of those slices that no pod holds, by resource name; 0 if all are held. Nodes that are unavailable,
-    or whose holdings are unknown, contribute none."""
+    have the start-up taint, or whose holdings are unknown contribute none."""
 
 
 def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Slices:

@@ -260,8 +260,8 @@ def _steps(
 ) -> Iterator[Step]:
     """Yield a Step for each verdict in `changing`: first the nodes that have a fence, then those that this pass
     fences, then the others. Each group is in the order in which the planner would start the nodes, with nodes that
-    are not candidates last. The preview is None if the pods of the node were not listed, or if the spec cannot be
-    read."""
+    are not candidates last. The preview (`preview_of`) is None if no LIST of the node's pods was tried, or if the
+    spec cannot be read."""
     ledger = Ledger(plan.afterwards, now, snapshot.memory.looks)
     order = {
         case.node.name: find_candidate(case, policy, ledger).order

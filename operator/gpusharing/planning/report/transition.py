@@ -70,9 +70,10 @@ def is_wait(verdict: Verdict) -> bool:
 
 
 def who_keeps(verdict: Verdict, node: NodeView) -> str:
-    """Return who or what holds the node back: the first blocking pod and the number of others (`namespace/name +2`).
-    Without such a pod, return the verdict's `leaving`, else its `keeper`, else the keeper of its reason, such as
-    `gsp/NAME` for a policy, or just its kind if no name is known. Empty if the node waits for nothing."""
+    """Return who or what holds the node back: the first pod of the most urgent blocker that names pods, and the number
+    of all other blocking pods (`namespace/name +2`). Without such a pod, return the verdict's `leaving`, else its
+    `keeper`, else the keeper of its reason, such as `gsp/NAME` for a policy, or just its kind if no name is known.
+    Empty if the node waits for nothing."""
     if not is_wait(verdict):
         return ""
     if found := culprit(verdict.blockers) or verdict.leaving or verdict.keeper:

@@ -104,10 +104,10 @@ class AgentTroubles:
 def find_troubles(
     pods: Collection[AgentPod], warnings: Iterable[AgentWarning | None], arch: Callable[[str], str]
 ) -> AgentTroubles:
-    """Return why agents do not run. Of `pods`, those that are Ready, are being deleted or belong to no node are left
-    out. A pod that may just be starting gives None. If a node has several, the last by name counts. `warnings` are the
-    Warning events about the pods and their DaemonSet; a None is ignored. `arch` returns a node's architecture, or an
-    empty string."""
+    """Return why agents do not run. Of `pods`, those that are Ready, are being deleted or belong to no node only show
+    that the API server no longer refuses pods. A pod that may just be starting gives None. If a node has several, the
+    last by name counts. `warnings` are the Warning events about the pods and their DaemonSet; a None is ignored. `arch`
+    returns a node's architecture, or an empty string."""
     unready = [pod for pod in pods if not pod.ready and pod.node and not pod.deleting]
     events = [event for event in warnings if event is not None]
     if not unready and not events:

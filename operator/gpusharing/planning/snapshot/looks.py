@@ -94,7 +94,7 @@ class PassMemory:
 
 def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> frozenset[str]:
     """Return the names of the nodes whose pods must be listed again now. `looks` are pairs of a node's name and its
-    latest look. At most LOOKS nodes are listed within `poll` seconds, counting those already listed in that time. If
+    latest look. At most LOOKS nodes are listed within `poll` seconds, counting those of `looks` made in that time. If
     more nodes are due, the nodes with the oldest looks are returned."""
     known = list(looks)
     left = LOOKS - count_recent((look for _, look in known), now, poll)

@@ -512,8 +512,8 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
 
 def _config_maps(view: InstallationView) -> Symptoms:
     """Yield an error for each of our two ConfigMaps that has entries but is somebody else's, and a symptom for each
-    that is empty or missing: an error if NVIDIA's programs point at it, else a warning. Without the chart, only
-    ConfigMaps at which they point are checked. Yields nothing if ConfigMaps could not be read."""
+    that is empty or missing: an error if any ClusterPolicy or NVIDIA's chart names it, else a warning. Without our
+    chart, only a ConfigMap that they name is checked. Yields nothing if ConfigMaps could not be read."""
     place = view.place
     if "configmaps" in view.unread:
         return

@@ -190,9 +190,9 @@ class InstallationView:
 
     @property
     def selectors(self) -> tuple[LabelSelector, ...] | None:
-        """The node selectors of the policies that are not being deleted and whose spec can be read, which may be none.
-        None if there are no policies at all. Empty if policies could not be read, in which case nothing is reported
-        about their nodes."""
+        """The node selectors of the policies whose spec can be read, which may be none. A policy that is being deleted
+        counts only while it resets its nodes. None if there are no policies at all. Empty if policies could not be
+        read, in which case nothing is reported about their nodes."""
         if "gpusharingpolicies.gpusharing.dev" in self.unread:
             return ()
         specs = (one.spec for one in self.policies if not one.deleting)

@@ -91,8 +91,8 @@ def find_node_symptoms(view: InstallationView, mig_entries: Mapping[str, MigEntr
 
 
 def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield one error about the nodes whose device-plugin label names an entry that is missing from the ConfigMap to
-    which ClusterPolicy points. config-manager then silently keeps the previous configuration
+    """Yield one error about the nodes whose device-plugin label names an entry that is missing from the ConfigMap that
+    ClusterPolicy, or NVIDIA's chart in its place, names. config-manager then silently keeps the previous configuration
     (docs/design/nvidia.md#b4). The command relabels only the nodes that name the same entry as the first one; if there
     are no policies, it only shows nodes. Yields nothing if that ConfigMap was not read or has no entries."""
     label, policy = names.LABEL_PLUGIN_CONFIG, view.followed_policy
@@ -208,8 +208,8 @@ def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -
     `nodes`. mig-manager refuses such a name and touches no GPU (docs/design/nvidia.md#a3). The command relabels
     only the nodes with the same name as the first one.
 
-    The caller must pass only nodes that have a wrong name, are in `mig_entries`, and are selected by no policy. On
-    nodes that a policy selects, the operator writes the label, and reports a wrong name in the policy itself.
+    The caller must pass only nodes that have a wrong name, are in `mig_entries`, and are not known to be selected by a
+    policy. On nodes that a policy selects, the operator writes the label, and reports a wrong name in the policy.
     """
     label = names.LABEL_MIG_CONFIG
     if nodes:
@@ -404,10 +404,10 @@ class Server:
 def find_rival_symptoms(
     servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str
 ) -> tuple[Symptom, ...]:
-    """Return a warning for each program that serves GPUs on nodes that the main device plugin serves too. The main
-    device plugin is ClusterPolicy's, else one in `namespace`, else one that Helm installed, else the first by
-    namespace and name. Empty without a device plugin. DaemonSets whose pods should run on no node are ignored.
-    `namespace` is that of NVIDIA's components.
+    """Return a warning for each program that serves GPUs on nodes that the main device plugin serves too, as far as
+    node selectors and numbers of pods show (`_shared`). The main device plugin is ClusterPolicy's, else one in
+    `namespace`, else one that Helm installed, else the first by namespace and name. Empty without a device plugin.
+    DaemonSets whose pods should run on no node are ignored. `namespace` is that of NVIDIA's components.
 
     A kubelet takes a resource from whichever plugin registered last (kubernetes v1.36.3
     pkg/kubelet/cm/devicemanager/manager.go, PluginConnected), so of two device plugins on a node one does not follow
@@ -438,8 +438,8 @@ def find_rival_symptoms(
 
 def _shared(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]:
     """Return the sorted names of the nodes with GPUs that both DaemonSets select. Also empty if the two together want
-    no more pods than there are nodes that either of them selects, because taints or affinity may then keep them
-    apart."""
+    no more pods than there are nodes with GPUs that either of them selects, because taints or affinity may then keep
+    them apart."""
 
     def selects(server: Server, node: NodeView) -> bool:
         """Whether the node has all labels in the node selector of the DaemonSet."""

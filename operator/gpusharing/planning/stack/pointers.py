@@ -150,8 +150,8 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
     exist and it is unknown which one counts, or if its pods run in another namespace. Where NVIDIA's DRA stack serves
     the GPUs, only mig-manager's pointer is set, and only once the stack is complete.
 
-    A pointer is left alone if somebody else has set it, if we have set it once before, or if our ConfigMap lacks
-    entries without which device plugins could not start.
+    A pointer is left alone if somebody else has set it, if we have set it once before, or if our ConfigMap lacks an
+    entry that Nodes or ClusterPolicy's default name.
     """
     policy = stack.cluster_policy
     if not settings.configure_gpu_operator or policy is None or policy.plain is not None:
