@@ -88,9 +88,9 @@ class ActuatorLogs:
 
         Logs that are due at `now` (`_is_due`) are read first, concurrently by `crew`. A slow read may end after this
         call; a later call then returns its reason. Until then, the reason of an earlier attempt on the node is
-        returned, if there is one. `pods` holds mig-manager's pod on each node; a node without such a pod is ignored.
-        Reasons of nodes that no longer fail are forgotten. A log that cannot be read for another reason than those
-        below gives no reason and is read again later.
+        returned, if there is one. `pods` holds mig-manager's pod on each node. Reasons of nodes that no longer fail, or
+        have no such pod at present, are forgotten. A log that cannot be read for another reason than those below gives
+        no reason and is read again later.
 
         Raises:
             ExceptionGroup: with Unauthorized or ServerAway from a read, perhaps from one of an earlier call.

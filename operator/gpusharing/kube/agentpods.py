@@ -99,8 +99,8 @@ def _meant_for(raw: JSON) -> str:
 def _with_trouble(pod: AgentPod, raw: JSON) -> AgentPod:
     """Return a copy of `pod` with what is known about why it does not run: whether the scheduler found no node for it
     and, for its container `agent`, the image and the reason and message of what it is waiting for. How that container
-    last ended (reason and exit code) and its last message are added unless it has started since. What the pod does not
-    report stays empty. `pod` itself is not changed."""
+    last ended (reason and exit code) and its last message are added unless its status has `started: true`. What the pod
+    does not report stays empty. `pod` itself is not changed."""
     statuses = entries(raw, "status", "containerStatuses")
     status = next((status for status in statuses if text(status, "name") == "agent"), {})
     containers = entries(raw, "spec", "containers")

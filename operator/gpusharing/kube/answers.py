@@ -31,8 +31,8 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
     the list if the answer names one. A 403 becomes Forbidden (`_forbidden`). A 409 becomes AlreadyExists if it answers
     a create and its reason says so, else Conflict. A 429 can mean three things (`_too_many`). A 4xx other than 408 that
     has no error class of its own becomes Invalid. Every other status becomes Unavailable, except a 500 or 504 to an
-    eviction (`_eviction_error`). `answer` is the parsed body, whose `message` the error gets ("HTTP" and the status if
-    it has none), and `retry_after` is the value of the Retry-After header, or None without one."""
+    eviction (`_eviction_error`). `answer` is the parsed body, whose `message` is part of the error's text ("HTTP" and
+    the status if it has none), and `retry_after` is the value of the Retry-After header, or None without one."""
     message = text(answer, "message") or f"HTTP {status}"
     match status:
         case 401:

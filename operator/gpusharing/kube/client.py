@@ -315,7 +315,8 @@ class KubeClient(ABC):
         returned.
 
         Raises NotFound or Conflict if the pod is gone or replaced, EvictionBlocked if a PodDisruptionBudget refuses for
-        now, EvictionFailed if the server refuses for another reason, and other KubeErrors.
+        now, EvictionFailed if the server will never evict the pod as it is (a 500, or a 429 with a Status, that names
+        no time to wait), and other KubeErrors.
         """
         eviction = {
             "apiVersion": "policy/v1",

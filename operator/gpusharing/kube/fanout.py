@@ -235,8 +235,8 @@ class Fanout(PassingClient):
             return answer
 
     def _answered(self, target: CallTarget) -> None:
-        """Record that the server answered the call. The server counts as reachable, and the hold on this object ends
-        for calls of this kind. A hold on all calls of this kind continues."""
+        """Record that the server answered the call. The server counts as reachable, and the hold of this object at
+        the call's door ends. A hold of the whole door continues (`Holds.answered`)."""
         self.reachability.answered()
         self.holds.answered(target)
 

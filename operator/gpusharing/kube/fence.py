@@ -57,8 +57,8 @@ def record_text(record: Fence | Deferred | Verified) -> str:
 
 def _version(record: Fence | Deferred | Verified) -> int:
     """Return the version to write: TAINT_VERSION for a fence with a DeviceTaintRule, else JOBS_VERSION for a fence that
-    waits for jobs, else RECORD_VERSION, which every record but a fence has. An older operator refuses to read the
-    versions that it cannot follow."""
+    waits for jobs, else RECORD_VERSION, also for every record that is not a fence. An older operator refuses to read
+    the versions that it cannot follow."""
     if not isinstance(record, Fence):
         return RECORD_VERSION
     return TAINT_VERSION if record.tainted else JOBS_VERSION if record.jobs else RECORD_VERSION
@@ -100,7 +100,8 @@ def claims_text(
 
 def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
     """Return the claims by node name and an empty string, or an empty mapping and the reason why they cannot be read.
-    The mapping is empty even if only one claim cannot be read, and also if `text` is empty or has no key `claims`."""
+    One claim that cannot be read makes all of them unreadable. A `text` that is empty or has no key `claims` cannot be
+    read either."""
     try:
         records = _load(text).get("claims")
         if not isinstance(records, dict):
@@ -164,10 +165,11 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
 def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str | None], JSON]:
     """Return the labels, the annotations and the fields of `spec` that an action sets, in that order; the value None
     removes an entry. A FenceNode or UpdateFence writes its fence, labels and annotations, and cordons if `cordon` is
-    set; an Actuate writes only its fence and labels. A Release writes or removes the fence and the record of an abort,
-    and if it uncordons, it also removes the annotation that NVIDIA's driver upgrade left about our cordon. A LabelNode
-    writes its labels and requests, and with `forget` it removes the records of the last proof and abort. The annotation
-    with a new proof (ANNOTATION_VERIFIED) and the taints are left to the caller."""
+    set; an Actuate writes only its fence and labels. A Release writes its labels and annotations, writes or removes the
+    fence and the record of an abort, and if it uncordons, it also removes the annotation that NVIDIA's driver upgrade
+    left about our cordon. A LabelNode writes its labels and requests, and with `forget` it removes the records of the
+    last proof and abort. The annotation with a new proof (ANNOTATION_VERIFIED) and the taints are left to the
+    caller."""
     annotations: dict[str, str | None] = {}
     labels: Mapping[str, str | None] = {}
     spec: JSON = {}

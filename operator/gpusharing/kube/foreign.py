@@ -118,10 +118,11 @@ class Marker(NamedTuple):
 
 def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
     """Return the marker of whoever else is maintaining this Node, or an empty marker if nobody is. The first match
-    counts: METADATA_MARKERS in their order, then the Node's taints, then its conditions with the status True, each in
-    the Node's order, then the labels, annotations and taints in `keys`, whatever their value; of several keys of one
-    kind, the first in the alphabet is named. A marker whose work only waits counts only if there is no other. Of
-    several such markers, those whose work has certainly not begun come last."""
+    counts: METADATA_MARKERS in their order, then the Node's taints in TAINT_MARKERS, then its conditions in
+    CONDITION_MARKERS with the status True, each in the Node's order, then the labels, annotations and taints in `keys`,
+    whatever their value; of several keys of one kind, the first in the alphabet is named. A marker whose work only
+    waits counts only if there is no other. Of several such markers, those whose work has certainly not begun come
+    last."""
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
     taints = [str(taint.get("key")) for taint in entries(node, "spec", "taints")]

@@ -156,8 +156,7 @@ class Gatherer:
 
     def _operands(self, now: datetime) -> dict[Program, dict[str, Operand]]:
         """Return one pod of every program on each node, by program and node name (`by_node`). A Ready pod on a fenced
-        node also carries the time when this process first saw it Ready, which is forgotten once it is not Ready or the
-        fence is gone."""
+        node also carries the `now` of the first snapshot since which it has always been Ready and its node fenced."""
         sources = self.sources
         places = [*sources.operands.items.values(), *sources.kubelet_plugins.items.values()]
         operands = {program: by_node(places, program) for program in Program}

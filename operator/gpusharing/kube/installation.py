@@ -243,10 +243,10 @@ class _Reader:
 
 
 async def gather_installation(client: KubeClient, place: Place) -> InstallationView:
-    """Read the objects that an installation consists of, without changing any. An object that does not exist is not an
-    error. All errors but the two below are recorded in `unread` of the result; an error while checking a right,
-    whatever its kind, is recorded with that right. `plain` is read only if no ClusterPolicy was found, and the Lease
-    only if the Deployment has 0 replicas, or if some but not all of the operator's pods are Ready.
+    """Read the objects that an installation consists of, without changing any. An object that does not exist is no
+    error. All errors but the two below, and an Unavailable from reading the Lease, are recorded in `unread` of the
+    result; any error while checking a right is recorded with that right. `plain` is read only if no ClusterPolicy was
+    found, and the Lease only if the Deployment has 0 replicas, or some but not all operator pods are Ready.
 
     Raises:
         Unauthorized: our credentials are not accepted.

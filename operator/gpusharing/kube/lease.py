@@ -363,7 +363,7 @@ class LeaderLease:
 
     def _adopt_written(self, lease: JSON) -> None:
         """Adopt the Lease that the server returned for our write. Count a restore if its version is lower than the
-        version that our previous write got."""
+        version that our previous write got or, before our first write, than the highest that we have read."""
         self._adopt(lease)
         if newer(self._reached, self._version):
             self.restores += 1
@@ -371,7 +371,8 @@ class LeaderLease:
 
     def _adopt(self, lease: JSON) -> None:
         """Adopt the version, claims and failures of the Lease as the server has it. If claims cannot be read, none is
-        adopted; failures that cannot be read are left out. In both cases `claims_error` says why."""
+        adopted; failures that cannot be read are left out. In both cases `claims_error` says why. A Lease without our
+        annotation has neither, which is no error."""
         self._version = text(lease, "metadata", "resourceVersion")
         written = _claims_of(lease)
         self.claims, self.failed_nodes, self.claims_error = {}, {}, ""

@@ -85,7 +85,7 @@ def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Main
 def find_maintained(*kinds: Mapping[str, Maintenance]) -> dict[str, Maintenance]:
     """Return the maintenance of each node that has one, by node name. `kinds` are mappings, one for each kind, with the
     maintenances by name. If a node has several, the first that does not wait counts, else the first one: earlier kinds
-    come first, and within a kind the order of names decides."""
+    come first, and within a kind the alphabetical order of names decides."""
     chosen: dict[str, Maintenance] = {}
     for kind in kinds:
         for name in sorted(kind):

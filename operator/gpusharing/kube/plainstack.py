@@ -85,9 +85,10 @@ _OTHER = DaemonSetView("", "", False, False, "")
 def daemon_set_view(raw: JSON) -> DaemonSetView:
     """Convert a raw DaemonSet. The shared empty view is returned if it runs nothing that we read: the chart's device
     plugin or GPU Feature Discovery, mig-manager without the GPU Operator, the GPU Operator's MPS daemon, NVIDIA's DRA
-    driver, or the worker of Node Feature Discovery. All are recognized by the names of their containers, and Node
-    Feature Discovery by `finder_state`. A DaemonSet that a ClusterPolicy owns is the GPU Operator's; its other ones
-    count as running nothing. `default` is the DEFAULT_CONFIG of the first init container that sets one."""
+    driver, or the worker of Node Feature Discovery. All are recognized by the names of their containers, the driver
+    also by its program (`starts`), and Node Feature Discovery by `finder_state`. A DaemonSet that a ClusterPolicy owns
+    is the GPU Operator's; its other ones count as running nothing. `default` is the DEFAULT_CONFIG of the first init
+    container that sets one."""
     owners = entries(raw, "metadata", "ownerReferences")
     template = section(raw, "spec", "template", "spec")
     containers = {text(container, "name"): container for container in entries(template, "containers")}
@@ -315,10 +316,10 @@ def gpu_server(raw: JSON) -> Server | None:
 
 
 async def find_gpu_operator(client: KubeClient, default: str) -> str:
-    """Return the namespace of the GPU Operator's pods: the namespace in the status of a ClusterPolicy that is not
-    ignored, else the namespace of a DaemonSet that serves GPUs (`gpu_server`) and is owned by a ClusterPolicy, else
-    `default`. DaemonSets are listed only if no ClusterPolicy names a namespace. If a list answers Forbidden or
-    NotFound, `default` is returned at once; other KubeErrors are raised."""
+    """Return the namespace of the GPU Operator's pods: the namespace in the status of the first ClusterPolicy that
+    names one and is not ignored, else the namespace of the first DaemonSet that serves GPUs (`gpu_server`) and is owned
+    by a ClusterPolicy, else `default`. DaemonSets are listed only if there is no such ClusterPolicy. If a list
+    answers Forbidden or NotFound, `default` is returned at once; other KubeErrors are raised."""
     try:
         states = [section(raw, "status") for raw in await list_of(client, CLUSTER_POLICIES)]
         reported = [text(state, "namespace") for state in states if text(state, "state") != "ignored"]

@@ -40,8 +40,8 @@ def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str
 
 def _is_direct(server: str, environment: Mapping[str, str]) -> bool:
     """Whether the proxies in the environment do not apply to this server, because its host is localhost or a loopback
-    address, or because NO_PROXY (or no_proxy) lists its name, a domain above it, or an address or network that contains
-    it. False for a server that is not a valid URL."""
+    address, or because NO_PROXY (or no_proxy) is `*`, or lists its name, a domain above it, or an address or network
+    that contains it. False for a server that is not a valid URL."""
     _, exempt = _first(environment, "NO_PROXY", "no_proxy")
     with suppress(ValueError):  # not a URL, or no IP address: an error of the connection says what is wrong
         place = urlsplit(server)

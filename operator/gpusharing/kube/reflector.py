@@ -131,8 +131,8 @@ class Reflector(Generic[View]):
         return self._clock() - self._current_at
 
     def resource_version(self, name: str) -> str:
-        """Return the newest version seen of the object `name`, even if its view did not change; empty if the object is
-        unknown."""
+        """Return the version of the object `name` as it was last seen, even if its view did not change; empty if the
+        object is unknown. After the store was restored from a backup it is OLDEST until the object is listed again."""
         return self._views.version(name)
 
     def accept(self, obj: JSON) -> None:

@@ -51,7 +51,8 @@ class Views(Generic[View]):
         return f"{metadata['namespace']}/{name}" if self._long_names else name
 
     def version(self, name: str) -> str:
-        """Return the newest version seen of an object; empty if it is unknown."""
+        """Return the version of an object that is stored, as it was last seen; empty if none is. After `go_back` it is
+        OLDEST until the object comes again."""
         return self._known.get(name, ("", ""))[1]
 
     def reached(self, version: str) -> None:
@@ -61,8 +62,9 @@ class Views(Generic[View]):
 
     def apply(self, obj: JSON, moment: str = "") -> None:
         """Store the view of a raw object, unless the cache knows this version or a newer one, or its deletion. Calls
-        `on_change` if the object is new or its view has changed. `moment` is the version of the list that contains the
-        object; empty if it comes from an event or a write.
+        `on_change` if the object is new or its view has changed. Unless its deletion is known, the server counts as
+        having shown its version (`reached`). `moment` is the version of the list that contains the object; empty if it
+        comes from an event or a write.
 
         An object in a list replaces a cached one that is older than the list, even if the listed object's own version
         is lower: a store that was restored under a higher version (etcdutl --bump-revision) holds objects older than
