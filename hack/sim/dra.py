@@ -84,8 +84,8 @@ def driver_pod_spec(node_selector: dict[str, str], tolerations: Iterable[JSON]) 
 def published_devices(gpus: Iterable[GPU]) -> list[JSON]:
     """Return the devices of a ResourceSlice for these GPUs, in the given order. They are the MIG instances of each GPU
     whose MIG mode is Enabled, which may be none, and each other GPU itself. Their names hold the GPU's index and, for
-    an instance, its profile, the profile's id (0 if the card table has none) and its start. Raises LibraryError if NVML
-    cannot reach one of the GPUs, because the real program exits then."""
+    an instance, its profile (without dots, and with `-` for `+`), the profile's id (0 if the card table has none) and
+    its start. Raises LibraryError if NVML cannot reach one of the GPUs, because the real program exits then."""
     devices = []
     for gpu in gpus:
         if gpu.access != "Ok":

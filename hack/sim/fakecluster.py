@@ -72,7 +72,8 @@ class FakeCluster:
 
     @property
     def writes(self) -> list[Write]:
-        """All writes of clients that reached the server, including refused ones, in order."""
+        """All writes of clients that reached the server, including refused ones, in order. Writes of uninstalled kinds
+        are left out."""
         return self.faults.writes
 
     @property
@@ -109,10 +110,12 @@ class FakeCluster:
     def patch(
         self, resource: Resource, name: str, body: JSON, namespace: str = "", subresource: str | None = None
     ) -> JSON:
-        """Merge a patch into an object, as a person or another controller would, and return a copy of the result. A
-        patch that changes nothing makes no new version; one that removes the last finalizer of a deleted object removes
-        it, unless it is a pod. Raises NotFound, Conflict if the patch names another resourceVersion, and Invalid for a
-        new uid, name or namespace and for a subresource other than `status` (and `scale` of a ReplicaSet)."""
+        """Merge a patch into an object, as a person or another controller would, and return a copy of the result. The
+        status of a kind with the subresource `status` changes only if `subresource` is that. A patch that changes
+        nothing makes no new version; one that removes the last finalizer of a deleted object removes it, unless it is a
+        pod. Raises NotFound, Conflict if the patch names another resourceVersion, TypeError for a value that JSON
+        cannot hold, and Invalid for a new uid, name or namespace and for a subresource other than `status` (and `scale`
+        of a ReplicaSet)."""
         key = self._key(resource, namespace, name)
         return copied(self.store.patch(resource, key, body, subresource))
 
@@ -173,8 +176,8 @@ class FakeCluster:
         self.store.wake()
 
     def uninstall(self, resource: Resource) -> None:
-        """Remove the CRD of a kind and all its objects, and end the open watches of all kinds. No watch delivers the
-        deletions of this kind. Later calls of clients for the kind get NotFound."""
+        """Remove the CRD of a kind and all its objects, with what they own, and end the open watches of all kinds. No
+        watch delivers the deletions of this kind. Later calls of clients for the kind get NotFound."""
         for obj in self.objects(resource):
             self.store.swallow[resource] = self.store.swallow.get(resource, 0) + 1
             metadata = obj["metadata"]
@@ -210,9 +213,9 @@ class FakeClient(KubeClient):
 
     async def call(self, request: ApiRequest) -> JSON:
         """Make a call as KubeClient does; the answer to a deletion or an eviction is an empty object. A deleted pod
-        gets the cluster's grace period and not the one in the request, except that a requested 0 removes it at
-        once. Raises the error of a scripted fault that hits the call, even if that is not a KubeError, and what the
-        hook `on_write` raises."""
+        gets the cluster's grace period and not the one in the request, except that a requested 0 removes it at once if
+        it has no finalizers. Raises the error of a scripted fault that hits the call, even if that is not a KubeError,
+        and what the hook `on_write` raises."""
         call = _call(self.identity, request)
         if request.verb in ("get", "list"):
             await self._enter(call)
@@ -226,7 +229,7 @@ class FakeClient(KubeClient):
         """Watch as KubeClient does, from the request's resourceVersion on, until the server closes all watches. A watch
         of a kind with bookmarks gets one every `bookmark_every` seconds; a watch of another kind ends after that time.
         At the start it raises NotFound for an uninstalled kind, Invalid for a bad selector, or the error of a scripted
-        fault. Raises Expired whenever changes after its version were dropped."""
+        fault. Raises Expired whenever the history no longer reaches back to its version."""
         await self._enter(_call(self.identity, request))
         cluster, resource, wake = self.cluster, request.resource, asyncio.Event()
         match, version = _matcher(request), int(request.query.get("resourceVersion", "0"))

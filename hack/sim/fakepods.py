@@ -33,8 +33,8 @@ class Pods:
     def evict(self, namespace: str, name: str, uid: str | None) -> None:
         """Evict a pod through the Eviction subresource, which deletes it as `delete` does. Raises NotFound, or Conflict
         if `uid` is not None and not the pod's. Unless the pod is finished, pending or terminating, raises
-        EvictionFailed if several budgets match it, and EvictionBlocked if its only one allows no disruption
-        (`_ask_budgets`)."""
+        EvictionFailed if several budgets match it, and EvictionBlocked if its only one allows no disruption, from which
+        some pods that are not Ready are exempt (`_ask_budgets`)."""
         pod = self.store.get(kinds.PODS, (namespace, name))
         self.store.check_uid(pod, uid)
         if not _ignores_budgets(pod):
@@ -102,7 +102,7 @@ class Pods:
 
     def _follow(self, resource: Resource, change: StoredChange) -> None:
         """Update the status of every budget in a namespace after one of its pods or budgets changed, as the disruption
-        controller does. A budget whose numbers are the same gets no new version. Changes of other kinds are ignored."""
+        controller does. A budget whose status is the same gets no new version. Changes of other kinds are ignored."""
         if resource not in (kinds.PODS, kinds.PDBS):
             return
         namespace = change.last["metadata"]["namespace"]
@@ -113,10 +113,10 @@ class Pods:
                 self.store.patch(kinds.PDBS, key, {"status": status}, "status")
 
     def _numbers(self, budget: JSON) -> JSON:
-        """Return the status of a budget: expected, desired and healthy pods, and the allowed disruptions, which are the
-        healthy pods above the desired ones, or 0 if no pod is expected. Finished pods are not expected; a pod is
-        healthy if it is Ready and not terminating. maxUnavailable counts before minAvailable, and a budget with neither
-        desires one healthy pod."""
+        """Return the status of a budget: its generation, expected, desired and healthy pods, and the allowed
+        disruptions, which are the healthy pods above the desired ones, or 0 if no pod is expected. Finished pods are
+        not expected; a pod is healthy if it is Ready and not terminating. maxUnavailable counts before minAvailable,
+        and a budget with neither desires one healthy pod."""
         pods = self.store.all(kinds.PODS, budget["metadata"]["namespace"])
         covered = [pod for pod in pods if _covers(budget, pod) and _phase(pod) not in FINISHED]
         healthy = sum(_is_ready(pod) and not pod["metadata"].get("deletionTimestamp") for pod in covered)

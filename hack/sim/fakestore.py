@@ -155,10 +155,11 @@ class Store:
         return self.commit(resource, key, None, obj)
 
     def patch(self, resource: Resource, key: Key, body: JSON, subresource: str | None) -> JSON:
-        """Merge a patch into an object, or only its `status`, and return the object. A patch that changes nothing makes
-        no new version. One that removes a deleted object's last finalizer removes the object, unless it is a pod, and
-        returns its final state. `scale` sets a ReplicaSet's replicas. Raises NotFound, Conflict, TypeError (not JSON)
-        or Invalid (also for another subresource)."""
+        """Merge a patch into an object, or with the subresource `status` into its status alone, and return the object.
+        Without a subresource, the status of kinds in WITH_STATUS stays. A patch that changes nothing makes no new
+        version. One that removes a deleted object's last finalizer removes the object, unless it is a pod, and returns
+        its final state. `scale` sets a ReplicaSet's replicas. Raises NotFound, Conflict, TypeError (not JSON) or
+        Invalid (also for another subresource)."""
         old = self.get(resource, key)
         self._check_preconditions(resource, old, body.get("metadata") or {})
         if subresource == "status":
@@ -237,8 +238,8 @@ class Store:
         return last
 
     def since(self, resource: Resource, version: int) -> list[StoredChange]:
-        """Return the changes of a kind after `version`, oldest first. Raises Expired if some of them have been dropped
-        from the history."""
+        """Return the changes of a kind after `version`, oldest first. Raises Expired if the history no longer reaches
+        back to `version`."""
         oldest = max(self._oldest_of_all, self._oldest.get(resource, 0))
         if version < oldest:
             raise Expired(f"too old resource version: {version} ({oldest})")

@@ -26,7 +26,8 @@ async def follow(
     """Call the handler with every existing object of a kind, in `namespace` or in all if that is None, then with every
     change, until canceled. A KubeError is retried with a back-off that doubles from FIRST_RETRY to LAST_RETRY real
     seconds and begins anew after a complete list; an Expired is retried at once. Each retry lists again and delivers
-    only what changed. An error that repeats is logged once. Errors of the handler pass through.
+    only what changed. An error that repeats before the next complete list is logged once. Errors of the handler
+    pass through.
 
     `synced` is set after the first complete list, or once the server answers that it does not serve the kind. That
     answer is retried like any error, and the known objects are not delivered as gone."""

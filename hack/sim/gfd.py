@@ -49,10 +49,11 @@ def owns(label: str) -> bool:
 
 
 def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 0) -> dict[str, str]:
-    """Return all labels that GFD gives a node: whether MIG and MPS are possible, the time stamp `started`, and family,
-    compute capability and mode of one model; then, by MIG strategy, the labels of `_whole`, `_single` or `_mixed`.
-    Empty if the node has no GPUs. `started` is when this GFD process began, in seconds since 1970. `turn` numbers the
-    runs of its loop, and selects the model whose labels are shown (`_shown`).
+    """Return all labels that GFD gives a node: whether any model supports MIG, whether MPS is configured, the time
+    stamp `started`, and family, compute capability and mode of one model; then the MIG strategy, unless it is none, and
+    by strategy the labels of `_whole`, `_single` or `_mixed`. Empty if the node has no GPUs. `started` is when this GFD
+    process began, in seconds since 1970. `turn` numbers the runs of its loop, and selects the model whose labels are
+    shown (`_shown`).
 
     Raises PluginError if no GPU answers, or if MPS is configured and MIG is on at any GPU. Raises StopIteration if a
     GPU's model or an instance's profile is missing from the reading."""
@@ -103,7 +104,7 @@ def changes(present: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, 
 
 def _constant(model: Model) -> dict[str, str]:
     """Return the labels that do not depend on the configuration: family, major and minor compute capability, and mode,
-    which is always `compute`. The family is `undefined` if the capability is unknown."""
+    which is always `compute`. The family is `undefined` if neither table of families has the capability."""
     major, _, minor = model.compute_capability.partition(".")
     number = int(major or 0)
     family = _LATER_FAMILIES.get((number, int(minor or 0))) or _FAMILIES.get(number, "undefined")

@@ -169,8 +169,8 @@ class SimulatedGPUs:
 
     def read(self) -> Reading:
         """Return a reading with the rights of the agent's container, as `agent.library.Library` does. Blocks while
-        NVML hangs, and raises the error set by `fail`. It is added to `readings` as soon as it begins. Until
-        it ends, it is an open NVML client, and the driver therefore refuses MIG mode changes and resets."""
+        NVML hangs, and raises the error set by `fail`. It counts in `readings` as soon as it begins. Until it
+        ends, it is an open NVML client, and the driver therefore refuses MIG mode changes and resets."""
         return self._read(self._container)
 
     def read_as_operand(self) -> Reading:
@@ -269,8 +269,8 @@ class SimulatedGPUs:
     def reset(self, *indexes: int) -> None:
         """Reset these GPUs, or all if no index is given (`nvidia-smi -r`): pending modes take effect, instances are
         destroyed, and nothing is left of a recovery action (it becomes the string `"None"`; None, which means that the
-        driver reports none, stays). Raises InUse if an NVML client is open or a
-        process computes on one of them, or NotSupported in a virtual machine; then no GPU is reset."""
+        driver reports none, stays). Raises InUse if an NVML client is open or a process computes on one of them, or
+        NotSupported in a virtual machine; then no GPU is reset."""
         with self._lock:
             gpus = [self._gpus[index] for index in indexes] or self._gpus
             for gpu in gpus:

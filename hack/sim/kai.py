@@ -41,8 +41,8 @@ class Kai:
     async def run(self) -> None:
         """Watch pods and nodes, and schedule until canceled. After a change, wait 0.2 simulated seconds for further
         ones, delete what `_sync` finds, and bind the pending pods, whose start takes its time in the background. Errors
-        of the watches are logged and retried. NotFound and Conflict of a binding or deletion are ignored; any other
-        KubeError of these ends the scheduler, in an ExceptionGroup."""
+        of the watches are logged and retried. NotFound and Conflict of a binding or deletion, and NotFound of a start,
+        are ignored; any other KubeError of a write ends the scheduler, in an ExceptionGroup."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take(self._pods, "uid"), log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take(self._nodes, "name"), log=self._log))
@@ -120,8 +120,8 @@ class Kai:
     async def _bind(self, pod: JSON) -> list[JSON]:
         """Bind a pod to the first node by name with room, and label it with its GPU's group. For a new group, a
         reservation pod is created first. Returns and records the pods that start to run: the new reservation, if any,
-        and the bound pod. A pod that is gone or changed is left out, and wakes the scheduler. Other KubeErrors are
-        raised."""
+        and the bound pod; none if no node has room. A pod that is gone or changed is left out, and wakes the scheduler.
+        Other KubeErrors are raised."""
         first = next((place for name in sorted(self._nodes) if (place := self._place(pod, name))), None)
         if first is None:
             return []

@@ -193,8 +193,8 @@ class _Session:
 
 
 def shuffled(parts: Sequence[bytes]) -> Callable[[], bytes]:
-    """Return a function that frames these parts as one gRPC message. Each call puts the parts in another order, which
-    is random but the same in every run."""
+    """Return a function that frames these parts as one gRPC message. Each call puts the parts in a random order; the
+    sequence of orders is the same in every run."""
     order = random.Random("SIMULATED kubelet")
     return lambda: framed(b"".join(order.sample(parts, len(parts))))
 
@@ -204,7 +204,7 @@ def serving(
     socket: Path, holders: Sequence[PodDevices], healthy: Sequence[tuple[str, str]]
 ) -> Iterator[None]:
     """Run a kubelet in a thread of this process for the length of the block. `holders` are its pods with their devices,
-    and `healthy` its devices by resource name and id. Each answer lists them in another order. Raises OSError if the
+    and `healthy` its devices by resource name and id. Each answer lists them in a random order. Raises OSError if the
     socket cannot be created."""
     pods, devices = [listed([row]) for row in holders], [allocatable([row]) for row in healthy]
     kubelet = Kubelet(shuffled(pods), allocatable=shuffled(devices))

@@ -56,7 +56,7 @@ def daemon_set(
 
 def mps_daemon_set(settings: SimSettings, cluster_policy: JSON) -> JSON:
     """Return the manifest of the GPU Operator's DaemonSet of MPS daemons, which this ClusterPolicy, an object with name
-    and uid, owns. The pod's containers are those of `mps_pod_spec`."""
+    and uid, owns. The pods' containers and `hostPID` are those of `mps_pod_spec`."""
     namespace = settings.gpu_operator_namespace
     body = daemon_set(MPS_DAEMON, namespace, {LABEL_MPS_DAEMON: MPS_DAEMON}, MPS_SELECTOR)
     owner = {key: cluster_policy["metadata"][key] for key in ("name", "uid")}
@@ -80,9 +80,9 @@ async def install(client: KubeClient, settings: SimSettings) -> list[str]:
     creation. With `settings.plain_config` those of mig-manager and of the MPS daemon are not created, because they are
     the caller's. With `settings.dra` the DRA driver's DaemonSet is created, too, and before all DaemonSets its
     DeviceClasses, which are not returned. With `settings.agents` a substitute for the agent's DaemonSet is created
-    unless there is one. The first ClusterPolicy owns the MPS DaemonSet; without one it has no owner, and its pods have
-    no config-manager. KubeErrors pass through, except AlreadyExists and the NotFound of ClusterPolicies that are not
-    served."""
+    unless there is one. The first ClusterPolicy by name owns the MPS DaemonSet; without one it has no owner, and its
+    pods have no config-manager. KubeErrors pass through, except AlreadyExists and the NotFound of ClusterPolicies that
+    are not served."""
     gpu_operator_namespace, agent_namespace = settings.gpu_operator_namespace, settings.agent_namespace
     try:
         policies = await list_of(client, CLUSTER_POLICIES)

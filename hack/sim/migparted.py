@@ -172,8 +172,8 @@ def _items(name: object, entries: object) -> list[Any]:
 
 def _entry(raw: Any) -> Entry:
     """Parse one item of the file. `devices` and `mig-enabled` are compulsory. A device-filter may be a string, a list
-    of strings, null or missing; null counts as an empty string, and an empty string alone as no filter. Raises
-    ConfigError for unknown or missing fields and invalid values."""
+    of strings and nulls, null or missing. Null, an empty string, `[]` and `[""]` are no filter; any other null or empty
+    string in a list matches no GPU. Raises ConfigError for unknown or missing fields and invalid values."""
     if not isinstance(raw, dict) or raw.keys() - _FIELDS or not {"devices", "mig-enabled"} <= raw.keys():
         raise ConfigError(f"a mig-config item has devices, mig-enabled and mig-devices: {raw!r}")
     filters = raw.get("device-filter")

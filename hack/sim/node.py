@@ -219,8 +219,8 @@ class SimNode:
         self._start_mig_manager()
 
     def reboot(self) -> None:
-        """Start to reboot the node: all its processes are killed, MIG instances are destroyed, and the Node is
-        NotReady until it is up again. Call it only while no reboot is in progress, which is not checked."""
+        """Start to reboot the node: all its processes but the agent are killed, MIG instances are destroyed, and the
+        Node is NotReady until it is up again. Call it only while no reboot is in progress, which is not checked."""
         self._tasks["reboot"] = self._spawn(self._reboot())
 
     def lose_instances(self) -> None:
@@ -246,8 +246,9 @@ class SimNode:
         return task
 
     def _labels_changed(self, before: Labels, after: Labels) -> None:
-        """Wake the programs that a label change affects: the GPU Operator or the operands if one of their labels
-        changed, and mig-manager in any case, because it ignores an unchanged label by itself."""
+        """Wake the programs that a label change affects: the GPU Operator if nvidia.com/gpu.present or the workload
+        label changed, the device plugin and GFD if the label of their configuration or one of their two deploy labels
+        did, and mig-manager in any case, because it ignores an unchanged label by itself."""
         if _differ(before, after, LABEL_GPU_PRESENT, LABEL_WORKLOAD_CONFIG):
             self._spawn(self._operator_labels())
         if _differ(before, after, LABEL_PLUGIN_CONFIG, *_DEPLOY):

@@ -57,8 +57,8 @@ CRASH_BACKOFF = 10.0
 
 def _served_by(policy: ClusterPolicy) -> tuple[object, ...]:
     """Return the fields of ClusterPolicy that affect the device plugin, GFD or where operands run, so that two versions
-    can be compared: the plugin's ConfigMap and default key, the MIG strategy, the operands that are off, and the kind
-    of workload."""
+    can be compared: the plugin's ConfigMap and default key, the MIG strategy, the operands that are off, the kind of
+    workload, and whether a node's label can set another kind."""
     configured = (policy.plugin_config, policy.plugin_default, policy.mig_strategy)
     return (*configured, policy.off, policy.workload, policy.sandboxes)
 
@@ -85,7 +85,8 @@ class NodeSoftware:
         """Prepare the simulation; `run` starts it.
 
         `hardware` holds, by node name, the GPUs of nodes whose labels cannot describe them, such as mixed cards.
-        `agent_client` returns the client with which the agent of a node writes; by default all agents use `client`.
+        `agent_client` returns the client with which the agent of a node makes all calls but lists and watches; by
+        default all agents use `client`.
         `pages` is notified when agents start and end. By default it is a server of their metrics on the `agent_port`
         of the settings, which raises OSError if the port is in use, or nothing if the port is None.
         """

@@ -199,7 +199,7 @@ def _struct(value: JSONValue) -> JSONValue:
 
 def _field(value: JSONValue, name: str) -> JSONValue:
     """Return the value of a field, whose name is matched case-insensitively, or None if the field is missing. If
-    several keys match, the last in order of the keys counts. Raises PluginError unless `value` is a map or None."""
+    several keys match, the last by name counts. Raises PluginError unless `value` is a map or None."""
     values = [item for key, item in sorted((_struct(value) or {}).items()) if key.lower() == name.lower()]
     return values[-1] if values else None
 
@@ -250,10 +250,10 @@ def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | No
 def advertised(
     gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVersion = "0.20.0"
 ) -> dict[str, int]:
-    """Return the number of devices that the plugin registers, replicas included, by resource name. A resource without
-    devices is left out. Strategy none counts GPUs with MIG as whole ones, and version 0.19.3 names profiles without
-    attributes such as `+me`. Raises PluginError where the plugin exits instead (b.6): for MPS with MIG or strategy
-    mixed, and for GPUs that strategy single cannot serve."""
+    """Return the number of devices that the plugin registers, replicas included, by resource name, which ends in
+    `.shared` if a shared resource is renamed. A resource without devices is left out. Strategy none counts GPUs with
+    MIG as whole ones, and version 0.19.3 names profiles without attributes such as `+me`. Raises PluginError where the
+    plugin exits instead (b.6): for MPS with MIG or strategy mixed, and for GPUs that strategy single cannot serve."""
     if config.sharing == "mps":
         _refuse_mig(gpus, config)
     counts = Counter(_devices(gpus, config.mig_strategy, version))

@@ -55,8 +55,8 @@ class PodBook:
         return Holdings(dict(sorted(total.items())), len(pods))
 
     def pods(self, node: str) -> Mapping[str, DeviceHolder]:
-        """Return the pods of a node that hold devices, by uid, in the order in which they began to run. This is the
-        record itself, which the caller must not change."""
+        """Return the pods of a node that hold devices, by uid, in the order in which they were first recorded as such.
+        This is the record itself, which the caller must not change."""
         return self._by_node.get(node, {})
 
 

@@ -118,11 +118,11 @@ def _field_checks(selector: str) -> Iterator[Matcher]:
 
 def _field_check(path: str, value: str, equal: bool) -> Matcher:
     """Return the predicate for the field at `path`, whose steps are separated by dots: the field must have this value
-    if `equal`, and must not have it otherwise. The texts are compared."""
+    if `equal`, and must not have it otherwise. The texts are compared: that of a boolean is `true` or `false`, and that
+    of an absent field is `false` if it is one of BOOLEANS, and otherwise empty."""
 
     def check(obj: JSON) -> bool:
-        """Whether the object's field satisfies the requirement. The text of a boolean is `true` or `false`. That of
-        an absent field is `false` if it is one of BOOLEANS, and otherwise empty."""
+        """Whether the object's field satisfies the requirement."""
         content: Any = obj
         for step in path.split("."):
             content = content.get(step) if isinstance(content, dict) else None

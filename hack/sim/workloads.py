@@ -124,9 +124,9 @@ class Workloads:
     async def run(self) -> None:
         """Watch pods and nodes, and replace, bind and start pods, until canceled. After a change, wait 0.2 simulated
         seconds for further ones first. With `dra` in the settings, the objects of DRA and the operator's test of device
-        taints are followed, too. Errors of the watches are logged and retried. AlreadyExists of a creation, and
-        NotFound and Conflict of a binding, are ignored; any other KubeError of a write ends the simulation, in an
-        ExceptionGroup."""
+        taints are followed, too. Errors of the watches are logged and retried. AlreadyExists of a creation, Conflict of
+        a binding, and NotFound of a binding, a start or a deletion are ignored; any other KubeError of a write ends the
+        simulation, in an ExceptionGroup."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take_pod, log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take_node, log=self._log))
