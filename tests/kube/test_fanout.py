@@ -297,6 +297,17 @@ async def test_without_a_time_to_wait_the_waits_double() -> None:
     assert sick.hits == 6, "at 0, 1, 3, 7, 15 and 31 s"
 
 
+@virtually
+async def test_refusals_of_long_ago_do_not_lengthen_a_wait() -> None:
+    cluster, fanout = stage()
+    sick = cluster.faults.fail("get", NODES, Throttled("slow down"), name="gpu-1", times=EVER)
+    for pause in (1, 2, 1000, 1):
+        await refused(fanout, "get", "gpu-1")
+        await asyncio.sleep(pause)
+    await refused(fanout, "get", "gpu-1")
+    assert sick.hits == 5, "at 0, 1, 3, 1003 and 1004 s"
+
+
 async def test_a_list_whose_last_page_has_come_is_whole_although_a_hold_begins() -> None:
     cluster, fanout = stage()
     sick = cluster.faults.fail("list", NODES, Throttled("slow down", 30.0), times=0)

@@ -155,10 +155,10 @@ class Holds:
         object's wait or an earlier hold of the door ends, whichever is later. Other doors stay open. Refusals older
         than FORGET_AFTER are forgotten.
         """
+        self._forget_old()
         count = self.tries[target] = self.tries.get(target, 0) + 1
         wait = FIRST_HOLD * 2.0 ** min(count - 1, 6) if retry_after is None else max(retry_after, FIRST_HOLD)
         wait = min(wait, LONGEST_HOLD)
-        self._forget_old()
         until = self.objects[target] = self.clock() + wait
         refused = self.refused.setdefault(target.door, set())
         refused.add(target)
