@@ -29,8 +29,8 @@ PARTS = (
     "test-nvidia",
 )
 MORE_PARTS = ("needs", "e2e", "sweep", "test-crash", "test-cluster", "test-faults")
-FAULTS = "make test-faults SEED=1 RUNS=50"
 NOT_THOROUGH = "ARGS=-m 'not thorough'"
+FAULTS = f"make test-faults SEED=1 RUNS=30 {NOT_THOROUGH}"
 LONG = f"make test-long WORKERS=logical {NOT_THOROUGH}"
 RUNG2 = f"make test-cluster WORKERS=auto {NOT_THOROUGH}"
 CRASH = f"make test-crash WORKERS=4 {NOT_THOROUGH}"
@@ -236,10 +236,10 @@ def test_nodes_that_are_ended_for_their_time_are_swept_and_told(notes: Path) -> 
 
 
 def test_faults_are_played_after_the_other_tests_of_rung_2_and_say_what_came_of_them(notes: Path) -> None:
-    (notes / f"{FAULTS}.says").write_text("faults: 50 runs, 0 failures\n")
+    (notes / f"{FAULTS}.says").write_text("faults: 30 runs, 0 failures\n")
     done = run(notes)
     assert [call for call in done.calls if call in (RUNG2, FAULTS)] == [RUNG2, FAULTS]
-    assert "faults: 50 runs, 0 failures\n" in done.said
+    assert "faults: 30 runs, 0 failures\n" in done.said
 
 
 def test_programs_that_cannot_be_built_are_told_and_the_tests_judge(notes: Path) -> None:

@@ -89,6 +89,7 @@ def test_of_two_operators_at_once_one_acts(theatre: FaultTheatre) -> None:
     assert len({write.door for write in theatre.proxy.writes if write.number}) == 1
 
 
+@pytest.mark.thorough
 def test_the_leader_may_be_killed_every_ten_seconds(theatre: FaultTheatre) -> None:
     """Two operators; who is killed is started again, and the other one takes the Lease when it has run out."""
     killed = []
@@ -182,6 +183,7 @@ def test_the_api_server_may_stand_still(theatre: FaultTheatre, product: Product)
     assert run.restarts >= 1
 
 
+@pytest.mark.thorough
 def test_a_slow_api_server_costs_time_and_not_the_leadership(theatre: FaultTheatre) -> None:
     slow = faults.Slow(0, "all", seconds=SLOW)
     run = theatre.watch(ROLL, around=Around(fault=lambda: slow, patience=240.0))
