@@ -2,8 +2,8 @@
 docs/how-to/upgrade.md repair.
 
 `.ci/run` kills `install` and `upgrade` only. A proxy in front of the API server kills helm -9 as soon as the server has
-accepted write number N, so helm never sees the answer. By default a few writes of each verb are
-taken; FULL=1 takes all of them, FULL=49 those from the 49th on. HELM=helm3 runs the other major.
+accepted write number N, so helm never sees the answer. By default a few writes of each verb are taken; FULL=1 takes all
+of them, FULL=49 those from the 49th on. HELM=helm3 runs the other major.
 """
 
 import json

@@ -51,10 +51,10 @@ class Prices:
     """The GPU products of each node."""
     rivals: frozenset[Subject] = frozenset()
     """The subjects that had several prices at once. The mean of these is not a real price."""
-    faults: Mapping[str, Subject] = field(default_factory=dict)
-    """The subjects of the impossible prices that were left out, by a sentence about the price."""
+    faults: tuple[str, ...] = ()
+    """Sentences about the impossible prices that were left out, each once."""
     odd: frozenset[Subject] = frozenset()
-    """The same subjects as a set, because `find` is asked about every series."""
+    """The subjects of these prices."""
 
     def find(self, node: str, policy: str) -> Price | str:
         """Return the price of a GPU of this node under this policy, or a clause that says why there is none. The
@@ -113,7 +113,7 @@ def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Price
         for label, _ in SOURCES.values()
         if label in series.labels
     )
-    return Prices(amounts, _cards(answers["cards"]), rivals, faults, frozenset(faults.values()))
+    return Prices(amounts, _cards(answers["cards"]), rivals, tuple(faults), frozenset(faults.values()))
 
 
 def _cards(answer: Iterable[Series]) -> Mapping[str, Set[str]]:
