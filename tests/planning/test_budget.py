@@ -279,6 +279,7 @@ def begun(*needs: tuple[str, int]) -> PassMemory:
 
 BOTH = {"n0": guarded_work(), "n1": guarded_work()}
 GOING = {"n0": make_work(make_pod("a", deleted_at=at(30)), pdbs=[PDB]), "n1": guarded_work()}
+UNLISTED = {"n0": make_work(error="the API server did not respond"), "n1": guarded_work()}
 CROWDS: dict[str, tuple[ClusterSnapshot, bool, Reason | None]] = {
     "its pod is still to go": (in_flight(False, work=BOTH), False, Reason.PDB),
     "the policy of its change is gone, and nobody evicts": (
@@ -288,6 +289,10 @@ CROWDS: dict[str, tuple[ClusterSnapshot, bool, Reason | None]] = {
     "its pod is going: the budget tells the rest": (in_flight(False, work=GOING), True, None),
     "its pods are not listed while it settles, but were before": (
         in_flight(True, memory=begun(("team-a/llm", 1))), False, Reason.PDB),
+    "they cannot be listed while it settles, but were before": (
+        in_flight(True, work=UNLISTED, memory=begun(("team-a/llm", 1))), False, Reason.PDB),
+    "they cannot be listed while it settles, and nobody knows them": (
+        in_flight(True, work=UNLISTED), False, Reason.PROGRESSING),
     "no budget guarded its pods when it was fenced": (in_flight(True, memory=begun()), True, None),
     "nobody knows its pods: we were just started": (in_flight(True), False, Reason.PROGRESSING),
 }  # fmt: skip

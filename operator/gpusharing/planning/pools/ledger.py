@@ -85,8 +85,8 @@ class Ledger:
 
     def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
         """Add to `crowd` how many pods of a fenced node still have to be evicted under each budget. If the node's pods
-        were just listed, its verdict has the numbers (none if the LIST failed). While the node settles after the
-        cordon, the numbers come from the look made before its fence; if there is none, or it found blockers,
+        were just listed, its verdict has the numbers. If they were not, or the LIST failed, while the node settles
+        after the cordon, the numbers come from the look made before its fence; if there is none, or it found blockers,
         `crowd_known` becomes false. Nothing is added in other phases without a LIST, for a node that cannot be judged,
         or if the change needs no cordon. In any case, add the node to `keepers` if it occupies its slot until somebody
         acts: its change failed, its drain is held after the deadline, or its phase is not one of a change in flight.
@@ -100,7 +100,7 @@ class Ledger:
         fence = node.fence
         if fence is None or not fence.disruption.cordons or verdict.reason is Reason.NODE_NOT_JUDGED:
             return None
-        if node.name in snapshot.work:
+        if (work := snapshot.work.get(node.name)) is not None and not work.error:
             self.crowd.update(dict(verdict.needs))
             return None
         if verdict.reason is not Reason.SETTLING:  # nothing is evicted there before its pods are listed
