@@ -247,8 +247,8 @@ class SimNode:
 
     def _labels_changed(self, before: Labels, after: Labels) -> None:
         """Wake the programs that a label change affects: the GPU Operator if nvidia.com/gpu.present or the workload
-        label changed, the device plugin and GFD if the label of their configuration or one of their two deploy labels
-        did, and mig-manager in any case, because it ignores an unchanged label by itself."""
+        label changed, the device plugin and GFD if the label of their configuration or one of the labels that deploy
+        them did, and mig-manager in any case, because it ignores an unchanged label by itself."""
         if _differ(before, after, LABEL_GPU_PRESENT, LABEL_WORKLOAD_CONFIG):
             self._spawn(self._operator_labels())
         if _differ(before, after, LABEL_PLUGIN_CONFIG, *_DEPLOY):
@@ -388,7 +388,9 @@ class SimNode:
             self._manager = None
 
 
-_DEPLOY = tuple(f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in ("device-plugin", "gpu-feature-discovery"))
+_DEPLOY = tuple(
+    f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in ("device-plugin", "gpu-feature-discovery", "client")
+)
 
 
 def _differ(before: Labels, after: Labels, *keys: str) -> bool:

@@ -33,6 +33,7 @@ from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON
 from gpusharing.kube.errors import NotFound
 
 DEPLOY_PLUGIN = "nvidia.com/gpu.deploy.device-plugin"
+DEPLOY_CLIENT = "nvidia.com/gpu.deploy.client"
 REMOVAL = {"metadata": {"annotations": {ANNOTATION_INJECT: None}}}
 
 
@@ -183,6 +184,21 @@ async def test_a_node_for_virtual_machines_offers_nothing_to_containers() -> Non
         assert DEPLOY_PLUGIN not in stage.labels()
         stage.patch(labels={"nvidia.com/gpu.workload.config": "container"})
         await stage.until(lambda: stage.offered() == {GPU: "2"} and mig_pod(stage))
+
+
+@virtually
+async def test_the_plugin_chart_beside_mig_manager_deploys_by_the_client_label_alone() -> None:
+    plain = SimSettings(
+        time_factor=FACTOR, agents=False, play_daemon_sets=True, plain_config="plugin-configs", plain_mig="own"
+    )
+    node = node_manifest("n1", gpus=2)
+    node["metadata"]["labels"][DEPLOY_CLIENT] = "true"
+    async with playing(node, settings=plain) as stage:
+        await stage.until(lambda: stage.offered() == {GPU: "2"})
+        stage.patch(labels={DEPLOY_CLIENT: "no"})
+        await stage.until(lambda: stage.offered() == {GPU: "0"})
+        stage.patch(labels={DEPLOY_CLIENT: "true"})
+        await stage.until(lambda: stage.offered() == {GPU: "2"})
 
 
 @virtually
