@@ -172,17 +172,15 @@ def _items(name: object, entries: object) -> list[Any]:
 
 def _entry(raw: Any) -> Entry:
     """Parse one item of the file. `devices` and `mig-enabled` are compulsory. A device-filter may be a string, a list
-    of strings and nulls, null or missing. Null, an empty string, `[]` and `[""]` are no filter; any other null or empty
-    string in a list matches no GPU. Raises ConfigError for unknown or missing fields and invalid values."""
+    of strings and nulls, null or missing. Null, an empty string and `[]` are no filter; a null or an empty string in a
+    list matches no GPU. Raises ConfigError for unknown or missing fields and invalid values."""
     if not isinstance(raw, dict) or raw.keys() - _FIELDS or not {"devices", "mig-enabled"} <= raw.keys():
         raise ConfigError(f"a mig-config item has devices, mig-enabled and mig-devices: {raw!r}")
-    filters = raw.get("device-filter")
-    filters = [filters or ""] if filters is None or isinstance(filters, str) else filters
+    wanted = raw.get("device-filter")
+    filters = [] if wanted in (None, "") else [wanted] if isinstance(wanted, str) else wanted
     if not isinstance(filters, list) or not all(item is None or isinstance(item, str) for item in filters):
         raise ConfigError(f"bad device-filter: {filters!r}")
-    if filters == [""]:
-        filters = []
-    return Entry(tuple(_normal_id(item or "") for item in filters), _devices(raw["devices"]), _target(raw))
+    return Entry(tuple(normal_id(item or "") for item in filters), _devices(raw["devices"]), _target(raw))
 
 
 def _devices(raw: object) -> frozenset[int] | None:
@@ -240,7 +238,7 @@ def _is_profile(text: str) -> bool:
     return len(set(listed)) == len(listed) and all(map(_ATTRIBUTE.fullmatch, listed))
 
 
-def _normal_id(text: str) -> str:
+def normal_id(text: str) -> str:
     """Return a PCI device id in our notation, such as 0x233010DE: the first two characters become 0x, letters are made
     upper case, and the first colon is dropped with everything after it. A string that is not an id this way matches no
     GPU."""

@@ -20,13 +20,19 @@ def test_the_simulated_mig_parted_reads_a_file_as_the_real_one_does(file: Foreig
     found = migparted.parse(file.text)
     assert found.keys() == (file.read or {}).keys()
     for name, rows in (file.read or {}).items():
-        assert [(entry.devices, entry.target) for entry in found[name]] == [
+        assert [(entry.filters, entry.devices, entry.target) for entry in found[name]] == [
             (
+                _ids(row.get("device-filter")),
                 None if row.get("devices") == "all" else frozenset(row.get("devices", ())),
                 normalize(row.get("mig-devices", {})) if row.get("mig-enabled") else None,
             )
             for row in rows
         ]
+
+
+def _ids(device_filter: str | list[str] | None) -> tuple[str, ...]:
+    ids = [device_filter] if isinstance(device_filter, str) else device_filter or []
+    return tuple(migparted.normal_id(item) for item in ids)
 
 
 @pytest.mark.parametrize("file", PLUGIN.values(), ids=PLUGIN.keys())
