@@ -134,7 +134,7 @@ def _end_jobs(case: FencedCase) -> Verdict | None:
     spec = case.assessment.policy.spec if case.assessment is not None else None
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
         return None
-    verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, "no jobs are left to wait for")
+    verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, "the drain is no longer waiting for jobs")
     deadline = case.now + parse_duration(spec.drain.timeout)
     return _set_clock(case, plan, verdict, replace(fence, jobs=False, deadline=deadline))
 
