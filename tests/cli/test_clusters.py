@@ -25,9 +25,9 @@ from tests.fakes.virtualtime import virtual_now, virtually
 from gpusharing.cli.pools import status
 from gpusharing.cli.setup import doctor
 from gpusharing.cli.shell.arguments import parse
-from gpusharing.cli.shell.clusters import FleetVerb, Reply, ask_clusters, describe_clusters
+from gpusharing.cli.shell.clusters import Answer, FleetVerb, Reply, ask_clusters, describe_clusters
 from gpusharing.cli.shell.documents import FailureData
-from gpusharing.cli.shell.drawing import Paper, plain
+from gpusharing.cli.shell.drawing import Column, Paper, Span, plain
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
 from gpusharing.kube.client import ACCESS_REVIEWS, NODES
@@ -191,6 +191,24 @@ def test_on_a_terminal_the_last_column_is_broken_into_lines_and_loses_no_word(de
     assert max(map(len, lines)) <= width
     start = lines[0].index("MESSAGE")
     assert "".join(dead.error.split()) in "".join("".join(line[start:].split()) for line in lines)
+
+
+def test_of_two_columns_that_may_be_left_out_alike_the_right_one_makes_room() -> None:
+    async def ask(_session: Session, _typed: Any) -> Any:
+        raise AssertionError("nobody is asked")
+
+    columns = (Column("POOL"), Column("SHORT", 1), Column("LONG", 1), Column("MESSAGE"))
+    row = [Span("a" * 12), Span("short"), Span("b" * 20), Span("word " * 12)]
+    verb = FleetVerb(columns, "", dict, ask)
+    reply = Reply("one", Answer(DONE, [row], {}, (), ()))
+    lines = plain(describe_clusters(verb, [reply], Paper(70))).splitlines()
+    assert "SHORT" in lines[0]
+    assert "LONG" not in lines[0]
+    assert (
+        " ".join(" ".join(line[lines[0].index("MESSAGE") :].split()) for line in lines[1:]).split()
+        == ["word"] * 12
+    )
+    assert len(lines) == 3, "the room of the column that is left out belongs to the message"
 
 
 # --- time, and logging in ----------------------------------------------------------------------------------------

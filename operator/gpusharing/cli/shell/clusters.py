@@ -192,8 +192,8 @@ def _wrapped(
     sizes = [max(len(row[i].text) for row in rows) for i in range(len(columns) - 1)]
     sizes = [max(size, len(columns[i].title)) + len(GAP) if size else 0 for i, size in enumerate(sizes)]
     room = paper.room - sum(sizes)
-    for column, size in sorted(zip(columns, sizes, strict=False), key=lambda pair: -pair[0].drop):
-        room += size if column.drop and room < LEGIBLE else 0  # `table` leaves the same columns out
+    for drop, _, size in sorted(((columns[i].drop, i, size) for i, size in enumerate(sizes)), reverse=True):
+        room += size if drop and room < LEGIBLE else 0  # `table` leaves the same columns out
     wrapped: list[Sequence[Span]] = []
     for *cells, last in rows:
         parts = textwrap.wrap(last.text, max(NARROW // 2, room), break_on_hyphens=False) or [""]
