@@ -5,6 +5,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,21 @@ async def test_holders_of_claims_and_extended_resources_leave_within_their_budge
         await scene.ready(seconds=1800)
         assert scene.pods("small") == []
         assert published(scene, "gpu-1") == {"gpu": 4}
+
+
+@virtually
+async def test_a_pod_whose_claimed_device_nobody_would_publish_holds_its_node_and_is_named() -> None:
+    claimed = SimWorkload("claimed", 1, resource="", device_class="gpu.nvidia.com")
+    async with dra(bare("gpu-1"), workloads=[claimed]) as scene:
+        await scene.running("claimed", 1)
+        scene.apply(MIXED)
+        await scene.reason("gpu-1", "StrandedPods")
+        assert scene.evicted() == []
+        assert not scene.cordoned("gpu-1")
+        scene.e.workloads.apply(replace(claimed, replicas=0))
+        (pod,) = scene.pods("claimed")
+        scene.e.cluster.delete(PODS, pod["metadata"]["name"], "default")
+        await scene.ready(seconds=1200)
 
 
 REFUSED: dict[str, JSON] = {

@@ -15,10 +15,10 @@ from tests.planning.drainpass import drain_pass, foreseen
 from gpusharing.api.selectors import FIELD, matches
 from gpusharing.kube.convert_pods import (
     NO_END,
+    claimed_devices,
     pdb_view,
     pod_view,
     resource_claim_names,
-    resource_claim_use,
 )
 from gpusharing.planning.drain.holders import Scope, has_finished
 from gpusharing.planning.drain.pdb import binding_budgets
@@ -238,12 +238,26 @@ CLAIMS: list[tuple[str, JSON, JSON, str]] = [
 @pytest.mark.parametrize(("claim", "status", "use"), [c[1:] for c in CLAIMS], ids=[c[0] for c in CLAIMS])
 def test_a_dra_claim_is(claim: JSON, status: JSON, use: str) -> None:
     raw = pod(spec={"containers": [{}], "resourceClaims": [claim]}, status=status)
-    assert pod_view(raw, {"team-a/gpu-claim": "gpu", "team-a/nic-claim": "none"}).dra == use
+    assert pod_view(raw, {"team-a/gpu-claim": ("gpu-0",), "team-a/nic-claim": ()}).dra == use
 
 
 def test_an_extended_resource_backed_by_dra_has_a_claim_too() -> None:
     raw = pod(status={"extendedResourceClaimStatus": {"resourceClaimName": "special"}})
     assert resource_claim_names(raw) == ("special",)
+    view = pod_view(raw, {"team-a/special": ("gpu-0",)})
+    assert (view.dra, view.devices) == ("gpu", ()), "its requests count the device"
+
+
+def test_a_pod_has_each_device_of_its_own_claims_once_and_its_affinity_counts() -> None:
+    claims = [{"name": name, "resourceClaimName": name} for name in ("one", "two", "odd")]
+    terms = [{"matchExpressions": [{"key": "a", "operator": "Exists"}]}]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    spec = {"containers": [{}], "resourceClaims": claims, "affinity": {"nodeAffinity": required}}
+    raw = pod(spec=spec, status={"extendedResourceClaimStatus": {"resourceClaimName": "special"}})
+    held = {"one": ("gpu-1", "gpu-0"), "two": ("gpu-1",), "odd": None, "special": ("gpu-7",)}
+    view = pod_view(raw, {f"team-a/{name}": devices for name, devices in held.items()})
+    assert (view.dra, view.devices) == ("gpu", ("gpu-1", "gpu-0"))
+    assert view.node_terms == ((("a", "Exists", ()),),)
 
 
 def result(driver: str, **more: Any) -> JSON:
@@ -252,18 +266,18 @@ def result(driver: str, **more: Any) -> JSON:
 
 
 @pytest.mark.parametrize(
-    ("claim", "use"),
+    ("claim", "devices"),
     [
-        (result("gpu.nvidia.com"), "gpu"),
-        (result("gpu.nvidia.com", adminAccess=True), "none"),
-        (result("nic.example.com"), "none"),
-        ({"status": {}}, "none"),
-        ({"status": {"allocation": {"devices": {}}}}, "unresolved"),
+        (result("gpu.nvidia.com"), ("gpu-0",)),
+        (result("gpu.nvidia.com", adminAccess=True), ()),
+        (result("nic.example.com"), ()),
+        ({"status": {}}, ()),
+        ({"status": {"allocation": {"devices": {}}}}, None),
     ],
     ids=["a GPU", "monitoring", "another driver", "not allocated", "malformed"],
 )
-def test_a_claim_is_used_for(claim: JSON, use: str) -> None:
-    assert resource_claim_use(claim) == use
+def test_a_claim_holds(claim: JSON, devices: tuple[str, ...] | None) -> None:
+    assert claimed_devices(claim) == devices
 
 
 def test_a_budget_shows_selector_and_numbers() -> None:

@@ -82,13 +82,13 @@ def test_a_driver_that_serves_gpus_comes_before_one_that_does_not() -> None:
 
 
 def devices(*slices: JSON) -> dict[str, NodeDevices]:
-    """What these slices publish, by node, without the keys."""
+    """What these slices publish, by node, without the keys and the names of devices."""
     views = {str(number): slice_view(raw) for number, raw in enumerate(slices)}
     found = DeviceIndex(lambda: views).by_node()
-    return {name: replace(one, key="") for name, one in found.items()}
+    return {name: replace(one, key="", names={}) for name, one in found.items()}
 
 
-ONE_GPU = NodeDevices((None,), key=key_of(["GPU-0"]))
+ONE_GPU = NodeDevices((None,), key=key_of(["GPU-0"]), names={"gpu-0": "nvidia.com/gpu"})
 
 
 def test_devices_are_grouped_by_the_gpu_that_they_are_a_part_of() -> None:
@@ -111,7 +111,7 @@ def test_only_the_newest_generation_of_a_pool_counts_and_what_it_still_lacks_is_
     assert devices(*old, new) == {"gpu-a": NodeDevices(((("1g.10gb", 1),),), missing=2)}
 
 
-def test_a_device_that_is_neither_a_gpu_nor_a_part_of_one_is_named() -> None:
+def test_a_device_that_pods_may_share_or_that_is_no_gpu_and_no_part_of_one_is_named() -> None:
     no_uuid = mig_device(0, "1g.10gb", 1)
     del no_uuid["attributes"]["uuid"]
     no_profile = mig_device(0, "1g.10gb", 1)
@@ -124,11 +124,20 @@ def test_a_device_that_is_neither_a_gpu_nor_a_part_of_one_is_named() -> None:
         {"name": "bare"},
         {"name": "odd", "attributes": {"type": {"int": 1}, "uuid": None}},
     ]
+    for shared in ({**whole_gpu(4), "name": "shared"}, {**mig_device(5, "1g.10gb", 1), "name": "shared-mig"}):
+        odd.append({**shared, "allowMultipleAllocations": True})
     prefixed = {"gpu.nvidia.com/type": {"string": "gpu"}, "gpu.nvidia.com/uuid": {"string": "GPU-1"}}
     found = devices(resource_slice("gpu-a", [*odd, {"name": "gpu-1", "attributes": prefixed}]))
-    assert found == {
-        "gpu-a": NodeDevices((None,), others=("bare", "no-gpu", "no-profile", "no-uuid", "odd", "vfio-0"))
-    }
+    others = ("bare", "no-gpu", "no-profile", "no-uuid", "odd", "shared", "shared-mig", "vfio-0")
+    assert found == {"gpu-a": NodeDevices((None,), others=others)}
+
+
+def test_each_gpu_and_each_instance_has_its_extended_resource_by_its_name() -> None:
+    parts = [whole_gpu(1), mig_device(0, "1g.10gb+me", 1), {"name": "bare"}]
+    views = {"a": slice_view(resource_slice("gpu-a", parts))}
+    (found,) = DeviceIndex(lambda: views).by_node().values()
+    names = {parts[0]["name"]: "nvidia.com/gpu", parts[1]["name"]: "nvidia.com/mig-1g.10gb.me"}
+    assert found.names == names
 
 
 def test_a_slice_without_any_field_is_an_empty_pool_without_a_name() -> None:
@@ -151,7 +160,7 @@ def test_the_devices_of_a_node_stay_the_same_object_until_a_slice_changes() -> N
     assert index.by_node()["gpu-a"] is first["gpu-a"]
     slices["a"] = slice_view(resource_slice("gpu-a", [mig_device(0, "1g.10gb", 1)]))
     second = index.by_node()
-    assert second["gpu-a"] == NodeDevices(((("1g.10gb", 1),),), key=key_of(["MIG-0-1"]))
+    assert second["gpu-a"].layouts == ((("1g.10gb", 1),),)
     assert second["not-a-node"] is first["not-a-node"]
 
 

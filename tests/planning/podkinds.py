@@ -13,7 +13,7 @@ from gpusharing.api import names
 from gpusharing.api.policy import Drain, DrainRule
 from gpusharing.api.times import to_rfc3339
 from gpusharing.kube.client import JSON
-from gpusharing.kube.convert_pods import ResourceClaimUse, pod_view
+from gpusharing.kube.convert_pods import ClaimedDevices, pod_view
 from gpusharing.planning.snapshot.podviews import PodView
 
 NAMESPACE, NVIDIA = "team-a", "gpu-operator"
@@ -153,8 +153,8 @@ def _manifest(kind: Kind, name: str, app: str, resource: str, now: datetime) -> 
     }
 
 
-def _claims(kind: Kind, name: str) -> Mapping[str, ResourceClaimUse]:
-    return {f"{kind.namespace}/claim-of-{name}": "gpu"} if kind.asks == "claim" else {}
+def _claims(kind: Kind, name: str) -> Mapping[str, ClaimedDevices]:
+    return {f"{kind.namespace}/claim-of-{name}": ("gpu-0",)} if kind.asks == "claim" else {}
 
 
 # --- what is right ----------------------------------------------------------------------------------------

@@ -118,6 +118,11 @@ LACKS: dict[str, tuple[DraStack, str, str]] = {
         "has the DynamicMIG feature gate enabled and keeps the GPUs in use",
         "featureGates.DynamicMIG=false",
     ),
+    "the driver gives one device to several claims": (
+        with_driver(COMPLETE, gates=frozenset({"ConsumableShares"})),
+        "has the ConsumableShares feature gate enabled and gives one device to several independent pods",
+        "featureGates.ConsumableShares=false",
+    ),
     "ClusterPolicy runs a device plugin too": (
         replace(ALONE, cluster_policy=make_cluster_policy()),
         "runs a device plugin alongside NVIDIA's DRA stack",

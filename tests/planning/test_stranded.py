@@ -1,5 +1,6 @@
 """Who could not run after the planned changes (drain/stranded.py, pools/afterwards.py)."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -25,10 +26,12 @@ from tests.planning.test_guard import PoisonedPods
 from gpusharing.api import names
 from gpusharing.api.selectors import FIELD
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode
+from gpusharing.planning.pools.afterwards import find_holdings
 from gpusharing.planning.report.proposal import tell_proposal
 from gpusharing.planning.report.status import policy_status, tell_status
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
+from gpusharing.planning.snapshot.draviews import NodeDevices
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
@@ -247,6 +250,38 @@ def test_the_labels_of_a_node_are_worked_out_once_however_many_pods_look_for_a_p
     pods = [make_pod(f"llm-{team}", node_selector={"team": team}) for team in "acd"]
     assert Afterwards(lambda: places).find_stranded("gpu-07", pods) == ()
     assert sorted(asked) == ["gpu-07", "gpu-08"]
+
+
+# --- by ResourceClaim -------------------------------------------------------------------------------------------
+
+
+def with_claims(*devices: str) -> tuple[str, ...]:
+    """Why a pod that holds these devices by ResourceClaims could not run: its node gets MIG instead of whole GPUs, and
+    one other node keeps a whole GPU."""
+    published = {"gpu-0": GPU, "gpu-1": GPU, "gpu-2-mig-9-0-4": f"{names.RESOURCE_MIG_PREFIX}3g.40gb"}
+    before, after = Counter(published.values()), {f"{names.RESOURCE_MIG_PREFIX}3g.40gb": 6}
+    places = [
+        FutureNode("gpu-07", before, after, {}, emptied=True, open=True, devices=published),
+        FutureNode("gpu-09", {GPU: 1}, {GPU: 1}, {}, emptied=False, open=True),
+    ]
+    pod = make_pod(resources={}, dra="gpu", devices=devices)
+    found = Afterwards(lambda: places).find_stranded("gpu-07", [pod])
+    return tuple(blocker.message for blocker in found)
+
+
+def test_devices_of_resource_claims_are_requested_like_extended_resources() -> None:
+    assert with_claims("gpu-2-mig-9-0-4") == ()
+    assert with_claims("gpu-0") == ()
+    assert with_claims("gpu-9") == (), "the driver no longer publishes it"
+    assert with_claims("gpu-0", "gpu-1") == (f"No node that the pod may run on would advertise 2 {GPU}",)
+
+
+def test_a_device_that_pods_share_by_one_claim_is_held_once() -> None:
+    devices = NodeDevices(layouts=(None,) * 8, names={f"gpu-{index}": GPU for index in range(8)})
+    node = replace(full_node(), devices=devices)
+    pods = [make_pod(name, resources={}, dra="gpu", devices=("gpu-0",)) for name in ("one", "two")]
+    snapshot = make_snapshot([node], [POLICY], work={"gpu-07": make_work(*pods)})
+    assert find_holdings(node, snapshot) == {GPU: 1}, "two pods share one claim"
 
 
 # --- by label --------------------------------------------------------------------------------------------------

@@ -189,7 +189,11 @@ async def test_a_node_for_virtual_machines_offers_nothing_to_containers() -> Non
 @virtually
 async def test_the_plugin_chart_beside_mig_manager_deploys_by_the_client_label_alone() -> None:
     plain = SimSettings(
-        time_factor=FACTOR, agents=False, play_daemon_sets=True, plain_config="plugin-configs", plain_mig="own"
+        time_factor=FACTOR,
+        agents=False,
+        play_daemon_sets=True,
+        plain_config="plugin-configs",
+        plain_mig="own",
     )
     node = node_manifest("n1", gpus=2)
     node["metadata"]["labels"][DEPLOY_CLIENT] = "true"

@@ -6,7 +6,7 @@ phase has a status that something else broke. It counts as Unknown: it has not f
 protected by its budgets.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from sys import intern
 from typing import Literal
@@ -28,24 +28,28 @@ CORDON_TAINT = "node.kubernetes.io/unschedulable"
 """The taint of a cordon (P15), which has the effect NoSchedule and no value."""
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 
-ResourceClaimUse = Literal["none", "gpu", "unresolved"]
+ClaimedDevices = tuple[str, ...] | None
+"""The names of the devices of NVIDIA's DRA driver that a ResourceClaim holds; None if it cannot be read."""
 
 NO_END = 10**9
 """Seconds that stand for a grace period which no drain outlasts."""
 _FAR_FUTURE = datetime.max.replace(tzinfo=UTC)
 
 
-def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodView:
+def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodView:
     """Convert a raw Pod. Only the GPU resources of its requests are kept (`pod_requests`), sorted by name. A pod
     without a phase has the phase Unknown. `restarts` is False only for the restart policies Never and OnFailure,
     `system` is True if the name of its priority class starts with `system-`, and `local_files` if it has an emptyDir
-    that is not in memory. Its node affinity is read only if it requests GPUs or has the labels of KAI's GPU groups.
+    that is not in memory. Its node affinity is read only if it holds or requests GPUs or has the labels of KAI's GPU
+    groups.
 
-    `resource_claims` maps the `namespace/name` of a ResourceClaim to what it is used for; a claim that is missing from
-    the mapping counts as unresolved.
+    `resource_claims` maps the `namespace/name` of a ResourceClaim to the devices that it holds; a claim that is missing
+    from the mapping counts as one that cannot be read.
     """
     metadata, resources = section(raw, "metadata"), dict(sorted(pod_requests(raw).items()))
     labels = interned(metadata.get("labels"))
+    own = _devices(raw, _own_claims(raw), resource_claims)
+    dra = _dra_use([*own, *_devices(raw, _extended_claims(raw), resource_claims)])
     return PodView(
         namespace=intern(text(metadata, "namespace")),
         name=text(metadata, "name"),
@@ -55,9 +59,10 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
         owner=_controller(metadata),
         mirror=_is_mirror(metadata),
         resources=resources,
-        dra=_dra_use(raw, resource_claims),
+        dra=dra,
+        devices=tuple(dict.fromkeys(name for names in own for name in names or ())),
         node_selector=interned(part(raw, "spec", "nodeSelector")),
-        node_terms=node_terms(raw) if resources or gpu_groups(labels) else (),
+        node_terms=node_terms(raw) if resources or dra != "none" or gpu_groups(labels) else (),
         deleted_at=_deleted_at(metadata),
         ready=has_condition(raw, "Ready"),
         finalizers=strings(metadata.get("finalizers")),
@@ -96,11 +101,15 @@ def _grace(raw: JSON) -> int:
 
 
 def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:
-    """Return the names of a pod's ResourceClaims (G3, G4, G9) in the order of its spec, with None for each one that was
-    not generated yet. The ResourceClaim behind an extended resource comes last.
+    """Return the names of all ResourceClaims of a pod: those of its spec (`_own_claims`), and then the one behind an
+    extended resource, if there is one."""
+    return (*_own_claims(raw), *_extended_claims(raw))
 
-    An entry is left out if the pod's status says that it needs no ResourceClaim (`resourceClaimName` null).
-    """
+
+def _own_claims(raw: JSON) -> tuple[str | None, ...]:
+    """Return the names of the ResourceClaims that a pod's spec has (G3, G4), in that order, with None for each one that
+    was not generated yet. An entry is left out if the pod's status says that it needs no ResourceClaim
+    (`resourceClaimName` null)."""
     generated = {
         text(status, "name"): part(status, "resourceClaimName")
         for status in entries(raw, "status", "resourceClaimStatuses")
@@ -114,27 +123,29 @@ def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:
             claims.append(None)
         elif generated[name] is not None:
             claims.append(str(generated[name]))
-    # KEP-5004: an extended resource that is backed by DRA has its own ResourceClaim.
-    if extended := text(raw, "status", "extendedResourceClaimStatus", "resourceClaimName"):
-        claims.append(extended)
     return tuple(claims)
 
 
-def resource_claim_use(raw: JSON) -> ResourceClaimUse:
-    """Return what a ResourceClaim is used for (G3, G6, G7): `gpu` if gpu.nvidia.com allocated a device for it without
-    adminAccess, `unresolved` if its allocation cannot be read, and otherwise `none`, including when nothing is
-    allocated yet."""
+def _extended_claims(raw: JSON) -> tuple[str, ...]:
+    """Return the name of the ResourceClaim that backs the pod's extended resources (G9, KEP-5004), or nothing if DRA
+    backs none of them."""
+    return tuple(filter(None, [text(raw, "status", "extendedResourceClaimStatus", "resourceClaimName")]))
+
+
+def claimed_devices(raw: JSON) -> ClaimedDevices:
+    """Return the names of the devices that gpu.nvidia.com allocated for a ResourceClaim without adminAccess (G3, G6,
+    G7). Empty if there is none, also while nothing is allocated yet; None if the allocation cannot be read. A missing
+    name becomes an empty string."""
     allocation = part(raw, "status", "allocation")
     if allocation is None:
-        return "none"
-    results = part(allocation, "devices", "results")
-    if not isinstance(results, list):
-        return "unresolved"
-    holds_gpu = any(
-        result.get("driver") == DRA_DRIVER and result.get("adminAccess") is not True
+        return ()
+    if not isinstance(part(allocation, "devices", "results"), list):
+        return None
+    return tuple(
+        text(result, "device")
         for result in entries(allocation, "devices", "results")
+        if result.get("driver") == DRA_DRIVER and result.get("adminAccess") is not True
     )
-    return "gpu" if holds_gpu else "none"
 
 
 def pdb_view(raw: JSON) -> PdbView:
@@ -213,18 +224,20 @@ def rows_of(written: Iterable[JSON], *, prefix: str = "") -> tuple[Row, ...]:
     )
 
 
-def _dra_use(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> ResourceClaimUse:
-    """Return what a pod's ResourceClaims are used for: `gpu` if any holds a GPU, else `unresolved` if any is not
-    generated yet, missing from `resource_claims` or unresolved there, else `none`. The keys of `resource_claims` are
-    `namespace/name`."""
+def _devices(
+    raw: JSON, claims: Iterable[str | None], resource_claims: Mapping[str, ClaimedDevices]
+) -> list[ClaimedDevices]:
+    """Return the devices that each of the pod's `claims` holds, in their order: None for a claim that is not generated
+    yet or not in `resource_claims`, whose keys are `namespace/name`."""
     namespace = text(raw, "metadata", "namespace")
-    uses = {
-        "unresolved" if name is None else resource_claims.get(f"{namespace}/{name}", "unresolved")
-        for name in resource_claim_names(raw)
-    }
-    if "gpu" in uses:
+    return [resource_claims.get(f"{namespace}/{name}") if name is not None else None for name in claims]
+
+
+def _dra_use(claims: Collection[ClaimedDevices]) -> Literal["none", "gpu", "unresolved"]:
+    """Return `gpu` if any of a pod's claims holds a device, else `unresolved` if any cannot be read, else `none`."""
+    if any(claims):
         return "gpu"
-    return "unresolved" if "unresolved" in uses else "none"
+    return "unresolved" if None in claims else "none"
 
 
 def _deleted_at(metadata: JSON) -> datetime | None:

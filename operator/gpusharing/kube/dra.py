@@ -13,13 +13,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY, PREFIX
+from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY, PREFIX, RESOURCE_GPU
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import DEVICE_CLASSES, DEVICE_TAINT_RULES, JSON
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.raw import entries, is_true, part, section, strings, text, texts, variable, whole
 from gpusharing.kube.taints import rows_text, tolerates
-from gpusharing.planning.gpus.geometry import Layout, normalize
+from gpusharing.planning.gpus.geometry import Layout, normalize, resource_name
 from gpusharing.planning.snapshot.draviews import (
     DRA_DRIVER,
     RULE_PREFIX,
@@ -79,7 +79,7 @@ class Device:
     """UUID of the device."""
     gpu: str
     """UUID of the GPU that it is, or of which it is a part. Empty if it is neither a GPU nor a MIG device with all of
-    its attributes."""
+    its attributes, or if several claims may hold it at once."""
     profile: str
     """The MIG profile; empty for a whole GPU."""
 
@@ -111,8 +111,9 @@ def slice_view(raw: JSON) -> SliceView:
 
 def _device(raw: JSON) -> Device:
     """Convert one raw device. Its `gpu` is its own UUID if it is a GPU, the UUID of the parent if it is a MIG device
-    with a UUID and a profile, and else empty. A missing UUID counts as empty. A driver may write its own attributes
-    with or without its name as a prefix."""
+    with a UUID and a profile, and else empty. It is also empty for a device that several claims may hold at once
+    (allowMultipleAllocations). A missing UUID counts as empty. A driver may write its own attributes with or without
+    its name as a prefix."""
     attributes = section(raw, "attributes")
 
     def read(attribute: str) -> str:
@@ -121,6 +122,8 @@ def _device(raw: JSON) -> Device:
         return plain or text(attributes, f"{DRA_DRIVER}/{attribute}", "string")
 
     kind, name, profile, uuid = read("type"), text(raw, "name"), read("profile"), read("uuid")
+    if part(raw, "allowMultipleAllocations") is True:
+        return Device(name, uuid, "", profile)
     if kind == "gpu":
         return Device(name, uuid, uuid, "")
     return Device(name, uuid, read("parentUUID") if kind == "mig" and profile and uuid else "", profile)
@@ -167,7 +170,7 @@ def _pool(slices: list[SliceView]) -> NodeDevices:
     """Return the devices of one pool. `slices` are all of its slices, at least one; only those of the newest generation
     count. In the result, `layouts` has the layouts of divided GPUs, sorted, then a None for each whole GPU. `others`
     has the names of all other devices, sorted, `missing` is how many slices of the generation do not exist yet, at
-    least 0, and `key` stands for the UUIDs of all devices."""
+    least 0, `key` stands for the UUIDs of all devices, and `names` has the devices that `layouts` counts."""
     newest = max(one.generation for one in slices)
     current = [one for one in slices if one.generation == newest]
     devices = [device for one in current for device in one.devices]
@@ -182,6 +185,11 @@ def _pool(slices: list[SliceView]) -> NodeDevices:
         others=tuple(sorted(device.name for device in devices if not device.gpu)),
         missing=max(0, max(one.of for one in current) - len(current)),
         key=key_of(device.uuid for device in devices),
+        names={
+            one.name: resource_name(one.profile) if one.profile else RESOURCE_GPU
+            for one in devices
+            if one.gpu
+        },
     )
 
 

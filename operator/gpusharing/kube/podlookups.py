@@ -10,7 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from gpusharing.kube.client import DAEMON_SETS, JSON, NAMESPACES, RESOURCE_CLAIMS, KubeClient, Resource
-from gpusharing.kube.convert_pods import ResourceClaimUse, pod_view, resource_claim_names, resource_claim_use
+from gpusharing.kube.convert_pods import ClaimedDevices, claimed_devices, pod_view, resource_claim_names
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.raw import interned, part, text
 from gpusharing.planning.drain.holders import Scope, holds_gpu
@@ -60,17 +60,17 @@ class PodLookups:
             pods = [replace(pod, namespace_labels=labels.get(pod.namespace)) for pod in pods]
         return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
 
-    async def _resource_claims(self, raw: JSON) -> dict[str, ResourceClaimUse]:
-        """Return what each ResourceClaim of a raw pod is used for, by `namespace/name`; claims that are not generated
-        yet are left out. A claim that is gone or that we may not read is `unresolved`, which counts as a GPU
+    async def _resource_claims(self, raw: JSON) -> dict[str, ClaimedDevices]:
+        """Return the devices that each ResourceClaim of a raw pod holds, by `namespace/name`; claims that are not
+        generated yet are left out. A claim that is gone or that we may not read is None, which counts as a GPU
         (docs/design/drain.md#g5). Raises KubeErrors other than NotFound and Forbidden."""
         namespace = raw["metadata"]["namespace"]
-        uses: dict[str, ResourceClaimUse] = {}
+        claims: dict[str, ClaimedDevices] = {}
         for name in resource_claim_names(raw):
             if name is not None:
                 claim = await self._get(RESOURCE_CLAIMS, name, namespace)
-                uses[f"{namespace}/{name}"] = resource_claim_use(claim) if claim else "unresolved"
-        return uses
+                claims[f"{namespace}/{name}"] = claimed_devices(claim) if claim else None
+        return claims
 
     async def _with_owner(self, pod: PodView, now: datetime) -> PodView:
         """Return the pod with `owner.exists` set: whether the DaemonSet that is its owner exists, or None where we may

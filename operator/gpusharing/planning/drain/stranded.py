@@ -7,7 +7,7 @@ target even while its change is under way (docs/design/drain.md#stranded).
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from functools import cached_property
 
 from gpusharing.api.names import LABEL_MODE
@@ -39,6 +39,8 @@ class FutureNode:
     """Whether the pods of the node have to leave for the change. Otherwise they keep their devices."""
     open: bool
     """Whether pods can be scheduled on the node after the changes."""
+    devices: Mapping[str, str] = field(default_factory=dict)
+    """The devices that NVIDIA's DRA driver publishes for the node now (`NodeDevices.names`)."""
     find_labels: Callable[[], tuple[Mapping[str, str], ...]] = lambda: ({},)
     """Computes the label sets, which `labels` caches."""
 
@@ -141,11 +143,14 @@ class Afterwards:
           changes rewrite;
         - `node` loses devices that the pod requests, and the cluster would lack more of them than without the changes.
 
-        If the state of `node` after the changes is unknown, only the first cause is looked for. Pods that request no
-        GPU and KAI's reservation pods are skipped.
+        A device that a ResourceClaim of the pod holds counts as a request for one such device; a device that the driver
+        no longer publishes is ignored. If the state of `node` after the changes is unknown, only the first cause is
+        looked for, without ResourceClaims. Pods that request no GPU and KAI's reservation pods are skipped.
         """
         own = self.find_node(node)
-        found = ((pod, self._explain(pod, own)) for pod in pods if not is_reservation(pod))
+        devices = own.devices if own is not None else {}
+        wanting = ((pod, _with_claims(pod, devices)) for pod in pods if not is_reservation(pod))
+        found = ((pod, self._explain(wants, own)) for pod, wants in wanting)
         return tuple(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why) for pod, why in found if why)
 
     def _explain(self, pod: PodView, own: FutureNode | None) -> str:
@@ -154,10 +159,7 @@ class Afterwards:
         node would advertise is detected."""
         wanted = _wanted(pod)
         if lost := [name for name in wanted if not self.find_demand(name).remain]:
-            of_kai = (
-                ", a fraction of which KAI-Scheduler assigns to the pod" if gpu_groups(pod.labels) else ""
-            )
-            return f"No node would advertise {', '.join(lost)}{of_kai}"
+            return f"No node would advertise {', '.join(lost)}{_indirect(pod)}"
         if own is None or not wanted:
             return ""
         if not self._has_place(pod, own) and (broken := _find_broken(pod, own)):
@@ -178,6 +180,26 @@ class Afterwards:
         if needs not in self._placed:
             self._placed[needs] = any(place.accepts(pod) for place in self._places.values())
         return self._placed[needs]
+
+
+def claimed(devices: Mapping[str, str], names: Iterable[str]) -> Counter[str]:
+    """Return how many of the devices with these names there are of each extended resource. `devices` has the extended
+    resource of each device of the node, by name; names that are missing from it are ignored."""
+    return Counter(devices[name] for name in names if name in devices)
+
+
+def _with_claims(pod: PodView, devices: Mapping[str, str]) -> PodView:
+    """Return the pod as if it also requested the devices of its ResourceClaims by their extended resources. `devices`
+    is that of its node (`FutureNode`)."""
+    held = claimed(devices, pod.devices)
+    return replace(pod, resources=Counter(pod.resources) + held) if held else pod
+
+
+def _indirect(pod: PodView) -> str:
+    """Return a clause about how the pod has its devices without naming them in its requests; empty if it names them."""
+    if gpu_groups(pod.labels):
+        return ", a fraction of which KAI-Scheduler assigns to the pod"
+    return ", a device of which a ResourceClaim of the pod holds" if pod.devices else ""
 
 
 def _wanted(pod: PodView) -> Mapping[str, int]:

@@ -13,7 +13,7 @@ from functools import partial
 from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, LABEL_SKIP, Phase
 from gpusharing.api.selectors import FIELD
 from gpusharing.planning.drain.holders import has_finished
-from gpusharing.planning.drain.stranded import Afterwards, FutureNode
+from gpusharing.planning.drain.stranded import Afterwards, FutureNode, claimed
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.transition.members import Member
 from gpusharing.planning.vocabulary.reasonkinds import Passes
@@ -81,6 +81,7 @@ def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnaps
         in_use=find_holdings(node, snapshot, remaining=True) or {},
         emptied=emptied,
         open=not node.deleting and (emptied or (node.ready and not node.unschedulable)),
+        devices=node.devices.names if node.devices is not None else {},
         find_labels=partial(_labels, node, assessed),
     )
 
@@ -104,18 +105,20 @@ def find_holdings(
 ) -> Mapping[str, int] | None:
     """Return how many devices of each resource name the pods of the node hold, or None if that is unknown.
 
-    If the node's pods were just listed, those that have not finished are counted. Otherwise the agent's report is used,
-    which is up to 30 s old; if NVIDIA's DRA driver publishes devices for the node, the result is None, because the
-    agent does not count these. `remaining`: leave out pods that are being deleted, and return None in place of the
-    agent's report during a change, because the change may have ended some pods since the report.
+    If the node's pods were just listed, those that have not finished are counted: what they request, and the devices of
+    NVIDIA's DRA driver that their ResourceClaims hold, each once. Otherwise the agent's report is used, which is up to
+    30 s old; if that driver publishes devices for the node, the result is None, because the agent does not count these.
+    `remaining`: leave out pods that are being deleted, and return None in place of the agent's report during a change,
+    because the change may have ended some pods since the report.
     """
     work = snapshot.work.get(node.name)
     if work is not None and not work.error:
-        counts = Counter[str]()
+        counts, devices = Counter[str](), set[str]()
         for pod in work.pods:
             if not has_finished(pod) and not (remaining and pod.deleted_at is not None):
                 counts.update(pod.resources)
-        return counts
+                devices.update(pod.devices)
+        return counts + claimed(node.devices.names if node.devices is not None else {}, devices)
     unknown = node.devices is not None or (remaining and node.fence is not None)
     gpunode = None if unknown else snapshot.gpunodes.get(node.name)
     return gpunode.observed.allocated if gpunode is not None and gpunode.observed is not None else None

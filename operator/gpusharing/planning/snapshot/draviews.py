@@ -52,11 +52,15 @@ class NodeDevices:
     """The layout of each GPU of which it publishes a device, sorted; None for a whole GPU. A GPU with MIG on and
     without instances has no device and is left out."""
     others: tuple[str, ...] = ()
-    """Names of the devices that are neither a whole GPU nor a MIG device with its profile and its GPU, sorted."""
+    """Names of the devices that are neither a whole GPU nor a MIG device with its profile and its GPU, or that several
+    ResourceClaims may hold at once, sorted."""
     missing: int = 0
     """How many ResourceSlices of the node's pool have not been published yet."""
     key: str = ""
     """The result of `key_of` for all of its devices. Empty if it is unknown."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """For each whole GPU and each MIG device, by its name: the extended resource by which pods may request it. Empty if
+    the names are unknown."""
     resources: Mapping[str, int] = field(init=False, compare=False)
     """The devices as counts of the extended resources by which pods may request them, such as nvidia.com/gpu."""
 

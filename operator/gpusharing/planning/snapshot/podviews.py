@@ -80,12 +80,15 @@ class PodView:
     dra: Literal["none", "gpu", "unresolved"] = "none"
     """What its ResourceClaims hold: `gpu` if gpu.nvidia.com allocated a claim without adminAccess, or `unresolved` if
     a claim cannot be read, which counts like `gpu`."""
+    devices: tuple[str, ...] = ()
+    """Names of the devices of gpu.nvidia.com that the ResourceClaims in its spec hold, each once. Devices behind an
+    extended resource are left out, because `resources` counts them."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
     """spec.nodeSelector."""
     node_terms: tuple[tuple[Row, ...], ...] = ()
     """The terms of its required node affinity, of which a node must match at least one; matchFields count as labels.
-    Empty if the pod has none, or if it requests no GPU resource. If the chart's guard is on, each term also has the
-    guard's requirement."""
+    Empty if the pod has none, or if it neither holds nor requests a GPU. If the chart's guard is on, each term also has
+    the guard's requirement."""
     deleted_at: datetime | None = None
     """metadata.deletionTimestamp, which is when the grace period ends, or None if it is not being deleted."""
     ready: bool = True

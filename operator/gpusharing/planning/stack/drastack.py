@@ -26,9 +26,15 @@ from gpusharing.planning.wanted.target import is_plugin_resource
 from gpusharing.planning.wanted.toolversions import pauses_clients
 
 NEW_MIG_MANAGER = "v0.15.1"
-OPENS_NVML = frozenset({"DynamicMIG", "NVMLDeviceHealthCheck"})
-"""Feature gates with which the kubelet plugin keeps NVML open, so that mig-parted may find the GPUs in use
-(dra-driver-nvidia-gpu v0.5.0, cmd/gpu-kubelet-plugin/nvlib.go and device_health.go)."""
+_IN_USE = "keeps the GPUs in use, so mig-manager could not change them"
+REFUSED_GATES = {
+    "ConsumableShares": "gives one device to several independent pods, so modes Full and MIG would not isolate them",
+    "DynamicMIG": _IN_USE,
+    "NVMLDeviceHealthCheck": _IN_USE,
+}
+"""What the kubelet plugin does with each feature gate that is refused (dra-driver-nvidia-gpu v0.5.0,
+cmd/gpu-kubelet-plugin/consumable_shares.go, nvlib.go and device_health.go). With the last two it keeps NVML open, so
+that mig-parted may find the GPUs in use."""
 
 
 @value
@@ -130,17 +136,16 @@ def _without_gpus(stack: DraStack) -> Lack | None:
     )
 
 
-def _keeps_open(stack: DraStack) -> Lack | None:
-    """Return a Lack about the feature gate that makes the DRA driver keep NVML open, so that mig-manager could not
-    change the GPUs. None if no such gate is on, or if there is no driver. Only the first such gate by name is
-    reported."""
+def _bad_gate(stack: DraStack) -> Lack | None:
+    """Return a Lack about a feature gate of the DRA driver that is one of REFUSED_GATES. None if no such gate is on, or
+    if there is no driver. Only the first such gate by name is reported."""
     driver = stack.dra.driver
-    gates = sorted(driver.gates & OPENS_NVML) if driver is not None else []
+    gates = sorted(driver.gates & REFUSED_GATES.keys()) if driver is not None else []
     if driver is None or not gates:
         return None
     return Lack(
-        f"NVIDIA's DRA driver (DaemonSet {driver.name}) has the {gates[0]} feature gate enabled and keeps the GPUs"
-        " in use, so mig-manager could not change them",
+        f"NVIDIA's DRA driver (DaemonSet {driver.name}) has the {gates[0]} feature gate enabled and"
+        f" {REFUSED_GATES[gates[0]]}",
         _upgrade(stack, driver, f"featureGates.{gates[0]}=false"),
     )
 
@@ -234,7 +239,7 @@ NEEDS = (
     _not_readable,
     _no_driver,
     _without_gpus,
-    _keeps_open,
+    _bad_gate,
     _served_twice,
     _no_mig_manager,
     _old_mig_manager,

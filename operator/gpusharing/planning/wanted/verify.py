@@ -406,7 +406,7 @@ def find_slice_mismatch(
     """Return how the devices that NVIDIA's DRA driver publishes for `node` differ from `layouts`, one per GPU, or from
     the devices that the agent has read. Only the first difference is reported. Empty if they agree. It counts as a
     difference if the driver has published nothing, not everything yet, or a device that is neither a GPU nor a MIG
-    device.
+    device or that several ResourceClaims may hold at once.
 
     The GPUs are compared without regard to their order, because the driver names them by UUID. A GPU with MIG on and
     without instances has no device. The UUIDs are compared only if `observed` has a `devices_key`, because devices that
@@ -419,8 +419,8 @@ def find_slice_mismatch(
         return f"NVIDIA's DRA driver has not published {slices} of pool {node.name} yet"
     if devices.others:
         return (
-            f"NVIDIA's DRA driver publishes devices of {node.name} that are neither GPUs nor MIG devices:"
-            f" {some(devices.others)}"
+            f"NVIDIA's DRA driver publishes devices of {node.name} that are neither GPUs nor MIG devices, or that"
+            f" several ResourceClaims may hold at once: {some(devices.others)}"
         )
     wanted = tuple(layout for layout in layouts if layout is None or layout)
     when = "NVIDIA's DRA driver looks for MIG devices only when its pod starts"

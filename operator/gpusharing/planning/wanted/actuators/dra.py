@@ -54,7 +54,7 @@ def _no_plugin(case: ActuatorCase, target: Target) -> str:
 
 def _unpublished(case: ActuatorCase, target: Target) -> str:
     """Return the message that the driver has not published all devices of the node, or also others than GPUs and MIG
-    devices, so that no change could be proven. Empty otherwise."""
+    devices (`NodeDevices.others`), so that no change could be proven. Empty otherwise."""
     return "" if _is_published(case.node) else find_slice_mismatch(case.node, target.layouts, None)
 
 
