@@ -16,10 +16,11 @@ from tests.cli.asking import ME, Answered, ask, install, operated, writes, writt
 from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, nodes, open_scene, policy
 from tests.fakes.virtualtime import virtual_now, virtually
 
+from gpusharing.api.names import LABEL_ISOLATION
 from gpusharing.cli.changing.conclusion import FAIL_ON, Outcome
 from gpusharing.cli.live.files import read_policies
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, FAILED_ON, Trouble, worst
-from gpusharing.kube.client import GPUNODES
+from gpusharing.kube.client import GPUNODES, NAMESPACES
 from gpusharing.kube.errors import Forbidden
 
 CANNOT, UNKNOWN = Outcome.CANNOT, Outcome.UNKNOWN
@@ -169,6 +170,33 @@ async def test_what_fails_in_ci(
         await scene.running("llm", pods)
         told, verdict = await both(scene, "--fail-on", words, "-f", written(tmp_path, policy(spec)))
     assert (told.status, verdict["failedOn"]) == (status, found)
+
+
+GUARDED: dict[str, tuple[str, str, bool, int]] = {
+    "team-a loses its last admitted node": ("true", "hardware", False, FAILED_ON),
+    "its label admits the new mode too": ("true", "memory", False, DONE),
+    "the guard is off": ("false", "hardware", False, DONE),
+    "nobody may read whether such a namespace exists": ("true", "", True, FAILED_ON),
+}
+
+
+@pytest.mark.parametrize(("guard", "level", "refused", "status"), GUARDED.values(), ids=GUARDED)
+@virtually
+async def test_a_guarded_namespace_without_a_node_is_a_shortfall_also_without_a_pod(
+    tmp_path: Path, guard: str, level: str, refused: bool, status: int
+) -> None:
+    edit = written(tmp_path, policy({"mode": "MPS", "mps": {"replicas": 4}}))
+    async with open_scene(*nodes(1)) as scene:
+        install(scene.e.cluster, GPUSHARING_GUARD=guard)
+        await scene.running("nvidia-mig-manager", 1)
+        team = {"name": "team-a", "labels": {LABEL_ISOLATION: level} if level else {}}
+        scene.e.cluster.add(NAMESPACES, {"metadata": team})
+        scene.apply(FULL)
+        await scene.ready()
+        if refused:
+            scene.e.cluster.faults.fail("list", NAMESPACES, Forbidden("no"), times=EVER, identity=ME)
+        told, verdict = await both(scene, "--fail-on", "shortfall", "-f", edit)
+    assert (told.status, verdict["failedOn"]) == (status, ["shortfall"] * (status == FAILED_ON))
 
 
 @virtually

@@ -44,10 +44,15 @@ def count_evicted(steps: Iterable[Step]) -> tuple[int, bool]:
 
 
 def conclude(
-    proposals: Sequence[Proposal], *, estimate: bool = False, fail_on: Sequence[str] | None = None
+    proposals: Sequence[Proposal],
+    *,
+    estimate: bool = False,
+    fail_on: Sequence[str] | None = None,
+    bars_tenants: bool = False,
 ) -> ConclusionData:
     """Return the verdict on the plans for these policies together, as plain data. `estimate` is true if the operator is
-    not installed. `fail_on` has words of FAIL_ON, or is None if the flag --fail-on was not given.
+    not installed. `fail_on` has words of FAIL_ON, or is None if the flag --fail-on was not given. `bars_tenants` is
+    `Planned.bars_tenants`.
 
     The highest outcome counts (NOTHING if there are no policies), and only the policies that have it are named as the
     reason (`_tell_reason`). What changes on all nodes is said too: before the reason if the outcome is CHANGES,
@@ -62,7 +67,7 @@ def conclude(
     lasts = tuple(map(max, zip(*spans, strict=True))) if all(spans) else ()
     parts = [_tell_reason(judged, outcome), _tell_changes(steps, lasts)]
     why = " ".join(f"{part}." for part in parts[:: -1 if outcome is Outcome.CHANGES else 1] if part)
-    failed_on = _find_applying(fail_on or (), proposals, steps)
+    failed_on = _find_applying(fail_on or (), proposals, steps, bars_tenants=bars_tenants)
     status = DONE if fail_on is not None and outcome is Outcome.CHANGES else int(outcome)
     guess = " (estimate, because the operator is not installed)" * estimate
     failed = f" --fail-on found: {', '.join(failed_on)}." if failed_on else ""
@@ -82,14 +87,17 @@ def conclude(
     }
 
 
-def _find_applying(words: Iterable[str], proposals: Sequence[Proposal], steps: Sequence[Step]) -> list[str]:
+def _find_applying(
+    words: Iterable[str], proposals: Sequence[Proposal], steps: Sequence[Step], *, bars_tenants: bool
+) -> list[str]:
     """Return the words of --fail-on in `words`, in their order, that apply to plans with these steps: `evictions` if
     pods are evicted or were not listed on a node that would be cordoned (`count_evicted`), `shortfall` if a policy
-    changes nodes and pods then request more devices of a resource than will remain. Both apply if some nodes change and
-    it is unknown what will happen to others. Raises KeyError for a word that is not in FAIL_ON."""
+    changes nodes and pods then request more devices of a resource than will remain, or if `bars_tenants`. Both apply if
+    some nodes change and it is unknown what will happen to others. Raises KeyError for a word that is not in FAIL_ON.
+    """
     unknown = bool(steps) and any(one.unread for one in proposals)
     short = any(lost.demand.waiting for one in proposals if one.steps for lost in one.vanishing)
-    applies = {"evictions": unknown or count_evicted(steps) != (0, True), "shortfall": unknown or short}
+    applies = {"evictions": unknown or count_evicted(steps) != (0, True), "shortfall": unknown or short or bars_tenants}
     return [word for word in words if applies[word]]
 
 

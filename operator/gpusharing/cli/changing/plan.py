@@ -75,11 +75,16 @@ class Planned:
     """Whether the GPUs were inferred from labels, because the operator is not installed."""
     fail_on: tuple[str, ...] | None = None
     """The words of --fail-on, or None if the flag was not given."""
+    bars_tenants: bool = False
+    """Whether a namespace that the chart's guard for tenants limits would be left without any node for its GPU pods, or
+    it is unknown because namespaces could not be listed (`read_tenants`)."""
 
     @property
     def verdict(self) -> ConclusionData:
         """The verdict on all proposals together."""
-        return conclude(self.proposals, estimate=self.estimate, fail_on=self.fail_on)
+        return conclude(
+            self.proposals, estimate=self.estimate, fail_on=self.fail_on, bars_tenants=self.bars_tenants
+        )
 
 
 def describe(planned: Planned, paper: Paper) -> list[Line]:
@@ -379,8 +384,14 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
             raise Trouble(no_such(POLICIES, name, names, session.where))
     nodes = {node for one in proposals for node in live.plan.pools[one.policy].names}
     notes = (*live.notes, *unread, *unlisted)
-    estimate = cluster.installed.missing
-    return Planned(proposals, notes, live.simulated(nodes), (*tenants, *dependents), estimate)
+    return Planned(
+        proposals,
+        notes,
+        live.simulated(nodes),
+        (*tenants, *dependents),
+        estimate=cluster.installed.missing,
+        bars_tenants=bool(tenants or unlisted),
+    )
 
 
 async def _with_length(session: Session, proposal: Proposal, live: LivePlan, most: int) -> Proposal:
