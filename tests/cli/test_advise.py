@@ -201,6 +201,7 @@ REFUSED = {
     "--memory 4Gi -o csv": "-o csv works only where needs are measured: add --from-prometheus",
     "--from-prometheus --memory 4Gi": "--memory works only where needs are stated, not measured",
     "--prometheus http://127.0.0.1:1 --need 2x4Gi": "--need works only where needs are stated",
+    "--from-prometheus -n team-a": "--namespace works only where needs are stated, not measured",
     "--prometheus http://127.0.0.1:1 -n team-a": "--namespace works only where needs are stated, not measured",
 }
 
