@@ -319,6 +319,11 @@ OTHERS: dict[str, tuple[JSON, str]] = {
         "this pod requests devices only through ResourceClaims, which are not compared with the GPU pools; see the"
         " scheduler's message and: kubectl get resourceclaims,resourceslices",
     ),
+    "that asks for a device by its DeviceClass": (
+        asking({"deviceclass.resource.kubernetes.io/gpu.nvidia.com": 1}),
+        "this pod requests devices only through ResourceClaims, which are not compared with the GPU pools; see the"
+        " scheduler's message and: kubectl get resourceclaims,resourceslices",
+    ),
     "that asks for none": (
         asking({GPU: 0}),
         "this pod requests no GPU resource, so it is not waiting for a GPU pool",

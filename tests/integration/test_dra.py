@@ -23,6 +23,8 @@ from tests.integration.workloads import PODS, Workload
 
 CLAIMS = f"{RESOURCES}/namespaces/default/resourceclaims"
 HALF = "nvidia.com/mig-3g.40gb"
+BY_CLASS = "deviceclass.resource.kubernetes.io/gpusharing"
+"""How the extended resource begins that Kubernetes gives to each DeviceClass of ours."""
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +89,14 @@ def test_a_node_goes_to_mig_and_back_and_old_pod_specs_get_its_partitions(pool: 
     assert pool.offered() == {}
     assert whole.running() == [], "the new pod waits for a whole GPU"
     halves = Workload(pool, pool.nodes[0], 2, app=f"{pool.name}-half", resource=HALF)
-    allocated = devices_of(pool, halves.wait_running(2))
-    assert len(allocated) == 2
+    named = Workload(pool, pool.nodes[0], 1, app=f"{pool.name}-class", resource=f"{BY_CLASS}-mig-3g.40gb")
+    allocated = devices_of(pool, [*halves.wait_running(2), *named.wait_running(1)])
+    assert len(allocated) == 3
     assert all("mig-3g40gb" in name for name in allocated)
     pool.apply(FULL)
     pool.wait_synced()
     assert published(pool) == {"gpu": 2}
-    assert halves.running() == []
+    assert halves.running() == named.running() == []
     whole.wait_running(1)
     assert cpu.running() == untouched
     pool.wait(lambda: classes(pool) == {}, "the unused class to be removed", lambda: classes(pool))

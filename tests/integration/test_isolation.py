@@ -69,8 +69,11 @@ def accounts(api: Api, namespace: str) -> bool:
 
 @pytest.fixture(scope="module")
 def api(product: Product) -> Api:
-    """As admin, once the policy that adds the requirement is enforced."""
+    """As admin, once both policies are enforced; the server loads each by itself."""
     wait_until(lambda: terms(product.api, "hardware") != [], SECONDS, "the mutating policy to be enforced")
+    wait_until(
+        lambda: refusal(product.api, "hard", spec()) != "", SECONDS, "the validating policy to be enforced"
+    )
     return product.api
 
 
@@ -167,10 +170,13 @@ def test_what_a_pod_only_prefers_stays_beside_it(api: Api) -> None:
     assert "podAffinity" in stored
 
 
+BY_CLASS = "deviceclass.resource.kubernetes.io/gpu.nvidia.com"
+"""The extended resource of NVIDIA's DeviceClass; the scheduler makes a ResourceClaim of it."""
 ALONE: dict[str, tuple[str, Object]] = {
     "requests no GPU": ("hardware", {"containers": [{"name": "main", "image": "x"}]}),
     "requests zero GPUs": ("hardware", spec(count="0")),
     "requests a network card of NVIDIA": ("hardware", spec("nvidia.com/hostdev")),
+    "names a DeviceClass, as a ResourceClaim would": ("hardware", spec(BY_CLASS)),
     "selects an admitted mode already": ("hardware", spec(nodeSelector={MODE: "mig"})),
     "is in a namespace without the label": ("", spec()),
 }  # fmt: skip

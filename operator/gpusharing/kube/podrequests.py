@@ -12,6 +12,10 @@ from gpusharing.kube.paging import pages_of
 from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, part, section, text
 
+BY_CLASS = "deviceclass.resource.kubernetes.io/"
+"""How the extended resource begins that every DeviceClass has since Kubernetes 1.36; the name of the class follows
+(k8s.io/api v0.36.3, resource/v1/types.go, ResourceDeviceClassPrefix). The scheduler makes a ResourceClaim of it."""
+
 
 def pod_requests(pod: JSON) -> Counter[str]:
     """Return how much of each GPU resource a node must have for the pod; resources of which the pod needs none are left
@@ -53,6 +57,15 @@ def container_requests(container: JSON) -> Counter[str]:
     requests = {**section(container, "resources", "requests"), **section(container, "resources", "limits")}
     counts = {intern(key): count(quantity) for key, quantity in requests.items() if is_gpu_resource(key)}
     return Counter({key: 1 if number is None else number for key, number in counts.items() if number != 0})
+
+
+def requests_by_class(pod: JSON) -> bool:
+    """Whether a container of the pod, or an init container, requests devices by the extended resource that Kubernetes
+    gives to every DeviceClass (BY_CLASS). Whether these are GPUs is not checked. Quantities are not read."""
+    containers = (*entries(pod, "spec", "containers"), *entries(pod, "spec", "initContainers"))
+    return any(
+        name.startswith(BY_CLASS) for one in containers for name in section(one, "resources", "limits")
+    )
 
 
 @dataclass(slots=True)

@@ -96,8 +96,9 @@ def _find_applying(
     some nodes change and it is unknown what will happen to others. Raises KeyError for a word that is not in FAIL_ON.
     """
     unknown = bool(steps) and any(one.unread for one in proposals)
-    short = any(lost.demand.waiting for one in proposals if one.steps for lost in one.vanishing)
-    applies = {"evictions": unknown or count_evicted(steps) != (0, True), "shortfall": unknown or short or bars_tenants}
+    waiting = any(lost.demand.waiting for one in proposals if one.steps for lost in one.vanishing)
+    short = waiting or bars_tenants
+    applies = {"evictions": unknown or count_evicted(steps) != (0, True), "shortfall": unknown or short}
     return [word for word in words if applies[word]]
 
 

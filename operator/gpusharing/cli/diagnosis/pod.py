@@ -37,7 +37,7 @@ from gpusharing.cli.shell.troubles import nearest
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import policy_view
 from gpusharing.kube.convert_pods import pod_view, resource_claim_names
-from gpusharing.kube.podrequests import pod_requests
+from gpusharing.kube.podrequests import pod_requests, requests_by_class
 from gpusharing.kube.raw import entries, text
 from gpusharing.planning.gpus.capacity import fits
 from gpusharing.planning.report.status import policy_status
@@ -271,11 +271,12 @@ def _ended(case: PodCase) -> str:
 
 def _asks_nothing(case: PodCase) -> str:
     """Explain a pod that requests no GPU resource and no fraction of a GPU, so that it does not wait because of a GPU
-    pool. If it requests devices through ResourceClaims, say that these are not compared with the pools. Empty for any
-    other pod."""
+    pool. If it requests devices through ResourceClaims, also by the name of a DeviceClass, say that these are not
+    compared with the pools. Empty for any other pod."""
     if case.asks:
         return ""
-    if resource_claim_names(case.raw):
+    # A request by the name of a DeviceClass becomes a ResourceClaim only when the pod gets a node.
+    if resource_claim_names(case.raw) or requests_by_class(case.raw):
         return (
             "this pod requests devices only through ResourceClaims, which are not compared with the GPU pools; see the"
             " scheduler's message and: kubectl get resourceclaims,resourceslices"
