@@ -103,17 +103,7 @@ def rest_ready(pool: Pool) -> bool:
     return ready(pool) and not pool.product.exists(f"{GPUNODES}/{pool.nodes[0]}")
 
 
-SCENARIOS = (
-    Scenario("idle", create, ready, (H100,), publish_period=0.25),
-    Scenario("pods", unblock, ready, (H100,), prepare=busy_node, gpus=4),
-    Scenario("retarget", retarget, ready, (H100,), midway=True),
-    Scenario("node-deleted", lose_node, rest_ready, (H100, H100)),
-    Scenario("policy-deleted", lose_policy, given_back, (H100,)),
-    Scenario("gpunodes-deleted", lose_gpunodes, ready, (H100,)),
-)
-
-
-# --- played by `make test-crash FULL=1` only ---------------------------------------------------------------
+# --- acts of the scenarios of other stages, and of those that only `make test-crash FULL=1` plays ------------------
 
 
 def broken(fault: str) -> Callable[[Pool], None]:
@@ -233,10 +223,19 @@ def holders(pool: Pool) -> None:
     )
 
 
-MORE = (
+SCENARIOS = (
+    Scenario("idle", create, ready, (H100,), publish_period=0.25),
+    Scenario("pods", unblock, ready, (H100,), prepare=busy_node, gpus=4),
+    Scenario("retarget", retarget, ready, (H100,), midway=True),
+    Scenario("node-deleted", lose_node, rest_ready, (H100, H100)),
+    Scenario("policy-deleted", lose_policy, given_back, (H100,)),
+    Scenario("gpunodes-deleted", lose_gpunodes, ready, (H100,)),
     Scenario("plain-chart", there_and_back, ready, (H100,), stage="plain"),
     Scenario("dra", create, ready, (H100,), prepare=holders, stage="dra"),
     Scenario("repair", use_mps, repaired, (H100,), prepare=break_mps_set, stage="repairing"),
+)
+
+MORE = (
     Scenario("two-steps", two_steps, ready, (H100,)),
     Scenario("wedge-pending", create, ready, (H100,), prepare=broken("wedge-pending")),
     Scenario("wedge-paused", create, ready, (H100,), prepare=broken("wedge-paused")),

@@ -1,8 +1,8 @@
 """kill -9 after each API write of the golden scenarios: the restart reaches the same end state (issue point 10).
 
 Taking, renewing and releasing the Lease are no writes here. `make test-crash` plays every point of SCENARIOS, and
-`.ci/run` those of the parts IN_CI. The whole matrix is played on rung 1 (tests/embedded/test_crash.py); `make
-test-crash FULL=1` plays it here as well (MORE).
+`.ci/run` those of the stages and parts IN_CI. The whole matrix is played on rung 1 (tests/embedded/test_crash.py), and
+`make test-crash FULL=1` plays it here as well (MORE).
 """
 
 import os
@@ -26,8 +26,8 @@ FULL = os.environ.get("CRASH") == "full"
 PLAYED = (*SCENARIOS, *MORE) if FULL else SCENARIOS
 PARTS = 8
 """One test kills at every eighth write of a scenario: what fails is heard of within half a minute."""
-IN_CI = (3,)
-"""The parts that `.ci/run` plays; the others are marked `thorough`."""
+IN_CI: tuple[str | int, ...] = ("usual", "dra", 3)
+"""The stages and parts that `.ci/run` plays; the others are marked `thorough`."""
 
 pytestmark = pytest.mark.crash
 
@@ -80,17 +80,22 @@ def kills(request: pytest.FixtureRequest, scenario: Scenario) -> Kills:
     return found
 
 
-@pytest.mark.parametrize("scenario", PLAYED, ids=lambda scenario: scenario.name)
+def marks(one: str | int) -> tuple[pytest.MarkDecorator, ...]:
+    """What marks the tests of a stage or of a part."""
+    return () if one in IN_CI else (pytest.mark.thorough,)
+
+
+SCENES = [pytest.param(one, id=one.name, marks=marks(one.stage)) for one in PLAYED]
+
+
+@pytest.mark.parametrize("scenario", SCENES)
 def test_without_a_kill_two_runs_end_alike(kills: Kills, scenario: Scenario) -> None:
     """What the kills are measured at."""
     assert len(kills.undisturbed(scenario)) == 2
 
 
-@pytest.mark.parametrize(
-    "part",
-    [pytest.param(part, marks=() if part in IN_CI else pytest.mark.thorough) for part in range(PARTS)],
-)
-@pytest.mark.parametrize("scenario", PLAYED, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("part", [pytest.param(part, marks=marks(part)) for part in range(PARTS)])
+@pytest.mark.parametrize("scenario", SCENES)
 def test_a_kill_after_any_write_changes_nothing_in_the_end(
     kills: Kills, scenario: Scenario, part: int
 ) -> None:
