@@ -141,7 +141,7 @@ def test_the_defaults_are_those_of_the_operators_settings(helm: Helm) -> None:
     assert environ["GPUSHARING_CONFIG_PROPAGATION"] == str(int(settings.config_propagation))
     assert environ["GPUSHARING_PROTECTED_NAMESPACES"] == default_text(settings.protected_namespaces)
     assert environ["GPUSHARING_REFUSE_UNSAFE_DRIVERS"] == default_text(settings.refuse_unsafe_drivers)
-    assert environ["GPUSHARING_GUARD"] == default_text(settings.guard)
+    assert environ["GPUSHARING_GUARD"] == settings.guard
     assert environ["GPUSHARING_UNSAFE_DRIVERS"] == default_text(settings.unsafe_drivers)
     assert environ["GPUSHARING_AGENT_NAMESPACE"] == Settings().agent_namespace
     assert settings.namespace == NAMESPACE

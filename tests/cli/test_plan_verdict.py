@@ -173,10 +173,10 @@ async def test_what_fails_in_ci(
 
 
 GUARDED: dict[str, tuple[str, str, bool, int]] = {
-    "team-a loses its last admitted node": ("true", "hardware", False, FAILED_ON),
-    "its label admits the new mode too": ("true", "memory", False, DONE),
+    "team-a loses its last admitted node": ("mutating", "hardware", False, FAILED_ON),
+    "its label admits the new mode too": ("validating", "memory", False, DONE),
     "the guard is off": ("false", "hardware", False, DONE),
-    "nobody may read whether such a namespace exists": ("true", "", True, FAILED_ON),
+    "nobody may read whether such a namespace exists": ("mutating", "", True, FAILED_ON),
 }
 
 

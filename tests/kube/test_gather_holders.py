@@ -1,5 +1,7 @@
 """What kube/podlookups.py looks up about the pods of a node: their ResourceClaims, DaemonSets and namespaces."""
 
+from typing import Literal
+
 import pytest
 from hack.sim.fakecluster import FakeCluster
 from tests.build import at, make_fence
@@ -156,17 +158,20 @@ async def test_the_labels_of_a_namespace_are_read_again_after_30_seconds_and_onl
     assert (tiers, cluster.calls["operator", "get", "namespaces"]) == (["old", "old", "new"], 2)
 
 
-@pytest.mark.parametrize("guard", [True, False], ids=["on", "off"])
+@pytest.mark.parametrize(
+    ("guard", "modes"), [("mutating", ("full", "mig", "mps")), ("validating", ()), ("false", None)]
+)
 @virtually
-async def test_with_the_guard_a_gpu_pod_gets_the_requirement_of_its_namespaces_label(guard: bool) -> None:
+async def test_with_the_guard_a_gpu_pod_gets_the_requirement_of_its_namespaces_label(
+    guard: Literal["mutating", "validating", "false"], modes: tuple[str, ...] | None
+) -> None:
     bare = pod("bare", spec={"containers": []})
     async with gathering((PODS, pod()), (PODS, bare), plan=PlanSettings(guard=guard)) as stage:
         labels = {names.LABEL_ISOLATION: "memory"}
         stage.cluster.add(NAMESPACES, {"metadata": {"name": "team-a", "labels": labels}})
         terms = {one.name: one.node_terms for one in (await stage.work(0)).pods}
-    required = (((names.LABEL_MODE, "In", ("full", "mig", "mps")),),)
     assert terms.pop("bare") == ()
-    assert list(terms.values()) == [required if guard else ()]
+    assert list(terms.values()) == [() if modes is None else (((names.LABEL_MODE, "In", modes),),)]
 
 
 REBOOTING = {"migManager": {"env": [{"name": "WITH_REBOOT", "value": "true"}]}}

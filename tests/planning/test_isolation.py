@@ -50,6 +50,42 @@ def test_the_requirement_is_added_to_each_term_and_only_to_pods_that_request_gpu
         assert with_guard(plain) == plain
 
 
+REQUIRES: dict[str, tuple[dict[str, Any], bool]] = {
+    "nothing": ({}, False),
+    "an admitted mode, by its node selector": ({"node_selector": {LABEL_MODE: "mig"}}, True),
+    "a mode that is not admitted": ({"node_selector": {LABEL_MODE: "mps"}}, False),
+    "admitted modes, in each term": (
+        {"node_terms": ((ZONE, HARDWARE), ((LABEL_MODE, "In", ("mig",)),))},
+        True,
+    ),
+    "admitted modes, in one of two terms": ({"node_terms": ((ZONE, HARDWARE), (ZONE,))}, False),
+    "one mode too many": ({"node_terms": (((LABEL_MODE, "In", ("full", "mps")),),)}, False),
+    "the label alone": ({"node_terms": (((LABEL_MODE, "Exists", ()),),)}, False),
+}
+
+
+@pytest.mark.parametrize("what", REQUIRES)
+def test_where_the_guard_only_refuses_the_replacement_of_a_pod_needs_the_requirement_itself(
+    what: str,
+) -> None:
+    fields, admitted = REQUIRES[what]
+    pod = make_pod(namespace_labels={LABEL_ISOLATION: "hardware"}, **fields)
+    modes = ("full", "mig") if admitted else ()
+    assert with_guard(pod, adds=False).node_terms == tuple(
+        (*term, (LABEL_MODE, "In", modes)) for term in pod.node_terms or ((),)
+    )
+
+
+def test_a_node_is_held_whose_pod_could_not_be_replaced_because_the_guard_would_refuse_that() -> None:
+    pod = with_guard(make_pod(namespace_labels={LABEL_ISOLATION: "memory"}), adds=False)
+    held = held_by(snapshot_of(full_node(), policies=(SHARED_BY_MPS,), work={"gpu-07": make_work(pod)}))
+    assert (
+        f"N{TOLD[1:]}memory, which admits its GPU pods only on nodes in mode full or mig or mps; the pod"
+        in held
+    )
+    assert "does not require that, so its replacement would be refused" in held
+
+
 def test_a_value_that_is_no_level_admits_nothing_and_is_described() -> None:
     labels = {LABEL_ISOLATION: "hard"}
     assert find_admitted(labels) == ()

@@ -181,18 +181,18 @@ class NodePods:
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
         """List the pods of one node, with one LIST by node name. Return them and an empty string, or no pods and the
         reason if they, or the other objects that `PodLookups` needs, cannot be read. If the chart's guard is on, a pod
-        that it concerns is returned with the requirement that the guard would add to the pod's replacement
-        (`with_guard`). Raises Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still
-        valid."""
+        that it concerns is returned with the requirement that the pod's replacement would have (`with_guard`). Raises
+        Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
             guard = self.sources.settings.plan.guard
+            guards, adds = guard != "false", guard == "mutating"
             namespaces = any(
                 policy.spec is not None and asks_for_namespaces(policy.spec.drain)
                 for policy in self.sources.policies.views
             )
-            pods = await self._lookups.views(raws, scope, now, namespaces=guard or namespaces)
-            return tuple(map(with_guard, pods)) if guard else pods, ""
+            pods = await self._lookups.views(raws, scope, now, namespaces=guards or namespaces)
+            return tuple(with_guard(pod, adds=adds) for pod in pods) if guards else pods, ""
         except (Unauthorized, ServerAway, HeldBack):
             raise
         except KubeError as error:

@@ -87,7 +87,7 @@ async def read_tenants(
     sentence at all and a note. Nothing is read if no value can be affected, for example because the chart's guard for
     tenants is off. No KubeError is raised."""
     lines = []
-    for level, modes in ADMITTED.items() if live.snapshot.settings.guard else ():
+    for level, modes in ADMITTED.items() if live.snapshot.settings.guard != "false" else ():
         lost = vanishing & {f"{LABEL_MODE}={mode}" for mode in modes}
         if not lost or live.plan.afterwards.find_labels() & {(LABEL_MODE, mode) for mode in modes}:
             continue

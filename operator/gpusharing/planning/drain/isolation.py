@@ -23,16 +23,43 @@ def find_admitted(namespace_labels: Mapping[str, str]) -> tuple[str, ...] | None
     return None if level is None else ADMITTED.get(level, ())
 
 
-def with_guard(pod: PodView) -> PodView:
-    """Return the pod with the requirement on the routing label that the chart's guard for tenants would add to its
-    replacement, in each term of its node affinity (a pod without terms gets one). An invalid isolation label gives a
-    requirement that no node meets. The pod is unchanged if it requests no GPU resource or no isolation label was read.
-    Whether the guard is on is not checked."""
+def with_guard(pod: PodView, *, adds: bool = True) -> PodView:
+    """Return the pod as the chart's guard for tenants would admit its replacement: with a requirement on the routing
+    label in each term of its node affinity (a pod without terms gets one). The requirement is one that no node meets if
+    the isolation label is invalid, or if the guard does not add requirements (`adds` is False) and would refuse the
+    replacement because it lacks one. The pod is unchanged if it requests no GPU resource or no isolation label was
+    read. Whether the guard is on is not checked."""
     admitted = find_admitted(pod.namespace_labels or {})
     if admitted is None or not pod.resources:
         return pod
-    row = (LABEL_MODE, "In", admitted)
+    row = (LABEL_MODE, "In", admitted if adds or _requires(pod, admitted) else ())
     return replace(pod, node_terms=tuple((*term, row) for term in pod.node_terms or ((),)))
+
+
+def _requires(pod: PodView, admitted: tuple[str, ...]) -> bool:
+    """Whether the pod's node selector, or each term of its node affinity, accepts only nodes with an admitted value of
+    the routing label, as the guard's validating policy checks it."""
+    if pod.node_selector.get(LABEL_MODE) in admitted:
+        return True
+    return bool(pod.node_terms) and all(
+        any(
+            key == LABEL_MODE and operator == "In" and {*values} <= {*admitted}
+            for key, operator, values in term
+        )
+        for term in pod.node_terms
+    )
+
+
+def explain_refusal(namespace: str, namespace_labels: Mapping[str, str]) -> str:
+    """Return a sentence about why the guard would admit no replacement of a pod: the namespace's isolation label is
+    invalid, or the pod lacks the requirement that the guard checks and does not add."""
+    guard = describe_guard(namespace, namespace_labels)
+    lacks = (
+        "; the pod does not require that, so its replacement would be refused"
+        if find_admitted(namespace_labels)
+        else ""
+    )
+    return f"{guard[:1].upper()}{guard[1:]}{lacks}"
 
 
 def describe_guard(namespace: str, namespace_labels: Mapping[str, str]) -> str:

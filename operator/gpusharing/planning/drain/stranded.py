@@ -14,7 +14,7 @@ from gpusharing.api.names import LABEL_MODE
 from gpusharing.api.selectors import Row, holds, matches
 from gpusharing.api.validation import is_rewritten
 from gpusharing.planning.drain.holders import gpu_groups, gpu_resources, is_reservation
-from gpusharing.planning.drain.isolation import describe_guard
+from gpusharing.planning.drain.isolation import describe_guard, explain_refusal
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.vocabulary.blockers import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -229,11 +229,11 @@ def _find_broken(pod: PodView, own: FutureNode) -> str:
 def _explain_row(pod: PodView, row: Row, label: str) -> str:
     """Return a sentence about a requirement of the pod that the node's label will not meet. `label` is the value that
     the label will have. If the guard for tenants may have added the requirement, the sentence names the namespace; if
-    the namespace's isolation label is invalid, it says only that."""
+    the guard would admit no replacement of the pod at all, it says only that."""
     key, operator, values = row
     guard = describe_guard(pod.namespace, pod.namespace_labels or {}) if key == LABEL_MODE else ""
     if guard and not values:
-        return guard[:1].upper() + guard[1:]
+        return explain_refusal(pod.namespace, pod.namespace_labels or {})
     equals = operator == "In" and len(values) == 1
     rule = f"{key}={values[0]}" if equals else " ".join((key, operator, ",".join(values))).rstrip()
     return "; ".join(filter(None, (f"The pod requires {rule}, but this label will be {label}", guard)))

@@ -359,9 +359,9 @@ class PlanSettings:
     device_taints: Switch = False
     """Fence nodes by DeviceTaintRules in place of cordons where NVIDIA's DRA driver serves the GPUs and the scheduler
     is shown to obey such rules; the chart's value dra.deviceTaints grants the rights."""
-    guard: Switch = False
-    """Whether the chart's value guard.enabled keeps GPU pods of namespaces with the isolation label on nodes that
-    isolate. Then a pod that must leave is expected to come back with that requirement."""
+    guard: Literal["false", "mutating", "validating"] = "false"
+    """How the chart's guard keeps GPU pods of namespaces with the isolation label on nodes that isolate: by adding the
+    requirement to new pods, or by refusing pods without it. The replacement of an evicted pod is a new pod, too."""
     refuse_unsafe_drivers: Switch = True
     """Make no MIG change that is known to be unsafe under the node's driver (`planning/gpus/drivers.py`)."""
     unsafe_drivers: DriverVersions = ()
