@@ -288,6 +288,8 @@ CONFIG = [{"opaque": {"driver": "gpu.nvidia.com", "parameters": {}}}]
 OTHER_CLASSES: dict[str, Object] = {
     "without its label": device_class(ours=False),
     "of any name": device_class("made-up"),
+    "of no MIG profile": device_class("gpusharing-mig-a", extendedResourceName="nvidia.com/mig-a"),
+    "for another profile than its name": device_class(extendedResourceName="nvidia.com/mig-2g.20gb"),
     "that configures devices": device_class(config=CONFIG),
     "for whole GPUs": device_class(extendedResourceName="nvidia.com/gpu"),
     "for no extended resource": device_class(extendedResourceName=None),
@@ -312,6 +314,22 @@ def test_with_every_right_it_still_may_not_take_over_change_or_delete_the_class_
         lambda: delete(mighty, path),
     ):
         assert f"label {LABEL_MANAGED_BY}={MANAGED_BY}, not gpusharing-mig-theirs" in denied(call)
+    installed.admin.delete(path)
+
+
+COPIES: dict[str, Object] = {
+    "another name": device_class("gpusharing-mig-team-a"),
+    "another extended resource": device_class(extendedResourceName="example.com/team-a"),
+}
+
+
+@pytest.mark.parametrize("what", COPIES)
+def test_with_every_right_it_still_may_not_delete_a_labelled_copy_under(
+    installed: Installed, mighty: Api, what: str
+) -> None:
+    path = f"{CLASSES}/{COPIES[what]['metadata']['name']}"
+    installed.admin.create(CLASSES, COPIES[what])
+    assert ADMISSION in denied(lambda: delete(mighty, path))
     installed.admin.delete(path)
 
 

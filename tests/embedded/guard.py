@@ -196,6 +196,11 @@ class PromiseGuard:
             for raw in rows:
                 managed = raw["metadata"].get("labels", {}).get(names.LABEL_MANAGED_BY)
                 self._expect(managed == names.MANAGED_BY, f"{verb} of DeviceClass {name} of somebody else")
+                right = name.replace(OUR_CLASS, OUR_RESOURCE)
+                resource = raw["spec"].get("extendedResourceName", right)
+                self._expect(
+                    verb == "patch" or resource == right, f"{verb} of {name}, which serves {resource}"
+                )
         if verb != "delete":
             spec = {key: value for key, value in body["spec"].items() if value is not None}
             self._expect(spec.keys() <= {"selectors", "extendedResourceName"}, f"DeviceClass {name}: {spec}")

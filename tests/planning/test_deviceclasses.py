@@ -15,6 +15,7 @@ from gpusharing.planning.wanted.draobjects import (
     find_profiles,
     find_unrequestable,
     plan_classes,
+    profile_of,
     wanted_class,
 )
 from gpusharing.planning.wanted.target import Target
@@ -114,11 +115,35 @@ def test_a_class_of_somebody_else_is_never_touched(foreign: DeviceClassView) -> 
     assert plan(["1g.10gb"], [OURS, foreign]) is None
 
 
-def test_a_copy_of_ours_under_another_name_is_that_of_a_person_although_it_has_our_label() -> None:
-    copy = replace(OURS, name="team-a-small", uid="uid-3")
+@pytest.mark.parametrize(
+    "name",
+    ["team-a-small", "gpusharing-mig-team-a", "gpusharing-mig-1g.10gb-a2", "gpusharing-mig-", "1g.10gb"],
+)
+def test_a_copy_of_ours_under_another_name_is_that_of_a_person_although_it_has_our_label(name: str) -> None:
+    copy = replace(OURS, name=name, uid="uid-3")
     assert plan([], [copy]) is None
     assert plan(["1g.10gb"], [copy]) is None, "the scheduler uses only one class of an extended resource"
     assert plan([], [OURS, copy]) == WriteClasses(remove=(OURS,))
+    other = replace(copy, resource="example.com/team-a")
+    assert plan(["1g.10gb"], [OURS, other]) is None
+    assert plan(["1g.10gb"], [other]) == WriteClasses(create=(SMALL,))
+
+
+def test_a_copy_of_ours_under_the_name_of_a_profile_is_not_removed_if_it_serves_another_resource() -> None:
+    copy = replace(OURS, name=wanted_class("2g.20gb").name, resource="example.com/team-a")
+    assert plan(["1g.10gb"], [OURS, copy]) is None
+    assert plan([], [replace(copy, resource="")]) is not None, "the API server dropped the field"
+
+
+@pytest.mark.parametrize(
+    "profile", ["1g.10gb", "1g.10gb+me", "1g.12gb+me.all", "1g.24gb-me", "2g.48gb+gfx", "1c.3g.40gb"]
+)
+def test_the_class_of_every_kind_of_profile_is_known_as_ours_by_its_name(profile: str) -> None:
+    wanted = wanted_class(profile)
+    assert profile_of(wanted.resource) == profile
+    written = replace(OURS, name=wanted.name, resource=wanted.resource, selectors=(wanted.selector,))
+    assert plan([], [written]) == WriteClasses(remove=(written,))
+    assert profile_of(profile) == profile_of("nvidia.com/gpu") == profile_of("") == ""
 
 
 def test_a_name_that_somebody_else_has_taken_is_told_and_not_said_to_be_created_or_deleted() -> None:

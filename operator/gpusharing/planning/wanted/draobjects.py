@@ -14,7 +14,7 @@ Terms: docs/design/glossary.md#fence.
 from collections.abc import Collection, Iterable
 
 from gpusharing.api.names import RESOURCE_MIG_PREFIX
-from gpusharing.planning.gpus.geometry import Layout, resource_name
+from gpusharing.planning.gpus.geometry import Layout, is_profile, resource_name
 from gpusharing.planning.snapshot.actions import WriteClasses, WriteRules
 from gpusharing.planning.snapshot.draviews import DRA_DRIVER, DeviceClassView, WantedClass
 from gpusharing.planning.snapshot.stackviews import StackView
@@ -50,9 +50,10 @@ def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteC
     has the profiles in its agent's report and in what the DRA driver publishes. The classes to create are sorted by
     profile. None if there is nothing to write, or if the classes were not read.
 
-    A class of somebody else is never touched; one with our label counts as such if its name does not begin with PREFIX.
-    If it has the name or the extended resource of a class of ours, ours is not created. A class of ours that has lost
-    its extended resource is not corrected, because the API server would drop that field again.
+    A class of somebody else (not `_is_ours`) is never touched. If it has the name or the extended resource of a class
+    of ours, ours is not created. A class of ours that has lost its extended resource is not corrected, because the API
+    server would drop that field again. One that has another extended resource is not removed, because it may be the
+    copy of a person.
     """
     if (present := snapshot.stack.dra.classes) is None:
         return None
@@ -74,14 +75,32 @@ def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteC
             for name, one in in_use.items()
             if name in ours and ours[name].resource and not _is_right(ours[name], one)
         ),
-        remove=tuple(one for name, one in ours.items() if name not in in_use),
+        remove=tuple(
+            one
+            for name, one in ours.items()
+            if name not in in_use and one.resource in ("", _resource_in(name))
+        ),
     )
     return None if writes == WriteClasses() else writes
 
 
 def _is_ours(current: DeviceClassView) -> bool:
-    """Whether the class has our label and a name that begins with PREFIX."""
-    return current.ours and current.name.startswith(PREFIX)
+    """Whether the class has our label and the name of our class for some MIG profile. A copy that somebody made under
+    another name is not ours, even if it has our label and PREFIX."""
+    return current.ours and bool(_resource_in(current.name))
+
+
+def _resource_in(name: str) -> str:
+    """Return the extended resource of our class with this name. Empty if no class of ours could have the name."""
+    resource = RESOURCE_MIG_PREFIX + name.removeprefix(PREFIX)
+    return resource if name.startswith(PREFIX) and profile_of(resource) else ""
+
+
+def profile_of(resource: str) -> str:
+    """Return the MIG profile whose extended resource this is, such as `1g.10gb+me` for nvidia.com/mig-1g.10gb.me. Empty
+    if it is that of no profile."""
+    profile = resource.removeprefix(RESOURCE_MIG_PREFIX).replace("gb.", "gb+")
+    return profile if is_profile(profile) and resource_name(profile) == resource else ""
 
 
 def _classes_of(nodes: Iterable[Iterable[Layout | None]]) -> dict[str, WantedClass]:
