@@ -194,25 +194,36 @@ async def test_a_node_that_a_device_plugin_serves_too_stops_everything() -> None
         assert scene.node_writes() == {}
 
 
+def halves(profile: str) -> JSON:
+    """A class of somebody else for halves of a GPU, which selects devices of this profile."""
+    selector = {"cel": {"expression": f"device.attributes['gpu.nvidia.com'].profile == '{profile}'"}}
+    spec = {"extendedResourceName": "nvidia.com/mig-3g.40gb", "selectors": [selector]}
+    return {"metadata": {"name": "halves"}, "spec": spec}
+
+
+@pytest.mark.parametrize("profile", ["3g.40gb", "7g.80gb"])
 @virtually
-async def test_a_deviceclass_of_somebody_else_is_left_alone_and_serves_the_pods() -> None:
-    theirs: JSON = {
-        "metadata": {"name": "halves"},
-        "spec": {
-            "extendedResourceName": "nvidia.com/mig-3g.40gb",
-            "selectors": [
-                {"cel": {"expression": "device.attributes['gpu.nvidia.com'].profile == '3g.40gb'"}}
-            ],
-        },
-    }
+async def test_a_deviceclass_of_somebody_else_is_left_alone_and_is_told_if_it_cannot_serve_the_pods(
+    profile: str,
+) -> None:
     async with dra(bare("gpu-1"), start=False) as scene:
-        scene.e.cluster.add(DEVICE_CLASSES, theirs)
+        scene.e.cluster.add(DEVICE_CLASSES, halves(profile))
         scene.e.start_operator()
         scene.apply(MIXED)
         await scene.ready(seconds=1800)
         assert classes(scene) == {}
         scene.e.workloads.apply(SimWorkload("small", 1, resource="nvidia.com/mig-3g.40gb"))
-        await scene.running("small", 1)
+        said = scene.condition("Accepted")["message"]
+        if profile == "3g.40gb":
+            assert "DeviceClass" not in said
+            await scene.running("small", 1)
+        else:
+            assert "none of its selectors names the profile 3g.40gb" in said
+            assert "kubectl get deviceclass halves -o yaml" in said
+            scene.e.cluster.delete(DEVICE_CLASSES, "halves")
+            await scene.running("small", 1)
+            await asyncio.sleep(60)
+            assert "DeviceClass" not in scene.condition("Accepted")["message"]
 
 
 def alone(name: str) -> JSON:

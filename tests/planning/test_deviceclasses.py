@@ -8,10 +8,11 @@ from tests.configs import target_for
 
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.actions import WriteClasses
-from gpusharing.planning.snapshot.draviews import DeviceClassView, DraView
+from gpusharing.planning.snapshot.draviews import DRA_DRIVER, DeviceClassView, DraView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.draobjects import (
+    find_doubtful,
     find_profiles,
     find_unrequestable,
     plan_classes,
@@ -144,6 +145,45 @@ def test_the_class_of_every_kind_of_profile_is_known_as_ours_by_its_name(profile
     written = replace(OURS, name=wanted.name, resource=wanted.resource, selectors=(wanted.selector,))
     assert plan([], [written]) == WriteClasses(remove=(written,))
     assert profile_of(profile) == profile_of("nvidia.com/gpu") == profile_of("") == ""
+
+
+OF_ANY_PROFILE = f"device.driver == '{DRA_DRIVER}'"
+
+
+@pytest.mark.parametrize(
+    ("selectors", "doubted"),
+    [
+        ((SMALL.selector,), False),
+        ((OF_ANY_PROFILE, f'device.attributes["{DRA_DRIVER}"].profile.matches("^1g.10gb$")'), False),
+        ((OF_ANY_PROFILE,), True),
+        ((), True),
+        ((wanted_class("7g.80gb").selector,), True),
+        ((MEDIA.selector,), True),
+        ((wanted_class("1c.1g.10gb").selector,), True),
+    ],
+    ids=[
+        "names the profile",
+        "names it in another form",
+        "names none",
+        "selects everything",
+        "names another",
+        "names one that begins like it",
+        "names one that ends like it",
+    ],
+)
+def test_a_class_of_somebody_else_is_doubted_if_no_selector_names_the_profile_of_its_resource(
+    selectors: tuple[str, ...], doubted: bool
+) -> None:
+    theirs = replace(FOREIGN["by its extended resource"], selectors=selectors)
+    found = find_doubtful([OURS, THEIRS, theirs], {SMALL.resource, "nvidia.com/gpu"})
+    assert list(found) == (["small"] if doubted else [])
+    if doubted:
+        assert found["small"].startswith(
+            "DeviceClass small belongs to somebody else and has spec.extendedResourceName nvidia.com/mig-1g.10gb,"
+            " but none of its selectors names the profile 1g.10gb"
+        )
+    assert find_doubtful([theirs], {MEDIA.resource}) == {}, "nobody wants it"
+    assert find_doubtful([replace(OURS, selectors=selectors)], {SMALL.resource}) == {}, "ours is corrected"
 
 
 def test_a_name_that_somebody_else_has_taken_is_told_and_not_said_to_be_created_or_deleted() -> None:

@@ -30,15 +30,19 @@ from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, explained
 from gpusharing.kube.answers import HINT
-from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, JSON, KubeClient
+from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, DEVICE_CLASSES, GPUNODES, JSON, KubeClient
+from gpusharing.kube.dra import device_class_view
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.installation import gather_installation, read_entries
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.plainstack import find_gpu_operator, gpu_server
 from gpusharing.kube.raw import text
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX
+from gpusharing.planning.snapshot.draviews import DeviceClassView
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
 from gpusharing.planning.snapshot.views import PlanSettings
+from gpusharing.planning.stack.classsymptoms import find_class_symptoms
+from gpusharing.planning.stack.drastack import dra_stack_of
 from gpusharing.planning.stack.installation import conclude, find_symptoms, report_topics, start
 from gpusharing.planning.stack.installationviews import (
     ASKED_BY_PEOPLE,
@@ -78,6 +82,9 @@ NO_SERVERS: Unseen = {
     Topic.NODES: (
         "you are not allowed to list DaemonSets in other namespaces, so a second device plugin would go unnoticed"
     )
+}
+NO_CLASSES: Unseen = {
+    Topic.CLUSTER_POLICY: "DeviceClasses cannot be read, so one that selects the wrong devices would go unnoticed"
 }
 
 
@@ -122,6 +129,7 @@ async def _examine(session: Session) -> Examination:
         version = await unless_hidden(client.version(), "")
         mig_entries = await _mig_entries(client, view)
         servers = await unless_hidden(_servers(client), None)
+        classes = await unless_hidden(_classes(client), None) if dra_stack_of(view).serves else ()
     if entries is not None and entries.config_map == place.plugin_config_map and entries.texts is None:
         entries = None  # `find_symptoms` reports that the operator's own ConfigMap does not exist
     used = {*view.named_entries, view.followed_policy.plugin_default if view.followed_policy else ""}
@@ -132,9 +140,14 @@ async def _examine(session: Session) -> Examination:
         *find_kubelet_symptoms(view, version),
         *find_node_symptoms(view, mig_entries),
         *find_rival_symptoms(servers or (), view.nodes, place.gpu_operator_namespace),
+        *find_class_symptoms(classes or ()),
     ]
     symptoms = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
-    unknown = {} if version else NO_VERSION, NO_SERVERS if servers is None else {}
+    unknown = (
+        {} if version else NO_VERSION,
+        NO_SERVERS if servers is None else {},
+        NO_CLASSES if classes is None else {},
+    )
     examined = Examination(view, symptoms, notes, join_unseen(find_unread_topics(view), *unknown))
     blind = sorted(NEEDED & view.unread.keys())
     if blind and _status(examined) == DONE:
@@ -160,6 +173,11 @@ async def _servers(client: KubeClient) -> list[Server]:
     """Return the DaemonSets of all namespaces that serve GPUs, as `gpu_server` recognizes them. Raises KubeError."""
     servers = [gpu_server(raw) async for page in pages_of(client, DAEMON_SETS) for raw in page.items]
     return [server for server in servers if server is not None]
+
+
+async def _classes(client: KubeClient) -> list[DeviceClassView]:
+    """Return all DeviceClasses. Raises KubeError."""
+    return [device_class_view(raw) for raw in await list_of(client, DEVICE_CLASSES)]
 
 
 async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:

@@ -7,7 +7,7 @@ Terms: docs/design/glossary.md#gang, docs/design/glossary.md#class.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -30,6 +30,7 @@ from gpusharing.planning.report.members import (
 )
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.looks import Preview
+from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.guard import of_policy
 from gpusharing.planning.transition.members import is_begun
@@ -40,6 +41,7 @@ from gpusharing.planning.vocabulary.lengths import MAX_TEXT, counted, cut, some
 from gpusharing.planning.vocabulary.reasonkinds import Mark, Passes
 from gpusharing.planning.vocabulary.reasons import Reason, most_urgent
 from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.draobjects import find_doubtful
 from gpusharing.planning.wanted.verify import tell_guest_reset
 
 MAX_LISTED = 20
@@ -191,8 +193,8 @@ def _first(ladder: Sequence[Circumstance], pool: Members, plan: RolloutPlan) -> 
 def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note: str) -> Answer:
     """Return the condition Accepted, from the first of ACCEPTANCES that applies. If none does, the policy is accepted,
     with the reason of the first doubt about the drain or the cards, or else Valid. The message then names the
-    layouts, these doubts, the nodes whose MIG mode may stay pending, why DeviceTaintRules are not used, and `note`
-    (about the canary) if it is not empty."""
+    layouts, these doubts, the nodes whose MIG mode may stay pending, why DeviceTaintRules are not used, the
+    DeviceClasses of somebody else that may select other devices, and `note` (about the canary) if it is not empty."""
     if (answer := _first(ACCEPTANCES, pool, plan)) is not None:
         return answer
     spec, granted, force = pool.policy.spec, snapshot.settings.force_delete, None
@@ -206,6 +208,7 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note:
         *(found.message for found in doubts),
         _guest(pool, snapshot),
         taints if untaintable else "",
+        *_doubtful_classes(pool, plan, snapshot.stack),
         note,
     ]
     return True, doubts[0].reason if doubts else Reason.VALID, "; ".join(filter(None, parts))
@@ -267,6 +270,17 @@ def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
     return next(
         (gpu.doubt for v in pool.verdicts for gpu in _gpus(v, snapshot) if gpu.doubt is not None), None
     )
+
+
+def _doubtful_classes(pool: Members, plan: RolloutPlan, stack: StackView) -> Iterator[str]:
+    """Yield a clause, with the command that shows the class, for each DeviceClass of somebody else that may not give
+    pods the MIG profiles that nodes of the pool will have (`find_doubtful`). Yields nothing if NVIDIA's DRA driver does
+    not serve the GPUs."""
+    if not stack.by_dra or not stack.dra.classes:
+        return
+    resources = {name for verdict in pool.verdicts for name in plan.targets.get(verdict.node, ())}
+    for name, why in find_doubtful(stack.dra.classes, resources).items():
+        yield f"{why} (kubectl get deviceclass {name} -o yaml)"
 
 
 def _guest(pool: Members, snapshot: ClusterSnapshot) -> str:

@@ -11,6 +11,7 @@ operator that was killed in between is followed by one that creates or removes t
 Terms: docs/design/glossary.md#fence.
 """
 
+import re
 from collections.abc import Collection, Iterable
 
 from gpusharing.api.names import RESOURCE_MIG_PREFIX
@@ -146,6 +147,24 @@ def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> st
             return f"{message}, which has failed: {stack.dra.class_error}"
         return Finding(Reason.CONFIG_PROPAGATING, message)
     return ""
+
+
+def find_doubtful(classes: Iterable[DeviceClassView], resources: Collection[str]) -> dict[str, str]:
+    """Return the classes of somebody else that may not select what their extended resource promises, in the order of
+    `classes`: by the name of the class, a clause that says so. These are the classes whose extended resource is one of
+    `resources` and that of a MIG profile, and in whose selectors the name of that profile does not occur. What a
+    selector does with the name is not evaluated."""
+    doubts = {}
+    for one in classes:
+        profile = profile_of(one.resource) if one.resource in resources and not _is_ours(one) else ""
+        word = rf"(?<![\w.+-]){re.escape(profile)}(?![\w.+-])"
+        if profile and not any(re.search(word, selector) for selector in one.selectors):
+            doubts[one.name] = (
+                f"DeviceClass {one.name} belongs to somebody else and has spec.extendedResourceName {one.resource}, but"
+                f" none of its selectors names the profile {profile}, so pods that request {one.resource} may get"
+                " another device or stay Pending"
+            )
+    return doubts
 
 
 def plan_rules(snapshot: ClusterSnapshot, busy: Collection[str]) -> WriteRules | None:
