@@ -1,6 +1,7 @@
 """DeviceClasses as they are read and written."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from gpusharing.planning.snapshot.actions import WriteClasses
 from gpusharing.planning.snapshot.draviews import DeviceClassView
 from gpusharing.planning.wanted.draobjects import wanted_class
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = wanted_class("1g.10gb")
 
 
@@ -109,6 +111,13 @@ async def test_a_class_that_is_gone_already_counts_as_removed() -> None:
     await writer(cluster).write_classes(removal)
     await writer(cluster).write_classes(removal)
     assert present(cluster) == {}
+
+
+@pytest.mark.parametrize("page", ["dra", "uninstall"])
+def test_the_pages_delete_the_classes_that_stayed_by_the_label_that_they_have(page: str) -> None:
+    ((label, label_value),) = device_class(SMALL)["metadata"]["labels"].items()
+    text = (ROOT / "docs" / "how-to" / f"{page}.md").read_text()
+    assert f"kubectl delete deviceclass -l {label}={label_value}\n" in text
 
 
 def test_a_bare_class_has_empty_parts() -> None:
