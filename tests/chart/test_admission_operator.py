@@ -276,6 +276,7 @@ def test_the_operator_may_create_change_and_delete_its_own_deviceclass(
     installed: Installed, operator: Api
 ) -> None:
     assert create(operator, CLASSES, device_class())
+    assert create(operator, CLASSES, device_class(extendedResourceName=None)), "without DRAExtendedResource"
     installed.admin.create(CLASSES, device_class(extendedResourceName="example.com/other"))
     path = f"{CLASSES}/gpusharing-mig-1g.10gb"
     right: Object = {"spec": {"extendedResourceName": "nvidia.com/mig-1g.10gb"}}
@@ -292,7 +293,6 @@ OTHER_CLASSES: dict[str, Object] = {
     "for another profile than its name": device_class(extendedResourceName="nvidia.com/mig-2g.20gb"),
     "that configures devices": device_class(config=CONFIG),
     "for whole GPUs": device_class(extendedResourceName="nvidia.com/gpu"),
-    "for no extended resource": device_class(extendedResourceName=None),
 }
 
 
