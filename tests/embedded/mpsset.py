@@ -21,12 +21,12 @@ def signalled(scene: Scene) -> str:
     return str(next(row["value"] for row in env if row["name"] == "PROCESS_TO_SIGNAL"))
 
 
-def overwrite(scene: Scene) -> None:
-    """The GPU Operator writes the DaemonSet as it is released."""
+def overwrite(scene: Scene, name: str = RELEASED) -> None:
+    """Somebody writes the name of the process that config-manager signals: the GPU Operator, as it is released."""
     found = containers(scene)
     for one in found:
         one["env"] = [
-            {**row, "value": RELEASED} if row["name"] == "PROCESS_TO_SIGNAL" else row
+            {**row, "value": name} if row["name"] == "PROCESS_TO_SIGNAL" else row
             for row in one.get("env", ())
         ]
     body = {"spec": {"template": {"spec": {"containers": found}}}}

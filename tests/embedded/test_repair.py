@@ -43,6 +43,18 @@ async def test_one_write_and_mps_works_and_what_else_the_daemonset_says_stays() 
         assert after["spec"] == before["spec"]
 
 
+@pytest.mark.parametrize("name", ["mps-control-deamon", ""], ids=["a typing error", "no name"])
+@virtually
+async def test_a_name_that_is_wrong_in_another_way_is_repaired_too(name: str) -> None:
+    async with open_scene(*nodes(1, product=L40S), sim=DEAF, repair_mps=True, start=False) as scene:
+        overwrite(scene, name)
+        scene.e.start_operator()
+        scene.apply(MPS)
+        await scene.ready()
+        assert signalled(scene) == RIGHT
+        assert scene.events()["MPSDaemonRepaired"] == 1
+
+
 @virtually
 async def test_without_the_setting_nothing_is_written_to_it() -> None:
     async with open_scene(*nodes(1, product=L40S), sim=DEAF) as scene:

@@ -134,6 +134,30 @@ def test_what_the_gpu_operators_mps_daemon_is_called_and_what_is_signalled_is_re
     assert with_mps_daemon(found, ()).mps_daemon is None
 
 
+ROW: JSON = {"name": "PROCESS_TO_SIGNAL"}
+FIELD: JSON = {"fieldRef": {"fieldPath": "metadata.name"}}
+
+
+@pytest.mark.parametrize(
+    ("env", "value"),
+    [([{**ROW, "value": "x"}], "x"), ([ROW], ""), ([], None), ([{**ROW, "valueFrom": FIELD}], None)],
+    ids=["a value", "an empty value", "no variable", "a value from elsewhere"],
+)
+def test_what_config_manager_signals_is_read_only_from_a_plain_value(
+    env: list[JSON], value: str | None
+) -> None:
+    containers = [{"name": "mps-control-daemon-ctr"}, {"name": "config-manager", "env": env}]
+    raw: JSON = {
+        "metadata": {"ownerReferences": [{"kind": "ClusterPolicy"}]},
+        "spec": {"template": {"spec": {"containers": containers}}},
+    }
+    daemon = daemon_set_view(raw).mps_daemon
+    assert daemon is not None
+    assert daemon.signalled == value
+    del containers[1]
+    assert daemon_set_view(raw).mps_daemon is None, "without config-manager no label is followed"
+
+
 @pytest.mark.parametrize(
     "sets", [(plugin(),), (plugin(), discovery("theirs"))], ids=["no GFD", "another GFD"]
 )

@@ -18,6 +18,7 @@ from tests.build import (
 from tests.planning.cases import MPS, assessed_of, make_case
 
 from gpusharing.api.names import LABEL_MPS_CAPABLE, LABEL_PLUGIN_CONFIG, DisruptionClass
+from gpusharing.planning.report.events import shared_event
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import RepairMps, SetPointers
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView, MpsRepairs, StackView
@@ -51,11 +52,27 @@ def test_a_daemon_that_cannot_be_notified_is_repaired_and_the_repair_counted() -
     assert explain_repair(stack(), ASKED) == ". The operator sets it now (chart value gpuOperator.repairMps)"
 
 
+WRONG = ["mps-control-deamon", "", "nvidia-device-plugin"]
+
+
+@pytest.mark.parametrize("daemon", [replace(DEAF, signalled=name) for name in WRONG], ids=WRONG)
+def test_every_wrong_value_is_repaired(daemon: MpsDaemonView) -> None:
+    action = plan_repair(stack(daemon), ASKED)
+    assert action is not None
+    assert action.daemon == daemon
+
+
+def test_a_daemon_whose_image_has_only_a_digest_is_repaired_by_its_name() -> None:
+    digest = replace(DEAF, version="")
+    action = plan_repair(stack(digest), ASKED)
+    assert action is not None
+    assert "(repair 1 of 3 under a device plugin of an unknown version)" in shared_event(action).note
+
+
 NOTHING: dict[str, tuple[StackView, bool]] = {
     "without the chart value": (stack(), False),
     "where the GPU Operator is right by itself": (stack(replace(DEAF, signalled=DEAF.program)), True),
     "where no daemon was seen": (stack(None), True),
-    "where the version is unknown": (stack(replace(DEAF, version="")), True),
     "before config-manager signals at all": (stack(replace(DEAF, version="v0.18.1")), True),
 }
 
@@ -83,6 +100,7 @@ HELD: dict[str, tuple[StackView, str]] = {
         stack(plugin_map_exists=False), "in ConfigMap gpusharing-device-plugin, and is waiting"),
     "the ConfigMap is somebody else's": (
         stack(foreign_map="gpusharing-device-plugin"), "exists and belongs to the operator"),
+    "there is no value to correct": (stack(replace(DEAF, signalled=None)), "which this DaemonSet does not have"),
     "it was overwritten too often": (
         stack(mps_repairs=SPENT),
         "The operator has set it 3 times under device plugin v0.20.0, but someone else overwrote it each time, so the"

@@ -54,8 +54,8 @@ def test_a_version_is_too_old_only_when_it_is_known_to_be(version: str, old: boo
         ("v0.20.0", False, True, "looks for a process named /usr/bin/mps-control-daemon"),
         ("v0.20.0", True, True, ""),
         ("v0.20.0", None, True, ""),
-        ("", False, True, ""),
-        ("sha256:0.19.1", False, True, ""),
+        ("", False, True, "looks for a process named /usr/bin/mps-control-daemon"),
+        ("sha256:0.19.1", True, True, ""),
     ],
     ids=[
         "the last that waits for the label",
@@ -65,8 +65,8 @@ def test_a_version_is_too_old_only_when_it_is_known_to_be(version: str, old: boo
         "the first that passes over threads",
         "nothing is wrong",
         "a shell around it",
-        "unknown",
-        "a digest",
+        "a version that is unknown, and the released name",
+        "a digest, and the right name",
     ],
 )
 def test_an_mps_daemon_is_deaf_where_its_config_manager_cannot_reach_it(
@@ -78,6 +78,31 @@ def test_an_mps_daemon_is_deaf_where_its_config_manager_cannot_reach_it(
     found = find_deafness(daemon)
     assert says in found
     assert bool(found) is bool(says)
+
+
+@pytest.mark.parametrize(
+    ("signalled", "says"),
+    [
+        ("mps-control-deamon", "looks for a process named mps-control-deamon, but"),
+        ("", "has no value in PROCESS_TO_SIGNAL, but"),
+        (None, "has no value in PROCESS_TO_SIGNAL, but"),
+    ],
+    ids=["a name with a typing error", "an empty name", "no name"],
+)
+@pytest.mark.parametrize("version", ["v0.20.0", ""], ids=["by version", "by digest"])
+def test_an_mps_daemon_is_deaf_whenever_config_manager_looks_for_another_process(
+    version: str, signalled: str | None, says: str
+) -> None:
+    daemon = MpsDaemonView(version, "mps-control-daemon", signalled, sees_host=True)
+    assert says in find_deafness(daemon)
+    assert "PROCESS_TO_SIGNAL=mps-control-daemon" in find_remedy(daemon).text
+
+
+@pytest.mark.parametrize("program", ["/bin/sh", "bash", "/sbin/tini", ""])
+def test_what_a_daemon_is_called_is_unknown_behind_another_program(program: str) -> None:
+    daemon = MpsDaemonView("v0.20.0", program, "/usr/bin/mps-control-daemon", sees_host=True)
+    assert find_deafness(daemon) == ""
+    assert find_remedy(daemon).command == ""
 
 
 SET_ENV = "kubectl -n nvidia set env daemonset/mps -c config-manager PROCESS_TO_SIGNAL=mps-control-daemon"

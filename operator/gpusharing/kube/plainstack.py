@@ -31,7 +31,7 @@ from gpusharing.planning.stack.plainmig import find_unusable_manager
 PLUGIN, DISCOVERY = "nvidia-device-plugin-ctr", "gpu-feature-discovery-ctr"
 """Names of the containers by which the chart's DaemonSets are recognized; the GPU Operator's have other names."""
 MPS, MANAGER = "mps-control-daemon-ctr", "config-manager"
-"""Containers of the GPU Operator's MPS daemon."""
+"""Containers of the GPU Operator's MPS daemon. Without the second, the daemon follows no label."""
 MIG_MANAGER = "nvidia-mig-manager"
 """Name of mig-manager's container, in the GPU Operator and in mig-parted's example of a DaemonSet."""
 SIGNALLED = "PROCESS_TO_SIGNAL"
@@ -65,7 +65,7 @@ class DaemonSetView:
     tolerations: str = "[]"
     """Tolerations of its pods, as JSON."""
     mps_daemon: MpsDaemonView | None = None
-    """The GPU Operator's MPS daemon, or None if the DaemonSet does not run it."""
+    """The GPU Operator's MPS daemon, or None if the DaemonSet does not run it together with config-manager."""
     finder: FinderState | None = None
     """The state of Node Feature Discovery's workers, or None if the DaemonSet does not run them."""
     pausable: bool = False
@@ -93,7 +93,11 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
     template = section(raw, "spec", "template", "spec")
     containers = {text(container, "name"): container for container in entries(template, "containers")}
     if any(owner.get("kind") == "ClusterPolicy" for owner in owners):
-        return replace(_OTHER, mps_daemon=_mps_daemon(raw, containers)) if MPS in containers else _OTHER
+        return (
+            replace(_OTHER, mps_daemon=_mps_daemon(raw, containers))
+            if containers.keys() >= {MPS, MANAGER}
+            else _OTHER
+        )
     if MIG_MANAGER in containers:
         return _mig_manager(raw, containers[MIG_MANAGER])
     if (driver := dra_driver_view(raw, containers)) is not None:
@@ -161,13 +165,16 @@ def finder_state(daemon_set: JSON) -> FinderState | None:
 
 def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
     """Convert the raw DaemonSet of the GPU Operator's MPS daemons. `containers` are the containers of its pod template,
-    by name; MPS must be one of them. `program` is the first word of its command, `signalled` the PROCESS_TO_SIGNAL of
-    config-manager, and `state` is `UID/generation`; each is empty if it is unknown."""
+    by name; MPS and MANAGER must be among them. `program` is the first word of MPS's command, and `state` is
+    `UID/generation`; each is empty if it is unknown. `signalled` is the PROCESS_TO_SIGNAL of config-manager, or None if
+    there is no such variable or it has `valueFrom`."""
     daemon, uid = containers[MPS], text(raw, "metadata", "uid")
+    rows = [row for row in entries(containers[MANAGER], "env") if row.get("name") == SIGNALLED]
+    is_plain = bool(rows) and rows[-1].get("valueFrom") is None
     return MpsDaemonView(
         version=_version(daemon),
         program=next(iter(strings(daemon.get("command"))), ""),
-        signalled=variable(containers.get(MANAGER, {}), SIGNALLED),
+        signalled=text(rows[-1], "value") if is_plain else None,
         sees_host=section(raw, "spec", "template", "spec").get("hostPID") is True,
         name=text(raw, "metadata", "name"),
         namespace=text(raw, "metadata", "namespace"),

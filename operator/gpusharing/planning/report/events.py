@@ -112,7 +112,7 @@ def shared_event(action: SetPointers | RepairMps) -> Event:
         daemon, count = action.daemon, f"repair {action.repairs.count} of {mpsrepair.MOST_REPAIRS}"
         text = (
             f"set PROCESS_TO_SIGNAL={daemon.program} in the config-manager container of DaemonSet"
-            f" {daemon.namespace}/{daemon.name} ({count} under device plugin {daemon.version}); {mpsrepair.VALUE}."
+            f" {daemon.namespace}/{daemon.name} ({count} under {daemon.plugin}); {mpsrepair.VALUE}."
             " This restarts all MPS daemons"
         )
         return Event("Normal", "MPSDaemonRepaired", cut(text, MAX_NOTE))

@@ -42,9 +42,10 @@ class MpsDaemonView:
     version: str
     """Version of the device plugin's image, which the daemon runs. Empty if it is unknown."""
     program: str
-    """The process name of the daemon."""
-    signalled: str
-    """The process name to which its config-manager sends the signal."""
+    """The process name of the daemon. Empty if the image decides it."""
+    signalled: str | None
+    """The value of PROCESS_TO_SIGNAL, which names the process that its config-manager signals. None if the variable is
+    not set, or if its value comes from elsewhere (`valueFrom`)."""
     sees_host: bool
     """Whether its pods see the processes of their host."""
     name: str = "nvidia-device-plugin-mps-control-daemon"
@@ -53,6 +54,11 @@ class MpsDaemonView:
     """Namespace of the DaemonSet."""
     state: str = ""
     """UID and generation of the DaemonSet, which change whenever its spec does. Empty if they are unknown."""
+
+    @property
+    def plugin(self) -> str:
+        """The device plugin with its version, for messages."""
+        return f"device plugin {self.version}" if self.version else "a device plugin of an unknown version"
 
 
 @value
@@ -107,7 +113,8 @@ class ClusterPolicyView:
     tolerations: str = "[]"
     """The tolerations of NVIDIA's pods as JSON."""
     mps_daemon: MpsDaemonView | None = None
-    """The GPU Operator's MPS daemon, or None if there is none or it was not seen."""
+    """The GPU Operator's MPS daemon, or None if there is none, if it was not seen, or if it runs without
+    config-manager."""
     plain: PlainStackView | None = None
     """The DaemonSets of NVIDIA's device-plugin chart, from which this view was made, or None if there is a
     ClusterPolicy."""

@@ -155,6 +155,15 @@ def _other_name(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings)
     )
 
 
+def _no_value(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
+    """Return a sentence if the DaemonSet has no value that the operator could correct, else an empty string. The
+    admission policy lets the operator add no variable, and replace none that takes its value from elsewhere. Only
+    `daemon` is used."""
+    if daemon.signalled is not None:
+        return ""
+    return "The operator can only correct the value of PROCESS_TO_SIGNAL, which this DaemonSet does not have"
+
+
 def _old_plugin(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
     """Return a sentence if the name alone would not help because the device plugin is too old (`find_remedy`), else an
     empty string. Only `daemon` is used."""
@@ -184,7 +193,7 @@ def _given_up(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -
         return ""
     where = f"-n {settings.gpu_operator_namespace} configmap {settings.plugin_config_map}"
     return (
-        f"The operator has set it {MOST_REPAIRS} times under device plugin {daemon.version}, but someone else"
+        f"The operator has set it {MOST_REPAIRS} times under {daemon.plugin}, but someone else"
         f" overwrote it each time, so the operator has given up; find out who does this, then run"
         f" `kubectl annotate {where} {names.ANNOTATION_MPS_REPAIRS}-`"
     )
@@ -201,6 +210,7 @@ def _in_service(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings)
 
 RESTRAINTS = (
     _other_name,
+    _no_value,
     _old_plugin,
     _uncountable,
     _given_up,

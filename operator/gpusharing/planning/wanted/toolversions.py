@@ -14,8 +14,9 @@ reached by that signal. Before 0.20, config-manager panics at a process without 
 kernel threads (k8s-device-plugin issue 1726). It also looks for /usr/bin/mps-control-daemon where the daemon runs as
 mps-control-daemon (PR 1827; gpu-operator v25.3 to v26.7, assets/state-mps-control-daemon). So the daemon keeps the
 fallback. It follows labels only if both faults are corrected, by plugin 0.20 and by PROCESS_TO_SIGNAL with the daemon's
-name (docs/design/nvidia.md#b5). In NVIDIA's chart without the GPU Operator, config-manager is started before the
-daemon, which therefore usually reads the configuration that the label names.
+name (docs/design/nvidia.md#b5). Without that variable, config-manager looks for the device plugin (v0.19.3,
+cmd/config-manager DefaultProcessToSignal). In NVIDIA's chart without the GPU Operator, config-manager is started before
+the daemon, which therefore usually reads the configuration that the label names.
 """
 
 import re
@@ -51,6 +52,8 @@ RELEASED_DAEMON = MpsDaemonView(
 )
 """The MPS daemon as released since DEAF_SINCE, for advice that is given without a cluster (GO v26.7.0
 assets/state-mps-control-daemon)."""
+WRAPPERS = frozenset({"sh", "ash", "bash", "dash", "busybox", "env", "tini", "dumb-init"})
+"""Programs that start the one named by their arguments, so that the process name of the daemon is unknown."""
 ADVICE = "device plugins before v0.20 advertise a profile with a suffix, such as +me, under its name without the suffix"
 
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?\b")
@@ -111,18 +114,18 @@ def merges_suffixes(version: str) -> bool:
 
 def find_deafness(daemon: MpsDaemonView) -> str:
     """Return why this MPS daemon would not read the configuration that a label names, as a clause for people. Empty if
-    it would. Also empty if that is unknown, because the version cannot be parsed, the DaemonSet has no
-    config-manager, or the daemon runs behind a shell and so its process name is unknown."""
-    if _VERSION.match(daemon.version) is None or _is_before(daemon.version, FALLBACK_FIRST_SINCE):
-        return ""
-    if not daemon.signalled:  # the DaemonSet has no config-manager
+    it would, or if that is unknown because the daemon's process name is (`_is_named`). A version that cannot be parsed,
+    as where the image has only a digest, counts as new enough: only the process name is then judged."""
+    if _is_before(daemon.version, FALLBACK_FIRST_SINCE):
         return ""
     if daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE):
         return (
             "config-manager crashes when it reads the host's kernel threads (NVIDIA/k8s-device-plugin#1726)"
         )
-    if daemon.signalled == daemon.program or _base(daemon.signalled) != _base(daemon.program):
-        return ""  # the daemon runs behind a shell, so its process name is unknown
+    if daemon.signalled == daemon.program or not _is_named(daemon):
+        return ""
+    if not daemon.signalled:
+        return f"config-manager has no value in PROCESS_TO_SIGNAL, but the daemon is called {daemon.program}"
     return (
         f"config-manager looks for a process named {daemon.signalled}, but the daemon is called {daemon.program}"
         " (NVIDIA/k8s-device-plugin#1827)"
@@ -156,14 +159,13 @@ class MpsRemedy:
 def find_remedy(daemon: MpsDaemonView) -> MpsRemedy:
     """Return the steps that make this MPS daemon follow labels. Call it only if `find_deafness` returns a reason.
     `needs_plugin` is True if config-manager sees the host's processes and is too old to skip kernel threads. The
-    command is empty if the daemon runs behind a shell. Otherwise it is included even if the name is right now, because
-    the GPU Operator may restore its own."""
-    known = _base(daemon.signalled) == _base(daemon.program)  # False if the daemon runs behind a shell
+    command is empty if the daemon's process name is unknown (`_is_named`). Otherwise it is included even if the name is
+    right now, because the GPU Operator may restore its own."""
     return MpsRemedy(
         needs_plugin=daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE),
         command=f"kubectl -n {daemon.namespace} set env daemonset/{daemon.name} -c config-manager"
         f" PROCESS_TO_SIGNAL={daemon.program}"
-        if known
+        if _is_named(daemon)
         else "",
     )
 
@@ -184,9 +186,10 @@ def find_deaf_release(gpu_operator: str) -> str | None:
     )
 
 
-def _base(program: str) -> str:
-    """Return the part of a program's path after the last slash."""
-    return program.rpartition("/")[2]
+def _is_named(daemon: MpsDaemonView) -> bool:
+    """Whether the process name of the daemon is known. False if the DaemonSet has no command for it, or starts it by
+    one of WRAPPERS, such as a shell."""
+    return bool(daemon.program) and daemon.program.rpartition("/")[2] not in WRAPPERS
 
 
 def _is_before(version: str, since: tuple[int, ...]) -> bool:

@@ -41,7 +41,7 @@ def _deaf_mps(case: ActuatorCase, target: Target) -> str:
     daemon = policy.mps_daemon if policy is not None else None
     if daemon is None or target.mode is not Mode.MPS or not (why := find_deafness(daemon)):
         return ""
-    return f"no label can enable MPS with device plugin {daemon.version}: {why}. {find_remedy(daemon).text}"
+    return f"no label can enable MPS with {daemon.plugin}: {why}. {find_remedy(daemon).text}"
 
 
 def _nobody_ends_mig(case: ActuatorCase, target: Target) -> str:
