@@ -15,7 +15,7 @@ from hack.embedded import CLUSTER_POLICY
 from hack.sim.fakefaults import Crash, Write
 from hack.sim.mortal import Disturbance, MortalClient, When
 from tests.embedded.goldens import Golden
-from tests.embedded.mpsset import DEAF, counted, signalled
+from tests.embedded.mpsset import DEAF, counted, reported, signalled
 from tests.embedded.plainscene import with_mig_manager
 from tests.embedded.scene import DRA_POLICY, Scene, nodes, open_scene
 from tests.fakes.virtualtime import run_virtually, virtual_now
@@ -230,7 +230,7 @@ def end_state(scene: Scene) -> JSON:
             {"spec": raw["spec"], "marks": raw["metadata"].get("annotations", {})}
             for raw in cluster.objects(CLUSTER_POLICIES)
         ],
-        "mps": (signalled(scene), counted(scene)) if scene.guard.repairs else None,
+        "mps": (signalled(scene), counted(scene), reported(scene)) if scene.guard.repairs else None,
         "devices": {
             raw["spec"]["nodeName"]: [device["name"] for device in raw["spec"]["devices"]]
             for raw in cluster.objects(RESOURCE_SLICES)

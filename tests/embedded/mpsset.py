@@ -1,10 +1,11 @@
 """NVIDIA's MPS DaemonSet in a scene: what config-manager signals there, and how often the operator repaired it."""
 
 import json
+import re
 
 from tests.embedded.scene import Scene
 
-from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, JSON
+from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, EVENTS, JSON
 
 DAEMON, NAMESPACE = "nvidia-device-plugin-mps-control-daemon", "gpu-operator"
 RIGHT, RELEASED = "mps-control-daemon", "/usr/bin/mps-control-daemon"
@@ -36,3 +37,9 @@ def overwrite(scene: Scene, name: str = RELEASED) -> None:
 def counted(scene: Scene) -> int:
     marks = scene.e.cluster.get(CONFIG_MAPS, "gpusharing-device-plugin", NAMESPACE)["metadata"]["annotations"]
     return int(json.loads(marks["gpusharing.dev/mps-repairs"])["count"])
+
+
+def reported(scene: Scene) -> list[str]:
+    """Which repairs have an Event, each once; one that was interrupted may have several."""
+    notes = [raw["note"] for raw in scene.e.cluster.objects(EVENTS) if raw["reason"] == "MPSDaemonRepaired"]
+    return sorted({match[0] for note in notes if (match := re.search(r"repair \d of \d", note))})

@@ -9,15 +9,18 @@ from tests.embedded.mpsset import (
     DEAF,
     NAMESPACE,
     RIGHT,
+    containers,
     counted,
     overwrite,
+    reported,
     signalled,
 )
 from tests.embedded.scene import HOUR, L40S, MPS, SLICED, Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, JSON, PODS
-from gpusharing.kube.errors import Conflict, Forbidden
+from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, EVENTS, JSON, PODS
+from gpusharing.kube.errors import Conflict, Forbidden, Unavailable
+from gpusharing.planning.stack.mpsrepair import MOST_REPAIRS
 
 
 async def repaired(scene: Scene) -> None:
@@ -113,11 +116,10 @@ async def test_after_three_overwrites_it_gives_up_though_it_is_restarted() -> No
 
 
 @virtually
-async def test_without_the_right_it_says_so_counts_once_and_other_writes_go_on() -> None:
+async def test_without_the_right_it_says_so_counts_nothing_and_other_writes_go_on() -> None:
     async with open_scene(*nodes(1, product=L40S), sim=DEAF, repair_mps=True, start=False) as scene:
-        scene.e.cluster.faults.fail(
-            "patch", DAEMON_SETS, Forbidden("no right to patch daemonsets"), times=EVER
-        )
+        no_right = Forbidden("no right to patch daemonsets")
+        fault = scene.e.cluster.faults.fail("patch", DAEMON_SETS, no_right, times=EVER)
         scene.e.start_operator()
         scene.apply(SLICED)
         await scene.ready()
@@ -127,7 +129,68 @@ async def test_without_the_right_it_says_so_counts_once_and_other_writes_go_on()
             "the condition to say why",
             HOUR,
         )
+        assert counted(scene) == 0
+        for number in range(
+            MOST_REPAIRS + 1
+        ):  # ClusterPolicy is edited, so the DaemonSet has another generation
+            edit(scene, str(number))
+            await asyncio.sleep(HOUR)
+        assert counted(scene) == 0
+        assert "no right to patch daemonsets" in scene.transition("gpu-1")["message"]
+        assert scene.events()["MPSDaemonRepaired"] == 0
+        fault.lift()
+        await scene.ready()
         assert counted(scene) == 1
+        assert scene.events()["MPSDaemonRepaired"] == 1
+
+
+@virtually
+async def test_a_repair_whose_answer_is_lost_is_reported_and_the_next_overwrite_counts() -> None:
+    async with open_scene(*nodes(1, product=L40S), sim=DEAF, repair_mps=True, start=False) as scene:
+        scene.e.cluster.faults.fail("patch", DAEMON_SETS, Unavailable("504: time-out"), after=True)
+        scene.e.start_operator()
+        scene.apply(SLICED)
+        await scene.e.until(lambda: reported(scene) == ["repair 1 of 3"], "the Event", HOUR)
+        overwrite(scene)
+        await scene.e.until(lambda: reported(scene) == ["repair 1 of 3", "repair 2 of 3"], "the next", HOUR)
+        assert counted(scene) == 2
+        assert len(scene.writes(plural="daemonsets")) == 2
+
+
+@virtually
+async def test_a_repair_after_which_the_operator_dies_is_reported_by_the_next_one() -> None:
+    async with open_scene(*nodes(1, product=L40S), sim=DEAF, repair_mps=True) as scene:
+        scene.apply(SLICED)
+        await repaired(scene)
+        await scene.e.kill_operator()
+        scene.e.start_operator()
+        await scene.e.until(lambda: reported(scene) == ["repair 1 of 3"], "the Event", HOUR)
+        await scene.ready()
+        assert counted(scene) == 1
+
+
+@virtually
+async def test_an_event_that_is_refused_does_not_keep_a_repair_from_being_counted() -> None:
+    async with open_scene(*nodes(1, product=L40S), sim=DEAF, repair_mps=True, start=False) as scene:
+        scene.e.cluster.faults.fail("create", EVENTS, Forbidden("no right to create events"), times=EVER)
+        scene.e.start_operator()
+        scene.apply(SLICED)
+        for count in (1, 2):
+            await scene.e.until(lambda: signalled(scene) == RIGHT, "the repair", HOUR)
+            await asyncio.sleep(60)
+            assert counted(scene) == count
+            overwrite(scene)
+
+
+def edit(scene: Scene, value: str) -> None:
+    """The GPU Operator writes the DaemonSet anew, with another variable of its own."""
+    found = containers(scene)
+    for one in found:
+        one["env"] = [row for row in one.get("env", ()) if row["name"] != "X"] + [
+            {"name": "X", "value": value}
+        ]
+    body: JSON = {"spec": {"template": {"spec": {"containers": found}}}}
+    scene.e.cluster.patch(DAEMON_SETS, DAEMON, body, NAMESPACE)
 
 
 @pytest.mark.parametrize("conflicts", [1, 5])

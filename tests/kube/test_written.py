@@ -33,9 +33,12 @@ def test_a_time_without_a_zone_counts_as_never_stamped() -> None:
 
 REPAIRS = {
     '{"count": 2, "plugin": "v0.20.0", "state": "uid/1"}': MpsRepairs(2, "v0.20.0", "uid/1"),
+    '{"count": 2, "plugin": "v0.20.0", "state": "uid/1", "pending": true}': MpsRepairs(
+        2, "v0.20.0", "uid/1", pending=True
+    ),
     '{"count": Infinity, "plugin": "v0.20.0", "state": "uid/1"}': MpsRepairs(0, "v0.20.0", "uid/1"),
     '{"count": NaN}': MpsRepairs(),
-    '{"count": 3, "plugin": "v0.20.0", "state": 7}': MpsRepairs(3, "v0.20.0"),
+    '{"count": 3, "plugin": "v0.20.0", "state": 7, "pending": 7}': MpsRepairs(3, "v0.20.0"),
     "": MpsRepairs(),
     "[]": MpsRepairs(),
     "no JSON": MpsRepairs(),

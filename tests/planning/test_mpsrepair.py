@@ -38,7 +38,9 @@ ASKED = replace(SETTINGS, repair_mps=True)
 DEAF = MpsDaemonView(
     "v0.20.0", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True, state="uid/2"
 )
+RIGHT = replace(DEAF, signalled=DEAF.program)
 SPENT = MpsRepairs(MOST_REPAIRS, "v0.20.0", "uid/1")
+PENDING = MpsRepairs(1, "v0.20.0", "uid/2", pending=True)
 
 
 def stack(daemon: MpsDaemonView | None = DEAF, **fields: Any) -> StackView:
@@ -48,7 +50,7 @@ def stack(daemon: MpsDaemonView | None = DEAF, **fields: Any) -> StackView:
 def test_a_daemon_that_cannot_be_notified_is_repaired_and_the_repair_counted() -> None:
     action = plan_repair(stack(), ASKED)
     assert action is not None
-    assert (action.daemon, action.repairs) == (DEAF, MpsRepairs(1, "v0.20.0", "uid/2"))
+    assert (action.daemon, action.repairs) == (DEAF, PENDING)
     assert explain_repair(stack(), ASKED) == ". The operator sets it now (chart value gpuOperator.repairMps)"
 
 
@@ -71,10 +73,15 @@ def test_a_daemon_whose_image_has_only_a_digest_is_repaired_by_its_name() -> Non
 
 NOTHING: dict[str, tuple[StackView, bool]] = {
     "without the chart value": (stack(), False),
-    "where the GPU Operator is right by itself": (stack(replace(DEAF, signalled=DEAF.program)), True),
+    "where the GPU Operator is right by itself": (stack(RIGHT), True),
+    "where a repair waits to be reported, without the chart value": (stack(RIGHT, mps_repairs=PENDING), False),
+    "where a repair waits to be reported, and the ConfigMap is somebody else's": (
+        stack(RIGHT, mps_repairs=PENDING, foreign_map="gpusharing-device-plugin"), True),
+    "where a repair waits to be reported of a daemon with another name": (
+        stack(replace(DEAF, program="mpsd", signalled="mpsd"), mps_repairs=PENDING), True),
     "where no daemon was seen": (stack(None), True),
     "before config-manager signals at all": (stack(replace(DEAF, version="v0.18.1")), True),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", NOTHING)
@@ -136,12 +143,18 @@ def test_every_restraint_is_played() -> None:
 
 
 def test_a_write_that_failed_is_said_and_tried_again_without_another_count() -> None:
-    begun = MpsRepairs(1, DEAF.version, DEAF.state)
-    found = stack(mps_repairs=begun, repair_error="no right to patch daemonsets")
+    found = stack(mps_repairs=PENDING, repair_error="no right to patch daemonsets")
     assert "could not set it and will try again: no right to patch daemonsets" in explain_repair(found, ASKED)
     action = plan_repair(found, ASKED)
     assert action is not None
-    assert action.repairs == begun
+    assert action.repairs == PENDING
+
+
+def test_a_repair_that_was_made_without_being_reported_is_reported() -> None:
+    action = plan_repair(stack(RIGHT, mps_repairs=PENDING), ASKED)
+    assert action is not None
+    assert action.repairs == PENDING
+    assert "(repair 1 of 3 under device plugin v0.20.0)" in shared_event(action).note
 
 
 @pytest.mark.parametrize(
@@ -149,11 +162,19 @@ def test_a_write_that_failed_is_said_and_tried_again_without_another_count() -> 
     [
         (MpsRepairs(), 1),
         (MpsRepairs(2, "v0.20.0", "uid/1"), 3),
+        (MpsRepairs(2, "v0.20.0", "uid/1", pending=True), 3),
         (MpsRepairs(2, "v0.20.0", "other/2"), 3),
         (MpsRepairs(3, "v0.20.0", "uid/2"), 3),
         (MpsRepairs(3, "v0.19.9", "uid/1"), 1),
     ],
-    ids=["the first", "it was overwritten", "a new DaemonSet", "the same one again", "a new plugin"],
+    ids=[
+        "the first",
+        "it was overwritten",
+        "it was overwritten before it was reported",
+        "a new DaemonSet",
+        "the same one again",
+        "a new plugin",
+    ],
 )
 def test_how_a_repair_is_counted(before: MpsRepairs, count: int) -> None:
     assert count_repair(before, DEAF).count == count

@@ -21,7 +21,7 @@ from gpusharing.controller.evict import Evictor
 from gpusharing.controller.nodewrites import NodeWrites
 from gpusharing.controller.sharedwrites import SharedWrites, subject_of
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.client import KubeClient
+from gpusharing.kube.client import JSON, KubeClient
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import (
     Forbidden,
@@ -102,6 +102,8 @@ class Executor:
     """Seconds from the first refusal of an eviction to the next attempt."""
     on_action: Callable[[Action, str], None] = lambda action, result: None
     """Called after each action with its result, `done` or what prevented it; for metrics."""
+    event_of: Callable[[RepairMps], JSON] = lambda action: {}
+    """Returns the body of the Event that reports a repair of the MPS DaemonSet."""
     calls: CallMemory = field(default_factory=CallMemory)
     _nodes: NodeWrites = field(init=False)
     _shared: SharedWrites = field(init=False)
@@ -111,7 +113,7 @@ class Executor:
     def __post_init__(self) -> None:
         """Create the parts that make the calls."""
         self._nodes = NodeWrites(self.client, self.sources)
-        self._shared = SharedWrites(self.client, self.sources, self.now)
+        self._shared = SharedWrites(self.client, self.sources, self.now, self.event_of)
         self._evictor = Evictor(
             self.client, self.now, self.jitter, self.eviction_wait, self.calls, self.on_action
         )

@@ -18,7 +18,7 @@ from gpusharing.kube.fanout import Fanout, PublishingClient
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.http import Limits
 from gpusharing.kube.sources import AdminMaps, Sources, SourceSettings
-from gpusharing.planning.snapshot.actions import Action, RepairMps, SetPointers
+from gpusharing.planning.snapshot.actions import Action, SetPointers
 
 
 class LoopParts:
@@ -63,16 +63,16 @@ class LoopParts:
             crew=Crew(settings.parallel, wake),
             eviction_wait=settings.plan.eviction_wait,
             on_action=self._acted,
+            event_of=lambda action: self.publisher.shared_event(action, now()),
         )
         crew = Crew(max(1, min(settings.parallel, limit) // 2), wake)
         self.gatherer = Gatherer(self.calls, self.sources, self.executor.calls, crew)
 
     def _acted(self, action: Action, result: str) -> None:
-        """Report an action and its result to the observer, and queue an Event if the action changed
-        an object of NVIDIA's."""
+        """Report an action and its result to the observer, and queue an Event if the action changed ClusterPolicy."""
         self.observer.acted(action, result)
-        if isinstance(action, SetPointers | RepairMps) and result == "done":
-            self.publisher.report_shared(action, self.now())
+        if isinstance(action, SetPointers) and result == "done":
+            self.publisher.report_pointers(action, self.now())
 
     async def close(self) -> None:
         """End the calls of the publisher, the executor and the gatherer that are still under way, and return when all

@@ -338,13 +338,17 @@ class Publisher:
 
     # --- events --------------------------------------------------------------------------------------------
 
-    def report_shared(self, action: SetPointers | RepairMps, now: datetime) -> None:
-        """Queue an Event about the ClusterPolicy, which says that the operator has changed the ClusterPolicy or its
-        MPS DaemonSet. The Event is posted in the next round."""
+    def report_pointers(self, action: SetPointers, now: datetime) -> None:
+        """Queue the Event about a ClusterPolicy that the operator has changed. It is posted in the next round."""
+        self._pending_events.append(self.shared_event(action, now))
+
+    def shared_event(self, action: SetPointers | RepairMps, now: datetime) -> JSON:
+        """Return the body of an Event about the ClusterPolicy, which says that the operator has changed the
+        ClusterPolicy or its MPS DaemonSet. Nothing is posted."""
         policy = action.policy
         kind = {"apiVersion": CLUSTER_POLICIES.api_version, "kind": "ClusterPolicy"}
         regarding = {**kind, "name": policy.name, "uid": policy.uid}
-        self._pending_events.append(self._event(shared_event(action), regarding, now))
+        return self._event(shared_event(action), regarding, now)
 
     async def _post_events(self, now: datetime) -> datetime | None:
         """Post the pending Events, oldest first. Return when to try again after a failure, or None if none is left. An

@@ -20,12 +20,22 @@ from gpusharing.kube.client import (
     DAEMON_SETS,
     DEVICE_CLASSES,
     DEVICE_TAINT_RULES,
+    EVENTS,
     JSON,
     POLICIES,
     KubeClient,
 )
 from gpusharing.kube.dra import class_spec, device_class, rule_for
-from gpusharing.kube.errors import Conflict, Invalid, KubeError, NotFound, ServerAway, Unauthorized
+from gpusharing.kube.errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    KubeError,
+    NotFound,
+    ServerAway,
+    Unauthorized,
+    Unavailable,
+)
 from gpusharing.kube.plainstack import daemon_set_view, signal
 from gpusharing.kube.sources import MIG_KEY, Sources
 from gpusharing.kube.stackreader import render_repairs
@@ -48,7 +58,7 @@ from gpusharing.planning.snapshot.callfailures import (
     TAINT_RULE,
     policy_subject,
 )
-from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.stackviews import MpsDaemonView, MpsRepairs, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.wanted import migfile
 
@@ -83,6 +93,8 @@ class SharedWrites:
     sources: Sources
     """The cache that holds these objects as last read, and takes the server's answers."""
     now: Callable[[], datetime]
+    event_of: Callable[[RepairMps], JSON] = lambda action: {}
+    """Returns the body of the Event that reports a repair of the MPS DaemonSet."""
     writing: str = ""
     """The ConfigMap that is being written, or was last written, as `namespace/name`."""
 
@@ -141,27 +153,55 @@ class SharedWrites:
         )
 
     async def repair_mps(self, action: RepairMps, snapshot: ClusterSnapshot) -> None:
-        """Count the repair on our device-plugin ConfigMap, unless it is counted already, and then set
-        PROCESS_TO_SIGNAL of the MPS DaemonSet to the name of its daemon. Log that, and store the answers in the
-        cache.
+        """Count the repair as pending on our device-plugin ConfigMap, unless it is recorded already, set
+        PROCESS_TO_SIGNAL of the MPS DaemonSet to the name of its daemon, unless it has that value, post the Event, and
+        record that the repair is no longer pending. Log it, and store the answers in the cache. If the server refuses
+        to set the value, the record is written as it was before, so that only what was made is counted.
 
-        The count comes first, so that a crash in between cannot lose it. Raises Conflict if the DaemonSet has changed
-        since the decision (nothing is written then) or since it was read here. Raises Invalid if the API server
-        accepted the patch but stored another value, as a mutating webhook can cause.
+        The next pass makes up for what a lost answer or a crash has left out, so the Event may be posted twice. Raises
+        Conflict if the DaemonSet has changed since the decision (nothing is written then) or since it was read here.
+        Raises Invalid if the API server accepted the patch but stored another value, as a mutating webhook can cause.
+        An Event that the server refuses is only logged.
         """
-        daemon, namespace = action.daemon, action.daemon.namespace
-        raw = await self.client.get(DAEMON_SETS, daemon.name, namespace=namespace)
+        daemon, ours = action.daemon, snapshot.settings.plugin_config_map
+        raw = await self.client.get(DAEMON_SETS, daemon.name, namespace=daemon.namespace)
         if daemon_set_view(raw).mps_daemon != daemon:
             raise Conflict(f"DaemonSet {daemon.name} has changed since the operator decided to update it")
         if action.repairs != snapshot.stack.mps_repairs:
-            marks = {names.ANNOTATION_MPS_REPAIRS: render_repairs(action.repairs)}
-            body: JSON = {"metadata": {"annotations": marks}}
-            ours = snapshot.settings.plugin_config_map
-            self.sources.config_maps.accept(
-                await self.client.patch(CONFIG_MAPS, ours, body, namespace=namespace)
+            await self._record(action.repairs, ours, daemon.namespace)
+        if daemon.signalled != daemon.program:
+            try:
+                await self._signal(raw, daemon)
+            except (Unauthorized, ServerAway, Unavailable):
+                raise  # the value may have been set
+            except KubeError:
+                await self._record(snapshot.stack.mps_repairs, ours, daemon.namespace)
+                raise
+        try:
+            await self.client.create(EVENTS, self.event_of(action), namespace="default")
+        except (Forbidden, Invalid, NotFound) as error:
+            log.warning(
+                "the API server refused the Event about a repair of the MPS daemons", error=str(error)
             )
+        await self._record(replace(action.repairs, pending=False), ours, daemon.namespace)
+        log.info(
+            "the MPS daemons now take their configuration from node labels",
+            daemonset=daemon.name,
+            repairs=action.repairs.count,
+        )
+
+    async def _record(self, repairs: MpsRepairs, config_map: str, namespace: str) -> None:
+        """Write the record of repairs of the MPS DaemonSet to our ConfigMap, and store the answer in the cache."""
+        body: JSON = {"metadata": {"annotations": {names.ANNOTATION_MPS_REPAIRS: render_repairs(repairs)}}}
+        self.sources.config_maps.accept(
+            await self.client.patch(CONFIG_MAPS, config_map, body, namespace=namespace)
+        )
+
+    async def _signal(self, raw: JSON, daemon: MpsDaemonView) -> None:
+        """Set PROCESS_TO_SIGNAL in the raw DaemonSet of `daemon`, in one PATCH, and store the answer in the cache.
+        Raises Invalid if the server has stored another value."""
         body = signal(raw, daemon.program)
-        stored = await self.client.patch(DAEMON_SETS, daemon.name, body, namespace=namespace)
+        stored = await self.client.patch(DAEMON_SETS, daemon.name, body, namespace=daemon.namespace)
         self.sources.daemon_sets.accept(stored)
         after = daemon_set_view(stored).mps_daemon
         if after is None or after.signalled != daemon.program:
@@ -169,11 +209,6 @@ class SharedWrites:
                 f"in DaemonSet {daemon.name} the API server stored a different value of PROCESS_TO_SIGNAL from the one"
                 " that the operator had set: find the mutating webhook or admission policy that changes it"
             )
-        log.info(
-            "the MPS daemons now take their configuration from node labels",
-            daemonset=daemon.name,
-            repairs=action.repairs.count,
-        )
 
     async def write_classes(self, action: WriteClasses) -> None:
         """Create, correct and remove DeviceClasses of ours, in this order, log each write, and store the answers in the

@@ -13,7 +13,7 @@ from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.dra import RULES_UNSERVED, tell_unread
 from gpusharing.kube.plainstack import DaemonSetView, find_dra, plain_stack, with_mps_daemon
-from gpusharing.kube.raw import text, whole
+from gpusharing.kube.raw import part, text, whole
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
 from gpusharing.planning.snapshot.callfailures import (
     CLUSTER_POLICY,
@@ -56,17 +56,19 @@ def parse_written(annotation: str) -> dict[str, datetime]:
 
 def parse_repairs(annotation: str) -> MpsRepairs:
     """Return the repairs that are recorded in the annotation's value. A part that is missing or has a wrong type counts
-    as 0 or empty, and so do all parts if the value is no JSON object, as when it is empty."""
+    as 0, empty or False, and so do all parts if the value is no JSON object, as when it is empty."""
     try:
         record = json.loads(annotation)
     except (ValueError, RecursionError):
         record = None
-    return MpsRepairs(whole(record, "count"), text(record, "plugin"), text(record, "state"))
+    pending = part(record, "pending") is True
+    return MpsRepairs(whole(record, "count"), text(record, "plugin"), text(record, "state"), pending)
 
 
 def render_repairs(repairs: MpsRepairs) -> str:
     """Return the annotation's value for these repairs, as JSON that `parse_repairs` reads."""
-    return json.dumps({"count": repairs.count, "plugin": repairs.plugin, "state": repairs.state})
+    record = {"count": repairs.count, "plugin": repairs.plugin, "state": repairs.state}
+    return json.dumps(record | {"pending": repairs.pending})
 
 
 @dataclass(slots=True)

@@ -75,15 +75,16 @@ class SetPointers:
 
 @value
 class RepairMps:
-    """Set PROCESS_TO_SIGNAL of config-manager in the GPU Operator's MPS DaemonSet, in one conditional PATCH, after the
-    repair has been counted on our ConfigMap. No fence waits for this."""
+    """Set PROCESS_TO_SIGNAL of config-manager in the GPU Operator's MPS DaemonSet, in one conditional PATCH, and report
+    it by an Event. Our ConfigMap counts the repair as pending before, and as reported after. If the DaemonSet has the
+    value already, only the Event and the last record are written. No fence waits for this."""
 
     policy: ClusterPolicyView
     """The ClusterPolicy that owns the DaemonSet."""
     daemon: MpsDaemonView
     """The DaemonSet as it was when this was decided."""
     repairs: MpsRepairs
-    """The count to record before the write."""
+    """The count to record before the write, with a pending repair."""
 
 
 @value

@@ -71,6 +71,8 @@ class MpsRepairs:
     """The version of the device plugin during the last repair. Empty if there was none."""
     state: str = ""
     """The `MpsDaemonView.state` from which the last repair was decided. Empty if there was none."""
+    pending: bool = False
+    """Whether the last repair may have been made without being reported yet."""
 
 
 @value

@@ -26,13 +26,27 @@ MOST_REPAIRS = 3
 
 
 def plan_repair(stack: StackView, settings: PlanSettings) -> RepairMps | None:
-    """Return the write that lets the MPS daemons follow labels, with the count of repairs that it records. None if the
-    chart value is off, if no daemon is known to ignore labels, or if one of RESTRAINTS applies, such as a node that
-    serves MPS."""
+    """Return the write that lets the MPS daemons follow labels, with the count of repairs that it records, or what is
+    left of one that was made but not yet reported. None if the chart value is off, if no daemon is known to ignore
+    labels, or if one of RESTRAINTS applies, such as a node that serves MPS."""
     daemon, policy = find_due(stack, settings), stack.cluster_policy
-    if daemon is None or policy is None:
+    if policy is None:
         return None
-    return RepairMps(policy, daemon, count_repair(stack.mps_repairs, daemon))
+    if daemon is not None:
+        return RepairMps(policy, daemon, count_repair(stack.mps_repairs, daemon))
+    daemon = find_unreported(stack, settings)
+    return None if daemon is None else RepairMps(policy, daemon, stack.mps_repairs)
+
+
+def find_unreported(stack: StackView, settings: PlanSettings) -> MpsDaemonView | None:
+    """Return the MPS daemon whose DaemonSet has the value PROGRAM now, while a repair is still recorded as pending,
+    because the answer to the write was lost or the operator ended after it. None otherwise, also if the chart value is
+    off or if the record is not in a ConfigMap of ours (`_uncountable`)."""
+    daemon = stack.cluster_policy.mps_daemon if stack.cluster_policy is not None else None
+    if not settings.repair_mps or not stack.mps_repairs.pending or daemon is None:
+        return None
+    is_set = daemon.signalled == daemon.program == PROGRAM
+    return daemon if is_set and not _uncountable(daemon, stack, settings) else None
 
 
 def find_due(stack: StackView, settings: PlanSettings) -> MpsDaemonView | None:
@@ -55,12 +69,12 @@ def find_daemon(stack: StackView, settings: PlanSettings) -> MpsDaemonView | Non
 
 
 def count_repair(repairs: MpsRepairs, daemon: MpsDaemonView) -> MpsRepairs:
-    """Return the record to write before this DaemonSet is patched. A repair that is tried again counts once: it is
-    recognized by the state of the DaemonSet on which it was decided; if that is unknown, every try counts. Another
-    version of the device plugin starts a new count."""
+    """Return the record to write before this DaemonSet is patched, in which the repair is pending. A repair that is
+    tried again counts once: it is recognized by the state of the DaemonSet on which it was decided; if that is unknown,
+    every try counts. Another version of the device plugin starts a new count."""
     known = repairs if repairs.plugin == daemon.version else MpsRepairs()
     tried = known.state == daemon.state != ""
-    return MpsRepairs(known.count if tried else known.count + 1, daemon.version, daemon.state)
+    return MpsRepairs(known.count if tried else known.count + 1, daemon.version, daemon.state, pending=True)
 
 
 def explain_repair(stack: StackView, settings: PlanSettings) -> str:
