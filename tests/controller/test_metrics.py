@@ -222,7 +222,7 @@ def test_each_restart_that_ended_mps_clients_counts_by_policy_from_0_on(metrics:
     world = settled(metrics, "gpu-07")
     ended = "gpusharing_policy_mps_clients_ended"
     assert samples(metrics, ended) == {("pool-b",): 0}
-    seen = [replace(SYNCED, lapses=MpsLapses("uid", count, "it restarted")) for count in (0, 1, 3)]
+    seen = [replace(SYNCED, lapses=MpsLapses("uid", count, "mps-x", "")) for count in (0, 1, 3)]
     for before, after in (
         (None, seen[1]),
         (SYNCED, seen[1]),

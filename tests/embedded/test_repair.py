@@ -237,8 +237,13 @@ async def test_a_restart_of_config_manager_alone_is_said_with_its_cause_and_no_n
         )
         restart(scene, manager=3)
         await scene.e.until(lambda: scene.events()["MPSClientsEnded"] == 2, "another Event", HOUR)
-        restart(scene, manager=4, daemon=4)  # the node rebooted
+        restart(scene, manager=4, daemon=1)  # the node rebooted
         await asyncio.sleep(HOUR)
         assert scene.events()["MPSClientsEnded"] == 2
+        restart(scene, manager=4, daemon=5)  # the daemon crashed
+        await asyncio.sleep(HOUR)
+        assert scene.events()["MPSClientsEnded"] == 2
+        restart(scene, manager=5, daemon=5)
+        await scene.e.until(lambda: scene.events()["MPSClientsEnded"] == 3, "one after the crashes", HOUR)
         assert scene.transition("gpu-1")["phase"] == "Synced"
         assert scene.node_writes(since)["gpu-1"] == 0

@@ -224,9 +224,15 @@ RESTARTS: dict[str, tuple[JSON, tuple[int, str]]] = {
     "alone, without a reason": (
         pod({"restartCount": 1, "lastState": {"terminated": {"exitCode": 1}}}), (1, "exit code 1")),
     "alone, and nobody knows why": (pod({"restartCount": 1}), (1, "")),
-    "both, as the node rebooted": (pod({"restartCount": 1, **ENDED}, daemon=1), (0, "")),
+    "both, as the node rebooted": (pod({"restartCount": 1, **ENDED}, daemon=1), (0, "OOMKilled, exit code 137")),
+    "both, and config-manager is not running yet": (
+        pod({"restartCount": 0, "state": {"waiting": {"reason": "ContainerCreating"}}}, daemon=1), (0, "")),
+    "both, and config-manager has not been started anew": (
+        pod({"restartCount": 0, "state": {"terminated": {"exitCode": 255}}}, daemon=1), (0, "")),
+    "alone, and is not running": (
+        pod({"restartCount": 2, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}), (2, "")),
     "once alone and once both": (pod({"restartCount": 2, **ENDED}, daemon=1), (1, "OOMKilled, exit code 137")),
-    "the daemon alone": (pod({"restartCount": 0}, daemon=3), (0, "")),
+    "the daemon alone": (pod({"restartCount": 0, "state": {"running": {}}}, daemon=3), (-3, "")),
     "no config-manager": (pod(None), (0, "")),
     "no status": ({}, (0, "")),
 }  # fmt: skip

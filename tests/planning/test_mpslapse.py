@@ -40,17 +40,18 @@ def test_a_node_that_serves_again_stays_as_it_is_and_says_what_ended_its_clients
     calm, verdict = verdict_of(at_rest(0)), verdict_of(at_rest(1, cause="OOMKilled, exit code 137"))
     assert (verdict.phase, verdict.actions) == (calm.phase, calm.actions)
     assert verdict.phase in (Phase.SYNCED, Phase.PENDING)
-    assert verdict.lapses == MpsLapses("uid-1", 1, TEXT)
-    assert calm.lapses == MpsLapses("uid-1", 0, "")
+    assert verdict.message.endswith(f"; {TEXT}")
+    assert verdict.message.removesuffix(f"; {TEXT}") == calm.message
+    assert verdict.lapses == MpsLapses("uid-1", 1, "mps-x", "OOMKilled, exit code 137")
 
 
 def test_several_restarts_are_counted_and_an_unknown_cause_is_left_out() -> None:
-    told = at_rest(3).lapses
-    assert told is not None
-    assert "restarted 3 times while" in told.text
-    told = at_rest(2, cause="exit code 1").lapses
-    assert told is not None
-    assert "restarted 2 times (the last time exit code 1) while" in told.text
+    assert "restarted 3 times while" in verdict_of(at_rest(3)).message
+    assert (
+        "restarted 2 times (the last time exit code 1) while"
+        in verdict_of(at_rest(2, cause="exit code 1")).message
+    )
+    assert verdict_of(at_rest(-1, cause="exit code 1")).message == verdict_of(at_rest(0)).message
 
 
 NOBODY: dict[str, NodeCase] = {
@@ -68,7 +69,7 @@ def test_nothing_is_counted_where_no_client_can_have_ended(what: str) -> None:
 
 
 def lapse(count: int, pod: str = "uid-1") -> MpsLapses:
-    return MpsLapses(pod, count, "it restarted" if count else "")
+    return MpsLapses(pod, count, "mps-x", "")
 
 
 SEEN: dict[str, tuple[MpsLapses | None, MpsLapses | None, int]] = {
@@ -80,6 +81,10 @@ SEEN: dict[str, tuple[MpsLapses | None, MpsLapses | None, int]] = {
     "a daemon that was not there before": (None, lapse(1), 0),
     "both containers restarted": (lapse(1), lapse(0), 0),
     "no daemon any more": (lapse(1), None, 0),
+    "the daemon alone": (lapse(0), lapse(-1), 0),
+    "config-manager after the daemon": (lapse(-1), lapse(0), 1),
+    "config-manager twice after the daemon": (lapse(-3), lapse(-1), 2),
+    "the daemon alone in a new pod": (lapse(2), lapse(-1, "uid-2"), 0),
 }
 
 
@@ -88,5 +93,10 @@ def test_each_restart_is_an_event_once(what: str) -> None:
     before, after, count = SEEN[what]
     verdict = verdict_of(at_rest(0))
     told = node_events(replace(verdict, lapses=before), replace(verdict, lapses=after))
-    assert told == ((Event("Warning", "MPSClientsEnded", "gpu-07: it restarted"),) if count else ())
+    assert [(event.type, event.reason) for event in told] == [("Warning", "MPSClientsEnded")] * bool(count)
+    shown = max(count, after.count) if after is not None else 0
+    times = "once" if shown == 1 else f"{shown} times"
+    assert all(
+        f"gpu-07: the config-manager container in pod mps-x restarted {times}" in one.note for one in told
+    )
     assert (after.since(before) if after is not None else 0) == count

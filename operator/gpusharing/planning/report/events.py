@@ -192,9 +192,10 @@ def _lapse(before: Verdict, after: Verdict) -> Event | None:
     the daemon's pod is another one than before, all restarts in it count. None if no client has ended, or if the number
     of restarts is unknown before or after."""
     lapses = after.lapses
-    if lapses is None or not lapses.since(before.lapses):
+    if lapses is None or not (new := lapses.since(before.lapses)):
         return None
-    return Event("Warning", "MPSClientsEnded", f"{after.node}: {lapses.text}")
+    text = lapses.describe(max(new, lapses.count))
+    return Event("Warning", "MPSClientsEnded", f"{after.node}: {text}")
 
 
 def _turns_back(verdict: Verdict) -> bool:

@@ -265,8 +265,8 @@ class Operand:
     ready_since: datetime | None = None
     """Since when this process has seen it Ready, on a fenced node; node clocks are never compared with ours."""
     lone_restarts: int = 0
-    """How often config-manager has restarted in the pod of an MPS daemon while the daemon's container ran on. 0 for
-    other pods."""
+    """How many more restarts config-manager has than the daemon's container in the pod of an MPS daemon, which may be
+    negative. 0 for other pods."""
     restart_cause: str = ""
     """Why config-manager last exited, as the kubelet reports it. Empty if it is unknown."""
 

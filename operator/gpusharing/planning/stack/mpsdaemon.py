@@ -60,16 +60,30 @@ class MpsLapses:
     pod: str
     """UID of the MPS daemon's pod. Another pod starts a new count."""
     count: int
-    """How often its config-manager has restarted alone."""
-    text: str
-    """What happened and why, for people. Empty if the count is 0."""
+    """How often its config-manager has restarted alone, less the restarts of the daemon alone."""
+    name: str
+    """Name of the pod."""
+    cause: str
+    """Why config-manager last exited. Empty if it is unknown."""
 
     def since(self, before: "MpsLapses | None") -> int:
         """Return how many restarts are new since the count `before`. If `before` is about another pod, all restarts
         are new. 0 if it is None, because it is then unknown whether the restarts ended any client."""
         if before is None:
             return 0
-        return max(0, self.count - before.count) if before.pod == self.pod else self.count
+        return max(0, self.count - before.count if before.pod == self.pod else self.count)
+
+    def describe(self, count: int) -> str:
+        """Return what `count` restarts of config-manager alone did to the MPS clients, and why. Empty if `count` is not
+        positive."""
+        if count <= 0:
+            return ""
+        times, last = ("once", "") if count == 1 else (f"{count} times", "the last time ")
+        cause = f" ({last}{self.cause})" if self.cause else ""
+        return (
+            f"the config-manager container in pod {self.name} restarted {times}{cause} while the MPS daemon kept"
+            " running; every such restart ends the MPS clients on the node"
+        )
 
 
 def find_lapses(node: NodeView, operands: Mapping[Program, Operand], stack: StackView) -> MpsLapses | None:
@@ -83,17 +97,4 @@ def find_lapses(node: NodeView, operands: Mapping[Program, Operand], stack: Stac
     daemon = stack.cluster_policy.mps_daemon if stack.cluster_policy is not None else None
     if daemon is not None and find_deafness(daemon):
         return None
-    return MpsLapses(pod.uid, pod.lone_restarts, _describe(pod))
-
-
-def _describe(pod: Operand) -> str:
-    """Return what happened to the MPS clients and why, or an empty string if config-manager has not restarted alone."""
-    count = pod.lone_restarts
-    if not count:
-        return ""
-    times, last = ("once", "") if count == 1 else (f"{count} times", "the last time ")
-    cause = f" ({last}{pod.restart_cause})" if pod.restart_cause else ""
-    return (
-        f"the config-manager container in pod {pod.name} restarted {times}{cause} while the MPS daemon kept running;"
-        " every such restart ends the MPS clients on the node"
-    )
+    return MpsLapses(pod.uid, pod.lone_restarts, pod.name, pod.restart_cause)

@@ -211,7 +211,8 @@ def _tell_lapses(case: NodeCase) -> str:
     """Return a clause, preceded by a semicolon, that says what has ended MPS clients on the node since the daemon's
     pod started. Empty if nothing has."""
     lapses = case.lapses
-    return f"; {lapses.text}" if lapses is not None and lapses.text else ""
+    text = lapses.describe(lapses.count) if lapses is not None else ""
+    return f"; {text}" if text else ""
 
 
 def _unseen(case: NodeCase, fact: str) -> Verdict | None:
