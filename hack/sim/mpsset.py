@@ -14,6 +14,8 @@ DAEMON, MANAGER = f"{PROGRAM}-ctr", "config-manager"
 SIGNALLED = "PROCESS_TO_SIGNAL"
 FALLBACK_FIRST = (0, 18, 2)
 SKIPS_THREADS = (0, 20, 0)
+SHORT_NAMES = (0, 21, 0)
+"""From this version on, only the last part of a process name is compared. SIMULATED: it was read on the main branch."""
 
 
 def mps_pod_spec(settings: SimSettings) -> JSON:
@@ -34,7 +36,8 @@ def mps_pod_spec(settings: SimSettings) -> JSON:
 def is_notified(spec: JSON) -> bool:
     """Whether the MPS daemon, in a pod with this spec, learns which configuration the label names. Always True before
     version 0.18.2, in which the daemon finds the configuration when it starts. Later versions depend on config-manager:
-    it must look for exactly the daemon's process name and, before 0.20, the pod must not have `hostPID`.
+    it must look for the daemon's process name, from SHORT_NAMES on without its path, and, before 0.20, the pod must not
+    have `hostPID`.
 
     The version is that of the daemon's image; a tag without a version counts as 0.20. Raises KeyError if the spec lacks
     one of the two containers, or a field of theirs (image, command, env) that the answer depends on.
@@ -48,4 +51,7 @@ def is_notified(spec: JSON) -> bool:
     if spec.get("hostPID") and version < SKIPS_THREADS:
         return False
     signalled = next((row["value"] for row in manager["env"] if row["name"] == SIGNALLED), "")
-    return bool(signalled == daemon["command"][0])
+    program = daemon["command"][0]
+    if version >= SHORT_NAMES:
+        signalled, program = signalled.rpartition("/")[2], program.rpartition("/")[2]
+    return bool(signalled == program)

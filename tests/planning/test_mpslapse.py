@@ -9,7 +9,7 @@ from tests.build import make_cluster_policy, make_stack
 from tests.planning.cases import MPS, SLICED, make_case
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.report.events import Event, node_events
+from gpusharing.planning.report.events import node_events
 from gpusharing.planning.snapshot.stackviews import Operand
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.mpsdaemon import MpsLapses

@@ -98,6 +98,14 @@ def test_an_mps_daemon_is_deaf_whenever_config_manager_looks_for_another_process
     assert "PROCESS_TO_SIGNAL=mps-control-daemon" in find_remedy(daemon).text
 
 
+@pytest.mark.parametrize("version", ["v0.20.1", "v0.21.0", "v1.0.0"])
+@pytest.mark.parametrize("signalled", ["/usr/bin/mps-control-daemon", "mps-control-deamon", None])
+def test_after_0_20_only_the_last_part_of_the_name_has_to_match(version: str, signalled: str | None) -> None:
+    daemon = MpsDaemonView(version, "mps-control-daemon", signalled, sees_host=True)
+    found = signalled == "/usr/bin/mps-control-daemon" and version != "v0.20.1"
+    assert (find_deafness(daemon) == "") is found
+
+
 @pytest.mark.parametrize("program", ["/bin/sh", "bash", "/sbin/tini", ""])
 def test_what_a_daemon_is_called_is_unknown_behind_another_program(program: str) -> None:
     daemon = MpsDaemonView("v0.20.0", program, "/usr/bin/mps-control-daemon", sees_host=True)

@@ -115,7 +115,7 @@ async def test_a_daemonset_that_shows_no_daemon_leaves_it_to_the_settings() -> N
         await to_mps(stage)
 
 
-@pytest.mark.parametrize("version", ["0.18.1", "0.18.2", "0.19.3", "0.20.0", "1.0.0"])
+@pytest.mark.parametrize("version", ["0.18.1", "0.18.2", "0.19.3", "0.20.0", "0.20.1", "0.21.0", "1.0.0"])
 @pytest.mark.parametrize(
     "signalled", ["mps-control-daemon", "/usr/bin/mps-control-daemon", "mps-control-deamon", ""]
 )

@@ -45,6 +45,9 @@ LAST_READ = (26, 7, 0)
 right name since 2026-09-30, so a later release may not be affected (v26.7.1 and v26.7.2 were not read)."""
 SKIPS_THREADS_SINCE = (0, 20)
 """The first version of the device plugin whose config-manager skips processes without a command line."""
+EXACT_NAMES_UNTIL = (0, 20)
+"""The last version of the device plugin whose config-manager compares whole process names. Its main branch, as of
+November 2026, compares only the part after the last slash."""
 SKIPS_THREADS = "v0.20.0"
 """The version SKIPS_THREADS_SINCE in the form that ClusterPolicy uses."""
 RELEASED_DAEMON = MpsDaemonView(
@@ -122,7 +125,7 @@ def find_deafness(daemon: MpsDaemonView) -> str:
         return (
             "config-manager crashes when it reads the host's kernel threads (NVIDIA/k8s-device-plugin#1726)"
         )
-    if daemon.signalled == daemon.program or not _is_named(daemon):
+    if not _is_named(daemon) or _is_found(daemon):
         return ""
     if not daemon.signalled:
         return f"config-manager has no value in PROCESS_TO_SIGNAL, but the daemon is called {daemon.program}"
@@ -190,6 +193,15 @@ def _is_named(daemon: MpsDaemonView) -> bool:
     """Whether the process name of the daemon is known. False if the DaemonSet has no command for it, or starts it by
     one of WRAPPERS, such as a shell."""
     return bool(daemon.program) and daemon.program.rpartition("/")[2] not in WRAPPERS
+
+
+def _is_found(daemon: MpsDaemonView) -> bool:
+    """Whether PROCESS_TO_SIGNAL matches the process name of the daemon. Versions after EXACT_NAMES_UNTIL compare only
+    the part after the last slash; a version that cannot be parsed counts as an earlier one."""
+    wanted, name = daemon.signalled or "", daemon.program
+    if _numbers(daemon.version)[:2] > EXACT_NAMES_UNTIL:
+        wanted, name = wanted.rpartition("/")[2], name.rpartition("/")[2]
+    return wanted == name
 
 
 def _is_before(version: str, since: tuple[int, ...]) -> bool:
