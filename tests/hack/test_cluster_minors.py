@@ -1,8 +1,11 @@
 """hack/cluster/minors.py: the go.mod of another minor of Kubernetes, and what is refused. It fetches nothing."""
 
+import re
+
 import pytest
 from hack.cache import UnavailableError
 from hack.cluster.minors import control_plane, go_mod, main
+from hack.generate import ROOT
 
 KUBERNETES = """module k8s.io/kubernetes
 
@@ -48,3 +51,14 @@ def test_only_a_minor_version_is_taken(minor: str) -> None:
 def test_without_a_version_the_program_says_how_to_write_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 1
     assert "write it as in VERSION=1.30" in capsys.readouterr().err
+
+
+def test_the_tests_of_another_minor_exist_and_exercise_the_policies_of_each_token() -> None:
+    listed = re.search(r"^ON_ANOTHER_MINOR = ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert listed
+    paths = listed[1].replace("\\\n", " ").split()
+    for path in paths:
+        file, _, name = path.partition("::")
+        assert f"def {name or 'test_'}" in (ROOT / file).read_text(), path
+    files = {path.partition("::")[0] for path in paths}
+    assert {"tests/chart/test_admission_nodes.py", "tests/integration/test_repair_mps.py"} <= files
