@@ -28,7 +28,6 @@ from gpusharing.kube.client import (
 from gpusharing.kube.dra import class_spec, device_class, rule_for
 from gpusharing.kube.errors import (
     Conflict,
-    Forbidden,
     Invalid,
     KubeError,
     NotFound,
@@ -158,10 +157,9 @@ class SharedWrites:
         record that the repair is no longer pending. Log it, and store the answers in the cache. If the server refuses
         to set the value, the record is written as it was before, so that only what was made is counted.
 
-        The next pass makes up for what a lost answer or a crash has left out, so the Event may be posted twice. Raises
+        The next pass makes up for what an error or a crash has left out, so the Event may be posted twice. Raises
         Conflict if the DaemonSet has changed since the decision (nothing is written then) or since it was read here.
         Raises Invalid if the API server accepted the patch but stored another value, as a mutating webhook can cause.
-        An Event that the server refuses is only logged.
         """
         daemon, ours = action.daemon, snapshot.settings.plugin_config_map
         raw = await self.client.get(DAEMON_SETS, daemon.name, namespace=daemon.namespace)
@@ -170,19 +168,16 @@ class SharedWrites:
         if action.repairs != snapshot.stack.mps_repairs:
             await self._record(action.repairs, ours, daemon.namespace)
         if daemon.signalled != daemon.program:
+            body = signal(raw, daemon.program)
             try:
-                await self._signal(raw, daemon)
+                stored = await self.client.patch(DAEMON_SETS, daemon.name, body, namespace=daemon.namespace)
             except (Unauthorized, ServerAway, Unavailable):
                 raise  # the value may have been set
             except KubeError:
                 await self._record(snapshot.stack.mps_repairs, ours, daemon.namespace)
                 raise
-        try:
-            await self.client.create(EVENTS, self.event_of(action), namespace="default")
-        except (Forbidden, Invalid, NotFound) as error:
-            log.warning(
-                "the API server refused the Event about a repair of the MPS daemons", error=str(error)
-            )
+            self._accept_signal(stored, daemon)
+        await self.client.create(EVENTS, self.event_of(action), namespace="default")
         await self._record(replace(action.repairs, pending=False), ours, daemon.namespace)
         log.info(
             "the MPS daemons now take their configuration from node labels",
@@ -197,11 +192,9 @@ class SharedWrites:
             await self.client.patch(CONFIG_MAPS, config_map, body, namespace=namespace)
         )
 
-    async def _signal(self, raw: JSON, daemon: MpsDaemonView) -> None:
-        """Set PROCESS_TO_SIGNAL in the raw DaemonSet of `daemon`, in one PATCH, and store the answer in the cache.
-        Raises Invalid if the server has stored another value."""
-        body = signal(raw, daemon.program)
-        stored = await self.client.patch(DAEMON_SETS, daemon.name, body, namespace=daemon.namespace)
+    def _accept_signal(self, stored: JSON, daemon: MpsDaemonView) -> None:
+        """Store the raw DaemonSet of `daemon`, as the server has answered the PATCH, in the cache. Raises Invalid if it
+        has another value of PROCESS_TO_SIGNAL than the one that was sent."""
         self.sources.daemon_sets.accept(stored)
         after = daemon_set_view(stored).mps_daemon
         if after is None or after.signalled != daemon.program:
