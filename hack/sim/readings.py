@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from gpusharing.agent.background import in_daemon_thread
 from gpusharing.agent.library import Library, NotLoaded, Reading
 from gpusharing.api.gpunode import Model
+from gpusharing.kube.background import in_daemon_thread
 
 T = TypeVar("T")
 HANGING: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -76,7 +76,7 @@ class CanHang(Protocol):
 
 
 class Readings:
-    """An `agent.background.Background` for calls that read the simulated GPUs."""
+    """An `kube.background.Background` for calls that read the simulated GPUs."""
 
     def __init__(self, gpus: CanHang) -> None:
         """Prepare to make calls that read `gpus`."""

@@ -17,12 +17,12 @@ from dataclasses import asdict
 
 import pynvml
 
-from gpusharing.agent.background import Worker
 from gpusharing.agent.library import LibraryError
 from gpusharing.agent.nvml import NVML
 from gpusharing.agent.processes import Processes
 from gpusharing.agent.reader import Reader
 from gpusharing.api.gpunode import Request
+from gpusharing.kube.background import Worker
 
 COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4}  # NVML_COMPUTE_INSTANCE_PROFILE_<n>_SLICE
 LIBRARY = NVML()

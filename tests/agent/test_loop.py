@@ -1,4 +1,4 @@
-"""The agent's promises to the operator, on SIMULATED GPUs: agent/own.py and agent/background.py too."""
+"""The agent's promises to the operator, on SIMULATED GPUs: agent/own.py and kube/background.py too."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from gpusharing.agent.background import Background, in_daemon_thread
 from gpusharing.agent.library import Library, Reading, Use
 from gpusharing.agent.meter import LAG, NONE_ALLOCATABLE, Allotment, Meter, allotment_of, last_allocatable
 from gpusharing.agent.observation import Observation, request_of
@@ -24,6 +23,7 @@ from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUn
 from gpusharing.agent.reader import Outcome, Reader
 from gpusharing.api.gpunode import Request
 from gpusharing.api.names import Phase
+from gpusharing.kube.background import Background, in_daemon_thread
 from gpusharing.kube.backoff import Backoff
 from gpusharing.kube.client import GPUNODES, JSON, KubeClient
 from gpusharing.kube.errors import KubeError, NotFound

@@ -13,7 +13,6 @@ from pathlib import Path
 from prometheus_client.registry import CollectorRegistry
 
 from gpusharing.agent.access import MetricsAccess
-from gpusharing.agent.background import Worker
 from gpusharing.agent.certificate import self_signed
 from gpusharing.agent.kubelet import SOCKET, KubeletPodResources
 from gpusharing.agent.logs import log_as_json
@@ -25,6 +24,7 @@ from gpusharing.agent.probes import ProbeServer, Protection
 from gpusharing.agent.processes import Processes
 from gpusharing.agent.rest import RestClient
 from gpusharing.agent.usagemetrics import MeterCollector, UsageCollector
+from gpusharing.kube.background import Worker
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import SERVICE_ACCOUNT, Login, find_login
 

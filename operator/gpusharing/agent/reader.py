@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from gpusharing.agent.background import Background
 from gpusharing.agent.library import Library, LibraryError, Reading
 from gpusharing.api.gpunode import Request
+from gpusharing.kube.background import Background
 
 Outcome = Literal["ok", "failed", "hung"]
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from urllib.parse import urlencode, urlsplit
 
-from gpusharing.agent.background import in_daemon_thread
+from gpusharing.kube.background import in_daemon_thread
 from gpusharing.kube.client import JSON, ApiRequest, KubeClient, WatchEvent
 from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
 from gpusharing.kube.login import Access, Login

@@ -1,4 +1,4 @@
-"""agent/background.py: calls that may block, beside a real event loop."""
+"""kube/background.py: calls that may block, beside a real event loop."""
 
 import asyncio
 import subprocess
@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
-from gpusharing.agent.background import Background, Worker, in_daemon_thread
+from gpusharing.kube.background import Background, Worker, in_daemon_thread
 
 EITHER = pytest.mark.parametrize("make", [lambda: in_daemon_thread, Worker], ids=["thread", "worker"])
 HANGS = """\
 import asyncio, threading
-from gpusharing.agent.background import Worker
+from gpusharing.kube.background import Worker
 async def main():
     future = Worker()(threading.Event().wait, "hangs")
     done, _ = await asyncio.wait({future}, timeout=0.01)
