@@ -1,18 +1,17 @@
 """Several clusters in one table: `status`, `doctor` and `cost` with --contexts and --all-contexts
-(cli/shell/clusters.py, cli/shell/running.py, cli/shell/session.py, kube/login.py)."""
+(cli/shell/clusters.py, cli/shell/running.py, cli/shell/session.py, kube/login.py). Those that hang are in
+test_clusters_hung.py."""
 
 import asyncio
 import json
 import re
 import socket
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from hack.cluster.process import pid_exists, wait_until
 from hack.sim.fakecluster import FakeCluster
 from tests.cli.asking import operated
 from tests.cli.desk import GPUNODES, POLICIES, SECONDS, Desk, desk_at, wrong
@@ -33,7 +32,7 @@ from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
 from gpusharing.kube.client import ACCESS_REVIEWS, NODES
 from gpusharing.kube.client import GPUNODES as GPUNODES_KIND
 from gpusharing.kube.client import POLICIES as POLICIES_KIND
-from gpusharing.kube.login import ProgramLoop
+from gpusharing.kube.commandloop import run_command
 
 NOBODY = "http://127.0.0.1:9"
 """Where nothing listens."""
@@ -70,8 +69,7 @@ def asked(desk: Desk, *words: str, verb: FleetVerb = status.BESIDE, first: float
     """The replies of all contexts of the desk."""
     contexts = [one["name"] for one in json.loads(desk.kubeconfig.read_text())["contexts"]]
     typed = parse([*(words or ("status",)), "--kubeconfig", str(desk.kubeconfig)])
-    with asyncio.Runner(loop_factory=ProgramLoop) as runner:
-        return runner.run(ask_clusters(verb, typed, contexts, first))
+    return run_command(ask_clusters(verb, typed, contexts, first))
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
@@ -273,31 +271,6 @@ CREDENTIAL = json.dumps(
         "status": {"token": "made"},
     }
 )
-
-
-def test_login_programs_run_side_by_side(desk: Desk, west: Desk) -> None:
-    """Each waits until the other has begun."""
-    desk.write_clusters(east=desk.url, west=west.url)
-    folder = desk.folder
-    meet = "touch {0}/{1}; until [ -e {0}/{2} ]; do sleep 0.05; done; echo '{3}'"
-    with_programs(
-        desk,
-        east=meet.format(folder, "east", "west", CREDENTIAL),
-        west=meet.format(folder, "west", "east", CREDENTIAL),
-    )
-    assert [reply.error for reply in asked(desk, first=SECONDS)] == ["", ""]
-
-
-def test_a_login_program_that_does_not_end_is_killed_and_named(desk: Desk) -> None:
-    desk.write_clusters(east=desk.url, waits=desk.url)
-    pid = desk.folder / "pid"
-    with_programs(desk, east=f"echo '{CREDENTIAL}'", waits=f"echo $$ >{pid}; exec sleep 1000")
-    found = {reply.context: reply for reply in asked(desk, first=3.0)}
-    assert found["east"].answer
-    assert (
-        found["waits"].error == "its login program did not finish within 3 s. Log in to context waits first"
-    )
-    wait_until(lambda: not pid_exists(int(pid.read_text())), SECONDS, "the end of the login program")
 
 
 def test_what_one_login_program_complains_of_is_no_reason_of_another_cluster(desk: Desk, west: Desk) -> None:
@@ -522,18 +495,3 @@ def test_a_bill_that_is_not_whole_in_one_cluster_ends_with_2(desk: Desk) -> None
         said = desk.type("cost", "--all-contexts", "--window", "1d", "--service", "monitoring/p:9090")
     assert said.status == CHANGES
     assert "west: PARTIAL: no price is known" in said.out
-
-
-# --- what it costs -----------------------------------------------------------------------------------------------
-
-
-def test_twenty_clusters_are_asked_at_once(desk: Desk) -> None:
-    """Nineteen of them never answer, so one after the other would take ten seconds."""
-    with ExitStack() as stack:
-        hung = {f"hung-{number}": stack.enter_context(silent()) for number in range(19)}
-        desk.write_clusters(**hung, east=desk.url)
-        began = time.monotonic()
-        replies = asked(desk)
-        took = time.monotonic() - began
-    assert [reply.context for reply in replies if reply.answer] == ["east"]
-    assert took < 19 * SOON

@@ -13,6 +13,7 @@ class WebServer(ThreadingHTTPServer):
     """Writes nothing to standard error when somebody hangs up: what the program under test says there is compared."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     @contextmanager
     def running(self) -> Iterator[None]:

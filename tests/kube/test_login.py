@@ -152,6 +152,25 @@ async def test_of_several_kubeconfigs_the_context_that_is_named_counts(
     assert (await login.access()).server == f"http://127.0.0.1:{port}"
 
 
+async def test_a_kubeconfig_is_read_once_for_all_its_contexts_and_again_when_it_has_changed(
+    tmp_path: Path,
+) -> None:
+    """The official client takes 0.1 s to read 100 contexts, so that a command in all of them took 10 s."""
+    path = a_kubeconfig(tmp_path / "config", "east", "http://127.0.0.1:1")
+    load, read = yaml.safe_load, list[Any]()
+
+    def count(stream: Any) -> Any:
+        read.append(stream)
+        return load(stream)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "safe_load", count)
+        servers = [(await OfficialLogin(path, "east").access()).server for _ in range(3)]
+    assert (servers, len(read)) == (["http://127.0.0.1:1"] * 3, 1)
+    a_kubeconfig(path, "east", "http://127.0.0.1:12345")
+    assert (await OfficialLogin(path, "east").access()).server == "http://127.0.0.1:12345"
+
+
 async def test_a_kubeconfig_without_the_official_client_tells_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

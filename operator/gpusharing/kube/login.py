@@ -6,16 +6,16 @@ MiB of memory (docs/adr/0014).
 """
 
 import ast
-import asyncio
 import logging
 import os
 import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,9 +27,6 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_SECONDS = 60.0
 """Seconds until the token is read again. The kubelet replaces a projected token at 80 % of its life, which is at least
 10 min, so a minute is early enough."""
-
-KILLED_EVERY = 0.01
-"""Seconds between two checks whether a killed login program has ended."""
 NO_CLIENT = (
     "the Kubernetes client library that reads it is not installed: pip install 'gpu-sharing-operator[kubeconfig]', "
     "or unset KUBECONFIG if this runs in a pod"
@@ -146,14 +143,19 @@ class ServiceAccountLogin:
             raise Unauthorized(f"{self.directory / name} is not a text file: {error}") from error
 
     def _stamp(self, name: str) -> tuple[int, ...]:
-        """Return a value that changes whenever the file does: its device, inode, modification time and size. Reading
-        the file would take twenty times as long, and every call needs the stamp. Raises Unauthorized if the file
-        does not exist or may not be examined."""
+        """Return the stamp of one file of the service account (`_stamp`). Reading the file would take twenty times as
+        long, and every call needs the stamp. Raises Unauthorized if the file does not exist or may not be examined."""
         try:
-            found = os.stat(f"{self.directory}/{name}")
+            return _stamp(f"{self.directory}/{name}")
         except OSError as error:
             raise _not_mounted(error) from error
-        return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    """Return a value that changes whenever the file does: its device, inode, modification time and size. Raises OSError
+    if the file does not exist or may not be examined."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _not_mounted(error: OSError) -> Unauthorized:
@@ -195,6 +197,7 @@ class OfficialLogin:
 
     async def renew(self) -> None:
         """Let the next call load everything again: exec plugins run, files are read."""
+        _merged.cache_clear()
         self._loaded = None
 
     async def _configuration(self) -> Any:
@@ -229,11 +232,10 @@ class OfficialLogin:
         where = f"kubeconfig {self.kubeconfig}"
         try:
             with _complaints() as complaints:
-                await config.load_kube_config(
-                    str(self.kubeconfig),
+                await config.load_kube_config_from_dict(
+                    _merged(str(self.kubeconfig), kubeconfig_stamps(str(self.kubeconfig))),
                     context=self.context or None,
                     client_configuration=configuration,
-                    persist_config=False,
                 )
         # The client raises a TypeError where a part of the file is missing, such as the user of a context.
         except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError) as error:
@@ -246,27 +248,24 @@ class OfficialLogin:
         return configuration
 
 
-class ProgramLoop(asyncio.SelectorEventLoop):
-    """An event loop that can end the programs that were started on it. A login program whose cluster ran out of time
-    would otherwise outlive this process."""
+@lru_cache(maxsize=1)
+def _merged(kubeconfig: str, _stamps: tuple[object, ...]) -> Any:
+    """Return the content of a kubeconfig, or of several files joined by the path separator, as the official client
+    merges them. The last answer is cached for as long as the files have the same stamps, because the client takes 0.1 s
+    to read 100 contexts, and a command may log in to each of them. Raises what the client and its YAML reader raise."""
+    from kubernetes.aio.config.kube_config import KubeConfigMerger
 
-    def __init__(self) -> None:
-        """Create a loop on which no program was started yet."""
-        super().__init__()
-        self._programs: list[asyncio.SubprocessTransport] = []
+    return KubeConfigMerger(kubeconfig).config
 
-    async def subprocess_exec(self, *arguments: Any, **options: Any) -> Any:
-        """Start a program as the base class does, and remember it."""
-        started = await super().subprocess_exec(*arguments, **options)
-        self._programs.append(started[0])
-        return started
 
-    async def end_programs(self) -> None:
-        """Kill the programs that still run, and wait until they have ended, without a limit of time."""
-        for program in self._programs:
-            program.close()
-        while any(program.get_returncode() is None for program in self._programs):  # noqa: ASYNC110 - no event says so
-            await asyncio.sleep(KILLED_EVERY)
+def kubeconfig_stamps(kubeconfig: str) -> tuple[object, ...]:
+    """Return the stamp (`_stamp`) of each file of a kubeconfig. Files that do not exist, which the official client
+    ignores, have none."""
+    stamps = list[tuple[int, ...]]()
+    for path in kubeconfig.split(os.pathsep):
+        with suppress(OSError):
+            stamps.append(_stamp(os.path.expanduser(path)))
+    return tuple(stamps)
 
 
 def _without_init(package: str) -> None:

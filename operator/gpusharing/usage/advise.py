@@ -6,7 +6,6 @@ ClusterPolicy turns off are read. Flags that are missing are asked for at a term
 --from-prometheus, which `recommend` stands for, the needs are measured instead (usage/recommend.py).
 """
 
-import asyncio
 import re
 import sys
 from argparse import Namespace
@@ -24,6 +23,7 @@ from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal, ask_line
 from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, GPUNODES, JSON, PODS, Resource
+from gpusharing.kube.commandloop import run_command
 from gpusharing.kube.convert import cluster_policy_view
 from gpusharing.kube.plainstack import daemon_set_view
 from gpusharing.kube.raw import entries, text
@@ -64,7 +64,7 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
     CPU's memory, if a flag cannot be parsed or belongs to another source, if the card or the memory is missing and
     there is no terminal to ask at, or as `recommend.run` does."""
     if _is_measured(typed, terminal):
-        return asyncio.run(recommend.run(None, typed, terminal))
+        return run_command(recommend.run(None, typed, terminal))
     card = _card(typed.card) if typed.card else _ask(WHICH, "--card", _card)
     answers = _find_answers(typed, card, None)
     return _show(advise(answers), card, answers, "", typed, terminal)

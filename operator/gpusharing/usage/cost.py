@@ -1,7 +1,6 @@
 """`cost [--by namespace|policy|LABEL] [--window 30d]`: show what the GPUs cost and who used them, from what Prometheus
 has recorded. That Prometheus may be in a cluster."""
 
-import asyncio
 import re
 from argparse import Namespace
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from gpusharing.cli.shell.drawing import Column, Span
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble
+from gpusharing.kube.commandloop import run_command
 from gpusharing.usage.prometheus.client import Prometheus, prometheus_at
 from gpusharing.usage.prometheus.matchers import labels_of, selector_of
 from gpusharing.usage.prometheus.services import find_endpoint
@@ -25,7 +25,7 @@ from gpusharing.usage.say.cost import CostReport, as_data, as_rows, columns_of, 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
     """Print the bill from the Prometheus at the address in `--prometheus`, as `run` does, without a cluster. Return the
     exit status and raise Trouble as `run` does."""
-    return asyncio.run(run(None, typed, terminal))
+    return run_command(run(None, typed, terminal))
 
 
 async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:

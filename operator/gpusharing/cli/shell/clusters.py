@@ -4,10 +4,11 @@ A cluster that gives no answer in time is a row with the reason, and does not de
 """
 
 import asyncio
+import resource
 import textwrap
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,16 +29,17 @@ from gpusharing.cli.shell.session import Session, connected
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import Trouble, explained, worst
 from gpusharing.kube.client import NAMESPACES
+from gpusharing.kube.commandloop import CommandLoop, run_command
 from gpusharing.kube.errors import Forbidden, NotFound
-from gpusharing.kube.login import ProgramLoop
 from gpusharing.kube.raw import text
 from gpusharing.planning.vocabulary.lengths import counted
 
 FIRST = 30.0
 """Seconds within which a cluster must give its first answer. A login program must have ended by then, too."""
-AT_ONCE = 24
-"""How many clusters are asked at once. Each may start a login program, which can take 60 MiB, and opens at most 8
-connections; macOS allows 256 open files by default."""
+LOGINS = 24
+"""How many clusters are logged in to at once. Each may start a login program, which can take 60 MiB."""
+FILES = 16
+"""How many open files a cluster may need: at most 8 connections, and those of a login program and a name's lookup."""
 LEGIBLE = 32
 """How many characters the last column of the table should have. Other columns are left out for it."""
 
@@ -96,8 +98,8 @@ def carry_out_everywhere(
     before anything is asked if the flags cannot be used, and after the printing, with all reasons, if a cluster gave no
     answer."""
     verb.check(typed)
-    with asyncio.Runner(loop_factory=ProgramLoop) as runner:
-        replies = runner.run(ask_clusters(verb, typed, contexts))
+    _allow_files(FILES * len(contexts))
+    replies = run_command(ask_clusters(verb, typed, contexts))
     if not terminal.structured:
         terminal.show(describe_clusters(verb, replies, terminal.paper))
     for reply in replies if terminal.structured else ():
@@ -110,33 +112,48 @@ def carry_out_everywhere(
     return worst([reply.answer.status for reply in replies if reply.answer])
 
 
+def _allow_files(most: int) -> None:
+    """Let this process have `most` open files, or as many as the system allows it. Does nothing if it may already have
+    that many. macOS allows 256 by default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # macOS has a lower limit than the one that it reports
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def ask_clusters(
     verb: FleetVerb, typed: Namespace, contexts: Sequence[str], first: float = FIRST
 ) -> list[Reply]:
-    """Ask the clusters concurrently, at most AT_ONCE at a time, and return a reply for each context in their order.
-    Each cluster has `first` seconds for its first answer and then `Verb.beside` seconds for the rest. A cluster that
-    gives no answer has a reply with the reason (`_reply`). Login programs that still run at the end are killed."""
-    places = asyncio.Semaphore(AT_ONCE)
+    """Ask all clusters concurrently, and return a reply for each context in their order. Each cluster has `first`
+    seconds to log in and give its first answer, and then `Verb.beside` seconds for the rest. At most LOGINS log in at a
+    time; nothing else of a cluster delays another. A cluster that gives no answer has a reply with the reason
+    (`_reply`). Login programs that still run at the end are killed."""
+    logins = asyncio.Semaphore(LOGINS)
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_reply(verb, typed, context, places, first)) for context in contexts]
+            tasks = [group.create_task(_reply(verb, typed, context, logins, first)) for context in contexts]
     finally:
         loop = asyncio.get_running_loop()
-        if isinstance(loop, ProgramLoop):
+        if isinstance(loop, CommandLoop):
             await loop.end_programs()
     return [task.result() for task in tasks]
 
 
 async def _reply(
-    verb: FleetVerb, typed: Namespace, context: str, places: asyncio.Semaphore, first: float
+    verb: FleetVerb, typed: Namespace, context: str, logins: asyncio.Semaphore, first: float
 ) -> Reply:
-    """Ask one cluster as soon as `places` has a free place, and return its answer with the cluster's UID. A time-out, a
-    Trouble or any unexpected error becomes the error of the reply. The cluster has `first` seconds to log in and give
-    the UID, and then `Verb.beside` seconds for the rest. The time until there is a place does not count."""
+    """Ask one cluster, and return its answer with the cluster's UID. It logs in as soon as `logins` has a free place,
+    and gives the place back when it has logged in or failed to. A time-out, a Trouble or any unexpected error becomes
+    the error of the reply. The cluster has `first` seconds to log in and give the UID, and then `Verb.beside` seconds
+    for the rest. The time until there is a place does not count."""
     late = f"its login program did not finish within {first:g} s. Log in to context {context} first"
     kubeconfig = getattr(typed, "kubeconfig", "")
     try:
-        async with places, asyncio.timeout(first) as limit, connected(kubeconfig, context) as session:
+        async with AsyncExitStack() as stack:
+            async with logins:
+                limit = await stack.enter_async_context(asyncio.timeout(first))
+                session = await stack.enter_async_context(connected(kubeconfig, context))
             late = f"the API server of context {context} did not respond within {first:g} s"
             cluster = ""
             with explained(session.where), suppress(Forbidden, NotFound):

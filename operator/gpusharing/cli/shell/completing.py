@@ -108,6 +108,7 @@ def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
     cluster cannot be read, or if that takes more than SECONDS."""
     from gpusharing.cli.shell.session import connected, find_kubeconfigs, find_subject, read_contexts
     from gpusharing.kube import client
+    from gpusharing.kube.commandloop import run_command
     from gpusharing.kube.raw import text
 
     kubeconfig = _value(words, "--kubeconfig")
@@ -128,7 +129,7 @@ def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
     try:
         if kind == CONTEXTS:
             return [*read_contexts(find_kubeconfigs(kubeconfig))[1]]
-        return asyncio.run(ask())
+        return run_command(ask())
     except (Trouble, TimeoutError):
         return []
 

@@ -1,6 +1,5 @@
 """Run a verb in each of the contexts that the user named: one after the other, or side by side in one table."""
 
-import asyncio
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from gpusharing.cli.shell.drawing import BLANK, Ink, Span, line
 from gpusharing.cli.shell.session import Session, connected, find_contexts
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import Trouble, worst
+from gpusharing.kube.commandloop import run_command
 
 
 class VerbModule(Protocol):
@@ -56,7 +56,7 @@ def carry_out(verb: Any, typed: Namespace) -> int:
         async with connected(kubeconfig, context) as session:
             return await run_each(verb, session, typed, terminal)
 
-    return asyncio.run(_in_turn(run, contexts))
+    return run_command(_in_turn(run, contexts))
 
 
 def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool) -> str:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Unpack
 
@@ -21,7 +22,7 @@ from gpusharing.kube.client import JSON, Filters, KubeClient, Resource
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import KubeError, NotFound, one_error
 from gpusharing.kube.http import HttpClient, Limits
-from gpusharing.kube.login import Login, OfficialLogin, ServiceAccountLogin
+from gpusharing.kube.login import Login, OfficialLogin, ServiceAccountLogin, kubeconfig_stamps
 from gpusharing.kube.paging import pages_of
 from gpusharing.kube.raw import entries, part, text, texts
 from gpusharing.planning.vocabulary.lengths import some
@@ -34,6 +35,13 @@ def read_contexts(files: Sequence[Path]) -> tuple[str, dict[str, str]]:
     """Return the name of the current context, which may be empty, and the namespace that each context sets (empty if
     none), by the context's name. If several files name a current context or define the same context, the first file
     decides. A file without contexts adds nothing. Raises Trouble if a file cannot be read or is not YAML."""
+    return _contexts(tuple(files), kubeconfig_stamps(os.pathsep.join(map(str, files))))
+
+
+@lru_cache(maxsize=1)
+def _contexts(files: tuple[Path, ...], _stamps: tuple[object, ...]) -> tuple[str, dict[str, str]]:
+    """Return what `read_contexts` does, or raise its Trouble. The last answer is cached for as long as the files have
+    the same stamps, because a command that asks 100 clusters looks up each of their contexts."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     current, known = "", dict[str, str]()
     for file in files:
