@@ -393,6 +393,13 @@ def test_all_contexts_of_no_kubeconfig_are_not_those_of_a_pod(desk: Desk) -> Non
     assert "there is no kubeconfig at" in said.err
 
 
+def test_a_context_without_a_name_is_none(desk: Desk) -> None:
+    told = json.loads(desk.kubeconfig.read_text())
+    del told["contexts"][0]["name"]
+    desk.kubeconfig.write_text(json.dumps(told))
+    assert "has no contexts" in wrong(desk, "status", "--all-contexts")
+
+
 def test_a_kubeconfig_without_contexts_is_named(desk: Desk) -> None:
     told = json.loads(desk.kubeconfig.read_text())
     desk.kubeconfig.write_text(json.dumps({**told, "contexts": []}))

@@ -34,7 +34,8 @@ MOST_LISTED = 20
 def read_contexts(files: Sequence[Path]) -> tuple[str, dict[str, str]]:
     """Return the name of the current context, which may be empty, and the namespace that each context sets (empty if
     none), by the context's name. If several files name a current context or define the same context, the first file
-    decides. A file without contexts adds nothing. Raises Trouble if a file cannot be read or is not YAML."""
+    decides. A file without contexts adds nothing, and neither does a context without a name. Raises Trouble if a file
+    cannot be read or is not YAML."""
     return _contexts(tuple(files), kubeconfig_stamps(os.pathsep.join(map(str, files))))
 
 
@@ -51,7 +52,8 @@ def _contexts(files: tuple[Path, ...], _stamps: tuple[object, ...]) -> tuple[str
             raise Trouble(f"kubeconfig {file} cannot be read: {error_text(error)}") from error
         current = current or text(config, "current-context")
         for entry in entries(config, "contexts"):
-            known.setdefault(text(entry, "name"), text(entry, "context", "namespace"))
+            if name := text(entry, "name"):
+                known.setdefault(name, text(entry, "context", "namespace"))
     return current, known
 
 
