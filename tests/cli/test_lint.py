@@ -228,6 +228,12 @@ FOUND = {
         "kind: List\napiVersion: v1\nitems:\n- kind: Service\n- apiVersion: gpusharing.dev/v1alpha1\n"
         "  kind: GPUSharingPolicy\n  metadata: {name: p}\n  spec:\n    nodeSelector: {matchLabels: {a: b}}\n"
         "    mode: Half\n", 10, "error", 'spec.mode "Half": '),
+    "a policy after another JSON object": (
+        '\ufeff\n# of jq\n{"kind": "Service"}\n\n{"kind": "GPUSharingPolicy", "metadata": {"name": "p"}, "apiVersion":\n'
+        '"gpusharing.dev/v1alpha1", "spec": {"nodeSelector": {"matchLabels": {"a": "b"}},\n"mode": "Half"}} {}',
+        7, "error", 'spec.mode "Half": '),
+    "what follows a JSON object and is none": (
+        '{"kind": "Service"}\n{"apiVersion": "gpusharing.dev/v1alpha1",\n', 2, "error", "it is not YAML"),
     "a mig-parted file without its version": (
         "mig-configs:\n  x: [{devices: all, mig-enabled: false}]\n", 1, "error", "it has no version"),
     "a mig-parted file with a field of its own": (

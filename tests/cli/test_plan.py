@@ -1,6 +1,7 @@
 """`plan` on a SIMULATED cluster with the shipped operator beside it (cli/changing/plan.py, cli/live/cluster.py,
 cli/live/files.py, cli/live/installed.py, cli/live/onlooker.py, report/proposal.py)."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,19 @@ async def test_several_policies_of_one_file_are_planned_together_and_other_objec
 
 
 @virtually
+async def test_of_json_objects_that_follow_each_other_each_is_planned(tmp_path: Path) -> None:
+    """As `jq '.items[]'` prints them, and as `kubectl apply` reads them."""
+    path = tmp_path / "stream.json"
+    path.write_text("\n".join(json.dumps(one) for one in (policy(SLICED, "pool-x", "nowhere"), policy(MIXED))))
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        told = await ask(scene.e.cluster, "plan", "-f", str(path))
+    assert told.status == CHANGES
+    assert "pool-x  nothing to change" in told.out
+
+
+@virtually
 async def test_a_closed_window_and_the_next_opening_are_told(tmp_path: Path) -> None:
     async with operated(1) as scene:
         scene.apply(FULL)
@@ -401,6 +415,7 @@ BAD_FILES = {
         "kind: GPUSharingPolicy\napiVersion: gpusharing.dev/v9\n",
         "this plugin knows gpusharing.dev",
     ),
+    "broken JSON after an object": ('{"kind": "Service"}\n{"kind": "GPUSharingPolicy"', "cannot be read"),
     "no name": ("kind: GPUSharingPolicy\napiVersion: gpusharing.dev/v1alpha1\n", "has no metadata.name"),
 }
 

@@ -1,6 +1,7 @@
 """Read Kubernetes objects from files that `kubectl apply -f` would accept. Whatever a file contains, the caller gets
 documents or a Trouble, never another exception."""
 
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from gpusharing.planning.wanted.yamltext import Unreadable, find_line, parse_yam
 SUFFIXES = (".yaml", ".yml", ".json")
 _OTHER = re.compile(r"^kind: *(?!(?:GPUSharingPolicy|ClusterPolicy|ConfigMap|\w*List)\b)(\w+)", re.MULTILINE)
 """Matches the kind of an object that no verb reads."""
+_OBJECT = re.compile(r"(?:\s|#.*\n)*(?=\{)")
+"""Matches the spaces and comments before an object in braces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +89,36 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
 def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
     """Yield every object in these files, in order. A directory stands for its own files in .yaml, .yml or .json, sorted
     and without those of its subdirectories, and `-` for standard input. A file that is named itself may have any
-    suffix. An object whose kind ends in `List` is replaced by its items; empty documents are left out. For a document
-    that cannot be parsed, see `_objects`. Raises Trouble if a file cannot be read, or if a directory has a
-    kustomization; the message then says to pipe what it builds into `command`."""
+    suffix. Documents are separated by `---`, and JSON objects may also follow each other without it. An object whose
+    kind ends in `List` is replaced by its items; empty documents are left out. For a document that cannot be parsed,
+    see `_objects`. Raises Trouble if a file cannot be read, or if a directory has a kustomization; the message then
+    says to pipe what it builds into `command`."""
     for name in (file for one in names for file in _files(one, command)):
         try:
             content = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise Trouble(f"{name} cannot be read: {error_text(error)}") from error
         before = 0
-        for piece in re.split(r"^---(?=\s|\Z)", content, flags=re.MULTILINE):
-            document = re.sub(r"\A(?:[ \t]*(?:#.*)?\r?\n)+", "", piece)
-            yield from _objects(Document(name, before + piece.count("\n") - document.count("\n"), document))
-            before += piece.count("\n")
+        for piece in re.split(r"^---(?=\s|\Z)", content.removeprefix("\ufeff"), flags=re.MULTILINE):
+            for document in _split_json(piece):
+                before += document.count("\n")
+                own = re.sub(r"\A(?:[ \t]*(?:#.*)?\r?\n)+", "", document)
+                yield from _objects(Document(name, before - own.count("\n"), own))
+
+
+def _split_json(text: str) -> Iterator[str]:
+    """Yield `text` in parts, one for each JSON object at its beginning and one for what follows the last of them, so
+    that the objects that `jq '.items[]'` prints one after another are documents of their own, as they are for kubectl.
+    A text that does not begin with a JSON object is the only part."""
+    begin = 0
+    while found := _OBJECT.match(text, begin):
+        try:
+            _, end = json.JSONDecoder().raw_decode(text, found.end())
+        except (ValueError, RecursionError):
+            break
+        yield text[begin:end]
+        begin = end
+    yield text[begin:]
 
 
 def _objects(document: Document) -> Iterator[Document]:
