@@ -6,7 +6,7 @@ import pytest
 from hack.sim.fakecluster import FakeCluster
 
 from gpusharing.cli.live.onlooker import Onlooker
-from gpusharing.kube.client import NODES
+from gpusharing.kube.client import NODES, POLICIES
 from gpusharing.kube.paging import list_of
 
 Call = Callable[[Onlooker], Awaitable[object]]
@@ -35,3 +35,17 @@ async def test_what_is_there_is_seen() -> None:
     assert (await client.get(NODES, "n"))["metadata"]["name"] == "n"
     assert len(await list_of(client, NODES)) == 1
     assert await client.version() == cluster.version
+
+
+async def test_a_policy_exported_while_it_was_deleted_is_shown_as_the_server_would_create_it() -> None:
+    spec = {"nodeSelector": {"matchLabels": {"a": "b"}}, "mode": "Full"}
+    served = {
+        "uid": "u",
+        "creationTimestamp": "2024-01-01T00:00:00Z",
+        "deletionTimestamp": "2024-01-02T00:00:00Z",
+        "finalizers": ["gpusharing.dev/in-flight"],
+        "generation": 7,
+    }
+    exported = {"metadata": {"name": "p", "annotations": {"a": "b"}, **served}, "spec": spec, "status": {"nodes": 1}}
+    listed = await list_of(Onlooker(FakeCluster().client("person"), [exported]), POLICIES)
+    assert listed == [{"metadata": {"name": "p", "annotations": {"a": "b"}, "generation": 1}, "spec": spec}]

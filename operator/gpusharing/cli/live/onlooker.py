@@ -59,10 +59,11 @@ def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
     """Return the policy as the server would store it after `kubectl apply`: the live object with the spec of the file,
     and with the file's annotations added to its own. Other metadata of the file is ignored, and so is its status. The
     generation is incremented if the two specs are not equal once they are validated. `live` is None if the policy does
-    not exist yet; the result is then the policy of the file with generation 1."""
+    not exist yet; the result then has the name, the annotations and the spec of the file, and generation 1."""
     own = section(proposed, "metadata")
     if live is None:
-        return {**proposed, "metadata": {**own, "generation": 1}}
+        metadata = {"name": own.get("name"), "annotations": section(own, "annotations"), "generation": 1}
+        return {"metadata": metadata, "spec": proposed.get("spec")}
     theirs = section(live, "metadata")
     same = validate_policy(live) == validate_policy(proposed)
     metadata = {
