@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.chart.charts import CHART, NAMESPACE, ROOT, VALUE_SETS, Helm, Manifest, find
+from tests.chart.charts import CHART, IMAGE, NAMESPACE, ROOT, VALUE_SETS, Helm, Manifest, find
 from tests.chart.rbac import USERS
 
 from gpusharing.agent.main import parse
@@ -46,6 +46,23 @@ def pod_templates(objects: list[Manifest]) -> Iterator[Manifest]:
 def test_helm_lint_finds_nothing(helm: Helm, values: Path) -> None:
     done = helm.run("lint", "--strict", str(CHART), "-f", str(values))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """Refuses a map that has a key twice, as kustomize does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = Counter(key.value for key, _ in node.value)
+        assert keys.total() == len(keys), keys
+        return super().construct_mapping(node, deep)
+
+
+def test_no_label_of_yours_is_beside_one_of_the_chart_with_the_same_key(helm: Helm, values: Path) -> None:
+    yours = ("--set", r"commonLabels.app\.kubernetes\.io/name=mine,crds.install=false")
+    done = helm.run("template", "gpusharing", str(CHART), *IMAGE, "-f", str(values), *yours)
+    assert done.returncode == 0, done.stderr
+    for one in filter(None, yaml.load_all(done.stdout, UniqueKeys)):
+        assert one["metadata"]["labels"].get("app.kubernetes.io/name") != "mine"
 
 
 def test_every_namespaced_object_names_its_namespace(helm: Helm, values: Path) -> None:

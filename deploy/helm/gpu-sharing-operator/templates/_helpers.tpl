@@ -3,7 +3,8 @@
 {{- $own := dict "app.kubernetes.io/part-of" "gpu-sharing-operator" "app.kubernetes.io/instance" .Release.Name }}
 {{- $own = merge $own (dict "app.kubernetes.io/version" .Chart.AppVersion "app.kubernetes.io/managed-by" .Release.Service) }}
 {{- $own = merge $own (dict "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_")) }}
-{{- toYaml (merge $own .Values.commonLabels) }}
+{{- /* The templates themselves write app.kubernetes.io/name, which selects the pods. */}}
+{{- toYaml (merge $own (omit (.Values.commonLabels | default dict) "app.kubernetes.io/name")) }}
 {{- end }}
 
 {{- define "gpusharing.image" -}}
