@@ -203,6 +203,17 @@ async def test_a_resume_says_that_the_charts_value_keeps_the_fleet_stopped() -> 
     assert told.out.endswith("\nDone, but no node starts while the chart's value paused is Hold.\n")
 
 
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+@virtually
+async def test_an_operator_scaled_to_no_pods_has_not_done_what_it_was_asked(verb: str) -> None:
+    cluster = fleet(a=PAUSED if verb == "resume" else {})
+    scaled = {"spec": {"replicas": 0}}
+    await cluster.client("admin").patch(DEPLOYMENTS, "gpusharing-operator", scaled, namespace="gpusharing")
+    told = await ask(cluster, verb, "a", "--yes", width=200)
+    last = "The patch was written, but the operator is scaled to 0 replicas, so it has no effect yet."
+    assert (told.status, told.out.splitlines()[-1]) == (DONE, last)
+
+
 @virtually
 async def test_a_plan_shows_that_the_charts_value_keeps_the_fleet_stopped() -> None:
     async with operated(1) as scene:

@@ -1,7 +1,7 @@
 """Carry out a steering verb: show a small patch and send it.
 
-If the patch may evict pods, the user must confirm it or give --yes. If no operator is installed, nothing would act on
-the patch, and the command says so.
+If the patch may evict pods, the user must confirm it or give --yes. If no operator is installed or runs, nothing would
+act on the patch, and the command says so.
 
 Terms: docs/design/glossary.md#fence.
 """
@@ -23,7 +23,7 @@ from gpusharing.cli.shell.troubles import DONE, FAILED, INSTALL, Trouble, explai
 from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, Resource
 from gpusharing.kube.errors import Conflict, Forbidden, NotFound
 from gpusharing.kube.fence import read_fence
-from gpusharing.kube.raw import section, text, whole
+from gpusharing.kube.raw import part, section, text, whole
 
 DID = "Done."
 ASKED = "Done: requested on the GPUNode, because you may not patch Nodes; the operator writes it to the Node."
@@ -116,16 +116,18 @@ def _show(resource: Resource, changes: Changes, terminal: Terminal) -> None:
 
 
 async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> str:
-    """Return a closing sentence that says that no operator is installed or, for approve, resume and retry, that the
-    chart's value `paused` (anything but `false`) keeps nodes from starting. Empty otherwise. If Deployments may not be
-    read, the operator counts as installed, with the chart's defaults. `lasts` says whether an operator that is
-    installed later would act on the patch.
+    """Return a closing sentence that says that no operator is installed or runs or, for approve, resume and retry, that
+    the chart's value `paused` (anything but `false`) keeps nodes from starting. Empty otherwise. If Deployments may not
+    be read, the operator counts as installed and running, with the chart's defaults. `lasts` says whether an operator
+    that is installed later would act on the patch.
 
     Raises Trouble if no operator is installed and `lasts` is false, because the patch would have no effect, and for
     errors of the API server.
     """
     with explained(session.where):
         operator = await read_deployment(session.client)
+    if part(operator.deployment, "spec", "replicas") == 0:
+        return "The patch was written, but the operator is scaled to 0 replicas, so it has no effect yet."
     if not operator.missing:
         paused = operator.settings.plan.paused
         waits = paused != "false" and typed.verb in ("approve", "resume", "retry")
