@@ -9,6 +9,7 @@ from hack.cluster.nodes import LABEL_POOL
 from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, make_snapshot, make_stack
 from tests.recipes import MIG, PLUGIN
 
+from gpusharing.api.validation import validate_policy
 from gpusharing.cli.setup.adoption import AdminConfigMaps, find_steps, named_maps
 from gpusharing.cli.setup.handmade import Handmade, find_handmade, find_inexpressible
 from gpusharing.cli.setup.likeness import MAX_NAMES, propose
@@ -363,6 +364,15 @@ def test_a_policy_is_named_after_its_pool() -> None:
     spec = {"mode": "MPS", "mps": {"replicas": 4}}
     found, _ = propose([handmade("a"), handmade("b", spec=spec)], nodes)
     assert [one.name for one in found] == ["big-gpus", "pool-b"]
+
+
+def test_a_second_policy_of_a_pool_with_a_long_name_has_a_name_that_the_crd_accepts() -> None:
+    pool = f"{'x' * 47}-y-{'z' * 10}"
+    nodes = labelled(a={LABEL_POOL: pool}, b={LABEL_POOL: pool}, c={LABEL_POOL: pool})
+    spec = {"mode": "MPS", "mps": {"replicas": 4}}
+    found, _ = propose([handmade("a"), handmade("b"), handmade("c", spec=spec)], nodes)
+    assert {one.name for one in found} == {f"{'x' * 47}-y", f"{'x' * 47}-2"}
+    assert not any(isinstance(validate_policy(one.manifest), tuple) for one in found)
 
 
 def test_nodes_that_nothing_tells_apart_are_not_proposed() -> None:

@@ -9,6 +9,7 @@ from itertools import chain, count
 from typing import Any
 
 from gpusharing.api.names import LABEL_HOSTNAME, PREFIX
+from gpusharing.api.rules import MAX_NAME
 from gpusharing.api.validation import is_rewritten
 from gpusharing.cli.setup.handmade import Handmade
 from gpusharing.cli.shell.manifests import policy_manifest
@@ -157,12 +158,15 @@ def _rows(operator: str, names: Sequence[str], hosts: Mapping[str, str]) -> list
 
 def _name(label: Label | None, member: Handmade, used: Collection[str]) -> str:
     """Return a name for the policy, made from the value of the pool's label (`pool_name`). If there is no label, or its
-    value contains no ASCII letter or digit, the name is made from the member's first card and its mode, and cut to 50
-    characters. If that is in `used`, the first free number from 2 on is appended, such as `name-2`."""
+    value contains no ASCII letter or digit, the name is made from the member's first card and its mode, and cut to
+    MAX_NAME characters. If that is in `used`, the first free number from 2 on is appended, such as `name-2`; a name
+    that would become too long is cut before the number."""
     card = find_card(member.products[0])
     other = _slug(f"{card.key if card else member.products[0]}-{_MODES[member.spec['mode']]}")
     name = (pool_name(label[1]) if label else "") or other
-    return next(one for one in chain([name], (f"{name}-{number}" for number in count(2))) if one not in used)
+    endings = (f"-{number}" for number in count(2))
+    numbered = (name[: MAX_NAME - len(ending)].rstrip("-") + ending for ending in endings)
+    return next(one for one in chain([name], numbered) if one not in used)
 
 
 def pool_name(text: str) -> str:
@@ -174,5 +178,5 @@ def pool_name(text: str) -> str:
 
 def _slug(text: str) -> str:
     """Convert a name to lower case, replace each run of characters other than ASCII letters and digits with one dash,
-    and cut the result to 50 characters. There are no dashes at its beginning and end."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:50].strip("-")
+    and cut the result to MAX_NAME characters. There are no dashes at its beginning and end."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:MAX_NAME].strip("-")
