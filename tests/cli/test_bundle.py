@@ -5,6 +5,7 @@ import tarfile
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import pytest
@@ -387,6 +388,16 @@ HARMLESS = (
 @pytest.mark.parametrize("text", TEXTS)
 def test_of_a_text_only_the_secret_goes(text: str) -> None:
     assert scrubbed(text) == TEXTS[text]
+
+
+def test_a_long_log_of_single_words_is_searched_once_and_not_from_each_of_its_lines() -> None:
+    def duration(lines: int) -> float:
+        text = "auth\n" + f"{'w' * 64}\n" * lines
+        began = process_time()
+        assert scrubbed(text) == text
+        return process_time() - began
+
+    assert min(duration(1000) for _ in range(3)) < 50 * min(duration(100) for _ in range(3))
 
 
 @pytest.mark.parametrize("text", HARMLESS)

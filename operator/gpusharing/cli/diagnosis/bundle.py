@@ -48,13 +48,17 @@ _QUOTED = r"""\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|\\\"[^\"\n]*\""""
 _PROSE = "(?:not|no|context|user|unauthorized|invalid|expired|error|failed)"
 """Matches the word after the colon in an ordinary sentence about a secret, such as `token: expired since May`. Such
 sentences are kept."""
+_KEY = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"(?:[\sA-Za-z0-9+/=:,-]*?-----END [A-Z ]*PRIVATE KEY-----|(?:\s+[\w+/=]{16,})*(?:\s+[\w+/=]+(?=\s*\Z))?)"
+)
+"""Matches a private key in PEM format (RFC 7468), even if its end is missing."""
+_KEY_LINES = re.compile(
+    r"(?:^[\w+/=]+[ \t\r]*\n)+(-----END [A-Z ]*PRIVATE KEY-----)?|(-----END [A-Z ]*PRIVATE KEY-----)", re.MULTILINE
+)
+"""Matches the rest of a private key whose beginning is missing. Also matches lines of one word without the end of a key,
+which must stay: a pattern that needs the end takes quadratic time, as it looks for the end again from each line."""
 _IN_TEXTS = (
-    # A private key in PEM format (RFC 7468), even if its beginning or end is missing.
-    re.compile(
-        r"()-----BEGIN [A-Z ]*PRIVATE KEY-----"
-        r"(?:[\sA-Za-z0-9+/=:,-]*?-----END [A-Z ]*PRIVATE KEY-----|(?:\s+[\w+/=]{16,})*(?:\s+[\w+/=]+(?=\s*\Z))?)"
-    ),
-    re.compile(r"()(?:^[\w+/=]+[ \t\r]*\n)*-----END [A-Z ]*PRIVATE KEY-----", re.MULTILINE),
     re.compile(r"(\bbearer[ \t]+)[^\s\"']+", re.IGNORECASE),
     # user:password@ or token@ in a URL (RFC 3986), and a JSON Web Token (RFC 7519).
     re.compile(r"(://)[^/\s@\"']+(?=@)"),
@@ -85,7 +89,7 @@ _IN_TEXTS = (
 )
 
 _HINTS = ("-----", "bearer", "://", "eyj", "pass", "pwd", "token", "secret", "credent", "key", "auth")
-"""Every string that a pattern above matches contains one of these, case-folded. Strings without any are
+"""Every string with a secret that a pattern above recognizes contains one of these, case-folded. Strings without any are
 not searched."""
 
 
@@ -115,6 +119,7 @@ def scrubbed(text: str) -> str:
     folded = text.casefold()
     if not any(hint in folded for hint in _HINTS):
         return text
+    text = _KEY_LINES.sub(lambda match: REMOVED if match.lastindex else match[0], _KEY.sub(REMOVED, text))
     for pattern in _IN_TEXTS:
         text = pattern.sub(rf"\g<1>{REMOVED}", text)
     return text
