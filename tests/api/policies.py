@@ -86,6 +86,9 @@ GOOD = (
     Row("every default spelled out", full(priority=0, drain={"timeout": "15m"}, rollout={"paused": False})),
     Row("empty blocks take their defaults", full(drain={}, rollout={"timeouts": {}})),
     Row("a null block counts as absent", full(mig=None, timeSlicing=None)),
+    Row("a null field takes its default", full(drain=None, rollout={"maxUnavailable": None})),
+    Row("null devices mean all", layouts({"devices": None, "profiles": {"3g.40gb": 2}})),
+    Row("a null label counts as absent", select(matchLabels={"pool": "b", "tier": None})),
     Row("a guard on card models", full(products=["NVIDIA-H100-80GB-HBM3", "Tesla-T4"])),
     Row("lowest priority", full(priority=-1000)),
     Row("highest priority", full(priority=1000)),
@@ -375,6 +378,8 @@ BAD = (
     Row("an unknown answer for unmanaged pods", full(drain={"unmanagedPods": "Delete"}), "spec.drain.unmanagedPods"),
     Row("an unknown answer for stranded pods", full(drain={"strandedPods": "Evict"}), "spec.drain.strandedPods"),
     # the rest
+    Row("a null mode", {"nodeSelector": POOL, "mode": None}, "spec.mode"),
+    Row("a null in a list", full(products=[None]), "spec.products[0]"),
     Row("a priority out of bounds", full(priority=1001), "spec.priority"),
     Row("a card's name with spaces", full(products=["NVIDIA H100"]), "spec.products[0]"),
     Row("an empty card's name", full(products=[""]), "spec.products[0]"),

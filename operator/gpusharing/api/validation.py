@@ -82,7 +82,7 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
     """Check the spec and the name of a raw GPUSharingPolicy, which must hold nothing but JSON, as the API server does.
     Return its spec, or the problems if there are any, each with the field's value. The rest of the object is ignored.
 
-    Types are taken literally, as in JSON ("4" is not a number). A field that we do not know is refused: the API server
+    Types are taken literally, as in JSON ("4" is not a number). A field that is null counts as absent. A field that we do not know is refused: the API server
     keeps one only if the CRDs are newer than the operator, and it may be a field that forbids drains. Rules beyond
     types and bounds are checked only if all types and bounds are right; until then each field has at most one problem.
     A required field that is missing has none if an unknown field beside it is taken for a misspelling of it.
@@ -92,7 +92,7 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
         return (Problem("spec", "a policy needs a spec with nodeSelector and mode"),)
     try:
         parsed = GPUSharingPolicySpec.model_validate_json(
-            json.dumps(spec), strict=True, extra="forbid", by_alias=True, by_name=False
+            json.dumps(_without_nulls(spec)), strict=True, extra="forbid", by_alias=True, by_name=False
         )
     except ValidationError as error:
         errors = error.errors(include_url=False)
@@ -313,6 +313,14 @@ def _device_problems(mig: Mig) -> Iterator[Problem]:
                     f"spec.mig.layouts[{index}].devices", f"GPU {device} is listed twice: {rules.DEVICES}"
                 )
             named.add(device)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a copy of a JSON value without the fields that are null, at any depth. The API server removes them, or
+    sets their defaults, because no field of a policy is nullable. A null in a list stays."""
+    if isinstance(value, Mapping):
+        return {name: _without_nulls(field) for name, field in value.items() if field is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _find_meant(location: tuple[int | str, ...]) -> str:
