@@ -54,10 +54,11 @@ _KEY = re.compile(
 )
 """Matches a private key in PEM format (RFC 7468), even if its end is missing."""
 _KEY_LINES = re.compile(
-    r"(?:^[\w+/=]+[ \t\r]*\n)+(-----END [A-Z ]*PRIVATE KEY-----)?|(-----END [A-Z ]*PRIVATE KEY-----)", re.MULTILINE
+    r"(?:^[\w+/=]+[ \t\r]*\n)+(-----END [A-Z ]*PRIVATE KEY-----)?|(-----END [A-Z ]*PRIVATE KEY-----)",
+    re.MULTILINE,
 )
-"""Matches the rest of a private key whose beginning is missing. Also matches lines of one word without the end of a key,
-which must stay: a pattern that needs the end takes quadratic time, as it looks for the end again from each line."""
+"""Matches the rest of a private key whose beginning is missing. Also matches lines of one word without the end of a
+key, which must stay: a pattern that needs the end takes quadratic time, because it is tried again from each line."""
 _IN_TEXTS = (
     re.compile(r"(\bbearer[ \t]+)[^\s\"']+", re.IGNORECASE),
     # user:password@ or token@ in a URL (RFC 3986), and a JSON Web Token (RFC 7519).
@@ -89,8 +90,8 @@ _IN_TEXTS = (
 )
 
 _HINTS = ("-----", "bearer", "://", "eyj", "pass", "pwd", "token", "secret", "credent", "key", "auth")
-"""Every string with a secret that a pattern above recognizes contains one of these, case-folded. Strings without any are
-not searched."""
+"""Every string in which a pattern above recognizes a secret contains one of these, case-folded. Strings without any
+are not searched."""
 
 
 def cleaned(value: object, key: str = "") -> Any:
