@@ -220,6 +220,32 @@ FOUND = {
     "a policy without a name": (
         HEAD.replace("  name: p", "  labels: {}") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
         1, "error", "a GPUSharingPolicy has no metadata.name"),
+    "a name that the API server refuses": (
+        HEAD.replace("name: p", "name: Pool_B") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
+        4, "error", "metadata.name Pool_B: use a-z, 0-9, dashes and periods only"),
+    "a label that is a number": (
+        HEAD.replace("name: p", "name: p\n  labels:\n    x: 3")
+        + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
+        6, "error", "metadata.labels.x 3: only strings are allowed; put the value in quotes"),
+    "an approval without quotes": (
+        HEAD.replace("name: p", "name: p\n  annotations:\n    gpusharing.dev/approve: 1234567")
+        + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
+        6, "error", "metadata.annotations.gpusharing.dev/approve 1234567: only strings are allowed"),
+    "a misspelt field beside the spec": (
+        HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\nstats: {}\n",
+        8, "error", "stats: there is no such field; did you mean status?"),
+    "two policies of one name": (
+        f"{HEAD}  nodeSelector: {{matchLabels: {{a: b}}}}\n  mode: Full\n---\n"
+        f"{HEAD}  nodeSelector: {{matchLabels: {{a: c}}}}\n  mode: Full\n",
+        12, "error", "GPUSharingPolicy/p is in this file twice"),
+    "a time zone that does not exist": (
+        HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n  rollout:\n    windows:\n"
+        '    - schedule: "99 99 * * *"\n      duration: 6h\n      timeZone: Europe/Nowhere\n',
+        12, "error", 'spec.rollout.windows[0].timeZone "Europe/Nowhere": the time zone database'),
+    "a schedule that does not exist": (
+        HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n  rollout:\n    windows:\n"
+        '    - schedule: "99 99 * * *"\n      duration: 6h\n',
+        10, "error", 'spec.rollout.windows[0].schedule "99 99 * * *": it is not a valid cron schedule'),
     "a policy of another version": (
         HEAD.replace("v1alpha1", "v9") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
         1, "error", "apiVersion is gpusharing.dev/v9; this plugin knows gpusharing.dev/v1alpha1"),
@@ -229,8 +255,9 @@ FOUND = {
         "  kind: GPUSharingPolicy\n  metadata: {name: p}\n  spec:\n    nodeSelector: {matchLabels: {a: b}}\n"
         "    mode: Half\n", 10, "error", 'spec.mode "Half": '),
     "a policy after another JSON object": (
-        '\ufeff\n# of jq\n{"kind": "Service"}\n\n{"kind": "GPUSharingPolicy", "metadata": {"name": "p"}, "apiVersion":\n'
-        '"gpusharing.dev/v1alpha1", "spec": {"nodeSelector": {"matchLabels": {"a": "b"}},\n"mode": "Half"}} {}',
+        '\ufeff\n# of jq\n{"kind": "Service"}\n\n{"kind": "GPUSharingPolicy", "metadata": {"name": "p"},\n'
+        '"apiVersion": "gpusharing.dev/v1alpha1", "spec": {"nodeSelector": {"matchLabels": {"a": "b"}},'
+        '\n"mode": "Half"}} {}',
         7, "error", 'spec.mode "Half": '),
     "what follows a JSON object and is none": (
         '{"kind": "Service"}\n{"apiVersion": "gpusharing.dev/v1alpha1",\n', 2, "error", "it is not YAML"),
@@ -294,6 +321,12 @@ ACCEPTED = {
 @pytest.mark.parametrize("content", ACCEPTED.values(), ids=ACCEPTED.keys())
 def test_it_accepts(content: str, tmp_path: Path) -> None:
     assert lint(tmp_path, content) == []
+
+
+def test_the_files_of_two_clusters_may_have_policies_of_one_name(tmp_path: Path) -> None:
+    for name in ("east.yaml", "west.yaml"):
+        (tmp_path / name).write_text(HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n")
+    assert list(judge(tuple(read_documents([str(tmp_path)], "")))) == []
 
 
 UNRELATED = {
@@ -393,8 +426,8 @@ def test_a_policy_is_judged_as_by_the_api_server(row: Row, tmp_path: Path) -> No
 @pytest.mark.parametrize("card", [card for card in CARDS if card.profiles], ids=lambda card: card.key)
 def test_every_layout_of_every_card_is_accepted(card: Any, tmp_path: Path) -> None:
     content = "---\n".join(
-        MIG + "".join(f"        {name}: {count}\n" for name, count in layout)
-        for layout in maximal_layouts(card.profiles)
+        MIG.replace("name: p", f"name: p{index}") + "".join(f"        {name}: {n}\n" for name, n in layout)
+        for index, layout in enumerate(maximal_layouts(card.profiles))
     )
     assert lint(tmp_path, content) == []
 

@@ -278,7 +278,9 @@ async def test_several_policies_of_one_file_are_planned_together_and_other_objec
 async def test_of_json_objects_that_follow_each_other_each_is_planned(tmp_path: Path) -> None:
     """As `jq '.items[]'` prints them, and as `kubectl apply` reads them."""
     path = tmp_path / "stream.json"
-    path.write_text("\n".join(json.dumps(one) for one in (policy(SLICED, "pool-x", "nowhere"), policy(MIXED))))
+    path.write_text(
+        "\n".join(json.dumps(one) for one in (policy(SLICED, "pool-x", "nowhere"), policy(MIXED)))
+    )
     async with operated(1) as scene:
         scene.apply(FULL)
         await scene.ready()
@@ -416,6 +418,10 @@ BAD_FILES = {
         "this plugin knows gpusharing.dev",
     ),
     "broken JSON after an object": ('{"kind": "Service"}\n{"kind": "GPUSharingPolicy"', "cannot be read"),
+    "a name of the wrong form": (
+        "kind: GPUSharingPolicy\napiVersion: gpusharing.dev/v1alpha1\nmetadata: {name: Pool_B}\n",
+        "policy.yaml: metadata.name Pool_B: use a-z",
+    ),
     "no name": ("kind: GPUSharingPolicy\napiVersion: gpusharing.dev/v1alpha1\n", "has no metadata.name"),
 }
 

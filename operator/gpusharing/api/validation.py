@@ -82,10 +82,11 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
     """Check the spec and the name of a raw GPUSharingPolicy, which must hold nothing but JSON, as the API server does.
     Return its spec, or the problems if there are any, each with the field's value. The rest of the object is ignored.
 
-    Types are taken literally, as in JSON ("4" is not a number). A field that is null counts as absent. A field that we do not know is refused: the API server
-    keeps one only if the CRDs are newer than the operator, and it may be a field that forbids drains. Rules beyond
-    types and bounds are checked only if all types and bounds are right; until then each field has at most one problem.
-    A required field that is missing has none if an unknown field beside it is taken for a misspelling of it.
+    Types are taken literally, as in JSON ("4" is not a number), and a field that is null counts as absent. A field that
+    we do not know is refused: the API server keeps one only if the CRDs are newer than the operator, and it may be a
+    field that forbids drains. Rules beyond types and bounds are checked only if all types and bounds are right; until
+    then each field has at most one problem. A required field that is missing has none if an unknown field beside it is
+    taken for a misspelling of it.
     """
     spec = raw.get("spec")
     if not isinstance(spec, Mapping):

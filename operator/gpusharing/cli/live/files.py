@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from gpusharing.api.names import API_VERSION
+from gpusharing.api.nearest import did_you_mean
 from gpusharing.cli.shell.manifests import KIND
 from gpusharing.cli.shell.troubles import Trouble, error_text
 from gpusharing.kube.client import JSON
-from gpusharing.kube.raw import part, text
+from gpusharing.kube.raw import part, section, text
 from gpusharing.planning.wanted.yamltext import Unreadable, find_line, parse_yaml
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -21,6 +22,11 @@ _OTHER = re.compile(r"^kind: *(?!(?:GPUSharingPolicy|ClusterPolicy|ConfigMap|\w*
 """Matches the kind of an object that no verb reads."""
 _OBJECT = re.compile(r"(?:\s|#.*\n)*(?=\{)")
 """Matches the spaces and comments before an object in braces."""
+
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+"""Matches the names that the API server accepts (RFC 1123)."""
+_FIELDS = ("apiVersion", "kind", "metadata", "spec", "status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +53,31 @@ class Document:
         return what or "an object without a kind"
 
     @property
-    def fault(self) -> str:
-        """Why a GPUSharingPolicy cannot be used: it has another API version than this plugin knows, or no name. Empty
-        if it has both. The kind of the object is not checked."""
-        version = text(self.raw, "apiVersion")
+    def fault(self) -> tuple[str, str]:
+        """The path of the first field for which a GPUSharingPolicy cannot be used, and why: the API server would refuse
+        its name, a label, an annotation or a field beside the spec, or this plugin does not know its API version. The
+        path is empty for a missing name and for the API version, and both are empty if there is no fault. The kind of
+        the object and its spec are not checked."""
+        metadata, version = section(self.raw, "metadata"), text(self.raw, "apiVersion")
         if version != API_VERSION:
-            return f"apiVersion is {version or 'missing'}; this plugin knows {API_VERSION}"
-        return "" if text(self.raw, "metadata", "name") else f"a {KIND} has no metadata.name"
+            return "", f"apiVersion is {version or 'missing'}; this plugin knows {API_VERSION}"
+        if not (name := text(metadata, "name")):
+            return "", f"a {KIND} has no metadata.name"
+        if not _NAME.fullmatch(name):
+            return (
+                "metadata.name",
+                f"metadata.name {name}: use a-z, 0-9, dashes and periods only, for example pool-b",
+            )
+        for field in ("labels", "annotations"):
+            for key, value in section(metadata, field).items():
+                if not isinstance(value, str | None):
+                    path = f"metadata.{field}.{key}"
+                    return (
+                        path,
+                        f"{path} {json.dumps(value)}: only strings are allowed; put the value in quotes",
+                    )
+        unknown = next((str(key) for key in self.raw if key not in _FIELDS), "")
+        return unknown, unknown and f"{unknown}: there is no such field{did_you_mean(unknown, _FIELDS)}"
 
     def line(self, path: str) -> int:
         """Return the number of the line in the file, from 1, on which the field at `path` begins; see `find_line`."""
@@ -63,7 +87,7 @@ class Document:
 def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ...]]:
     """Return the policies in these files, in the order of the files and of the objects in them, and a sentence for each
     other object, which is ignored (`read_documents`). Raises Trouble if a file cannot be read or parsed, if a document
-    is not an object, if a policy has no name or an unknown API version, if two policies have the same name, also in
+    is not an object, if a policy cannot be used (`Document.fault`), if two policies have the same name, also in
     different files, or if no file contains a policy; without files, both results are empty."""
     policies: dict[str, JSON] = {}
     others: list[str] = []
@@ -76,8 +100,8 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
         if text(raw, "kind") != KIND:
             others.append(f"{name}: {document.name} is ignored")
             continue
-        if document.fault:
-            raise Trouble(f"{name}: {document.fault}")
+        if document.fault[1]:
+            raise Trouble(f"{name}: {document.fault[1]}")
         if (named := text(raw, "metadata", "name")) in policies:
             raise Trouble(f"{name}: there are two policies named {named}")
         policies[named] = raw

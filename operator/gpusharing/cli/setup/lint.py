@@ -21,8 +21,10 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import cluster_policy_view, policy_view
 from gpusharing.kube.raw import section, text
 from gpusharing.kube.sources import MIG_KEY
+from gpusharing.kube.zones import find_zones
 from gpusharing.planning.gpus.cards import CARDS, Card, find_card
 from gpusharing.planning.gpus.geometry import Legal, find_fit, nearest_layout, normalize
+from gpusharing.planning.pools.hours import find_window_flaw
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView, Place, Topic
@@ -74,19 +76,36 @@ def judge(documents: Sequence[Document]) -> Iterator[FindingData]:
     """Yield, as plain data and in the order of the documents, each problem in these documents and each document that is
     not judged. The latter is at the document's first line, a problem at that of its field. Each ClusterPolicy is judged
     as if it were the cluster's only one and all policies among the documents were installed. The ClusterPolicies also
-    say which program reads which ConfigMap."""
+    say which program reads which ConfigMap. Two policies of one name are a problem only in the same file, because
+    several files may be for several clusters."""
     policies = tuple(policy_view(one.raw) for one in documents if text(one.raw, "kind") == KIND)
     readers: dict[str, str] = {}
     for view in (cluster_policy_view(one.raw) for one in documents if _is_cluster_policy(one.raw)):
         readers |= {view.mig_config_name: MIG_PARTED, view.plugin_config_name: PLUGIN}
-    for document in documents:
-        for path, message, severity in _find_faults(document, policies, readers):
+    for document, repeated in zip(documents, _find_repeated(documents), strict=True):
+        twice = (
+            "metadata.name",
+            f"{document.name} is in this file twice; one would replace the other",
+            ERROR,
+        )
+        faults = [*_find_faults(document, policies, readers), *[twice] * repeated]
+        for path, message, severity in faults:
             outer, inside, inner = path.partition("|")
             number = document.before + 1 if severity == IGNORED else document.line(outer)
             # Only a literal block has the same lines as the file; for any other text, the line of its key counts.
             if inside and _BLOCK.search(document.text.splitlines()[number - document.before - 1]):
                 number += find_line(document.raw["data"][outer.removeprefix("data.")], inner)
             yield {"file": document.file, "line": number, "severity": severity, "message": message}
+
+
+def _find_repeated(documents: Iterable[Document]) -> Iterator[bool]:
+    """Yield for each document whether it is a policy of which an earlier document of the same file has the name."""
+    named: set[tuple[str, str]] = set()
+    for one in documents:
+        own = (one.file, one.name)
+        yield own in named
+        if text(one.raw, "kind") == KIND and text(one.raw, "metadata", "name"):
+            named.add(own)
 
 
 def _find_faults(
@@ -128,15 +147,18 @@ def _is_cluster_policy(raw: object) -> bool:
 
 
 def _judge_policy(document: Document) -> Iterator[Fault]:
-    """Yield, as errors, what the API server and the operator would refuse in a policy, and layouts that none of its
-    products can hold (`_find_unfit`, also for its warnings); if it names no product, any card of our table may hold
-    them. Layouts are not checked if `validate_policy` finds a problem, or if our table lacks one of the products."""
-    if document.fault:
-        yield "", document.fault, ERROR
+    """Yield, as errors, what the API server or the operator would refuse in a policy, windows that can never open
+    (`find_window_flaw`), and layouts that none of its products can hold (`_find_unfit`, also for its warnings); if it
+    names no product, any card of our table may hold them. Windows and layouts are not checked if `validate_policy`
+    finds a problem, and layouts not if our table lacks one of the products."""
+    if document.fault[1]:
+        yield *document.fault, ERROR
     checked = validate_policy(document.raw)
     if isinstance(checked, tuple):
         yield from ((problem.field, str(problem), ERROR) for problem in checked)
         return
+    if flaw := find_window_flaw(checked, find_zones(checked)):
+        yield flaw[0], " ".join(flaw), ERROR
     cards = [card for card in map(find_card, checked.products) if card is not None]
     if len(cards) < len(checked.products):
         return

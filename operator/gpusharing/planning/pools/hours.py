@@ -94,7 +94,7 @@ def find_hours(
         return ALWAYS
     windows, blackouts = add_zones(rollout.windows, zones), add_zones(rollout.blackouts, zones)
     if flaw := _flaw(windows, blackouts):
-        return Hours(closed=Finding(Reason.INVALID_WINDOW, flaw))
+        return Hours(closed=Finding(Reason.INVALID_WINDOW, " ".join(flaw)))
     needed = needed_time(spec, nodes)
     minute = now.replace(second=0, microsecond=0)
     candidates, longest = _spans(windows, blackouts, needed, minute)
@@ -168,18 +168,24 @@ def _spans(
     return tuple(long_enough), longest
 
 
+def find_window_flaw(spec: GPUSharingPolicySpec, zones: Mapping[str, tzinfo]) -> tuple[str, str] | None:
+    """Return the path and the message of the first invalid window of a policy, or None if all are valid (`_flaw`).
+    `zones` maps the names of the known time zones to the zones."""
+    return _flaw(add_zones(spec.rollout.windows, zones), add_zones(spec.rollout.blackouts, zones))
+
+
 @lru_cache(maxsize=512)
-def _flaw(windows: Zoned, blackouts: Zoned) -> str:
-    """Return the message about the first invalid window, with its field and value (`find_flaw`). Windows are checked
-    before blackouts, each in the given order. Empty if all are valid."""
+def _flaw(windows: Zoned, blackouts: Zoned) -> tuple[str, str] | None:
+    """Return the path of the invalid field of the first invalid window, and a message with its value (`find_flaw`).
+    Windows are checked before blackouts, each in the given order. None if all are valid."""
     for field, listed in (("windows", windows), ("blackouts", blackouts)):
         for index, zoned in enumerate(listed):
             if (flaw := find_flaw(zoned)) is not None:
                 (name, why), window = flaw, zoned.window
                 value = window.time_zone if name == "timeZone" else window.schedule
-                place = f"spec.rollout.{field}[{index}].{name}"
-                return f'{place} "{value}": {why}. No change starts until this is corrected'
-    return ""
+                path = f"spec.rollout.{field}[{index}].{name}"
+                return path, f'"{value}": {why}. No change starts until this is corrected'
+    return None
 
 
 def _too_short(needed: timedelta, longest: timedelta) -> str:
